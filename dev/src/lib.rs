@@ -1,0 +1,14 @@
+//! The local environment of the service, and the harness of its tests.
+//!
+//! It runs the service's executable and talks to it over sockets, as a user would; it never links it.
+//!
+//! - [`postgres`]: finds or starts a PostgreSQL server, and makes databases on it
+//! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
+//! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
+//! - [`invariants`]: compares the service's tables with the gateway's ledger
+//! - [`traffic`]: drives gentle, realistic traffic
+pub mod gateway;
+pub mod invariants;
+pub mod postgres;
+pub mod process;
+pub mod traffic;
