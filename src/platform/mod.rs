@@ -1,0 +1,7 @@
+//! What every service needs, and what knows nothing of orders.
+pub mod alerts;
+pub mod http;
+pub mod ops;
+pub mod resilience;
+pub mod telemetry;
+pub mod workers;

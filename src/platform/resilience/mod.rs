@@ -1,0 +1,3 @@
+//! Living with dependencies that fail.
+pub mod breaker;
+pub mod retry;

@@ -1,0 +1,136 @@
+//! The context of the work at hand: which request, or which run of a worker, this is, and for whom.
+//!
+//! It travels with the task, not with a span: a log line, an audit event, a problem body and an outbound
+//! call all read it from here, and none of them depends on which spans the log level lets through. Work
+//! that goes on in a task of its own takes it along with [`Context::scope`].
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
+
+use tokio::task::futures::TaskLocalFuture;
+use uuid::Uuid;
+
+tokio::task_local! {
+    static CURRENT: Context;
+}
+
+/// What belongs together across services: chosen by the client if well-formed, otherwise by us.
+///
+/// 1 to 128 characters of `[A-Za-z0-9._-]`, so that it can stand in a header, a log line and a query unescaped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorrelationId(Arc<str>);
+
+impl CorrelationId {
+    /// A new one (UUIDv7).
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7().to_string().into())
+    }
+
+    /// A client's, if it is well-formed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let well_formed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        ((1..=128).contains(&text.len()) && text.bytes().all(well_formed)).then(|| Self(text.into()))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CorrelationId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Which request or run this is, and for whom. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Context(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    correlation_id: CorrelationId,
+    request_id: Uuid,
+    path: Option<Box<str>>,
+    client_address: Option<IpAddr>,
+    user: OnceLock<User>,
+}
+
+/// Who a request turned out to come from.
+#[derive(Debug, Clone, Copy)]
+pub struct User {
+    /// The user's id.
+    pub id: Uuid,
+    /// The user's role, as it is written in JSON.
+    pub role: &'static str,
+}
+
+impl Context {
+    /// The context of a request.
+    pub fn for_request(correlation_id: CorrelationId, path: &str, client_address: Option<IpAddr>) -> Self {
+        Self::new(correlation_id, Some(path.into()), client_address)
+    }
+
+    /// The context of work that no request waits for: a run of a worker, or what another began.
+    pub fn for_work(correlation_id: CorrelationId) -> Self {
+        Self::new(correlation_id, None, None)
+    }
+
+    fn new(correlation_id: CorrelationId, path: Option<Box<str>>, client_address: Option<IpAddr>) -> Self {
+        let request_id = Uuid::now_v7();
+        Self(Arc::new(Inner { correlation_id, request_id, path, client_address, user: OnceLock::new() }))
+    }
+
+    /// What the client may choose.
+    pub fn correlation_id(&self) -> &CorrelationId {
+        &self.0.correlation_id
+    }
+
+    /// What the client cannot choose: tells two requests under one correlation id apart.
+    pub fn request_id(&self) -> Uuid {
+        self.0.request_id
+    }
+
+    /// The path of the request, without its query.
+    pub fn path(&self) -> Option<&str> {
+        self.0.path.as_deref()
+    }
+
+    /// Where the request came from, behind trusted proxies.
+    pub fn client_address(&self) -> Option<IpAddr> {
+        self.0.client_address
+    }
+
+    /// Who the request turned out to come from.
+    pub fn user(&self) -> Option<User> {
+        self.0.user.get().copied()
+    }
+
+    /// Remembers who the request comes from; authentication says so once.
+    pub fn identify(&self, user: User) {
+        let _already_known = self.0.user.set(user);
+    }
+
+    /// Runs `work` in this context.
+    pub fn scope<F: Future>(self, work: F) -> TaskLocalFuture<Self, F> {
+        CURRENT.scope(self, work)
+    }
+
+    /// Runs `work`, which does not wait, in this context: for blocking threads.
+    pub fn sync_scope<T>(self, work: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, work)
+    }
+}
+
+/// The context of the present task, where there is one.
+pub fn current() -> Option<Context> {
+    CURRENT.try_with(Context::clone).ok()
+}
+
+/// The present correlation id, or a new one outside of any context.
+pub fn current_id() -> CorrelationId {
+    CURRENT.try_with(|context| context.correlation_id().clone()).unwrap_or_else(|_| CorrelationId::generate())
+}
