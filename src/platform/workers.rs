@@ -122,7 +122,7 @@ impl Workers {
         let (stopping, cut) = (self.0.stopping.clone(), self.0.cut.clone());
         self.0.tasks.spawn(async move {
             tokio::select! {
-                () = supervise(&worker, unit, &stopping) => worker.lock().ended = true,
+                () = supervise(&worker, Arc::new(unit), &stopping) => worker.lock().ended = true,
                 () = cut.cancelled() => {}
             }
         });
@@ -188,14 +188,14 @@ fn seconds(time: DateTime<Utc>) -> f64 {
     time.timestamp_micros() as f64 / 1e6
 }
 
-async fn supervise<F, W, E>(worker: &Worker, unit: F, stopping: &CancellationToken)
+async fn supervise<F, W, E>(worker: &Worker, unit: Arc<F>, stopping: &CancellationToken)
 where
-    F: Fn() -> W,
+    F: Fn() -> W + Send + Sync + 'static,
     W: Future<Output = Result<Progress, E>> + Send + 'static,
     E: Error + Send + 'static,
 {
     while !stopping.is_cancelled() {
-        let pause = match run(worker, unit()).await {
+        let pause = match run(worker, Arc::clone(&unit)).await {
             Some(Progress::More) => {
                 worker.succeeded();
                 continue;
@@ -214,8 +214,9 @@ where
 }
 
 /// Runs one unit in a context and a span of its own. `None`: it failed, and the log says how.
-async fn run<W, E>(worker: &Worker, unit: W) -> Option<Progress>
+async fn run<F, W, E>(worker: &Worker, unit: Arc<F>) -> Option<Progress>
 where
+    F: Fn() -> W + Send + Sync + 'static,
     W: Future<Output = Result<Progress, E>> + Send + 'static,
     E: Error + Send + 'static,
 {
@@ -229,7 +230,7 @@ where
     );
     let judged = async move {
         // A task of its own: a panic ends the unit and not its worker. Dropped with this future, it is aborted.
-        let unit = AbortOnDropHandle::new(spawn_in_present_context(unit));
+        let unit = AbortOnDropHandle::new(spawn_in_present_context(async move { unit().await }));
         match unit.await {
             Ok(Ok(progress)) => Some(progress),
             Ok(Err(error)) => {
@@ -327,11 +328,10 @@ mod tests {
         let count = AtomicUsize::new(0);
         workers.spawn(name, INTERVAL, move || {
             let number = count.fetch_add(1, Ordering::Relaxed);
-            let ran = ran.clone();
-            async move {
-                let _ = ran.send(Instant::now());
-                script(number)
-            }
+            let _ = ran.send(Instant::now());
+            // Some panic before there is a future, some within it.
+            let early = number.is_multiple_of(2).then(|| script(number));
+            async move { early.unwrap_or_else(|| script(number)) }
         });
         times
     }

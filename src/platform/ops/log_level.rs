@@ -25,6 +25,7 @@ use axum::{
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use serde_path_to_error::Segment;
 use subtle::ConstantTimeEq;
 use tokio::{task::AbortHandle, time::sleep};
 
@@ -251,10 +252,7 @@ fn parse(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Cha
     })?;
     let mut reader = serde_json::Deserializer::from_slice(&body);
     let change = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let pointer = match error.path().to_string().as_str() {
-            "." => String::new(),
-            path => format!("/{path}"),
-        };
+        let pointer: String = error.path().iter().filter_map(pointer_segment).collect();
         let cause = error.into_inner();
         if cause.is_data() {
             invalid(&pointer, cause.to_string())
@@ -264,6 +262,14 @@ fn parse(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Cha
     })?;
     reader.end().map_err(|_| Problem::malformed("The body is not JSON."))?;
     Ok(change)
+}
+
+/// As RFC 6901 writes it. A change has no arrays.
+fn pointer_segment(segment: &Segment) -> Option<String> {
+    match segment {
+        Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -429,6 +435,7 @@ mod tests {
             (json!({ "filter": "off", "ttl_seconds": LONGEST_SECONDS + 1 }), "/ttl_seconds"),
             (json!({ "filter": "off", "ttl_seconds": -1 }), "/ttl_seconds"),
             (json!({ "filter": "off", "ttl": 1 }), "/ttl"),
+            (json!({ "filter": "off", "a/b~c": 1 }), "/a~1b~0c"),
             (json!({ "ttl_seconds": 1 }), ""),
         ] {
             let response = router.clone().oneshot(put(LOOPBACK, "localhost", &body)).await.unwrap();
