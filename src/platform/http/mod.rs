@@ -1,6 +1,6 @@
 //! HTTP, inbound and outbound.
 pub mod client_address;
-pub mod correlation;
 pub mod limits;
+pub mod observe;
 pub mod problem;
 pub mod server;
