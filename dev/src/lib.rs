@@ -5,9 +5,11 @@
 //! - [`postgres`]: finds or starts a PostgreSQL server, and makes databases on it
 //! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
+//! - [`http`]: the HTTP client that the tools share
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
 //! - [`traffic`]: drives gentle, realistic traffic
 pub mod gateway;
+pub mod http;
 pub mod invariants;
 pub mod postgres;
 pub mod process;
