@@ -17,7 +17,10 @@ use governor::{
     clock::{Clock, DefaultClock},
 };
 use http_body_util::Limited;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::{
@@ -45,9 +48,15 @@ pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, n
     }
 }
 
+/// When a request's time is over. Whoever has an answer that must not be lost gives it before that.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline(pub Instant);
+
 /// Drops a request that takes longer than this, and its work with it.
-pub async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    match timeout(limit, next.run(request)).await {
+pub async fn deadline(State(limit): State<Duration>, mut request: Request, next: Next) -> Response {
+    let deadline = Instant::now() + limit;
+    request.extensions_mut().insert(Deadline(deadline));
+    match timeout_at(deadline, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::new(problem::TIMEOUT).into_response(),
     }

@@ -11,14 +11,16 @@ use axum::{
     routing::get,
 };
 use chrono::{SecondsFormat, Utc};
-use prometheus::{TEXT_FORMAT, TextEncoder};
 use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::{health::Health, log_level::LogLevel};
-use super::http::{
-    limits,
-    problem::{self, Problem},
+use super::{
+    http::{
+        limits,
+        problem::{self, Problem},
+    },
+    telemetry,
 };
 
 /// Everything that this listener answers.
@@ -54,10 +56,8 @@ async fn report(State(health): State<Health>) -> Json<health::Report> {
 }
 
 async fn metrics() -> Result<Response, Problem> {
-    let text = TextEncoder::new()
-        .encode_to_string(&prometheus::gather())
-        .map_err(|error| Problem::internal(&error))?;
-    Ok(([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
+    let (media_type, text) = telemetry::metrics::render().map_err(|error| Problem::internal(&error))?;
+    Ok(([(header::CONTENT_TYPE, media_type)], text).into_response())
 }
 
 #[cfg(test)]

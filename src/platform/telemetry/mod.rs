@@ -21,7 +21,9 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::logs::{Guards, Lines, LogFilter};
+use self::logs::{Guards, Lines};
+
+pub use self::logs::LogFilter;
 use crate::config;
 
 /// Why telemetry cannot be set up.

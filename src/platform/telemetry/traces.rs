@@ -11,13 +11,13 @@
 mod export;
 mod sampling;
 
-use std::{env, time::Duration};
+use std::{collections::HashMap, env, time::Duration};
 
 use axum::http::{HeaderMap, HeaderValue};
 use opentelemetry::{
     Context, KeyValue, SpanId, TraceId, global,
     propagation::{TextMapCompositePropagator, TextMapPropagator},
-    trace::{SpanContext, TraceContextExt},
+    trace::{SpanContext, TraceContextExt, TraceFlags},
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
@@ -190,6 +190,24 @@ pub(super) fn current<T>(read: impl FnOnce(&SpanContext) -> T) -> Option<T> {
     let span = context.span();
     let ids = span.span_context();
     ids.is_valid().then(|| read(ids))
+}
+
+/// The present span as W3C trace context (`traceparent`), to be stored with work that somebody else may finish.
+pub fn current_trace_parent() -> Option<String> {
+    current(|ids| {
+        format!("00-{}-{}-{:02x}", ids.trace_id(), ids.span_id(), ids.trace_flags() & TraceFlags::SAMPLED)
+    })
+}
+
+/// Links `span` to the one that began its work, as [`current_trace_parent`] stored it.
+pub fn link(span: &Span, trace_parent: Option<&str>) {
+    let Some(trace_parent) = trace_parent else { return };
+    let carrier = HashMap::from([("traceparent".to_owned(), trace_parent.to_owned())]);
+    let began = TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier);
+    let began = began.span().span_context().clone();
+    if began.is_valid() {
+        span.add_link(began);
+    }
 }
 
 /// Lets an outbound call go on in this trace and under this correlation id.
