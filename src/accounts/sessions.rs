@@ -118,7 +118,7 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         r#"
         delete from sessions
         where id in (
-          select id from sessions where expires_at < now() order by expires_at limit 1000 for update skip locked
+          select id from sessions where expires_at < now() order by expires_at limit 1000
         )
         "#
     );
