@@ -170,7 +170,8 @@ impl Drop for Exchange {
         REQUESTS.with_label_values(&[self.method, route, status.as_str()]).inc();
         DURATION.with_label_values(&[self.method, route]).observe(elapsed.as_secs_f64());
 
-        self.span.record("http.response.status_code", status.as_u16());
+        // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
+        self.span.record("http.response.status_code", i64::from(status.as_u16()));
         if status.is_server_error() {
             self.span.record("otel.status_code", "error");
             self.span.record("error.type", status.as_str());

@@ -103,7 +103,7 @@ fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
 }
 
 impl Line<'_> {
-    /// Calls `read` with the text of the event's `message`, if it has one.
+    /// Puts the event's `message` into `text`; where it has none, its name, which is at least a place in the code.
     fn message(&self, text: &mut String) {
         struct Message<'a>(&'a mut String);
         impl tracing::field::Visit for Message<'_> {
@@ -120,6 +120,9 @@ impl Line<'_> {
         }
         text.clear();
         self.event.record(&mut Message(text));
+        if text.is_empty() {
+            text.push_str(self.metadata.name());
+        }
     }
 }
 

@@ -72,7 +72,9 @@ pub fn init(
     let (sinks, guards) = logs::open(logs)?;
 
     // The layer of the logs comes first: the handle that changes its filter knows the type below it.
-    let lines = Lines::new(&service, sinks).with_filter(filter_fn(is_event).and(wanted));
+    // Without a hint from both of its halves, a filter has none, and every `trace!` would be asked about.
+    let events = filter_fn(is_event).with_max_level_hint(LevelFilter::TRACE);
+    let lines = Lines::new(&service, sinks).with_filter(events.and(wanted));
     let spans_layer = spans.as_ref().map(|provider| {
         // Each of these costs every span something, and none tells more than the span's name does.
         tracing_opentelemetry::layer()

@@ -216,6 +216,10 @@ pub fn inject(headers: &mut HeaderMap) {
     global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut HeaderInjector(headers));
     });
+    // The propagator writes it empty; the specification would rather not have it then.
+    if headers.get("tracestate").is_some_and(HeaderValue::is_empty) {
+        headers.remove("tracestate");
+    }
     if let Ok(id) = HeaderValue::from_str(correlation::current_id().as_str()) {
         headers.insert(CORRELATION_HEADER, id);
     }

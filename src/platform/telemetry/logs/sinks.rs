@@ -1,7 +1,9 @@
 //! Where lines go, and what becomes of those that cannot go there.
 use std::{
+    error::Error,
+    fs,
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +17,7 @@ use prometheus::{
 };
 use tracing_appender::{
     non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard},
-    rolling::{InitError, RollingFileAppender, Rotation},
+    rolling::{RollingFileAppender, Rotation},
 };
 
 use super::Format;
@@ -30,7 +32,7 @@ pub enum LogsError {
         /// The directory that was set.
         directory: PathBuf,
         /// What the system said.
-        source: InitError,
+        source: Box<dyn Error + Send + Sync>,
     },
     /// A mistake in the code.
     #[error("log_lines_dropped_total cannot be declared")]
@@ -55,17 +57,25 @@ pub(in crate::platform::telemetry) fn open(
     let mut opened = Opened::default();
     opened.add("log-stdout", stdout_format(settings.format), io::stdout());
     if let Some(directory) = &settings.directory {
-        let appender = RollingFileAppender::builder()
-            .rotation(Rotation::DAILY)
-            .filename_prefix(env!("CARGO_PKG_NAME"))
-            .filename_suffix("log")
-            .max_log_files(settings.files_kept.max(1))
-            .build(directory)
+        let appender = daily_files(directory, settings.files_kept)
             .map_err(|source| LogsError::Directory { directory: directory.clone(), source })?;
         opened.add("log-file", Format::Json, appender);
     }
     prometheus::register(Box::new(opened.losses.collector()?))?;
     Ok((opened.sinks, Guards(opened.guards)))
+}
+
+/// A new file every day (UTC). The one that is being written is always kept.
+fn daily_files(directory: &Path, kept: usize) -> Result<RollingFileAppender, Box<dyn Error + Send + Sync>> {
+    // The appender would make it too, but first it complains on standard error that it is not there.
+    fs::create_dir_all(directory)?;
+    let appender = RollingFileAppender::builder()
+        .rotation(Rotation::DAILY)
+        .filename_prefix(env!("CARGO_PKG_NAME"))
+        .filename_suffix("log")
+        .max_log_files(kept.max(1))
+        .build(directory)?;
+    Ok(appender)
 }
 
 fn stdout_format(format: Option<LogFormat>) -> Format {
