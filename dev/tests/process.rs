@@ -87,7 +87,7 @@ async fn a_child_is_asked_first_and_then_killed() {
 
 #[tokio::test]
 async fn waiting_has_a_deadline_and_an_ended_child_takes_no_signal() {
-    let child = shell("sleep 60");
+    let child = shell("exec sleep 60");
     let waited = child.wait(Duration::from_millis(20)).await;
     assert!(matches!(waited, Err(WaitError::StillRunning { .. })), "{waited:?}");
     child.signal(Signal::SIGKILL).unwrap();
