@@ -4,6 +4,7 @@
 //!
 //! - [`postgres`]: finds or starts a PostgreSQL server, and makes databases on it
 //! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
+//! - [`project`]: the name and the place of the checkout that this is built in
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`http`]: the HTTP client that the tools share
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
@@ -13,4 +14,5 @@ pub mod http;
 pub mod invariants;
 pub mod postgres;
 pub mod process;
+pub mod project;
 pub mod traffic;

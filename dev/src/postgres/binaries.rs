@@ -1,0 +1,105 @@
+//! The server programs of this machine.
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::account::Account;
+use super::{Error, OLDEST_MAJOR};
+use crate::process::Launch;
+
+/// A directory with `initdb` and `postgres` in it.
+#[derive(Clone, Debug)]
+pub(super) struct Binaries {
+    pub(super) directory: PathBuf,
+    pub(super) major: u32,
+    version: String,
+}
+
+impl Binaries {
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Asks the server program for its version, as the user that would run it: so that a directory which
+    /// that user cannot enter is found out here.
+    pub(super) async fn inspect(directory: &Path, account: &Account) -> Result<Self, String> {
+        let postgres = account.launch(&directory.join("postgres")).args(["--version"]);
+        let output = run(postgres).await.map_err(|error| match account {
+            Account::Other { name, .. } => format!("user {name} cannot run it: {error}"),
+            Account::Own => error.to_string(),
+        })?;
+        let version = output.split_whitespace().nth(2).unwrap_or_default().to_owned();
+        let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+        let major = digits.parse().map_err(|_| format!("it says {output:?} for its version"))?;
+        Ok(Self { directory: directory.to_owned(), major, version })
+    }
+}
+
+impl fmt::Display for Binaries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PostgreSQL {} in {}", self.version, self.directory.display())
+    }
+}
+
+/// Every usable installation, in the order of the search. Those that are passed over are told of.
+pub(super) async fn installed(account: &Account, progress: &dyn Fn(&str)) -> Vec<Binaries> {
+    let mut usable = Vec::new();
+    for directory in directories().await {
+        match Binaries::inspect(&directory, account).await {
+            Ok(binaries) if binaries.major < OLDEST_MAJOR => {
+                progress(&format!("passed over {binaries}: older than {OLDEST_MAJOR}"));
+            }
+            Ok(binaries) => usable.push(binaries),
+            Err(reason) => progress(&format!("passed over {}: {reason}", directory.display())),
+        }
+    }
+    usable
+}
+
+/// The directories that hold the programs, without repetition: most of these places are links to another.
+async fn directories() -> Vec<PathBuf> {
+    let mut candidates: Vec<PathBuf> =
+        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    // Debian keeps the server programs out of the PATH, so that several versions can be there.
+    candidates.extend(newest_first("/usr/lib/postgresql", "", "bin"));
+    candidates.extend(newest_first("/usr", "pgsql-", "bin"));
+    if let Ok(directory) = run(Launch::new("pg_config").args(["--bindir"])).await {
+        candidates.push(directory.into());
+    }
+    candidates.extend(newest_first("/opt/homebrew/opt", "postgresql@", "bin"));
+    candidates.extend(newest_first("/usr/local/opt", "postgresql@", "bin"));
+    candidates.extend(newest_first("/Applications/Postgres.app/Contents/Versions", "", "bin"));
+
+    let mut seen = BTreeSet::new();
+    candidates
+        .into_iter()
+        .filter(|directory| directory.join("initdb").is_file())
+        // The programs find their libraries and templates from their real place.
+        .filter_map(|directory| directory.join("postgres").canonicalize().ok()?.parent().map(Path::to_owned))
+        .filter(|directory| seen.insert(directory.clone()))
+        .collect()
+}
+
+/// `parent/PREFIX<number>/child`, the greatest number first.
+fn newest_first(parent: &str, prefix: &str, child: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    let mut versions: Vec<(f64, PathBuf)> = entries
+        .filter_map(|entry| {
+            let version = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
+            Some((version, entry.path().join(child)))
+        })
+        .collect();
+    versions.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    versions.into_iter().map(|(_, directory)| directory).collect()
+}
+
+/// Runs a program that ends by itself, and gives what it printed. Its failure is an error with that text.
+pub(super) async fn run(launch: Launch) -> Result<String, Error> {
+    let program = launch.program();
+    let child = launch.start().map_err(Error::io(format!("run {program}")))?;
+    let status = child.wait(Duration::from_mins(2)).await?;
+    let lines: Vec<String> = child.lines().into_iter().map(|line| line.text).collect();
+    let output = lines.join("\n");
+    if status.success() { Ok(output) } else { Err(Error::Program { program, output }) }
+}

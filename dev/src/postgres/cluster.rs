@@ -1,0 +1,275 @@
+//! A server of our own: made, started as our child, and stopped.
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use rand::distr::{Alphanumeric, SampleString as _};
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::{Instant, sleep};
+use url::Url;
+
+use super::account::Account;
+use super::binaries::{Binaries, run};
+use super::{Error, Purpose};
+use crate::process::{Child, Ending, Launch, Signal, Watchdog};
+use crate::project;
+
+/// The superuser of a cluster of ours.
+const SUPERUSER: &str = "postgres";
+
+/// How long a start may take: the recovery after a crash of the machine reads the whole log once more.
+const START_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Between two looks at something that another process does.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Attempts at a start that failed for a reason which passes.
+const ATTEMPTS: usize = 5;
+
+/// Test servers serve every test of a binary at once, each with services and pools of its own, and forget
+/// everything at the end: what is written need never reach a disk.
+const FOR_TESTS: [&str; 4] =
+    ["max_connections=400", "fsync=off", "synchronous_commit=off", "full_page_writes=off"];
+
+/// A running server that this process started.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    child: Child,
+    files: Files,
+    temporary: bool,
+    pub(super) admin_url: Url,
+}
+
+/// What belongs to one cluster, in one directory that is the server's user's alone.
+#[derive(Debug)]
+struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+    fn password(&self) -> PathBuf {
+        self.directory.join("password")
+    }
+    fn log(&self) -> PathBuf {
+        self.directory.join("postgres.log")
+    }
+    fn port(&self) -> PathBuf {
+        self.directory.join("port")
+    }
+}
+
+impl Cluster {
+    /// Starts a server from the first of `installed` that can serve the data.
+    pub(super) async fn start(
+        installed: &[Binaries],
+        account: &Account,
+        purpose: &Purpose,
+        progress: &dyn Fn(&str),
+    ) -> Result<Self, Error> {
+        let (directory, temporary) = match purpose {
+            Purpose::Development { directory } => (directory.join("postgres"), false),
+            Purpose::Tests => (unique_directory(account), true),
+        };
+        std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
+        if temporary {
+            Watchdog::global()
+                .and_then(|watchdog| watchdog.remove(&directory))
+                .map_err(Error::io("start the watchdog"))?;
+        }
+        account.own(&directory, 0o700)?;
+        let files = Files { directory };
+        let binaries = fitting(installed, &files.data())?;
+        progress(&format!("starting {binaries} as {account}, data in {}", files.directory.display()));
+
+        if !files.data().join("PG_VERSION").exists() {
+            initialise(binaries, account, &files, temporary).await?;
+        }
+        stop_orphan(&files.data(), progress).await?;
+
+        let mut attempt = 1;
+        loop {
+            match Self::start_once(binaries, account, &files, temporary).await {
+                Ok((child, admin_url)) => return Ok(Self { child, files, temporary, admin_url }),
+                Err(Error::Start { log, .. }) if attempt < ATTEMPTS && passes(&log) => {
+                    progress("starting PostgreSQL once more: its port or its memory was still taken");
+                    // The port that was taken is remembered otherwise.
+                    std::fs::remove_file(files.port()).ok();
+                    sleep(Duration::from_millis(200)).await;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn start_once(
+        binaries: &Binaries,
+        account: &Account,
+        files: &Files,
+        temporary: bool,
+    ) -> Result<(Child, Url), Error> {
+        let password = std::fs::read_to_string(files.password()).map_err(Error::io("read the password"))?;
+        let port = free_port(&files.port()).map_err(Error::io("find a free port"))?;
+        // What stands in the log of an earlier start must not be taken for the reason of this one's failure.
+        std::fs::write(files.log(), "").map_err(Error::io("write the log of PostgreSQL"))?;
+
+        let port_setting = format!("port={port}");
+        let mut settings =
+            vec!["listen_addresses=127.0.0.1", "unix_socket_directories=", "timezone=UTC", &port_setting];
+        if temporary {
+            settings.extend(FOR_TESTS);
+        }
+        let child = account
+            .launch(&binaries.program("postgres"))
+            .args(["-D".as_ref(), files.data().as_os_str()])
+            .args(settings.iter().flat_map(|setting| ["-c", setting]))
+            .log_to(&files.log())
+            .uncaptured()
+            .ending(Ending::Server)
+            .start()
+            .map_err(Error::io("start PostgreSQL"))?;
+
+        let url = format!("postgres://{SUPERUSER}:{}@127.0.0.1:{port}/postgres", password.trim());
+        let admin_url = Url::parse(&url)
+            .map_err(|error| Error::io("address PostgreSQL")(std::io::Error::other(error)))?;
+        accepts_connections(&child, &admin_url, &files.log()).await?;
+        if !temporary {
+            std::fs::write(files.port(), port.to_string()).map_err(Error::io("remember the port"))?;
+        }
+        Ok((child, admin_url))
+    }
+
+    /// Fast shutdown: open transactions are rolled back, the data is left clean. A temporary server has no
+    /// data worth that, and is gone at once.
+    pub(super) async fn stop(self) -> Result<(), Error> {
+        let signal = if self.temporary { Signal::SIGQUIT } else { Signal::SIGINT };
+        self.child.stop_by(signal, Duration::from_secs(20)).await?;
+        if self.temporary {
+            std::fs::remove_dir_all(&self.files.directory).map_err(Error::io("remove the temporary data"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.files.log()
+    }
+}
+
+/// A short name in a shared place: created by no one else before us, because it cannot be guessed.
+fn unique_directory(account: &Account) -> PathBuf {
+    let unique = Alphanumeric.sample_string(&mut rand::rng(), 10);
+    account.temporary_directory().join(format!("{}-test-{unique}", project::name()))
+}
+
+/// The installation whose major version made the data; the first one for data yet to be made.
+fn fitting<'a>(installed: &'a [Binaries], data: &Path) -> Result<&'a Binaries, Error> {
+    let version = std::fs::read_to_string(data.join("PG_VERSION")).ok();
+    let made_by: Option<u32> = version.and_then(|version| version.trim().parse().ok());
+    let fits = |binaries: &&Binaries| made_by.is_none_or(|major| binaries.major == major);
+    installed.iter().find(fits).ok_or_else(|| Error::OtherMajor {
+        directory: data.to_owned(),
+        made_by: made_by.unwrap_or_default(),
+        found: installed.iter().map(|binaries| binaries.major.to_string()).collect::<Vec<_>>().join(", "),
+    })
+}
+
+async fn initialise(
+    binaries: &Binaries,
+    account: &Account,
+    files: &Files,
+    temporary: bool,
+) -> Result<(), Error> {
+    let password = Alphanumeric.sample_string(&mut rand::rng(), 32);
+    std::fs::write(files.password(), password).map_err(Error::io("write the password"))?;
+    account.own(&files.password(), 0o600)?;
+
+    // Under another name until it is whole: an interrupted `initdb` would look like a cluster.
+    let unfinished = files.directory.join("unfinished");
+    if unfinished.exists() {
+        std::fs::remove_dir_all(&unfinished).map_err(Error::io("remove an unfinished data directory"))?;
+    }
+    // The same order of texts on every machine. Only Linux is sure to have the variant that also knows the
+    // letters beyond ASCII.
+    let locale = if cfg!(target_os = "linux") { "--locale=C.UTF-8" } else { "--locale=C" };
+    let mut initdb = account
+        .launch(&binaries.program("initdb"))
+        .args(["-D".as_ref(), unfinished.as_os_str()])
+        .args(["--pwfile".as_ref(), files.password().as_os_str()])
+        .args(["-U", SUPERUSER, "--auth=scram-sha-256", "--encoding=UTF8", "--lc-messages=C", locale]);
+    if temporary {
+        initdb = initdb.args(["--no-sync"]);
+    }
+    run(initdb).await?;
+    std::fs::rename(unfinished, files.data()).map_err(Error::io("name the data directory"))
+}
+
+/// Stops a server that still runs on the data, after its parent and the watchdog were both killed.
+/// PostgreSQL itself clears up after one that is dead.
+async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    let lock = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let Some(pid) = lock.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };
+    // The number may be another process's by now.
+    let command = run(Launch::new("ps").args(["-o", "command=", "-p", &format!("{pid}")])).await;
+    if !command.is_ok_and(|command| command.contains(&data.display().to_string())) {
+        return Ok(());
+    }
+    progress(&format!("stopping the PostgreSQL that an earlier run left behind (pid {pid})"));
+    let pid = Pid::from_raw(pid);
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        // It may end by itself between the look and the signal.
+        kill(pid, signal).ok();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if !data.join("postmaster.pid").exists() || kill(pid, None).is_err() {
+                return Ok(());
+            }
+            sleep(POLL).await;
+        }
+    }
+    Ok(())
+}
+
+/// The port of the last time, so that a database tool's bookmark stays right, or any other that is free.
+/// Someone may take it before PostgreSQL does; then the start is repeated.
+fn free_port(remembered: &Path) -> std::io::Result<u16> {
+    let last = std::fs::read_to_string(remembered).ok().and_then(|port| port.trim().parse().ok());
+    let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let listener = match last.map(listen) {
+        Some(Ok(listener)) => listener,
+        Some(Err(_)) | None => listen(0)?,
+    };
+    Ok(listener.local_addr()?.port())
+}
+
+async fn accepts_connections(child: &Child, url: &Url, log: &Path) -> Result<(), Error> {
+    let failed = |reason| Error::Start { reason, log: end_of(log) };
+    let deadline = Instant::now() + START_DEADLINE;
+    while Instant::now() < deadline {
+        // Looked at first: a stranger's server on the port must not be taken for ours.
+        if child.exited().is_some() {
+            return Err(failed("it ended"));
+        }
+        if let Ok(connection) = PgConnection::connect(url.as_str()).await {
+            connection.close().await?;
+            return Ok(());
+        }
+        sleep(POLL).await;
+    }
+    Err(failed("it accepts no connections"))
+}
+
+/// Whether the failure that the log tells of is over in a moment.
+fn passes(log: &str) -> bool {
+    ["could not bind", "pre-existing shared memory block"].iter().any(|reason| log.contains(reason))
+}
+
+fn end_of(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+}

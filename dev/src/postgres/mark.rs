@@ -1,0 +1,107 @@
+//! The comment that tells our databases and roles from everyone else's.
+use std::fmt;
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, gethostname};
+
+use crate::project;
+
+/// Who made a database, and for what: kept on the server as the comment on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// For `cargo dev` of one checkout. Two checkouts that share a server must not share a database: each
+    /// has a payment gateway of its own, whose ledger would not fit the other's payments.
+    Checkout(String),
+    /// For one test process.
+    Tests { host: String, pid: u32, started: DateTime<Utc> },
+}
+
+impl Mark {
+    /// The mark of the checkout that this crate is built in.
+    pub fn this_checkout() -> Self {
+        Self::Checkout(project::root().display().to_string())
+    }
+
+    /// The mark of this process.
+    pub fn this_process() -> Self {
+        Self::Tests { host: host(), pid: std::process::id(), started: Utc::now() }
+    }
+
+    /// Reads the comment on a database or role; `None` if it is not one of ours.
+    pub fn parse(comment: &str) -> Option<Self> {
+        let rest = comment.strip_prefix(&prefix())?;
+        if let Some(checkout) = rest.strip_prefix("checkout ") {
+            return Some(Self::Checkout(checkout.to_owned()));
+        }
+        let mut words = rest.strip_prefix("tests on ")?.split(' ');
+        let host = words.next()?.to_owned();
+        let pid = words.next()?.parse().ok()?;
+        let started = words.next()?.parse().ok()?;
+        Some(Self::Tests { host, pid, started })
+    }
+
+    /// Whether the test run that made it is over: its process is gone, or it is a day old and on a machine
+    /// that cannot be asked.
+    pub(super) fn is_stale(&self) -> bool {
+        match self {
+            Self::Checkout(_) => false,
+            Self::Tests { host: made_on, pid, started } => {
+                (*made_on == host() && !is_alive(*pid)) || Utc::now() - *started > TimeDelta::days(1)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&prefix())?;
+        match self {
+            Self::Checkout(path) => write!(f, "checkout {path}"),
+            Self::Tests { host, pid, started } => {
+                write!(f, "tests on {host} {pid} {}", started.to_rfc3339_opts(SecondsFormat::Secs, true))
+            }
+        }
+    }
+}
+
+fn prefix() -> String {
+    format!("made by {} dev for ", project::name())
+}
+
+fn host() -> String {
+    let name = gethostname().ok().and_then(|name| name.into_string().ok());
+    name.map_or_else(|| "unknown".to_owned(), |name| name.replace(' ', "-"))
+}
+
+/// A process that may not be signalled is alive too.
+fn is_alive(pid: u32) -> bool {
+    let Ok(pid) = i32::try_from(pid) else { return false };
+    kill(Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        let checkout = Mark::Checkout("/home/a b/orders".to_owned());
+        assert_eq!(Mark::parse(&checkout.to_string()), Some(checkout));
+        let started = "2026-01-02T03:04:05Z".parse().unwrap();
+        let tests = Mark::Tests { host: "h".to_owned(), pid: 7, started };
+        assert_eq!(Mark::parse(&tests.to_string()), Some(tests));
+        assert_eq!(Mark::parse("production, do not touch"), None);
+    }
+
+    #[test]
+    fn only_a_finished_test_run_is_stale() {
+        assert!(!Mark::this_process().is_stale());
+        assert!(!Mark::this_checkout().is_stale());
+        let gone = Mark::Tests { host: host(), pid: 0x7fff_fff0, started: Utc::now() };
+        assert!(gone.is_stale());
+        let elsewhere = |started| Mark::Tests { host: "elsewhere".to_owned(), pid: 1, started };
+        assert!(!elsewhere(Utc::now()).is_stale());
+        assert!(elsewhere(Utc::now() - TimeDelta::days(2)).is_stale());
+    }
+}

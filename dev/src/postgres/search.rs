@@ -1,0 +1,97 @@
+//! The order in which a server is looked for.
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::timeout;
+use url::Url;
+
+use super::account::Account;
+use super::cluster::Cluster;
+use super::{Error, OLDEST_MAJOR, Purpose, binaries, download};
+
+/// A server that answers.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// The user named it. It runs with or without us.
+    Named(Url),
+    /// We started it.
+    Started(Cluster),
+}
+
+pub(super) async fn find(purpose: &Purpose, progress: &dyn Fn(&str)) -> Result<Found, Error> {
+    if let Some(named) = named(progress).await? {
+        return Ok(Found::Named(named));
+    }
+    let account = Account::choose()?;
+    let mut installed = binaries::installed(&account, progress).await;
+    if installed.is_empty() {
+        let not_found = |download| Error::NotFound { download, install: download::install_command() };
+        installed.push(download::download(&account, progress).await.map_err(not_found)?);
+    }
+    Ok(Found::Started(Cluster::start(&installed, &account, purpose, progress).await?))
+}
+
+/// The server of `DEV_DATABASE_URL`, which must then be usable, or of a `DATABASE_URL` in the environment,
+/// which was most likely meant for something else and is used only if it happens to fit. A `.env` file is
+/// not read: what stands there is for the service.
+async fn named(progress: &dyn Fn(&str)) -> Result<Option<Url>, Error> {
+    let setting = "DEV_DATABASE_URL";
+    if let Some(value) = set(setting) {
+        let url = usable(&value).await.map_err(|reason| Error::Setting { setting, reason })?;
+        progress(&format!("using the PostgreSQL of {setting}, {}", place(&url)));
+        return Ok(Some(url));
+    }
+    let setting = "DATABASE_URL";
+    let Some(value) = set(setting) else { return Ok(None) };
+    match usable(&value).await {
+        Ok(url) => {
+            progress(&format!("using the PostgreSQL of {setting}, {}", place(&url)));
+            Ok(Some(url))
+        }
+        Err(reason) => {
+            progress(&format!("passed over {setting}: {reason}"));
+            Ok(None)
+        }
+    }
+}
+
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Connects, and asks whether this role may do what is needed.
+async fn usable(value: &str) -> Result<Url, String> {
+    let url = Url::parse(value).map_err(|error| format!("it is no URL ({error})"))?;
+    if !["postgres", "postgresql"].contains(&url.scheme()) {
+        return Err(format!("its scheme is {}, not postgres", url.scheme()));
+    }
+    let connect = timeout(Duration::from_secs(5), PgConnection::connect(value));
+    let mut connection = connect
+        .await
+        .map_err(|_| "it does not answer within five seconds".to_owned())?
+        .map_err(|error| error.to_string())?;
+    let (version, may_create): (i32, bool) = sqlx::query_as(
+        "select current_setting('server_version_num')::int, rolsuper or (rolcreatedb and rolcreaterole)
+         from pg_roles
+         where rolname = current_user",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .map_err(|error| error.to_string())?;
+    connection.close().await.ok();
+
+    let major = u32::try_from(version / 10_000).unwrap_or_default();
+    if major < OLDEST_MAJOR {
+        return Err(format!("it is PostgreSQL {major}, and {OLDEST_MAJOR} or newer is needed"));
+    }
+    if !may_create {
+        return Err("its role may not create databases and roles".to_owned());
+    }
+    Ok(url)
+}
+
+/// The address without what is secret in it.
+fn place(url: &Url) -> String {
+    let host = url.host_str().unwrap_or("a local socket");
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}

@@ -1,0 +1,236 @@
+//! Databases and logins on a server, ours or a named one.
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use std::path::PathBuf;
+use url::Url;
+
+use super::cluster::Cluster;
+use super::search::{self, Found};
+use super::{Error, Mark, Purpose, sql};
+
+/// A server that answers, and the right to make databases and roles on it.
+#[derive(Debug)]
+pub struct Server {
+    admin_url: Url,
+    /// What is written on everything that is made through this.
+    mark: Mark,
+    cluster: Option<Cluster>,
+}
+
+/// Whether there is a database of a name, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Absent,
+    Ours,
+    /// Someone else's, or made for another checkout; the comment on it.
+    Foreign(String),
+}
+
+/// What a login may do beside logging in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Makes roles and hands them out, as the owner of a schema does in its migrations.
+    Owner,
+    /// Nothing but what it is granted.
+    Restricted,
+}
+
+impl Server {
+    /// Finds a server or starts one; `progress` gets a line on each step. See the module for the order.
+    pub async fn find_or_start(purpose: Purpose, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+        let mark = match purpose {
+            Purpose::Development { .. } => Mark::this_checkout(),
+            Purpose::Tests => Mark::this_process(),
+        };
+        Ok(match search::find(&purpose, progress).await? {
+            Found::Named(admin_url) => {
+                let server = Self { admin_url, mark, cluster: None };
+                server.drop_stale(progress).await?;
+                server
+            }
+            Found::Started(cluster) => {
+                Self { admin_url: cluster.admin_url.clone(), mark, cluster: Some(cluster) }
+            }
+        })
+    }
+
+    /// The address that everything here is done through, password included.
+    pub fn admin_url(&self) -> &Url {
+        &self.admin_url
+    }
+
+    /// The address of a database on this server for the given login.
+    pub fn url(&self, database: &str, role: &str, password: &str) -> Url {
+        let mut url = self.admin_url.clone();
+        // Both fail only for a URL without a host, which no server has been reached at.
+        url.set_username(role).ok();
+        url.set_password(Some(password)).ok();
+        url.set_path(database);
+        url
+    }
+
+    /// The address of a database on this server for the administrator.
+    pub fn admin_url_of(&self, database: &str) -> Url {
+        let mut url = self.admin_url.clone();
+        url.set_path(database);
+        url
+    }
+
+    /// The server's log, if it is ours.
+    pub fn log(&self) -> Option<PathBuf> {
+        self.cluster.as_ref().map(Cluster::log)
+    }
+
+    /// Whether a database of this name exists, and whether it is ours to change.
+    pub async fn find_database(&self, name: &str) -> Result<Presence, Error> {
+        let mut connection = self.connect().await?;
+        let presence = self.database(&mut connection, name).await;
+        connection.close().await?;
+        presence
+    }
+
+    /// Makes an empty database that belongs to `owner`, a login of ours, or to the administrator.
+    pub async fn create_database(&self, name: &str, owner: Option<&str>) -> Result<(), Error> {
+        self.create(name, "template0", owner).await
+    }
+
+    /// Makes a copy of a database, to which no one may be connected meanwhile.
+    pub async fn create_database_from_template(
+        &self,
+        name: &str,
+        template: &str,
+        owner: Option<&str>,
+    ) -> Result<(), Error> {
+        self.create(name, template, owner).await
+    }
+
+    async fn create(&self, name: &str, template: &str, owner: Option<&str>) -> Result<(), Error> {
+        let mut create = format!("create database {} template {}", sql::name(name), sql::name(template));
+        if let Some(owner) = owner {
+            create.push_str(" owner ");
+            create.push_str(&sql::name(owner));
+        }
+        let mark =
+            format!("comment on database {} is {}", sql::name(name), sql::text(&self.mark.to_string()));
+        self.execute(&[create, mark]).await
+    }
+
+    /// Drops a database of ours, with whoever is connected to it. It need not exist.
+    pub async fn drop_database(&self, name: &str) -> Result<(), Error> {
+        match self.find_database(name).await? {
+            Presence::Absent => Ok(()),
+            Presence::Ours => {
+                self.execute(&[format!("drop database if exists {} with (force)", sql::name(name))]).await
+            }
+            Presence::Foreign(made) => Err(Error::NotOurs { kind: "database", name: name.to_owned(), made }),
+        }
+    }
+
+    /// Makes a role that logs in with this password, or gives the one that was made here before a new
+    /// password.
+    pub async fn create_login(&self, role: &str, password: &str, rights: Rights) -> Result<(), Error> {
+        let mut connection = self.connect().await?;
+        let comment: Option<(Option<String>,)> = sqlx::query_as(
+            "select shobj_description(oid, 'pg_authid')
+             from pg_roles
+             where rolname = $1",
+        )
+        .bind(role)
+        .fetch_optional(&mut connection)
+        .await?;
+        let createrole = match rights {
+            Rights::Owner => "createrole",
+            Rights::Restricted => "nocreaterole",
+        };
+        let name = sql::name(role);
+        let attributes = format!("login {createrole} password {}", sql::text(password));
+        let statements = match self.presence(comment) {
+            Presence::Absent => vec![
+                format!("create role {name} {attributes}"),
+                format!("comment on role {name} is {}", sql::text(&self.mark.to_string())),
+                // Who is no superuser may give a database to this role only as its member.
+                format!(
+                    "do $$ begin if not (select rolsuper from pg_roles where rolname = current_user) then grant {name} to current_user; end if; end $$"
+                ),
+            ],
+            Presence::Ours => vec![format!("alter role {name} {attributes}")],
+            Presence::Foreign(made) => {
+                return Err(Error::NotOurs { kind: "role", name: role.to_owned(), made });
+            }
+        };
+        for statement in statements {
+            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+        }
+        Ok(connection.close().await?)
+    }
+
+    /// Runs statements as the administrator in the server's main database, one by one.
+    async fn execute(&self, statements: &[String]) -> Result<(), Error> {
+        let mut connection = self.connect().await?;
+        for statement in statements {
+            sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await?;
+        }
+        Ok(connection.close().await?)
+    }
+
+    /// Stops the server if it is ours; a named one keeps running.
+    pub async fn stop(self) -> Result<(), Error> {
+        match self.cluster {
+            Some(cluster) => cluster.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// A connection for one task, closed after it: one that is kept would belong to the runtime of the test
+    /// that opened it, and end with that test.
+    async fn connect(&self) -> Result<PgConnection, Error> {
+        Ok(PgConnection::connect(self.admin_url.as_str()).await?)
+    }
+
+    async fn database(&self, connection: &mut PgConnection, name: &str) -> Result<Presence, Error> {
+        let comment: Option<(Option<String>,)> = sqlx::query_as(
+            "select shobj_description(oid, 'pg_database')
+             from pg_database
+             where datname = $1",
+        )
+        .bind(name)
+        .fetch_optional(connection)
+        .await?;
+        Ok(self.presence(comment))
+    }
+
+    fn presence(&self, comment: Option<(Option<String>,)>) -> Presence {
+        let Some((comment,)) = comment else { return Presence::Absent };
+        let comment = comment.unwrap_or_else(|| "no comment on it".to_owned());
+        let ours = match (Mark::parse(&comment), &self.mark) {
+            (Some(Mark::Checkout(made_for)), Mark::Checkout(this)) => made_for == *this,
+            (Some(Mark::Tests { .. }), Mark::Tests { .. }) => true,
+            _ => false,
+        };
+        if ours { Presence::Ours } else { Presence::Foreign(comment) }
+    }
+
+    /// Drops what test runs that were killed have left on a server that outlives them.
+    async fn drop_stale(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        let mut connection = self.connect().await?;
+        let databases: Vec<(String, Option<String>)> =
+            sqlx::query_as("select datname::text, shobj_description(oid, 'pg_database') from pg_database")
+                .fetch_all(&mut connection)
+                .await?;
+        let roles: Vec<(String, Option<String>)> =
+            sqlx::query_as("select rolname::text, shobj_description(oid, 'pg_authid') from pg_roles")
+                .fetch_all(&mut connection)
+                .await?;
+        connection.close().await?;
+        let stale =
+            |(name, comment): (String, Option<String>)| Mark::parse(&comment?)?.is_stale().then_some(name);
+        for database in databases.into_iter().filter_map(stale) {
+            progress(&format!("dropping {database}, left behind by an earlier test run"));
+            self.execute(&[format!("drop database if exists {} with (force)", sql::name(&database))]).await?;
+        }
+        for role in roles.into_iter().filter_map(stale) {
+            // One that still owns something elsewhere stays, and does no harm.
+            self.execute(&[format!("drop role if exists {}", sql::name(&role))]).await.ok();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! What a child has printed: the newest lines in memory, for readers at their own pace.
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write as _};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::lock;
+
+/// Enough for the log of a whole test, and bounded for a service that runs for days.
+const LINES_KEPT: usize = 20_000;
+
+/// A line that never ends is cut here.
+const LONGEST_LINE: u64 = 1024 * 1024;
+
+/// Where a line was printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// One line without its newline; bytes that are no UTF-8 are replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub stream: Stream,
+    pub text: String,
+}
+
+/// The memory shared by the two reading threads and every reader.
+#[derive(Debug)]
+pub(super) struct Output {
+    state: Mutex<State>,
+    changes: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    kept: VecDeque<Line>,
+    /// The number of the first line in `kept`, counted from the child's start.
+    first: u64,
+    streams_open: usize,
+    log: Option<File>,
+    echo: bool,
+}
+
+impl Output {
+    pub(super) fn new(log: Option<File>, echo: bool) -> Arc<Self> {
+        let state = State { kept: VecDeque::new(), first: 0, streams_open: 0, log, echo };
+        Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()) })
+    }
+
+    /// Reads the stream to its end on a thread of its own.
+    pub(super) fn read(self: &Arc<Self>, stream: Stream, source: impl Read + Send + 'static) {
+        lock(&self.state).streams_open += 1;
+        let output = Arc::clone(self);
+        std::thread::spawn(move || {
+            let mut source = BufReader::new(source);
+            let mut bytes = Vec::new();
+            while let Ok(1..) = source.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes) {
+                let text = String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned();
+                output.push(Line { stream, text });
+                bytes.clear();
+            }
+            lock(&output.state).streams_open -= 1;
+            output.changes.send_replace(());
+        });
+    }
+
+    fn push(&self, line: Line) {
+        let mut state = lock(&self.state);
+        // A full disk or a closed terminal must not stop the reading: the child would block on its pipe.
+        if let Some(log) = &mut state.log {
+            writeln!(log, "{}", line.text).ok();
+        }
+        if state.echo {
+            writeln!(io::stderr(), "{}", line.text).ok();
+        }
+        state.kept.push_back(line);
+        if state.kept.len() > LINES_KEPT {
+            state.kept.pop_front();
+            state.first += 1;
+        }
+        drop(state);
+        self.changes.send_replace(());
+    }
+
+    pub(super) fn lines(&self) -> Vec<Line> {
+        lock(&self.state).kept.iter().cloned().collect()
+    }
+
+    pub(super) fn tail(&self, count: usize) -> Vec<Line> {
+        let state = lock(&self.state);
+        state.kept.iter().skip(state.kept.len().saturating_sub(count)).cloned().collect()
+    }
+
+    /// Waits until both streams have ended. A grandchild may hold them open, so the wait has an end.
+    pub(super) async fn drained(&self, deadline: Duration) {
+        let mut changes = self.changes.subscribe();
+        timeout(deadline, changes.wait_for(|()| lock(&self.state).streams_open == 0)).await.ok();
+    }
+
+    pub(super) fn follow(self: &Arc<Self>, from_now: bool) -> Follower {
+        let state = lock(&self.state);
+        let next = if from_now { state.first + state.kept.len() as u64 } else { state.first };
+        drop(state);
+        Follower { changes: self.changes.subscribe(), output: Arc::clone(self), next }
+    }
+}
+
+/// Reads a child's lines in their order. One that is slower than the memory is long misses the oldest.
+#[derive(Debug)]
+pub struct Follower {
+    output: Arc<Output>,
+    changes: watch::Receiver<()>,
+    next: u64,
+}
+
+impl Follower {
+    /// The next line, or `None` when the child has closed its output.
+    pub async fn next(&mut self) -> Option<Line> {
+        loop {
+            self.changes.borrow_and_update();
+            {
+                let state = lock(&self.output.state);
+                let position = self.next.saturating_sub(state.first);
+                let line = usize::try_from(position).ok().and_then(|position| state.kept.get(position));
+                if let Some(line) = line {
+                    self.next = state.first + position + 1;
+                    return Some(line.clone());
+                }
+                if state.streams_open == 0 {
+                    return None;
+                }
+            }
+            self.changes.changed().await.ok()?;
+        }
+    }
+
+    /// The next line that fits, or `None` at the deadline or when the child has closed its output.
+    pub async fn find(&mut self, deadline: Duration, fits: impl Fn(&str) -> bool) -> Option<Line> {
+        let search = async {
+            loop {
+                let line = self.next().await?;
+                if fits(&line.text) {
+                    return Some(line);
+                }
+            }
+        };
+        timeout(deadline, search).await.ok().flatten()
+    }
+}

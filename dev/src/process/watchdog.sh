@@ -1,0 +1,77 @@
+# Ends what a process left behind. Standard input is a pipe from that process; orders come in lines,
+# and the end of input means that it is gone, however it went:
+#
+#   process PID        a process group: TERM, and KILL after five seconds
+#   server PID         a PostgreSQL server: fast shutdown, immediate after ten seconds
+#   forget PID         has ended and is ours no longer
+#   remove DIRECTORY   is deleted when everything has ended
+#
+# Servers end after processes, so that a service can finish what it is writing.
+
+trap '' HUP INT TERM
+
+processes=
+servers=
+directories=
+
+without() {
+    for pid in $2; do
+        [ "$pid" = "$1" ] || printf ' %s' "$pid"
+    done
+}
+
+any_alive() {
+    for pid in "$@"; do
+        kill -s 0 -- "$pid" && return 0
+    done
+    return 1
+}
+
+signal() {
+    name=$1
+    shift
+    for pid in "$@"; do
+        kill -s "$name" -- "$pid"
+    done
+}
+
+# end FIRST LAST TENTHS PID…: asks by signal FIRST, waits, insists by signal LAST.
+end() {
+    first=$1
+    last=$2
+    tenths=$3
+    shift 3
+    signal "$first" "$@"
+    # One that is stopped would take the first signal only when it continues.
+    signal CONT "$@"
+    while [ "$tenths" -gt 0 ] && any_alive "$@"; do
+        sleep 0.1
+        tenths=$((tenths - 1))
+    done
+    signal "$last" "$@"
+}
+
+while read -r order subject; do
+    case $order in
+        process) processes="$processes -$subject" ;;
+        server) servers="$servers $subject" ;;
+        forget)
+            processes=$(without "-$subject" "$processes")
+            servers=$(without "$subject" "$servers")
+            ;;
+        remove) directories="$directories$subject
+" ;;
+    esac
+done
+
+# The lists are meant to be split into words.
+# shellcheck disable=SC2086
+{
+    end TERM KILL 50 $processes
+    end INT QUIT 100 $servers
+    end QUIT KILL 50 $servers
+}
+
+printf '%s' "$directories" | while read -r directory; do
+    rm -rf -- "$directory"
+done

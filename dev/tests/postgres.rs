@@ -1,0 +1,215 @@
+//! A PostgreSQL server, found or started, and databases on it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by a panic, in its helpers too"
+)]
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use dev::postgres::{self, Error, Mark, Presence, Purpose, Rights, Server};
+use dev::process::Launch;
+use nix::unistd::{User, geteuid};
+use sqlx::{Connection as _, PgConnection};
+use url::Url;
+
+async fn query<T>(url: &Url, statement: &'static str) -> T
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+{
+    let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
+    let value = sqlx::query_scalar(statement).fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    value
+}
+
+async fn run(url: &Url, statement: &'static str) {
+    let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
+    sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+fn unique(name: &str) -> String {
+    format!("{name}_{}", std::process::id())
+}
+
+#[tokio::test]
+async fn a_database_is_made_cloned_and_dropped() {
+    let server = postgres::for_tests().await.unwrap();
+    let (template, copy, owner) = (unique("template"), unique("copy"), unique("the owner"));
+    server.create_login(&owner, "first", Rights::Owner).await.unwrap();
+    server.create_login(&owner, "it's second", Rights::Owner).await.unwrap();
+    server.create_database(&template, Some(&owner)).await.unwrap();
+    let url = server.url(&template, &owner, "it's second");
+    run(&url, "create table things (id int); insert into things values (7)").await;
+
+    server.create_database_from_template(&copy, &template, Some(&owner)).await.unwrap();
+    let url = server.url(&copy, &owner, "it's second");
+    assert_eq!(query::<i32>(&url, "select id from things").await, 7);
+    assert_eq!(server.find_database(&copy).await.unwrap(), Presence::Ours);
+
+    let still_connected = PgConnection::connect(url.as_str()).await.unwrap();
+    server.drop_database(&copy).await.unwrap();
+    drop(still_connected);
+    assert_eq!(server.find_database(&copy).await.unwrap(), Presence::Absent);
+    server.drop_database(&copy).await.unwrap();
+    server.drop_database(&template).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_someone_else_made_is_refused() {
+    let server = postgres::for_tests().await.unwrap();
+    run(server.admin_url(), "create database precious").await;
+    run(server.admin_url(), "comment on database precious is 'production'").await;
+    run(server.admin_url(), "create role precious").await;
+
+    let refused = server.drop_database("precious").await.unwrap_err();
+    assert!(matches!(&refused, Error::NotOurs { made, .. } if made == "production"), "{refused}");
+    let refused = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
+    assert!(matches!(refused, Error::NotOurs { .. }), "{refused}");
+    // Made by us, but for something else: `cargo dev` of some checkout.
+    let mark = Mark::Checkout("/elsewhere".to_owned());
+    let comment = format!("comment on database precious is '{mark}'");
+    let mut connection = PgConnection::connect(server.admin_url().as_str()).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(comment)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    assert!(matches!(server.find_database("precious").await.unwrap(), Presence::Foreign(_)));
+    run(server.admin_url(), "drop database precious").await;
+    run(server.admin_url(), "drop role precious").await;
+}
+
+#[tokio::test]
+async fn a_test_server_is_fast_and_private() {
+    let server = postgres::for_tests().await.unwrap();
+    assert_eq!(query::<String>(server.admin_url(), "show fsync").await, "off");
+    assert_eq!(query::<String>(server.admin_url(), "show max_connections").await, "400");
+    assert_eq!(query::<String>(server.admin_url(), "show listen_addresses").await, "127.0.0.1");
+    assert_eq!(query::<String>(server.admin_url(), "show server_encoding").await, "UTF8");
+    let mut wrong = server.admin_url().clone();
+    wrong.set_password(Some("guess")).unwrap();
+    PgConnection::connect(wrong.as_str()).await.unwrap_err();
+    let directory = server.log().unwrap().parent().unwrap().to_owned();
+    assert_eq!(directory.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_development_server_keeps_its_data_and_its_port() {
+    let directory = std::env::temp_dir().join(unique("dev-postgres"));
+    let purpose = Purpose::Development { directory: directory.clone() };
+    let start = || Server::find_or_start(purpose.clone(), &|line| println!("{line}"));
+
+    let server = start().await.unwrap();
+    let port = server.admin_url().port();
+    assert_eq!(query::<String>(server.admin_url(), "show fsync").await, "on");
+    server.create_database("kept", None).await.unwrap();
+    server.stop().await.unwrap();
+
+    let server = start().await.unwrap();
+    assert_eq!(server.find_database("kept").await.unwrap(), Presence::Ours);
+    assert_eq!(server.admin_url().port(), port);
+    // As a crash leaves it, and with the port taken meanwhile.
+    drop(server);
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port.unwrap())).unwrap();
+    let server = start().await.unwrap();
+    assert_ne!(server.admin_url().port(), port);
+    assert_eq!(server.find_database("kept").await.unwrap(), Presence::Ours);
+    drop(taken);
+    server.stop().await.unwrap();
+
+    std::fs::write(directory.join("postgres/data/PG_VERSION"), "9\n").unwrap();
+    let refused = start().await.unwrap_err();
+    assert!(matches!(refused, Error::OtherMajor { made_by: 9, .. }), "{refused}");
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+/// Runs one of the ignored tests below as a process of its own, with the environment that it needs.
+async fn helper(name: &str, prepare: impl FnOnce(Launch) -> Launch) -> String {
+    let test = std::env::current_exe().unwrap();
+    let launch = Launch::new(test).args(["--exact", "--ignored", "--nocapture", name]);
+    let child = prepare(launch).start().unwrap();
+    let status = child.wait(Duration::from_mins(1)).await.unwrap();
+    let output: Vec<String> = child.lines().into_iter().map(|line| line.text).collect();
+    let output = output.join("\n");
+    assert!(status.success(), "{output}");
+    output
+}
+
+#[tokio::test]
+async fn a_user_who_is_not_root_starts_one_too() {
+    if !geteuid().is_root() {
+        println!("skipped: only root can become another user, and every other test runs as this one");
+        return;
+    }
+    let nobody = User::from_name("nobody").unwrap().expect("a user nobody");
+    // The test's own executable may lie where only root can go.
+    let directory = std::env::temp_dir().join(unique("dev-nobody"));
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = directory.join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+
+    let child = Launch::new(&copy)
+        .args(["--exact", "--ignored", "--nocapture", "a_server_answers"])
+        .account(nobody.uid.as_raw(), nobody.gid.as_raw())
+        .env("TMPDIR", "/tmp")
+        .directory(&directory)
+        .start()
+        .unwrap();
+    let status = child.wait(Duration::from_mins(1)).await.unwrap();
+    assert!(status.success(), "{:#?}", child.lines());
+    assert!(
+        child.lines().iter().any(|line| line.text.contains("as the current user")),
+        "{:#?}",
+        child.lines()
+    );
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "run by other tests as another user or in another environment"]
+async fn a_server_answers() {
+    let server = postgres::for_tests().await.unwrap();
+    server.create_database(&unique("answers"), None).await.unwrap();
+    println!("it answers at {:?}", server.admin_url().port());
+}
+
+#[tokio::test]
+async fn a_named_server_is_used_and_cleared_of_dead_runs() {
+    let server = postgres::for_tests().await.unwrap();
+    let url = server.admin_url().as_str().to_owned();
+    let output = helper("a_server_answers", |launch| launch.env("DEV_DATABASE_URL", &url)).await;
+    assert!(output.contains("using the PostgreSQL of DEV_DATABASE_URL"), "{output}");
+    assert!(!output.contains("starting"), "{output}");
+    // The run above is over: the next one drops what it made.
+    let output = helper("a_server_answers", |launch| launch.env("DATABASE_URL", &url)).await;
+    assert!(output.contains("using the PostgreSQL of DATABASE_URL"), "{output}");
+    assert!(output.contains("dropping answers_"), "{output}");
+    assert!(!output.contains(server.admin_url().password().unwrap()), "a password is printed: {output}");
+}
+
+#[tokio::test]
+async fn a_named_server_that_cannot_be_used_is_an_error() {
+    let server = postgres::for_tests().await.unwrap();
+    let role = unique("powerless");
+    server.create_login(&role, "x", Rights::Restricted).await.unwrap();
+    let url = server.url("postgres", &role, "x");
+    let output = helper("a_server_is_refused", |launch| launch.env("DEV_DATABASE_URL", url.as_str())).await;
+    assert!(
+        output.contains("DEV_DATABASE_URL is set but cannot be used: its role may not create"),
+        "{output}"
+    );
+    let closed = "postgres://nobody@127.0.0.1:1/postgres";
+    let output = helper("a_server_is_refused", |launch| launch.env("DEV_DATABASE_URL", closed)).await;
+    assert!(output.contains("DEV_DATABASE_URL is set but cannot be used: "), "{output}");
+    // A DATABASE_URL was hardly meant for this: it is passed over.
+    let output = helper("a_server_answers", |launch| launch.env("DATABASE_URL", closed)).await;
+    assert!(output.contains("passed over DATABASE_URL: "), "{output}");
+}
+
+#[tokio::test]
+#[ignore = "run by another test in another environment"]
+async fn a_server_is_refused() {
+    println!("{}", postgres::for_tests().await.unwrap_err());
+}

@@ -1,0 +1,173 @@
+//! Child processes, and what becomes of them when their parent dies.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by a panic, in its helpers too"
+)]
+use std::path::Path;
+use std::time::Duration;
+
+use dev::postgres;
+use dev::process::{Child, Launch, Signal, WaitError};
+use tokio::time::{Instant, sleep};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn shell(script: &str) -> Child {
+    Launch::new("sh").args(["-c", script]).start().unwrap()
+}
+
+/// A zombie has ended: only its parent has not looked yet.
+async fn is_running(pid: &str) -> bool {
+    let ps = Launch::new("ps").args(["-o", "stat=", "-p", pid]).start().unwrap();
+    ps.wait(SOON).await.unwrap();
+    ps.lines().first().is_some_and(|line| !line.text.trim().starts_with('Z'))
+}
+
+async fn becomes_true(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn lines_are_captured_from_both_streams() {
+    let child = shell("echo out; echo err >&2; printf unfinished");
+    let status = child.wait(SOON).await.unwrap();
+    assert!(status.success());
+    let mut lines: Vec<String> = child.lines().into_iter().map(|line| line.text).collect();
+    lines.sort();
+    assert_eq!(lines, ["err", "out", "unfinished"]);
+    assert_eq!(child.tail(1).len(), 1);
+}
+
+#[tokio::test]
+async fn a_line_can_be_waited_for() {
+    let child = shell("echo one; sleep 0.2; echo two; sleep 60");
+    let line = child.follow().find(SOON, |line| line.starts_with("tw")).await.unwrap();
+    assert_eq!(line.text, "two");
+    let never = child.follow_from_now().find(Duration::from_millis(50), |_| true).await;
+    assert_eq!(never, None);
+}
+
+#[tokio::test]
+async fn waiting_for_a_line_ends_with_the_child() {
+    let child = shell("echo one");
+    assert_eq!(child.follow().find(SOON, |line| line == "two").await, None);
+}
+
+#[tokio::test]
+async fn a_child_sees_only_the_environment_that_it_is_given() {
+    let child = Launch::new("env").env("GIVEN", "yes").start().unwrap();
+    child.wait(SOON).await.unwrap();
+    let names: Vec<String> =
+        child.lines().iter().filter_map(|line| Some(line.text.split_once('=')?.0.to_owned())).collect();
+    assert!(names.contains(&"GIVEN".to_owned()));
+    assert!(names.contains(&"PATH".to_owned()));
+    // Cargo sets these for the test itself.
+    assert!(!names.iter().any(|name| name.starts_with("CARGO")), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_child_is_asked_first_and_then_killed() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let polite = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
+    polite.follow().find(SOON, |line| line == "ready").await.unwrap();
+    assert_eq!(polite.stop(SOON).await.unwrap().code(), Some(7));
+
+    let stubborn = shell("trap '' TERM; echo ready; while :; do sleep 0.05; done");
+    stubborn.follow().find(SOON, |line| line == "ready").await.unwrap();
+    let status = stubborn.stop(Duration::from_millis(200)).await.unwrap();
+    assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
+}
+
+#[tokio::test]
+async fn waiting_has_a_deadline_and_an_ended_child_takes_no_signal() {
+    let child = shell("exec sleep 60");
+    let waited = child.wait(Duration::from_millis(20)).await;
+    assert!(matches!(waited, Err(WaitError::StillRunning { .. })), "{waited:?}");
+    child.signal(Signal::SIGKILL).unwrap();
+    child.wait(SOON).await.unwrap();
+    let error = child.signal(Signal::SIGTERM).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_dropped_child_is_gone_with_all_that_it_started() {
+    let child = shell("sleep 60 & echo $!; wait");
+    let grandchild = child.follow().next().await.unwrap().text;
+    assert!(is_running(&grandchild).await);
+    drop(child);
+    becomes_true("the grandchild ends", async || !is_running(&grandchild).await).await;
+}
+
+/// Runs one of the ignored tests below as a process of its own.
+fn helper(name: &str) -> Child {
+    Launch::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "--nocapture", name])
+        .start()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn after_kill_9_of_the_parent_nothing_is_left() {
+    let parent = helper("a_parent_with_children_and_a_database");
+    let mut lines = parent.follow();
+    let found =
+        lines.find(SOON * 2, |line| line.contains("left behind: ")).await.expect("the helper is ready");
+    let names: Vec<&str> = found.text.split("left behind: ").last().unwrap().split(' ').collect();
+    let [child, stopped, postgres, directory] = names.as_slice() else { panic!("{names:?}") };
+    for pid in [child, stopped, postgres] {
+        assert!(is_running(pid).await, "{pid}");
+    }
+
+    parent.signal(Signal::SIGKILL).unwrap();
+
+    for pid in [child, stopped, postgres] {
+        becomes_true("the child ends", async || !is_running(pid).await).await;
+    }
+    becomes_true("the data is removed", async || !Path::new(directory).exists()).await;
+}
+
+#[tokio::test]
+#[ignore = "run by another test, which kills it"]
+async fn a_parent_with_children_and_a_database() {
+    let child = shell("sleep 600");
+    let stopped = shell("sleep 600");
+    stopped.signal(Signal::SIGSTOP).unwrap();
+    let server = postgres::for_tests().await.unwrap();
+    let Some(log) = server.log() else {
+        panic!("the test needs a server of its own: unset DEV_DATABASE_URL")
+    };
+    let directory = log.parent().unwrap();
+    let postmaster = std::fs::read_to_string(directory.join("data/postmaster.pid")).unwrap();
+    let postmaster = postmaster.lines().next().unwrap();
+    println!("left behind: {} {} {postmaster} {}", child.pid(), stopped.pid(), directory.display());
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn a_parent_that_exits_ends_its_children_and_its_runner_does_not_hang() {
+    let parent = helper("a_parent_that_just_ends");
+    let line = parent.follow().find(SOON, |line| line.contains("left behind: ")).await.unwrap();
+    let child = line.text.split("left behind: ").last().unwrap().to_owned();
+    // The output ends only when no process holds it any more, and the watchdog must not be the one.
+    let mut rest = parent.follow();
+    tokio::time::timeout(SOON, async { while rest.next().await.is_some() {} })
+        .await
+        .expect("the output ends");
+    becomes_true("the child ends", async || !is_running(&child).await).await;
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn a_parent_that_just_ends() {
+    let child = shell("trap '' HUP; sleep 600");
+    println!("left behind: {}", child.pid());
+    // No destructor runs.
+    std::process::exit(0);
+}
