@@ -6,9 +6,11 @@
 //! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
 //! - [`project`]: the name and the place of the checkout that this is built in
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
+//! - [`http`]: the HTTP client that the tools share
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
 //! - [`traffic`]: drives gentle, realistic traffic
 pub mod gateway;
+pub mod http;
 pub mod invariants;
 pub mod postgres;
 pub mod process;

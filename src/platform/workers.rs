@@ -1,1 +1,477 @@
+//! Work that no request waits for.
+//!
+//! [`Workers`] do a unit of work at an interval, for as long as the process runs: a unit that fails or panics
+//! is logged and tried again after a pause, and never ends its worker. Shutdown comes between two units.
+//!
+//! [`Tracked`] work was begun by a request and must reach its end although the caller went away: money that
+//! is on its way does not care who is still listening. Shutdown waits for it.
+use std::{
+    error::Error,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use chrono::{DateTime, Utc};
+use lazy_static::lazy_static;
+use prometheus::{Gauge, GaugeVec, register_gauge_vec};
+use serde::Serialize;
+use tokio::{
+    task::{JoinError, JoinHandle},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
+use tracing::{Instrument, Span, field};
+
+use super::{
+    resilience::retry::Backoff,
+    telemetry::correlation::{self, Context, CorrelationId},
+};
+
+lazy_static! {
+    static ref LAST_SUCCESS: GaugeVec = register_gauge_vec!(
+        "worker_last_success_timestamp_seconds",
+        "When a background worker last finished a unit of work; at first, when it was started.",
+        &["worker"]
+    )
+    .unwrap_or_else(|error| unreachable!(
+        "worker_last_success_timestamp_seconds is registered once: {error}"
+    ));
+}
+
+/// Pauses after failures. They start short, so that a worker with a long interval is soon back after a
+/// hiccup, and stay short enough that one with a short interval is soon back after an outage.
+const AFTER_FAILURE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+
+/// An interval of zero would keep a core busy with nothing.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What a unit of work found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing more to do: the next unit comes after the interval.
+    Idle,
+    /// There is more: the next unit comes at once.
+    More,
+}
+
+/// The background workers of the process. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Workers(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    cut: CancellationToken,
+    workers: Mutex<Vec<Arc<Worker>>>,
+}
+
+struct Worker {
+    name: &'static str,
+    interval: Duration,
+    heartbeat: Gauge,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    last_success: Option<DateTime<Utc>>,
+    consecutive_failures: u32,
+    ended: bool,
+}
+
+/// How one worker is, for `/health`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Its name.
+    pub name: &'static str,
+    /// Seconds between two units when there is nothing to do.
+    pub interval_seconds: f64,
+    /// When a unit last succeeded in this process.
+    pub last_success: Option<DateTime<Utc>>,
+    /// Units that failed since then.
+    pub consecutive_failures: u32,
+}
+
+impl Workers {
+    /// No workers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts a worker: does `unit` now, and then `interval` after the last one found nothing more to do.
+    ///
+    /// The name is the worker's label in `worker_last_success_timestamp_seconds`.
+    pub fn spawn<F, W, E>(&self, name: &'static str, interval: Duration, unit: F)
+    where
+        F: Fn() -> W + Send + Sync + 'static,
+        W: Future<Output = Result<Progress, E>> + Send + 'static,
+        E: Error + Send + 'static,
+    {
+        let worker = Arc::new(Worker {
+            name,
+            interval: interval.max(SHORTEST_INTERVAL),
+            heartbeat: LAST_SUCCESS.with_label_values(&[name]),
+            state: Mutex::new(State { last_success: None, consecutive_failures: 0, ended: false }),
+        });
+        worker.beat();
+        self.workers().push(Arc::clone(&worker));
+        let (stopping, cut) = (self.0.stopping.clone(), self.0.cut.clone());
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                () = supervise(&worker, Arc::new(unit), &stopping) => worker.lock().ended = true,
+                () = cut.cancelled() => {}
+            }
+        });
+    }
+
+    /// How each worker is, in the order in which they were started.
+    pub fn status(&self) -> Vec<Status> {
+        let status = |worker: &Arc<Worker>| {
+            let State { last_success, consecutive_failures, .. } = *worker.lock();
+            let interval_seconds = worker.interval.as_secs_f64();
+            Status { name: worker.name, interval_seconds, last_success, consecutive_failures }
+        };
+        self.workers().iter().map(status).collect()
+    }
+
+    /// Ends every worker between two units of work; those that are still within one at the deadline are cut.
+    ///
+    /// The names of those that were cut.
+    pub async fn stop(&self, deadline: Instant) -> Vec<&'static str> {
+        self.0.stopping.cancel();
+        self.0.tasks.close();
+        let in_time = timeout_at(deadline, self.0.tasks.wait()).await.is_ok();
+        if in_time {
+            return Vec::new();
+        }
+        let cut =
+            self.workers().iter().filter(|worker| !worker.lock().ended).map(|worker| worker.name).collect();
+        self.0.cut.cancel();
+        self.0.tasks.wait().await;
+        cut
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Vec<Arc<Worker>>> {
+        self.0.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Worker {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beat(&self) {
+        self.heartbeat.set(seconds(Utc::now()));
+    }
+
+    fn succeeded(&self) {
+        self.beat();
+        *self.lock() = State { last_success: Some(Utc::now()), consecutive_failures: 0, ended: false };
+    }
+
+    /// Counts a failure, and says how long to leave the worker alone.
+    fn failed(&self) -> Duration {
+        let mut state = self.lock();
+        let pause = AFTER_FAILURE.pause(state.consecutive_failures);
+        state.consecutive_failures = state.consecutive_failures.saturating_add(1);
+        pause
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds since 1970 are exact in an f64 until 2255")]
+fn seconds(time: DateTime<Utc>) -> f64 {
+    time.timestamp_micros() as f64 / 1e6
+}
+
+async fn supervise<F, W, E>(worker: &Worker, unit: Arc<F>, stopping: &CancellationToken)
+where
+    F: Fn() -> W + Send + Sync + 'static,
+    W: Future<Output = Result<Progress, E>> + Send + 'static,
+    E: Error + Send + 'static,
+{
+    while !stopping.is_cancelled() {
+        let pause = match run(worker, Arc::clone(&unit)).await {
+            Some(Progress::More) => {
+                worker.succeeded();
+                continue;
+            }
+            Some(Progress::Idle) => {
+                worker.succeeded();
+                worker.interval
+            }
+            None => worker.failed(),
+        };
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// Runs one unit in a context and a span of its own. `None`: it failed, and the log says how.
+async fn run<F, W, E>(worker: &Worker, unit: Arc<F>) -> Option<Progress>
+where
+    F: Fn() -> W + Send + Sync + 'static,
+    W: Future<Output = Result<Progress, E>> + Send + 'static,
+    E: Error + Send + 'static,
+{
+    let context = Context::for_work(CorrelationId::generate());
+    let span = tracing::info_span!(
+        parent: None,
+        "worker",
+        otel.name = worker.name,
+        otel.status_code = field::Empty,
+        worker = worker.name,
+    );
+    let judged = async move {
+        // A task of its own: a panic ends the unit and not its worker. Dropped with this future, it is aborted.
+        let unit = AbortOnDropHandle::new(spawn_in_present_context(async move { unit().await }));
+        match unit.await {
+            Ok(Ok(progress)) => Some(progress),
+            Ok(Err(error)) => {
+                tracing::error!(error = &error as &dyn Error, worker = worker.name, "worker failed");
+                None
+            }
+            Err(ended) => {
+                report_panic(worker.name, &ended);
+                None
+            }
+        }
+        .or_else(|| {
+            Span::current().record("otel.status_code", "error");
+            None
+        })
+    };
+    context.scope(judged.instrument(span)).await
+}
+
+fn report_panic(worker: &'static str, ended: &JoinError) {
+    // What was in the panic is logged and counted by the panic hook.
+    tracing::error!(worker, panicked = ended.is_panic(), "worker ended within a unit of work");
+}
+
+fn spawn_in_present_context<F>(work: F) -> JoinHandle<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let work = work.in_current_span();
+    match correlation::current() {
+        Some(context) => tokio::spawn(context.scope(work)),
+        None => tokio::spawn(work),
+    }
+}
+
+/// Work that must reach its end although its caller went away. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Tracked(TaskTracker);
+
+impl Tracked {
+    /// No work yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `work` in a task of its own, with the present correlation context and span. Dropping the handle
+    /// does not end it.
+    pub fn run<F>(&self, work: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        spawn_in_present_context(self.0.track_future(work))
+    }
+
+    /// Waits until all work has reached its end: how much had not at the deadline.
+    ///
+    /// To be called when nothing begins new work any more.
+    pub async fn drain(&self, deadline: Instant) -> usize {
+        self.0.close();
+        match timeout_at(deadline, self.0.wait()).await {
+            Ok(()) => 0,
+            Err(_) => self.0.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::sync::{mpsc, oneshot};
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no luck")]
+    struct NoLuck;
+
+    const INTERVAL: Duration = Duration::from_mins(1);
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    /// A worker whose units answer as `script` says, and the times at which they ran.
+    fn scripted(
+        workers: &Workers,
+        name: &'static str,
+        script: fn(usize) -> Result<Progress, NoLuck>,
+    ) -> mpsc::UnboundedReceiver<Instant> {
+        let (ran, times) = mpsc::unbounded_channel();
+        let count = AtomicUsize::new(0);
+        workers.spawn(name, INTERVAL, move || {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let _ = ran.send(Instant::now());
+            // Some panic before there is a future, some within it.
+            let early = number.is_multiple_of(2).then(|| script(number));
+            async move { early.unwrap_or_else(|| script(number)) }
+        });
+        times
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_work_is_done_at_once_and_no_work_after_the_interval() {
+        let workers = Workers::new();
+        let began = Instant::now();
+        let mut times = scripted(&workers, "test_progress", |number| {
+            Ok(if number < 2 { Progress::More } else { Progress::Idle })
+        });
+        for expected in [Duration::ZERO, Duration::ZERO, Duration::ZERO, INTERVAL, INTERVAL * 2] {
+            assert_eq!((times.recv().await.unwrap() - began).as_secs(), expected.as_secs());
+        }
+        assert!(workers.stop(soon()).await.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_and_panics_are_tried_again_with_growing_pauses() {
+        let workers = Workers::new();
+        let mut times = scripted(&workers, "test_failures", |number| match number {
+            0..5 => Err(NoLuck),
+            5..10 => panic!("a panic of the test"),
+            _ => Ok(Progress::Idle),
+        });
+        let mut last = times.recv().await.unwrap();
+        for retry in 0..10 {
+            let next = times.recv().await.unwrap();
+            assert!(next - last <= AFTER_FAILURE.ceiling(retry) + Duration::from_millis(1));
+            last = next;
+        }
+        times.recv().await.unwrap();
+        let status = workers.status();
+        assert_eq!((status[0].name, status[0].consecutive_failures), ("test_failures", 0));
+        assert!(status[0].last_success.is_some());
+        workers.stop(soon()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_heartbeat_starts_with_the_worker_and_moves_only_with_success() {
+        let workers = Workers::new();
+        let before = seconds(Utc::now());
+        let mut times = scripted(&workers, "test_heartbeat", |_| Err(NoLuck));
+        let started = LAST_SUCCESS.with_label_values(&["test_heartbeat"]).get();
+        assert!(started >= before);
+        for _ in 0..5 {
+            times.recv().await.unwrap();
+        }
+        assert!((LAST_SUCCESS.with_label_values(&["test_heartbeat"]).get() - started).abs() < f64::EPSILON);
+        assert!(workers.status()[0].last_success.is_none());
+        workers.stop(soon()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_unit_has_a_correlation_id_of_its_own() {
+        let workers = Workers::new();
+        let (seen, mut ids) = mpsc::unbounded_channel();
+        workers.spawn("test_correlation", INTERVAL, move || {
+            let seen = seen.clone();
+            async move {
+                let _ = seen.send(correlation::current().map(|context| context.correlation_id().clone()));
+                Ok::<_, NoLuck>(Progress::More)
+            }
+        });
+        let (first, second) = (ids.recv().await.unwrap(), ids.recv().await.unwrap());
+        assert!(first.is_some() && second.is_some() && first != second);
+        workers.stop(soon()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stopping_waits_for_the_unit_under_way_and_begins_no_other() {
+        let workers = Workers::new();
+        let (begun, mut units) = mpsc::unbounded_channel();
+        workers.spawn("test_stop", INTERVAL, move || {
+            let begun = begun.clone();
+            async move {
+                let (finish, finished) = oneshot::channel::<()>();
+                let _ = begun.send(finish);
+                let _ = finished.await;
+                Ok::<_, NoLuck>(Progress::More)
+            }
+        });
+        let finish = units.recv().await.unwrap();
+        let stopping = tokio::spawn({
+            let workers = workers.clone();
+            async move { workers.stop(soon()).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!stopping.is_finished());
+        finish.send(()).unwrap();
+        assert!(stopping.await.unwrap().is_empty());
+        assert!(units.recv().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_unit_without_end_is_cut_at_the_deadline_and_named() {
+        let workers = Workers::new();
+        let (alive, mut dropped) = mpsc::channel::<()>(1);
+        workers.spawn("test_idle", INTERVAL, async || Ok::<_, NoLuck>(Progress::Idle));
+        workers.spawn("test_endless", INTERVAL, move || {
+            let alive = alive.clone();
+            async move {
+                let _alive = alive;
+                pending::<Result<Progress, NoLuck>>().await
+            }
+        });
+        tokio::task::yield_now().await;
+        let deadline = soon();
+        assert_eq!(workers.stop(deadline).await, ["test_endless"]);
+        assert!(Instant::now() >= deadline);
+        assert!(dropped.recv().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
+        let tracked = Tracked::new();
+        let (report, reported) = oneshot::channel();
+        let (go_on, wait) = oneshot::channel::<()>();
+        let id = CorrelationId::generate();
+        let caller = Context::for_work(id.clone()).scope(async {
+            drop(tracked.run(async move {
+                let _ = wait.await;
+                let _ = report.send(correlation::current_id());
+            }));
+        });
+        caller.await;
+        let draining = tokio::spawn({
+            let tracked = tracked.clone();
+            async move { tracked.drain(soon()).await }
+        });
+        go_on.send(()).unwrap();
+        assert_eq!(draining.await.unwrap(), 0);
+        assert_eq!(reported.await.unwrap(), id);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn draining_says_how_much_was_not_done() {
+        let tracked = Tracked::new();
+        tracked.run(pending::<()>());
+        tracked.run(async {});
+        assert_eq!(tracked.drain(soon()).await, 1);
+    }
+}

@@ -1,1 +1,358 @@
+//! Where a request comes from, behind proxies.
+//!
+//! Anybody can write `X-Forwarded-For: 10.0.0.1` into a request. So the headers count only when the peer is a
+//! trusted proxy, and are read from the right: each proxy appends whom *it* saw, so the first address that is
+//! not itself a trusted proxy is the last one that somebody trustworthy wrote down. What stands further left
+//! is hearsay. An element that is no address ends the walk at the last trusted one.
+//!
+//! A proxy writes `Forwarded` (RFC 7239) or `X-Forwarded-For`, and passes on the other as the client sent it.
+//! Where both are there and disagree, one of them is forged and we cannot know which: neither is believed.
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
+use axum::{
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderMap, HeaderName, header},
+    middleware::Next,
+    response::Response,
+};
+use ipnet::IpNet;
+
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Where a request comes from: in its extensions, behind [`find`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientAddress {
+    /// The client, as far as trusted proxies know. An IPv4 address is never written as IPv6.
+    pub address: IpAddr,
+    /// Whether the peer is a trusted proxy, so that what it says of traces is believed too.
+    pub through_trusted_proxy: bool,
+}
+
+impl ClientAddress {
+    /// What limits by address count together: one IPv4 address, or one IPv6 network of 64 bits, since whoever
+    /// has one address there usually has all of them.
+    pub fn network(self) -> IpAddr {
+        match self.address {
+            IpAddr::V4(address) => address.into(),
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        }
+    }
+}
+
+/// The networks whose proxies are believed. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TrustedProxies(Arc<[IpNet]>);
+
+impl TrustedProxies {
+    /// These networks.
+    pub fn new(networks: &[IpNet]) -> Self {
+        Self(networks.into())
+    }
+
+    fn contain(&self, address: IpAddr) -> bool {
+        let mapped = match address {
+            IpAddr::V4(address) => Some(IpAddr::from(address.to_ipv6_mapped())),
+            IpAddr::V6(_) => None,
+        };
+        let within = |address: &IpAddr| self.0.iter().any(|network| network.contains(address));
+        within(&address) || mapped.as_ref().is_some_and(within)
+    }
+
+    /// The client of a request from `peer` with these headers.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
+        let peer = peer.to_canonical();
+        if !self.contain(peer) {
+            return ClientAddress { address: peer, through_trusted_proxy: false };
+        }
+        let forwarded = self.walk(peer, headers, &header::FORWARDED, forwarded_elements);
+        let x_forwarded_for = self.walk(peer, headers, &X_FORWARDED_FOR, listed_elements);
+        let address = match (forwarded, x_forwarded_for) {
+            (Some(one), Some(other)) if one != other => peer,
+            (Some(address), _) | (None, Some(address)) => address,
+            (None, None) => peer,
+        };
+        ClientAddress { address, through_trusted_proxy: true }
+    }
+
+    /// From the right, past trusted hops. `None`: the header is not there.
+    fn walk(
+        &self,
+        peer: IpAddr,
+        headers: &HeaderMap,
+        name: &HeaderName,
+        elements: fn(&str) -> Vec<Option<IpAddr>>,
+    ) -> Option<IpAddr> {
+        let mut lines = headers.get_all(name).iter().rev().peekable();
+        lines.peek()?;
+        let mut last = peer;
+        // A line that is not text is one element that is no address.
+        let hops =
+            lines.flat_map(|line| line.to_str().map_or_else(|_| vec![None], elements).into_iter().rev());
+        for hop in hops {
+            let Some(hop) = hop else { break };
+            last = hop;
+            if !self.contain(hop) {
+                break;
+            }
+        }
+        Some(last)
+    }
+}
+
+/// A middleware that puts the [`ClientAddress`] into the request's extensions.
+pub async fn find(
+    State(proxies): State<TrustedProxies>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let client = proxies.client(peer.ip(), request.headers());
+    request.extensions_mut().insert(client);
+    next.run(request).await
+}
+
+/// The elements of one `X-Forwarded-For` line.
+fn listed_elements(line: &str) -> Vec<Option<IpAddr>> {
+    line.split(',').map(|element| node(element.trim())).collect()
+}
+
+/// The `for` of each element of one `Forwarded` line. A line that is not well-formed has no element that
+/// could be believed: a quote that the client left open swallows what the proxy wrote behind it.
+fn forwarded_elements(line: &str) -> Vec<Option<IpAddr>> {
+    parse_forwarded(line).unwrap_or_else(|| vec![None])
+}
+
+/// `for=192.0.2.60;proto=http, for="[2001:db8::1]:4711"`, as RFC 7239 section 4 has it.
+fn parse_forwarded(line: &str) -> Option<Vec<Option<IpAddr>>> {
+    let mut elements = Vec::new();
+    let mut seen_for: Option<Option<IpAddr>> = None;
+    let mut rest = line.trim();
+    loop {
+        let (name, after) = rest.split_once('=')?;
+        if !is_token(name) {
+            return None;
+        }
+        let (value, after) = forwarded_value(after)?;
+        if name.eq_ignore_ascii_case("for") && seen_for.replace(node(&value)).is_some() {
+            return None;
+        }
+        let after = after.trim_start();
+        let Some(separator) = after.chars().next() else { break };
+        rest = after.get(1..)?.trim_start();
+        match separator {
+            ';' => {}
+            ',' => elements.push(seen_for.take().flatten()),
+            _ => return None,
+        }
+    }
+    elements.push(seen_for.flatten());
+    Some(elements)
+}
+
+/// The value that `text` begins with, a token or a quoted string, and what follows it.
+fn forwarded_value(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find([';', ',', ' ', '\t']).unwrap_or(text.len());
+        let (value, rest) = text.split_at_checked(end)?;
+        return is_token(value).then(|| (value.to_owned(), rest));
+    };
+    let mut value = String::new();
+    let mut characters = quoted.chars();
+    loop {
+        match characters.next()? {
+            '"' => return Some((value, characters.as_str())),
+            '\\' => value.push(characters.next()?),
+            other => value.push(other),
+        }
+    }
+}
+
+/// RFC 7230's token, and `:`, `[` and `]`, which some proxies leave unquoted.
+fn is_token(text: &str) -> bool {
+    let in_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:[]".contains(&byte);
+    !text.is_empty() && text.bytes().all(in_token)
+}
+
+/// An address with or without a port. `None` for `unknown`, for names that hide one, and for anything else.
+fn node(text: &str) -> Option<IpAddr> {
+    let bare = || text.parse::<IpAddr>().ok();
+    let bracketed = || {
+        let (address, port) = text.strip_prefix('[')?.split_once(']')?;
+        let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        address.parse::<Ipv6Addr>().ok().filter(|_| is_port).map(IpAddr::from)
+    };
+    let with_port = || {
+        let (address, port) = text.split_once(':')?;
+        address.parse::<Ipv4Addr>().ok().filter(|_| is_port(port)).map(IpAddr::from)
+    };
+    bare().or_else(bracketed).or_else(with_port).map(|address| address.to_canonical())
+}
+
+/// A number, or a name that hides one (`_` and a token).
+fn is_port(text: &str) -> bool {
+    text.parse::<u16>().is_ok() || text.strip_prefix('_').is_some_and(is_token)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PROXY: &str = "10.0.0.1";
+
+    fn proxies() -> TrustedProxies {
+        TrustedProxies::new(&["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()])
+    }
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| {
+                (HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap())
+            })
+            .collect()
+    }
+
+    fn client(peer: &str, lines: &[(&'static str, &str)]) -> String {
+        proxies().client(peer.parse().unwrap(), &headers(lines)).address.to_string()
+    }
+
+    #[test]
+    fn a_peer_that_is_not_trusted_is_the_client_whatever_it_says() {
+        for name in ["forwarded", "x-forwarded-for"] {
+            assert_eq!(client("203.0.113.9", &[(name, "for=192.0.2.1"), (name, "192.0.2.1")]), "203.0.113.9");
+        }
+        let found = proxies().client("203.0.113.9".parse().unwrap(), &HeaderMap::new());
+        assert!(!found.through_trusted_proxy);
+        assert!(proxies().client(PROXY.parse().unwrap(), &HeaderMap::new()).through_trusted_proxy);
+    }
+
+    #[test]
+    fn x_forwarded_for_is_read_from_the_right_past_trusted_hops() {
+        for (line, expected) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("192.0.2.1, 10.0.0.2", "192.0.2.1"),
+            ("198.51.100.66, 192.0.2.1, 10.0.0.3 ,10.0.0.2", "192.0.2.1"),
+            ("10.0.0.3, 10.0.0.2", "10.0.0.3"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8::1]:443", "2001:db8::1"),
+            ("192.0.2.1:443", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("198.51.100.66, unknown, 10.0.0.2", "10.0.0.2"),
+            ("198.51.100.66, _hidden", PROXY),
+            ("198.51.100.66,", PROXY),
+            ("192.0.2.1:99999", PROXY),
+            ("192.0.2.256", PROXY),
+            ("fe80::1%eth0", PROXY),
+            ("[192.0.2.1]", PROXY),
+            ("", PROXY),
+            ("198.51.100.66, é", PROXY),
+        ] {
+            assert_eq!(client(PROXY, &[("x-forwarded-for", line)]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn forwarded_is_read_as_rfc_7239_has_it() {
+        for (line, expected) in [
+            ("for=192.0.2.1", "192.0.2.1"),
+            ("For=192.0.2.1;proto=https;by=10.0.0.1", "192.0.2.1"),
+            ("proto=https; host=\"a,b;c\" ;for=192.0.2.1", "192.0.2.1"),
+            ("for=\"192.0.2.1:443\"", "192.0.2.1"),
+            ("for=\"[2001:db8::1]:4711\"", "2001:db8::1"),
+            ("for=\"[2001:db8::1]\"", "2001:db8::1"),
+            ("for=[2001:db8::1]", "2001:db8::1"),
+            ("for=\"\\1\\92.0.2.1\"", "192.0.2.1"),
+            ("for=198.51.100.66, for=192.0.2.1, for=10.0.0.2", "192.0.2.1"),
+            ("for=198.51.100.66, for=unknown, for=10.0.0.2", "10.0.0.2"),
+            ("for=198.51.100.66, for=_mystery", PROXY),
+            ("for=198.51.100.66, proto=https", PROXY),
+            ("for=198.51.100.66;for=192.0.2.1", PROXY),
+            ("for=198.51.100.66, for=\"192.0.2.1", PROXY),
+            ("for=\"open, for=192.0.2.1", PROXY),
+            ("for=\"open, for=\"192.0.2.1\"", PROXY),
+            ("for = 192.0.2.1", PROXY),
+            ("for=", PROXY),
+            ("192.0.2.1", PROXY),
+            ("for=192.0.2.1,", PROXY),
+            ("", PROXY),
+        ] {
+            assert_eq!(client(PROXY, &[("forwarded", line)]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn several_lines_are_one_list() {
+        let lines = [("x-forwarded-for", "198.51.100.66, 192.0.2.1"), ("x-forwarded-for", "10.0.0.2")];
+        assert_eq!(client(PROXY, &lines), "192.0.2.1");
+        let lines = [("forwarded", "for=\"left open"), ("forwarded", "for=192.0.2.1")];
+        assert_eq!(client(PROXY, &lines), "192.0.2.1");
+    }
+
+    #[test]
+    fn two_headers_that_disagree_are_both_ignored() {
+        let agreeing = [("forwarded", "for=192.0.2.1"), ("x-forwarded-for", "198.51.100.66, 192.0.2.1")];
+        assert_eq!(client(PROXY, &agreeing), "192.0.2.1");
+        let forged = [("forwarded", "for=198.51.100.66"), ("x-forwarded-for", "192.0.2.1")];
+        assert_eq!(client(PROXY, &forged), PROXY);
+    }
+
+    #[test]
+    fn an_ipv4_peer_is_itself_in_either_spelling() {
+        assert_eq!(client("::ffff:10.0.0.1", &[("x-forwarded-for", "192.0.2.1")]), "192.0.2.1");
+        assert_eq!(client("::ffff:203.0.113.9", &[]), "203.0.113.9");
+        let mapped = TrustedProxies::new(&["::ffff:10.0.0.0/104".parse().unwrap()]);
+        let headers = headers(&[("x-forwarded-for", "192.0.2.1")]);
+        assert_eq!(mapped.client(PROXY.parse().unwrap(), &headers).address.to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn limits_count_an_ipv6_network_as_one() {
+        let network = |address: &str| {
+            ClientAddress { address: address.parse().unwrap(), through_trusted_proxy: false }
+                .network()
+                .to_string()
+        };
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(network("192.0.2.1"), "192.0.2.1");
+    }
+
+    fn untrusted() -> impl Strategy<Value = IpAddr> {
+        any::<IpAddr>()
+            .prop_map(|address| address.to_canonical())
+            .prop_filter("a proxy's", |address| !proxies().contain(*address))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_client_wrote_the_proxy_has_the_last_word(
+            forged in "[ -~]{0,60}", address in untrusted(), name in prop_oneof![Just("forwarded"), Just("x-forwarded-for")],
+        ) {
+            let written = match (name, address) {
+                ("forwarded", IpAddr::V4(address)) => format!("for={address}"),
+                ("forwarded", IpAddr::V6(address)) => format!("for=\"[{address}]\""),
+                (_, address) => address.to_string(),
+            };
+            // As another line, what the client wrote changes nothing.
+            let lines = [(name, forged.as_str()), (name, written.as_str())];
+            prop_assert_eq!(client(PROXY, &lines), address.to_string());
+            // In the same line it may spoil the line; then the client is only known as the proxy.
+            let line = format!("{forged}, {written}");
+            let found = client(PROXY, &[(name, &line)]);
+            prop_assert!(found == address.to_string() || found == PROXY, "{found}");
+        }
+
+        #[test]
+        fn an_address_that_is_written_is_read(address in any::<IpAddr>(), port in any::<u16>()) {
+            let with_port = SocketAddr::from((address, port)).to_string();
+            prop_assert_eq!(node(&with_port), Some(address.to_canonical()));
+            prop_assert_eq!(node(&address.to_string()), Some(address.to_canonical()));
+        }
+    }
+}

@@ -1,1 +1,397 @@
+//! What a request may cost, and what an answer may do in a browser.
+//!
+//! Each limit is a middleware of its own, refuses with a [`Problem`] before anything is done, and stands in
+//! the order that the API's router gives it.
+use std::{hash::Hash, net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
+use axum::{
+    Extension,
+    body::{Body, HttpBody},
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use governor::{
+    DefaultKeyedRateLimiter, Quota,
+    clock::{Clock, DefaultClock},
+};
+use http_body_util::Limited;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::{
+    client_address::ClientAddress,
+    problem::{self, Problem},
+};
+
+/// How many requests are worked on at once. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct InFlight(Arc<Semaphore>);
+
+impl InFlight {
+    /// At most `max` at once.
+    pub fn new(max: usize) -> Self {
+        Self(Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))))
+    }
+}
+
+/// Refuses a request at once when too many are worked on already: one that waits here would only make the
+/// others' wait longer, and its client has given up by the time it is its turn.
+pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, next: Next) -> Response {
+    match permits.try_acquire() {
+        Ok(_while_it_runs) => next.run(request).await,
+        Err(_) => Problem::unavailable(1).into_response(),
+    }
+}
+
+/// When a request's time is over. Whoever has an answer that must not be lost gives it before that.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline(pub Instant);
+
+/// Drops a request that takes longer than this, and its work with it.
+pub async fn deadline(State(limit): State<Duration>, mut request: Request, next: Next) -> Response {
+    let deadline = Instant::now() + limit;
+    request.extensions_mut().insert(Deadline(deadline));
+    match timeout_at(deadline, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::new(problem::TIMEOUT).into_response(),
+    }
+}
+
+/// The largest body of a request, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyLimit(pub usize);
+
+/// Refuses a body that says it is too large, and ends reading one that turns out to be: whoever reads it then
+/// meets [`http_body_util::LengthLimitError`].
+pub async fn body_limit(State(BodyLimit(limit)): State<BodyLimit>, request: Request, next: Next) -> Response {
+    let announced = request.body().size_hint().lower();
+    if usize::try_from(announced).is_ok_and(|announced| announced <= limit) {
+        next.run(request.map(|body| Body::new(Limited::new(body, limit)))).await
+    } else {
+        Problem::new(problem::BODY_TOO_LARGE).into_response()
+    }
+}
+
+/// What browsers are told of every answer, unless it says something else itself: no guessing of media types,
+/// no referrer, no storing, and nothing in it is a page.
+pub async fn security_headers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    set_if_absent(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set_if_absent(headers, header::REFERRER_POLICY, "no-referrer");
+    set_if_absent(headers, header::CACHE_CONTROL, "no-store");
+    set_if_absent(headers, header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'");
+    response
+}
+
+fn set_if_absent(headers: &mut HeaderMap, name: HeaderName, value: &'static str) {
+    headers.entry(name).or_insert(HeaderValue::from_static(value));
+}
+
+/// Lets pages of these origins call the API. `None` where there are no such origins: CORS is off, and a
+/// preflight is a request like any other.
+pub fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+    const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+    const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+    const REMEMBERED_FOR: Duration = Duration::from_mins(10);
+
+    let layer = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins.iter().cloned()))
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, IDEMPOTENCY_KEY, CORRELATION_ID])
+        .expose_headers([IDEMPOTENCY_REPLAYED, header::LOCATION, header::RETRY_AFTER, CORRELATION_ID])
+        .max_age(REMEMBERED_FOR);
+    (!origins.is_empty()).then_some(layer)
+}
+
+/// How often each `K` may do something; in this process, and not across replicas.
+#[derive(Debug)]
+pub struct RateLimiter<K: Hash + Eq + Clone> {
+    /// `None`: there is no limit.
+    limiter: Option<DefaultKeyedRateLimiter<K>>,
+}
+
+/// A client may save up this many seconds of its rate.
+const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(10).unwrap();
+
+impl<K: Hash + Eq + Clone> RateLimiter<K> {
+    /// `rate` a second steadily, and bursts of ten times that. 0 is no limit.
+    pub fn per_second(rate: u32) -> Self {
+        let quota =
+            |rate: NonZeroU32| Quota::per_second(rate).allow_burst(rate.saturating_mul(BURST_SECONDS));
+        Self::new(NonZeroU32::new(rate).map(quota))
+    }
+
+    /// `rate` a minute, which may come all at once. 0 is no limit.
+    pub fn per_minute(rate: u32) -> Self {
+        Self::new(NonZeroU32::new(rate).map(Quota::per_minute))
+    }
+
+    fn new(quota: Option<Quota>) -> Self {
+        Self { limiter: quota.map(DefaultKeyedRateLimiter::keyed) }
+    }
+
+    /// Counts one more.
+    ///
+    /// # Errors
+    /// It is one too many: in how many seconds the next will not be.
+    pub fn check(&self, key: &K) -> Result<(), u64> {
+        let Some(limiter) = &self.limiter else { return Ok(()) };
+        limiter.check_key(key).map_err(|refused| {
+            let wait = refused.wait_time_from(DefaultClock::default().now());
+            wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+        })
+    }
+
+    /// Forgets whoever has been quiet for long enough to have its whole burst again.
+    ///
+    /// To be called every minute or so: otherwise every address that ever called is remembered.
+    pub fn forget_quiet(&self) {
+        if let Some(limiter) = &self.limiter {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+    }
+
+    /// How many are remembered.
+    pub fn remembered(&self) -> usize {
+        self.limiter.as_ref().map_or(0, DefaultKeyedRateLimiter::len)
+    }
+}
+
+/// Refuses whoever calls too often, by [network](ClientAddress::network): before anybody looks at who it is.
+pub async fn limit_by_address(
+    State(limiter): State<Arc<RateLimiter<IpAddr>>>,
+    Extension(client): Extension<ClientAddress>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match limiter.check(&client.network()) {
+        Ok(()) => next.run(request).await,
+        Err(seconds) => Problem::new(problem::TOO_MANY_REQUESTS).retry_after(seconds).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        future::pending,
+        pin::Pin,
+        sync::atomic::{AtomicUsize, Ordering},
+        task::{Context, Poll},
+    };
+
+    use axum::{
+        Router,
+        body::{Bytes, to_bytes},
+        http::{Request, StatusCode},
+        middleware::{from_fn, from_fn_with_state},
+        routing::{get, post},
+    };
+    use http_body_util::BodyExt;
+    use hyper::body::Frame;
+    use tokio::sync::Notify;
+    use tower::{ServiceExt, util::option_layer};
+
+    use super::*;
+
+    async fn get_root(router: &Router) -> Response {
+        router.clone().oneshot(Request::get("/").body(Body::empty()).unwrap()).await.unwrap()
+    }
+
+    fn is_problem(response: &Response, status: StatusCode) -> bool {
+        response.status() == status && response.headers()[header::CONTENT_TYPE] == problem::MEDIA_TYPE
+    }
+
+    #[tokio::test]
+    async fn one_request_too_many_is_refused_at_once_and_the_next_is_not() {
+        let (entered, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let handler = {
+            let (entered, release) = (Arc::clone(&entered), Arc::clone(&release));
+            async move || {
+                entered.notify_one();
+                release.notified().await;
+            }
+        };
+        let router = Router::new().route("/", get(handler)).layer(from_fn_with_state(InFlight::new(1), shed));
+        let first = tokio::spawn({
+            let router = router.clone();
+            async move { get_root(&router).await }
+        });
+        entered.notified().await;
+        let refused = get_root(&router).await;
+        assert!(is_problem(&refused, StatusCode::SERVICE_UNAVAILABLE));
+        assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+        release.notify_one();
+        assert_eq!(first.await.unwrap().status(), StatusCode::OK);
+        release.notify_one();
+        assert_eq!(get_root(&router).await.status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_gives_up_leaves_its_place() {
+        let router =
+            Router::new().route("/", get(pending::<()>)).layer(from_fn_with_state(InFlight::new(1), shed));
+        for _ in 0..3 {
+            let given_up = timeout(Duration::from_millis(1), get_root(&router)).await;
+            assert!(given_up.is_err(), "refused, although nobody is being worked for");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_beyond_the_deadline_is_dropped() {
+        let alive = Arc::new(());
+        let handler = {
+            let alive = Arc::clone(&alive);
+            async move || {
+                pending::<()>().await;
+                drop(alive);
+            }
+        };
+        let router = Router::new()
+            .route("/", get(handler))
+            .layer(from_fn_with_state(Duration::from_secs(10), deadline));
+        assert!(is_problem(&get_root(&router).await, StatusCode::GATEWAY_TIMEOUT));
+        drop(router);
+        assert_eq!(Arc::strong_count(&alive), 1);
+    }
+
+    async fn post_body(body: Body) -> (StatusCode, usize) {
+        let read = Arc::new(AtomicUsize::new(0));
+        let handler = {
+            let read = Arc::clone(&read);
+            async move |body: Body| match body.collect().await {
+                Ok(body) => {
+                    read.store(body.to_bytes().len(), Ordering::Relaxed);
+                    StatusCode::OK
+                }
+                Err(_) => StatusCode::IM_A_TEAPOT,
+            }
+        };
+        let router =
+            Router::new().route("/", post(handler)).layer(from_fn_with_state(BodyLimit(10), body_limit));
+        let response = router.oneshot(Request::post("/").body(body).unwrap()).await.unwrap();
+        (response.status(), read.load(Ordering::Relaxed))
+    }
+
+    /// A body that does not say how long it is: this many chunks of five bytes.
+    struct Chunks(usize);
+
+    impl HttpBody for Chunks {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            let left = self.0.checked_sub(1);
+            self.0 = left.unwrap_or_default();
+            Poll::Ready(left.map(|_| Ok(Frame::data(Bytes::from_static(b"12345")))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_up_to_the_limit_and_no_further() {
+        assert_eq!(post_body(Body::from("1234567890")).await, (StatusCode::OK, 10));
+        assert_eq!(post_body(Body::from("12345678901")).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(post_body(Body::new(Chunks(2))).await, (StatusCode::OK, 10));
+        assert_eq!(post_body(Body::new(Chunks(3))).await, (StatusCode::IM_A_TEAPOT, 0));
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_the_security_headers_unless_it_set_its_own() {
+        let own = async || [(header::CONTENT_SECURITY_POLICY, "default-src 'self'")];
+        let router = Router::new()
+            .route("/", get(async || ()))
+            .route("/own", get(own))
+            .layer(from_fn(security_headers));
+        let headers = get_root(&router).await.headers().clone();
+        assert_eq!(headers["x-content-type-options"], "nosniff");
+        assert_eq!(headers["referrer-policy"], "no-referrer");
+        assert_eq!(headers["cache-control"], "no-store");
+        assert_eq!(headers["content-security-policy"], "default-src 'none'; frame-ancestors 'none'");
+        let response = router.oneshot(Request::get("/own").body(Body::empty()).unwrap()).await.unwrap();
+        let policies: Vec<_> = response.headers().get_all("content-security-policy").iter().collect();
+        assert_eq!(policies, ["default-src 'self'"]);
+    }
+
+    #[tokio::test]
+    async fn pages_of_a_listed_origin_may_call_and_others_may_not() {
+        let allowed = async |configured: &[HeaderValue], origin: &'static str| {
+            let router = Router::new().route("/", get(async || ())).layer(option_layer(cors(configured)));
+            let request = Request::options("/")
+                .header(header::ORIGIN, origin)
+                .header(header::ACCESS_CONTROL_REQUEST_METHOD, "POST")
+                .body(Body::empty())
+                .unwrap();
+            let response = router.oneshot(request).await.unwrap();
+            response.headers().get(header::ACCESS_CONTROL_ALLOW_ORIGIN).cloned()
+        };
+        let shop = HeaderValue::from_static("https://shop.example");
+        let configured = [shop.clone()];
+        assert_eq!(allowed(&configured, "https://shop.example").await, Some(shop));
+        assert_eq!(allowed(&configured, "https://evil.example").await, None);
+        assert_eq!(allowed(&[], "https://shop.example").await, None);
+    }
+
+    #[test]
+    fn a_burst_is_ten_seconds_of_the_rate_and_then_one_waits() {
+        let limiter = RateLimiter::per_second(2);
+        let passed = (0..100).take_while(|_| limiter.check(&"a").is_ok()).count();
+        assert!((20..=21).contains(&passed), "{passed}");
+        assert_eq!(limiter.check(&"a"), Err(1));
+        assert_eq!(limiter.check(&"b"), Ok(()));
+    }
+
+    #[test]
+    fn a_limit_per_minute_says_how_long_to_wait() {
+        let limiter = RateLimiter::per_minute(2);
+        assert_eq!([limiter.check(&"a"), limiter.check(&"a")], [Ok(()), Ok(())]);
+        assert!(matches!(limiter.check(&"a"), Err(25..=30)));
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let limiter = RateLimiter::per_second(0);
+        assert!((0..10_000).all(|_| limiter.check(&"a").is_ok()));
+        assert_eq!(limiter.remembered(), 0);
+    }
+
+    #[test]
+    fn the_quiet_are_forgotten_and_the_busy_are_not() {
+        let limiter = RateLimiter::per_second(u32::MAX);
+        (0..1000).for_each(|key| limiter.check(&key).unwrap());
+        let slow = RateLimiter::per_minute(1);
+        slow.check(&0).unwrap();
+        limiter.forget_quiet();
+        slow.forget_quiet();
+        assert_eq!((limiter.remembered(), slow.remembered()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn whoever_calls_too_often_is_refused_by_network() {
+        let limiter = Arc::new(RateLimiter::per_minute(1));
+        let router =
+            Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));
+        let call = async |address: &str| {
+            let client = ClientAddress { address: address.parse().unwrap(), through_trusted_proxy: false };
+            let request = Request::get("/").extension(client).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap()
+        };
+        assert_eq!(call("2001:db8::1").await.status(), StatusCode::OK);
+        let refused = call("2001:db8::2").await;
+        assert!(is_problem(&refused, StatusCode::TOO_MANY_REQUESTS));
+        assert!(refused.headers().contains_key(header::RETRY_AFTER));
+        assert_eq!(call("2001:db8:0:1::1").await.status(), StatusCode::OK);
+        let body = to_bytes(refused.into_body(), usize::MAX).await.unwrap();
+        assert!(body.starts_with(b"{"));
+    }
+}

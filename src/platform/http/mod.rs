@@ -1,6 +1,11 @@
-//! HTTP, inbound and outbound.
+//! HTTP, inbound.
+pub mod accept;
 pub mod client_address;
-pub mod correlation;
+pub mod extract;
+pub mod idempotency;
 pub mod limits;
+pub mod observe;
+pub mod pagination;
 pub mod problem;
 pub mod server;
+pub mod timestamp;

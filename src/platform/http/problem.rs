@@ -16,6 +16,7 @@ use axum::{
 use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::platform::telemetry::{correlation, traces};
 
@@ -109,12 +110,25 @@ pub struct Problem {
     detail: Option<Cow<'static, str>>,
     errors: Vec<FieldError>,
     retry_after_seconds: Option<u64>,
+    denial: Option<Denial>,
+}
+
+/// Says that a problem is a refused permission. It travels with the response, as an extension, to the one layer
+/// that counts and audits refusals.
+#[derive(Debug, Clone, Copy)]
+pub struct Denial {
+    /// Why, for `authorization_denials_total{reason}`.
+    pub reason: &'static str,
+    /// The table of what was asked for, where there is one.
+    pub resource: &'static str,
+    /// Its id.
+    pub record_id: Option<Uuid>,
 }
 
 impl Problem {
     /// A problem of this kind, without more to say.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, detail: None, errors: Vec::new(), retry_after_seconds: None }
+        Self { kind, detail: None, errors: Vec::new(), retry_after_seconds: None, denial: None }
     }
 
     /// Says what was special about this occurrence. It is shown to the caller.
@@ -146,9 +160,27 @@ impl Problem {
         Self { errors, ..Self::new(INVALID) }
     }
 
-    /// 404: nothing here, or nothing of yours. The two are not told apart.
+    /// 404: nothing here.
     pub fn not_found() -> Self {
         Self::new(NOT_FOUND)
+    }
+
+    /// 404: no such record, or one that is somebody else's. The two are told apart neither by the answer nor by
+    /// its time: both are audited as a refusal.
+    pub fn not_yours(resource: &'static str, id: Uuid) -> Self {
+        Self::not_found().denied(Denial { reason: "not_owner", resource, record_id: Some(id) })
+    }
+
+    /// 403: the caller's role does not allow it.
+    pub fn forbidden() -> Self {
+        Self::new(FORBIDDEN).denied(Denial { reason: "role", resource: "routes", record_id: None })
+    }
+
+    /// Marks the problem as a refused permission.
+    #[must_use]
+    pub fn denied(mut self, denial: Denial) -> Self {
+        self.denial = Some(denial);
+        self
     }
 
     /// 409: the present state does not allow it.
@@ -226,6 +258,9 @@ impl IntoResponse for Problem {
         }
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(denial) = self.denial {
+            response.extensions_mut().insert(denial);
         }
         response
     }

@@ -23,7 +23,7 @@ tokio::task_local! {
 pub struct CorrelationId(Arc<str>);
 
 impl CorrelationId {
-    /// A new one (UUIDv7).
+    /// A new one: a UUID, version 7.
     pub fn generate() -> Self {
         Self(Uuid::now_v7().to_string().into())
     }
@@ -133,4 +133,31 @@ pub fn current() -> Option<Context> {
 /// The present correlation id, or a new one outside of any context.
 pub fn current_id() -> CorrelationId {
     CURRENT.try_with(|context| context.correlation_id().clone()).unwrap_or_else(|_| CorrelationId::generate())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_correlation_id_is_short_and_plain() {
+        let longest = "x".repeat(128);
+        for id in ["a", "order-7_B.2", &longest, CorrelationId::generate().as_str()] {
+            assert_eq!(CorrelationId::parse(id).map(|id| id.to_string()).as_deref(), Some(id));
+        }
+        let too_long = "x".repeat(129);
+        for id in ["", " ", "a b", "a\nb", "ä", "{}", "a\"", "a/b", "a\u{1b}[0m", &too_long] {
+            assert_eq!(CorrelationId::parse(id), None, "{id:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_context_is_there_for_its_own_task_only() {
+        let context = Context::for_work(CorrelationId::generate());
+        let id = context.correlation_id().clone();
+        let seen = context
+            .scope(async { (current_id(), tokio::spawn(async { current().is_none() }).await.unwrap()) });
+        assert_eq!(seen.await, (id, true));
+        assert!(current().is_none());
+    }
 }

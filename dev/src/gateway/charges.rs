@@ -1,0 +1,169 @@
+//! Charges and refunds as the API tells them, and what each test payment method does.
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What a client asks for with `POST /v1/charges`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChargeRequest {
+    pub(super) amount: i64,
+    pub(super) currency: String,
+    pub(super) payment_method: PaymentMethod,
+    pub(super) reference: Uuid,
+}
+
+impl ChargeRequest {
+    /// What is wrong with it, if anything.
+    pub(super) fn mistake(&self) -> Option<&'static str> {
+        if self.amount <= 0 {
+            return Some("amount must be positive, in minor units");
+        }
+        let iso_4217 =
+            self.currency.len() == 3 && self.currency.bytes().all(|byte| byte.is_ascii_uppercase());
+        (!iso_4217).then_some("currency must be three capital letters")
+    }
+}
+
+/// What a client asks for with `POST /v1/charges/{id}/refunds`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RefundRequest {
+    pub(super) amount: i64,
+    pub(super) reference: Uuid,
+}
+
+impl RefundRequest {
+    /// What is wrong with it, if anything.
+    pub(super) fn mistake(&self) -> Option<&'static str> {
+        (self.amount <= 0).then_some("amount must be positive, in minor units")
+    }
+}
+
+/// An attempt to take money that came to an end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charge {
+    /// `ch_` and a `UUIDv7`.
+    pub id: String,
+    /// The client's payment.
+    pub reference: Uuid,
+    pub status: ChargeStatus,
+    /// Why it was declined.
+    pub decline_code: Option<DeclineCode>,
+    /// In minor units.
+    pub amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+}
+
+impl Charge {
+    pub(super) fn new(request: &ChargeRequest, decline_code: Option<DeclineCode>) -> Self {
+        Self {
+            id: format!("ch_{}", Uuid::now_v7().simple()),
+            reference: request.reference,
+            status: if decline_code.is_some() { ChargeStatus::Declined } else { ChargeStatus::Succeeded },
+            decline_code,
+            amount: request.amount,
+            currency: request.currency.clone(),
+        }
+    }
+}
+
+/// How a charge ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChargeStatus {
+    Succeeded,
+    Declined,
+}
+
+/// Why a charge was declined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeclineCode {
+    InsufficientFunds,
+    CardExpired,
+    FraudSuspected,
+    /// One of the many codes that a client does not know by name.
+    DoNotHonor,
+}
+
+/// An attempt to give money back that came to an end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refund {
+    /// `re_` and a `UUIDv7`.
+    pub id: String,
+    /// The client's refund.
+    pub reference: Uuid,
+    pub charge_id: String,
+    pub status: RefundStatus,
+    /// In minor units of the charge's currency.
+    pub amount: i64,
+}
+
+impl Refund {
+    pub(super) fn new(request: &RefundRequest, charge_id: &str, status: RefundStatus) -> Self {
+        Self {
+            id: format!("re_{}", Uuid::now_v7().simple()),
+            reference: request.reference,
+            charge_id: charge_id.to_owned(),
+            status,
+            amount: request.amount,
+        }
+    }
+}
+
+/// How a refund ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefundStatus {
+    Succeeded,
+    Failed,
+}
+
+/// The payment methods that the simulator knows. Any other one is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PaymentMethod {
+    #[serde(rename = "pm_card_ok")]
+    Ok,
+    #[serde(rename = "pm_card_declined")]
+    Declined,
+    #[serde(rename = "pm_card_expired")]
+    Expired,
+    #[serde(rename = "pm_card_fraud")]
+    Fraud,
+    /// Charged at once and answered after 30 seconds.
+    #[serde(rename = "pm_card_slow")]
+    Slow,
+    /// Charged and never answered, however often it is sent.
+    #[serde(rename = "pm_card_timeout")]
+    Timeout,
+    /// 500 and not charged, for the first three requests under a key.
+    #[serde(rename = "pm_card_error")]
+    Error,
+    /// Charged, and answered with a 500 however often it is sent.
+    #[serde(rename = "pm_card_error_after_charge")]
+    ErrorAfterCharge,
+    /// The first, third, fifth … request under a key is a 503. Nothing is charged before the second.
+    #[serde(rename = "pm_card_flaky")]
+    Flaky,
+}
+
+impl PaymentMethod {
+    /// The status with which the `nth` request under a key (from 1) is turned away before anything is done.
+    pub(super) fn turns_away(self, nth: u32) -> Option<u16> {
+        match self {
+            Self::Error if nth <= 3 => Some(500),
+            Self::Flaky if nth % 2 == 1 => Some(503),
+            _ => None,
+        }
+    }
+
+    pub(super) fn decline_code(self) -> Option<DeclineCode> {
+        match self {
+            Self::Declined => Some(DeclineCode::InsufficientFunds),
+            Self::Expired => Some(DeclineCode::CardExpired),
+            Self::Fraud => Some(DeclineCode::FraudSuspected),
+            _ => None,
+        }
+    }
+}

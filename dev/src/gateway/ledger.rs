@@ -1,0 +1,159 @@
+//! What the gateway has done: charges and refunds, in memory and, line by line, in a file.
+//!
+//! A line is written and flushed to the disk before its charge is answered. So after a restart, `kill -9`
+//! included, the gateway knows every charge that anybody was ever told about.
+use std::{
+    collections::BTreeSet,
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::PathBuf,
+};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    Error,
+    books::Asked,
+    charges::{Charge, ChargeStatus, Refund, RefundStatus},
+};
+
+/// Every charge and refund, in the order in which they were made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    pub charges: Vec<Charge>,
+    pub refunds: Vec<Refund>,
+}
+
+/// The ledger in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub charges_succeeded: usize,
+    pub charges_declined: usize,
+    /// Distinct payments with a charge that succeeded: fewer than `charges_succeeded` means that somebody paid
+    /// twice.
+    pub payments_charged: usize,
+    pub refunds_succeeded: usize,
+    pub refunds_failed: usize,
+    /// Distinct refunds of the client that succeeded.
+    pub refunds_made: usize,
+}
+
+impl Ledger {
+    /// The charges for a payment.
+    pub fn charges_for(&self, reference: Uuid) -> impl Iterator<Item = &Charge> {
+        self.charges.iter().filter(move |charge| charge.reference == reference)
+    }
+
+    /// The refunds for a refund of the client.
+    pub fn refunds_for(&self, reference: Uuid) -> impl Iterator<Item = &Refund> {
+        self.refunds.iter().filter(move |refund| refund.reference == reference)
+    }
+
+    pub fn counts(&self) -> Counts {
+        let charged = || self.charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded);
+        let refunded = || self.refunds.iter().filter(|refund| refund.status == RefundStatus::Succeeded);
+        Counts {
+            charges_succeeded: charged().count(),
+            charges_declined: self.charges.len() - charged().count(),
+            payments_charged: charged().map(|charge| charge.reference).collect::<BTreeSet<_>>().len(),
+            refunds_succeeded: refunded().count(),
+            refunds_failed: self.refunds.len() - refunded().count(),
+            refunds_made: refunded().map(|refund| refund.reference).collect::<BTreeSet<_>>().len(),
+        }
+    }
+
+    pub(super) fn enter(&mut self, done: Done) {
+        match done {
+            Done::Charge(charge) => self.charges.push(charge),
+            Done::Refund(refund) => self.refunds.push(refund),
+        }
+    }
+
+    pub(super) fn charge(&self, id: &str) -> Option<&Charge> {
+        self.charges.iter().find(|charge| charge.id == id)
+    }
+
+    /// What has been given back of a charge.
+    pub(super) fn refunded_amount(&self, charge_id: &str) -> i64 {
+        self.refunds
+            .iter()
+            .filter(|refund| refund.charge_id == charge_id && refund.status == RefundStatus::Succeeded)
+            .map(|refund| refund.amount)
+            .sum()
+    }
+}
+
+/// One line of the ledger's file: what was done, and under which key. Keys outlive a restart too, or a client
+/// that sends its charge again would be charged again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub(super) at: DateTime<Utc>,
+    /// Absent where nobody asked.
+    pub(super) asked: Option<Asked>,
+    pub(super) done: Done,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Done {
+    Charge(Charge),
+    Refund(Refund),
+}
+
+/// The ledger's file.
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    /// What it held when it was opened.
+    entries: Vec<Entry>,
+}
+
+impl Journal {
+    /// Opens or makes the file. A last line without its end was being written when the process died: nobody
+    /// was told about it, so it is dropped. Any other damage is an error.
+    pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
+        match Self::read(&path) {
+            Ok((file, text)) => {
+                let mut entries = Vec::new();
+                for (index, line) in text.lines().enumerate() {
+                    entries.push(serde_json::from_str(line).map_err(|source| Error::LedgerLine {
+                        path: path.clone(),
+                        line: index + 1,
+                        source,
+                    })?);
+                }
+                Ok(Self { path, file, entries })
+            }
+            Err(source) => Err(Error::LedgerFile { path, source }),
+        }
+    }
+
+    fn read(path: &PathBuf) -> io::Result<(File, String)> {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        bytes.truncate(whole);
+        file.set_len(whole as u64)?;
+        file.seek(SeekFrom::End(0))?;
+        let text =
+            String::from_utf8(bytes).map_err(|source| io::Error::new(io::ErrorKind::InvalidData, source))?;
+        Ok((file, text))
+    }
+
+    pub(super) fn take_entries(&mut self) -> Vec<Entry> {
+        std::mem::take(&mut self.entries)
+    }
+
+    pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Error> {
+        let mut line = serde_json::to_string(entry)?;
+        line.push('\n');
+        self.file
+            .write_all(line.as_bytes())
+            .and_then(|()| self.file.sync_data())
+            .map_err(|source| Error::LedgerFile { path: self.path.clone(), source })
+    }
+}

@@ -1,0 +1,177 @@
+//! Events: signed as Standard Webhooks (<https://www.standardwebhooks.com>), and delivered at least once or, as
+//! it is with webhooks, after a while not at all.
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use uuid::Uuid;
+
+use super::{
+    Error, Gateway,
+    charges::{Charge, ChargeStatus, Refund, RefundStatus},
+    faults::Webhooks,
+    lock, stopped,
+};
+
+/// For one attempt.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Deliveries side by side. Late events wait in one of these places too, hence so many.
+const AT_ONCE: usize = 512;
+
+/// Something that the gateway tells by webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// `msg_` and a `UUIDv7`; the same for every delivery of the same event.
+    pub id: String,
+    /// Of the call that caused it.
+    pub correlation_id: Option<String>,
+    /// The JSON that is sent and signed.
+    pub body: String,
+}
+
+#[derive(Serialize)]
+struct Body<'a, T> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    timestamp: String,
+    data: &'a T,
+}
+
+impl Event {
+    /// An event of this type (`charge.succeeded` …) about a charge, a refund or anything else.
+    pub fn new(kind: &str, data: &impl Serialize) -> Result<Self, Error> {
+        let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
+        Ok(Self {
+            id: format!("msg_{}", Uuid::now_v7().simple()),
+            correlation_id: None,
+            body: serde_json::to_string(&Body { kind, timestamp, data })?,
+        })
+    }
+
+    /// The event that tells of a charge.
+    pub fn of_charge(charge: &Charge) -> Result<Self, Error> {
+        let kind = match charge.status {
+            ChargeStatus::Succeeded => "charge.succeeded",
+            ChargeStatus::Declined => "charge.declined",
+        };
+        Self::new(kind, charge)
+    }
+
+    /// The event that tells of a refund.
+    pub fn of_refund(refund: &Refund) -> Result<Self, Error> {
+        let kind = match refund.status {
+            RefundStatus::Succeeded => "refund.succeeded",
+            RefundStatus::Failed => "refund.failed",
+        };
+        Self::new(kind, refund)
+    }
+
+    /// The same, caused by the call with this correlation id.
+    #[must_use]
+    pub fn caused_by(self, correlation_id: Option<String>) -> Self {
+        Self { correlation_id, ..self }
+    }
+}
+
+/// An attempt to deliver an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    pub event_id: String,
+    pub at: DateTime<Utc>,
+    /// What the receiver answered, if it did.
+    pub status: Option<u16>,
+}
+
+impl Delivery {
+    /// Whether the receiver has taken the event.
+    pub fn succeeded(&self) -> bool {
+        self.status.is_some_and(|status| (200..300).contains(&status))
+    }
+}
+
+/// An event that waits for its time.
+pub(super) struct Queued {
+    event: Event,
+    due: Instant,
+}
+
+/// Queues an event as the faults of the moment have it.
+pub(super) fn tell(gateway: &Gateway, event: Event) {
+    let timings = &gateway.timings;
+    let delays = match gateway.faults.borrow().webhooks {
+        Webhooks::Normal => vec![timings.webhook_delay],
+        Webhooks::Late => vec![timings.webhook_lateness],
+        Webhooks::Twice => vec![timings.webhook_delay, timings.webhook_delay * 2],
+        Webhooks::Never => vec![],
+    };
+    for delay in delays {
+        let _ = gateway.queue.try_send(Queued { event: event.clone(), due: Instant::now() + delay });
+    }
+    lock(&gateway.events).push(event);
+    gateway.happened();
+}
+
+/// Delivers what is queued until `stop` says so; what is still queued then is lost.
+pub(super) async fn run(
+    gateway: Arc<Gateway>,
+    mut queued: mpsc::Receiver<Queued>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut deliveries = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stopped(&mut stop) => break,
+            Some(_) = deliveries.join_next() => {}
+            Some(next) = queued.recv(), if deliveries.len() < AT_ONCE => {
+                deliveries.spawn(deliver_with_patience(Arc::clone(&gateway), next));
+            }
+        }
+    }
+    deliveries.shutdown().await;
+}
+
+async fn deliver_with_patience(gateway: Arc<Gateway>, Queued { event, due }: Queued) {
+    tokio::time::sleep_until(due.into()).await;
+    let mut pause = gateway.timings.webhook_backoff;
+    for attempt in 1..=gateway.timings.webhook_attempts {
+        match deliver(&gateway, &event).await {
+            Ok(status) if (200..300).contains(&status) => return,
+            _ if attempt == gateway.timings.webhook_attempts => return,
+            _ => tokio::time::sleep(pause).await,
+        }
+        pause *= 2;
+    }
+}
+
+/// One attempt at an event; says what the receiver answered.
+pub(super) async fn deliver(gateway: &Gateway, event: &Event) -> Result<u16, Error> {
+    let url = lock(&gateway.webhook_url).clone().ok_or(Error::NoWebhookUrl)?;
+    let now = Utc::now();
+    let signature =
+        gateway.signer.sign(&event.id, now.timestamp(), event.body.as_bytes()).map_err(Error::Signing)?;
+    let mut request = gateway
+        .client
+        .post(url)
+        .header("content-type", "application/json")
+        .header(HEADER_WEBHOOK_ID, &event.id)
+        .header(HEADER_WEBHOOK_TIMESTAMP, now.timestamp())
+        .header(HEADER_WEBHOOK_SIGNATURE, signature)
+        .body(event.body.clone());
+    if let Some(id) = &event.correlation_id {
+        request = request.header("x-correlation-id", id);
+    }
+    let answer = request.send().await.map(|response| response.status().as_u16());
+    let delivery = Delivery { event_id: event.id.clone(), at: now, status: answer.as_ref().ok().copied() };
+    lock(&gateway.deliveries).push(delivery);
+    gateway.happened();
+    Ok(answer?)
+}

@@ -1,0 +1,149 @@
+-- The audit trail: who did what, when, to what, from where, and with which result (NIST SP 800-53 AU-3).
+--
+-- It is append-only, and a hole in the service must not change that. So the service's role may insert some
+-- columns and read; triggers refuse the rest to everybody, the owner included. What says where an event
+-- stands in time (`recorded_at`, `sequence`, `xact_id`) is filled in by the database and cannot be inserted:
+-- nobody writes an event into the past.
+--
+-- Partitions by month, so that years of events leave as whole tables, never by DELETE.
+create sequence audit_event_sequence;
+
+create table audit_events (
+  id uuid not null,
+  -- The service's clock. `recorded_at` beside it is the database's.
+  "timestamp" timestamptz not null,
+  event_type text not null,
+  -- No foreign key: the trail outlives what it tells about.
+  user_id uuid,
+  role text,
+  resource text not null,
+  action text not null,
+  result text not null,
+  ip_address inet,
+  metadata jsonb not null default '{}',
+  correlation_id text,
+  request_id uuid,
+  trace_id text,
+  service_version text not null,
+  recorded_at timestamptz not null default now(),
+  sequence bigint not null default nextval('audit_event_sequence'),
+  -- Not the system column xmin, which is 32 bits wide and is frozen away.
+  xact_id xid8 not null default pg_current_xact_id(),
+  primary key (recorded_at, id),
+  constraint event_type_is_known check (
+    event_type in ('authentication', 'authorization', 'data_access', 'data_change', 'configuration', 'audit')
+  ),
+  constraint result_is_known check (result in ('success', 'failure', 'denied')),
+  constraint metadata_is_an_object check (jsonb_typeof(metadata) = 'object')
+) partition by range (recorded_at);
+
+create function refuse_audit_change() returns trigger
+language plpgsql
+as $$
+begin
+  raise exception 'the audit trail is append-only: % is refused', tg_op
+    using errcode = 'insufficient_privilege';
+end
+$$;
+
+create trigger audit_events_are_never_changed
+  before update or delete on audit_events
+  for each row execute function refuse_audit_change();
+
+create trigger audit_events_are_never_truncated
+  before truncate on audit_events
+  for each statement execute function refuse_audit_change();
+
+-- Catches what no month's partition takes. An event here means that partitions were not made in time.
+create table audit_events_default partition of audit_events default;
+
+-- TRUNCATE of a partition does not meet its parent's trigger: each partition has its own.
+create trigger audit_events_are_never_truncated
+  before truncate on audit_events_default
+  for each statement execute function refuse_audit_change();
+
+-- Makes this month's partition and the next three, and says how many were missing.
+--
+-- The service's role may not create tables, and an audited service would stop when the month turns; so this
+-- runs with its owner's rights. The fixed search_path keeps a caller from slipping in objects of its own.
+create function make_audit_partitions() returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  month timestamptz;
+  partition_name text;
+  made integer := 0;
+begin
+  perform pg_advisory_xact_lock(hashtext('public.make_audit_partitions'));
+  for month in
+    select generate_series(
+      date_trunc('month', now(), 'UTC'),
+      date_trunc('month', now(), 'UTC') + interval '3 months',
+      interval '1 month'
+    )
+  loop
+    partition_name := 'audit_events_' || to_char(month at time zone 'UTC', 'YYYY_MM');
+    if to_regclass('public.' || partition_name) is null then
+      execute format(
+        'create table public.%I partition of public.audit_events for values from (%L) to (%L)',
+        partition_name, month, (month at time zone 'UTC' + interval '1 month') at time zone 'UTC'
+      );
+      execute format(
+        'create trigger audit_events_are_never_truncated before truncate on public.%I
+           for each statement execute function public.refuse_audit_change()',
+        partition_name
+      );
+      made := made + 1;
+    end if;
+  end loop;
+  return made;
+end
+$$;
+
+select make_audit_partitions();
+
+create index audit_events_by_user on audit_events (user_id, recorded_at desc);
+create index audit_events_by_type on audit_events (event_type, recorded_at desc);
+
+-- Records one event, so that a statement of any module can do so within itself: a change and its audit
+-- event commit together or not at all. The event is one JSON object with the columns' names.
+--
+-- PL/pgSQL rather than SQL, because it keeps the plan of its statement between calls.
+create function record_audit_event(event jsonb) returns void
+language plpgsql
+as $$
+begin
+  insert into audit_events (
+    id, "timestamp", event_type, user_id, role, resource, action, result,
+    ip_address, metadata, correlation_id, request_id, trace_id, service_version
+  )
+  values (
+    (event ->> 'id')::uuid,
+    (event ->> 'timestamp')::timestamptz,
+    event ->> 'event_type',
+    (event ->> 'user_id')::uuid,
+    event ->> 'role',
+    event ->> 'resource',
+    event ->> 'action',
+    event ->> 'result',
+    (event ->> 'ip_address')::inet,
+    event -> 'metadata',
+    event ->> 'correlation_id',
+    (event ->> 'request_id')::uuid,
+    event ->> 'trace_id',
+    event ->> 'service_version'
+  );
+end
+$$;
+
+grant select on audit_events to app_runtime;
+grant insert (
+  id, "timestamp", event_type, user_id, role, resource, action, result,
+  ip_address, metadata, correlation_id, request_id, trace_id, service_version
+) on audit_events to app_runtime;
+grant usage on sequence audit_event_sequence to app_runtime;
+
+revoke execute on function make_audit_partitions() from public;
+grant execute on function make_audit_partitions() to app_runtime;

@@ -1,0 +1,50 @@
+-- Users, their sessions, and the attempts to become one of them.
+create table users (
+  id uuid primary key,
+  -- Stored in lower case: two people never share an address that differs in case only.
+  email text not null,
+  name text not null,
+  -- A PHC string (argon2id): it carries its own parameters, so they can be raised later.
+  password_hash text not null,
+  role text not null,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  constraint email_is_taken_once unique (email),
+  constraint email_is_lower_case check (email = lower(email)),
+  constraint role_is_known check (role in ('customer', 'support', 'auditor', 'admin'))
+);
+
+create table sessions (
+  id uuid primary key,
+  user_id uuid not null references users (id) on delete cascade,
+  -- SHA-256 of the token. The token has 256 random bits, so no salt and no slow hash is needed, and a copy
+  -- of this table opens no session.
+  token_hash bytea not null,
+  created_at timestamptz not null default now(),
+  expires_at timestamptz not null,
+  constraint token_is_used_once unique (token_hash),
+  constraint session_ends_after_it_begins check (expires_at > created_at)
+);
+
+create index sessions_by_user on sessions (user_id);
+create index sessions_by_expiry on sessions (expires_at);
+
+-- Failed logins (NIST SP 800-53 AC-7), counted before the password is looked at: for an account from one
+-- address, and for the account alone (`*`) with a higher ceiling, so that a stranger's bad tries do not lock
+-- somebody out of their own account. Unknown accounts are counted like known ones, or the difference would
+-- tell which exist; hence a hash of the address in place of a foreign key.
+create table login_attempts (
+  account bytea not null,
+  address text not null,
+  attempts integer not null,
+  expires_at timestamptz not null,
+  primary key (account, address),
+  constraint attempts_are_counted_from_one check (attempts >= 1)
+);
+
+create index login_attempts_by_expiry on login_attempts (expires_at);
+
+grant select, insert on users to app_runtime;
+grant update (password_hash, updated_at) on users to app_runtime;
+grant select, insert, delete on sessions to app_runtime;
+grant select, insert, update, delete on login_attempts to app_runtime;

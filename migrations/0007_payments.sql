@@ -1,0 +1,153 @@
+-- Payments and refunds: what was asked of the payment gateway, and what it is certain to have done.
+--
+-- A payment is written as `processing` before the gateway is called, and leaves that state only by something
+-- certain. Its id is the idempotency key and the reference at the gateway, so a charge can always be found
+-- again, and asking twice charges once.
+create table payments (
+  id uuid primary key,
+  order_id uuid not null,
+  status text not null default 'processing',
+  amount bigint not null,
+  currency text not null,
+  refunded_amount bigint not null default 0,
+  -- Refunds that succeeded or may yet: what is left to refund is `amount - refund_reserved_amount`.
+  refund_reserved_amount bigint not null default 0,
+  failure_reason text,
+  -- Byte for byte what is sent, also when it is sent again: the gateway refuses another body under one key.
+  gateway_request text not null,
+  gateway_charge_id text,
+  -- Sends of the charge, counted and committed before each. Only the answer to the first, if it is the only
+  -- one, may say "never charged".
+  attempts integer not null default 1,
+  first_sent_at timestamptz not null default now(),
+  -- Who holds the lease talks to the gateway; afterwards recovery takes its turn. It spreads the work. The
+  -- money is safe without it.
+  lease_expires_at timestamptz,
+  -- Set when an outcome stayed unknown for so long that a person must look. It slows the asking and never
+  -- ends it.
+  parked_at timestamptz,
+  -- What the request that began this ran under, so that recovery and webhooks can be followed back to it.
+  correlation_id text not null,
+  trace_parent text,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  settled_at timestamptz,
+  -- A payment cannot be of another amount or currency than its order.
+  constraint payment_agrees_with_its_order foreign key (order_id, amount, currency)
+    references orders (id, total_amount, currency),
+  constraint a_charge_settles_one_payment unique (gateway_charge_id),
+  constraint payment_status_is_known check (
+    status in ('processing', 'succeeded', 'declined', 'failed', 'partially_refunded', 'refunded')
+  ),
+  constraint refunds_never_exceed_the_payment check (
+    0 <= refunded_amount and refunded_amount <= refund_reserved_amount and refund_reserved_amount <= amount
+  ),
+  constraint only_money_taken_is_given_back check (
+    refund_reserved_amount = 0 or status in ('succeeded', 'partially_refunded', 'refunded')
+  ),
+  constraint refund_status_follows_the_amount check (
+    case status
+      when 'refunded' then refunded_amount = amount
+      when 'partially_refunded' then refunded_amount > 0 and refunded_amount < amount
+      else refunded_amount = 0
+    end
+  ),
+  constraint money_taken_has_a_charge check (
+    status in ('processing', 'declined', 'failed') or gateway_charge_id is not null
+  ),
+  constraint a_refusal_has_a_reason check ((status in ('declined', 'failed')) = (failure_reason is not null)),
+  constraint a_settled_payment_says_when check ((status = 'processing') = (settled_at is null)),
+  constraint attempts_are_counted check (attempts >= 1)
+);
+
+create unique index one_live_payment_per_order on payments (order_id) where status not in ('declined', 'failed');
+create index payments_of_order on payments (order_id);
+create index payments_processing on payments (lease_expires_at) where status = 'processing';
+
+-- Deferred, because the order points at the payment in the statement that makes it.
+alter table orders
+  add constraint live_payment_exists foreign key (live_payment_id) references payments (id)
+  deferrable initially deferred;
+
+create table refunds (
+  id uuid primary key,
+  payment_id uuid not null references payments (id),
+  status text not null default 'processing',
+  amount bigint not null,
+  reason text,
+  failure_reason text,
+  gateway_request text not null,
+  gateway_refund_id text,
+  attempts integer not null default 1,
+  first_sent_at timestamptz not null default now(),
+  lease_expires_at timestamptz,
+  parked_at timestamptz,
+  correlation_id text not null,
+  trace_parent text,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  settled_at timestamptz,
+  constraint a_gateway_refund_settles_one_refund unique (gateway_refund_id),
+  constraint refund_status_is_known check (status in ('processing', 'succeeded', 'failed')),
+  constraint refund_amount_is_positive check (amount > 0),
+  constraint a_settled_refund_says_when check ((status = 'processing') = (settled_at is null)),
+  constraint a_failed_refund_has_a_reason check ((status = 'failed') = (failure_reason is not null)),
+  constraint money_given_back_has_a_refund check (status <> 'succeeded' or gateway_refund_id is not null),
+  constraint refund_attempts_are_counted check (attempts >= 1)
+);
+
+create index refunds_of_payment on refunds (payment_id);
+create index refunds_processing on refunds (lease_expires_at) where status = 'processing';
+
+-- The twin of `PaymentStatus::may_become` in src/payments/model.rs.
+create function check_payment_status() returns trigger
+language plpgsql
+as $$
+begin
+  if (old.status, new.status) in (
+    ('processing', 'succeeded'),
+    ('processing', 'declined'),
+    ('processing', 'failed'),
+    ('succeeded', 'partially_refunded'),
+    ('succeeded', 'refunded'),
+    ('partially_refunded', 'refunded')
+  ) then
+    return new;
+  end if;
+  raise exception 'a payment cannot go from % to %', old.status, new.status
+    using errcode = 'check_violation', constraint = 'payment_status_moves_forward';
+end
+$$;
+
+create trigger payment_status_moves_forward
+  before update of status on payments
+  for each row when (old.status <> new.status)
+  execute function check_payment_status();
+
+create function check_refund_status() returns trigger
+language plpgsql
+as $$
+begin
+  if old.status = 'processing' then
+    return new;
+  end if;
+  raise exception 'a refund cannot go from % to %', old.status, new.status
+    using errcode = 'check_violation', constraint = 'refund_status_moves_forward';
+end
+$$;
+
+create trigger refund_status_moves_forward
+  before update of status on refunds
+  for each row when (old.status <> new.status)
+  execute function check_refund_status();
+
+-- No update of amounts, requests or references, and no delete: what was asked stays what was asked.
+grant select, insert on payments to app_runtime;
+grant update (
+  status, refunded_amount, refund_reserved_amount, failure_reason, gateway_charge_id, attempts,
+  lease_expires_at, parked_at, updated_at, settled_at
+) on payments to app_runtime;
+grant select, insert on refunds to app_runtime;
+grant update (
+  status, failure_reason, gateway_refund_id, attempts, lease_expires_at, parked_at, updated_at, settled_at
+) on refunds to app_runtime;

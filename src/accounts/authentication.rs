@@ -1,0 +1,93 @@
+//! The authentication layer: token in, [`Caller`] out. And, on the way back, every refused permission is counted
+//! and audited here, so that no handler can forget it.
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use uuid::Uuid;
+
+use super::{
+    metrics::{AUTHENTICATION_FAILURES, AUTHORIZATION_DENIALS},
+    sessions,
+};
+use crate::platform::{
+    audit::{self, Event, EventResult, EventType},
+    database::Database,
+    http::{
+        limits::RateLimiter,
+        problem::{Denial, Problem, TOO_MANY_REQUESTS, UNAUTHENTICATED},
+    },
+    identity::Caller,
+    telemetry::correlation::{self, User},
+};
+
+/// What the layer works with. Cheap to clone.
+#[derive(Clone)]
+pub struct Authentication {
+    database: Database,
+    by_caller: Arc<RateLimiter<Uuid>>,
+}
+
+impl Authentication {
+    /// Authenticates against `database`, and lets each caller send so many requests a second.
+    pub fn new(database: Database, requests_per_second: u32) -> Self {
+        Self { database, by_caller: Arc::new(RateLimiter::per_second(requests_per_second)) }
+    }
+
+    /// Forgets the callers that have been quiet, so that their number stays bounded.
+    pub fn forget_quiet(&self) {
+        self.by_caller.forget_quiet();
+    }
+}
+
+/// Finds out who calls. A request without a token goes on without a caller, since some routes are for anyone; one
+/// with a token that is not valid is refused, whatever the route (RFC 6750, section 3.1).
+pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
+    if let Some(token) = bearer_token(request.headers()) {
+        let caller = match sessions::caller(&layer.database, token).await {
+            Ok(Some(caller)) => caller,
+            Ok(None) => {
+                AUTHENTICATION_FAILURES.with_label_values(&["bad_token"]).inc();
+                return Problem::new(UNAUTHENTICATED)
+                    .detail("The session is not known, or its time is over.")
+                    .into_response();
+            }
+            Err(error) => return Problem::from(error).into_response(),
+        };
+        if let Some(context) = correlation::current() {
+            context.identify(User { id: caller.user_id, role: caller.role.as_str() });
+        }
+        if let Err(seconds) = layer.by_caller.check(&caller.user_id) {
+            return Problem::new(TOO_MANY_REQUESTS).retry_after(seconds).into_response();
+        }
+        request.extensions_mut().insert::<Caller>(caller);
+    }
+    let response = next.run(request).await;
+    if let Some(denial) = response.extensions().get::<Denial>() {
+        record_denial(&layer.database, *denial).await;
+    }
+    response
+}
+
+/// The refusal stands whether or not it could be written; a failure to write is counted and logged.
+async fn record_denial(database: &Database, denial: Denial) {
+    AUTHORIZATION_DENIALS.with_label_values(&[denial.reason]).inc();
+    let event = Event::new(EventType::Authorization, denial.resource, "access", EventResult::Denied)
+        .with("reason", denial.reason)
+        .records(denial.record_id);
+    if let Err(error) = audit::record(database, event).await {
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "a refused permission could not be audited"
+        );
+    }
+}
+
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}

@@ -1,0 +1,54 @@
+//! Users, their sessions, and who is calling.
+//!
+//! The rules: a password is seen by [`passwords`] alone; a token exists in the clear in one response and nowhere
+//! else; nothing that a stranger can send tells whether an account exists, neither by its answer nor by its time.
+mod attempts;
+mod authentication;
+mod metrics;
+mod model;
+mod passwords;
+mod routes;
+mod sessions;
+mod users;
+
+use crate::{
+    config,
+    platform::{database::Database, http::limits::RateLimiter},
+};
+
+pub use self::attempts::sweep as sweep_attempts;
+pub use self::authentication::{Authentication, authenticate};
+pub use self::metrics::initialise as initialise_metrics;
+pub use self::model::{Email, NewUser, Password, User};
+pub use self::passwords::Passwords;
+pub use self::routes::routes;
+pub use self::sessions::sweep as sweep_sessions;
+pub use self::users::{CreateError, create as create_user};
+
+/// What the routes of accounts work with. Cheap to clone.
+#[derive(Clone)]
+pub struct Accounts {
+    database: Database,
+    passwords: Passwords,
+    session_ttl: std::time::Duration,
+    lockout: attempts::Lockout,
+    by_address: std::sync::Arc<RateLimiter<std::net::IpAddr>>,
+}
+
+impl Accounts {
+    /// Accounts in `database`, under these settings.
+    pub fn new(database: Database, settings: &config::Accounts) -> Self {
+        Self {
+            database,
+            passwords: Passwords::new(settings),
+            session_ttl: settings.session_ttl,
+            lockout: attempts::Lockout::new(settings),
+            by_address: std::sync::Arc::new(RateLimiter::per_minute(settings.login_rate)),
+        }
+    }
+
+    /// Forgets the addresses that have been quiet, so that their number stays bounded.
+    pub fn forget_quiet(&self) {
+        self.by_address.forget_quiet();
+    }
+}

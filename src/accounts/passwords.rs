@@ -1,0 +1,108 @@
+//! Passwords: hashing and verifying them with argon2id (RFC 9106), in bounded blocking work.
+//!
+//! A hash takes tens of milliseconds and tens of megabytes, by design. So it never runs on the async threads, and
+//! only so many run at once: otherwise a burst of logins takes the memory and the processors from everybody else.
+//! Logging in and registering have permits of their own, so that neither keeps the other waiting.
+use std::{sync::Arc, thread::available_parallelism};
+
+use argon2::{
+    Algorithm, Argon2, Params, Version,
+    password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
+};
+use tokio::sync::Semaphore;
+
+use super::model::Password;
+use crate::{config, platform::http::problem::Problem};
+
+/// Hashes and verifies passwords. Cheap to clone.
+#[derive(Clone)]
+pub struct Passwords {
+    argon2: Argon2<'static>,
+    logins: Arc<Semaphore>,
+    registrations: Arc<Semaphore>,
+    /// The hash that is verified for accounts that do not exist, so that they take as long as those that do.
+    nobody: Arc<str>,
+}
+
+/// Why a password could not be hashed.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswordError {
+    /// The algorithm refused.
+    #[error("the password could not be hashed: {0}")]
+    Hash(#[from] argon2::password_hash::Error),
+    /// The hash in the database is not one.
+    #[error("the stored password hash cannot be read: {0}")]
+    Stored(argon2::password_hash::phc::Error),
+    /// The process is shutting down, or a thread panicked.
+    #[error("the work was abandoned")]
+    Abandoned,
+}
+
+impl From<PasswordError> for Problem {
+    fn from(error: PasswordError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl Passwords {
+    /// Hashes with the settings' parameters.
+    pub fn new(settings: &config::Accounts) -> Self {
+        let params = Params::new(
+            settings.argon2_memory_kib.get(),
+            settings.argon2_iterations.get(),
+            settings.argon2_parallelism.get(),
+            None,
+        );
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.unwrap_or_default());
+        let nobody = argon2.hash_password(b"nobody").map(|hash| hash.to_string()).unwrap_or_default();
+        let permits = available_parallelism().map_or(1, std::num::NonZero::get).max(2) / 2;
+        Self {
+            argon2,
+            logins: Arc::new(Semaphore::new(permits)),
+            registrations: Arc::new(Semaphore::new(permits)),
+            nobody: nobody.into(),
+        }
+    }
+
+    /// Hashes a new password.
+    ///
+    /// # Errors
+    /// When the algorithm refuses, or the process ends.
+    pub async fn hash(&self, password: &Password) -> Result<String, PasswordError> {
+        let (argon2, password) = (self.argon2.clone(), password.clone());
+        bounded(&self.registrations, move || {
+            Ok(argon2.hash_password(password.expose().as_bytes())?.to_string())
+        })
+        .await
+    }
+
+    /// Whether the password fits the hash. Without a hash (there is no such user) it takes as long, and does not.
+    ///
+    /// # Errors
+    /// When the hash cannot be read, or the process ends.
+    pub async fn verify(&self, password: &Password, hash: Option<String>) -> Result<bool, PasswordError> {
+        let (argon2, password, nobody) = (self.argon2.clone(), password.clone(), self.nobody.clone());
+        bounded(&self.logins, move || {
+            let exists = hash.is_some();
+            let hash = hash.as_deref().unwrap_or(&nobody);
+            let hash = PasswordHash::new(hash).map_err(PasswordError::Stored)?;
+            let fits = argon2.verify_password(password.expose().as_bytes(), &hash).is_ok();
+            Ok(fits && exists)
+        })
+        .await
+    }
+}
+
+async fn bounded<T: Send + 'static>(
+    permits: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
+) -> Result<T, PasswordError> {
+    let permit = permits.clone().acquire_owned().await.map_err(|_| PasswordError::Abandoned)?;
+    let done = tokio::task::spawn_blocking(move || {
+        let result = work();
+        // Held to the end of the work itself: who waits for it may be gone long before.
+        drop(permit);
+        result
+    });
+    done.await.map_err(|_| PasswordError::Abandoned)?
+}

@@ -1,0 +1,127 @@
+//! The sessions table. A token has 256 random bits and is stored as its SHA-256.
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
+use rand::{TryRng, rngs::SysRng};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{model::User, users::role};
+use crate::platform::{
+    audit::{Event, EventResult, EventType},
+    database::{Database, observe},
+    http::problem::Problem,
+    identity::Caller,
+};
+
+/// What a client shows to be recognised.
+pub(super) struct Token(String);
+
+impl Token {
+    /// A new one, from the operating system's randomness.
+    pub(super) fn generate() -> Result<Self, Problem> {
+        let mut bytes = [0; 32];
+        SysRng.try_fill_bytes(&mut bytes).map_err(|error| Problem::internal(&error))?;
+        Ok(Self(URL_SAFE_NO_PAD.encode(bytes)))
+    }
+
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+
+    fn hash(&self) -> [u8; 32] {
+        hash(&self.0)
+    }
+}
+
+fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+/// Begins a session, and says so in the trail: a login that cannot be audited does not happen.
+pub(super) async fn begin(
+    database: &Database,
+    user: &User,
+    token: &Token,
+    ttl: std::time::Duration,
+) -> Result<DateTime<Utc>, sqlx::Error> {
+    let (id, token_hash) = (Uuid::now_v7(), token.hash());
+    let event = Event::new(EventType::Authentication, "sessions", "login", EventResult::Success)
+        .by(user.id, user.role.as_str())
+        .records([id]);
+    let statement = sqlx::query!(
+        r#"
+        with begun as (
+          insert into sessions (id, user_id, token_hash, expires_at)
+          values ($1, $2, $3, now() + make_interval(secs => $4))
+          returning expires_at
+        )
+        select expires_at as "expires_at!", record_audit_event($5)
+        from begun
+        "#,
+        id,
+        user.id,
+        token_hash.as_slice(),
+        ttl.as_secs_f64(),
+        event.to_json(),
+    );
+    let mut connection = database.acquire().await?;
+    let begun = observe("sessions.insert", statement.fetch_one(&mut *connection)).await?;
+    event.mirror();
+    Ok(begun.expires_at)
+}
+
+/// Whose token this is, if it is anybody's and its time is not over.
+pub(super) async fn caller(database: &Database, token: &str) -> Result<Option<Caller>, sqlx::Error> {
+    let token_hash = hash(token);
+    let statement = sqlx::query!(
+        r#"
+        select sessions.id, sessions.user_id, users.role
+        from sessions
+        join users on users.id = sessions.user_id
+        where sessions.token_hash = $1 and sessions.expires_at > now()
+        "#,
+        token_hash.as_slice(),
+    );
+    let mut connection = database.acquire().await?;
+    let row = observe("sessions.select", statement.fetch_optional(&mut *connection)).await?;
+    row.map(|row| Ok(Caller { user_id: row.user_id, role: role(&row.role)?, session_id: row.id })).transpose()
+}
+
+/// Ends a session.
+pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx::Error> {
+    let event = Event::new(EventType::Authentication, "sessions", "logout", EventResult::Success)
+        .records([caller.session_id]);
+    let statement = sqlx::query!(
+        r#"
+        with ended as (
+          delete from sessions where id = $1 returning id
+        )
+        select record_audit_event($2)
+        from ended
+        "#,
+        caller.session_id,
+        event.to_json(),
+    );
+    let mut connection = database.acquire().await?;
+    if observe("sessions.delete", statement.fetch_optional(&mut *connection)).await?.is_some() {
+        event.mirror();
+    }
+    Ok(())
+}
+
+/// Deletes sessions whose time is over, a batch at a time; says how many.
+///
+/// # Errors
+/// The statement's.
+pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
+    let statement = sqlx::query!(
+        r#"
+        delete from sessions
+        where id in (
+          select id from sessions where expires_at < now() order by expires_at limit 1000
+        )
+        "#
+    );
+    let mut connection = database.acquire().await?;
+    Ok(observe("sessions.delete", statement.execute(&mut *connection)).await?.rows_affected())
+}

@@ -1,0 +1,154 @@
+//! The users table.
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::model::{Email, User};
+use crate::platform::{
+    audit::{self, Event},
+    database::{Database, observe, violated_constraint},
+    http::problem::Problem,
+    identity::Role,
+};
+
+/// Why a user was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// Somebody else has the address.
+    #[error("there is already a user with this e-mail address")]
+    EmailTaken,
+    /// The database refused, or is away.
+    #[error("the user could not be stored: {0}")]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<CreateError> for Problem {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::EmailTaken => Self::conflict("There is already a user with this e-mail address."),
+            CreateError::Database(error) => error.into(),
+        }
+    }
+}
+
+/// Stores a user, and that it was done.
+///
+/// # Errors
+/// When the address is taken, or the database cannot take it.
+pub async fn create(
+    database: &Database,
+    email: &Email,
+    name: &str,
+    password_hash: &str,
+    role: Role,
+) -> Result<User, CreateError> {
+    let id = Uuid::now_v7();
+    let event = Event::change("users", "create").records([id]).with("role", role.as_str());
+    let statement = sqlx::query!(
+        r#"
+        with created as (
+          insert into users (id, email, name, password_hash, role)
+          values ($1, $2, $3, $4, $5)
+          returning created_at
+        )
+        select created_at as "created_at!", record_audit_event($6)
+        from created
+        "#,
+        id,
+        email.as_str(),
+        name.trim(),
+        password_hash,
+        role.as_str(),
+        event.to_json(),
+    );
+    let mut connection = database.acquire().await?;
+    let created = observe("users.insert", statement.fetch_one(&mut *connection)).await.map_err(|error| {
+        match violated_constraint(&error) {
+            Some("email_is_taken_once") => CreateError::EmailTaken,
+            _ => CreateError::Database(error),
+        }
+    })?;
+    event.mirror();
+    let name = name.trim().to_owned();
+    Ok(User { id, email: email.as_str().to_owned(), name, role, created_at: created.created_at })
+}
+
+/// A user and what proves that it is them.
+pub(super) struct Known {
+    pub(super) user: User,
+    pub(super) password_hash: String,
+}
+
+/// Who has this address.
+pub(super) async fn by_email(database: &Database, email: &Email) -> Result<Option<Known>, sqlx::Error> {
+    let statement = sqlx::query!(
+        "select id, email, name, password_hash, role, created_at from users where email = $1",
+        email.as_str()
+    );
+    let mut connection = database.acquire().await?;
+    let row = observe("users.select", statement.fetch_optional(&mut *connection)).await?;
+    row.map(|row| {
+        let user = User {
+            id: row.id,
+            email: row.email,
+            name: row.name,
+            role: role(&row.role)?,
+            created_at: row.created_at,
+        };
+        Ok(Known { user, password_hash: row.password_hash })
+    })
+    .transpose()
+}
+
+/// Who has this id.
+pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<Known>, sqlx::Error> {
+    let statement =
+        sqlx::query!("select id, email, name, password_hash, role, created_at from users where id = $1", id);
+    let mut connection = database.acquire().await?;
+    let row = observe("users.select", statement.fetch_optional(&mut *connection)).await?;
+    row.map(|row| {
+        let user = User {
+            id: row.id,
+            email: row.email,
+            name: row.name,
+            role: role(&row.role)?,
+            created_at: row.created_at,
+        };
+        Ok(Known { user, password_hash: row.password_hash })
+    })
+    .transpose()
+}
+
+/// Changes a password and ends every session of the user, in one transaction.
+pub(super) async fn change_password(
+    database: &Database,
+    id: Uuid,
+    password_hash: &str,
+) -> Result<(), sqlx::Error> {
+    let mut transaction = database.begin().await?;
+    let recorded = update_password(&mut transaction, id, password_hash).await?;
+    transaction.commit().await?;
+    recorded.committed();
+    Ok(())
+}
+
+async fn update_password(
+    connection: &mut PgConnection,
+    id: Uuid,
+    password_hash: &str,
+) -> Result<audit::Recorded, sqlx::Error> {
+    let update = sqlx::query!(
+        "update users set password_hash = $2, updated_at = now() where id = $1",
+        id,
+        password_hash
+    );
+    observe("users.update", update.execute(&mut *connection)).await?;
+    let end = sqlx::query!("delete from sessions where user_id = $1", id);
+    let ended = observe("sessions.delete", end.execute(&mut *connection)).await?.rows_affected();
+    let event = Event::change("users", "change_password").records([id]).with("sessions_ended", ended);
+    audit::record_with(connection, event).await
+}
+
+/// A constraint keeps the column to these names; another one is a newer release's.
+pub(super) fn role(text: &str) -> Result<Role, sqlx::Error> {
+    Role::parse(text).ok_or_else(|| sqlx::Error::Decode(format!("unknown role {text:?}").into()))
+}

@@ -1,0 +1,117 @@
+//! The OpenAPI document: made from the handlers, and completed with what every route has in common.
+//!
+//! The refusals that come from the layers and the extractors follow from what a route is, so they are added here by
+//! rule rather than by hand at each handler, where one would be forgotten.
+use axum::http::{Method, StatusCode};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        OpenApi as Document, Ref, RefOr, Response, ResponseBuilder,
+        content::ContentBuilder,
+        path::Operation,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
+};
+
+use crate::{
+    accounts, catalog, orders, payments,
+    platform::http::{
+        observe,
+        problem::{FieldError, MEDIA_TYPE, ProblemBody},
+    },
+};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(description = "Orders and payments. Amounts are in minor units, times in RFC 3339 (UTC)."),
+    tags(
+        (name = "accounts", description = "Users and their sessions"),
+        (name = "catalog", description = "Products and their prices"),
+        (name = "orders", description = "What was ordered"),
+        (name = "payments", description = "Paying and refunding"),
+        (name = "gateway", description = "What the payment gateway tells"),
+    ),
+    components(schemas(ProblemBody, FieldError)),
+    modifiers(&Common)
+)]
+struct Base;
+
+struct Common;
+
+impl Modify for Common {
+    fn modify(&self, document: &mut Document) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("The token of a session: see POST /v1/sessions."))
+            .build();
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("session", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The document, without a service behind it.
+pub fn document() -> Document {
+    let mut document = Base::openapi();
+    document.merge(accounts::routes().into_openapi());
+    document.merge(catalog::routes().into_openapi());
+    document.merge(orders::routes().into_openapi());
+    document.merge(payments::routes().into_openapi());
+    for (path, item) in &mut document.paths.paths {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            add_refusals(path, operation);
+        }
+    }
+    document
+}
+
+/// Makes the metrics' series of every route exist from the first scrape.
+pub(super) fn expect_routes(document: &Document) {
+    for (path, item) in &document.paths.paths {
+        let operations = [
+            (Method::GET, &item.get),
+            (Method::POST, &item.post),
+            (Method::PUT, &item.put),
+            (Method::PATCH, &item.patch),
+            (Method::DELETE, &item.delete),
+        ];
+        for (method, operation) in operations {
+            let statuses = operation.iter().flat_map(|operation| operation.responses.responses.keys());
+            let successes = statuses.filter_map(|status| status.parse().ok()).filter(StatusCode::is_success);
+            successes.for_each(|success| observe::expect(&method, path, success));
+        }
+    }
+}
+
+fn add_refusals(path: &str, operation: &mut Operation) {
+    let has_body = operation.request_body.is_some();
+    let has_input =
+        has_body || operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty());
+    let needs_session = operation.security.as_ref().is_some_and(|security| !security.is_empty());
+    let refusals = [
+        (has_input, "400", "The request cannot be read"),
+        (true, "401", "The session is not valid"),
+        (needs_session, "403", "Your role does not allow this"),
+        (path.contains("{id}"), "404", "Not found, or not yours"),
+        (true, "406", "The service answers with JSON only"),
+        (has_body, "413", "The body is too large"),
+        (has_body, "415", "The body must be JSON"),
+        (has_body, "422", "The request is not valid, or its Idempotency-Key belongs to another one"),
+        (true, "429", "Too many requests: see Retry-After"),
+        (true, "500", "Something went wrong in the service"),
+        (true, "503", "The service cannot take the request now: see Retry-After"),
+        (true, "504", "The request took too long"),
+    ];
+    for (applies, status, description) in refusals {
+        if applies && !operation.responses.responses.contains_key(status) {
+            operation.responses.responses.insert(status.to_owned(), RefOr::T(problem(description)));
+        }
+    }
+}
+
+fn problem(description: &str) -> Response {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    ResponseBuilder::new().description(description).content(MEDIA_TYPE, content).build()
+}

@@ -1,0 +1,10 @@
+//! What orders count.
+use lazy_static::lazy_static;
+use prometheus::{IntCounter, register_int_counter};
+
+use crate::platform::telemetry::metrics::registered;
+
+lazy_static! {
+    pub(super) static ref ORDERS_CREATED: IntCounter =
+        registered(register_int_counter!("orders_created_total", "Orders that were placed"));
+}

@@ -1,0 +1,408 @@
+//! The client of the payment gateway.
+//!
+//! It says what the gateway answered, and above all what an answer does **not** say. Only a charge or refund
+//! object is an outcome. A timeout, a cut connection, a 5xx, a 429 and anything malformed leave it unknown.
+use std::{sync::Arc, time::Duration};
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::time::Instant;
+use tracing::Instrument;
+use url::Url;
+use uuid::Uuid;
+
+use super::metrics::GATEWAY_DURATION;
+use crate::{
+    config,
+    platform::{
+        resilience::{
+            breaker::{Breaker, Open, Permit},
+            retry::{Backoff, Budget},
+        },
+        telemetry::traces,
+    },
+};
+
+/// In `service` labels and in the breaker's name.
+pub const SERVICE: &str = "payment_gateway";
+
+/// No answer of the gateway is nearly as long. A longer one is not read.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// Between two attempts of one request.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+
+/// More attempts within one request are recovery's.
+const MOST_RETRIES: u32 = 3;
+
+/// A charge, in the gateway's words.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Charge {
+    /// The gateway's id.
+    pub id: String,
+    /// Our payment's.
+    pub reference: Uuid,
+    /// How it ended.
+    pub status: ChargeStatus,
+    /// Why the bank said no.
+    pub decline_code: Option<String>,
+    /// In minor units.
+    pub amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+}
+
+/// How a charge ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChargeStatus {
+    /// The money was taken.
+    Succeeded,
+    /// The bank said no.
+    Declined,
+}
+
+/// A refund, in the gateway's words.
+#[derive(Debug, Clone, Deserialize)]
+pub struct GatewayRefund {
+    /// The gateway's id.
+    pub id: String,
+    /// Our refund's.
+    pub reference: Uuid,
+    /// What it gives back.
+    pub charge_id: String,
+    /// How it ended.
+    pub status: GatewayRefundStatus,
+    /// In minor units.
+    pub amount: i64,
+}
+
+/// How a refund ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GatewayRefundStatus {
+    /// The money was given back.
+    Succeeded,
+    /// It was not.
+    Failed,
+}
+
+/// What sending something to the gateway came to.
+#[derive(Debug)]
+pub enum Sent<T> {
+    /// It answered with the object: this is certain.
+    Made(T),
+    /// It refused the request (4xx). Certain only if no earlier attempt went unanswered.
+    Refused(StatusCode),
+    /// It knows the key with another body (409). That must never happen, and says nothing about the outcome.
+    Conflict,
+    /// Nobody knows what happened.
+    Unknown(Unknown),
+}
+
+/// Why nobody knows what happened.
+#[derive(Debug, thiserror::Error)]
+pub enum Unknown {
+    /// There was no answer in time.
+    #[error("the gateway did not answer in time")]
+    TimedOut,
+    /// The connection failed, before or after the request was sent.
+    #[error("the connection to the gateway failed: {0}")]
+    Connection(#[source] reqwest::Error),
+    /// It answered with a status that promises nothing.
+    #[error("the gateway answered {status}")]
+    Status {
+        /// 5xx or 429.
+        status: StatusCode,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// It answered with something that is not what it should be.
+    #[error("the gateway's answer cannot be read: {0}")]
+    Malformed(String),
+    /// The breaker is open: it was not asked.
+    #[error("the gateway is not being asked at the moment")]
+    NotAsked,
+}
+
+impl Unknown {
+    /// When the gateway wants to be asked again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether it is the gateway's trouble, for the breaker: what it refuses or limits is not.
+    fn is_outage(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => status.is_server_error(),
+            Self::TimedOut | Self::Connection(_) | Self::Malformed(_) => true,
+            Self::NotAsked => false,
+        }
+    }
+}
+
+/// The client. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    client: reqwest::Client,
+    base: Url,
+    timeout: Duration,
+    breaker: Breaker,
+    budget: Budget,
+}
+
+impl Gateway {
+    /// A client for the gateway of these settings.
+    ///
+    /// # Errors
+    /// When the client cannot be set up, or the API key cannot stand in a header.
+    pub fn new(settings: &config::Payments, breaker: Breaker) -> Result<Self, GatewayError> {
+        let mut authorization =
+            HeaderValue::from_str(&format!("Bearer {}", settings.gateway_api_key.expose_secret()))
+                .map_err(|_| GatewayError::ApiKey)?;
+        authorization.set_sensitive(true);
+        let client = reqwest::Client::builder()
+            .default_headers(HeaderMap::from_iter([(header::AUTHORIZATION, authorization)]))
+            .connect_timeout(settings.gateway_timeout.min(Duration::from_secs(1)))
+            // A redirected charge would be sent somewhere that nobody configured.
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(GatewayError::Client)?;
+        let base = settings.gateway_url.clone();
+        let inner =
+            Inner { client, base, timeout: settings.gateway_timeout, breaker, budget: Budget::new(20, 10) };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// How long all attempts of one request may take together.
+    pub fn timeout(&self) -> Duration {
+        self.0.timeout
+    }
+
+    /// The breaker that every call goes through.
+    pub fn breaker(&self) -> &Breaker {
+        &self.0.breaker
+    }
+
+    /// Leave to begin something new; refused while the breaker is open.
+    ///
+    /// # Errors
+    /// When the gateway is known to be away; says when to come back.
+    pub fn admit(&self) -> Result<Permit, Open> {
+        self.0.budget.earn();
+        self.0.breaker.acquire()
+    }
+
+    /// How long to wait before asking again within one request, or `None` if it should not be asked again: there
+    /// were enough attempts, or too many of late (retries must not be what keeps a gateway down).
+    pub fn pause_before_retry(&self, attempts: i32, unknown: &Unknown) -> Option<Duration> {
+        let retry = u32::try_from(attempts).ok()?.checked_sub(1)?;
+        if retry >= MOST_RETRIES || !self.0.budget.spend() {
+            return None;
+        }
+        Some(unknown.retry_after().unwrap_or_default().max(BACKOFF.pause(retry)))
+    }
+
+    /// Sends a charge: exactly these bytes, under the payment's id as key.
+    pub async fn charge(&self, payment_id: Uuid, body: &str, permit: Permit, until: Instant) -> Sent<Charge> {
+        self.send(&["v1", "charges"], payment_id, body, permit, until).await
+    }
+
+    /// Sends a refund of a charge: exactly these bytes, under the refund's id as key.
+    pub async fn refund(
+        &self,
+        charge_id: &str,
+        refund_id: Uuid,
+        body: &str,
+        permit: Permit,
+        until: Instant,
+    ) -> Sent<GatewayRefund> {
+        self.send(&["v1", "charges", charge_id, "refunds"], refund_id, body, permit, until).await
+    }
+
+    /// The charges that the gateway has for a payment.
+    ///
+    /// # Errors
+    /// Whatever keeps us from knowing.
+    pub async fn charges(&self, payment_id: Uuid, until: Instant) -> Result<Vec<Charge>, Unknown> {
+        self.list("charges", payment_id, until).await
+    }
+
+    /// The refunds that the gateway has for one of ours.
+    ///
+    /// # Errors
+    /// Whatever keeps us from knowing.
+    pub async fn refunds(&self, refund_id: Uuid, until: Instant) -> Result<Vec<GatewayRefund>, Unknown> {
+        self.list("refunds", refund_id, until).await
+    }
+
+    /// Whether it answers, for readiness. It does not go through the breaker: a probe must not use up its trials.
+    ///
+    /// # Errors
+    /// Whatever keeps it from saying that it is well.
+    pub async fn is_well(&self) -> Result<(), Unknown> {
+        let url = self.url(&["healthz"]);
+        let response = self.0.client.get(url).timeout(self.0.timeout).send().await.map_err(from_reqwest)?;
+        if response.status().is_success() { Ok(()) } else { Err(status(&response)) }
+    }
+
+    /// Segment by segment, so that an id from outside cannot lead to another path.
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.0.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        url
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        key: Uuid,
+        body: &str,
+        permit: Permit,
+        until: Instant,
+    ) -> Sent<T> {
+        let request = self
+            .0
+            .client
+            .post(self.url(path))
+            .header("idempotency-key", key.to_string())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body.to_owned());
+        match self.call(request, "POST", permit, until).await {
+            Ok((status, body)) if status.is_success() => match serde_json::from_slice(&body) {
+                Ok(object) => Sent::Made(object),
+                Err(error) => Sent::Unknown(Unknown::Malformed(error.to_string())),
+            },
+            Ok((StatusCode::CONFLICT, _)) => Sent::Conflict,
+            Ok((status, _)) => Sent::Refused(status),
+            Err(unknown) => Sent::Unknown(unknown),
+        }
+    }
+
+    async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        reference: Uuid,
+        until: Instant,
+    ) -> Result<Vec<T>, Unknown> {
+        #[derive(Deserialize)]
+        struct List<T> {
+            data: Vec<T>,
+        }
+        let permit = self.0.breaker.acquire().map_err(|_| Unknown::NotAsked)?;
+        let mut url = self.url(&["v1", path]);
+        url.query_pairs_mut().append_pair("reference", &reference.to_string());
+        let (status, body) = self.call(self.0.client.get(url), "GET", permit, until).await?;
+        if !status.is_success() {
+            return Err(Unknown::Status { status, retry_after: None });
+        }
+        let list: List<T> =
+            serde_json::from_slice(&body).map_err(|error| Unknown::Malformed(error.to_string()))?;
+        Ok(list.data)
+    }
+
+    /// One call: with the trace and the correlation id on it, timed, and judged for the breaker.
+    async fn call(
+        &self,
+        request: reqwest::RequestBuilder,
+        method: &'static str,
+        permit: Permit,
+        until: Instant,
+    ) -> Result<(StatusCode, Vec<u8>), Unknown> {
+        let span = tracing::info_span!(
+            "gateway",
+            otel.name = method,
+            otel.kind = "client",
+            otel.status_code = tracing::field::Empty,
+            http.request.method = method,
+            http.response.status_code = tracing::field::Empty,
+            server.address = self.0.base.host_str(),
+            server.port = self.0.base.port_or_known_default(),
+            error.type = tracing::field::Empty,
+        );
+        let started = Instant::now();
+        let left = until.saturating_duration_since(started);
+        let answer = async {
+            let mut headers = HeaderMap::new();
+            traces::inject(&mut headers);
+            let answer = tokio::time::timeout(left, answer(request.headers(headers))).await;
+            answer.unwrap_or(Err(Unknown::TimedOut))
+        }
+        .instrument(span.clone())
+        .await;
+        let outcome = match &answer {
+            Ok((status, _)) if status.is_success() => "success",
+            Ok(_) => "refused",
+            Err(Unknown::TimedOut) => "timeout",
+            Err(_) => "error",
+        };
+        GATEWAY_DURATION.with_label_values(&[SERVICE, outcome]).observe(started.elapsed().as_secs_f64());
+        match &answer {
+            Ok((status, _)) => {
+                span.record("http.response.status_code", status.as_u16());
+                permit.succeeded();
+            }
+            Err(unknown) => {
+                span.record("otel.status_code", "ERROR");
+                span.record("error.type", outcome);
+                tracing::warn!(parent: &span, error = unknown as &dyn std::error::Error, "the gateway call has no certain outcome");
+                if unknown.is_outage() {
+                    permit.failed();
+                }
+            }
+        }
+        answer
+    }
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The API key cannot stand in a header.
+    #[error("GATEWAY_API_KEY has characters that cannot stand in a header")]
+    ApiKey,
+    /// The client cannot be set up.
+    #[error("the client of the payment gateway could not be set up: {0}")]
+    Client(#[source] reqwest::Error),
+}
+
+/// The status and the body, for statuses that say something; [`Unknown`] for those that promise nothing.
+async fn answer(request: reqwest::RequestBuilder) -> Result<(StatusCode, Vec<u8>), Unknown> {
+    let mut response = request.send().await.map_err(from_reqwest)?;
+    let promises_nothing = response.status().is_server_error()
+        || response.status().is_redirection()
+        || matches!(
+            response.status(),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY
+        );
+    if promises_nothing {
+        return Err(status(&response));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(from_reqwest)? {
+        if body.len() + chunk.len() > LONGEST_ANSWER {
+            return Err(Unknown::Malformed("it is too long".to_owned()));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok((response.status(), body))
+}
+
+fn from_reqwest(error: reqwest::Error) -> Unknown {
+    // The URL holds our references; the log has them already, in fields of their own.
+    if error.is_timeout() { Unknown::TimedOut } else { Unknown::Connection(error.without_url()) }
+}
+
+fn status(response: &reqwest::Response) -> Unknown {
+    let seconds =
+        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    Unknown::Status { status: response.status(), retry_after: seconds.map(Duration::from_secs) }
+}

@@ -1,0 +1,154 @@
+//! One audit event, with the fields that NIST SP 800-53 AU-3 asks for.
+use std::net::IpAddr;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::platform::telemetry::{correlation, traces};
+
+/// What kind of event it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventType {
+    /// Somebody proved who they are, or failed to.
+    Authentication,
+    /// Somebody was refused.
+    Authorization,
+    /// Somebody read another's data.
+    DataAccess,
+    /// Something was changed.
+    DataChange,
+}
+
+impl EventType {
+    /// As it is written in SQL, JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Authentication => "authentication",
+            Self::Authorization => "authorization",
+            Self::DataAccess => "data_access",
+            Self::DataChange => "data_change",
+        }
+    }
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventResult {
+    /// It was done.
+    Success,
+    /// It was tried, and did not work.
+    Failure,
+    /// It was not allowed.
+    Denied,
+}
+
+impl EventResult {
+    /// As it is written in SQL, JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+/// One event. Who, from where, and under which ids it happened comes from the present context.
+#[derive(Debug, Clone, Serialize)]
+pub struct Event {
+    id: Uuid,
+    timestamp: DateTime<Utc>,
+    pub(super) event_type: EventType,
+    user_id: Option<Uuid>,
+    role: Option<&'static str>,
+    resource: &'static str,
+    pub(super) action: &'static str,
+    pub(super) result: EventResult,
+    ip_address: Option<IpAddr>,
+    metadata: Map<String, Value>,
+    correlation_id: Option<String>,
+    request_id: Option<Uuid>,
+    trace_id: Option<String>,
+    service_version: &'static str,
+}
+
+impl Event {
+    /// An event on `resource` (a table's name), in the present context.
+    pub fn new(
+        event_type: EventType,
+        resource: &'static str,
+        action: &'static str,
+        result: EventResult,
+    ) -> Self {
+        let context = correlation::current();
+        let user = context.as_ref().and_then(correlation::Context::user);
+        Self {
+            id: Uuid::now_v7(),
+            timestamp: Utc::now(),
+            event_type,
+            user_id: user.map(|user| user.id),
+            role: user.map(|user| user.role),
+            resource,
+            action,
+            result,
+            ip_address: context.as_ref().and_then(correlation::Context::client_address),
+            metadata: Map::new(),
+            correlation_id: context.as_ref().map(|context| context.correlation_id().to_string()),
+            request_id: context.as_ref().map(correlation::Context::request_id),
+            trace_id: traces::current_trace_id().map(|id| id.to_string()),
+            service_version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+
+    /// A change that is about to be made.
+    pub fn change(resource: &'static str, action: &'static str) -> Self {
+        Self::new(EventType::DataChange, resource, action, EventResult::Success)
+    }
+
+    /// Says which rows it is about.
+    #[must_use]
+    pub fn records(self, ids: impl IntoIterator<Item = Uuid>) -> Self {
+        let ids: Vec<_> = ids.into_iter().map(|id| Value::String(id.to_string())).collect();
+        let count = ids.len();
+        self.with("record_ids", ids).with("record_count", count)
+    }
+
+    /// Adds a detail. Never a secret.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.metadata.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Says who it was, where the context does not know it: at a login, the user is learnt during the request.
+    #[must_use]
+    pub fn by(mut self, user_id: Uuid, role: &'static str) -> Self {
+        self.user_id = Some(user_id);
+        self.role = Some(role);
+        self
+    }
+
+    /// As the parameter of `record_audit_event`.
+    pub fn to_json(&self) -> Value {
+        // A struct of strings, numbers and maps with string keys always serialises.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// Mirrors the committed event as a log line and in the metrics.
+    pub fn mirror(&self) {
+        super::metrics::EVENTS.with_label_values(&[self.event_type.as_str(), self.result.as_str()]).inc();
+        let audit_log = self.to_json();
+        match self.result {
+            EventResult::Success => {
+                tracing::info!(target: "audit", audit_log = %audit_log, "{} {}", self.resource, self.action)
+            }
+            EventResult::Failure | EventResult::Denied => {
+                tracing::warn!(target: "audit", audit_log = %audit_log, "{} {} {}", self.resource, self.action, self.result.as_str());
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! What the audit trail counts.
+use lazy_static::lazy_static;
+use prometheus::{IntCounter, IntCounterVec, register_int_counter, register_int_counter_vec};
+
+use crate::platform::telemetry::metrics::registered;
+
+lazy_static! {
+    pub(super) static ref EVENTS: IntCounterVec = registered(register_int_counter_vec!(
+        "audit_events_total",
+        "Audit events that were written",
+        &["event_type", "result"]
+    ));
+    pub(super) static ref WRITE_FAILURES: IntCounter = registered(register_int_counter!(
+        "audit_write_failures_total",
+        "Audit events that could not be written"
+    ));
+}

@@ -1,0 +1,13 @@
+//! The audit trail: who did what, provably (NIST SP 800-53 AU-2, AU-3, AU-12).
+//!
+//! The rule: a change and its audit event commit in **one** statement or transaction, by the SQL function
+//! `record_audit_event`; neither exists without the other. A refusal has no change to travel with and is
+//! written alone, by [`record`]. Once committed, each event is mirrored as a log line.
+//!
+//! Never in it: passwords, tokens, card data.
+mod event;
+mod metrics;
+mod record;
+
+pub use event::{Event, EventResult, EventType};
+pub use record::{Recorded, make_partitions, record, record_with};

@@ -1,0 +1,53 @@
+//! Writing events.
+use sqlx::PgConnection;
+
+use super::{Event, metrics::WRITE_FAILURES};
+use crate::platform::database::{Database, observe};
+
+/// An event that was written with a transaction which may yet be rolled back. Mirror it once that is committed.
+#[must_use = "mirror it after the commit"]
+#[derive(Debug)]
+pub struct Recorded(Event);
+
+impl Recorded {
+    /// Mirrors the event in log and metrics; to be called after the commit.
+    pub fn committed(self) {
+        self.0.mirror();
+    }
+}
+
+/// Writes an event within a transaction that makes the change.
+///
+/// # Errors
+/// The statement's. The transaction then fails as a whole, which is the point.
+pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<Recorded, sqlx::Error> {
+    let statement = sqlx::query!("select record_audit_event($1)", event.to_json());
+    observe("audit_events.insert", statement.execute(connection))
+        .await
+        .inspect_err(|_| WRITE_FAILURES.inc())?;
+    Ok(Recorded(event))
+}
+
+/// Writes an event that has no change to travel with: a refusal, a login.
+///
+/// # Errors
+/// The statement's. A caller that would grant something refuses it instead.
+pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error> {
+    let mut connection = database.acquire().await.inspect_err(|_| WRITE_FAILURES.inc())?;
+    record_with(&mut connection, event).await?.committed();
+    Ok(())
+}
+
+/// Makes the partitions of this month and the next three, where they are missing.
+///
+/// # Errors
+/// The statement's.
+pub async fn make_partitions(database: &Database) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query_scalar!(r#"select make_audit_partitions() as "made!""#);
+    let mut connection = database.acquire().await?;
+    let made = observe("audit_events.partition", statement.fetch_one(&mut *connection)).await?;
+    if made > 0 {
+        tracing::info!(made, "partitions of the audit trail were made");
+    }
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! The database: its pool, its migrations, its transactions, and how long everything takes.
+//!
+//! - Every statement runs inside [`observe`], which gives it a name in traces, metrics and the slow-query log.
+//! - A transaction begins with [`Database::begin`] and nowhere else: see there what goes wrong otherwise.
+//! - Prefer one statement to a transaction. It is one round trip, and it cannot be left half open.
+mod checks;
+mod metrics;
+mod migrate;
+
+use std::{
+    error::Error as _,
+    time::{Duration, Instant},
+};
+
+use sqlx::{
+    PgPool, PgTransaction, Postgres,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tracing::Instrument;
+
+use self::metrics::{ACQUIRE_DURATION, ACQUIRE_TIMEOUTS, QUERY_DURATION};
+use crate::{config, platform::http::problem::Problem};
+
+pub use self::{
+    checks::{Privileges, privileges, warn_of_session_settings},
+    migrate::{MigrateError, SchemaState, expected_version, migrate, schema_state},
+};
+
+/// A statement that takes longer than this is named in the log.
+const SLOW_STATEMENT: Duration = Duration::from_millis(500);
+
+/// The pool. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pool: PgPool,
+}
+
+/// Why the database could not be had at start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answered in time.
+    #[error("the database at {address} could not be reached within {waited:?}: {source}")]
+    Unreachable {
+        /// Host and port; no credentials.
+        address: String,
+        /// As long as `DATABASE_STARTUP_WAIT_SECONDS` says.
+        waited: Duration,
+        /// What the last attempt met.
+        source: sqlx::Error,
+    },
+    /// It answered, and refused.
+    #[error("the database at {address} refuses the connection: {source}")]
+    Refused {
+        /// Host and port; no credentials.
+        address: String,
+        /// What it said.
+        source: sqlx::Error,
+    },
+}
+
+impl Database {
+    /// Connects, and waits for a database that is not there yet: a service and its database often start together.
+    ///
+    /// # Errors
+    /// When it stays unreachable for `DATABASE_STARTUP_WAIT_SECONDS`, or at once when it refuses.
+    pub async fn connect(settings: &config::Database, application_name: &str) -> Result<Self, ConnectError> {
+        wait_until_reachable(&settings.url, settings.startup_wait).await?;
+        let max_connections = settings.max_connections.get();
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(settings.acquire_timeout)
+            // Each check is a round trip before every statement. A connection that has died is found by the
+            // statement itself, and every change may be sent again under its idempotency key.
+            .test_before_acquire(false)
+            .connect_lazy_with(settings.url.clone().application_name(application_name));
+        let database = Self { pool };
+        metrics::watch_pool(database.clone());
+        Ok(database)
+    }
+
+    /// A connection, for statements outside of a transaction.
+    ///
+    /// # Errors
+    /// When none is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which is also how an unreachable database shows.
+    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let timer = ACQUIRE_DURATION.start_timer();
+        let acquired = self.pool.acquire().await;
+        timer.observe_duration();
+        if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
+            ACQUIRE_TIMEOUTS.inc();
+        }
+        acquired
+    }
+
+    /// Begins a transaction.
+    ///
+    /// In a task of its own, because sqlx 0.9.0 returns a connection to the pool inside of an open transaction
+    /// when `begin` is cancelled during its round trip (a client that leaves, a deadline), and whoever gets the
+    /// connection next works inside of it. What the task has begun is rolled back when nobody wants it any more.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`], and when the connection breaks.
+    pub async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
+        let database = self.clone();
+        let begun = tokio::spawn(async move {
+            let connection = database.acquire().await?;
+            sqlx::Transaction::begin(connection, None).await
+        });
+        begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    }
+
+    /// Asks the database for an answer, and nothing else.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn ping(&self) -> Result<(), sqlx::Error> {
+        let mut connection = self.acquire().await?;
+        sqlx::Connection::ping(&mut *connection).await
+    }
+
+    /// How the pool's connections are used.
+    pub fn pool_state(&self) -> PoolState {
+        let size = self.pool.size();
+        // sqlx counts a returning connection as idle a moment after it has freed its place: the difference
+        // can be off by one for an instant, and must not wrap.
+        let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX).min(size);
+        PoolState { active: size - idle, idle, max: self.pool.options().get_max_connections() }
+    }
+
+    /// Closes every connection, waiting for those in use until `deadline`.
+    pub async fn close(&self, deadline: Duration) {
+        if tokio::time::timeout(deadline, self.pool.close()).await.is_err() {
+            tracing::warn!("database connections were still in use when the deadline passed");
+        }
+    }
+}
+
+/// How the pool's connections are used.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct PoolState {
+    /// Working for somebody.
+    pub active: u32,
+    /// Open and free.
+    pub idle: u32,
+    /// As many as there can be.
+    pub max: u32,
+}
+
+/// Runs a statement under a name of the form `table.verb`: a span, a histogram, and a log line if it is slow.
+///
+/// # Errors
+/// The statement's.
+pub async fn observe<T>(
+    name: &'static str,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let span = tracing::info_span!(
+        "query",
+        otel.name = name,
+        otel.kind = "client",
+        otel.status_code = tracing::field::Empty,
+        db.system.name = "postgresql",
+        db.query.summary = name,
+        error.type = tracing::field::Empty,
+    );
+    let started = Instant::now();
+    let result = statement.instrument(span.clone()).await;
+    let elapsed = started.elapsed();
+    QUERY_DURATION.with_label_values(&[name]).observe(elapsed.as_secs_f64());
+    if elapsed >= SLOW_STATEMENT {
+        tracing::warn!(
+            query = name,
+            duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+            "slow statement"
+        );
+    }
+    if let Err(error) = &result {
+        span.record("otel.status_code", "ERROR");
+        span.record("error.type", sqlstate(error).as_deref().unwrap_or("connection"));
+    }
+    result
+}
+
+/// The name of the constraint that refused a statement, if one did.
+pub fn violated_constraint(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error()?.constraint()
+}
+
+fn sqlstate(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {
+    error.as_database_error()?.code()
+}
+
+/// Whether asking again later may help: the database is away, too busy, restarting, or this statement lost a race.
+pub fn is_transient(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+            true
+        }
+        sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(_) => sqlstate(error).is_some_and(|code| {
+            // Connection exceptions, insufficient resources, operator intervention (shutdown, cancelled by
+            // statement_timeout), serialization failure and deadlock.
+            ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03"
+        }),
+        _ => false,
+    }
+}
+
+impl From<sqlx::Error> for Problem {
+    fn from(error: sqlx::Error) -> Self {
+        if is_transient(&error) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the database cannot take the statement now"
+            );
+            Self::unavailable(1).detail("Nothing is certain to have been done. Send the same request again, with the same Idempotency-Key.")
+        } else {
+            Self::internal(&error)
+        }
+    }
+}
+
+/// Waits until a connection can be made, asking again with growing pauses.
+///
+/// # Errors
+/// When nobody answers for `wait`, or at once when the answer is a refusal that waiting does not cure.
+pub async fn wait_until_reachable(options: &PgConnectOptions, wait: Duration) -> Result<(), ConnectError> {
+    use sqlx::{ConnectOptions, Connection};
+
+    let address = format!("{}:{}", options.get_host(), options.get_port());
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let left = wait.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
+        let attempt = tokio::time::timeout(left, options.connect()).await;
+        let error = match attempt {
+            Ok(Ok(connection)) => {
+                // The answer is what counts; how it says goodbye does not.
+                let _goodbye = connection.close().await;
+                return Ok(());
+            }
+            Ok(Err(error)) => error,
+            Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
+        };
+        // 57P03: it is starting up. Everything else that it says itself (a wrong password, an unknown
+        // database) stays true for as long as one waits.
+        let refused = sqlstate(&error).is_some_and(|code| code != "57P03" && !code.starts_with("53"));
+        if refused {
+            return Err(ConnectError::Refused { address, source: error });
+        }
+        if started.elapsed() + pause >= wait {
+            return Err(ConnectError::Unreachable { address, waited: wait, source: error });
+        }
+        let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        tracing::warn!(%address, cause, "waiting for the database");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}

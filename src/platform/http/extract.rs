@@ -1,0 +1,141 @@
+//! What handlers take from requests, with every refusal a [`Problem`].
+//!
+//! axum's own extractors refuse in plain text. These replace them: `Json`, `Query` and `Path` under the same names.
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Request},
+    http::{HeaderMap, header, request::Parts},
+};
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::problem::{BODY_TOO_LARGE, FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
+
+/// A request body whose rules go beyond what its types can say.
+pub trait Validate {
+    /// Everything that is wrong with it, not only the first.
+    fn validate(&self) -> Vec<FieldError>;
+}
+
+/// A JSON body that is well-formed and valid.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let body = read_body(request, state).await?;
+        let value = parse_json(&body)?;
+        decode(value).map(Self)
+    }
+}
+
+/// The bytes of a JSON body, or why they cannot be had.
+pub(super) async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    if !is_json(request.headers()) {
+        return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE).detail("Send Content-Type: application/json."));
+    }
+    read_bytes(request, state).await
+}
+
+/// The bytes of a body of any type.
+///
+/// # Errors
+/// 413 where it is over the limit that the layers set, 400 where the client does not finish it.
+pub async fn read_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    Bytes::from_request(request, state).await.map_err(|rejection| {
+        if rejection.status() == BODY_TOO_LARGE.status {
+            Problem::new(BODY_TOO_LARGE)
+        } else {
+            Problem::malformed("The body could not be read to its end.")
+        }
+    })
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(media_type) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
+    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// Reads JSON, whatever it says.
+pub(super) fn parse_json(body: &[u8]) -> Result<serde_json::Value, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::malformed(format!("The body is not JSON: line {}, column {}.", error.line(), error.column()))
+    })
+}
+
+/// Turns JSON into what a handler wants, or says by JSON Pointer what does not fit.
+pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -> Result<T, Problem> {
+    let decoded: T = serde_path_to_error::deserialize(value).map_err(|error| {
+        let mut pointer = String::new();
+        for segment in error.path() {
+            use serde_path_to_error::Segment;
+            match segment {
+                Segment::Map { key } => {
+                    pointer.push_str(&format!("/{}", key.replace('~', "~0").replace('/', "~1")))
+                }
+                Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
+                Segment::Enum { .. } | Segment::Unknown => {}
+            }
+        }
+        Problem::invalid(vec![field_error(pointer, &error.inner().to_string())])
+    })?;
+    match decoded.validate() {
+        errors if errors.is_empty() => Ok(decoded),
+        errors => Err(Problem::invalid(errors)),
+    }
+}
+
+/// Serde reports a missing or unknown field at its parent and names it in the message only.
+fn field_error(mut pointer: String, message: &str) -> FieldError {
+    let named = |prefix: &str| message.strip_prefix(prefix)?.split('`').next();
+    if let Some(field) = named("missing field `") {
+        pointer.push_str(&format!("/{field}"));
+        return FieldError::new(pointer, "is missing");
+    }
+    if let Some(field) = named("unknown field `") {
+        let field = field.replace('~', "~0").replace('/', "~1");
+        // With `deny_unknown_fields` the path already ends with the field.
+        if !pointer.ends_with(&format!("/{field}")) {
+            pointer.push_str(&format!("/{field}"));
+        }
+        return FieldError::new(pointer, "is not a known field");
+    }
+    FieldError::new(pointer, message)
+}
+
+/// A query string.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(rejection) => {
+                use std::error::Error;
+                let cause = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
+                Err(Problem::malformed(format!("The query string cannot be read: {cause}.")))
+            }
+        }
+    }
+}
+
+/// The id in a path. What is no UUID is the id of nothing: 404.
+#[derive(Debug, Clone, Copy)]
+pub struct Id(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let id = axum::extract::Path::<Uuid>::from_request_parts(parts, state).await;
+        id.map(|axum::extract::Path(id)| Self(id)).map_err(|_| Problem::not_found())
+    }
+}

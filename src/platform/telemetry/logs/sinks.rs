@@ -1,0 +1,217 @@
+//! Where lines go, and what becomes of those that cannot go there.
+use std::{
+    error::Error,
+    fs,
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use prometheus::{
+    IntCounter, Opts,
+    core::{Collector, Desc, Describer},
+    proto::MetricFamily,
+};
+use tracing_appender::{
+    non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard},
+    rolling::{RollingFileAppender, Rotation},
+};
+
+use super::Format;
+use crate::config::{self, LogFormat};
+
+/// Why the logs cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LogsError {
+    /// The directory is not there and cannot be made, or does not let us write.
+    #[error("LOG_DIRECTORY: no log file can be written in {directory}")]
+    Directory {
+        /// The directory that was set.
+        directory: PathBuf,
+        /// What the system said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A mistake in the code.
+    #[error("log_lines_dropped_total cannot be declared")]
+    Metric(#[from] prometheus::Error),
+}
+
+/// A queue, and at its other end a thread that writes.
+pub(in crate::platform::telemetry) struct Sink {
+    pub(super) format: Format,
+    queue: NonBlocking,
+}
+
+/// Keeps the writing threads alive. When it is dropped they write what they have, for about a second at most.
+pub(in crate::platform::telemetry) struct Guards(
+    #[expect(dead_code, reason = "it lives to be dropped")] Vec<WorkerGuard>,
+);
+
+/// Opens every sink that the settings ask for. Files are JSON always: they are for machines.
+pub(in crate::platform::telemetry) fn open(
+    settings: &config::Logs,
+) -> Result<(Vec<Sink>, Guards), LogsError> {
+    let mut opened = Opened::default();
+    opened.add("log-stdout", stdout_format(settings.format), io::stdout());
+    if let Some(directory) = &settings.directory {
+        let appender = daily_files(directory, settings.files_kept)
+            .map_err(|source| LogsError::Directory { directory: directory.clone(), source })?;
+        opened.add("log-file", Format::Json, appender);
+    }
+    prometheus::register(Box::new(opened.losses.collector()?))?;
+    Ok((opened.sinks, Guards(opened.guards)))
+}
+
+/// A new file every day (UTC). The one that is being written is always kept.
+fn daily_files(directory: &Path, kept: usize) -> Result<RollingFileAppender, Box<dyn Error + Send + Sync>> {
+    // The appender would make it too, but first it complains on standard error that it is not there.
+    fs::create_dir_all(directory)?;
+    let appender = RollingFileAppender::builder()
+        .rotation(Rotation::DAILY)
+        .filename_prefix(env!("CARGO_PKG_NAME"))
+        .filename_suffix("log")
+        .max_log_files(kept.max(1))
+        .build(directory)?;
+    Ok(appender)
+}
+
+fn stdout_format(format: Option<LogFormat>) -> Format {
+    let terminal = io::stdout().is_terminal();
+    match format {
+        Some(LogFormat::Json) => Format::Json,
+        None if !terminal => Format::Json,
+        Some(LogFormat::Pretty) | None => {
+            Format::Pretty { coloured: terminal && std::env::var_os("NO_COLOR").is_none() }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Opened {
+    sinks: Vec<Sink>,
+    guards: Vec<WorkerGuard>,
+    losses: Losses,
+}
+
+impl Opened {
+    fn add(&mut self, thread: &str, format: Format, writer: impl Write + Send + 'static) {
+        let writer = Counting { inner: writer, failed: Arc::clone(&self.losses.failed) };
+        let (queue, guard) = NonBlockingBuilder::default().lossy(true).thread_name(thread).finish(writer);
+        self.losses.overflowed.push(queue.error_counter());
+        self.sinks.push(Sink { format, queue });
+        self.guards.push(guard);
+    }
+}
+
+impl Sink {
+    /// Puts a line into the queue, or counts it as lost.
+    pub(super) fn write(&self, line: &[u8]) {
+        let _never_fails = self.queue.clone().write(line);
+    }
+}
+
+/// Counts the lines whose writing fails: the writing thread passes over them in silence.
+struct Counting<W> {
+    inner: W,
+    failed: Arc<AtomicUsize>,
+}
+
+impl<W: Write> Write for Counting<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.inner.write(bytes)
+    }
+
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        self.inner.write_all(line).inspect_err(|_| {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The lines that were lost, counted by others: by each queue, and by [`Counting`].
+#[derive(Default)]
+struct Losses {
+    overflowed: Vec<ErrorCounter>,
+    failed: Arc<AtomicUsize>,
+}
+
+impl Losses {
+    fn total(&self) -> u64 {
+        let overflowed: usize = self.overflowed.iter().map(ErrorCounter::dropped_lines).sum();
+        overflowed.saturating_add(self.failed.load(Ordering::Relaxed)).try_into().unwrap_or(u64::MAX)
+    }
+
+    fn collector(self) -> prometheus::Result<LossesCollector> {
+        let help = "Log lines that were lost: the queue was full, or they could not be written.";
+        let options = Opts::new("log_lines_dropped_total", help);
+        Ok(LossesCollector { description: options.describe()?, options, losses: self })
+    }
+}
+
+/// `log_lines_dropped_total`, read at each scrape.
+struct LossesCollector {
+    description: Desc,
+    options: Opts,
+    losses: Losses,
+}
+
+impl Collector for LossesCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.description]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        // The options were good enough for the description.
+        let Ok(counter) = IntCounter::with_opts(self.options.clone()) else { return Vec::new() };
+        counter.inc_by(self.losses.total());
+        counter.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct FullDisk;
+
+    impl Write for FullDisk {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted() {
+        let mut opened = Opened::default();
+        opened.add("log-test", Format::Json, FullDisk);
+        for sink in &opened.sinks {
+            sink.write(b"{}\n");
+            sink.write(b"{}\n");
+        }
+        drop(opened.guards);
+        assert_eq!(opened.losses.total(), 2);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_an_error_with_its_name() {
+        let settings = config::Logs {
+            format: None,
+            filter: None,
+            directory: Some("/dev/null/logs".into()),
+            files_kept: 14,
+        };
+        let error = open(&settings).err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some("LOG_DIRECTORY: no log file can be written in /dev/null/logs"));
+    }
+}

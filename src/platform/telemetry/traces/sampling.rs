@@ -1,0 +1,106 @@
+//! Which traces are kept when the one who began them is a stranger.
+use opentelemetry::{
+    Context, KeyValue, TraceId,
+    trace::{Link, SpanContext, SpanKind, TraceContextExt},
+};
+use opentelemetry_sdk::trace::{Config, IdGenerator, RandomIdGenerator, SamplingResult, ShouldSample};
+
+/// The sampler that `OTEL_TRACES_SAMPLER` names, asked as for a new trace wherever the parent is a stranger's.
+///
+/// It decides by an id of its own making then: samplers by ratio look at the trace id, which a stranger
+/// chooses. Spans within the service follow the decision of their parent as always.
+#[derive(Debug, Clone)]
+pub(super) struct Edge {
+    configured: Box<dyn ShouldSample>,
+    ids: RandomIdGenerator,
+}
+
+/// Marks a context that came from a stranger. It is inherited by the contexts of the spans within, where it
+/// means nothing: their parents are not remote.
+#[derive(Debug)]
+struct Untrusted;
+
+impl Edge {
+    /// Around the sampler that the SDK finds in the environment.
+    pub(super) fn from_environment() -> Self {
+        Self { configured: Config::default().sampler, ids: RandomIdGenerator::default() }
+    }
+
+    /// A stranger's span as a parent: its ids and nothing else.
+    pub(super) fn untrusted(parent: SpanContext) -> Context {
+        Context::new().with_remote_span_context(parent).with_value(Untrusted)
+    }
+}
+
+impl ShouldSample for Edge {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace_id: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let strange = |context: &Context| {
+            context.get::<Untrusted>().is_some() && context.span().span_context().is_remote()
+        };
+        let (parent, trace_id) = match parent {
+            Some(context) if strange(context) => (None, self.ids.new_trace_id()),
+            _ => (parent, trace_id),
+        };
+        self.configured.should_sample(parent, trace_id, name, kind, attributes, links)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::{
+        SpanId, TraceFlags,
+        trace::{Span as _, TraceState, Tracer as _, TracerProvider as _},
+    };
+    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+
+    use super::*;
+
+    fn sampled(edge: Edge, parent: &Context) -> bool {
+        let provider = SdkTracerProvider::builder().with_sampler(edge).build();
+        let span = provider.tracer("test").start_with_context("request", parent);
+        let ids = span.span_context();
+        assert_eq!(ids.trace_id(), TraceId::from(42), "the trace goes on, whoever decides");
+        ids.is_sampled()
+    }
+
+    fn remote(flags: TraceFlags) -> SpanContext {
+        SpanContext::new(TraceId::from(42), SpanId::from(7), flags, true, TraceState::default())
+    }
+
+    fn edge(root: Sampler) -> Edge {
+        Edge { configured: Box::new(Sampler::ParentBased(Box::new(root))), ids: RandomIdGenerator::default() }
+    }
+
+    #[test]
+    fn a_stranger_neither_orders_nor_forbids_sampling() {
+        let [ordered, forbidden] = [TraceFlags::SAMPLED, TraceFlags::default()].map(remote);
+        assert!(!sampled(edge(Sampler::AlwaysOff), &Edge::untrusted(ordered)));
+        assert!(sampled(edge(Sampler::AlwaysOn), &Edge::untrusted(forbidden)));
+    }
+
+    #[test]
+    fn a_trusted_peer_decides() {
+        let [ordered, forbidden] = [TraceFlags::SAMPLED, TraceFlags::default()]
+            .map(|flags| Context::new().with_remote_span_context(remote(flags)));
+        assert!(sampled(edge(Sampler::AlwaysOff), &ordered));
+        assert!(!sampled(edge(Sampler::AlwaysOn), &forbidden));
+    }
+
+    #[test]
+    fn spans_within_follow_their_parent() {
+        let provider = SdkTracerProvider::builder().with_sampler(edge(Sampler::AlwaysOn)).build();
+        let request = provider
+            .tracer("test")
+            .start_with_context("request", &Edge::untrusted(remote(TraceFlags::default())));
+        let within = Edge::untrusted(remote(TraceFlags::default())).with_span(request);
+        assert!(sampled(edge(Sampler::AlwaysOff), &within));
+    }
+}
