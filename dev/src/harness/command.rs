@@ -1,0 +1,50 @@
+//! A command of the executable, run to its end.
+use std::{path::Path, process::ExitStatus};
+
+use crate::process::{Child, Launch, Stream};
+
+use super::SOON;
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Its exit code; `None` if a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// Its standard output, if it succeeded.
+    pub fn succeeded(self) -> String {
+        assert!(self.status.success(), "{}: {}{}", self.status, self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+/// Runs a command of the executable with these settings and no others: neither the environment nor a `.env` file
+/// of whoever runs the tests reaches it.
+pub async fn run(executable: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
+    finish(start(executable, arguments, settings)).await
+}
+
+pub(super) fn start(executable: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Child {
+    let mut launch = Launch::new(executable).args(arguments).directory(Path::new("/"));
+    for (name, value) in settings {
+        launch = launch.env(name, value);
+    }
+    launch.start().expect("the executable can be started")
+}
+
+pub(super) async fn finish(child: Child) -> Finished {
+    let status = child.wait(SOON).await.expect("the command ends");
+    let text = |stream| {
+        let lines = child.lines().into_iter().filter(|line| line.stream == stream);
+        lines.map(|line| line.text + "\n").collect()
+    };
+    Finished { status, stdout: text(Stream::Stdout), stderr: text(Stream::Stderr) }
+}

@@ -1,0 +1,182 @@
+//! The database of one service: cloned from a migrated template, looked at and prepared as its owner.
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use serde_json::Value;
+use sqlx::{
+    AssertSqlSafe, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::sync::OnceCell;
+use url::Url;
+
+use super::{LAMP, MUG, RETIRED, TEAPOT, command};
+use crate::{
+    postgres::{self, Rights, Server},
+    project,
+};
+
+/// Of both roles: the server listens on this machine only, and the roles end with the run.
+const PASSWORD: &str = "for-tests-only";
+
+/// A database that ends with its test.
+#[derive(Debug)]
+pub struct Database {
+    server: &'static Server,
+    name: String,
+    owner_url: Url,
+    service_url: Url,
+    owner: PgPool,
+}
+
+impl Database {
+    /// A fresh one, with the schema of this release and a few products.
+    pub(super) async fn create(executable: &Path) -> Self {
+        let server = postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"));
+        static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+        let template = TEMPLATE.get_or_init(|| make_template(server, executable)).await;
+        let database = Self::named(server, next_name());
+        server
+            .create_database_from_template(&database.name, template, Some(&owner_role()))
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        // What `migrate` sets on the service's role belongs to the database and is not cloned.
+        database.migrate(executable).await;
+        database
+    }
+
+    /// An empty one, without a schema.
+    pub async fn create_empty() -> Self {
+        let server = postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"));
+        create_roles(server).await;
+        let database = Self::named(server, next_name());
+        let created = server.create_database(&database.name, Some(&owner_role())).await;
+        created.unwrap_or_else(|error| panic!("{error}"));
+        database
+    }
+
+    fn named(server: &'static Server, name: String) -> Self {
+        let owner_url = server.url(&name, &owner_role(), PASSWORD);
+        let options: PgConnectOptions = owner_url.as_str().parse().expect("the server's address is one");
+        Self {
+            server,
+            owner: PgPoolOptions::new().max_connections(2).connect_lazy_with(options),
+            service_url: server.url(&name, &service_role(), PASSWORD),
+            owner_url,
+            name,
+        }
+    }
+
+    async fn migrate(&self, executable: &Path) {
+        let settings = self.settings();
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        command::run(executable, &["migrate"], &settings).await.succeeded();
+    }
+
+    /// What a process needs to reach it: as the service's restricted role, and as the owner.
+    pub fn settings(&self) -> [(&'static str, String); 3] {
+        [
+            ("APP_ENV", "test".to_owned()),
+            ("DATABASE_URL", self.service_url.to_string()),
+            ("DATABASE_MIGRATION_URL", self.owner_url.to_string()),
+        ]
+    }
+
+    /// Its address as the owner.
+    pub fn owner_url(&self) -> &Url {
+        &self.owner_url
+    }
+
+    /// Its address as the service's role.
+    pub fn service_url(&self) -> &Url {
+        &self.service_url
+    }
+
+    /// Runs statements as the owner.
+    pub async fn execute(&self, statements: impl Into<String>) {
+        let statements = statements.into();
+        let run = sqlx::raw_sql(AssertSqlSafe(statements.as_str())).execute(&self.owner).await;
+        run.unwrap_or_else(|error| panic!("{error}: {statements}"));
+    }
+
+    /// The rows of a query, each as a JSON object.
+    pub async fn rows(&self, query: impl AsRef<str>) -> Vec<Value> {
+        let query = format!("select to_jsonb(found) from ({}) as found", query.as_ref());
+        let rows = sqlx::query_scalar(AssertSqlSafe(query.as_str())).fetch_all(&self.owner).await;
+        rows.unwrap_or_else(|error| panic!("{error}: {query}"))
+    }
+
+    /// The number that a query like `select count(*) …` returns.
+    pub async fn number(&self, query: impl AsRef<str>) -> i64 {
+        let query = query.as_ref();
+        let number = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.owner).await;
+        number.unwrap_or_else(|error| panic!("{error}: {query}"))
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (server, name) = (self.server, std::mem::take(&mut self.name));
+        // On a thread of its own, since the runtime of the test is ending. What the end of the process cuts short
+        // is dropped by the next run.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            if let Ok(runtime) = runtime {
+                runtime.block_on(server.drop_database(&name)).ok();
+            }
+        });
+    }
+}
+
+/// Two runs at once may share a server, but no name.
+fn unique(what: &str) -> String {
+    format!("{}_test_{}_{what}", project::identifier(), std::process::id())
+}
+
+fn next_name() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(1);
+    unique(&COUNT.fetch_add(1, Ordering::Relaxed).to_string())
+}
+
+fn owner_role() -> String {
+    unique("owner")
+}
+
+fn service_role() -> String {
+    unique("service")
+}
+
+async fn create_roles(server: &Server) {
+    static CREATED: OnceCell<()> = OnceCell::const_new();
+    let create = async || {
+        for (role, rights) in [(owner_role(), Rights::Owner), (service_role(), Rights::Restricted)] {
+            let created = server.create_login(&role, PASSWORD, rights).await;
+            created.unwrap_or_else(|error| panic!("{error}"));
+        }
+    };
+    CREATED.get_or_init(create).await;
+}
+
+async fn make_template(server: &'static Server, executable: &Path) -> String {
+    create_roles(server).await;
+    let template = Database::named(server, unique("template"));
+    let created = server.create_database(&template.name, Some(&owner_role())).await;
+    created.unwrap_or_else(|error| panic!("{error}"));
+    template.migrate(executable).await;
+    template
+        .execute(format!(
+            "insert into products (id, sku, name, unit_amount, currency, active)
+             values
+               ('{MUG}', 'MUG-01', 'Mug', 1290, 'EUR', true),
+               ('{TEAPOT}', 'TEAPOT-01', 'Teapot', 3450, 'EUR', true),
+               ('{LAMP}', 'LAMP-01', 'Lamp', 1900, 'USD', true),
+               ('{RETIRED}', 'RETIRED-01', 'Gramophone', 9900, 'EUR', false)"
+        ))
+        .await;
+    // A database that somebody is connected to cannot be cloned.
+    template.owner.close().await;
+    let mut template = template;
+    std::mem::take(&mut template.name)
+}

@@ -1,0 +1,63 @@
+//! The harness of the tests: the real executable, with a database and a payment gateway of its own.
+//!
+//! A test starts a [`Service`], lets a [`User`] act on it over sockets, and looks at what came of it: answers,
+//! logs, metrics, rows, the gateway's ledger. It links nothing of the service, so it knows only what a client or
+//! an operator can know, and it can do to the process what the world does: terminate it, kill it, start it again.
+//!
+//! The rules that tests live by:
+//! - Nothing sleeps. What takes time is waited for with [`eventually`], which has a deadline.
+//! - Nothing is shared but the PostgreSQL server: each service has a fresh database, cloned from a template that
+//!   the executable's own `migrate` made once for the run.
+//! - A helper that cannot do its work panics and says what it saw: there is nobody to handle an error here.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "a test fails by a panic, in its helpers too"
+)]
+mod client;
+mod command;
+mod database;
+mod order;
+mod service;
+mod user;
+
+use std::time::{Duration, Instant};
+
+pub use self::{
+    client::{Answer, Attempt, Client, Exchange, Request, Witness},
+    command::{Finished, run},
+    database::Database,
+    order::Order,
+    service::{Builder, Service},
+    user::{PASSWORD, User},
+};
+
+/// A product of every new database: 12.90 EUR.
+pub const MUG: &str = "01900000-0000-7000-8000-000000000001";
+/// Another one: 34.50 EUR.
+pub const TEAPOT: &str = "01900000-0000-7000-8000-000000000002";
+/// A product in another currency: 19.00 USD.
+pub const LAMP: &str = "01900000-0000-7000-8000-000000000003";
+/// A product that cannot be ordered any more.
+pub const RETIRED: &str = "01900000-0000-7000-8000-000000000004";
+
+/// Far longer than anything takes, on a machine that is busy with something else too. Nothing waits this long
+/// unless a test fails.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Waits until `look` finds something, and returns it.
+///
+/// # Panics
+/// With `what` if it does not come about [`SOON`].
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(started.elapsed() < SOON, "it did not come about within {SOON:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

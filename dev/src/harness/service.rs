@@ -1,0 +1,323 @@
+//! A running service, from start to end.
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use url::Url;
+use uuid::Uuid;
+
+use super::{
+    PASSWORD, SOON, User,
+    client::{Api, Client, Witness},
+    command::{self, Finished},
+    database::Database,
+    eventually,
+};
+use crate::{
+    gateway::{Faults, Settings, Simulator, Timings, Webhooks},
+    invariants,
+    process::{Child, Signal, Stream},
+};
+
+const GATEWAY_API_KEY: &str = "sk_for_tests";
+const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZQ==";
+
+/// What every service of the tests is started with, unless a test says otherwise.
+const SETTINGS: [(&str, &str); 14] = [
+    ("API_ADDRESS", "127.0.0.1:0"),
+    ("OPS_ADDRESS", "127.0.0.1:0"),
+    ("LOG_FORMAT", "json"),
+    ("DATABASE_MAX_CONNECTIONS", "4"),
+    // On a machine that is busy with other tests, a connection may take its time.
+    ("DATABASE_ACQUIRE_TIMEOUT_MS", "10000"),
+    // As cheap as argon2 gets.
+    ("ARGON2_MEMORY_KIB", "64"),
+    ("ARGON2_ITERATIONS", "1"),
+    ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0"),
+    ("RATE_LIMIT_CALLER_PER_SECOND", "0"),
+    ("RATE_LIMIT_ADDRESS_PER_SECOND", "0"),
+    ("GATEWAY_API_KEY", GATEWAY_API_KEY),
+    ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET),
+    ("GATEWAY_TIMEOUT_MS", "1500"),
+    ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1"),
+];
+
+/// A service that is about to be started.
+#[derive(Debug, Clone)]
+#[must_use = "start() starts it"]
+pub struct Builder {
+    executable: PathBuf,
+    settings: Vec<(String, String)>,
+    witness: Option<Witness>,
+}
+
+impl Builder {
+    /// With another value of a setting.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With somebody who sees every request and its answer.
+    pub fn witness(mut self, witness: Witness) -> Self {
+        self.witness = Some(witness);
+        self
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub async fn start(self) -> Service {
+        let database = Arc::new(Database::create(&self.executable).await);
+        let gateway = start_gateway().await;
+        let mut settings = self.settings;
+        settings.extend(database.settings().map(|(name, value)| (name.to_owned(), value)));
+        settings.push(("GATEWAY_URL".to_owned(), gateway.url().to_string()));
+        let process = Process::start(&self.executable, &settings).await;
+        let api = Arc::new(Api::new(process.api.clone(), self.witness));
+        let service = Service { executable: self.executable, settings, process, api, gateway, database };
+        service.tell_the_gateway();
+        service.is_ready().await;
+        service
+    }
+}
+
+async fn start_gateway() -> Simulator {
+    let settings = Settings {
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        api_key: GATEWAY_API_KEY.to_owned(),
+        webhook_secret: GATEWAY_WEBHOOK_SECRET.to_owned(),
+        webhook_url: None,
+        ledger_file: None,
+    };
+    let timings = Timings { webhook_delay: Duration::from_millis(20), ..Timings::default() };
+    Simulator::start_with(settings, timings).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The executable, running `serve`.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    api: Url,
+    ops: Url,
+}
+
+impl Process {
+    async fn start(executable: &Path, settings: &[(String, String)]) -> Self {
+        let settings: Vec<_> =
+            settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let child = command::start(executable, &["serve"], &settings);
+        let mut output = child.follow();
+        let up = output.find(SOON, |line| line.contains("\"api_address\"")).await;
+        let Some(up) = up else {
+            panic!("the service did not come up:\n{:#?}", child.tail(20));
+        };
+        let up: Value = serde_json::from_str(&up.text).expect("log lines are JSON");
+        let url = |name: &str| {
+            let address = up[name].as_str().unwrap_or_else(|| panic!("no {name} in {up}"));
+            Url::parse(&format!("http://{address}/")).expect("an address makes a URL")
+        };
+        Self { api: url("api_address"), ops: url("ops_address"), child }
+    }
+}
+
+/// A service with a database and a gateway of its own. All of it ends when this is dropped.
+pub struct Service {
+    executable: PathBuf,
+    settings: Vec<(String, String)>,
+    process: Process,
+    api: Arc<Api>,
+    gateway: Simulator,
+    database: Arc<Database>,
+}
+
+impl Service {
+    /// A service of this executable, with the settings of tests.
+    pub fn builder(executable: impl Into<PathBuf>) -> Builder {
+        let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Builder { executable: executable.into(), settings: settings.into(), witness: None }
+    }
+
+    /// Starts a service of this executable, with the settings of tests.
+    pub async fn start(executable: impl Into<PathBuf>) -> Self {
+        Self::builder(executable).start().await
+    }
+
+    fn tell_the_gateway(&self) {
+        let url = self.process.api.join("/v1/gateway/events").expect("a path makes a URL");
+        self.gateway.set_webhook_url(url);
+    }
+
+    async fn is_ready(&self) {
+        eventually("the service is ready", async || (self.ops("/readyz").await.0 == 200).then_some(())).await;
+    }
+
+    // Its life.
+
+    /// Kills it like a power cut: it has no moment to finish anything.
+    pub async fn kill_9(&self) {
+        self.signal(Signal::SIGKILL);
+        self.ends().await;
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.child.signal(signal).expect("the service runs");
+    }
+
+    /// Waits for its end, and says how it ended.
+    pub async fn ends(&self) -> ExitStatus {
+        self.process.child.wait(SOON).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Asks it to end, waits for that, and says how it ended.
+    pub async fn terminate(&self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.ends().await
+    }
+
+    /// Starts it again, with the same database and gateway, on other ports. Everybody's sessions go on.
+    pub async fn restart(&mut self) {
+        self.process = Process::start(&self.executable, &self.settings).await;
+        self.api.move_to(self.process.api.clone());
+        self.tell_the_gateway();
+        self.is_ready().await;
+    }
+
+    /// Runs another command of the executable with the service's settings.
+    pub async fn command(&self, arguments: &[&str], more_settings: &[(&str, &str)]) -> Finished {
+        let mut settings: Vec<_> =
+            self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        settings.extend(more_settings);
+        command::run(&self.executable, arguments, &settings).await
+    }
+
+    // Its users.
+
+    /// Somebody without a session.
+    pub fn nobody(&self) -> Client {
+        Client::new(Arc::clone(&self.api))
+    }
+
+    /// A new customer, registered and logged in.
+    pub async fn customer(&self) -> User {
+        let email = format!("customer-{}@example.com", Uuid::now_v7().simple());
+        let registration = json!({ "email": email, "password": PASSWORD, "name": "Ada Lovelace" });
+        let _registered = self.nobody().post("/v1/users").json(&registration).await.is(201);
+        self.log_in(&email).await
+    }
+
+    /// A new member of support, logged in.
+    pub async fn support(&self) -> User {
+        self.staff("support").await
+    }
+
+    /// A new admin, logged in.
+    pub async fn admin(&self) -> User {
+        self.staff("admin").await
+    }
+
+    /// A new auditor, logged in.
+    pub async fn auditor(&self) -> User {
+        self.staff("auditor").await
+    }
+
+    async fn staff(&self, role: &str) -> User {
+        let email = format!("{role}-{}@example.com", Uuid::now_v7().simple());
+        let arguments = ["user", "create", "--email", &email, "--role", role];
+        self.command(&arguments, &[("USER_PASSWORD", PASSWORD)]).await.succeeded();
+        self.log_in(&email).await
+    }
+
+    /// Logs in a user that has the password of all users of tests.
+    pub async fn log_in(&self, email: &str) -> User {
+        User::log_in(&self.nobody(), &self.database, email).await
+    }
+
+    // Its surroundings.
+
+    /// The payment gateway.
+    pub fn gateway(&self) -> &Simulator {
+        &self.gateway
+    }
+
+    /// From now on the gateway tells nothing by itself: it has to be asked.
+    pub fn gateway_sends_no_webhooks(&self) {
+        let faults = self.gateway.faults();
+        faults.set(Faults { webhooks: Webhooks::Never, ..faults.get() });
+    }
+
+    /// The database, as its owner.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// The audit events that fit a condition, oldest first.
+    pub async fn audit_events(&self, condition: &str) -> Vec<Value> {
+        let query = format!("select * from audit_events where {condition} order by sequence");
+        self.database.rows(query).await
+    }
+
+    /// Compares the service's tables with the gateway's ledger: every rule about money holds.
+    pub async fn invariants_hold(&self) {
+        let verdict = invariants::check(self.database.owner_url().as_str(), &self.gateway.url()).await;
+        let verdict = verdict.unwrap_or_else(|error| panic!("{error}"));
+        assert!(verdict.holds(), "{verdict}");
+    }
+
+    // Its operations.
+
+    /// Where the API listens.
+    pub fn api_url(&self) -> &Url {
+        &self.process.api
+    }
+
+    /// Where operations listens.
+    pub fn ops_url(&self) -> &Url {
+        &self.process.ops
+    }
+
+    /// The status and the body of a page of the operations listener; 0 if there is no answer.
+    pub async fn ops(&self, path: &str) -> (u16, String) {
+        let url = self.process.ops.join(path).expect("a path makes a URL");
+        let client = crate::http::client(SOON).expect("a client can be made");
+        match client.get(url).send().await {
+            Ok(response) => (response.status().as_u16(), response.text().await.unwrap_or_default()),
+            Err(_) => (0, String::new()),
+        }
+    }
+
+    /// Everything that it counts and measures, in Prometheus' text format.
+    pub async fn metrics(&self) -> String {
+        let (status, text) = self.ops("/metrics").await;
+        assert_eq!(status, 200, "{text}");
+        text
+    }
+
+    /// The value of a series such as `payments_total{outcome="succeeded"}`.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics().await;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("there is no series {series}"))
+    }
+
+    /// The log lines of the present process.
+    pub fn logs(&self) -> Vec<Value> {
+        let lines = self.process.child.lines().into_iter().filter(|line| line.stream == Stream::Stdout);
+        lines
+            .map(|line| {
+                serde_json::from_str(&line.text)
+                    .unwrap_or_else(|error| panic!("a log line is not JSON ({error}): {}", line.text))
+            })
+            .collect()
+    }
+
+    /// Waits for a log line of the present process.
+    pub async fn logs_that(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, async || self.logs().into_iter().find(&fits)).await
+    }
+}

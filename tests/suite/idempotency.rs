@@ -1,0 +1,311 @@
+//! The same request twice has one effect and one answer.
+use dev::harness::{MUG, Request, SOON};
+use serde_json::json;
+
+use crate::{builder, service};
+
+#[tokio::test]
+async fn a_repeated_order_is_answered_with_the_same_bytes_and_placed_once() {
+    let service = service().await;
+    let order = service.customer().await.orders(&[(MUG, 2)]);
+    let first = order.clone().await.is(201);
+    assert!(!first.is_replayed());
+    for _ in 0..3 {
+        let again = order.clone().await.is(201);
+        assert!(again.is_replayed());
+        assert_eq!(again.text, first.text);
+        assert_eq!(again.header("location"), first.header("location"));
+        assert_eq!(again.header("content-type"), first.header("content-type"));
+    }
+    assert_eq!(service.database().number("select count(*) from orders").await, 1);
+    assert_eq!(service.metric("orders_created_total").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_repeated_payment_is_answered_with_the_first_outcome() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for card in ["pm_card_ok", "pm_card_declined", "pm_card_unknown"] {
+        let order = customer.places_an_order().await;
+        let payment = order.pay(card);
+        let first = payment.clone().await.is(201);
+        assert!(!first.is_replayed());
+        let again = payment.await.is(201);
+        assert!(again.is_replayed());
+        assert_eq!(again.text, first.text);
+        assert_eq!(again.header("location"), first.header("location"));
+        assert_eq!(order.payments().await.len(), 1);
+    }
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_repeated_refund_is_answered_with_the_first_outcome() {
+    let service = service().await;
+    let support = service.support().await;
+    let payment = service.customer().await.places_an_order().await.is_paid().await;
+    let refund = support.refund(payment, Some(500));
+    let first = refund.clone().await.is(201);
+    assert!(!first.is_replayed());
+    let again = refund.await.is(201);
+    assert!(again.is_replayed());
+    assert_eq!(again.text, first.text);
+    assert_eq!(service.gateway().ledger().refunds.len(), 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_the_first_request_under_it() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let order = customer.orders(&[(MUG, 1)]).key("mine").await.is(201).id();
+    let _other_body = customer.orders(&[(MUG, 2)]).key("mine").await.is_problem(422, "idempotency-key-reused");
+    let _invalid_body = customer.orders(&[(MUG, 0)]).key("mine").await.is_problem(422, "idempotency-key-reused");
+    let _other_route =
+        customer.pay(order, "pm_card_ok").key("mine").await.is_problem(422, "idempotency-key-reused");
+
+    let paid = customer.pay(order, "pm_card_ok").key("other").await.is(201);
+    let _other_card =
+        customer.pay(order, "pm_card_declined").key("other").await.is_problem(422, "idempotency-key-reused");
+    let another = customer.places_an_order().await;
+    let _other_order = another.pay("pm_card_ok").key("other").await.is_problem(422, "idempotency-key-reused");
+    assert_eq!(customer.pay(order, "pm_card_ok").key("other").await.is(201).text, paid.text);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_key_is_its_users_own() {
+    let service = service().await;
+    let (one, other) = (service.customer().await, service.customer().await);
+    let first = one.orders(&[(MUG, 1)]).key("everybodys-favourite").await.is(201);
+    let second = other.orders(&[(MUG, 1)]).key("everybodys-favourite").await.is(201);
+    assert!(!second.is_replayed());
+    assert_ne!(first.id(), second.id());
+}
+
+#[tokio::test]
+async fn spelling_a_request_differently_does_not_make_it_another_one() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let spelled = |body: &str| {
+        customer.post("/v1/orders").key("spelling").header("content-type", "application/json").body(body)
+    };
+    let first = spelled(&format!(r#"{{"items":[{{"product_id":"{MUG}","quantity":1}}]}}"#)).await.is(201);
+    for body in [
+        format!(r#"{{"items":[{{"quantity":1,"product_id":"{MUG}"}}]}}"#),
+        format!("{{\n  \"items\": [\n    {{ \"product_id\": \"{MUG}\", \"quantity\": 1 }}\n  ]\n}}\n"),
+    ] {
+        let again = spelled(&body).await.is(201);
+        assert!(again.is_replayed());
+        assert_eq!(again.text, first.text);
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_needed_wherever_something_must_not_happen_twice() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let order = customer.places_an_order().await;
+    let payment = order.is_paid().await;
+    for request in [customer.orders(&[(MUG, 1)]), order.pay("pm_card_ok"), support.refund(payment, Some(1))] {
+        let keyless = request.without_header("idempotency-key");
+        let _refused = keyless.await.is_problem(400, "missing-idempotency-key");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_1_to_255_visible_ascii_characters_and_quotes_around_it_do_not_count() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let order = |key: &str| customer.orders(&[(MUG, 1)]).key(key);
+
+    let longest = "k".repeat(255);
+    for key in ["k", "!~", &longest] {
+        let _placed = order(key).await.is(201);
+    }
+    for key in ["", "\"\"", "two words", "t\u{e4}st", &"k".repeat(256)] {
+        let _refused = order(key).await.is_problem(400, "missing-idempotency-key");
+    }
+
+    let bare = order("quoted-or-not").await.is(201);
+    let quoted = order("\"quoted-or-not\"").await.is(201);
+    assert!(quoted.is_replayed());
+    assert_eq!(quoted.text, bare.text);
+    let longest_quoted = order(&format!("\"{longest}\"")).await.is(201);
+    assert!(longest_quoted.is_replayed());
+}
+
+#[tokio::test]
+async fn a_refusal_leaves_no_key_behind() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let order = |items: &[(&str, i64)]| customer.orders(items).key("repaired");
+    let _invalid = order(&[(MUG, 0)]).await.is(422);
+    let unknown = uuid::Uuid::now_v7().to_string();
+    let _unknown = order(&[(&unknown, 1)]).await.is(422);
+    let _malformed = order(&[]).body("{").await.is(400);
+    let placed = order(&[(MUG, 1)]).await.is(201);
+    assert!(!placed.is_replayed());
+
+    let cancelled = customer.places_an_order().await;
+    let _cancelled = cancelled.cancel().await.is(200);
+    let _conflict = cancelled.pay("pm_card_ok").key("paid-after-all").await.is(409);
+    let order = customer.places_an_order().await;
+    let paid = order.pay("pm_card_ok").key("paid-after-all").await.is(201);
+    assert!(!paid.is_replayed());
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn what_was_accepted_once_is_replayed_even_if_it_would_be_refused_now() {
+    let service = service().await;
+    let (customer, admin) = (service.customer().await, service.admin().await);
+    let order = customer.orders(&[(MUG, 1)]);
+    let first = order.clone().await.is(201);
+    let retire = json!({ "active": false });
+    let _retired = admin.patch(format!("/v1/products/{MUG}")).json(&retire).await.is(200);
+    assert_eq!(order.await.is(201).text, first.text);
+}
+
+#[tokio::test]
+async fn a_repetition_of_a_payment_under_way_is_told_to_come_back_and_then_gets_the_outcome() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    order.has_a_payment().await;
+
+    let early = attempt.again().await.is_problem(409, "request-under-way");
+    let seconds: u64 = early.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=3).contains(&seconds), "{early}");
+
+    service.gateway().release();
+    let again = attempt.again();
+    let first = attempt.answer().await.is(201);
+    let replayed = again.await.is(201);
+    assert!(replayed.is_replayed());
+    assert_eq!(replayed.text, first.text);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_repetition_of_a_payment_of_unknown_outcome_gets_its_present_state() {
+    let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "20").start().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.pay("pm_card_timeout");
+    let first = payment.clone().await.is(202);
+    let meanwhile = payment.clone().await.is(202);
+    assert!(meanwhile.is_replayed());
+    assert_eq!(meanwhile.id(), first.id());
+
+    order.becomes("paid").await;
+    let settled = payment.await.is(201);
+    assert!(settled.is_replayed());
+    assert_eq!((settled.id(), settled.text("status")), (first.id(), "succeeded".to_owned()));
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn keys_are_forgotten_a_day_after_their_work_was_done_and_not_before() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let customer = service.customer().await;
+    let order = |key: &str| customer.orders(&[(MUG, 1)]).key(key);
+    let (old, young) = (order("old").await.is(201), order("young").await.is(201));
+    service.gateway().hold_responses();
+    let unpaid = customer.places_an_order().await;
+    let _under_way = unpaid.pay("pm_card_ok").key("never-complete").await.is(202);
+
+    service
+        .database()
+        .execute(
+            "update idempotency_keys set completed_at = now() - interval '24 hours 1 second' where key = 'old';
+             update idempotency_keys set completed_at = now() - interval '23 hours 58 minutes' where key = 'young';
+             update idempotency_keys set created_at = now() - interval '3 days' where key = 'never-complete'",
+        )
+        .await;
+    let kept = async || {
+        let keys = "select key from idempotency_keys where key in ('old', 'young', 'never-complete') order by key";
+        service.database().rows(keys).await
+    };
+    // Judged by the sweeper alone: until it comes, an old key still replays.
+    assert_eq!(order("young").await.is(201).text, young.text);
+    let swept = tokio::time::timeout(SOON * 3, async {
+        while kept().await.len() > 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    });
+    swept.await.expect("the sweeper comes within a minute");
+    assert_eq!(kept().await, [json!({ "key": "never-complete" }), json!({ "key": "young" })]);
+    let anew = order("old").await.is(201);
+    assert!(!anew.is_replayed());
+    assert_ne!(anew.id(), old.id());
+    service.gateway().release();
+    unpaid.becomes("paid").await;
+    service.invariants_hold().await;
+}
+
+/// Sends fifty twins at once, and the same request until it has its final answer. Returns the ids that were told.
+async fn told_to_fifty_twins(request: Request) -> Vec<String> {
+    let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
+    let mut told = Vec::new();
+    let mut firsts = 0;
+    for twin in twins {
+        let answer = twin.answer().await;
+        if answer.status == 201 {
+            firsts += usize::from(!answer.is_replayed());
+            told.push(answer.text);
+        } else {
+            let busy = answer.is_problem(409, "request-under-way");
+            assert!(busy.header("retry-after").is_some());
+        }
+    }
+    assert_eq!(firsts, 1, "one of them did the work");
+    told.push(request.await.is(201).text);
+    told.dedup();
+    told
+}
+
+#[tokio::test]
+async fn fifty_twins_of_an_order_place_one() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let told = told_to_fifty_twins(customer.orders(&[(MUG, 3)])).await;
+    assert_eq!(told.len(), 1, "all are told the same: {told:#?}");
+    assert_eq!(service.database().number("select count(*) from orders").await, 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn fifty_twins_of_a_payment_charge_once() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let told = told_to_fifty_twins(order.pay("pm_card_ok")).await;
+    assert_eq!(told.len(), 1, "all are told the same: {told:#?}");
+    assert_eq!(service.gateway().ledger().charges.len(), 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn fifty_twins_of_a_refund_give_back_once() {
+    let service = service().await;
+    let support = service.support().await;
+    let payment = service.customer().await.places_an_order().await.is_paid().await;
+    let told = told_to_fifty_twins(support.refund(payment, Some(100))).await;
+    assert_eq!(told.len(), 1, "all are told the same: {told:#?}");
+    assert_eq!(service.gateway().ledger().refunds.len(), 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_order_of_fifty_twins_that_is_refused_is_refused_to_all() {
+    let service = service().await;
+    let request = service.customer().await.orders(&[(MUG, 1001)]);
+    let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
+    for twin in twins {
+        let _refused = twin.answer().await.is_invalid_at(&["/items/0/quantity"]);
+    }
+    assert_eq!(service.database().number("select count(*) from idempotency_keys").await, 0);
+}

@@ -1,0 +1,113 @@
+//! The OpenAPI document and the service say the same.
+use std::{
+    collections::HashMap,
+    process::Command,
+    sync::{LazyLock, Mutex, PoisonError},
+};
+
+use dev::harness::{Answer, Exchange};
+use jsonschema::Validator;
+use serde_json::{Map, Value, json};
+
+use crate::{EXECUTABLE, service};
+
+/// The document, as the executable prints it.
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+    let output = Command::new(EXECUTABLE).arg("openapi").output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+});
+
+/// The document's operations: method, path template, operation.
+pub fn operations() -> impl Iterator<Item = (String, &'static str, &'static Map<String, Value>)> {
+    DOCUMENT["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+        let operations = item.as_object().unwrap().iter();
+        operations.map(move |(method, operation)| {
+            (method.to_uppercase(), path.as_str(), operation.as_object().unwrap())
+        })
+    })
+}
+
+fn operation(method: &str, path: &str) -> Option<&'static Map<String, Value>> {
+    // HEAD is GET without the body, and is described as that.
+    let method = if method == "HEAD" { "GET" } else { method };
+    let mut operations = operations().filter(|(known, ..)| known == method);
+    operations.find(|(_, template, _)| fits(template, path)).map(|(.., operation)| operation)
+}
+
+fn fits(template: &str, path: &str) -> bool {
+    let (template, path) = (template.split('/'), path.split('/'));
+    template.clone().count() == path.clone().count()
+        && template.zip(path).all(|(expected, found)| expected.starts_with('{') || expected == found)
+}
+
+/// Panics at an answer that the document does not announce: its status, its media type, or its shape.
+pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
+    let Exchange { method, path, answer } = exchange;
+    // What is in no document answers with a problem, too.
+    let Some(operation) = operation(method.as_str(), path) else {
+        if answer.header("content-type") == Some("application/problem+json") {
+            is_valid("#/components/schemas/Problem", answer);
+        }
+        return;
+    };
+    let response = &operation["responses"][answer.status.to_string()];
+    assert!(response.is_object(), "the document does not announce {method} {path}: {answer}");
+    let Some(content) = response.get("content").and_then(Value::as_object) else {
+        assert_eq!(answer.text, "", "the document announces no body of {method} {path}: {answer}");
+        return;
+    };
+    let media_type = answer.header("content-type").unwrap_or_default();
+    let schema = &content.get(media_type).unwrap_or_else(|| {
+        panic!("the document does not announce {media_type} from {method} {path}: {answer}")
+    })["schema"];
+    if method.as_str() != "HEAD" {
+        is_valid(schema["$ref"].as_str().expect("every body has a named schema"), answer);
+    }
+}
+
+fn is_valid(schema: &str, answer: &Answer) {
+    static VALIDATORS: LazyLock<Mutex<HashMap<String, Validator>>> = LazyLock::new(Mutex::default);
+    let mut validators = VALIDATORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let validator = validators.entry(schema.to_owned()).or_insert_with(|| validator(schema));
+    let body = answer.json();
+    let errors: Vec<_> = validator
+        .iter_errors(&body)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(errors.is_empty(), "not as the document has it ({schema}): {errors:#?}\n{answer}");
+}
+
+/// A validator that refuses members which the document does not name, and formats that are wrong.
+fn validator(schema: &str) -> Validator {
+    let mut components = DOCUMENT["components"].clone();
+    for schema in components["schemas"].as_object_mut().unwrap().values_mut() {
+        forbid_unknown_members(schema);
+    }
+    let schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$ref": schema,
+        "components": components,
+    });
+    jsonschema::options().should_validate_formats(true).build(&schema).unwrap()
+}
+
+fn forbid_unknown_members(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            if members.get("properties").is_some_and(Value::is_object) {
+                members.insert("additionalProperties".to_owned(), json!(false));
+            }
+            members.values_mut().for_each(forbid_unknown_members);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forbid_unknown_members),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn the_document_is_openapi_3_1_and_served_as_it_is_printed() {
+    let service = service().await;
+    let served = service.nobody().get("/openapi.json").await.is(200).json();
+    assert!(served["openapi"].as_str().unwrap().starts_with("3.1."));
+    assert_eq!(served, *DOCUMENT);
+}

@@ -1,0 +1,297 @@
+//! Placing, reading, listing and cancelling orders.
+use std::collections::HashSet;
+
+use dev::harness::{LAMP, MUG, RETIRED, Service, TEAPOT, User};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::service;
+
+#[tokio::test]
+async fn an_order_is_placed_at_the_prices_of_the_catalog() {
+    let service = service().await;
+    let customer = service.customer().await;
+
+    let placed = customer.orders(&[(MUG, 2), (TEAPOT, 1)]).await.is(201);
+
+    let order = placed.json();
+    assert_eq!(placed.header("location"), Some(format!("/v1/orders/{}", placed.id()).as_str()));
+    assert_eq!(order["customer_id"], json!(customer.id));
+    assert_eq!(order["status"], "pending_payment");
+    assert_eq!(order["currency"], "EUR");
+    assert_eq!(order["total_amount"], 2 * 1290 + 3450);
+    assert_eq!(
+        order["items"],
+        json!([
+            { "product_id": MUG, "name": "Mug", "unit_amount": 1290, "quantity": 2, "amount": 2580 },
+            { "product_id": TEAPOT, "name": "Teapot", "unit_amount": 3450, "quantity": 1, "amount": 3450 },
+        ])
+    );
+    assert_eq!(service.metric("orders_created_total").await, 1.0);
+    let trail = service.audit_events("resource = 'orders' and action = 'create'").await;
+    assert_eq!(trail.len(), 1);
+    assert_eq!(trail[0]["user_id"], json!(customer.id));
+    assert_eq!(trail[0]["metadata"]["record_ids"], json!([placed.id()]));
+}
+
+#[tokio::test]
+async fn an_order_reads_as_it_was_placed() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let placed = customer.orders(&[(TEAPOT, 3), (MUG, 1), (TEAPOT, 2)]).await.is(201);
+    let read = customer.get(format!("/v1/orders/{}", placed.id())).await.is(200);
+    assert_eq!(read.json(), placed.json());
+    let listed = customer.get("/v1/orders").await.is(200).json();
+    assert_eq!(listed["data"], json!([placed.json()]));
+}
+
+#[tokio::test]
+async fn an_order_keeps_its_prices_when_the_catalog_changes() {
+    let service = service().await;
+    let (customer, admin) = (service.customer().await, service.admin().await);
+    let order = customer.places(&[(MUG, 1)]).await;
+    let change = json!({ "unit_amount": 1490, "name": "Large mug" });
+    let _changed = admin.patch(format!("/v1/products/{MUG}")).json(&change).await.is(200);
+
+    let before = order.read().await;
+    assert_eq!(before["total_amount"], 1290);
+    assert_eq!(before["items"][0]["name"], "Mug");
+    let after = customer.orders(&[(MUG, 1)]).await.is(201).json();
+    assert_eq!(after["total_amount"], 1490);
+    assert_eq!(after["items"][0]["name"], "Large mug");
+}
+
+#[tokio::test]
+async fn what_cannot_be_ordered_is_pointed_at_line_by_line() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let unknown = Uuid::now_v7().to_string();
+    let _refused = customer
+        .orders(&[(MUG, 1), (RETIRED, 1), (&unknown, 1)])
+        .await
+        .is_invalid_at(&["/items/1/product_id", "/items/2/product_id"]);
+    assert_eq!(service.database().number("select count(*) from orders").await, 0);
+}
+
+#[tokio::test]
+async fn an_order_has_one_currency() {
+    let service = service().await;
+    let _refused = service.customer().await.orders(&[(MUG, 1), (LAMP, 1)]).await.is_invalid_at(&["/items"]);
+}
+
+#[tokio::test]
+async fn quantities_and_lines_have_bounds() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let largest = customer.orders(&[(MUG, 1000); 100]).await.is(201);
+    assert_eq!(largest.json()["total_amount"], 1290 * 1000 * 100);
+    assert_eq!(largest.json()["items"].as_array().unwrap().len(), 100);
+
+    let _too_long = customer.orders(&[(MUG, 1); 101]).await.is_invalid_at(&["/items"]);
+    let _empty = customer.orders(&[]).await.is_invalid_at(&["/items"]);
+    let _wrong = customer
+        .orders(&[(MUG, 0), (MUG, 1), (MUG, 1001), (MUG, -1)])
+        .await
+        .is_invalid_at(&["/items/0/quantity", "/items/2/quantity", "/items/3/quantity"]);
+    let _huge = customer.orders(&[(MUG, i64::MAX)]).await.is_invalid_at(&["/items/0/quantity"]);
+}
+
+#[tokio::test]
+async fn the_dearest_order_is_still_exact() {
+    let service = service().await;
+    let (customer, admin) = (service.customer().await, service.admin().await);
+    let yacht = json!({ "sku": "YACHT", "name": "Yacht", "unit_amount": 10_000_000_000_i64, "currency": "EUR" });
+    let yacht = admin.post("/v1/products").json(&yacht).await.is(201).text("id");
+    let order = customer.orders(&[(yacht.as_str(), 1000); 100]).await.is(201).json();
+    assert_eq!(order["total_amount"], 1_000_000_000_000_000_i64);
+}
+
+/// Everything that a list shows, page by page.
+async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = user.get(format!("/v1/orders?limit={limit}{query}{cursor}")).await.is(200).json();
+        let data = page["data"].as_array().unwrap();
+        all.extend(data.clone());
+        let Some(next) = page["next_cursor"].as_str() else { return all };
+        assert_eq!(data.len(), limit, "only the last page is not full");
+        cursor = format!("&cursor={next}");
+    }
+}
+
+fn ids(orders: &[Value]) -> Vec<&str> {
+    orders.iter().map(|order| order["id"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_list_is_read_to_its_end_newest_first_without_skipping_or_repeating() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let mut placed = Vec::new();
+    for _ in 0..7 {
+        placed.push(customer.places_an_order().await.id.to_string());
+    }
+    placed.reverse();
+    for limit in [1, 3, 7, 100] {
+        let listed = pages(&customer, "", limit).await;
+        assert_eq!(ids(&listed), placed, "in pages of {limit}");
+    }
+}
+
+#[tokio::test]
+async fn an_order_that_is_placed_meanwhile_does_not_disturb_the_pages() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for _ in 0..4 {
+        customer.places_an_order().await;
+    }
+    let first = customer.get("/v1/orders?limit=2").await.is(200).json();
+    customer.places_an_order().await;
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let second = customer.get(format!("/v1/orders?limit=2&cursor={cursor}")).await.is(200).json();
+    let seen: HashSet<_> =
+        [&first, &second].iter().flat_map(|page| ids(page["data"].as_array().unwrap())).collect();
+    assert_eq!(seen.len(), 4);
+    assert_eq!(second["next_cursor"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_list_is_filtered_by_status_and_customer() {
+    let service = service().await;
+    let (one, other, support) = (service.customer().await, service.customer().await, service.support().await);
+    let (open, cancelled) = (one.places_an_order().await, one.places_an_order().await);
+    let others = other.places_an_order().await;
+    let _cancelled = cancelled.cancel().await.is(200);
+    let (open, cancelled, others) = (open.id.to_string(), cancelled.id.to_string(), others.id.to_string());
+
+    assert_eq!(ids(&pages(&one, "", 10).await), [&*cancelled, &open]);
+    assert_eq!(ids(&pages(&one, "&status=cancelled", 10).await), [&*cancelled]);
+    assert_eq!(ids(&pages(&one, "&status=paid", 10).await), [""; 0]);
+    assert_eq!(ids(&pages(&one, &format!("&customer_id={}", one.id), 10).await), [&*cancelled, &open]);
+    assert_eq!(ids(&pages(&one, &format!("&customer_id={}", other.id), 10).await), [""; 0]);
+
+    assert_eq!(ids(&pages(&support, "", 1).await), [&*others, &cancelled, &open]);
+    assert_eq!(ids(&pages(&support, "&status=pending_payment", 1).await), [&*others, &open]);
+    assert_eq!(ids(&pages(&support, &format!("&customer_id={}", one.id), 1).await), [&*cancelled, &open]);
+    let both = format!("&customer_id={}&status=cancelled", one.id);
+    assert_eq!(ids(&pages(&support, &both, 1).await), [&*cancelled]);
+}
+
+#[tokio::test]
+async fn a_page_has_twenty_orders_unless_it_is_told_otherwise() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for _ in 0..21 {
+        customer.places(&[(MUG, 1)]).await;
+    }
+    let page = customer.get("/v1/orders").await.is(200).json();
+    assert_eq!(page["data"].as_array().unwrap().len(), 20);
+    assert!(page["next_cursor"].is_string());
+}
+
+#[tokio::test]
+async fn somebody_elses_order_is_as_absent_as_one_that_never_was() {
+    let service = service().await;
+    let (owner, stranger) = (service.customer().await, service.customer().await);
+    let (theirs, never) = (owner.places_an_order().await.id, Uuid::now_v7());
+    let refusals = async |id: Uuid| {
+        let paths = [format!("/v1/orders/{id}"), format!("/v1/orders/{id}/cancel"), format!("/v1/orders/{id}/payments")];
+        let requests = [
+            stranger.get(&paths[0]),
+            stranger.post(&paths[1]),
+            stranger.post(&paths[2]).json(&json!({ "payment_method": "pm_card_ok" })).new_key(),
+        ];
+        let mut answers = Vec::new();
+        for request in requests {
+            let answer = request.await.is_problem(404, "not-found");
+            let mut body = answer.json();
+            for what_differs in ["instance", "correlation_id", "trace_id"] {
+                body.as_object_mut().unwrap().remove(what_differs);
+            }
+            answers.push((body, answer.headers.keys().cloned().collect::<HashSet<_>>()));
+        }
+        answers
+    };
+    assert_eq!(refusals(theirs).await, refusals(never).await);
+
+    for id in [theirs, never] {
+        let denied = format!(
+            "event_type = 'authorization' and result = 'denied' and resource = 'orders'
+             and user_id = '{}' and metadata -> 'record_ids' ? '{id}'",
+            stranger.id
+        );
+        assert_eq!(service.audit_events(&denied).await.len(), 3, "each refusal is audited");
+    }
+    assert_eq!(service.metric("authorization_denials_total{reason=\"not_owner\"}").await, 6.0);
+}
+
+#[tokio::test]
+async fn what_staff_reads_of_customers_is_audited_and_what_customers_read_is_not() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let (first, second) = (customer.places_an_order().await, customer.places_an_order().await);
+    first.read().await;
+    let _listed = customer.get("/v1/orders").await.is(200);
+    assert_eq!(service.audit_events("event_type = 'data_access'").await, [Value::Null; 0]);
+
+    let _read = support.get(first.path()).await.is(200);
+    let _listed = support.get("/v1/orders").await.is(200);
+    let accesses = service.audit_events("event_type = 'data_access'").await;
+    let of = |access: &Value| (access["user_id"].clone(), access["resource"].clone(), access["result"].clone());
+    let by_support = (json!(support.id), json!("orders"), json!("success"));
+    assert_eq!(accesses.iter().map(of).collect::<Vec<_>>(), [by_support.clone(), by_support]);
+    assert_eq!(accesses[0]["metadata"]["record_ids"], json!([first.id]));
+    assert_eq!(accesses[1]["metadata"]["record_ids"], json!([second.id, first.id]));
+}
+
+#[tokio::test]
+async fn an_unpaid_order_is_cancelled_once_by_its_customer_or_by_support() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let order = customer.places_an_order().await;
+    let cancelled = order.cancel().await.is(200).json();
+    assert_eq!(cancelled["status"], "cancelled");
+    assert_eq!(cancelled, order.read().await);
+    let _twice = order.cancel().await.is_problem(409, "conflict");
+
+    let order = customer.places_an_order().await;
+    let cancel = support.post(format!("{}/cancel", order.path()));
+    assert_eq!(cancel.await.is(200).text("status"), "cancelled");
+    let by = service.audit_events("resource = 'orders' and action = 'cancel'").await;
+    assert_eq!(by.iter().map(|event| &event["user_id"]).collect::<Vec<_>>(), [&json!(customer.id), &json!(support.id)]);
+}
+
+#[tokio::test]
+async fn a_paid_order_is_not_cancelled() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    order.is_paid().await;
+    let _refused = order.cancel().await.is_problem(409, "conflict");
+    assert_eq!(order.status().await, "paid");
+}
+
+#[tokio::test]
+async fn an_order_whose_payment_was_declined_is_cancelled() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    assert_eq!(order.pay("pm_card_declined").await.is(201).text("status"), "declined");
+    let _cancelled = order.cancel().await.is(200);
+    let _too_late = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_order_is_either_cancelled_or_paid_however_closely_the_two_come() {
+    let service: Service = service().await;
+    let customer = service.customer().await;
+    for _ in 0..10 {
+        let order = customer.places_an_order().await;
+        let (payment, cancellation) = tokio::join!(order.pay("pm_card_ok"), order.cancel());
+        match (payment.status, cancellation.status) {
+            (201, 409) => assert_eq!(order.status().await, "paid"),
+            (409, 200) => assert_eq!(order.status().await, "cancelled"),
+            _ => panic!("{payment}\n{cancellation}"),
+        }
+    }
+    service.invariants_hold().await;
+}
