@@ -29,7 +29,10 @@ use serde_path_to_error::Segment;
 use subtle::ConstantTimeEq;
 use tokio::{task::AbortHandle, time::sleep};
 
-use crate::platform::http::problem::{self, FieldError, Problem};
+use crate::platform::{
+    http::problem::{self, FieldError, Problem},
+    telemetry::logs::LogFilter,
+};
 
 /// A filter that is longer names more targets than anybody reads.
 const BODY_LIMIT: usize = 4 * 1024;
@@ -50,6 +53,20 @@ pub trait Filter: Send + Sync + 'static {
     /// # Errors
     /// What is wrong with the expression; nothing changes then.
     fn set(&self, expression: &str) -> Result<(), String>;
+}
+
+impl Filter for LogFilter {
+    fn current(&self) -> String {
+        Self::current(self)
+    }
+
+    fn default_filter(&self) -> &str {
+        Self::default_filter(self)
+    }
+
+    fn set(&self, expression: &str) -> Result<(), String> {
+        Self::set(self, expression)
+    }
 }
 
 /// The log level of the process, and who may change it. Cheap to clone.
