@@ -1,0 +1,193 @@
+//! The service's side of the comparison, read as one snapshot, and the rules that concern it alone.
+//!
+//! Many of these rules are constraints of the database as well. They stand here too, because a constraint that
+//! was dropped or written wrongly says nothing.
+use sqlx::{Connection, FromRow, PgConnection, PgTransaction};
+use uuid::Uuid;
+
+use super::Violation;
+
+/// A payment, as far as the gateway is concerned.
+#[derive(Debug, Clone, FromRow)]
+pub(super) struct Payment {
+    pub(super) id: Uuid,
+    pub(super) status: String,
+    pub(super) amount: i64,
+    pub(super) currency: String,
+    pub(super) gateway_charge_id: Option<String>,
+}
+
+impl Payment {
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.status == "processing"
+    }
+
+    /// Whether money was taken, even if some of it was given back since.
+    pub(super) fn has_taken_money(&self) -> bool {
+        ["succeeded", "partially_refunded", "refunded"].contains(&self.status.as_str())
+    }
+}
+
+/// A refund, as far as the gateway is concerned.
+#[derive(Debug, Clone, FromRow)]
+pub(super) struct Refund {
+    pub(super) id: Uuid,
+    pub(super) status: String,
+    pub(super) amount: i64,
+    pub(super) gateway_charge_id: Option<String>,
+}
+
+impl Refund {
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.status == "processing"
+    }
+}
+
+/// The tables at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tables {
+    pub(super) orders: i64,
+    pub(super) idempotency_keys: i64,
+    pub(super) payments: Vec<Payment>,
+    pub(super) refunds: Vec<Refund>,
+    pub(super) violations: Vec<Violation>,
+}
+
+impl Tables {
+    pub(super) async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let mut snapshot = connection.begin_with("begin isolation level repeatable read read only").await?;
+        let orders = sqlx::query_scalar("select count(*) from orders").fetch_one(&mut *snapshot).await?;
+        let idempotency_keys =
+            sqlx::query_scalar("select count(*) from idempotency_keys").fetch_one(&mut *snapshot).await?;
+        let payments = sqlx::query_as(
+            "select id, status, amount, currency, gateway_charge_id from payments order by id",
+        )
+        .fetch_all(&mut *snapshot)
+        .await?;
+        let refunds = sqlx::query_as(
+            "
+            select refunds.id, refunds.status, refunds.amount, payments.gateway_charge_id
+            from refunds
+            left join payments on payments.id = refunds.payment_id
+            order by refunds.id
+            ",
+        )
+        .fetch_all(&mut *snapshot)
+        .await?;
+        let violations = violations(&mut snapshot).await?;
+        snapshot.rollback().await?;
+        Ok(Self { orders, idempotency_keys, payments, refunds, violations })
+    }
+}
+
+/// A rule, and the query that finds where it is broken: one line of text for each place.
+const RULES: [(&str, &str); 7] = [
+    (
+        "an order's total is the sum of its items",
+        "
+        select format('order %s has a total of %s and items of %s', orders.id, orders.total_amount, items.amount)
+        from orders
+        cross join lateral (
+          select coalesce(sum(amount), 0) as amount from order_items where order_id = orders.id
+        ) items
+        where orders.total_amount <> items.amount
+        ",
+    ),
+    (
+        "an order has at most one payment that is under way or has taken money",
+        "
+        select format('order %s has %s', order_id, count(*))
+        from payments
+        where status not in ('declined', 'failed')
+        group by order_id
+        having count(*) > 1
+        ",
+    ),
+    (
+        "a payment is of its order's amount and currency",
+        "
+        select format('payment %s of order %s', payments.id, orders.id)
+        from payments
+        left join orders on orders.id = payments.order_id
+        where (payments.amount, payments.currency) is distinct from (orders.total_amount, orders.currency)
+        ",
+    ),
+    (
+        "an order's status is that of its payment",
+        "
+        select format(
+          'order %s is %s and names payment %s, its payment is %s, %s',
+          orders.id, orders.status, coalesce(orders.live_payment_id::text, 'none'),
+          coalesce(live.id::text, 'none'), coalesce(live.status, 'none')
+        )
+        from orders
+        left join payments live on live.order_id = orders.id and live.status not in ('declined', 'failed')
+        where live.id is distinct from orders.live_payment_id
+          or orders.status <> all (case coalesce(live.status, 'none')
+            when 'none' then array['pending_payment', 'cancelled']
+            when 'processing' then array['pending_payment']
+            when 'succeeded' then array['paid']
+            else array[live.status]
+          end)
+        ",
+    ),
+    (
+        "what was given back, and what was set aside for it, are the sums of a payment's refunds",
+        "
+        select format(
+          'payment %s says %s of %s, its refunds say %s of %s',
+          payments.id, payments.refunded_amount, payments.refund_reserved_amount, sums.refunded, sums.reserved
+        )
+        from payments
+        cross join lateral (
+          select
+            coalesce(sum(amount) filter (where status = 'succeeded'), 0) as refunded,
+            coalesce(sum(amount) filter (where status in ('processing', 'succeeded')), 0) as reserved
+          from refunds
+          where payment_id = payments.id
+        ) sums
+        where (payments.refunded_amount, payments.refund_reserved_amount) <> (sums.refunded, sums.reserved)
+        ",
+    ),
+    (
+        "an idempotency key that is complete has exactly one effect, and tells of it",
+        "
+        select format('key %s of %s made %s and %s such things exist', key, scope, resource_id, effects.count)
+        from idempotency_keys
+        cross join lateral (
+          select count(*) as count
+          from (
+            select id from orders where id = resource_id
+            union all select id from products where id = resource_id
+            union all select id from payments where id = resource_id and status <> 'processing'
+            union all select id from refunds where id = resource_id and status <> 'processing'
+          ) effect
+        ) effects
+        where completed_at is not null
+          and scope <> 'gateway'
+          and (effects.count <> 1 or response_body::jsonb ->> 'id' is distinct from resource_id::text)
+        ",
+    ),
+    (
+        "an effect that is complete has a complete idempotency key",
+        "
+        select format('key %s of %s has no answer, and %s is settled', key, scope, resource_id)
+        from idempotency_keys
+        where completed_at is null
+          and scope <> 'gateway'
+          and resource_id in (
+            select id from payments where status <> 'processing'
+            union all select id from refunds where status <> 'processing'
+          )
+        ",
+    ),
+];
+
+async fn violations(snapshot: &mut PgTransaction<'_>) -> Result<Vec<Violation>, sqlx::Error> {
+    let mut violations = Vec::new();
+    for (rule, places) in RULES {
+        let details: Vec<String> = sqlx::query_scalar(places).fetch_all(&mut **snapshot).await?;
+        violations.extend(details.into_iter().map(|detail| Violation { rule, detail }));
+    }
+    Ok(violations)
+}

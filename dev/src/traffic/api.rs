@@ -1,0 +1,95 @@
+//! One request to the service, and its answer.
+use std::time::Duration;
+
+use reqwest::{Method, header::HeaderMap};
+use serde_json::Value;
+use url::Url;
+
+/// Longer than the service's own deadline, so that it is the service that gives up.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A request.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    /// With the query.
+    pub(super) path: String,
+    pub(super) token: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) body: Option<String>,
+}
+
+impl Call {
+    pub(super) fn get(path: impl Into<String>) -> Self {
+        Self { method: Method::GET, path: path.into(), token: None, key: None, body: None }
+    }
+
+    pub(super) fn post(path: impl Into<String>, body: &Value) -> Self {
+        Self { method: Method::POST, body: Some(body.to_string()), ..Self::get(path) }
+    }
+
+    #[must_use]
+    pub(super) fn by(self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self }
+    }
+
+    #[must_use]
+    pub(super) fn under(self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self }
+    }
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
+    /// Null if it is no JSON.
+    pub(super) body: Value,
+}
+
+impl Answer {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Whether it says that an earlier request under its key did the work.
+    pub(super) fn is_replayed(&self) -> bool {
+        self.header("idempotency-replayed") == Some("true")
+    }
+}
+
+/// The way to the service.
+pub(super) struct Api {
+    url: Url,
+    client: reqwest::Client,
+}
+
+impl Api {
+    pub(super) fn new(url: Url) -> Result<Self, reqwest::Error> {
+        Ok(Self { url, client: crate::http::client(PATIENCE)? })
+    }
+
+    /// `None` if no whole answer came.
+    pub(super) async fn send(&self, call: &Call, correlation_id: &str) -> Option<Answer> {
+        let url = self.url.join(&call.path).ok()?;
+        let mut request =
+            self.client.request(call.method.clone(), url).header("x-correlation-id", correlation_id);
+        if let Some(token) = &call.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(key) = &call.key {
+            request = request.header("idempotency-key", key);
+        }
+        if let Some(body) = &call.body {
+            request = request.header("content-type", "application/json").body(body.clone());
+        }
+        let response = request.send().await.ok()?;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let text = response.text().await.ok()?;
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Some(Answer { status, headers, text, body })
+    }
+}
