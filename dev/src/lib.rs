@@ -5,16 +5,20 @@
 //! - [`postgres`]: finds or starts a PostgreSQL server, and makes databases on it
 //! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
 //! - [`project`]: the name and the place of the checkout that this is built in
+//! - [`cargo`]: cargo, run once more from inside
+//! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`harness`]: the harness of the tests: a service with a database and a gateway of its own
 //! - [`http`]: the HTTP client that the tools share
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
 //! - [`traffic`]: drives gentle, realistic traffic
+pub mod cargo;
 pub mod gateway;
 pub mod harness;
 pub mod http;
 pub mod invariants;
 pub mod postgres;
+pub mod prepare;
 pub mod process;
 pub mod project;
 pub mod traffic;

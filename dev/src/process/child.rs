@@ -45,7 +45,7 @@ pub struct Launch {
     ending: Ending,
     log: Option<PathBuf>,
     capture: bool,
-    echo: bool,
+    echo: &'static [Stream],
 }
 
 impl Launch {
@@ -58,7 +58,7 @@ impl Launch {
                 command.env(name, value);
             }
         }
-        Self { command, ending: Ending::Process, log: None, capture: true, echo: false }
+        Self { command, ending: Ending::Process, log: None, capture: true, echo: &[] }
     }
 
     /// The program's name, for messages.
@@ -123,10 +123,10 @@ impl Launch {
         self
     }
 
-    /// Shows every line on this process's standard error too.
+    /// Shows the lines of these streams on this process's standard error too.
     #[must_use]
-    pub fn echo(mut self, echo: bool) -> Self {
-        self.echo = echo;
+    pub fn echo(mut self, streams: &'static [Stream]) -> Self {
+        self.echo = streams;
         self
     }
 
@@ -144,7 +144,7 @@ impl Launch {
                 None => (Stdio::null(), Stdio::null()),
             };
             self.command.stdout(stdout).stderr(stderr);
-            Output::new(None, false)
+            Output::new(None, &[])
         };
 
         let mut process = self.command.spawn()?;

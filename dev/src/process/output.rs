@@ -44,11 +44,11 @@ struct State {
     first: u64,
     streams_open: usize,
     log: Option<File>,
-    echo: bool,
+    echo: &'static [Stream],
 }
 
 impl Output {
-    pub(super) fn new(log: Option<File>, echo: bool) -> Arc<Self> {
+    pub(super) fn new(log: Option<File>, echo: &'static [Stream]) -> Arc<Self> {
         let state = State { kept: VecDeque::new(), first: 0, streams_open: 0, log, echo };
         Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()) })
     }
@@ -76,7 +76,7 @@ impl Output {
         if let Some(log) = &mut state.log {
             writeln!(log, "{}", line.text).ok();
         }
-        if state.echo {
+        if state.echo.contains(&line.stream) {
             writeln!(io::stderr(), "{}", line.text).ok();
         }
         state.kept.push_back(line);

@@ -1,0 +1,170 @@
+//! Regenerates `.sqlx`, the description of every query that the service is compiled against.
+//!
+//! It is what `cargo sqlx prepare` does, without a tool to install and without a database to set up: the
+//! migrations of this checkout go into an empty temporary database, and the query macros describe themselves
+//! against that.
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::postgres::{self, Purpose, Server};
+use crate::{cargo, project};
+
+/// Why the queries could not be described.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error("the migrations cannot be applied: {0}")]
+    Migrate(#[from] MigrateError),
+    #[error("the database cannot be reached: {0}")]
+    Connect(#[from] sqlx::Error),
+    #[error(transparent)]
+    Cargo(#[from] cargo::Error),
+    #[error("cannot use {}: {source}", .path.display())]
+    File { path: PathBuf, source: io::Error },
+}
+
+/// How the committed descriptions differ from those of the code; file names.
+#[derive(Debug, Default)]
+pub struct Difference {
+    pub missing: Vec<String>,
+    pub changed: Vec<String>,
+    pub unused: Vec<String>,
+}
+
+impl Difference {
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.changed.is_empty() && self.unused.is_empty()
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let groups = [("missing", &self.missing), ("changed", &self.changed), ("unused", &self.unused)];
+        for (what, names) in groups {
+            for name in names {
+                writeln!(f, "  {what}: {name}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Describes every query anew and says what differs from `.sqlx`, which it brings up to date unless it is
+/// only to `check`.
+pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Error> {
+    let server = Server::find_or_start(Purpose::Tests, progress).await?;
+    let database = format!("{}_prepare_{}", project::identifier(), std::process::id());
+    server.create_database(&database, None).await?;
+    let described = describe(server.admin_url_of(&database).as_str(), progress).await;
+    server.drop_database(&database).await?;
+    server.stop().await?;
+
+    let described = described?;
+    let committed_in = project::root().join(".sqlx");
+    let difference = compare(&read(&committed_in)?, &described);
+    if !check {
+        write(&committed_in, &described, &difference)?;
+    }
+    Ok(difference)
+}
+
+type Descriptions = BTreeMap<String, Vec<u8>>;
+
+async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descriptions, Error> {
+    progress("applying the migrations");
+    let migrator = Migrator::new(project::root().join("migrations")).await?;
+    let mut connection = PgConnection::connect(database_url).await?;
+    migrator.run(&mut connection).await?;
+    connection.close().await?;
+
+    // A build directory of its own: the usual one stays compiled for the usual settings.
+    let target = project::root().join("target/sqlx");
+    let queries = target.join("queries");
+    let failed = |source| Error::File { path: queries.clone(), source };
+    if queries.exists() {
+        std::fs::remove_dir_all(&queries).map_err(failed)?;
+    }
+    std::fs::create_dir_all(&queries).map_err(failed)?;
+
+    progress("expanding every query against the database (the first time compiles the dependencies)");
+    let (target, directory) = (target.display().to_string(), queries.display().to_string());
+    let environment = [
+        ("CARGO_TARGET_DIR", target.as_str()),
+        ("DATABASE_URL", database_url),
+        ("SQLX_OFFLINE", "false"),
+        ("SQLX_OFFLINE_DIR", directory.as_str()),
+    ];
+    // A macro that is not expanded again describes nothing, and cargo does not know that the database changed.
+    cargo::run(&["clean", "--quiet", "--package", project::name()], &environment).await?;
+    cargo::run(&["check", "--package", project::name(), "--all-targets"], &environment).await?;
+    read(&queries)
+}
+
+fn read(directory: &Path) -> Result<Descriptions, Error> {
+    let mut descriptions = Descriptions::new();
+    if !directory.exists() {
+        return Ok(descriptions);
+    }
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::File { path, source }
+    };
+    for entry in std::fs::read_dir(directory).map_err(failed(directory))? {
+        let path = entry.map_err(failed(directory))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("query-") {
+            descriptions.insert(name, std::fs::read(&path).map_err(failed(&path))?);
+        }
+    }
+    Ok(descriptions)
+}
+
+fn compare(committed: &Descriptions, described: &Descriptions) -> Difference {
+    let mut difference = Difference::default();
+    for (name, content) in described {
+        match committed.get(name) {
+            None => difference.missing.push(name.clone()),
+            Some(old) if old != content => difference.changed.push(name.clone()),
+            Some(_) => {}
+        }
+    }
+    difference.unused = committed.keys().filter(|name| !described.contains_key(*name)).cloned().collect();
+    difference
+}
+
+fn write(directory: &Path, described: &Descriptions, difference: &Difference) -> Result<(), Error> {
+    let failed = |source| Error::File { path: directory.to_owned(), source };
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    for name in &difference.unused {
+        std::fs::remove_file(directory.join(name)).map_err(failed)?;
+    }
+    for name in difference.missing.iter().chain(&difference.changed) {
+        let content = described.get(name).map(Vec::as_slice).unwrap_or_default();
+        std::fs::write(directory.join(name), content).map_err(failed)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptions(entries: &[(&str, &str)]) -> Descriptions {
+        entries.iter().map(|(name, content)| ((*name).to_owned(), content.as_bytes().to_vec())).collect()
+    }
+
+    #[test]
+    fn every_kind_of_difference_is_named() {
+        let committed = descriptions(&[("same", "1"), ("changed", "1"), ("unused", "1")]);
+        let described = descriptions(&[("same", "1"), ("changed", "2"), ("missing", "1")]);
+        let difference = compare(&committed, &described);
+        assert_eq!(difference.to_string(), "  missing: missing\n  changed: changed\n  unused: unused\n");
+        assert!(compare(&committed, &committed).is_empty());
+    }
+}
