@@ -10,10 +10,14 @@
     clippy::indexing_slicing,
     reason = "a test fails by a panic, in its helpers too"
 )]
+mod accounts;
+mod catalog;
 mod idempotency;
 mod openapi;
 mod orders;
 mod payments;
+mod refunds;
+mod webhooks;
 
 use dev::harness::{Builder, Service};
 

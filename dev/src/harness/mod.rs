@@ -30,7 +30,7 @@ pub use self::{
     command::{Finished, run},
     database::Database,
     order::Order,
-    service::{Builder, Service},
+    service::{Builder, GATEWAY_API_KEY, Service},
     user::{PASSWORD, User},
 };
 

@@ -24,7 +24,8 @@ use crate::{
     process::{Child, Signal, Stream},
 };
 
-const GATEWAY_API_KEY: &str = "sk_for_tests";
+/// What services show their gateway.
+pub const GATEWAY_API_KEY: &str = "sk_for_tests";
 const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZQ==";
 
 /// What every service of the tests is started with, unless a test says otherwise.

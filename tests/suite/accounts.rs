@@ -1,0 +1,335 @@
+//! Registering, logging in and out, and being locked out.
+use std::collections::BTreeSet;
+
+use dev::harness::{Answer, PASSWORD, Service, eventually};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{builder, service};
+
+const WRONG: &str = "not the password of anybody";
+
+async fn register(service: &Service, email: &str, password: &str) -> Answer {
+    let registration = json!({ "email": email, "password": password, "name": "Grace Hopper" });
+    service.nobody().post("/v1/users").json(&registration).await
+}
+
+async fn log_in(service: &Service, email: &str, password: &str) -> Answer {
+    let credentials = json!({ "email": email, "password": password });
+    service.nobody().post("/v1/sessions").json(&credentials).await
+}
+
+/// The same from elsewhere, through the proxy that the service trusts.
+async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> Answer {
+    let credentials = json!({ "email": email, "password": password });
+    let elsewhere = service.nobody().with_header("x-forwarded-for", address);
+    elsewhere.post("/v1/sessions").json(&credentials).await
+}
+
+/// Everything that a stranger can tell one refusal from another by.
+fn what_is_told(refusal: &Answer) -> (u16, Value, BTreeSet<String>) {
+    let mut body = refusal.json();
+    for id in ["correlation_id", "trace_id"] {
+        body.as_object_mut().unwrap().remove(id);
+    }
+    (refusal.status, body, refusal.headers.keys().map(ToString::to_string).collect())
+}
+
+#[tokio::test]
+async fn somebody_registers_logs_in_and_sees_who_they_are() {
+    let service = service().await;
+    let registered = register(&service, "Grace@Example.com", PASSWORD).await.is(201);
+    let user = registered.json();
+    assert_eq!(user["email"], "grace@example.com", "in lower case");
+    assert_eq!((&user["name"], &user["role"]), (&json!("Grace Hopper"), &json!("customer")));
+    assert_eq!(registered.header("location"), Some("/v1/me"));
+
+    let session = log_in(&service, "GRACE@example.com", PASSWORD).await.is(201).json();
+    assert_eq!(session["user"], user);
+    let expires_at: chrono::DateTime<chrono::Utc> = session["expires_at"].as_str().unwrap().parse().unwrap();
+    let hours = (expires_at - chrono::Utc::now()).num_minutes() as f64 / 60.0;
+    assert!((11.9..12.1).contains(&hours), "a session lasts twelve hours, not {hours}");
+
+    let me = service.nobody().with_token(session["token"].as_str().unwrap()).get("/v1/me").await.is(200);
+    assert_eq!(me.json(), user);
+}
+
+#[tokio::test]
+async fn an_address_is_registered_once_in_whatever_case() {
+    let service = service().await;
+    let _registered = register(&service, "grace@example.com", PASSWORD).await.is(201);
+    let _taken = register(&service, "GRACE@example.com", "another long password").await.is_problem(409, "conflict");
+    let _first = log_in(&service, "grace@example.com", PASSWORD).await.is(201);
+}
+
+#[tokio::test]
+async fn two_who_register_the_same_address_at_once_become_one_user() {
+    let service = service().await;
+    let (one, other) = tokio::join!(
+        register(&service, "grace@example.com", PASSWORD),
+        register(&service, "grace@example.com", PASSWORD)
+    );
+    let mut statuses = [one.status, other.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409]);
+}
+
+#[tokio::test]
+async fn everything_that_is_wrong_with_a_registration_is_said_at_once() {
+    let service = service().await;
+    let registration = json!({ "email": "nobody", "password": "short", "name": " " });
+    let _refused = service
+        .nobody()
+        .post("/v1/users")
+        .json(&registration)
+        .await
+        .is_invalid_at(&["/email", "/password", "/name"]);
+}
+
+#[tokio::test]
+async fn a_password_has_8_characters_at_least_and_1024_bytes_at_most() {
+    let service = service().await;
+    for (password, fits) in [
+        ("1234567".to_owned(), false),
+        ("12345678".to_owned(), true),
+        ("\u{1F511}".repeat(7), false),
+        ("\u{1F511}".repeat(8), true),
+        ("p".repeat(1024), true),
+        ("p".repeat(1025), false),
+    ] {
+        let email = format!("{}@example.com", Uuid::now_v7().simple());
+        let answer = register(&service, &email, &password).await;
+        if fits {
+            let _registered = answer.is(201);
+            let _known = log_in(&service, &email, &password).await.is(201);
+        } else {
+            let _weak = answer.is_invalid_at(&["/password"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_makes_themselves_an_admin() {
+    let service = service().await;
+    let registration = json!({ "email": "eve@example.com", "password": PASSWORD, "name": "Eve", "role": "admin" });
+    let _refused = service.nobody().post("/v1/users").json(&registration).await.is_invalid_at(&["/role"]);
+}
+
+#[tokio::test]
+async fn logging_out_ends_this_session_and_no_other() {
+    let service = service().await;
+    let here = service.customer().await;
+    let there = service.log_in(&here.email).await;
+    let logged_out = here.delete("/v1/sessions/current").await.is(204);
+    assert_eq!(logged_out.text, "");
+    let _ended = here.get("/v1/me").await.is_problem(401, "unauthenticated");
+    let _goes_on = there.get("/v1/me").await.is(200);
+}
+
+#[tokio::test]
+async fn another_password_ends_every_session() {
+    let service = service().await;
+    let here = service.customer().await;
+    let there = service.log_in(&here.email).await;
+    let somebody_else = service.customer().await;
+    let change = json!({ "current_password": PASSWORD, "new_password": "a new and longer password" });
+    let _changed = here.put("/v1/me/password").json(&change).await.is(204);
+
+    for ended in [&here, &there] {
+        let _ended = ended.get("/v1/me").await.is_problem(401, "unauthenticated");
+    }
+    let _goes_on = somebody_else.get("/v1/me").await.is(200);
+    let _old = log_in(&service, &here.email, PASSWORD).await.is_problem(401, "bad-credentials");
+    let _new = log_in(&service, &here.email, "a new and longer password").await.is(201);
+    let changes = service.audit_events("action = 'change_password'").await;
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0]["user_id"], json!(here.id));
+}
+
+#[tokio::test]
+async fn a_password_is_changed_by_whoever_knows_it_only() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let change = |current: &str, new: &str| {
+        customer.put("/v1/me/password").json(&json!({ "current_password": current, "new_password": new }))
+    };
+    let _wrong = change(WRONG, "a new and longer password").await.is_problem(401, "bad-credentials");
+    let _weak = change(PASSWORD, "short").await.is_invalid_at(&["/new_password"]);
+    let _unchanged = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    let _goes_on = customer.get("/v1/me").await.is(200);
+}
+
+#[tokio::test]
+async fn a_session_ends_when_its_time_is_over() {
+    let service = builder().setting("SESSION_TTL_SECONDS", "1").start().await;
+    let customer = service.customer().await;
+    let ended = eventually("the session ends", async || {
+        let answer = customer.get("/v1/me").await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    let ended = ended.is_problem(401, "unauthenticated");
+    assert_eq!(ended.header("www-authenticate"), Some("Bearer"));
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_valid_is_refused_everywhere_even_where_none_is_needed() {
+    let service = service().await;
+    let stranger = service.nobody().with_token("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+    for path in ["/v1/me", "/v1/products", "/v1/orders", "/nothing"] {
+        let refused = stranger.get(path).await.is_problem(401, "unauthenticated");
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    }
+    assert_eq!(service.metric("authentication_failures_total{reason=\"bad_token\"}").await, 4.0);
+    for credentials in ["Basic Z3JhY2U6aG9wcGVy", "Bearer", "Bearer ", ""] {
+        let refused = service.nobody().get("/v1/me").header("authorization", credentials).await;
+        assert_eq!(refused.status, 401, "{credentials:?}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_address_a_wrong_password_and_a_locked_account_get_the_same_answer() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let unknown = log_in(&service, "nobody@example.com", WRONG).await.is_problem(401, "bad-credentials");
+    let no_address = log_in(&service, "nobody", WRONG).await.is_problem(401, "bad-credentials");
+    let wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
+    for _ in 0..6 {
+        let _wrong = log_in(&service, &customer.email, WRONG).await;
+    }
+    let locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
+
+    assert_eq!(what_is_told(&unknown), what_is_told(&wrong));
+    assert_eq!(what_is_told(&no_address), what_is_told(&wrong));
+    assert_eq!(what_is_told(&locked), what_is_told(&wrong));
+}
+
+#[tokio::test]
+async fn five_bad_tries_lock_an_account_out_until_the_time_is_over() {
+    let service = builder().setting("LOCKOUT_SECONDS", "3").start().await;
+    let customer = service.customer().await;
+    for _ in 0..5 {
+        let _wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
+    }
+    let _locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
+    let _unaffected = customer.get("/v1/me").await.is(200);
+    let lockouts = service.audit_events("action = 'lockout'").await;
+    assert_eq!(lockouts.len(), 1, "said once");
+    assert_eq!((&lockouts[0]["user_id"], &lockouts[0]["result"]), (&json!(customer.id), &json!("failure")));
+
+    eventually("the lockout ends although somebody keeps trying", async || {
+        (log_in(&service, &customer.email, PASSWORD).await.status == 201).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn four_bad_tries_are_forgiven_by_a_good_one() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for _ in 0..3 {
+        for _ in 0..4 {
+            let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+        }
+        let _right = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_locks_themselves_out_and_not_the_owner() {
+    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let customer = service.customer().await;
+    for _ in 0..8 {
+        let _wrong = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.is(401);
+    }
+    let _locked = log_in_from(&service, "203.0.113.7", &customer.email, PASSWORD).await.is(401);
+    let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(201);
+    let tries = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
+    assert!(tries.iter().all(|event| event["ip_address"] == "203.0.113.7"), "{tries:#?}");
+}
+
+#[tokio::test]
+async fn many_strangers_together_lock_an_account_out_after_all() {
+    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let customer = service.customer().await;
+    for stranger in 0..50 {
+        let address = format!("203.0.113.{stranger}");
+        let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.is(401);
+    }
+    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
+}
+
+#[tokio::test]
+async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let tries = (0..20).map(|_| {
+        let credentials = json!({ "email": customer.email, "password": WRONG });
+        service.nobody().post("/v1/sessions").json(&credentials).in_background()
+    });
+    for guess in tries.collect::<Vec<_>>() {
+        let _wrong = guess.answer().await.is_problem(401, "bad-credentials");
+    }
+    let judged = service.metric("authentication_failures_total{reason=\"bad_credentials\"}").await;
+    let locked = service.metric("authentication_failures_total{reason=\"locked_out\"}").await;
+    assert_eq!((judged, locked), (5.0, 15.0));
+}
+
+#[tokio::test]
+async fn an_address_may_try_only_so_often() {
+    let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "3").start().await;
+    let answers = [
+        log_in(&service, "a@example.com", WRONG).await,
+        log_in(&service, "b@example.com", WRONG).await,
+        register(&service, "c@example.com", PASSWORD).await,
+        log_in(&service, "d@example.com", WRONG).await,
+        register(&service, "e@example.com", PASSWORD).await,
+    ];
+    assert_eq!(answers.each_ref().map(|answer| answer.status), [401, 401, 201, 429, 429]);
+    let refused = answers[3].clone().is_problem(429, "too-many-requests");
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=20).contains(&seconds), "{refused}");
+}
+
+#[tokio::test]
+async fn neither_tokens_nor_passwords_are_written_down_anywhere() {
+    let service = service().await;
+    let customer = service.customer().await;
+    customer.places_an_order().await.is_paid().await;
+    let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+    let tables = service.database().rows(
+        "select relname as name from pg_class
+         where relkind = 'r' and relnamespace = 'public'::regnamespace",
+    );
+    let mut everything = String::new();
+    for table in tables.await {
+        let rows = service.database().rows(format!("select * from {}", table["name"].as_str().unwrap())).await;
+        rows.iter().for_each(|row| everything.push_str(&row.to_string()));
+    }
+    service.logs().iter().for_each(|line| everything.push_str(&line.to_string()));
+    assert!(everything.contains(&customer.id.to_string()), "something was looked at");
+    for secret in [customer.token.as_str(), PASSWORD, WRONG] {
+        assert!(!everything.contains(secret), "{secret}");
+    }
+    assert!(everything.contains("$argon2id$"), "passwords are hashed");
+}
+
+#[tokio::test]
+async fn a_user_is_made_on_the_command_line_with_a_password_that_is_no_argument() {
+    let service = service().await;
+    let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
+    let made = service.command(&create, &[("USER_PASSWORD", PASSWORD)]).await.succeeded();
+    assert!(made.contains("root@example.com admin"), "{made}");
+    assert_eq!(service.log_in("root@example.com").await.get("/v1/me").await.is(200).text("role"), "admin");
+
+    let again = service.command(&create, &[("USER_PASSWORD", PASSWORD)]).await;
+    assert_eq!(again.code(), Some(1));
+    assert!(again.stderr.contains("already"), "{}", again.stderr);
+    let weak = service.command(&create, &[("USER_PASSWORD", "short")]).await;
+    assert_eq!(weak.code(), Some(1));
+    assert!(!weak.stderr.contains("short") || weak.stderr.contains("8 characters"), "{}", weak.stderr);
+    let wrong = ["user", "create", "--email", "x@example.com", "--role", "emperor"];
+    assert_eq!(service.command(&wrong, &[("USER_PASSWORD", PASSWORD)]).await.code(), Some(2));
+    let as_argument = [&create[..], &["--password", PASSWORD]].concat();
+    assert_eq!(service.command(&as_argument, &[]).await.code(), Some(2));
+}
