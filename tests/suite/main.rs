@@ -12,11 +12,16 @@
 )]
 mod accounts;
 mod catalog;
+mod database;
 mod idempotency;
 mod openapi;
+mod operations;
 mod orders;
 mod payments;
+mod permissions;
+mod problems;
 mod refunds;
+mod settings;
 mod webhooks;
 
 use dev::harness::{Builder, Service};

@@ -111,3 +111,37 @@ async fn the_document_is_openapi_3_1_and_served_as_it_is_printed() {
     assert!(served["openapi"].as_str().unwrap().starts_with("3.1."));
     assert_eq!(served, *DOCUMENT);
 }
+
+#[tokio::test]
+async fn the_page_of_the_document_works_without_the_internet() {
+    let service = service().await;
+    let nobody = service.nobody();
+    let page = nobody.get("/docs/").await.is(200);
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'self'"), "{policy}");
+    assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
+    let links: Vec<_> = page.text.split(['"', '\'']).filter(|word| word.contains("//")).collect();
+    assert_eq!(links, [""; 0], "the page loads nothing from elsewhere");
+    let scripts: Vec<_> = page.text.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(!scripts.is_empty());
+    for script in scripts {
+        let path = format!("/docs/{}", script.trim_start_matches("./"));
+        let script = nobody.get(&path).await.is(200);
+        assert!(script.header("content-type").unwrap().contains("javascript"), "{path}");
+    }
+    assert!(!page.text.contains("<script>"), "the policy would keep a script in the page from running");
+}
+
+#[test]
+fn every_operation_says_what_it_is_and_has_an_example_of_its_body() {
+    for (method, path, operation) in operations() {
+        let what = format!("{method} {path}");
+        assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{what}");
+        assert!(!operation["tags"].as_array().unwrap().is_empty(), "{what}");
+        for (status, response) in operation["responses"].as_object().unwrap() {
+            assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{what}: {status}");
+            let problem = response["content"].get("application/problem+json").is_some();
+            assert_eq!(problem, status.as_str() >= "400", "{what}: {status}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::{
 
 use serde_json::Value;
 use sqlx::{
-    AssertSqlSafe, PgPool,
+    AssertSqlSafe, Connection, PgConnection, PgPool, PgTransaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::sync::OnceCell;
@@ -33,7 +33,7 @@ pub struct Database {
 
 impl Database {
     /// A fresh one, with the schema of this release and a few products.
-    pub(super) async fn create(executable: &Path) -> Self {
+    pub(super) async fn create(executable: &Path, settings: &[(String, String)]) -> Self {
         let server = postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"));
         static TEMPLATE: OnceCell<String> = OnceCell::const_new();
         let template = TEMPLATE.get_or_init(|| make_template(server, executable)).await;
@@ -43,7 +43,7 @@ impl Database {
             .await
             .unwrap_or_else(|error| panic!("{error}"));
         // What `migrate` sets on the service's role belongs to the database and is not cloned.
-        database.migrate(executable).await;
+        database.migrate(executable, settings).await;
         database
     }
 
@@ -69,9 +69,13 @@ impl Database {
         }
     }
 
-    async fn migrate(&self, executable: &Path) {
-        let settings = self.settings();
-        let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    async fn migrate(&self, executable: &Path, settings: &[(String, String)]) {
+        let own = self.settings();
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .chain(own.iter().map(|(name, value)| (*name, value.as_str())))
+            .collect();
         command::run(executable, &["migrate"], &settings).await.succeeded();
     }
 
@@ -101,6 +105,26 @@ impl Database {
         run.unwrap_or_else(|error| panic!("{error}: {statements}"));
     }
 
+    /// Runs a statement as the service's role and rolls it back; the error is the SQLSTATE of the refusal.
+    pub async fn try_as_service(&self, statement: &str) -> Result<(), String> {
+        let mut connection = PgConnection::connect(self.service_url.as_str()).await.expect("the role logs in");
+        let mut transaction = connection.begin().await.expect("a transaction begins");
+        let tried = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
+        tried.map(|_| ()).map_err(|error| {
+            let code = error.as_database_error().and_then(|error| error.code().map(Into::into));
+            code.unwrap_or_else(|| panic!("{error}: {statement}"))
+        })
+    }
+
+    /// Runs a statement as the owner in a transaction that stays open until what is returned is dropped: a lock
+    /// is held for as long.
+    pub async fn hold(&self, statement: &str) -> Held {
+        let mut transaction = self.owner.begin().await.expect("a transaction begins");
+        let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
+        run.unwrap_or_else(|error| panic!("{error}: {statement}"));
+        Held(transaction)
+    }
+
     /// The rows of a query, each as a JSON object.
     pub async fn rows(&self, query: impl AsRef<str>) -> Vec<Value> {
         let query = format!("select to_jsonb(found) from ({}) as found", query.as_ref());
@@ -113,6 +137,18 @@ impl Database {
         let query = query.as_ref();
         let number = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.owner).await;
         number.unwrap_or_else(|error| panic!("{error}: {query}"))
+    }
+}
+
+/// A transaction that is held open.
+#[derive(Debug)]
+#[must_use = "the transaction ends when this is dropped"]
+pub struct Held(PgTransaction<'static>);
+
+impl Held {
+    /// Ends it.
+    pub async fn release(self) {
+        self.0.rollback().await.expect("a transaction ends");
     }
 }
 
@@ -164,7 +200,7 @@ async fn make_template(server: &'static Server, executable: &Path) -> String {
     let template = Database::named(server, unique("template"));
     let created = server.create_database(&template.name, Some(&owner_role())).await;
     created.unwrap_or_else(|error| panic!("{error}"));
-    template.migrate(executable).await;
+    template.migrate(executable, &[]).await;
     template
         .execute(format!(
             "insert into products (id, sku, name, unit_amount, currency, active)

@@ -25,10 +25,12 @@ mod user;
 
 use std::time::{Duration, Instant};
 
+pub use crate::process::Signal;
+
 pub use self::{
     client::{Answer, Attempt, Client, Exchange, Request, Witness},
     command::{Finished, run},
-    database::Database,
+    database::{Database, Held},
     order::Order,
     service::{Builder, GATEWAY_API_KEY, Service},
     user::{PASSWORD, User},

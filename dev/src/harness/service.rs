@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
@@ -55,6 +56,7 @@ pub struct Builder {
     executable: PathBuf,
     settings: Vec<(String, String)>,
     witness: Option<Witness>,
+    has_schema: bool,
 }
 
 impl Builder {
@@ -71,12 +73,28 @@ impl Builder {
         self
     }
 
+    /// On an empty database, which the service has to migrate itself.
+    pub fn without_schema(mut self) -> Self {
+        self.has_schema = false;
+        self
+    }
+
     /// Starts it, and waits until it is ready.
     pub async fn start(self) -> Service {
-        let database = Arc::new(Database::create(&self.executable).await);
+        let database = if self.has_schema {
+            Database::create(&self.executable, &self.settings).await
+        } else {
+            Database::create_empty().await
+        };
+        let database = Arc::new(database);
         let gateway = start_gateway().await;
         let mut settings = self.settings;
-        settings.extend(database.settings().map(|(name, value)| (name.to_owned(), value)));
+        // After them, so that what a test says goes: a deployment that says nothing is a test's.
+        for (name, value) in database.settings() {
+            if !settings.iter().any(|(known, _)| known == name) {
+                settings.push((name.to_owned(), value));
+            }
+        }
         settings.push(("GATEWAY_URL".to_owned(), gateway.url().to_string()));
         let process = Process::start(&self.executable, &settings).await;
         let api = Arc::new(Api::new(process.api.clone(), self.witness));
@@ -140,7 +158,7 @@ impl Service {
     /// A service of this executable, with the settings of tests.
     pub fn builder(executable: impl Into<PathBuf>) -> Builder {
         let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Builder { executable: executable.into(), settings: settings.into(), witness: None }
+        Builder { executable: executable.into(), settings: settings.into(), witness: None, has_schema: true }
     }
 
     /// Starts a service of this executable, with the settings of tests.
@@ -282,14 +300,18 @@ impl Service {
         &self.process.ops
     }
 
-    /// The status and the body of a page of the operations listener; 0 if there is no answer.
-    pub async fn ops(&self, path: &str) -> (u16, String) {
+    /// Sends a request to the operations listener; `None` if there is no answer.
+    pub async fn operate(&self, method: Method, path: &str, body: &str) -> Option<(u16, String)> {
         let url = self.process.ops.join(path).expect("a path makes a URL");
         let client = crate::http::client(SOON).expect("a client can be made");
-        match client.get(url).send().await {
-            Ok(response) => (response.status().as_u16(), response.text().await.unwrap_or_default()),
-            Err(_) => (0, String::new()),
-        }
+        let request = client.request(method, url).header("content-type", "application/json");
+        let response = request.body(body.to_owned()).send().await.ok()?;
+        Some((response.status().as_u16(), response.text().await.ok()?))
+    }
+
+    /// The status and the body of a page of the operations listener; 0 if there is no answer.
+    pub async fn ops(&self, path: &str) -> (u16, String) {
+        self.operate(Method::GET, path, "").await.unwrap_or_default()
     }
 
     /// Everything that it counts and measures, in Prometheus' text format.

@@ -1,0 +1,422 @@
+//! Every refusal is a problem (RFC 9457) that says what to repair, and nothing of the inside.
+use std::time::Duration;
+
+use dev::harness::{Answer, MUG, Request, Service, User};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use uuid::Uuid;
+
+use crate::{builder, service};
+
+#[tokio::test]
+async fn what_is_not_there_is_a_problem() {
+    let service = service().await;
+    for path in ["/", "/nothing", "/v1", "/v1/nothing", "/v1/orders/", "/v2/orders", "/problems/nothing", "/%00"] {
+        let refused = service.nobody().get(path).await;
+        assert_eq!(refused.status, 404, "{path}: {refused}");
+        let refused = refused.is_problem(404, "not-found");
+        assert_eq!(refused.text("instance"), path);
+        assert_eq!(refused.header("x-correlation-id"), Some(refused.text("correlation_id").as_str()));
+    }
+}
+
+#[tokio::test]
+async fn a_method_that_a_route_does_not_have_is_refused_with_those_it_has() {
+    let service = service().await;
+    for (method, path, allowed) in [
+        ("DELETE", "/v1/orders", &["GET", "HEAD", "POST"][..]),
+        ("GET", "/v1/users", &["POST"]),
+        ("PUT", &format!("/v1/products/{MUG}"), &["GET", "HEAD", "PATCH"]),
+        ("BREW", "/v1/me", &["GET", "HEAD"]),
+        ("POST", "/openapi.json", &["GET", "HEAD"]),
+        ("POST", "/problems", &["GET", "HEAD"]),
+    ] {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let refused = service.nobody().request(method.clone(), path).await;
+        assert_eq!(refused.status, 405, "{method} {path}: {refused}");
+        let refused = refused.is_problem(405, "method-not-allowed");
+        let mut allow: Vec<_> = refused.header("allow").unwrap().split(',').map(str::trim).collect();
+        allow.sort_unstable();
+        assert_eq!(allow, allowed, "{method} {path}");
+    }
+}
+
+fn an_order(customer: &User, body: impl Into<Vec<u8>>) -> Request {
+    customer.post("/v1/orders").new_key().header("content-type", "application/json").body(body)
+}
+
+#[tokio::test]
+async fn what_is_not_json_is_malformed() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let deep = [b"[".repeat(10_000), b"]".repeat(10_000)].concat();
+    for body in [
+        &b""[..],
+        b"{",
+        b"items=1",
+        br#"{"items":[],}"#,
+        br#"{"items":[]} and more"#,
+        b"{\"items\":[\xff]}",
+        br#"{"items":"\ud800"}"#,
+        &deep,
+    ] {
+        let refused = an_order(&customer, body).await;
+        assert_eq!(refused.status, 400, "{:?}: {refused}", String::from_utf8_lossy(body));
+        let _refused = refused.is_problem(400, "malformed-request");
+    }
+    assert_eq!(service.metric("panics_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn what_is_json_and_wrong_is_pointed_at() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for (body, pointer) in [
+        (json!({}), "/items"),
+        (json!({ "items": null }), "/items"),
+        (json!({ "items": "a mug" }), "/items"),
+        (json!({ "items": [{ "product_id": MUG }] }), "/items/0/quantity"),
+        (json!({ "items": [{ "quantity": 1 }] }), "/items/0/product_id"),
+        (json!({ "items": [{ "product_id": 7, "quantity": 1 }] }), "/items/0/product_id"),
+        (json!({ "items": [{ "product_id": "a mug", "quantity": 1 }] }), "/items/0/product_id"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": "1" }] }), "/items/0/quantity"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": 1.5 }] }), "/items/0/quantity"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": 1, "price": 1 }] }), "/items/0/price"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": 1 }], "coupon": "FREE" }), "/coupon"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": 1 }], "a/b~c": 1 }), "/a~1b~0c"),
+        (json!([]), ""),
+        (json!("an order"), ""),
+    ] {
+        let refused = an_order(&customer, body.to_string()).await;
+        assert_eq!(refused.status, 422, "{body}: {refused}");
+        let _refused = refused.is_invalid_at(&[pointer]);
+    }
+    assert_eq!(service.database().number("select count(*) from orders").await, 0);
+}
+
+#[tokio::test]
+async fn a_body_has_a_media_type_and_it_is_json() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let body = json!({ "items": [{ "product_id": MUG, "quantity": 1 }] }).to_string();
+    for fits in ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"] {
+        let _placed = an_order(&customer, body.clone()).header("content-type", fits).await.is(201);
+    }
+    for other in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", ""] {
+        let refused = an_order(&customer, body.clone()).header("content-type", other).await;
+        let _refused = refused.is_problem(415, "unsupported-media-type");
+    }
+    let refused = an_order(&customer, body).without_header("content-type").await;
+    let _refused = refused.is_problem(415, "unsupported-media-type");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_take_json_is_told_that_there_is_nothing_else() {
+    let service = service().await;
+    let nobody = service.nobody();
+    for fits in ["*/*", "application/*", "application/json", "text/html, application/json;q=0.1"] {
+        let _served = nobody.get("/v1/products").header("accept", fits).await.is(200);
+    }
+    for other in ["text/html", "application/xml", "application/json;q=0", "image/*"] {
+        let _refused = nobody.get("/v1/products").header("accept", other).await.is_problem(406, "not-acceptable");
+    }
+    let _page = nobody.get("/docs/").header("accept", "text/html").await.is(200);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let body = |bytes: usize| {
+        let order = json!({ "items": [{ "product_id": MUG, "quantity": 1 }] }).to_string();
+        let padding = " ".repeat(bytes - order.len());
+        order + &padding
+    };
+    let _fits = an_order(&customer, body(65_536)).await.is(201);
+    let _too_large = an_order(&customer, body(65_537)).await.is_problem(413, "body-too-large");
+
+    for (bytes, expected) in [(65_536, "HTTP/1.1 201"), (65_537, "HTTP/1.1 413"), (1_000_000, "HTTP/1.1 413")] {
+        let answer = send_in_chunks(&service, &customer, &body(bytes)).await;
+        assert!(answer.starts_with(expected), "{bytes} bytes in chunks: {answer}");
+        assert!(expected.ends_with("201") || answer.contains("/problems/body-too-large"), "{answer}");
+    }
+}
+
+/// Sends an order whose length is not said beforehand, and returns the answer as it is on the wire.
+async fn send_in_chunks(service: &Service, customer: &User, body: &str) -> String {
+    let address = service.api_url().socket_addrs(|| None).unwrap()[0];
+    let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+    let head = format!(
+        "POST /v1/orders HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\nidempotency-key: {}\r\n\
+         content-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n",
+        customer.token,
+        Uuid::now_v7()
+    );
+    let chunks: String =
+        body.as_bytes().chunks(1000).map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), str::from_utf8(chunk).unwrap())).collect();
+    let sending = async {
+        write.write_all(head.as_bytes()).await?;
+        write.write_all(chunks.as_bytes()).await?;
+        write.write_all(b"0\r\n\r\n").await
+    };
+    let mut answer = Vec::new();
+    // The service may answer, and close, before it has read everything.
+    let (_sent, _read) = tokio::join!(sending, read.read_to_end(&mut answer));
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_query_that_cannot_be_read_is_malformed() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for query in [
+        "limit=0", "limit=101", "limit=-1", "limit=ten", "limit=1.5", "limit=", "limit=1&limit=2",
+        "cursor=nonsense", "cursor=", "cursor=AAAA", "status=lost", "status=", "status=PAID", "customer_id=me",
+    ] {
+        let refused = customer.get(format!("/v1/orders?{query}")).await;
+        assert_eq!(refused.status, 400, "{query}: {refused}");
+        let _refused = refused.is_problem(400, "malformed-request");
+    }
+    for query in ["limit=0", "limit=101", "cursor=nonsense"] {
+        let _refused = customer.get(format!("/v1/products?{query}")).await.is_problem(400, "malformed-request");
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_is_none_is_the_id_of_nothing() {
+    let service = service().await;
+    let (customer, admin) = (service.customer().await, service.admin().await);
+    for id in ["7", "me", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..%2fetc"] {
+        let card = json!({ "payment_method": "pm_card_ok" });
+        for request in [
+            customer.get(format!("/v1/products/{id}")),
+            customer.get(format!("/v1/orders/{id}")),
+            customer.post(format!("/v1/orders/{id}/cancel")),
+            customer.post(format!("/v1/orders/{id}/payments")).json(&card).new_key(),
+            customer.get(format!("/v1/payments/{id}")),
+            admin.post(format!("/v1/payments/{id}/refunds")).json(&json!({})).new_key(),
+            admin.patch(format!("/v1/products/{id}")).json(&json!({})),
+        ] {
+            let what = format!("{request:?}");
+            let refused = request.await;
+            assert_eq!(refused.status, 404, "{what}: {refused}");
+            let _refused = refused.is_problem(404, "not-found");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_problem_is_explained_where_its_type_says() {
+    let service = service().await;
+    let nobody = service.nobody();
+    let all = nobody.get("/problems").await.is(200).json();
+    let all = all["data"].as_array().unwrap();
+    let statuses: std::collections::BTreeSet<_> = all.iter().map(|kind| kind["status"].as_u64().unwrap()).collect();
+    let expected = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429, 500, 503, 504];
+    assert_eq!(statuses.into_iter().collect::<Vec<_>>(), expected);
+    for kind in all {
+        let page = nobody.get(kind["type"].as_str().unwrap()).await.is(200).json();
+        assert_eq!(&page, kind);
+        assert!(page["about"].as_str().unwrap().len() > 20 && !page["title"].as_str().unwrap().is_empty());
+    }
+}
+
+/// The members that a problem may have.
+const MEMBERS: [&str; 8] =
+    ["type", "title", "status", "detail", "instance", "correlation_id", "trace_id", "errors"];
+
+fn tells_nothing_of_the_inside(answer: &Answer) {
+    let told = answer.text.to_lowercase();
+    for word in ["select ", "relation ", "column ", "sql", "postgres", "panic", "src/", ".rs", "127.0.0.1"] {
+        assert!(!told.contains(word), "{word}: {answer}");
+    }
+    let body = answer.json();
+    for member in body.as_object().unwrap().keys() {
+        assert!(MEMBERS.contains(&member.as_str()), "{member}: {answer}");
+    }
+    assert!(answer.header("server").is_none(), "{answer}");
+}
+
+#[tokio::test]
+async fn an_internal_error_is_told_to_the_log_and_not_to_the_caller() {
+    let service = service().await;
+    service.database().execute("alter table products rename to hidden").await;
+    let failed = service.nobody().get("/v1/products").header("x-correlation-id", "what-happened").await;
+    let failed = failed.is_problem(500, "internal-error");
+    tells_nothing_of_the_inside(&failed);
+    assert_eq!(failed.text("correlation_id"), "what-happened");
+    let cause = service
+        .logs_that("the cause is logged under the id", |line| {
+            line["level"] == "ERROR" && line["correlation_id"] == "what-happened"
+        })
+        .await;
+    assert!(cause.to_string().contains("products"), "{cause}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
+    let service = builder().setting("DATABASE_STATEMENT_TIMEOUT_MS", "200").start().await;
+    let customer = service.customer().await;
+    let held = service.database().hold("lock table orders in access exclusive mode").await;
+    let order = customer.orders(&[(MUG, 1)]);
+    let read = customer.get("/v1/orders").await.is_problem(503, "unavailable");
+    let write = order.clone().await.is_problem(503, "unavailable");
+    for refused in [read, write] {
+        assert!(refused.header("retry-after").is_some(), "{refused}");
+        tells_nothing_of_the_inside(&refused);
+    }
+    held.release().await;
+    let _read = customer.get("/v1/orders").await.is(200);
+    assert!(!order.await.is(201).is_replayed());
+}
+
+#[tokio::test]
+async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
+    let service = builder()
+        .setting("DATABASE_MAX_CONNECTIONS", "1")
+        .setting("DATABASE_ACQUIRE_TIMEOUT_MS", "200")
+        .start()
+        .await;
+    let customer = service.customer().await;
+    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let waiting = service.nobody().get("/v1/products").in_background();
+    let refused = dev::harness::eventually("there is no connection left", async || {
+        let answer = customer.get("/v1/me").await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    let refused = refused.is_problem(503, "unavailable");
+    assert!(refused.header("retry-after").is_some());
+    assert!(service.metric("db_connection_acquire_timeouts_total").await >= 1.0);
+    held.release().await;
+    let _served = waiting.answer().await.is(200);
+    let _well_again = customer.get("/v1/me").await.is(200);
+}
+
+#[tokio::test]
+async fn a_request_has_a_deadline() {
+    let service = builder()
+        .setting("REQUEST_TIMEOUT_MS", "500")
+        .setting("GATEWAY_TIMEOUT_MS", "400")
+        .start()
+        .await;
+    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let late = service.nobody().get("/v1/products").await.is_problem(504, "timeout");
+    tells_nothing_of_the_inside(&late);
+    held.release().await;
+    let _well_again = service.nobody().get("/v1/products").await.is(200);
+}
+
+#[tokio::test]
+async fn an_overloaded_service_says_so_at_once() {
+    let service = builder().setting("MAX_REQUESTS_IN_FLIGHT", "2").start().await;
+    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let waiting = [(); 2].map(|()| service.nobody().get("/v1/products").in_background());
+    let refused = dev::harness::eventually("the service is full", async || {
+        let answer = service.nobody().get("/problems").await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    let refused = refused.is_problem(503, "unavailable");
+    assert!(refused.header("retry-after").is_some());
+    held.release().await;
+    for request in waiting {
+        let _served = request.answer().await.is(200);
+    }
+}
+
+#[tokio::test]
+async fn whoever_sends_too_much_is_told_when_to_come_back() {
+    for setting in ["RATE_LIMIT_CALLER_PER_SECOND", "RATE_LIMIT_ADDRESS_PER_SECOND"] {
+        let service = builder().setting(setting, "2").start().await;
+        let customer = service.customer().await;
+        let mut answers: Vec<Value> = Vec::new();
+        let refused = loop {
+            let answer = customer.get("/v1/me").await;
+            if answer.status != 200 {
+                break answer;
+            }
+            answers.push(answer.json());
+            assert!(answers.len() < 200, "{setting} does not limit anything");
+        };
+        assert!(answers.len() >= 15, "{setting}: a burst of twenty is let through, not of {}", answers.len());
+        let refused = refused.is_problem(429, "too-many-requests");
+        let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=2).contains(&seconds), "{refused}");
+        let by_somebody_else = service.nobody().get("/v1/products").await.status;
+        assert_eq!(by_somebody_else, if setting.contains("CALLER") { 200 } else { 429 });
+    }
+}
+
+#[tokio::test]
+async fn a_correlation_id_is_kept_if_it_is_well_formed_and_otherwise_replaced() {
+    let service = service().await;
+    let answered = async |id: &str| {
+        let answer = service.nobody().get("/nothing").header("x-correlation-id", id).await.is(404);
+        let header = answer.header("x-correlation-id").unwrap().to_owned();
+        assert_eq!(answer.text("correlation_id"), header);
+        header
+    };
+    let longest = "x".repeat(128);
+    for kept in ["a", "A-Z_0.9", &longest] {
+        assert_eq!(answered(kept).await, kept);
+    }
+    for replaced in ["", "two words", "{\"level\":\"ERROR\"}", "a;b", &"x".repeat(129)] {
+        let id = answered(replaced).await;
+        assert_ne!(id, replaced);
+        assert!(Uuid::parse_str(&id).is_ok(), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn every_answer_tells_browsers_to_keep_their_hands_off() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for path in ["/v1/me", "/v1/products", "/nothing", "/problems", "/openapi.json"] {
+        let answer = customer.get(path).await;
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{path}: {answer}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}: {answer}");
+        assert!(answer.header("content-security-policy").is_some(), "{path}: {answer}");
+        assert_eq!(answer.header("access-control-allow-origin"), None, "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn head_works_where_get_does() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+    let payment = order.is_paid().await;
+    let paths = [
+        "/v1/me".to_owned(),
+        "/v1/products".to_owned(),
+        format!("/v1/products/{MUG}"),
+        "/v1/orders".to_owned(),
+        order.path(),
+        format!("/v1/payments/{payment}"),
+        "/openapi.json".to_owned(),
+    ];
+    for path in paths {
+        let head = customer.request(Method::HEAD, &path).await.is(200);
+        let get = customer.get(&path).await.is(200);
+        assert_eq!(head.text, "", "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+        assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_too_long_over_its_headers_is_cut_off() {
+    let service = builder().setting("HEADER_TIMEOUT_MS", "200").start().await;
+    let address = service.api_url().socket_addrs(|| None).unwrap()[0];
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"GET /v1/products HTTP/1.1\r\nhost: ").await.unwrap();
+    let mut answer = Vec::new();
+    let cut = tokio::time::timeout(Duration::from_secs(20), slow.read_to_end(&mut answer)).await;
+    assert!(cut.is_ok(), "the connection is still open");
+    assert!(!String::from_utf8_lossy(&answer).contains(" 200 "));
+}
