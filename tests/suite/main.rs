@@ -11,6 +11,7 @@
     reason = "a test fails by a panic, in its helpers too"
 )]
 mod accounts;
+mod alerts;
 mod catalog;
 mod database;
 mod idempotency;
@@ -20,7 +21,9 @@ mod orders;
 mod payments;
 mod permissions;
 mod problems;
+mod recovery;
 mod refunds;
+mod replicas;
 mod settings;
 mod webhooks;
 

@@ -3,7 +3,7 @@ use std::{
     future::IntoFuture,
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::{Method, header::HeaderMap};
@@ -12,8 +12,10 @@ use tokio::task::JoinHandle;
 use url::Url;
 use uuid::Uuid;
 
+use super::Service;
+
 /// Longer than the service's own deadline, so that it is the service that gives up.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What was asked, and what was answered, for a [`Witness`].
 #[derive(Debug)]
@@ -45,6 +47,11 @@ impl Api {
         self.url.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The way to another replica, with the same witness.
+    pub(super) fn moved_to(&self, url: Url) -> Self {
+        Self { client: self.client.clone(), url: RwLock::new(url), witness: self.witness }
+    }
+
     pub(super) fn move_to(&self, url: Url) {
         *self.url.write().unwrap_or_else(PoisonError::into_inner) = url;
     }
@@ -60,6 +67,10 @@ pub struct Client {
 impl Client {
     pub(super) fn new(api: Arc<Api>) -> Self {
         Self { api, headers: Vec::new() }
+    }
+
+    pub(super) fn at(&self, api: &Arc<Api>) -> Self {
+        Self { api: Arc::clone(api), headers: self.headers.clone() }
     }
 
     /// The same client, sending a header with every request.
@@ -159,10 +170,30 @@ impl Request {
         self
     }
 
+    /// The same request to another replica.
+    pub fn at(mut self, service: &Service) -> Self {
+        self.api = service.api();
+        self
+    }
+
     /// Sends it, and goes on before it is answered.
     pub fn in_background(self) -> Attempt {
         let task = tokio::spawn(self.clone().try_send());
         Attempt { request: self, task }
+    }
+
+    /// Sends it again and again until it has a final answer, as a careful client does whose server may be killed:
+    /// whatever says "not yet" (202, 409, 503), or nothing, is followed by the same request under the same key.
+    pub async fn insist(self) -> Answer {
+        let started = Instant::now();
+        loop {
+            let answer = self.clone().try_send().await;
+            match answer {
+                Ok(answer) if ![202, 409, 503].contains(&answer.status) => return answer,
+                _ if started.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(50)).await,
+                last => panic!("{} {} has no final answer: {last:?}", self.method, self.path),
+            }
+        }
     }
 
     /// Sends it; the error is that no whole answer came.
@@ -209,6 +240,11 @@ impl Attempt {
     pub async fn answer(self) -> Answer {
         let answer = self.task.await.expect("the request's task ends by itself");
         answer.unwrap_or_else(|error| panic!("there was no answer: {error:?}"))
+    }
+
+    /// Its answer; `None` if the connection ended without one.
+    pub async fn try_answer(self) -> Option<Answer> {
+        self.task.await.expect("the request's task ends by itself").ok()
     }
 
     /// Breaks the connection off before there is an answer.

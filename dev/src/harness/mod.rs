@@ -53,13 +53,21 @@ pub const SOON: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// With `what` if it does not come about [`SOON`].
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    within(SOON, what, look).await
+}
+
+/// Waits until `look` finds something, for what may take longer than [`SOON`].
+///
+/// # Panics
+/// With `what` if it does not come about in time.
+pub async fn within<T>(deadline: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(started.elapsed() < SOON, "it did not come about within {SOON:?}: {what}");
+        assert!(started.elapsed() < deadline, "it did not come about within {deadline:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

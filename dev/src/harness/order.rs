@@ -14,7 +14,7 @@ use super::{
 /// An order in its customer's hands.
 #[derive(Debug, Clone)]
 pub struct Order {
-    customer: User,
+    pub customer: User,
     database: Arc<Database>,
     pub id: Uuid,
     pub total_amount: i64,

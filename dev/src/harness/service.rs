@@ -87,7 +87,7 @@ impl Builder {
             Database::create_empty().await
         };
         let database = Arc::new(database);
-        let gateway = start_gateway().await;
+        let gateway = Arc::new(start_gateway().await);
         let mut settings = self.settings;
         // After them, so that what a test says goes: a deployment that says nothing is a test's.
         for (name, value) in database.settings() {
@@ -150,7 +150,7 @@ pub struct Service {
     settings: Vec<(String, String)>,
     process: Process,
     api: Arc<Api>,
-    gateway: Simulator,
+    gateway: Arc<Simulator>,
     database: Arc<Database>,
 }
 
@@ -207,6 +207,21 @@ impl Service {
         self.is_ready().await;
     }
 
+    /// Starts another replica: a further process with the same settings, database and gateway.
+    pub async fn replica(&self) -> Self {
+        let process = Process::start(&self.executable, &self.settings).await;
+        let replica = Self {
+            executable: self.executable.clone(),
+            settings: self.settings.clone(),
+            api: Arc::new(self.api.moved_to(process.api.clone())),
+            process,
+            gateway: Arc::clone(&self.gateway),
+            database: Arc::clone(&self.database),
+        };
+        replica.is_ready().await;
+        replica
+    }
+
     /// Runs another command of the executable with the service's settings.
     pub async fn command(&self, arguments: &[&str], more_settings: &[(&str, &str)]) -> Finished {
         let mut settings: Vec<_> =
@@ -255,6 +270,15 @@ impl Service {
     /// Logs in a user that has the password of all users of tests.
     pub async fn log_in(&self, email: &str) -> User {
         User::log_in(&self.nobody(), &self.database, email).await
+    }
+
+    /// A user with the same session, whose requests go to this replica.
+    pub fn serves(&self, user: &User) -> User {
+        user.at(&self.api)
+    }
+
+    pub(super) fn api(&self) -> Arc<Api> {
+        Arc::clone(&self.api)
     }
 
     // Its surroundings.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     MUG, Order,
-    client::{Answer, Client, Request},
+    client::{Answer, Api, Client, Request},
     database::Database,
 };
 
@@ -45,6 +45,10 @@ impl User {
             email: email.to_owned(),
             token,
         }
+    }
+
+    pub(super) fn at(&self, api: &Arc<Api>) -> Self {
+        Self { client: self.client.at(api), ..self.clone() }
     }
 
     /// An order of these products and quantities, under a new key; not sent yet.
