@@ -21,7 +21,10 @@ async fn anybody_reads_the_catalog_page_by_page() {
     assert_eq!(second["next_cursor"], Value::Null);
 
     let mug = nobody.get(format!("/v1/products/{MUG}")).await.is(200).json();
-    assert_eq!(mug, json!({ "id": MUG, "sku": "MUG-01", "name": "Mug", "unit_amount": 1290, "currency": "EUR", "active": true }));
+    assert_eq!(
+        mug,
+        json!({ "id": MUG, "sku": "MUG-01", "name": "Mug", "unit_amount": 1290, "currency": "EUR", "active": true })
+    );
     let _absent = nobody.get(format!("/v1/products/{}", Uuid::now_v7())).await.is_problem(404, "not-found");
 }
 
@@ -36,7 +39,10 @@ async fn an_admin_adds_a_product_and_changes_its_price_and_both_are_audited() {
     assert_eq!(service.nobody().get(&path).await.is(200).json(), created.json());
 
     let changed = admin.patch(&path).json(&json!({ "unit_amount": 890 })).await.is(200).json();
-    assert_eq!((&changed["unit_amount"], &changed["name"], &changed["active"]), (&json!(890), &json!("Cup"), &json!(true)));
+    assert_eq!(
+        (&changed["unit_amount"], &changed["name"], &changed["active"]),
+        (&json!(890), &json!("Cup"), &json!(true))
+    );
     let retired = admin.patch(&path).json(&json!({ "active": false })).await.is(200).json();
     assert_eq!((&retired["unit_amount"], &retired["active"]), (&json!(890), &json!(false)));
     let unchanged = admin.patch(&path).json(&json!({})).await.is(200).json();
@@ -47,7 +53,9 @@ async fn an_admin_adds_a_product_and_changes_its_price_and_both_are_audited() {
     assert_eq!(told[0]["action"], "create");
     assert_eq!(told[1]["action"], "update");
     assert_eq!(told[1]["user_id"], json!(admin.id));
-    let prices = |event: &Value| [&event["metadata"]["unit_amount_before"], &event["metadata"]["unit_amount"]].map(Value::clone);
+    let prices = |event: &Value| {
+        [&event["metadata"]["unit_amount_before"], &event["metadata"]["unit_amount"]].map(Value::clone)
+    };
     assert_eq!(prices(&told[1]), [json!(790), json!(890)]);
 }
 
@@ -84,6 +92,9 @@ async fn every_field_of_a_product_has_bounds() {
     }
     let currency = admin.patch(format!("/v1/products/{MUG}")).json(&json!({ "currency": "USD" }));
     let _fixed = currency.await.is_invalid_at(&["/currency"]);
-    let _absent =
-        admin.patch(format!("/v1/products/{}", Uuid::now_v7())).json(&json!({})).await.is_problem(404, "not-found");
+    let _absent = admin
+        .patch(format!("/v1/products/{}", Uuid::now_v7()))
+        .json(&json!({}))
+        .await
+        .is_problem(404, "not-found");
 }

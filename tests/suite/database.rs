@@ -84,7 +84,9 @@ async fn not_even_the_owner_rewrites_the_trail_by_accident() {
     let service = service().await;
     service.customer().await.places_an_order().await;
     let before = service.database().number("select count(*) from audit_events").await;
-    for statement in ["update audit_events set user_id = null", "delete from audit_events", "truncate audit_events"] {
+    for statement in
+        ["update audit_events set user_id = null", "delete from audit_events", "truncate audit_events"]
+    {
         let mut owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
         let refused = owner.execute(AssertSqlSafe(statement)).await;
         assert!(refused.unwrap_err().to_string().contains("append-only"), "{statement}");
@@ -163,7 +165,8 @@ async fn no_statement_reads_through_everybodys_orders() {
         connection.execute(AssertSqlSafe(prepare)).await.unwrap();
         let nulls = vec!["null"; parameters].join(", ");
         let explain = format!("explain (format json) execute statement_{number}({nulls})");
-        let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        let plan: Value =
+            sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
         for node in nodes(&plan) {
             let reads_through = node["Node Type"] == "Seq Scan" && node["Relation Name"] == "orders";
             assert!(!reads_through, "{statement}\n{plan:#}");

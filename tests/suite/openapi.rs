@@ -70,10 +70,8 @@ fn is_valid(schema: &str, answer: &Answer) {
     let mut validators = VALIDATORS.lock().unwrap_or_else(PoisonError::into_inner);
     let validator = validators.entry(schema.to_owned()).or_insert_with(|| validator(schema));
     let body = answer.json();
-    let errors: Vec<_> = validator
-        .iter_errors(&body)
-        .map(|error| format!("{}: {error}", error.instance_path()))
-        .collect();
+    let errors: Vec<_> =
+        validator.iter_errors(&body).map(|error| format!("{}: {error}", error.instance_path())).collect();
     assert!(errors.is_empty(), "not as the document has it ({schema}): {errors:#?}\n{answer}");
 }
 
@@ -122,7 +120,8 @@ async fn the_page_of_the_document_works_without_the_internet() {
     assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
     let links: Vec<_> = page.text.split(['"', '\'']).filter(|word| word.contains("//")).collect();
     assert_eq!(links, [""; 0], "the page loads nothing from elsewhere");
-    let scripts: Vec<_> = page.text.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let scripts: Vec<_> =
+        page.text.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     assert!(!scripts.is_empty());
     for script in scripts {
         let path = format!("/docs/{}", script.trim_start_matches("./"));
@@ -139,7 +138,10 @@ fn every_operation_says_what_it_is_and_has_an_example_of_its_body() {
         assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{what}");
         assert!(!operation["tags"].as_array().unwrap().is_empty(), "{what}");
         for (status, response) in operation["responses"].as_object().unwrap() {
-            assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{what}: {status}");
+            assert!(
+                response["description"].as_str().is_some_and(|text| !text.is_empty()),
+                "{what}: {status}"
+            );
             let problem = response["content"].get("application/problem+json").is_some();
             assert_eq!(problem, status.as_str() >= "400", "{what}: {status}");
         }

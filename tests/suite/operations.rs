@@ -90,9 +90,11 @@ async fn every_series_of_every_route_is_there_from_the_first_scrape() {
     let service = service().await;
     let metrics = service.metrics().await;
     for (method, path, operation) in openapi::operations() {
-        let success = operation["responses"].as_object().unwrap().keys().find(|status| status.starts_with('2'));
+        let success =
+            operation["responses"].as_object().unwrap().keys().find(|status| status.starts_with('2'));
         for status in [success.unwrap().as_str(), "500", "503", "504"] {
-            let series = format!("http_requests_total{{method=\"{method}\",path=\"{path}\",status=\"{status}\"}} 0");
+            let series =
+                format!("http_requests_total{{method=\"{method}\",path=\"{path}\",status=\"{status}\"}} 0");
             assert!(metrics.contains(&series), "{series}");
         }
     }
@@ -118,7 +120,9 @@ async fn every_series_of_every_route_is_there_from_the_first_scrape() {
     ] {
         assert!(metrics.contains(&format!("{series}\n")), "{series}");
     }
-    for family in ["worker_last_success_timestamp_seconds{", "build_info{", "process_cpu_seconds_total ", "tokio_"] {
+    for family in
+        ["worker_last_success_timestamp_seconds{", "build_info{", "process_cpu_seconds_total ", "tokio_"]
+    {
         assert!(metrics.lines().any(|line| line.starts_with(family)), "{family}");
     }
 }
@@ -184,9 +188,34 @@ async fn every_log_line_is_an_object_that_says_where_it_comes_from() {
             assert!(line[field].is_string(), "{field} in {line:#}");
         }
         let timestamp = line["timestamp"].as_str().unwrap();
-        assert!(timestamp.ends_with('Z') && timestamp.len() == "2026-01-01T00:00:00.000000Z".len(), "{timestamp}");
+        assert!(
+            timestamp.ends_with('Z') && timestamp.len() == "2026-01-01T00:00:00.000000Z".len(),
+            "{timestamp}"
+        );
         assert_eq!(line["service"], env!("CARGO_PKG_NAME"));
     }
+}
+
+#[tokio::test]
+async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_id() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let paying = order
+        .pay("pm_card_ok")
+        .header("x-correlation-id", "a-checkout")
+        .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
+        .header("baggage", "secret=of-the-caller");
+    let payment = paying.await.is(201).id().to_string();
+
+    let requests = service.gateway().requests();
+    let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&payment)).unwrap();
+    assert_eq!(charge.correlation_id.as_deref(), Some("a-checkout"));
+    assert_eq!(charge.traceparent.as_ref().unwrap().split('-').nth(1), Some(trace));
+    let settled = service.audit_events("resource = 'payments' and action = 'settle'").await;
+    assert_eq!(settled[0]["trace_id"], trace);
+    let line = |line: &Value| line["target"] == "access" && line["correlation_id"] == "a-checkout";
+    assert_eq!(service.logs_that("the request's line", line).await["trace_id"], trace);
 }
 
 #[tokio::test]
@@ -194,7 +223,10 @@ async fn the_log_level_is_changed_for_a_while_and_falls_back() {
     let service = service().await;
     let (status, before) = page(&service, "/log-level").await;
     assert_eq!(status, 200);
-    assert_eq!(before, json!({ "filter": before["default"], "default": before["default"], "expires_at": null }));
+    assert_eq!(
+        before,
+        json!({ "filter": before["default"], "default": before["default"], "expires_at": null })
+    );
 
     let change = json!({ "filter": "app=debug", "ttl_seconds": 2 }).to_string();
     let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
@@ -203,7 +235,10 @@ async fn the_log_level_is_changed_for_a_while_and_falls_back() {
     assert!(changed["expires_at"].is_string());
     assert_eq!(page(&service, "/log-level").await.1, changed);
 
-    eventually("the default returns", async || (page(&service, "/log-level").await.1 == before).then_some(())).await;
+    eventually("the default returns", async || {
+        (page(&service, "/log-level").await.1 == before).then_some(())
+    })
+    .await;
     let (status, body) = service.operate(Method::PUT, "/log-level", "{\"filter\":\"a=b=c\"}").await.unwrap();
     assert_eq!(status, 422, "{body}");
 }
@@ -332,7 +367,10 @@ async fn every_mistake_in_the_settings_is_reported_at_once_and_no_value() {
     assert_eq!(stopped.code(), Some(1));
     let missing = ["DATABASE_URL", "GATEWAY_URL", "GATEWAY_API_KEY"];
     // What is only wrong together with others is seen once each is right by itself.
-    let alone = mistakes.iter().map(|(name, _)| *name).filter(|name| !["OPS_TOKEN", "GATEWAY_TIMEOUT_MS"].contains(name));
+    let alone = mistakes
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| !["OPS_TOKEN", "GATEWAY_TIMEOUT_MS"].contains(name));
     for name in alone.chain(missing) {
         assert!(stopped.stderr.contains(&format!("\n  {name} ")), "{name}: {}", stopped.stderr);
     }
@@ -365,7 +403,11 @@ async fn a_service_does_not_start_on_a_database_without_its_schema() {
     settings.extend(urls.iter().map(|(name, value)| (*name, value.as_str())));
     let stopped = command(&["serve"], &settings).await;
     assert_eq!(stopped.code(), Some(1));
-    assert!(stopped.stderr.contains("migrate") && stopped.stderr.contains("MIGRATE_ON_START"), "{}", stopped.stderr);
+    assert!(
+        stopped.stderr.contains("migrate") && stopped.stderr.contains("MIGRATE_ON_START"),
+        "{}",
+        stopped.stderr
+    );
 }
 
 #[tokio::test]
@@ -401,10 +443,16 @@ async fn a_port_that_is_taken_is_named_with_its_setting() {
 #[tokio::test]
 async fn the_settings_are_shown_without_secrets() {
     let told = command(&["config"], &SUFFICIENT).await.succeeded();
-    for line in ["DATABASE_URL=<redacted>", "GATEWAY_API_KEY=<redacted>", "GATEWAY_WEBHOOK_SECRET=<redacted>"] {
+    for line in ["DATABASE_URL=<redacted>", "GATEWAY_API_KEY=<redacted>", "GATEWAY_WEBHOOK_SECRET=<redacted>"]
+    {
         assert!(told.lines().any(|known| known == line), "{line} in {told}");
     }
-    for line in ["GATEWAY_URL=http://127.0.0.1:1", "API_ADDRESS=127.0.0.1:8080", "APP_ENV=test", "# OPS_TOKEN is not set"] {
+    for line in [
+        "GATEWAY_URL=http://127.0.0.1:1",
+        "API_ADDRESS=127.0.0.1:8080",
+        "APP_ENV=test",
+        "# OPS_TOKEN is not set",
+    ] {
         assert!(told.lines().any(|known| known == line), "{line} in {told}");
     }
     for secret in ["a-password", "an-api-key", "YSB3ZWJob29rIHNlY3JldA"] {
@@ -421,7 +469,9 @@ async fn a_flag_goes_before_the_environment() {
 
 #[tokio::test]
 async fn wrong_usage_is_told_from_failure_by_its_exit_code() {
-    for arguments in [&[][..], &["fly"], &["serve", "--no-such-flag"], &["user"], &["serve", "--database-url", "x"]] {
+    for arguments in
+        [&[][..], &["fly"], &["serve", "--no-such-flag"], &["user"], &["serve", "--database-url", "x"]]
+    {
         assert_eq!(command(arguments, &[]).await.code(), Some(2), "{arguments:?}");
     }
     for arguments in [&["--help"][..], &["--version"], &["serve", "--help"], &["openapi"]] {

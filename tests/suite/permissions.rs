@@ -178,15 +178,35 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
             }
         }
     }
-    let denials = service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'role'").await;
+    let denials =
+        service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'role'").await;
     assert_eq!(denials.len(), refused, "each refusal is audited");
     assert!(denials.iter().all(|denial| denial["result"] == "denied" && denial["user_id"].is_string()));
     service.invariants_hold().await;
 }
 
+#[tokio::test]
+async fn who_may_not_is_told_so_before_anybody_looks_at_what_they_sent() {
+    let service = service().await;
+    let people = People::of(&service).await;
+    let payment = people.customer.places_an_order().await.is_paid().await;
+    let nonsense = |request: Request| request.header("content-type", "application/json").body("{");
+    for path in
+        ["/v1/orders".to_owned(), "/v1/products".to_owned(), format!("/v1/payments/{payment}/refunds")]
+    {
+        let _nobody = nonsense(service.nobody().post(&path)).await.is_problem(401, "unauthenticated");
+        let _auditor = nonsense(people.auditor.post(&path)).await.is_problem(403, "forbidden");
+    }
+    let key = people.support.refund(payment, Some(1)).key("one-key");
+    let _made = key.await.is(201);
+    let _not_replayed =
+        people.customer.refund(payment, Some(1)).key("one-key").await.is_problem(403, "forbidden");
+}
+
 #[test]
 fn the_table_has_every_route_of_the_document() {
-    let in_table: BTreeSet<_> = ROUTES.iter().map(|(method, route, ..)| format!("{method} {route}")).collect();
+    let in_table: BTreeSet<_> =
+        ROUTES.iter().map(|(method, route, ..)| format!("{method} {route}")).collect();
     let in_document: BTreeSet<_> =
         openapi::operations().map(|(method, route, _)| format!("{method} {route}")).collect();
     assert_eq!(in_table, in_document);

@@ -27,7 +27,9 @@ async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid
 
 /// Lets it have been sent so long ago, and makes it due.
 async fn was_sent(service: &Service, table: &str, id: Uuid, ago: &str) {
-    let age = format!("update {table} set first_sent_at = now() - interval '{ago}', lease_expires_at = now() where id = '{id}'");
+    let age = format!(
+        "update {table} set first_sent_at = now() - interval '{ago}', lease_expires_at = now() where id = '{id}'"
+    );
     service.database().execute(age).await;
 }
 
@@ -40,7 +42,8 @@ fn asked_for(service: &Service, id: Uuid) -> usize {
 async fn is_asked_for_again(service: &Service, id: Uuid) {
     let before = asked_for(service, id);
     // One question may have been on its way already; the second was asked knowing all that a test has prepared.
-    eventually("the gateway is asked again", async || (asked_for(service, id) > before + 1).then_some(())).await;
+    eventually("the gateway is asked again", async || (asked_for(service, id) > before + 1).then_some(()))
+        .await;
 }
 
 async fn payment(service: &Service, id: Uuid) -> Value {
@@ -70,7 +73,8 @@ async fn a_charge_is_sent_again_byte_for_byte_under_the_same_key_and_correlation
         assert!(request.traceparent.is_some());
     }
     let body: Value = serde_json::from_slice(&sent[0].body).unwrap();
-    let expected = json!({ "amount": 2580, "currency": "EUR", "payment_method": "pm_card_error", "reference": key });
+    let expected =
+        json!({ "amount": 2580, "currency": "EUR", "payment_method": "pm_card_error", "reference": key });
     assert_eq!(body, expected);
     service.invariants_hold().await;
 }
@@ -127,7 +131,11 @@ async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not
     })
     .await;
     assert_eq!(payment(&service, id).await["status"], "processing", "an empty answer proves nothing yet");
-    assert_eq!(service.gateway().calls_for(&id.to_string()), sent, "a key that may be forgotten is not used again");
+    assert_eq!(
+        service.gateway().calls_for(&id.to_string()),
+        sent,
+        "a key that may be forgotten is not used again"
+    );
 
     eventually("it has failed", async || {
         was_sent(&service, "payments", id, "25 hours 1 minute").await;
@@ -135,7 +143,7 @@ async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not
     })
     .await;
     assert_eq!(payment(&service, id).await["failure_reason"], "gateway_timeout");
-    assert_eq!(service.metric("payments_total{outcome=\"failed\"}").await, 1.0);
+    assert_eq!(service.metric("payments_total{outcome=\"failed\"}").await, 1);
     assert_eq!(order.status().await, "pending_payment");
     order.is_paid().await;
     service.invariants_hold().await;
@@ -197,7 +205,8 @@ async fn two_charges_for_one_payment_settle_nothing_and_are_reported() {
         service.gateway().record(charge).unwrap();
     }
     service.gateway().faults().set(no_webhooks());
-    eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(())).await;
+    eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
+        .await;
     is_asked_for_again(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     assert_eq!(order.status().await, "pending_payment");
@@ -217,7 +226,8 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     };
     service.gateway().record(wrong).unwrap();
     service.gateway().faults().set(no_webhooks());
-    eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(())).await;
+    eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
+        .await;
     is_asked_for_again(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     assert_eq!(order.status().await, "pending_payment");
@@ -227,13 +237,14 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
 async fn a_payment_that_stays_unknown_is_parked_and_settled_all_the_same() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
-    eventually("it is parked", async || (service.metric("payments_parked").await == 1.0).then_some(())).await;
+    eventually("it is parked", async || (service.metric("payments_parked").await == 1).then_some(())).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
-    assert_eq!(service.metric("payments_processing").await, 1.0);
-    assert!(service.metric("payment_oldest_processing_seconds").await >= 1.0);
+    assert_eq!(service.metric("payments_processing").await, 1);
+    assert!(service.metric("payment_oldest_processing_seconds").await >= 1);
 
     service.gateway().faults().set(no_webhooks());
     order.becomes("paid").await;
-    eventually("nothing is parked", async || (service.metric("payments_parked").await == 0.0).then_some(())).await;
+    eventually("nothing is parked", async || (service.metric("payments_parked").await == 0).then_some(()))
+        .await;
     service.invariants_hold().await;
 }

@@ -33,7 +33,10 @@ async fn a_payment_is_given_back_in_parts_until_nothing_is_left() {
 
     let first = support.refund(id, Some(580)).await.is(201).json();
     assert_eq!(first["payment_id"], json!(id));
-    assert_eq!((&first["status"], &first["amount"], &first["currency"]), (&json!("succeeded"), &json!(580), &json!("EUR")));
+    assert_eq!(
+        (&first["status"], &first["amount"], &first["currency"]),
+        (&json!("succeeded"), &json!(580), &json!("EUR"))
+    );
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 580));
     assert_eq!(order.status().await, "partially_refunded");
 

@@ -50,13 +50,15 @@ async fn another_replica_settles_what_a_dead_one_has_begun() {
     one.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
     let payment = order.has_a_payment().await;
-    eventually("it is charged", async || (!one.gateway().charges_for(payment).is_empty()).then_some(())).await;
+    eventually("it is charged", async || (!one.gateway().charges_for(payment).is_empty()).then_some(()))
+        .await;
     one.kill_9().await;
     let _cut_off = attempt.give_up().await;
     one.gateway().release();
 
     let seen = two.serves(&order.customer);
-    eventually("it is paid", async || (seen.get(order.path()).await.text("status") == "paid").then_some(())).await;
+    eventually("it is paid", async || (seen.get(order.path()).await.text("status") == "paid").then_some(()))
+        .await;
     assert_eq!(one.gateway().charges_for(payment).len(), 1);
     two.invariants_hold().await;
 }
@@ -94,7 +96,8 @@ async fn nobody_is_charged_twice_and_nothing_is_lost_when_everything_fails_at_on
         seed: 7,
         ..Faults::default()
     });
-    let cards = ["pm_card_ok", "pm_card_flaky", "pm_card_error", "pm_card_error_after_charge", "pm_card_declined"];
+    let cards =
+        ["pm_card_ok", "pm_card_flaky", "pm_card_error", "pm_card_error_after_charge", "pm_card_declined"];
     let shoppers: Vec<_> = (0..45)
         .map(|n| tokio::spawn(shops(services[n % 3].serves(&customer), cards[n % cards.len()])))
         .collect();

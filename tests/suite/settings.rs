@@ -15,11 +15,12 @@ const SECRETS: [&str; 5] =
 /// Every setting that the executable knows, with its default.
 async fn settings() -> BTreeMap<String, Option<String>> {
     let told = run(Path::new(EXECUTABLE), &["config"], &[]).await.stdout;
-    let setting = |line: &str| match line.strip_prefix("# ") {
-        Some(unset) => (unset.split(' ').next().unwrap_or_default().to_owned(), None),
-        None => {
-            let (name, value) = line.split_once('=').unwrap_or_else(|| panic!("{line}"));
-            (name.to_owned(), Some(value.to_owned()))
+    let setting = |line: &str| {
+        let unset = line.strip_prefix("# ").and_then(|comment| comment.strip_suffix(" is not set"));
+        match (unset, line.split_once('=')) {
+            (Some(name), _) => (name.to_owned(), None),
+            (None, Some((name, value))) => (name.to_owned(), Some(value.to_owned())),
+            (None, None) => panic!("{line}"),
         }
     };
     told.lines().map(setting).collect()
@@ -35,7 +36,8 @@ fn file(name: &str) -> String {
 }
 
 fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 #[tokio::test]
@@ -54,7 +56,11 @@ async fn the_example_of_an_environment_has_every_setting_with_its_default() {
     for (name, default) in settings {
         let (active, value) = &example[&name];
         if let Some(default) = default {
-            assert_eq!((*active, value), (true, &default), "{name}: a setting with a default stands there with it");
+            assert_eq!(
+                (*active, value),
+                (true, &default),
+                "{name}: a setting with a default stands there with it"
+            );
         }
     }
 }

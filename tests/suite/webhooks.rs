@@ -70,7 +70,8 @@ async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
     let (order, charge) = an_order_in_the_dark(&service).await;
     let event = Event::of_charge(&charge).unwrap();
     let signed = || now(&service, &event);
-    let forged = standardwebhooks::Webhook::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgMzIgYnl0ZXM=").unwrap();
+    let forged =
+        standardwebhooks::Webhook::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgMzIgYnl0ZXM=").unwrap();
     let forged = forged.sign(&event.id, Utc::now().timestamp(), event.body.as_bytes()).unwrap();
 
     for (what, request) in [
@@ -83,7 +84,10 @@ async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
         ("an empty id", signed().header("webhook-id", "")),
         ("another id", signed().header("webhook-id", "msg_another")),
         ("no timestamp", signed().without_header("webhook-timestamp")),
-        ("another timestamp", signed().header("webhook-timestamp", &(Utc::now().timestamp() - 1).to_string())),
+        (
+            "another timestamp",
+            signed().header("webhook-timestamp", &(Utc::now().timestamp() - 1).to_string()),
+        ),
         ("another body", signed().body(event.body.replace("2580", "2581"))),
         ("a body with one more space", signed().body(format!("{} ", event.body))),
         ("no body", signed().body("")),
@@ -118,14 +122,26 @@ async fn a_hostile_timestamp_is_refused_and_breaks_nothing() {
     let service = service().await;
     let event = Event::new("something.else", &json!({})).unwrap();
     for timestamp in [
-        "", "now", "-", "0", "-1", "1.5", "1e9", "0x10", " 1", "+1",
-        "9223372036854775807", "-9223372036854775808", "9223372036854775808", "99999999999999999999999999",
+        "",
+        "now",
+        "-",
+        "0",
+        "-1",
+        "1.5",
+        "1e9",
+        "0x10",
+        " 1",
+        "+1",
+        "9223372036854775807",
+        "-9223372036854775808",
+        "9223372036854775808",
+        "99999999999999999999999999",
     ] {
         let answer = now(&service, &event).header("webhook-timestamp", timestamp).await;
         assert_eq!(answer.status, 400, "{timestamp:?}: {answer}");
         let _refused = answer.is_problem(400, "bad-signature");
     }
-    assert_eq!(service.metric("panics_total").await, 0.0);
+    assert_eq!(service.metric("panics_total").await, 0);
     let _still_well = now(&service, &event).await.is(204);
 }
 
@@ -160,7 +176,7 @@ async fn an_event_that_comes_twice_counts_once() {
     let settled = format!("action = 'settle' and metadata -> 'record_ids' ? '{}'", charge.reference);
     assert_eq!(service.audit_events(&settled).await.len(), 1);
     assert_eq!(discrepancies(&service, charge.reference).await, [Value::Null; 0]);
-    assert_eq!(service.metric("payments_total{outcome=\"succeeded\"}").await, 1.0);
+    assert_eq!(service.metric("payments_total{outcome=\"succeeded\"}").await, 1);
     service.invariants_hold().await;
 }
 
@@ -275,7 +291,7 @@ async fn an_event_that_is_signed_and_makes_no_sense_is_a_bad_request() {
         assert_eq!(answer.status, 400, "{body}: {answer}");
         let _refused = answer.is_problem(400, "malformed-request");
     }
-    assert_eq!(service.metric("panics_total").await, 0.0);
+    assert_eq!(service.metric("panics_total").await, 0);
 }
 
 #[tokio::test]

@@ -34,8 +34,8 @@ pub struct Database {
 impl Database {
     /// A fresh one, with the schema of this release and a few products.
     pub(super) async fn create(executable: &Path, settings: &[(String, String)]) -> Self {
-        let server = postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"));
         static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+        let server = postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"));
         let template = TEMPLATE.get_or_init(|| make_template(server, executable)).await;
         let database = Self::named(server, next_name());
         server
@@ -107,7 +107,8 @@ impl Database {
 
     /// Runs a statement as the service's role and rolls it back; the error is the SQLSTATE of the refusal.
     pub async fn try_as_service(&self, statement: &str) -> Result<(), String> {
-        let mut connection = PgConnection::connect(self.service_url.as_str()).await.expect("the role logs in");
+        let mut connection =
+            PgConnection::connect(self.service_url.as_str()).await.expect("the role logs in");
         let mut transaction = connection.begin().await.expect("a transaction begins");
         let tried = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
         tried.map(|_| ()).map_err(|error| {

@@ -127,8 +127,7 @@ struct Process {
 
 impl Process {
     async fn start(executable: &Path, settings: &[(String, String)]) -> Self {
-        let settings: Vec<_> =
-            settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let child = command::start(executable, &["serve"], &settings);
         let mut output = child.follow();
         let up = output.find(SOON, |line| line.contains("\"api_address\"")).await;
@@ -345,8 +344,8 @@ impl Service {
         text
     }
 
-    /// The value of a series such as `payments_total{outcome="succeeded"}`.
-    pub async fn metric(&self, series: &str) -> f64 {
+    /// The value of a series that counts, such as `payments_total{outcome="succeeded"}`.
+    pub async fn metric(&self, series: &str) -> i64 {
         let text = self.metrics().await;
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
         value.unwrap_or_else(|| panic!("there is no series {series}"))
