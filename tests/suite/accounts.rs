@@ -207,7 +207,7 @@ async fn an_unknown_address_a_wrong_password_and_a_locked_account_get_the_same_a
 
 #[tokio::test]
 async fn five_bad_tries_lock_an_account_out_until_the_time_is_over() {
-    let service = builder().setting("LOCKOUT_SECONDS", "3").start().await;
+    let service = builder().setting("LOCKOUT_SECONDS", "5").start().await;
     let customer = service.customer().await;
     for _ in 0..5 {
         let _wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");

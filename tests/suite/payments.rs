@@ -219,7 +219,7 @@ async fn a_client_that_goes_away_does_not_abandon_the_charge() {
 #[tokio::test]
 async fn the_deadline_of_a_payment_is_answered_with_the_payment_under_way() {
     let service =
-        builder().setting("REQUEST_TIMEOUT_MS", "1000").setting("GATEWAY_TIMEOUT_MS", "950").start().await;
+        builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let accepted = order.pay("pm_card_timeout").await.is(202);

@@ -285,7 +285,7 @@ async fn an_internal_error_is_told_to_the_log_and_not_to_the_caller() {
 
 #[tokio::test]
 async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
-    let service = builder().setting("DATABASE_STATEMENT_TIMEOUT_MS", "200").start().await;
+    let service = builder().setting("DATABASE_STATEMENT_TIMEOUT_MS", "1000").start().await;
     let customer = service.customer().await;
     let held = service.database().hold("lock table orders in access exclusive mode").await;
     let order = customer.orders(&[(MUG, 1)]);
@@ -304,7 +304,7 @@ async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
 async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
     let service = builder()
         .setting("DATABASE_MAX_CONNECTIONS", "1")
-        .setting("DATABASE_ACQUIRE_TIMEOUT_MS", "200")
+        .setting("DATABASE_ACQUIRE_TIMEOUT_MS", "1000")
         .start()
         .await;
     let customer = service.customer().await;
@@ -326,7 +326,7 @@ async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
 #[tokio::test]
 async fn a_request_has_a_deadline() {
     let service =
-        builder().setting("REQUEST_TIMEOUT_MS", "500").setting("GATEWAY_TIMEOUT_MS", "400").start().await;
+        builder().setting("REQUEST_TIMEOUT_MS", "1000").setting("GATEWAY_TIMEOUT_MS", "900").start().await;
     let held = service.database().hold("lock table products in access exclusive mode").await;
     let late = service.nobody().get("/v1/products").await.is_problem(504, "timeout");
     tells_nothing_of_the_inside(&late);
@@ -455,7 +455,7 @@ async fn head_works_where_get_does() {
 
 #[tokio::test]
 async fn a_client_that_takes_too_long_over_its_headers_is_cut_off() {
-    let service = builder().setting("HEADER_TIMEOUT_MS", "200").start().await;
+    let service = builder().setting("HEADER_TIMEOUT_MS", "1000").start().await;
     let address = service.api_url().socket_addrs(|| None).unwrap()[0];
     let mut slow = TcpStream::connect(address).await.unwrap();
     slow.write_all(b"GET /v1/products HTTP/1.1\r\nhost: ").await.unwrap();

@@ -106,7 +106,7 @@ async fn a_charge_that_the_gateway_knows_is_not_sent_again() {
 
 #[tokio::test]
 async fn while_a_request_talks_to_the_gateway_recovery_leaves_its_payment_alone() {
-    let service = builder().setting("GATEWAY_TIMEOUT_MS", "2500").start().await;
+    let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();

@@ -45,7 +45,8 @@ const SETTINGS: [(&str, &str); 14] = [
     ("RATE_LIMIT_ADDRESS_PER_SECOND", "0"),
     ("GATEWAY_API_KEY", GATEWAY_API_KEY),
     ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET),
-    ("GATEWAY_TIMEOUT_MS", "1500"),
+    // Long for a gateway on this machine, and short for a test that waits for it to pass.
+    ("GATEWAY_TIMEOUT_MS", "2500"),
     ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1"),
 ];
 
