@@ -12,6 +12,7 @@
 )]
 mod accounts;
 mod alerts;
+mod audit;
 mod catalog;
 mod database;
 mod idempotency;

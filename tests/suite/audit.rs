@@ -1,0 +1,155 @@
+//! The audit trail: what was done is in it, what cannot be written there is not done, and who reads it is seen.
+use chrono::{SecondsFormat, TimeDelta, Utc};
+use dev::harness::{MUG, PASSWORD, Service, User};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::service;
+
+/// The columns that the service may fill in; the database fills in the others.
+const WRITABLE: &str = "id, \"timestamp\", event_type, user_id, role, resource, action, result, ip_address, \
+                        metadata, correlation_id, request_id, trace_id, service_version";
+
+#[tokio::test]
+async fn what_cannot_be_audited_does_not_happen() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let (unpaid, paid) = (customer.places_an_order().await, customer.places_an_order().await);
+    let payment = paid.is_paid().await;
+    let sessions = service.database().number("select count(*) from sessions").await;
+    service.database().execute("revoke insert on audit_events from app_runtime").await;
+
+    let order = customer.orders(&[(MUG, 1)]);
+    let log_in = |password: &str| {
+        let credentials = json!({ "email": customer.email, "password": password });
+        service.nobody().post("/v1/sessions").json(&credentials)
+    };
+    for (what, request) in [
+        ("placing", order.clone()),
+        ("cancelling", unpaid.cancel()),
+        ("paying", unpaid.pay("pm_card_ok")),
+        ("refunding", support.refund(payment, None)),
+        ("logging in", log_in(PASSWORD)),
+        ("failing to log in", log_in("not the password of anybody")),
+        ("staff's reading an order", support.get(paid.path())),
+        ("staff's reading a list", support.get("/v1/orders")),
+        ("staff's reading a payment", support.get(format!("/v1/payments/{payment}"))),
+    ] {
+        let refused = request.await;
+        assert_eq!(refused.status, 500, "{what}: {refused}");
+    }
+    // A refusal grants nothing, so it stands.
+    let _refused = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
+    assert!(service.metric("audit_write_failures_total").await >= 5);
+
+    service.database().execute(format!("grant insert ({WRITABLE}) on audit_events to app_runtime")).await;
+    assert_eq!(unpaid.status().await, "pending_payment");
+    assert_eq!(paid.status().await, "paid");
+    assert_eq!(service.database().number("select count(*) from orders").await, 2);
+    assert_eq!(service.database().number("select count(*) from refunds").await, 0);
+    assert_eq!(service.database().number("select count(*) from sessions").await, sessions);
+    assert_eq!(service.gateway().ledger().counts().charges_succeeded, 1);
+    assert!(!order.await.is(201).is_replayed());
+    service.invariants_hold().await;
+}
+
+/// The events that a query finds, page by page.
+async fn trail(auditor: &User, query: &str) -> Vec<Value> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = auditor.get(format!("/v1/audit-events?limit=3{query}{cursor}")).await.is(200).json();
+        all.extend(page["data"].as_array().unwrap().clone());
+        let Some(next) = page["next_cursor"].as_str() else { return all };
+        cursor = format!("&cursor={next}");
+    }
+}
+
+async fn something_has_happened(service: &Service) -> (User, Uuid) {
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+    order.is_paid().await;
+    let _refused = customer.get("/v1/audit-events").await.is_problem(403, "forbidden");
+    (customer, order.id)
+}
+
+#[tokio::test]
+async fn an_auditor_reads_who_did_what_when_to_what_from_where_and_with_which_result() {
+    let service = service().await;
+    let (customer, order) = something_has_happened(&service).await;
+    let auditor = service.auditor().await;
+    let placed = trail(&auditor, &format!("&resource=orders&user_id={}", customer.id)).await;
+    let placed = placed.iter().find(|event| event["action"] == "create").unwrap();
+    for (field, value) in [
+        ("event_type", json!("data_change")),
+        ("user_id", json!(customer.id)),
+        ("role", json!("customer")),
+        ("resource", json!("orders")),
+        ("result", json!("success")),
+        ("ip_address", json!("127.0.0.1")),
+    ] {
+        assert_eq!(placed[field], value, "{field} in {placed:#}");
+    }
+    assert_eq!(placed["metadata"]["record_ids"], json!([order]));
+    let timestamp = placed["timestamp"].as_str().unwrap();
+    assert!(chrono::DateTime::parse_from_rfc3339(timestamp).is_ok(), "{placed:#}");
+    for field in ["id", "correlation_id", "trace_id", "service_version"] {
+        assert!(placed[field].is_string(), "{field} in {placed:#}");
+    }
+}
+
+#[tokio::test]
+async fn the_trail_is_filtered_and_read_to_its_end_without_skipping_or_repeating() {
+    let service = service().await;
+    let (customer, _) = something_has_happened(&service).await;
+    let auditor = service.auditor().await;
+    let stored = async |condition: &str| {
+        let mut ids: Vec<_> =
+            service.audit_events(condition).await.iter().map(|event| event["id"].clone()).collect();
+        ids.sort_by_key(ToString::to_string);
+        ids
+    };
+    let read = async |query: &str| {
+        let mut ids: Vec<_> = trail(&auditor, query).await.iter().map(|event| event["id"].clone()).collect();
+        ids.sort_by_key(ToString::to_string);
+        ids
+    };
+    let rfc3339 = |minutes| {
+        let time = Utc::now() + TimeDelta::minutes(minutes);
+        time.to_rfc3339_opts(SecondsFormat::Secs, true)
+    };
+    for (query, condition) in [
+        ("&event_type=data_change".to_owned(), "event_type = 'data_change'".to_owned()),
+        ("&event_type=authorization".to_owned(), "event_type = 'authorization'".to_owned()),
+        (format!("&user_id={}", customer.id), format!("user_id = '{}'", customer.id)),
+        ("&resource=payments".to_owned(), "resource = 'payments'".to_owned()),
+        (
+            format!("&resource=orders&user_id={}&event_type=data_change", customer.id),
+            format!("resource = 'orders' and user_id = '{}' and event_type = 'data_change'", customer.id),
+        ),
+        (format!("&event_type=data_change&from={}", rfc3339(-5)), "event_type = 'data_change'".to_owned()),
+        (format!("&event_type=data_change&from={}", rfc3339(5)), "false".to_owned()),
+        (format!("&event_type=data_change&to={}", rfc3339(-5)), "false".to_owned()),
+    ] {
+        let expected = stored(&condition).await;
+        assert_eq!(read(&query).await, expected, "{query}");
+        assert_eq!(expected.is_empty(), condition == "false", "something was looked at: {query}");
+    }
+    for query in
+        ["event_type=gossip", "user_id=me", "from=yesterday", "to=tomorrow", "limit=0", "cursor=nonsense"]
+    {
+        let refused = auditor.get(format!("/v1/audit-events?{query}")).await;
+        assert_eq!(refused.status, 400, "{query}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_reads_the_trail_is_in_it() {
+    let service = service().await;
+    let auditor = service.auditor().await;
+    let by_auditor =
+        format!("event_type = 'data_access' and resource = 'audit_events' and user_id = '{}'", auditor.id);
+    for times in 1..=2 {
+        let _read = auditor.get("/v1/audit-events").await.is(200);
+        assert_eq!(service.audit_events(&by_auditor).await.len(), times);
+    }
+}
