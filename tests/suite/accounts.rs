@@ -1,38 +1,20 @@
-//! Registering, logging in and out, and being locked out.
-use std::collections::BTreeSet;
-
+//! Registering, logging in and out, and changing the password.
 use dev::harness::{Answer, PASSWORD, Service, eventually};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{builder, service};
 
-const WRONG: &str = "not the password of anybody";
+pub const WRONG: &str = "not the password of anybody";
 
-async fn register(service: &Service, email: &str, password: &str) -> Answer {
+pub async fn register(service: &Service, email: &str, password: &str) -> Answer {
     let registration = json!({ "email": email, "password": password, "name": "Grace Hopper" });
     service.nobody().post("/v1/users").json(&registration).await
 }
 
-async fn log_in(service: &Service, email: &str, password: &str) -> Answer {
+pub async fn log_in(service: &Service, email: &str, password: &str) -> Answer {
     let credentials = json!({ "email": email, "password": password });
     service.nobody().post("/v1/sessions").json(&credentials).await
-}
-
-/// The same from elsewhere, through the proxy that the service trusts.
-async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> Answer {
-    let credentials = json!({ "email": email, "password": password });
-    let elsewhere = service.nobody().with_header("x-forwarded-for", address);
-    elsewhere.post("/v1/sessions").json(&credentials).await
-}
-
-/// Everything that a stranger can tell one refusal from another by.
-fn what_is_told(refusal: &Answer) -> (u16, Value, BTreeSet<String>) {
-    let mut body = refusal.json();
-    for id in ["correlation_id", "trace_id"] {
-        body.as_object_mut().unwrap().remove(id);
-    }
-    (refusal.status, body, refusal.headers.keys().map(ToString::to_string).collect())
 }
 
 #[tokio::test]
@@ -186,122 +168,6 @@ async fn a_token_that_is_not_valid_is_refused_everywhere_even_where_none_is_need
         let refused = service.nobody().get("/v1/me").header("authorization", credentials).await;
         assert_eq!(refused.status, 401, "{credentials:?}: {refused}");
     }
-}
-
-#[tokio::test]
-async fn an_unknown_address_a_wrong_password_and_a_locked_account_get_the_same_answer() {
-    let service = service().await;
-    let customer = service.customer().await;
-    let unknown = log_in(&service, "nobody@example.com", WRONG).await.is_problem(401, "bad-credentials");
-    let no_address = log_in(&service, "nobody", WRONG).await.is_problem(401, "bad-credentials");
-    let wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
-    for _ in 0..6 {
-        let _wrong = log_in(&service, &customer.email, WRONG).await;
-    }
-    let locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
-
-    assert_eq!(what_is_told(&unknown), what_is_told(&wrong));
-    assert_eq!(what_is_told(&no_address), what_is_told(&wrong));
-    assert_eq!(what_is_told(&locked), what_is_told(&wrong));
-}
-
-#[tokio::test]
-async fn five_bad_tries_lock_an_account_out_until_the_time_is_over() {
-    let service = builder().setting("LOCKOUT_SECONDS", "5").start().await;
-    let customer = service.customer().await;
-    for _ in 0..5 {
-        let _wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
-    }
-    let _locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
-    let _unaffected = customer.get("/v1/me").await.is(200);
-    let lockouts = service.audit_events("action = 'lockout'").await;
-    assert_eq!(lockouts.len(), 1, "said once");
-    assert_eq!((&lockouts[0]["user_id"], &lockouts[0]["result"]), (&json!(customer.id), &json!("failure")));
-
-    eventually("the lockout ends although somebody keeps trying", async || {
-        (log_in(&service, &customer.email, PASSWORD).await.status == 201).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn four_bad_tries_are_forgiven_by_a_good_one() {
-    let service = service().await;
-    let customer = service.customer().await;
-    for _ in 0..3 {
-        for _ in 0..4 {
-            let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
-        }
-        let _right = log_in(&service, &customer.email, PASSWORD).await.is(201);
-    }
-}
-
-#[tokio::test]
-async fn a_stranger_locks_themselves_out_and_not_the_owner() {
-    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
-    let customer = service.customer().await;
-    for _ in 0..8 {
-        let _wrong = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.is(401);
-    }
-    let _locked = log_in_from(&service, "203.0.113.7", &customer.email, PASSWORD).await.is(401);
-    let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(201);
-    let tries = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
-    assert!(tries.iter().all(|event| event["ip_address"] == "203.0.113.7"), "{tries:#?}");
-}
-
-#[tokio::test]
-async fn an_address_that_anybody_could_write_into_a_header_is_not_believed() {
-    let service = service().await;
-    let customer = service.customer().await;
-    for stranger in 0..6 {
-        let _wrong = log_in_from(&service, &format!("203.0.113.{stranger}"), &customer.email, WRONG).await;
-    }
-    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
-    let tries = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
-    assert!(tries.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{tries:#?}");
-}
-
-#[tokio::test]
-async fn many_strangers_together_lock_an_account_out_after_all() {
-    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
-    let customer = service.customer().await;
-    for stranger in 0..50 {
-        let address = format!("203.0.113.{stranger}");
-        let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.is(401);
-    }
-    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
-}
-
-#[tokio::test]
-async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
-    let service = service().await;
-    let customer = service.customer().await;
-    let tries = (0..20).map(|_| {
-        let credentials = json!({ "email": customer.email, "password": WRONG });
-        service.nobody().post("/v1/sessions").json(&credentials).in_background()
-    });
-    for guess in tries.collect::<Vec<_>>() {
-        let _wrong = guess.answer().await.is_problem(401, "bad-credentials");
-    }
-    let judged = service.metric("authentication_failures_total{reason=\"bad_credentials\"}").await;
-    let locked = service.metric("authentication_failures_total{reason=\"locked_out\"}").await;
-    assert_eq!((judged, locked), (5, 15));
-}
-
-#[tokio::test]
-async fn an_address_may_try_only_so_often() {
-    let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "3").start().await;
-    let answers = [
-        log_in(&service, "a@example.com", WRONG).await,
-        log_in(&service, "b@example.com", WRONG).await,
-        register(&service, "c@example.com", PASSWORD).await,
-        log_in(&service, "d@example.com", WRONG).await,
-        register(&service, "e@example.com", PASSWORD).await,
-    ];
-    assert_eq!(answers.each_ref().map(|answer| answer.status), [401, 401, 201, 429, 429]);
-    let refused = answers[3].clone().is_problem(429, "too-many-requests");
-    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=20).contains(&seconds), "{refused}");
 }
 
 #[tokio::test]

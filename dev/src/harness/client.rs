@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::{Method, header::HeaderMap};
+use reqwest::Method;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use url::Url;
 use uuid::Uuid;
 
-use super::Service;
+use super::{Answer, Service};
 
 /// Longer than the service's own deadline, so that it is the service that gives up.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -258,80 +258,5 @@ impl Attempt {
     /// The same request once more.
     pub fn again(&self) -> Request {
         self.request.clone()
-    }
-}
-
-/// An answer.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub text: String,
-}
-
-impl Answer {
-    /// Itself, if it has this status.
-    #[track_caller]
-    #[must_use]
-    pub fn is(self, status: u16) -> Self {
-        assert_eq!(self.status, status, "{self}");
-        self
-    }
-
-    /// Itself, if it is a problem of this kind (the last part of its `type`) and status.
-    #[track_caller]
-    #[must_use]
-    pub fn is_problem(self, status: u16, kind: &str) -> Self {
-        assert_eq!(self.status, status, "{self}");
-        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self}");
-        assert_eq!(self.text("type"), format!("/problems/{kind}"), "{self}");
-        self
-    }
-
-    /// Itself, if it is a 422 that points at exactly these fields.
-    #[track_caller]
-    #[must_use]
-    pub fn is_invalid_at(self, pointers: &[&str]) -> Self {
-        let problem = self.is_problem(422, "invalid-request");
-        let errors = problem.json()["errors"].clone();
-        let found: Vec<_> =
-            errors.as_array().into_iter().flatten().map(|error| error["pointer"].as_str()).collect();
-        assert_eq!(found, pointers.iter().copied().map(Some).collect::<Vec<_>>(), "{problem}");
-        problem
-    }
-
-    /// Its body as JSON.
-    #[track_caller]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self}"))
-    }
-
-    /// A member of its body that is text.
-    #[track_caller]
-    pub fn text(&self, member: &str) -> String {
-        let json = self.json();
-        json[member].as_str().unwrap_or_else(|| panic!("no text `{member}`: {self}")).to_owned()
-    }
-
-    /// The `id` in its body.
-    #[track_caller]
-    pub fn id(&self) -> Uuid {
-        self.text("id").parse().unwrap_or_else(|error| panic!("{error}: {self}"))
-    }
-
-    /// A header, if it is there and text.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    /// Whether it says that an earlier request under its key did the work.
-    pub fn is_replayed(&self) -> bool {
-        self.header("idempotency-replayed") == Some("true")
-    }
-}
-
-impl std::fmt::Display for Answer {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} {:?}\n{}", self.status, self.headers, self.text)
     }
 }

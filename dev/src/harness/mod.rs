@@ -17,6 +17,8 @@
     clippy::missing_panics_doc,
     reason = "a test fails by a panic, in its helpers too"
 )]
+mod answer;
+mod builder;
 mod client;
 mod command;
 mod database;
@@ -29,11 +31,13 @@ use std::time::{Duration, Instant};
 pub use crate::process::Signal;
 
 pub use self::{
-    client::{Answer, Attempt, Client, Exchange, Request, Witness},
+    answer::Answer,
+    builder::{Builder, GATEWAY_API_KEY},
+    client::{Attempt, Client, Exchange, Request, Witness},
     command::{Finished, run},
     database::{Database, Held},
     order::Order,
-    service::{Builder, GATEWAY_API_KEY, Service},
+    service::Service,
     user::{PASSWORD, User},
 };
 

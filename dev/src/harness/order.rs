@@ -4,12 +4,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{
-    User,
-    client::{Answer, Request},
-    database::Database,
-    eventually,
-};
+use super::{User, answer::Answer, client::Request, database::Database, eventually};
 
 /// An order in its customer's hands.
 #[derive(Debug, Clone)]

@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::{
     MUG, Order,
-    client::{Answer, Api, Client, Request},
+    answer::Answer,
+    client::{Api, Client, Request},
     database::Database,
 };
 

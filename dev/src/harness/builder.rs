@@ -1,0 +1,103 @@
+//! Starting a service for a test.
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{Database, Service, Witness};
+use crate::gateway::{Settings, Simulator, Timings};
+
+/// What services show their gateway.
+pub const GATEWAY_API_KEY: &str = "sk_for_tests";
+const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZQ==";
+
+/// What every service of the tests is started with, unless a test says otherwise.
+const SETTINGS: [(&str, &str); 14] = [
+    ("API_ADDRESS", "127.0.0.1:0"),
+    ("OPS_ADDRESS", "127.0.0.1:0"),
+    ("LOG_FORMAT", "json"),
+    ("DATABASE_MAX_CONNECTIONS", "4"),
+    // On a machine that is busy with other tests, a connection may take its time.
+    ("DATABASE_ACQUIRE_TIMEOUT_MS", "10000"),
+    // As cheap as argon2 gets.
+    ("ARGON2_MEMORY_KIB", "64"),
+    ("ARGON2_ITERATIONS", "1"),
+    ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0"),
+    ("RATE_LIMIT_CALLER_PER_SECOND", "0"),
+    ("RATE_LIMIT_ADDRESS_PER_SECOND", "0"),
+    ("GATEWAY_API_KEY", GATEWAY_API_KEY),
+    ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET),
+    // Long for a gateway on this machine, and short for a test that waits for it to pass.
+    ("GATEWAY_TIMEOUT_MS", "2500"),
+    ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1"),
+];
+
+/// A service that is about to be started.
+#[derive(Debug, Clone)]
+#[must_use = "start() starts it"]
+pub struct Builder {
+    executable: PathBuf,
+    settings: Vec<(String, String)>,
+    witness: Option<Witness>,
+    has_schema: bool,
+}
+
+impl Builder {
+    pub(super) fn new(executable: PathBuf) -> Self {
+        let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self { executable, settings: settings.into(), witness: None, has_schema: true }
+    }
+
+    /// With another value of a setting.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With somebody who sees every request and its answer.
+    pub fn witness(mut self, witness: Witness) -> Self {
+        self.witness = Some(witness);
+        self
+    }
+
+    /// On an empty database, which the service has to migrate itself.
+    pub fn without_schema(mut self) -> Self {
+        self.has_schema = false;
+        self
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub async fn start(self) -> Service {
+        let database = if self.has_schema {
+            Database::create(&self.executable, &self.settings).await
+        } else {
+            Database::create_empty().await
+        };
+        let database = Arc::new(database);
+        let gateway = Arc::new(start_gateway().await);
+        let mut settings = self.settings;
+        // After them, so that what a test says goes: a deployment that says nothing is a test's.
+        for (name, value) in database.settings() {
+            if !settings.iter().any(|(known, _)| known == name) {
+                settings.push((name.to_owned(), value));
+            }
+        }
+        settings.push(("GATEWAY_URL".to_owned(), gateway.url().to_string()));
+        Service::launch(self.executable, settings, self.witness, gateway, database).await
+    }
+}
+
+async fn start_gateway() -> Simulator {
+    let settings = Settings {
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        api_key: GATEWAY_API_KEY.to_owned(),
+        webhook_secret: GATEWAY_WEBHOOK_SECRET.to_owned(),
+        webhook_url: None,
+        ledger_file: None,
+    };
+    let timings = Timings { webhook_delay: Duration::from_millis(20), ..Timings::default() };
+    Simulator::start_with(settings, timings).await.unwrap_or_else(|error| panic!("{error}"))
+}

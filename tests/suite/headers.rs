@@ -1,0 +1,84 @@
+//! What stands in headers: correlation ids, what browsers are told, who may call from a page.
+use dev::harness::MUG;
+use reqwest::Method;
+use uuid::Uuid;
+
+use crate::{builder, service};
+
+#[tokio::test]
+async fn a_correlation_id_is_kept_if_it_is_well_formed_and_otherwise_replaced() {
+    let service = service().await;
+    let answered = async |id: &str| {
+        let answer = service.nobody().get("/nothing").header("x-correlation-id", id).await.is(404);
+        let header = answer.header("x-correlation-id").unwrap().to_owned();
+        assert_eq!(answer.text("correlation_id"), header);
+        header
+    };
+    let longest = "x".repeat(128);
+    for kept in ["a", "A-Z_0.9", &longest] {
+        assert_eq!(answered(kept).await, kept);
+    }
+    for replaced in ["", "two words", "{\"level\":\"ERROR\"}", "a;b", &"x".repeat(129)] {
+        let id = answered(replaced).await;
+        assert_ne!(id, replaced);
+        assert!(Uuid::parse_str(&id).is_ok(), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn every_answer_tells_browsers_to_keep_their_hands_off() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for path in ["/v1/me", "/v1/products", "/nothing", "/problems", "/openapi.json"] {
+        let answer = customer.get(path).await;
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{path}: {answer}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}: {answer}");
+        assert!(answer.header("content-security-policy").is_some(), "{path}: {answer}");
+        assert_eq!(answer.header("access-control-allow-origin"), None, "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_a_configured_origin_may_call_and_all_others_may_not() {
+    let service = builder().setting("CORS_ALLOWED_ORIGINS", "https://shop.example").start().await;
+    let preflight = |origin: &str| {
+        let request = service.nobody().request(Method::OPTIONS, "/v1/orders").header("origin", origin);
+        request
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,content-type,idempotency-key")
+    };
+    let allowed = preflight("https://shop.example").await.is(200);
+    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://shop.example"));
+    let headers = allowed.header("access-control-allow-headers").unwrap().to_lowercase();
+    assert!(headers.contains("idempotency-key") && headers.contains("authorization"), "{headers}");
+    assert_eq!(allowed.header("access-control-allow-credentials"), None, "{allowed}");
+    let other = preflight("https://evil.example").await;
+    assert_eq!(other.header("access-control-allow-origin"), None, "{other}");
+    let refused = service.nobody().get("/v1/me").header("origin", "https://shop.example").await.is(401);
+    assert_eq!(refused.header("access-control-allow-origin"), Some("https://shop.example"));
+    assert!(refused.header("access-control-expose-headers").unwrap().contains("idempotency-replayed"));
+}
+
+#[tokio::test]
+async fn head_works_where_get_does() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+    let payment = order.is_paid().await;
+    let paths = [
+        "/v1/me".to_owned(),
+        "/v1/products".to_owned(),
+        format!("/v1/products/{MUG}"),
+        "/v1/orders".to_owned(),
+        order.path(),
+        format!("/v1/payments/{payment}"),
+        "/openapi.json".to_owned(),
+    ];
+    for path in paths {
+        let head = customer.request(Method::HEAD, &path).await.is(200);
+        let get = customer.get(&path).await.is(200);
+        assert_eq!(head.text, "", "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+        assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");
+    }
+}

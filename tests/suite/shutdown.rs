@@ -1,0 +1,76 @@
+//! Ending the service: what has begun is finished, and what cannot be is named.
+use dev::harness::{Signal, eventually};
+use serde_json::{Value, json};
+
+use crate::{builder, service};
+
+#[tokio::test]
+async fn a_signal_ends_the_service_in_order() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let service = service().await;
+        service.signal(signal);
+        assert_eq!(service.ends().await.code(), Some(0));
+        let last = service.logs().pop().unwrap();
+        assert_eq!(last["message"], "the service has ended");
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_finished_before_the_service_ends() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    order.has_a_payment().await;
+    service.signal(Signal::SIGTERM);
+    service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
+    service.gateway().release();
+
+    assert_eq!(attempt.answer().await.is(201).text("status"), "succeeded");
+    assert_eq!(service.ends().await.code(), Some(0));
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_to_end_is_not_ready_before_it_stops_listening() {
+    let service = builder().setting("SHUTDOWN_GRACE_SECONDS", "2").start().await;
+    service.signal(Signal::SIGTERM);
+    let body = eventually("it is not ready", async || {
+        let (status, body) = service.ops("/readyz").await;
+        (status == 503).then(|| serde_json::from_str::<Value>(&body).unwrap())
+    })
+    .await;
+    assert_eq!((&body["status"], &body["checks"]["draining"]), (&json!("not_ready"), &json!("unhealthy")));
+    let _still_served = service.nobody().get("/v1/products").await.is(200);
+    assert_eq!(service.ends().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_cannot_end_in_time_is_cut_and_named() {
+    let service = builder()
+        .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
+        .setting("GATEWAY_TIMEOUT_MS", "9000")
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
+        .start()
+        .await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    order.has_a_payment().await;
+    assert_eq!(service.terminate().await.code(), Some(1));
+    assert!(service.logs().iter().any(|line| line.to_string().contains("cut short")));
+    let _cut = attempt.give_up().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_service_at_once() {
+    let service = builder().setting("SHUTDOWN_GRACE_SECONDS", "20").start().await;
+    service.signal(Signal::SIGTERM);
+    service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
+    service.signal(Signal::SIGTERM);
+    let started = std::time::Instant::now();
+    assert_eq!(service.ends().await.code(), Some(1));
+    assert!(started.elapsed().as_secs() < 15);
+}

@@ -1,0 +1,116 @@
+//! What the service tells of itself: log lines, traces, and how much of both.
+use dev::harness::{MUG, Service, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::service;
+
+#[tokio::test]
+async fn every_log_line_is_an_object_that_says_where_it_comes_from() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let order = customer.orders(&[(MUG, 1)]).header("x-correlation-id", "a-purchase").await.is(201);
+    let access = service
+        .logs_that("the request's line", |line| {
+            line["correlation_id"] == "a-purchase" && line["target"] == "access"
+        })
+        .await;
+    for (field, value) in [
+        ("level", json!("INFO")),
+        ("method", json!("POST")),
+        ("route", json!("/v1/orders")),
+        ("status", json!(201)),
+        ("user_id", json!(customer.id)),
+    ] {
+        assert_eq!(access[field], value, "{field} in {access:#}");
+    }
+    for id in ["trace_id", "span_id"] {
+        let id = access[id].as_str().unwrap();
+        assert!(id.chars().all(|digit| digit.is_ascii_hexdigit()) && id.len() >= 16, "{access:#}");
+    }
+    let audited = service
+        .logs_that("the change's audit line", |line| {
+            line["target"] == "audit" && line["correlation_id"] == "a-purchase"
+        })
+        .await;
+    let event = match &audited["audit_log"] {
+        Value::String(text) => serde_json::from_str(text).unwrap(),
+        event => event.clone(),
+    };
+    assert_eq!((&event["resource"], &event["action"]), (&json!("orders"), &json!("create")));
+    assert_eq!(event["metadata"]["record_ids"], json!([order.id()]));
+
+    for line in service.logs() {
+        for field in ["timestamp", "level", "target", "message", "service", "version"] {
+            assert!(line[field].is_string(), "{field} in {line:#}");
+        }
+        let timestamp = line["timestamp"].as_str().unwrap();
+        assert!(
+            timestamp.ends_with('Z') && timestamp.len() == "2026-01-01T00:00:00.000000Z".len(),
+            "{timestamp}"
+        );
+        assert_eq!(line["service"], env!("CARGO_PKG_NAME"));
+    }
+}
+
+#[tokio::test]
+async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_id() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let paying = order
+        .pay("pm_card_ok")
+        .header("x-correlation-id", "a-checkout")
+        .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
+        .header("baggage", "secret=of-the-caller");
+    let payment = paying.await.is(201).id().to_string();
+
+    let requests = service.gateway().requests();
+    let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&payment)).unwrap();
+    assert_eq!(charge.correlation_id.as_deref(), Some("a-checkout"));
+    assert_eq!(charge.traceparent.as_ref().unwrap().split('-').nth(1), Some(trace));
+    let settled = service.audit_events("resource = 'payments' and action = 'settle'").await;
+    assert_eq!(settled[0]["trace_id"], trace);
+    let line = |line: &Value| line["target"] == "access" && line["correlation_id"] == "a-checkout";
+    assert_eq!(service.logs_that("the request's line", line).await["trace_id"], trace);
+}
+
+async fn log_level(service: &Service) -> Value {
+    let (status, body) = service.ops("/log-level").await;
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+#[tokio::test]
+async fn the_log_level_is_changed_for_a_while_and_falls_back() {
+    let service = service().await;
+    let before = log_level(&service).await;
+    assert_eq!(
+        before,
+        json!({ "filter": before["default"], "default": before["default"], "expires_at": null })
+    );
+
+    let change = json!({ "filter": "app=debug", "ttl_seconds": 2 }).to_string();
+    let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
+    let changed: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &changed["filter"]), (200, &json!("app=debug")));
+    assert!(changed["expires_at"].is_string());
+    assert_eq!(log_level(&service).await, changed);
+
+    eventually("the default returns", async || (log_level(&service).await == before).then_some(())).await;
+    let (status, body) = service.operate(Method::PUT, "/log-level", "{\"filter\":\"a=b=c\"}").await.unwrap();
+    assert_eq!(status, 422, "{body}");
+}
+
+#[tokio::test]
+async fn a_change_of_the_log_level_is_audited() {
+    let service = service().await;
+    let change = json!({ "filter": "app=debug", "ttl_seconds": 60 }).to_string();
+    let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
+    assert_eq!(status, 200, "{body}");
+    let told = eventually("it is in the trail", async || {
+        service.audit_events("event_type = 'configuration'").await.into_iter().next()
+    })
+    .await;
+    assert!(told.to_string().contains("app=debug"), "{told:#}");
+}
