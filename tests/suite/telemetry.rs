@@ -90,7 +90,7 @@ async fn the_log_level_is_changed_for_a_while_and_falls_back() {
         json!({ "filter": before["default"], "default": before["default"], "expires_at": null })
     );
 
-    let change = json!({ "filter": "app=debug", "ttl_seconds": 2 }).to_string();
+    let change = json!({ "filter": "app=debug", "ttl_seconds": 4 }).to_string();
     let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
     let changed: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &changed["filter"]), (200, &json!("app=debug")));
