@@ -160,6 +160,16 @@ impl Cluster {
     }
 }
 
+/// Deletes the server that [`Purpose::Development`] keeps in this directory, with all its databases.
+pub async fn erase(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    let files = Files { directory: directory.join("postgres") };
+    if !files.directory.exists() {
+        return Ok(());
+    }
+    stop_orphan(&files.data(), progress).await?;
+    std::fs::remove_dir_all(files.directory).map_err(Error::io("delete the database server's data"))
+}
+
 /// A short name in a shared place: created by no one else before us, because it cannot be guessed.
 fn unique_directory(account: &Account) -> PathBuf {
     let unique = Alphanumeric.sample_string(&mut rand::rng(), 10);

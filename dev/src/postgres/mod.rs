@@ -15,6 +15,7 @@ mod search;
 mod server;
 mod sql;
 
+pub use cluster::erase;
 pub use mark::Mark;
 pub use server::{Presence, Rights, Server};
 

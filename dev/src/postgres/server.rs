@@ -163,6 +163,26 @@ impl Server {
         Ok(connection.close().await?)
     }
 
+    /// Lets an owner's migrations hand out roles and change settings on them, as far as the roles exist yet.
+    /// Since PostgreSQL 16 the right to make roles does not include those that someone else has made.
+    pub async fn allow_to_grant(&self, owner: &str, roles: &[&str]) -> Result<(), Error> {
+        let mut connection = self.connect().await?;
+        let lacking: Vec<String> = sqlx::query_scalar(
+            "select rolname::text
+             from pg_roles
+             where rolname = any ($1)
+             and not pg_has_role($2, oid, 'member with admin option')",
+        )
+        .bind(roles)
+        .bind(owner)
+        .fetch_all(&mut connection)
+        .await?;
+        connection.close().await?;
+        let owner = sql::name(owner);
+        let grant = |role: &String| format!("grant {} to {owner} with admin option", sql::name(role));
+        self.execute(&lacking.iter().map(grant).collect::<Vec<_>>()).await
+    }
+
     /// Runs statements as the administrator in the server's main database, one by one.
     async fn execute(&self, statements: &[String]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
