@@ -1,5 +1,5 @@
 //! One child process: started with an environment of its own, watched, read, signalled and ended.
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -49,7 +49,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Starts with almost nothing of this process's environment; see [`Launch::inherit_environment`].
+    /// Starts with almost nothing of this process's environment; see [`Launch::envs`].
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.env_clear();
@@ -66,10 +66,10 @@ impl Launch {
         self.command.get_program().to_string_lossy().into_owned()
     }
 
-    /// Hands the whole environment down, for a tool that the user has configured through it (cargo).
+    /// Hands down more of this process's environment, for a tool that the user has configured through it.
     #[must_use]
-    pub fn inherit_environment(mut self) -> Self {
-        self.command.envs(std::env::vars_os());
+    pub fn envs(mut self, variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
+        self.command.envs(variables);
         self
     }
 
