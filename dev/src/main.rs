@@ -27,7 +27,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the payment-gateway simulator alone; GATEWAY_API_KEY and GATEWAY_WEBHOOK_SECRET are in the environment
+    /// Run the payment-gateway simulator alone, with `GATEWAY_API_KEY` and `GATEWAY_WEBHOOK_SECRET` from the environment
     Gateway(Gateway),
     /// Drive traffic against a service that runs already
     Traffic(Traffic),
@@ -61,6 +61,9 @@ struct Environment {
     ops_port: u16,
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     gateway_port: u16,
+    /// Keep the data there, for one more environment of this checkout
+    #[arg(long, value_name = "DIRECTORY")]
+    data: Option<PathBuf>,
     /// A setting of the service, as in `--set RUST_LOG=app=trace`; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
@@ -132,6 +135,7 @@ async fn environment(arguments: Environment) -> Outcome {
     let settings = environment::Settings {
         fresh: arguments.fresh,
         logs: arguments.logs,
+        data: arguments.data,
         rate: (!arguments.no_traffic).then_some(arguments.rate),
         seed: arguments.seed,
         scenario: arguments.scenario,

@@ -55,6 +55,8 @@ pub struct Settings {
     pub fresh: bool,
     /// Show the service's log on the terminal.
     pub logs: bool,
+    /// Where the data is kept instead of the checkout's own place.
+    pub data: Option<PathBuf>,
     /// Requests a second; `None` is no traffic.
     pub rate: Option<f64>,
     pub seed: u64,
@@ -69,7 +71,7 @@ pub struct Settings {
 /// Why the environment is not there, or no longer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("it runs already in this checkout:\n{0}")]
+    #[error("it runs already:\n{0}")]
     AlreadyRuns(String),
     #[error("the data in {} cannot be used: {source}", .path.display())]
     Place { path: PathBuf, source: io::Error },
@@ -107,11 +109,13 @@ pub enum Error {
     Invariants(#[from] invariants::Error),
     #[error("{0}")]
     BooksDisagree(Verdict),
+    #[error("stopped at once; the books were not checked")]
+    Interrupted,
 }
 
 /// Starts everything, runs until a signal or the end of the service, and stops everything.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Error> {
-    let mut place = Place::take()?;
+    let mut place = Place::take(settings.data.as_deref())?;
     let ports = Ports::find(&settings, progress).await?;
     progress("building the service");
     let executable = cargo::build_service().await?;
@@ -210,8 +214,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     };
     tokio::select! {
         stopped = stop => stopped,
-        // The watchdog does the rest.
-        () = interrupts.next() => Ok(()),
+        () = interrupts.next() => Err(Error::Interrupted),
     }
 }
 

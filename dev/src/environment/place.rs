@@ -1,8 +1,8 @@
 //! Where one checkout keeps its data from run to run, and the lock that lets one run at a time have it.
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -20,15 +20,14 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Takes the place of this checkout, or says who has it.
-    pub(super) fn take() -> Result<Self, Error> {
-        let directory = directory_of(&project::root());
+    /// Takes the given directory, or else the one of this checkout, or says who has it.
+    pub(super) fn take(given: Option<&Path>) -> Result<Self, Error> {
+        let directory = given.map_or_else(|| directory_of(&project::root()), Path::to_owned);
         let failed = |source| Error::Place { path: directory.clone(), source };
-        std::fs::create_dir_all(&directory).map_err(failed)?;
-        // The database's user passes through when we are root; what lies here is readable by no one else.
-        for path in [directory.as_path(), directory.parent().unwrap_or(&directory)] {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711)).map_err(failed)?;
-        }
+        // The database's user passes through when we are root; nobody else can list what is here.
+        DirBuilder::new().recursive(true).mode(0o711).create(&directory).map_err(failed)?;
+        let directory = directory.canonicalize().map_err(failed)?;
+        let failed = |source| Error::Place { path: directory.clone(), source };
         let path = directory.join("running");
         let mut lock = OpenOptions::new()
             .create(true)

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -37,6 +37,9 @@ const KEPT_ENVIRONMENT: [&str; 12] = [
 /// How often a child is asked whether it has ended. Blocking in `wait` instead would reap it at a moment
 /// of its own, between our look at it and our signal, which could then reach a stranger.
 const EXIT_POLL: Duration = Duration::from_millis(10);
+
+/// How long a server that is dropped may take to shut down.
+const SERVER_GRACE: Duration = Duration::from_secs(10);
 
 /// A process that is about to be started.
 #[derive(Debug)]
@@ -308,9 +311,16 @@ impl Child {
 }
 
 impl Drop for Child {
+    /// A process is killed; a database server gets a moment to leave clean data. When this returns, the ports
+    /// are free again.
     fn drop(&mut self) {
+        if self.ending == Ending::Server && self.if_running(|pid| kill(pid, Signal::SIGINT)).is_ok() {
+            let deadline = Instant::now() + SERVER_GRACE;
+            while Instant::now() < deadline && matches!(lock(&self.process).try_wait(), Ok(None)) {
+                std::thread::sleep(EXIT_POLL);
+            }
+        }
         self.kill();
-        // So that its port is free again when this returns.
         lock(&self.process).wait().ok();
     }
 }
