@@ -2,15 +2,14 @@
 //!
 //! `cargo run` has replaced itself with this process, so the lock on the build directory is free, and an inner
 //! build of the same packages finds nearly everything done.
-use std::ffi::OsString;
-use std::io;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use crate::process::{Child, Launch, Stream, WaitError};
-use crate::project;
+use crate::{
+    process::{Child, Launch, Stream, WaitError},
+    project,
+};
 
 /// A clean build on a slow machine. It is the user who interrupts a build, hardly ever this.
 const BUILD_DEADLINE: Duration = Duration::from_hours(2);

@@ -121,9 +121,9 @@ async fn main() -> ExitCode {
     })
 }
 
-/// One line for people. Nobody may be there to read it any more, which must not stop the work.
+/// One line for people, in one piece. Nobody may be there to read it any more, which must not stop the work.
 fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 fn setting(text: &str) -> Result<(String, String), &'static str> {

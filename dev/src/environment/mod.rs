@@ -16,7 +16,7 @@ mod scenario;
 mod screen;
 mod service;
 
-use std::{io, path::PathBuf, process::ExitStatus, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, process::ExitStatus, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use rand::distr::{Alphanumeric, SampleString as _};
@@ -83,7 +83,9 @@ pub enum Error {
     Cargo(#[from] cargo::Error),
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
-    #[error("the database `{name}` on this server was not made by this checkout ({made}): it is left alone")]
+    #[error(
+        "the database `{name}` on this server was made by someone else, or for something else ({made}): it is left alone"
+    )]
     ForeignDatabase { name: String, made: String },
     #[error("PostgreSQL says: {0}")]
     Sql(#[from] sqlx::Error),
@@ -128,7 +130,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     let server = Server::find_or_start(purpose, progress).await?;
     let database = database::prepare(&server, &executable, settings.fresh, progress).await?;
 
-    let (api, ops) = (url_of("http", &ports.api)?, url_of("http", &ports.ops)?);
+    let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
     let gateway_settings = gateway::Settings {
         address: ports.gateway,
         api_key: random(32),
@@ -218,11 +220,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     }
 }
 
-async fn play(
-    scenario: Option<Scenario>,
-    stage: &Stage<'_>,
-    progress: &dyn Fn(&str),
-) -> std::convert::Infallible {
+async fn play(scenario: Option<Scenario>, stage: &Stage<'_>, progress: &dyn Fn(&str)) -> Infallible {
     match scenario {
         Some(scenario) => scenario.play(stage, progress).await,
         None => std::future::pending().await,
@@ -237,7 +235,7 @@ struct Books<'a> {
 
 impl Books<'_> {
     /// Compares them again and again, and says what came of it.
-    async fn watch(&self, progress: &dyn Fn(&str)) -> std::convert::Infallible {
+    async fn watch(&self, progress: &dyn Fn(&str)) -> Infallible {
         let mut clock = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
         loop {
             clock.tick().await;
@@ -267,8 +265,8 @@ impl Books<'_> {
     }
 }
 
-fn url_of(scheme: &str, address: &std::net::SocketAddr) -> Result<Url, url::ParseError> {
-    Url::parse(&format!("{scheme}://{address}/"))
+fn url_of(address: SocketAddr) -> Result<Url, url::ParseError> {
+    Url::parse(&format!("http://{address}/"))
 }
 
 fn random(length: usize) -> String {

@@ -19,8 +19,7 @@ pub use cluster::erase;
 pub use mark::Mark;
 pub use server::{Presence, Rights, Server};
 
-use std::io;
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use tokio::sync::OnceCell;
 
@@ -62,7 +61,9 @@ pub enum Error {
     Program { program: String, output: String },
     #[error("PostgreSQL did not start: {reason}. Its log ends with:\n{log}")]
     Start { reason: &'static str, log: String },
-    #[error("the {kind} `{name}` exists on this server but was not made for this ({made}): it is left alone")]
+    #[error(
+        "the {kind} `{name}` exists on this server but was made by someone else, or for something else ({made}): it is left alone"
+    )]
     NotOurs { kind: &'static str, name: String, made: String },
     #[error("cannot {doing}: {source}")]
     Io { doing: String, source: io::Error },

@@ -1,11 +1,15 @@
 //! Databases and logins on a server, ours or a named one.
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use std::path::PathBuf;
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use url::Url;
 
-use super::cluster::Cluster;
-use super::search::{self, Found};
-use super::{Error, Mark, Purpose, sql};
+use super::{
+    Error, Mark, Purpose,
+    cluster::Cluster,
+    search::{self, Found},
+    sql,
+};
 
 /// A server that answers, and the right to make databases and roles on it.
 #[derive(Debug)]
@@ -21,7 +25,7 @@ pub struct Server {
 pub enum Presence {
     Absent,
     Ours,
-    /// Someone else's, or made for another checkout; the comment on it.
+    /// Someone else's, or made for another environment; the comment on it.
     Foreign(String),
 }
 
@@ -37,10 +41,7 @@ pub enum Rights {
 impl Server {
     /// Finds a server or starts one; `progress` gets a line on each step. See the module for the order.
     pub async fn find_or_start(purpose: Purpose, progress: &dyn Fn(&str)) -> Result<Self, Error> {
-        let mark = match purpose {
-            Purpose::Development { .. } => Mark::this_checkout(),
-            Purpose::Tests => Mark::this_process(),
-        };
+        let mark = Mark::of(&purpose);
         Ok(match search::find(&purpose, progress).await? {
             Found::Named(admin_url) => {
                 let server = Self { admin_url, mark, cluster: None };
@@ -222,7 +223,7 @@ impl Server {
         let Some((comment,)) = comment else { return Presence::Absent };
         let comment = comment.unwrap_or_else(|| "no comment on it".to_owned());
         let ours = match (Mark::parse(&comment), &self.mark) {
-            (Some(Mark::Checkout(made_for)), Mark::Checkout(this)) => made_for == *this,
+            (Some(Mark::Environment(made_for)), Mark::Environment(this)) => made_for == *this,
             (Some(Mark::Tests { .. }), Mark::Tests { .. }) => true,
             _ => false,
         };

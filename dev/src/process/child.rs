@@ -1,21 +1,26 @@
 //! One child process: started with an environment of its own, watched, read, signalled and ended.
-use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{File, OpenOptions},
+    io,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
-use tokio::sync::watch;
-use tokio::time::timeout;
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
+use tokio::{sync::watch, time::timeout};
 
-use super::lock;
-use super::output::{Follower, Line, Output, Stream};
-use super::watchdog::{Ending, Watchdog};
+use super::{
+    lock,
+    output::{Follower, Line, Output, Stream},
+    watchdog::{Ending, Watchdog},
+};
 
 /// What a program needs of its surroundings to run at all. Everything else, above all a developer's own
 /// `DATABASE_URL` or `RUST_LOG`, stays outside, so that a child behaves alike on every machine.
