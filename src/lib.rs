@@ -6,7 +6,7 @@
 //! - [`cli`]: the command line
 //! - [`config`]: every setting, once
 //! - [`service`]: the wiring: whatever lives as long as the process is made, and ended, there
-//! - [`api`]: the API's router: the slices' routes, the layers in their one order, the OpenAPI document
+//! - [`api`]: the API's router: the slices' routes, the layers in their one order, the `OpenAPI` document
 //! - [`accounts`]: users, sessions, and the authentication layer
 //! - [`catalog`]: products and their prices
 //! - [`orders`]: what was ordered, and whether it is paid

@@ -232,10 +232,9 @@ fn initialise_metrics() {
 
 /// What readiness and `/health` look at. Another check is another line here.
 fn health(database: &Database, gateway: &Gateway, workers: &Workers) -> Health {
-    let build = Build { version: env!("CARGO_PKG_VERSION"), commit: metrics::COMMIT, rustc: metrics::RUSTC };
     let (ping, schema, pool) = (database.clone(), database.clone(), database.clone());
     let (is_well, breaker, workers) = (gateway.clone(), gateway.breaker().clone(), workers.clone());
-    Health::builder(build)
+    Health::builder(Build::CURRENT)
         .required("database", move || {
             let database = ping.clone();
             async move {

@@ -1,4 +1,4 @@
-//! The OpenAPI document: made from the handlers, and completed with what every route has in common.
+//! The `OpenAPI` document: made from the handlers, and completed with what every route has in common.
 //!
 //! The refusals that come from the layers and the extractors follow from what a route is, so they are added here by
 //! rule rather than by hand at each handler, where one would be forgotten.

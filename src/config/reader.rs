@@ -27,9 +27,11 @@ impl Setting {
     }
 }
 
+type Source = Box<dyn Fn(&str) -> Option<String>>;
+
 /// Reads settings by name, and remembers every mistake.
 pub struct Reader {
-    source: Box<dyn Fn(&str) -> Option<String>>,
+    source: Source,
     mistakes: BTreeMap<&'static str, String>,
 }
 

@@ -113,14 +113,17 @@ pub(super) fn postgres_url(text: &str) -> Result<PgConnectOptions, String> {
     text.parse().map_err(|_| expected())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "one form for every parser")]
 pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "one form for every parser")]
 pub(super) fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "one form for every parser")]
 pub(super) fn secret(text: &str) -> Result<SecretString, String> {
     Ok(SecretString::from(text))
 }

@@ -46,13 +46,11 @@ async fn place_order(
         Ok(basket) => basket,
         Err(invalid) => return replay_or(&database, &claim, invalid).await,
     };
-    match store::place(&database, &claim, caller.user_id, &basket).await? {
-        Some(placed) => Ok(Replayable::from_json(StatusCode::CREATED, placed.body).at(location(placed.id))),
-        None => {
-            let refusal = why_refused(&database, &basket).await?;
-            replay_or(&database, &claim, refusal).await
-        }
+    if let Some(placed) = store::place(&database, &claim, caller.user_id, &basket).await? {
+        return Ok(Replayable::from_json(StatusCode::CREATED, placed.body).at(location(placed.id)));
     }
+    let refusal = why_refused(&database, &basket).await?;
+    replay_or(&database, &claim, refusal).await
 }
 
 fn location(id: Uuid) -> String {

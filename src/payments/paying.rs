@@ -105,7 +105,7 @@ impl Payments {
         };
         let gateway_request = serde_json::to_string(&body).map_err(|error| Problem::internal(&error))?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
-        let begin = Begin {
+        let start = Begin {
             id,
             order_id,
             amount: order.total_amount,
@@ -116,7 +116,7 @@ impl Payments {
             claim: &claim,
             lease: self.0.lease,
         };
-        let Some(payment) = store::begin_payment(&self.0.database, &begin).await? else {
+        let Some(payment) = store::begin_payment(&self.0.database, &start).await? else {
             return self.lost_the_race(order_id, &claim).await;
         };
         // Nobody listens any more if the deadline has passed; the work goes on all the same.

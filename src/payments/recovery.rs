@@ -93,7 +93,7 @@ impl Payments {
                 }
             }
             Err(problem) => {
-                tracing::warn!(payment_id = %payment.id, status = problem.status().as_u16(), "an outcome could not be stored; it is asked for again")
+                tracing::warn!(payment_id = %payment.id, status = problem.status().as_u16(), "an outcome could not be stored; it is asked for again");
             }
         }
     }
@@ -188,7 +188,7 @@ impl Payments {
                 }
             }
             Err(problem) => {
-                tracing::warn!(refund_id = %refund.id, status = problem.status().as_u16(), "an outcome could not be stored; it is asked for again")
+                tracing::warn!(refund_id = %refund.id, status = problem.status().as_u16(), "an outcome could not be stored; it is asked for again");
             }
         }
     }

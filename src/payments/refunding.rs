@@ -76,7 +76,7 @@ impl Payments {
         let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: id })
             .map_err(|error| Problem::internal(&error))?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
-        let begin = BeginRefund {
+        let start = BeginRefund {
             id,
             payment_id: found.payment.id,
             amount,
@@ -88,7 +88,7 @@ impl Payments {
             claim: &claim,
             lease: self.0.lease,
         };
-        let Some(refund) = store::begin_refund(&self.0.database, &begin).await? else {
+        let Some(refund) = store::begin_refund(&self.0.database, &start).await? else {
             let mut connection = self.0.database.acquire().await?;
             return match idempotency::previous(&mut connection, &claim).await? {
                 Some(previous) => replay(&mut connection, previous).await,

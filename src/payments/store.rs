@@ -44,7 +44,7 @@ pub(super) struct OpenRefund {
     pub(super) parked: bool,
 }
 
-/// A payment to begin.
+/// A payment to new.
 pub(super) struct Begin<'a> {
     pub(super) id: Uuid,
     pub(super) order_id: Uuid,
@@ -62,13 +62,13 @@ pub(super) struct Begin<'a> {
 /// paid (any more) or the key is taken; then nothing was stored.
 pub(super) async fn begin_payment(
     database: &Database,
-    begin: &Begin<'_>,
+    new: &Begin<'_>,
 ) -> Result<Option<Payment>, sqlx::Error> {
     let event = Event::change("payments", "create")
-        .records([begin.id])
-        .with("order_id", begin.order_id.to_string())
-        .with("amount", begin.amount)
-        .with("currency", begin.currency);
+        .records([new.id])
+        .with("order_id", new.order_id.to_string())
+        .with("amount", new.amount)
+        .with("currency", new.currency);
     let statement = sqlx::query!(
         r#"
         with claimed as materialized (
@@ -88,17 +88,17 @@ pub(super) async fn begin_payment(
           begin_order_payment($2, $1), record_audit_event($12)
         from begun
         "#,
-        begin.id,
-        begin.order_id,
-        begin.amount,
-        begin.currency,
-        begin.gateway_request,
-        begin.correlation_id,
-        begin.trace_parent,
-        begin.claim.scope,
-        begin.claim.key,
-        begin.claim.fingerprint.as_bytes(),
-        interval(begin.lease),
+        new.id,
+        new.order_id,
+        new.amount,
+        new.currency,
+        new.gateway_request,
+        new.correlation_id,
+        new.trace_parent,
+        new.claim.scope,
+        new.claim.key,
+        new.claim.fingerprint.as_bytes(),
+        interval(new.lease),
         event.to_json(),
     );
     let mut connection = database.acquire().await?;
@@ -106,11 +106,11 @@ pub(super) async fn begin_payment(
     Ok(begun.map(|row| {
         event.mirror();
         Payment {
-            id: begin.id,
-            order_id: begin.order_id,
+            id: new.id,
+            order_id: new.order_id,
             status: PaymentStatus::Processing,
-            amount: begin.amount,
-            currency: begin.currency.to_owned(),
+            amount: new.amount,
+            currency: new.currency.to_owned(),
             refunded_amount: 0,
             failure_reason: None,
             created_at: row.created_at,
@@ -326,7 +326,7 @@ pub(super) async fn find(
     .transpose()
 }
 
-/// A refund to begin.
+/// A refund to new.
 pub(super) struct BeginRefund<'a> {
     pub(super) id: Uuid,
     pub(super) payment_id: Uuid,
@@ -345,12 +345,12 @@ pub(super) struct BeginRefund<'a> {
 /// not left (any more) or the key is taken; then nothing was stored.
 pub(super) async fn begin_refund(
     database: &Database,
-    begin: &BeginRefund<'_>,
+    new: &BeginRefund<'_>,
 ) -> Result<Option<Refund>, sqlx::Error> {
     let event = Event::change("refunds", "create")
-        .records([begin.id])
-        .with("payment_id", begin.payment_id.to_string())
-        .with("amount", begin.amount);
+        .records([new.id])
+        .with("payment_id", new.payment_id.to_string())
+        .with("amount", new.amount);
     let statement = sqlx::query!(
         r#"
         with refundable as materialized (
@@ -381,17 +381,17 @@ pub(super) async fn begin_refund(
         select created_at as "created_at!", record_audit_event($12)
         from begun
         "#,
-        begin.id,
-        begin.payment_id,
-        begin.amount,
-        begin.reason,
-        begin.gateway_request,
-        begin.correlation_id,
-        begin.trace_parent,
-        begin.claim.scope,
-        begin.claim.key,
-        begin.claim.fingerprint.as_bytes(),
-        interval(begin.lease),
+        new.id,
+        new.payment_id,
+        new.amount,
+        new.reason,
+        new.gateway_request,
+        new.correlation_id,
+        new.trace_parent,
+        new.claim.scope,
+        new.claim.key,
+        new.claim.fingerprint.as_bytes(),
+        interval(new.lease),
         event.to_json(),
     );
     let mut connection = database.acquire().await?;
@@ -399,11 +399,11 @@ pub(super) async fn begin_refund(
     Ok(begun.map(|row| {
         event.mirror();
         Refund {
-            id: begin.id,
-            payment_id: begin.payment_id,
+            id: new.id,
+            payment_id: new.payment_id,
             status: RefundStatus::Processing,
-            amount: begin.amount,
-            currency: begin.currency.to_owned(),
+            amount: new.amount,
+            currency: new.currency.to_owned(),
             created_at: row.created_at,
         }
     }))

@@ -24,16 +24,21 @@ use tokio::{
 };
 use url::Url;
 
-use super::{resilience::retry::Backoff, telemetry::correlation};
+use super::{
+    resilience::retry::Backoff,
+    telemetry::{
+        correlation,
+        metrics::{declare, registered},
+    },
+};
 use crate::config;
 
 lazy_static! {
-    static ref SENT: IntCounterVec = register_int_counter_vec!(
+    static ref SENT: IntCounterVec = registered(register_int_counter_vec!(
         "alerts_sent_total",
         "Alerts that the service raised itself, by what became of them.",
         &["outcome"]
-    )
-    .unwrap_or_else(|error| unreachable!("alerts_sent_total is registered once: {error}"));
+    ));
 }
 
 /// Every receiver took it.
@@ -55,6 +60,9 @@ const BETWEEN_ATTEMPTS: Backoff = Backoff::new(Duration::from_millis(500), Durat
 
 /// How long a receiver may take over one attempt.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long Alertmanager shows an alert at least: an event has no end of its own.
+const SHORTEST_FIRING: Duration = Duration::from_mins(5);
 
 /// How urgent an alert is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -121,17 +129,15 @@ impl Alerts {
     /// # Errors
     /// The HTTP client cannot be built.
     pub fn start(config: &config::Alerts, service: &str) -> Result<Self, reqwest::Error> {
-        for outcome in [SENT_TO_ALL, FAILED, SUPPRESSED, DROPPED] {
-            SENT.with_label_values(&[outcome]);
-        }
+        declare(&SENT, [[SENT_TO_ALL], [FAILED], [SUPPRESSED], [DROPPED]]);
         let raised = Arc::new(Recent::default());
         let repeat_interval = config.repeat_interval;
         let webhook = config.webhook_url.clone().map(Receiver::Webhook);
         let alertmanager = config.alertmanager_url.as_ref().map(|base| Receiver::Alertmanager {
             url: alertmanager_api(base),
             service: service.to_owned(),
-            // Until the next one could come; without an end, Alertmanager would take its own after five minutes.
-            firing_for: repeat_interval.saturating_add(repeat_interval),
+            // Until the next one has surely come, and long enough to be seen.
+            firing_for: repeat_interval.saturating_mul(2).max(SHORTEST_FIRING),
         });
         let receivers: Vec<_> = webhook.into_iter().chain(alertmanager).collect();
         let queue = if receivers.is_empty() {

@@ -27,17 +27,17 @@ use tracing::{Instrument, Span, field};
 
 use super::{
     resilience::retry::Backoff,
-    telemetry::correlation::{self, Context, CorrelationId},
+    telemetry::{
+        correlation::{self, Context, CorrelationId},
+        metrics::registered,
+    },
 };
 
 lazy_static! {
-    static ref LAST_SUCCESS: GaugeVec = register_gauge_vec!(
+    static ref LAST_SUCCESS: GaugeVec = registered(register_gauge_vec!(
         "worker_last_success_timestamp_seconds",
         "When a background worker last finished a unit of work; at first, when it was started.",
         &["worker"]
-    )
-    .unwrap_or_else(|error| unreachable!(
-        "worker_last_success_timestamp_seconds is registered once: {error}"
     ));
 }
 

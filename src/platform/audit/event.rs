@@ -59,6 +59,7 @@ impl EventResult {
 
 /// One event. Who, from where, and under which ids it happened comes from the present context.
 #[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_field_names, reason = "`event_type` is the name of the column, too")]
 pub struct Event {
     id: Uuid,
     timestamp: DateTime<Utc>,
@@ -144,7 +145,7 @@ impl Event {
         let audit_log = self.to_json();
         match self.result {
             EventResult::Success => {
-                tracing::info!(target: "audit", audit_log = %audit_log, "{} {}", self.resource, self.action)
+                tracing::info!(target: "audit", audit_log = %audit_log, "{} {}", self.resource, self.action);
             }
             EventResult::Failure | EventResult::Denied => {
                 tracing::warn!(target: "audit", audit_log = %audit_log, "{} {} {}", self.resource, self.action, self.result.as_str());

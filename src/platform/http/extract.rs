@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderMap, header, request::Parts},
 };
 use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
 use uuid::Uuid;
 
 use super::problem::{BODY_TOO_LARGE, FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
@@ -71,18 +72,8 @@ pub(super) fn parse_json(body: &[u8]) -> Result<serde_json::Value, Problem> {
 /// Turns JSON into what a handler wants, or says by JSON Pointer what does not fit.
 pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -> Result<T, Problem> {
     let decoded: T = serde_path_to_error::deserialize(value).map_err(|error| {
-        let mut pointer = String::new();
-        for segment in error.path() {
-            use serde_path_to_error::Segment;
-            match segment {
-                Segment::Map { key } => {
-                    pointer.push_str(&format!("/{}", key.replace('~', "~0").replace('/', "~1")))
-                }
-                Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
-                Segment::Enum { .. } | Segment::Unknown => {}
-            }
-        }
-        Problem::invalid(vec![field_error(pointer, &error.inner().to_string())])
+        let pointer: String = error.path().iter().filter_map(segment_pointer).collect();
+        Problem::invalid(vec![field_error(&pointer, &error.inner().to_string())])
     })?;
     match decoded.validate() {
         errors if errors.is_empty() => Ok(decoded),
@@ -90,20 +81,28 @@ pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -
     }
 }
 
-/// Serde reports a missing or unknown field at its parent and names it in the message only.
-fn field_error(mut pointer: String, message: &str) -> FieldError {
-    let named = |prefix: &str| message.strip_prefix(prefix)?.split('`').next();
+fn segment_pointer(segment: &Segment) -> Option<String> {
+    match segment {
+        Segment::Map { key } => Some(format!("/{}", escaped(key))),
+        Segment::Seq { index } => Some(format!("/{index}")),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    }
+}
+
+/// A name as a part of a JSON Pointer (RFC 6901, section 3).
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+/// Serde reports a missing field at its parent, and names it in the message only.
+fn field_error(pointer: &str, message: &str) -> FieldError {
+    let named = |prefix: &str| message.strip_prefix(prefix)?.split('`').next().map(escaped);
     if let Some(field) = named("missing field `") {
-        pointer.push_str(&format!("/{field}"));
-        return FieldError::new(pointer, "is missing");
+        return FieldError::new(format!("{pointer}/{field}"), "is missing");
     }
     if let Some(field) = named("unknown field `") {
-        let field = field.replace('~', "~0").replace('/', "~1");
-        // With `deny_unknown_fields` the path already ends with the field.
-        if !pointer.ends_with(&format!("/{field}")) {
-            pointer.push_str(&format!("/{field}"));
-        }
-        return FieldError::new(pointer, "is not a known field");
+        let parent = pointer.strip_suffix(&format!("/{field}")).unwrap_or(pointer);
+        return FieldError::new(format!("{parent}/{field}"), "is not a known field");
     }
     FieldError::new(pointer, message)
 }

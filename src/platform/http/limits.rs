@@ -240,7 +240,7 @@ mod tests {
         let router =
             Router::new().route("/", get(pending::<()>)).layer(from_fn_with_state(InFlight::new(1), shed));
         for _ in 0..3 {
-            let given_up = timeout(Duration::from_millis(1), get_root(&router)).await;
+            let given_up = tokio::time::timeout(Duration::from_millis(1), get_root(&router)).await;
             assert!(given_up.is_err(), "refused, although nobody is being worked for");
         }
     }

@@ -35,12 +35,12 @@ pub struct Kind {
 
 macro_rules! kinds {
     ($($(#[doc = $about:literal])* $NAME:ident = $status:ident $slug:literal $title:literal;)*) => {
-        $($(#[doc = $about])* pub const $NAME: Kind = Kind {
+        $($(#[doc = $about])* pub const $NAME: &Kind = &Kind {
             slug: $slug, status: StatusCode::$status, title: $title, about: concat!($($about),*),
         };)*
 
         /// Every kind, in the order of their status.
-        pub const KINDS: &[Kind] = &[$($NAME),*];
+        pub const KINDS: &[&Kind] = &[$($NAME),*];
     };
 }
 
@@ -106,11 +106,11 @@ impl FieldError {
 /// A refusal, on its way to becoming a response.
 #[derive(Debug)]
 pub struct Problem {
-    kind: Kind,
+    kind: &'static Kind,
     detail: Option<Cow<'static, str>>,
     errors: Vec<FieldError>,
     retry_after_seconds: Option<u64>,
-    denial: Option<Denial>,
+    denial: Option<Box<Denial>>,
 }
 
 /// Says that a problem is a refused permission. It travels with the response, as an extension, to the one layer
@@ -127,7 +127,7 @@ pub struct Denial {
 
 impl Problem {
     /// A problem of this kind, without more to say.
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: &'static Kind) -> Self {
         Self { kind, detail: None, errors: Vec::new(), retry_after_seconds: None, denial: None }
     }
 
@@ -179,7 +179,7 @@ impl Problem {
     /// Marks the problem as a refused permission.
     #[must_use]
     pub fn denied(mut self, denial: Denial) -> Self {
-        self.denial = Some(denial);
+        self.denial = Some(Box::new(denial));
         self
     }
 
@@ -260,7 +260,7 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(denial) = self.denial {
-            response.extensions_mut().insert(denial);
+            response.extensions_mut().insert(*denial);
         }
         response
     }
@@ -272,7 +272,9 @@ pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
         .route(
             "/problems",
-            get(async move || Json(json!({ "data": KINDS.iter().map(document).collect::<Vec<_>>() }))),
+            get(async move || {
+                Json(json!({ "data": KINDS.iter().map(|kind| document(kind)).collect::<Vec<_>>() }))
+            }),
         )
         .route(
             "/problems/{slug}",

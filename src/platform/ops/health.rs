@@ -24,6 +24,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use crate::platform::telemetry::metrics;
+
 /// All checks of a round together.
 const DEADLINE: Duration = Duration::from_secs(1);
 
@@ -39,6 +41,12 @@ pub struct Build {
     pub commit: &'static str,
     /// The compiler that built it.
     pub rustc: &'static str,
+}
+
+impl Build {
+    /// The build that this is.
+    pub const CURRENT: Self =
+        Self { version: env!("CARGO_PKG_VERSION"), commit: metrics::COMMIT, rustc: metrics::RUSTC };
 }
 
 /// How one component is.

@@ -31,7 +31,7 @@ use tokio::{task::AbortHandle, time::sleep};
 
 use crate::platform::{
     http::problem::{self, FieldError, Problem},
-    telemetry::LogFilter,
+    telemetry::logs::LogFilter,
 };
 
 /// A filter that is longer names more targets than anybody reads.

@@ -2,11 +2,13 @@
 pub mod health;
 pub mod log_level;
 
+use std::{net::SocketAddr, time::Instant};
+
 use axum::{
     Json, Router,
-    extract::State,
-    http::{StatusCode, header},
-    middleware::from_fn,
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -20,7 +22,11 @@ use super::{
         limits,
         problem::{self, Problem},
     },
-    telemetry,
+    telemetry::{
+        correlation::{Context, CorrelationId},
+        metrics,
+        traces::CORRELATION_HEADER,
+    },
 };
 
 /// Everything that this listener answers.
@@ -30,12 +36,14 @@ pub fn router(health: Health, log_level: LogLevel) -> Router {
         .route("/readyz", get(ready))
         .route("/health", get(report))
         .with_state(health)
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(scrape))
         .merge(log_level::routes(log_level))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::new(problem::METHOD_NOT_ALLOWED))
         .layer(CatchPanicLayer::custom(problem::from_panic))
         .layer(from_fn(limits::security_headers))
+        // Outermost, so that a panic and a refusal have their context too.
+        .layer(from_fn(accompany))
 }
 
 /// Whether the process itself is alive: asks nobody.
@@ -55,16 +63,39 @@ async fn report(State(health): State<Health>) -> Json<health::Report> {
     Json(health.report().await)
 }
 
-async fn metrics() -> Result<Response, Problem> {
-    let (media_type, text) = telemetry::metrics::render().map_err(|error| Problem::internal(&error))?;
+async fn scrape() -> Result<Response, Problem> {
+    let (media_type, text) = metrics::render().map_err(|error| Problem::internal(&error))?;
     Ok(([(header::CONTENT_TYPE, media_type)], text).into_response())
+}
+
+/// Gives each request a context, as the API's have one, and a line that only those who ask for it see: probes
+/// and scrapes come every few seconds. They are in no metric and no trace.
+async fn accompany(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let sent = request.headers().get(CORRELATION_HEADER).and_then(|value| value.to_str().ok());
+    let id = sent.and_then(CorrelationId::parse).unwrap_or_else(CorrelationId::generate);
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let address = peer.map(|ConnectInfo(peer)| peer.ip().to_canonical());
+    let context = Context::for_request(id.clone(), request.uri().path(), address);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let answered = async {
+        let response = next.run(request).await;
+        let (status, duration_ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1e3);
+        tracing::debug!(target: "access", %method, path, status, duration_ms, "request");
+        response
+    };
+    let mut response = context.scope(answered).await;
+    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(CORRELATION_HEADER, id);
+    }
+    response
 }
 
 #[cfg(test)]
 mod tests {
     use axum::{
         body::Body,
-        http::{Method, Request},
+        http::{HeaderMap, Method, Request},
     };
     use tower::ServiceExt;
 
@@ -90,13 +121,18 @@ mod tests {
         }
     }
 
-    async fn ask(method: Method, path: &str) -> (StatusCode, header::HeaderMap, String) {
-        let health = Health::builder(Build { version: "1.2.3", commit: "abc", rustc: "1.95" })
+    async fn ask(method: Method, path: &str) -> (StatusCode, HeaderMap, String) {
+        let health = Health::builder(Build::CURRENT)
             .required("database", async || Err(CheckError("cannot be reached")))
             .section("pool", || panic!("a panic of the test"))
             .build();
         let router = router(health, LogLevel::new(Fixed, ([127, 0, 0, 1], 9000).into(), None));
-        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("x-correlation-id", "probe-7")
+            .body(Body::empty())
+            .unwrap();
         let (parts, body) = router.oneshot(request).await.unwrap().into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
         (parts.status, parts.headers, String::from_utf8(body.into()).unwrap())
@@ -137,8 +173,11 @@ mod tests {
             (Method::DELETE, "/log-level", StatusCode::METHOD_NOT_ALLOWED),
             (Method::GET, "/health", StatusCode::INTERNAL_SERVER_ERROR),
         ] {
-            let (status, headers, _) = ask(method, path).await;
+            let (status, headers, body) = ask(method, path).await;
             assert_eq!(status, expected, "{path}");
+            let body: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!((&body["instance"], &body["correlation_id"]), (&json!(path), &json!("probe-7")));
+            assert_eq!(headers["x-correlation-id"], "probe-7");
             assert_eq!(headers["content-type"], problem::MEDIA_TYPE, "{path}");
             assert_eq!(status == StatusCode::METHOD_NOT_ALLOWED, headers.contains_key("allow"), "{path}");
         }

@@ -22,13 +22,14 @@ use lazy_static::lazy_static;
 use prometheus::{IntGauge, IntGaugeVec, register_int_gauge_vec};
 use tokio::time::Instant;
 
+use crate::platform::telemetry::metrics::registered;
+
 lazy_static! {
-    static ref STATE: IntGaugeVec = register_int_gauge_vec!(
+    static ref STATE: IntGaugeVec = registered(register_int_gauge_vec!(
         "circuit_breaker_state",
         "State of the circuit breaker of a dependency: 0 closed, 1 half-open, 2 open.",
         &["service"]
-    )
-    .unwrap_or_else(|error| unreachable!("circuit_breaker_state is registered once: {error}"));
+    ));
 }
 
 /// When a breaker opens, for how long, and what closes it.
