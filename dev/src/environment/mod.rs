@@ -3,12 +3,12 @@
 //! [`run`] is the story. Whatever it starts is stopped there in reverse order; what it cannot stop because it
 //! was killed itself, the [watchdog](crate::process::Watchdog) stops.
 //!
-//! - [`place`]: where the data of a checkout lives, and who has it
-//! - [`ports`]: whether the ports are free
-//! - [`database`]: the database, with users and products in it
-//! - [`service`]: the service as a child process
-//! - [`scenario`]: faults to watch
-//! - [`screen`]: where everything is
+//! - `place`: where the data of a checkout lives, and who has it
+//! - `ports`: whether the ports are free
+//! - `database`: the database, with users and products in it
+//! - `service`: the service as a child process
+//! - `scenario`: faults to watch
+//! - `screen`: where everything is
 mod database;
 mod place;
 mod ports;
@@ -44,9 +44,9 @@ use crate::{
 /// How often the books are compared while the service runs.
 const CHECK_INTERVAL: Duration = Duration::from_mins(10);
 
-/// How long payments of unknown outcome may take to settle at the end: the recovery worker comes by every
-/// five seconds.
-const SETTLING: Duration = Duration::from_secs(12);
+/// How long payments of unknown outcome may take to settle at the end: the first attempt's lease has to run out
+/// before the recovery worker takes over.
+const SETTLING: Duration = Duration::from_secs(20);
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
