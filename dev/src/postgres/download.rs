@@ -1,6 +1,5 @@
 //! The server programs, downloaded: for a machine that has none.
 use std::{
-    error::Error,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -19,26 +18,18 @@ pub(super) async fn download(account: &Account, progress: &dyn Fn(&str)) -> Resu
     let directory = cache(account).join(VERSION);
     if !directory.join("bin/postgres").is_file() {
         progress(&format!("no PostgreSQL on this machine: downloading {VERSION} to {}", directory.display()));
-        fetch(&directory).await.map_err(|error| whole_reason(&*error))?;
+        fetch(&directory).await.map_err(|error| error.to_string())?;
     }
     Binaries::inspect(&directory.join("bin"), account).await
 }
 
-async fn fetch(directory: &Path) -> Result<(), Box<dyn Error>> {
+async fn fetch(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let version = VersionReq::parse(&format!("={VERSION}"))?;
     let (_, archive) = get_archive(theseus::URL, &version).await?;
     extract(theseus::URL, &archive, directory).await?;
     // The archive is unpacked into a private temporary directory, which then gets its name.
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
     Ok(())
-}
-
-/// The outermost error says only that the request failed.
-fn whole_reason(error: &dyn Error) -> String {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    let mut reasons: Vec<String> = causes.map(ToString::to_string).collect();
-    reasons.dedup();
-    reasons.join(": ")
 }
 
 /// Root's home is closed to the user that runs the programs.

@@ -44,7 +44,7 @@ pub enum Error {
     #[error("{setting} is set but cannot be used: {reason}")]
     Setting { setting: &'static str, reason: String },
     #[error(
-        "no PostgreSQL {OLDEST_MAJOR} or newer was found, and the download failed ({download}). \
+        "no PostgreSQL {OLDEST_MAJOR} or newer was found, and the download from github.com failed ({download}). \
          Install it with `{install}`, or set DEV_DATABASE_URL to a server where this may create databases and roles"
     )]
     NotFound { download: String, install: &'static str },
