@@ -2,14 +2,14 @@
 //!
 //! `cargo run` has replaced itself with this process, so the lock on the build directory is free, and an inner
 //! build of the same packages finds nearly everything done.
-use std::io;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use crate::process::{Child, Launch, Stream, WaitError};
-use crate::project;
+use crate::{
+    process::{Child, Launch, Stream, WaitError},
+    project,
+};
 
 /// A clean build on a slow machine. It is the user who interrupts a build, hardly ever this.
 const BUILD_DEADLINE: Duration = Duration::from_hours(2);
@@ -48,7 +48,7 @@ pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Chi
     // The very cargo that runs this, or the user's when this was started without one.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut launch = Launch::new(cargo)
-        .inherit_environment()
+        .envs(users_environment())
         .args(arguments)
         .directory(&project::root())
         .echo(&[Stream::Stderr]);
@@ -60,6 +60,16 @@ pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Chi
         return Ok(child);
     }
     Err(Error::Failed(arguments.first().copied().unwrap_or_default().to_owned()))
+}
+
+/// The environment without what `cargo run` has added to it for this program. Some build scripts (that of
+/// `ring`) depend on these variables: handed down, they would have half of the dependencies compiled again at
+/// every change between the outer and the inner cargo.
+fn users_environment() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| {
+        let name = name.to_string_lossy();
+        !name.starts_with("CARGO_PKG_") && !name.starts_with("CARGO_MANIFEST_")
+    })
 }
 
 /// One of cargo's messages, if it is about something built.

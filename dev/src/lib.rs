@@ -5,6 +5,8 @@
 //! - [`postgres`]: finds or starts a PostgreSQL server, and makes databases on it
 //! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
 //! - [`project`]: the name and the place of the checkout that this is built in
+//! - [`environment`]: the whole service on one machine, which is what `cargo dev` runs
+//! - [`signals`]: what ends a tool of this crate
 //! - [`cargo`]: cargo, run once more from inside
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
@@ -13,6 +15,7 @@
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
 //! - [`traffic`]: drives gentle, realistic traffic
 pub mod cargo;
+pub mod environment;
 pub mod gateway;
 pub mod harness;
 pub mod http;
@@ -21,4 +24,5 @@ pub mod postgres;
 pub mod prepare;
 pub mod process;
 pub mod project;
+pub mod signals;
 pub mod traffic;

@@ -1,21 +1,100 @@
-//! The command `cargo dev`.
-use std::process::ExitCode;
+//! The command `cargo dev`: the command line, and nothing that is not about it.
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
-use dev::prepare;
+use dev::{
+    environment::{self, Scenario},
+    gateway, prepare,
+    signals::Interrupts,
+    traffic,
+};
+use url::Url;
 
-/// Runs the service on this machine, with everything that it needs.
+/// Runs the service on this machine with everything that it needs: a database, a payment gateway, traffic.
 #[derive(Debug, Parser)]
-#[command(name = "cargo dev", bin_name = "cargo dev")]
+#[command(name = "cargo dev", bin_name = "cargo dev", args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    environment: Environment,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the payment-gateway simulator alone, with `GATEWAY_API_KEY` and `GATEWAY_WEBHOOK_SECRET` from the environment
+    Gateway(Gateway),
+    /// Drive traffic against a service that runs already
+    Traffic(Traffic),
     /// Regenerate `.sqlx`, the description of the queries that the service is compiled against
     Prepare(Prepare),
+}
+
+#[derive(Debug, Args)]
+struct Environment {
+    /// Delete the data of earlier runs first
+    #[arg(long)]
+    fresh: bool,
+    /// Drive no traffic
+    #[arg(long)]
+    no_traffic: bool,
+    /// Requests of the traffic, a second
+    #[arg(long, value_name = "N", default_value_t = 5.0)]
+    rate: f64,
+    /// The seed of the traffic's choices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Show the service's log here
+    #[arg(long)]
+    logs: bool,
+    /// Let something go wrong, again and again
+    #[arg(long, value_name = "NAME", value_enum)]
+    scenario: Option<Scenario>,
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    api_port: u16,
+    #[arg(long, value_name = "PORT", default_value_t = 9000)]
+    ops_port: u16,
+    #[arg(long, value_name = "PORT", default_value_t = 9090)]
+    gateway_port: u16,
+    /// Keep the data there, for one more environment of this checkout
+    #[arg(long, value_name = "DIRECTORY")]
+    data: Option<PathBuf>,
+    /// A setting of the service, as in `--set RUST_LOG=app=trace`; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct Gateway {
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+    address: SocketAddr,
+    /// Where events are sent; nowhere unless set
+    #[arg(long, value_name = "URL", env = "GATEWAY_WEBHOOK_URL")]
+    webhook_url: Option<Url>,
+    /// Where the ledger survives a restart
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Traffic {
+    /// The service's API
+    #[arg(long, value_name = "URL")]
+    api: Url,
+    /// Requests a second
+    #[arg(long, value_name = "N", default_value_t = 5.0)]
+    rate: f64,
+    /// The seed of its choices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// How many customers there are
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    customers: usize,
 }
 
 #[derive(Debug, Args)]
@@ -31,30 +110,89 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
+        None => environment(arguments.environment).await,
+        Some(Command::Gateway(arguments)) => gateway(arguments).await,
+        Some(Command::Traffic(arguments)) => traffic(arguments).await,
         Some(Command::Prepare(arguments)) => prepare(&arguments).await,
-        None => Ok(ExitCode::FAILURE),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("cargo dev: {error}");
+        say(&format!("error: {error}"));
         ExitCode::FAILURE
     })
 }
 
-/// What takes its time says so, on the stream that is for people.
-fn progress(line: &str) {
-    eprintln!("  {line}");
+/// One line for people, in one piece. Nobody may be there to read it any more, which must not stop the work.
+fn say(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+fn setting(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+async fn environment(arguments: Environment) -> Outcome {
+    let settings = environment::Settings {
+        fresh: arguments.fresh,
+        logs: arguments.logs,
+        data: arguments.data,
+        rate: (!arguments.no_traffic).then_some(arguments.rate),
+        seed: arguments.seed,
+        scenario: arguments.scenario,
+        api_port: arguments.api_port,
+        ops_port: arguments.ops_port,
+        gateway_port: arguments.gateway_port,
+        extra: arguments.set,
+    };
+    environment::run(settings, &say).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn gateway(arguments: Gateway) -> Outcome {
+    let mut interrupts = Interrupts::listen()?;
+    let simulator = gateway::Simulator::start(gateway::Settings {
+        address: arguments.address,
+        api_key: secret("GATEWAY_API_KEY")?,
+        webhook_secret: secret("GATEWAY_WEBHOOK_SECRET")?,
+        webhook_url: arguments.webhook_url,
+        ledger_file: arguments.ledger,
+    })
+    .await?;
+    say(&format!("the payment gateway listens on {}", simulator.url()));
+    interrupts.next().await;
+    simulator.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Never a flag: other users of a machine can read its command lines.
+fn secret(name: &str) -> Result<String, String> {
+    std::env::var(name).map_err(|_| format!("{name} must be set in the environment"))
+}
+
+async fn traffic(arguments: Traffic) -> Outcome {
+    let mut interrupts = Interrupts::listen()?;
+    let traffic = traffic::Traffic::start(traffic::Settings {
+        api: arguments.api,
+        rate_per_second: arguments.rate,
+        seed: arguments.seed,
+        customers: arguments.customers,
+    })?;
+    say(&format!("{} requests a second, until Ctrl-C", arguments.rate));
+    interrupts.next().await;
+    say(&traffic.stop().await.to_string());
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn prepare(arguments: &Prepare) -> Outcome {
-    let difference = prepare::run(arguments.check, &progress).await?;
+    let difference = prepare::run(arguments.check, &say).await?;
     if difference.is_empty() {
-        println!(".sqlx is up to date");
-    } else if arguments.check {
-        print!(".sqlx is out of date:\n{difference}");
-        println!("`cargo dev prepare` brings it up to date.");
-        return Ok(ExitCode::FAILURE);
-    } else {
-        print!(".sqlx is brought up to date:\n{difference}");
+        say(".sqlx is up to date");
+        return Ok(ExitCode::SUCCESS);
     }
+    if arguments.check {
+        say(&format!(".sqlx is out of date; `cargo dev prepare` brings it up to date:\n{difference}"));
+        return Ok(ExitCode::FAILURE);
+    }
+    say(&format!(".sqlx was brought up to date:\n{difference}"));
     Ok(ExitCode::SUCCESS)
 }

@@ -3,16 +3,22 @@
 //! It is what `cargo sqlx prepare` does, without a tool to install and without a database to set up: the
 //! migrations of this checkout go into an empty temporary database, and the query macros describe themselves
 //! against that.
-use std::collections::BTreeMap;
-use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{
+    Connection as _, PgConnection,
+    migrate::{MigrateError, Migrator},
+};
 
-use crate::postgres::{self, Purpose, Server};
-use crate::{cargo, project};
+use crate::{
+    cargo,
+    postgres::{self, Purpose, Server},
+    project,
+};
 
 /// Why the queries could not be described.
 #[derive(Debug, thiserror::Error)]

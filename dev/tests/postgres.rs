@@ -6,11 +6,12 @@
     clippy::indexing_slicing,
     reason = "a test fails by a panic, in its helpers too"
 )]
-use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
-use dev::postgres::{self, Error, Mark, Presence, Purpose, Rights, Server};
-use dev::process::Launch;
+use dev::{
+    postgres::{self, Error, Mark, Presence, Purpose, Rights, Server},
+    process::Launch,
+};
 use nix::unistd::{User, geteuid};
 use sqlx::{Connection as _, PgConnection};
 use url::Url;
@@ -69,8 +70,8 @@ async fn what_someone_else_made_is_refused() {
     assert!(matches!(&refused, Error::NotOurs { made, .. } if made == "production"), "{refused}");
     let refused = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
     assert!(matches!(refused, Error::NotOurs { .. }), "{refused}");
-    // Made by us, but for something else: `cargo dev` of some checkout.
-    let mark = Mark::Checkout("/elsewhere".to_owned());
+    // Made by us, but for something else.
+    let mark = Mark::Environment("/elsewhere".to_owned());
     let comment = format!("comment on database precious is '{mark}'");
     let mut connection = PgConnection::connect(server.admin_url().as_str()).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(comment)).execute(&mut connection).await.unwrap();

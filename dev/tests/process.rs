@@ -6,11 +6,12 @@
     clippy::indexing_slicing,
     reason = "a test fails by a panic, in its helpers too"
 )]
-use std::path::Path;
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use dev::postgres;
-use dev::process::{Child, Launch, Signal, WaitError};
+use dev::{
+    postgres,
+    process::{Child, Launch, Signal, WaitError},
+};
 use tokio::time::{Instant, sleep};
 
 const SOON: Duration = Duration::from_secs(30);

@@ -2,8 +2,11 @@
 //!
 //! PostgreSQL refuses root. In a container root is often the only user that anyone thinks of, so there it
 //! runs as an unprivileged one, with data where that user can reach it.
-use std::os::unix::fs::{PermissionsExt as _, chown};
-use std::path::Path;
+use std::{
+    fmt, fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+};
 
 use nix::unistd::{User, geteuid};
 
@@ -47,12 +50,12 @@ impl Account {
         if let Self::Other { uid, gid, .. } = self {
             chown(path, Some(*uid), Some(*gid)).map_err(doing())?;
         }
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(doing())
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(doing())
     }
 
     /// Where a directory that this user can use may be made and forgotten. Root's `TMPDIR` may lie where
     /// no one else can go.
-    pub(super) fn temporary_directory(&self) -> std::path::PathBuf {
+    pub(super) fn temporary_directory(&self) -> PathBuf {
         match self {
             Self::Own => std::env::temp_dir(),
             Self::Other { .. } => "/tmp".into(),
@@ -60,8 +63,8 @@ impl Account {
     }
 }
 
-impl std::fmt::Display for Account {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Own => f.write_str("the current user"),
             Self::Other { name, .. } => write!(f, "user {name}"),

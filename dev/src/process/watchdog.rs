@@ -2,12 +2,14 @@
 //!
 //! It is a shell with a script, because it must work from every executable that uses this library (each test
 //! binary is one) without one of them having to know how to run itself again.
-use std::fmt::Display;
-use std::io::{self, Write as _};
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{ChildStdin, Command, Stdio},
+    sync::{Mutex, OnceLock},
+};
 
 use super::lock;
 

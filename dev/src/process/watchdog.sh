@@ -20,9 +20,15 @@ without() {
     done
 }
 
+# A zombie has ended; in a container there is often nobody who takes note of that. A `ps` that does not know
+# these options answers nothing, and then the process counts as alive.
 any_alive() {
     for pid in "$@"; do
-        kill -s 0 -- "$pid" && return 0
+        kill -s 0 -- "$pid" || continue
+        case $(ps -o stat= -p "${pid#-}") in
+            Z*) ;;
+            *) return 0 ;;
+        esac
     done
     return 1
 }

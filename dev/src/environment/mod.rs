@@ -1,0 +1,274 @@
+//! The whole service on one machine: what `cargo dev` runs.
+//!
+//! [`run`] is the story. Whatever it starts is stopped there in reverse order; what it cannot stop because it
+//! was killed itself, the [watchdog](crate::process::Watchdog) stops.
+//!
+//! - `place`: where the data of a checkout lives, and who has it
+//! - `ports`: whether the ports are free
+//! - `database`: the database, with users and products in it
+//! - `service`: the service as a child process
+//! - `scenario`: faults to watch
+//! - `screen`: where everything is
+mod database;
+mod place;
+mod ports;
+mod scenario;
+mod screen;
+mod service;
+
+use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, process::ExitStatus, time::Duration};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rand::distr::{Alphanumeric, SampleString as _};
+use tokio::time::{Instant, interval_at, sleep};
+use url::Url;
+
+pub use self::scenario::Scenario;
+use self::{
+    place::Place,
+    ports::Ports,
+    scenario::Stage,
+    screen::Screen,
+    service::{Service, Start},
+};
+use crate::{
+    cargo,
+    gateway::{self, Simulator},
+    invariants::{self, Verdict},
+    postgres::{self, Purpose, Server},
+    process::WaitError,
+    signals::Interrupts,
+    traffic::{self, Traffic},
+};
+
+/// How often the books are compared while the service runs.
+const CHECK_INTERVAL: Duration = Duration::from_mins(10);
+
+/// How long payments of unknown outcome may take to settle at the end: the first attempt's lease has to run out
+/// before the recovery worker takes over.
+const SETTLING: Duration = Duration::from_secs(20);
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Delete the data of earlier runs.
+    pub fresh: bool,
+    /// Show the service's log on the terminal.
+    pub logs: bool,
+    /// Where the data is kept instead of the checkout's own place.
+    pub data: Option<PathBuf>,
+    /// Requests a second; `None` is no traffic.
+    pub rate: Option<f64>,
+    pub seed: u64,
+    pub scenario: Option<Scenario>,
+    pub api_port: u16,
+    pub ops_port: u16,
+    pub gateway_port: u16,
+    /// Further settings of the service, by their names.
+    pub extra: Vec<(String, String)>,
+}
+
+/// Why the environment is not there, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("it runs already:\n{0}")]
+    AlreadyRuns(String),
+    #[error("the data in {} cannot be used: {source}", .path.display())]
+    Place { path: PathBuf, source: io::Error },
+    #[error("port {port}, for {what}, is taken: free it, or choose another one with {flag}")]
+    PortTaken { what: &'static str, flag: &'static str, port: u16 },
+    #[error("port {port} cannot be used: {source}")]
+    Port { port: u16, source: io::Error },
+    #[error(transparent)]
+    Cargo(#[from] cargo::Error),
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error(
+        "the database `{name}` on this server was made by someone else, or for something else ({made}): it is left alone"
+    )]
+    ForeignDatabase { name: String, made: String },
+    #[error("PostgreSQL says: {0}")]
+    Sql(#[from] sqlx::Error),
+    #[error("the service cannot be started: {0}")]
+    Start(io::Error),
+    #[error("the service's command `{command}` failed:\n{output}")]
+    Command { command: &'static str, output: String },
+    #[error("the service is not ready after {}s; its last lines:\n{last_lines}", .waited.as_secs())]
+    NotReady { waited: Duration, last_lines: String },
+    #[error("the service has ended ({status}); its last lines:\n{last_lines}")]
+    ServiceEnded { status: ExitStatus, last_lines: String },
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+    #[error(transparent)]
+    Gateway(#[from] gateway::Error),
+    #[error("an HTTP client cannot be made: {0}")]
+    Client(#[from] reqwest::Error),
+    #[error("an address cannot be written as a URL: {0}")]
+    Url(#[from] url::ParseError),
+    #[error("signals cannot be listened to: {0}")]
+    Signals(io::Error),
+    #[error(transparent)]
+    Invariants(#[from] invariants::Error),
+    #[error("{0}")]
+    BooksDisagree(Verdict),
+    #[error("stopped at once; the books were not checked")]
+    Interrupted,
+}
+
+/// Starts everything, runs until a signal or the end of the service, and stops everything.
+pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    let mut place = Place::take(settings.data.as_deref())?;
+    let ports = Ports::find(&settings, progress).await?;
+    progress("building the service");
+    let executable = cargo::build_service().await?;
+    if settings.fresh {
+        progress("deleting the data of earlier runs");
+        postgres::erase(place.directory(), progress).await?;
+        place.delete_ledgers()?;
+    }
+    let purpose = Purpose::Development { directory: place.directory().to_owned() };
+    let server = Server::find_or_start(purpose, progress).await?;
+    let database = database::prepare(&server, &executable, settings.fresh, progress).await?;
+
+    let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
+    let gateway_settings = gateway::Settings {
+        address: ports.gateway,
+        api_key: random(32),
+        webhook_secret: format!("whsec_{}", BASE64_STANDARD.encode(random(32))),
+        webhook_url: Some(api.join("v1/gateway/events")?),
+        ledger_file: Some(place.ledger_of(&database.identity)),
+    };
+    let gateway = Simulator::start(gateway_settings.clone()).await?;
+    progress("starting the service");
+    let service_log = place.service_log();
+    // The log tells of one run.
+    match std::fs::remove_file(&service_log) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::Place { path: service_log, source });
+        }
+        Ok(()) | Err(_) => {}
+    }
+    let service = Service::start(Start {
+        executable: &executable,
+        database: &database,
+        gateway: &gateway_settings,
+        gateway_url: gateway.url(),
+        ports,
+        log: &service_log,
+        echo: settings.logs,
+        extra: &settings.extra,
+    })
+    .await?;
+    let traffic = settings.rate.map(|rate_per_second| {
+        let traffic =
+            traffic::Settings { rate_per_second, seed: settings.seed, ..traffic::Settings::new(api.clone()) };
+        Traffic::start(traffic)
+    });
+    let traffic = traffic.transpose()?;
+
+    let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
+    place
+        .announce(&format!("API {api}\noperations {ops}\ngateway {}", gateway.url()))
+        .map_err(|source| Error::Place { path: place.directory().to_owned(), source })?;
+    let screen = Screen {
+        api: &api,
+        ops: &ops,
+        gateway: &gateway.url(),
+        owner_url: &database.owner_url,
+        service_log: &service_log,
+        product: database.product,
+        traffic: settings.rate,
+    };
+    progress(&screen.to_string());
+
+    let stage = Stage { gateway: &gateway, owner_url: &database.owner_url, api: &api };
+    let books = Books { owner_url: &database.owner_url, gateway: gateway.url() };
+    tokio::select! {
+        () = interrupts.next() => {}
+        error = service.ended() => return Err(error),
+        never = play(settings.scenario, &stage, progress) => match never {},
+        never = books.watch(progress) => match never {},
+    }
+
+    progress("stopping (Ctrl-C again stops at once)");
+    let stop = async {
+        gateway.faults().clear();
+        let report = match traffic {
+            Some(traffic) => Some(traffic.stop().await),
+            None => None,
+        };
+        books.settle(progress).await?;
+        let status = service.stop().await?;
+        let verdict = invariants::check(books.owner_url.as_str(), &books.gateway).await?;
+        gateway.stop().await;
+        server.stop().await?;
+        if let Some(report) = report {
+            progress(&format!("traffic: {report}"));
+        }
+        if !status.success() {
+            progress(&format!("the service ended with {status}: see {}", service_log.display()));
+        }
+        if verdict.holds() {
+            progress(&verdict.to_string());
+            return Ok(());
+        }
+        Err(Error::BooksDisagree(verdict))
+    };
+    tokio::select! {
+        stopped = stop => stopped,
+        () = interrupts.next() => Err(Error::Interrupted),
+    }
+}
+
+async fn play(scenario: Option<Scenario>, stage: &Stage<'_>, progress: &dyn Fn(&str)) -> Infallible {
+    match scenario {
+        Some(scenario) => scenario.play(stage, progress).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Our tables and the gateway's ledger.
+struct Books<'a> {
+    owner_url: &'a Url,
+    gateway: Url,
+}
+
+impl Books<'_> {
+    /// Compares them again and again, and says what came of it.
+    async fn watch(&self, progress: &dyn Fn(&str)) -> Infallible {
+        let mut clock = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
+        loop {
+            clock.tick().await;
+            match invariants::check(self.owner_url.as_str(), &self.gateway).await {
+                Ok(verdict) => progress(&verdict.to_string()),
+                Err(error) => progress(&error.to_string()),
+            }
+        }
+    }
+
+    /// Waits a moment for the payments whose outcome is still open.
+    async fn settle(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        let deadline = Instant::now() + SETTLING;
+        let mut told = false;
+        while Instant::now() < deadline {
+            let verdict = invariants::check(self.owner_url.as_str(), &self.gateway).await?;
+            if verdict.payments_in_flight + verdict.refunds_in_flight == 0 {
+                break;
+            }
+            if !told {
+                progress("waiting for open payments to settle");
+                told = true;
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+        Ok(())
+    }
+}
+
+fn url_of(address: SocketAddr) -> Result<Url, url::ParseError> {
+    Url::parse(&format!("http://{address}/"))
+}
+
+fn random(length: usize) -> String {
+    Alphanumeric.sample_string(&mut rand::rng(), length)
+}

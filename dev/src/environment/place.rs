@@ -1,0 +1,116 @@
+//! Where one checkout keeps its data from run to run, and the lock that lets one run at a time have it.
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::geteuid;
+use sha2::{Digest as _, Sha256};
+
+use super::Error;
+use crate::project;
+
+/// A checkout's directory, ours alone while this lives.
+#[derive(Debug)]
+pub(super) struct Place {
+    directory: PathBuf,
+    lock: File,
+}
+
+impl Place {
+    /// Takes the given directory, or else the one of this checkout, or says who has it.
+    pub(super) fn take(given: Option<&Path>) -> Result<Self, Error> {
+        let directory = given.map_or_else(|| directory_of(&project::root()), Path::to_owned);
+        let failed = |source| Error::Place { path: directory.clone(), source };
+        // The database's user passes through when we are root; nobody else can list what is here.
+        DirBuilder::new().recursive(true).mode(0o711).create(&directory).map_err(failed)?;
+        let directory = directory.canonicalize().map_err(failed)?;
+        let failed = |source| Error::Place { path: directory.clone(), source };
+        let path = directory.join("running");
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .read(true)
+            .open(&path)
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let who = std::fs::read_to_string(&path).unwrap_or_default();
+                return Err(Error::AlreadyRuns(who.trim().to_owned()));
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        lock.set_len(0).map_err(failed)?;
+        writeln!(lock, "pid {}", std::process::id()).map_err(failed)?;
+        Ok(Self { directory, lock })
+    }
+
+    /// Tells whoever finds the place taken where to look.
+    pub(super) fn announce(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.lock, "{line}")
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) fn service_log(&self) -> PathBuf {
+        self.directory.join("service.log")
+    }
+
+    /// What the gateway did for one database. Another database never saw these charges.
+    pub(super) fn ledger_of(&self, database: &str) -> PathBuf {
+        self.directory.join(format!("gateway-{database}.jsonl"))
+    }
+
+    /// Forgets everything that the gateway did.
+    pub(super) fn delete_ledgers(&self) -> Result<(), Error> {
+        let failed = |source| Error::Place { path: self.directory.clone(), source };
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if name.starts_with("gateway-") {
+                std::fs::remove_file(&path).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One directory for each checkout, so that two of them do not share a database: named after the checkout for
+/// people, and after its whole path for certainty.
+fn directory_of(checkout: &Path) -> PathBuf {
+    let path = checkout.display().to_string();
+    let digest = hex::encode(Sha256::digest(path.as_bytes()));
+    let name = checkout.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let key = format!("{name}-{}", digest.get(..8).unwrap_or_default());
+    state_directory().join(format!("{}-dev", project::name())).join(key)
+}
+
+/// Where this system keeps what programs remember. Root's home is closed to the database's user.
+fn state_directory() -> PathBuf {
+    if geteuid().is_root() {
+        return "/var/lib".into();
+    }
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let in_home = if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/state" };
+    variable("XDG_STATE_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(in_home)))
+        .unwrap_or_else(std::env::temp_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_checkouts_of_one_name_have_two_places() {
+        let (one, other) = (directory_of(Path::new("/a/orders")), directory_of(Path::new("/b/orders")));
+        assert_ne!(one, other);
+        assert!(one.file_name().unwrap().to_str().unwrap().starts_with("orders-"));
+    }
+}

@@ -1,0 +1,59 @@
+//! The ports of the environment, looked at before anything is started.
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use super::{Error, Settings};
+
+/// What an earlier run needs to go when it was killed: its watchdog asks politely first.
+const PATIENCE: Duration = Duration::from_secs(7);
+
+/// Where everything listens, on this machine only.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    pub(super) api: SocketAddr,
+    pub(super) ops: SocketAddr,
+    pub(super) gateway: SocketAddr,
+}
+
+impl Ports {
+    /// Makes sure that each is free, and names the first that is not.
+    pub(super) async fn find(settings: &Settings, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+        Ok(Self {
+            api: free("the API", "--api-port", settings.api_port, progress).await?,
+            ops: free("the operations listener", "--ops-port", settings.ops_port, progress).await?,
+            gateway: free("the payment gateway", "--gateway-port", settings.gateway_port, progress).await?,
+        })
+    }
+}
+
+async fn free(
+    what: &'static str,
+    flag: &'static str,
+    port: u16,
+    progress: &dyn Fn(&str),
+) -> Result<SocketAddr, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut told = false;
+    loop {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            // Port 0 is any free one.
+            Ok(listener) => return listener.local_addr().map_err(|source| Error::Port { port, source }),
+            Err(source) if source.kind() != io::ErrorKind::AddrInUse => {
+                return Err(Error::Port { port, source });
+            }
+            Err(_) if Instant::now() >= deadline => return Err(Error::PortTaken { what, flag, port }),
+            Err(_) => {
+                if !told {
+                    progress(&format!("port {port}, for {what}, is taken: waiting a moment"));
+                    told = true;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
