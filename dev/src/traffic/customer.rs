@@ -5,7 +5,7 @@ use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::api::Call;
+use super::{api::Call, blunders::Blunder};
 
 /// Orders that a customer still thinks of.
 const REMEMBERED: usize = 12;
@@ -89,23 +89,6 @@ pub(super) enum Action {
     Cancel(Placed),
     Repeat(Answered),
     Blunder(Blunder),
-}
-
-/// A request that is wrong on purpose.
-#[derive(Debug)]
-pub(super) enum Blunder {
-    UnknownField(Value),
-    QuantityOfZero(Product),
-    NoToken,
-    SomebodyElsesOrder(String),
-    NoKey(Value),
-    BrokenJson,
-    LimitTooHigh,
-    NoSuchRoute,
-    WrongMethod,
-    NotAllowed,
-    KeyReused(Answered),
-    PayTwice(Placed),
 }
 
 /// A customer.
