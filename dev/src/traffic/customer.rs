@@ -5,13 +5,13 @@ use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::api::Call;
+use super::{api::Call, blunders::Blunder};
 
-/// Orders that a customer still thinks of.
+/// Orders that a customer still thinks of, if most of them are finished.
 const REMEMBERED: usize = 12;
 
-/// Unpaid orders beyond which a customer pays before ordering more.
-const TOO_MANY_UNPAID: usize = 3;
+/// Orders beyond which a customer brings some to an end before placing more.
+const TOO_MANY_UNFINISHED: usize = 5;
 
 /// Payment methods and how often each is used, of a hundred. Most of them are good; of those that leave the
 /// outcome open there are so few that the service's breaker stays closed.
@@ -59,6 +59,12 @@ pub(super) enum State {
     Cancelled,
 }
 
+impl State {
+    fn is_finished(&self) -> bool {
+        matches!(self, Self::Paid | Self::Cancelled)
+    }
+}
+
 /// A payment request that can be sent again exactly as it was.
 #[derive(Debug, Clone)]
 pub(super) struct PayRequest {
@@ -91,23 +97,6 @@ pub(super) enum Action {
     Blunder(Blunder),
 }
 
-/// A request that is wrong on purpose.
-#[derive(Debug)]
-pub(super) enum Blunder {
-    UnknownField(Value),
-    QuantityOfZero(Product),
-    NoToken,
-    SomebodyElsesOrder(String),
-    NoKey(Value),
-    BrokenJson,
-    LimitTooHigh,
-    NoSuchRoute,
-    WrongMethod,
-    NotAllowed,
-    KeyReused(Answered),
-    PayTwice(Placed),
-}
-
 /// A customer.
 #[derive(Debug, Default)]
 pub(super) struct Customer {
@@ -134,12 +123,12 @@ pub(super) struct Identity {
 impl Customer {
     /// Remembers an order, and forgets the oldest finished one if there are too many.
     pub(super) fn remember(&mut self, order: Placed) {
-        if self.orders.len() >= REMEMBERED {
-            let finished =
-                self.orders.iter().position(|order| matches!(order.state, State::Paid | State::Cancelled));
-            self.orders.remove(finished.unwrap_or(0));
-        }
         self.orders.push_back(order);
+        if self.orders.len() > REMEMBERED
+            && let Some(finished) = self.orders.iter().position(|order| order.state.is_finished())
+        {
+            self.orders.remove(finished);
+        }
     }
 
     /// What this customer does next. `strangers_order` is an order of somebody else.
@@ -152,11 +141,11 @@ impl Customer {
         if products.is_empty() {
             return Action::Browse { cursor: None };
         }
-        let unpaid = self.orders.iter().filter(|order| matches!(order.state, State::Unpaid { .. })).count();
+        let unfinished = self.orders.iter().filter(|order| !order.state.is_finished()).count();
         let chosen = match rng.random_range(0..100) {
             0..20 => None,
             20..25 => products.choose(rng).cloned().map(Action::LookAt),
-            25..45 if unpaid < TOO_MANY_UNPAID => Some(self.place(rng, products)),
+            25..45 if unfinished < TOO_MANY_UNFINISHED => Some(self.place(rng, products)),
             25..70 => self.pay(rng),
             70..75 => self.go_on_paying(rng),
             75..82 => self.take_any(rng).map(Action::AskForOrder),

@@ -110,3 +110,68 @@ pub(super) fn says_whether_it_is_settled(answer: &Answer) -> Kept {
         _ => has_status(answer, 201),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::{HeaderMap, HeaderValue};
+    use serde_json::json;
+
+    use super::*;
+
+    fn order() -> Value {
+        json!({
+            "id": "o", "customer_id": "c", "status": "pending_payment", "currency": "EUR", "total_amount": 700,
+            "items": [{ "unit_amount": 100, "quantity": 3, "amount": 300 }, { "unit_amount": 400, "quantity": 1, "amount": 400 }],
+            "created_at": "t", "updated_at": "t",
+        })
+    }
+
+    fn payment(status: &str, failure_reason: &Value) -> Value {
+        json!({
+            "id": "p", "order_id": "o", "status": status, "amount": 700, "currency": "EUR",
+            "failure_reason": failure_reason,
+        })
+    }
+
+    fn problem(media_type: &'static str, body: Value) -> Answer {
+        let headers =
+            HeaderMap::from_iter([(reqwest::header::CONTENT_TYPE, HeaderValue::from_static(media_type))]);
+        Answer { status: 422, headers, text: body.to_string(), body }
+    }
+
+    #[test]
+    fn an_order_has_to_add_up() {
+        assert_eq!(is_order(&order()), Ok(()));
+        let mut wrong_total = order();
+        wrong_total["total_amount"] = json!(701);
+        assert!(is_order(&wrong_total).is_err());
+        let mut wrong_item = order();
+        wrong_item["items"][0]["amount"] = json!(301);
+        wrong_item["total_amount"] = json!(701);
+        assert!(is_order(&wrong_item).is_err());
+    }
+
+    #[test]
+    fn a_payment_has_to_fit_its_order_and_its_card() {
+        let fits = |payment: &Value, method| is_payment(payment, "o", 700, "EUR", method);
+        assert_eq!(fits(&payment("succeeded", &Value::Null), "pm_card_ok"), Ok(()));
+        assert_eq!(fits(&payment("declined", &json!("card_expired")), "pm_card_expired"), Ok(()));
+        assert_eq!(fits(&payment("processing", &Value::Null), "pm_card_expired"), Ok(()));
+        assert!(fits(&payment("succeeded", &Value::Null), "pm_card_expired").is_err());
+        assert!(fits(&payment("declined", &Value::Null), "pm_card_ok").is_err());
+        assert!(fits(&payment("succeeded", &json!("none")), "pm_card_ok").is_err());
+        assert!(fits(&payment("paid", &Value::Null), "pm_card_ok").is_err());
+        assert!(is_payment(&payment("succeeded", &Value::Null), "o", 701, "EUR", "pm_card_ok").is_err());
+    }
+
+    #[test]
+    fn a_refusal_has_to_be_a_whole_problem() {
+        let body = json!({ "type": "/problems/x", "title": "X", "status": 422, "correlation_id": "c" });
+        assert_eq!(is_refused(&problem("application/problem+json", body.clone()), 422), Ok(()));
+        assert!(is_refused(&problem("application/problem+json", body.clone()), 400).is_err());
+        assert!(is_refused(&problem("application/json", body.clone()), 422).is_err());
+        let mut other_status = body;
+        other_status["status"] = json!(500);
+        assert!(is_refused(&problem("application/problem+json", other_status), 422).is_err());
+    }
+}

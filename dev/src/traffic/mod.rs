@@ -8,14 +8,19 @@
 //!
 //! - [`api`]: one request and its answer
 //! - [`customer`]: what a customer remembers, and what they do next
-//! - [`expectations`]: what the contract promises about an answer
-//! - [`market`]: carries out what a customer does
+//! - [`market`]: where customers and the service meet: who comes, what is asked, and what is counted
+//! - [`door`], [`shopping`], [`paying`], [`blunders`]: what customers do, each with what is promised about it
+//! - [`expectations`]: the promises that several of them share
 //! - [`report`]: what has happened so far
 mod api;
+mod blunders;
 mod customer;
+mod door;
 mod expectations;
 mod market;
+mod paying;
 mod report;
+mod shopping;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,0 +1,142 @@
+//! The invariant checker finds what must not be. Its tables have no constraints here, so that every rule can be
+//! broken; the service's own migrations make most of this impossible.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+use std::net::SocketAddr;
+
+use dev::{
+    gateway::{Charge, ChargeStatus, Settings, Simulator},
+    invariants, postgres,
+};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use uuid::Uuid;
+
+/// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without ever being paid (4).
+/// The payment of order N has the id 10 + N.
+const BOOKS: &str = "
+    drop table if exists orders, order_items, products, payments, refunds, idempotency_keys;
+    create table products (id uuid);
+    create table orders (id uuid, status text, total_amount bigint, currency text, live_payment_id uuid);
+    create table order_items (order_id uuid, amount bigint);
+    create table payments (
+      id uuid, order_id uuid, status text, amount bigint, currency text, refunded_amount bigint default 0,
+      refund_reserved_amount bigint default 0, gateway_charge_id text
+    );
+    create table refunds (id uuid, payment_id uuid, status text, amount bigint);
+    create table idempotency_keys (
+      scope text, key text, resource_id uuid, response_body text, completed_at timestamptz
+    );
+    create or replace function id(number int) returns uuid language sql as
+      $$ select format('00000000-0000-7000-8000-0000000000%s', lpad(number::text, 2, '0'))::uuid $$;
+
+    insert into orders values
+      (id(1), 'paid', 4200, 'EUR', id(11)),
+      (id(2), 'pending_payment', 4200, 'EUR', id(12)),
+      (id(3), 'pending_payment', 4200, 'EUR', null),
+      (id(4), 'cancelled', 4200, 'EUR', null);
+    insert into order_items select id, 2100 from orders union all select id, 2100 from orders;
+    insert into payments (id, order_id, status, amount, currency, gateway_charge_id) values
+      (id(11), id(1), 'succeeded', 4200, 'EUR', 'ch_1'),
+      (id(12), id(2), 'processing', 4200, 'EUR', null),
+      (id(13), id(3), 'declined', 4200, 'EUR', 'ch_3');
+    insert into idempotency_keys values
+      ('user', 'order', id(1), format('{\"id\":\"%s\"}', id(1)), now()),
+      ('user', 'payment', id(11), format('{\"id\":\"%s\"}', id(11)), now()),
+      ('user', 'in flight', id(12), null, null),
+      ('gateway', 'msg_1', null, '', now());
+";
+
+/// A change, and the rule that it breaks.
+const CRIMES: [(&str, &str); 14] = [
+    ("insert into order_items values (id(4), 1)", "an order's total is the sum of its items"),
+    (
+        "insert into payments (id, order_id, status, amount, currency) values (id(14), id(2), 'processing', 4200, 'EUR')",
+        "an order has at most one payment that is under way or has taken money",
+    ),
+    (
+        "update payments set currency = 'USD' where id = id(12)",
+        "a payment is of its order's amount and currency",
+    ),
+    (
+        "update orders set status = 'pending_payment' where id = id(1)",
+        "an order's status is that of its payment",
+    ),
+    ("update orders set status = 'paid' where id = id(3)", "an order's status is that of its payment"),
+    ("update orders set live_payment_id = null where id = id(2)", "an order's status is that of its payment"),
+    (
+        "insert into refunds values (id(21), id(11), 'processing', 7)",
+        "what was given back, and what was set aside for it, are the sums of a payment's refunds",
+    ),
+    (
+        "update idempotency_keys set resource_id = id(99) where key = 'order'",
+        "an idempotency key that is complete has exactly one effect, and tells of it",
+    ),
+    (
+        "update idempotency_keys set completed_at = now(), response_body = '{}' where key = 'in flight'",
+        "an idempotency key that is complete has exactly one effect, and tells of it",
+    ),
+    (
+        "update idempotency_keys set completed_at = null where key = 'payment'",
+        "an effect that is complete has a complete idempotency key",
+    ),
+    ("delete from payments where id = id(13)", "a charge has a payment"),
+    ("update payments set status = 'failed' where id = id(13)", "a declined charge has a declined payment"),
+    ("update payments set gateway_charge_id = 'ch_3' where id = id(11)", "a payment names its charge"),
+    (
+        "insert into payments (id, order_id, status, amount, currency) values (id(14), id(4), 'declined', 4200, 'EUR')",
+        "a settled payment has its charge",
+    ),
+];
+
+fn charge(number: u128, status: ChargeStatus) -> Charge {
+    Charge {
+        id: format!("ch_{number}"),
+        reference: format!("00000000-0000-7000-8000-0000000000{}", 10 + number).parse().unwrap(),
+        status,
+        decline_code: None,
+        amount: 4200,
+        currency: "EUR".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn books_that_agree_pass_and_each_crime_is_named() {
+    let server = postgres::for_tests().await.unwrap();
+    let name = format!("invariants_{}", Uuid::now_v7().simple());
+    server.create_database(&name, None).await.unwrap();
+    let url = server.admin_url_of(&name);
+    let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
+
+    let gateway = Simulator::start(Settings {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        api_key: "sk_test".to_owned(),
+        webhook_secret: "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD".to_owned(),
+        webhook_url: None,
+        ledger_file: None,
+    })
+    .await
+    .unwrap();
+    gateway.record(charge(1, ChargeStatus::Succeeded)).unwrap();
+    gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
+    gateway.record(charge(3, ChargeStatus::Declined)).unwrap();
+
+    sqlx::raw_sql(BOOKS).execute(&mut connection).await.unwrap();
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert!(verdict.holds(), "{verdict}");
+    assert_eq!((verdict.orders, verdict.payments, verdict.payments_in_flight, verdict.charges), (4, 3, 1, 3));
+
+    for (crime, rule) in CRIMES {
+        sqlx::raw_sql(AssertSqlSafe(format!("{BOOKS}; {crime}"))).execute(&mut connection).await.unwrap();
+        let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+        assert!(verdict.violations.iter().any(|violation| violation.rule == rule), "{crime}: {verdict}");
+    }
+
+    sqlx::raw_sql(BOOKS).execute(&mut connection).await.unwrap();
+    gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert_eq!(verdict.violations.len(), 1, "{verdict}");
+    assert_eq!(verdict.violations[0].rule, "nobody is charged twice");
+
+    connection.close().await.unwrap();
+    gateway.stop().await;
+    server.drop_database(&name).await.unwrap();
+}
