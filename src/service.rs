@@ -14,6 +14,7 @@ use crate::{
     accounts::{self, Accounts, Authentication},
     api::{self, Api},
     config::{Config, Environment},
+    orders,
     payments::{self, Gateway, Payments},
     platform::{
         alerts::{Alert, Alerts, Severity},
@@ -226,6 +227,8 @@ fn gateway_breaker(alerts: &Alerts) -> Breaker {
 }
 
 fn initialise_metrics() {
+    audit::initialise_metrics();
+    orders::initialise_metrics();
     accounts::initialise_metrics();
     payments::initialise_metrics();
 }

@@ -7,6 +7,7 @@ mod model;
 mod routes;
 mod store;
 
+pub use self::metrics::initialise as initialise_metrics;
 pub use self::model::{Order, OrderStatus};
 pub use self::routes::routes;
 pub use self::store::{Payable, payable};

@@ -40,6 +40,9 @@ lazy_static! {
 
 /// Makes every series, so that rules never meet a missing one.
 pub fn initialise() {
+    lazy_static::initialize(&PAYMENTS_PROCESSING);
+    lazy_static::initialize(&OLDEST_PROCESSING);
+    lazy_static::initialize(&PAYMENTS_PARKED);
     for outcome in ["succeeded", "declined", "failed"] {
         PAYMENTS.with_label_values(&[outcome]);
     }

@@ -15,3 +15,8 @@ lazy_static! {
         "Audit events that could not be written"
     ));
 }
+
+/// Makes every series, so that rules never meet a missing one.
+pub fn initialise() {
+    lazy_static::initialize(&WRITE_FAILURES);
+}

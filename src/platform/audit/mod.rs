@@ -10,4 +10,5 @@ mod metrics;
 mod record;
 
 pub use event::{Event, EventResult, EventType};
+pub use metrics::initialise as initialise_metrics;
 pub use record::{Recorded, make_partitions, record, record_with};

@@ -41,6 +41,8 @@ struct Pool {
 
 /// Adds the pool's gauges to the metrics of the process, which has one pool.
 pub(super) fn watch_pool(database: Database) {
+    lazy_static::initialize(&ACQUIRE_TIMEOUTS);
+    lazy_static::initialize(&ACQUIRE_DURATION);
     let gauge = |name, help| IntGauge::new(name, help);
     let made = (|| {
         Ok::<_, prometheus::Error>(Pool {

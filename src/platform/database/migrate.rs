@@ -61,6 +61,11 @@ pub async fn migrate(settings: &config::Database) -> Result<usize, MigrateError>
     // No statement timeout: a migration takes as long as it takes, and so does waiting for another replica's.
     let options = owner.clone().application_name("migrate").options([("statement_timeout", "0")]);
     let mut connection = options.connect().await.map_err(sqlx::migrate::MigrateError::from)?;
+    // sqlx takes a lock of its own, but neither for its table nor for the rights.
+    sqlx::raw_sql("select pg_advisory_lock(hashtext('migrate'))")
+        .execute(&mut connection)
+        .await
+        .map_err(sqlx::migrate::MigrateError::from)?;
     let before = applied(&mut connection).await?;
     MIGRATIONS.run(&mut connection).await?;
     let after = applied(&mut connection).await?;
