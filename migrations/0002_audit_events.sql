@@ -104,8 +104,10 @@ $$;
 
 select make_audit_partitions();
 
-create index audit_events_by_user on audit_events (user_id, recorded_at desc);
-create index audit_events_by_type on audit_events (event_type, recorded_at desc);
+-- The trail is read newest first: whole (by the primary key), or of one user, resource or type.
+create index audit_events_by_user on audit_events (user_id, recorded_at desc, id desc);
+create index audit_events_by_resource on audit_events (resource, recorded_at desc, id desc);
+create index audit_events_by_type on audit_events (event_type, recorded_at desc, id desc);
 
 -- Records one event, so that a statement of any module can do so within itself: a change and its audit
 -- event commit together or not at all. The event is one JSON object with the columns' names.

@@ -17,6 +17,7 @@ use crate::{
     catalog, config, orders,
     payments::{self, Payments},
     platform::{
+        audit,
         database::Database,
         http::{
             accept,
@@ -51,8 +52,9 @@ pub fn router(api: Api, settings: &config::Http) -> Router {
     let routes = Router::new()
         .merge(Router::from(accounts::routes()).with_state(api.accounts))
         .merge(Router::from(catalog::routes()).with_state(api.database.clone()))
-        .merge(Router::from(orders::routes()).with_state(api.database))
+        .merge(Router::from(orders::routes()).with_state(api.database.clone()))
         .merge(Router::from(payments::routes()).with_state(api.payments))
+        .merge(Router::from(audit::routes()).with_state(api.database))
         .layer(middleware::from_fn(accept::require_json))
         .merge(problem::routes())
         .merge(documentation(document))

@@ -18,7 +18,7 @@ use crate::{
     payments::{self, Gateway, Payments},
     platform::{
         alerts::{Alert, Alerts, Severity},
-        audit,
+        audit::{self, Event, EventResult, EventType},
         database::{self, Database, Privileges, SchemaState},
         http::{
             idempotency,
@@ -28,7 +28,7 @@ use crate::{
         ops::{
             self,
             health::{Build, CheckError, Health},
-            log_level::LogLevel,
+            log_level::{self, LogLevel},
         },
         resilience::breaker::{self, Breaker},
         telemetry::{Telemetry, metrics},
@@ -119,7 +119,12 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let workers = Workers::new();
     start_workers(&workers, config, &database, &payments, &accounts, &authentication, &by_address);
     let health = health(&database, &gateway, &workers);
-    let log_level = LogLevel::new(telemetry.log_filter(), ops_address, config.http.ops_token.clone());
+    let log_level = LogLevel::new(
+        telemetry.log_filter(),
+        ops_address,
+        config.http.ops_token.clone(),
+        audit_log_level(&database, &tracked),
+    );
     let ops = ops.serve(ops::router(health.clone(), log_level));
     let routes = Api { database: database.clone(), accounts, payments, authentication, by_address };
     let api = api.serve(api::router(routes, &config.http));
@@ -137,7 +142,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         let requests = api.drain(enough).await.cut;
         note_cut(&mut cut, requests, "connections of the API");
         let money = tracked.drain(enough).await;
-        note_cut(&mut cut, money, "payments under way, which recovery goes on with");
+        note_cut(&mut cut, money, "payments under way, which recovery goes on with, or audit events");
         // Between two units of work, never within one.
         let stopped = workers.stop(enough).await;
         note_cut(&mut cut, stopped.len(), "workers");
@@ -224,6 +229,20 @@ fn gateway_breaker(alerts: &Alerts) -> Breaker {
                 .into(),
         });
     })
+}
+
+/// Audits each change of what is logged. The change does not wait for it: whoever looks for the reason why the
+/// database is away must be able to.
+fn audit_log_level(database: &Database, tracked: &Tracked) -> impl Fn(log_level::Changed) + use<> {
+    let (database, tracked) = (database.clone(), tracked.clone());
+    move |changed| {
+        let event = Event::new(EventType::Configuration, "log_level", changed.action, EventResult::Success)
+            .with("before", changed.before)
+            .with("after", changed.after)
+            .with("ttl_seconds", changed.ttl_seconds);
+        let database = database.clone();
+        drop(tracked.run(async move { audit::record_once_possible(&database, event).await }));
+    }
 }
 
 fn initialise_metrics() {

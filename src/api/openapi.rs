@@ -15,9 +15,12 @@ use utoipa::{
 
 use crate::{
     accounts, catalog, orders, payments,
-    platform::http::{
-        observe,
-        problem::{FieldError, MEDIA_TYPE, ProblemBody},
+    platform::{
+        audit,
+        http::{
+            observe,
+            problem::{FieldError, MEDIA_TYPE, ProblemBody},
+        },
     },
 };
 
@@ -30,6 +33,7 @@ use crate::{
         (name = "orders", description = "What was ordered"),
         (name = "payments", description = "Paying and refunding"),
         (name = "gateway", description = "What the payment gateway tells"),
+        (name = "audit", description = "Who did what"),
     ),
     components(schemas(ProblemBody, FieldError)),
     modifiers(&Common)
@@ -58,6 +62,7 @@ pub fn document() -> Document {
     document.merge(catalog::routes().into_openapi());
     document.merge(orders::routes().into_openapi());
     document.merge(payments::routes().into_openapi());
+    document.merge(audit::routes().into_openapi());
     for (path, item) in &mut document.paths.paths {
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {

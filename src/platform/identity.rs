@@ -89,6 +89,8 @@ demands! {
     OrderReader(Customer | Support | Admin);
     /// Support or an admin.
     Staff(Support | Admin);
+    /// Whoever may read the audit trail.
+    AuditReader(Auditor | Admin);
     /// An admin.
     Admin(Admin);
 }

@@ -255,7 +255,8 @@ fn report_panic(worker: &'static str, ended: &JoinError) {
     tracing::error!(worker, panicked = ended.is_panic(), "worker ended within a unit of work");
 }
 
-fn spawn_in_present_context<F>(work: F) -> JoinHandle<F::Output>
+/// Runs `work` in a task of its own, with the present correlation context and span.
+pub(super) fn spawn_in_present_context<F>(work: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
 {

@@ -2,14 +2,18 @@
 use std::net::IpAddr;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::platform::telemetry::{correlation, traces};
+use crate::platform::{
+    http::timestamp,
+    telemetry::{correlation, traces},
+};
 
 /// What kind of event it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventType {
     /// Somebody proved who they are, or failed to.
@@ -20,6 +24,10 @@ pub enum EventType {
     DataAccess,
     /// Something was changed.
     DataChange,
+    /// The service itself was changed while it ran.
+    Configuration,
+    /// Something was done to the trail itself.
+    Audit,
 }
 
 impl EventType {
@@ -30,12 +38,14 @@ impl EventType {
             Self::Authorization => "authorization",
             Self::DataAccess => "data_access",
             Self::DataChange => "data_change",
+            Self::Configuration => "configuration",
+            Self::Audit => "audit",
         }
     }
 }
 
 /// How it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventResult {
     /// It was done.
@@ -62,6 +72,7 @@ impl EventResult {
 #[expect(clippy::struct_field_names, reason = "`event_type` is the name of the column, too")]
 pub struct Event {
     id: Uuid,
+    #[serde(serialize_with = "timestamp::serialize")]
     timestamp: DateTime<Utc>,
     pub(super) event_type: EventType,
     user_id: Option<Uuid>,

@@ -8,7 +8,10 @@
 mod event;
 mod metrics;
 mod record;
+mod routes;
+mod trail;
 
 pub use event::{Event, EventResult, EventType};
 pub use metrics::initialise as initialise_metrics;
-pub use record::{Recorded, make_partitions, record, record_with};
+pub use record::{Recorded, make_partitions, record, record_once_possible, record_with};
+pub use routes::routes;

@@ -1,8 +1,17 @@
 //! Writing events.
+use std::time::Duration;
+
 use sqlx::PgConnection;
+use tokio::time::sleep;
 
 use super::{Event, metrics::WRITE_FAILURES};
-use crate::platform::database::{Database, observe};
+use crate::platform::{
+    database::{Database, observe},
+    resilience::retry::Backoff,
+};
+
+/// Pauses until the database is back.
+const UNTIL_WRITTEN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// An event that was written with a transaction which may yet be rolled back. Mirror it once that is committed.
 #[must_use = "mirror it after the commit"]
@@ -36,6 +45,23 @@ pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error
     let mut connection = database.acquire().await.inspect_err(|_| WRITE_FAILURES.inc())?;
     record_with(&mut connection, event).await?.committed();
     Ok(())
+}
+
+/// Writes an event of something that must be possible while the database is away, as soon as it is back.
+///
+/// Without an end: to be run as tracked work, so that a shutdown says so if it has to cut it short.
+pub async fn record_once_possible(database: &Database, event: Event) {
+    for retry in 0.. {
+        match record(database, event.clone()).await {
+            Ok(()) => return,
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                retry,
+                "audit event could not be written yet"
+            ),
+        }
+        sleep(UNTIL_WRITTEN.pause(retry)).await;
+    }
 }
 
 /// Makes the partitions of this month and the next three, where they are missing.

@@ -3,6 +3,7 @@
 //! Unlike with an offset, a page costs the same however far in it is, and none is skipped or seen twice when
 //! something is added meanwhile. The cursor is opaque, so that what it holds can change.
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -20,13 +21,45 @@ pub struct PageQuery {
     cursor: Option<String>,
 }
 
+/// What a list is ordered by, as far as it fits into a cursor: no two rows have the same.
+pub trait Key: Copy {
+    /// As bytes.
+    fn write(self) -> Vec<u8>;
+
+    /// Reads what [`Self::write`] wrote; `None` for anything else.
+    fn read(bytes: &[u8]) -> Option<Self>;
+}
+
+impl Key for Uuid {
+    fn write(self) -> Vec<u8> {
+        self.as_bytes().to_vec()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Self::from_slice(bytes).ok()
+    }
+}
+
+/// For lists in the order of a time, of which two rows may have the same one.
+impl Key for (DateTime<Utc>, Uuid) {
+    fn write(self) -> Vec<u8> {
+        [self.0.timestamp_micros().to_be_bytes().as_slice(), self.1.as_bytes()].concat()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (micros, id) = bytes.split_first_chunk()?;
+        let time = DateTime::from_timestamp_micros(i64::from_be_bytes(*micros))?;
+        Some((time, Uuid::read(id)?))
+    }
+}
+
 /// A page that can be asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct PageRequest {
+pub struct PageRequest<K = Uuid> {
     /// At most so many.
     pub limit: i64,
     /// After this one; from the beginning if `None`.
-    pub after: Option<Uuid>,
+    pub after: Option<K>,
 }
 
 impl PageQuery {
@@ -39,7 +72,7 @@ impl PageQuery {
     ///
     /// # Errors
     /// 400 for a limit out of bounds or a cursor that is not ours.
-    pub fn parse(&self) -> Result<PageRequest, Problem> {
+    pub fn parse<K: Key>(&self) -> Result<PageRequest<K>, Problem> {
         let limit = self.limit.unwrap_or(20);
         if !(1..=100).contains(&limit) {
             return Err(Problem::malformed("limit must be between 1 and 100."));
@@ -49,10 +82,10 @@ impl PageQuery {
     }
 }
 
-fn decode_cursor(cursor: &str) -> Result<Uuid, Problem> {
+fn decode_cursor<K: Key>(cursor: &str) -> Result<K, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
     bytes
-        .and_then(|bytes| Uuid::from_slice(&bytes).ok())
+        .and_then(|bytes| K::read(&bytes))
         .ok_or_else(|| Problem::malformed("cursor is not one that this service gave."))
 }
 
@@ -65,18 +98,40 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
-impl PageRequest {
+impl<K: Key> PageRequest<K> {
     /// How many rows to ask the database for: one more than is shown, to know whether there is another page.
     pub fn rows(self) -> i64 {
         self.limit + 1
     }
 
     /// Makes the page from as many rows as [`Self::rows`] asked for.
-    pub fn page<T>(self, mut rows: Vec<T>, id: impl Fn(&T) -> Uuid) -> Page<T> {
+    pub fn page<T>(self, mut rows: Vec<T>, key: impl Fn(&T) -> K) -> Page<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let more = rows.len() > limit;
         rows.truncate(limit);
-        let next_cursor = rows.last().filter(|_| more).map(|last| URL_SAFE_NO_PAD.encode(id(last)));
+        let next_cursor = rows.last().filter(|_| more).map(|last| URL_SAFE_NO_PAD.encode(key(last).write()));
         Page { data: rows, next_cursor }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_is_read_as_it_was_written(micros in -60_000_000_000_000_000..250_000_000_000_000_000_i64, id: u128) {
+            let (time, id) = (DateTime::from_timestamp_micros(micros).unwrap(), Uuid::from_u128(id));
+            prop_assert_eq!(Uuid::read(&id.write()), Some(id));
+            prop_assert_eq!(<(DateTime<Utc>, Uuid)>::read(&(time, id).write()), Some((time, id)));
+        }
+
+        #[test]
+        fn any_other_cursor_is_refused(cursor in "\\PC{0,40}") {
+            let page = PageQuery::new(None, Some(cursor.clone())).parse::<(DateTime<Utc>, Uuid)>();
+            prop_assert!(page.is_err() || URL_SAFE_NO_PAD.decode(cursor).unwrap().len() == 24);
+        }
     }
 }

@@ -32,6 +32,7 @@ use tokio::{task::AbortHandle, time::sleep};
 use crate::platform::{
     http::problem::{self, FieldError, Problem},
     telemetry::logs::LogFilter,
+    workers::spawn_in_present_context,
 };
 
 /// A filter that is longer names more targets than anybody reads.
@@ -40,44 +41,29 @@ const BODY_LIMIT: usize = 4 * 1024;
 /// A level that is to stay longer belongs into the configuration.
 const LONGEST_SECONDS: u64 = 7 * 24 * 60 * 60;
 
-/// The log filter, as far as this module needs it.
-pub trait Filter: Send + Sync + 'static {
-    /// The filter in force.
-    fn current(&self) -> String;
-
-    /// The filter that the process started with.
-    fn default_filter(&self) -> &str;
-
-    /// Puts another filter in force, at once.
-    ///
-    /// # Errors
-    /// What is wrong with the expression; nothing changes then.
-    fn set(&self, expression: &str) -> Result<(), String>;
-}
-
-impl Filter for LogFilter {
-    fn current(&self) -> String {
-        Self::current(self)
-    }
-
-    fn default_filter(&self) -> &str {
-        Self::default_filter(self)
-    }
-
-    fn set(&self, expression: &str) -> Result<(), String> {
-        Self::set(self, expression)
-    }
-}
-
 /// The log level of the process, and who may change it. Cheap to clone.
 #[derive(Clone)]
 pub struct LogLevel(Arc<Inner>);
 
 struct Inner {
-    filter: Box<dyn Filter>,
+    filter: LogFilter,
     address: SocketAddr,
     token: Option<SecretString>,
     temporary: Mutex<Option<Temporary>>,
+    on_change: Box<dyn Fn(Changed) + Send + Sync>,
+}
+
+/// One filter took the place of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// `change` if somebody wanted it, `restore` if a change has ended.
+    pub action: &'static str,
+    /// The filter until now.
+    pub before: String,
+    /// The filter from now on.
+    pub after: String,
+    /// After how many seconds it ends, if it does.
+    pub ttl_seconds: Option<u64>,
 }
 
 /// A change that has an end.
@@ -104,8 +90,15 @@ struct Change {
 
 impl LogLevel {
     /// The log level behind the listener at `address`; `token` opens it to callers who are not on loopback.
-    pub fn new(filter: impl Filter, address: SocketAddr, token: Option<SecretString>) -> Self {
-        Self(Arc::new(Inner { filter: Box::new(filter), address, token, temporary: Mutex::new(None) }))
+    /// `on_change` is told of each change, in the context of whoever made it, and must not wait.
+    pub fn new(
+        filter: LogFilter,
+        address: SocketAddr,
+        token: Option<SecretString>,
+        on_change: impl Fn(Changed) + Send + Sync + 'static,
+    ) -> Self {
+        let temporary = Mutex::new(None);
+        Self(Arc::new(Inner { filter, address, token, temporary, on_change: Box::new(on_change) }))
     }
 
     fn level(&self) -> Level {
@@ -133,6 +126,12 @@ impl LogLevel {
                 ttl_seconds = change.ttl_seconds,
                 "log filter was changed"
             );
+            (self.0.on_change)(Changed {
+                action: "change",
+                before,
+                after: change.filter.clone(),
+                ttl_seconds: change.ttl_seconds,
+            });
         }
         Ok(self.level())
     }
@@ -140,7 +139,7 @@ impl LogLevel {
     fn temporary(&self, ttl: Duration) -> Temporary {
         let level = self.clone();
         let end = sleep(ttl);
-        let restoring = tokio::spawn(async move {
+        let restoring = spawn_in_present_context(async move {
             end.await;
             level.restore();
         });
@@ -157,8 +156,13 @@ impl LogLevel {
         }
         *temporary = None;
         let default = self.0.filter.default_filter();
+        let before = self.0.filter.current();
         match self.0.filter.set(default) {
-            Ok(()) => tracing::warn!(after = default, "log filter is the default again"),
+            Ok(()) => {
+                tracing::warn!(before, after = default, "log filter is the default again");
+                let after = default.to_owned();
+                (self.0.on_change)(Changed { action: "restore", before, after, ttl_seconds: None });
+            }
             Err(why) => tracing::error!(why, "log filter cannot be set to the default again"),
         }
     }
@@ -299,25 +303,13 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
+    use crate::{config::Environment, platform::telemetry::logs::reloadable};
 
-    struct Memory(Mutex<String>);
-
-    impl Filter for Memory {
-        fn current(&self) -> String {
-            self.0.lock().unwrap().clone()
-        }
-
-        fn default_filter(&self) -> &'static str {
-            "info"
-        }
-
-        fn set(&self, expression: &str) -> Result<(), String> {
-            if expression.contains("loud") {
-                return Err("loud is no level".to_owned());
-            }
-            expression.clone_into(&mut self.0.lock().unwrap());
-            Ok(())
-        }
+    /// The filter lives as long as the layer that it is in, which a test does not log through.
+    fn filter() -> LogFilter {
+        let (layer, filter) = reloadable(Environment::Production, None).unwrap();
+        Box::leak(Box::new(layer));
+        filter
     }
 
     const TOKEN: &str = "a-token-of-operations";
@@ -325,8 +317,12 @@ mod tests {
     const ELSEWHERE: &str = "192.0.2.7:50000";
 
     fn with_token(token: Option<&str>) -> Router {
-        let filter = Memory(Mutex::new("info".to_owned()));
-        routes(LogLevel::new(filter, "10.1.2.3:9000".parse().unwrap(), token.map(SecretString::from)))
+        told_to(token, |_| {})
+    }
+
+    fn told_to(token: Option<&str>, on_change: impl Fn(Changed) + Send + Sync + 'static) -> Router {
+        let address = "10.1.2.3:9000".parse().unwrap();
+        routes(LogLevel::new(filter(), address, token.map(SecretString::from), on_change))
     }
 
     fn put(peer: &str, host: &str, body: &Value) -> Request<Body> {
@@ -365,7 +361,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
-        let router = with_token(None);
+        let (told, mut changes) = tokio::sync::mpsc::unbounded_channel();
+        let router = told_to(None, move |changed| told.send(changed).unwrap());
         let change = |filter, seconds: Option<u64>| {
             put(LOOPBACK, "localhost", &json!({ "filter": filter, "ttl_seconds": seconds }))
         };
@@ -382,6 +379,21 @@ mod tests {
         assert_eq!(status_of(&router, change("warn", None)).await, 200);
         sleep(Duration::from_secs(61)).await;
         assert_eq!(shown(&router).await, json!({ "filter": "warn", "default": "info", "expires_at": null }));
+
+        let changes: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
+            .map(|changed| (changed.action, changed.before, changed.after, changed.ttl_seconds))
+            .collect();
+        let expected = [
+            ("change", "info", "debug", Some(60)),
+            ("change", "debug", "trace", Some(60)),
+            ("restore", "trace", "info", None),
+            ("change", "info", "debug", Some(60)),
+            ("change", "debug", "warn", None),
+        ];
+        assert_eq!(
+            changes,
+            expected.map(|(action, before, after, ttl)| (action, before.to_owned(), after.to_owned(), ttl))
+        );
     }
 
     #[tokio::test]

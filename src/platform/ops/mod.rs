@@ -101,32 +101,17 @@ mod tests {
 
     use super::{
         health::{Build, CheckError},
-        log_level::Filter,
         *,
     };
-
-    struct Fixed;
-
-    impl Filter for Fixed {
-        fn current(&self) -> String {
-            "info".to_owned()
-        }
-
-        fn default_filter(&self) -> &'static str {
-            "info"
-        }
-
-        fn set(&self, _: &str) -> Result<(), String> {
-            Ok(())
-        }
-    }
+    use crate::{config::Environment, platform::telemetry::logs::reloadable};
 
     async fn ask(method: Method, path: &str) -> (StatusCode, HeaderMap, String) {
         let health = Health::builder(Build::CURRENT)
             .required("database", async || Err(CheckError("cannot be reached")))
             .section("pool", || panic!("a panic of the test"))
             .build();
-        let router = router(health, LogLevel::new(Fixed, ([127, 0, 0, 1], 9000).into(), None));
+        let (_kept, filter) = reloadable(Environment::Production, None).unwrap();
+        let router = router(health, LogLevel::new(filter, ([127, 0, 0, 1], 9000).into(), None, |_| {}));
         let request = Request::builder()
             .method(method)
             .uri(path)

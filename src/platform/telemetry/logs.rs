@@ -19,11 +19,9 @@ use tracing::{Event, Metadata, Subscriber};
 use tracing_log::NormalizeEvent;
 use tracing_subscriber::layer::{Context, Layer};
 
+pub(in crate::platform) use self::filter::reloadable;
+pub(super) use self::sinks::{Guards, open};
 pub use self::{filter::LogFilter, sinks::LogsError};
-pub(super) use self::{
-    filter::reloadable,
-    sinks::{Guards, open},
-};
 use self::{json::Origin, sinks::Sink};
 use super::{correlation, traces};
 

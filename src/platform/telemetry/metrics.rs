@@ -24,12 +24,15 @@
 //!
 //! `start` is called once, before the listeners open. Without it a series appears only with its first event:
 //! `rate()` then misses that event, and a rule on a series that does not exist yet is silent.
+mod runtime;
+
 use lazy_static::lazy_static;
 use prometheus::{
     IntGaugeVec, TEXT_FORMAT, TextEncoder,
     core::{MetricVec, MetricVecBuilder},
     register_int_gauge_vec,
 };
+use tokio::runtime::Handle;
 
 lazy_static! {
     static ref BUILD_INFO: IntGaugeVec = registered(register_int_gauge_vec!(
@@ -73,17 +76,18 @@ pub fn render() -> prometheus::Result<(&'static str, String)> {
     Ok((TEXT_FORMAT, text))
 }
 
-pub(super) fn start() {
+pub(super) fn start(runtime: &Handle) {
     BUILD_INFO.with_label_values(&[env!("CARGO_PKG_VERSION"), COMMIT]).set(1);
+    runtime::watch(runtime);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_build_is_in_the_first_scrape() {
-        start();
+    #[tokio::test]
+    async fn the_build_is_in_the_first_scrape() {
+        start(&Handle::current());
         let (content_type, text) = render().unwrap();
         assert_eq!(content_type, "text/plain; version=0.0.4");
         let expected =

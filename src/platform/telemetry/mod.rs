@@ -63,7 +63,7 @@ pub fn init(
     logs: &config::Logs,
     traces: &config::Traces,
 ) -> Result<Telemetry, InitError> {
-    Handle::try_current().map_err(|_| InitError::NoRuntime)?;
+    let runtime = Handle::try_current().map_err(|_| InitError::NoRuntime)?;
     let service = traces::service_name(traces);
     let (wanted, filter) =
         logs::reloadable(process.environment, logs.filter.as_deref()).map_err(InitError::Filter)?;
@@ -90,7 +90,7 @@ pub fn init(
     tracing_subscriber::registry().with(lines).with(spans_layer).try_init().map_err(|_| InitError::Twice)?;
 
     panics::start();
-    metrics::start();
+    metrics::start(&runtime);
     for warning in traces::warnings(traces) {
         tracing::warn!("{warning}");
     }

@@ -23,7 +23,7 @@ struct Inner {
 
 /// The filter of the log lines, and the handle that changes it. Only the filter can be changed, never a
 /// layer: what is registered with a layer (and traces live from that) does not survive its replacement.
-pub(in crate::platform::telemetry) fn reloadable(
+pub(in crate::platform) fn reloadable(
     environment: Environment,
     configured: Option<&str>,
 ) -> Result<(reload::Layer<EnvFilter, Registry>, LogFilter), String> {

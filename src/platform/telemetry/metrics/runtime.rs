@@ -1,0 +1,64 @@
+//! How busy the runtime is: work that waits here waits for nothing but a thread.
+use prometheus::{
+    Counter, IntGauge, Opts,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+use tokio::runtime::{Handle, RuntimeMetrics};
+
+/// Read from the runtime when metrics are gathered, so that they are true at that moment.
+struct Runtime {
+    metrics: RuntimeMetrics,
+    workers: IntGauge,
+    alive_tasks: IntGauge,
+    queue_depth: IntGauge,
+    busy: Counter,
+}
+
+/// Adds the runtime's metrics to those of the process, which has one runtime.
+pub(super) fn watch(runtime: &Handle) {
+    let registered =
+        Runtime::new(runtime.metrics()).and_then(|runtime| prometheus::register(Box::new(runtime)));
+    if let Err(error) = registered {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the runtime is not seen in the metrics");
+    }
+}
+
+impl Runtime {
+    fn new(metrics: RuntimeMetrics) -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| IntGauge::with_opts(Opts::new(name, help));
+        Ok(Self {
+            metrics,
+            workers: gauge("tokio_workers", "Threads that run tasks")?,
+            alive_tasks: gauge("tokio_alive_tasks", "Tasks that have not ended")?,
+            queue_depth: gauge("tokio_global_queue_depth", "Tasks that could run and wait for a thread")?,
+            busy: Counter::new(
+                "tokio_worker_busy_seconds_total",
+                "Time that the threads have spent on tasks; by tokio_workers, how much of them is in use",
+            )?,
+        })
+    }
+
+    fn families(&self) -> [&dyn Collector; 4] {
+        [&self.workers, &self.alive_tasks, &self.queue_depth, &self.busy]
+    }
+}
+
+impl Collector for Runtime {
+    fn desc(&self) -> Vec<&Desc> {
+        self.families().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let metrics = &self.metrics;
+        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        self.workers.set(gauge(metrics.num_workers()));
+        self.alive_tasks.set(gauge(metrics.num_alive_tasks()));
+        self.queue_depth.set(gauge(metrics.global_queue_depth()));
+        let busy: f64 = (0..metrics.num_workers())
+            .map(|worker| metrics.worker_total_busy_duration(worker).as_secs_f64())
+            .sum();
+        self.busy.inc_by((busy - self.busy.get()).max(0.0));
+        self.families().into_iter().flat_map(Collector::collect).collect()
+    }
+}
