@@ -30,7 +30,7 @@ const BATCH: i64 = 16;
 
 /// The longest pause before a payment is asked for again, parked or not: "once the gateway is well, every unknown
 /// payment is settled within a minute".
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
 /// One run: asks for whatever is due, and refreshes what the metrics tell of the whole database.
 ///

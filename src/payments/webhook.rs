@@ -19,9 +19,8 @@ use super::{
 };
 use crate::platform::{
     audit::Recorded,
-    database::observe,
     http::{
-        idempotency::Fingerprint,
+        idempotency,
         problem::{BAD_SIGNATURE, Problem},
     },
 };
@@ -52,7 +51,7 @@ impl Payments {
         let event: Event =
             serde_json::from_slice(body).map_err(|_| Problem::malformed("The event cannot be read."))?;
         let mut transaction = self.0.database.begin().await?;
-        if !claim(&mut transaction, event_id, body).await? {
+        if !idempotency::claim_event(&mut transaction, SCOPE, event_id, body).await? {
             tracing::info!(event_id, kind = event.kind, "the event was received before");
             return Ok(());
         }
@@ -166,16 +165,4 @@ async fn discrepancy(
     let recorded =
         settlement::record_discrepancy(connection, resource, id, what, gateway_says, we_say).await?;
     Ok(Effect::Discrepancy { resource, id, what, recorded })
-}
-
-/// Claims an event's id; false if it was received before.
-async fn claim(connection: &mut PgConnection, event_id: &str, body: &[u8]) -> Result<bool, sqlx::Error> {
-    let fingerprint = Fingerprint::of_bytes(body);
-    let statement = sqlx::query_scalar!(
-        r#"select claim_idempotency_key($1, $2, $3, null, null, 204, '') as "claimed!""#,
-        SCOPE,
-        event_id,
-        fingerprint.as_bytes(),
-    );
-    observe("idempotency_keys.insert", statement.fetch_one(connection)).await
 }

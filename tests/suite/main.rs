@@ -32,6 +32,7 @@ mod replicas;
 mod settings;
 mod shutdown;
 mod startup;
+mod structure;
 mod telemetry;
 mod webhooks;
 

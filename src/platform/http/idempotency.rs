@@ -202,6 +202,27 @@ pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Op
     }
 }
 
+/// Claims the id of an event that somebody may send more than once, within the transaction of its effect; false if
+/// it was received before.
+///
+/// # Errors
+/// The statement's.
+pub async fn claim_event(
+    connection: &mut PgConnection,
+    scope: &str,
+    event_id: &str,
+    body: &[u8],
+) -> Result<bool, sqlx::Error> {
+    let fingerprint = Fingerprint::of_bytes(body);
+    let statement = sqlx::query_scalar!(
+        r#"select claim_idempotency_key($1, $2, $3, null, null, 204, '') as "claimed!""#,
+        scope,
+        event_id,
+        fingerprint.as_bytes(),
+    );
+    observe("idempotency_keys.insert", statement.fetch_one(connection)).await
+}
+
 /// Stores the answer for the key that made `resource_id`, within the transaction that settles it.
 ///
 /// # Errors

@@ -1,0 +1,88 @@
+//! The rules of the house that a look at the sources can check; docs/architecture.md says why they are there.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+const SLICES: [&str; 4] = ["accounts", "catalog", "orders", "payments"];
+
+/// Every source file of the service: its path below `src`, and its text without the tests in it.
+fn sources() -> Vec<(String, String)> {
+    fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned();
+        (path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(), code)
+    };
+    files.into_iter().map(read).collect()
+}
+
+/// Where `wanted` stands in code, and not in a comment.
+fn lines_with(wanted: impl Fn(&str) -> bool, within: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, code) in sources().into_iter().filter(|(path, _)| within(path)) {
+        let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        found.extend(lines.filter(|line| wanted(line)).map(|line| format!("src/{path}: {}", line.trim())));
+    }
+    found
+}
+
+#[test]
+fn the_platform_names_no_slice() {
+    let names_a_slice = |line: &str| {
+        SLICES
+            .iter()
+            .any(|slice| line.contains(&format!("{slice}::")) || line.contains(&format!("crate::{slice}")))
+    };
+    assert_eq!(lines_with(names_a_slice, |path| path.starts_with("platform/")), [""; 0]);
+    assert!(!lines_with(names_a_slice, |path| path == "service.rs").is_empty(), "the rule sees something");
+}
+
+#[test]
+fn nothing_uses_the_wiring() {
+    let uses_the_wiring = |line: &str| line.contains("service::serve") || line.contains("cli::");
+    let outside = |path: &str| !["main.rs", "lib.rs", "cli.rs", "service.rs"].contains(&path);
+    assert_eq!(lines_with(uses_the_wiring, outside), [""; 0]);
+    assert!(!lines_with(uses_the_wiring, |path| path == "cli.rs").is_empty(), "the rule sees something");
+}
+
+#[test]
+fn rules_do_no_input_or_output() {
+    let does_io = |line: &str| {
+        ["sqlx::", "tokio::", "reqwest::", "async fn", "Utc::now"].iter().any(|io| line.contains(io))
+    };
+    assert_eq!(lines_with(does_io, |path| path.ends_with("/model.rs")), [""; 0]);
+    assert!(!lines_with(does_io, |path| path.ends_with("/store.rs")).is_empty(), "the rule sees something");
+}
+
+#[test]
+fn sql_is_checked_when_it_is_compiled() {
+    let unchecked = |line: &str| {
+        ["sqlx::query(", "sqlx::query_as(", "sqlx::query_scalar(", "QueryBuilder"]
+            .iter()
+            .any(|call| line.contains(call))
+    };
+    // What runs before the schema is there has nothing to be checked against.
+    let where_checked =
+        |path: &str| path != "platform/database/migrate.rs" && path != "platform/database/checks.rs";
+    assert_eq!(lines_with(unchecked, where_checked), [""; 0]);
+}
+
+#[test]
+fn handlers_hold_no_sql() {
+    let sql = |line: &str| line.contains("sqlx::query");
+    assert_eq!(lines_with(sql, |path| path.ends_with("routes.rs")), [""; 0]);
+    assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");
+}
