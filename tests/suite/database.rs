@@ -1,7 +1,7 @@
 //! What the database lets the service do, how it finds orders, and how it comes to its schema.
-use std::{path::Path, sync::Arc};
+use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
-use dev::harness::{Database, run};
+use dev::harness::{Database, eventually, run};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -235,4 +235,46 @@ async fn a_schema_that_is_ahead_of_the_service_is_a_release_under_way() {
         .await;
     service.restart().await;
     service.customer().await.places_an_order().await;
+}
+
+#[tokio::test]
+async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_within_it() {
+    let database = Database::create_empty().await;
+    let settings = app::config::Database {
+        url: database.owner_url().as_str().parse().unwrap(),
+        migration_url: None,
+        max_connections: NonZeroU32::new(2).unwrap(),
+        acquire_timeout: Duration::from_secs(10),
+        statement_timeout: Duration::from_secs(10),
+        startup_wait: Duration::from_secs(10),
+        migrate_on_start: false,
+    };
+    let pool = app::platform::database::Database::connect(&settings, "cancelled").await.unwrap();
+    let mut begun = 0;
+    // Each with a little more patience than the one before: from cancelled at once to begun.
+    for turns in 0..1000 {
+        let patience = async {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            transaction = pool.begin() => begun += usize::from(transaction.is_ok()),
+            () = patience => {}
+        }
+    }
+    assert!((1..1000).contains(&begun), "some were cancelled, and {begun} were not");
+    let within = "select count(*) from pg_stat_activity \
+                  where application_name = 'cancelled' and state like 'idle in transaction%'";
+    eventually("no connection is within a transaction", async || {
+        (database.number(within).await == 0).then_some(())
+    })
+    .await;
+    // On whichever connection: what is written is there for others.
+    for _ in 0..4 {
+        pool.ping().await.unwrap();
+    }
+    assert_eq!(database.number(within).await, 0);
+    pool.close(Duration::from_secs(10)).await;
 }
