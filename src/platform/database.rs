@@ -1,9 +1,10 @@
 //! The database: its pool, its migrations, its transactions, and how long everything takes.
 //!
 //! - Every statement runs inside [`observe`], which gives it a name in traces, metrics and the slow-query log.
-//! - A transaction begins with [`Database::begin`] and nowhere else: see there what goes wrong otherwise.
+//! - A transaction begins with [`Database::begin`] and nowhere else: see [`Transaction`] for what goes wrong otherwise.
 //! - Prefer one statement to a transaction. It is one round trip, and it cannot be left half open.
 mod checks;
+mod connection;
 mod metrics;
 mod migrate;
 
@@ -13,19 +14,26 @@ use std::{
 };
 
 use sqlx::{
-    PgPool, PgTransaction, Postgres,
-    pool::PoolConnection,
+    PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tracing::Instrument;
 
-use self::metrics::{ACQUIRE_DURATION, ACQUIRE_TIMEOUTS, QUERY_DURATION};
+use self::{
+    connection::answered,
+    metrics::{ACQUIRE_DURATION, ACQUIRE_TIMEOUTS, QUERY_DURATION},
+};
 use crate::{config, platform::http::problem::Problem};
 
 pub use self::{
     checks::{Privileges, privileges, warn_of_session_settings},
+    connection::{Connection, Transaction},
     migrate::{MigrateError, SchemaState, expected_version, migrate, schema_state},
 };
+
+/// How long one attempt to reach the database may take: a packet that is dropped on the way is never answered, and
+/// the next attempt may find another host behind the same name.
+const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// A statement that takes longer than this is named in the log.
 const SLOW_STATEMENT: Duration = Duration::from_millis(500);
@@ -83,31 +91,22 @@ impl Database {
     ///
     /// # Errors
     /// When none is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which is also how an unreachable database shows.
-    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+    pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let timer = ACQUIRE_DURATION.start_timer();
         let acquired = self.pool.acquire().await;
         timer.observe_duration();
         if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
             ACQUIRE_TIMEOUTS.inc();
         }
-        acquired
+        acquired.map(Connection::new)
     }
 
     /// Begins a transaction.
     ///
-    /// In a task of its own, because sqlx 0.9.0 returns a connection to the pool inside of an open transaction
-    /// when `begin` is cancelled during its round trip (a client that leaves, a deadline), and whoever gets the
-    /// connection next works inside of it. What the task has begun is rolled back when nobody wants it any more.
-    ///
     /// # Errors
     /// As [`Self::acquire`], and when the connection breaks.
-    pub async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
-        let database = self.clone();
-        let begun = tokio::spawn(async move {
-            let connection = database.acquire().await?;
-            sqlx::Transaction::begin(connection, None).await
-        });
-        begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
+        Transaction::begin(self.acquire().await?).await
     }
 
     /// Asks the database for an answer, and nothing else.
@@ -116,7 +115,7 @@ impl Database {
     /// When there is none.
     pub async fn ping(&self) -> Result<(), sqlx::Error> {
         let mut connection = self.acquire().await?;
-        sqlx::Connection::ping(&mut *connection).await
+        answered(sqlx::Connection::ping(&mut *connection)).await
     }
 
     /// How the pool's connections are used.
@@ -165,7 +164,7 @@ pub async fn observe<T>(
         error.type = tracing::field::Empty,
     );
     let started = Instant::now();
-    let result = statement.instrument(span.clone()).await;
+    let result = answered(statement).instrument(span.clone()).await;
     let elapsed = started.elapsed();
     QUERY_DURATION.with_label_values(&[name]).observe(elapsed.as_secs_f64());
     if elapsed >= SLOW_STATEMENT {
@@ -234,7 +233,7 @@ pub async fn wait_until_reachable(options: &PgConnectOptions, wait: Duration) ->
     let started = Instant::now();
     let mut pause = Duration::from_millis(100);
     loop {
-        let left = wait.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
+        let left = wait.saturating_sub(started.elapsed()).clamp(Duration::from_secs(1), ATTEMPT);
         let attempt = tokio::time::timeout(left, options.connect()).await;
         let error = match attempt {
             Ok(Ok(connection)) => {

@@ -16,6 +16,7 @@ mod audit;
 mod catalog;
 mod database;
 mod headers;
+mod healing;
 mod idempotency;
 mod limits;
 mod lockout;

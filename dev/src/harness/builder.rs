@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Database, Service, Witness};
+use super::{Database, Link, Service, Witness, service::Surroundings};
 use crate::gateway::{Settings, Simulator, Timings};
 
 /// What services show their gateway.
@@ -42,12 +42,13 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     witness: Option<Witness>,
     has_schema: bool,
+    behind_a_link: bool,
 }
 
 impl Builder {
     pub(super) fn new(executable: PathBuf) -> Self {
         let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { executable, settings: settings.into(), witness: None, has_schema: true }
+        Self { executable, settings: settings.into(), witness: None, has_schema: true, behind_a_link: false }
     }
 
     /// With another value of a setting.
@@ -69,6 +70,12 @@ impl Builder {
         self
     }
 
+    /// With a [`Link`] between it and its database.
+    pub fn behind_a_link(mut self) -> Self {
+        self.behind_a_link = true;
+        self
+    }
+
     /// Starts it, and waits until it is ready.
     pub async fn start(self) -> Service {
         let database = if self.has_schema {
@@ -79,6 +86,13 @@ impl Builder {
         let database = Arc::new(database);
         let gateway = Arc::new(start_gateway().await);
         let mut settings = self.settings;
+        let link = if self.behind_a_link {
+            let link = Link::to(database.service_url()).await;
+            settings.push(("DATABASE_URL".to_owned(), link.leads_to(database.service_url()).to_string()));
+            Some(Arc::new(link))
+        } else {
+            None
+        };
         // After them, so that what a test says goes: a deployment that says nothing is a test's.
         for (name, value) in database.settings() {
             if !settings.iter().any(|(known, _)| known == name) {
@@ -86,7 +100,8 @@ impl Builder {
             }
         }
         settings.push(("GATEWAY_URL".to_owned(), gateway.url().to_string()));
-        Service::launch(self.executable, settings, self.witness, gateway, database).await
+        let surroundings = Surroundings { gateway, database, link };
+        Service::launch(self.executable, settings, self.witness, surroundings).await
     }
 }
 

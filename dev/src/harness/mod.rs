@@ -22,6 +22,7 @@ mod builder;
 mod client;
 mod command;
 mod database;
+mod link;
 mod order;
 mod service;
 mod user;
@@ -36,6 +37,7 @@ pub use self::{
     client::{Attempt, Client, Exchange, Request, Witness},
     command::{Finished, run},
     database::{Database, Held},
+    link::Link,
     order::Order,
     service::Service,
     user::{PASSWORD, User},

@@ -2,6 +2,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitStatus,
+    str::FromStr,
     sync::Arc,
 };
 
@@ -11,7 +12,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Builder, Database, Finished, PASSWORD, SOON, User, Witness,
+    Builder, Database, Finished, Link, PASSWORD, SOON, User, Witness,
     client::{Api, Client},
     command, eventually,
 };
@@ -53,8 +54,15 @@ pub struct Service {
     settings: Vec<(String, String)>,
     process: Process,
     api: Arc<Api>,
-    gateway: Arc<Simulator>,
-    database: Arc<Database>,
+    surroundings: Surroundings,
+}
+
+/// What a service works with. Its replicas share it.
+#[derive(Clone)]
+pub(super) struct Surroundings {
+    pub(super) gateway: Arc<Simulator>,
+    pub(super) database: Arc<Database>,
+    pub(super) link: Option<Arc<Link>>,
 }
 
 impl Service {
@@ -73,12 +81,11 @@ impl Service {
         executable: PathBuf,
         settings: Vec<(String, String)>,
         witness: Option<Witness>,
-        gateway: Arc<Simulator>,
-        database: Arc<Database>,
+        surroundings: Surroundings,
     ) -> Self {
         let process = Process::start(&executable, &settings).await;
         let api = Arc::new(Api::new(process.api.clone(), witness));
-        let service = Self { executable, settings, process, api, gateway, database };
+        let service = Self { executable, settings, process, api, surroundings };
         service.tell_the_gateway();
         service.is_ready().await;
         service
@@ -86,7 +93,7 @@ impl Service {
 
     fn tell_the_gateway(&self) {
         let url = self.process.api.join("/v1/gateway/events").expect("a path makes a URL");
-        self.gateway.set_webhook_url(url);
+        self.gateway().set_webhook_url(url);
     }
 
     async fn is_ready(&self) {
@@ -133,8 +140,7 @@ impl Service {
             settings: self.settings.clone(),
             api: Arc::new(self.api.moved_to(process.api.clone())),
             process,
-            gateway: Arc::clone(&self.gateway),
-            database: Arc::clone(&self.database),
+            surroundings: self.surroundings.clone(),
         };
         replica.is_ready().await;
         replica
@@ -187,7 +193,7 @@ impl Service {
 
     /// Logs in a user that has the password of all users of tests.
     pub async fn log_in(&self, email: &str) -> User {
-        User::log_in(&self.nobody(), &self.database, email).await
+        User::log_in(&self.nobody(), &self.surroundings.database, email).await
     }
 
     /// A user with the same session, whose requests go to this replica.
@@ -203,29 +209,34 @@ impl Service {
 
     /// The payment gateway.
     pub fn gateway(&self) -> &Simulator {
-        &self.gateway
+        &self.surroundings.gateway
     }
 
     /// From now on the gateway tells nothing by itself: it has to be asked.
     pub fn gateway_sends_no_webhooks(&self) {
-        let faults = self.gateway.faults();
+        let faults = self.gateway().faults();
         faults.set(Faults { webhooks: Webhooks::Never, ..faults.get() });
     }
 
     /// The database, as its owner.
     pub fn database(&self) -> &Database {
-        &self.database
+        &self.surroundings.database
+    }
+
+    /// The wire to the database, of a service that was built with one.
+    pub fn link(&self) -> &Link {
+        self.surroundings.link.as_ref().expect("the service was built behind a link")
     }
 
     /// The audit events that fit a condition, oldest first.
     pub async fn audit_events(&self, condition: &str) -> Vec<Value> {
         let query = format!("select * from audit_events where {condition} order by sequence");
-        self.database.rows(query).await
+        self.database().rows(query).await
     }
 
     /// Compares the service's tables with the gateway's ledger: every rule about money holds.
     pub async fn invariants_hold(&self) {
-        let verdict = invariants::check(self.database.owner_url().as_str(), &self.gateway.url()).await;
+        let verdict = invariants::check(self.database().owner_url().as_str(), &self.gateway().url()).await;
         let verdict = verdict.unwrap_or_else(|error| panic!("{error}"));
         assert!(verdict.holds(), "{verdict}");
     }
@@ -265,6 +276,15 @@ impl Service {
 
     /// The value of a series that counts, such as `payments_total{outcome="succeeded"}`.
     pub async fn metric(&self, series: &str) -> i64 {
+        self.value(series).await
+    }
+
+    /// The value of a series that measures, such as `worker_last_success_timestamp_seconds{worker="sweep"}`.
+    pub async fn gauge(&self, series: &str) -> f64 {
+        self.value(series).await
+    }
+
+    async fn value<T: FromStr>(&self, series: &str) -> T {
         let text = self.metrics().await;
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
         value.unwrap_or_else(|| panic!("there is no series {series}"))
