@@ -253,6 +253,8 @@ async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_wit
     let mut begun = 0;
     // Each with a little more patience than the one before: from cancelled at once to begun.
     for turns in 0..1000 {
+        // A connection is open: what is cancelled is the beginning on it.
+        pool.ping().await.unwrap();
         let patience = async {
             for _ in 0..turns {
                 tokio::task::yield_now().await;
