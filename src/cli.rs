@@ -131,6 +131,10 @@ fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + 
         match dotenvy::dotenv() {
             Ok(_) => {}
             Err(error) if error.not_found() => {}
+            // The line that cannot be read may be the one with the password.
+            Err(dotenvy::Error::LineParse(..)) => {
+                return Err("the .env file has a line that is not of the form NAME=value".into());
+            }
             Err(error) => return Err(format!("the .env file cannot be read: {error}").into()),
         }
     }

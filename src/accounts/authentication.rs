@@ -19,11 +19,14 @@ use crate::platform::{
     database::Database,
     http::{
         limits::RateLimiter,
-        problem::{Denial, Problem, TOO_MANY_REQUESTS, UNAUTHENTICATED},
+        problem::{Denial, Problem, UNAUTHENTICATED},
     },
     identity::Caller,
     telemetry::correlation::{self, User},
 };
+
+/// The name of the limit by caller in the `RateLimit` headers.
+const BY_CALLER: &str = "caller";
 
 /// What the layer works with. Cheap to clone.
 #[derive(Clone)]
@@ -47,6 +50,7 @@ impl Authentication {
 /// Finds out who calls. A request without a token goes on without a caller, since some routes are for anyone; one
 /// with a token that is not valid is refused, whatever the route (RFC 6750, section 3.1).
 pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
+    let mut standing = None;
     if let Some(token) = bearer_token(request.headers()) {
         let caller = match sessions::caller(&layer.database, token).await {
             Ok(Some(caller)) => caller,
@@ -61,12 +65,16 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
         if let Some(context) = correlation::current() {
             context.identify(User { id: caller.user_id, role: caller.role.as_str() });
         }
-        if let Err(seconds) = layer.by_caller.check(&caller.user_id) {
-            return Problem::new(TOO_MANY_REQUESTS).retry_after(seconds).into_response();
-        }
+        standing = match layer.by_caller.count(&caller.user_id) {
+            Ok(standing) => standing,
+            Err(standing) => return standing.refusal(BY_CALLER),
+        };
         request.extensions_mut().insert::<Caller>(caller);
     }
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if let Some(standing) = standing {
+        standing.tell(BY_CALLER, &mut response);
+    }
     if let Some(denial) = response.extensions().get::<Denial>() {
         record_denial(&layer.database, *denial).await;
     }

@@ -39,6 +39,30 @@ async fn every_answer_tells_browsers_to_keep_their_hands_off() {
 }
 
 #[tokio::test]
+async fn no_answer_tells_what_the_service_is_made_of() {
+    let service = service().await;
+    let client = dev::http::client(dev::harness::SOON).unwrap();
+    let (api, ops) = (service.api_url(), service.ops_url());
+    for url in [
+        api.join("/v1/products").unwrap(),
+        api.join("/v1/me").unwrap(),
+        api.join("/nothing").unwrap(),
+        api.join("/docs/").unwrap(),
+        ops.join("/readyz").unwrap(),
+        ops.join("/nothing").unwrap(),
+    ] {
+        let answer = client.get(url.clone()).send().await.unwrap();
+        for name in ["server", "x-powered-by", "via", "x-runtime"] {
+            assert!(!answer.headers().contains_key(name), "{name} at {url}");
+        }
+        let text = format!("{:?}", answer.headers()).to_lowercase();
+        for part in ["axum", "hyper", "tower", "rust", env!("CARGO_PKG_VERSION")] {
+            assert!(!text.contains(part), "{part} at {url}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn pages_of_a_configured_origin_may_call_and_all_others_may_not() {
     let service = builder().setting("CORS_ALLOWED_ORIGINS", "https://shop.example").start().await;
     let preflight = |origin: &str| {

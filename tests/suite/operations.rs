@@ -1,12 +1,14 @@
 //! Watching the service: is it alive, is it ready, how is it, and how much does it do.
+use std::time::Instant;
+
 use dev::{
     gateway::Faults,
-    harness::{MUG, Service, eventually},
+    harness::{MUG, SOON, Service, eventually},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::{openapi, service};
+use crate::{builder, openapi, service};
 
 async fn page(service: &Service, path: &str) -> (u16, Value) {
     let (status, body) = service.ops(path).await;
@@ -59,6 +61,47 @@ async fn a_service_whose_schema_is_behind_is_not_ready() {
     .await;
     assert_eq!((&body["status"], &body["checks"]["migrations"]), (&json!("not_ready"), &json!("unhealthy")));
     assert_eq!(page(&service, "/healthz").await.0, 200, "it is alive all the same");
+}
+
+#[tokio::test]
+async fn a_thousand_probes_a_second_are_a_few_questions_to_the_database() {
+    // So that nobody else asks it anything meanwhile.
+    let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
+    let asked = async || service.metric("db_connection_acquire_duration_seconds_count").await;
+    let client = dev::http::client(SOON).unwrap();
+    let url = service.ops_url().join("/readyz").unwrap();
+    let (before, began) = (asked().await, Instant::now());
+    for _ in 0..40 {
+        let probes: Vec<_> = (0..50).map(|_| tokio::spawn(client.get(url.clone()).send())).collect();
+        for probe in probes {
+            assert_eq!(probe.await.unwrap().unwrap().status(), 200);
+        }
+    }
+    // Two checks ask the database, in a round that is shared for a second.
+    let rounds = i64::try_from(began.elapsed().as_secs()).unwrap() + 2;
+    let questions = asked().await - before;
+    assert!(questions <= 2 * rounds, "{questions} questions for 2000 probes in {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_log_filter_that_cannot_be_read_is_refused_with_the_place_and_the_end_of_a_change_is_told() {
+    let service = service().await;
+    let (status, body) =
+        service.operate(Method::PUT, "/log-level", "{\"filter\":\"app=loud\"}").await.unwrap();
+    let problem: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!("/filter")), "{problem:#}");
+    assert!(problem["errors"][0]["message"].as_str().is_some_and(|message| !message.is_empty()));
+
+    let change = "{\"filter\":\"app=debug\",\"ttl_seconds\":1}";
+    assert_eq!(service.operate(Method::PUT, "/log-level", change).await.unwrap().0, 200);
+    for (action, message) in
+        [("change", "log filter was changed"), ("restore", "log filter is the default again")]
+    {
+        service.logs_that("it is logged", |line| line["message"] == message).await;
+        let event = format!("event_type = 'configuration' and action = '{action}'");
+        eventually("it is audited", async || (service.audit_events(&event).await.len() == 1).then_some(()))
+            .await;
+    }
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@ use std::time::Duration;
 
 use dev::{
     gateway::{Faults, Webhooks},
-    harness::{MUG, Service, User, eventually, within},
+    harness::{Balancer, MUG, Service, User, eventually, within},
 };
+use tokio::sync::watch;
 
-use crate::service;
+use crate::{builder, service};
 
 #[tokio::test]
 async fn twins_at_different_replicas_have_one_effect() {
@@ -129,34 +130,86 @@ async fn nobody_is_charged_twice_and_nothing_is_lost_when_everything_fails_at_on
     services[0].invariants_hold().await;
 }
 
-#[tokio::test]
-async fn replicas_are_replaced_one_by_one_under_load_and_no_request_fails() {
-    let mut services: Vec<Service> = vec![service().await];
-    services.push(services[0].replica().await);
-    let customer = services[0].customer().await;
-    for replaced in 0..2 {
-        // A load balancer sends everything to the other one, and lets what has begun come to its end.
-        let begun: Vec<_> = (0..10)
-            .map(|_| services[replaced].serves(&customer).orders(&[(MUG, 1)]).in_background())
-            .collect();
-        services[replaced].signal(dev::harness::Signal::SIGTERM);
-        let others: Vec<_> = (0..10)
-            .map(|_| services[1 - replaced].serves(&customer).orders(&[(MUG, 1)]).in_background())
-            .collect();
-        for request in others {
-            let _placed = request.answer().await.is(201);
+/// Somebody who goes on buying until the shop closes: how many requests were answered as they should be, and every
+/// answer that was not.
+async fn keeps_buying(customer: User, mut closed: watch::Receiver<bool>) -> (usize, Vec<String>) {
+    let (mut served, mut failed) = (0, Vec::new());
+    while !*closed.borrow_and_update() {
+        let placed = customer.orders(&[(MUG, 1)]).await;
+        if placed.status != 201 {
+            failed.push(placed.to_string());
+            continue;
         }
-        for request in begun {
-            let again = request.again();
-            // What came too late to be accepted is sent again, elsewhere, under the same key.
-            if let Some(answer) = request.try_answer().await {
-                let _placed = answer.is(201);
-            } else {
-                let _placed = again.at(&services[1 - replaced]).await.is(201);
-            }
+        let order = placed.id();
+        let paid = customer.pay(order, "pm_card_ok").await;
+        let read = customer.get(format!("/v1/orders/{order}")).await;
+        let (good, bad) =
+            (1 + usize::from([201, 202].contains(&paid.status)) + usize::from(read.status == 200), 3);
+        served += good;
+        if good < bad {
+            failed.push(format!("{paid}\n{read}"));
         }
-        assert_eq!(services[replaced].ends().await.code(), Some(0));
-        services[replaced].restart().await;
     }
-    assert_eq!(services[0].database().number("select count(*) from orders").await, 40);
+    (served, failed)
+}
+
+#[tokio::test]
+async fn three_replicas_are_replaced_one_by_one_under_load_and_no_request_fails() {
+    let mut services = vec![builder().setting("SHUTDOWN_GRACE_SECONDS", "3").start().await];
+    for _ in 0..2 {
+        services.push(services[0].replica().await);
+    }
+    let customer = services[0].customer().await;
+    let balancer = Balancer::start().await;
+    services.iter().for_each(|service| balancer.add(service));
+    let all_ready = async || {
+        eventually("all three are ready", async || (balancer.ready() == 3).then_some(())).await;
+    };
+    all_ready().await;
+    let (closed, closing) = watch::channel(false);
+    let buyers: Vec<_> =
+        (0..6).map(|_| tokio::spawn(keeps_buying(balancer.serves(&customer), closing.clone()))).collect();
+
+    for service in &mut services {
+        assert_eq!(service.terminate().await.code(), Some(0));
+        service.restart().await;
+        balancer.add(service);
+        all_ready().await;
+    }
+
+    closed.send_replace(true);
+    let mut served = 0;
+    for buyer in buyers {
+        let (answered, failed) = buyer.await.unwrap();
+        assert_eq!(failed, [""; 0]);
+        served += answered;
+    }
+    assert!(served > 100, "too little was asked to prove anything: {served}");
+    services[0].invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_payment_of_unknown_outcome_is_asked_for_by_one_of_several_replicas() {
+    let one = service().await;
+    let _others = (one.replica().await, one.replica().await);
+    one.gateway_sends_no_webhooks();
+    let customer = one.customer().await;
+    let mut attempts = Vec::new();
+    for _ in 0..12 {
+        let order = customer.places_an_order().await;
+        attempts.push((order.pay("pm_card_timeout").in_background(), order));
+    }
+    for (attempt, order) in attempts {
+        let payment = attempt.answer().await.is(202).id().to_string();
+        order.becomes("paid").await;
+        let asked = one
+            .gateway()
+            .requests()
+            .into_iter()
+            .filter(|request| request.method == "GET" && request.path.contains(&payment));
+        assert_eq!(asked.count(), 1, "of payment {payment}");
+    }
+    let settled = "select count(*) from audit_events where resource = 'payments' and action = 'settle'";
+    assert_eq!(one.database().number(settled).await, 12);
+    one.invariants_hold().await;
 }

@@ -1,6 +1,9 @@
 //! Ending the service: what has begun is finished, and what cannot be is named.
-use dev::harness::{Signal, eventually};
+use std::time::Instant;
+
+use dev::harness::{Service, Signal, eventually};
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{builder, service};
 
@@ -70,7 +73,53 @@ async fn a_second_signal_ends_the_service_at_once() {
     service.signal(Signal::SIGTERM);
     service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
     service.signal(Signal::SIGTERM);
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     assert_eq!(service.ends().await.code(), Some(1));
     assert!(started.elapsed().as_secs() < 15);
+}
+
+async fn connection(service: &Service, text: &str) -> TcpStream {
+    let address = service.api_url().socket_addrs(|| None).unwrap()[0];
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn clients_that_ask_for_nothing_do_not_hold_up_the_end() {
+    let service = builder().setting("HEADER_TIMEOUT_MS", "2000").start().await;
+    let _silent = connection(&service, "").await;
+    let _half_a_request = connection(&service, "GET /v1/products HTTP/1.1\r\nhost").await;
+    let answered = connection(&service, "GET /v1/products HTTP/1.1\r\nhost: shop\r\n\r\n").await;
+    answered.readable().await.unwrap();
+    let started = Instant::now();
+    assert_eq!(service.terminate().await.code(), Some(0));
+    assert!(started.elapsed().as_secs() < 15, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_within_its_request_is_cut_at_the_deadline_and_named() {
+    let service = builder()
+        .setting("SHUTDOWN_DEADLINE_SECONDS", "4")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    let hanging = "POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n";
+    let _hanging = connection(&service, &format!("{hanging}content-length: 100\r\n\r\n{{")).await;
+    eventually("its request is under way", async || {
+        (service.metric("http_requests_in_flight").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(service.terminate().await.code(), Some(1));
+    let last = service.logs().pop().unwrap();
+    assert!(last.to_string().contains("1 connections of the API"), "{last}");
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_does_not_hold_up_the_end_beyond_its_deadline() {
+    let service = builder().setting("SHUTDOWN_DEADLINE_SECONDS", "5").behind_a_link().start().await;
+    service.link().freeze();
+    let started = Instant::now();
+    service.terminate().await;
+    assert!(started.elapsed().as_secs() < 15, "{:?}", started.elapsed());
 }

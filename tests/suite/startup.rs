@@ -1,7 +1,13 @@
 //! Starting the service: what it needs, what it refuses, and what it says then.
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use dev::harness::{Database, Finished, run};
+use dev::{
+    harness::{Database, Finished, Link, SOON, eventually, run},
+    process::Launch,
+};
 use serde_json::json;
 
 use crate::{EXECUTABLE, builder, service};
@@ -72,6 +78,100 @@ async fn a_database_that_is_not_there_is_waited_for_and_then_named_without_its_p
         assert!(stopped.stderr.contains("127.0.0.1:1 could not be reached"), "{}", stopped.stderr);
         assert!(!stopped.stderr.contains("a-password") && !stopped.stdout.contains("a-password"));
     }
+}
+
+/// Whether a command failed, and said why in one sentence that tells no password.
+fn failed_in_one_sentence(stopped: &Finished) -> &str {
+    let sentence = stopped.stderr.trim_end();
+    assert_eq!(stopped.code(), Some(1), "{sentence}");
+    assert_eq!(sentence.lines().count(), 1, "{sentence}");
+    assert!(sentence.starts_with(concat!(env!("CARGO_PKG_NAME"), ": ")), "{sentence}");
+    for secret in ["a-password", "another-password", "for-tests-only"] {
+        assert!(!sentence.contains(secret) && !stopped.stdout.contains(secret), "{sentence}");
+    }
+    sentence
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_is_not_waited_for() {
+    let database = Database::create_empty().await;
+    let mut stranger = database.service_url().clone();
+    stranger.set_password(Some("another-password")).unwrap();
+    let mut nowhere = database.service_url().clone();
+    nowhere.set_path("/nowhere");
+    for url in [stranger, nowhere] {
+        let settings = [&SUFFICIENT[..], &[("DATABASE_URL", url.as_str())]].concat();
+        for arguments in [["serve"], ["migrate"]] {
+            let started = Instant::now();
+            let stopped = command(&arguments, &settings).await;
+            let sentence = failed_in_one_sentence(&stopped);
+            assert!(sentence.contains("refuses the connection"), "{sentence}");
+            assert!(started.elapsed() < Duration::from_secs(20), "it was waited for");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_says_nothing_is_waited_for_and_then_named() {
+    let database = Database::create_empty().await;
+    let link = Link::to(database.service_url()).await;
+    link.freeze();
+    let url = link.leads_to(database.service_url());
+    let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];
+    let stopped = command(&["serve"], &[&SUFFICIENT[..], &settings].concat()).await;
+    let sentence = failed_in_one_sentence(&stopped);
+    assert!(sentence.contains("could not be reached within 2s"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_database_that_comes_later_than_its_service_is_waited_for_and_the_log_says_so() {
+    let mut service = builder().behind_a_link().start().await;
+    service.terminate().await;
+    service.link().cut();
+    let link = service.link();
+    let comes_later = async {
+        eventually("the service has tried twice", async || (link.refused() >= 2).then_some(())).await;
+        link.mend();
+    };
+    tokio::join!(service.restart(), comes_later);
+    assert!(service.logs().iter().any(|line| line["message"] == "waiting for the database"));
+    service.customer().await.places_an_order().await;
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_or_written_is_named() {
+    let folder = std::env::temp_dir().join(format!("{}-{}", env!("CARGO_PKG_NAME"), std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("a-file");
+    std::fs::write(&file, "").unwrap();
+    let settings = [&SUFFICIENT[..], &[("LOG_DIRECTORY", file.to_str().unwrap())]].concat();
+    let stopped = command(&["serve"], &settings).await;
+    let sentence = failed_in_one_sentence(&stopped);
+    assert!(sentence.contains("a-file"), "{sentence}");
+
+    std::fs::write(folder.join(".env"), "DATABASE_URL=\"postgres://somebody:a-password@nowhere\n").unwrap();
+    let started = Launch::new(EXECUTABLE).args(["serve"]).directory(&folder).start().unwrap();
+    assert_eq!(started.wait(SOON).await.unwrap().code(), Some(1));
+    let said: String = started.lines().into_iter().map(|line| line.text).collect();
+    assert!(said.contains(".env") && !said.contains("a-password"), "{said}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_nothing_half_done() {
+    let database = Database::create_empty().await;
+    database.execute("create table refunds (in_the_way integer)").await;
+    let urls = database.settings();
+    let settings: Vec<_> = urls.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let stopped = command(&["migrate"], &settings).await;
+    assert!(failed_in_one_sentence(&stopped).contains("refunds"), "{}", stopped.stderr);
+    let half_done = "select count(*) from _sqlx_migrations where not success";
+    assert_eq!(database.number(half_done).await, 0);
+    let payments = "select count(*) from pg_class where relname = 'payments'";
+    assert_eq!(database.number(payments).await, 0, "what its first statements made is not there");
+
+    database.execute("drop table refunds").await;
+    command(&["migrate"], &settings).await.succeeded();
 }
 
 #[tokio::test]

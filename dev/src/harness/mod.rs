@@ -18,6 +18,7 @@
     reason = "a test fails by a panic, in its helpers too"
 )]
 mod answer;
+mod balancer;
 mod builder;
 mod client;
 mod command;
@@ -33,6 +34,7 @@ pub use crate::process::Signal;
 
 pub use self::{
     answer::Answer,
+    balancer::Balancer,
     builder::{Builder, GATEWAY_API_KEY},
     client::{Attempt, Client, Exchange, Request, Witness},
     command::{Finished, run},

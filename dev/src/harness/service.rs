@@ -224,8 +224,8 @@ impl Service {
     }
 
     /// The wire to the database, of a service that was built with one.
-    pub fn link(&self) -> &Link {
-        self.surroundings.link.as_ref().expect("the service was built behind a link")
+    pub fn link(&self) -> Arc<Link> {
+        Arc::clone(self.surroundings.link.as_ref().expect("the service was built behind a link"))
     }
 
     /// The audit events that fit a condition, oldest first.

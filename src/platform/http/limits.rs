@@ -2,19 +2,16 @@
 //!
 //! Each limit is a middleware of its own, refuses with a [`Problem`] before anything is done, and stands in
 //! the order that the API's router gives it.
-use std::{hash::Hash, net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
+mod rate;
+
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Extension,
     body::{Body, HttpBody},
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
-};
-use governor::{
-    DefaultKeyedRateLimiter, Quota,
-    clock::{Clock, DefaultClock},
 };
 use http_body_util::Limited;
 use tokio::{
@@ -23,10 +20,10 @@ use tokio::{
 };
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::{
-    client_address::ClientAddress,
-    problem::{self, Problem},
-};
+use super::problem::{self, Problem};
+use rate::{RATE_LIMIT, RATE_LIMIT_POLICY};
+
+pub use rate::{RateLimiter, Standing, limit_by_address};
 
 /// How many requests are worked on at once. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -105,77 +102,16 @@ pub fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
         .allow_origin(AllowOrigin::list(origins.iter().cloned()))
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, IDEMPOTENCY_KEY, CORRELATION_ID])
-        .expose_headers([IDEMPOTENCY_REPLAYED, header::LOCATION, header::RETRY_AFTER, CORRELATION_ID])
+        .expose_headers([
+            IDEMPOTENCY_REPLAYED,
+            header::LOCATION,
+            header::RETRY_AFTER,
+            CORRELATION_ID,
+            RATE_LIMIT,
+            RATE_LIMIT_POLICY,
+        ])
         .max_age(REMEMBERED_FOR);
     (!origins.is_empty()).then_some(layer)
-}
-
-/// How often each `K` may do something; in this process, and not across replicas.
-#[derive(Debug)]
-pub struct RateLimiter<K: Hash + Eq + Clone> {
-    /// `None`: there is no limit.
-    limiter: Option<DefaultKeyedRateLimiter<K>>,
-}
-
-/// A client may save up this many seconds of its rate.
-const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(10).unwrap();
-
-impl<K: Hash + Eq + Clone> RateLimiter<K> {
-    /// `rate` a second steadily, and bursts of ten times that. 0 is no limit.
-    pub fn per_second(rate: u32) -> Self {
-        let quota =
-            |rate: NonZeroU32| Quota::per_second(rate).allow_burst(rate.saturating_mul(BURST_SECONDS));
-        Self::new(NonZeroU32::new(rate).map(quota))
-    }
-
-    /// `rate` a minute, which may come all at once. 0 is no limit.
-    pub fn per_minute(rate: u32) -> Self {
-        Self::new(NonZeroU32::new(rate).map(Quota::per_minute))
-    }
-
-    fn new(quota: Option<Quota>) -> Self {
-        Self { limiter: quota.map(DefaultKeyedRateLimiter::keyed) }
-    }
-
-    /// Counts one more.
-    ///
-    /// # Errors
-    /// It is one too many: in how many seconds the next will not be.
-    pub fn check(&self, key: &K) -> Result<(), u64> {
-        let Some(limiter) = &self.limiter else { return Ok(()) };
-        limiter.check_key(key).map_err(|refused| {
-            let wait = refused.wait_time_from(DefaultClock::default().now());
-            wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
-        })
-    }
-
-    /// Forgets whoever has been quiet for long enough to have its whole burst again.
-    ///
-    /// To be called every minute or so: otherwise every address that ever called is remembered.
-    pub fn forget_quiet(&self) {
-        if let Some(limiter) = &self.limiter {
-            limiter.retain_recent();
-            limiter.shrink_to_fit();
-        }
-    }
-
-    /// How many are remembered.
-    pub fn remembered(&self) -> usize {
-        self.limiter.as_ref().map_or(0, DefaultKeyedRateLimiter::len)
-    }
-}
-
-/// Refuses whoever calls too often, by [network](ClientAddress::network): before anybody looks at who it is.
-pub async fn limit_by_address(
-    State(limiter): State<Arc<RateLimiter<IpAddr>>>,
-    Extension(client): Extension<ClientAddress>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match limiter.check(&client.network()) {
-        Ok(()) => next.run(request).await,
-        Err(seconds) => Problem::new(problem::TOO_MANY_REQUESTS).retry_after(seconds).into_response(),
-    }
 }
 
 #[cfg(test)]
@@ -190,7 +126,7 @@ mod tests {
 
     use axum::{
         Router,
-        body::{Bytes, to_bytes},
+        body::Bytes,
         http::{Request, StatusCode},
         middleware::{from_fn, from_fn_with_state},
         routing::{get, post},
@@ -340,58 +276,5 @@ mod tests {
         assert_eq!(allowed(&configured, "https://shop.example").await, Some(shop));
         assert_eq!(allowed(&configured, "https://evil.example").await, None);
         assert_eq!(allowed(&[], "https://shop.example").await, None);
-    }
-
-    #[test]
-    fn a_burst_is_ten_seconds_of_the_rate_and_then_one_waits() {
-        let limiter = RateLimiter::per_second(2);
-        let passed = (0..100).take_while(|_| limiter.check(&"a").is_ok()).count();
-        assert!((20..=21).contains(&passed), "{passed}");
-        assert_eq!(limiter.check(&"a"), Err(1));
-        assert_eq!(limiter.check(&"b"), Ok(()));
-    }
-
-    #[test]
-    fn a_limit_per_minute_says_how_long_to_wait() {
-        let limiter = RateLimiter::per_minute(2);
-        assert_eq!([limiter.check(&"a"), limiter.check(&"a")], [Ok(()), Ok(())]);
-        assert!(matches!(limiter.check(&"a"), Err(25..=30)));
-    }
-
-    #[test]
-    fn zero_is_no_limit() {
-        let limiter = RateLimiter::per_second(0);
-        assert!((0..10_000).all(|_| limiter.check(&"a").is_ok()));
-        assert_eq!(limiter.remembered(), 0);
-    }
-
-    #[test]
-    fn the_quiet_are_forgotten_and_the_busy_are_not() {
-        let limiter = RateLimiter::per_second(u32::MAX);
-        (0..1000).for_each(|key| limiter.check(&key).unwrap());
-        let slow = RateLimiter::per_minute(1);
-        slow.check(&0).unwrap();
-        limiter.forget_quiet();
-        slow.forget_quiet();
-        assert_eq!((limiter.remembered(), slow.remembered()), (0, 1));
-    }
-
-    #[tokio::test]
-    async fn whoever_calls_too_often_is_refused_by_network() {
-        let limiter = Arc::new(RateLimiter::per_minute(1));
-        let router =
-            Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));
-        let call = async |address: &str| {
-            let client = ClientAddress { address: address.parse().unwrap(), through_trusted_proxy: false };
-            let request = Request::get("/").extension(client).body(Body::empty()).unwrap();
-            router.clone().oneshot(request).await.unwrap()
-        };
-        assert_eq!(call("2001:db8::1").await.status(), StatusCode::OK);
-        let refused = call("2001:db8::2").await;
-        assert!(is_problem(&refused, StatusCode::TOO_MANY_REQUESTS));
-        assert!(refused.headers().contains_key(header::RETRY_AFTER));
-        assert_eq!(call("2001:db8:0:1::1").await.status(), StatusCode::OK);
-        let body = to_bytes(refused.into_body(), usize::MAX).await.unwrap();
-        assert!(body.starts_with(b"{"));
     }
 }
