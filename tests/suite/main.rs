@@ -35,6 +35,7 @@ mod shutdown;
 mod startup;
 mod structure;
 mod telemetry;
+mod traffic;
 mod webhooks;
 
 use dev::harness::{Builder, Service};
