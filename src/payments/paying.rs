@@ -28,7 +28,7 @@ use crate::{
             problem::Problem,
         },
         identity::Caller,
-        resilience::breaker::Permit,
+        resilience::{breaker::Permit, crash},
         telemetry::{correlation, traces},
     },
 };
@@ -116,9 +116,11 @@ impl Payments {
             claim: &claim,
             lease: self.0.lease,
         };
+        crash::point("payment.beginning");
         let Some(payment) = store::begin_payment(&self.0.database, &start).await? else {
             return self.lost_the_race(order_id, &claim).await;
         };
+        crash::point("payment.begun");
         // Nobody listens any more if the deadline has passed; the work goes on all the same.
         let _deadline_passed = begun.send(payment.clone());
         let payment = self.charge(payment, &gateway_request, permit).await?;
@@ -149,6 +151,7 @@ impl Payments {
         loop {
             let unknown = match self.0.gateway.charge(payment.id, gateway_request, permit, until).await {
                 Sent::Made(charge) => {
+                    crash::point("payment.answered");
                     match judge_charge(payment.id, payment.amount, &payment.currency, &charge) {
                         Ok(settlement) => return self.settle(payment.id, payment.order_id, settlement).await,
                         Err(Mismatch(what)) => {

@@ -21,7 +21,7 @@ use crate::platform::{
         problem::{FieldError, Problem},
     },
     identity::Caller,
-    resilience::breaker::Permit,
+    resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
 };
 
@@ -88,6 +88,7 @@ impl Payments {
             claim: &claim,
             lease: self.0.lease,
         };
+        crash::point("refund.beginning");
         let Some(refund) = store::begin_refund(&self.0.database, &start).await? else {
             let mut connection = self.0.database.acquire().await?;
             return match idempotency::previous(&mut connection, &claim).await? {
@@ -95,6 +96,7 @@ impl Payments {
                 None => Err(Problem::conflict("Another refund took what was left of the payment.")),
             };
         };
+        crash::point("refund.begun");
         // Nobody listens any more if the deadline has passed; the work goes on all the same.
         let _deadline_passed = begun.send(refund);
         let mut connection = self.0.database.acquire().await?;
@@ -111,6 +113,7 @@ impl Payments {
         loop {
             let sent =
                 self.0.gateway.refund(&open.charge_id, open.id, &open.gateway_request, permit, until).await;
+            crash::point("refund.answered");
             let unknown = match sent {
                 Sent::Made(refund) => match judge_refund(open.id, open.amount, &open.charge_id, &refund) {
                     Ok(settlement) => return self.settle_refund(open, settlement).await,

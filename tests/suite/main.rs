@@ -14,6 +14,7 @@ mod accounts;
 mod alerts;
 mod audit;
 mod catalog;
+mod crashes;
 mod database;
 mod headers;
 mod idempotency;
