@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::{Sent, Unknown},
+    gateway::{Admission, Sent, Unknown},
     metrics::PAYMENT_FAILURES,
     model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
     store::{self, Begin},
@@ -66,12 +66,12 @@ impl Payments {
         if let Some(conflict) = why_not_payable(&order) {
             return Err(conflict);
         }
-        let permit = self.0.gateway.admit().map_err(|open| {
-            Problem::unavailable(open.retry_after_seconds())
+        let admission = self.0.gateway.admit().map_err(|refusal| {
+            Problem::unavailable(refusal.retry_after_seconds())
                 .detail("The payment gateway is not available. Nothing was charged.")
         })?;
         let (begun, has_begun) = oneshot::channel();
-        let work = self.clone().begin_and_charge(order_id, order, new, claim, permit, begun);
+        let work = self.clone().begin_and_charge(order_id, order, new, claim, admission, begun);
         let work = self.0.tracked.run(work);
         finish_by(deadline, work, has_begun, created).await
     }
@@ -93,9 +93,10 @@ impl Payments {
         order: Payable,
         new: NewPayment,
         claim: Claim,
-        permit: Permit,
+        admission: Admission,
         begun: oneshot::Sender<Payment>,
     ) -> Result<Replayable, Problem> {
+        let Admission { permit, slot: _until_the_end } = admission;
         let id = Uuid::now_v7();
         let body = ChargeRequest {
             amount: order.total_amount,

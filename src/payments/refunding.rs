@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::Sent,
+    gateway::{Admission, Sent},
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
     paying::finish_by,
     store::{self, BeginRefund, Found, OpenRefund},
@@ -53,12 +53,12 @@ impl Payments {
         };
         let new = request.body?;
         let amount = amount_to_give_back(&found, new.amount)?;
-        let permit = self.0.gateway.admit().map_err(|open| {
-            Problem::unavailable(open.retry_after_seconds())
+        let admission = self.0.gateway.admit().map_err(|refusal| {
+            Problem::unavailable(refusal.retry_after_seconds())
                 .detail("The payment gateway is not available. Nothing was refunded.")
         })?;
         let (begun, has_begun) = oneshot::channel();
-        let work = self.clone().begin_and_refund(found, amount, new.reason, claim, permit, begun);
+        let work = self.clone().begin_and_refund(found, amount, new.reason, claim, admission, begun);
         let work = self.0.tracked.run(work);
         finish_by(deadline, work, has_begun, created).await
     }
@@ -69,9 +69,10 @@ impl Payments {
         amount: i64,
         reason: Option<String>,
         claim: Claim,
-        permit: Permit,
+        admission: Admission,
         begun: oneshot::Sender<Refund>,
     ) -> Result<Replayable, Problem> {
+        let Admission { permit, slot: _until_the_end } = admission;
         let id = Uuid::now_v7();
         let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: id })
             .map_err(|error| Problem::internal(&error))?;
