@@ -2,6 +2,7 @@
 use std::{collections::BTreeSet, fs, os::unix::process::ExitStatusExt, path::Path};
 
 use dev::{
+    campaign::faults::CRASH_POINTS,
     gateway::Faults,
     harness::{Answer, Order, Request, Service, eventually},
 };
@@ -130,4 +131,6 @@ fn the_table_has_every_place_in_the_sources() {
     }
     let table: BTreeSet<_> = POINTS.iter().map(|point| (*point).to_owned()).collect();
     assert_eq!(table, places);
+    let drawn: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
+    assert_eq!(drawn, places, "a campaign draws from all of them");
 }

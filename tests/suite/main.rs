@@ -13,6 +13,7 @@
 mod accounts;
 mod alerts;
 mod audit;
+mod campaign;
 mod catalog;
 mod crashes;
 mod database;
