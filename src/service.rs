@@ -102,7 +102,9 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let database = open_database(config).await?;
     let alerts = Alerts::start(&config.alerts, env!("CARGO_PKG_NAME"))?;
     let tracked = Tracked::new();
-    let gateway = Gateway::new(&config.payments, gateway_breaker(&alerts))?;
+    // Half of the places are kept from a slow gateway: orders are placed and read whatever it does.
+    let most_waiting = (config.http.max_requests_in_flight / 2).max(1);
+    let gateway = Gateway::new(&config.payments, gateway_breaker(&alerts), most_waiting)?;
     let payments =
         Payments::new(database.clone(), gateway.clone(), alerts.clone(), tracked.clone(), &config.payments)?;
     let accounts = Accounts::new(database.clone(), &config.accounts);

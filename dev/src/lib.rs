@@ -7,19 +7,23 @@
 //! - [`project`]: the name and the place of the checkout that this is built in
 //! - [`environment`]: the whole service on one machine, which is what `cargo dev` runs
 //! - [`signals`]: what ends a tool of this crate
+//! - [`campaign`]: attacks a service of several replicas, and checks that no money is lost or taken twice
 //! - [`cargo`]: cargo, run once more from inside
+//! - [`link`]: a TCP link that can be cut, slowed and stalled
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`harness`]: the harness of the tests: a service with a database and a gateway of its own
 //! - [`http`]: the HTTP client that the tools share
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
 //! - [`traffic`]: drives gentle, realistic traffic
+pub mod campaign;
 pub mod cargo;
 pub mod environment;
 pub mod gateway;
 pub mod harness;
 pub mod http;
 pub mod invariants;
+pub mod link;
 pub mod postgres;
 pub mod prepare;
 pub mod process;

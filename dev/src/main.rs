@@ -4,10 +4,12 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
 use dev::{
+    campaign, cargo,
     environment::{self, Scenario},
     gateway, prepare,
     signals::Interrupts,
@@ -31,6 +33,8 @@ enum Command {
     Gateway(Gateway),
     /// Drive traffic against a service that runs already
     Traffic(Traffic),
+    /// Attack a service of several replicas, and check that no payment is lost or made twice
+    Campaign(Campaign),
     /// Regenerate `.sqlx`, the description of the queries that the service is compiled against
     Prepare(Prepare),
 }
@@ -98,6 +102,21 @@ struct Traffic {
 }
 
 #[derive(Debug, Args)]
+struct Campaign {
+    /// The seed of the faults and of the traffic
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// For how long
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    minutes: u64,
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    replicas: usize,
+    /// Requests of the customers, a second
+    #[arg(long, value_name = "N", default_value_t = 25.0)]
+    rate: f64,
+}
+
+#[derive(Debug, Args)]
 struct Prepare {
     /// Change nothing; fail if `.sqlx` is out of date
     #[arg(long)]
@@ -113,6 +132,7 @@ async fn main() -> ExitCode {
         None => environment(arguments.environment).await,
         Some(Command::Gateway(arguments)) => gateway(arguments).await,
         Some(Command::Traffic(arguments)) => traffic(arguments).await,
+        Some(Command::Campaign(arguments)) => campaign(arguments).await,
         Some(Command::Prepare(arguments)) => prepare(&arguments).await,
     };
     outcome.unwrap_or_else(|error| {
@@ -181,6 +201,24 @@ async fn traffic(arguments: Traffic) -> Outcome {
     interrupts.next().await;
     say(&traffic.stop().await.to_string());
     Ok(ExitCode::SUCCESS)
+}
+
+async fn campaign(arguments: Campaign) -> Outcome {
+    say("building the service");
+    let settings = campaign::Settings {
+        executable: cargo::build_service().await?,
+        seed: arguments.seed,
+        length: campaign::Length::Time(Duration::from_mins(arguments.minutes)),
+        replicas: arguments.replicas.max(1),
+        rate_per_second: arguments.rate,
+    };
+    let mut interrupts = Interrupts::listen()?;
+    let report = tokio::select! {
+        report = campaign::run(settings, &say) => report?,
+        () = interrupts.next() => return Err("interrupted; what was found until then is above".into()),
+    };
+    say(&report.to_string());
+    Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn prepare(arguments: &Prepare) -> Outcome {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 /// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without ever being paid (4).
 /// The payment of order N has the id 10 + N.
 const BOOKS: &str = "
-    drop table if exists orders, order_items, products, payments, refunds, idempotency_keys;
+    drop table if exists orders, order_items, products, payments, refunds, idempotency_keys, audit_events;
     create table products (id uuid);
     create table orders (id uuid, status text, total_amount bigint, currency text, live_payment_id uuid);
     create table order_items (order_id uuid, amount bigint);
@@ -25,6 +25,7 @@ const BOOKS: &str = "
     create table idempotency_keys (
       scope text, key text, resource_id uuid, response_body text, completed_at timestamptz
     );
+    create table audit_events (event_type text, resource text, action text, result text, metadata jsonb);
     create or replace function id(number int) returns uuid language sql as
       $$ select format('00000000-0000-7000-8000-0000000000%s', lpad(number::text, 2, '0'))::uuid $$;
 
@@ -43,10 +44,29 @@ const BOOKS: &str = "
       ('user', 'payment', id(11), format('{\"id\":\"%s\"}', id(11)), now()),
       ('user', 'in flight', id(12), null, null),
       ('gateway', 'msg_1', null, '', now());
+    insert into audit_events
+      select 'data_change', told.resource, told.action, 'success', jsonb_build_object('record_ids', array[told.id])
+      from (
+        select 'orders' as resource, 'create' as action, id from orders
+        union all select 'payments', 'create', id from payments
+        union all select 'payments', 'settle', id from payments where status <> 'processing'
+      ) told;
 ";
 
 /// A change, and the rule that it breaks.
-const CRIMES: [(&str, &str); 14] = [
+const CRIMES: [(&str, &str); 17] = [
+    (
+        "delete from audit_events where resource = 'orders' and metadata -> 'record_ids' ->> 0 = id(1)::text",
+        "what has begun, and what was settled, is told once in the audit trail",
+    ),
+    (
+        "insert into audit_events select * from audit_events where action = 'settle' limit 1",
+        "what has begun, and what was settled, is told once in the audit trail",
+    ),
+    (
+        "update audit_events set action = 'settle' where metadata -> 'record_ids' ->> 0 = id(12)::text",
+        "what has begun, and what was settled, is told once in the audit trail",
+    ),
     ("insert into order_items values (id(4), 1)", "an order's total is the sum of its items"),
     (
         "insert into payments (id, order_id, status, amount, currency) values (id(14), id(2), 'processing', 4200, 'EUR')",

@@ -7,7 +7,10 @@ use std::{sync::Arc, time::Duration};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tracing::Instrument;
 use url::Url;
 use uuid::Uuid;
@@ -155,14 +158,48 @@ struct Inner {
     timeout: Duration,
     breaker: Breaker,
     budget: Budget,
+    /// A bulkhead: a slow gateway takes this many requests with it, and the others go on.
+    slots: Arc<Semaphore>,
+}
+
+/// Leave to begin something new at the gateway; kept until that is done with.
+#[derive(Debug)]
+pub struct Admission {
+    /// For the first call.
+    pub permit: Permit,
+    /// The place in the bulkhead.
+    pub slot: OwnedSemaphorePermit,
+}
+
+/// Why nothing new is begun.
+#[derive(Debug)]
+pub enum NotAdmitted {
+    /// The breaker is open.
+    Open(Open),
+    /// As many requests as may wait for the gateway do.
+    Busy,
+}
+
+impl NotAdmitted {
+    /// When to come back.
+    pub fn retry_after_seconds(&self) -> u64 {
+        match self {
+            Self::Open(open) => open.retry_after_seconds(),
+            Self::Busy => 1,
+        }
+    }
 }
 
 impl Gateway {
-    /// A client for the gateway of these settings.
+    /// A client for the gateway of these settings, for which at most `most_waiting` requests wait at once.
     ///
     /// # Errors
     /// When the client cannot be set up, or the API key cannot stand in a header.
-    pub fn new(settings: &config::Payments, breaker: Breaker) -> Result<Self, GatewayError> {
+    pub fn new(
+        settings: &config::Payments,
+        breaker: Breaker,
+        most_waiting: usize,
+    ) -> Result<Self, GatewayError> {
         let mut authorization =
             HeaderValue::from_str(&format!("Bearer {}", settings.gateway_api_key.expose_secret()))
                 .map_err(|_| GatewayError::ApiKey)?;
@@ -175,9 +212,14 @@ impl Gateway {
             .build()
             .map_err(GatewayError::Client)?;
         let base = settings.gateway_url.clone();
-        let inner =
-            Inner { client, base, timeout: settings.gateway_timeout, breaker, budget: Budget::new(20, 10) };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner {
+            client,
+            base,
+            timeout: settings.gateway_timeout,
+            breaker,
+            budget: Budget::new(20, 10),
+            slots: Arc::new(Semaphore::new(most_waiting)),
+        })))
     }
 
     /// How long all attempts of one request may take together.
@@ -190,13 +232,15 @@ impl Gateway {
         &self.0.breaker
     }
 
-    /// Leave to begin something new; refused while the breaker is open.
+    /// Leave to begin something new.
     ///
     /// # Errors
-    /// When the gateway is known to be away; says when to come back.
-    pub fn admit(&self) -> Result<Permit, Open> {
+    /// When the gateway is known to be away, or too many wait for it already; says when to come back.
+    pub fn admit(&self) -> Result<Admission, NotAdmitted> {
+        let slot = Arc::clone(&self.0.slots).try_acquire_owned().map_err(|_| NotAdmitted::Busy)?;
         self.0.budget.earn();
-        self.0.breaker.acquire()
+        let permit = self.0.breaker.acquire().map_err(NotAdmitted::Open)?;
+        Ok(Admission { permit, slot })
     }
 
     /// How long to wait before asking again within one request, or `None` if it should not be asked again: there

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::{Sent, Unknown},
+    gateway::{Admission, Sent, Unknown},
     metrics::PAYMENT_FAILURES,
     model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
     store::{self, Begin},
@@ -28,7 +28,7 @@ use crate::{
             problem::Problem,
         },
         identity::Caller,
-        resilience::breaker::Permit,
+        resilience::{breaker::Permit, crash},
         telemetry::{correlation, traces},
     },
 };
@@ -66,12 +66,12 @@ impl Payments {
         if let Some(conflict) = why_not_payable(&order) {
             return Err(conflict);
         }
-        let permit = self.0.gateway.admit().map_err(|open| {
-            Problem::unavailable(open.retry_after_seconds())
+        let admission = self.0.gateway.admit().map_err(|refusal| {
+            Problem::unavailable(refusal.retry_after_seconds())
                 .detail("The payment gateway is not available. Nothing was charged.")
         })?;
         let (begun, has_begun) = oneshot::channel();
-        let work = self.clone().begin_and_charge(order_id, order, new, claim, permit, begun);
+        let work = self.clone().begin_and_charge(order_id, order, new, claim, admission, begun);
         let work = self.0.tracked.run(work);
         finish_by(deadline, work, has_begun, created).await
     }
@@ -93,9 +93,10 @@ impl Payments {
         order: Payable,
         new: NewPayment,
         claim: Claim,
-        permit: Permit,
+        admission: Admission,
         begun: oneshot::Sender<Payment>,
     ) -> Result<Replayable, Problem> {
+        let Admission { permit, slot: _until_the_end } = admission;
         let id = Uuid::now_v7();
         let body = ChargeRequest {
             amount: order.total_amount,
@@ -116,9 +117,11 @@ impl Payments {
             claim: &claim,
             lease: self.0.lease,
         };
+        crash::point("payment.beginning");
         let Some(payment) = store::begin_payment(&self.0.database, &start).await? else {
             return self.lost_the_race(order_id, &claim).await;
         };
+        crash::point("payment.begun");
         // Nobody listens any more if the deadline has passed; the work goes on all the same.
         let _deadline_passed = begun.send(payment.clone());
         let payment = self.charge(payment, &gateway_request, permit).await?;
@@ -149,6 +152,7 @@ impl Payments {
         loop {
             let unknown = match self.0.gateway.charge(payment.id, gateway_request, permit, until).await {
                 Sent::Made(charge) => {
+                    crash::point("payment.answered");
                     match judge_charge(payment.id, payment.amount, &payment.currency, &charge) {
                         Ok(settlement) => return self.settle(payment.id, payment.order_id, settlement).await,
                         Err(Mismatch(what)) => {

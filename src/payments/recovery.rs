@@ -18,6 +18,7 @@ use super::{
 use crate::platform::{
     alerts::{Alert, Severity},
     http::problem::Problem,
+    resilience::crash,
     telemetry::{
         correlation::{Context, CorrelationId},
         traces,
@@ -100,11 +101,13 @@ impl Payments {
 
     /// Tries to learn a payment's outcome; whether it is settled now.
     async fn learn_payment(&self, payment: &OpenPayment) -> Result<bool, Problem> {
+        crash::point("recovery.leased");
         let until = Instant::now() + self.0.gateway.timeout();
         let charges = match self.0.gateway.charges(payment.id, until).await {
             Ok(charges) => charges,
             Err(_unknown) => return Ok(false),
         };
+        crash::point("recovery.answered");
         match charges.as_slice() {
             [] => match NoCharge::after(payment.age) {
                 NoCharge::SendAgain => self.send_again(payment, until).await,
@@ -131,6 +134,7 @@ impl Payments {
         if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
             return Ok(true);
         }
+        crash::point("recovery.sending");
         match self.0.gateway.charge(payment.id, &payment.gateway_request, permit, until).await {
             Sent::Made(charge) => self.settle_charge(payment, &charge).await,
             Sent::Refused(status) => {

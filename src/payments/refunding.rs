@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::Sent,
+    gateway::{Admission, Sent},
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
     paying::finish_by,
     store::{self, BeginRefund, Found, OpenRefund},
@@ -21,7 +21,7 @@ use crate::platform::{
         problem::{FieldError, Problem},
     },
     identity::Caller,
-    resilience::breaker::Permit,
+    resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
 };
 
@@ -53,12 +53,12 @@ impl Payments {
         };
         let new = request.body?;
         let amount = amount_to_give_back(&found, new.amount)?;
-        let permit = self.0.gateway.admit().map_err(|open| {
-            Problem::unavailable(open.retry_after_seconds())
+        let admission = self.0.gateway.admit().map_err(|refusal| {
+            Problem::unavailable(refusal.retry_after_seconds())
                 .detail("The payment gateway is not available. Nothing was refunded.")
         })?;
         let (begun, has_begun) = oneshot::channel();
-        let work = self.clone().begin_and_refund(found, amount, new.reason, claim, permit, begun);
+        let work = self.clone().begin_and_refund(found, amount, new.reason, claim, admission, begun);
         let work = self.0.tracked.run(work);
         finish_by(deadline, work, has_begun, created).await
     }
@@ -69,9 +69,10 @@ impl Payments {
         amount: i64,
         reason: Option<String>,
         claim: Claim,
-        permit: Permit,
+        admission: Admission,
         begun: oneshot::Sender<Refund>,
     ) -> Result<Replayable, Problem> {
+        let Admission { permit, slot: _until_the_end } = admission;
         let id = Uuid::now_v7();
         let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: id })
             .map_err(|error| Problem::internal(&error))?;
@@ -88,6 +89,7 @@ impl Payments {
             claim: &claim,
             lease: self.0.lease,
         };
+        crash::point("refund.beginning");
         let Some(refund) = store::begin_refund(&self.0.database, &start).await? else {
             let mut connection = self.0.database.acquire().await?;
             return match idempotency::previous(&mut connection, &claim).await? {
@@ -95,6 +97,7 @@ impl Payments {
                 None => Err(Problem::conflict("Another refund took what was left of the payment.")),
             };
         };
+        crash::point("refund.begun");
         // Nobody listens any more if the deadline has passed; the work goes on all the same.
         let _deadline_passed = begun.send(refund);
         let mut connection = self.0.database.acquire().await?;
@@ -111,6 +114,7 @@ impl Payments {
         loop {
             let sent =
                 self.0.gateway.refund(&open.charge_id, open.id, &open.gateway_request, permit, until).await;
+            crash::point("refund.answered");
             let unknown = match sent {
                 Sent::Made(refund) => match judge_refund(open.id, open.amount, &open.charge_id, &refund) {
                     Ok(settlement) => return self.settle_refund(open, settlement).await,

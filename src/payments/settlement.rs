@@ -23,6 +23,7 @@ use crate::platform::{
         idempotency::{self, Replayable},
         problem::Problem,
     },
+    resilience::crash,
 };
 
 /// What settling came to. What follows from it (counting, mirroring, alerts) is done by [`Settled::committed`],
@@ -313,7 +314,9 @@ impl Payments {
     ) -> Result<Payment, Problem> {
         let mut transaction = self.0.database.begin().await?;
         let settled = settle(&mut transaction, payment_id, order_id, &settlement).await?;
+        crash::point("payment.settling");
         transaction.commit().await?;
+        crash::point("payment.settled");
         Ok(settled.committed(self))
     }
 
@@ -325,7 +328,9 @@ impl Payments {
     ) -> Result<Refund, Problem> {
         let mut transaction = self.0.database.begin().await?;
         let settled = settle_refund(&mut transaction, open, &settlement).await?;
+        crash::point("refund.settling");
         transaction.commit().await?;
+        crash::point("refund.settled");
         Ok(settled.committed(self))
     }
 

@@ -1,11 +1,16 @@
 //! The payments and refunds tables: beginning, asking, and reading. Settling stands in `settlement.rs`.
+mod refunds;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::model::{Payment, PaymentStatus, Refund, RefundStatus};
+pub(super) use self::refunds::{
+    BeginRefund, OpenRefund, begin_refund, count_refund_attempt, find_refund, lease_refunds, release_refund,
+};
+use super::model::{Payment, PaymentStatus};
 use crate::platform::{
     audit::Event,
     database::{Database, observe},
@@ -28,23 +33,7 @@ pub(super) struct OpenPayment {
     pub(super) parked: bool,
 }
 
-/// A refund whose outcome is being asked for.
-#[derive(Debug, Clone)]
-pub(super) struct OpenRefund {
-    pub(super) id: Uuid,
-    pub(super) payment_id: Uuid,
-    pub(super) order_id: Uuid,
-    pub(super) amount: i64,
-    pub(super) currency: String,
-    pub(super) charge_id: String,
-    pub(super) gateway_request: String,
-    pub(super) correlation_id: String,
-    pub(super) trace_parent: Option<String>,
-    pub(super) age: Duration,
-    pub(super) parked: bool,
-}
-
-/// A payment to new.
+/// A payment to begin.
 pub(super) struct Begin<'a> {
     pub(super) id: Uuid,
     pub(super) order_id: Uuid,
@@ -130,19 +119,6 @@ pub(super) async fn count_attempt(database: &Database, payment_id: Uuid) -> Resu
     observe("payments.update", statement.fetch_optional(&mut *connection)).await
 }
 
-/// Like [`count_attempt`], for a refund.
-pub(super) async fn count_refund_attempt(
-    database: &Database,
-    refund_id: Uuid,
-) -> Result<Option<i32>, sqlx::Error> {
-    let statement = sqlx::query_scalar!(
-        "update refunds set attempts = attempts + 1 where id = $1 and status = 'processing' returning attempts",
-        refund_id,
-    );
-    let mut connection = database.acquire().await?;
-    observe("refunds.update", statement.fetch_optional(&mut *connection)).await
-}
-
 /// Leases payments whose turn it is, so that no other replica asks for them meanwhile.
 pub(super) async fn lease_payments(
     database: &Database,
@@ -185,55 +161,6 @@ pub(super) async fn lease_payments(
     Ok(open.collect())
 }
 
-/// Like [`lease_payments`], for refunds.
-pub(super) async fn lease_refunds(
-    database: &Database,
-    lease: Duration,
-    most: i64,
-) -> Result<Vec<OpenRefund>, sqlx::Error> {
-    let statement = sqlx::query!(
-        r#"
-        update refunds
-        set lease_expires_at = now() + $1::interval
-        from payments
-        where
-          payments.id = refunds.payment_id
-          and refunds.id in (
-            select id
-            from refunds
-            where status = 'processing' and (lease_expires_at is null or lease_expires_at <= now())
-            order by lease_expires_at
-            limit $2
-            for update skip locked
-          )
-        returning
-          refunds.id, refunds.payment_id, payments.order_id, refunds.amount, payments.currency,
-          payments.gateway_charge_id as "charge_id!", refunds.gateway_request, refunds.correlation_id,
-          refunds.trace_parent,
-          extract(epoch from now() - refunds.first_sent_at)::float8 as "age_seconds!",
-          refunds.parked_at is not null as "parked!"
-        "#,
-        interval(lease),
-        most,
-    );
-    let mut connection = database.acquire().await?;
-    let rows = observe("refunds.lease", statement.fetch_all(&mut *connection)).await?;
-    let open = rows.into_iter().map(|row| OpenRefund {
-        id: row.id,
-        payment_id: row.payment_id,
-        order_id: row.order_id,
-        amount: row.amount,
-        currency: row.currency,
-        charge_id: row.charge_id,
-        gateway_request: row.gateway_request,
-        correlation_id: row.correlation_id,
-        trace_parent: row.trace_parent,
-        age: Duration::from_secs_f64(row.age_seconds.max(0.0)),
-        parked: row.parked,
-    });
-    Ok(open.collect())
-}
-
 /// Ends a lease early: nobody is asking any more, and recovery takes its turn after this pause.
 pub(super) async fn release_payment(
     database: &Database,
@@ -253,28 +180,6 @@ pub(super) async fn release_payment(
     );
     let mut connection = database.acquire().await?;
     observe("payments.update", statement.execute(&mut *connection)).await?;
-    Ok(())
-}
-
-/// Like [`release_payment`], for a refund.
-pub(super) async fn release_refund(
-    database: &Database,
-    id: Uuid,
-    pause: Duration,
-    park: bool,
-) -> Result<(), sqlx::Error> {
-    let statement = sqlx::query!(
-        r#"
-        update refunds
-        set lease_expires_at = now() + $2::interval, parked_at = case when $3 then coalesce(parked_at, now()) else parked_at end
-        where id = $1 and status = 'processing'
-        "#,
-        id,
-        interval(pause),
-        park,
-    );
-    let mut connection = database.acquire().await?;
-    observe("refunds.update", statement.execute(&mut *connection)).await?;
     Ok(())
 }
 
@@ -326,136 +231,6 @@ pub(super) async fn find(
     .transpose()
 }
 
-/// A refund to new.
-pub(super) struct BeginRefund<'a> {
-    pub(super) id: Uuid,
-    pub(super) payment_id: Uuid,
-    pub(super) amount: i64,
-    pub(super) currency: &'a str,
-    pub(super) reason: Option<&'a str>,
-    pub(super) gateway_request: &'a str,
-    pub(super) correlation_id: &'a str,
-    pub(super) trace_parent: Option<&'a str>,
-    pub(super) claim: &'a Claim,
-    pub(super) lease: Duration,
-}
-
-/// Transaction one of a refund, as one statement: locks the payment if so much of it is left, claims the key,
-/// reserves the amount, stores the refund with its first lease, and writes the audit event. `None` if so much is
-/// not left (any more) or the key is taken; then nothing was stored.
-pub(super) async fn begin_refund(
-    database: &Database,
-    new: &BeginRefund<'_>,
-) -> Result<Option<Refund>, sqlx::Error> {
-    let event = Event::change("refunds", "create")
-        .records([new.id])
-        .with("payment_id", new.payment_id.to_string())
-        .with("amount", new.amount);
-    let statement = sqlx::query!(
-        r#"
-        with refundable as materialized (
-          select id
-          from payments
-          where
-            id = $2 and status in ('succeeded', 'partially_refunded')
-            and refund_reserved_amount + $3 <= amount
-          for update
-        ), claimed as materialized (
-          select id
-          from refundable
-          where claim_idempotency_key($8, $9, $10, $1, $11, null, null)
-        ), reserved as (
-          update payments
-          set refund_reserved_amount = refund_reserved_amount + $3
-          from claimed
-          where payments.id = claimed.id
-          returning payments.id
-        ), begun as (
-          insert into refunds (
-            id, payment_id, amount, reason, gateway_request, correlation_id, trace_parent, lease_expires_at
-          )
-          select $1, reserved.id, $3, $4, $5, $6, $7, now() + $11::interval
-          from reserved
-          returning created_at
-        )
-        select created_at as "created_at!", record_audit_event($12)
-        from begun
-        "#,
-        new.id,
-        new.payment_id,
-        new.amount,
-        new.reason,
-        new.gateway_request,
-        new.correlation_id,
-        new.trace_parent,
-        new.claim.scope,
-        new.claim.key,
-        new.claim.fingerprint.as_bytes(),
-        interval(new.lease),
-        event.to_json(),
-    );
-    let mut connection = database.acquire().await?;
-    let begun = observe("refunds.insert", statement.fetch_optional(&mut *connection)).await?;
-    Ok(begun.map(|row| {
-        event.mirror();
-        Refund {
-            id: new.id,
-            payment_id: new.payment_id,
-            status: RefundStatus::Processing,
-            amount: new.amount,
-            currency: new.currency.to_owned(),
-            created_at: row.created_at,
-        }
-    }))
-}
-
-/// One refund.
-pub(super) async fn find_refund(
-    connection: &mut PgConnection,
-    id: Uuid,
-) -> Result<Option<(Refund, OpenRefund)>, sqlx::Error> {
-    let statement = sqlx::query!(
-        r#"
-        select
-          refunds.id, refunds.payment_id, payments.order_id, refunds.status, refunds.amount, payments.currency,
-          payments.gateway_charge_id as "charge_id!", refunds.gateway_request, refunds.correlation_id,
-          refunds.trace_parent, refunds.created_at,
-          extract(epoch from now() - refunds.first_sent_at)::float8 as "age_seconds!",
-          refunds.parked_at is not null as "parked!"
-        from refunds
-        join payments on payments.id = refunds.payment_id
-        where refunds.id = $1
-        "#,
-        id,
-    );
-    let row = observe("refunds.select", statement.fetch_optional(connection)).await?;
-    row.map(|row| {
-        let refund = Refund {
-            id: row.id,
-            payment_id: row.payment_id,
-            status: refund_status(&row.status)?,
-            amount: row.amount,
-            currency: row.currency.clone(),
-            created_at: row.created_at,
-        };
-        let open = OpenRefund {
-            id: row.id,
-            payment_id: row.payment_id,
-            order_id: row.order_id,
-            amount: row.amount,
-            currency: row.currency,
-            charge_id: row.charge_id,
-            gateway_request: row.gateway_request,
-            correlation_id: row.correlation_id,
-            trace_parent: row.trace_parent,
-            age: Duration::from_secs_f64(row.age_seconds.max(0.0)),
-            parked: row.parked,
-        };
-        Ok((refund, open))
-    })
-    .transpose()
-}
-
 /// How many outcomes are not known, in the whole database.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unsettled {
@@ -485,12 +260,6 @@ pub(super) async fn unsettled(database: &Database) -> Result<Unsettled, sqlx::Er
 pub(super) fn payment_status(text: &str) -> Result<PaymentStatus, sqlx::Error> {
     PaymentStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown payment status {text:?}").into()))
-}
-
-/// Like [`payment_status`].
-pub(super) fn refund_status(text: &str) -> Result<RefundStatus, sqlx::Error> {
-    RefundStatus::parse(text)
-        .ok_or_else(|| sqlx::Error::Decode(format!("unknown refund status {text:?}").into()))
 }
 
 fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {

@@ -23,6 +23,7 @@ use crate::platform::{
         idempotency,
         problem::{BAD_SIGNATURE, Problem},
     },
+    resilience::crash,
 };
 
 /// In place of a caller's id in the scope of an idempotency key.
@@ -55,8 +56,11 @@ impl Payments {
             tracing::info!(event_id, kind = event.kind, "the event was received before");
             return Ok(());
         }
+        crash::point("webhook.claimed");
         let effect = self.apply(&mut transaction, &event).await?;
+        crash::point("webhook.applied");
         transaction.commit().await?;
+        crash::point("webhook.received");
         match effect {
             Effect::Nothing => {}
             Effect::Payment(settled) => drop(settled.committed(self)),

@@ -13,7 +13,9 @@
 mod accounts;
 mod alerts;
 mod audit;
+mod campaign;
 mod catalog;
+mod crashes;
 mod database;
 mod headers;
 mod healing;

@@ -197,6 +197,41 @@ async fn a_gateway_that_is_away_is_not_asked_and_the_same_key_can_be_used_when_i
 }
 
 #[tokio::test]
+async fn a_slow_gateway_does_not_take_the_places_of_everybody_else() {
+    let service = builder()
+        .setting("MAX_REQUESTS_IN_FLIGHT", "4")
+        .setting("GATEWAY_TIMEOUT_MS", "9000")
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
+        .start()
+        .await;
+    service.gateway_sends_no_webhooks();
+    let customer = service.customer().await;
+    let (first, second, third) = (
+        customer.places_an_order().await,
+        customer.places_an_order().await,
+        customer.places_an_order().await,
+    );
+    service.gateway().hold_responses();
+    let waiting = [first.pay("pm_card_ok").in_background(), second.pay("pm_card_ok").in_background()];
+    for order in [&first, &second] {
+        is_charged(&service, order).await;
+    }
+
+    let refused = third.pay("pm_card_ok").await.is_problem(503, "unavailable");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(third.payments().await, NO_PAYMENTS, "nothing is stored");
+    customer.places_an_order().await;
+    assert_eq!(third.status().await, "pending_payment");
+
+    service.gateway().release();
+    for attempt in waiting {
+        let _paid = attempt.answer().await.is(201);
+    }
+    let _paid = third.pay("pm_card_ok").await.is(201);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
 async fn a_known_key_is_answered_while_the_gateway_is_away() {
     let service = service().await;
     let customer = service.customer().await;

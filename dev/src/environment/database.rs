@@ -20,17 +20,20 @@ const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 /// because the database does.
 pub(super) const LOGINS: [Login; 4] = [
     Login { role: "customer", email: "customer@example.com", password: "customer-password" },
-    Login { role: "support", email: "support@example.com", password: "support-password" },
+    SUPPORT,
     Login { role: "auditor", email: "auditor@example.com", password: "auditor-password" },
     Login { role: "admin", email: "admin@example.com", password: "admin-password" },
 ];
 
+pub(crate) const SUPPORT: Login =
+    Login { role: "support", email: "support@example.com", password: "support-password" };
+
 /// A user of the service, as the screen shows it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Login {
-    pub(super) role: &'static str,
-    pub(super) email: &'static str,
-    pub(super) password: &'static str,
+pub(crate) struct Login {
+    pub(crate) role: &'static str,
+    pub(crate) email: &'static str,
+    pub(crate) password: &'static str,
 }
 
 /// What can be bought; amounts in cents.
@@ -51,11 +54,11 @@ const PRODUCTS: [(&str, &str, i64); 12] = [
 
 /// A database that is ready for the service.
 #[derive(Debug)]
-pub(super) struct Database {
+pub(crate) struct Database {
     /// As the role that the service runs with.
-    pub(super) url: Url,
+    pub(crate) url: Url,
     /// As the role that owns the schema.
-    pub(super) owner_url: Url,
+    pub(crate) owner_url: Url,
     /// Tells it from every other database on every other server.
     pub(super) identity: String,
     /// One that can be ordered, for the examples on the screen.
@@ -63,7 +66,7 @@ pub(super) struct Database {
 }
 
 /// Makes what is missing and leaves what is there.
-pub(super) async fn prepare(
+pub(crate) async fn prepare(
     server: &Server,
     executable: &Path,
     fresh: bool,

@@ -9,7 +9,7 @@
 //! - `service`: the service as a child process
 //! - `scenario`: faults to watch
 //! - `screen`: where everything is
-mod database;
+pub(crate) mod database;
 mod place;
 mod ports;
 mod scenario;

@@ -132,6 +132,12 @@ impl Service {
         self.is_ready().await;
     }
 
+    /// Starts it again without one of its settings.
+    pub async fn restart_without(&mut self, setting: &str) {
+        self.settings.retain(|(name, _)| name != setting);
+        self.restart().await;
+    }
+
     /// Starts another replica: a further process with the same settings, database and gateway.
     pub async fn replica(&self) -> Self {
         let process = Process::start(&self.executable, &self.settings).await;

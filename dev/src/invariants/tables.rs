@@ -81,7 +81,7 @@ impl Tables {
 }
 
 /// A rule, and the query that finds where it is broken: one line of text for each place.
-const RULES: [(&str, &str); 7] = [
+const RULES: [(&str, &str); 8] = [
     (
         "an order's total is the sum of its items",
         "
@@ -179,6 +179,31 @@ const RULES: [(&str, &str); 7] = [
             select id from payments where status <> 'processing'
             union all select id from refunds where status <> 'processing'
           )
+        ",
+    ),
+    (
+        "what has begun, and what was settled, is told once in the audit trail",
+        "
+        select format(
+          '%s %s is told %s times to have begun and %s times to be settled',
+          things.resource, things.id, coalesce(told.begun, 0), coalesce(told.settled, 0)
+        )
+        from (
+          select 'orders' as resource, id, 0 as settled from orders
+          union all select 'payments', id, (status <> 'processing')::int from payments
+          union all select 'refunds', id, (status <> 'processing')::int from refunds
+        ) things
+        left join (
+          select
+            resource, (metadata -> 'record_ids' ->> 0)::uuid as id,
+            count(*) filter (where action = 'create') as begun,
+            count(*) filter (where action = 'settle') as settled
+          from audit_events
+          where event_type = 'data_change' and result = 'success' and action in ('create', 'settle')
+            and resource in ('orders', 'payments', 'refunds')
+          group by 1, 2
+        ) told using (resource, id)
+        where coalesce(told.begun, 0) <> 1 or coalesce(told.settled, 0) <> things.settled
         ",
     ),
 ];

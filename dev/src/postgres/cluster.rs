@@ -27,6 +27,12 @@ const SUPERUSER: &str = "postgres";
 /// How long a start may take: the recovery after a crash of the machine reads the whole log once more.
 const START_DEADLINE: Duration = Duration::from_mins(1);
 
+/// How long a server may take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// In the log of a server whose port somebody else has.
+const PORT_TAKEN: &str = "could not bind";
+
 /// Between two looks at something that another process does.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -42,8 +48,10 @@ const FOR_TESTS: [&str; 4] =
 #[derive(Debug)]
 pub(super) struct Cluster {
     child: Child,
+    binaries: Binaries,
+    account: Account,
     files: Files,
-    temporary: bool,
+    purpose: Purpose,
     pub(super) admin_url: Url,
 }
 
@@ -79,12 +87,12 @@ impl Cluster {
         purpose: &Purpose,
         progress: &dyn Fn(&str),
     ) -> Result<Self, Error> {
-        let (directory, temporary) = match purpose {
-            Purpose::Development { directory } => (directory.join("postgres"), false),
-            Purpose::Tests => (unique_directory(account), true),
+        let directory = match purpose {
+            Purpose::Development { directory } => directory.join("postgres"),
+            Purpose::Tests | Purpose::Campaign => unique_directory(account),
         };
         std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
-        if temporary {
+        if purpose.is_temporary() {
             Watchdog::global()
                 .and_then(|watchdog| watchdog.remove(&directory))
                 .map_err(Error::io("start the watchdog"))?;
@@ -95,31 +103,54 @@ impl Cluster {
         progress(&format!("starting {binaries} as {account}, data in {}", files.directory.display()));
 
         if !files.data().join("PG_VERSION").exists() {
-            initialise(binaries, account, &files, temporary).await?;
+            initialise(binaries, account, &files, purpose).await?;
         }
         stop_orphan(&files.data(), progress).await?;
 
+        let (child, admin_url) = Self::start_patiently(binaries, account, &files, purpose, progress).await?;
+        let (binaries, account, purpose) = (binaries.clone(), account.clone(), purpose.clone());
+        Ok(Self { child, binaries, account, files, purpose, admin_url })
+    }
+
+    async fn start_patiently(
+        binaries: &Binaries,
+        account: &Account,
+        files: &Files,
+        purpose: &Purpose,
+        progress: &dyn Fn(&str),
+    ) -> Result<(Child, Url), Error> {
         let mut attempt = 1;
         loop {
-            match Self::start_once(binaries, account, &files, temporary).await {
-                Ok((child, admin_url)) => return Ok(Self { child, files, temporary, admin_url }),
+            match Self::start_once(binaries, account, files, purpose).await {
                 Err(Error::Start { log, .. }) if attempt < ATTEMPTS && passes(&log) => {
                     progress("starting PostgreSQL once more: its port or its memory was still taken");
-                    // The port that was taken is remembered otherwise.
-                    std::fs::remove_file(files.port()).ok();
+                    if log.contains(PORT_TAKEN) {
+                        // It is remembered otherwise.
+                        std::fs::remove_file(files.port()).ok();
+                    }
                     sleep(Duration::from_millis(200)).await;
                     attempt += 1;
                 }
-                Err(error) => return Err(error),
+                started => return started,
             }
         }
+    }
+
+    /// Ends the server by a signal and starts it again on the same data and, where that is still free, the same
+    /// port.
+    pub(super) async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        self.child.stop_by(signal, STOP_DEADLINE).await?;
+        (self.child, self.admin_url) =
+            Self::start_patiently(&self.binaries, &self.account, &self.files, &self.purpose, progress)
+                .await?;
+        Ok(())
     }
 
     async fn start_once(
         binaries: &Binaries,
         account: &Account,
         files: &Files,
-        temporary: bool,
+        purpose: &Purpose,
     ) -> Result<(Child, Url), Error> {
         let password = std::fs::read_to_string(files.password()).map_err(Error::io("read the password"))?;
         let port = free_port(&files.port()).map_err(Error::io("find a free port"))?;
@@ -129,7 +160,7 @@ impl Cluster {
         let port_setting = format!("port={port}");
         let mut settings =
             vec!["listen_addresses=127.0.0.1", "unix_socket_directories=", "timezone=UTC", &port_setting];
-        if temporary {
+        if purpose.is_fast() {
             settings.extend(FOR_TESTS);
         }
         let child = account
@@ -146,18 +177,16 @@ impl Cluster {
         let admin_url = Url::parse(&url)
             .map_err(|error| Error::io("address PostgreSQL")(std::io::Error::other(error)))?;
         accepts_connections(&child, &admin_url, &files.log()).await?;
-        if !temporary {
-            std::fs::write(files.port(), port.to_string()).map_err(Error::io("remember the port"))?;
-        }
+        std::fs::write(files.port(), port.to_string()).map_err(Error::io("remember the port"))?;
         Ok((child, admin_url))
     }
 
     /// Fast shutdown: open transactions are rolled back, the data is left clean. A temporary server has no
     /// data worth that, and is gone at once.
     pub(super) async fn stop(self) -> Result<(), Error> {
-        let signal = if self.temporary { Signal::SIGQUIT } else { Signal::SIGINT };
-        self.child.stop_by(signal, Duration::from_secs(20)).await?;
-        if self.temporary {
+        let signal = if self.purpose.is_temporary() { Signal::SIGQUIT } else { Signal::SIGINT };
+        self.child.stop_by(signal, STOP_DEADLINE).await?;
+        if self.purpose.is_temporary() {
             std::fs::remove_dir_all(&self.files.directory).map_err(Error::io("remove the temporary data"))?;
         }
         Ok(())
@@ -200,7 +229,7 @@ async fn initialise(
     binaries: &Binaries,
     account: &Account,
     files: &Files,
-    temporary: bool,
+    purpose: &Purpose,
 ) -> Result<(), Error> {
     let password = Alphanumeric.sample_string(&mut rand::rng(), 32);
     std::fs::write(files.password(), password).map_err(Error::io("write the password"))?;
@@ -219,7 +248,7 @@ async fn initialise(
         .args(["-D".as_ref(), unfinished.as_os_str()])
         .args(["--pwfile".as_ref(), files.password().as_os_str()])
         .args(["-U", SUPERUSER, "--auth=scram-sha-256", "--encoding=UTF8", "--lc-messages=C", locale]);
-    if temporary {
+    if purpose.is_fast() {
         initdb = initdb.args(["--no-sync"]);
     }
     run(initdb).await?;
@@ -283,7 +312,7 @@ async fn accepts_connections(child: &Child, url: &Url, log: &Path) -> Result<(),
 
 /// Whether the failure that the log tells of is over in a moment.
 fn passes(log: &str) -> bool {
-    ["could not bind", "pre-existing shared memory block"].iter().any(|reason| log.contains(reason))
+    [PORT_TAKEN, "pre-existing shared memory block"].iter().any(|reason| log.contains(reason))
 }
 
 fn end_of(log: &Path) -> String {

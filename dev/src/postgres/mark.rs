@@ -25,7 +25,9 @@ impl Mark {
     pub(super) fn of(purpose: &Purpose) -> Self {
         match purpose {
             Purpose::Development { directory } => Self::Environment(directory.display().to_string()),
-            Purpose::Tests => Self::Tests { host: host(), pid: std::process::id(), started: Utc::now() },
+            Purpose::Tests | Purpose::Campaign => {
+                Self::Tests { host: host(), pid: std::process::id(), started: Utc::now() }
+            }
         }
     }
 

@@ -36,6 +36,25 @@ pub enum Purpose {
     Development { directory: PathBuf },
     /// Temporary and fast: nothing survives the process, so nothing is flushed to disk.
     Tests,
+    /// Temporary, always a server of our own, and as safe as one in production: it will be killed.
+    Campaign,
+}
+
+impl Purpose {
+    /// Whether the data ends with the process.
+    fn is_temporary(&self) -> bool {
+        matches!(self, Self::Tests | Self::Campaign)
+    }
+
+    /// Whether safety is given up for speed.
+    fn is_fast(&self) -> bool {
+        matches!(self, Self::Tests)
+    }
+
+    /// Whether a server that the user names will do.
+    fn may_be_named(&self) -> bool {
+        !matches!(self, Self::Campaign)
+    }
 }
 
 /// Why there is no server, or why it refused.
@@ -65,6 +84,8 @@ pub enum Error {
         "the {kind} `{name}` exists on this server but was made by someone else, or for something else ({made}): it is left alone"
     )]
     NotOurs { kind: &'static str, name: String, made: String },
+    #[error("the server was not started here, so it is not restarted here")]
+    NotStartedHere,
     #[error("cannot {doing}: {source}")]
     Io { doing: String, source: io::Error },
     #[error(transparent)]

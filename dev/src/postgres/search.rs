@@ -17,7 +17,9 @@ pub(super) enum Found {
 }
 
 pub(super) async fn find(purpose: &Purpose, progress: &dyn Fn(&str)) -> Result<Found, Error> {
-    if let Some(named) = named(progress).await? {
+    if purpose.may_be_named()
+        && let Some(named) = named(progress).await?
+    {
         return Ok(Found::Named(named));
     }
     let account = Account::choose()?;

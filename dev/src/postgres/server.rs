@@ -10,6 +10,7 @@ use super::{
     search::{self, Found},
     sql,
 };
+use crate::process::Signal;
 
 /// A server that answers, and the right to make databases and roles on it.
 #[derive(Debug)]
@@ -191,6 +192,18 @@ impl Server {
             sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await?;
         }
         Ok(connection.close().await?)
+    }
+
+    /// Ends the server by a signal, and starts it again. One that this process has not started is left alone.
+    pub async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        match &mut self.cluster {
+            Some(cluster) => {
+                cluster.restart(signal, progress).await?;
+                self.admin_url = cluster.admin_url.clone();
+                Ok(())
+            }
+            None => Err(Error::NotStartedHere),
+        }
     }
 
     /// Stops the server if it is ours; a named one keeps running.

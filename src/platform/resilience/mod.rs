@@ -1,3 +1,4 @@
 //! Living with dependencies that fail.
 pub mod breaker;
+pub mod crash;
 pub mod retry;

@@ -1,0 +1,130 @@
+//! The replicas, as a supervisor keeps them: whoever dies is started again.
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    time::Duration,
+};
+
+use crate::{
+    http,
+    process::{Child, Launch, Signal},
+};
+
+/// Longer than the service's own deadline.
+const STOP_DEADLINE: Duration = Duration::from_secs(40);
+
+/// Several processes of one executable, with the same settings and ports of their own.
+pub(super) struct Fleet {
+    executable: PathBuf,
+    settings: Vec<(&'static str, String)>,
+    replicas: Vec<Replica>,
+    client: reqwest::Client,
+    /// How often one has died.
+    pub(super) deaths: u32,
+}
+
+struct Replica {
+    api: SocketAddr,
+    ops: SocketAddr,
+    child: Child,
+}
+
+impl Fleet {
+    /// Starts that many.
+    pub(super) fn start(
+        executable: PathBuf,
+        settings: Vec<(&'static str, String)>,
+        addresses: &[(SocketAddr, SocketAddr)],
+    ) -> Result<Self, super::Error> {
+        let client = http::client(Duration::from_secs(2))?;
+        let mut fleet = Self { executable, settings, replicas: Vec::new(), client, deaths: 0 };
+        for (api, ops) in addresses {
+            let child = fleet.launch(*api, *ops, None)?;
+            fleet.replicas.push(Replica { api: *api, ops: *ops, child });
+        }
+        Ok(fleet)
+    }
+
+    /// Addresses that are free at the moment: for the API and for operations.
+    pub(super) fn addresses(count: usize) -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
+        let listeners: Vec<_> =
+            (0..count * 2).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<io::Result<_>>()?;
+        let addresses: Vec<_> = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
+        let (api, ops) = addresses.split_at(count);
+        Ok(api.iter().copied().zip(ops.iter().copied()).collect())
+    }
+
+    fn launch(&self, api: SocketAddr, ops: SocketAddr, crash_at: Option<&str>) -> io::Result<Child> {
+        let mut launch = Launch::new(&self.executable)
+            .args(["serve"])
+            .directory("/".as_ref())
+            .env("API_ADDRESS", api.to_string())
+            .env("OPS_ADDRESS", ops.to_string());
+        for (name, value) in &self.settings {
+            launch = launch.env(name, value);
+        }
+        if let Some(point) = crash_at {
+            launch = launch.env("CRASH_AT", point);
+        }
+        launch.start()
+    }
+
+    /// `kill -9`.
+    pub(super) fn kill(&self, replica: usize) {
+        if let Some(replica) = self.replicas.get(replica) {
+            // It may be dead already.
+            let _ = replica.child.signal(Signal::SIGKILL);
+        }
+    }
+
+    /// Replaces a replica by one that dies when it comes to this place.
+    pub(super) async fn crash(&mut self, replica: usize, point: &str) -> Result<(), super::Error> {
+        self.kill(replica);
+        let Some((api, ops)) = self.replicas.get(replica).map(|replica| (replica.api, replica.ops)) else {
+            return Ok(());
+        };
+        if let Some(killed) = self.replicas.get(replica) {
+            killed.child.wait(STOP_DEADLINE).await?;
+        }
+        let child = self.launch(api, ops, Some(point))?;
+        if let Some(replica) = self.replicas.get_mut(replica) {
+            replica.child = child;
+            self.deaths += 1;
+        }
+        Ok(())
+    }
+
+    /// Starts whoever has died again.
+    pub(super) fn revive(&mut self) -> io::Result<()> {
+        for number in 0..self.replicas.len() {
+            let dead = self.replicas.get(number).filter(|replica| replica.child.exited().is_some());
+            let Some((api, ops)) = dead.map(|replica| (replica.api, replica.ops)) else { continue };
+            let child = self.launch(api, ops, None)?;
+            if let Some(replica) = self.replicas.get_mut(number) {
+                replica.child = child;
+                self.deaths += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every replica is.
+    pub(super) async fn are_ready(&self) -> bool {
+        for replica in &self.replicas {
+            let answer = self.client.get(format!("http://{}/readyz", replica.ops)).send().await;
+            if !answer.is_ok_and(|answer| answer.status().is_success()) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Asks every replica to end, and waits until it has.
+    pub(super) async fn stop(self) -> Result<(), super::Error> {
+        for replica in &self.replicas {
+            replica.child.stop(STOP_DEADLINE).await?;
+        }
+        Ok(())
+    }
+}
