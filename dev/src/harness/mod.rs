@@ -20,6 +20,7 @@
 mod answer;
 mod builder;
 mod client;
+mod collector;
 mod command;
 mod database;
 mod order;
@@ -29,11 +30,13 @@ mod user;
 use std::time::{Duration, Instant};
 
 pub use crate::process::Signal;
+pub use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode as SpanStatus};
 
 pub use self::{
     answer::Answer,
     builder::{Builder, GATEWAY_API_KEY},
     client::{Attempt, Client, Exchange, Request, Witness},
+    collector::{Collector, Mood, Span},
     command::{Finished, run},
     database::{Database, Held},
     order::Order,
