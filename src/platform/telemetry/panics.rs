@@ -78,7 +78,8 @@ mod tests {
             });
         panic::set_hook(usual);
         assert!(caught.is_err());
-        assert_eq!(PANICS.get(), before + 1);
+        // Other tests of this process may panic meanwhile, on threads of their own.
+        assert!(PANICS.get() > before);
         let fields = memory.0.lock().unwrap();
         let field = |name: &str| {
             let found: Vec<_> = fields.iter().filter(|(known, _)| known == name).collect();
