@@ -2,6 +2,8 @@
 //!
 //! It says what the gateway answered, and above all what an answer does **not** say. Only a charge or refund
 //! object is an outcome. A timeout, a cut connection, a 5xx, a 429 and anything malformed leave it unknown.
+mod answers;
+
 use std::{sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -11,10 +13,11 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
-use tracing::Instrument;
+use tracing::{Instrument, Span, field};
 use url::Url;
 use uuid::Uuid;
 
+pub use self::answers::{Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, Sent, Unknown};
 use super::metrics::GATEWAY_DURATION;
 use crate::{
     config,
@@ -38,115 +41,6 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_
 
 /// More attempts within one request are recovery's.
 const MOST_RETRIES: u32 = 3;
-
-/// A charge, in the gateway's words.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Charge {
-    /// The gateway's id.
-    pub id: String,
-    /// Our payment's.
-    pub reference: Uuid,
-    /// How it ended.
-    pub status: ChargeStatus,
-    /// Why the bank said no.
-    pub decline_code: Option<String>,
-    /// In minor units.
-    pub amount: i64,
-    /// ISO 4217.
-    pub currency: String,
-}
-
-/// How a charge ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChargeStatus {
-    /// The money was taken.
-    Succeeded,
-    /// The bank said no.
-    Declined,
-}
-
-/// A refund, in the gateway's words.
-#[derive(Debug, Clone, Deserialize)]
-pub struct GatewayRefund {
-    /// The gateway's id.
-    pub id: String,
-    /// Our refund's.
-    pub reference: Uuid,
-    /// What it gives back.
-    pub charge_id: String,
-    /// How it ended.
-    pub status: GatewayRefundStatus,
-    /// In minor units.
-    pub amount: i64,
-}
-
-/// How a refund ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GatewayRefundStatus {
-    /// The money was given back.
-    Succeeded,
-    /// It was not.
-    Failed,
-}
-
-/// What sending something to the gateway came to.
-#[derive(Debug)]
-pub enum Sent<T> {
-    /// It answered with the object: this is certain.
-    Made(T),
-    /// It refused the request (4xx). Certain only if no earlier attempt went unanswered.
-    Refused(StatusCode),
-    /// It knows the key with another body (409). That must never happen, and says nothing about the outcome.
-    Conflict,
-    /// Nobody knows what happened.
-    Unknown(Unknown),
-}
-
-/// Why nobody knows what happened.
-#[derive(Debug, thiserror::Error)]
-pub enum Unknown {
-    /// There was no answer in time.
-    #[error("the gateway did not answer in time")]
-    TimedOut,
-    /// The connection failed, before or after the request was sent.
-    #[error("the connection to the gateway failed: {0}")]
-    Connection(#[source] reqwest::Error),
-    /// It answered with a status that promises nothing.
-    #[error("the gateway answered {status}")]
-    Status {
-        /// 5xx or 429.
-        status: StatusCode,
-        /// When it wants to be asked again.
-        retry_after: Option<Duration>,
-    },
-    /// It answered with something that is not what it should be.
-    #[error("the gateway's answer cannot be read: {0}")]
-    Malformed(String),
-    /// The breaker is open: it was not asked.
-    #[error("the gateway is not being asked at the moment")]
-    NotAsked,
-}
-
-impl Unknown {
-    /// When the gateway wants to be asked again.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Status { retry_after, .. } => *retry_after,
-            _ => None,
-        }
-    }
-
-    /// Whether it is the gateway's trouble, for the breaker: what it refuses or limits is not.
-    fn is_outage(&self) -> bool {
-        match self {
-            Self::Status { status, .. } => status.is_server_error(),
-            Self::TimedOut | Self::Connection(_) | Self::Malformed(_) => true,
-            Self::NotAsked => false,
-        }
-    }
-}
 
 /// The client. Cheap to clone.
 #[derive(Clone)]
@@ -313,14 +207,15 @@ impl Gateway {
         permit: Permit,
         until: Instant,
     ) -> Sent<T> {
+        let url = self.url(path);
         let request = self
             .0
             .client
-            .post(self.url(path))
+            .post(url.clone())
             .header("idempotency-key", key.to_string())
             .header(header::CONTENT_TYPE, "application/json")
             .body(body.to_owned());
-        match self.call(request, "POST", permit, until).await {
+        match self.call(request, "POST", url, permit, until).await {
             Ok((status, body)) if status.is_success() => match serde_json::from_slice(&body) {
                 Ok(object) => Sent::Made(object),
                 Err(error) => Sent::Unknown(Unknown::Malformed(error.to_string())),
@@ -344,7 +239,7 @@ impl Gateway {
         let permit = self.0.breaker.acquire().map_err(|_| Unknown::NotAsked)?;
         let mut url = self.url(&["v1", path]);
         url.query_pairs_mut().append_pair("reference", &reference.to_string());
-        let (status, body) = self.call(self.0.client.get(url), "GET", permit, until).await?;
+        let (status, body) = self.call(self.0.client.get(url.clone()), "GET", url, permit, until).await?;
         if !status.is_success() {
             return Err(Unknown::Status { status, retry_after: None });
         }
@@ -358,20 +253,11 @@ impl Gateway {
         &self,
         request: reqwest::RequestBuilder,
         method: &'static str,
+        url: Url,
         permit: Permit,
         until: Instant,
     ) -> Result<(StatusCode, Vec<u8>), Unknown> {
-        let span = tracing::info_span!(
-            "gateway",
-            otel.name = method,
-            otel.kind = "client",
-            otel.status_code = tracing::field::Empty,
-            http.request.method = method,
-            http.response.status_code = tracing::field::Empty,
-            server.address = self.0.base.host_str(),
-            server.port = self.0.base.port_or_known_default(),
-            error.type = tracing::field::Empty,
-        );
+        let span = self.open_span(method, &url);
         let started = Instant::now();
         let left = until.saturating_duration_since(started);
         let answer = async {
@@ -388,16 +274,13 @@ impl Gateway {
             Err(Unknown::TimedOut) => "timeout",
             Err(_) => "error",
         };
-        GATEWAY_DURATION.with_label_values(&[SERVICE, outcome]).observe(started.elapsed().as_secs_f64());
+        GATEWAY_DURATION.observe(&[SERVICE, outcome], started.elapsed());
+        record_answer(&span, &answer);
         match &answer {
-            Ok((status, _)) => {
-                span.record("http.response.status_code", status.as_u16());
-                permit.succeeded();
-            }
+            Ok(_) => permit.succeeded(),
             Err(unknown) => {
-                span.record("otel.status_code", "ERROR");
-                span.record("error.type", outcome);
-                tracing::warn!(parent: &span, error = unknown as &dyn std::error::Error, "the gateway call has no certain outcome");
+                let cause = unknown as &dyn std::error::Error;
+                span.in_scope(|| tracing::warn!(error = cause, "the gateway call has no certain outcome"));
                 if unknown.is_outage() {
                     permit.failed();
                 }
@@ -405,6 +288,44 @@ impl Gateway {
         }
         answer
     }
+
+    /// By the stable semantic conventions for HTTP clients. What is declared empty is recorded at the end.
+    fn open_span(&self, method: &'static str, url: &Url) -> Span {
+        tracing::info_span!(
+            "gateway",
+            otel.name = method,
+            otel.kind = "client",
+            otel.status_code = field::Empty,
+            http.request.method = method,
+            http.response.status_code = field::Empty,
+            url.full = %url,
+            server.address = self.0.base.host_str(),
+            // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
+            server.port = self.0.base.port_or_known_default().map(i64::from),
+            error.type = field::Empty,
+        )
+    }
+}
+
+/// A client's span has failed wherever it was not given what it asked for: by a 4xx, too.
+fn record_answer(span: &Span, answer: &Result<(StatusCode, Vec<u8>), Unknown>) {
+    let status = match answer {
+        Ok((status, _)) | Err(Unknown::Status { status, .. }) => Some(*status),
+        Err(_) => None,
+    };
+    if let Some(status) = status {
+        span.record("http.response.status_code", i64::from(status.as_u16()));
+    }
+    let error = match answer {
+        Ok((status, _)) if status.is_success() => return,
+        Ok((status, _)) | Err(Unknown::Status { status, .. }) => status.as_str(),
+        Err(Unknown::TimedOut) => "timeout",
+        Err(Unknown::Connection(_)) => "connection",
+        Err(Unknown::Malformed(_)) => "malformed",
+        Err(Unknown::NotAsked) => "not_asked",
+    };
+    span.record("otel.status_code", "error");
+    span.record("error.type", error);
 }
 
 /// Why there is no client.

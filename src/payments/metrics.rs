@@ -1,13 +1,14 @@
 //! What payments count.
 use lazy_static::lazy_static;
 use prometheus::{
-    HistogramVec, IntCounterVec, IntGauge, register_histogram_vec, register_int_counter_vec,
-    register_int_gauge,
+    IntCounterVec, IntGauge, register_histogram_vec, register_int_counter_vec, register_int_gauge,
 };
 
 use super::model::FailureReason;
 
-use crate::platform::telemetry::metrics::registered;
+use crate::platform::telemetry::metrics::{TracedHistograms, registered};
+
+const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 lazy_static! {
     pub(super) static ref PAYMENTS: IntCounterVec = registered(register_int_counter_vec!(
@@ -30,12 +31,15 @@ lazy_static! {
     ));
     pub(super) static ref PAYMENTS_PARKED: IntGauge =
         registered(register_int_gauge!("payments_parked", "Payments and refunds that a person must look at"));
-    pub(super) static ref GATEWAY_DURATION: HistogramVec = registered(register_histogram_vec!(
-        "http_client_request_duration_seconds",
-        "Time of a call to another service",
-        &["service", "outcome"],
-        vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
-    ));
+    pub(super) static ref GATEWAY_DURATION: TracedHistograms = TracedHistograms::new(
+        register_histogram_vec!(
+            "http_client_request_duration_seconds",
+            "Time of a call to another service",
+            &["service", "outcome"],
+            BUCKETS.to_vec()
+        ),
+        BUCKETS
+    );
 }
 
 /// Makes every series, so that rules never meet a missing one.
@@ -50,6 +54,6 @@ pub fn initialise() {
         PAYMENT_FAILURES.with_label_values(&[reason.as_str()]);
     }
     for outcome in ["success", "refused", "error", "timeout"] {
-        GATEWAY_DURATION.with_label_values(&["payment_gateway", outcome]);
+        GATEWAY_DURATION.declare(&["payment_gateway", outcome]);
     }
 }

@@ -190,6 +190,8 @@ pub(super) struct Found {
     pub(super) charge_id: Option<String>,
     /// What may still be given back.
     pub(super) refundable_amount: i64,
+    /// The span that began it.
+    pub(super) trace_parent: Option<String>,
 }
 
 /// One payment; only if its order is this customer's, where one is given.
@@ -203,7 +205,7 @@ pub(super) async fn find(
         select
           payments.id, payments.order_id, payments.status, payments.amount, payments.currency,
           payments.refunded_amount, payments.refund_reserved_amount, payments.failure_reason,
-          payments.gateway_charge_id, payments.created_at, payments.updated_at
+          payments.gateway_charge_id, payments.trace_parent, payments.created_at, payments.updated_at
         from payments
         where
           payments.id = $1
@@ -226,7 +228,12 @@ pub(super) async fn find(
             updated_at: row.updated_at,
         };
         let refundable_amount = row.amount - row.refund_reserved_amount;
-        Ok(Found { payment, charge_id: row.gateway_charge_id, refundable_amount })
+        Ok(Found {
+            payment,
+            charge_id: row.gateway_charge_id,
+            refundable_amount,
+            trace_parent: row.trace_parent,
+        })
     })
     .transpose()
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sqlx::PgConnection;
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP};
+use tracing::Span;
 use uuid::Uuid;
 
 use super::{
@@ -24,6 +25,7 @@ use crate::platform::{
         problem::{BAD_SIGNATURE, Problem},
     },
     resilience::crash,
+    telemetry::traces,
 };
 
 /// In place of a caller's id in the scope of an idempotency key.
@@ -116,6 +118,7 @@ async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<
         )
         .await;
     };
+    traces::link(&Span::current(), found.trace_parent.as_deref());
     let payment = found.payment;
     match judge_charge(payment.id, payment.amount, &payment.currency, charge) {
         Ok(settlement) => Ok(Effect::Payment(
@@ -147,6 +150,7 @@ async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> 
         )
         .await;
     };
+    traces::link(&Span::current(), open.trace_parent.as_deref());
     match judge_refund(open.id, open.amount, &open.charge_id, refund) {
         Ok(settlement) => {
             Ok(Effect::Refund(settlement::settle_refund(connection, &open, &settlement).await?))

@@ -7,6 +7,7 @@ mod checks;
 mod connection;
 mod metrics;
 mod migrate;
+mod observe;
 
 use std::{
     error::Error as _,
@@ -17,11 +18,10 @@ use sqlx::{
     PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tracing::Instrument;
 
 use self::{
     connection::answered,
-    metrics::{ACQUIRE_DURATION, ACQUIRE_TIMEOUTS, QUERY_DURATION},
+    metrics::{ACQUIRE_DURATION, ACQUIRE_TIMEOUTS},
 };
 use crate::{config, platform::http::problem::Problem};
 
@@ -29,14 +29,12 @@ pub use self::{
     checks::{Privileges, privileges, warn_of_session_settings},
     connection::{Connection, Transaction},
     migrate::{MigrateError, SchemaState, expected_version, migrate, schema_state},
+    observe::observe,
 };
 
 /// How long one attempt to reach the database may take: a packet that is dropped on the way is never answered, and
 /// the next attempt may find another host behind the same name.
 const ATTEMPT: Duration = Duration::from_secs(5);
-
-/// A statement that takes longer than this is named in the log.
-const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
 /// The pool. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -83,6 +81,7 @@ impl Database {
             .test_before_acquire(false)
             .connect_lazy_with(settings.url.clone().application_name(application_name));
         let database = Self { pool };
+        observe::remember_server(&settings.url);
         metrics::watch_pool(database.clone());
         Ok(database)
     }
@@ -144,41 +143,6 @@ pub struct PoolState {
     pub idle: u32,
     /// As many as there can be.
     pub max: u32,
-}
-
-/// Runs a statement under a name of the form `table.verb`: a span, a histogram, and a log line if it is slow.
-///
-/// # Errors
-/// The statement's.
-pub async fn observe<T>(
-    name: &'static str,
-    statement: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, sqlx::Error> {
-    let span = tracing::info_span!(
-        "query",
-        otel.name = name,
-        otel.kind = "client",
-        otel.status_code = tracing::field::Empty,
-        db.system.name = "postgresql",
-        db.query.summary = name,
-        error.type = tracing::field::Empty,
-    );
-    let started = Instant::now();
-    let result = answered(statement).instrument(span.clone()).await;
-    let elapsed = started.elapsed();
-    QUERY_DURATION.with_label_values(&[name]).observe(elapsed.as_secs_f64());
-    if elapsed >= SLOW_STATEMENT {
-        tracing::warn!(
-            query = name,
-            duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-            "slow statement"
-        );
-    }
-    if let Err(error) = &result {
-        span.record("otel.status_code", "ERROR");
-        span.record("error.type", sqlstate(error).as_deref().unwrap_or("connection"));
-    }
-    result
 }
 
 /// The name of the constraint that refused a statement, if one did.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Database, Link, Service, Witness, service::Surroundings};
+use super::{Collector, Database, Link, Service, Witness, service::Surroundings};
 use crate::gateway::{Settings, Simulator, Timings};
 
 /// What services show their gateway.
@@ -56,6 +56,12 @@ impl Builder {
         self.settings.retain(|(known, _)| known != name);
         self.settings.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// With somebody who takes its spans, soon after they have ended.
+    pub fn traced_by(self, collector: &Collector) -> Self {
+        self.setting("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
+            .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
     }
 
     /// With somebody who sees every request and its answer.

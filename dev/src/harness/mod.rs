@@ -21,6 +21,7 @@ mod answer;
 mod balancer;
 mod builder;
 mod client;
+mod collector;
 mod command;
 mod database;
 mod link;
@@ -31,12 +32,14 @@ mod user;
 use std::time::{Duration, Instant};
 
 pub use crate::process::Signal;
+pub use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode as SpanStatus};
 
 pub use self::{
     answer::Answer,
     balancer::Balancer,
     builder::{Builder, GATEWAY_API_KEY},
     client::{Attempt, Client, Exchange, Request, Witness},
+    collector::{Collector, Mood, Span},
     command::{Finished, run},
     database::{Database, Held},
     link::Link,

@@ -296,6 +296,25 @@ impl Service {
         value.unwrap_or_else(|| panic!("there is no series {series}"))
     }
 
+    /// Nobody reads its log lines any more, though somebody holds the pipe.
+    pub fn nobody_reads_its_output(&self) {
+        self.process.child.stall_stdout();
+    }
+
+    /// Whoever read its log lines has gone.
+    pub fn its_output_is_closed(&self) {
+        self.process.child.close_stdout();
+    }
+
+    /// How much memory it uses, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.child.pid()));
+        let status = status.expect("the process runs");
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        resident.and_then(|size| size.trim().parse::<u64>().ok()).expect("it says so") * 1024
+    }
+
     /// The log lines of the present process.
     pub fn logs(&self) -> Vec<Value> {
         let lines = self.process.child.lines().into_iter().filter(|line| line.stream == Stream::Stdout);

@@ -283,6 +283,16 @@ impl Child {
         self.output.tail(count)
     }
 
+    /// Stops reading its standard output, as a log shipper does that hangs: the pipe stays open and fills.
+    pub fn stall_stdout(&self) {
+        self.output.stall();
+    }
+
+    /// Closes its standard output, as a log shipper does that has died.
+    pub fn close_stdout(&self) {
+        self.output.close();
+    }
+
     /// Reads from the oldest line in memory.
     pub fn follow(&self) -> Follower {
         self.output.follow(false)
@@ -319,6 +329,8 @@ impl Drop for Child {
     /// A process is killed; a database server gets a moment to leave clean data. When this returns, the ports
     /// are free again.
     fn drop(&mut self) {
+        // Whoever stalls would wait for ever.
+        self.output.close();
         if self.ending == Ending::Server && self.if_running(|pid| kill(pid, Signal::SIGINT)).is_ok() {
             let deadline = Instant::now() + SERVER_GRACE;
             while Instant::now() < deadline && matches!(lock(&self.process).try_wait(), Ok(None)) {

@@ -3,7 +3,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, BufRead, BufReader, Read, Write as _},
-    sync::{Arc, Mutex},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -31,11 +31,22 @@ pub struct Line {
     pub text: String,
 }
 
+/// What a reader can do to whoever prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    Reads,
+    /// It is there and does not read: what is printed fills the pipe.
+    Stalls,
+    /// It has gone, and closed its end of the pipe.
+    Gone,
+}
+
 /// The memory shared by the two reading threads and every reader.
 #[derive(Debug)]
 pub(super) struct Output {
     state: Mutex<State>,
     changes: watch::Sender<()>,
+    read_on: Condvar,
 }
 
 #[derive(Debug)]
@@ -44,14 +55,16 @@ struct State {
     /// The number of the first line in `kept`, counted from the child's start.
     first: u64,
     streams_open: usize,
+    reader: Reader,
     log: Option<File>,
     echo: &'static [Stream],
 }
 
 impl Output {
     pub(super) fn new(log: Option<File>, echo: &'static [Stream]) -> Arc<Self> {
-        let state = State { kept: VecDeque::new(), first: 0, streams_open: 0, log, echo };
-        Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()) })
+        let state =
+            State { kept: VecDeque::new(), first: 0, streams_open: 0, reader: Reader::Reads, log, echo };
+        Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), read_on: Condvar::new() })
     }
 
     /// Reads the stream to its end on a thread of its own.
@@ -65,10 +78,38 @@ impl Output {
                 let text = String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned();
                 output.push(Line { stream, text });
                 bytes.clear();
+                if !output.reads_on(stream) {
+                    break;
+                }
             }
+            drop(source);
             lock(&output.state).streams_open -= 1;
             output.changes.send_replace(());
         });
+    }
+
+    /// Whether the reader of a stream goes on; waits where it stalls.
+    fn reads_on(&self, stream: Stream) -> bool {
+        let mut state = lock(&self.state);
+        while stream == Stream::Stdout && state.reader == Reader::Stalls {
+            state = self.read_on.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        stream != Stream::Stdout || state.reader == Reader::Reads
+    }
+
+    fn set_reader(&self, reader: Reader) {
+        lock(&self.state).reader = reader;
+        self.read_on.notify_all();
+    }
+
+    /// From the next line on nobody reads the standard output, though its pipe stays open.
+    pub(super) fn stall(&self) {
+        self.set_reader(Reader::Stalls);
+    }
+
+    /// With the next line the standard output's pipe is closed.
+    pub(super) fn close(&self) {
+        self.set_reader(Reader::Gone);
     }
 
     fn push(&self, line: Line) {

@@ -31,6 +31,16 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [
+        Self::Authentication,
+        Self::Authorization,
+        Self::DataAccess,
+        Self::DataChange,
+        Self::Configuration,
+        Self::Audit,
+    ];
+
     /// As it is written in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -57,6 +67,9 @@ pub enum EventResult {
 }
 
 impl EventResult {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Denied];
+
     /// As it is written in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -2,6 +2,7 @@
 use lazy_static::lazy_static;
 use prometheus::{IntCounter, IntCounterVec, register_int_counter, register_int_counter_vec};
 
+use super::{EventResult, EventType};
 use crate::platform::telemetry::metrics::registered;
 
 lazy_static! {
@@ -19,4 +20,9 @@ lazy_static! {
 /// Makes every series, so that rules never meet a missing one.
 pub fn initialise() {
     lazy_static::initialize(&WRITE_FAILURES);
+    for event_type in EventType::ALL {
+        for result in EventResult::ALL {
+            EVENTS.with_label_values(&[event_type.as_str(), result.as_str()]);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What the database costs: the pool, and each named statement.
 use lazy_static::lazy_static;
 use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntGauge,
+    Histogram, IntCounter, IntGauge,
     core::{Collector, Desc},
     proto::MetricFamily,
     register_histogram, register_histogram_vec, register_int_counter,
@@ -11,7 +11,7 @@ use super::Database;
 
 const BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
-use crate::platform::telemetry::metrics::registered;
+use crate::platform::telemetry::metrics::{TracedHistograms, registered};
 
 lazy_static! {
     pub(super) static ref ACQUIRE_DURATION: Histogram = registered(register_histogram!(
@@ -23,12 +23,15 @@ lazy_static! {
         "db_connection_acquire_timeouts_total",
         "Times that no connection was had within DATABASE_ACQUIRE_TIMEOUT_MS"
     ));
-    pub(super) static ref QUERY_DURATION: HistogramVec = registered(register_histogram_vec!(
-        "db_query_duration_seconds",
-        "Time of a statement, by its name",
-        &["query_type"],
-        BUCKETS.to_vec()
-    ));
+    pub(super) static ref QUERY_DURATION: TracedHistograms = TracedHistograms::new(
+        register_histogram_vec!(
+            "db_query_duration_seconds",
+            "Time of a statement, by its name",
+            &["query_type"],
+            BUCKETS.to_vec()
+        ),
+        BUCKETS
+    );
 }
 
 /// The pool's gauges. They are read from the pool when metrics are gathered, so they are true at that moment.

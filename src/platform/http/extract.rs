@@ -73,11 +73,21 @@ pub(super) fn parse_json(body: &[u8]) -> Result<serde_json::Value, Problem> {
 pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -> Result<T, Problem> {
     let decoded: T = serde_path_to_error::deserialize(value).map_err(|error| {
         let pointer: String = error.path().iter().filter_map(segment_pointer).collect();
-        Problem::invalid(vec![field_error(&pointer, &error.inner().to_string())])
+        Problem::invalid(vec![field_error(&pointer, &without_value(&error.inner().to_string()))])
     })?;
     match decoded.validate() {
         errors if errors.is_empty() => Ok(decoded),
         errors => Err(Problem::invalid(errors)),
+    }
+}
+
+/// What was expected, and not what came instead: that may be a password in the wrong place.
+fn without_value(message: &str) -> String {
+    let tells_the_value =
+        ["invalid type: ", "invalid value: ", "unknown variant "].iter().any(|kind| message.contains(kind));
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) if tells_the_value => format!("expected {expected}"),
+        _ => message.to_owned(),
     }
 }
 
@@ -120,6 +130,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             Err(rejection) => {
                 use std::error::Error;
                 let cause = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
+                let cause = without_value(&cause);
                 Err(Problem::malformed(format!("The query string cannot be read: {cause}.")))
             }
         }

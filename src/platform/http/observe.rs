@@ -17,17 +17,18 @@ use axum::{
 };
 use lazy_static::lazy_static;
 use prometheus::{
-    HistogramVec, IntCounterVec, IntGauge, register_histogram_vec, register_int_counter_vec,
-    register_int_gauge,
+    IntCounterVec, IntGauge, register_histogram_vec, register_int_counter_vec, register_int_gauge,
 };
 use tracing::{Instrument, Span, field};
 
 use super::client_address::ClientAddress;
 use crate::platform::telemetry::{
     correlation::{Context, CorrelationId},
-    metrics::registered,
+    metrics::{TracedHistograms, registered},
     traces,
 };
+
+const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 lazy_static! {
     static ref REQUESTS: IntCounterVec = registered(register_int_counter_vec!(
@@ -35,12 +36,15 @@ lazy_static! {
         "Requests that ended, by status; 499: the client went away.",
         &["method", "path", "status"]
     ));
-    static ref DURATION: HistogramVec = registered(register_histogram_vec!(
-        "http_request_duration_seconds",
-        "From the request's headers to the response's.",
-        &["method", "path"],
-        vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
-    ));
+    static ref DURATION: TracedHistograms = TracedHistograms::new(
+        register_histogram_vec!(
+            "http_request_duration_seconds",
+            "From the request's headers to the response's.",
+            &["method", "path"],
+            BUCKETS.to_vec()
+        ),
+        BUCKETS
+    );
     static ref IN_FLIGHT: IntGauge =
         registered(register_int_gauge!("http_requests_in_flight", "Requests that are being worked on."));
 }
@@ -61,7 +65,7 @@ pub fn expect(method: &Method, route: &str, success: StatusCode) {
     for status in failures.into_iter().chain([success]) {
         REQUESTS.with_label_values(&[method, route, status.as_str()]);
     }
-    DURATION.with_label_values(&[method, route]);
+    DURATION.declare(&[method, route]);
     lazy_static::initialize(&IN_FLIGHT);
 }
 
@@ -168,7 +172,8 @@ impl Drop for Exchange {
 
         IN_FLIGHT.dec();
         REQUESTS.with_label_values(&[self.method, route, status.as_str()]).inc();
-        DURATION.with_label_values(&[self.method, route]).observe(elapsed.as_secs_f64());
+        // Within the span, whose trace the histogram remembers.
+        self.span.in_scope(|| DURATION.observe(&[self.method, route], elapsed));
 
         // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
         self.span.record("http.response.status_code", i64::from(status.as_u16()));
@@ -303,7 +308,7 @@ mod tests {
     #[test]
     fn a_route_has_its_series_before_its_first_request() {
         expect(&Method::POST, "/expected", StatusCode::CREATED);
-        let (_, text) = crate::platform::telemetry::metrics::render().unwrap();
+        let (_, text) = crate::platform::telemetry::metrics::render(&HeaderMap::new()).unwrap();
         for status in ["201", "500", "503", "504"] {
             let series =
                 format!("http_requests_total{{method=\"POST\",path=\"/expected\",status=\"{status}\"}} 0");

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, time::Instant};
 use axum::{
     Json, Router,
     extract::{ConnectInfo, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::get,
@@ -63,8 +63,8 @@ async fn report(State(health): State<Health>) -> Json<health::Report> {
     Json(health.report().await)
 }
 
-async fn scrape() -> Result<Response, Problem> {
-    let (media_type, text) = metrics::render().map_err(|error| Problem::internal(&error))?;
+async fn scrape(headers: HeaderMap) -> Result<Response, Problem> {
+    let (media_type, text) = metrics::render(&headers).map_err(|error| Problem::internal(&error))?;
     Ok(([(header::CONTENT_TYPE, media_type)], text).into_response())
 }
 
@@ -95,7 +95,7 @@ async fn accompany(request: Request, next: Next) -> Response {
 mod tests {
     use axum::{
         body::Body,
-        http::{HeaderMap, Method, Request},
+        http::{Method, Request},
     };
     use tower::ServiceExt;
 

@@ -65,7 +65,7 @@ impl Lines {
     }
 
     fn write(&self, line: &Line<'_>, buffers: &mut Buffers) {
-        for sink in &self.sinks {
+        for sink in self.sinks.iter().filter(|sink| sink.takes(line.metadata.target())) {
             buffers.line.clear();
             match sink.format {
                 Format::Json => json::write(line, &self.origin, buffers),
@@ -122,6 +122,11 @@ impl Line<'_> {
             text.push_str(self.metadata.name());
         }
     }
+}
+
+/// Whether lines of this target are the audit trail's.
+pub(super) fn is_audit(target: &str) -> bool {
+    target == "audit" || target.starts_with("audit::")
 }
 
 /// Appends to a text. A value whose formatting fails is cut off there: a log line must not fail for it.

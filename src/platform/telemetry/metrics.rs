@@ -24,8 +24,11 @@
 //!
 //! `start` is called once, before the listeners open. Without it a series appears only with its first event:
 //! `rate()` then misses that event, and a rule on a series that does not exist yet is silent.
+mod openmetrics;
 mod runtime;
+mod traced;
 
+use axum::http::HeaderMap;
 use lazy_static::lazy_static;
 use prometheus::{
     IntGaugeVec, TEXT_FORMAT, TextEncoder,
@@ -33,6 +36,8 @@ use prometheus::{
     register_int_gauge_vec,
 };
 use tokio::runtime::Handle;
+
+pub use self::traced::TracedHistograms;
 
 lazy_static! {
     static ref BUILD_INFO: IntGaugeVec = registered(register_int_gauge_vec!(
@@ -67,13 +72,18 @@ pub fn declare<B: MetricVecBuilder, const LABELS: usize>(
     }
 }
 
-/// Everything that the process counts, in the text format, with its media type.
+/// Everything that the process counts, with its media type: as `OpenMetrics` for whoever prefers that, and
+/// otherwise in Prometheus' older text format.
 ///
 /// # Errors
 /// Two metrics contradict each other: a mistake in the code.
-pub fn render() -> prometheus::Result<(&'static str, String)> {
-    let text = TextEncoder::new().encode_to_string(&prometheus::gather())?;
-    Ok((TEXT_FORMAT, text))
+pub fn render(headers: &HeaderMap) -> prometheus::Result<(&'static str, String)> {
+    let families = prometheus::gather();
+    if openmetrics::is_preferred(headers) {
+        Ok((openmetrics::MEDIA_TYPE, openmetrics::encode(&families)))
+    } else {
+        Ok((TEXT_FORMAT, TextEncoder::new().encode_to_string(&families)?))
+    }
 }
 
 pub(super) fn start(runtime: &Handle) {
@@ -88,7 +98,7 @@ mod tests {
     #[tokio::test]
     async fn the_build_is_in_the_first_scrape() {
         start(&Handle::current());
-        let (content_type, text) = render().unwrap();
+        let (content_type, text) = render(&HeaderMap::new()).unwrap();
         assert_eq!(content_type, "text/plain; version=0.0.4");
         let expected =
             format!("build_info{{commit=\"{COMMIT}\",version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));

@@ -74,7 +74,10 @@ pub fn init(
     // The layer of the logs comes first: the handle that changes its filter knows the type below it.
     // Without a hint from both of its halves, a filter has none, and every `trace!` would be asked about.
     let events = filter_fn(is_event).with_max_level_hint(LevelFilter::TRACE);
-    let lines = Lines::new(&service, sinks).with_filter(events.and(wanted));
+    // Nobody may silence the audit trail by asking for less of everything else.
+    let audit =
+        filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
+    let lines = Lines::new(&service, sinks).with_filter(events.and(wanted.or(audit)));
     let spans_layer = spans.as_ref().map(|provider| {
         // Each of these costs every span something, and none tells more than the span's name does.
         tracing_opentelemetry::layer()
@@ -122,7 +125,7 @@ impl Telemetry {
     /// Spans have until `deadline`, less what the writing threads may take at most; a collector that does not
     /// answer until then loses them.
     pub async fn flush(self, deadline: Duration) {
-        const WRITING: Duration = Duration::from_millis(1_100);
+        const WRITING: Duration = Duration::from_millis(1_200);
         let Self { spans, lines, .. } = self;
         // Both block, and the gRPC client needs the runtime's own threads meanwhile.
         let flushed = task::spawn_blocking(move || {
@@ -133,7 +136,7 @@ impl Telemetry {
                     "spans were lost at the end"
                 );
             }
-            drop(lines);
+            lines.finish(WRITING);
         });
         let _only_a_panic_fails = flushed.await;
     }

@@ -34,3 +34,60 @@ fn report(panic: &PanicHookInfo<'_>) {
         panic.payload_as_str().unwrap_or("(not a text)"),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::{
+        Event, Subscriber,
+        field::{Field, Visit},
+    };
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    use super::*;
+
+    /// Keeps every field of what is logged as text.
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<(String, String)>>>);
+
+    impl<S: Subscriber> Layer<S> for Memory {
+        fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+            event.record(&mut self.clone());
+        }
+    }
+
+    impl Visit for Memory {
+        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+            self.0.lock().unwrap().push((field.name().to_owned(), format!("{value:?}")));
+        }
+    }
+
+    #[test]
+    fn a_panic_is_one_line_that_says_where_and_by_which_way() {
+        fn spills_the_tea() {
+            panic!("the tea is spilt");
+        }
+        let memory = Memory::default();
+        let before = PANICS.get();
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(report));
+        let caught =
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(memory.clone()), || {
+                panic::catch_unwind(spills_the_tea)
+            });
+        panic::set_hook(usual);
+        assert!(caught.is_err());
+        // Other tests of this process may panic meanwhile, on threads of their own.
+        assert!(PANICS.get() > before);
+        let fields = memory.0.lock().unwrap();
+        let field = |name: &str| {
+            let found: Vec<_> = fields.iter().filter(|(known, _)| known == name).collect();
+            assert_eq!(found.len(), 1, "{name}");
+            found[0].1.clone()
+        };
+        assert_eq!(field("message"), "panicked: the tea is spilt");
+        assert!(field("location").contains("panics.rs"));
+        assert!(field("backtrace").contains("spills_the_tea"), "{}", field("backtrace"));
+    }
+}

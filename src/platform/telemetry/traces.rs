@@ -9,6 +9,7 @@
 //! made anew, as for a trace that begins here (see [`Edge`]), so that no stranger can hide from the traces
 //! or flood them.
 mod export;
+mod propagators;
 mod sampling;
 
 use std::{collections::HashMap, env, time::Duration};
@@ -31,7 +32,11 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
-use self::{export::counted, sampling::Edge};
+use self::{
+    export::counted,
+    propagators::{B3Headers, B3Propagator, JaegerPropagator},
+    sampling::Edge,
+};
 use super::correlation;
 use crate::config;
 
@@ -136,6 +141,9 @@ pub(super) fn propagate(settings: &config::Traces) {
             match name {
                 "tracecontext" => Some(Box::new(TraceContextPropagator::new())),
                 "baggage" => Some(Box::new(BaggagePropagator::new())),
+                "b3" => Some(Box::new(B3Propagator::new(B3Headers::Single))),
+                "b3multi" => Some(Box::new(B3Propagator::new(B3Headers::Multiple))),
+                "jaeger" => Some(Box::new(JaegerPropagator::new())),
                 _ => None,
             }
         });
@@ -149,9 +157,10 @@ pub(super) fn propagate(settings: &config::Traces) {
 pub(super) fn warnings(settings: &config::Traces) -> Vec<String> {
     let mut warnings = Vec::new();
     for name in names(&settings.propagators) {
-        if !matches!(name, "tracecontext" | "baggage" | "none") {
+        if !matches!(name, "tracecontext" | "baggage" | "b3" | "b3multi" | "jaeger" | "none") {
             warnings.push(format!(
-                "OTEL_PROPAGATORS: {name} is ignored; supported are tracecontext, baggage and none"
+                "OTEL_PROPAGATORS: {name} is ignored; supported are tracecontext, baggage, b3, b3multi, jaeger \
+                 and none"
             ));
         }
     }
@@ -229,15 +238,17 @@ pub fn inject(headers: &mut HeaderMap) {
 ///
 /// `trusted` says whether the peer is one whose sampled flag and baggage we believe.
 pub fn set_parent_from(headers: &HeaderMap, span: &Span, trusted: bool) {
-    let says_something = headers.contains_key("traceparent") || (trusted && headers.contains_key("baggage"));
-    if !says_something {
-        return;
-    }
-    let mut parent = global::get_text_map_propagator(|propagator| {
-        propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers))
+    let found = global::get_text_map_propagator(|propagator| {
+        let says_something = propagator.fields().any(|field| headers.contains_key(field));
+        says_something.then(|| propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers)))
     });
+    let Some(mut parent) = found else { return };
     if !trusted {
-        parent = Edge::untrusted(parent.span().span_context().clone());
+        let ids = parent.span().span_context().clone();
+        if !ids.is_valid() {
+            return;
+        }
+        parent = Edge::untrusted(ids);
     }
     // It fails where there is no layer for traces, or the span is filtered out: then there is nothing to join.
     let _no_traces = span.set_parent(parent);

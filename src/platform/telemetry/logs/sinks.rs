@@ -7,7 +7,10 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
+    thread,
+    time::Duration,
 };
 
 use prometheus::{
@@ -20,7 +23,7 @@ use tracing_appender::{
     rolling::{RollingFileAppender, Rotation},
 };
 
-use super::Format;
+use super::{Format, is_audit};
 use crate::config::{self, LogFormat};
 
 /// Why the logs cannot be opened.
@@ -39,39 +42,81 @@ pub enum LogsError {
     Metric(#[from] prometheus::Error),
 }
 
+/// Lines that wait for one sink at most: a few megabytes, and about a second of a busy service. A reader
+/// that has stopped costs that and no more.
+const LONGEST_QUEUE: usize = 8_192;
+
 /// A queue, and at its other end a thread that writes.
 pub(in crate::platform::telemetry) struct Sink {
     pub(super) format: Format,
+    wanted: Wanted,
     queue: NonBlocking,
 }
 
-/// Keeps the writing threads alive. When it is dropped they write what they have, for about a second at most.
-pub(in crate::platform::telemetry) struct Guards(
-    #[expect(dead_code, reason = "it lives to be dropped")] Vec<WorkerGuard>,
-);
+/// Which lines a sink takes. In files the audit trail is kept apart: it is read by others, and kept longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Everything,
+    Audit,
+    EverythingElse,
+}
+
+/// Keeps the writing threads alive.
+pub(in crate::platform::telemetry) struct Guards(Vec<WorkerGuard>);
+
+impl Guards {
+    /// Lets every thread write what it has, until `deadline` at most.
+    ///
+    /// Each is ended from a thread of its own. Where nobody reads the output any more, the guard wants to say so,
+    /// and says it there: it waits for ever, and must keep neither the other sinks nor the process waiting.
+    pub(in crate::platform::telemetry) fn finish(self, deadline: Duration) {
+        let (finished, all) = mpsc::channel::<()>();
+        for guard in self.0 {
+            let finished = finished.clone();
+            thread::spawn(move || {
+                drop(guard);
+                drop(finished);
+            });
+        }
+        drop(finished);
+        // It ends when every thread has dropped its end of the channel.
+        let _all_or_too_late = all.recv_timeout(deadline);
+    }
+}
 
 /// Opens every sink that the settings ask for. Files are JSON always: they are for machines.
 pub(in crate::platform::telemetry) fn open(
     settings: &config::Logs,
 ) -> Result<(Vec<Sink>, Guards), LogsError> {
     let mut opened = Opened::default();
-    opened.add("log-stdout", stdout_format(settings.format), io::stdout());
+    opened.add("log-stdout", stdout_format(settings.format), Wanted::Everything, io::stdout());
     if let Some(directory) = &settings.directory {
-        let appender = daily_files(directory, settings.files_kept)
-            .map_err(|source| LogsError::Directory { directory: directory.clone(), source })?;
-        opened.add("log-file", Format::Json, appender);
+        let files = [
+            ("log-file", env!("CARGO_PKG_NAME"), Wanted::EverythingElse),
+            // Pruning goes by the beginning of a name, so neither may be the beginning of the other.
+            ("log-audit", "audit", Wanted::Audit),
+        ];
+        for (thread, name, wanted) in files {
+            let appender = daily_files(directory, name, settings.files_kept)
+                .map_err(|source| LogsError::Directory { directory: directory.clone(), source })?;
+            opened.add(thread, Format::Json, wanted, appender);
+        }
     }
     prometheus::register(Box::new(opened.losses.collector()?))?;
     Ok((opened.sinks, Guards(opened.guards)))
 }
 
 /// A new file every day (UTC). The one that is being written is always kept.
-fn daily_files(directory: &Path, kept: usize) -> Result<RollingFileAppender, Box<dyn Error + Send + Sync>> {
+fn daily_files(
+    directory: &Path,
+    name: &str,
+    kept: usize,
+) -> Result<RollingFileAppender, Box<dyn Error + Send + Sync>> {
     // The appender would make it too, but first it complains on standard error that it is not there.
     fs::create_dir_all(directory)?;
     let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
-        .filename_prefix(env!("CARGO_PKG_NAME"))
+        .filename_prefix(name)
         .filename_suffix("log")
         .max_log_files(kept.max(1))
         .build(directory)?;
@@ -97,16 +142,29 @@ struct Opened {
 }
 
 impl Opened {
-    fn add(&mut self, thread: &str, format: Format, writer: impl Write + Send + 'static) {
+    fn add(&mut self, thread: &str, format: Format, wanted: Wanted, writer: impl Write + Send + 'static) {
         let writer = Counting { inner: writer, failed: Arc::clone(&self.losses.failed) };
-        let (queue, guard) = NonBlockingBuilder::default().lossy(true).thread_name(thread).finish(writer);
+        let (queue, guard) = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(LONGEST_QUEUE)
+            .thread_name(thread)
+            .finish(writer);
         self.losses.overflowed.push(queue.error_counter());
-        self.sinks.push(Sink { format, queue });
+        self.sinks.push(Sink { format, wanted, queue });
         self.guards.push(guard);
     }
 }
 
 impl Sink {
+    /// Whether lines of this target go there.
+    pub(super) fn takes(&self, target: &str) -> bool {
+        match self.wanted {
+            Wanted::Everything => true,
+            Wanted::Audit => is_audit(target),
+            Wanted::EverythingElse => !is_audit(target),
+        }
+    }
+
     /// Puts a line into the queue, or counts it as lost.
     pub(super) fn write(&self, line: &[u8]) {
         let _never_fails = self.queue.clone().write(line);
@@ -194,7 +252,7 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         let mut opened = Opened::default();
-        opened.add("log-test", Format::Json, FullDisk);
+        opened.add("log-test", Format::Json, Wanted::Everything, FullDisk);
         for sink in &opened.sinks {
             sink.write(b"{}\n");
             sink.write(b"{}\n");

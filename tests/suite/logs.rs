@@ -1,0 +1,215 @@
+//! Log lines: whose they are, where they go, and what nobody can make of them.
+use std::path::{Path, PathBuf};
+
+use dev::harness::{SOON, Service, eventually, within};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{builder, service};
+
+/// A directory of this test, empty.
+fn directory(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _there_may_be_none = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// The lines of the files in a directory whose names begin like this.
+fn lines_in(directory: &Path, name: &str) -> Vec<Value> {
+    let mut lines = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_str().unwrap().starts_with(name) {
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            lines.extend(text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
+        }
+    }
+    lines
+}
+
+#[tokio::test]
+async fn every_line_of_a_request_says_which_request_and_for_whom() {
+    let service = builder().setting("RUST_LOG", "info").start().await;
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+    let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
+    // What the task says that goes on with the payment, beside what the request itself says.
+    let told = service
+        .logs_that("the gateway's failure", |line| {
+            line["correlation_id"] == "one-payment" && line["target"] == "app::payments::gateway"
+        })
+        .await;
+    let access = service
+        .logs_that("the access line", |line| {
+            line["correlation_id"] == "one-payment" && line["target"] == "access"
+        })
+        .await;
+    for field in ["trace_id", "request_id", "user_id"] {
+        assert!(told[field].is_string(), "{field} in {told:#}");
+        assert_eq!(told[field], access[field]);
+    }
+    assert_ne!(told["span_id"], access["span_id"], "it is the call's own span");
+}
+
+#[tokio::test]
+async fn a_run_of_a_worker_has_a_correlation_id_of_its_own() {
+    let service = service().await;
+    service.database().execute("alter table payments rename to paid").await;
+    let failed = |line: &Value| line["worker"] == "payment_recovery" && line["level"] != "INFO";
+    let runs = eventually("two runs fail", async || {
+        let runs: Vec<_> = service.logs().into_iter().filter(failed).collect();
+        (runs.len() >= 2).then_some(runs)
+    })
+    .await;
+    assert!(runs.iter().all(|run| run["correlation_id"].is_string()), "{runs:#?}");
+    assert_ne!(runs[0]["correlation_id"], runs[1]["correlation_id"]);
+}
+
+#[tokio::test]
+async fn a_slow_statement_is_named() {
+    let service = service().await;
+    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let asking = service.nobody().get("/v1/products").header("x-correlation-id", "slow").in_background();
+    eventually("it has waited for long", async || {
+        let waiting =
+            "select count(*) from pg_locks where not granted and waitstart < now() - interval '0.6 s'";
+        (service.database().number(waiting).await > 0).then_some(())
+    })
+    .await;
+    held.release().await;
+    let _listed = asking.answer().await.is(200);
+    let line = service.logs_that("the slow one", |line| line["message"] == "slow statement").await;
+    assert_eq!((&line["query"], &line["correlation_id"]), (&json!("products.list"), &json!("slow")));
+    assert!(line["duration_ms"].as_u64().is_some_and(|duration| duration >= 500), "{line:#}");
+}
+
+#[tokio::test]
+async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
+    let service = service().await;
+    let address = format!("{}:{}", service.api_url().host_str().unwrap(), service.api_url().port().unwrap());
+    let forged = "x\\n{\"level\":\"ERROR\",\"message\":\"forged\"}";
+    let send = async |head: String| {
+        let mut connection = TcpStream::connect(&address).await.unwrap();
+        let request = format!("{head}\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, _body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(!head.contains("forged"), "{head}");
+        head.to_owned()
+    };
+    for head in [
+        format!(
+            "GET /v1/products%0a%0d%1b%7B%22level%22%3A%22ERROR%22%7D?token=tea HTTP/1.1\r\nuser-agent: {forged}\r\n\
+             x-correlation-id: {forged}"
+        ),
+        // Bytes above ASCII are allowed in header values, and no text.
+        "GET /v1/products HTTP/1.1\r\nuser-agent: \u{85}\u{2028}forged\r\nx-correlation-id: a\r\n\
+         x-correlation-id: forged"
+            .to_owned(),
+        format!("GET /v1/products HTTP/1.1\r\ntraceparent: {forged}\r\nbaggage: {forged}"),
+        format!("GET /v1/products HTTP/1.1\r\nx-forwarded-for: {forged}\r\nforwarded: for=\"{forged}\""),
+    ] {
+        send(head).await;
+    }
+    for control in ["\u{1b}[2K", "\u{0}", "a\rb"] {
+        let refused = send(format!("GET /v1/products HTTP/1.1\r\nx-correlation-id: {control}")).await;
+        assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+    }
+    let lines = eventually("four access lines", async || {
+        let mut lines = service.logs();
+        lines.retain(|line| line["target"] == "access");
+        (lines.len() >= 4).then_some(lines)
+    })
+    .await;
+    // That every line is one object, `logs` has seen.
+    assert_eq!(lines.len(), 4, "one request, one line: {lines:#?}");
+    for line in &lines {
+        assert_eq!((&line["level"], &line["message"]), (&json!("INFO"), &json!("request")), "{line:#}");
+        assert!(!line.to_string().contains("token"), "no query: {line:#}");
+        assert!(
+            uuid::Uuid::parse_str(line["correlation_id"].as_str().unwrap()).is_ok()
+                || line["correlation_id"] == "a"
+        );
+    }
+}
+
+#[tokio::test]
+async fn files_keep_the_trail_apart_and_as_many_days_as_are_wanted() {
+    let directory = directory("log-files");
+    for name in [env!("CARGO_PKG_NAME"), "audit"] {
+        for day in 1..=5 {
+            std::fs::write(directory.join(format!("{name}.2026-01-0{day}.log")), "").unwrap();
+        }
+    }
+    let service = builder()
+        .setting("LOG_DIRECTORY", directory.to_str().unwrap())
+        .setting("LOG_FILES_KEPT", "3")
+        .start()
+        .await;
+    let order = service.customer().await.orders(&[(dev::harness::MUG, 1)]);
+    let _placed = order.header("x-correlation-id", "filed").await.is(201);
+    assert!(service.terminate().await.success());
+
+    let of_request = |name: &str| {
+        let mut lines = lines_in(&directory, name);
+        lines.retain(|line| line["correlation_id"] == "filed");
+        lines.into_iter().map(|line| line["target"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(of_request("audit"), ["audit"]);
+    assert_eq!(of_request(env!("CARGO_PKG_NAME")), ["access"]);
+    let last = lines_in(&directory, env!("CARGO_PKG_NAME")).pop().unwrap();
+    assert_eq!(last["message"], "the service has ended", "what was logged last is written too");
+    for name in [env!("CARGO_PKG_NAME"), "audit"] {
+        let files = std::fs::read_dir(&directory).unwrap();
+        let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|found| found.starts_with(name)).count(), 3, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_silences_the_trail_by_the_log_level() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let change = json!({ "filter": "off" }).to_string();
+    let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
+    assert_eq!(status, 200, "{body}");
+    let _placed =
+        customer.orders(&[(dev::harness::MUG, 1)]).header("x-correlation-id", "silent").await.is(201);
+    let mirrored = |line: &Value| line["correlation_id"] == "silent" && line["target"] == "audit";
+    let _mirrored = service.logs_that("the trail's line", mirrored).await;
+    assert!(
+        !service.logs().iter().any(|line| line["correlation_id"] == "silent" && line["target"] == "access")
+    );
+}
+
+#[tokio::test]
+async fn libraries_are_quieter_than_the_service_and_speak_the_same_language() {
+    let service = builder().setting("RUST_LOG", "debug").start().await;
+    let _served = service.nobody().get("/v1/products").await.is(200);
+    let foreign = |line: &Value| {
+        !["app", "access", "audit"].iter().any(|ours| line["target"].as_str().unwrap().starts_with(ours))
+    };
+    let line = service.logs_that("a library's line", foreign).await;
+    assert!(line["message"].is_string() && line["service"].is_string(), "{line:#}");
+    quiet_by_default(&builder().setting("APP_ENV", "development").start().await).await;
+}
+
+async fn quiet_by_default(service: &Service) {
+    let _served = service.nobody().get("/v1/products").header("x-correlation-id", "quiet").await.is(200);
+    let _ops = within(SOON, "a debug line of ours", async || {
+        service.logs().into_iter().find(|line| line["level"] == "DEBUG" && line["target"] == "access")
+    })
+    .await;
+    let loud = |line: &&Value| {
+        let target = line["target"].as_str().unwrap();
+        line["level"] == "DEBUG" && ["hyper", "sqlx", "h2"].iter().any(|library| target.starts_with(library))
+    };
+    assert_eq!(service.logs().iter().find(loud), None);
+}

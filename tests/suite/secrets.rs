@@ -1,0 +1,113 @@
+//! Nothing secret leaves by a side door: not in a log line of any level, a span, a metric, an error's body, the trail.
+use dev::harness::{Answer, Collector, GATEWAY_API_KEY, MUG, Service};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::builder;
+
+const PASSWORD: &str = "a-password-SECRET1";
+const WRONG_PASSWORD: &str = "a-wrong-password-SECRET2";
+const NEW_PASSWORD: &str = "a-new-password-SECRET3";
+const STRAY_TOKEN: &str = "a-token-that-is-not-one-SECRET4";
+const OPS_TOKEN: &str = "an-operations-token-SECRET5";
+const CARD: &str = "4111111111111111";
+const WEBHOOK_SECRET: &str = "U0VDUkVUNiBmb3IgdGVzdHMgb25seSwgbmV2ZXI=";
+const COOKIE: &str = "a-cookie-SECRET7";
+const BAGGAGE: &str = "baggage-of-a-stranger-SECRET8";
+
+/// Uses every route with what must not be told, rightly and wrongly; returns the answers that refuse something.
+async fn everything_is_done(service: &Service) -> (Vec<Answer>, String) {
+    let mut refusals = Vec::new();
+    let nobody =
+        service.nobody().with_header("cookie", COOKIE).with_header("baggage", &format!("x={BAGGAGE}"));
+    let credentials = |password: &str| json!({ "email": "ada@example.com", "password": password });
+    let registration = json!({ "email": "ada@example.com", "password": PASSWORD, "name": "Ada" });
+    let _registered = nobody.post("/v1/users").json(&registration).await.is(201);
+    refusals.push(nobody.post("/v1/users").json(&registration).await.is(409));
+    for body in [
+        format!("{{\"email\":\"ada@example.com\",\"password\":\"{PASSWORD}\""),
+        format!("{{\"email\":\"ada@example.com\",\"password\":[\"{PASSWORD}\"],\"name\":\"Ada\"}}"),
+        format!("{{\"email\":\"{PASSWORD}\",\"password\":\"{WRONG_PASSWORD}\",\"name\":{CARD}}}"),
+        format!("\"{PASSWORD}\""),
+        format!("{{\"email\":\"ada@example.com\",\"password\":{CARD},\"name\":\"Ada\"}}"),
+    ] {
+        refusals.push(nobody.post("/v1/users").header("content-type", "application/json").body(body).await);
+    }
+    refusals.push(nobody.post("/v1/sessions").json(&credentials(WRONG_PASSWORD)).await.is(401));
+    let session = nobody.post("/v1/sessions").json(&credentials(PASSWORD)).await.is(201);
+    let token = session.text("token");
+    let ada = nobody.with_token(&token);
+
+    for authorization in
+        [format!("Bearer {STRAY_TOKEN}"), format!("Basic {STRAY_TOKEN}"), STRAY_TOKEN.to_owned()]
+    {
+        refusals.push(nobody.get("/v1/me").header("authorization", &authorization).await.is(401));
+    }
+    refusals.push(nobody.get(format!("/v1/products?token={STRAY_TOKEN}&limit={CARD}")).await);
+    refusals.push(nobody.get(format!("/v1/products?cursor={STRAY_TOKEN}")).await);
+    refusals.push(ada.get(format!("/v1/orders?status={STRAY_TOKEN}")).await.is(400));
+    refusals.push(nobody.get(format!("/v1/nothing?password={PASSWORD}")).await.is(404));
+    let change = |current: &str| json!({ "current_password": current, "new_password": NEW_PASSWORD });
+    refusals.push(ada.put("/v1/me/password").json(&change(WRONG_PASSWORD)).await);
+
+    let order = ada.post("/v1/orders").json(&json!({ "items": [{ "product_id": MUG, "quantity": 1 }] }));
+    let order = order.new_key().await.is(201).id();
+    let pay = |method: &str| {
+        ada.post(format!("/v1/orders/{order}/payments")).json(&json!({ "payment_method": method })).new_key()
+    };
+    refusals.push(pay(CARD).await);
+    let with_card = json!({ "payment_method": "pm_card_ok", "card_number": 4_111_111_111_111_111_i64 });
+    refusals.push(ada.post(format!("/v1/orders/{order}/payments")).json(&with_card).new_key().await.is(422));
+    let event = nobody.post("/v1/gateway/events").header("content-type", "application/json");
+    let event = event.header("webhook-id", "1").header("webhook-timestamp", "1");
+    refusals.push(event.header("webhook-signature", &format!("v1,{STRAY_TOKEN}")).body(CARD).await.is(400));
+    let _changed = ada.put("/v1/me/password").json(&change(PASSWORD)).await.is(204);
+
+    let url = service.ops_url().join("/log-level").unwrap();
+    let told = reqwest::Client::new().get(url).header("authorization", format!("Bearer {OPS_TOKEN}"));
+    let _told = told.send().await.unwrap();
+
+    // What is logged when nothing is foreseen.
+    service.database().execute("alter table users rename to gone").await;
+    refusals.push(nobody.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(500));
+    refusals.push(nobody.post("/v1/users").json(&registration).await.is(500));
+    (refusals, token)
+}
+
+#[tokio::test]
+async fn no_secret_is_in_a_log_line_a_span_a_metric_the_trail_or_an_errors_body() {
+    let collector = Collector::start().await;
+    let service = builder()
+        .traced_by(&collector)
+        .setting("RUST_LOG", "trace")
+        .setting("OPS_TOKEN", OPS_TOKEN)
+        .setting("GATEWAY_WEBHOOK_SECRET", &format!("whsec_{WEBHOOK_SECRET}"))
+        .start()
+        .await;
+    let (refusals, token) = everything_is_done(&service).await;
+    let trail = service.audit_events("true").await;
+    let (_, health) = service.ops("/health").await;
+    let metrics = service.metrics().await;
+    let (_, problem) = service.operate(Method::PUT, "/log-level", STRAY_TOKEN).await.unwrap();
+    assert!(service.terminate().await.success());
+
+    let told: [(&str, Vec<String>); 6] = [
+        ("a log line", service.logs().iter().map(ToString::to_string).collect()),
+        ("a span", collector.spans().iter().map(|span| format!("{span:?}")).collect()),
+        ("a metric", metrics.lines().map(str::to_owned).collect()),
+        ("the trail", trail.iter().map(ToString::to_string).collect()),
+        ("an error's body", refusals.iter().map(ToString::to_string).collect()),
+        ("a page of operations", vec![health, problem]),
+    ];
+    let first = service.logs().into_iter().find(|line| line["message"] == "the service is up");
+    assert!(first.is_some(), "every line is looked at, from the first on");
+    let database_password = service.database().service_url().password().unwrap().to_owned();
+    let secrets = ["SECRET", CARD, WEBHOOK_SECRET, GATEWAY_API_KEY, &token, &database_password];
+    for (what, texts) in told {
+        assert!(!texts.is_empty(), "{what}");
+        for secret in secrets {
+            let leak = texts.iter().find(|text| text.contains(secret));
+            assert_eq!(leak, None, "{secret} is in {what}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Nothing breaks when telemetry does: requests go on at full speed, what is lost is counted, memory is bounded.
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use dev::harness::{Collector, Mood, Service, eventually, run, within};
+use tokio::net::TcpListener;
+
+use crate::{EXECUTABLE, builder};
+
+/// Far below every timeout of an export, and far above what a request takes on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Until a queue of log lines is full, on a machine that is busy with something else too.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// More than what is lost may cost: the queues are short.
+const BOUND: u64 = 64 * 1024 * 1024;
+
+/// Sends requests, one after the other, each of which must be answered as if nothing were wrong.
+async fn serves(service: &Service, requests: usize) {
+    let nobody = service.nobody();
+    for _ in 0..requests {
+        let started = Instant::now();
+        let _listed = nobody.get("/v1/products").await.is(200);
+        assert!(started.elapsed() < AT_ONCE, "a request took {:?}", started.elapsed());
+    }
+}
+
+async fn counts_losses(service: &Service, metric: &str) {
+    eventually(&format!("{metric} counts"), async || (service.metric(metric).await > 0).then_some(())).await;
+}
+
+/// Everything still works: money, too, and the end.
+async fn works_and_ends(service: &Service) {
+    let order = service.customer().await.places_an_order().await;
+    order.is_paid().await;
+    let before = service.memory();
+    serves(service, 300).await;
+    let grown = service.memory().saturating_sub(before);
+    assert!(grown < BOUND, "it has grown by {grown} bytes");
+    assert_eq!(service.metric("panics_total").await, 0);
+    assert!(service.terminate().await.success(), "it ends in time");
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_costs_no_request_anything() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    for protocol in ["grpc", "http/protobuf"] {
+        let service = builder()
+            .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{address}"))
+            .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+            .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
+            .start()
+            .await;
+        serves(&service, 50).await;
+        counts_losses(&service, "trace_spans_dropped_total").await;
+        works_and_ends(&service).await;
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_takes_ten_seconds_costs_no_request_anything() {
+    let collector = Collector::start().await;
+    collector.is(Mood::Slow(Duration::from_secs(10)));
+    // A short queue, so that it overflows soon.
+    let service = builder().traced_by(&collector).setting("OTEL_BSP_MAX_QUEUE_SIZE", "32").start().await;
+    serves(&service, 100).await;
+    counts_losses(&service, "trace_spans_dropped_total").await;
+    assert!(collector.requests() > 0, "it was tried");
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn spans_go_on_when_a_collector_that_refused_them_is_well_again() {
+    let collector = Collector::start().await;
+    collector.is(Mood::Refusing);
+    let service = builder().traced_by(&collector).start().await;
+    serves(&service, 20).await;
+    counts_losses(&service, "trace_spans_dropped_total").await;
+    collector.is(Mood::Well);
+    let _served = service.nobody().get("/v1/products").header("x-correlation-id", "well-again").await.is(200);
+    let _taken = collector.has_request("/v1/products", "well-again").await;
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
+    // With every word of every library the pipe and the queue are full soon.
+    let service = builder().setting("RUST_LOG", "trace").start().await;
+    service.nobody_reads_its_output();
+    let before = service.memory();
+    within(PATIENCE, "lines are lost", async || {
+        tokio::join!(serves(&service, 20), serves(&service, 20), serves(&service, 20), serves(&service, 20));
+        (service.metric("log_lines_dropped_total").await > 0).then_some(())
+    })
+    .await;
+    let grown = service.memory().saturating_sub(before);
+    assert!(grown < BOUND, "it has grown by {grown} bytes");
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn a_reader_of_the_log_that_has_gone_costs_no_request_anything() {
+    let service = builder().start().await;
+    service.its_output_is_closed();
+    serves(&service, 20).await;
+    counts_losses(&service, "log_lines_dropped_total").await;
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_log_costs_no_request_anything() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("full-disk");
+    let _there_may_be_none = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(&directory).unwrap();
+    // Today's file and tomorrow's, on the device that is always full.
+    for day in [chrono::Utc::now(), chrono::Utc::now() + chrono::Duration::days(1)] {
+        let name = format!("{}.{}.log", env!("CARGO_PKG_NAME"), day.format("%Y-%m-%d"));
+        std::os::unix::fs::symlink("/dev/full", directory.join(name)).unwrap();
+    }
+    let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
+    serves(&service, 20).await;
+    counts_losses(&service, "log_lines_dropped_total").await;
+    let told = |line: &serde_json::Value| line["target"] == "access";
+    let _elsewhere_they_are_seen = service.logs_that("an access line", told).await;
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn a_log_directory_that_cannot_be_written_is_said_at_once_and_by_name() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-directory");
+    std::fs::write(&file, "").unwrap();
+    let settings = [
+        ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing"),
+        ("GATEWAY_URL", "http://127.0.0.1:1"),
+        ("GATEWAY_API_KEY", "key"),
+        ("GATEWAY_WEBHOOK_SECRET", "whsec_Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZQ=="),
+        ("LOG_DIRECTORY", file.to_str().unwrap()),
+    ];
+    let finished = run(Path::new(EXECUTABLE), &["serve"], &settings).await;
+    assert_eq!(finished.code(), Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("LOG_DIRECTORY: no log file can be written in"), "{}", finished.stderr);
+}

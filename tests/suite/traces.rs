@@ -1,0 +1,268 @@
+//! Traces, as a collector receives them.
+use dev::harness::{Collector, Service, Span, SpanKind, SpanStatus, TEAPOT, eventually};
+use serde_json::{Value, json};
+
+use crate::{builder, service};
+
+const PAYMENTS: &str = "/v1/orders/{id}/payments";
+const PRODUCTS: &str = "/v1/products";
+
+async fn traced(collector: &Collector) -> Service {
+    builder().traced_by(collector).start().await
+}
+
+#[track_caller]
+fn has_attributes(span: &Span, expected: &[(&str, Value)]) {
+    for (name, value) in expected {
+        assert_eq!(span.attributes.get(*name), Some(value), "{name} in {span:#?}");
+    }
+}
+
+fn names(spans: &[Span]) -> Vec<&str> {
+    spans.iter().map(|span| span.name.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway() {
+    let collector = Collector::start().await;
+    let service = traced(&collector).await;
+    let order = service.customer().await.places_an_order().await;
+    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
+
+    let request = collector.has_request(PAYMENTS, "a-checkout").await;
+    assert_eq!(request.name, "POST /v1/orders/{id}/payments");
+    assert_eq!((request.status, request.parent_id.as_str()), (SpanStatus::Unset, ""));
+    has_attributes(
+        &request,
+        &[
+            ("http.request.method", json!("POST")),
+            ("http.route", json!("/v1/orders/{id}/payments")),
+            ("http.response.status_code", json!(201)),
+            ("url.path", json!(format!("/v1/orders/{}/payments", order.id))),
+            ("url.scheme", json!("http")),
+            ("network.protocol.version", json!("1.1")),
+            ("client.address", json!("127.0.0.1")),
+        ],
+    );
+
+    let below = eventually("the whole trace", async || {
+        let below = collector.below(&request);
+        below.iter().any(|span| span.name == "INSERT audit_events").then_some(below)
+    })
+    .await;
+    assert_eq!(
+        names(&below),
+        [
+            "SELECT sessions",
+            "SELECT orders",
+            "SELECT idempotency_keys",
+            "INSERT payments",
+            "POST",
+            "SETTLE payments",
+            "UPDATE idempotency_keys",
+            "INSERT audit_events"
+        ]
+    );
+    for span in &below {
+        assert_eq!((span.kind, span.status), (SpanKind::Client, SpanStatus::Unset), "{span:#?}");
+        assert!(request.started <= span.started && span.started <= span.ended, "{span:#?}");
+        assert!(span.ended <= request.ended, "nothing outlives its request: {span:#?}");
+    }
+    let database = service.database().service_url();
+    has_attributes(
+        &below[3],
+        &[
+            ("db.system.name", json!("postgresql")),
+            ("db.namespace", json!(database.path().trim_start_matches('/'))),
+            ("db.collection.name", json!("payments")),
+            ("db.query.summary", json!("INSERT payments")),
+            ("server.port", json!(database.port().unwrap_or(5432))),
+        ],
+    );
+    let gateway = service.gateway().url();
+    has_attributes(
+        &below[4],
+        &[
+            ("http.request.method", json!("POST")),
+            ("http.response.status_code", json!(201)),
+            ("url.full", json!(gateway.join("v1/charges").unwrap().as_str())),
+            ("server.address", json!("127.0.0.1")),
+            ("server.port", json!(gateway.port())),
+        ],
+    );
+    for (name, value) in [
+        ("service.name", json!(env!("CARGO_PKG_NAME"))),
+        ("service.version", json!(env!("CARGO_PKG_VERSION"))),
+        ("deployment.environment.name", json!("test")),
+    ] {
+        assert_eq!(request.resource.get(name), Some(&value), "{:#?}", request.resource);
+    }
+    assert!(request.resource["service.instance.id"].as_str().is_some_and(|id| !id.is_empty()));
+}
+
+#[tokio::test]
+async fn spans_are_sent_as_protobuf_over_http_too_with_the_resource_that_was_set() {
+    let collector = Collector::start().await;
+    let service = builder()
+        .traced_by(&collector)
+        .setting("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .setting("OTEL_SERVICE_NAME", "tea-orders")
+        .setting("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=blue,team=tea")
+        .start()
+        .await;
+    let _served = service.nobody().get("/v1/products").header("x-correlation-id", "over-http").await.is(200);
+    let request = collector.has_request(PRODUCTS, "over-http").await;
+    for (name, value) in
+        [("service.name", "tea-orders"), ("deployment.environment.name", "blue"), ("team", "tea")]
+    {
+        assert_eq!(request.resource[name], value);
+    }
+}
+
+#[tokio::test]
+async fn only_what_went_wrong_here_is_an_error() {
+    let collector = Collector::start().await;
+    let service = traced(&collector).await;
+    let ask = |id: &str| service.nobody().get("/v1/products").header("x-correlation-id", id);
+    let status = |span: &Span| (span.status, span.attributes["http.response.status_code"].clone());
+
+    let unknown = format!("/v1/products/{}", uuid::Uuid::nil());
+    let _unknown = service.nobody().get(unknown).header("x-correlation-id", "theirs").await.is(404);
+    let theirs = collector.has_request("/v1/products/{id}", "theirs").await;
+    assert_eq!(status(&theirs), (SpanStatus::Unset, json!(404)));
+    assert!(!theirs.attributes.contains_key("error.type"), "{theirs:#?}");
+
+    // Whoever leaves has his reasons; what was cut off for it is seen.
+    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let left = ask("left").in_background();
+    eventually("it waits for the table", async || {
+        let waiting = "select count(*) from pg_locks where not granted";
+        (service.database().number(waiting).await > 0).then_some(())
+    })
+    .await;
+    let _given_up = left.give_up().await;
+    let left = collector.has_request(PRODUCTS, "left").await;
+    assert_eq!(status(&left), (SpanStatus::Unset, json!(499)));
+    let cut = collector.has("its statement", |span| span.parent_id == left.span_id).await;
+    assert_eq!((cut.name.as_str(), cut.status), ("LIST products", SpanStatus::Error));
+    has_attributes(&cut, &[("error.type", json!("cancelled"))]);
+    held.release().await;
+
+    service.database().execute("alter table products rename to tins").await;
+    let _failed = ask("ours").await.is(500);
+    let ours = collector.has_request(PRODUCTS, "ours").await;
+    assert_eq!(status(&ours), (SpanStatus::Error, json!(500)));
+    has_attributes(&ours, &[("error.type", json!("500"))]);
+    let statement = collector.has("its statement", |span| span.parent_id == ours.span_id).await;
+    assert_eq!(statement.status, SpanStatus::Error);
+    has_attributes(
+        &statement,
+        &[("error.type", json!("42P01")), ("db.response.status_code", json!("42P01"))],
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_the_gateway_failed_says_how() {
+    let collector = Collector::start().await;
+    let service = traced(&collector).await;
+    let order = service.customer().await.places_an_order().await;
+    let _paid = order.pay("pm_card_flaky").header("x-correlation-id", "flaky").await;
+    let request = collector.has_request(PAYMENTS, "flaky").await;
+    let failed = collector
+        .has("the call that failed", |span| {
+            span.parent_id == request.span_id && span.name == "POST" && span.status == SpanStatus::Error
+        })
+        .await;
+    has_attributes(&failed, &[("http.response.status_code", json!(503)), ("error.type", json!("503"))]);
+    let refused = order.customer.places(&[(TEAPOT, 1)]).await;
+    let _refused = refused.pay("pm_card_unheard_of").header("x-correlation-id", "refused").await;
+    let request = collector.has_request(PAYMENTS, "refused").await;
+    let call =
+        collector.has("the call", |span| span.parent_id == request.span_id && span.name == "POST").await;
+    assert_eq!(call.status, SpanStatus::Error, "a client was not given what it asked for");
+    has_attributes(&call, &[("http.response.status_code", json!(422)), ("error.type", json!("422"))]);
+}
+
+#[tokio::test]
+async fn recovery_and_webhooks_link_to_the_trace_that_began_the_payment() {
+    let collector = Collector::start().await;
+    let service = traced(&collector).await;
+    let order = service.customer().await.places_an_order().await;
+    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "told").await.is(201);
+    let began = collector.has_request(PAYMENTS, "told").await;
+    let webhook = collector
+        .has("the webhook", |span| {
+            span.name == "POST /v1/gateway/events" && span.links.contains(&began.trace_id)
+        })
+        .await;
+    assert_eq!(webhook.attributes["correlation_id"], "told");
+    assert_ne!(webhook.trace_id, began.trace_id, "a link, and no part of it");
+
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "asked").await.is(202);
+    let began = collector.has_request(PAYMENTS, "asked").await;
+    let recovery = collector
+        .has("the recovery", |span| span.name == "recover payment" && span.links == [began.trace_id.clone()])
+        .await;
+    let below = eventually("what it did", async || {
+        let below = collector.below(&recovery);
+        below.iter().any(|span| span.name == "INSERT audit_events").then_some(below)
+    })
+    .await;
+    assert_eq!(names(&below), ["GET", "SETTLE payments", "UPDATE idempotency_keys", "INSERT audit_events"]);
+}
+
+#[tokio::test]
+async fn a_stranger_is_joined_and_not_obeyed_and_a_trusted_proxy_is_both() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let unsampled = format!("00-{trace}-00f067aa0ba902b7-00");
+    let ask = |id: &str| service.nobody().get("/v1/products").header("x-correlation-id", id);
+    let _hiding = ask("hiding").header("traceparent", &unsampled).await.is(200);
+    let hiding = collector.has_request(PRODUCTS, "hiding").await;
+    assert_eq!((hiding.trace_id.as_str(), hiding.parent_id.as_str()), (trace, "00f067aa0ba902b7"));
+
+    let trusting = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let ask = |id: &str| trusting.nobody().get("/v1/products").header("x-correlation-id", id);
+    let _unsampled = ask("unsampled").header("traceparent", &unsampled).await.is(200);
+    let _sampled = ask("sampled").await.is(200);
+    let _the_later_one = collector.has_request(PRODUCTS, "sampled").await;
+    assert!(
+        collector
+            .spans()
+            .iter()
+            .all(|span| span.attributes.get("correlation_id") != Some(&json!("unsampled")))
+    );
+}
+
+#[tokio::test]
+async fn traces_come_in_by_the_propagators_that_are_set_and_by_no_others() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).setting("OTEL_PROPAGATORS", "b3,jaeger").start().await;
+    let ask = |id: &str| service.nobody().get("/v1/products").header("x-correlation-id", id);
+    let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    let _b3 = ask("b3").header("b3", &format!("{trace}-{parent}-1")).await.is(200);
+    let multiple = ask("b3multi").header("x-b3-traceid", trace).header("x-b3-spanid", parent);
+    let _multiple = multiple.await.is(200);
+    let _jaeger = ask("jaeger").header("uber-trace-id", &format!("{trace}:{parent}:0:1")).await.is(200);
+    let _w3c = ask("w3c").header("traceparent", &format!("00-{trace}-{parent}-01")).await.is(200);
+    for id in ["b3", "b3multi", "jaeger"] {
+        let request = collector.has_request(PRODUCTS, id).await;
+        assert_eq!((request.trace_id.as_str(), request.parent_id.as_str()), (trace, parent), "{id}");
+    }
+    assert_ne!(collector.has_request(PRODUCTS, "w3c").await.trace_id, trace);
+}
+
+#[tokio::test]
+async fn without_a_collector_logs_still_have_the_ids_of_traces_and_disabled_they_have_none() {
+    let line = async |service: &Service| {
+        let _served = service.nobody().get("/v1/products").header("x-correlation-id", "seen").await.is(200);
+        service.logs_that("the access line", |line| line["correlation_id"] == "seen").await
+    };
+    let untraced = line(&service().await).await;
+    assert!(untraced["trace_id"].as_str().is_some_and(|id| id.len() == 32), "{untraced:#}");
+    let disabled = line(&builder().setting("OTEL_SDK_DISABLED", "true").start().await).await;
+    assert_eq!((&disabled["trace_id"], &disabled["span_id"]), (&Value::Null, &Value::Null));
+}
