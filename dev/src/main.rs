@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use dev::{
     environment::{self, Scenario},
-    gateway, prepare,
+    gateway, inbox, prepare,
     signals::Interrupts,
     traffic,
 };
@@ -31,6 +31,10 @@ enum Command {
     Gateway(Gateway),
     /// Drive traffic against a service that runs already
     Traffic(Traffic),
+    /// Show the alerts that Alertmanager and the service send, and the runbooks that they link to
+    Alerts(Alerts),
+    /// Put users and products into a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
+    Seed(Seed),
     /// Regenerate `.sqlx`, the description of the queries that the service is compiled against
     Prepare(Prepare),
 }
@@ -98,6 +102,22 @@ struct Traffic {
 }
 
 #[derive(Debug, Args)]
+struct Alerts {
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8025")]
+    address: SocketAddr,
+    /// Where the runbooks are
+    #[arg(long, value_name = "DIRECTORY", default_value = "docs/runbooks")]
+    runbooks: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Seed {
+    /// The service's executable, which makes the users
+    #[arg(long, value_name = "FILE")]
+    executable: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct Prepare {
     /// Change nothing; fail if `.sqlx` is out of date
     #[arg(long)]
@@ -113,6 +133,8 @@ async fn main() -> ExitCode {
         None => environment(arguments.environment).await,
         Some(Command::Gateway(arguments)) => gateway(arguments).await,
         Some(Command::Traffic(arguments)) => traffic(arguments).await,
+        Some(Command::Alerts(arguments)) => alerts(arguments).await,
+        Some(Command::Seed(arguments)) => seed(&arguments).await,
         Some(Command::Prepare(arguments)) => prepare(&arguments).await,
     };
     outcome.unwrap_or_else(|error| {
@@ -180,6 +202,23 @@ async fn traffic(arguments: Traffic) -> Outcome {
     say(&format!("{} requests a second, until Ctrl-C", arguments.rate));
     interrupts.next().await;
     say(&traffic.stop().await.to_string());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn alerts(arguments: Alerts) -> Outcome {
+    let mut interrupts = Interrupts::listen()?;
+    let settings = inbox::Settings { address: arguments.address, runbooks: Some(arguments.runbooks) };
+    let inbox = inbox::Inbox::start(settings).await?;
+    say(&format!("alerts are shown on http://{}", inbox.address()));
+    interrupts.next().await;
+    inbox.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn seed(arguments: &Seed) -> Outcome {
+    let url = Url::parse(&secret("DATABASE_URL")?)?;
+    let owner_url = Url::parse(&secret("DATABASE_MIGRATION_URL")?)?;
+    environment::seed(&arguments.executable, &url, &owner_url, &say).await?;
     Ok(ExitCode::SUCCESS)
 }
 
