@@ -31,6 +31,7 @@ mod refunds;
 mod replicas;
 mod settings;
 mod shutdown;
+mod stack;
 mod startup;
 mod structure;
 mod telemetry;
