@@ -54,7 +54,8 @@ pub(super) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
 pub(super) struct Server {
     url: Url,
     client: reqwest::Client,
-    _process: Child,
+    process: Child,
+    /// Held for its end.
     _directory: Directory,
 }
 
@@ -141,12 +142,12 @@ impl Server {
         let server = Self {
             url: Url::parse(&format!("http://{address}/")).unwrap(),
             client: http::client(SOON).unwrap(),
-            _process: process,
+            process,
             _directory: directory,
         };
         eventually("it is ready", async || {
-            if let Some(status) = server._process.exited() {
-                panic!("{}: {status}: {:#?}", program.display(), server._process.tail(10));
+            if let Some(status) = server.process.exited() {
+                panic!("{}: {status}: {:#?}", program.display(), server.process.tail(10));
             }
             server.client.get(server.url.join("-/ready").unwrap()).send().await.ok()?.error_for_status().ok()
         })
@@ -182,4 +183,4 @@ fn free_address() -> String {
 }
 
 /// Longer than the longest of the waits that the rules of the tests have.
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
