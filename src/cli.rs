@@ -198,8 +198,7 @@ fn probe(arguments: &ArgMatches) -> Outcome {
     let url = arguments.get_one::<String>("url").cloned().unwrap_or_default();
     service::install_tls_provider();
     let client = reqwest::Client::builder().timeout(PROBE_TIMEOUT).build()?;
-    let answer = runtime()?.block_on(client.get(url).send())?;
-    answer.error_for_status()?;
+    runtime()?.block_on(async { client.get(url).send().await?.error_for_status() })?;
     Ok(())
 }
 
