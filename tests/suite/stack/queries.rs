@@ -133,8 +133,7 @@ async fn every_query_of_rules_and_dashboards_finds_data_on_the_running_service()
         waiting.extend(selectors(&prometheus, &query).await);
     }
     let excused = |query: &Query| {
-        let asks_for = |metric: &&str| query.text.contains(*metric);
-        NOT_YET.iter().any(|metric| asks_for(metric))
+        NOT_YET.iter().any(|metric| query.text.contains(*metric))
             || AT_TIMES.iter().any(|metric| query.text.starts_with(metric))
     };
     waiting.retain(|query| !excused(query));
