@@ -1,4 +1,4 @@
-//! The command line: `serve`, `migrate`, `user create`, `openapi`, `config`.
+//! The command line: `serve`, `migrate`, `user create`, `openapi`, `config`, `probe`.
 //!
 //! Exit codes: 0 done, 1 failed (with one sentence on stderr), 2 wrong usage. Every setting of the table in
 //! [`config`](crate::config) has a flag on the commands that use it, but for secrets: other users of a machine can
@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     io::{IsTerminal, Read},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Arg, ArgMatches, Command};
@@ -22,6 +23,9 @@ use crate::{
     },
     service,
 };
+
+/// A probe that takes longer is no sign of health.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
@@ -46,6 +50,7 @@ fn execute(name: &str, arguments: &ArgMatches) -> Outcome {
             Some(("create", arguments)) => create_user(arguments),
             _ => Ok(()),
         },
+        "probe" => probe(arguments),
         "openapi" => {
             println!("{}", api::document().to_pretty_json()?);
             Ok(())
@@ -95,6 +100,13 @@ fn command() -> Command {
                                 || setting.name.starts_with("ARGON2_")
                         })),
                 ),
+        )
+        .subcommand(
+            Command::new("probe")
+                .about(
+                    "Ask an address, and fail unless it answers with success: a health check without a shell",
+                )
+                .arg(Arg::new("url").value_name("URL").default_value("http://127.0.0.1:9000/readyz")),
         )
         .subcommand(Command::new("openapi").about("Print the OpenAPI document"))
         .subcommand(
@@ -184,6 +196,14 @@ fn create_user(arguments: &ArgMatches) -> Outcome {
         println!("{} {} {}", user.id, user.email, role.as_str());
         Ok(())
     })
+}
+
+fn probe(arguments: &ArgMatches) -> Outcome {
+    let url = arguments.get_one::<String>("url").cloned().unwrap_or_default();
+    service::install_tls_provider();
+    let client = reqwest::Client::builder().timeout(PROBE_TIMEOUT).build()?;
+    runtime()?.block_on(async { client.get(url).send().await?.error_for_status() })?;
+    Ok(())
 }
 
 fn read_password() -> Result<Password, Box<dyn std::error::Error + Send + Sync>> {

@@ -174,7 +174,7 @@ fn note_cut(cut: &mut Vec<String>, count: usize, what: &str) {
 }
 
 /// One provider of cryptography for everything that speaks TLS.
-fn install_tls_provider() {
+pub fn install_tls_provider() {
     // It fails only if there is one already, which is as good.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }

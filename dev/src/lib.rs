@@ -14,6 +14,7 @@
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`harness`]: the harness of the tests: a service with a database and a gateway of its own
 //! - [`http`]: the HTTP client that the tools share
+//! - [`inbox`]: the page that shows received alerts, where a pager would ring
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
 //! - [`traffic`]: drives gentle, realistic traffic
 pub mod campaign;
@@ -22,6 +23,7 @@ pub mod environment;
 pub mod gateway;
 pub mod harness;
 pub mod http;
+pub mod inbox;
 pub mod invariants;
 pub mod link;
 pub mod postgres;

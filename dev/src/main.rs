@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use dev::{
     campaign, cargo,
     environment::{self, Scenario},
-    gateway, prepare,
+    gateway, inbox, prepare,
     signals::Interrupts,
     traffic,
 };
@@ -35,6 +35,10 @@ enum Command {
     Traffic(Traffic),
     /// Attack a service of several replicas, and check that no payment is lost or made twice
     Campaign(Campaign),
+    /// Show the alerts that Alertmanager and the service send, and the runbooks that they link to
+    Alerts(Alerts),
+    /// Put users and products into a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
+    Seed(Seed),
     /// Regenerate `.sqlx`, the description of the queries that the service is compiled against
     Prepare(Prepare),
 }
@@ -117,6 +121,22 @@ struct Campaign {
 }
 
 #[derive(Debug, Args)]
+struct Alerts {
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8025")]
+    address: SocketAddr,
+    /// Where the runbooks are
+    #[arg(long, value_name = "DIRECTORY", default_value = "docs/runbooks")]
+    runbooks: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Seed {
+    /// The service's executable, which makes the users
+    #[arg(long, value_name = "FILE")]
+    executable: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct Prepare {
     /// Change nothing; fail if `.sqlx` is out of date
     #[arg(long)]
@@ -133,6 +153,8 @@ async fn main() -> ExitCode {
         Some(Command::Gateway(arguments)) => gateway(arguments).await,
         Some(Command::Traffic(arguments)) => traffic(arguments).await,
         Some(Command::Campaign(arguments)) => campaign(arguments).await,
+        Some(Command::Alerts(arguments)) => alerts(arguments).await,
+        Some(Command::Seed(arguments)) => seed(&arguments).await,
         Some(Command::Prepare(arguments)) => prepare(&arguments).await,
     };
     outcome.unwrap_or_else(|error| {
@@ -219,6 +241,23 @@ async fn campaign(arguments: Campaign) -> Outcome {
     };
     say(&report.to_string());
     Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn alerts(arguments: Alerts) -> Outcome {
+    let mut interrupts = Interrupts::listen()?;
+    let settings = inbox::Settings { address: arguments.address, runbooks: Some(arguments.runbooks) };
+    let inbox = inbox::Inbox::start(settings).await?;
+    say(&format!("alerts are shown on http://{}", inbox.address()));
+    interrupts.next().await;
+    inbox.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn seed(arguments: &Seed) -> Outcome {
+    let url = Url::parse(&secret("DATABASE_URL")?)?;
+    let owner_url = Url::parse(&secret("DATABASE_MIGRATION_URL")?)?;
+    environment::seed(&arguments.executable, &url, &owner_url, &say).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn prepare(arguments: &Prepare) -> Outcome {

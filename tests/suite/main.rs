@@ -37,6 +37,7 @@ mod replicas;
 mod secrets;
 mod settings;
 mod shutdown;
+mod stack;
 mod startup;
 mod structure;
 mod telemetry;

@@ -257,3 +257,15 @@ async fn wrong_usage_is_told_from_failure_by_its_exit_code() {
         assert_eq!(command(arguments, &[]).await.code(), Some(0), "{arguments:?}");
     }
 }
+
+#[tokio::test]
+async fn a_probe_tells_a_service_that_is_ready_from_one_that_is_not_there() {
+    let service = crate::service().await;
+    let url = service.ops_url().join("readyz").unwrap();
+    service.command(&["probe", url.as_str()], &[]).await.succeeded();
+    let refused = service.command(&["probe", service.ops_url().join("nowhere").unwrap().as_str()], &[]).await;
+    assert_eq!(refused.code(), Some(1), "{}", refused.stderr);
+    service.terminate().await;
+    let away = service.command(&["probe", url.as_str()], &[]).await;
+    assert_eq!(away.code(), Some(1), "{}", away.stderr);
+}

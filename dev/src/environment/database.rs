@@ -99,13 +99,8 @@ pub(crate) async fn prepare(
         .env("DATABASE_MIGRATION_URL", owner_url.as_str());
     run(migrate, "migrate").await?;
 
+    let product = seed(executable, &url, &owner_url, progress).await?;
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
-    let users: Vec<String> = sqlx::query_scalar("select email from users").fetch_all(&mut connection).await?;
-    for login in LOGINS.iter().filter(|login| !users.iter().any(|email| email == login.email)) {
-        progress(&format!("making the user {}", login.email));
-        create_user(executable, &url, login).await?;
-    }
-    let product = offer_products(&mut connection, progress).await?;
     let identity = sqlx::query_scalar(
         "select (select system_identifier from pg_control_system()) || '-' || oid
          from pg_database
@@ -115,6 +110,25 @@ pub(crate) async fn prepare(
     .await?;
     connection.close().await?;
     Ok(Database { url, owner_url, identity, product })
+}
+
+/// Fills a migrated database with users and products, where they are missing, and gives a product that can be
+/// ordered.
+pub async fn seed(
+    executable: &Path,
+    url: &Url,
+    owner_url: &Url,
+    progress: &dyn Fn(&str),
+) -> Result<Uuid, Error> {
+    let mut connection = PgConnection::connect(owner_url.as_str()).await?;
+    let users: Vec<String> = sqlx::query_scalar("select email from users").fetch_all(&mut connection).await?;
+    for login in LOGINS.iter().filter(|login| !users.iter().any(|email| email == login.email)) {
+        progress(&format!("making the user {}", login.email));
+        create_user(executable, url, login).await?;
+    }
+    let product = offer_products(&mut connection, progress).await?;
+    connection.close().await?;
+    Ok(product)
 }
 
 async fn create_user(executable: &Path, url: &Url, login: &Login) -> Result<(), Error> {

@@ -23,7 +23,7 @@ use rand::distr::{Alphanumeric, SampleString as _};
 use tokio::time::{Instant, interval_at, sleep};
 use url::Url;
 
-pub use self::scenario::Scenario;
+pub use self::{database::seed, scenario::Scenario};
 use self::{
     place::Place,
     ports::Ports,

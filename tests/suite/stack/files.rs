@@ -1,0 +1,281 @@
+//! The files, held against each other.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::tools::{run, tool};
+
+/// Where the demo serves the runbooks. A deployment has one address of its own for all of them.
+const RUNBOOKS: &str = "http://localhost:8025/runbooks/";
+const DASHBOARDS: &str = "http://localhost:3000/d/";
+
+/// What a person on call looks for, in this order.
+const SECTIONS: [&str; 8] = [
+    "Meaning",
+    "Impact",
+    "First five minutes",
+    "Causes",
+    "What to do",
+    "How it heals",
+    "Escalate",
+    "Threshold and drill",
+];
+
+#[derive(Deserialize)]
+pub(super) struct Rules {
+    pub(super) groups: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Group {
+    pub(super) rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Rule {
+    pub(super) alert: Option<String>,
+    pub(super) record: Option<String>,
+    pub(super) expr: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct RuleTests {
+    tests: Vec<RuleTest>,
+}
+
+#[derive(Deserialize)]
+struct RuleTest {
+    alert_rule_test: Vec<AlertTest>,
+}
+
+#[derive(Deserialize)]
+struct AlertTest {
+    alertname: String,
+    exp_alerts: Vec<ExpectedAlert>,
+}
+
+#[derive(Deserialize)]
+struct ExpectedAlert {
+    exp_labels: BTreeMap<String, String>,
+    exp_annotations: BTreeMap<String, String>,
+}
+
+pub(super) fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The files of a directory with this extension, in order.
+pub(super) fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(repository().join(directory)).unwrap();
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|found| found == extension));
+    files.sort();
+    assert!(!files.is_empty(), "{directory} is not empty");
+    files
+}
+
+fn read<T: serde::de::DeserializeOwned>(directory: &str) -> Vec<T> {
+    let parse = |path: PathBuf| {
+        yaml_serde::from_str(&fs::read_to_string(&path).unwrap())
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    files(directory, "yml").into_iter().map(parse).collect()
+}
+
+pub(super) fn rules() -> Vec<Rule> {
+    let groups = read::<Rules>("prometheus/rules").into_iter().flat_map(|rules| rules.groups);
+    groups.flat_map(|group| group.rules).collect()
+}
+
+fn alerts() -> Vec<(String, Rule)> {
+    rules().into_iter().filter_map(|rule| Some((rule.alert.clone()?, rule))).collect()
+}
+
+fn alert_names() -> BTreeSet<String> {
+    alerts().into_iter().map(|(name, _)| name).collect()
+}
+
+pub(super) fn dashboards() -> Vec<(PathBuf, Value)> {
+    let parse = |path: PathBuf| {
+        let dashboard = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        (path, dashboard)
+    };
+    files("grafana/dashboards", "json").into_iter().map(parse).collect()
+}
+
+fn runbooks() -> BTreeMap<String, String> {
+    let named = |path: PathBuf| {
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        (name, fs::read_to_string(path).unwrap())
+    };
+    files("docs/runbooks", "md").into_iter().map(named).filter(|(name, _)| name != "README").collect()
+}
+
+#[test]
+fn every_alert_says_how_bad_it_is_what_it_is_and_what_to_do() {
+    let uids: BTreeSet<_> = dashboards()
+        .into_iter()
+        .map(|(_, dashboard)| dashboard["uid"].as_str().unwrap().to_owned())
+        .collect();
+    for (name, rule) in alerts() {
+        let annotation =
+            |key: &str| rule.annotations.get(key).unwrap_or_else(|| panic!("{name} has no {key}")).as_str();
+        let severity = rule.labels.get("severity").unwrap_or_else(|| panic!("{name} has no severity"));
+        assert!(["critical", "warning", "none"].contains(&severity.as_str()), "{name}: {severity}");
+        assert!(annotation("summary").ends_with('.') && !annotation("summary").contains("{{"), "{name}");
+        assert!(annotation("description").ends_with('.'), "{name}");
+        assert_eq!(annotation("runbook_url"), format!("{RUNBOOKS}{name}"));
+        let dashboard = annotation("dashboard_url").strip_prefix(DASHBOARDS);
+        assert!(
+            dashboard.is_some_and(|uid| uids.contains(uid)),
+            "{name} leads to a dashboard that is not there"
+        );
+        assert!(!rule.labels.values().any(|value| value.contains("{{")), "{name} has a label that changes");
+    }
+}
+
+#[test]
+fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
+    let written: BTreeSet<_> = runbooks().into_keys().collect();
+    assert_eq!(written, alert_names());
+}
+
+#[test]
+fn every_runbook_has_the_same_sections_in_the_same_order() {
+    for (name, text) in runbooks() {
+        assert!(text.starts_with(&format!("# {name}\n")), "{name} begins with its name");
+        let sections: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        assert_eq!(sections, SECTIONS, "{name}");
+    }
+}
+
+#[test]
+fn the_list_of_runbooks_is_complete() {
+    let list = fs::read_to_string(repository().join("docs/runbooks/README.md")).unwrap();
+    let listed: BTreeSet<_> = list
+        .lines()
+        .filter_map(|line| line.strip_prefix("| [")?.split(']').next())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(listed, alert_names());
+}
+
+#[test]
+fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
+    let (mut fires, mut silent) = (BTreeSet::new(), BTreeSet::new());
+    for case in read::<RuleTests>("prometheus/tests").into_iter().flat_map(|file| file.tests) {
+        for check in case.alert_rule_test {
+            let tested = if check.exp_alerts.is_empty() { &mut silent } else { &mut fires };
+            tested.insert(check.alertname.clone());
+            for alert in check.exp_alerts {
+                assert!(alert.exp_labels.contains_key("severity"), "{}", check.alertname);
+                assert!(alert.exp_annotations.contains_key("description"), "{}", check.alertname);
+            }
+        }
+    }
+    // It has no case in which it is silent, by intent.
+    silent.insert("Watchdog".to_owned());
+    assert_eq!(fires, alert_names());
+    assert_eq!(silent, alert_names());
+}
+
+#[test]
+fn only_the_scrape_configuration_and_the_rule_of_presence_name_the_service() {
+    let naming: Vec<_> = rules()
+        .into_iter()
+        .filter(|rule| rule.expr.contains(env!("CARGO_PKG_NAME")))
+        .map(|rule| rule.alert.or(rule.record).unwrap_or_default())
+        .collect();
+    assert_eq!(naming, ["ServiceDown"]);
+    let scraped = fs::read_to_string(repository().join("prometheus/prometheus.yml")).unwrap();
+    assert!(scraped.contains(&format!("job_name: {}\n", env!("CARGO_PKG_NAME"))));
+}
+
+#[test]
+fn the_rules_pass_the_tests_of_promtool() {
+    let Some(promtool) = tool("promtool") else { return };
+    run(&promtool, "prometheus", &["check", "config", "--lint=all", "--lint-fatal", "prometheus.yml"]);
+    for tests in files("prometheus/tests", "yml") {
+        let printed = run(&promtool, "prometheus/tests", &["test", "rules", tests.to_str().unwrap()]);
+        assert!(printed.contains("SUCCESS"), "{printed}");
+    }
+}
+
+#[test]
+fn the_rules_satisfy_pint() {
+    let Some(pint) = tool("pint") else { return };
+    let printed = run(&pint, "prometheus", &["--no-color", "--offline", "--log-level=WARN", "lint", "rules"]);
+    assert_eq!(printed, "");
+}
+
+#[test]
+fn alerts_are_routed_by_their_severity() {
+    let Some(amtool) = tool("amtool") else { return };
+    run(&amtool, "prometheus", &["check-config", "alertmanager.yml"]);
+    for (receiver, labels) in [
+        ("page", ["alertname=HighErrorRate", "severity=critical"]),
+        ("ticket", ["alertname=SlowResponses", "severity=warning"]),
+        ("heartbeat", ["alertname=Watchdog", "severity=none"]),
+        ("nobody", ["alertname=Anything", "severity=info"]),
+    ] {
+        let verify = format!("--verify.receivers={receiver}");
+        let mut arguments = vec!["config", "routes", "test", "--config.file=alertmanager.yml", &verify];
+        arguments.extend(labels);
+        run(&amtool, "prometheus", &arguments);
+    }
+}
+
+#[test]
+fn dashboards_are_kept_as_the_formatter_writes_them() {
+    for (path, dashboard) in dashboards() {
+        let formatted = serde_json::to_string_pretty(&dashboard).unwrap() + "\n";
+        assert!(
+            fs::read_to_string(&path).unwrap() == formatted,
+            "{}: keys sorted, two spaces",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn dashboards_are_complete_and_cannot_be_edited_in_the_browser() {
+    for (path, dashboard) in dashboards() {
+        assert_eq!(dashboard["uid"], path.file_stem().unwrap().to_str().unwrap());
+        assert_eq!(dashboard["editable"], false);
+        for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+            let filled = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
+            let title = &panel["title"];
+            assert!(filled(title) && filled(&panel["description"]), "{title}");
+            assert!(filled(&panel["fieldConfig"]["defaults"]["unit"]), "{title}");
+            assert!(!panel["targets"].as_array().unwrap().is_empty(), "{title}");
+        }
+    }
+}
+
+#[test]
+fn queries_of_dashboards_follow_the_variables() {
+    for (_, dashboard) in dashboards() {
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        let names: Vec<_> = variables.iter().map(|variable| variable["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["datasource", "job", "instance"]);
+        for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+            assert_eq!(panel["datasource"]["uid"], "${datasource}", "{}", panel["title"]);
+            for target in panel["targets"].as_array().unwrap() {
+                let query = target["expr"].as_str().unwrap();
+                let recorded = query.contains("job:") && query.contains("{job=~\"$job\"}");
+                let of_instances = query.contains("{job=~\"$job\", instance=~\"$instance\"");
+                let of_alerts = query.contains("ALERTS{");
+                assert!(recorded || of_instances || of_alerts, "{}: {query}", panel["title"]);
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Every query, run by a real Prometheus that has scraped the real service under traffic.
+use std::{collections::BTreeSet, fs};
+
+use dev::{
+    harness::within,
+    traffic::{self, Traffic},
+};
+use serde_json::Value;
+
+use super::{
+    files::{dashboards, files, rules},
+    tools::{PATIENCE, Server, tool},
+};
+use crate::service;
+
+/// What a query asks for that this service does not tell yet.
+const NOT_YET: [&str; 1] = ["audit_seal_lag_seconds"];
+
+/// What is there only while something is wrong.
+const AT_TIMES: [&str; 1] = ["ALERTS"];
+
+/// What is asked of Prometheus, and where that stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Query {
+    place: String,
+    text: String,
+}
+
+/// A query of a dashboard as Grafana sends it. What is compared with yesterday is compared with now.
+fn of_a_dashboard(place: String, text: &str) -> Query {
+    let text = text
+        .replace("$job", ".+")
+        .replace("$instance", ".+")
+        .replace("$__rate_interval", "10s")
+        .replace(" offset 1d", "");
+    Query { place, text }
+}
+
+fn of_dashboards() -> Vec<Query> {
+    let mut queries = Vec::new();
+    for (_, dashboard) in dashboards() {
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                let place = format!("{} / {}", dashboard["title"], panel["title"]);
+                queries.push(of_a_dashboard(place, target["expr"].as_str().unwrap()));
+            }
+        }
+    }
+    queries
+}
+
+/// What a runbook asks first.
+fn of_runbooks() -> Vec<Query> {
+    let mut queries = Vec::new();
+    for path in files("docs/runbooks", "md") {
+        let text = fs::read_to_string(&path).unwrap();
+        for block in text.split("```promql\n").skip(1) {
+            let block = block.split("```").next().unwrap_or_default();
+            queries.extend(block.lines().filter(|line| !line.trim().is_empty()).map(|line| Query {
+                place: path.file_name().unwrap().to_str().unwrap().to_owned(),
+                text: line.trim().to_owned(),
+            }));
+        }
+    }
+    queries
+}
+
+fn of_rules() -> Vec<Query> {
+    let named = |rule: super::files::Rule| Query {
+        place: rule.alert.or(rule.record).unwrap_or_default(),
+        text: rule.expr.replace(" offset 1d", ""),
+    };
+    rules().into_iter().map(named).collect()
+}
+
+/// The series that a query selects, as queries of their own: what an alert compares must be there before the alert
+/// can ever fire.
+async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
+    fn collect(node: &Value, found: &mut Vec<String>) {
+        match node {
+            Value::Object(fields) => {
+                if let (Some(name), Some(matchers)) = (fields.get("name"), fields.get("matchers")) {
+                    let matchers: Vec<_> = matchers
+                        .as_array()
+                        .unwrap()
+                        .iter()
+                        .filter(|matcher| matcher["name"] != "__name__")
+                        .map(|matcher| {
+                            let text = |key: &str| matcher[key].as_str().unwrap().to_owned();
+                            format!("{}{}{}", text("name"), text("type"), matcher["value"])
+                        })
+                        .collect();
+                    found.push(format!("{}{{{}}}", name.as_str().unwrap(), matchers.join(",")));
+                }
+                fields.values().for_each(|value| collect(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
+            _ => {}
+        }
+    }
+    let parsed = prometheus.ask("api/v1/parse_query", &[("query", &query.text)]).await;
+    let mut found = Vec::new();
+    collect(&parsed["data"], &mut found);
+    found.into_iter().map(|text| Query { place: query.place.clone(), text }).collect()
+}
+
+/// Whether there is an answer, and a number in it.
+async fn has_data(prometheus: &Server, query: &Query) -> bool {
+    let answer = prometheus.ask("api/v1/query", &[("query", &query.text)]).await;
+    let series = answer["data"]["result"].as_array().unwrap();
+    series.iter().any(|series| series["value"][1].as_str().is_some_and(|value| value != "NaN"))
+}
+
+#[tokio::test]
+async fn every_query_of_rules_and_dashboards_finds_data_on_the_running_service() {
+    let Some(program) = tool("prometheus") else { return };
+    let service = service().await;
+    let traffic = Traffic::start(traffic::Settings {
+        rate_per_second: 40.0,
+        ..traffic::Settings::new(service.api_url().clone())
+    })
+    .unwrap();
+    let read = |path: std::path::PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name, fs::read_to_string(path).unwrap())
+    };
+    let rule_files = files("prometheus/rules", "yml").into_iter().map(read).collect();
+    // Nobody listens there: what Prometheus counts about alerts that it cannot deliver is there, too.
+    let prometheus = Server::prometheus(&program, &service, "127.0.0.1:9", rule_files).await;
+
+    let mut waiting: Vec<_> = of_dashboards().into_iter().chain(of_runbooks()).collect();
+    for query in waiting.clone().into_iter().chain(of_rules()) {
+        waiting.extend(selectors(&prometheus, &query).await);
+    }
+    let excused = |query: &Query| {
+        NOT_YET.iter().any(|metric| query.text.contains(*metric))
+            || AT_TIMES.iter().any(|metric| query.text.starts_with(metric))
+    };
+    waiting.retain(|query| !excused(query));
+    let mut waiting: BTreeSet<_> = waiting.into_iter().collect();
+    assert!(waiting.len() > 150, "queries were found");
+    within(PATIENCE, "every query finds data", async || {
+        for query in waiting.clone() {
+            if has_data(&prometheus, &query).await {
+                waiting.remove(&query);
+            }
+        }
+        println!("{} queries find nothing yet: {waiting:#?}", waiting.len());
+        waiting.is_empty().then_some(())
+    })
+    .await;
+
+    let metrics = service.metrics().await;
+    for metric in NOT_YET {
+        assert!(!metrics.contains(metric), "{metric} is told now: it has no excuse any more");
+    }
+    let report = prometheus.ask("api/v1/rules", &[]).await;
+    for group in report["data"]["groups"].as_array().unwrap() {
+        for rule in group["rules"].as_array().unwrap() {
+            assert_eq!(rule["health"], "ok", "{}: {}", rule["name"], rule["lastError"]);
+        }
+    }
+    let report = traffic.stop().await;
+    assert!(report.requests > 100, "{report}");
+}

@@ -1,0 +1,186 @@
+//! The programs that the stack is made of, and the repository's own configuration for them.
+//!
+//! They are used where they are installed, and asked for by name where they must be. The configuration is the one
+//! of the stack but for addresses, and for intervals, which are shorter: nobody waits for a quarter of a minute.
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use dev::{
+    harness::{SOON, Service, eventually},
+    http,
+    process::{Child, Launch},
+};
+use reqwest::Url;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::files::repository;
+
+/// A program of the `PATH`. Without it a test has nothing to say, which is a failure where `REQUIRE_TOOLS` is set.
+pub(super) fn tool(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
+    if found.is_none() {
+        assert!(env::var_os("REQUIRE_TOOLS").is_none(), "{name} is not installed: .ci/tools installs it");
+        println!("skipped: {name}");
+    }
+    found
+}
+
+/// Runs it in a directory of the repository, and gives what it printed.
+pub(super) fn run(program: &Path, directory: &str, arguments: &[&str]) -> String {
+    let directory = repository().join(directory);
+    let Output { status, stdout, stderr } =
+        Command::new(program).current_dir(directory).args(arguments).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{} {arguments:?}: {text}", program.display());
+    text
+}
+
+/// A file of the repository, with these words in place of those.
+pub(super) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
+    let text = fs::read_to_string(repository().join(path)).unwrap();
+    words.iter().fold(text, |text, (word, other)| {
+        assert!(text.contains(word), "{path} has no {word:?}");
+        text.replace(word, other)
+    })
+}
+
+/// A real Prometheus or Alertmanager. It ends, and its data goes, when this is dropped.
+pub(super) struct Server {
+    url: Url,
+    client: reqwest::Client,
+    process: Child,
+    /// Held for its end.
+    _directory: Directory,
+}
+
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What is left of a test is left in the directory of temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Server {
+    /// A Prometheus that scrapes a service once a second and evaluates these rules, by file name.
+    pub(super) async fn prometheus(
+        program: &Path,
+        service: &Service,
+        alertmanager: &str,
+        rules: Vec<(String, String)>,
+    ) -> Self {
+        let target = service.ops_url().authority().to_owned();
+        let configuration = file_with(
+            "prometheus/prometheus.yml",
+            &[
+                ("15s", "1s"),
+                ("10s", "1s"),
+                ("\"service:9000\"", &format!("\"{target}\"")),
+                ("\"alertmanager:9093\"", &format!("\"{alertmanager}\"")),
+            ],
+        );
+        let mut written = vec![("prometheus.yml".to_owned(), configuration)];
+        written.extend(rules.into_iter().map(|(name, text)| (format!("rules/{name}"), text)));
+        Self::start(program, written, |directory, address| {
+            let path = |name: &str| directory.join(name).display().to_string();
+            // It scrapes itself, wherever it listens.
+            let configuration = fs::read_to_string(path("prometheus.yml")).unwrap();
+            fs::write(path("prometheus.yml"), configuration.replace("localhost:9090", address)).unwrap();
+            vec![
+                format!("--config.file={}", path("prometheus.yml")),
+                format!("--storage.tsdb.path={}", path("data")),
+                format!("--web.listen-address={address}"),
+                "--enable-feature=exemplar-storage".to_owned(),
+            ]
+        })
+        .await
+    }
+
+    /// An Alertmanager whose receivers are all at this address, and which waits for no more alerts to come.
+    pub(super) async fn alertmanager(program: &Path, receivers: &str) -> Self {
+        let configuration = file_with(
+            "prometheus/alertmanager.yml",
+            &[
+                ("http://alerts:8025", &format!("http://{receivers}")),
+                ("group_wait: 10s", "group_wait: 1s"),
+                ("group_interval: 1m", "group_interval: 1s"),
+            ],
+        );
+        Self::start(program, vec![("alertmanager.yml".to_owned(), configuration)], |directory, address| {
+            let path = |name: &str| directory.join(name).display().to_string();
+            vec![
+                format!("--config.file={}", path("alertmanager.yml")),
+                format!("--storage.path={}", path("data")),
+                format!("--web.listen-address={address}"),
+                // Alone: no other replica to gossip with.
+                "--cluster.listen-address=".to_owned(),
+            ]
+        })
+        .await
+    }
+
+    async fn start(
+        program: &Path,
+        files: Vec<(String, String)>,
+        arguments: impl FnOnce(&Path, &str) -> Vec<String>,
+    ) -> Self {
+        let directory = Directory(env::temp_dir().join(format!("stack-{}", Uuid::now_v7().simple())));
+        for (name, text) in files {
+            let path = directory.0.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let address = free_address();
+        let process = Launch::new(program).args(arguments(&directory.0, &address)).start().unwrap();
+        let server = Self {
+            url: Url::parse(&format!("http://{address}/")).unwrap(),
+            client: http::client(SOON).unwrap(),
+            process,
+            _directory: directory,
+        };
+        eventually("it is ready", async || {
+            if let Some(status) = server.process.exited() {
+                panic!("{}: {status}: {:#?}", program.display(), server.process.tail(10));
+            }
+            server.client.get(server.url.join("-/ready").unwrap()).send().await.ok()?.error_for_status().ok()
+        })
+        .await;
+        server
+    }
+
+    pub(super) fn address(&self) -> &str {
+        self.url.authority()
+    }
+
+    /// The answer of its HTTP API.
+    pub(super) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+        let url = Url::parse_with_params(self.url.join(path).unwrap().as_str(), parameters).unwrap();
+        let answer = self.client.get(url).send().await.unwrap();
+        let status = answer.status();
+        let body: Value = answer.json().await.unwrap();
+        assert!(status.is_success(), "{path} {parameters:?}: {status} {body}");
+        body
+    }
+
+    /// Hands it something.
+    pub(super) async fn tell(&self, path: &str, body: &Value) {
+        let answer = self.client.post(self.url.join(path).unwrap()).json(body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+    }
+}
+
+/// These programs do not say which port they were given: it is chosen for them.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// Longer than the longest of the waits that the rules of the tests have.
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
