@@ -1,11 +1,14 @@
-//! A TCP link between two parts of the system, which can be cut, slowed and stalled.
+//! The wire between two parts of the system, in the hands of a test or a campaign.
 //!
-//! With several upstreams it is a balancer as well: each connection goes to the next one that accepts it.
+//! What is at its far end can be away in three ways, and whoever needs it must survive each: connections are closed
+//! at once (a restart), nothing is said any more (a lock-up, a lost route), or the host is gone for good and another
+//! one has its address. With several far ends it is a balancer as well: each connection goes to the next one that
+//! accepts it.
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,136 +16,191 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, tcp},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::watch,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
+use url::Url;
 
 /// Longer than a part of this machine takes to accept, however busy it is.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How the link is at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct State {
-    /// Connections of an older generation are cut.
-    generation: u64,
-    /// Added to every piece that passes, in each direction.
-    delay: Duration,
-    /// Whatever is sent waits.
-    stalled: bool,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    /// Everything passes, each piece after this time.
+    Flowing(Duration),
+    Frozen,
+    Cut,
 }
 
-/// A link that is open until it is dropped.
+/// At once, as a wire should be.
+const WELL: Flow = Flow::Flowing(Duration::ZERO);
+
+/// A wire. It is gone when this is dropped.
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
-    state: watch::Sender<State>,
+    wire: Arc<Wire>,
     accepting: JoinHandle<()>,
 }
 
+#[derive(Debug)]
+struct Wire {
+    far_ends: Vec<SocketAddr>,
+    turn: AtomicUsize,
+    /// What new connections follow.
+    flow: Mutex<watch::Sender<Flow>>,
+    /// What connections to hosts that are gone follow: nothing ever comes.
+    lost: Mutex<Vec<watch::Sender<Flow>>>,
+    refused: AtomicUsize,
+}
+
 impl Link {
-    /// Listens on a port of its own, and passes on to these.
-    pub async fn open(upstreams: Vec<SocketAddr>) -> io::Result<Self> {
+    /// A wire to these.
+    pub async fn open(far_ends: Vec<SocketAddr>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let state = watch::Sender::new(State::default());
-        let upstreams = Arc::new(Upstreams { addresses: upstreams, next: AtomicUsize::new(0) });
-        let accepting = tokio::spawn(accept(listener, upstreams, state.subscribe()));
-        Ok(Self { address, state, accepting })
+        let wire = Arc::new(Wire {
+            far_ends,
+            turn: AtomicUsize::new(0),
+            flow: Mutex::new(watch::Sender::new(WELL)),
+            lost: Mutex::default(),
+            refused: AtomicUsize::new(0),
+        });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&wire)));
+        Ok(Self { address, wire, accepting })
     }
 
-    /// Where it listens.
+    /// A wire to the database server that this URL names.
+    pub async fn to(server: &Url) -> io::Result<Self> {
+        Self::open(server.socket_addrs(|| Some(5432))?).await
+    }
+
+    /// Where it is entered.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Cuts every connection that is open now.
-    pub fn cut(&self) {
-        self.state.send_modify(|state| state.generation += 1);
+    /// The same URL, by way of this wire.
+    pub fn leads_to(&self, url: &Url) -> Url {
+        let mut url = url.clone();
+        // Both fail only for a URL without a host, which no server has been reached at.
+        url.set_ip_host(self.address.ip()).ok();
+        url.set_port(Some(self.address.port())).ok();
+        url
     }
 
-    /// Delays every piece that passes.
+    /// Nothing passes any more, in either direction; connections stay open and say nothing.
+    pub fn freeze(&self) {
+        self.set(Flow::Frozen);
+    }
+
+    /// Everything passes late.
     pub fn slow(&self, delay: Duration) {
-        self.state.send_modify(|state| state.delay = delay);
+        self.set(Flow::Flowing(delay));
     }
 
-    /// Passes nothing any more, and keeps what is sent.
-    pub fn stall(&self) {
-        self.state.send_modify(|state| state.stalled = true);
+    /// Closes every connection, and each new one at once.
+    pub fn cut(&self) {
+        self.set(Flow::Cut);
     }
 
-    /// Passes everything at once again.
-    pub fn clear(&self) {
-        self.state.send_modify(|state| (state.delay, state.stalled) = (Duration::ZERO, false));
+    /// Closes every connection; new ones are well.
+    pub fn interrupt(&self) {
+        self.replace().send_replace(Flow::Cut);
+    }
+
+    /// Everything passes again, also what was held up meanwhile.
+    pub fn mend(&self) {
+        self.set(WELL);
+    }
+
+    /// Another host takes the place of the far end: new connections are well, and the old ones never hear again.
+    pub fn fails_over(&self) {
+        let old = self.replace();
+        old.send_replace(Flow::Frozen);
+        lock(&self.wire.lost).push(old);
+    }
+
+    /// How many connections were closed as soon as they came.
+    pub fn refused(&self) -> usize {
+        self.wire.refused.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, flow: Flow) {
+        lock(&self.wire.flow).send_replace(flow);
+    }
+
+    fn replace(&self) -> watch::Sender<Flow> {
+        std::mem::replace(&mut *lock(&self.wire.flow), watch::Sender::new(WELL))
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         self.accepting.abort();
-        self.cut();
     }
 }
 
-struct Upstreams {
-    addresses: Vec<SocketAddr>,
-    next: AtomicUsize,
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Upstreams {
-    /// The next one that accepts; `None` if none does.
+impl Wire {
+    /// A connection to the next far end that accepts it; `None` if none does.
     async fn connect(&self) -> Option<TcpStream> {
-        for _ in &self.addresses {
-            let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.addresses.len();
-            let address = self.addresses.get(turn)?;
-            if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-                return Some(stream);
+        for _ in &self.far_ends {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.far_ends.len();
+            let far_end = self.far_ends.get(turn)?;
+            if let Ok(Ok(connection)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(far_end)).await {
+                return Some(connection);
             }
         }
         None
     }
 }
 
-async fn accept(listener: TcpListener, upstreams: Arc<Upstreams>, state: watch::Receiver<State>) {
-    loop {
-        let Ok((near, _)) = listener.accept().await else { continue };
-        let (upstreams, state) = (Arc::clone(&upstreams), state.clone());
-        tokio::spawn(async move {
-            let generation = state.borrow().generation;
-            // Nobody accepts: the near side sees its connection closed, as it would without a link.
-            let Some(far) = upstreams.connect().await else { return };
-            let (near, far) = (near.into_split(), far.into_split());
-            let mut cut = state.clone();
-            let passed = async {
-                tokio::join!(pass(near.0, far.1, state.clone()), pass(far.0, near.1, state.clone()))
-            };
-            tokio::select! {
-                _ = passed => {}
-                _ = cut.wait_for(|state| state.generation != generation) => {}
-            }
-        });
+async fn accept(listener: TcpListener, wire: Arc<Wire>) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        while connections.try_join_next().is_some() {}
+        let flow = lock(&wire.flow).subscribe();
+        if *flow.borrow() == Flow::Cut {
+            wire.refused.fetch_add(1, Ordering::Relaxed);
+        } else {
+            connections.spawn(connect(client, Arc::clone(&wire), flow));
+        }
     }
 }
 
-/// Passes on what one side sends, until it ends. Then the other side is told, and may still answer.
-async fn pass(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, mut state: watch::Receiver<State>) {
-    let mut piece = vec![0; 16 * 1024];
-    loop {
-        let length = match from.read(&mut piece).await {
-            Ok(0) | Err(_) => break,
-            Ok(length) => length,
-        };
-        let delay = match state.wait_for(|state| !state.stalled).await {
-            Ok(state) => state.delay,
-            Err(_) => break,
-        };
-        sleep(delay).await;
-        let Some(piece) = piece.get(..length) else { break };
+async fn connect(client: TcpStream, wire: Arc<Wire>, mut flow: watch::Receiver<Flow>) {
+    // Nobody accepts: the client sees its connection closed, as it would without a wire.
+    let Some(server) = wire.connect().await else { return };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    tokio::select! {
+        () = pass(from_client, to_server, flow.clone()) => {}
+        () = pass(from_server, to_client, flow.clone()) => {}
+        _ = flow.wait_for(|flow| *flow == Flow::Cut) => {}
+    }
+}
+
+/// Passes on what comes, for as long as both sides are there.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::Receiver<Flow>) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let flowing = flow.wait_for(|flow| matches!(flow, Flow::Flowing(_))).await.map(|flow| *flow);
+        let Ok(Flow::Flowing(delay)) = flowing else { return };
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        let Some(piece) = buffer.get(..read) else { return };
         if to.write_all(piece).await.is_err() {
-            break;
+            return;
         }
     }
-    // It may be closed already, which is what is wanted.
-    let _ = to.shutdown().await;
 }

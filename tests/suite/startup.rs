@@ -114,7 +114,7 @@ async fn a_database_that_refuses_is_not_waited_for() {
 #[tokio::test]
 async fn a_database_that_says_nothing_is_waited_for_and_then_named() {
     let database = Database::create_empty().await;
-    let link = Link::to(database.service_url()).await;
+    let link = Link::to(database.service_url()).await.unwrap();
     link.freeze();
     let url = link.leads_to(database.service_url());
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];

@@ -50,16 +50,12 @@ impl Stage {
         })
         .await?;
         let charges = Link::open(vec![gateway.address()]).await?;
-        let port = prepared.url.port().unwrap_or(5432);
-        let database = Link::open(vec![SocketAddr::from(([127, 0, 0, 1], port))]).await?;
-        let mut database_url = prepared.url.clone();
-        // It fails only for a URL without a host, which no server has been reached at.
-        database_url.set_port(Some(database.address().port())).ok();
+        let database = Link::to(&prepared.url).await?;
 
         let settings_of_replicas = vec![
             ("APP_ENV", "test".to_owned()),
             ("LOG_FORMAT", "json".to_owned()),
-            ("DATABASE_URL", database_url.to_string()),
+            ("DATABASE_URL", database.leads_to(&prepared.url).to_string()),
             ("GATEWAY_URL", format!("http://{}", charges.address())),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
@@ -102,9 +98,9 @@ impl Stage {
             Fault::Crash { replica, point } => self.fleet.crash(*replica, point).await?,
             Fault::RestartDatabase => self.server.restart(Signal::SIGINT, progress).await?,
             Fault::KillDatabase => self.server.restart(Signal::SIGKILL, progress).await?,
-            Fault::Cut(part) => self.link(*part).cut(),
+            Fault::Cut(part) => self.link(*part).interrupt(),
             Fault::Slow(part, delay) => self.link(*part).slow(*delay),
-            Fault::Stall(part) => self.link(*part).stall(),
+            Fault::Stall(part) => self.link(*part).freeze(),
             Fault::Gateway(faults) => self.gateway.faults().set(faults.clone()),
         }
         Ok(())
@@ -113,7 +109,7 @@ impl Stage {
     /// Ends every fault that lasts.
     pub(super) fn heal(&self) {
         for part in [Part::Api, Part::Database, Part::Gateway] {
-            self.link(part).clear();
+            self.link(part).mend();
         }
         self.gateway.faults().clear();
     }

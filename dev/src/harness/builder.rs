@@ -93,7 +93,7 @@ impl Builder {
         let gateway = Arc::new(start_gateway().await);
         let mut settings = self.settings;
         let link = if self.behind_a_link {
-            let link = Link::to(database.service_url()).await;
+            let link = Link::to(database.service_url()).await.expect("there is a free port");
             settings.push(("DATABASE_URL".to_owned(), link.leads_to(database.service_url()).to_string()));
             Some(Arc::new(link))
         } else {

@@ -24,14 +24,13 @@ mod client;
 mod collector;
 mod command;
 mod database;
-mod link;
 mod order;
 mod service;
 mod user;
 
 use std::time::{Duration, Instant};
 
-pub use crate::process::Signal;
+pub use crate::{link::Link, process::Signal};
 pub use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode as SpanStatus};
 
 pub use self::{
@@ -42,7 +41,6 @@ pub use self::{
     collector::{Collector, Mood, Span},
     command::{Finished, run},
     database::{Database, Held},
-    link::Link,
     order::Order,
     service::Service,
     user::{PASSWORD, User},
