@@ -1,8 +1,10 @@
-//! The command line: `serve`, `migrate`, `user create`, `openapi`, `config`.
+//! The command line: `serve`, `migrate`, `user create`, `audit verify`, `audit export`, `openapi`, `config`.
 //!
 //! Exit codes: 0 done, 1 failed (with one sentence on stderr), 2 wrong usage. Every setting of the table in
 //! [`config`](crate::config) has a flag on the commands that use it, but for secrets: other users of a machine can
 //! read its command lines.
+mod audit;
+
 use std::{
     collections::HashMap,
     io::{IsTerminal, Read},
@@ -46,6 +48,7 @@ fn execute(name: &str, arguments: &ArgMatches) -> Outcome {
             Some(("create", arguments)) => create_user(arguments),
             _ => Ok(()),
         },
+        "audit" => audit::execute(arguments),
         "openapi" => {
             println!("{}", api::document().to_pretty_json()?);
             Ok(())
@@ -96,6 +99,7 @@ fn command() -> Command {
                         })),
                 ),
         )
+        .subcommand(audit::command())
         .subcommand(Command::new("openapi").about("Print the OpenAPI document"))
         .subcommand(
             Command::new("config")

@@ -18,7 +18,7 @@ use crate::{
     payments::{self, Gateway, Payments},
     platform::{
         alerts::{Alert, Alerts, Severity},
-        audit::{self, Event, EventResult, EventType},
+        audit::{self, Event, EventResult, EventType, Sealing},
         database::{self, Database, Privileges, SchemaState},
         http::{
             idempotency,
@@ -118,6 +118,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
 
     let workers = Workers::new();
     start_workers(&workers, config, &database, &payments, &accounts, &authentication, &by_address);
+    start_audit_workers(&workers, config, &database, &alerts);
     let health = health(&database, &gateway, &workers);
     let log_level = LogLevel::new(
         telemetry.log_filter(),
@@ -310,11 +311,6 @@ fn start_workers(
             Ok::<_, sqlx::Error>(if swept > 0 { Progress::More } else { Progress::Idle })
         }
     });
-    let partitioned = database.clone();
-    workers.spawn("audit_partitions", PARTITION_INTERVAL, move || {
-        let database = partitioned.clone();
-        async move { audit::make_partitions(&database).await.map(|()| Progress::Idle) }
-    });
     let (accounts, authentication, by_address) =
         (accounts.clone(), authentication.clone(), by_address.clone());
     workers.spawn("rate_limits", SWEEP_INTERVAL, move || {
@@ -322,6 +318,24 @@ fn start_workers(
         authentication.forget_quiet();
         by_address.forget_quiet();
         std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))
+    });
+}
+
+fn start_audit_workers(
+    workers: &Workers,
+    config: &Config,
+    database: &Database,
+    alerts: &Alerts,
+) {
+    let interval = config.audit.seal_interval;
+    let sealing = Sealing::new(database.clone(), alerts.clone(), interval);
+    let measured = sealing.clone();
+    workers.spawn("audit_sealing", interval, move || sealing.clone().run());
+    workers.spawn("audit_seal_lag", interval, move || measured.clone().measure_lag());
+    let (database, alerts) = (database.clone(), alerts.clone());
+    workers.spawn("audit_partitions", PARTITION_INTERVAL, move || {
+        let (database, alerts) = (database.clone(), alerts.clone());
+        async move { audit::make_partitions(&database, &alerts).await.map(|()| Progress::Idle) }
     });
 }
 

@@ -29,11 +29,14 @@ mod problems;
 mod recovery;
 mod refunds;
 mod replicas;
+mod retention;
+mod seals;
 mod settings;
 mod shutdown;
 mod startup;
 mod structure;
 mod telemetry;
+mod verification;
 mod webhooks;
 
 use dev::harness::{Builder, Service};

@@ -31,6 +31,16 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// Every one.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Authentication,
+        Self::Authorization,
+        Self::DataAccess,
+        Self::DataChange,
+        Self::Configuration,
+        Self::Audit,
+    ];
+
     /// As it is written in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -57,6 +67,9 @@ pub enum EventResult {
 }
 
 impl EventResult {
+    /// Every one.
+    pub(super) const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Denied];
+
     /// As it is written in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -129,10 +142,13 @@ impl Event {
         self.with("record_ids", ids).with("record_count", count)
     }
 
-    /// Adds a detail. Never a secret.
+    /// Adds a detail, if there is one. Never a secret, and never a fraction: it could not be sealed.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.metadata.insert(key.to_owned(), value.into());
+        let value = value.into();
+        if !value.is_null() {
+            self.metadata.insert(key.to_owned(), value);
+        }
         self
     }
 
