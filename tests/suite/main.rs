@@ -14,6 +14,7 @@ mod accounts;
 mod alerts;
 mod audit;
 mod catalog;
+mod compliance;
 mod database;
 mod headers;
 mod idempotency;

@@ -120,6 +120,39 @@ async fn an_event_that_commits_late_is_sealed_exactly_once_and_nothing_overtakes
 }
 
 #[tokio::test]
+async fn a_trail_that_was_loaded_into_another_cluster_begins_an_epoch_and_is_one_chain() {
+    let mut service = sealing_service().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    // There the ids of transactions begin anew, so what was written here last may seem to be of the future.
+    service
+        .database()
+        .execute(
+            "insert into audit_events (id, timestamp, event_type, resource, action, result, service_version, xact_id)
+             values (gen_random_uuid(), now(), 'data_change', 'orders', 'old', 'success', 'x', '900000000000');
+             update audit_epochs set system_identifier = 0",
+        )
+        .await;
+    service.terminate().await;
+    service.command(&["migrate"], &[]).await.succeeded();
+    service.restart().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    verify(&service, &[]).await.succeeded();
+    assert_eq!(service.audit_events("epoch = 1 and action = 'old'").await.len(), 1);
+    assert_eq!(
+        service.audit_events("epoch = 2 and resource = 'audit_epochs' and action = 'begin'").await.len(),
+        1
+    );
+    assert!(
+        !service.audit_events("epoch = 2 and resource = 'users'").await.is_empty(),
+        "what follows is of epoch 2"
+    );
+    service.command(&["migrate"], &[]).await.succeeded();
+    assert_eq!(service.database().number("select count(*) from audit_epochs").await, 2, "once");
+}
+
+#[tokio::test]
 async fn many_replicas_make_one_chain() {
     let service = sealing_service().await;
     let (second, third) = tokio::join!(service.replica(), service.replica());

@@ -93,7 +93,7 @@ pub struct Event {
     resource: &'static str,
     pub(super) action: &'static str,
     pub(super) result: EventResult,
-    ip_address: Option<IpAddr>,
+    pub(super) ip_address: Option<IpAddr>,
     metadata: Map<String, Value>,
     correlation_id: Option<String>,
     request_id: Option<Uuid>,
@@ -157,6 +157,13 @@ impl Event {
     pub fn by(mut self, user_id: Uuid, role: &'static str) -> Self {
         self.user_id = Some(user_id);
         self.role = Some(role);
+        self
+    }
+
+    /// Says where it came from, where the context does not know it.
+    #[must_use]
+    pub(super) fn from(mut self, address: Option<IpAddr>) -> Self {
+        self.ip_address = address;
         self
     }
 

@@ -38,6 +38,25 @@ pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<
     Ok(Recorded(event))
 }
 
+/// Writes several events within a transaction that makes the changes, in one statement.
+///
+/// # Errors
+/// The statement's. The transaction then fails as a whole.
+pub async fn record_all_with(
+    connection: &mut PgConnection,
+    events: Vec<Event>,
+) -> Result<Vec<Recorded>, sqlx::Error> {
+    if events.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<_> = events.iter().map(Event::to_json).collect();
+    let statement = sqlx::query!("select record_audit_event(event) from unnest($1::jsonb[]) as event", &rows);
+    observe("audit_events.insert", statement.execute(connection)).await.inspect_err(|_| {
+        WRITE_FAILURES.inc_by(u64::try_from(rows.len()).unwrap_or(u64::MAX));
+    })?;
+    Ok(events.into_iter().map(Recorded).collect())
+}
+
 /// Writes an event that has no change to travel with: a refusal, a login.
 ///
 /// # Errors
