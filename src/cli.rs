@@ -1,8 +1,10 @@
-//! The command line: `serve`, `migrate`, `user create`, `openapi`, `config`, `probe`.
+//! The command line: `serve`, `migrate`, `user create`, `audit verify`, `audit export`, `openapi`, `config`, `probe`.
 //!
 //! Exit codes: 0 done, 1 failed (with one sentence on stderr), 2 wrong usage. Every setting of the table in
 //! [`config`](crate::config) has a flag on the commands that use it, but for secrets: other users of a machine can
 //! read its command lines.
+mod audit;
+
 use std::{
     collections::HashMap,
     io::{IsTerminal, Read},
@@ -51,6 +53,7 @@ fn execute(name: &str, arguments: &ArgMatches) -> Outcome {
             _ => Ok(()),
         },
         "probe" => probe(arguments),
+        "audit" => audit::execute(arguments),
         "openapi" => {
             println!("{}", api::document().to_pretty_json()?);
             Ok(())
@@ -108,6 +111,7 @@ fn command() -> Command {
                 )
                 .arg(Arg::new("url").value_name("URL").default_value("http://127.0.0.1:9000/readyz")),
         )
+        .subcommand(audit::command())
         .subcommand(Command::new("openapi").about("Print the OpenAPI document"))
         .subcommand(
             Command::new("config")
@@ -186,7 +190,7 @@ fn create_user(arguments: &ArgMatches) -> Outcome {
     let name = arguments.get_one::<String>("name").cloned();
     let name = name.unwrap_or_else(|| email.as_str().split('@').next().unwrap_or_default().to_owned());
     let password = read_password()?;
-    if let Some(weakness) = password.weakness() {
+    if let Some(weakness) = password.weakness(&[email.as_str(), &name]) {
         return Err(format!("the password {weakness}").into());
     }
     runtime()?.block_on(async {

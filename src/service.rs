@@ -18,7 +18,7 @@ use crate::{
     payments::{self, Gateway, Payments},
     platform::{
         alerts::{Alert, Alerts, Severity},
-        audit::{self, Event, EventResult, EventType},
+        audit::{self, Event, EventResult, EventType, Refusals, Sealing},
         database::{self, Database, Privileges, SchemaState},
         http::{
             idempotency,
@@ -41,6 +41,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How often the partitions of the coming months are looked after.
 const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
+
+/// How often the refusals that were only counted are written.
+const REFUSAL_INTERVAL: Duration = Duration::from_mins(1);
 
 /// What is left of the shutdown's deadline for the last spans and log lines.
 const TO_FLUSH: Duration = Duration::from_secs(2);
@@ -107,8 +110,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let gateway = Gateway::new(&config.payments, gateway_breaker(&alerts), most_waiting)?;
     let payments =
         Payments::new(database.clone(), gateway.clone(), alerts.clone(), tracked.clone(), &config.payments)?;
-    let accounts = Accounts::new(database.clone(), &config.accounts);
-    let authentication = Authentication::new(database.clone(), config.http.rate_limit_caller);
+    let refusals = Refusals::new(database.clone());
+    let accounts = Accounts::new(database.clone(), refusals.clone(), &config.accounts);
+    let authentication =
+        Authentication::new(database.clone(), refusals.clone(), config.http.rate_limit_caller);
     let by_address = Arc::new(RateLimiter::<IpAddr>::per_second(config.http.rate_limit_address));
     initialise_metrics();
 
@@ -120,6 +125,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
 
     let workers = Workers::new();
     start_workers(&workers, config, &database, &payments, &accounts, &authentication, &by_address);
+    start_audit_workers(&workers, config, &database, &alerts, &refusals);
     let health = health(&database, &gateway, &workers);
     let log_level = LogLevel::new(
         telemetry.log_filter(),
@@ -148,6 +154,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         // Between two units of work, never within one.
         let stopped = workers.stop(enough).await;
         note_cut(&mut cut, stopped.len(), "workers");
+        // The refusals of the last minute that were only counted.
+        if let Err(error) = refusals.tell().await {
+            tracing::error!(error = &error as &dyn std::error::Error, "refusals could not be audited");
+        }
         alerts.flush(enough).await;
         // Last, so that the end can still be watched.
         ops.drain(enough).await;
@@ -312,11 +322,6 @@ fn start_workers(
             Ok::<_, sqlx::Error>(if swept > 0 { Progress::More } else { Progress::Idle })
         }
     });
-    let partitioned = database.clone();
-    workers.spawn("audit_partitions", PARTITION_INTERVAL, move || {
-        let database = partitioned.clone();
-        async move { audit::make_partitions(&database).await.map(|()| Progress::Idle) }
-    });
     let (accounts, authentication, by_address) =
         (accounts.clone(), authentication.clone(), by_address.clone());
     workers.spawn("rate_limits", SWEEP_INTERVAL, move || {
@@ -324,6 +329,30 @@ fn start_workers(
         authentication.forget_quiet();
         by_address.forget_quiet();
         std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))
+    });
+}
+
+fn start_audit_workers(
+    workers: &Workers,
+    config: &Config,
+    database: &Database,
+    alerts: &Alerts,
+    refusals: &Refusals,
+) {
+    let interval = config.audit.seal_interval;
+    let sealing = Sealing::new(database.clone(), alerts.clone(), interval);
+    let measured = sealing.clone();
+    workers.spawn("audit_sealing", interval, move || sealing.clone().run());
+    workers.spawn("audit_seal_lag", interval, move || measured.clone().measure_lag());
+    let refusals = refusals.clone();
+    workers.spawn("audit_refusals", REFUSAL_INTERVAL, move || {
+        let refusals = refusals.clone();
+        async move { refusals.tell().await.map(|()| Progress::Idle) }
+    });
+    let (database, alerts) = (database.clone(), alerts.clone());
+    workers.spawn("audit_partitions", PARTITION_INTERVAL, move || {
+        let (database, alerts) = (database.clone(), alerts.clone());
+        async move { audit::make_partitions(&database, &alerts).await.map(|()| Progress::Idle) }
     });
 }
 

@@ -4,6 +4,7 @@
 //! accounts are counted like known ones.
 use std::{net::IpAddr, time::Duration};
 
+use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -37,6 +38,23 @@ pub(super) enum Counted {
     },
 }
 
+/// Stands for an e-mail address that is nobody's. With a key, because addresses can be guessed and tried; with the
+/// same one each time, because tries for the same account belong together.
+pub(super) struct Pseudonym(String);
+
+impl Pseudonym {
+    fn new(key: &[u8], email: &str) -> Self {
+        // HMAC takes keys of any length.
+        let hash = Hmac::<Sha256>::new_from_slice(key)
+            .map(|hmac| hmac.chain_update(email.trim().to_lowercase()).finalize().into_bytes());
+        Self(hash.map(hex::encode).unwrap_or_default())
+    }
+
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+}
+
 impl Lockout {
     pub(super) fn new(settings: &config::Accounts) -> Self {
         let attempts =
@@ -48,14 +66,14 @@ impl Lockout {
         if address == FROM_ANYWHERE { self.attempts * CEILING_FROM_ANYWHERE } else { self.attempts }
     }
 
-    /// Counts one attempt, atomically. Attempts up to the ceiling prolong the memory of them; those beyond it do
+    /// Counts one attempt, atomically, and says what stands for the account in the trail. Attempts up to the ceiling prolong the memory of them; those beyond it do
     /// not, so that a lockout ends when it was said to end.
     pub(super) async fn count(
         self,
         database: &Database,
         email: &str,
         address: IpAddr,
-    ) -> Result<Counted, sqlx::Error> {
+    ) -> Result<(Counted, Pseudonym), sqlx::Error> {
         let address = address.to_string();
         let account = account(email);
         let statement = sqlx::query!(
@@ -74,7 +92,9 @@ impl Lockout {
                 ) then now() + make_interval(secs => $4)
                 else known.expires_at
               end
-            returning known.address, known.attempts
+            returning
+              known.address, known.attempts,
+              (select pseudonym_key.key from pseudonym_key) as "key!"
             "#,
             account.as_slice(),
             &[address.clone(), FROM_ANYWHERE.to_owned()],
@@ -86,7 +106,9 @@ impl Lockout {
         let over = |beyond: i32| {
             counts.iter().any(|count| count.attempts > self.ceiling(&count.address).saturating_add(beyond))
         };
-        Ok(if over(0) { Counted::LockedOut { just_now: !over(1) } } else { Counted::Allowed })
+        let counted = if over(0) { Counted::LockedOut { just_now: !over(1) } } else { Counted::Allowed };
+        let key = counts.first().map_or(&[][..], |count| count.key.as_slice());
+        Ok((counted, Pseudonym::new(key, email)))
     }
 
     /// Forgets the attempts from this address after a success, and takes them off the account's own count.

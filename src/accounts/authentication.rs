@@ -15,7 +15,7 @@ use super::{
     sessions,
 };
 use crate::platform::{
-    audit::{self, Event, EventResult, EventType},
+    audit::{Event, EventResult, EventType, Refusals},
     database::Database,
     http::{
         limits::RateLimiter,
@@ -32,13 +32,14 @@ const BY_CALLER: &str = "caller";
 #[derive(Clone)]
 pub struct Authentication {
     database: Database,
+    refusals: Refusals,
     by_caller: Arc<RateLimiter<Uuid>>,
 }
 
 impl Authentication {
     /// Authenticates against `database`, and lets each caller send so many requests a second.
-    pub fn new(database: Database, requests_per_second: u32) -> Self {
-        Self { database, by_caller: Arc::new(RateLimiter::per_second(requests_per_second)) }
+    pub fn new(database: Database, refusals: Refusals, requests_per_second: u32) -> Self {
+        Self { database, refusals, by_caller: Arc::new(RateLimiter::per_second(requests_per_second)) }
     }
 
     /// Forgets the callers that have been quiet, so that their number stays bounded.
@@ -55,7 +56,7 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
         let caller = match sessions::caller(&layer.database, token).await {
             Ok(Some(caller)) => caller,
             Ok(None) => {
-                AUTHENTICATION_FAILURES.with_label_values(&["bad_token"]).inc();
+                record_bad_token(&layer.refusals).await;
                 return Problem::new(UNAUTHENTICATED)
                     .detail("The session is not known, or its time is over.")
                     .into_response();
@@ -76,22 +77,32 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
         standing.tell(BY_CALLER, &mut response);
     }
     if let Some(denial) = response.extensions().get::<Denial>() {
-        record_denial(&layer.database, *denial).await;
+        record_denial(&layer.refusals, *denial).await;
     }
     response
 }
 
 /// The refusal stands whether or not it could be written; a failure to write is counted and logged.
-async fn record_denial(database: &Database, denial: Denial) {
+async fn record_denial(refusals: &Refusals, denial: Denial) {
     AUTHORIZATION_DENIALS.with_label_values(&[denial.reason]).inc();
     let event = Event::new(EventType::Authorization, denial.resource, "access", EventResult::Denied)
         .with("reason", denial.reason)
         .records(denial.record_id);
-    if let Err(error) = audit::record(database, event).await {
+    if let Err(error) = refusals.record(event).await {
         tracing::error!(
             error = &error as &dyn std::error::Error,
             "a refused permission could not be audited"
         );
+    }
+}
+
+/// As [`record_denial`]. The token itself is not written: it may be somebody's, mistyped.
+async fn record_bad_token(refusals: &Refusals) {
+    AUTHENTICATION_FAILURES.with_label_values(&["bad_token"]).inc();
+    let event = Event::new(EventType::Authentication, "sessions", "authenticate", EventResult::Failure)
+        .with("reason", "bad_token");
+    if let Err(error) = refusals.record(event).await {
+        tracing::error!(error = &error as &dyn std::error::Error, "a bad token could not be audited");
     }
 }
 

@@ -13,7 +13,7 @@ mod users;
 
 use crate::{
     config,
-    platform::{database::Database, http::limits::RateLimiter},
+    platform::{audit::Refusals, database::Database, http::limits::RateLimiter},
 };
 
 pub use self::attempts::sweep as sweep_attempts;
@@ -29,6 +29,7 @@ pub use self::users::{CreateError, create as create_user};
 #[derive(Clone)]
 pub struct Accounts {
     database: Database,
+    refusals: Refusals,
     passwords: Passwords,
     session_ttl: std::time::Duration,
     lockout: attempts::Lockout,
@@ -37,9 +38,10 @@ pub struct Accounts {
 
 impl Accounts {
     /// Accounts in `database`, under these settings.
-    pub fn new(database: Database, settings: &config::Accounts) -> Self {
+    pub fn new(database: Database, refusals: Refusals, settings: &config::Accounts) -> Self {
         Self {
             database,
+            refusals,
             passwords: Passwords::new(settings),
             session_ttl: settings.session_ttl,
             lockout: attempts::Lockout::new(settings),

@@ -4,11 +4,15 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
+use zxcvbn::matching::patterns::MatchPattern;
 
 use crate::platform::{
     http::{extract::Validate, problem::FieldError, timestamp},
     identity::Role,
 };
+
+/// Characters of a password that are compared with what is common.
+const LONGEST_COMMON: usize = 64;
 
 /// A user, as others may see them.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -64,13 +68,16 @@ impl Password {
         Self(SecretString::from(text.into()))
     }
 
-    /// What is wrong with it as a new password, if anything. Length is the rule, composition is not.
-    pub fn weakness(&self) -> Option<&'static str> {
+    /// What is wrong with it as a new password, if anything, for somebody whom these words are about. Length is the
+    /// rule, composition is not; and it must not be one of those that are tried first (NIST SP 800-63B, 3.1.1.2).
+    pub fn weakness(&self, about: &[&str]) -> Option<&'static str> {
         let password = self.0.expose_secret();
         if password.chars().count() < Self::SHORTEST {
             Some("must have at least 8 characters")
         } else if password.len() > Self::LONGEST {
             Some("must have at most 1024 bytes")
+        } else if is_common(password, about) {
+            Some("is one of those that are tried first: a common one, a single word, a name, or a pattern")
         } else {
             None
         }
@@ -79,6 +86,17 @@ impl Password {
     pub(super) fn expose(&self) -> &str {
         self.0.expose_secret()
     }
+}
+
+/// Whether the whole password is one thing that is guessed early: on a list of common passwords or words, about its
+/// user or this service, or a repetition, a row of keys, a sequence or a date. Two such things together are not.
+fn is_common(password: &str, about: &[&str]) -> bool {
+    let mut about = about.to_vec();
+    about.push(env!("CARGO_PKG_NAME"));
+    // Nothing on the lists is longer, and the search takes longer than its text does.
+    let beginning: String = password.chars().take(LONGEST_COMMON).collect();
+    let estimated = zxcvbn::zxcvbn(&beginning, &about);
+    matches!(estimated.sequence(), [only] if !matches!(only.pattern, MatchPattern::BruteForce))
 }
 
 /// Somebody who wants to be a user.
@@ -102,7 +120,8 @@ impl Validate for NewUser {
         if Email::parse(&self.email).is_none() {
             errors.push(FieldError::new("/email", "must be an e-mail address"));
         }
-        if let Some(weakness) = self.password.weakness() {
+        let account = self.email.split('@').next().unwrap_or_default();
+        if let Some(weakness) = self.password.weakness(&[&self.email, account, &self.name]) {
             errors.push(FieldError::new("/password", weakness));
         }
         if !is_name(&self.name) {
@@ -160,7 +179,7 @@ impl Validate for PasswordChange {
         if self.current_password.expose().len() > Password::LONGEST {
             errors.push(FieldError::new("/current_password", "must have at most 1024 bytes"));
         }
-        if let Some(weakness) = self.new_password.weakness() {
+        if let Some(weakness) = self.new_password.weakness(&[]) {
             errors.push(FieldError::new("/new_password", weakness));
         }
         errors
@@ -192,6 +211,34 @@ mod tests {
     fn what_is_no_address_is_refused() {
         for text in ["", "ada", "@example.com", "ada@", "a b@example.com", "ada@exam\u{0}ple.com"] {
             assert!(Email::parse(text).is_none(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_what_is_tried_first() {
+        for common in [
+            "12345678",
+            "password",
+            "Passw0rd",
+            "PASSWORD",
+            "qwertyuiop",
+            "basketball",
+            "aaaaaaaaaaaa",
+            "abcdefghij",
+            "drowssap",
+            "grace.hopper",
+            "Grace Hopper",
+            "axum-orders",
+            "abcabcabc",
+        ] {
+            let weakness = Password::new(common).weakness(&["grace.hopper", "Grace Hopper"]);
+            assert!(weakness.is_some(), "{common}");
+        }
+        // No rule of composition: small letters only are as good.
+        for fits in
+            ["correct horse battery staple", "mxqzvkwt", "customer-password", "purple basketball shoes"]
+        {
+            assert_eq!(Password::new(fits).weakness(&["grace.hopper"]), None, "{fits}");
         }
     }
 

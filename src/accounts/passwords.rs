@@ -80,7 +80,11 @@ impl Passwords {
     ///
     /// # Errors
     /// When the hash cannot be read, or the process ends.
-    pub async fn verify(&self, password: &Password, hash: Option<String>) -> Result<bool, PasswordError> {
+    pub(super) async fn verify(
+        &self,
+        password: &Password,
+        hash: Option<String>,
+    ) -> Result<bool, PasswordError> {
         let (argon2, password, nobody) = (self.argon2.clone(), password.clone(), self.nobody.clone());
         bounded(&self.logins, move || {
             let exists = hash.is_some();
@@ -91,6 +95,17 @@ impl Passwords {
         })
         .await
     }
+
+    /// Whether a hash was made with other parameters than those of the settings: the password is seen at a login
+    /// only, so that is when it can be hashed anew.
+    pub(super) fn is_outdated(&self, hash: &str) -> bool {
+        parameters(hash) != parameters(&self.nobody)
+    }
+}
+
+/// A PHC string without its salt and its hash.
+fn parameters(hash: &str) -> Option<&str> {
+    hash.rsplitn(3, '$').nth(2)
 }
 
 async fn bounded<T: Send + 'static>(

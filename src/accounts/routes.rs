@@ -9,14 +9,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Accounts,
-    attempts::Counted,
+    attempts::{Counted, Pseudonym},
     metrics::AUTHENTICATION_FAILURES,
-    model::{Credentials, Email, NewSession, NewUser, PasswordChange, User},
+    model::{Credentials, Email, NewSession, NewUser, Password, PasswordChange, User},
     sessions::{self, Token},
     users,
 };
 use crate::platform::{
-    audit::{self, Event, EventResult, EventType},
+    audit::{Event, EventResult, EventType},
     http::{
         client_address::ClientAddress,
         extract::Json,
@@ -135,23 +135,34 @@ impl Accounts {
     /// Whose credentials these are. The attempt is counted before the password is looked at, and a hash is
     /// computed in every case.
     async fn recognise(&self, credentials: &Credentials, client: ClientAddress) -> Result<User, Problem> {
-        let counted = self.lockout.count(&self.database, &credentials.email, client.address).await?;
+        let (counted, pseudonym) =
+            self.lockout.count(&self.database, &credentials.email, client.address).await?;
         let known = match Email::parse(&credentials.email) {
             Some(email) => users::by_email(&self.database, &email).await?,
             None => None,
         };
         let (user, hash) = known.map(|known| (known.user, known.password_hash)).unzip();
-        let fits = self.passwords.verify(&credentials.password, hash).await?;
+        let fits = self.passwords.verify(&credentials.password, hash.clone()).await?;
         match (fits, counted, user) {
             (true, Counted::Allowed, Some(user)) => {
                 self.lockout.forget(&self.database, &credentials.email, client.address).await?;
+                self.renew(&user, &credentials.password, hash.unwrap_or_default()).await?;
                 Ok(user)
             }
-            (_, counted, user) => Err(self.refuse(counted, user).await),
+            (_, counted, user) => Err(self.refuse(counted, user, pseudonym).await),
         }
     }
 
-    async fn refuse(&self, counted: Counted, user: Option<User>) -> Problem {
+    /// Hashes the password anew if its hash has other parameters than those of today.
+    async fn renew(&self, user: &User, password: &Password, hash: String) -> Result<(), Problem> {
+        if self.passwords.is_outdated(&hash) {
+            let renewed = self.passwords.hash(password).await?;
+            users::renew_hash(&self.database, user, &hash, &renewed).await?;
+        }
+        Ok(())
+    }
+
+    async fn refuse(&self, counted: Counted, user: Option<User>, pseudonym: Pseudonym) -> Problem {
         let (reason, action) = match counted {
             Counted::Allowed => ("bad_credentials", "login"),
             Counted::LockedOut { just_now: true } => ("locked_out", "lockout"),
@@ -160,10 +171,11 @@ impl Accounts {
         AUTHENTICATION_FAILURES.with_label_values(&[reason]).inc();
         let mut event = Event::new(EventType::Authentication, "sessions", action, EventResult::Failure)
             .with("reason", reason);
-        if let Some(user) = user {
-            event = event.by(user.id, user.role.as_str());
-        }
-        match audit::record(&self.database, event).await {
+        event = match user {
+            Some(user) => event.by(user.id, user.role.as_str()),
+            None => event.with("unknown_account", pseudonym.into_text()),
+        };
+        match self.refusals.record(event).await {
             Ok(()) => Problem::new(BAD_CREDENTIALS),
             Err(error) => error.into(),
         }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{model::User, users::role};
 use crate::platform::{
-    audit::{Event, EventResult, EventType},
+    audit::{self, Event, EventResult, EventType},
     database::{Database, observe},
     http::problem::Problem,
     identity::Caller,
@@ -109,19 +109,34 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
     Ok(())
 }
 
-/// Deletes sessions whose time is over, a batch at a time; says how many.
+/// Deletes sessions whose time is over, a batch at a time, and says in the trail whose they were; says how many.
 ///
 /// # Errors
-/// The statement's.
+/// The statements'.
 pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
+    let mut transaction = database.begin().await?;
     let statement = sqlx::query!(
         r#"
-        delete from sessions
-        where id in (
-          select id from sessions where expires_at < now() order by expires_at limit 1000
+        with expired as (
+          delete from sessions
+          where id in (
+            select id from sessions where expires_at < now() order by expires_at limit 1000
+          )
+          returning id, user_id
         )
+        select expired.id, expired.user_id, users.role
+        from expired
+        join users on users.id = expired.user_id
         "#
     );
-    let mut connection = database.acquire().await?;
-    Ok(observe("sessions.delete", statement.execute(&mut *connection)).await?.rows_affected())
+    let expired = observe("sessions.delete", statement.fetch_all(&mut *transaction)).await?;
+    let mut events = Vec::with_capacity(expired.len());
+    for session in &expired {
+        let event = Event::new(EventType::Authentication, "sessions", "expire", EventResult::Success);
+        events.push(event.by(session.user_id, role(&session.role)?.as_str()).records([session.id]));
+    }
+    let recorded = audit::record_all_with(&mut transaction, events).await?;
+    transaction.commit().await?;
+    recorded.into_iter().for_each(audit::Recorded::committed);
+    Ok(u64::try_from(expired.len()).unwrap_or(u64::MAX))
 }

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::model::{Email, User};
 use crate::platform::{
-    audit::{self, Event},
+    audit::{self, Event, EventResult, EventType},
     database::{Database, observe, violated_constraint},
     http::problem::Problem,
     identity::Role,
@@ -125,9 +125,47 @@ pub(super) async fn change_password(
     password_hash: &str,
 ) -> Result<(), sqlx::Error> {
     let mut transaction = database.begin().await?;
-    let recorded = update_password(&mut transaction, id, password_hash).await?;
+    let ended = update_password(&mut transaction, id, password_hash).await?;
+    let count = ended.len();
+    let revoked =
+        Event::new(EventType::Authentication, "sessions", "revoke", EventResult::Success).records(ended);
+    let revoked = audit::record_with(&mut transaction, revoked).await?;
+    let changed = Event::change("users", "change_password").records([id]).with("sessions_ended", count);
+    let changed = audit::record_with(&mut transaction, changed).await?;
     transaction.commit().await?;
-    recorded.committed();
+    revoked.committed();
+    changed.committed();
+    Ok(())
+}
+
+/// Stores a hash of the same password with the present parameters, unless somebody has changed the password since.
+pub(super) async fn renew_hash(
+    database: &Database,
+    user: &User,
+    outdated: &str,
+    password_hash: &str,
+) -> Result<(), sqlx::Error> {
+    let event =
+        Event::change("users", "renew_password_hash").by(user.id, user.role.as_str()).records([user.id]);
+    let statement = sqlx::query!(
+        r#"
+        with renewed as (
+          update users set password_hash = $3, updated_at = now()
+          where id = $1 and password_hash = $2
+          returning id
+        )
+        select record_audit_event($4)
+        from renewed
+        "#,
+        user.id,
+        outdated,
+        password_hash,
+        event.to_json(),
+    );
+    let mut connection = database.acquire().await?;
+    if observe("users.update", statement.fetch_optional(&mut *connection)).await?.is_some() {
+        event.mirror();
+    }
     Ok(())
 }
 
@@ -135,17 +173,15 @@ async fn update_password(
     connection: &mut PgConnection,
     id: Uuid,
     password_hash: &str,
-) -> Result<audit::Recorded, sqlx::Error> {
+) -> Result<Vec<Uuid>, sqlx::Error> {
     let update = sqlx::query!(
         "update users set password_hash = $2, updated_at = now() where id = $1",
         id,
         password_hash
     );
     observe("users.update", update.execute(&mut *connection)).await?;
-    let end = sqlx::query!("delete from sessions where user_id = $1", id);
-    let ended = observe("sessions.delete", end.execute(&mut *connection)).await?.rows_affected();
-    let event = Event::change("users", "change_password").records([id]).with("sessions_ended", ended);
-    audit::record_with(connection, event).await
+    let end = sqlx::query_scalar!("delete from sessions where user_id = $1 returning id", id);
+    observe("sessions.delete", end.fetch_all(&mut *connection)).await
 }
 
 /// A constraint keeps the column to these names; another one is a newer release's.

@@ -73,11 +73,11 @@ async fn a_password_has_8_characters_at_least_and_1024_bytes_at_most() {
     let service = service().await;
     for (password, fits) in [
         ("1234567".to_owned(), false),
-        ("12345678".to_owned(), true),
-        ("\u{1F511}".repeat(7), false),
-        ("\u{1F511}".repeat(8), true),
-        ("p".repeat(1024), true),
-        ("p".repeat(1025), false),
+        ("mxqzvkwt".to_owned(), true),
+        ("\u{1F511}\u{1F40E}\u{1F50B}".repeat(2), false),
+        ("\u{1F511}\u{1F40E}\u{1F50B}\u{1F4CE}\u{1F344}\u{2693}\u{1F3B2}\u{1F9F2}".to_owned(), true),
+        (format!("mxqzvkwt {}", "p".repeat(1015)), true),
+        (format!("mxqzvkwt {}", "p".repeat(1016)), false),
     ] {
         let email = format!("{}@example.com", Uuid::now_v7().simple());
         let answer = register(&service, &email, &password).await;
@@ -88,6 +88,56 @@ async fn a_password_has_8_characters_at_least_and_1024_bytes_at_most() {
             let _weak = answer.is_invalid_at(&["/password"]);
         }
     }
+}
+
+#[tokio::test]
+async fn a_password_that_is_tried_first_is_refused_wherever_one_is_chosen() {
+    let service = service().await;
+    for common in
+        ["12345678", "password", "Passw0rd", "qwertyuiop", "aaaaaaaa", "Grace Hopper", "grace@example.com"]
+    {
+        let _refused = register(&service, "grace@example.com", common).await.is_invalid_at(&["/password"]);
+    }
+    let customer = service.customer().await;
+    let change = json!({ "current_password": PASSWORD, "new_password": "iloveyou1" });
+    let _refused = customer.put("/v1/me/password").json(&change).await.is_invalid_at(&["/new_password"]);
+    let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
+    let refused = service.command(&create, &[("USER_PASSWORD", "password1")]).await;
+    assert_eq!(refused.code(), Some(1));
+    assert!(refused.stderr.contains("tried first"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn a_hash_with_other_parameters_than_todays_is_made_anew_at_the_next_login() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let hash = async || {
+        let rows =
+            service.database().rows(format!("select password_hash from users where id = '{}'", customer.id));
+        rows.await[0]["password_hash"].as_str().unwrap().to_owned()
+    };
+    assert!(hash().await.contains("$m=64,t=1,p=1$"));
+    // The same password, hashed by a service with dearer parameters.
+    let dearer = [("ARGON2_MEMORY_KIB", "128"), ("ARGON2_ITERATIONS", "2"), ("USER_PASSWORD", PASSWORD)];
+    let create = ["user", "create", "--email", "dear@example.com", "--role", "customer"];
+    service.command(&create, &dearer).await.succeeded();
+    service
+        .database()
+        .execute(format!(
+            "update users set password_hash = (select password_hash from users where email = 'dear@example.com')
+             where id = '{}'",
+            customer.id
+        ))
+        .await;
+    assert!(hash().await.contains("$m=128,t=2,p=1$"));
+    let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+    assert!(hash().await.contains("$m=128,t=2,p=1$"), "only who knows the password has it hashed anew");
+    let _known = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    let renewed = hash().await;
+    assert!(renewed.contains("$m=64,t=1,p=1$"), "{renewed}");
+    let _still_known = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    assert_eq!(hash().await, renewed, "once");
+    assert_eq!(service.audit_events("action = 'renew_password_hash'").await.len(), 1);
 }
 
 #[tokio::test]
@@ -124,6 +174,8 @@ async fn another_password_ends_every_session() {
     let _goes_on = somebody_else.get("/v1/me").await.is(200);
     let _old = log_in(&service, &here.email, PASSWORD).await.is_problem(401, "bad-credentials");
     let _new = log_in(&service, &here.email, "a new and longer password").await.is(201);
+    let revoked = service.audit_events("action = 'revoke' and resource = 'sessions'").await;
+    assert_eq!((revoked.len(), &revoked[0]["metadata"]["record_count"]), (1, &json!(2)), "both sessions");
     let changes = service.audit_events("action = 'change_password'").await;
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0]["user_id"], json!(here.id));
@@ -144,7 +196,7 @@ async fn a_password_is_changed_by_whoever_knows_it_only() {
 
 #[tokio::test]
 async fn a_session_ends_when_its_time_is_over() {
-    let service = builder().setting("SESSION_TTL_SECONDS", "1").start().await;
+    let mut service = builder().setting("SESSION_TTL_SECONDS", "1").start().await;
     let customer = service.customer().await;
     let ended = eventually("the session ends", async || {
         let answer = customer.get("/v1/me").await;
@@ -153,6 +205,15 @@ async fn a_session_ends_when_its_time_is_over() {
     .await;
     let ended = ended.is_problem(401, "unauthenticated");
     assert_eq!(ended.header("www-authenticate"), Some("Bearer"));
+    // The sweep runs at start.
+    service.terminate().await;
+    service.restart().await;
+    let expired = eventually("the trail tells that it has ended", async || {
+        service.audit_events("action = 'expire' and resource = 'sessions'").await.pop()
+    })
+    .await;
+    assert_eq!(expired["user_id"], json!(customer.id));
+    assert_eq!(service.database().number("select count(*) from sessions").await, 0);
 }
 
 #[tokio::test]
@@ -164,6 +225,10 @@ async fn a_token_that_is_not_valid_is_refused_everywhere_even_where_none_is_need
         assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
     }
     assert_eq!(service.metric("authentication_failures_total{reason=\"bad_token\"}").await, 4);
+    let audited = service.audit_events("metadata ->> 'reason' = 'bad_token'").await;
+    assert_eq!(audited.len(), 4);
+    assert!(audited.iter().all(|event| event["result"] == "failure" && event["ip_address"] == "127.0.0.1"));
+    assert!(!json!(audited).to_string().contains("AAAAAAAA"), "not the token itself");
     for credentials in ["Basic Z3JhY2U6aG9wcGVy", "Bearer", "Bearer ", ""] {
         let refused = service.nobody().get("/v1/me").header("authorization", credentials).await;
         assert_eq!(refused.status, 401, "{credentials:?}: {refused}");

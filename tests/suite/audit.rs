@@ -2,6 +2,7 @@
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use dev::harness::{MUG, PASSWORD, Service, User};
 use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
 use crate::service;
@@ -139,6 +140,59 @@ async fn the_trail_is_filtered_and_read_to_its_end_without_skipping_or_repeating
     {
         let refused = auditor.get(format!("/v1/audit-events?{query}")).await;
         assert_eq!(refused.status, 400, "{query}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn the_trail_is_read_and_sealed_by_its_indexes_however_long_it_is() {
+    let service = service().await;
+    service
+        .database()
+        .execute(
+            "insert into audit_events (id, timestamp, event_type, user_id, resource, action, result, service_version)
+             select
+               gen_random_uuid(), now(), case when n % 50 = 0 then 'authorization' else 'data_change' end,
+               ('01980000-0000-7000-8000-' || lpad((n % 500)::text, 12, '0'))::uuid, 'table' || n % 20, 'x', 'success',
+               '0.1.0'
+             from generate_series(1, 50000) n;
+             analyze audit_events",
+        )
+        .await;
+    let statements: Vec<_> =
+        crate::database::statements().into_iter().map(|(statement, _)| statement).collect();
+    let statement = |part: &str| statements.iter().find(|statement| statement.contains(part)).unwrap();
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    for (mode, part, values) in [
+        ("force_custom_plan", "limit $8", "null, null, null, null, null, null, null, 21"),
+        ("force_custom_plan", "limit $8", "'authorization', null, null, null, null, null, null, 21"),
+        (
+            "force_custom_plan",
+            "limit $8",
+            "null, '01980000-0000-7000-8000-000000000007', null, null, null, null, null, 21",
+        ),
+        ("force_custom_plan", "limit $8", "null, null, 'table7', null, null, null, null, 21"),
+        (
+            "force_custom_plan",
+            "limit $8",
+            "null, null, null, now() - interval '1 minute', now(), null, null, 21",
+        ),
+        ("force_custom_plan", "limit $8", "null, null, null, null, null, now(), gen_random_uuid(), 21"),
+        ("force_generic_plan", "<= ($4, $5::text::xid8, $6)", "1, '1', 1, 1, '9223372036854775807', 1, 2000"),
+        ("force_generic_plan", "as unsealed", "1, '1', 1, 1"),
+    ] {
+        let statement = statement(part);
+        let explain =
+            format!("deallocate all; set plan_cache_mode = {mode}; prepare looked_at as {statement}");
+        connection.execute(AssertSqlSafe(explain)).await.unwrap();
+        let explain = format!("explain (format json) execute looked_at({values})");
+        let plan: Value =
+            sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        let this_month = format!("audit_events_{}", Utc::now().format("%Y_%m"));
+        for node in crate::database::nodes(&plan) {
+            let reads_through = node["Node Type"] == "Seq Scan" && node["Relation Name"] == this_month;
+            assert!(!reads_through, "{values}: {statement}\n{plan:#}");
+        }
+        assert!(plan.to_string().contains(&this_month), "something was looked at: {plan:#}");
     }
 }
 

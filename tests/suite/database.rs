@@ -123,7 +123,7 @@ async fn the_database_keeps_the_rules_of_money_by_itself() {
 }
 
 /// The statements of the service, as they were checked against its schema, with the number of their parameters.
-fn statements() -> Vec<(String, usize)> {
+pub fn statements() -> Vec<(String, usize)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let statement = |file| {
@@ -177,7 +177,7 @@ async fn no_statement_reads_through_everybodys_orders() {
 }
 
 /// The nodes of a plan.
-fn nodes(plan: &Value) -> Vec<&Value> {
+pub fn nodes(plan: &Value) -> Vec<&Value> {
     let mut found = vec![plan];
     match plan {
         Value::Array(items) => items.iter().for_each(|item| found.extend(nodes(item))),

@@ -126,6 +126,70 @@ async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
 }
 
 #[tokio::test]
+async fn who_does_not_exist_is_in_the_trail_under_a_name_that_tells_nothing() {
+    let service = service().await;
+    for email in ["nobody@example.com", "Nobody@Example.com", "somebody@example.com"] {
+        let _wrong = log_in(&service, email, WRONG).await.is(401);
+    }
+    let tries = service.audit_events("action = 'login' and result = 'failure'").await;
+    let names: Vec<_> =
+        tries.iter().map(|event| event["metadata"]["unknown_account"].as_str().unwrap()).collect();
+    assert_eq!(names[0], names[1], "the same account");
+    assert_ne!(names[1], names[2], "another one");
+    let plain = service.database().rows("select encode(sha256('nobody@example.com'), 'hex') as hash").await;
+    assert!(!names.contains(&plain[0]["hash"].as_str().unwrap()), "a list of addresses does not find it");
+    assert!(!json!(tries).to_string().to_lowercase().contains("nobody@"), "{tries:#?}");
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_becomes_few_events_and_none_is_lost() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let refusals = (0..130).map(|_| customer.get("/v1/audit-events").in_background());
+    for refusal in refusals.collect::<Vec<_>>() {
+        let _refused = refusal.answer().await.is_problem(403, "forbidden");
+    }
+    service.terminate().await;
+    let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
+    let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
+    let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
+    // Another minute may begin in between, and a hundred more are written then.
+    assert!((100..130).contains(&written), "{written}");
+    assert_eq!(u64::try_from(written).unwrap() + more, 130);
+    assert!(counted.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{counted:#?}");
+}
+
+#[tokio::test]
+async fn an_unknown_address_and_a_wrong_password_take_the_same_time() {
+    // Dear enough for the hash to stand out against everything else that a login does.
+    let service = builder()
+        .setting("ARGON2_MEMORY_KIB", "8192")
+        .setting("ARGON2_ITERATIONS", "4")
+        .setting("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "100000")
+        .start()
+        .await;
+    let customer = service.customer().await;
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    // One after the other, so that whatever else the machine does falls on both.
+    for _ in 0..25 {
+        for (email, times) in [(customer.email.as_str(), &mut known), ("nobody@example.com", &mut unknown)] {
+            let started = std::time::Instant::now();
+            let _wrong = log_in(&service, email, WRONG).await.is(401);
+            times.push(started.elapsed().as_secs_f64());
+        }
+    }
+    // Of the faster half: what the machine did meanwhile only ever adds.
+    let typical = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 4]
+    };
+    let (known, unknown) = (typical(&mut known), typical(&mut unknown));
+    let ratio = known / unknown;
+    assert!((0.7..1.43).contains(&ratio), "known {known} s, unknown {unknown} s");
+    assert!(unknown > 0.005, "a hash is computed: {unknown} s");
+}
+
+#[tokio::test]
 async fn an_address_may_try_only_so_often() {
     let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "3").start().await;
     let answers = [

@@ -43,12 +43,20 @@ pub struct Builder {
     witness: Option<Witness>,
     has_schema: bool,
     behind_a_link: bool,
+    has_server: bool,
 }
 
 impl Builder {
     pub(super) fn new(executable: PathBuf) -> Self {
         let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { executable, settings: settings.into(), witness: None, has_schema: true, behind_a_link: false }
+        Self {
+            executable,
+            settings: settings.into(),
+            witness: None,
+            has_schema: true,
+            behind_a_link: false,
+            has_server: false,
+        }
     }
 
     /// With another value of a setting.
@@ -82,9 +90,17 @@ impl Builder {
         self
     }
 
+    /// On a PostgreSQL server of its own.
+    pub fn on_a_server_of_its_own(mut self) -> Self {
+        self.has_server = true;
+        self
+    }
+
     /// Starts it, and waits until it is ready.
     pub async fn start(self) -> Service {
-        let database = if self.has_schema {
+        let database = if self.has_server {
+            Database::create_alone(&self.executable, &self.settings).await
+        } else if self.has_schema {
             Database::create(&self.executable, &self.settings).await
         } else {
             Database::create_empty().await

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::{LAMP, MUG, RETIRED, TEAPOT, command};
 use crate::{
-    postgres::{self, Rights, Server},
+    postgres::{self, Purpose, Rights, Server},
     project,
 };
 
@@ -35,7 +35,7 @@ impl Database {
     /// A fresh one, with the schema of this release and a few products.
     pub(super) async fn create(executable: &Path, settings: &[(String, String)]) -> Self {
         static TEMPLATE: OnceCell<String> = OnceCell::const_new();
-        let server = postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"));
+        let server = shared_server().await;
         let template = TEMPLATE.get_or_init(|| make_template(server, executable)).await;
         let database = Self::named(server, next_name());
         server
@@ -47,9 +47,22 @@ impl Database {
         database
     }
 
+    /// A fresh one on a server of its own, for tests that hold up what all databases of a server share.
+    pub(super) async fn create_alone(executable: &Path, settings: &[(String, String)]) -> Self {
+        let started = Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}")).await;
+        let server: &'static Server = Box::leak(Box::new(started.unwrap_or_else(|error| panic!("{error}"))));
+        make_roles(server).await;
+        let database = Self::named(server, next_name());
+        let created = server.create_database(&database.name, Some(&owner_role())).await;
+        created.unwrap_or_else(|error| panic!("{error}"));
+        database.migrate(executable, settings).await;
+        database.stock().await;
+        database
+    }
+
     /// An empty one, without a schema.
     pub async fn create_empty() -> Self {
-        let server = postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"));
+        let server = shared_server().await;
         create_roles(server).await;
         let database = Self::named(server, next_name());
         let created = server.create_database(&database.name, Some(&owner_role())).await;
@@ -77,6 +90,18 @@ impl Database {
             .chain(own.iter().map(|(name, value)| (*name, value.as_str())))
             .collect();
         command::run(executable, &["migrate"], &settings).await.succeeded();
+    }
+
+    async fn stock(&self) {
+        self.execute(format!(
+            "insert into products (id, sku, name, unit_amount, currency, active)
+             values
+               ('{MUG}', 'MUG-01', 'Mug', 1290, 'EUR', true),
+               ('{TEAPOT}', 'TEAPOT-01', 'Teapot', 3450, 'EUR', true),
+               ('{LAMP}', 'LAMP-01', 'Lamp', 1900, 'USD', true),
+               ('{RETIRED}', 'RETIRED-01', 'Gramophone', 9900, 'EUR', false)"
+        ))
+        .await;
     }
 
     /// What a process needs to reach it: as the service's restricted role, and as the owner.
@@ -151,6 +176,11 @@ impl Held {
     pub async fn release(self) {
         self.0.rollback().await.expect("a transaction ends");
     }
+
+    /// Ends it, and what it did stays done.
+    pub async fn commit(self) {
+        self.0.commit().await.expect("a transaction commits");
+    }
 }
 
 impl Drop for Database {
@@ -185,27 +215,32 @@ fn service_role() -> String {
     unique("service")
 }
 
+async fn shared_server() -> &'static Server {
+    postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"))
+}
+
 async fn create_roles(server: &Server) {
     static CREATED: OnceCell<()> = OnceCell::const_new();
-    let create = async || {
-        for (role, rights) in [(owner_role(), Rights::Owner), (service_role(), Rights::Restricted)] {
-            let created = server.create_login(&role, PASSWORD, rights).await;
-            created.unwrap_or_else(|error| panic!("{error}"));
-        }
-        // On a server that outlives its test runs, an earlier owner has made the role that migrations hand out.
-        let share = format!(
-            "do $$ begin
-               if exists (select from pg_roles where rolname = 'app_runtime') then
-                 grant app_runtime to \"{}\" with admin option;
-               end if;
-             end $$",
-            owner_role()
-        );
-        let mut admin = PgConnection::connect(server.admin_url().as_str()).await.expect("the server answers");
-        let shared = sqlx::raw_sql(AssertSqlSafe(share)).execute(&mut admin).await;
-        shared.unwrap_or_else(|error| panic!("{error}"));
-    };
-    CREATED.get_or_init(create).await;
+    CREATED.get_or_init(async || make_roles(server).await).await;
+}
+
+async fn make_roles(server: &Server) {
+    for (role, rights) in [(owner_role(), Rights::Owner), (service_role(), Rights::Restricted)] {
+        let created = server.create_login(&role, PASSWORD, rights).await;
+        created.unwrap_or_else(|error| panic!("{error}"));
+    }
+    // On a server that outlives its test runs, an earlier owner has made the role that migrations hand out.
+    let share = format!(
+        "do $$ begin
+           if exists (select from pg_roles where rolname = 'app_runtime') then
+             grant app_runtime to \"{}\" with admin option;
+           end if;
+         end $$",
+        owner_role()
+    );
+    let mut admin = PgConnection::connect(server.admin_url().as_str()).await.expect("the server answers");
+    let shared = sqlx::raw_sql(AssertSqlSafe(share)).execute(&mut admin).await;
+    shared.unwrap_or_else(|error| panic!("{error}"));
 }
 
 async fn make_template(server: &'static Server, executable: &Path) -> String {
@@ -214,16 +249,7 @@ async fn make_template(server: &'static Server, executable: &Path) -> String {
     let created = server.create_database(&template.name, Some(&owner_role())).await;
     created.unwrap_or_else(|error| panic!("{error}"));
     template.migrate(executable, &[]).await;
-    template
-        .execute(format!(
-            "insert into products (id, sku, name, unit_amount, currency, active)
-             values
-               ('{MUG}', 'MUG-01', 'Mug', 1290, 'EUR', true),
-               ('{TEAPOT}', 'TEAPOT-01', 'Teapot', 3450, 'EUR', true),
-               ('{LAMP}', 'LAMP-01', 'Lamp', 1900, 'USD', true),
-               ('{RETIRED}', 'RETIRED-01', 'Gramophone', 9900, 'EUR', false)"
-        ))
-        .await;
+    template.stock().await;
     // A database that somebody is connected to cannot be cloned.
     template.owner.close().await;
     let mut template = template;

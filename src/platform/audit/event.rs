@@ -32,7 +32,7 @@ pub enum EventType {
 
 impl EventType {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Authentication,
         Self::Authorization,
         Self::DataAccess,
@@ -68,7 +68,7 @@ pub enum EventResult {
 
 impl EventResult {
     /// Every way.
-    pub const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Denied];
+    pub(super) const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Denied];
 
     /// As it is written in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
@@ -93,7 +93,7 @@ pub struct Event {
     resource: &'static str,
     pub(super) action: &'static str,
     pub(super) result: EventResult,
-    ip_address: Option<IpAddr>,
+    pub(super) ip_address: Option<IpAddr>,
     metadata: Map<String, Value>,
     correlation_id: Option<String>,
     request_id: Option<Uuid>,
@@ -142,10 +142,13 @@ impl Event {
         self.with("record_ids", ids).with("record_count", count)
     }
 
-    /// Adds a detail. Never a secret.
+    /// Adds a detail, if there is one. Never a secret, and never a fraction: it could not be sealed.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.metadata.insert(key.to_owned(), value.into());
+        let value = value.into();
+        if !value.is_null() {
+            self.metadata.insert(key.to_owned(), value);
+        }
         self
     }
 
@@ -154,6 +157,13 @@ impl Event {
     pub fn by(mut self, user_id: Uuid, role: &'static str) -> Self {
         self.user_id = Some(user_id);
         self.role = Some(role);
+        self
+    }
+
+    /// Says where it came from, where the context does not know it.
+    #[must_use]
+    pub(super) fn from(mut self, address: Option<IpAddr>) -> Self {
+        self.ip_address = address;
         self
     }
 

@@ -1,6 +1,8 @@
 //! What the audit trail counts.
 use lazy_static::lazy_static;
-use prometheus::{IntCounter, IntCounterVec, register_int_counter, register_int_counter_vec};
+use prometheus::{
+    Gauge, IntCounter, IntCounterVec, register_gauge, register_int_counter, register_int_counter_vec,
+};
 
 use super::{EventResult, EventType};
 use crate::platform::telemetry::metrics::registered;
@@ -15,14 +17,19 @@ lazy_static! {
         "audit_write_failures_total",
         "Audit events that could not be written"
     ));
+    pub(super) static ref SEAL_LAG: Gauge = registered(register_gauge!(
+        "audit_seal_lag_seconds",
+        "How long the oldest audit event without a seal has been waiting for one"
+    ));
 }
 
 /// Makes every series, so that rules never meet a missing one.
 pub fn initialise() {
-    lazy_static::initialize(&WRITE_FAILURES);
     for event_type in EventType::ALL {
         for result in EventResult::ALL {
             EVENTS.with_label_values(&[event_type.as_str(), result.as_str()]);
         }
     }
+    lazy_static::initialize(&WRITE_FAILURES);
+    lazy_static::initialize(&SEAL_LAG);
 }

@@ -4,14 +4,29 @@
 //! `record_audit_event`; neither exists without the other. A refusal has no change to travel with and is
 //! written alone, by [`record`]. Once committed, each event is mirrored as a log line.
 //!
+//! What is written is sealed a few seconds later ([`Sealing`]), so that [`verify`] finds whatever somebody changes
+//! afterwards, with whatever rights; what is too old leaves in files that verify by themselves ([`export`]).
+//!
 //! Never in it: passwords, tokens, card data.
+mod canonical;
+mod chain;
 mod event;
+mod export;
 mod metrics;
 mod record;
+mod refusals;
 mod routes;
+mod sealing;
+mod seals;
 mod trail;
+mod verify;
 
+pub use chain::KnownHeads;
 pub use event::{Event, EventResult, EventType};
+pub use export::{Export, ExportError, export, verify_export};
 pub use metrics::initialise as initialise_metrics;
-pub use record::{Recorded, make_partitions, record, record_once_possible, record_with};
+pub use record::{Recorded, make_partitions, record, record_all_with, record_once_possible, record_with};
+pub use refusals::Refusals;
 pub use routes::routes;
+pub use sealing::{SealError, Sealing};
+pub use verify::{OnProgress, Report, VerifyError, read_heads, verify};

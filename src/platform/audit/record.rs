@@ -6,6 +6,7 @@ use tokio::time::sleep;
 
 use super::{Event, metrics::WRITE_FAILURES};
 use crate::platform::{
+    alerts::{Alert, Alerts, Severity},
     database::{Database, observe},
     resilience::retry::Backoff,
 };
@@ -37,6 +38,25 @@ pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<
     Ok(Recorded(event))
 }
 
+/// Writes several events within a transaction that makes the changes, in one statement.
+///
+/// # Errors
+/// The statement's. The transaction then fails as a whole.
+pub async fn record_all_with(
+    connection: &mut PgConnection,
+    events: Vec<Event>,
+) -> Result<Vec<Recorded>, sqlx::Error> {
+    if events.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<_> = events.iter().map(Event::to_json).collect();
+    let statement = sqlx::query!("select record_audit_event(event) from unnest($1::jsonb[]) as event", &rows);
+    observe("audit_events.insert", statement.execute(connection)).await.inspect_err(|_| {
+        WRITE_FAILURES.inc_by(u64::try_from(rows.len()).unwrap_or(u64::MAX));
+    })?;
+    Ok(events.into_iter().map(Recorded).collect())
+}
+
 /// Writes an event that has no change to travel with: a refusal, a login.
 ///
 /// # Errors
@@ -64,13 +84,25 @@ pub async fn record_once_possible(database: &Database, event: Event) {
     }
 }
 
-/// Makes the partitions of this month and the next three, where they are missing.
+/// Makes the partitions of this month and the next three, where they are missing. Tells people of events that found
+/// no partition of their own: they keep that month's from being made.
 ///
 /// # Errors
-/// The statement's.
-pub async fn make_partitions(database: &Database) -> Result<(), sqlx::Error> {
-    let statement = sqlx::query_scalar!(r#"select make_audit_partitions() as "made!""#);
+/// The statements'.
+pub async fn make_partitions(database: &Database, alerts: &Alerts) -> Result<(), sqlx::Error> {
     let mut connection = database.acquire().await?;
+    let statement = sqlx::query_scalar!(r#"select audit_default_partition_is_used() as "used!""#);
+    if observe("audit_events.default", statement.fetch_one(&mut *connection)).await? {
+        alerts.raise(Alert {
+            severity: Severity::Warning,
+            title: "Audit events are in the default partition".to_owned(),
+            description:
+                "Partitions of the audit trail were not made in time: docs/audit.md says what to do."
+                    .to_owned(),
+            metadata: [("table".to_owned(), "audit_events_default".to_owned())].into(),
+        });
+    }
+    let statement = sqlx::query_scalar!(r#"select make_audit_partitions() as "made!""#);
     let made = observe("audit_events.partition", statement.fetch_one(&mut *connection)).await?;
     if made > 0 {
         tracing::info!(made, "partitions of the audit trail were made");

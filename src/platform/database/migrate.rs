@@ -12,7 +12,10 @@ use sqlx::{
 };
 
 use super::{ConnectError, Database, connection::answered, wait_until_reachable};
-use crate::config;
+use crate::{
+    config,
+    platform::audit::{Event, EventResult, EventType},
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -69,6 +72,7 @@ pub async fn migrate(settings: &config::Database) -> Result<usize, MigrateError>
     let before = applied(&mut connection).await?;
     MIGRATIONS.run(&mut connection).await?;
     let after = applied(&mut connection).await?;
+    begin_audit_epoch(&mut connection).await.map_err(sqlx::migrate::MigrateError::from)?;
     let role = settings.url.get_username().to_owned();
     grant_rights(&mut connection, owner, &role, settings.statement_timeout)
         .await
@@ -81,6 +85,20 @@ pub async fn migrate(settings: &config::Database) -> Result<usize, MigrateError>
 async fn applied(connection: &mut PgConnection) -> Result<usize, MigrateError> {
     connection.ensure_migrations_table("_sqlx_migrations").await?;
     Ok(connection.list_applied_migrations("_sqlx_migrations").await?.len())
+}
+
+/// Notices that the database was loaded into another cluster, whose transaction ids say nothing beside the old ones.
+async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let event = Event::new(EventType::Audit, "audit_epochs", "begin", EventResult::Success);
+    let begun: Option<i32> = sqlx::query_scalar("select begin_audit_epoch($1)")
+        .bind(event.to_json())
+        .fetch_one(connection)
+        .await?;
+    if let Some(epoch) = begun {
+        event.mirror();
+        tracing::warn!(epoch, "this is another cluster than before: an epoch of the audit trail begins");
+    }
+    Ok(())
 }
 
 /// Makes the service's login a member of `app_runtime`, and sets on it what would otherwise be start-up options

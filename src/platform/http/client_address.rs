@@ -35,10 +35,15 @@ impl ClientAddress {
     /// What limits by address count together: one IPv4 address, or one IPv6 network of 64 bits, since whoever
     /// has one address there usually has all of them.
     pub fn network(self) -> IpAddr {
-        match self.address {
-            IpAddr::V4(address) => address.into(),
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
-        }
+        network(self.address)
+    }
+}
+
+/// See [`ClientAddress::network`].
+pub fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
     }
 }
 

@@ -1,0 +1,130 @@
+//! `audit verify` and `audit export`.
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use clap::{Arg, ArgMatches, Command, value_parser};
+
+use super::{Outcome, flags, reader, runtime};
+use crate::{
+    config,
+    platform::{audit, database::Database},
+};
+
+/// Between two lines that tell how far it is.
+const BETWEEN_LINES: Duration = Duration::from_secs(2);
+
+pub(super) fn command() -> Command {
+    let file = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf)).help(help)
+    };
+    let settings = || flags(|setting| matches!(setting.group, "process" | "database"));
+    Command::new("audit")
+        .about("Verify or export the audit trail")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("verify")
+                .about("Find whatever was changed in the trail after it was sealed; exits with 1 if something was")
+                .arg(file("export", "Verify this export, without a database"))
+                .arg(file("heads", "Also compare with the heads in these log lines (JSON): only they show a chain that was made anew"))
+                .args(settings()),
+        )
+        .subcommand(
+            Command::new("export")
+                .about("Write what is not exported yet to a file, and drop what is past AUDIT_RETENTION_DAYS; as the owner")
+                .arg(
+                    Arg::new("until")
+                        .long("until")
+                        .value_name("TIME")
+                        .required(true)
+                        .value_parser(parse_time)
+                        .help("Everything that was recorded before this time: RFC 3339, or a date (UTC)"),
+                )
+                .arg(file("to", "The file to write, gzip; it must not be there yet").required(true))
+                .args(flags(|setting| {
+                    matches!(setting.group, "process" | "database") || setting.name == "AUDIT_RETENTION_DAYS"
+                })),
+        )
+}
+
+fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
+    let date = |text: &str| text.parse::<NaiveDate>().map(|date| date.and_time(NaiveTime::MIN).and_utc());
+    text.parse().or_else(|_| date(text)).map_err(|_| "neither RFC 3339 nor a date".to_owned())
+}
+
+pub(super) fn execute(arguments: &ArgMatches) -> Outcome {
+    match arguments.subcommand() {
+        Some(("verify", arguments)) => verify(arguments),
+        Some(("export", arguments)) => export(arguments),
+        _ => Ok(()),
+    }
+}
+
+fn verify(arguments: &ArgMatches) -> Outcome {
+    let path = |name: &str| arguments.get_one::<PathBuf>(name).map(PathBuf::as_path);
+    let heads = path("heads").map(audit::read_heads).transpose()?;
+    if heads.as_ref().is_some_and(std::collections::BTreeMap::is_empty) {
+        return Err(
+            "the file of heads has none: it must be JSON log lines with seal_number and seal_hash".into()
+        );
+    }
+    let heads = heads.unwrap_or_default();
+    let report = match path("export") {
+        Some(export) => audit::verify_export(export, heads, &progress())?,
+        None => verify_database(arguments, heads)?,
+    };
+    print!("{report}");
+    Ok(())
+}
+
+fn verify_database(
+    arguments: &ArgMatches,
+    heads: audit::KnownHeads,
+) -> Result<audit::Report, Box<dyn std::error::Error + Send + Sync>> {
+    let settings = reader(arguments)?.finish(config::Database::read)?;
+    runtime()?.block_on(async {
+        let database = Database::connect(&settings, "audit verify").await?;
+        Ok(audit::verify(&database, heads, &progress()).await?)
+    })
+}
+
+fn export(arguments: &ArgMatches) -> Outcome {
+    let (settings, audit_settings) = reader(arguments)?
+        .finish(|reader| config::Database::read(reader).zip(config::Audit::read(reader)))?;
+    let until = arguments.get_one::<DateTime<Utc>>("until").copied().ok_or("--until is missing")?;
+    let path: &Path = arguments.get_one::<PathBuf>("to").ok_or("--to is missing")?;
+    let owner = config::Database { url: settings.owner().clone(), ..settings };
+    runtime()?.block_on(async {
+        let database = Database::connect(&owner, "audit export").await?;
+        let done = audit::export(&database, until, audit_settings.retention_days, path, &progress()).await?;
+        println!(
+            "{}: {} events under seals {} to {}, SHA-256 {}",
+            path.display(),
+            done.events,
+            done.first_seal,
+            done.last_seal,
+            done.file_sha256
+        );
+        for partition in done.dropped {
+            println!("dropped: {partition}");
+        }
+        Ok(())
+    })
+}
+
+/// Tells on standard error how far it is, now and then.
+fn progress() -> impl Fn(i64, u64) + Send + Sync {
+    let told = Mutex::new(Instant::now());
+    move |seals, events| {
+        if let Ok(mut told) = told.lock()
+            && told.elapsed() >= BETWEEN_LINES
+        {
+            eprintln!("{seals} seals, {events} events …");
+            *told = Instant::now();
+        }
+    }
+}

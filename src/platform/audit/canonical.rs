@@ -1,0 +1,320 @@
+//! The canonical form of events and seals, and their hashes (docs/audit.md has it for other languages).
+//!
+//! What is hashed is what was read back from the database, never what was about to be written: the database may
+//! round a time or order the keys of metadata. Every field has its length before it, so that no two different
+//! events have the same form, whatever stands in them.
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+/// A SHA-256.
+pub(super) type Hash = [u8; 32];
+
+/// What the first seal has in place of the hash of a seal before it.
+pub(super) const GENESIS: Hash = [0; 32];
+
+/// Names the form in every hash, so that there can be another one later.
+const EVENT_FORM: &str = "audit-event/1";
+const SEAL_FORM: &str = "audit-seal/1";
+
+/// In place of a length: there is no value.
+const ABSENT: u32 = u32::MAX;
+
+/// The largest whole number that every language's JSON reads exactly.
+const LARGEST_INTEGER: f64 = 9_007_199_254_740_991.0;
+
+/// Where an event stands in the trail; the order of the fields is the order of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub epoch: i32,
+    pub xact_id: i64,
+    pub sequence: i64,
+}
+
+impl Place {
+    /// Before every event.
+    pub(super) const START: Self = Self { epoch: 0, xact_id: 0, sequence: 0 };
+
+    /// After every event of an epoch whose transaction is older than `horizon`.
+    pub(super) fn before_transaction(epoch: i32, horizon: i64) -> Self {
+        Self { epoch, xact_id: horizon - 1, sequence: i64::MAX }
+    }
+
+    /// After every event of an epoch.
+    pub(super) fn end_of(epoch: i32) -> Self {
+        Self { epoch, xact_id: i64::MAX, sequence: i64::MAX }
+    }
+}
+
+/// An event as it stands in the trail, in the database or in an export.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StoredEvent {
+    pub epoch: i32,
+    pub xact_id: i64,
+    pub sequence: i64,
+    pub id: Uuid,
+    pub recorded_at: DateTime<Utc>,
+    pub timestamp: DateTime<Utc>,
+    pub event_type: String,
+    pub user_id: Option<Uuid>,
+    pub role: Option<String>,
+    pub resource: String,
+    pub action: String,
+    pub result: String,
+    pub ip_address: Option<String>,
+    pub metadata: Value,
+    pub correlation_id: Option<String>,
+    pub request_id: Option<Uuid>,
+    pub trace_id: Option<String>,
+    pub service_version: String,
+}
+
+impl StoredEvent {
+    /// Where it stands.
+    pub(super) fn place(&self) -> Place {
+        Place { epoch: self.epoch, xact_id: self.xact_id, sequence: self.sequence }
+    }
+
+    /// The SHA-256 of its canonical form.
+    pub(super) fn digest(&self) -> Hash {
+        let mut form = Form::new(EVENT_FORM);
+        form.text(&self.epoch.to_string());
+        form.text(&self.xact_id.to_string());
+        form.text(&self.sequence.to_string());
+        form.text(&self.id.to_string());
+        form.text(&time(self.recorded_at));
+        form.text(&time(self.timestamp));
+        form.text(&self.event_type);
+        form.optional(self.user_id.map(|id| id.to_string()).as_deref());
+        form.optional(self.role.as_deref());
+        form.text(&self.resource);
+        form.text(&self.action);
+        form.text(&self.result);
+        form.optional(self.ip_address.as_deref());
+        let mut metadata = String::new();
+        write_json(&self.metadata, &mut metadata);
+        form.text(&metadata);
+        form.optional(self.correlation_id.as_deref());
+        form.optional(self.request_id.map(|id| id.to_string()).as_deref());
+        form.optional(self.trace_id.as_deref());
+        form.text(&self.service_version);
+        form.hash()
+    }
+}
+
+/// A seal as it stands in the database or in an export.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Seal {
+    pub number: i64,
+    pub epoch: i32,
+    pub first_xact_id: i64,
+    pub first_sequence: i64,
+    pub last_xact_id: i64,
+    pub last_sequence: i64,
+    pub event_count: i32,
+    #[serde(with = "hex::serde")]
+    pub digests: Vec<u8>,
+    pub sealed_at: DateTime<Utc>,
+    #[serde(with = "hex::serde")]
+    pub previous_hash: Vec<u8>,
+    #[serde(with = "hex::serde")]
+    pub hash: Vec<u8>,
+}
+
+impl Seal {
+    /// Where it begins.
+    pub(super) fn first(&self) -> Place {
+        Place { epoch: self.epoch, xact_id: self.first_xact_id, sequence: self.first_sequence }
+    }
+
+    /// Where it ends.
+    pub(super) fn last(&self) -> Place {
+        Place { epoch: self.epoch, xact_id: self.last_xact_id, sequence: self.last_sequence }
+    }
+
+    /// The SHA-256 of its canonical form: what `hash` has to be.
+    pub(super) fn computed_hash(&self) -> Hash {
+        let mut form = Form::new(SEAL_FORM);
+        form.text(&self.number.to_string());
+        form.text(&self.epoch.to_string());
+        form.text(&self.first_xact_id.to_string());
+        form.text(&self.first_sequence.to_string());
+        form.text(&self.last_xact_id.to_string());
+        form.text(&self.last_sequence.to_string());
+        form.text(&self.event_count.to_string());
+        form.text(&time(self.sealed_at));
+        form.text(&hex::encode(&self.previous_hash));
+        form.bytes(&self.digests);
+        form.hash()
+    }
+}
+
+/// Fields, each with its length before it, on their way into a hash.
+struct Form(Sha256);
+
+impl Form {
+    fn new(name: &str) -> Self {
+        let mut form = Self(Sha256::new());
+        form.text(name);
+        form
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        // No field comes near to four gigabytes: PostgreSQL stops at one.
+        self.0.update(u32::try_from(bytes.len()).unwrap_or(ABSENT).to_be_bytes());
+        self.0.update(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    fn optional(&mut self, text: Option<&str>) {
+        match text {
+            Some(text) => self.text(text),
+            None => self.0.update(ABSENT.to_be_bytes()),
+        }
+    }
+
+    fn hash(self) -> Hash {
+        self.0.finalize().into()
+    }
+}
+
+fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// JSON without spaces, keys in the order of their bytes, whole numbers in decimal, and in strings only those
+/// characters escaped that must be.
+fn write_json(value: &Value, out: &mut String) {
+    match value {
+        Value::Array(items) => {
+            write_all(out, ['[', ']'], items.iter(), write_json);
+        }
+        Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by(|(one, _), (other, _)| one.as_bytes().cmp(other.as_bytes()));
+            write_all(out, ['{', '}'], members.into_iter(), |(key, value), out| {
+                write_json(&Value::String(key.clone()), out);
+                out.push(':');
+                write_json(value, out);
+            });
+        }
+        // PostgreSQL remembers that a number was written as 1.0.
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if !number.is_i64() && float.fract() == 0.0 && float.abs() <= LARGEST_INTEGER => {
+                out.push_str(&Value::from(whole(float)).to_string());
+            }
+            _ => out.push_str(&number.to_string()),
+        },
+        other => out.push_str(&other.to_string()),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the caller has seen that it is whole and small enough")]
+fn whole(float: f64) -> i64 {
+    float as i64
+}
+
+fn write_all<T>(
+    out: &mut String,
+    [open, close]: [char; 2],
+    items: impl Iterator<Item = T>,
+    write: impl Fn(T, &mut String),
+) {
+    out.push(open);
+    for (index, item) in items.enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        write(item, out);
+    }
+    out.push(close);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event() -> StoredEvent {
+        serde_json::from_value(json!({
+            "epoch": 1, "xact_id": 742, "sequence": 7,
+            "id": "01980000-0000-7000-8000-000000000000",
+            "recorded_at": "2026-01-31T12:00:00.001Z", "timestamp": "2026-01-31T12:00:00Z",
+            "event_type": "data_change", "user_id": null, "role": null, "resource": "orders",
+            "action": "create", "result": "success", "ip_address": "192.0.2.7", "metadata": { "a": 1 },
+            "correlation_id": null, "request_id": null, "trace_id": null, "service_version": "0.1.0"
+        }))
+        .unwrap()
+    }
+
+    /// The text of a fenced block of docs/audit.md, behind a line that has these words.
+    fn documented(after: &str) -> &'static str {
+        let document = include_str!("../../../docs/audit.md").split_once(after).unwrap().1;
+        document.split("```").nth(1).unwrap().split_once('\n').unwrap().1.trim()
+    }
+
+    #[test]
+    fn the_test_vector_of_the_document_is_what_is_computed() {
+        let event: StoredEvent = serde_json::from_str(documented("An event, and its digest")).unwrap();
+        let digest = hex::encode(event.digest());
+        let seal: Seal = serde_json::from_str(documented("A seal over that event alone")).unwrap();
+        let hash = hex::encode(seal.computed_hash());
+        let document = include_str!("../../../docs/audit.md");
+        assert!(document.contains(&format!("```text\n{digest}\n```")), "{digest}");
+        assert!(document.contains(&format!("```text\n{hash}\n```")), "{hash}");
+        assert_eq!((hex::encode(&seal.digests), hex::encode(&seal.hash)), (digest, hash));
+    }
+
+    #[test]
+    fn json_has_one_form() {
+        for (value, form) in [
+            (json!({ "b": 1, "a": [true, "x"], "aa": {} }), r#"{"a":[true,"x"],"aa":{},"b":1}"#),
+            (json!({ "ä": "ü\"\\\n\u{1f}/" }), "{\"ä\":\"ü\\\"\\\\\\n\\u001f/\"}"),
+            (json!([1.0, -2.0, 9_007_199_254_740_991_i64]), "[1,-2,9007199254740991]"),
+        ] {
+            let mut out = String::new();
+            write_json(&value, &mut out);
+            assert_eq!(out, form);
+        }
+    }
+
+    #[test]
+    fn every_field_of_an_event_is_in_its_digest() {
+        let original = serde_json::to_value(event()).unwrap();
+        let digest = event().digest();
+        for (field, value) in original.as_object().unwrap() {
+            let other = match value {
+                Value::Number(number) => json!(number.as_i64().unwrap() + 1),
+                Value::Object(_) => json!({ "a": 2 }),
+                _ if field.ends_with("_id") || field == "id" => match field.as_str() {
+                    "user_id" | "request_id" | "id" => json!("01980000-0000-7000-8000-000000000009"),
+                    _ => json!("x"),
+                },
+                _ if field == "timestamp" || field == "recorded_at" => json!("2026-01-31T12:00:00.000001Z"),
+                _ => json!("x"),
+            };
+            let mut changed = original.clone();
+            changed[field] = other;
+            let changed: StoredEvent = serde_json::from_value(changed).unwrap();
+            assert_ne!(changed.digest(), digest, "{field}");
+        }
+    }
+
+    #[test]
+    fn what_moves_from_one_field_into_the_next_is_another_event() {
+        let one = StoredEvent { resource: "ab".into(), action: "c".into(), ..event() };
+        let other = StoredEvent { resource: "a".into(), action: "bc".into(), ..event() };
+        assert_ne!(one.digest(), other.digest());
+        let absent = StoredEvent { role: None, ..event() };
+        let empty = StoredEvent { role: Some(String::new()), ..event() };
+        assert_ne!(absent.digest(), empty.digest());
+    }
+}

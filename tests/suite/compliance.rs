@@ -1,0 +1,73 @@
+//! What the documents say about controls, permissions and metrics is what there is.
+use std::{collections::BTreeSet, fs, path::Path};
+
+fn file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What stands between backticks in a document, outside of its blocks of code.
+fn quoted(document: &str) -> Vec<&str> {
+    document.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2)).collect()
+}
+
+/// The text of every source file below a folder.
+fn sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text += &sources(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &fs::read_to_string(&path).unwrap();
+        }
+    }
+    text
+}
+
+#[test]
+fn every_control_names_tests_that_there_are() {
+    let document = file("docs/compliance.md");
+    let mut controls = BTreeSet::new();
+    for section in document.split("\n## ").skip(1) {
+        let (title, text) = section.split_once('\n').unwrap();
+        let Some(control) = title.split(' ').next().filter(|word| word.contains('-')) else { continue };
+        controls.insert(control.to_owned());
+        let mut tests = 0;
+        for name in quoted(text).into_iter().filter(|name| name.contains("::")) {
+            let (module, function) = name.split_once("::").unwrap();
+            let code = file(&format!("tests/suite/{module}.rs"));
+            let stands = code.contains(&format!("]\nasync fn {function}() {{"))
+                || code.contains(&format!("]\nfn {function}() {{"));
+            assert!(stands, "{control}: there is no test {name}");
+            tests += 1;
+        }
+        assert!(tests > 0, "{control} names no test");
+        for part in ["Asks:", "Code:", "Tests:", "Watched by:", "Operator:"] {
+            assert!(text.contains(&format!("**{part}**")), "{control} says nothing under {part}");
+        }
+    }
+    let expected =
+        (2..=12).map(|number| format!("AU-{number}")).chain(["AC-7", "SI-4", "SI-11"].map(str::to_owned));
+    assert_eq!(controls, expected.collect());
+}
+
+#[test]
+fn the_metrics_and_files_that_the_documents_name_are_there() {
+    let code = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let mut looked_at = 0;
+    for document in ["docs/compliance.md", "docs/logs.md", "docs/audit.md"] {
+        for name in quoted(&file(document)) {
+            if name.starts_with("src/") || name.starts_with("docs/") || name.starts_with("migrations/") {
+                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+                assert!(path.exists(), "{document}: {name}");
+            } else if name.ends_with("_total") || name.ends_with("_seconds") {
+                assert!(code.contains(&format!("\"{name}\"")), "{document}: there is no metric {name}");
+            } else {
+                continue;
+            }
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 20, "something was looked at: {looked_at}");
+}
