@@ -63,6 +63,9 @@ pub enum ServeError {
     /// The database has not the migrations that this binary needs.
     #[error("the database's schema is older than this release: run `{} migrate`, or set MIGRATE_ON_START=true", env!("CARGO_PKG_NAME"))]
     SchemaOlder,
+    /// New events would seem to be older than old ones.
+    #[error("the database was loaded into another PostgreSQL cluster: run `{} migrate`, which begins an epoch of its audit trail", env!("CARGO_PKG_NAME"))]
+    OtherCluster,
     /// The service could rewrite its own audit trail.
     #[error("DATABASE_URL's role may rewrite the audit trail, as a superuser, the owner, or by its rights: use the restricted role that `{} migrate` prepares", env!("CARGO_PKG_NAME"))]
     TooManyRights,
@@ -199,6 +202,9 @@ async fn open_database(config: &Config) -> Result<Database, ServeError> {
         SchemaState::Older => return Err(ServeError::SchemaOlder),
         SchemaState::Newer => tracing::warn!("the database's schema is newer than this release"),
         SchemaState::Current => {}
+    }
+    if !audit::cluster_is_known(&database).await? {
+        return Err(ServeError::OtherCluster);
     }
     let privileges = database::privileges(&database).await?;
     let production_like =

@@ -134,6 +134,9 @@ async fn a_trail_that_was_loaded_into_another_cluster_begins_an_epoch_and_is_one
         )
         .await;
     service.terminate().await;
+    let refused = service.command(&["serve"], &[]).await;
+    assert_eq!(refused.code(), Some(1));
+    assert!(refused.stderr.contains("another PostgreSQL cluster"), "{}", refused.stderr);
     service.command(&["migrate"], &[]).await.succeeded();
     service.restart().await;
     service.customer().await;

@@ -29,4 +29,5 @@ pub use record::{Recorded, make_partitions, record, record_all_with, record_once
 pub use refusals::Refusals;
 pub use routes::routes;
 pub use sealing::{SealError, Sealing};
+pub use seals::cluster_is_known;
 pub use verify::{OnProgress, Report, VerifyError, read_heads, verify};

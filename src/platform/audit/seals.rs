@@ -3,7 +3,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::canonical::{GENESIS, Hash, Place, Seal, StoredEvent};
-use crate::platform::database::observe;
+use crate::platform::database::{Database, observe};
 
 /// Where the chain ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,4 +223,22 @@ pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Optio
         "#
     );
     observe("pg_stat_activity.select", statement.fetch_optional(connection)).await
+}
+
+/// Whether the present epoch is of this cluster. Where it is not, the ids of new transactions say nothing beside
+/// those of the old ones, and what is written now could stay without a seal.
+///
+/// # Errors
+/// The statement's.
+pub async fn cluster_is_known(database: &Database) -> Result<bool, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"
+        select audit_epochs.system_identifier = cluster.system_identifier as "known!"
+        from audit_epochs, pg_control_system() as cluster
+        order by epoch desc
+        limit 1
+        "#
+    );
+    let mut connection = database.acquire().await?;
+    observe("audit_epochs.select", statement.fetch_one(&mut *connection)).await
 }

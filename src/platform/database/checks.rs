@@ -23,7 +23,10 @@ pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> 
           or pg_has_role(current_user, audit_events.relowner, 'member')
           or has_table_privilege('audit_events', 'update')
           or has_table_privilege('audit_events', 'delete')
-          or has_table_privilege('audit_events', 'truncate') as "too_many!"
+          or has_table_privilege('audit_events', 'truncate')
+          or has_table_privilege('audit_seals', 'update')
+          or has_table_privilege('audit_seals', 'delete')
+          or has_table_privilege('audit_seals', 'truncate') as "too_many!"
         from pg_roles, pg_class as audit_events
         where pg_roles.rolname = current_user and audit_events.oid = 'audit_events'::regclass
         "#
