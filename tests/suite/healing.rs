@@ -71,11 +71,9 @@ async fn connections_to_a_host_that_is_gone_are_given_up() {
     let customer = service.customer().await;
     let pool = [(); 4];
     // Every connection of the pool is open, and every one of them is asked something when the host vanishes.
-    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let held = service.database().lock("products").await;
     let asked = pool.map(|()| customer.get("/v1/products").in_background());
-    let waiting = "select count(*) from pg_locks where relation = 'products'::regclass and not granted";
-    eventually("the pool is in use", async || (service.database().number(waiting).await == 4).then_some(()))
-        .await;
+    service.database().has_waiting(4).await;
     service.link().freeze();
     for request in asked {
         let _late = request.answer().await.is_problem(504, "timeout");

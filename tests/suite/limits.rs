@@ -14,7 +14,7 @@ use crate::{builder, problems::tells_nothing_of_the_inside, service};
 async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
     let service = builder().setting("DATABASE_STATEMENT_TIMEOUT_MS", "1000").start().await;
     let customer = service.customer().await;
-    let held = service.database().hold("lock table orders in access exclusive mode").await;
+    let held = service.database().lock("orders").await;
     let order = customer.orders(&[(MUG, 1)]);
     let read = customer.get("/v1/orders").await.is_problem(503, "unavailable");
     let write = order.clone().await.is_problem(503, "unavailable");
@@ -35,14 +35,10 @@ async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
         .start()
         .await;
     let customer = service.customer().await;
-    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let held = service.database().lock("products").await;
     let waiting = service.nobody().get("/v1/products").in_background();
-    let refused = eventually("there is no connection left", async || {
-        let answer = customer.get("/v1/me").await;
-        (answer.status != 200).then_some(answer)
-    })
-    .await;
-    let refused = refused.is_problem(503, "unavailable");
+    service.database().has_waiting(1).await;
+    let refused = customer.get("/v1/me").await.is_problem(503, "unavailable");
     assert!(refused.header("retry-after").is_some());
     assert!(service.metric("db_connection_acquire_timeouts_total").await >= 1);
     eventually("it is not ready", async || (service.ops("/readyz").await.0 == 503).then_some(())).await;
@@ -56,7 +52,7 @@ async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
 async fn a_request_has_a_deadline() {
     let service =
         builder().setting("REQUEST_TIMEOUT_MS", "1000").setting("GATEWAY_TIMEOUT_MS", "900").start().await;
-    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let held = service.database().lock("products").await;
     let late = service.nobody().get("/v1/products").await.is_problem(504, "timeout");
     tells_nothing_of_the_inside(&late);
     held.release().await;
@@ -72,13 +68,9 @@ async fn what_is_over_at_its_deadline_is_not_done_later() {
         .start()
         .await;
     let customer = service.customer().await;
-    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let held = service.database().lock("products").await;
     let blocking = service.nobody().get("/v1/products").in_background();
-    let waiting = "select count(*) from pg_locks where relation = 'products'::regclass and not granted";
-    eventually("the connection is in use", async || {
-        (service.database().number(waiting).await == 1).then_some(())
-    })
-    .await;
+    service.database().has_waiting(1).await;
     let order = customer.orders(&[(MUG, 1)]);
     let _late = order.clone().await.is_problem(504, "timeout");
     let _late = blocking.answer().await.is_problem(504, "timeout");
@@ -89,14 +81,10 @@ async fn what_is_over_at_its_deadline_is_not_done_later() {
 #[tokio::test]
 async fn an_overloaded_service_says_so_at_once() {
     let service = builder().setting("MAX_REQUESTS_IN_FLIGHT", "2").start().await;
-    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let held = service.database().lock("products").await;
     let waiting = [(); 2].map(|()| service.nobody().get("/v1/products").in_background());
-    let refused = eventually("the service is full", async || {
-        let answer = service.nobody().get("/problems").await;
-        (answer.status != 200).then_some(answer)
-    })
-    .await;
-    let refused = refused.is_problem(503, "unavailable");
+    service.database().has_waiting(2).await;
+    let refused = service.nobody().get("/problems").await.is_problem(503, "unavailable");
     assert!(refused.header("retry-after").is_some());
     held.release().await;
     for request in waiting {

@@ -73,11 +73,11 @@ async fn a_run_of_a_worker_has_a_correlation_id_of_its_own() {
 #[tokio::test]
 async fn a_slow_statement_is_named() {
     let service = service().await;
-    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let held = service.database().lock("products").await;
     let asking = service.nobody().get("/v1/products").header("x-correlation-id", "slow").in_background();
     eventually("it has waited for long", async || {
-        let waiting =
-            "select count(*) from pg_locks where not granted and waitstart < now() - interval '0.6 s'";
+        let waiting = "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
+             where datname = current_database() and not granted and waitstart < now() - interval '0.6 s'";
         (service.database().number(waiting).await > 0).then_some(())
     })
     .await;

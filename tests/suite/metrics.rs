@@ -130,7 +130,7 @@ async fn the_pools_gauges_are_true_while_connections_are_held() {
     // Recovery would take a connection of its own now and then.
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     let customer = service.customer().await;
-    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let held = service.database().lock("products").await;
     let waiting: Vec<_> = (0..3).map(|_| customer.get("/v1/products").in_background()).collect();
     eventually("three connections are held", async || (pool(&service).await == [3, 1, 4]).then_some(()))
         .await;

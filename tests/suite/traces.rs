@@ -133,13 +133,9 @@ async fn only_what_went_wrong_here_is_an_error() {
     assert!(!theirs.attributes.contains_key("error.type"), "{theirs:#?}");
 
     // Whoever leaves has his reasons; what was cut off for it is seen.
-    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let held = service.database().lock("products").await;
     let left = ask("left").in_background();
-    eventually("it waits for the table", async || {
-        let waiting = "select count(*) from pg_locks where not granted";
-        (service.database().number(waiting).await > 0).then_some(())
-    })
-    .await;
+    service.database().has_waiting(1).await;
     let _given_up = left.give_up().await;
     let left = collector.has_request(PRODUCTS, "left").await;
     assert_eq!(status(&left), (SpanStatus::Unset, json!(499)));

@@ -12,7 +12,7 @@ use sqlx::{
 use tokio::sync::OnceCell;
 use url::Url;
 
-use super::{LAMP, MUG, RETIRED, TEAPOT, command};
+use super::{LAMP, MUG, RETIRED, TEAPOT, command, eventually};
 use crate::{
     postgres::{self, Purpose, Rights, Server},
     project,
@@ -149,6 +149,22 @@ impl Database {
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
         run.unwrap_or_else(|error| panic!("{error}: {statement}"));
         Held(transaction)
+    }
+
+    /// Keeps a table from everybody else until what is returned is dropped.
+    pub async fn lock(&self, table: &str) -> Held {
+        self.hold(&format!("lock table {table} in access exclusive mode")).await
+    }
+
+    /// Waits until that many statements in this database wait for a lock.
+    pub async fn has_waiting(&self, statements: i64) {
+        // Databases that are clones of one template have their tables' object ids in common.
+        let waiting = "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
+                       where not granted and datname = current_database()";
+        eventually("statements wait for a lock", async || {
+            (self.number(waiting).await >= statements).then_some(())
+        })
+        .await;
     }
 
     /// The rows of a query, each as a JSON object.
