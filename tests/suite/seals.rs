@@ -79,6 +79,22 @@ async fn a_head_is_logged_again_by_a_process_that_starts() {
 }
 
 #[tokio::test]
+async fn a_head_is_logged_though_nothing_else_is() {
+    // The harness waits for the one line that says that the service is up.
+    let filter = "off,app::service=info";
+    let service =
+        builder().setting("RUST_LOG", filter).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    let head = service.database().number("select number from audit_seal_head").await;
+    service.logs_that("the head is logged", |line| line["seal_number"] == head).await;
+    let others = service.logs().into_iter().find(|line| {
+        !["audit", "app::service"].iter().any(|known| line["target"].as_str().unwrap().starts_with(known))
+    });
+    assert_eq!(others, None);
+}
+
+#[tokio::test]
 async fn an_event_that_commits_late_is_sealed_exactly_once_and_nothing_overtakes_it() {
     // A transaction that stays open holds up the sealing of every database on its server.
     let service =

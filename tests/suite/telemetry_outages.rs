@@ -7,7 +7,7 @@ use std::{
 use dev::harness::{Collector, Mood, Service, eventually, run, within};
 use tokio::net::TcpListener;
 
-use crate::{EXECUTABLE, builder};
+use crate::{EXECUTABLE, builder, seals::everything_is_sealed};
 
 /// Far below every timeout of an export, and far above what a request takes on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -101,6 +101,35 @@ async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
     let grown = service.memory().saturating_sub(before);
     assert!(grown < BOUND, "it has grown by {grown} bytes");
     works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn a_reader_of_the_log_that_is_late_has_missed_nothing_of_the_audit_trail() {
+    let service =
+        builder().setting("RUST_LOG", "trace").setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    let customer = service.customer().await;
+    service.nobody_reads_its_output();
+    within(PATIENCE, "lines are lost", async || {
+        tokio::join!(serves(&service, 20), serves(&service, 20), serves(&service, 20), serves(&service, 20));
+        (service.metric("log_lines_dropped_total").await > 0).then_some(())
+    })
+    .await;
+    let lost = service.metric("log_lines_dropped_total").await;
+    let _placed =
+        customer.orders(&[(dev::harness::MUG, 1)]).header("x-correlation-id", "meanwhile").await.is(201);
+    everything_is_sealed(&service).await;
+    let head = service.database().number("select number from audit_seal_head").await;
+    assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost meanwhile");
+
+    service.somebody_reads_its_output_again();
+    let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
+    service.logs_that("the head", sealed).await;
+    let lines = service.logs();
+    let of_order = |target: &str| {
+        lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)
+    };
+    assert!(of_order("audit"), "what happened meanwhile is in the log");
+    assert!(!of_order("access"), "where there was no place for anything else");
 }
 
 #[tokio::test]

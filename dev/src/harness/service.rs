@@ -301,6 +301,11 @@ impl Service {
         self.process.child.stall_stdout();
     }
 
+    /// Somebody reads its log lines again, and misses none of those that are still to be had.
+    pub fn somebody_reads_its_output_again(&self) {
+        self.process.child.read_stdout_again();
+    }
+
     /// Whoever read its log lines has gone.
     pub fn its_output_is_closed(&self) {
         self.process.child.close_stdout();
