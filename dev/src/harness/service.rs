@@ -331,6 +331,12 @@ impl Service {
             .collect()
     }
 
+    /// What the present process has printed on its standard error.
+    pub fn stderr(&self) -> Vec<String> {
+        let lines = self.process.child.lines().into_iter().filter(|line| line.stream == Stream::Stderr);
+        lines.map(|line| line.text).collect()
+    }
+
     /// Waits for a log line of the present process.
     pub async fn logs_that(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         eventually(what, async || self.logs().into_iter().find(&fits)).await

@@ -19,6 +19,7 @@ use super::{
 use crate::platform::{
     alerts::{Alert, Alerts, Severity},
     database::Database,
+    resilience::crash,
     workers::Progress,
 };
 
@@ -190,7 +191,9 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, Sea
     };
     let seal = seal(remembered, horizon, first.place(), newest.place(), &events);
     seals::insert(&mut transaction, &seal).await?;
+    crash::point("seal.inserted");
     transaction.commit().await?;
+    crash::point("seal.committed");
     let head = Head { number: seal.number, hash: seal.computed_hash() };
     Ok(Some(Sealed { head, more: i64::from(seal.event_count) == BATCH }))
 }
