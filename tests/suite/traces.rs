@@ -27,7 +27,7 @@ async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     let order = service.customer().await.places_an_order().await;
-    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
+    let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
 
     let request = collector.has_request(PAYMENTS, "a-checkout").await;
     assert_eq!(request.name, "POST /v1/orders/{id}/payments");
@@ -47,7 +47,7 @@ async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway
 
     let below = eventually("the whole trace", async || {
         let below = collector.below(&request);
-        below.iter().any(|span| span.name == "INSERT audit_events").then_some(below)
+        below.iter().any(|span| span.name == "settle payment").then_some(below)
     })
     .await;
     assert_eq!(
@@ -58,12 +58,14 @@ async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway
             "SELECT idempotency_keys",
             "INSERT payments",
             "POST",
-            "SETTLE payments",
-            "UPDATE idempotency_keys",
-            "INSERT audit_events"
+            "settle payment"
         ]
     );
-    for span in &below {
+    let settling = &below[5];
+    has_attributes(settling, &[("outcome", json!("succeeded")), ("payment_id", json!(paid.text("id")))]);
+    let settled = collector.below(settling);
+    assert_eq!(names(&settled), ["SETTLE payments", "UPDATE idempotency_keys", "INSERT audit_events"]);
+    for span in below[..5].iter().chain(&settled) {
         assert_eq!((span.kind, span.status), (SpanKind::Client, SpanStatus::Unset), "{span:#?}");
         assert!(request.started <= span.started && span.started <= span.ended, "{span:#?}");
         assert!(span.ended <= request.ended, "nothing outlives its request: {span:#?}");
@@ -200,17 +202,33 @@ async fn recovery_and_webhooks_link_to_the_trace_that_began_the_payment() {
 
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "asked").await.is(202);
+    let unknown = order.pay("pm_card_timeout").header("x-correlation-id", "asked").await.is(202);
     let began = collector.has_request(PAYMENTS, "asked").await;
     let recovery = collector
         .has("the recovery", |span| span.name == "recover payment" && span.links == [began.trace_id.clone()])
         .await;
     let below = eventually("what it did", async || {
         let below = collector.below(&recovery);
-        below.iter().any(|span| span.name == "INSERT audit_events").then_some(below)
+        below.iter().any(|span| span.name == "settle payment").then_some(below)
     })
     .await;
-    assert_eq!(names(&below), ["GET", "SETTLE payments", "UPDATE idempotency_keys", "INSERT audit_events"]);
+    assert_eq!(names(&below), ["GET", "settle payment"]);
+    has_attributes(&recovery, &[("payment_id", json!(unknown.text("id")))]);
+}
+
+#[tokio::test]
+async fn the_sealing_of_a_batch_says_what_it_came_to() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    service.customer().await;
+    let sealed =
+        |span: &Span| span.name == "seal batch" && span.attributes.get("seal_number") == Some(&json!(1));
+    let batch = collector.has("the first seal", sealed).await;
+    let events =
+        service.database().number("select event_count::bigint from audit_seals where number = 1").await;
+    has_attributes(&batch, &[("event_count", json!(events))]);
+    let run = collector.has("the worker's run", |span| span.span_id == batch.parent_id).await;
+    assert_eq!(run.name, "audit_sealing");
 }
 
 #[tokio::test]
