@@ -232,6 +232,82 @@ async fn the_sealing_of_a_batch_says_what_it_came_to() {
 }
 
 #[tokio::test]
+async fn baggage_comes_in_from_a_trusted_proxy_and_never_leaves_for_the_gateway() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let order = service.customer().await.places_an_order().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let paid = order
+        .pay("pm_card_ok")
+        .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
+        .header("baggage", "customer.tier=gold")
+        .await
+        .is(201);
+    let requests = service.gateway().requests();
+    let key = paid.text("id");
+    let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&key)).unwrap();
+    assert!(charge.traceparent.as_ref().is_some_and(|parent| parent.contains(trace)), "{charge:?}");
+    assert_eq!(charge.baggage, None);
+}
+
+/// How many traces of so many requests a sampler keeps. Whichever it keeps are whole.
+async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
+    let collector = Collector::start().await;
+    let service = builder()
+        .traced_by(&collector)
+        .setting("OTEL_TRACES_SAMPLER", sampler)
+        .setting("OTEL_TRACES_SAMPLER_ARG", ratio)
+        .start()
+        .await;
+    for _ in 0..requests {
+        let _listed = service.nobody().get(PRODUCTS).await.is(200);
+    }
+    assert!(service.terminate().await.success(), "what is under way is sent before the end");
+    let spans = collector.spans();
+    for span in &spans {
+        let is_first = span.parent_id.is_empty();
+        let parent = spans.iter().find(|other| other.span_id == span.parent_id);
+        assert!(is_first || parent.is_some(), "a part of a trace: {span:#?}");
+    }
+    spans.iter().filter(|span| span.kind == SpanKind::Server && span.name == "GET /v1/products").count()
+}
+
+#[tokio::test]
+async fn a_ratio_of_the_traces_is_kept_and_those_are_whole() {
+    const REQUESTS: usize = 200;
+    for sampler in ["traceidratio", "parentbased_traceidratio"] {
+        assert_eq!(kept(sampler, "0", 20).await, 0, "{sampler}");
+        assert_eq!(kept(sampler, "1", 20).await, 20, "{sampler}");
+        // Six standard deviations (of seven requests each) around the middle.
+        let half = kept(sampler, "0.5", REQUESTS).await;
+        assert!((58..=142).contains(&half), "{sampler}: {half} of {REQUESTS}");
+    }
+}
+
+#[tokio::test]
+async fn the_exporter_that_the_specification_names_is_honoured() {
+    let collector = Collector::start().await;
+    let silent = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "none").start().await;
+    let _served = silent.nobody().get(PRODUCTS).header("x-correlation-id", "kept-here").await.is(200);
+    let line = silent.logs_that("the access line", |line| line["correlation_id"] == "kept-here").await;
+    assert!(line["trace_id"].is_string(), "logs still have the ids: {line:#}");
+    assert!(silent.terminate().await.success(), "what is under way would be sent before the end");
+    assert_eq!(collector.requests(), 0);
+
+    let sending = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "otlp").start().await;
+    let _served = sending.nobody().get(PRODUCTS).header("x-correlation-id", "sent").await.is(200);
+    collector.has_request(PRODUCTS, "sent").await;
+
+    let other = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "zipkin").start().await;
+    let warned = |line: &Value| {
+        line["message"] == "OTEL_TRACES_EXPORTER: zipkin is ignored; supported are otlp and none"
+    };
+    other.logs_that("a warning", warned).await;
+    let _served = other.nobody().get(PRODUCTS).header("x-correlation-id", "sent-too").await.is(200);
+    collector.has_request(PRODUCTS, "sent-too").await;
+}
+
+#[tokio::test]
 async fn a_stranger_is_joined_and_not_obeyed_and_a_trusted_proxy_is_both() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
