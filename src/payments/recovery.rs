@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use tokio::{task::JoinSet, time::Instant};
+use tracing::{Span, instrument};
 
 use super::{
     Payments,
@@ -76,11 +77,7 @@ fn context_of(correlation_id: &str) -> Context {
 
 impl Payments {
     async fn ask_for_payment(self, payment: OpenPayment) {
-        let span =
-            tracing::info_span!("recover payment", otel.name = "recover payment", payment_id = %payment.id);
-        traces::link(&span, payment.trace_parent.as_deref());
-        let asked = tracing::Instrument::instrument(self.learn_payment(&payment), span).await;
-        match asked {
+        match self.learn_payment(&payment).await {
             Ok(true) => {}
             Ok(false) => {
                 let park = payment.age >= self.0.park_after;
@@ -100,7 +97,9 @@ impl Payments {
     }
 
     /// Tries to learn a payment's outcome; whether it is settled now.
+    #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
     async fn learn_payment(&self, payment: &OpenPayment) -> Result<bool, Problem> {
+        traces::link(&Span::current(), payment.trace_parent.as_deref());
         crash::point("recovery.leased");
         let until = Instant::now() + self.0.gateway.timeout();
         let charges = match self.0.gateway.charges(payment.id, until).await {
@@ -175,11 +174,7 @@ impl Payments {
     }
 
     async fn ask_for_refund(self, refund: OpenRefund) {
-        let span =
-            tracing::info_span!("recover refund", otel.name = "recover refund", refund_id = %refund.id);
-        traces::link(&span, refund.trace_parent.as_deref());
-        let asked = tracing::Instrument::instrument(self.learn_refund(&refund), span).await;
-        match asked {
+        match self.learn_refund(&refund).await {
             Ok(true) => {}
             Ok(false) => {
                 let park = refund.age >= self.0.park_after;
@@ -198,7 +193,9 @@ impl Payments {
     }
 
     /// Tries to learn a refund's outcome; whether it is settled now. An empty list is never proof of anything.
+    #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
     async fn learn_refund(&self, refund: &OpenRefund) -> Result<bool, Problem> {
+        traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
         let Ok(refunds) = self.0.gateway.refunds(refund.id, until).await else { return Ok(false) };
         let found = match refunds.as_slice() {

@@ -7,6 +7,7 @@
 //! The answer for the idempotency key is stored in the same transaction, by whoever settles.
 use axum::http::StatusCode;
 use sqlx::PgConnection;
+use tracing::instrument;
 use uuid::Uuid;
 
 use super::{
@@ -95,6 +96,7 @@ impl Settled<Refund> {
 ///
 /// # Errors
 /// The statements'. Nothing is settled then.
+#[instrument(name = "settle payment", skip_all, fields(%payment_id, outcome = settlement.status().as_str()))]
 pub(super) async fn settle(
     connection: &mut PgConnection,
     payment_id: Uuid,
@@ -193,6 +195,7 @@ async fn settled_elsewhere(
 ///
 /// # Errors
 /// The statements'. Nothing is settled then.
+#[instrument(name = "settle refund", skip_all, fields(refund_id = %open.id, succeeded = settlement.succeeded))]
 pub(super) async fn settle_refund(
     connection: &mut PgConnection,
     open: &OpenRefund,

@@ -82,6 +82,7 @@ impl Database {
             .connect_lazy_with(settings.url.clone().application_name(application_name));
         let database = Self { pool };
         observe::remember_server(&settings.url);
+        connection::expect_answers_within(settings.statement_timeout);
         metrics::watch_pool(database.clone());
         Ok(database)
     }

@@ -3,8 +3,9 @@
 //! [`Workers`] do a unit of work at an interval, for as long as the process runs: a unit that fails or panics
 //! is logged and tried again after a pause, and never ends its worker. Shutdown comes between two units.
 //!
-//! [`Tracked`] work was begun by a request and must reach its end although the caller went away: money that
-//! is on its way does not care who is still listening. Shutdown waits for it.
+//! [`Tracked`] work was begun by a request, and shutdown waits for it, too.
+mod tracked;
+
 use std::{
     error::Error,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,6 +26,7 @@ use tokio_util::{
 };
 use tracing::{Instrument, Span, field};
 
+pub use self::tracked::Tracked;
 use super::{
     resilience::retry::Backoff,
     telemetry::{
@@ -267,212 +269,5 @@ where
     }
 }
 
-/// Work that must reach its end although its caller went away. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Tracked(TaskTracker);
-
-impl Tracked {
-    /// No work yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Runs `work` in a task of its own, with the present correlation context and span. Dropping the handle
-    /// does not end it.
-    pub fn run<F>(&self, work: F) -> JoinHandle<F::Output>
-    where
-        F: Future<Output: Send> + Send + 'static,
-    {
-        spawn_in_present_context(self.0.track_future(work))
-    }
-
-    /// Waits until all work has reached its end: how much had not at the deadline.
-    ///
-    /// To be called when nothing begins new work any more.
-    pub async fn drain(&self, deadline: Instant) -> usize {
-        self.0.close();
-        match timeout_at(deadline, self.0.wait()).await {
-            Ok(()) => 0,
-            Err(_) => self.0.len(),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::{
-        future::pending,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
-
-    use tokio::sync::{mpsc, oneshot};
-
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("no luck")]
-    struct NoLuck;
-
-    const INTERVAL: Duration = Duration::from_mins(1);
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(5)
-    }
-
-    /// A worker whose units answer as `script` says, and the times at which they ran.
-    fn scripted(
-        workers: &Workers,
-        name: &'static str,
-        script: fn(usize) -> Result<Progress, NoLuck>,
-    ) -> mpsc::UnboundedReceiver<Instant> {
-        let (ran, times) = mpsc::unbounded_channel();
-        let count = AtomicUsize::new(0);
-        workers.spawn(name, INTERVAL, move || {
-            let number = count.fetch_add(1, Ordering::Relaxed);
-            let _ = ran.send(Instant::now());
-            // Some panic before there is a future, some within it.
-            let early = number.is_multiple_of(2).then(|| script(number));
-            async move { early.unwrap_or_else(|| script(number)) }
-        });
-        times
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn more_work_is_done_at_once_and_no_work_after_the_interval() {
-        let workers = Workers::new();
-        let began = Instant::now();
-        let mut times = scripted(&workers, "test_progress", |number| {
-            Ok(if number < 2 { Progress::More } else { Progress::Idle })
-        });
-        for expected in [Duration::ZERO, Duration::ZERO, Duration::ZERO, INTERVAL, INTERVAL * 2] {
-            assert_eq!((times.recv().await.unwrap() - began).as_secs(), expected.as_secs());
-        }
-        assert!(workers.stop(soon()).await.is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn failures_and_panics_are_tried_again_with_growing_pauses() {
-        let workers = Workers::new();
-        let mut times = scripted(&workers, "test_failures", |number| match number {
-            0..5 => Err(NoLuck),
-            5..10 => panic!("a panic of the test"),
-            _ => Ok(Progress::Idle),
-        });
-        let mut last = times.recv().await.unwrap();
-        for retry in 0..10 {
-            let next = times.recv().await.unwrap();
-            assert!(next - last <= AFTER_FAILURE.ceiling(retry) + Duration::from_millis(1));
-            last = next;
-        }
-        times.recv().await.unwrap();
-        let status = workers.status();
-        assert_eq!((status[0].name, status[0].consecutive_failures), ("test_failures", 0));
-        assert!(status[0].last_success.is_some());
-        workers.stop(soon()).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_heartbeat_starts_with_the_worker_and_moves_only_with_success() {
-        let workers = Workers::new();
-        let before = seconds(Utc::now());
-        let mut times = scripted(&workers, "test_heartbeat", |_| Err(NoLuck));
-        let started = LAST_SUCCESS.with_label_values(&["test_heartbeat"]).get();
-        assert!(started >= before);
-        for _ in 0..5 {
-            times.recv().await.unwrap();
-        }
-        assert!((LAST_SUCCESS.with_label_values(&["test_heartbeat"]).get() - started).abs() < f64::EPSILON);
-        assert!(workers.status()[0].last_success.is_none());
-        workers.stop(soon()).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn every_unit_has_a_correlation_id_of_its_own() {
-        let workers = Workers::new();
-        let (seen, mut ids) = mpsc::unbounded_channel();
-        workers.spawn("test_correlation", INTERVAL, move || {
-            let seen = seen.clone();
-            async move {
-                let _ = seen.send(correlation::current().map(|context| context.correlation_id().clone()));
-                Ok::<_, NoLuck>(Progress::More)
-            }
-        });
-        let (first, second) = (ids.recv().await.unwrap(), ids.recv().await.unwrap());
-        assert!(first.is_some() && second.is_some() && first != second);
-        workers.stop(soon()).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn stopping_waits_for_the_unit_under_way_and_begins_no_other() {
-        let workers = Workers::new();
-        let (begun, mut units) = mpsc::unbounded_channel();
-        workers.spawn("test_stop", INTERVAL, move || {
-            let begun = begun.clone();
-            async move {
-                let (finish, finished) = oneshot::channel::<()>();
-                let _ = begun.send(finish);
-                let _ = finished.await;
-                Ok::<_, NoLuck>(Progress::More)
-            }
-        });
-        let finish = units.recv().await.unwrap();
-        let stopping = tokio::spawn({
-            let workers = workers.clone();
-            async move { workers.stop(soon()).await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!stopping.is_finished());
-        finish.send(()).unwrap();
-        assert!(stopping.await.unwrap().is_empty());
-        assert!(units.recv().await.is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_unit_without_end_is_cut_at_the_deadline_and_named() {
-        let workers = Workers::new();
-        let (alive, mut dropped) = mpsc::channel::<()>(1);
-        workers.spawn("test_idle", INTERVAL, async || Ok::<_, NoLuck>(Progress::Idle));
-        workers.spawn("test_endless", INTERVAL, move || {
-            let alive = alive.clone();
-            async move {
-                let _alive = alive;
-                pending::<Result<Progress, NoLuck>>().await
-            }
-        });
-        tokio::task::yield_now().await;
-        let deadline = soon();
-        assert_eq!(workers.stop(deadline).await, ["test_endless"]);
-        assert!(Instant::now() >= deadline);
-        assert!(dropped.recv().await.is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
-        let tracked = Tracked::new();
-        let (report, reported) = oneshot::channel();
-        let (go_on, wait) = oneshot::channel::<()>();
-        let id = CorrelationId::generate();
-        let caller = Context::for_work(id.clone()).scope(async {
-            drop(tracked.run(async move {
-                let _ = wait.await;
-                let _ = report.send(correlation::current_id());
-            }));
-        });
-        caller.await;
-        let draining = tokio::spawn({
-            let tracked = tracked.clone();
-            async move { tracked.drain(soon()).await }
-        });
-        go_on.send(()).unwrap();
-        assert_eq!(draining.await.unwrap(), 0);
-        assert_eq!(reported.await.unwrap(), id);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn draining_says_how_much_was_not_done() {
-        let tracked = Tracked::new();
-        tracked.run(pending::<()>());
-        tracked.run(async {});
-        assert_eq!(tracked.drain(soon()).await, 1);
-    }
-}
+mod tests;

@@ -94,3 +94,23 @@ async fn connections_to_a_host_that_is_gone_are_given_up() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_statement_has_as_long_as_the_setting_says() {
+    let service = builder()
+        .setting("DATABASE_STATEMENT_TIMEOUT_MS", "30000")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let asked = service.nobody().get("/v1/products").in_background();
+    // Longer than any other limit that a statement has.
+    let waited = "select count(*) from pg_locks where relation = 'products'::regclass and not granted
+                  and waitstart < now() - interval '16 s'";
+    eventually("it has waited for long", async || {
+        (service.database().number(waited).await > 0).then_some(())
+    })
+    .await;
+    held.release().await;
+    let _listed = asked.answer().await.is(200);
+}

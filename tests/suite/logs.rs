@@ -190,6 +190,24 @@ async fn nobody_silences_the_trail_by_the_log_level() {
 }
 
 #[tokio::test]
+async fn no_line_is_lost_where_a_library_asks_whether_it_would_be_logged() {
+    const CHANGES: usize = 40;
+    let service = service().await;
+    // Ours at debug and sqlx not: it asks after each statement, on every thread, and is told that it is not wanted.
+    let change = json!({ "filter": "app=debug", "ttl_seconds": 600 }).to_string();
+    for _ in 0..CHANGES {
+        let _served = service.nobody().get("/v1/products").await.is(200);
+        assert_eq!(service.operate(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
+    }
+    let ends = json!({ "filter": "app=debug", "ttl_seconds": 1 }).to_string();
+    assert_eq!(service.operate(Method::PUT, "/log-level", &ends).await.unwrap().0, 200);
+    let restored = |line: &Value| line["message"] == "log filter is the default again";
+    service.logs_that("the end is logged", restored).await;
+    let changed = service.logs().iter().filter(|line| line["message"] == "log filter was changed").count();
+    assert_eq!(changed, CHANGES + 1, "every change is logged");
+}
+
+#[tokio::test]
 async fn libraries_are_quieter_than_the_service_and_speak_the_same_language() {
     let service = builder().setting("RUST_LOG", "debug").start().await;
     let _served = service.nobody().get("/v1/products").await.is(200);

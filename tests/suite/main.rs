@@ -29,6 +29,7 @@ mod openapi;
 mod operations;
 mod orders;
 mod outages;
+mod panics;
 mod payments;
 mod permissions;
 mod problems;

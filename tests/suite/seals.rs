@@ -79,6 +79,45 @@ async fn a_head_is_logged_again_by_a_process_that_starts() {
 }
 
 #[tokio::test]
+async fn a_head_is_logged_though_nothing_else_is() {
+    // The harness waits for the one line that says that the service is up.
+    let filter = "off,app::service=info";
+    let service =
+        builder().setting("RUST_LOG", filter).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    let head = service.database().number("select number from audit_seal_head").await;
+    service.logs_that("the head is logged", |line| line["seal_number"] == head).await;
+    let others = service.logs().into_iter().find(|line| {
+        !["audit", "app::service"].iter().any(|known| line["target"].as_str().unwrap().starts_with(known))
+    });
+    assert_eq!(others, None);
+}
+
+#[tokio::test]
+async fn a_process_that_dies_between_a_seal_and_its_line_loses_neither() {
+    let mut service = builder()
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .setting("CRASH_AT", "seal.committed")
+        .start()
+        .await;
+    // Whether it is still answered is a matter of luck: the process dies as soon as it has sealed the event of it.
+    let registration = serde_json::json!({
+        "email": "ada@example.com", "password": dev::harness::PASSWORD, "name": "Ada Lovelace"
+    });
+    let _registered = service.nobody().post("/v1/users").json(&registration).in_background();
+    assert!(service.ends().await.code().is_none(), "it died, and did not end");
+    let sealed =
+        service.database().rows("select number, encode(hash, 'hex') as hash from audit_seal_head").await;
+    assert!(sealed[0]["number"].as_i64().is_some_and(|number| number > 0), "{sealed:?}");
+    assert!(logged_heads(&service).iter().all(|(number, _)| *number == 0), "it had no time to say so");
+    service.restart_without("CRASH_AT").await;
+    let logged = |line: &Value| line["seal_number"].as_i64() >= sealed[0]["number"].as_i64();
+    service.logs_that("the head is logged", logged).await;
+    verify(&service, &[]).await.succeeded();
+}
+
+#[tokio::test]
 async fn an_event_that_commits_late_is_sealed_exactly_once_and_nothing_overtakes_it() {
     // A transaction that stays open holds up the sealing of every database on its server.
     let service =

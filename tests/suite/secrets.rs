@@ -1,7 +1,8 @@
 //! Nothing secret leaves by a side door: not in a log line of any level, a span, a metric, an error's body, the trail.
-use dev::harness::{Answer, Collector, GATEWAY_API_KEY, MUG, Service};
+use dev::harness::{Answer, Client, Collector, GATEWAY_API_KEY, MUG, PASSWORD as STAFF_PASSWORD, Service};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::builder;
 
@@ -15,8 +16,9 @@ const WEBHOOK_SECRET: &str = "U0VDUkVUNiBmb3IgdGVzdHMgb25seSwgbmV2ZXI=";
 const COOKIE: &str = "a-cookie-SECRET7";
 const BAGGAGE: &str = "baggage-of-a-stranger-SECRET8";
 
-/// Uses every route with what must not be told, rightly and wrongly; returns the answers that refuse something.
-async fn everything_is_done(service: &Service) -> (Vec<Answer>, String) {
+/// Uses every route with what must not be told, rightly and wrongly; returns the answers that refuse something, and
+/// the tokens of those who came.
+async fn everything_is_done(service: &Service) -> (Vec<Answer>, Vec<String>) {
     let mut refusals = Vec::new();
     let nobody =
         service.nobody().with_header("cookie", COOKIE).with_header("baggage", &format!("x={BAGGAGE}"));
@@ -61,7 +63,21 @@ async fn everything_is_done(service: &Service) -> (Vec<Answer>, String) {
     let event = nobody.post("/v1/gateway/events").header("content-type", "application/json");
     let event = event.header("webhook-id", "1").header("webhook-timestamp", "1");
     refusals.push(event.header("webhook-signature", &format!("v1,{STRAY_TOKEN}")).body(CARD).await.is(400));
+
+    refusals.push(pay("pm_card_declined").await.is(201));
+    let payment = pay("pm_card_ok").await.is(201).id();
+    let _shown = ada.get(format!("/v1/payments/{payment}")).await.is(200);
+    let _shown = ada.get(format!("/v1/orders/{order}")).await.is(200);
+    refusals.push(ada.post(format!("/v1/orders/{order}/cancel")).await.is(409));
+    let mut tokens = vec![token];
+    tokens.extend(staff_do_theirs(service, order, payment, &mut refusals).await);
+
     let _changed = ada.put("/v1/me/password").json(&change(PASSWORD)).await.is(204);
+    let again = nobody.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(201).text("token");
+    let _me = nobody.with_token(&again).get("/v1/me").await.is(200);
+    let _left = nobody.with_token(&again).delete("/v1/sessions/current").await.is(204);
+    refusals.push(nobody.with_token(&again).get("/v1/me").await.is(401));
+    tokens.push(again);
 
     let url = service.ops_url().join("/log-level").unwrap();
     let told = reqwest::Client::new().get(url).header("authorization", format!("Bearer {OPS_TOKEN}"));
@@ -71,7 +87,60 @@ async fn everything_is_done(service: &Service) -> (Vec<Answer>, String) {
     service.database().execute("alter table users rename to gone").await;
     refusals.push(nobody.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(500));
     refusals.push(nobody.post("/v1/users").json(&registration).await.is(500));
-    (refusals, token)
+    (refusals, tokens)
+}
+
+/// What support, an admin and an auditor do, with what must not be told wherever they can write something.
+async fn staff_do_theirs(
+    service: &Service,
+    order: Uuid,
+    payment: Uuid,
+    refusals: &mut Vec<Answer>,
+) -> Vec<String> {
+    let (support, admin, auditor) = (service.support().await, service.admin().await, service.auditor().await);
+    let _listed = support.get("/v1/orders").await.is(200);
+    refusals.push(support.get(format!("/v1/orders?customer_id={STRAY_TOKEN}")).await.is(400));
+    let _shown = support.get(format!("/v1/orders/{order}")).await.is(200);
+    let refund = |body: Value| {
+        let client: &Client = &support;
+        client.post(format!("/v1/payments/{payment}/refunds")).json(&body).new_key()
+    };
+    refusals.push(refund(json!({ "amount": STRAY_TOKEN })).await.is(422));
+    refusals.push(refund(json!({ "amount": 1, "card_number": CARD })).await.is(422));
+    let _refunded = refund(json!({ "amount": 1, "reason": format!("paid by {CARD}") })).await.is(201);
+
+    let product = json!({ "sku": "TEA-1", "name": "Tea", "unit_amount": 500, "currency": "EUR" });
+    let mut wrong = product.clone();
+    wrong["password"] = json!(PASSWORD);
+    refusals.push(admin.post("/v1/products").json(&wrong).await.is(422));
+    let product = admin.post("/v1/products").json(&product).await.is(201).id();
+    let path = format!("/v1/products/{product}");
+    refusals.push(admin.patch(&path).json(&json!({ "unit_amount": STRAY_TOKEN })).await.is(422));
+    let _changed = admin.patch(&path).json(&json!({ "unit_amount": 600 })).await.is(200);
+    let _shown = service.nobody().get(&path).await.is(200);
+
+    let _read = auditor.get("/v1/audit-events").await.is(200);
+    refusals.push(auditor.get(format!("/v1/audit-events?user_id={STRAY_TOKEN}")).await.is(400));
+    refusals.push(auditor.get(format!("/v1/audit-events?cursor={STRAY_TOKEN}")).await.is(400));
+    [support.token.clone(), admin.token.clone(), auditor.token.clone()].into()
+}
+
+/// The operations of the API that nobody has asked for.
+async fn left_out(service: &Service, metrics: &str) -> Vec<String> {
+    let document = service.nobody().get("/openapi.json").await.is(200).json();
+    let mut left_out = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys().map(|method| method.to_uppercase()) {
+            let asked = metrics.lines().any(|line| {
+                line.starts_with(&format!("http_requests_total{{method=\"{method}\",path=\"{path}\","))
+                    && !line.ends_with(" 0")
+            });
+            if !asked {
+                left_out.push(format!("{method} {path}"));
+            }
+        }
+    }
+    left_out
 }
 
 #[tokio::test]
@@ -84,15 +153,18 @@ async fn no_secret_is_in_a_log_line_a_span_a_metric_the_trail_or_an_errors_body(
         .setting("GATEWAY_WEBHOOK_SECRET", &format!("whsec_{WEBHOOK_SECRET}"))
         .start()
         .await;
-    let (refusals, token) = everything_is_done(&service).await;
+    let _document = service.nobody().get("/openapi.json").await.is(200);
+    let (refusals, tokens) = everything_is_done(&service).await;
     let trail = service.audit_events("true").await;
     let (_, health) = service.ops("/health").await;
     let metrics = service.metrics().await;
+    assert_eq!(left_out(&service, &metrics).await, [""; 0]);
     let (_, problem) = service.operate(Method::PUT, "/log-level", STRAY_TOKEN).await.unwrap();
     assert!(service.terminate().await.success());
 
-    let told: [(&str, Vec<String>); 6] = [
+    let told: [(&str, Vec<String>); 7] = [
         ("a log line", service.logs().iter().map(ToString::to_string).collect()),
+        ("standard error", vec![service.stderr().join("\n")]),
         ("a span", collector.spans().iter().map(|span| format!("{span:?}")).collect()),
         ("a metric", metrics.lines().map(str::to_owned).collect()),
         ("the trail", trail.iter().map(ToString::to_string).collect()),
@@ -102,10 +174,12 @@ async fn no_secret_is_in_a_log_line_a_span_a_metric_the_trail_or_an_errors_body(
     let first = service.logs().into_iter().find(|line| line["message"] == "the service is up");
     assert!(first.is_some(), "every line is looked at, from the first on");
     let database_password = service.database().service_url().password().unwrap().to_owned();
-    let secrets = ["SECRET", CARD, WEBHOOK_SECRET, GATEWAY_API_KEY, &token, &database_password];
+    let mut secrets =
+        vec!["SECRET", CARD, WEBHOOK_SECRET, GATEWAY_API_KEY, STAFF_PASSWORD, &database_password];
+    secrets.extend(tokens.iter().map(String::as_str));
     for (what, texts) in told {
         assert!(!texts.is_empty(), "{what}");
-        for secret in secrets {
+        for secret in &secrets {
             let leak = texts.iter().find(|text| text.contains(secret));
             assert_eq!(leak, None, "{secret} is in {what}");
         }

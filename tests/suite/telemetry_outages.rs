@@ -1,13 +1,15 @@
 //! Nothing breaks when telemetry does: requests go on at full speed, what is lost is counted, memory is bounded.
 use std::{
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use dev::harness::{Collector, Mood, Service, eventually, run, within};
 use tokio::net::TcpListener;
 
-use crate::{EXECUTABLE, builder};
+use crate::{EXECUTABLE, builder, seals::everything_is_sealed};
 
 /// Far below every timeout of an export, and far above what a request takes on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -104,6 +106,35 @@ async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
 }
 
 #[tokio::test]
+async fn a_reader_of_the_log_that_is_late_has_missed_nothing_of_the_audit_trail() {
+    let service =
+        builder().setting("RUST_LOG", "trace").setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    let customer = service.customer().await;
+    service.nobody_reads_its_output();
+    within(PATIENCE, "lines are lost", async || {
+        tokio::join!(serves(&service, 20), serves(&service, 20), serves(&service, 20), serves(&service, 20));
+        (service.metric("log_lines_dropped_total").await > 0).then_some(())
+    })
+    .await;
+    let lost = service.metric("log_lines_dropped_total").await;
+    let _placed =
+        customer.orders(&[(dev::harness::MUG, 1)]).header("x-correlation-id", "meanwhile").await.is(201);
+    everything_is_sealed(&service).await;
+    let head = service.database().number("select number from audit_seal_head").await;
+    assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost meanwhile");
+
+    service.somebody_reads_its_output_again();
+    let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
+    service.logs_that("the head", sealed).await;
+    let lines = service.logs();
+    let of_order = |target: &str| {
+        lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)
+    };
+    assert!(of_order("audit"), "what happened meanwhile is in the log");
+    assert!(!of_order("access"), "where there was no place for anything else");
+}
+
+#[tokio::test]
 async fn a_reader_of_the_log_that_has_gone_costs_no_request_anything() {
     let service = builder().start().await;
     service.its_output_is_closed();
@@ -112,16 +143,26 @@ async fn a_reader_of_the_log_that_has_gone_costs_no_request_anything() {
     works_and_ends(&service).await;
 }
 
-#[tokio::test]
-async fn a_full_disk_under_the_log_costs_no_request_anything() {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("full-disk");
-    let _there_may_be_none = std::fs::remove_dir_all(&directory);
-    std::fs::create_dir_all(&directory).unwrap();
-    // Today's file and tomorrow's, on the device that is always full.
+/// An empty directory of this test.
+fn directory(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _there_may_be_none = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// Makes today's log file, and tomorrow's, lead somewhere else.
+fn log_files_lead_to(target: &Path, directory: &Path) {
     for day in [chrono::Utc::now(), chrono::Utc::now() + chrono::Duration::days(1)] {
         let name = format!("{}.{}.log", env!("CARGO_PKG_NAME"), day.format("%Y-%m-%d"));
-        std::os::unix::fs::symlink("/dev/full", directory.join(name)).unwrap();
+        std::os::unix::fs::symlink(target, directory.join(name)).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_log_costs_no_request_anything() {
+    let directory = directory("full-disk");
+    log_files_lead_to(Path::new("/dev/full"), &directory);
     let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
     serves(&service, 20).await;
     counts_losses(&service, "log_lines_dropped_total").await;
@@ -131,9 +172,68 @@ async fn a_full_disk_under_the_log_costs_no_request_anything() {
 }
 
 #[tokio::test]
+async fn a_log_file_that_can_no_longer_be_written_costs_no_request_anything() {
+    let directory = directory("broken-pipe");
+    // A pipe can be written for as long as somebody holds its other end, whoever runs the tests.
+    let pipe = directory.join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    log_files_lead_to(&pipe, &directory);
+    let reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
+    serves(&service, 5).await;
+    assert_eq!(service.metric("log_lines_dropped_total").await, 0);
+    drop(reader);
+    serves(&service, 20).await;
+    counts_losses(&service, "log_lines_dropped_total").await;
+    works_and_ends(&service).await;
+    let access = service.logs().into_iter().filter(|line| line["target"] == "access").count();
+    assert!(access >= 25, "elsewhere they are seen: {access}");
+}
+
+#[tokio::test]
+async fn a_log_directory_that_is_taken_away_costs_no_request_anything() {
+    let directory = directory("taken-away").join("logs");
+    let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
+    serves(&service, 5).await;
+    fs::remove_dir_all(&directory).unwrap();
+    fs::write(&directory, "").unwrap();
+    serves(&service, 20).await;
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn scrapes_wait_for_nobody_and_nobody_waits_for_them() {
+    let service = builder().start().await;
+    let pool = [(); 4];
+    let held = service.database().hold("lock table products in access exclusive mode").await;
+    let waiting = pool.map(|()| service.nobody().get("/v1/products").in_background());
+    eventually("every connection is in use", async || {
+        (service.metric("db_connections_active").await == 4).then_some(())
+    })
+    .await;
+    for _ in 0..10 {
+        let started = Instant::now();
+        let _text = service.metrics().await;
+        assert!(started.elapsed() < AT_ONCE, "a scrape took {:?}", started.elapsed());
+    }
+    held.release().await;
+    for request in waiting {
+        let _listed = request.answer().await.is(200);
+    }
+
+    let client = dev::http::client(dev::harness::SOON).unwrap();
+    let url = service.ops_url().join("/metrics").unwrap();
+    let scrapes: Vec<_> = (0..40).map(|_| tokio::spawn(client.get(url.clone()).send())).collect();
+    serves(&service, 50).await;
+    for scrape in scrapes {
+        assert_eq!(scrape.await.unwrap().unwrap().status(), 200);
+    }
+}
+
+#[tokio::test]
 async fn a_log_directory_that_cannot_be_written_is_said_at_once_and_by_name() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-directory");
-    std::fs::write(&file, "").unwrap();
+    fs::write(&file, "").unwrap();
     let settings = [
         ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing"),
         ("GATEWAY_URL", "http://127.0.0.1:1"),

@@ -27,7 +27,7 @@ async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     let order = service.customer().await.places_an_order().await;
-    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
+    let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
 
     let request = collector.has_request(PAYMENTS, "a-checkout").await;
     assert_eq!(request.name, "POST /v1/orders/{id}/payments");
@@ -47,7 +47,7 @@ async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway
 
     let below = eventually("the whole trace", async || {
         let below = collector.below(&request);
-        below.iter().any(|span| span.name == "INSERT audit_events").then_some(below)
+        below.iter().any(|span| span.name == "settle payment").then_some(below)
     })
     .await;
     assert_eq!(
@@ -58,12 +58,14 @@ async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway
             "SELECT idempotency_keys",
             "INSERT payments",
             "POST",
-            "SETTLE payments",
-            "UPDATE idempotency_keys",
-            "INSERT audit_events"
+            "settle payment"
         ]
     );
-    for span in &below {
+    let settling = &below[5];
+    has_attributes(settling, &[("outcome", json!("succeeded")), ("payment_id", json!(paid.text("id")))]);
+    let settled = collector.below(settling);
+    assert_eq!(names(&settled), ["SETTLE payments", "UPDATE idempotency_keys", "INSERT audit_events"]);
+    for span in below[..5].iter().chain(&settled) {
         assert_eq!((span.kind, span.status), (SpanKind::Client, SpanStatus::Unset), "{span:#?}");
         assert!(request.started <= span.started && span.started <= span.ended, "{span:#?}");
         assert!(span.ended <= request.ended, "nothing outlives its request: {span:#?}");
@@ -196,17 +198,109 @@ async fn recovery_and_webhooks_link_to_the_trace_that_began_the_payment() {
 
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "asked").await.is(202);
+    let unknown = order.pay("pm_card_timeout").header("x-correlation-id", "asked").await.is(202);
     let began = collector.has_request(PAYMENTS, "asked").await;
     let recovery = collector
         .has("the recovery", |span| span.name == "recover payment" && span.links == [began.trace_id.clone()])
         .await;
     let below = eventually("what it did", async || {
         let below = collector.below(&recovery);
-        below.iter().any(|span| span.name == "INSERT audit_events").then_some(below)
+        below.iter().any(|span| span.name == "settle payment").then_some(below)
     })
     .await;
-    assert_eq!(names(&below), ["GET", "SETTLE payments", "UPDATE idempotency_keys", "INSERT audit_events"]);
+    assert_eq!(names(&below), ["GET", "settle payment"]);
+    has_attributes(&recovery, &[("payment_id", json!(unknown.text("id")))]);
+}
+
+#[tokio::test]
+async fn the_sealing_of_a_batch_says_what_it_came_to() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    service.customer().await;
+    let sealed =
+        |span: &Span| span.name == "seal batch" && span.attributes.get("seal_number") == Some(&json!(1));
+    let batch = collector.has("the first seal", sealed).await;
+    let events =
+        service.database().number("select event_count::bigint from audit_seals where number = 1").await;
+    has_attributes(&batch, &[("event_count", json!(events))]);
+    let run = collector.has("the worker's run", |span| span.span_id == batch.parent_id).await;
+    assert_eq!(run.name, "audit_sealing");
+}
+
+#[tokio::test]
+async fn baggage_comes_in_from_a_trusted_proxy_and_never_leaves_for_the_gateway() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let order = service.customer().await.places_an_order().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let paid = order
+        .pay("pm_card_ok")
+        .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
+        .header("baggage", "customer.tier=gold")
+        .await
+        .is(201);
+    let requests = service.gateway().requests();
+    let key = paid.text("id");
+    let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&key)).unwrap();
+    assert!(charge.traceparent.as_ref().is_some_and(|parent| parent.contains(trace)), "{charge:?}");
+    assert_eq!(charge.baggage, None);
+}
+
+/// How many traces of so many requests a sampler keeps. Whichever it keeps are whole.
+async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
+    let collector = Collector::start().await;
+    let service = builder()
+        .traced_by(&collector)
+        .setting("OTEL_TRACES_SAMPLER", sampler)
+        .setting("OTEL_TRACES_SAMPLER_ARG", ratio)
+        .start()
+        .await;
+    for _ in 0..requests {
+        let _listed = service.nobody().get(PRODUCTS).await.is(200);
+    }
+    assert!(service.terminate().await.success(), "what is under way is sent before the end");
+    let spans = collector.spans();
+    for span in &spans {
+        let is_first = span.parent_id.is_empty();
+        let parent = spans.iter().find(|other| other.span_id == span.parent_id);
+        assert!(is_first || parent.is_some(), "a part of a trace: {span:#?}");
+    }
+    spans.iter().filter(|span| span.kind == SpanKind::Server && span.name == "GET /v1/products").count()
+}
+
+#[tokio::test]
+async fn a_ratio_of_the_traces_is_kept_and_those_are_whole() {
+    const REQUESTS: usize = 200;
+    for sampler in ["traceidratio", "parentbased_traceidratio"] {
+        assert_eq!(kept(sampler, "0", 20).await, 0, "{sampler}");
+        assert_eq!(kept(sampler, "1", 20).await, 20, "{sampler}");
+        // Six standard deviations (of seven requests each) around the middle.
+        let half = kept(sampler, "0.5", REQUESTS).await;
+        assert!((58..=142).contains(&half), "{sampler}: {half} of {REQUESTS}");
+    }
+}
+
+#[tokio::test]
+async fn the_exporter_that_the_specification_names_is_honoured() {
+    let collector = Collector::start().await;
+    let silent = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "none").start().await;
+    let _served = silent.nobody().get(PRODUCTS).header("x-correlation-id", "kept-here").await.is(200);
+    let line = silent.logs_that("the access line", |line| line["correlation_id"] == "kept-here").await;
+    assert!(line["trace_id"].is_string(), "logs still have the ids: {line:#}");
+    assert!(silent.terminate().await.success(), "what is under way would be sent before the end");
+    assert_eq!(collector.requests(), 0);
+
+    let sending = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "otlp").start().await;
+    let _served = sending.nobody().get(PRODUCTS).header("x-correlation-id", "sent").await.is(200);
+    collector.has_request(PRODUCTS, "sent").await;
+
+    let other = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "zipkin").start().await;
+    let warned = |line: &Value| {
+        line["message"] == "OTEL_TRACES_EXPORTER: zipkin is ignored; supported are otlp and none"
+    };
+    other.logs_that("a warning", warned).await;
+    let _served = other.nobody().get(PRODUCTS).header("x-correlation-id", "sent-too").await.is(200);
+    collector.has_request(PRODUCTS, "sent-too").await;
 }
 
 #[tokio::test]

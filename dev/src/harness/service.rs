@@ -301,6 +301,11 @@ impl Service {
         self.process.child.stall_stdout();
     }
 
+    /// Somebody reads its log lines again, and misses none of those that are still to be had.
+    pub fn somebody_reads_its_output_again(&self) {
+        self.process.child.read_stdout_again();
+    }
+
     /// Whoever read its log lines has gone.
     pub fn its_output_is_closed(&self) {
         self.process.child.close_stdout();
@@ -324,6 +329,12 @@ impl Service {
                     .unwrap_or_else(|error| panic!("a log line is not JSON ({error}): {}", line.text))
             })
             .collect()
+    }
+
+    /// What the present process has printed on its standard error.
+    pub fn stderr(&self) -> Vec<String> {
+        let lines = self.process.child.lines().into_iter().filter(|line| line.stream == Stream::Stderr);
+        lines.map(|line| line.text).collect()
     }
 
     /// Waits for a log line of the present process.

@@ -288,6 +288,11 @@ impl Child {
         self.output.stall();
     }
 
+    /// Goes on reading its standard output after [`Child::stall_stdout`].
+    pub fn read_stdout_again(&self) {
+        self.output.read_again();
+    }
+
     /// Closes its standard output, as a log shipper does that has died.
     pub fn close_stdout(&self) {
         self.output.close();

@@ -107,6 +107,11 @@ impl Output {
         self.set_reader(Reader::Stalls);
     }
 
+    /// Somebody reads the standard output again, from where the reading stopped.
+    pub(super) fn read_again(&self) {
+        self.set_reader(Reader::Reads);
+    }
+
     /// With the next line the standard output's pipe is closed.
     pub(super) fn close(&self) {
         self.set_reader(Reader::Gone);

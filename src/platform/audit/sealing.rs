@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use tracing::{Span, instrument};
+
 use super::{
     canonical::{Place, Seal, StoredEvent},
     metrics::SEAL_LAG,
@@ -19,6 +21,7 @@ use super::{
 use crate::platform::{
     alerts::{Alert, Alerts, Severity},
     database::Database,
+    resilience::crash,
     workers::Progress,
 };
 
@@ -158,6 +161,7 @@ pub(super) struct Sealed {
 }
 
 /// Seals the next batch. `None`: somebody else is sealing.
+#[instrument(name = "seal batch", skip_all, fields(seal_number, event_count))]
 pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, SealError> {
     let mut transaction = database.begin().await?;
     if !seals::lock(&mut transaction).await? {
@@ -190,7 +194,10 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, Sea
     };
     let seal = seal(remembered, horizon, first.place(), newest.place(), &events);
     seals::insert(&mut transaction, &seal).await?;
+    crash::point("seal.inserted");
     transaction.commit().await?;
+    crash::point("seal.committed");
+    Span::current().record("seal_number", seal.number).record("event_count", seal.event_count);
     let head = Head { number: seal.number, hash: seal.computed_hash() };
     Ok(Some(Sealed { head, more: i64::from(seal.event_count) == BATCH }))
 }

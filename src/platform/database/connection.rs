@@ -3,18 +3,33 @@
 //! A database host that vanishes sends no goodbye, and TCP waits for a quarter of an hour before it says so. sqlx
 //! 0.9.0 waits along: for a statement's answer, and also for that of the ping with which each connection comes back
 //! to the pool, while it keeps the connection's place. As many requests as the pool has places, and the service
-//! stays down long after the database is back. So nothing here waits for longer than [`SILENCE`].
+//! stays down long after the database is back. So nothing here waits for longer than a [`silence`].
 use std::{
     io,
     ops::{Deref, DerefMut},
+    sync::OnceLock,
     time::Duration,
 };
 
 use sqlx::{Executor, PgConnection, Postgres, pool::PoolConnection};
 
-/// How long the database may say nothing. It ends each statement itself after `DATABASE_STATEMENT_TIMEOUT_MS`, and
-/// says so: whoever is silent for much longer than that is gone.
-const SILENCE: Duration = Duration::from_secs(15);
+/// What a database that is there may take, beside the time of a statement: it is busy, or it has just ended the
+/// statement itself and says so.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// `DATABASE_STATEMENT_TIMEOUT_MS`, of the process's pool.
+static STATEMENT_TIMEOUT: OnceLock<Duration> = OnceLock::new();
+
+/// Statements end by themselves from now on after `timeout`, at the latest.
+pub(super) fn expect_answers_within(timeout: Duration) {
+    let _the_first_stays = STATEMENT_TIMEOUT.set(timeout);
+}
+
+/// How long the database may say nothing. It ends each statement itself, and says so: whoever is silent for much
+/// longer than that is gone.
+fn silence() -> Duration {
+    STATEMENT_TIMEOUT.get().copied().unwrap_or_default() + GRACE
+}
 
 /// Waits for an answer of the database.
 ///
@@ -23,7 +38,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 pub(super) async fn answered<T>(
     answer: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    tokio::time::timeout(SILENCE, answer)
+    tokio::time::timeout(silence(), answer)
         .await
         .unwrap_or_else(|_silence| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
 }
@@ -62,7 +77,7 @@ impl Drop for Connection {
             self.pooled.close_on_drop();
         } else {
             // As sqlx would do it, but not without end: given up on its way, the connection is closed.
-            tokio::spawn(tokio::time::timeout(SILENCE, self.pooled.return_to_pool()));
+            tokio::spawn(tokio::time::timeout(silence(), self.pooled.return_to_pool()));
         }
     }
 }

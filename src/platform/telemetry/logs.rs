@@ -5,7 +5,8 @@
 //! and nothing is formatted when a span opens.
 //!
 //! Writing never waits. Lines go through a bounded queue to a thread of their own; what does not fit, and
-//! what cannot be written (a full disk, a closed pipe), is lost and counted in `log_lines_dropped_total`.
+//! what cannot be written (a full disk, a closed pipe), is lost and counted in `log_lines_dropped_total`. The
+//! audit trail's lines pass every filter and have queues of their own: nobody silences them or crowds them out.
 mod filter;
 mod json;
 mod pretty;

@@ -14,9 +14,9 @@ use std::time::Duration;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::{runtime::Handle, task};
-use tracing::{Level, Metadata};
+use tracing::{Level, Metadata, subscriber::Interest};
 use tracing_subscriber::{
-    filter::{FilterExt, LevelFilter, filter_fn},
+    filter::{FilterExt, LevelFilter, dynamic_filter_fn, filter_fn},
     layer::{Layer, SubscriberExt},
     util::SubscriberInitExt,
 };
@@ -73,7 +73,9 @@ pub fn init(
 
     // The layer of the logs comes first: the handle that changes its filter knows the type below it.
     // Without a hint from both of its halves, a filter has none, and every `trace!` would be asked about.
-    let events = filter_fn(is_event).with_max_level_hint(LevelFilter::TRACE);
+    let events = dynamic_filter_fn(|metadata, _| metadata.is_event())
+        .with_callsite_filter(asked_each_time)
+        .with_max_level_hint(LevelFilter::TRACE);
     // Nobody may silence the audit trail by asking for less of everything else.
     let audit =
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
@@ -101,8 +103,12 @@ pub fn init(
 }
 
 /// Spans leave no lines, so what they carry need not be kept for any.
-fn is_event(metadata: &Metadata<'_>) -> bool {
-    metadata.is_event()
+///
+/// Events are never wanted *always*, though they are: whoever only asks whether something would be logged, as sqlx
+/// does after each statement through the `log` crate, leaves the answer behind in the thread (tracing-subscriber
+/// 0.3.23), and the next event that is not asked about takes it for its own, and is lost.
+fn asked_each_time(metadata: &Metadata<'_>) -> Interest {
+    if metadata.is_event() { Interest::sometimes() } else { Interest::never() }
 }
 
 /// What becomes a span, or an event of one: our spans, and what was worth a warning within them. Whatever the

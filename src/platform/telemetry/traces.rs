@@ -4,8 +4,8 @@
 //! an endpoint nothing is exported, and spans still have ids for the logs.
 //!
 //! **Whom we believe.** A `traceparent` joins our spans to the caller's trace, whoever the caller is: it only
-//! names ids. Its *sampled* flag is an order to spend money or to look away, and its baggage travels on to
-//! the services behind us; both are believed from trusted peers only. For anybody else the decision is
+//! names ids. Its *sampled* flag is an order to spend money or to look away, and its baggage is what it wants
+//! us to believe; both are taken from trusted peers only. For anybody else the decision is
 //! made anew, as for a trace that begins here (see [`Edge`]), so that no stranger can hide from the traces
 //! or flood them.
 mod export;
@@ -16,7 +16,9 @@ use std::{collections::HashMap, env, time::Duration};
 
 use axum::http::{HeaderMap, HeaderValue};
 use opentelemetry::{
-    Context, KeyValue, SpanId, TraceId, global,
+    Context, KeyValue, SpanId, TraceId,
+    baggage::BaggageExt,
+    global,
     propagation::{TextMapCompositePropagator, TextMapPropagator},
     trace::{SpanContext, TraceContextExt, TraceFlags},
 };
@@ -72,10 +74,18 @@ pub(super) fn provider(
     let mut builder = SdkTracerProvider::builder()
         .with_sampler(Edge::from_environment())
         .with_resource(resource(service, process));
-    if settings.endpoint.is_some() || set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").is_some() {
+    if is_exported(settings) {
         builder = builder.with_span_processor(counted(exporter(settings)?));
     }
     Ok(Some(builder.build()))
+}
+
+/// Whether spans leave the process: there is somewhere to send them, and `OTEL_TRACES_EXPORTER`, which the SDK does
+/// not read, has nothing against it.
+fn is_exported(settings: &config::Traces) -> bool {
+    let has_endpoint = settings.endpoint.is_some() || set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").is_some();
+    let exporters = set("OTEL_TRACES_EXPORTER").unwrap_or_default();
+    has_endpoint && !names(&exporters).any(|name| name == "none")
 }
 
 /// The exporter. It reads endpoint, headers and compression from the environment itself: only there does it
@@ -164,6 +174,11 @@ pub(super) fn warnings(settings: &config::Traces) -> Vec<String> {
             ));
         }
     }
+    for name in names(&set("OTEL_TRACES_EXPORTER").unwrap_or_default()) {
+        if !matches!(name, "otlp" | "none") {
+            warnings.push(format!("OTEL_TRACES_EXPORTER: {name} is ignored; supported are otlp and none"));
+        }
+    }
     match settings.sampler.as_str() {
         "always_on" | "always_off" | "parentbased_always_on" | "parentbased_always_off" => {}
         "traceidratio" | "parentbased_traceidratio" => {
@@ -219,9 +234,12 @@ pub fn link(span: &Span, trace_parent: Option<&str>) {
     }
 }
 
-/// Lets an outbound call go on in this trace and under this correlation id.
+/// Lets an outbound call to somebody else's service go on in this trace and under this correlation id.
+///
+/// Baggage stays here: it is what our own services tell each other, and nobody looks through it for what strangers
+/// must not know.
 pub fn inject(headers: &mut HeaderMap) {
-    let context = Span::current().context();
+    let context = Span::current().context().with_cleared_baggage();
     global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut HeaderInjector(headers));
     });

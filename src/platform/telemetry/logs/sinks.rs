@@ -46,6 +46,12 @@ pub enum LogsError {
 /// that has stopped costs that and no more.
 const LONGEST_QUEUE: usize = 8_192;
 
+/// Lines of the audit trail that wait for one sink at most: far longer, about half a minute of a busy service. They
+/// have a queue to themselves, so that no flood of other lines, nor a reader that is merely late, costs one of them.
+/// A reader that has stopped for good must not stop the service: what does not fit then is counted, the event is
+/// in the database, and the head of its seals is logged again at each interval.
+const LONGEST_AUDIT_QUEUE: usize = 16_384;
+
 /// A queue, and at its other end a thread that writes.
 pub(in crate::platform::telemetry) struct Sink {
     pub(super) format: Format,
@@ -53,12 +59,21 @@ pub(in crate::platform::telemetry) struct Sink {
     queue: NonBlocking,
 }
 
-/// Which lines a sink takes. In files the audit trail is kept apart: it is read by others, and kept longer.
+/// Which lines a sink takes. The audit trail is kept apart everywhere: its lines must not be lost for others, and
+/// its files are read by others, and kept longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    Everything,
     Audit,
     EverythingElse,
+}
+
+impl Wanted {
+    fn longest_queue(self) -> usize {
+        match self {
+            Self::Audit => LONGEST_AUDIT_QUEUE,
+            Self::EverythingElse => LONGEST_QUEUE,
+        }
+    }
 }
 
 /// Keeps the writing threads alive.
@@ -89,7 +104,10 @@ pub(in crate::platform::telemetry) fn open(
     settings: &config::Logs,
 ) -> Result<(Vec<Sink>, Guards), LogsError> {
     let mut opened = Opened::default();
-    opened.add("log-stdout", stdout_format(settings.format), Wanted::Everything, io::stdout());
+    // Two threads, one output: each writes a whole line under the lock that standard output has.
+    let format = stdout_format(settings.format);
+    opened.add("log-stdout", format, Wanted::EverythingElse, io::stdout());
+    opened.add("log-stdout-audit", format, Wanted::Audit, io::stdout());
     if let Some(directory) = &settings.directory {
         let files = [
             ("log-file", env!("CARGO_PKG_NAME"), Wanted::EverythingElse),
@@ -146,7 +164,7 @@ impl Opened {
         let writer = Counting { inner: writer, failed: Arc::clone(&self.losses.failed) };
         let (queue, guard) = NonBlockingBuilder::default()
             .lossy(true)
-            .buffered_lines_limit(LONGEST_QUEUE)
+            .buffered_lines_limit(wanted.longest_queue())
             .thread_name(thread)
             .finish(writer);
         self.losses.overflowed.push(queue.error_counter());
@@ -159,7 +177,6 @@ impl Sink {
     /// Whether lines of this target go there.
     pub(super) fn takes(&self, target: &str) -> bool {
         match self.wanted {
-            Wanted::Everything => true,
             Wanted::Audit => is_audit(target),
             Wanted::EverythingElse => !is_audit(target),
         }
@@ -252,7 +269,7 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         let mut opened = Opened::default();
-        opened.add("log-test", Format::Json, Wanted::Everything, FullDisk);
+        opened.add("log-test", Format::Json, Wanted::EverythingElse, FullDisk);
         for sink in &opened.sinks {
             sink.write(b"{}\n");
             sink.write(b"{}\n");

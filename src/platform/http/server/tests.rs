@@ -1,0 +1,209 @@
+use axum::{extract::State, http::Version, routing::get};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
+    time::timeout,
+};
+
+use super::*;
+
+const LIMITS: Limits = Limits { max_connections: 100, header_timeout: Duration::from_millis(200) };
+
+/// Far beyond what anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Requests to `/held` are answered when `release` is notified; `entered` tells that one is being held.
+#[derive(Clone, Default)]
+struct Gate {
+    entered: Arc<Notify>,
+    release: Arc<Notify>,
+}
+
+async fn start(limits: Limits) -> (Server, SocketAddr, Gate) {
+    let gate = Gate::default();
+    let held = async |State(gate): State<Gate>| {
+        gate.entered.notify_one();
+        gate.release.notified().await;
+        "released"
+    };
+    let peer = async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.ip().to_string();
+    let panics = async || -> String { panic!("a panic of the test") };
+    let echo = async |body: String| body;
+    let router = Router::new()
+        .route("/", get(peer).post(echo))
+        .route("/held", get(held))
+        .route("/panic", get(panics))
+        .with_state(gate.clone());
+    let listener = Listener::bind("API_ADDRESS", ([127, 0, 0, 1], 0).into(), limits).await.unwrap();
+    let address = listener.local_address();
+    (listener.serve(router), address, gate)
+}
+
+struct Client(TcpStream);
+
+impl Client {
+    async fn connect(address: SocketAddr) -> Self {
+        Self(TcpStream::connect(address).await.unwrap())
+    }
+
+    async fn send(&mut self, text: &str) -> &mut Self {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+        self
+    }
+
+    async fn asks_for(&mut self, path: &str) -> &mut Self {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
+    }
+
+    /// Reads until `end` has come.
+    async fn reads(&mut self, end: &str) -> String {
+        let mut text = String::new();
+        let reading = async {
+            while !text.ends_with(end) {
+                text.push(char::from(self.0.read_u8().await.unwrap()));
+            }
+        };
+        timeout(PATIENCE, reading).await.unwrap();
+        text
+    }
+
+    /// Reads whatever comes until the server closes the connection.
+    async fn is_closed(&mut self) -> String {
+        let mut bytes = Vec::new();
+        // A reset is an end, too.
+        let _ = timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await.unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+}
+
+fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+#[tokio::test]
+async fn a_request_carries_its_peer() {
+    let (server, address, _) = start(LIMITS).await;
+    let answer = Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"));
+    assert_eq!(server.drain(deadline()).await, Drained { cut: 0 });
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_one_sentence() {
+    let (_server, address, _) = start(LIMITS).await;
+    let error = Listener::bind("API_ADDRESS", address, LIMITS).await.unwrap_err();
+    let expected = format!("cannot listen on {address} (API_ADDRESS): another process already does");
+    assert_eq!(error.to_string(), expected);
+    let foreign = ([192, 0, 2, 1], 0).into();
+    let error = Listener::bind("OPS_ADDRESS", foreign, LIMITS).await.unwrap_err();
+    assert!(matches!(error, ServerError::NotAvailable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_silent_client_and_a_slow_one_lose_their_connection() {
+    let (_server, address, _) = start(LIMITS).await;
+    let mut silent = Client::connect(address).await;
+    let mut slow = Client::connect(address).await;
+    slow.send("GET / HTTP/1.1\r\nhost:").await;
+    let mut half_a_preface = Client::connect(address).await;
+    half_a_preface.send("PRI * HTTP/2.0").await;
+    assert_eq!(silent.is_closed().await, "");
+    assert_eq!(slow.is_closed().await, "");
+    assert_eq!(half_a_preface.is_closed().await, "");
+}
+
+#[tokio::test]
+async fn an_idle_connection_outlives_the_header_timeout_and_a_slow_second_request_does_not() {
+    let (_server, address, _) = start(LIMITS).await;
+    let (mut idle, mut slow) = (Client::connect(address).await, Client::connect(address).await);
+    idle.asks_for("/").await.reads("127.0.0.1").await;
+    slow.asks_for("/").await.reads("127.0.0.1").await;
+    slow.send("GET").await;
+    assert_eq!(slow.is_closed().await, "");
+    idle.asks_for("/").await.reads("127.0.0.1").await;
+}
+
+#[tokio::test]
+async fn a_slow_body_is_not_a_slow_header() {
+    let (_server, address, _) = start(LIMITS).await;
+    let (mut uploading, mut slow) = (Client::connect(address).await, Client::connect(address).await);
+    uploading.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nfirst").await;
+    slow.send("GET").await;
+    assert_eq!(slow.is_closed().await, "");
+    uploading.send("-last").await.reads("first-last").await;
+}
+
+#[tokio::test]
+async fn one_connection_too_many_waits_for_its_turn() {
+    let (_server, address, gate) = start(Limits { max_connections: 1, ..LIMITS }).await;
+    let mut first = Client::connect(address).await;
+    first.asks_for("/held").await;
+    gate.entered.notified().await;
+    let mut second = Client::connect(address).await;
+    second.asks_for("/").await;
+    assert!(timeout(LIMITS.header_timeout, second.0.readable()).await.is_err());
+    gate.release.notify_one();
+    first.reads("released").await;
+    drop(first);
+    second.reads("127.0.0.1").await;
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_connection() {
+    let (server, address, _) = start(LIMITS).await;
+    assert_eq!(Client::connect(address).await.asks_for("/panic").await.is_closed().await, "");
+    Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
+    assert_eq!(server.drain(deadline()).await, Drained { cut: 0 });
+}
+
+#[tokio::test]
+async fn draining_closes_idle_connections_and_lets_requests_finish() {
+    let (server, address, gate) = start(Limits { header_timeout: PATIENCE, ..LIMITS }).await;
+    let (mut silent, mut idle) = (Client::connect(address).await, Client::connect(address).await);
+    idle.asks_for("/").await.reads("127.0.0.1").await;
+    let mut busy = Client::connect(address).await;
+    busy.asks_for("/held").await;
+    gate.entered.notified().await;
+    let draining = tokio::spawn(server.drain(deadline()));
+    silent.is_closed().await;
+    idle.is_closed().await;
+    assert!(TcpStream::connect(address).await.is_err());
+    assert!(!draining.is_finished());
+    gate.release.notify_one();
+    assert!(busy.is_closed().await.ends_with("released"));
+    assert_eq!(draining.await.unwrap(), Drained { cut: 0 });
+}
+
+#[tokio::test]
+async fn what_is_not_done_at_the_deadline_is_cut_and_counted() {
+    let (server, address, gate) = start(LIMITS).await;
+    let mut busy = Client::connect(address).await;
+    busy.asks_for("/held").await;
+    gate.entered.notified().await;
+    assert_eq!(server.drain(Instant::now()).await, Drained { cut: 1 });
+    assert_eq!(busy.is_closed().await, "");
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_without_tls() {
+    let (server, address, _) = start(LIMITS).await;
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get(format!("http://{address}/")).body(Body::empty()).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.version(), Version::HTTP_2);
+    assert_eq!(server.drain(deadline()).await, Drained { cut: 0 });
+}
+
+#[tokio::test]
+async fn oversized_headers_are_refused() {
+    let (_server, address, _) = start(LIMITS).await;
+    let mut client = Client::connect(address).await;
+    client.send(&format!("GET / HTTP/1.1\r\ncookie: {}\r\n", "c".repeat(HEADERS_LIMIT.into()))).await;
+    assert!(client.is_closed().await.starts_with("HTTP/1.1 431"));
+    let mut client = Client::connect(address).await;
+    client.send(&format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(101))).await;
+    assert!(client.is_closed().await.starts_with("HTTP/1.1 431"));
+}
