@@ -18,6 +18,7 @@ mod catalog;
 mod compliance;
 mod crashes;
 mod database;
+mod distrust;
 mod headers;
 mod healing;
 mod idempotency;
