@@ -50,7 +50,19 @@ struct Inner {
     address: SocketAddr,
     token: Option<SecretString>,
     temporary: Mutex<Option<Temporary>>,
-    on_change: Box<dyn Fn(Changed) + Send + Sync>,
+    tell: Box<dyn Fn(Happened) + Send + Sync>,
+}
+
+/// What happened to the log level.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happened {
+    /// It was changed.
+    Changed(Changed),
+    /// Somebody wanted to change it who may not.
+    Refused {
+        /// `foreign_host`, `not_loopback` or `bad_token`.
+        reason: &'static str,
+    },
 }
 
 /// One filter took the place of another.
@@ -90,15 +102,15 @@ struct Change {
 
 impl LogLevel {
     /// The log level behind the listener at `address`; `token` opens it to callers who are not on loopback.
-    /// `on_change` is told of each change, in the context of whoever made it, and must not wait.
+    /// `tell` is called with each change and each refusal, in the context of whoever is behind it, and must not wait.
     pub fn new(
         filter: LogFilter,
         address: SocketAddr,
         token: Option<SecretString>,
-        on_change: impl Fn(Changed) + Send + Sync + 'static,
+        tell: impl Fn(Happened) + Send + Sync + 'static,
     ) -> Self {
         let temporary = Mutex::new(None);
-        Self(Arc::new(Inner { filter, address, token, temporary, on_change: Box::new(on_change) }))
+        Self(Arc::new(Inner { filter, address, token, temporary, tell: Box::new(tell) }))
     }
 
     fn level(&self) -> Level {
@@ -126,12 +138,12 @@ impl LogLevel {
                 ttl_seconds = change.ttl_seconds,
                 "log filter was changed"
             );
-            (self.0.on_change)(Changed {
+            (self.0.tell)(Happened::Changed(Changed {
                 action: "change",
                 before,
                 after: change.filter.clone(),
                 ttl_seconds: change.ttl_seconds,
-            });
+            }));
         }
         Ok(self.level())
     }
@@ -161,7 +173,8 @@ impl LogLevel {
             Ok(()) => {
                 tracing::warn!(before, after = default, "log filter is the default again");
                 let after = default.to_owned();
-                (self.0.on_change)(Changed { action: "restore", before, after, ttl_seconds: None });
+                let restored = Changed { action: "restore", before, after, ttl_seconds: None };
+                (self.0.tell)(Happened::Changed(restored));
             }
             Err(why) => tracing::error!(why, "log filter cannot be set to the default again"),
         }
@@ -171,14 +184,14 @@ impl LogLevel {
     fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         if !self.0.is_own_name(uri, headers) {
             let detail = "The Host must be loopback or the address of this listener.";
-            return Err(Problem::new(problem::FORBIDDEN).detail(detail));
+            return Err(self.refuse(peer, "foreign_host", Problem::new(problem::FORBIDDEN).detail(detail)));
         }
         if peer.ip().to_canonical().is_loopback() {
             return Ok(());
         }
         let Some(token) = &self.0.token else {
             let detail = "Only loopback may change the log level, because OPS_TOKEN is not set.";
-            return Err(Problem::new(problem::FORBIDDEN).detail(detail));
+            return Err(self.refuse(peer, "not_loopback", Problem::new(problem::FORBIDDEN).detail(detail)));
         };
         let shown = headers
             .get(header::AUTHORIZATION)
@@ -189,9 +202,14 @@ impl LogLevel {
         if token.expose_secret().as_bytes().ct_eq(shown).into() {
             Ok(())
         } else {
-            tracing::warn!(%peer, "log filter was to be changed without the operations token");
-            Err(Problem::new(problem::UNAUTHENTICATED))
+            Err(self.refuse(peer, "bad_token", Problem::new(problem::UNAUTHENTICATED)))
         }
+    }
+
+    fn refuse(&self, peer: SocketAddr, reason: &'static str, problem: Problem) -> Problem {
+        tracing::warn!(%peer, reason, "log filter was to be changed by somebody who may not");
+        (self.0.tell)(Happened::Refused { reason });
+        problem
     }
 }
 
@@ -320,9 +338,9 @@ mod tests {
         told_to(token, |_| {})
     }
 
-    fn told_to(token: Option<&str>, on_change: impl Fn(Changed) + Send + Sync + 'static) -> Router {
+    fn told_to(token: Option<&str>, tell: impl Fn(Happened) + Send + Sync + 'static) -> Router {
         let address = "10.1.2.3:9000".parse().unwrap();
-        routes(LogLevel::new(filter(), address, token.map(SecretString::from), on_change))
+        routes(LogLevel::new(filter(), address, token.map(SecretString::from), tell))
     }
 
     fn put(peer: &str, host: &str, body: &Value) -> Request<Body> {
@@ -362,7 +380,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
         let (told, mut changes) = tokio::sync::mpsc::unbounded_channel();
-        let router = told_to(None, move |changed| told.send(changed).unwrap());
+        let router = told_to(None, move |happened| told.send(happened).unwrap());
         let change = |filter, seconds: Option<u64>| {
             put(LOOPBACK, "localhost", &json!({ "filter": filter, "ttl_seconds": seconds }))
         };
@@ -381,7 +399,12 @@ mod tests {
         assert_eq!(shown(&router).await, json!({ "filter": "warn", "default": "info", "expires_at": null }));
 
         let changes: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
-            .map(|changed| (changed.action, changed.before, changed.after, changed.ttl_seconds))
+            .map(|happened| match happened {
+                Happened::Changed(changed) => {
+                    (changed.action, changed.before, changed.after, changed.ttl_seconds)
+                }
+                Happened::Refused { reason } => panic!("refused: {reason}"),
+            })
             .collect();
         let expected = [
             ("change", "info", "debug", Some(60)),
@@ -423,6 +446,22 @@ mod tests {
             (&closed, ELSEWHERE, Some("Bearer "), 403),
         ] {
             assert_eq!(status_of(router, request(peer, token)).await, status, "{peer} {token:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_may_not_change_it_is_told_of() {
+        for (token, peer, host, reason) in [
+            (Some(TOKEN), LOOPBACK, "evil.example", "foreign_host"),
+            (Some(TOKEN), ELSEWHERE, "10.1.2.3:9000", "bad_token"),
+            (None, ELSEWHERE, "10.1.2.3:9000", "not_loopback"),
+        ] {
+            let (told, mut refusals) = tokio::sync::mpsc::unbounded_channel();
+            let router = told_to(token, move |happened| told.send(happened).unwrap());
+            let refused = status_of(&router, put(peer, host, &json!({ "filter": "off" }))).await;
+            assert!(matches!(refused, 401 | 403), "{reason}");
+            assert_eq!(refusals.try_recv(), Ok(Happened::Refused { reason }));
+            assert!(refusals.try_recv().is_err(), "it is told once");
         }
     }
 
