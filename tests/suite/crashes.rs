@@ -149,14 +149,17 @@ fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
     let program = directory.join(format!("crash-{debug_assertions}"));
     let source = program.with_extension("rs");
     let module = root.join("src/platform/resilience/crash.rs");
-    let text = format!("#[path = {module:?}]\nmod crash;\nfn main() {{ crash::point(\"payment.begun\") }}\n");
+    let text = format!(
+        "#[path = \"{}\"]\nmod crash;\nfn main() {{ crash::point(\"payment.begun\") }}\n",
+        module.display()
+    );
     fs::write(&source, text).unwrap();
     let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let compiled = Command::new(compiler)
+    let built = Command::new(compiler)
         .args(["--edition=2024", "-Copt-level=1", &format!("-Cdebug-assertions={debug_assertions}"), "-o"])
         .args([&program, &source])
         .status();
-    assert!(compiled.unwrap().success());
+    assert!(built.unwrap().success());
     let ended = Command::new(&program).env("CRASH_AT", "payment.begun").status().unwrap();
     let name = b"CRASH_AT";
     (ended, fs::read(&program).unwrap().windows(name.len()).any(|bytes| bytes == name))

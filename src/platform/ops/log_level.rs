@@ -400,9 +400,7 @@ mod tests {
 
         let changes: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
             .map(|happened| match happened {
-                Happened::Changed(changed) => {
-                    (changed.action, changed.before, changed.after, changed.ttl_seconds)
-                }
+                Happened::Changed(now) => (now.action, now.before, now.after, now.ttl_seconds),
                 Happened::Refused { reason } => panic!("refused: {reason}"),
             })
             .collect();
