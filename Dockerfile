@@ -25,6 +25,8 @@ ARG GIT_COMMIT=unknown
 # Cargo looks at times, and a copied file may be older than the empty one that it replaces.
 RUN touch src/main.rs src/lib.rs dev/src/main.rs dev/src/lib.rs \
     && GIT_COMMIT=${GIT_COMMIT} cargo build --release --locked --bins
+# What ships cannot be told to die: see src/platform/resilience/crash.rs.
+RUN ! grep -q CRASH_AT target/release/axum-orders
 
 FROM ${SERVICE_IMAGE} AS service
 COPY --from=build /build/target/release/axum-orders /usr/local/bin/axum-orders

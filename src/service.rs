@@ -18,7 +18,7 @@ use crate::{
     payments::{self, Gateway, Payments},
     platform::{
         alerts::{Alert, Alerts, Severity},
-        audit::{self, Event, EventResult, EventType, Refusals, Sealing},
+        audit::{self, Event, EventResult, EventType, Refusals, Sealing, WriteFailures},
         database::{self, Database, Privileges, SchemaState},
         http::{
             idempotency,
@@ -28,7 +28,7 @@ use crate::{
         ops::{
             self,
             health::{Build, CheckError, Health},
-            log_level::{self, LogLevel},
+            log_level::{self, Happened, LogLevel},
         },
         resilience::breaker::{self, Breaker},
         telemetry::{Telemetry, metrics},
@@ -44,6 +44,9 @@ const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 
 /// How often the refusals that were only counted are written.
 const REFUSAL_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How often one looks for audit events that could not be written.
+const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What is left of the shutdown's deadline for the last spans and log lines.
 const TO_FLUSH: Duration = Duration::from_secs(2);
@@ -134,7 +137,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         telemetry.log_filter(),
         ops_address,
         config.http.ops_token.clone(),
-        audit_log_level(&database, &tracked),
+        audit_log_level(&database, &refusals, &tracked),
     );
     let ops = ops.serve(ops::router(health.clone(), log_level));
     let routes = Api { database: database.clone(), accounts, payments, authentication, by_address };
@@ -249,17 +252,34 @@ fn gateway_breaker(alerts: &Alerts) -> Breaker {
     })
 }
 
-/// Audits each change of what is logged. The change does not wait for it: whoever looks for the reason why the
-/// database is away must be able to.
-fn audit_log_level(database: &Database, tracked: &Tracked) -> impl Fn(log_level::Changed) + use<> {
-    let (database, tracked) = (database.clone(), tracked.clone());
-    move |changed| {
-        let event = Event::new(EventType::Configuration, "log_level", changed.action, EventResult::Success)
-            .with("before", changed.before)
-            .with("after", changed.after)
-            .with("ttl_seconds", changed.ttl_seconds);
-        let database = database.clone();
-        drop(tracked.run(async move { audit::record_once_possible(&database, event).await }));
+/// Audits each change of what is logged, and each that was refused. The change does not wait for it: whoever looks
+/// for the reason why the database is away must be able to.
+fn audit_log_level(
+    database: &Database,
+    refusals: &Refusals,
+    tracked: &Tracked,
+) -> impl Fn(log_level::Happened) + use<> {
+    let (database, refusals, tracked) = (database.clone(), refusals.clone(), tracked.clone());
+    move |happened| match happened {
+        Happened::Changed(changed) => {
+            let event =
+                Event::new(EventType::Configuration, "log_level", changed.action, EventResult::Success)
+                    .with("before", changed.before)
+                    .with("after", changed.after)
+                    .with("ttl_seconds", changed.ttl_seconds);
+            let database = database.clone();
+            drop(tracked.run(async move { audit::record_once_possible(&database, event).await }));
+        }
+        Happened::Refused { reason } => {
+            let event = Event::new(EventType::Authorization, "log_level", "change", EventResult::Denied)
+                .with("reason", reason);
+            let refusals = refusals.clone();
+            drop(tracked.run(async move {
+                if let Err(error) = refusals.record(event).await {
+                    tracing::error!(error = &error as &dyn std::error::Error, "refusal could not be audited");
+                }
+            }));
+        }
     }
 }
 
@@ -354,6 +374,11 @@ fn start_audit_workers(
     workers.spawn("audit_refusals", REFUSAL_INTERVAL, move || {
         let refusals = refusals.clone();
         async move { refusals.tell().await.map(|()| Progress::Idle) }
+    });
+    let failures = WriteFailures::new(alerts.clone());
+    workers.spawn("audit_write_failures", FAILURE_INTERVAL, move || {
+        failures.tell();
+        std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))
     });
     let (database, alerts) = (database.clone(), alerts.clone());
     workers.spawn("audit_partitions", PARTITION_INTERVAL, move || {

@@ -30,7 +30,11 @@ pub(super) fn command() -> Command {
             Command::new("verify")
                 .about("Find whatever was changed in the trail after it was sealed; exits with 1 if something was")
                 .arg(file("export", "Verify this export, without a database"))
-                .arg(file("heads", "Also compare with the heads in these log lines (JSON): only they show a chain that was made anew"))
+                .arg(file("heads", "Also compare with the heads in this file, lines of JSON: only they show a chain that was made anew"))
+                .arg(
+                    file("log", "The same, with the heads in the service's own JSON log; several files where it is rolled")
+                        .num_args(1..),
+                )
                 .args(settings()),
         )
         .subcommand(
@@ -66,13 +70,17 @@ pub(super) fn execute(arguments: &ArgMatches) -> Outcome {
 
 fn verify(arguments: &ArgMatches) -> Outcome {
     let path = |name: &str| arguments.get_one::<PathBuf>(name).map(PathBuf::as_path);
-    let heads = path("heads").map(audit::read_heads).transpose()?;
-    if heads.as_ref().is_some_and(std::collections::BTreeMap::is_empty) {
-        return Err(
-            "the file of heads has none: it must be JSON log lines with seal_number and seal_hash".into()
-        );
+    let logs = arguments.get_many::<PathBuf>("log").unwrap_or_default();
+    let mut heads = audit::KnownHeads::new();
+    if let Some(file) = path("heads") {
+        audit::read_heads(file, &mut heads)?;
     }
-    let heads = heads.unwrap_or_default();
+    for log in logs.clone() {
+        audit::read_log(log, &mut heads)?;
+    }
+    if heads.is_empty() && (path("heads").is_some() || logs.len() > 0) {
+        return Err("no head was found in what was given: heads are in log lines of JSON, as seal_number and seal_hash".into());
+    }
     let report = match path("export") {
         Some(export) => audit::verify_export(export, heads, &progress())?,
         None => verify_database(arguments, heads)?,

@@ -17,7 +17,7 @@ use tracing::{Instrument, Span, field};
 use url::Url;
 use uuid::Uuid;
 
-pub use self::answers::{Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, Sent, Unknown};
+pub use self::answers::{Answer, Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, Sent, Unknown};
 use super::metrics::GATEWAY_DURATION;
 use crate::{
     config,
@@ -169,7 +169,7 @@ impl Gateway {
     /// # Errors
     /// Whatever keeps us from knowing.
     pub async fn charges(&self, payment_id: Uuid, until: Instant) -> Result<Vec<Charge>, Unknown> {
-        self.list("charges", payment_id, until).await
+        self.list("charges", payment_id, |charge: &Charge| charge.reference, until).await
     }
 
     /// The refunds that the gateway has for one of ours.
@@ -177,7 +177,7 @@ impl Gateway {
     /// # Errors
     /// Whatever keeps us from knowing.
     pub async fn refunds(&self, refund_id: Uuid, until: Instant) -> Result<Vec<GatewayRefund>, Unknown> {
-        self.list("refunds", refund_id, until).await
+        self.list("refunds", refund_id, |refund: &GatewayRefund| refund.reference, until).await
     }
 
     /// Whether it answers, for readiness. It does not go through the breaker: a probe must not use up its trials.
@@ -215,21 +215,16 @@ impl Gateway {
             .header("idempotency-key", key.to_string())
             .header(header::CONTENT_TYPE, "application/json")
             .body(body.to_owned());
-        match self.call(request, "POST", url, permit, until).await {
-            Ok((status, body)) if status.is_success() => match serde_json::from_slice(&body) {
-                Ok(object) => Sent::Made(object),
-                Err(error) => Sent::Unknown(Unknown::Malformed(error.to_string())),
-            },
-            Ok((StatusCode::CONFLICT, _)) => Sent::Conflict,
-            Ok((status, _)) => Sent::Refused(status),
-            Err(unknown) => Sent::Unknown(unknown),
-        }
+        self.call(request, "POST", url, permit, until).await
     }
 
+    /// What the gateway has for a reference. An answer about another one is the gateway's failure; what its books
+    /// say about this one is not, however wrong: it would say so for ever, and keep the breaker open.
     async fn list<T: DeserializeOwned>(
         &self,
         path: &str,
         reference: Uuid,
+        reference_of: impl Fn(&T) -> Uuid,
         until: Instant,
     ) -> Result<Vec<T>, Unknown> {
         #[derive(Deserialize)]
@@ -239,54 +234,63 @@ impl Gateway {
         let permit = self.0.breaker.acquire().map_err(|_| Unknown::NotAsked)?;
         let mut url = self.url(&["v1", path]);
         url.query_pairs_mut().append_pair("reference", &reference.to_string());
-        let (status, body) = self.call(self.0.client.get(url.clone()), "GET", url, permit, until).await?;
-        if !status.is_success() {
-            return Err(Unknown::Status { status, retry_after: None });
+        match self.call::<List<T>>(self.0.client.get(url.clone()), "GET", url, permit, until).await {
+            Sent::Made(answer) => {
+                let is_about_it = |found: &T| reference_of(found) == reference;
+                let (list, _) =
+                    answer.judge(|list| list.data.iter().all(is_about_it).then_some(()).ok_or(()));
+                Ok(list.data)
+            }
+            Sent::Refused(status) => Err(Unknown::Status { status, retry_after: None }),
+            Sent::Conflict => Err(Unknown::Status { status: StatusCode::CONFLICT, retry_after: None }),
+            Sent::Unknown(unknown) => Err(unknown),
         }
-        let list: List<T> =
-            serde_json::from_slice(&body).map_err(|error| Unknown::Malformed(error.to_string()))?;
-        Ok(list.data)
     }
 
-    /// One call: with the trace and the correlation id on it, timed, and judged for the breaker.
-    async fn call(
+    /// One call: with the trace and the correlation id on it, and timed. What is certain about the gateway already
+    /// is told to the breaker; the rest is with whoever judges the object.
+    async fn call<T: DeserializeOwned>(
         &self,
         request: reqwest::RequestBuilder,
         method: &'static str,
         url: Url,
         permit: Permit,
         until: Instant,
-    ) -> Result<(StatusCode, Vec<u8>), Unknown> {
+    ) -> Sent<T> {
         let span = self.open_span(method, &url);
         let started = Instant::now();
         let left = until.saturating_duration_since(started);
-        let answer = async {
+        let reply = async {
             let mut headers = HeaderMap::new();
             traces::inject(&mut headers);
-            let answer = tokio::time::timeout(left, answer(request.headers(headers))).await;
-            answer.unwrap_or(Err(Unknown::TimedOut))
+            let reply = tokio::time::timeout(left, reply(request.headers(headers))).await;
+            reply.unwrap_or(Err(Unknown::TimedOut))
         }
         .instrument(span.clone())
         .await;
-        let outcome = match &answer {
-            Ok((status, _)) if status.is_success() => "success",
-            Ok(_) => "refused",
+        let outcome = match &reply {
+            Ok(Reply::Object(..)) => "success",
+            Ok(Reply::Refused(_)) => "refused",
             Err(Unknown::TimedOut) => "timeout",
             Err(_) => "error",
         };
         GATEWAY_DURATION.observe(&[SERVICE, outcome], started.elapsed());
-        record_answer(&span, &answer);
-        match &answer {
-            Ok(_) => permit.succeeded(),
+        record_reply(&span, &reply);
+        match reply {
+            Ok(Reply::Object(_, object)) => Sent::Made(Answer { object, permit }),
+            Ok(Reply::Refused(status)) => {
+                permit.succeeded();
+                if status == StatusCode::CONFLICT { Sent::Conflict } else { Sent::Refused(status) }
+            }
             Err(unknown) => {
-                let cause = unknown as &dyn std::error::Error;
+                let cause = &unknown as &dyn std::error::Error;
                 span.in_scope(|| tracing::warn!(error = cause, "the gateway call has no certain outcome"));
                 if unknown.is_outage() {
                     permit.failed();
                 }
+                Sent::Unknown(unknown)
             }
         }
-        answer
     }
 
     /// By the stable semantic conventions for HTTP clients. What is declared empty is recorded at the end.
@@ -307,18 +311,28 @@ impl Gateway {
     }
 }
 
+/// What the gateway replied, where that says something.
+enum Reply<T> {
+    /// 2xx, and the object in it.
+    Object(StatusCode, T),
+    /// 4xx.
+    Refused(StatusCode),
+}
+
 /// A client's span has failed wherever it was not given what it asked for: by a 4xx, too.
-fn record_answer(span: &Span, answer: &Result<(StatusCode, Vec<u8>), Unknown>) {
-    let status = match answer {
-        Ok((status, _)) | Err(Unknown::Status { status, .. }) => Some(*status),
+fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
+    let status = match reply {
+        Ok(Reply::Object(status, _) | Reply::Refused(status)) | Err(Unknown::Status { status, .. }) => {
+            Some(*status)
+        }
         Err(_) => None,
     };
     if let Some(status) = status {
         span.record("http.response.status_code", i64::from(status.as_u16()));
     }
-    let error = match answer {
-        Ok((status, _)) if status.is_success() => return,
-        Ok((status, _)) | Err(Unknown::Status { status, .. }) => status.as_str(),
+    let error = match reply {
+        Ok(Reply::Object(..)) => return,
+        Ok(Reply::Refused(status)) | Err(Unknown::Status { status, .. }) => status.as_str(),
         Err(Unknown::TimedOut) => "timeout",
         Err(Unknown::Connection(_)) => "connection",
         Err(Unknown::Malformed(_)) => "malformed",
@@ -339,8 +353,8 @@ pub enum GatewayError {
     Client(#[source] reqwest::Error),
 }
 
-/// The status and the body, for statuses that say something; [`Unknown`] for those that promise nothing.
-async fn answer(request: reqwest::RequestBuilder) -> Result<(StatusCode, Vec<u8>), Unknown> {
+/// The object or the refusal; [`Unknown`] for whatever promises nothing, and for what is no such object.
+async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<Reply<T>, Unknown> {
     let mut response = request.send().await.map_err(from_reqwest)?;
     let promises_nothing = response.status().is_server_error()
         || response.status().is_redirection()
@@ -351,6 +365,9 @@ async fn answer(request: reqwest::RequestBuilder) -> Result<(StatusCode, Vec<u8>
     if promises_nothing {
         return Err(status(&response));
     }
+    if !response.status().is_success() {
+        return Ok(Reply::Refused(response.status()));
+    }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(from_reqwest)? {
         if body.len() + chunk.len() > LONGEST_ANSWER {
@@ -358,7 +375,10 @@ async fn answer(request: reqwest::RequestBuilder) -> Result<(StatusCode, Vec<u8>
         }
         body.extend_from_slice(&chunk);
     }
-    Ok((response.status(), body))
+    match serde_json::from_slice(&body) {
+        Ok(object) => Ok(Reply::Object(response.status(), object)),
+        Err(error) => Err(Unknown::Malformed(error.to_string())),
+    }
 }
 
 fn from_reqwest(error: reqwest::Error) -> Unknown {

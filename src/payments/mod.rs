@@ -8,6 +8,7 @@
 //! - Everything that learns of an outcome (the caller's request, recovery, a webhook) goes through one function,
 //!   [`settlement`], whose guarded update lets one of them win; the others read again.
 //! - Locks are taken in one order: the order's row, the payment's, the refund's.
+mod discrepancies;
 mod gateway;
 mod metrics;
 mod model;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::{Admission, Sent, Unknown},
+    gateway::{Admission, Charge, Sent, Unknown},
     metrics::PAYMENT_FAILURES,
     model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
     store::{self, Begin},
@@ -151,19 +151,16 @@ impl Payments {
         let mut permit = permit;
         loop {
             let unknown = match self.0.gateway.charge(payment.id, gateway_request, permit, until).await {
-                Sent::Made(charge) => {
+                Sent::Made(answer) => {
                     crash::point("payment.answered");
-                    match judge_charge(payment.id, payment.amount, &payment.currency, &charge) {
-                        Ok(settlement) => return self.settle(payment.id, payment.order_id, settlement).await,
-                        Err(Mismatch(what)) => {
-                            self.discrepancy(
-                                "payments",
-                                payment.id,
-                                what,
-                                &format!("{charge:?}"),
-                                "processing",
-                            )
-                            .await?;
+                    let judge =
+                        |charge: &Charge| judge_charge(payment.id, payment.amount, &payment.currency, charge);
+                    match answer.judge(judge) {
+                        (_, Ok(settlement)) => {
+                            return self.settle(payment.id, payment.order_id, settlement).await;
+                        }
+                        (charge, Err(Mismatch(what))) => {
+                            self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
                             break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                         }
                     }
@@ -179,8 +176,7 @@ impl Payments {
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
                 Sent::Conflict => {
-                    self.discrepancy("payments", payment.id, "idempotency conflict", "409", "processing")
-                        .await?;
+                    self.mismatch("payments", payment.id, "idempotency conflict", "409").await?;
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
                 Sent::Unknown(unknown) => unknown,

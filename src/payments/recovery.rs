@@ -5,13 +5,12 @@
 //! idempotency key and on the guard of the settlement.
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use tokio::{task::JoinSet, time::Instant};
 use tracing::{Span, instrument};
 
 use super::{
     Payments,
-    gateway::Sent,
+    gateway::{Charge, GatewayRefund, Sent},
     metrics::{OLDEST_PROCESSING, PAYMENTS_PARKED, PAYMENTS_PROCESSING},
     model::{FailureReason, Mismatch, NoCharge, Settlement, judge_charge, judge_refund},
     store::{self, OpenPayment, OpenRefund},
@@ -117,10 +116,13 @@ impl Payments {
                     Ok(true)
                 }
             },
-            [charge] => self.settle_charge(payment, charge).await,
+            [charge] => {
+                let judged = judge_charge(payment.id, payment.amount, &payment.currency, charge);
+                self.settle_charge(payment, charge, judged).await
+            }
             several => {
                 let found = format!("{} charges", several.len());
-                self.discrepancy("payments", payment.id, "several charges", &found, "processing").await?;
+                self.mismatch("payments", payment.id, "several charges", &found).await?;
                 Ok(false)
             }
         }
@@ -135,21 +137,18 @@ impl Payments {
         }
         crash::point("recovery.sending");
         match self.0.gateway.charge(payment.id, &payment.gateway_request, permit, until).await {
-            Sent::Made(charge) => self.settle_charge(payment, &charge).await,
+            Sent::Made(answer) => {
+                let (charge, judged) = answer
+                    .judge(|charge| judge_charge(payment.id, payment.amount, &payment.currency, charge));
+                self.settle_charge(payment, &charge, judged).await
+            }
             Sent::Refused(status) => {
                 // An earlier attempt was not answered, so this refusal proves nothing about it.
                 tracing::warn!(%status, payment_id = %payment.id, "the gateway refuses the charge; what became of the first attempt is not known");
                 Ok(false)
             }
             Sent::Conflict => {
-                self.discrepancy(
-                    "payments",
-                    payment.id,
-                    "idempotency conflict",
-                    StatusCode::CONFLICT.as_str(),
-                    "processing",
-                )
-                .await?;
+                self.mismatch("payments", payment.id, "idempotency conflict", "409").await?;
                 Ok(false)
             }
             Sent::Unknown(_) => Ok(false),
@@ -159,15 +158,16 @@ impl Payments {
     async fn settle_charge(
         &self,
         payment: &OpenPayment,
-        charge: &super::gateway::Charge,
+        charge: &Charge,
+        judged: Result<Settlement, Mismatch>,
     ) -> Result<bool, Problem> {
-        match judge_charge(payment.id, payment.amount, &payment.currency, charge) {
+        match judged {
             Ok(settlement) => {
                 self.settle(payment.id, payment.order_id, settlement).await?;
                 Ok(true)
             }
             Err(Mismatch(what)) => {
-                self.discrepancy("payments", payment.id, what, &format!("{charge:?}"), "processing").await?;
+                self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
                 Ok(false)
             }
         }
@@ -198,7 +198,8 @@ impl Payments {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
         let Ok(refunds) = self.0.gateway.refunds(refund.id, until).await else { return Ok(false) };
-        let found = match refunds.as_slice() {
+        let judge = |found: &GatewayRefund| judge_refund(refund.id, refund.amount, &refund.charge_id, found);
+        let (found, judged) = match refunds.as_slice() {
             [] if NoCharge::after(refund.age) == NoCharge::SendAgain => {
                 let Ok(permit) = self.0.gateway.breaker().acquire() else { return Ok(false) };
                 if store::count_refund_attempt(&self.0.database, refund.id).await?.is_none() {
@@ -210,30 +211,29 @@ impl Payments {
                     .refund(&refund.charge_id, refund.id, &refund.gateway_request, permit, until)
                     .await
                 {
-                    Sent::Made(found) => found,
+                    Sent::Made(answer) => answer.judge(judge),
                     Sent::Conflict => {
-                        self.discrepancy("refunds", refund.id, "idempotency conflict", "409", "processing")
-                            .await?;
+                        self.mismatch("refunds", refund.id, "idempotency conflict", "409").await?;
                         return Ok(false);
                     }
                     Sent::Refused(_) | Sent::Unknown(_) => return Ok(false),
                 }
             }
             [] => return Ok(false),
-            [found] => found.clone(),
+            [found] => (found.clone(), judge(found)),
             several => {
                 let count = format!("{} refunds", several.len());
-                self.discrepancy("refunds", refund.id, "several refunds", &count, "processing").await?;
+                self.mismatch("refunds", refund.id, "several refunds", &count).await?;
                 return Ok(false);
             }
         };
-        match judge_refund(refund.id, refund.amount, &refund.charge_id, &found) {
+        match judged {
             Ok(settlement) => {
                 self.settle_refund(refund, settlement).await?;
                 Ok(true)
             }
             Err(Mismatch(what)) => {
-                self.discrepancy("refunds", refund.id, what, &format!("{found:?}"), "processing").await?;
+                self.mismatch("refunds", refund.id, what, &format!("{found:?}")).await?;
                 Ok(false)
             }
         }

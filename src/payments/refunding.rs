@@ -116,20 +116,21 @@ impl Payments {
                 self.0.gateway.refund(&open.charge_id, open.id, &open.gateway_request, permit, until).await;
             crash::point("refund.answered");
             let unknown = match sent {
-                Sent::Made(refund) => match judge_refund(open.id, open.amount, &open.charge_id, &refund) {
-                    Ok(settlement) => return self.settle_refund(open, settlement).await,
-                    Err(Mismatch(what)) => {
-                        self.discrepancy("refunds", open.id, what, &format!("{refund:?}"), "processing")
-                            .await?;
-                        break;
+                Sent::Made(answer) => {
+                    match answer.judge(|refund| judge_refund(open.id, open.amount, &open.charge_id, refund)) {
+                        (_, Ok(settlement)) => return self.settle_refund(open, settlement).await,
+                        (refund, Err(Mismatch(what))) => {
+                            self.mismatch("refunds", open.id, what, &format!("{refund:?}")).await?;
+                            break;
+                        }
                     }
-                },
+                }
                 Sent::Refused(status) => {
-                    self.discrepancy("refunds", open.id, "refused", status.as_str(), "processing").await?;
+                    self.mismatch("refunds", open.id, "refused", status.as_str()).await?;
                     break;
                 }
                 Sent::Conflict => {
-                    self.discrepancy("refunds", open.id, "idempotency conflict", "409", "processing").await?;
+                    self.mismatch("refunds", open.id, "idempotency conflict", "409").await?;
                     break;
                 }
                 Sent::Unknown(unknown) => unknown,

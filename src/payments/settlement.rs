@@ -12,13 +12,13 @@ use uuid::Uuid;
 
 use super::{
     Payments,
+    discrepancies::{self, Discrepancy},
     metrics::{PAYMENT_FAILURES, PAYMENTS},
     model::{Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement},
     store::{self, OpenRefund},
 };
 use crate::platform::{
-    alerts::{Alert, Severity},
-    audit::{self, Event, EventResult, EventType, Recorded},
+    audit::{self, Event, Recorded},
     database::observe,
     http::{
         idempotency::{self, Replayable},
@@ -39,9 +39,9 @@ pub(super) struct Settled<T> {
 enum How {
     /// This call settled it.
     Now(Recorded),
-    /// Somebody else had settled it, in the same way.
+    /// Somebody else had settled it: in the same way, or in another one that was told before.
     Elsewhere,
-    /// Somebody else had settled it in another way. Nothing was changed.
+    /// Somebody else had settled it in another way, which nobody had written down yet. Nothing was changed.
     Contradiction(Recorded),
 }
 
@@ -176,17 +176,14 @@ async fn settled_elsewhere(
         None
     } else {
         let stands = found.payment.status.as_str();
-        Some(
-            record_discrepancy(
-                connection,
-                "payments",
-                payment_id,
-                "contradiction",
-                settlement.status().as_str(),
-                stands,
-            )
-            .await?,
-        )
+        let found = Discrepancy {
+            resource: "payments",
+            id: payment_id,
+            what: "contradiction",
+            gateway_says: settlement.status().as_str(),
+            we_say: stands,
+        };
+        discrepancies::record(connection, &found).await?
     };
     Ok(Settled::elsewhere(found.payment, contradiction))
 }
@@ -254,17 +251,14 @@ pub(super) async fn settle_refund(
         let contradiction = if refund.status == status {
             None
         } else {
-            Some(
-                record_discrepancy(
-                    connection,
-                    "refunds",
-                    open.id,
-                    "contradiction",
-                    status.as_str(),
-                    refund.status.as_str(),
-                )
-                .await?,
-            )
+            let found = Discrepancy {
+                resource: "refunds",
+                id: open.id,
+                what: "contradiction",
+                gateway_says: status.as_str(),
+                we_say: refund.status.as_str(),
+            };
+            discrepancies::record(connection, &found).await?
         };
         return Ok(Settled::elsewhere(refund, contradiction));
     };
@@ -284,27 +278,6 @@ pub(super) async fn settle_refund(
         .with("amount", refund.amount);
     let recorded = audit::record_with(connection, event).await?;
     Ok(Settled::now(refund, recorded))
-}
-
-/// Writes down that the gateway's word and ours do not fit.
-///
-/// # Errors
-/// The statement's.
-pub(super) async fn record_discrepancy(
-    connection: &mut PgConnection,
-    resource: &'static str,
-    id: Uuid,
-    what: &'static str,
-    gateway_says: &str,
-    we_say: &str,
-) -> Result<Recorded, Problem> {
-    tracing::error!(resource, %id, what, gateway_says, we_say, "the gateway's word and ours do not fit");
-    let event = Event::new(EventType::DataChange, resource, "discrepancy", EventResult::Failure)
-        .records([id])
-        .with("what", what)
-        .with("gateway_says", gateway_says)
-        .with("we_say", we_say);
-    Ok(audit::record_with(connection, event).await?)
 }
 
 impl Payments {
@@ -335,32 +308,5 @@ impl Payments {
         transaction.commit().await?;
         crash::point("refund.settled");
         Ok(settled.committed(self))
-    }
-
-    /// Writes a discrepancy down, and calls a person. Money is never moved by guessing which side is right.
-    pub(super) async fn discrepancy(
-        &self,
-        resource: &'static str,
-        id: Uuid,
-        what: &'static str,
-        gateway_says: &str,
-        we_say: &str,
-    ) -> Result<(), Problem> {
-        self.alert_discrepancy(resource, id, what);
-        let mut connection = self.0.database.acquire().await?;
-        record_discrepancy(&mut connection, resource, id, what, gateway_says, we_say).await?.committed();
-        Ok(())
-    }
-
-    /// Calls a person about a discrepancy.
-    pub(super) fn alert_discrepancy(&self, resource: &'static str, id: Uuid, what: &'static str) {
-        self.0.alerts.raise(Alert {
-            severity: Severity::Critical,
-            title: format!("Payment discrepancy: {what}"),
-            description: "What the payment gateway says and what the service has stored do not fit. Nothing was settled by it.".to_owned(),
-            metadata: [("resource", resource.to_owned()), ("id", id.to_string()), ("action", "reconcile".to_owned())]
-                .map(|(key, value)| (key.to_owned(), value))
-                .into(),
-        });
     }
 }

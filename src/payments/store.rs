@@ -183,6 +183,21 @@ pub(super) async fn release_payment(
     Ok(())
 }
 
+/// Remembers a discrepancy; whether it is a new one.
+pub(super) async fn remember_discrepancy(
+    connection: &mut PgConnection,
+    record_id: Uuid,
+    digest: &[u8],
+) -> Result<bool, sqlx::Error> {
+    let statement = sqlx::query!(
+        "insert into discrepancies (record_id, digest) values ($1, $2) on conflict do nothing",
+        record_id,
+        digest,
+    );
+    let inserted = observe("discrepancies.insert", statement.execute(connection)).await?;
+    Ok(inserted.rows_affected() > 0)
+}
+
 /// A payment with what else its callers need to know.
 #[derive(Debug, Clone)]
 pub(super) struct Found {

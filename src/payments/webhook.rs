@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Payments,
+    discrepancies::{self, Discrepancy},
     gateway::{Charge, GatewayRefund},
     model::{Mismatch, Payment, Refund, judge_charge, judge_refund},
     settlement::{self, Settled},
@@ -108,15 +109,14 @@ impl Payments {
 
 async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<Effect, Problem> {
     let Some(found) = store::find(&mut *connection, charge.reference, None).await? else {
-        return discrepancy(
-            connection,
-            "payments",
-            charge.reference,
-            "unknown reference",
-            &charge.id,
-            "unknown",
-        )
-        .await;
+        let found = Discrepancy {
+            resource: "payments",
+            id: charge.reference,
+            what: "unknown reference",
+            gateway_says: &charge.id,
+            we_say: "unknown",
+        };
+        return discrepancy(connection, found).await;
     };
     traces::link(&Span::current(), found.trace_parent.as_deref());
     let payment = found.payment;
@@ -125,30 +125,28 @@ async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<
             settlement::settle(connection, payment.id, payment.order_id, &settlement).await?,
         )),
         Err(Mismatch(what)) => {
-            discrepancy(
-                connection,
-                "payments",
-                payment.id,
+            let found = Discrepancy {
+                resource: "payments",
+                id: payment.id,
                 what,
-                &format!("{charge:?}"),
-                payment.status.as_str(),
-            )
-            .await
+                gateway_says: &format!("{charge:?}"),
+                we_say: payment.status.as_str(),
+            };
+            discrepancy(connection, found).await
         }
     }
 }
 
 async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> Result<Effect, Problem> {
     let Some((known, open)) = store::find_refund(&mut *connection, refund.reference).await? else {
-        return discrepancy(
-            connection,
-            "refunds",
-            refund.reference,
-            "unknown reference",
-            &refund.id,
-            "unknown",
-        )
-        .await;
+        let found = Discrepancy {
+            resource: "refunds",
+            id: refund.reference,
+            what: "unknown reference",
+            gateway_says: &refund.id,
+            we_say: "unknown",
+        };
+        return discrepancy(connection, found).await;
     };
     traces::link(&Span::current(), open.trace_parent.as_deref());
     match judge_refund(open.id, open.amount, &open.charge_id, refund) {
@@ -156,21 +154,20 @@ async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> 
             Ok(Effect::Refund(settlement::settle_refund(connection, &open, &settlement).await?))
         }
         Err(Mismatch(what)) => {
-            discrepancy(connection, "refunds", open.id, what, &format!("{refund:?}"), known.status.as_str())
-                .await
+            let found = Discrepancy {
+                resource: "refunds",
+                id: open.id,
+                what,
+                gateway_says: &format!("{refund:?}"),
+                we_say: known.status.as_str(),
+            };
+            discrepancy(connection, found).await
         }
     }
 }
 
-async fn discrepancy(
-    connection: &mut PgConnection,
-    resource: &'static str,
-    id: Uuid,
-    what: &'static str,
-    gateway_says: &str,
-    we_say: &str,
-) -> Result<Effect, Problem> {
-    let recorded =
-        settlement::record_discrepancy(connection, resource, id, what, gateway_says, we_say).await?;
-    Ok(Effect::Discrepancy { resource, id, what, recorded })
+async fn discrepancy(connection: &mut PgConnection, found: Discrepancy<'_>) -> Result<Effect, Problem> {
+    let recorded = discrepancies::record(connection, &found).await?;
+    let Discrepancy { resource, id, what, .. } = found;
+    Ok(recorded.map_or(Effect::Nothing, |recorded| Effect::Discrepancy { resource, id, what, recorded }))
 }

@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex};
 use axum::{Json, Router, extract::State, routing::post};
 use dev::{
     gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
-    harness::{Service, eventually},
+    harness::{MUG, Service, eventually},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::builder;
+use crate::{builder, seals::everything_is_sealed, verification::tamper};
 
 /// Somebody who is on call.
 struct Pager {
@@ -111,6 +111,82 @@ async fn a_contradiction_between_the_gateway_and_us_calls_a_person() {
     let discrepancy = pager.receives("unknown reference").await;
     is_complete(&discrepancy, "critical");
     assert_eq!(discrepancy["metadata"]["id"], json!(unknown.reference));
+
+    let again = Event::of_charge(&unknown).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&again).await.unwrap(), 204);
+    let recorded = service.audit_events("action = 'discrepancy'").await;
+    assert_eq!(recorded.len(), 1, "another event that says the same is no news");
+    let suppressed = service.metric("alerts_sent_total{outcome=\"suppressed\"}").await;
+    assert_eq!(suppressed, 0, "and is not told again, whether or not the interval has passed");
+}
+
+#[tokio::test]
+async fn audit_events_that_cannot_be_written_call_a_person() {
+    let (service, pager) = on_call().await;
+    let customer = service.customer().await;
+    service.database().execute("revoke insert on audit_events from app_runtime").await;
+    // A change and its event are one statement: nobody but the database can tell which of the two has failed.
+    assert_eq!(customer.orders(&[(MUG, 1)]).await.status, 500);
+    let failures = service.metric("audit_write_failures_total").await;
+    assert_eq!(failures, 1, "it is counted");
+    let told = pager.receives("Audit events could not be written").await;
+    is_complete(&told, "critical");
+    assert_eq!(told["metadata"]["events"], "1");
+}
+
+#[tokio::test]
+async fn a_chain_that_does_not_descend_from_the_last_head_calls_a_person() {
+    let pager = Pager::switched_on().await;
+    let service = builder()
+        .setting("ALERT_WEBHOOK_URL", &pager.url)
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .start()
+        .await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    let head = service.database().number("select number from audit_seal_head").await;
+    service.logs_that("the process has seen the head", |line| line["seal_number"] == head).await;
+    // Whoever owns the database makes the whole chain anew, without a seam that the database could see.
+    tamper(
+        &service,
+        "delete from audit_seals;
+         update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')",
+    )
+    .await;
+    let told = pager.receives("The audit trail was tampered with").await;
+    is_complete(&told, "critical");
+    assert!(told["description"].as_str().unwrap().contains("was rewritten"), "{told:#}");
+}
+
+#[tokio::test]
+async fn whoever_holds_up_the_sealing_is_named() {
+    let pager = Pager::switched_on().await;
+    // A transaction that stays open holds up the sealing of every database on its server.
+    let service = builder()
+        .on_a_server_of_its_own()
+        .setting("ALERT_WEBHOOK_URL", &pager.url)
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .start()
+        .await;
+    let forgotten = service
+        .database()
+        .hold("set application_name = 'a forgotten session'; select pg_current_xact_id()")
+        .await;
+    // It has been waiting for longer than anybody should have patience.
+    service
+        .database()
+        .execute(
+            "insert into audit_events (id, timestamp, event_type, resource, action, result, service_version, recorded_at)
+             values (gen_random_uuid(), now(), 'audit', 'x', 'x', 'success', 'x', now() - interval '10 minutes')",
+        )
+        .await;
+    let told = pager.receives("The audit trail is not being sealed").await;
+    is_complete(&told, "warning");
+    let named = told["metadata"]["oldest_writer"].as_str().unwrap();
+    assert!(named.starts_with("backend ") && named.contains("a forgotten session"), "{told:#}");
+    assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
+    forgotten.release().await;
+    everything_is_sealed(&service).await;
 }
 
 #[tokio::test]

@@ -197,6 +197,43 @@ async fn the_trail_is_read_and_sealed_by_its_indexes_however_long_it_is() {
 }
 
 #[tokio::test]
+async fn a_span_of_time_is_read_from_its_own_partitions_and_from_no_other() {
+    let service = service().await;
+    // Partitions are made for three months ahead.
+    let month =
+        |ahead: u32| (Utc::now() + chrono::Months::new(ahead)).format("audit_events_%Y_%m").to_string();
+    service
+        .database()
+        .execute(
+            "insert into audit_events (id, timestamp, event_type, resource, action, result, service_version, recorded_at)
+             select gen_random_uuid(), now(), 'data_change', 'x', 'x', 'success', '0.1.0', now() + n % 3 * interval '1 month'
+             from generate_series(1, 30000) n;
+             analyze audit_events",
+        )
+        .await;
+    let statements = crate::database::statements();
+    let (statement, _) = statements.iter().find(|(statement, _)| statement.contains("limit $8")).unwrap();
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    connection
+        .execute(AssertSqlSafe(format!(
+            "set plan_cache_mode = force_custom_plan; prepare looked_at as {statement}"
+        )))
+        .await
+        .unwrap();
+    let next = "date_trunc('month', now(), 'UTC') + interval '1 month'";
+    let until = "date_trunc('month', now(), 'UTC') + interval '2 months' - interval '1 microsecond'";
+    let explain =
+        format!("explain (format json) execute looked_at(null, null, null, {next}, {until}, null, null, 21)");
+    let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+    let read: Vec<_> = crate::database::nodes(&plan)
+        .iter()
+        .filter_map(|node| node["Relation Name"].as_str().map(str::to_owned))
+        .collect();
+    assert_eq!(read, [month(1)], "{plan:#}");
+    assert!(!plan.to_string().contains("Seq Scan"), "{plan:#}");
+}
+
+#[tokio::test]
 async fn whoever_reads_the_trail_is_in_it() {
     let service = service().await;
     let auditor = service.auditor().await;

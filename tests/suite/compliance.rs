@@ -43,13 +43,34 @@ fn every_control_names_tests_that_there_are() {
             tests += 1;
         }
         assert!(tests > 0, "{control} names no test");
-        for part in ["Asks:", "Code:", "Tests:", "Watched by:", "Operator:"] {
+        for part in ["Asks:", "Code:", "Tests:", "Watched by:", "Alerts:", "Operator:"] {
             assert!(text.contains(&format!("**{part}**")), "{control} says nothing under {part}");
         }
     }
     let expected =
         (2..=12).map(|number| format!("AU-{number}")).chain(["AC-7", "SI-4", "SI-11"].map(str::to_owned));
     assert_eq!(controls, expected.collect());
+}
+
+#[test]
+fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_there_is_none() {
+    let rules: String = ["security", "service", "telemetry"]
+        .iter()
+        .map(|name| file(&format!("prometheus/rules/{name}.yml")))
+        .collect();
+    let document = file("docs/compliance.md");
+    let mut looked_at = 0;
+    for section in document.split("\n## ").filter(|section| section.contains("**Alerts:**")) {
+        let alerts = section.split("**Alerts:**").nth(1).unwrap().split("\n\n").next().unwrap();
+        assert!(!quoted(alerts).is_empty() || alerts.trim_start().starts_with("none: "), "{section}");
+        for alert in quoted(alerts) {
+            let stands = rules.lines().any(|line| line.trim() == format!("- alert: {alert}"));
+            assert!(stands, "there is no alert {alert}");
+            assert!(file(&format!("docs/runbooks/{alert}.md")).starts_with(&format!("# {alert}\n")));
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 10, "something was looked at: {looked_at}");
 }
 
 #[test]

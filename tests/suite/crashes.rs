@@ -1,5 +1,11 @@
 //! The process dies between any two steps of a payment or a refund, and nothing is lost and nothing is done twice.
-use std::{collections::BTreeSet, fs, os::unix::process::ExitStatusExt, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Command, ExitStatus},
+};
 
 use dev::{
     campaign::faults::CRASH_POINTS,
@@ -133,4 +139,45 @@ fn the_table_has_every_place_in_the_sources() {
     assert_eq!(table, places);
     let drawn: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
     assert_eq!(drawn, places, "a campaign draws from all of them");
+}
+
+/// Compiles the module of the places alone, with or without debug assertions, and comes to one of them: how the process
+/// ended, and whether the variable's name is anywhere in its executable.
+fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = directory.join(format!("crash-{debug_assertions}"));
+    let source = program.with_extension("rs");
+    let module = root.join("src/platform/resilience/crash.rs");
+    let text = format!(
+        "#[path = \"{}\"]\nmod crash;\nfn main() {{ crash::point(\"payment.begun\") }}\n",
+        module.display()
+    );
+    fs::write(&source, text).unwrap();
+    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let built = Command::new(compiler)
+        .args(["--edition=2024", "-Copt-level=1", &format!("-Cdebug-assertions={debug_assertions}"), "-o"])
+        .args([&program, &source])
+        .status();
+    assert!(built.unwrap().success());
+    let ended = Command::new(&program).env("CRASH_AT", "payment.begun").status().unwrap();
+    let name = b"CRASH_AT";
+    (ended, fs::read(&program).unwrap().windows(name.len()).any(|bytes| bytes == name))
+}
+
+#[test]
+fn what_is_released_cannot_be_told_to_die() {
+    let (ended, is_in_it) = comes_to_a_place("on");
+    assert!(ended.signal().is_some() && is_in_it, "the places are there where they should be: {ended}");
+    let (ended, is_in_it) = comes_to_a_place("off");
+    assert!(ended.success() && !is_in_it, "{ended}");
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in ["Cargo.toml", ".cargo/config.toml"] {
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        assert!(!text.contains("debug-assertions"), "{file}: a release has none, and nothing says otherwise");
+    }
+    // The whole executable is looked at where it is built: no image is made of one that has places.
+    let image = fs::read_to_string(root.join("Dockerfile")).unwrap();
+    assert!(image.contains("RUN ! grep -q CRASH_AT target/release/"));
 }

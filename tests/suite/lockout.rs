@@ -126,6 +126,28 @@ async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
 }
 
 #[tokio::test]
+async fn a_try_is_counted_before_its_password_is_looked_at() {
+    // A hash takes seconds, so that whoever hangs up while it is computed would go uncounted.
+    let service =
+        builder().setting("ARGON2_MEMORY_KIB", "65536").setting("ARGON2_ITERATIONS", "16").start().await;
+    for email in ["nobody@example.com", "nobody.else@example.com"] {
+        let before = service.database().number("select count(*) from login_attempts").await;
+        let credentials = json!({ "email": email, "password": WRONG });
+        let started = std::time::Instant::now();
+        let attempt = service.nobody().post("/v1/sessions").json(&credentials).in_background();
+        eventually("it is counted", async || {
+            let counted = service.database().number("select count(*) from login_attempts").await;
+            (counted > before).then_some(())
+        })
+        .await;
+        let counted = started.elapsed();
+        assert_eq!(attempt.answer().await.status, 401);
+        let answered = started.elapsed();
+        assert!(counted < answered / 2, "counted after {counted:.1?}, answered after {answered:.1?}");
+    }
+}
+
+#[tokio::test]
 async fn who_does_not_exist_is_in_the_trail_under_a_name_that_tells_nothing() {
     let service = service().await;
     for email in ["nobody@example.com", "Nobody@Example.com", "somebody@example.com"] {

@@ -226,13 +226,27 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
         amount: 258_000,
         currency: "EUR".to_owned(),
     };
-    service.gateway().record(wrong).unwrap();
+    service.gateway().record(wrong.clone()).unwrap();
     service.gateway().faults().set(no_webhooks());
     eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
         .await;
     is_asked_for_again(&service, id).await;
+    is_asked_for_again(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     assert_eq!(order.status().await, "pending_payment");
+    assert_eq!(discrepancies(&service, id).await.len(), 1, "what is found again is not told again");
+    assert_eq!(service.metric("audit_events_total{event_type=\"data_change\",result=\"failure\"}").await, 1);
+
+    // Another one of the same payment is news.
+    let second = Charge { id: "ch_second".to_owned(), ..wrong };
+    service.gateway().record(second).unwrap();
+    let told = eventually("the second is reported", async || {
+        let told = discrepancies(&service, id).await;
+        (told.len() > 1).then_some(told)
+    })
+    .await;
+    let what: Vec<_> = told.iter().map(|event| event["metadata"]["what"].as_str().unwrap()).collect();
+    assert_eq!(what, ["amount", "several charges"]);
 }
 
 #[tokio::test]

@@ -78,6 +78,40 @@ async fn a_head_is_logged_again_by_a_process_that_starts() {
     service.logs_that("the head is logged again", |line| line["seal_number"] == head).await;
 }
 
+/// Records an event as a statement of the owner, which sees to its end itself.
+const LATE: &str = "
+    select record_audit_event(jsonb_build_object(
+      'id', gen_random_uuid(), 'timestamp', now(), 'event_type', 'data_change', 'resource', 'orders',
+      'action', 'late', 'result', 'success', 'metadata', '{}'::jsonb, 'service_version', 'test'
+    ))";
+
+#[tokio::test]
+async fn the_horizon_is_taken_before_the_events_are_read() {
+    let service =
+        builder().on_a_server_of_its_own().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    everything_is_sealed(&service).await;
+    let late = service.database().hold(LATE).await;
+    // The sealer waits where it takes its horizon, whatever it has read until then.
+    let lock = service.database().hold("lock table audit_epochs in access exclusive mode").await;
+    service.database().execute(LATE).await;
+    eventually("the sealer waits for its horizon", async || {
+        let waits = "
+            select count(*)
+            from pg_locks as waiting
+            join pg_locks as sealing on sealing.pid = waiting.pid and sealing.locktype = 'advisory'
+            where waiting.relation = 'audit_epochs'::regclass and not waiting.granted";
+        (service.database().number(waits).await == 1).then_some(())
+    })
+    .await;
+    late.commit().await;
+    lock.release().await;
+    everything_is_sealed(&service).await;
+    let events = service.database().number("select count(*) from audit_events").await;
+    let sealed = service.database().number("select sum(event_count)::bigint from audit_seals").await;
+    assert_eq!(sealed, events, "what was committed meanwhile is not passed over");
+    verify(&service, &[]).await.succeeded();
+}
+
 #[tokio::test]
 async fn a_head_is_logged_though_nothing_else_is() {
     // The harness waits for the one line that says that the service is up.

@@ -6,7 +6,7 @@ use std::{
 
 const SLICES: [&str; 4] = ["accounts", "catalog", "orders", "payments"];
 
-/// Every source file of the service: its path below `src`, and its text without the tests in it.
+/// Every source file of the service but those of tests: its path below `src`, and its text without the tests in it.
 fn sources() -> Vec<(String, String)> {
     fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).unwrap() {
@@ -65,7 +65,8 @@ fn rules_do_no_input_or_output() {
     let does_io = |line: &str| {
         ["sqlx::", "tokio::", "reqwest::", "async fn", "Utc::now"].iter().any(|io| line.contains(io))
     };
-    assert_eq!(lines_with(does_io, |path| path.ends_with("/model.rs")), [""; 0]);
+    let has_rules = |path: &str| path.ends_with("/model.rs") || path.contains("/model/");
+    assert_eq!(lines_with(does_io, has_rules), [""; 0]);
     assert!(!lines_with(does_io, |path| path.ends_with("/store.rs")).is_empty(), "the rule sees something");
 }
 

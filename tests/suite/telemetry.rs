@@ -105,6 +105,35 @@ async fn the_log_level_is_changed_for_a_while_and_falls_back() {
 }
 
 #[tokio::test]
+async fn a_refused_change_of_the_log_level_is_audited_and_a_flood_of_them_is_counted() {
+    let service = service().await;
+    let url = service.ops_url().join("/log-level").unwrap();
+    let client = reqwest::Client::new();
+    let refused = async |count: usize| {
+        for _ in 0..count {
+            let request =
+                client.put(url.clone()).header("host", "evil.example").json(&json!({ "filter": "off" }));
+            assert_eq!(request.send().await.unwrap().status(), 403);
+        }
+    };
+    refused(1).await;
+    let refusals = "event_type = 'authorization' and resource = 'log_level' and result = 'denied'";
+    let told = eventually("it is in the trail", async || service.audit_events(refusals).await.pop()).await;
+    assert_eq!(told["action"], "change");
+    assert_eq!(told["metadata"]["reason"], "foreign_host");
+    assert_eq!(told["ip_address"], "127.0.0.1");
+
+    refused(129).await;
+    service.terminate().await;
+    let written = service.audit_events(refusals).await.len();
+    let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
+    let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
+    // Another minute may begin in between, and a hundred more are written then.
+    assert!((100..130).contains(&written), "{written}");
+    assert_eq!(u64::try_from(written).unwrap() + more, 130);
+}
+
+#[tokio::test]
 async fn a_change_of_the_log_level_is_audited() {
     let service = service().await;
     let change = json!({ "filter": "app=debug", "ttl_seconds": 60 }).to_string();

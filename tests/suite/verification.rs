@@ -5,7 +5,10 @@ use dev::harness::Service;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::seals::{everything_is_sealed, sealing_service, verify};
+use crate::{
+    builder,
+    seals::{everything_is_sealed, sealing_service, verify},
+};
 
 /// A file of this test, in a directory that ends with the test.
 pub struct Scratch(PathBuf);
@@ -210,6 +213,57 @@ async fn a_chain_that_was_made_anew_is_found_by_the_logged_heads_and_by_nothing_
     assert!(found.stderr.contains("seal 999: it was logged, and is missing"), "{}", found.stderr);
     let none = scratch.write("none.jsonl", "{}\n");
     assert_eq!(verify(&service, &["--heads", &none]).await.code(), Some(1), "no heads is no proof");
+}
+
+#[tokio::test]
+async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
+    let scratch = Scratch::new();
+    let directory = scratch.path("log");
+    let mut service = builder()
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .setting("LOG_DIRECTORY", &directory)
+        .start()
+        .await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    service.terminate().await;
+    let mut logs: Vec<_> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().to_str().unwrap().to_owned())
+        .collect();
+    logs.sort();
+    let with_logs = [vec!["--log"], logs.iter().map(String::as_str).collect()].concat();
+    verify(&service, &with_logs).await.succeeded();
+    // A line that the process did not finish, and lines of others, are no reason to fail.
+    let audit_log = logs.iter().find(|path| path.contains("audit")).unwrap();
+    let others = b"not ours\n\xff\xfe\n{\"target\":\"access\",\"seal_number\":1,\"seal_hash\":\"00\"}\n";
+    let lines =
+        [others.as_slice(), &std::fs::read(audit_log).unwrap(), b"{\"target\":\"audit\",\"seal_nu"].concat();
+    let cut_off = scratch.path("cut.log");
+    std::fs::write(&cut_off, lines).unwrap();
+    verify(&service, &["--log", &cut_off]).await.succeeded();
+
+    let second = event_at(&service, 2).await;
+    tamper(
+        &service,
+        &format!(
+            "delete from audit_events where id = '{second}';
+             delete from audit_seals;
+             update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')"
+        ),
+    )
+    .await;
+    let before = scratch.write("before.log", &std::fs::read_to_string(audit_log).unwrap());
+    service.restart().await;
+    everything_is_sealed(&service).await;
+    let found = verify(&service, &["--log", &before]).await;
+    assert_eq!(found.code(), Some(1), "{}", found.stdout);
+    assert!(found.stderr.contains("seal 1: its hash is not the one that was logged"), "{}", found.stderr);
+    let missing = verify(&service, &["--log", &scratch.path("nowhere.log")]).await;
+    assert_eq!(missing.code(), Some(1));
+    assert!(missing.stderr.contains("nowhere.log"), "{}", missing.stderr);
+    let empty = scratch.write("empty.log", "");
+    assert_eq!(verify(&service, &["--log", &empty]).await.code(), Some(1), "no heads is no proof");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@ use std::{fmt, time::Duration};
 
 use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
-use crate::gateway::{Faults, Webhooks};
+use crate::gateway::{Faults, Spoil, Webhooks};
 
 /// The places where a replica can be told to die: see `platform::resilience::crash` in the service.
 pub const CRASH_POINTS: [&str; 16] = [
@@ -50,6 +50,8 @@ pub enum Fault {
     Kill { replica: usize },
     /// A replica that dies where it is told to, once it comes there.
     Crash { replica: usize, point: &'static str },
+    /// A replica that goes on with a disk under its log that is full.
+    FullDisk { replica: usize },
     /// PostgreSQL is restarted, in order.
     RestartDatabase,
     /// `kill -9` of PostgreSQL.
@@ -70,6 +72,7 @@ impl Fault {
         match self {
             Self::Kill { .. } => "kill -9 of a replica".to_owned(),
             Self::Crash { .. } => "replica dies at a named place".to_owned(),
+            Self::FullDisk { .. } => "disk full under a replica's log".to_owned(),
             Self::RestartDatabase => "database restarted".to_owned(),
             Self::KillDatabase => "kill -9 of the database".to_owned(),
             Self::Cut(part) => format!("{part} cut off"),
@@ -96,6 +99,14 @@ fn gateway_fault(faults: &Faults) -> &'static str {
         "gateway cuts connections after charging"
     } else if faults.decline_rate > calm.decline_rate {
         "gateway declines"
+    } else if faults.spoil_rate > calm.spoil_rate {
+        match faults.spoil {
+            Spoil::Garbage => "gateway answers with garbage",
+            Spoil::Huge => "gateway answers with too much",
+            Spoil::Amount => "gateway answers with another amount",
+            Spoil::Currency => "gateway answers with another currency",
+            Spoil::Reference => "gateway answers about another payment",
+        }
     } else {
         "gateway answers late"
     }
@@ -112,7 +123,7 @@ impl fmt::Display for Strike {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} (", self.fault.name())?;
         match &self.fault {
-            Fault::Kill { replica } => write!(formatter, "{replica}, ")?,
+            Fault::Kill { replica } | Fault::FullDisk { replica } => write!(formatter, "{replica}, ")?,
             Fault::Crash { replica, point } => write!(formatter, "{replica}, {point}, ")?,
             Fault::Slow(_, delay) => write!(formatter, "{} ms, ", delay.as_millis())?,
             _ => {}
@@ -146,7 +157,7 @@ fn death(dice: &mut impl Rng, replicas: usize) -> Fault {
 fn of_gateway(dice: &mut impl Rng) -> Faults {
     let seed = dice.random();
     let calm = Faults { seed, ..Faults::default() };
-    match dice.random_range(0..8) {
+    match dice.random_range(0..10) {
         0 => Faults { error_rate: 0.5, error_status: 503, ..calm },
         1 => Faults { error_rate_after_charge: 0.5, ..calm },
         2 => Faults { cut_rate: 0.5, ..calm },
@@ -154,7 +165,18 @@ fn of_gateway(dice: &mut impl Rng) -> Faults {
         4 => Faults { latency_ms: 1_500, ..calm },
         5 => Faults { webhooks: Webhooks::Late, ..calm },
         6 => Faults { webhooks: Webhooks::Twice, ..calm },
+        7 | 8 => Faults { spoil_rate: 0.5, spoil: spoiling(dice), ..calm },
         _ => Faults { webhooks: Webhooks::Never, ..calm },
+    }
+}
+
+fn spoiling(dice: &mut impl Rng) -> Spoil {
+    match dice.random_range(0..5) {
+        0 => Spoil::Garbage,
+        1 => Spoil::Huge,
+        2 => Spoil::Amount,
+        3 => Spoil::Currency,
+        _ => Spoil::Reference,
     }
 }
 
@@ -164,12 +186,13 @@ fn of_network_or_database(dice: &mut impl Rng, replicas: usize) -> Fault {
         1 => Part::Database,
         _ => Part::Gateway,
     };
-    match dice.random_range(0..6) {
+    match dice.random_range(0..7) {
         0 => Fault::RestartDatabase,
         1 => Fault::KillDatabase,
         2 => Fault::Cut(part),
         3 => Fault::Slow(part, Duration::from_millis(dice.random_range(5..200))),
         4 => Fault::Stall(part),
+        5 => Fault::FullDisk { replica: dice.random_range(0..replicas) },
         _ => Fault::Kill { replica: dice.random_range(0..replicas) },
     }
 }
@@ -200,7 +223,7 @@ mod tests {
                 fault => fault.name(),
             })
             .collect();
-        // Deaths, the database's two, three faults of three parts, the gateway's eight, and every place.
-        assert_eq!(drawn.len(), 1 + 2 + 9 + 8 + CRASH_POINTS.len(), "{drawn:#?}");
+        // Deaths, a full disk, the database's two, three faults of three parts, the gateway's thirteen, and every place.
+        assert_eq!(drawn.len(), 1 + 1 + 2 + 9 + 13 + CRASH_POINTS.len(), "{drawn:#?}");
     }
 }

@@ -1,8 +1,9 @@
 //! The replicas, as a supervisor keeps them: whoever dies is started again.
 use std::{
+    ffi::OsStr,
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -10,6 +11,8 @@ use crate::{
     http,
     process::{Child, Launch, Signal},
 };
+
+use super::full_disk::FullDisk;
 
 /// Longer than the service's own deadline.
 const STOP_DEADLINE: Duration = Duration::from_secs(40);
@@ -20,6 +23,7 @@ pub(super) struct Fleet {
     settings: Vec<(&'static str, String)>,
     replicas: Vec<Replica>,
     client: reqwest::Client,
+    full_disk: FullDisk,
     /// How often one has died.
     pub(super) deaths: u32,
 }
@@ -38,7 +42,14 @@ impl Fleet {
         addresses: &[(SocketAddr, SocketAddr)],
     ) -> Result<Self, super::Error> {
         let client = http::client(Duration::from_secs(2))?;
-        let mut fleet = Self { executable, settings, replicas: Vec::new(), client, deaths: 0 };
+        let mut fleet = Self {
+            executable,
+            settings,
+            replicas: Vec::new(),
+            client,
+            full_disk: FullDisk::new(),
+            deaths: 0,
+        };
         for (api, ops) in addresses {
             let child = fleet.launch(*api, *ops, None)?;
             fleet.replicas.push(Replica { api: *api, ops: *ops, child });
@@ -55,7 +66,12 @@ impl Fleet {
         Ok(api.iter().copied().zip(ops.iter().copied()).collect())
     }
 
-    fn launch(&self, api: SocketAddr, ops: SocketAddr, crash_at: Option<&str>) -> io::Result<Child> {
+    fn launch(
+        &self,
+        api: SocketAddr,
+        ops: SocketAddr,
+        one_more: Option<(&str, &OsStr)>,
+    ) -> io::Result<Child> {
         let mut launch = Launch::new(&self.executable)
             .args(["serve"])
             .directory("/".as_ref())
@@ -64,8 +80,8 @@ impl Fleet {
         for (name, value) in &self.settings {
             launch = launch.env(name, value);
         }
-        if let Some(point) = crash_at {
-            launch = launch.env("CRASH_AT", point);
+        if let Some((name, value)) = one_more {
+            launch = launch.env(name, value);
         }
         launch.start()
     }
@@ -80,6 +96,18 @@ impl Fleet {
 
     /// Replaces a replica by one that dies when it comes to this place.
     pub(super) async fn crash(&mut self, replica: usize, point: &str) -> Result<(), super::Error> {
+        self.replace(replica, "CRASH_AT", point.as_ref()).await
+    }
+
+    /// Replaces a replica by one whose log goes to a disk that is full. It stays until it dies of something else.
+    pub(super) async fn fill_disk(&mut self, replica: usize) -> Result<(), super::Error> {
+        match self.full_disk.path()?.map(Path::to_owned) {
+            Some(directory) => self.replace(replica, "LOG_DIRECTORY", directory.as_os_str()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn replace(&mut self, replica: usize, name: &str, value: &OsStr) -> Result<(), super::Error> {
         self.kill(replica);
         let Some((api, ops)) = self.replicas.get(replica).map(|replica| (replica.api, replica.ops)) else {
             return Ok(());
@@ -87,7 +115,7 @@ impl Fleet {
         if let Some(killed) = self.replicas.get(replica) {
             killed.child.wait(STOP_DEADLINE).await?;
         }
-        let child = self.launch(api, ops, Some(point))?;
+        let child = self.launch(api, ops, Some((name, value)))?;
         if let Some(replica) = self.replicas.get_mut(replica) {
             replica.child = child;
             self.deaths += 1;

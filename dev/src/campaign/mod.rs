@@ -6,12 +6,14 @@
 //!
 //! - [`faults`]: what can go wrong, and the draw
 //! - `fleet`: the replicas, which are started again when they die
+//! - `full_disk`: a directory in which nothing can be written
 //! - `stage`: everything that takes part, and what a fault does to it
 //! - `clerk`: gives money back, and insists
 //! - `report`: what was done, and what came of it
 mod clerk;
 pub mod faults;
 mod fleet;
+mod full_disk;
 mod report;
 mod stage;
 
@@ -164,6 +166,7 @@ async fn settle(stage: &mut Stage, progress: &dyn Fn(&str)) -> Result<Vec<String
     let verdict = stage.check().await?;
     progress(&format!("  {verdict}"));
     violations.extend(verdict.violations.iter().map(ToString::to_string));
+    violations.extend(stage.verify_trail().await?);
     Ok(violations)
 }
 

@@ -1,5 +1,5 @@
 //! Everything that takes part, and what a fault does to it.
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use chrono::{DateTime, Utc};
 use url::Url;
@@ -15,16 +15,22 @@ use crate::{
     invariants::{self, Verdict},
     link::Link,
     postgres::{Purpose, Server},
-    process::Signal,
+    process::{Launch, Signal},
 };
 
 const GATEWAY_API_KEY: &str = "sk_for_campaigns";
 const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBlbHNld2hlcmU=";
 
+/// A trail of an hour is read in far less.
+const VERIFICATION: Duration = Duration::from_mins(2);
+
 /// A database, a gateway and several replicas, with links between them.
 pub(super) struct Stage {
+    executable: PathBuf,
     server: Server,
     owner_url: Url,
+    /// As the service's role, past the link that is attacked.
+    database_url: Url,
     gateway: Simulator,
     fleet: Fleet,
     /// Between callers and replicas, webhooks included; it balances.
@@ -70,7 +76,17 @@ impl Stage {
             ("RATE_LIMIT_ADDRESS_PER_SECOND", "0".to_owned()),
         ];
         let fleet = Fleet::start(settings.executable.clone(), settings_of_replicas, &addresses)?;
-        Ok(Self { server, owner_url: prepared.owner_url, gateway, fleet, api, database, charges })
+        Ok(Self {
+            executable: settings.executable.clone(),
+            server,
+            owner_url: prepared.owner_url,
+            database_url: prepared.url,
+            gateway,
+            fleet,
+            api,
+            database,
+            charges,
+        })
     }
 
     /// Where callers go.
@@ -96,6 +112,7 @@ impl Stage {
         match fault {
             Fault::Kill { replica } => self.fleet.kill(*replica),
             Fault::Crash { replica, point } => self.fleet.crash(*replica, point).await?,
+            Fault::FullDisk { replica } => self.fleet.fill_disk(*replica).await?,
             Fault::RestartDatabase => self.server.restart(Signal::SIGINT, progress).await?,
             Fault::KillDatabase => self.server.restart(Signal::SIGKILL, progress).await?,
             Fault::Cut(part) => self.link(*part).interrupt(),
@@ -134,6 +151,19 @@ impl Stage {
     /// Compares the books.
     pub(super) async fn check(&self) -> Result<Verdict, Error> {
         Ok(invariants::check(self.owner_url.as_str(), &self.gateway.url()).await?)
+    }
+
+    /// Verifies the audit trail's chain of seals; what is wrong with it, if anything.
+    pub(super) async fn verify_trail(&self) -> Result<Option<String>, Error> {
+        let verifying = Launch::new(&self.executable)
+            .args(["audit", "verify"])
+            .directory("/".as_ref())
+            .env("APP_ENV", "test")
+            .env("DATABASE_URL", self.database_url.as_str())
+            .start()?;
+        let status = verifying.wait(VERIFICATION).await?;
+        let told: Vec<_> = verifying.lines().into_iter().map(|line| line.text).collect();
+        Ok((!status.success()).then(|| told.join(" ")))
     }
 
     /// Ends everything, in order.

@@ -4,7 +4,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::charges::DeclineCode;
+use super::{charges::DeclineCode, spoiling::Spoil};
 
 /// The faults of the gateway, all of them off by default. Rates are shares of the requests, from 0 to 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,10 @@ pub struct Faults {
     pub hold_answers: bool,
     /// Requests that are carried out and then see their connection cut in place of an answer.
     pub cut_rate: f64,
+    /// Requests that are carried out and then answered with something wrong.
+    pub spoil_rate: f64,
+    /// What is wrong with it.
+    pub spoil: Spoil,
     /// How webhooks arrive.
     pub webhooks: Webhooks,
     /// The same seed and the same order of requests make the same faults.
@@ -51,6 +55,8 @@ impl Default for Faults {
             latency_ms: 0,
             hold_answers: false,
             cut_rate: 0.0,
+            spoil_rate: 0.0,
+            spoil: Spoil::Garbage,
             webhooks: Webhooks::Normal,
             seed: 0,
         }
@@ -60,7 +66,13 @@ impl Default for Faults {
 impl Faults {
     /// What is wrong with them, if anything.
     pub(super) fn mistake(&self) -> Option<&'static str> {
-        let rates = [self.error_rate, self.error_rate_after_charge, self.decline_rate, self.cut_rate];
+        let rates = [
+            self.error_rate,
+            self.error_rate_after_charge,
+            self.decline_rate,
+            self.cut_rate,
+            self.spoil_rate,
+        ];
         if rates.iter().any(|rate| !(0.0..=1.0).contains(rate)) {
             return Some("a rate is from 0 to 1");
         }
@@ -75,6 +87,7 @@ pub(super) struct Fate {
     pub(super) error_after: bool,
     pub(super) error_status: u16,
     pub(super) cut: bool,
+    pub(super) spoiled: Option<Spoil>,
     pub(super) decline: Option<DeclineCode>,
     pub(super) latency: Duration,
 }
@@ -102,12 +115,14 @@ impl Dice {
         let error_after = strikes(faults.error_rate_after_charge);
         let cut = strikes(faults.cut_rate);
         let declined = strikes(faults.decline_rate);
+        let spoiled = strikes(faults.spoil_rate);
         let code = DECLINES.get(self.rng.random_range(0..DECLINES.len())).copied();
         Fate {
             error_before,
             error_after,
             error_status: faults.error_status,
             cut,
+            spoiled: spoiled.then_some(faults.spoil),
             decline: code.filter(|_| declined),
             latency: Duration::from_millis(faults.latency_ms),
         }

@@ -13,6 +13,7 @@
 //! - [`requests`]: the requests that came in, for tests to look at
 //! - [`routes`]: the API
 //! - [`server`]: the socket
+//! - [`spoiling`]: answers that are not what they should be
 //! - [`webhooks`]: signing and delivering events
 mod books;
 mod charges;
@@ -21,6 +22,7 @@ mod ledger;
 mod requests;
 mod routes;
 mod server;
+mod spoiling;
 mod webhooks;
 
 use std::{
@@ -45,6 +47,7 @@ pub use self::{
     faults::{Faults, Webhooks},
     ledger::{Counts, Ledger},
     requests::RecordedRequest,
+    spoiling::Spoil,
     webhooks::{Delivery, Event},
 };
 

@@ -114,6 +114,9 @@ async fn suffer_faults(State(gateway): State<Arc<Gateway>>, mut request: Request
     if fate.error_after && response.status() == StatusCode::CREATED {
         response = on_purpose();
     }
+    if let Some(spoil) = fate.spoiled {
+        response = spoil.spoil(response).await;
+    }
     tokio::time::sleep(fate.latency).await;
     // The sender lives in `gateway`, so this ends only when answers are let go.
     let _ = gateway.faults.subscribe().wait_for(|faults| !faults.hold_answers).await;

@@ -313,11 +313,19 @@ impl Service {
 
     /// How much memory it uses, in bytes.
     pub fn memory(&self) -> u64 {
+        self.memory_by("VmRSS:")
+    }
+
+    /// The most memory that the process has had so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        self.memory_by("VmHWM:")
+    }
+
+    fn memory_by(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.child.pid()));
         let status = status.expect("the process runs");
-        let resident =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-        resident.and_then(|size| size.trim().parse::<u64>().ok()).expect("it says so") * 1024
+        let size = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
+        size.and_then(|size| size.trim().parse::<u64>().ok()).expect("it says so") * 1024
     }
 
     /// The log lines of the present process.

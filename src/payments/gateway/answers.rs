@@ -5,6 +5,8 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::platform::resilience::breaker::Permit;
+
 /// A charge, in the gateway's words.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Charge {
@@ -57,11 +59,32 @@ pub enum GatewayRefundStatus {
     Failed,
 }
 
+/// An object of the gateway that was not yet held against what was asked for. Until then, the breaker does not know
+/// whether the gateway did its part either.
+#[derive(Debug)]
+#[must_use = "the answer must be judged"]
+pub struct Answer<T> {
+    pub(super) object: T,
+    pub(super) permit: Permit,
+}
+
+impl<T> Answer<T> {
+    /// Judges the object, and tells the breaker: an answer to something else than was asked is a failure, like none.
+    pub fn judge<J, E>(self, judge: impl FnOnce(&T) -> Result<J, E>) -> (T, Result<J, E>) {
+        let judged = judge(&self.object);
+        match &judged {
+            Ok(_) => self.permit.succeeded(),
+            Err(_) => self.permit.failed(),
+        }
+        (self.object, judged)
+    }
+}
+
 /// What sending something to the gateway came to.
 #[derive(Debug)]
 pub enum Sent<T> {
-    /// It answered with the object: this is certain.
-    Made(T),
+    /// It answered with the object. What it says is certain, if it is what was asked for.
+    Made(Answer<T>),
     /// It refused the request (4xx). Certain only if no earlier attempt went unanswered.
     Refused(StatusCode),
     /// It knows the key with another body (409). That must never happen, and says nothing about the outcome.

@@ -4,7 +4,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use tokio::time::sleep;
 
-use super::{Event, metrics::WRITE_FAILURES};
+use super::{Event, failures};
 use crate::platform::{
     alerts::{Alert, Alerts, Severity},
     database::{Database, observe},
@@ -32,9 +32,8 @@ impl Recorded {
 /// The statement's. The transaction then fails as a whole, which is the point.
 pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<Recorded, sqlx::Error> {
     let statement = sqlx::query!("select record_audit_event($1)", event.to_json());
-    observe("audit_events.insert", statement.execute(connection))
-        .await
-        .inspect_err(|_| WRITE_FAILURES.inc())?;
+    let written = observe("audit_events.insert", statement.execute(connection)).await;
+    written.inspect_err(|error| failures::count(error, 1))?;
     Ok(Recorded(event))
 }
 
@@ -51,9 +50,8 @@ pub async fn record_all_with(
     }
     let rows: Vec<_> = events.iter().map(Event::to_json).collect();
     let statement = sqlx::query!("select record_audit_event(event) from unnest($1::jsonb[]) as event", &rows);
-    observe("audit_events.insert", statement.execute(connection)).await.inspect_err(|_| {
-        WRITE_FAILURES.inc_by(u64::try_from(rows.len()).unwrap_or(u64::MAX));
-    })?;
+    let written = observe("audit_events.insert", statement.execute(connection)).await;
+    written.inspect_err(|error| failures::count(error, rows.len()))?;
     Ok(events.into_iter().map(Recorded).collect())
 }
 
@@ -62,7 +60,7 @@ pub async fn record_all_with(
 /// # Errors
 /// The statement's. A caller that would grant something refuses it instead.
 pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error> {
-    let mut connection = database.acquire().await.inspect_err(|_| WRITE_FAILURES.inc())?;
+    let mut connection = database.acquire().await.inspect_err(|error| failures::count(error, 1))?;
     record_with(&mut connection, event).await?.committed();
     Ok(())
 }

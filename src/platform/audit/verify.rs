@@ -204,31 +204,44 @@ impl Events {
     }
 }
 
-/// The heads that stand in the lines of a log: JSON objects with `seal_number` and `seal_hash`. Others are passed
-/// over.
+/// Adds the heads in a file of JSON lines, such as a query of the log store gives: whatever has `seal_number` and
+/// `seal_hash` is one. Other lines are passed over.
 ///
 /// # Errors
-/// When the file cannot be read, or tells two hashes of one seal.
-pub fn read_heads(path: &Path) -> Result<KnownHeads, VerifyError> {
-    let mut heads = KnownHeads::new();
-    for line in lines(path)? {
+/// When the file cannot be read, or a seal has two hashes.
+pub fn read_heads(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError> {
+    read_lines(path, heads, |_| true)
+}
+
+/// Adds the heads in a log of the service as it was written (`LOG_FORMAT=json`, or a file of `LOG_DIRECTORY`): they are
+/// in lines of the target `audit`. The last line may be cut off, and what is no JSON is somebody else's.
+///
+/// # Errors
+/// When the file cannot be read, or a seal has two hashes.
+pub fn read_log(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError> {
+    read_lines(path, heads, |line| line.get("target").and_then(Value::as_str) == Some("audit"))
+}
+
+fn read_lines(
+    path: &Path,
+    heads: &mut KnownHeads,
+    counts: impl Fn(&Value) -> bool,
+) -> Result<(), VerifyError> {
+    let file = std::fs::File::open(path).map_err(VerifyError::file(path))?;
+    // Bytes, not text: a line that somebody else wrote may be anything.
+    for line in BufReader::new(file).split(b'\n') {
         let line = line.map_err(VerifyError::file(path))?;
-        let Some((number, hash)) = logged_head(&line) else { continue };
+        let Ok(line) = serde_json::from_slice::<Value>(&line) else { continue };
+        let Some((number, hash)) = counts(&line).then(|| logged_head(&line)).flatten() else { continue };
         let logged_before = heads.insert(number, hash.clone());
         if logged_before.is_some_and(|before| before != hash) {
             return Err(VerifyError::Wrong(format!("seal {number}: it was logged with two hashes")));
         }
     }
-    Ok(heads)
+    Ok(())
 }
 
-fn lines(path: &Path) -> Result<impl Iterator<Item = io::Result<String>>, VerifyError> {
-    let file = std::fs::File::open(path).map_err(VerifyError::file(path))?;
-    Ok(BufReader::new(file).lines())
-}
-
-fn logged_head(line: &str) -> Option<(i64, Vec<u8>)> {
-    let line: Value = serde_json::from_str(line).ok()?;
+fn logged_head(line: &Value) -> Option<(i64, Vec<u8>)> {
     let hash = hex::decode(line.get("seal_hash")?.as_str()?).ok()?;
     Some((line.get("seal_number")?.as_i64()?, hash))
 }

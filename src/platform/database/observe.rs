@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing::{Instrument, Span, field};
 
 use super::{connection::answered, metrics::QUERY_DURATION, sqlstate};
+use crate::platform::audit;
 
 /// A statement that takes longer than this is named in the log.
 const SLOW: Duration = Duration::from_millis(500);
@@ -45,7 +46,8 @@ pub async fn observe<T>(
         Running { name, span: open_span(name), started: Instant::now(), error: Some("cancelled".into()) };
     let result = answered(statement).instrument(running.span.clone()).await;
     running.end(&result);
-    result
+    // A change and its audit event are one statement, so only here can one tell which of them failed.
+    result.inspect_err(audit::notice_failure)
 }
 
 /// By the stable semantic conventions for databases. What is declared empty is recorded at the end.

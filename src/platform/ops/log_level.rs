@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
 use tokio::{task::AbortHandle, time::sleep};
 
-use self::admission::Admission;
+use self::admission::{Admission, Refusal};
 use crate::platform::{
     http::problem::{self, FieldError, Problem},
     telemetry::logs::LogFilter,
@@ -45,7 +45,19 @@ struct Inner {
     filter: LogFilter,
     admission: Admission,
     temporary: Mutex<Option<Temporary>>,
-    on_change: Box<dyn Fn(Changed) + Send + Sync>,
+    tell: Box<dyn Fn(Happened) + Send + Sync>,
+}
+
+/// What happened to the log level.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happened {
+    /// It was changed.
+    Changed(Changed),
+    /// Somebody wanted to change it who may not.
+    Refused {
+        /// `foreign_host`, `not_loopback` or `bad_token`.
+        reason: &'static str,
+    },
 }
 
 /// One filter took the place of another.
@@ -85,16 +97,16 @@ struct Change {
 
 impl LogLevel {
     /// The log level behind the listener at `address`; `token` opens it to callers who are not on loopback.
-    /// `on_change` is told of each change, in the context of whoever made it, and must not wait.
+    /// `tell` is called with each change and each refusal, in the context of whoever is behind it, and must not wait.
     pub fn new(
         filter: LogFilter,
         address: SocketAddr,
         token: Option<SecretString>,
-        on_change: impl Fn(Changed) + Send + Sync + 'static,
+        tell: impl Fn(Happened) + Send + Sync + 'static,
     ) -> Self {
         let temporary = Mutex::new(None);
         let admission = Admission { address, token };
-        Self(Arc::new(Inner { filter, admission, temporary, on_change: Box::new(on_change) }))
+        Self(Arc::new(Inner { filter, admission, temporary, tell: Box::new(tell) }))
     }
 
     fn level(&self) -> Level {
@@ -122,12 +134,12 @@ impl LogLevel {
                 ttl_seconds = change.ttl_seconds,
                 "log filter was changed"
             );
-            (self.0.on_change)(Changed {
+            (self.0.tell)(Happened::Changed(Changed {
                 action: "change",
                 before,
                 after: change.filter.clone(),
                 ttl_seconds: change.ttl_seconds,
-            });
+            }));
         }
         Ok(self.level())
     }
@@ -157,10 +169,18 @@ impl LogLevel {
             Ok(()) => {
                 tracing::warn!(before, after = default, "log filter is the default again");
                 let after = default.to_owned();
-                (self.0.on_change)(Changed { action: "restore", before, after, ttl_seconds: None });
+                let restored = Changed { action: "restore", before, after, ttl_seconds: None };
+                (self.0.tell)(Happened::Changed(restored));
             }
             Err(why) => tracing::error!(why, "log filter cannot be set to the default again"),
         }
+    }
+
+    fn refuse(&self, peer: SocketAddr, refusal: Refusal) -> Problem {
+        let Refusal { reason, problem } = refusal;
+        tracing::warn!(%peer, reason, "log filter was to be changed by somebody who may not");
+        (self.0.tell)(Happened::Refused { reason });
+        problem
     }
 }
 
@@ -200,7 +220,7 @@ async fn change(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Level>, Problem> {
-    level.0.admission.admit(peer, &uri, &headers)?;
+    level.0.admission.admit(peer, &uri, &headers).map_err(|refusal| level.refuse(peer, refusal))?;
     level.change(&parse(&headers, body)?).map(Json)
 }
 

@@ -20,19 +20,29 @@ pub(super) struct Admission {
     pub(super) token: Option<SecretString>,
 }
 
+/// Why a caller may not.
+pub(super) struct Refusal {
+    /// `foreign_host`, `not_loopback` or `bad_token`.
+    pub(super) reason: &'static str,
+    /// What the caller is told.
+    pub(super) problem: Problem,
+}
+
 impl Admission {
     /// Whether this caller may change the level.
-    pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         if !self.is_own_name(uri, headers) {
             let detail = "The Host must be loopback or the address of this listener.";
-            return Err(Problem::new(problem::FORBIDDEN).detail(detail));
+            let problem = Problem::new(problem::FORBIDDEN).detail(detail);
+            return Err(Refusal { reason: "foreign_host", problem });
         }
         if peer.ip().to_canonical().is_loopback() {
             return Ok(());
         }
         let Some(token) = &self.token else {
             let detail = "Only loopback may change the log level, because OPS_TOKEN is not set.";
-            return Err(Problem::new(problem::FORBIDDEN).detail(detail));
+            let problem = Problem::new(problem::FORBIDDEN).detail(detail);
+            return Err(Refusal { reason: "not_loopback", problem });
         };
         let shown = headers
             .get(header::AUTHORIZATION)
@@ -43,8 +53,7 @@ impl Admission {
         if token.expose_secret().as_bytes().ct_eq(shown).into() {
             Ok(())
         } else {
-            tracing::warn!(%peer, "log filter was to be changed without the operations token");
-            Err(Problem::new(problem::UNAUTHENTICATED))
+            Err(Refusal { reason: "bad_token", problem: Problem::new(problem::UNAUTHENTICATED) })
         }
     }
 

@@ -23,9 +23,9 @@ fn with_token(token: Option<&str>) -> Router {
     told_to(token, |_| {})
 }
 
-fn told_to(token: Option<&str>, on_change: impl Fn(Changed) + Send + Sync + 'static) -> Router {
+fn told_to(token: Option<&str>, tell: impl Fn(Happened) + Send + Sync + 'static) -> Router {
     let address = "10.1.2.3:9000".parse().unwrap();
-    routes(LogLevel::new(filter(), address, token.map(SecretString::from), on_change))
+    routes(LogLevel::new(filter(), address, token.map(SecretString::from), tell))
 }
 
 fn put(peer: &str, host: &str, body: &Value) -> Request<Body> {
@@ -65,7 +65,7 @@ async fn a_change_is_answered_with_what_is_now_logged() {
 #[tokio::test(start_paused = true)]
 async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
     let (told, mut changes) = tokio::sync::mpsc::unbounded_channel();
-    let router = told_to(None, move |changed| told.send(changed).unwrap());
+    let router = told_to(None, move |happened| told.send(happened).unwrap());
     let change = |filter, seconds: Option<u64>| {
         put(LOOPBACK, "localhost", &json!({ "filter": filter, "ttl_seconds": seconds }))
     };
@@ -84,7 +84,10 @@ async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
     assert_eq!(shown(&router).await, json!({ "filter": "warn", "default": "info", "expires_at": null }));
 
     let changes: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
-        .map(|changed| (changed.action, changed.before, changed.after, changed.ttl_seconds))
+        .map(|happened| match happened {
+            Happened::Changed(now) => (now.action, now.before, now.after, now.ttl_seconds),
+            Happened::Refused { reason } => panic!("refused: {reason}"),
+        })
         .collect();
     let expected = [
         ("change", "info", "debug", Some(60)),
@@ -126,6 +129,22 @@ async fn only_loopback_and_the_token_may_change_it() {
         (&closed, ELSEWHERE, Some("Bearer "), 403),
     ] {
         assert_eq!(status_of(router, request(peer, token)).await, status, "{peer} {token:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_may_not_change_it_is_told_of() {
+    for (token, peer, host, reason) in [
+        (Some(TOKEN), LOOPBACK, "evil.example", "foreign_host"),
+        (Some(TOKEN), ELSEWHERE, "10.1.2.3:9000", "bad_token"),
+        (None, ELSEWHERE, "10.1.2.3:9000", "not_loopback"),
+    ] {
+        let (told, mut refusals) = tokio::sync::mpsc::unbounded_channel();
+        let router = told_to(token, move |happened| told.send(happened).unwrap());
+        let refused = status_of(&router, put(peer, host, &json!({ "filter": "off" }))).await;
+        assert!(matches!(refused, 401 | 403), "{reason}");
+        assert_eq!(refusals.try_recv(), Ok(Happened::Refused { reason }));
+        assert!(refusals.try_recv().is_err(), "it is told once");
     }
 }
 

@@ -1,0 +1,134 @@
+//! The states of a breaker and their transitions, without a clock and without a lock.
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Open, Settings, State};
+
+/// What a call came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Succeeded,
+    Failed,
+    None,
+}
+
+/// The states and their transitions, without a clock.
+pub(super) struct Circuit {
+    /// Counts transitions. A verdict on a call of an earlier epoch says nothing about this one.
+    pub(super) epoch: u64,
+    phase: Phase,
+}
+
+enum Phase {
+    Closed(Window),
+    Open { until: Instant },
+    HalfOpen { under_way: u32, succeeded: u32 },
+}
+
+impl Phase {
+    fn closed(window: Duration) -> Self {
+        Self::Closed(Window { length: window, slots: VecDeque::new() })
+    }
+}
+
+/// What to wait for when all probes are under way: one of them will have an outcome soon.
+pub(super) const PROBES_UNDER_WAY: Open = Open { retry_after: Duration::from_secs(1) };
+
+impl Circuit {
+    pub(super) fn closed(settings: &Settings) -> Self {
+        Self { epoch: 0, phase: Phase::closed(settings.window) }
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.phase {
+            Phase::Closed(_) => State::Closed,
+            Phase::HalfOpen { .. } => State::HalfOpen,
+            Phase::Open { .. } => State::Open,
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.epoch += 1;
+        self.phase = phase;
+    }
+
+    pub(super) fn half_open_if_due(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Open { until } if until <= now) {
+            self.enter(Phase::HalfOpen { under_way: 0, succeeded: 0 });
+        }
+    }
+
+    pub(super) fn admit(&mut self, settings: &Settings, now: Instant) -> Result<u64, Open> {
+        self.half_open_if_due(now);
+        match &mut self.phase {
+            Phase::Closed(_) => Ok(self.epoch),
+            Phase::Open { until } => Err(Open { retry_after: until.duration_since(now) }),
+            Phase::HalfOpen { under_way, succeeded } if *under_way + *succeeded < settings.probes.max(1) => {
+                *under_way += 1;
+                Ok(self.epoch)
+            }
+            Phase::HalfOpen { .. } => Err(PROBES_UNDER_WAY),
+        }
+    }
+
+    pub(super) fn judge(&mut self, epoch: u64, verdict: Verdict, settings: &Settings, now: Instant) {
+        if epoch != self.epoch {
+            return;
+        }
+        match (&mut self.phase, verdict) {
+            (Phase::Closed(window), Verdict::Succeeded) => window.count(now, false),
+            (Phase::Closed(window), Verdict::Failed) => {
+                window.count(now, true);
+                if window.is_bad(settings) {
+                    self.enter(Phase::Open { until: now + settings.open_for });
+                }
+            }
+            (Phase::HalfOpen { .. }, Verdict::Failed) => {
+                self.enter(Phase::Open { until: now + settings.open_for });
+            }
+            (Phase::HalfOpen { under_way, succeeded }, Verdict::Succeeded) => {
+                *under_way -= 1;
+                *succeeded += 1;
+                if *succeeded >= settings.probes {
+                    self.enter(Phase::closed(settings.window));
+                }
+            }
+            (Phase::HalfOpen { under_way, .. }, Verdict::None) => *under_way -= 1,
+            (Phase::Closed(_), Verdict::None) | (Phase::Open { .. }, _) => {}
+        }
+    }
+}
+
+/// Outcomes of the last while, in slots of a tenth of it: old ones leave without being stored one by one.
+struct Window {
+    length: Duration,
+    slots: VecDeque<Slot>,
+}
+
+struct Slot {
+    began: Instant,
+    calls: u32,
+    failures: u32,
+}
+
+impl Window {
+    fn count(&mut self, now: Instant, failed: bool) {
+        while self.slots.front().is_some_and(|slot| slot.began + self.length <= now) {
+            self.slots.pop_front();
+        }
+        if self.slots.back().is_none_or(|slot| slot.began + self.length / 10 <= now) {
+            self.slots.push_back(Slot { began: now, calls: 0, failures: 0 });
+        }
+        if let Some(slot) = self.slots.back_mut() {
+            slot.calls = slot.calls.saturating_add(1);
+            slot.failures = slot.failures.saturating_add(u32::from(failed));
+        }
+    }
+
+    fn is_bad(&self, settings: &Settings) -> bool {
+        let calls: u32 = self.slots.iter().map(|slot| slot.calls).fold(0, u32::saturating_add);
+        let failures: u32 = self.slots.iter().map(|slot| slot.failures).fold(0, u32::saturating_add);
+        calls >= settings.minimum_calls && f64::from(failures) >= settings.failure_ratio * f64::from(calls)
+    }
+}

@@ -1,0 +1,187 @@
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use tokio::time::advance;
+
+use super::{circuit::PROBES_UNDER_WAY, *};
+
+const SETTINGS: Settings = Settings {
+    window: Duration::from_secs(10),
+    minimum_calls: 4,
+    failure_ratio: 0.5,
+    open_for: Duration::from_secs(5),
+    probes: 2,
+};
+
+fn fail(breaker: &Breaker, times: usize) {
+    for _ in 0..times {
+        breaker.acquire().unwrap().failed();
+    }
+}
+
+async fn half_open(name: &'static str) -> Breaker {
+    let breaker = Breaker::new(name, SETTINGS);
+    fail(&breaker, 4);
+    advance(SETTINGS.open_for).await;
+    breaker
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_opens_when_half_of_enough_calls_failed() {
+    let breaker = Breaker::new("test_opens", SETTINGS);
+    breaker.acquire().unwrap().succeeded();
+    breaker.acquire().unwrap().succeeded();
+    fail(&breaker, 1);
+    assert_eq!(breaker.state(), State::Closed);
+    fail(&breaker, 1);
+    assert_eq!(breaker.state(), State::Open);
+    advance(Duration::from_secs(2)).await;
+    let refusal = breaker.acquire().unwrap_err();
+    assert_eq!(refusal.retry_after, Duration::from_secs(3));
+    assert_eq!(refusal.retry_after_seconds(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_failures_do_not_count() {
+    let breaker = Breaker::new("test_window", SETTINGS);
+    fail(&breaker, 3);
+    advance(SETTINGS.window).await;
+    fail(&breaker, 3);
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn enough_probes_close_it_and_forget_the_past() {
+    let breaker = half_open("test_closes").await;
+    let (first, second) = (breaker.acquire().unwrap(), breaker.acquire().unwrap());
+    assert_eq!(breaker.acquire().unwrap_err(), PROBES_UNDER_WAY);
+    first.succeeded();
+    assert_eq!(breaker.state(), State::HalfOpen);
+    second.succeeded();
+    assert_eq!(breaker.state(), State::Closed);
+    fail(&breaker, 3);
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_probe_opens_it_again() {
+    let breaker = half_open("test_reopens").await;
+    let probe = breaker.acquire().unwrap();
+    breaker.acquire().unwrap().succeeded();
+    probe.failed();
+    assert_eq!(breaker.state(), State::Open);
+    assert_eq!(breaker.acquire().unwrap_err().retry_after, SETTINGS.open_for);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_probe_makes_room_for_another() {
+    let breaker = half_open("test_cancelled").await;
+    for _ in 0..10 {
+        drop(breaker.acquire().unwrap());
+    }
+    assert_eq!(breaker.state(), State::HalfOpen);
+    breaker.acquire().unwrap().succeeded();
+    breaker.acquire().unwrap().succeeded();
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_from_before_a_transition_changes_nothing() {
+    let breaker = Breaker::new("test_late", SETTINGS);
+    let late: Vec<_> = (0..4).map(|_| breaker.acquire().unwrap()).collect();
+    fail(&breaker, 4);
+    advance(SETTINGS.open_for).await;
+    let probe = breaker.acquire().unwrap();
+    late.into_iter().for_each(Permit::failed);
+    assert_eq!(breaker.state(), State::HalfOpen);
+    probe.succeeded();
+    breaker.acquire().unwrap().succeeded();
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_hears_of_every_transition() {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let breaker = Breaker::new("test_heard", SETTINGS).on_transition({
+        let heard = Arc::clone(&heard);
+        move |state| heard.lock().unwrap().push(state)
+    });
+    let gauge = STATE.with_label_values(&["test_heard"]);
+    fail(&breaker, 4);
+    assert_eq!(gauge.get(), 2);
+    advance(SETTINGS.open_for).await;
+    breaker.acquire().unwrap().succeeded();
+    assert_eq!(gauge.get(), 1);
+    breaker.acquire().unwrap().succeeded();
+    assert_eq!(gauge.get(), 0);
+    assert_eq!(*heard.lock().unwrap(), [State::Open, State::HalfOpen, State::Closed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_never_open_for_longer_than_ten_seconds() {
+    let breaker = Breaker::new("test_longest", Settings { open_for: LONGEST_OPEN * 6, ..SETTINGS });
+    fail(&breaker, 4);
+    advance(LONGEST_OPEN).await;
+    assert!(breaker.acquire().is_ok());
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Call,
+    Succeed,
+    Fail,
+    Cancel,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Call),
+        2 => Just(Step::Succeed),
+        3 => Just(Step::Fail),
+        1 => Just(Step::Cancel),
+        1 => (1_u64..6_000).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_its_promises_hold(steps in proptest::collection::vec(step(), 1..200)) {
+        let mut circuit = Circuit::closed(&SETTINGS);
+        let mut now = Instant::now();
+        let mut calls: VecDeque<u64> = VecDeque::new();
+        let mut opened_at = None;
+        for step in steps {
+            let before = circuit.state();
+            let verdict = match step {
+                Step::Call => {
+                    if let Ok(epoch) = circuit.admit(&SETTINGS, now) {
+                        calls.push_back(epoch);
+                        if let Some(opened_at) = opened_at {
+                            prop_assert!(now >= opened_at + SETTINGS.open_for, "admitted while open");
+                        }
+                    }
+                    None
+                }
+                Step::Wait(milliseconds) => { now += Duration::from_millis(milliseconds); None }
+                Step::Succeed => Some(Verdict::Succeeded),
+                Step::Fail => Some(Verdict::Failed),
+                Step::Cancel => Some(Verdict::None),
+            };
+            if let Some(verdict) = verdict && let Some(epoch) = calls.pop_front() {
+                circuit.judge(epoch, verdict, &SETTINGS, now);
+            }
+            let probes = calls.iter().filter(|epoch| **epoch == circuit.epoch).count();
+            if circuit.state() == State::HalfOpen {
+                prop_assert!(probes <= SETTINGS.probes as usize, "{probes} probes at once");
+            }
+            if before != State::Open && circuit.state() == State::Open {
+                prop_assert!(matches!(step, Step::Fail), "only a failure opens it");
+                opened_at = Some(now);
+            }
+            if circuit.state() != State::Open {
+                opened_at = None;
+            }
+        }
+    }
+}
