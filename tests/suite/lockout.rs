@@ -128,8 +128,12 @@ async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
 #[tokio::test]
 async fn a_try_is_counted_before_its_password_is_looked_at() {
     // A hash takes seconds, so that whoever hangs up while it is computed would go uncounted.
-    let service =
-        builder().setting("ARGON2_MEMORY_KIB", "65536").setting("ARGON2_ITERATIONS", "16").start().await;
+    let service = builder()
+        .setting("ARGON2_MEMORY_KIB", "65536")
+        .setting("ARGON2_ITERATIONS", "16")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
     for email in ["nobody@example.com", "nobody.else@example.com"] {
         let before = service.database().number("select count(*) from login_attempts").await;
         let credentials = json!({ "email": email, "password": WRONG });

@@ -79,6 +79,17 @@ async fn event_at(service: &Service, place: i64) -> String {
     rows[0]["id"].as_str().unwrap().to_owned()
 }
 
+/// Where the event at a place stands: the number of its seal, and its place within it.
+async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
+    let query = format!(
+        "select number, {place} - (until - event_count) as place
+         from (select number, event_count, sum(event_count) over (order by number) as until from audit_seals) as seals
+         where until >= {place} order by number limit 1"
+    );
+    let rows = service.database().rows(query).await;
+    (rows[0]["number"].as_i64().unwrap(), rows[0]["place"].as_i64().unwrap())
+}
+
 #[tokio::test]
 async fn whatever_is_changed_in_the_trail_is_found_and_named() {
     let service = a_sealed_trail().await;
@@ -86,12 +97,8 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
     let count = service.database().number("select sum(event_count)::bigint from audit_seals").await;
     let (second, third, last) =
         (event_at(&service, 2).await, event_at(&service, 3).await, event_at(&service, count).await);
-    let head = service
-        .database()
-        .rows("select number, event_count from audit_seals order by number desc limit 1")
-        .await;
-    let (last_seal, in_last) =
-        (head[0]["number"].as_i64().unwrap(), head[0]["event_count"].as_i64().unwrap());
+    let (seal, within) = sealed_at(&service, 2).await;
+    let (last_seal, in_last) = sealed_at(&service, count).await;
     service
         .database()
         .execute(
@@ -103,12 +110,12 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
         (
             "a field is changed",
             format!("update audit_events set metadata = metadata || '{{\"x\":1}}' where id = '{second}'"),
-            format!("seal 1, event {second}:"),
+            format!("seal {seal}, event {second}:"),
         ),
         (
             "a time is moved by a microsecond",
             format!("update audit_events set \"timestamp\" = \"timestamp\" + interval '1 microsecond' where id = '{second}'"),
-            format!("seal 1, event {second}:"),
+            format!("seal {seal}, event {second}:"),
         ),
         (
             "the last event is deleted",
@@ -118,7 +125,7 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
         (
             "the second event is deleted",
             format!("delete from audit_events where id = '{second}'"),
-            "seal 1, event 2 of".to_owned(),
+            format!("seal {seal}, event {within} of"),
         ),
         (
             "two events change places",
@@ -129,7 +136,7 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
                  where audit_events.id in ('{second}', '{third}') and other.id in ('{second}', '{third}')
                    and other.id <> audit_events.id"
             ),
-            format!("seal 1, event {third}:"),
+            format!("seal {seal}, event {third}:"),
         ),
         (
             "an event is slipped into the past",
@@ -138,7 +145,7 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
                  select (jsonb_populate_record(audit_events, jsonb_build_object('id', gen_random_uuid(), 'sequence', 0))).*
                  from audit_events where id = '{third}'"
             ),
-            "seal 1, event ".to_owned(),
+            "it is not what was sealed: changed, moved, or slipped in".to_owned(),
         ),
         (
             "the last seal is deleted",

@@ -183,13 +183,13 @@ impl Request {
     }
 
     /// Sends it again and again until it has a final answer, as a careful client does whose server may be killed:
-    /// whatever says "not yet" (202, 409, 503), or nothing, is followed by the same request under the same key.
+    /// whatever says "not yet" (202, 409, 503, 504), or nothing, is followed by the same request under the same key.
     pub async fn insist(self) -> Answer {
         let started = Instant::now();
         loop {
             let answer = self.clone().try_send().await;
             match answer {
-                Ok(answer) if ![202, 409, 503].contains(&answer.status) => return answer,
+                Ok(answer) if ![202, 409, 503, 504].contains(&answer.status) => return answer,
                 _ if started.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(50)).await,
                 last => panic!("{} {} has no final answer: {last:?}", self.method, self.path),
             }

@@ -75,7 +75,7 @@ impl Database {
         let options: PgConnectOptions = owner_url.as_str().parse().expect("the server's address is one");
         Self {
             server,
-            owner: PgPoolOptions::new().max_connections(2).connect_lazy_with(options),
+            owner: PgPoolOptions::new().max_connections(3).connect_lazy_with(options),
             service_url: server.url(&name, &service_role(), PASSWORD),
             owner_url,
             name,
