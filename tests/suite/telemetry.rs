@@ -3,7 +3,7 @@ use dev::harness::{MUG, Service, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::service;
+use crate::{builder, service};
 
 #[tokio::test]
 async fn every_log_line_is_an_object_that_says_where_it_comes_from() {
@@ -55,7 +55,8 @@ async fn every_log_line_is_an_object_that_says_where_it_comes_from() {
 
 #[tokio::test]
 async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_id() {
-    let service = service().await;
+    // Believed, so that there is baggage that could leave.
+    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let order = service.customer().await.places_an_order().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let paying = order
@@ -69,6 +70,7 @@ async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_i
     let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&payment)).unwrap();
     assert_eq!(charge.correlation_id.as_deref(), Some("a-checkout"));
     assert_eq!(charge.traceparent.as_ref().unwrap().split('-').nth(1), Some(trace));
+    assert_eq!(charge.baggage, None, "what callers carry is not for the gateway");
     let settled = service.audit_events("resource = 'payments' and action = 'settle'").await;
     assert_eq!(settled[0]["trace_id"], trace);
     // The webhook that follows has the same correlation id, and a trace of its own.

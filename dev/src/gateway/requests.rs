@@ -14,6 +14,7 @@ pub struct RecordedRequest {
     pub idempotency_key: Option<String>,
     pub correlation_id: Option<String>,
     pub traceparent: Option<String>,
+    pub baggage: Option<String>,
     pub body: Bytes,
 }
 

@@ -97,6 +97,7 @@ async fn record(
         idempotency_key: text(&parts.headers, "idempotency-key"),
         correlation_id: text(&parts.headers, "x-correlation-id"),
         traceparent: text(&parts.headers, "traceparent"),
+        baggage: text(&parts.headers, "baggage"),
         body: body.clone(),
     });
     gateway.happened();

@@ -73,7 +73,7 @@ pub fn init(
 
     // The layer of the logs comes first: the handle that changes its filter knows the type below it.
     // Without a hint from both of its halves, a filter has none, and every `trace!` would be asked about.
-    let events = filter_fn(is_event).with_max_level_hint(LevelFilter::TRACE);
+    let events = filter_fn(may_be_told).with_max_level_hint(LevelFilter::TRACE);
     // Nobody may silence the audit trail by asking for less of everything else.
     let audit =
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
@@ -100,9 +100,12 @@ pub fn init(
     Ok(Telemetry { filter, spans, lines: guards })
 }
 
-/// Spans leave no lines, so what they carry need not be kept for any.
-fn is_event(metadata: &Metadata<'_>) -> bool {
-    metadata.is_event()
+/// What may become a line, whatever the filter asks for. Spans leave none, so what they carry need not be kept for any.
+/// And at `trace` libraries write down what passes through them, headers and values: nobody may ask for that.
+fn may_be_told(metadata: &Metadata<'_>) -> bool {
+    let is_ours =
+        ["app", "access", "audit"].contains(&metadata.target().split("::").next().unwrap_or_default());
+    metadata.is_event() && (*metadata.level() <= Level::DEBUG || is_ours)
 }
 
 /// What becomes a span, or an event of one: our spans, and what was worth a warning within them. Whatever the
