@@ -16,7 +16,9 @@ use std::{collections::HashMap, env, time::Duration};
 
 use axum::http::{HeaderMap, HeaderValue};
 use opentelemetry::{
-    Context, KeyValue, SpanId, TraceId, global,
+    Context, KeyValue, SpanId, TraceId,
+    baggage::BaggageExt,
+    global,
     propagation::{TextMapCompositePropagator, TextMapPropagator},
     trace::{SpanContext, TraceContextExt, TraceFlags},
 };
@@ -219,9 +221,10 @@ pub fn link(span: &Span, trace_parent: Option<&str>) {
     }
 }
 
-/// Lets an outbound call go on in this trace and under this correlation id.
+/// Lets an outbound call go on in this trace and under this correlation id. Baggage stays: whom we call is another
+/// house, and what callers have put into it is not ours to give away.
 pub fn inject(headers: &mut HeaderMap) {
-    let context = Span::current().context();
+    let context = Span::current().context().with_cleared_baggage();
     global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut HeaderInjector(headers));
     });
