@@ -59,7 +59,7 @@ async fn pay_order(
     Id(order_id): Id,
     request: Idempotent<NewPayment>,
 ) -> Result<Replayable, Problem> {
-    payments.pay(caller, order_id, request, answer_by(deadline)).await
+    in_time(deadline, payments.pay(caller, order_id, request, answer_by(deadline))).await
 }
 
 /// Show a payment
@@ -102,7 +102,7 @@ async fn refund_payment(
     Id(payment_id): Id,
     request: Idempotent<NewRefund>,
 ) -> Result<Replayable, Problem> {
-    payments.give_back(caller, payment_id, request, answer_by(deadline)).await
+    in_time(deadline, payments.give_back(caller, payment_id, request, answer_by(deadline))).await
 }
 
 /// Receive an event of the payment gateway
@@ -127,6 +127,18 @@ async fn receive_event(State(payments): State<Payments>, request: Request) -> Re
 
 fn answer_by(deadline: Deadline) -> Instant {
     deadline.0.checked_sub(TO_ANSWER).unwrap_or(deadline.0)
+}
+
+/// What has begun is answered before this (see [`answer_by`]), so only what has not is late: a 503 says so, where the
+/// 504 of the deadline would leave it open.
+async fn in_time(
+    deadline: Deadline,
+    work: impl Future<Output = Result<Replayable, Problem>>,
+) -> Result<Replayable, Problem> {
+    let latest = deadline.0.checked_sub(TO_ANSWER / 2).unwrap_or(deadline.0);
+    let too_late =
+        |_| Problem::unavailable(1).detail("There was no time to begin: this request has moved no money.");
+    tokio::time::timeout_at(latest, work).await.map_err(too_late)?
 }
 
 impl Payments {

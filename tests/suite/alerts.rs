@@ -9,7 +9,11 @@ use dev::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{builder, seals::everything_is_sealed, verification::tamper};
+use crate::{
+    builder,
+    seals::{everything_is_sealed, verify},
+    verification::tamper,
+};
 
 /// Somebody who is on call.
 struct Pager {
@@ -185,6 +189,8 @@ async fn whoever_holds_up_the_sealing_is_named() {
     let named = told["metadata"]["oldest_writer"].as_str().unwrap();
     assert!(named.starts_with("backend ") && named.contains("a forgotten session"), "{told:#}");
     assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
+    let verified = verify(&service, &[]).await.succeeded();
+    assert!(verified.contains("not sealed yet, and so not verified: "), "{verified}");
     forgotten.release().await;
     everything_is_sealed(&service).await;
 }

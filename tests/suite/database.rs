@@ -80,6 +80,18 @@ async fn the_service_cannot_rewrite_what_happened() {
 }
 
 #[tokio::test]
+async fn what_is_committed_stays_committed_although_the_server_says_otherwise() {
+    // The test's server is told to forget the last commits of a crash, as a server that somebody has tuned may be.
+    let service = service().await;
+    let mut as_service = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    let ask = "select current_setting('synchronous_commit')";
+    let ours: String = sqlx::query_scalar(ask).fetch_one(&mut as_service).await.unwrap();
+    let mut as_owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
+    let theirs: String = sqlx::query_scalar(ask).fetch_one(&mut as_owner).await.unwrap();
+    assert_eq!((theirs.as_str(), ours.as_str()), ("off", "on"));
+}
+
+#[tokio::test]
 async fn not_even_the_owner_rewrites_the_trail_by_accident() {
     let service = service().await;
     service.customer().await.places_an_order().await;

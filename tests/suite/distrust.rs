@@ -5,7 +5,7 @@ use dev::{
     harness::{Service, eventually},
 };
 
-use crate::{builder, service};
+use crate::{builder, payments::charges, service};
 
 fn spoiled(spoil: Spoil) -> Faults {
     Faults { spoil_rate: 1.0, spoil, webhooks: Webhooks::Never, ..Faults::default() }
@@ -89,4 +89,37 @@ async fn declines_are_answers_and_not_an_outage() {
         assert_eq!(declined.text("status"), "declined");
     }
     assert_eq!(service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await, 0);
+}
+
+#[tokio::test]
+async fn a_conflict_at_the_gateway_is_unknown_and_calls_a_person() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let conflict =
+        Faults { error_rate: 1.0, error_status: 409, webhooks: Webhooks::Never, ..Faults::default() };
+    service.gateway().faults().set(conflict);
+    let payment = order.pay("pm_card_ok").await.is(202);
+    assert_eq!(payment.text("status"), "processing", "a 409 never ends a payment, be it the first answer");
+    assert_eq!(told(&service).await, ["idempotency conflict"]);
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    order.becomes("paid").await;
+    assert_eq!(charges(&service, payment.id()), 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refusal_within_the_request_proves_nothing_about_the_attempt_before_it() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    // The first answer is an error that comes late; the second is a refusal.
+    let failing = Faults { error_rate: 1.0, latency_ms: 400, webhooks: Webhooks::Never, ..Faults::default() };
+    service.gateway().faults().set(failing);
+    let attempt = order.pay("pm_card_from_another_gateway").in_background();
+    let sent = || service.gateway().requests().iter().filter(|request| request.method == "POST").count();
+    eventually("it is sent", async || (sent() == 1).then_some(())).await;
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    let answer = attempt.answer().await.is(202);
+    assert!(sent() >= 2, "it was sent again within the request");
+    assert_eq!(answer.text("status"), "processing");
+    service.invariants_hold().await;
 }

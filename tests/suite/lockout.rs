@@ -129,7 +129,7 @@ async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
 async fn a_try_is_counted_before_its_password_is_looked_at() {
     // A hash takes seconds, so that whoever hangs up while it is computed would go uncounted.
     let service = builder()
-        .setting("ARGON2_MEMORY_KIB", "65536")
+        .setting("ARGON2_MEMORY_KIB", "32768")
         .setting("ARGON2_ITERATIONS", "16")
         .setting("REQUEST_TIMEOUT_MS", "60000")
         .start()
@@ -149,6 +149,34 @@ async fn a_try_is_counted_before_its_password_is_looked_at() {
         let answered = started.elapsed();
         assert!(counted < answered / 2, "counted after {counted:.1?}, answered after {answered:.1?}");
     }
+}
+
+#[tokio::test]
+async fn many_who_log_in_do_not_keep_anybody_from_registering() {
+    let service = builder()
+        .setting("ARGON2_MEMORY_KIB", "32768")
+        .setting("ARGON2_ITERATIONS", "4")
+        .setting("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "100000")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    let started = std::time::Instant::now();
+    let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
+    let logins: Vec<_> =
+        (0..24).map(|_| service.nobody().post("/v1/sessions").json(&credentials).in_background()).collect();
+    eventually("they have begun", async || {
+        (service.database().number("select coalesce(sum(attempts), 0)::bigint from login_attempts").await
+            >= 24)
+            .then_some(())
+    })
+    .await;
+    let _registered = register(&service, "new@example.com", PASSWORD).await.is(201);
+    let registered = started.elapsed();
+    for login in logins {
+        assert_eq!(login.answer().await.status, 401);
+    }
+    let all = started.elapsed();
+    assert!(registered < all / 2, "registered after {registered:.1?}, the logins took {all:.1?}");
 }
 
 #[tokio::test]

@@ -219,6 +219,20 @@ async fn libraries_are_quieter_than_the_service_and_speak_the_same_language() {
     quiet_by_default(&builder().setting("APP_ENV", "development").start().await).await;
 }
 
+#[tokio::test]
+async fn nobody_makes_libraries_write_down_what_passes_through_them() {
+    let service = builder().setting("RUST_LOG", "trace").start().await;
+    let paid = service.customer().await.places_an_order().await;
+    paid.is_paid().await;
+    let ours = |line: &Value| {
+        ["app", "access", "audit"].iter().any(|ours| line["target"].as_str().unwrap().starts_with(ours))
+    };
+    let _heard =
+        service.logs_that("a library is heard", |line| line["level"] == "DEBUG" && !ours(line)).await;
+    let loud = service.logs().into_iter().find(|line| line["level"] == "TRACE" && !ours(line));
+    assert_eq!(loud, None);
+}
+
 async fn quiet_by_default(service: &Service) {
     let _served = service.nobody().get("/v1/products").header("x-correlation-id", "quiet").await.is(200);
     let _ops = within(SOON, "a debug line of ours", async || {

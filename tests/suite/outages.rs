@@ -1,7 +1,7 @@
 //! Paying while the gateway, the network or the service itself is in trouble.
 use dev::{
     gateway::{Event, Faults, Webhooks},
-    harness::eventually,
+    harness::{Service, eventually},
 };
 use serde_json::{Value, json};
 
@@ -153,6 +153,24 @@ async fn the_deadline_of_a_payment_is_answered_with_the_payment_under_way() {
 }
 
 #[tokio::test]
+async fn a_payment_that_had_no_time_to_begin_says_so() {
+    let service =
+        builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
+    let order = service.customer().await.places_an_order().await;
+    let paid = service.customer().await.places_an_order().await.is_paid().await;
+    let support = service.support().await;
+    let lock = service.database().hold("lock table orders, payments in access exclusive mode").await;
+    for request in [order.pay("pm_card_ok"), support.refund(paid, None)] {
+        let answer = request.await.is_problem(503, "unavailable");
+        assert!(answer.header("retry-after").is_some(), "{answer}");
+    }
+    lock.release().await;
+    assert_eq!(order.payments().await, NO_PAYMENTS);
+    order.is_paid().await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
 async fn a_gateway_that_is_away_is_not_asked_and_the_same_key_can_be_used_when_it_is_back() {
     let service = service().await;
     service.gateway().faults().set(Faults {
@@ -247,4 +265,39 @@ async fn a_known_key_is_answered_while_the_gateway_is_away() {
     let replayed = payment.await.is(201);
     assert!(replayed.is_replayed());
     assert_eq!(replayed.text, first.text);
+}
+
+#[tokio::test]
+async fn a_commit_whose_outcome_is_unknown_is_not_followed_by_a_charge() {
+    let service = builder().behind_a_link().start().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    // The payment's first transaction is sent, and waits; then the line is cut before it has said how it ended.
+    let lock =
+        service.database().hold(&format!("select from orders where id = '{}' for update", order.id)).await;
+    let request = order.pay("pm_card_ok");
+    let attempt = request.clone().in_background();
+    eventually("the transaction waits", async || {
+        let waiting =
+            "select count(*) from pg_locks where not granted and locktype in ('transactionid', 'tuple')
+                       and pid in (select pid from pg_stat_activity where datname = current_database())";
+        (service.database().number(waiting).await > 0).then_some(())
+    })
+    .await;
+    service.link().interrupt();
+    let answer = attempt.answer().await.is_problem(503, "unavailable");
+    assert!(answer.header("retry-after").is_some(), "{answer}");
+    let charged =
+        |service: &Service| service.gateway().requests().iter().filter(|sent| sent.method == "POST").count();
+    assert_eq!(charged(&service), 0, "nothing is charged that may not be stored");
+
+    lock.release().await;
+    let paid = eventually("the same request is answered with the outcome", async || {
+        let answer = request.clone().await;
+        (answer.status == 201).then_some(answer)
+    })
+    .await;
+    order.becomes("paid").await;
+    assert_eq!(service.gateway().charges_for(paid.id()).len(), 1);
+    service.invariants_hold().await;
 }

@@ -1,6 +1,6 @@
 //! Outcomes that nobody knows: they are asked for until somebody does, and never guessed.
 use dev::{
-    gateway::{Charge, ChargeStatus, Faults, Webhooks},
+    gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Order, Service, eventually},
 };
 use serde_json::{Value, json};
@@ -262,5 +262,27 @@ async fn a_payment_that_stays_unknown_is_parked_and_settled_all_the_same() {
     order.becomes("paid").await;
     eventually("nothing is parked", async || (service.metric("payments_parked").await == 0).then_some(()))
         .await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_webhook_settles_a_payment_that_is_parked() {
+    let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
+    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    eventually("it is parked", async || (!payment(&service, id).await["parked_at"].is_null()).then_some(()))
+        .await;
+    let charge = Charge {
+        id: "ch_parked".to_owned(),
+        reference: id,
+        status: ChargeStatus::Succeeded,
+        decline_code: None,
+        amount: 2580,
+        currency: "EUR".to_owned(),
+    };
+    service.gateway().record(charge.clone()).unwrap();
+    let event = Event::of_charge(&charge).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
+    assert_eq!(order.status().await, "paid", "although the gateway still answers nobody");
+    assert!(payment(&service, id).await["parked_at"].is_null());
     service.invariants_hold().await;
 }

@@ -1,6 +1,7 @@
 //! Sealing: every event gets its seal, once, whoever commits when and however many replicas there are.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
+use sqlx::{Connection, Executor, PgConnection};
 
 use crate::builder;
 
@@ -92,8 +93,9 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     everything_is_sealed(&service).await;
     let late = service.database().hold(LATE).await;
     // The sealer waits where it takes its horizon, whatever it has read until then.
-    let lock = service.database().hold("lock table audit_epochs in access exclusive mode").await;
-    service.database().execute(LATE).await;
+    let mut locker = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
+    locker.execute("begin; lock table audit_epochs in access exclusive mode").await.unwrap();
+    assert_eq!(service.database().try_as_service(LATE).await, Ok(()));
     eventually("the sealer waits for its horizon", async || {
         let waits = "
             select count(*)
@@ -104,7 +106,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     })
     .await;
     late.commit().await;
-    lock.release().await;
+    locker.execute("commit").await.unwrap();
     everything_is_sealed(&service).await;
     let events = service.database().number("select count(*) from audit_events").await;
     let sealed = service.database().number("select sum(event_count)::bigint from audit_seals").await;

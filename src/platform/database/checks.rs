@@ -49,7 +49,8 @@ pub async fn warn_of_session_settings(
         r#"
         select
           current_setting('plan_cache_mode') as "plan_cache_mode!",
-          extract(epoch from current_setting('statement_timeout')::interval)::float8 as "statement_timeout!"
+          extract(epoch from current_setting('statement_timeout')::interval)::float8 as "statement_timeout!",
+          current_setting('synchronous_commit') <> 'off' as "commits_are_durable!"
         "#
     );
     let mut connection = database.acquire().await?;
@@ -61,6 +62,11 @@ pub async fn warn_of_session_settings(
             statement_timeout_seconds = session.statement_timeout,
             wanted_statement_timeout_seconds = wanted,
             "the database does not give this role the settings that `migrate` sets on it; run it again"
+        );
+    }
+    if !session.commits_are_durable {
+        tracing::error!(
+            "synchronous_commit is off: a payment that was begun may be forgotten, and its charge not; run `migrate` again"
         );
     }
     Ok(())

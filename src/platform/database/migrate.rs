@@ -120,6 +120,14 @@ async fn grant_rights(
         ),
         ("alter role %1$I in database %2$I set idle_in_transaction_session_timeout = %3$L", "10s".to_owned()),
     ];
+    // What was committed before the gateway is called must survive whatever follows. Any other value is as durable, or
+    // more, and whoever runs the server has chosen it.
+    let commit: String = sqlx::query_scalar("select current_setting('synchronous_commit')")
+        .fetch_one(&mut *connection)
+        .await?;
+    if commit == "off" {
+        statements.push(("alter role %1$I in database %2$I set synchronous_commit = 'on'", String::new()));
+    }
     if role != owner.get_username() {
         statements.insert(0, ("grant app_runtime to %1$I", String::new()));
     }

@@ -73,7 +73,7 @@ pub fn init(
 
     // The layer of the logs comes first: the handle that changes its filter knows the type below it.
     // Without a hint from both of its halves, a filter has none, and every `trace!` would be asked about.
-    let events = dynamic_filter_fn(|metadata, _| metadata.is_event())
+    let events = dynamic_filter_fn(|metadata, _| may_be_told(metadata))
         .with_callsite_filter(asked_each_time)
         .with_max_level_hint(LevelFilter::TRACE);
     // Nobody may silence the audit trail by asking for less of everything else.
@@ -102,13 +102,19 @@ pub fn init(
     Ok(Telemetry { filter, spans, lines: guards })
 }
 
-/// Spans leave no lines, so what they carry need not be kept for any.
-///
+/// What may become a line, whatever the filter asks for. Spans leave none, so what they carry need not be kept for any.
+/// And at `trace` libraries write down what passes through them, headers and values: nobody may ask for that.
+fn may_be_told(metadata: &Metadata<'_>) -> bool {
+    let is_ours =
+        ["app", "access", "audit"].contains(&metadata.target().split("::").next().unwrap_or_default());
+    metadata.is_event() && (*metadata.level() <= Level::DEBUG || is_ours)
+}
+
 /// Events are never wanted *always*, though they are: whoever only asks whether something would be logged, as sqlx
 /// does after each statement through the `log` crate, leaves the answer behind in the thread (tracing-subscriber
 /// 0.3.23), and the next event that is not asked about takes it for its own, and is lost.
 fn asked_each_time(metadata: &Metadata<'_>) -> Interest {
-    if metadata.is_event() { Interest::sometimes() } else { Interest::never() }
+    if may_be_told(metadata) { Interest::sometimes() } else { Interest::never() }
 }
 
 /// What becomes a span, or an event of one: our spans, and what was worth a warning within them. Whatever the

@@ -234,10 +234,8 @@ pub fn link(span: &Span, trace_parent: Option<&str>) {
     }
 }
 
-/// Lets an outbound call to somebody else's service go on in this trace and under this correlation id.
-///
-/// Baggage stays here: it is what our own services tell each other, and nobody looks through it for what strangers
-/// must not know.
+/// Lets an outbound call go on in this trace and under this correlation id. Baggage stays: whom we call is another
+/// house, and what callers have put into it is not ours to give away.
 pub fn inject(headers: &mut HeaderMap) {
     let context = Span::current().context().with_cleared_baggage();
     global::get_text_map_propagator(|propagator| {
