@@ -7,7 +7,7 @@
 //! - `ports`: whether the ports are free
 //! - `database`: the database, with users and products in it
 //! - `service`: the service as a child process
-//! - `scenario`: faults to watch
+//! - `scenario`: a fault that comes and goes
 //! - `screen`: where everything is
 pub(crate) mod database;
 mod place;
@@ -23,20 +23,22 @@ use rand::distr::{Alphanumeric, SampleString as _};
 use tokio::time::{Instant, interval_at, sleep};
 use url::Url;
 
-pub use self::{database::seed, scenario::Scenario};
+pub use self::database::seed;
 use self::{
     place::Place,
     ports::Ports,
-    scenario::Stage,
     screen::Screen,
     service::{Service, Start},
 };
 use crate::{
     cargo,
+    console::{self, Console, Scene},
+    faults::{Fault, Stage, Switchboard},
     gateway::{self, Simulator},
     invariants::{self, Verdict},
     postgres::{self, Purpose, Server},
     process::WaitError,
+    project,
     signals::Interrupts,
     traffic::{self, Traffic},
 };
@@ -60,10 +62,11 @@ pub struct Settings {
     /// Requests a second; `None` is no traffic.
     pub rate: Option<f64>,
     pub seed: u64,
-    pub scenario: Option<Scenario>,
+    pub scenario: Option<Fault>,
     pub api_port: u16,
     pub ops_port: u16,
     pub gateway_port: u16,
+    pub console_port: u16,
     /// Further settings of the service, by their names.
     pub extra: Vec<(String, String)>,
 }
@@ -101,6 +104,8 @@ pub enum Error {
     Wait(#[from] WaitError),
     #[error(transparent)]
     Gateway(#[from] gateway::Error),
+    #[error(transparent)]
+    Console(#[from] console::Error),
     #[error("an HTTP client cannot be made: {0}")]
     Client(#[from] reqwest::Error),
     #[error("an address cannot be written as a URL: {0}")]
@@ -115,8 +120,9 @@ pub enum Error {
     Interrupted,
 }
 
-/// Starts everything, runs until a signal or the end of the service, and stops everything.
-pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Error> {
+/// Starts everything, runs until a signal or the end of the service, and stops everything. What happens is told to
+/// `progress`, and how it goes, in one line that replaces the one before, to `status`.
+pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
     let mut place = Place::take(settings.data.as_deref())?;
     let ports = Ports::find(&settings, progress).await?;
     progress("building the service");
@@ -139,6 +145,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
         ledger_file: Some(place.ledger_of(&database.identity)),
     };
     let gateway = Simulator::start(gateway_settings.clone()).await?;
+    let console = Console::start(ports.console, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     let service_log = place.service_log();
     // The log tells of one run.
@@ -156,6 +163,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
         ports,
         log: &service_log,
         echo: settings.logs,
+        console: &console,
         extra: &settings.extra,
     })
     .await?;
@@ -166,11 +174,31 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     });
     let traffic = traffic.transpose()?;
 
+    let stage = Stage { gateway: gateway.url(), owner_url: database.owner_url.clone(), api: api.clone() };
+    let faults = Switchboard::new(stage);
+    console.follow(ops.clone(), service.log());
+    console.watch(Scene {
+        executable: executable.clone(),
+        database_url: database.url.clone(),
+        owner_url: database.owner_url.clone(),
+        gateway: gateway.url(),
+        log: Some(service_log.clone()),
+        faults: faults.clone(),
+        traffic: traffic.as_ref().map(Traffic::switch),
+        prometheus: Some(place.directory().join("alerting")),
+        scrape_interval: console::SCRAPE_INTERVAL,
+    });
+
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
     place
-        .announce(&format!("API {api}\noperations {ops}\ngateway {}", gateway.url()))
+        .announce(&format!(
+            "console {}\nAPI {api}\noperations {ops}\ngateway {}",
+            console.url(),
+            gateway.url()
+        ))
         .map_err(|source| Error::Place { path: place.directory().to_owned(), source })?;
     let screen = Screen {
+        console: &console.url(),
         api: &api,
         ops: &ops,
         gateway: &gateway.url(),
@@ -181,18 +209,22 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     };
     progress(&screen.to_string());
 
-    let stage = Stage { gateway: &gateway, owner_url: &database.owner_url, api: &api };
     let books = Books { owner_url: &database.owner_url, gateway: gateway.url() };
     tokio::select! {
         () = interrupts.next() => {}
         error = service.ended() => return Err(error),
-        never = play(settings.scenario, &stage, progress) => match never {},
+        never = play(settings.scenario, &faults, progress) => match never {},
         never = books.watch(progress) => match never {},
+        never = tell_essentials(&console, status) => match never {},
     }
+    status("");
 
     progress("stopping (Ctrl-C again stops at once)");
     let stop = async {
+        // Whatever the switches say: a gateway that is to settle open payments must be well.
         gateway.faults().clear();
+        drop(faults);
+        console.stop().await;
         let report = match traffic {
             Some(traffic) => Some(traffic.stop().await),
             None => None,
@@ -220,10 +252,18 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     }
 }
 
-async fn play(scenario: Option<Scenario>, stage: &Stage<'_>, progress: &dyn Fn(&str)) -> Infallible {
+async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
     match scenario {
-        Some(scenario) => scenario.play(stage, progress).await,
+        Some(fault) => scenario::play(fault, faults, progress).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Keeps the line that says how it goes up to date.
+async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible {
+    let mut essentials = console.essentials();
+    loop {
+        status(&essentials.next().await);
     }
 }
 

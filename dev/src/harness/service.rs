@@ -19,7 +19,7 @@ use super::{
 use crate::{
     gateway::{Faults, Simulator, Webhooks},
     invariants,
-    process::{Child, Signal, Stream},
+    process::{Child, Follower, Signal, Stream},
 };
 
 /// The executable, running `serve`.
@@ -313,6 +313,11 @@ impl Service {
         let resident =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         resident.and_then(|size| size.trim().parse::<u64>().ok()).expect("it says so") * 1024
+    }
+
+    /// Reads what the present process prints, from its start.
+    pub fn follow(&self) -> Follower {
+        self.process.child.follow()
     }
 
     /// The log lines of the present process.
