@@ -1,5 +1,4 @@
 //! The console of `cargo dev`, in a real browser where one sees it, and over sockets where nobody does.
-mod browser;
 mod guard;
 mod pictures;
 mod receiver;

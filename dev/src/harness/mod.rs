@@ -19,6 +19,7 @@
 )]
 mod answer;
 mod balancer;
+mod browser;
 mod builder;
 mod client;
 mod collector;
@@ -39,6 +40,7 @@ pub use crate::{
 pub use self::{
     answer::Answer,
     balancer::Balancer,
+    browser::Browser,
     builder::{Builder, GATEWAY_API_KEY},
     client::{Attempt, Client, Exchange, Request, Witness},
     collector::{Collector, Mood},

@@ -4,16 +4,13 @@ use std::time::Duration;
 use dev::{faults::Fault, harness::within};
 use serde_json::json;
 
-use super::{
-    browser::Browser,
-    stage::{Stage, get},
-};
+use super::stage::{Stage, get};
 
 /// Every view, at the width of a window and of a phone, in light and in dark.
 #[tokio::test]
 async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     let (stage, _traffic) = Stage::with_traffic(25.0).await;
-    let Some(browser) = Browser::open(&stage.console.url(), "/now").await else { return };
+    let Some(browser) = stage.open("/now").await else { return };
     stage.paid_order("a-checkout").await;
     let trace = stage.trace_of("a-checkout").await;
     has_points(&stage, 60).await;

@@ -4,13 +4,16 @@ use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 use dev::{
     console::{Console, Scene},
     faults::{Stage as Surroundings, Switchboard},
-    harness::{Order, SOON, Service, eventually},
+    harness::{Browser, Order, SOON, Service, eventually},
     traffic::{self, Traffic},
 };
 use reqwest::Url;
 use serde_json::Value;
 
-use crate::{EXECUTABLE, builder, stack::repository};
+use crate::{
+    EXECUTABLE, builder,
+    stack::{repository, tool},
+};
 
 /// Both, running. What a test does not need, it does not have: no traffic until it asks for some.
 pub(super) struct Stage {
@@ -63,6 +66,12 @@ impl Stage {
             scrape_interval: Duration::from_millis(500),
         });
         (Self { console, service, faults }, traffic)
+    }
+
+    /// A browser on a page of the console; `None` where there is none to start, and none is required.
+    pub(super) async fn open(&self, path: &str) -> Option<Browser> {
+        let (program, driver) = (tool("chromium")?, tool("chromedriver")?);
+        Some(Browser::open(&program, &driver, &self.console.url(), path).await)
     }
 
     /// Somebody's order, paid under a correlation id of its own.

@@ -6,16 +6,13 @@ use dev::{
 };
 use serde_json::json;
 
-use super::{
-    browser::Browser,
-    stage::{Stage, get},
-};
+use super::stage::{Stage, get};
 
 #[tokio::test]
 async fn each_view_shows_what_has_happened() {
     let (stage, _traffic) = Stage::with_traffic(20.0).await;
     stage.paid_order("a-checkout").await;
-    let Some(browser) = Browser::open(&stage.console.url(), "/").await else { return };
+    let Some(browser) = stage.open("/").await else { return };
 
     browser.shows("[data-tile=Service]", "ready").await;
     browser.shows("[data-tile=Breaker]", "closed").await;
@@ -67,7 +64,7 @@ async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it()
     let stage = Stage::set().await;
     stage.paid_order("the-first").await;
     let trace = stage.trace_of("the-first").await;
-    let Some(browser) = Browser::open(&stage.console.url(), &format!("/traces/{trace}")).await else {
+    let Some(browser) = stage.open(&format!("/traces/{trace}")).await else {
         return;
     };
     browser.shows(".title h1", "201 POST /v1/orders/{id}/payments").await;
@@ -91,7 +88,7 @@ async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it()
 #[tokio::test]
 async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_again() {
     let (stage, _traffic) = Stage::with_traffic(40.0).await;
-    let Some(browser) = Browser::open(&stage.console.url(), "/faults").await else { return };
+    let Some(browser) = stage.open("/faults").await else { return };
     eventually("customers pay", async || (stage.service.gateway().ledger().charges.len() > 5).then_some(()))
         .await;
     browser.click("[data-fault=gateway-outage] button").await;
@@ -138,7 +135,7 @@ async fn what_looks_like_markup_stays_text_wherever_it_is_shown() {
     stage.console.follow("http://127.0.0.1:9/".parse().unwrap(), printed.follow());
     printed.wait(SOON).await.unwrap();
 
-    let Some(browser) = Browser::open(&stage.console.url(), "/logs?text=onerror").await else { return };
+    let Some(browser) = stage.open("/logs?text=onerror").await else { return };
     browser.shows(".line .message", MARKUP).await;
     let trace = eventually("the trace comes in", async || {
         let traces = get(&stage.console, "/api/traces?correlation_id=markup").await;
@@ -165,7 +162,7 @@ async fn the_keyboard_leads_everywhere() {
     let stage = Stage::set().await;
     stage.paid_order("by-keyboard").await;
     stage.trace_of("by-keyboard").await;
-    let Some(browser) = Browser::open(&stage.console.url(), "/now").await else { return };
+    let Some(browser) = stage.open("/now").await else { return };
     browser.shows("[data-tile=Service]", "ready").await;
     for (key, place) in
         [("3", "/logs"), ("4", "/alerts"), ("5", "/faults"), ("6", "/audit"), ("2", "/traces")]
