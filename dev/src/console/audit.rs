@@ -22,6 +22,7 @@ const SHOWN: i64 = 60;
 const DEADLINE: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Serialize, sqlx::FromRow)]
+#[expect(clippy::struct_field_names, reason = "`event_type` is the name of the column, too")]
 pub(super) struct Event {
     recorded_at: DateTime<Utc>,
     event_type: String,

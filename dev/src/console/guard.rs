@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -39,11 +39,7 @@ pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, n
 fn may_ask(request: &Request, address: SocketAddr) -> Result<(), &'static str> {
     let headers = request.headers();
     // HTTP/2 has it in the address of the request.
-    let host = request
-        .uri()
-        .authority()
-        .map(|authority| authority.as_str())
-        .or_else(|| text(headers, &header::HOST));
+    let host = request.uri().authority().map(Authority::as_str).or_else(|| text(headers, &header::HOST));
     let own = [address.to_string(), format!("localhost:{}", address.port())];
     if !host.is_some_and(|host| own.iter().any(|own| own == host)) {
         return Err("the console answers only under its own address\n");

@@ -82,7 +82,6 @@ pub struct Scene {
     pub database_url: Url,
     /// As the owner of the schema.
     pub owner_url: Url,
-    pub gateway: Url,
     /// Where the service's log lines are, for the heads of the audit chain in them.
     pub log: Option<PathBuf>,
     pub faults: Switchboard,

@@ -100,8 +100,8 @@ const PANELS: [Panel; 8] = [
         title: "Database connections",
         unit: "",
         lines: &[
-            ("active", "sum(db_connections_active)"),
-            ("idle", "sum(db_connections_idle)"),
+            ("active", "sum(avg_over_time(db_connections_active[WINDOW]))"),
+            ("idle", "sum(avg_over_time(db_connections_idle[WINDOW]))"),
             ("most", "sum(db_connections_max)"),
         ],
     },

@@ -15,7 +15,7 @@ const MOST_SPANS: usize = 500;
 
 #[derive(Debug, Default)]
 pub(super) struct Traces {
-    traces: HashMap<String, Trace>,
+    by_id: HashMap<String, Trace>,
     /// Their ids, oldest first.
     order: VecDeque<String>,
     bytes: usize,
@@ -103,14 +103,14 @@ impl Traces {
                 self.order.push_back(oldest);
                 continue;
             }
-            if let Some(trace) = self.traces.remove(&oldest) {
+            if let Some(trace) = self.by_id.remove(&oldest) {
                 self.bytes -= trace.bytes;
             }
         }
     }
 
     fn add(&mut self, span: Span) {
-        let trace = self.traces.entry(span.trace_id.clone()).or_insert_with(|| {
+        let trace = self.by_id.entry(span.trace_id.clone()).or_insert_with(|| {
             self.order.push_back(span.trace_id.clone());
             Trace::default()
         });
@@ -130,17 +130,17 @@ impl Traces {
     }
 
     pub(super) fn has(&self, trace_id: &str) -> bool {
-        self.traces.contains_key(trace_id)
+        self.by_id.contains_key(trace_id)
     }
 
     /// How many traces, and how many bytes of spans.
     pub(super) fn size(&self) -> (usize, usize) {
-        (self.traces.len(), self.bytes)
+        (self.by_id.len(), self.bytes)
     }
 
     /// The newest that fit.
     pub(super) fn list(&self, filter: &Filter, limit: usize) -> Vec<Summary> {
-        let newest = self.order.iter().rev().filter_map(|id| self.traces.get(id));
+        let newest = self.order.iter().rev().filter_map(|id| self.by_id.get(id));
         let mut fitting: Vec<_> =
             newest.filter_map(Trace::summary).filter(|summary| filter.fits(summary)).take(limit).collect();
         fitting.sort_by(|one, other| other.started.total_cmp(&one.started));
@@ -148,9 +148,9 @@ impl Traces {
     }
 
     pub(super) fn detail(&self, trace_id: &str) -> Option<Detail> {
-        let trace = self.traces.get(trace_id)?;
+        let trace = self.by_id.get(trace_id)?;
         let summary = trace.summary()?;
-        let others = self.traces.values().flat_map(|trace| &trace.spans);
+        let others = self.by_id.values().flat_map(|trace| &trace.spans);
         let linking = others.filter(|span| span.links.iter().any(|link| link.trace_id == trace_id));
         let linked_from = linking
             .map(|span| Link { trace_id: span.trace_id.clone(), span_id: span.span_id.clone() })

@@ -80,7 +80,7 @@ pub(super) async fn read_log(state: Arc<State>, replica: u16, mut log: Follower)
 /// Compares our tables with the gateway's ledger, again and again.
 pub(super) async fn compare_books(state: Arc<State>, scene: Scene) {
     loop {
-        let compared = invariants::check(scene.owner_url.as_str(), &scene.gateway).await;
+        let compared = invariants::check(scene.owner_url.as_str(), scene.faults.gateway()).await;
         *lock(&state.books) = Some(match compared {
             Ok(verdict) => Books {
                 at: Utc::now(),

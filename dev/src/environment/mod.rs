@@ -16,15 +16,24 @@ mod scenario;
 mod screen;
 mod service;
 
-use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, process::ExitStatus, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use futures_util::future::OptionFuture;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tokio::time::{Instant, interval_at, sleep};
 use url::Url;
 
 pub use self::database::seed;
 use self::{
+    database::Database,
     place::Place,
     ports::Ports,
     screen::Screen,
@@ -148,13 +157,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let console = Console::start(ports.console, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     let service_log = place.service_log();
-    // The log tells of one run.
-    match std::fs::remove_file(&service_log) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::Place { path: service_log, source });
-        }
-        Ok(()) | Err(_) => {}
-    }
+    begin_anew(&service_log)?;
     let service = Service::start(Start {
         executable: &executable,
         database: &database,
@@ -177,17 +180,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let stage = Stage { gateway: gateway.url(), owner_url: database.owner_url.clone(), api: api.clone() };
     let faults = Switchboard::new(stage);
     console.follow(ops.clone(), service.log());
-    console.watch(Scene {
-        executable: executable.clone(),
-        database_url: database.url.clone(),
-        owner_url: database.owner_url.clone(),
-        gateway: gateway.url(),
-        log: Some(service_log.clone()),
-        faults: faults.clone(),
-        traffic: traffic.as_ref().map(Traffic::switch),
-        prometheus: Some(place.directory().join("alerting")),
-        scrape_interval: console::SCRAPE_INTERVAL,
-    });
+    let alerting = place.directory().join("alerting");
+    console.watch(scene(executable, &database, &faults, traffic.as_ref(), service_log.clone(), alerting));
 
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
     place
@@ -225,10 +219,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         gateway.faults().clear();
         drop(faults);
         console.stop().await;
-        let report = match traffic {
-            Some(traffic) => Some(traffic.stop().await),
-            None => None,
-        };
+        let report = OptionFuture::from(traffic.map(Traffic::stop)).await;
         books.settle(progress).await?;
         let status = service.stop().await?;
         let verdict = invariants::check(books.owner_url.as_str(), &books.gateway).await?;
@@ -237,18 +228,59 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         if let Some(report) = report {
             progress(&format!("traffic: {report}"));
         }
-        if !status.success() {
-            progress(&format!("the service ended with {status}: see {}", service_log.display()));
-        }
-        if verdict.holds() {
-            progress(&verdict.to_string());
-            return Ok(());
-        }
-        Err(Error::BooksDisagree(verdict))
+        conclude(status, verdict, &service_log, progress)
     };
     tokio::select! {
         stopped = stop => stopped,
         () = interrupts.next() => Err(Error::Interrupted),
+    }
+}
+
+/// Says how it ended.
+fn conclude(
+    service: ExitStatus,
+    verdict: Verdict,
+    service_log: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<(), Error> {
+    if !service.success() {
+        progress(&format!("the service ended with {service}: see {}", service_log.display()));
+    }
+    if !verdict.holds() {
+        return Err(Error::BooksDisagree(verdict));
+    }
+    progress(&verdict.to_string());
+    Ok(())
+}
+
+/// The log tells of one run.
+fn begin_anew(log: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(log) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Place { path: log.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// What the console watches.
+fn scene(
+    executable: PathBuf,
+    database: &Database,
+    faults: &Switchboard,
+    traffic: Option<&Traffic>,
+    log: PathBuf,
+    alerting: PathBuf,
+) -> Scene {
+    Scene {
+        executable,
+        database_url: database.url.clone(),
+        owner_url: database.owner_url.clone(),
+        faults: faults.clone(),
+        traffic: traffic.map(Traffic::switch),
+        log: Some(log),
+        prometheus: Some(alerting),
+        scrape_interval: console::SCRAPE_INTERVAL,
     }
 }
 

@@ -23,11 +23,8 @@ impl fmt::Display for Screen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { console, api, ops, gateway, owner_url, service_log, .. } = self;
         writeln!(f, "\n{} is up.\n", project::name())?;
-        writeln!(f, "  console         {console}  (everything below, to look at)")?;
-        writeln!(
-            f,
-            "  first paid order  {console}/traces/first-paid-order  (its trace, as soon as there is one)\n"
-        )?;
+        writeln!(f, "  console         {console} (all of this, to look at)")?;
+        writeln!(f, "  a paid order    {console}/traces/first-paid-order (the trace of the first one)\n")?;
         writeln!(f, "  API             {api}")?;
         writeln!(f, "  its description {api}docs")?;
         writeln!(f, "  metrics         {ops}metrics")?;

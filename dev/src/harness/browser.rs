@@ -1,4 +1,4 @@
-//! A real Chromium without a screen, driven over WebDriver.
+//! A real Chromium without a screen, driven over the protocol `WebDriver`.
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},

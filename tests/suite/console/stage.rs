@@ -58,7 +58,6 @@ impl Stage {
             executable: PathBuf::from(EXECUTABLE),
             database_url: service.database().service_url().clone(),
             owner_url: service.database().owner_url().clone(),
-            gateway: service.gateway().url(),
             log: None,
             faults: faults.clone(),
             traffic: traffic.as_ref().map(Traffic::switch),

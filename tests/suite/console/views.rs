@@ -25,7 +25,7 @@ async fn each_view_shows_what_has_happened() {
 
     browser.click("nav a[data-view=traces]").await;
     browser.shows(".row.trace .name", "POST /v1/orders/{id}/payments").await;
-    browser.go("/traces?correlation_id=a-checkout&status=2xx").await;
+    browser.go("/traces?correlation_id=a-checkout&route=payments&status=2xx").await;
     browser.shows(".count", "The newest 1 that fit").await;
 
     browser.click("nav a[data-view=logs]").await;
@@ -108,7 +108,7 @@ async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_
     browser.go("/logs?text=circuit").await;
     browser.shows(".line .message", "circuit breaker").await;
     browser.go("/alerts").await;
-    browser.shows(".arrived", "by service").await;
+    browser.shows(".arrived", "by the service itself").await;
     browser.go("/audit").await;
     browser.shows("#banner", "Gateway outage").await;
 

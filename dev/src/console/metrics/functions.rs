@@ -1,4 +1,4 @@
-//! What PromQL's functions do with the samples of a range, and with the buckets of a histogram.
+//! What the functions of `PromQL` do with the samples of a range, and with the buckets of a histogram.
 use super::store::Sample;
 
 /// A range of time in milliseconds; its beginning is not part of it.
@@ -23,8 +23,8 @@ pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
     });
     let grown = last.value - first.value + resets.sum::<f64>();
 
-    let sampled = seconds(last.at - first.at);
-    let between = sampled / count(samples.len() - 1);
+    let covered = seconds(last.at - first.at);
+    let between = covered / count(samples.len() - 1);
     let (mut to_start, mut to_end) = (seconds(first.at - range.start), seconds(range.end - last.at));
     // A sample that is farther from an edge than the next one would be tells that the series began or ended there.
     if to_start >= between * 1.1 {
@@ -32,12 +32,12 @@ pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
     }
     if grown > 0.0 && first.value >= 0.0 {
         // A counter is not extrapolated to below zero.
-        to_start = to_start.min(sampled * (first.value / grown));
+        to_start = to_start.min(covered * (first.value / grown));
     }
     if to_end >= between * 1.1 {
         to_end = between / 2.0;
     }
-    Some(grown * ((sampled + to_start + to_end) / sampled))
+    Some(grown * ((covered + to_start + to_end) / covered))
 }
 
 /// `changes`: how often the value was another one than before.

@@ -1,4 +1,4 @@
-//! What the service measures: scraped, kept for a quarter of an hour, and asked in PromQL.
+//! What the service measures: scraped, kept for a quarter of an hour, and asked in `PromQL`.
 //!
 //! Every figure of the page is the value of an expression that can be pasted into Prometheus, and has the value
 //! that Prometheus would give for the same samples; a test compares the two. So the rules of extrapolation,

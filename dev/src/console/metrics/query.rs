@@ -1,4 +1,4 @@
-//! PromQL, as far as the page and the project's rules use it. What is beyond that is refused by name, never guessed.
+//! `PromQL`, as far as the page and the project's rules use it. What is beyond that is refused by name, never guessed.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use promql_parser::parser::{self, Call, Expr, MatrixSelector, Offset, VectorSelector};
@@ -24,7 +24,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn unsupported(what: impl ToString) -> Self {
+    pub(super) fn unsupported(what: &impl ToString) -> Self {
         Self::Unsupported(what.to_string())
     }
 }
@@ -122,7 +122,7 @@ impl Moment<'_> {
             Expr::Binary(binary) => {
                 vectors::binary(binary, self.value(&binary.lhs)?, self.value(&binary.rhs)?)
             }
-            other => Err(Error::unsupported(other)),
+            other => Err(Error::unsupported(&other)),
         }
     }
 
@@ -151,12 +151,12 @@ impl Moment<'_> {
             ("absent", [vector]) => self.absent(vector),
             ("histogram_quantile", [wanted, buckets]) => {
                 let Value::Scalar(wanted) = self.value(wanted)? else {
-                    return Err(Error::unsupported("a quantile that is a vector"));
+                    return Err(Error::unsupported(&"a quantile that is a vector"));
                 };
                 Ok(Value::Vector(quantiles(wanted, self.vector(buckets)?)))
             }
             (name, [Expr::MatrixSelector(selector)]) => self.over_time(name, selector),
-            (name, _) => Err(Error::unsupported(name)),
+            (name, _) => Err(Error::unsupported(&name)),
         }
     }
 
@@ -167,7 +167,7 @@ impl Moment<'_> {
             "increase" | "rate" => functions::increase,
             "changes" => |samples, _| functions::changes(samples),
             "avg_over_time" => |samples, _| functions::mean(samples),
-            other => return Err(Error::unsupported(other)),
+            other => return Err(Error::unsupported(&other)),
         };
         let per = if name == "rate" { selector.range.as_secs_f64() } else { 1.0 };
         let series = self.store.select(selector.vs.name.as_deref(), &selector.vs.matchers);

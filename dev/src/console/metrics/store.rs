@@ -166,7 +166,8 @@ mod tests {
     #[test]
     fn no_service_makes_more_series_than_there_is_room_for() {
         let mut store = Store::default();
-        let text: String = (0..9_000).map(|number| format!("many{{number=\"{number}\"}} 1\n")).collect();
+        let lines: Vec<_> = (0..9_000).map(|number| format!("many{{number=\"{number}\"}} 1\n")).collect();
+        let text = lines.concat();
         store.scraped(0, "orders", "one", Some(&text));
         assert_eq!(store.size().0, MOST_SERIES);
     }

@@ -25,7 +25,7 @@ pub(super) fn aggregate(aggregate: &AggregateExpr, elements: Vec<Element>) -> Re
         T_COUNT => |values| values.len() as f64,
         #[expect(clippy::cast_precision_loss, reason = "a number of series")]
         T_AVG => |values| values.iter().sum::<f64>() / values.len() as f64,
-        _ => return Err(Error::unsupported(aggregate.op)),
+        _ => return Err(Error::unsupported(&aggregate.op)),
     };
     let mut groups: BTreeMap<Labels, Vec<f64>> = BTreeMap::new();
     for Element { labels, value } in elements {
@@ -51,7 +51,7 @@ fn kept(mut labels: Labels, modifier: &LabelModifier) -> Labels {
 pub(super) fn binary(binary: &BinaryExpr, left: Value, right: Value) -> Result<Value, Error> {
     let modifier = binary.modifier.as_ref();
     if modifier.is_some_and(|modifier| modifier.return_bool) {
-        return Err(Error::unsupported("bool"));
+        return Err(Error::unsupported(&"bool"));
     }
     let operator = binary.op.id();
     let set_operator = matches!(operator, T_LAND | T_LOR | T_LUNLESS);
@@ -75,14 +75,14 @@ pub(super) fn binary(binary: &BinaryExpr, left: Value, right: Value) -> Result<V
         })),
         (Value::Vector(left), Value::Vector(right), Some(operation)) => {
             if modifier.is_some_and(|modifier| modifier.card != VectorMatchCardinality::OneToOne) {
-                return Err(Error::unsupported("matching many to one"));
+                return Err(Error::unsupported(&"matching many to one"));
             }
             Ok(Value::Vector(pairs(left, right, matching, &operation)))
         }
         (Value::Vector(left), Value::Vector(right), None) => {
             Ok(Value::Vector(sets(operator, left, right, matching)))
         }
-        _ => Err(Error::unsupported(format!("{} between numbers", binary.op))),
+        _ => Err(Error::unsupported(&format!("{} between numbers", binary.op))),
     }
 }
 
@@ -107,20 +107,18 @@ fn operation(operator: TokenId, binary: &BinaryExpr) -> Result<Operation, Error>
         T_EQLC => Filter(|left, right| left == right),
         #[expect(clippy::float_cmp, reason = "the language compares exactly")]
         T_NEQ => Filter(|left, right| left != right),
-        _ => return Err(Error::unsupported(binary.op)),
+        _ => return Err(Error::unsupported(&binary.op)),
     })
 }
 
 /// What has to be the same on both sides.
 fn signature(labels: &Labels, matching: Option<&LabelModifier>) -> Labels {
     let mut labels = labels.clone();
-    match matching {
-        Some(matching) => kept(labels, matching),
-        None => {
-            labels.remove(NAME);
-            labels
-        }
+    if let Some(matching) = matching {
+        return kept(labels, matching);
     }
+    labels.remove(NAME);
+    labels
 }
 
 fn pairs(

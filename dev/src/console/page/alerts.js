@@ -27,7 +27,7 @@ async function load() {
 const RANK = { firing: 0, true: 1, pending: 2, unknown: 4 };
 const rank = (rule) => (rule.name === "Watchdog" ? 5 : RANK[rule.standing.state] ?? 3);
 const TONE = { firing: "bad", true: "bad", pending: "warn", inactive: "good", false: "good" };
-const WORD = { true: "condition holds", false: "quiet", inactive: "quiet", unknown: "not computed" };
+const WORD = { true: "true now", false: "quiet", inactive: "quiet", unknown: "not computed" };
 
 function rule(one, opened) {
   const { standing } = one;
@@ -46,8 +46,8 @@ function rule(one, opened) {
 
 function arrived(alert) {
   return h("li", { class: alert.status }, h("time", {}, clock(alert.received_at)),
-    h("b", {}, alert.name), " ", h("span", { class: `status ${alert.status === "firing" ? "bad" : "good"}` }, alert.status), " ",
-    h("span", { class: "muted" }, `by ${alert.source}`), h("p", {}, alert.description || alert.summary));
+    h("b", {}, alert.name), " ", alert.source === "alertmanager" && [h("span", { class: `status ${alert.status === "firing" ? "bad" : "good"}` }, alert.status), " "],
+    h("span", { class: "muted" }, `by ${alert.source === "service" ? "the service itself" : "Alertmanager"}`), h("p", {}, alert.description || alert.summary));
 }
 
 function render(opened) {

@@ -46,9 +46,14 @@ function form() {
     h("a", { class: "button", href: "/logs" }, "Clear"));
 }
 
+/** What a reader looks for first. */
+const FIRST = ["error", "status", "method", "path", "duration_ms", "seal_number"];
+const LAST = ["client_address", "audit_log"];
+const weight = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : LAST.includes(name) ? 99 : 50);
+
 /** A line, with the way to its trace. Its fields open on demand. */
 export function line(one, { chosen = false, onspan = null, replica = false } = {}) {
-  const fields = Object.entries(one.fields);
+  const fields = Object.entries(one.fields).sort(([left], [right]) => weight(left) - weight(right));
   const where = onspan
     ? one.span_id && h("button", { type: "button", class: "link", onclick: () => onspan(one.span_id) }, "span")
     : one.trace_id && h("a", { href: `/traces/${one.trace_id}${query({ span: one.span_id })}` }, "trace");

@@ -64,17 +64,32 @@ function connected(is, title) {
   connection.title = title;
 }
 
-const stream = new EventSource("/api/stream");
-stream.onopen = () => connected(true, "Live");
-stream.onerror = () => connected(false, "No connection to the console: is cargo dev still running?");
-stream.onmessage = ({ data }) => {
+/** A browser opens six connections to a host at most, so a page that nobody looks at gives its own back. */
+let stream = null;
+function listen(wanted) {
+  if (wanted === (stream !== null)) return;
+  if (!wanted) {
+    stream.close();
+    stream = null;
+    return;
+  }
+  stream = new EventSource("/api/stream");
+  stream.onopen = () => connected(true, "Live");
+  stream.onerror = () => connected(false, "No connection to the console: is cargo dev still running?");
+  stream.onmessage = told;
+}
+document.addEventListener("visibilitychange", () => listen(document.visibilityState === "visible"));
+addEventListener("pagehide", () => listen(false));
+addEventListener("pageshow", () => listen(true));
+
+function told({ data }) {
   const { pulse, now: point } = JSON.parse(data);
   const changed = new Set(Object.keys(pulse).filter((kind) => !known || known[kind] !== pulse[kind]));
   known = pulse;
   if (changed.has("faults")) showBanner();
   if (changed.has("alerts")) countAlerts();
   current?.update?.(changed, point);
-};
+}
 
 /** Whatever is wrong on purpose is said on every view, with the way back. */
 const banner = document.getElementById("banner");
@@ -149,3 +164,4 @@ addEventListener("keydown", (event) => {
 const { service } = await ask("/api/now?points=false");
 document.getElementById("service").textContent = service;
 show();
+listen(document.visibilityState === "visible");

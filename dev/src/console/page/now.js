@@ -50,9 +50,9 @@ const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "
 function tiles(figures) {
   const replicas = Object.values(state.replicas);
   const ready = replicas.filter((replica) => replica.ready_status === 200);
-  const degraded = ready.filter((replica) => Object.values(replica.ready.checks ?? {}).some((check) => check !== "healthy"));
+  const degraded = ready.filter((replica) => Object.values(replica.ready?.checks ?? {}).some((check) => check !== "healthy"));
   const readiness = ready.length < replicas.length ? ["not ready", "bad"] : degraded.length ? ["degraded", "warn"] : ["ready", "good"];
-  const uptime = Math.max(0, ...replicas.map((replica) => replica.health.uptime_seconds ?? 0));
+  const uptime = Math.max(0, ...replicas.map((replica) => replica.health?.uptime_seconds ?? 0));
   const { requests = 0, errors = 0, processing = 0 } = figures;
   const share = requests > 0 ? (100 * errors) / requests : 0;
   const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];
@@ -61,10 +61,10 @@ function tiles(figures) {
     tile("Requests", `${number(requests)}/s`, "", `${number(figures.in_flight ?? 0)} in flight`, "/traces"),
     tile("Errors", `${number(share)} %`, share > 0.5 ? "bad" : "", `${number(errors)}/s answered 5xx`, "/traces?status=5xx"),
     tile("p95", duration((figures.p95 ?? NaN) * 1000), "", "of all requests", "/traces?min_ms=50"),
-    tile("Orders", number(figures.orders), "", "since the service's start", "/traces?route=POST+%2Fv1%2Forders"),
+    tile("Orders", number(figures.orders), "", "since the start", "/traces?route=POST+%2Fv1%2Forders"),
     tile("Paid", number(figures.succeeded), "", `${number(figures.declined)} declined, ${number(figures.failed)} failed`, "/traces?route=payments"),
-    tile("Processing", number(processing), processing > 0 ? "warn" : "", "payments without an outcome", "/traces?route=recover"),
-    tile("Breaker", breaker, breakerTone, "of the payment gateway", "/faults"));
+    tile("Processing", number(processing), processing > 0 ? "warn" : "", "no outcome yet", "/traces?route=recover"),
+    tile("Breaker", breaker, breakerTone, "to the gateway", "/faults"));
 }
 
 function routes() {
@@ -84,13 +84,13 @@ const lamp = (name, says, detail) => h("li", {}, h("i", { class: LAMP[says] ?? "
 
 function conditions() {
   return Object.entries(state.replicas).map(([address, { ready, health, ready_status: status }]) => {
-    const checks = Object.entries(ready.checks ?? {}).map(([name, says]) => lamp(name.replaceAll("_", " "), says));
-    const breakers = Object.entries(health.breakers ?? {}).map(([name, says]) => lamp(`breaker ${name.replaceAll("_", " ")}`, says));
-    const workers = (health.workers ?? []).map((worker) => {
+    const checks = Object.entries(ready?.checks ?? {}).map(([name, says]) => lamp(name.replaceAll("_", " "), says));
+    const breakers = Object.entries(health?.breakers ?? {}).map(([name, says]) => lamp(`breaker ${name.replaceAll("_", " ")}`, says));
+    const workers = (health?.workers ?? []).map((worker) => {
       const says = worker.consecutive_failures > 0 ? "unhealthy" : worker.last_success ? "healthy" : "degraded";
       return lamp(worker.name.replaceAll("_", " "), says, worker.last_success ? `${ago(worker.last_success)} ago` : "not yet");
     });
-    return h("section", { class: "panel" }, h("h2", {}, address, " ", h("small", {}, status ? `version ${health.version ?? "?"}` : "does not answer")),
+    return h("section", { class: "panel" }, h("h2", {}, address, " ", h("small", {}, status ? `version ${health?.version ?? "?"}` : "does not answer")),
       h("ul", { class: "lamps" }, checks, breakers, workers));
   });
 }
