@@ -30,7 +30,7 @@ async fn each_view_shows_what_has_happened() {
 
     browser.click("nav a[data-view=logs]").await;
     browser.shows(".line .message", "request").await;
-    browser.go("/logs?correlation_id=a-checkout&level=INFO").await;
+    browser.go("/logs?correlation_id=a-checkout&level=INFO&text=%7Bid%7D%2Fpayments").await;
     browser.shows(".line .message", "request").await;
     assert_eq!(browser.run("return document.querySelectorAll('.line.debug').length").await, json!(0));
     browser.click(".line .where a").await;
