@@ -91,8 +91,8 @@ pub struct Scene {
     pub scrape_interval: Duration,
 }
 
-/// How often the service is scraped unless somebody is in a hurry.
-pub const SCRAPE_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the service is scraped unless somebody is in a hurry: a scrape costs it as much as a few requests.
+pub const SCRAPE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One process of the service.
 #[derive(Debug, Clone)]

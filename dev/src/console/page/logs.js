@@ -48,7 +48,7 @@ function form() {
 
 /** What a reader looks for first. */
 const FIRST = ["error", "status", "method", "path", "duration_ms", "seal_number"];
-const LAST = ["client_address", "audit_log"];
+const LAST = ["user_id", "client_address", "audit_log"];
 const weight = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : LAST.includes(name) ? 99 : 50);
 
 /** A line, with the way to its trace. Its fields open on demand. */
@@ -63,7 +63,7 @@ export function line(one, { chosen = false, onspan = null, replica = false } = {
       h("span", { class: "level" }, one.level || "·"),
       replica && h("span", { class: "muted" }, `#${one.replica}`),
       h("span", { class: "target muted" }, one.target.replace(/^app::/, "")),
-      h("span", { class: "message" }, one.message, " ", h("span", { class: "inline" }, fields.map(([name, value]) => [h("span", { class: "field" }, h("i", {}, `${name}=`), shown(value)), " "]))),
+      h("span", { class: "message" }, one.message, " ", h("span", { class: "inline" }, fields.filter(([name]) => name !== "audit_log").map(([name, value]) => [h("span", { class: "field" }, h("i", {}, `${name}=`), shown(value)), " "]))),
       h("span", { class: "where" }, where)),
     h("dl", { class: "attributes" },
       [["target", one.target], ["replica", one.replica], ["correlation_id", one.correlation_id], ["trace_id", one.trace_id], ["span_id", one.span_id], ...fields]

@@ -57,7 +57,7 @@ function tiles(figures) {
   const share = requests > 0 ? (100 * errors) / requests : 0;
   const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];
   return h("section", { class: "tiles", "aria-label": "Figures" },
-    tile("Service", readiness[0], readiness[1], `${ready.length} of ${replicas.length} up ${duration(uptime * 1000)}`),
+    tile("Service", readiness[0], readiness[1], `${ready.length} of ${replicas.length} up ${ago(Date.now() - uptime * 1000)}`),
     tile("Requests", `${number(requests)}/s`, "", `${number(figures.in_flight ?? 0)} in flight`, "/traces"),
     tile("Errors", `${number(share)} %`, share > 0.5 ? "bad" : "", `${number(errors)}/s answered 5xx`, "/traces?status=5xx"),
     tile("p95", duration((figures.p95 ?? NaN) * 1000), "", "of all requests", "/traces?min_ms=50"),
