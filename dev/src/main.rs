@@ -9,12 +9,9 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use dev::{
-    campaign, cargo,
-    environment::{self, Scenario},
-    gateway, inbox, prepare,
-    signals::Interrupts,
-    traffic,
+    campaign, cargo, environment, faults::Fault, gateway, inbox, prepare, signals::Interrupts, traffic,
 };
+use indicatif::{ProgressBar, ProgressStyle};
 use url::Url;
 
 /// Runs the service on this machine with everything that it needs: a database, a payment gateway, traffic.
@@ -62,13 +59,16 @@ struct Environment {
     logs: bool,
     /// Let something go wrong, again and again
     #[arg(long, value_name = "NAME", value_enum)]
-    scenario: Option<Scenario>,
+    scenario: Option<Fault>,
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     api_port: u16,
     #[arg(long, value_name = "PORT", default_value_t = 9000)]
     ops_port: u16,
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     gateway_port: u16,
+    /// Where the console's page is, and where the service sends its spans
+    #[arg(long, value_name = "PORT", default_value_t = 3000)]
+    console_port: u16,
     /// Keep the data there, for one more environment of this checkout
     #[arg(long, value_name = "DIRECTORY")]
     data: Option<PathBuf>,
@@ -184,9 +184,17 @@ async fn environment(arguments: Environment) -> Outcome {
         api_port: arguments.api_port,
         ops_port: arguments.ops_port,
         gateway_port: arguments.gateway_port,
+        console_port: arguments.console_port,
         extra: arguments.set,
     };
-    environment::run(settings, &say).await?;
+    // It shows nothing where standard error is no terminal.
+    let bar = if settings.logs { ProgressBar::hidden() } else { ProgressBar::no_length() };
+    bar.set_style(ProgressStyle::with_template("{wide_msg}")?);
+    let say = |line: &str| bar.suspend(|| say(line));
+    let status = |line: &str| bar.set_message(line.to_owned());
+    let ended = environment::run(settings, &say, &status).await;
+    bar.finish_and_clear();
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -31,7 +31,18 @@ impl Data {
         Launch::new(env!("CARGO_BIN_EXE_dev"))
             // Its inner cargo is the one that runs these tests, with all that the user has configured.
             .envs(std::env::vars_os())
-            .args(["--data", data, "--api-port", "0", "--ops-port", "0", "--gateway-port", "0"])
+            .args([
+                "--data",
+                data,
+                "--api-port",
+                "0",
+                "--ops-port",
+                "0",
+                "--gateway-port",
+                "0",
+                "--console-port",
+                "0",
+            ])
             .args(more)
             .start()
             .unwrap()

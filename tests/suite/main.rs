@@ -16,6 +16,7 @@ mod audit;
 mod campaign;
 mod catalog;
 mod compliance;
+mod console;
 mod crashes;
 mod database;
 mod distrust;

@@ -7,7 +7,7 @@
 //! - `ports`: whether the ports are free
 //! - `database`: the database, with users and products in it
 //! - `service`: the service as a child process
-//! - `scenario`: faults to watch
+//! - `scenario`: a fault that comes and goes
 //! - `screen`: where everything is
 pub(crate) mod database;
 mod place;
@@ -16,27 +16,38 @@ mod scenario;
 mod screen;
 mod service;
 
-use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, process::ExitStatus, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use futures_util::future::OptionFuture;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tokio::time::{Instant, interval_at, sleep};
 use url::Url;
 
-pub use self::{database::seed, scenario::Scenario};
+pub use self::database::seed;
 use self::{
+    database::Database,
     place::Place,
     ports::Ports,
-    scenario::Stage,
     screen::Screen,
     service::{Service, Start},
 };
 use crate::{
     cargo,
+    console::{self, Console, Scene},
+    faults::{Fault, Stage, Switchboard},
     gateway::{self, Simulator},
     invariants::{self, Verdict},
     postgres::{self, Purpose, Server},
     process::WaitError,
+    project,
     signals::Interrupts,
     traffic::{self, Traffic},
 };
@@ -60,10 +71,11 @@ pub struct Settings {
     /// Requests a second; `None` is no traffic.
     pub rate: Option<f64>,
     pub seed: u64,
-    pub scenario: Option<Scenario>,
+    pub scenario: Option<Fault>,
     pub api_port: u16,
     pub ops_port: u16,
     pub gateway_port: u16,
+    pub console_port: u16,
     /// Further settings of the service, by their names.
     pub extra: Vec<(String, String)>,
 }
@@ -101,6 +113,8 @@ pub enum Error {
     Wait(#[from] WaitError),
     #[error(transparent)]
     Gateway(#[from] gateway::Error),
+    #[error(transparent)]
+    Console(#[from] console::Error),
     #[error("an HTTP client cannot be made: {0}")]
     Client(#[from] reqwest::Error),
     #[error("an address cannot be written as a URL: {0}")]
@@ -115,8 +129,9 @@ pub enum Error {
     Interrupted,
 }
 
-/// Starts everything, runs until a signal or the end of the service, and stops everything.
-pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Error> {
+/// Starts everything, runs until a signal or the end of the service, and stops everything. What happens is told to
+/// `progress`, and how it goes, in one line that replaces the one before, to `status`.
+pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
     let mut place = Place::take(settings.data.as_deref())?;
     let ports = Ports::find(&settings, progress).await?;
     progress("building the service");
@@ -139,15 +154,10 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
         ledger_file: Some(place.ledger_of(&database.identity)),
     };
     let gateway = Simulator::start(gateway_settings.clone()).await?;
+    let console = Console::start(ports.console, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     let service_log = place.service_log();
-    // The log tells of one run.
-    match std::fs::remove_file(&service_log) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::Place { path: service_log, source });
-        }
-        Ok(()) | Err(_) => {}
-    }
+    begin_anew(&service_log)?;
     let service = Service::start(Start {
         executable: &executable,
         database: &database,
@@ -156,6 +166,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
         ports,
         log: &service_log,
         echo: settings.logs,
+        console: &console,
         extra: &settings.extra,
     })
     .await?;
@@ -166,11 +177,22 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     });
     let traffic = traffic.transpose()?;
 
+    let stage = Stage { gateway: gateway.url(), owner_url: database.owner_url.clone(), api: api.clone() };
+    let faults = Switchboard::new(stage);
+    console.follow(ops.clone(), service.log());
+    let alerting = place.directory().join("alerting");
+    console.watch(scene(executable, &database, &faults, traffic.as_ref(), service_log.clone(), alerting));
+
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
     place
-        .announce(&format!("API {api}\noperations {ops}\ngateway {}", gateway.url()))
+        .announce(&format!(
+            "console {}\nAPI {api}\noperations {ops}\ngateway {}",
+            console.url(),
+            gateway.url()
+        ))
         .map_err(|source| Error::Place { path: place.directory().to_owned(), source })?;
     let screen = Screen {
+        console: &console.url(),
         api: &api,
         ops: &ops,
         gateway: &gateway.url(),
@@ -181,22 +203,23 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     };
     progress(&screen.to_string());
 
-    let stage = Stage { gateway: &gateway, owner_url: &database.owner_url, api: &api };
     let books = Books { owner_url: &database.owner_url, gateway: gateway.url() };
     tokio::select! {
         () = interrupts.next() => {}
         error = service.ended() => return Err(error),
-        never = play(settings.scenario, &stage, progress) => match never {},
+        never = play(settings.scenario, &faults, progress) => match never {},
         never = books.watch(progress) => match never {},
+        never = tell_essentials(&console, status) => match never {},
     }
+    status("");
 
     progress("stopping (Ctrl-C again stops at once)");
     let stop = async {
+        // Whatever the switches say: a gateway that is to settle open payments must be well.
         gateway.faults().clear();
-        let report = match traffic {
-            Some(traffic) => Some(traffic.stop().await),
-            None => None,
-        };
+        drop(faults);
+        console.stop().await;
+        let report = OptionFuture::from(traffic.map(Traffic::stop)).await;
         books.settle(progress).await?;
         let status = service.stop().await?;
         let verdict = invariants::check(books.owner_url.as_str(), &books.gateway).await?;
@@ -205,14 +228,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
         if let Some(report) = report {
             progress(&format!("traffic: {report}"));
         }
-        if !status.success() {
-            progress(&format!("the service ended with {status}: see {}", service_log.display()));
-        }
-        if verdict.holds() {
-            progress(&verdict.to_string());
-            return Ok(());
-        }
-        Err(Error::BooksDisagree(verdict))
+        conclude(status, verdict, &service_log, progress)
     };
     tokio::select! {
         stopped = stop => stopped,
@@ -220,10 +236,66 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<(), Erro
     }
 }
 
-async fn play(scenario: Option<Scenario>, stage: &Stage<'_>, progress: &dyn Fn(&str)) -> Infallible {
+/// Says how it ended.
+fn conclude(
+    service: ExitStatus,
+    verdict: Verdict,
+    service_log: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<(), Error> {
+    if !service.success() {
+        progress(&format!("the service ended with {service}: see {}", service_log.display()));
+    }
+    if !verdict.holds() {
+        return Err(Error::BooksDisagree(verdict));
+    }
+    progress(&verdict.to_string());
+    Ok(())
+}
+
+/// The log tells of one run.
+fn begin_anew(log: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(log) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Place { path: log.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// What the console watches.
+fn scene(
+    executable: PathBuf,
+    database: &Database,
+    faults: &Switchboard,
+    traffic: Option<&Traffic>,
+    log: PathBuf,
+    alerting: PathBuf,
+) -> Scene {
+    Scene {
+        executable,
+        database_url: database.url.clone(),
+        owner_url: database.owner_url.clone(),
+        faults: faults.clone(),
+        traffic: traffic.map(Traffic::switch),
+        log: Some(log),
+        prometheus: Some(alerting),
+        scrape_interval: console::SCRAPE_INTERVAL,
+    }
+}
+
+async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
     match scenario {
-        Some(scenario) => scenario.play(stage, progress).await,
+        Some(fault) => scenario::play(fault, faults, progress).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Keeps the line that says how it goes up to date.
+async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible {
+    let mut essentials = console.essentials();
+    loop {
+        status(&essentials.next().await);
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) struct Ports {
     pub(super) api: SocketAddr,
     pub(super) ops: SocketAddr,
     pub(super) gateway: SocketAddr,
+    pub(super) console: SocketAddr,
 }
 
 impl Ports {
@@ -27,6 +28,7 @@ impl Ports {
             api: free("the API", "--api-port", settings.api_port, progress).await?,
             ops: free("the operations listener", "--ops-port", settings.ops_port, progress).await?,
             gateway: free("the payment gateway", "--gateway-port", settings.gateway_port, progress).await?,
+            console: free("the console", "--console-port", settings.console_port, progress).await?,
         })
     }
 }

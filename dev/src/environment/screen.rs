@@ -9,6 +9,7 @@ use crate::project;
 
 /// What there is to see.
 pub(super) struct Screen<'a> {
+    pub(super) console: &'a str,
     pub(super) api: &'a Url,
     pub(super) ops: &'a Url,
     pub(super) gateway: &'a Url,
@@ -20,8 +21,10 @@ pub(super) struct Screen<'a> {
 
 impl fmt::Display for Screen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { api, ops, gateway, owner_url, service_log, .. } = self;
+        let Self { console, api, ops, gateway, owner_url, service_log, .. } = self;
         writeln!(f, "\n{} is up.\n", project::name())?;
+        writeln!(f, "  console         {console} (all of this, to look at)")?;
+        writeln!(f, "  a paid order    {console}/traces/first-paid-order (the trace of the first one)\n")?;
         writeln!(f, "  API             {api}")?;
         writeln!(f, "  its description {api}docs")?;
         writeln!(f, "  metrics         {ops}metrics")?;

@@ -6,8 +6,9 @@ use url::Url;
 
 use super::{Error, database::Database, ports::Ports};
 use crate::{
+    console::Console,
     gateway, http,
-    process::{Child, Launch, Stream},
+    process::{Child, Follower, Launch, Stream},
 };
 
 /// A start takes a second; a machine that compiles something else at the same time may need more.
@@ -28,6 +29,7 @@ pub(super) struct Start<'a> {
     pub(super) ports: Ports,
     pub(super) log: &'a Path,
     pub(super) echo: bool,
+    pub(super) console: &'a Console,
     pub(super) extra: &'a [(String, String)],
 }
 
@@ -52,6 +54,10 @@ impl Service {
             .env("GATEWAY_WEBHOOK_SECRET", &start.gateway.webhook_secret)
             .env("API_ADDRESS", start.ports.api.to_string())
             .env("OPS_ADDRESS", start.ports.ops.to_string())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", start.console.url())
+            // Seconds are long for somebody who watches.
+            .env("OTEL_BSP_SCHEDULE_DELAY", "1000")
+            .env("ALERT_WEBHOOK_URL", start.console.alerts_url())
             .log_to(start.log)
             .echo(echo);
         for (name, value) in start.extra {
@@ -76,6 +82,11 @@ impl Service {
             sleep(Duration::from_millis(50)).await;
         }
         Err(Error::NotReady { waited: READY_DEADLINE, last_lines: self.last_lines() })
+    }
+
+    /// What it prints, from its start.
+    pub(super) fn log(&self) -> Follower {
+        self.child.follow()
     }
 
     /// Ends when the service does, with the reason as far as it told one.

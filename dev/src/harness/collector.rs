@@ -1,29 +1,14 @@
-//! A collector of traces: takes what a service sends over OTLP, on the wire that any backend has, and keeps it.
-//!
-//! One port speaks both protocols, since both are HTTP: gRPC on HTTP/2, and protobuf on `/v1/traces`. It can be
-//! as unwell as collectors are.
+//! A collector of traces: takes what a service sends over OTLP and keeps it. It can be as unwell as collectors are.
 use std::{
-    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    common::v1::{AnyValue, KeyValue, any_value},
-    trace::v1::{Span as Sent, span::SpanKind, status::StatusCode as SpanStatus},
-};
-use prost::Message;
-use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
-use tonic::{Request, Response, Status, service::Routes};
 
 use super::eventually;
+use crate::otlp::{self, Span, SpanKind};
 
 /// How a collector meets what it is sent.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,35 +42,13 @@ struct Contents {
     spans: Vec<Span>,
 }
 
-/// A span, as it was sent.
-#[derive(Debug, Clone)]
-pub struct Span {
-    pub trace_id: String,
-    pub span_id: String,
-    /// Empty for the first of its trace.
-    pub parent_id: String,
-    pub name: String,
-    pub kind: SpanKind,
-    pub status: SpanStatus,
-    pub attributes: BTreeMap<String, Value>,
-    /// The traces that it is linked to.
-    pub links: Vec<String>,
-    /// Nanoseconds since 1970.
-    pub started: u64,
-    pub ended: u64,
-    /// What the service says of itself.
-    pub resource: BTreeMap<String, Value>,
-}
-
 impl Collector {
     /// Starts one that is well.
     pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
         let address = listener.local_addr().expect("a listener has an address");
         let inbox = Inbox::default();
-        let router: Router = Routes::new(TraceServiceServer::new(inbox.clone()))
-            .into_axum_router()
-            .route("/v1/traces", post(take_protobuf).with_state(inbox.clone()));
+        let router = otlp::router(inbox.clone());
         let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
         Self { address, inbox, server }
     }
@@ -145,9 +108,10 @@ impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Contents> {
         self.0.lock().expect("nobody panics with the inbox in hand")
     }
+}
 
-    /// Takes it, or says that it does not.
-    async fn take(&self, request: ExportTraceServiceRequest) -> bool {
+impl otlp::Sink for Inbox {
+    async fn take(&self, spans: Vec<Span>) -> bool {
         let mood = {
             let mut contents = self.lock();
             contents.requests += 1;
@@ -158,69 +122,7 @@ impl Inbox {
             Mood::Slow(pause) => tokio::time::sleep(pause).await,
             Mood::Refusing => return false,
         }
-        self.lock().spans.extend(spans(request));
+        self.lock().spans.extend(spans);
         true
-    }
-}
-
-#[tonic::async_trait]
-impl TraceService for Inbox {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        if self.take(request.into_inner()).await {
-            Ok(Response::new(ExportTraceServiceResponse::default()))
-        } else {
-            Err(Status::resource_exhausted("it is over its limits"))
-        }
-    }
-}
-
-async fn take_protobuf(State(inbox): State<Inbox>, body: Bytes) -> Result<Vec<u8>, StatusCode> {
-    let request = ExportTraceServiceRequest::decode(body).map_err(|_| StatusCode::BAD_REQUEST)?;
-    if inbox.take(request).await {
-        Ok(ExportTraceServiceResponse::default().encode_to_vec())
-    } else {
-        Err(StatusCode::SERVICE_UNAVAILABLE)
-    }
-}
-
-fn spans(request: ExportTraceServiceRequest) -> impl Iterator<Item = Span> {
-    request.resource_spans.into_iter().flat_map(|of_resource| {
-        let resource = attributes(of_resource.resource.unwrap_or_default().attributes);
-        let sent = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-        sent.map(move |sent| span(sent, &resource))
-    })
-}
-
-fn span(sent: Sent, resource: &BTreeMap<String, Value>) -> Span {
-    Span {
-        trace_id: hex::encode(&sent.trace_id),
-        span_id: hex::encode(&sent.span_id),
-        parent_id: hex::encode(&sent.parent_span_id),
-        kind: sent.kind(),
-        status: sent.status.clone().unwrap_or_default().code(),
-        links: sent.links.iter().map(|link| hex::encode(&link.trace_id)).collect(),
-        started: sent.start_time_unix_nano,
-        ended: sent.end_time_unix_nano,
-        attributes: attributes(sent.attributes),
-        resource: resource.clone(),
-        name: sent.name,
-    }
-}
-
-fn attributes(sent: Vec<KeyValue>) -> BTreeMap<String, Value> {
-    sent.into_iter().map(|pair| (pair.key, pair.value.map_or(Value::Null, value))).collect()
-}
-
-/// Texts and numbers stay apart: on the wire they are.
-fn value(sent: AnyValue) -> Value {
-    match sent.value {
-        Some(any_value::Value::StringValue(text)) => json!(text),
-        Some(any_value::Value::BoolValue(truth)) => json!(truth),
-        Some(any_value::Value::IntValue(number)) => json!(number),
-        Some(any_value::Value::DoubleValue(number)) => json!(number),
-        other => json!(format!("{other:?}")),
     }
 }

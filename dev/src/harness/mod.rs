@@ -19,6 +19,7 @@
 )]
 mod answer;
 mod balancer;
+mod browser;
 mod builder;
 mod client;
 mod collector;
@@ -30,15 +31,19 @@ mod user;
 
 use std::time::{Duration, Instant};
 
-pub use crate::{link::Link, process::Signal};
-pub use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode as SpanStatus};
+pub use crate::{
+    link::Link,
+    otlp::{Span, SpanKind, SpanStatus},
+    process::Signal,
+};
 
 pub use self::{
     answer::Answer,
     balancer::Balancer,
+    browser::Browser,
     builder::{Builder, GATEWAY_API_KEY},
     client::{Attempt, Client, Exchange, Request, Witness},
-    collector::{Collector, Mood, Span},
+    collector::{Collector, Mood},
     command::{Finished, run},
     database::{Database, Held},
     order::Order,

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     gateway::{Faults, Simulator, Webhooks},
     invariants,
-    process::{Child, Signal, Stream},
+    process::{Child, Follower, Signal, Stream},
 };
 
 /// The executable, running `serve`.
@@ -326,6 +326,11 @@ impl Service {
         let status = status.expect("the process runs");
         let size = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
         size.and_then(|size| size.trim().parse::<u64>().ok()).expect("it says so") * 1024
+    }
+
+    /// Reads what the present process prints, from its start.
+    pub fn follow(&self) -> Follower {
+        self.process.child.follow()
     }
 
     /// The log lines of the present process.

@@ -59,9 +59,26 @@ impl Settings {
     }
 }
 
+/// Whether requests are begun at the moment. Clones switch the same traffic.
+#[derive(Clone, Debug)]
+pub struct Switch(watch::Sender<bool>);
+
+impl Switch {
+    /// Whether it is on.
+    pub fn is_on(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// From now on requests are begun, or none.
+    pub fn set(&self, on: bool) {
+        self.0.send_replace(on);
+    }
+}
+
 /// Traffic under way. Dropping it ends it; [`Traffic::stop`] also says what has happened.
 pub struct Traffic {
     market: Arc<Market>,
+    switch: Switch,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -71,9 +88,15 @@ impl Traffic {
     pub fn start(settings: Settings) -> Result<Self, reqwest::Error> {
         let pause = Duration::from_secs_f64(1.0 / settings.rate_per_second.clamp(0.01, 1000.0));
         let market = Arc::new(Market::open(settings)?);
+        let switch = Switch(watch::Sender::new(true));
         let stop = watch::Sender::new(false);
-        let task = tokio::spawn(run(Arc::clone(&market), pause, stop.subscribe()));
-        Ok(Self { market, stop, task })
+        let task = tokio::spawn(run(Arc::clone(&market), pause, switch.clone(), stop.subscribe()));
+        Ok(Self { market, switch, stop, task })
+    }
+
+    /// To pause it, and to let it go on.
+    pub fn switch(&self) -> Switch {
+        self.switch.clone()
     }
 
     /// What has happened so far.
@@ -89,7 +112,7 @@ impl Traffic {
     }
 }
 
-async fn run(market: Arc<Market>, pause: Duration, mut stop: watch::Receiver<bool>) {
+async fn run(market: Arc<Market>, pause: Duration, switch: Switch, mut stop: watch::Receiver<bool>) {
     let mut requests = JoinSet::new();
     let mut clock = tokio::time::interval(pause);
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -99,6 +122,9 @@ async fn run(market: Arc<Market>, pause: Duration, mut stop: watch::Receiver<boo
             _ = clock.tick() => {}
         }
         while requests.try_join_next().is_some() {}
+        if !switch.is_on() {
+            continue;
+        }
         if requests.len() < AT_ONCE {
             requests.spawn(Arc::clone(&market).visit(tick));
         } else {

@@ -69,7 +69,7 @@ struct ExpectedAlert {
     exp_annotations: BTreeMap<String, String>,
 }
 
-pub(super) fn repository() -> &'static Path {
+pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 

@@ -21,11 +21,11 @@ use uuid::Uuid;
 use super::files::repository;
 
 /// A program of the `PATH`. Without it a test has nothing to say, which is a failure where `REQUIRE_TOOLS` is set.
-pub(super) fn tool(name: &str) -> Option<PathBuf> {
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
     if found.is_none() {
-        assert!(env::var_os("REQUIRE_TOOLS").is_none(), "{name} is not installed: .ci/tools installs it");
+        assert!(env::var_os("REQUIRE_TOOLS").is_none(), "{name} is not installed: .ci/run installs it");
         println!("skipped: {name}");
     }
     found

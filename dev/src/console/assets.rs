@@ -1,0 +1,37 @@
+//! The page: plain files, as they are edited, in the binary.
+use axum::{
+    extract::Path,
+    http::{StatusCode, header},
+    response::{Html, IntoResponse, Response},
+};
+
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+/// Every file beside the page itself: its name, its type, its content.
+const FILES: [(&str, &str, &str); 13] = [
+    ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
+    ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
+    ("main.js", SCRIPT, include_str!("page/main.js")),
+    ("dom.js", SCRIPT, include_str!("page/dom.js")),
+    ("format.js", SCRIPT, include_str!("page/format.js")),
+    ("chart.js", SCRIPT, include_str!("page/chart.js")),
+    ("now.js", SCRIPT, include_str!("page/now.js")),
+    ("traces.js", SCRIPT, include_str!("page/traces.js")),
+    ("waterfall.js", SCRIPT, include_str!("page/waterfall.js")),
+    ("logs.js", SCRIPT, include_str!("page/logs.js")),
+    ("alerts.js", SCRIPT, include_str!("page/alerts.js")),
+    ("faults.js", SCRIPT, include_str!("page/faults.js")),
+    ("audit.js", SCRIPT, include_str!("page/audit.js")),
+];
+
+/// One page for every view: which it is stands in the address.
+pub(super) async fn page() -> Html<&'static str> {
+    Html(include_str!("page/index.html"))
+}
+
+pub(super) async fn file(Path(name): Path<String>) -> Response {
+    match FILES.iter().find(|(known, ..)| *known == name) {
+        Some((_, media_type, content)) => ([(header::CONTENT_TYPE, *media_type)], *content).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}

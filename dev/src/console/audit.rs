@@ -1,0 +1,117 @@
+//! The view *Audit*: the newest events and seals, and the service's own verification of the chain.
+//!
+//! Read as the owner of the schema and past the API, which would write every look at the trail into the trail.
+use std::{path::Path, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::{Connection as _, PgConnection};
+use url::Url;
+use uuid::Uuid;
+
+use crate::{
+    process::{Launch, Stream, WaitError},
+    project,
+};
+
+/// How many events and seals are shown.
+const SHOWN: i64 = 60;
+
+/// A verification reads the whole trail.
+const DEADLINE: Duration = Duration::from_mins(5);
+
+#[derive(Debug, Serialize, sqlx::FromRow)]
+#[expect(clippy::struct_field_names, reason = "`event_type` is the name of the column, too")]
+pub(super) struct Event {
+    recorded_at: DateTime<Utc>,
+    event_type: String,
+    resource: String,
+    action: String,
+    result: String,
+    user_id: Option<Uuid>,
+    role: Option<String>,
+    ip_address: Option<String>,
+    correlation_id: Option<String>,
+    trace_id: Option<String>,
+    metadata: Value,
+}
+
+#[derive(Debug, Serialize, sqlx::FromRow)]
+pub(super) struct Seal {
+    number: i64,
+    sealed_at: DateTime<Utc>,
+    event_count: i32,
+    hash: String,
+    previous_hash: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Trail {
+    events: Vec<Event>,
+    seals: Vec<Seal>,
+}
+
+pub(super) async fn trail(owner_url: &Url) -> Result<Trail, sqlx::Error> {
+    let mut connection = PgConnection::connect(owner_url.as_str()).await?;
+    let events = sqlx::query_as(
+        "select recorded_at, event_type, resource, action, result, user_id, role, host(ip_address) as ip_address,
+           correlation_id, trace_id, metadata
+         from audit_events
+         order by recorded_at desc, sequence desc
+         limit $1",
+    )
+    .bind(SHOWN)
+    .fetch_all(&mut connection)
+    .await?;
+    let seals = sqlx::query_as(
+        "select number, sealed_at, event_count, encode(hash, 'hex') as hash,
+           encode(previous_hash, 'hex') as previous_hash
+         from audit_seals
+         order by number desc
+         limit $1",
+    )
+    .bind(SHOWN)
+    .fetch_all(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(Trail { events, seals })
+}
+
+/// What `audit verify` said.
+#[derive(Debug, Serialize)]
+pub(super) struct Verification {
+    whole: bool,
+    /// The command, for whoever wants to do it by hand.
+    command: String,
+    said: String,
+    seconds: f64,
+}
+
+/// Runs the service's `audit verify` as its restricted role, against the heads in the log where there is one.
+pub(super) async fn verify(
+    executable: &Path,
+    database_url: &Url,
+    log: Option<&Path>,
+) -> Result<Verification, WaitError> {
+    let mut arguments = vec!["audit".to_owned(), "verify".to_owned()];
+    let has_heads =
+        |log: &&Path| std::fs::read_to_string(log).is_ok_and(|text| text.contains("\"seal_hash\""));
+    if let Some(log) = log.filter(has_heads) {
+        arguments.extend(["--heads".to_owned(), log.display().to_string()]);
+    }
+    let command = format!("{} {}", project::name(), arguments.join(" "));
+    let began = std::time::Instant::now();
+    let process = Launch::new(executable)
+        .args(&arguments)
+        .directory(Path::new("/"))
+        .env("DATABASE_URL", database_url.as_str())
+        .start()?;
+    let status = process.wait(DEADLINE).await?;
+    let mut lines = process.lines();
+    // What is found stands on standard output, what went wrong on the other.
+    lines.sort_by_key(|line| line.stream == Stream::Stderr);
+    let said: Vec<String> = lines.into_iter().map(|line| line.text).collect();
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Verification { whole: status.success(), command, said: said.join("\n"), seconds })
+}

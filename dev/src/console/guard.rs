@@ -1,0 +1,63 @@
+//! Who may ask the console: this machine's own pages and programs, and nobody who borrows a browser.
+//!
+//! The console can switch faults and shows log lines, so it answers only under the addresses that it is reached by
+//! on this machine. A page of another origin is refused whatever its browser lets it send, and a name of somebody
+//! else's that is pointed at 127.0.0.1 (DNS rebinding) is not one of those addresses.
+use std::net::SocketAddr;
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+/// Scripts and styles are files of the console; nothing else is loaded, embedded or sent anywhere.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, next: Next) -> Response {
+    if let Err(why) = may_ask(&request, address) {
+        return (StatusCode::FORBIDDEN, why).into_response();
+    }
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    // Another build of the page may be behind the same address a minute later.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+fn may_ask(request: &Request, address: SocketAddr) -> Result<(), &'static str> {
+    let headers = request.headers();
+    // HTTP/2 has it in the address of the request.
+    let host = request.uri().authority().map(Authority::as_str).or_else(|| text(headers, &header::HOST));
+    let own = [address.to_string(), format!("localhost:{}", address.port())];
+    if !host.is_some_and(|host| own.iter().any(|own| own == host)) {
+        return Err("the console answers only under its own address\n");
+    }
+    let origin = text(headers, &header::ORIGIN);
+    if origin.is_some_and(|origin| !own.iter().any(|own| origin == format!("http://{own}"))) {
+        return Err("the console answers only its own pages\n");
+    }
+    let site = headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
+    let is_a_link = request.method() == Method::GET
+        && headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate")
+        && headers.get("sec-fetch-dest").is_some_and(|destination| destination == "document");
+    match site {
+        Some("cross-site" | "same-site") if !is_a_link => Err("the console answers only its own pages\n"),
+        _ => Ok(()),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}

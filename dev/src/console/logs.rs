@@ -1,0 +1,187 @@
+//! The newest log lines of every replica.
+//!
+//! The bound: [`MOST_LINES`] lines and [`MOST_BYTES`] of text; the oldest make room.
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub(super) const MOST_LINES: usize = 20_000;
+pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+/// The levels, the worst first.
+const LEVELS: [&str; 5] = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
+
+/// What one line takes beside its text.
+const OVERHEAD: usize = 128;
+
+#[derive(Debug, Default)]
+pub(super) struct Logs {
+    lines: VecDeque<Kept>,
+    bytes: usize,
+    /// The number of the next line.
+    next: u64,
+}
+
+/// A line as it is kept: parsed again when it is looked at, which takes no memory meanwhile.
+#[derive(Debug)]
+struct Kept {
+    replica: u16,
+    text: Box<str>,
+}
+
+/// A line as it is shown.
+#[derive(Debug, Serialize)]
+pub(super) struct Line {
+    /// Counted from the first.
+    number: u64,
+    replica: u16,
+    timestamp: String,
+    level: String,
+    target: String,
+    message: String,
+    correlation_id: String,
+    trace_id: String,
+    span_id: String,
+    /// Everything else that it says.
+    fields: Map<String, Value>,
+}
+
+/// Which lines are asked for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Filter {
+    /// This level and those that are worse.
+    level: String,
+    /// The beginning of the target.
+    target: String,
+    /// Any part of the line, upper or lower case.
+    text: String,
+    correlation_id: String,
+    trace_id: String,
+    /// Only lines after this one.
+    after: Option<u64>,
+}
+
+impl Logs {
+    pub(super) fn push(&mut self, replica: u16, text: String) {
+        self.bytes += text.len() + OVERHEAD;
+        self.lines.push_back(Kept { replica, text: text.into_boxed_str() });
+        self.next += 1;
+        while self.lines.len() > MOST_LINES || self.bytes > MOST_BYTES {
+            let Some(oldest) = self.lines.pop_front() else { break };
+            self.bytes -= oldest.text.len() + OVERHEAD;
+        }
+    }
+
+    /// The newest that fit, oldest first.
+    pub(super) fn list(&self, filter: &Filter, limit: usize) -> Vec<Line> {
+        let needle = filter.text.to_lowercase();
+        let numbered = self.lines.iter().rev().zip((0..self.next).rev());
+        let after = numbered.take_while(|(_, number)| filter.after.is_none_or(|after| *number > after));
+        let fitting = after.filter(|(line, _)| filter.may_fit(line, &needle));
+        let lines = fitting.map(|(kept, number)| Line::read(kept, number));
+        let mut lines: Vec<Line> = lines.filter(|line| filter.fits(line)).take(limit).collect();
+        lines.reverse();
+        lines
+    }
+
+    /// How many lines, and how many bytes of them.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.lines.len(), self.bytes)
+    }
+}
+
+impl Line {
+    /// A line that is no JSON, such as the message of a crash, is a message and nothing else.
+    fn read(kept: &Kept, number: u64) -> Self {
+        let mut fields: Map<String, Value> = serde_json::from_str(&kept.text).unwrap_or_default();
+        if fields.is_empty() {
+            fields.insert("message".to_owned(), Value::from(&*kept.text));
+        }
+        for of_every_line in ["service", "version", "request_id"] {
+            fields.remove(of_every_line);
+        }
+        let mut text = |name: &str| match fields.remove(name) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        };
+        Self {
+            number,
+            replica: kept.replica,
+            timestamp: text("timestamp"),
+            level: text("level"),
+            target: text("target"),
+            message: text("message"),
+            correlation_id: text("correlation_id"),
+            trace_id: text("trace_id"),
+            span_id: text("span_id"),
+            fields,
+        }
+    }
+}
+
+impl Filter {
+    /// The lines of one trace.
+    pub(super) fn of_trace(trace_id: &str) -> Self {
+        Self { trace_id: trace_id.to_owned(), ..Self::default() }
+    }
+
+    /// Looks at the text alone, which spares parsing almost every line that is not wanted.
+    fn may_fit(&self, line: &Kept, needle: &str) -> bool {
+        (self.trace_id.is_empty() || line.text.contains(&self.trace_id))
+            && (self.correlation_id.is_empty() || line.text.contains(&self.correlation_id))
+            && (needle.is_empty() || line.text.to_lowercase().contains(needle))
+    }
+
+    fn fits(&self, line: &Line) -> bool {
+        let rank = |level: &str| LEVELS.iter().position(|known| *known == level).unwrap_or(0);
+        (self.level.is_empty() || rank(&line.level) <= rank(&self.level))
+            && line.target.starts_with(&self.target)
+            && (self.trace_id.is_empty() || line.trace_id == self.trace_id)
+            && (self.correlation_id.is_empty() || line.correlation_id == self.correlation_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(level: &str, message: &str) -> String {
+        serde_json::json!({ "level": level, "target": "app::orders", "message": message, "trace_id": "t" })
+            .to_string()
+    }
+
+    #[test]
+    fn lines_are_found_by_level_text_and_what_came_after() {
+        let mut logs = Logs::default();
+        logs.push(1, line("DEBUG", "a detail"));
+        logs.push(1, line("ERROR", "A Failure"));
+        logs.push(2, "thread 'main' panicked".to_owned());
+        let messages = |filter: Filter| -> Vec<String> {
+            logs.list(&filter, 10).into_iter().map(|line| line.message).collect()
+        };
+        assert_eq!(messages(Filter::default()), ["a detail", "A Failure", "thread 'main' panicked"]);
+        assert_eq!(
+            messages(Filter { level: "WARN".to_owned(), ..Filter::default() }),
+            ["A Failure", "thread 'main' panicked"]
+        );
+        assert_eq!(messages(Filter { text: "failure".to_owned(), ..Filter::default() }), ["A Failure"]);
+        assert_eq!(messages(Filter { after: Some(1), ..Filter::default() }), ["thread 'main' panicked"]);
+        assert_eq!(messages(Filter { trace_id: "t".to_owned(), ..Filter::default() }).len(), 2);
+    }
+
+    #[test]
+    fn neither_many_lines_nor_long_ones_take_more_room_than_there_is() {
+        let mut logs = Logs::default();
+        for number in 0..MOST_LINES + 100 {
+            logs.push(1, line("INFO", &number.to_string()));
+        }
+        assert_eq!(logs.size().0, MOST_LINES);
+        assert_eq!(logs.list(&Filter::default(), 1)[0].message, (MOST_LINES + 99).to_string());
+        for _ in 0..100 {
+            logs.push(1, "x".repeat(1024 * 1024));
+        }
+        assert!(logs.size().1 <= MOST_BYTES);
+    }
+}

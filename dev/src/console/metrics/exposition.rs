@@ -1,0 +1,75 @@
+//! Reading Prometheus' text format, as far as samples go.
+//!
+//! The `prometheus-parse` crate ends the labels at the first `}`, which the label of a route may contain.
+use super::Labels;
+
+/// The name of the metric, among its labels, as Prometheus has it.
+pub(super) const NAME: &str = "__name__";
+
+/// The samples of a text: what identifies a series, unparsed, and the value.
+pub(super) fn samples(text: &str) -> impl Iterator<Item = (&str, f64)> {
+    text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let (head, rest) = match line.rfind('}') {
+            Some(end) => line.split_at(end + 1),
+            None => line.split_once(' ')?,
+        };
+        // A timestamp may follow.
+        Some((head, rest.split_whitespace().next()?.parse().ok()?))
+    })
+}
+
+/// The labels of a series, its name among them; `None` if that is not what the text is.
+pub(super) fn labels(head: &str) -> Option<Labels> {
+    let (name, mut rest) = head.split_once('{').unwrap_or((head, "}"));
+    let mut labels = Labels::from([(NAME.to_owned(), name.trim().to_owned())]);
+    loop {
+        rest = rest.trim_start_matches([' ', ',']);
+        if rest == "}" {
+            return Some(labels);
+        }
+        let (label, quoted) = rest.split_once("=\"")?;
+        let (value, after) = unquoted(quoted)?;
+        labels.insert(label.trim().to_owned(), value);
+        rest = after;
+    }
+}
+
+/// A value up to its closing quote, and what follows.
+fn unquoted(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut letters = text.char_indices();
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '"' => return Some((value, text.get(at + 1..)?)),
+            '\\' => value.push(match letters.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            other => value.push(other),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_may_hold_anything() {
+        let text = concat!(
+            "# HELP http_requests_total Requests.\n",
+            "http_requests_total{path=\"/v1/orders/{id}\",status=\"200\"} 7\n",
+            "odd{says=\"a \\\"quote\\\", a \\\\ and a \\n\"} +Inf 1700000000\n",
+            "up 1\n",
+            "broken\n",
+        );
+        let read: Vec<_> = samples(text).map(|(head, value)| (labels(head).unwrap(), value)).collect();
+        assert_eq!(read.len(), 3);
+        assert_eq!(read[0].0["path"], "/v1/orders/{id}");
+        assert_eq!((read[0].0[NAME].as_str(), read[0].1), ("http_requests_total", 7.0));
+        assert_eq!(read[1].0["says"], "a \"quote\", a \\ and a \n");
+        assert!(read[1].1.is_infinite());
+        assert_eq!(read[2].0, Labels::from([(NAME.to_owned(), "up".to_owned())]));
+    }
+}

@@ -1,0 +1,174 @@
+//! The samples of the last quarter of an hour.
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    time::Duration,
+};
+
+use promql_parser::label::Matchers;
+
+use super::{
+    Labels,
+    exposition::{self, NAME},
+};
+
+/// How long samples are kept.
+pub const RETENTION: Duration = Duration::from_mins(15);
+
+/// Series that are kept. One more than this is not begun; a service has half as many.
+const MOST_SERIES: usize = 5_000;
+
+/// The value that says that a series has ended, as Prometheus marks it.
+const STALE: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
+
+/// A value at a time, in milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Sample {
+    pub(super) at: i64,
+    pub(super) value: f64,
+}
+
+impl Sample {
+    pub(super) fn is_stale(&self) -> bool {
+        self.value.to_bits() == STALE.to_bits()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Series {
+    pub(super) labels: Labels,
+    pub(super) samples: VecDeque<Sample>,
+}
+
+/// The series that were scraped, of one target or of several.
+#[derive(Debug, Default)]
+pub struct Store {
+    series: BTreeMap<u64, Series>,
+    /// The series of a name.
+    names: HashMap<String, BTreeSet<u64>>,
+    /// The series of a target, by the text that it wrote for them.
+    heads: HashMap<String, HashMap<String, u64>>,
+    next: u64,
+}
+
+impl Store {
+    /// Takes what a target answered; `None` if it did not. What it has no longer is marked as ended.
+    pub fn scraped(&mut self, at: i64, job: &str, instance: &str, text: Option<&str>) {
+        let up = if text.is_some() { "up 1" } else { "up 0" };
+        let mut known = self.heads.remove(instance).unwrap_or_default();
+        let mut seen = BTreeSet::new();
+        for (head, value) in exposition::samples(text.unwrap_or_default()).chain(exposition::samples(up)) {
+            let id = match known.get(head) {
+                Some(id) if self.series.contains_key(id) => Some(*id),
+                _ => self.begin(head, job, instance),
+            };
+            let Some(id) = id else { continue };
+            self.push(id, Sample { at, value });
+            known.insert(head.to_owned(), id);
+            seen.insert(id);
+        }
+        for id in known.values().filter(|id| !seen.contains(id)) {
+            self.end(*id, at);
+        }
+        self.heads.insert(instance.to_owned(), known);
+        self.forget(at);
+    }
+
+    fn begin(&mut self, head: &str, job: &str, instance: &str) -> Option<u64> {
+        if self.series.len() >= MOST_SERIES {
+            return None;
+        }
+        let mut labels = exposition::labels(head)?;
+        labels.insert("job".to_owned(), job.to_owned());
+        labels.insert("instance".to_owned(), instance.to_owned());
+        let id = self.next;
+        self.next += 1;
+        self.names.entry(labels.get(NAME)?.clone()).or_default().insert(id);
+        self.series.insert(id, Series { labels, samples: VecDeque::new() });
+        Some(id)
+    }
+
+    fn push(&mut self, id: u64, sample: Sample) {
+        if let Some(series) = self.series.get_mut(&id) {
+            series.samples.push_back(sample);
+        }
+    }
+
+    fn end(&mut self, id: u64, at: i64) {
+        let ended =
+            self.series.get(&id).and_then(|series| series.samples.back()).is_none_or(Sample::is_stale);
+        if !ended {
+            self.push(id, Sample { at, value: STALE });
+        }
+    }
+
+    fn forget(&mut self, now: i64) {
+        let oldest = now - milliseconds(RETENTION);
+        self.series.retain(|id, series| {
+            while series.samples.front().is_some_and(|sample| sample.at < oldest) {
+                series.samples.pop_front();
+            }
+            let keep = !series.samples.is_empty();
+            if !keep && let Some(ids) = series.labels.get(NAME).and_then(|name| self.names.get_mut(name)) {
+                ids.remove(id);
+            }
+            keep
+        });
+        for known in self.heads.values_mut() {
+            known.retain(|_, id| self.series.contains_key(id));
+        }
+    }
+
+    /// The series that a selector means.
+    pub(super) fn select<'a>(
+        &'a self,
+        name: Option<&str>,
+        matchers: &'a Matchers,
+    ) -> impl Iterator<Item = &'a Series> {
+        let ids = name.and_then(|name| self.names.get(name)).into_iter().flatten();
+        ids.filter_map(|id| self.series.get(id)).filter(move |series| {
+            let fits = |matcher: &promql_parser::label::Matcher| {
+                matcher.is_match(series.labels.get(&matcher.name).map_or("", String::as_str))
+            };
+            matchers.matchers.iter().all(fits)
+        })
+    }
+
+    /// How many series and samples there are.
+    pub fn size(&self) -> (usize, usize) {
+        (self.series.len(), self.series.values().map(|series| series.samples.len()).sum())
+    }
+}
+
+pub(super) fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_of_scrapes_take_no_more_room_than_a_quarter_of_one() {
+        let mut store = Store::default();
+        let mut sizes = Vec::new();
+        for scrape in 0..4_000_i64 {
+            // A label that never repeats, as an error's number could be.
+            let text = format!("steady 1\nfleeting{{number=\"{scrape}\"}} 1\n");
+            store.scraped(scrape * 2_000, "orders", "one", Some(&text));
+            sizes.push(store.size());
+        }
+        assert_eq!(sizes[1_000], sizes[3_999]);
+        let (series, samples) = sizes[3_999];
+        assert!(series <= 460 && samples <= 2_000, "{series} series, {samples} samples");
+        assert_eq!(store.heads["one"].len(), series);
+    }
+
+    #[test]
+    fn no_service_makes_more_series_than_there_is_room_for() {
+        let mut store = Store::default();
+        let lines: Vec<_> = (0..9_000).map(|number| format!("many{{number=\"{number}\"}} 1\n")).collect();
+        let text = lines.concat();
+        store.scraped(0, "orders", "one", Some(&text));
+        assert_eq!(store.size().0, MOST_SERIES);
+    }
+}

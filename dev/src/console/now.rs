@@ -1,0 +1,302 @@
+//! The view *Now*: what stands in its charts, as expressions, and their values of the last quarter of an hour.
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::Serialize;
+
+use super::metrics::{Element, Error, Expression, Labels, RETENTION, Store};
+
+/// How far back rates look. Long enough for some scrapes, and short enough to see a fault within seconds.
+const WINDOW: &str = "30s";
+
+/// A chart: its lines are the elements of its expressions.
+struct Panel {
+    id: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    /// The name of a line, or the label that names several; `WINDOW` stands for the window.
+    lines: &'static [(&'static str, &'static str)],
+}
+
+const PANELS: [Panel; 8] = [
+    Panel {
+        id: "requests",
+        title: "Requests",
+        unit: "/s",
+        lines: &[
+            ("all", "sum(rate(http_requests_total[WINDOW]))"),
+            ("4xx", r#"sum(rate(http_requests_total{status=~"4.."}[WINDOW]))"#),
+            ("5xx", r#"sum(rate(http_requests_total{status=~"5.."}[WINDOW]))"#),
+        ],
+    },
+    Panel {
+        id: "latency",
+        title: "Latency of requests",
+        unit: "s",
+        lines: &[
+            (
+                "p50",
+                "histogram_quantile(0.5, sum by (le) (rate(http_request_duration_seconds_bucket[WINDOW])))",
+            ),
+            (
+                "p95",
+                "histogram_quantile(0.95, sum by (le) (rate(http_request_duration_seconds_bucket[WINDOW])))",
+            ),
+            (
+                "p99",
+                "histogram_quantile(0.99, sum by (le) (rate(http_request_duration_seconds_bucket[WINDOW])))",
+            ),
+        ],
+    },
+    Panel {
+        id: "money",
+        title: "Orders and payments",
+        unit: "/min",
+        lines: &[
+            ("orders", "60 * sum(rate(orders_created_total[WINDOW]))"),
+            ("{outcome}", "60 * sum by (outcome) (rate(payments_total[WINDOW]))"),
+        ],
+    },
+    Panel {
+        id: "processing",
+        title: "Payments without an outcome yet",
+        unit: "",
+        lines: &[("processing", "max(payments_processing)"), ("parked", "max(payments_parked)")],
+    },
+    Panel {
+        id: "gateway",
+        title: "Calls of the payment gateway",
+        unit: "/s",
+        lines: &[(
+            "{outcome}",
+            "sum by (outcome) (rate(http_client_request_duration_seconds_count[WINDOW])) > 0",
+        )],
+    },
+    Panel {
+        id: "gateway-latency",
+        title: "Latency of the gateway",
+        unit: "s",
+        lines: &[(
+            "p95",
+            "histogram_quantile(0.95, sum by (le) (rate(http_client_request_duration_seconds_bucket[WINDOW])))",
+        )],
+    },
+    Panel {
+        id: "database",
+        title: "Latency of the database",
+        unit: "s",
+        lines: &[
+            (
+                "query p95",
+                "histogram_quantile(0.95, sum by (le) (rate(db_query_duration_seconds_bucket[WINDOW])))",
+            ),
+            (
+                "acquire p95",
+                "histogram_quantile(0.95, sum by (le) (rate(db_connection_acquire_duration_seconds_bucket[WINDOW])))",
+            ),
+        ],
+    },
+    Panel {
+        id: "pool",
+        title: "Database connections",
+        unit: "",
+        lines: &[
+            ("active", "sum(avg_over_time(db_connections_active[WINDOW]))"),
+            ("idle", "sum(avg_over_time(db_connections_idle[WINDOW]))"),
+            ("most", "sum(db_connections_max)"),
+        ],
+    },
+];
+
+/// The columns of the table of routes: each for every method and path.
+const COLUMNS: [(&str, &str); 4] = [
+    ("rate", "sum by (method, path) (rate(http_requests_total[WINDOW]))"),
+    ("errors", r#"sum by (method, path) (rate(http_requests_total{status=~"5.."}[WINDOW]))"#),
+    (
+        "p50",
+        "histogram_quantile(0.5, sum by (method, path, le) (rate(http_request_duration_seconds_bucket[WINDOW])))",
+    ),
+    (
+        "p95",
+        "histogram_quantile(0.95, sum by (method, path, le) (rate(http_request_duration_seconds_bucket[WINDOW])))",
+    ),
+];
+
+/// Single numbers.
+const FIGURES: [(&str, &str); 10] = [
+    ("requests", "sum(rate(http_requests_total[WINDOW]))"),
+    ("errors", r#"sum(rate(http_requests_total{status=~"5.."}[WINDOW]))"#),
+    ("p95", "histogram_quantile(0.95, sum by (le) (rate(http_request_duration_seconds_bucket[WINDOW])))"),
+    ("orders", "sum(orders_created_total)"),
+    ("succeeded", r#"sum(payments_total{outcome="succeeded"})"#),
+    ("declined", r#"sum(payments_total{outcome="declined"})"#),
+    ("failed", r#"sum(payments_total{outcome="failed"})"#),
+    ("processing", "max(payments_processing)"),
+    ("breaker", "max(circuit_breaker_state)"),
+    ("in_flight", "sum(http_requests_in_flight)"),
+];
+
+/// A chart, without its values.
+#[derive(Debug, Serialize)]
+pub(super) struct Chart {
+    id: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    /// What to ask Prometheus for the same.
+    expressions: Vec<String>,
+}
+
+/// Everything that was computed after one scrape.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Point {
+    /// Milliseconds since 1970.
+    pub(super) at: i64,
+    /// The lines of each chart.
+    charts: BTreeMap<&'static str, BTreeMap<String, f64>>,
+    pub(super) figures: BTreeMap<&'static str, f64>,
+}
+
+/// A route, as the table shows it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Route {
+    method: String,
+    path: String,
+    #[serde(flatten)]
+    values: BTreeMap<&'static str, f64>,
+}
+
+type Named<'a> = (&'a str, Expression);
+
+/// The expressions, and what they came to.
+pub(super) struct Overview {
+    panels: Vec<(&'static str, Vec<Named<'static>>)>,
+    columns: Vec<Named<'static>>,
+    figures: Vec<Named<'static>>,
+    pub(super) points: VecDeque<Point>,
+    pub(super) routes: Vec<Route>,
+}
+
+fn windowed(expression: &str) -> String {
+    expression.replace("WINDOW", WINDOW)
+}
+
+fn compiled(expressions: &'static [(&'static str, &'static str)]) -> Result<Vec<Named<'static>>, Error> {
+    let read = |(name, text): &(&'static str, &str)| Ok((*name, Expression::parse(&windowed(text))?));
+    expressions.iter().map(read).collect()
+}
+
+/// The charts of the view.
+pub(super) fn charts() -> Vec<Chart> {
+    let chart = |panel: &Panel| Chart {
+        id: panel.id,
+        title: panel.title,
+        unit: panel.unit,
+        expressions: panel.lines.iter().map(|(_, expression)| windowed(expression)).collect(),
+    };
+    PANELS.iter().map(chart).collect()
+}
+
+impl Overview {
+    pub(super) fn new() -> Result<Self, Error> {
+        let panels = PANELS.iter().map(|panel| Ok((panel.id, compiled(panel.lines)?)));
+        Ok(Self {
+            panels: panels.collect::<Result<_, Error>>()?,
+            columns: compiled(&COLUMNS)?,
+            figures: compiled(&FIGURES)?,
+            points: VecDeque::new(),
+            routes: Vec::new(),
+        })
+    }
+
+    /// Computes everything anew.
+    pub(super) fn look(&mut self, store: &Store, at: i64) -> Point {
+        let value = |expression: &Expression| {
+            let elements = expression.value(store, at).map(super::metrics::Value::into_elements);
+            elements.unwrap_or_default().into_iter().filter(|element| element.value.is_finite())
+        };
+        let mut charts = BTreeMap::new();
+        for (id, expressions) in &self.panels {
+            let mut lines = BTreeMap::new();
+            for (name, expression) in expressions {
+                lines.extend(value(expression).map(|element| (line_name(name, &element), element.value)));
+            }
+            charts.insert(*id, lines);
+        }
+        let figure = |(name, expression): &Named<'static>| Some((*name, value(expression).next()?.value));
+        let figures = self.figures.iter().filter_map(figure).collect();
+
+        let mut routes: BTreeMap<Labels, Route> = BTreeMap::new();
+        for (column, expression) in &self.columns {
+            for element in value(expression) {
+                routes.entry(element.labels).or_default().values.insert(column, element.value);
+            }
+        }
+        let label = |labels: &Labels, name: &str| labels.get(name).cloned().unwrap_or_default();
+        let named = routes.into_iter().map(|(labels, route)| Route {
+            method: label(&labels, "method"),
+            path: label(&labels, "path"),
+            ..route
+        });
+        self.routes =
+            named.filter(|route| route.values.get("rate").is_some_and(|rate| *rate > 0.0)).collect();
+
+        let point = Point { at, charts, figures };
+        self.points.push_back(point.clone());
+        let oldest = at - i64::try_from(RETENTION.as_millis()).unwrap_or(i64::MAX);
+        while self.points.front().is_some_and(|point| point.at < oldest) {
+            self.points.pop_front();
+        }
+        point
+    }
+}
+
+/// A name in braces is that of the label that names the line.
+fn line_name(name: &str, element: &Element) -> String {
+    match name.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
+        Some(label) => element.labels.get(label).cloned().unwrap_or_default(),
+        None => name.to_owned(),
+    }
+}
+
+/// The one line that says how it goes, for a terminal of 80 columns.
+pub(super) fn essentials(point: &Point) -> String {
+    let figure = |name: &str| point.figures.get(name).copied();
+    let or_dash = |value: Option<f64>, digits: usize| {
+        value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    let breaker = match figure("breaker") {
+        Some(2.0..) => "OPEN",
+        Some(1.0..) => "half-open",
+        Some(_) => "closed",
+        None => "–",
+    };
+    format!(
+        "{} req/s · p95 {} ms · {} errors/s · {} orders · {} processing · breaker {breaker}",
+        or_dash(figure("requests"), 1),
+        or_dash(figure("p95").map(|seconds| seconds * 1000.0), 0),
+        or_dash(figure("errors"), 1),
+        or_dash(figure("orders"), 0),
+        or_dash(figure("processing"), 0),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_expression_can_be_computed() {
+        let mut overview = Overview::new().unwrap();
+        let store = Store::default();
+        for (_, expression) in overview.panels.iter().flat_map(|(_, lines)| lines) {
+            expression.value(&store, 0).unwrap();
+        }
+        for (_, expression) in overview.columns.iter().chain(&overview.figures) {
+            expression.value(&store, 0).unwrap();
+        }
+        let point = overview.look(&store, 0);
+        assert_eq!(
+            essentials(&point),
+            "– req/s · p95 – ms · – errors/s · – orders · – processing · breaker –"
+        );
+    }
+}

@@ -1,0 +1,64 @@
+// The project's own alerts, and what has arrived where a pager would ring.
+import { ask, h, nothing, replace } from "./dom.js";
+import { ago, clock, number } from "./format.js";
+
+let root, state;
+
+/** Whether a rule would wake somebody, or is about to. The alert that always fires proves that alerting works. */
+export const rings = ({ name, standing }) => name !== "Watchdog" && ["firing", "pending", "true"].includes(standing.state);
+
+export async function open(element) {
+  root = element;
+  replace(root, nothing("Reading the rules…"));
+  await load();
+}
+
+export const update = (changed) => (changed.has("alerts") ? load() : undefined);
+
+async function load() {
+  const found = await ask("/api/alerts");
+  if (!root.classList.contains("view-alerts")) return;
+  state = found;
+  // Whoever reads an expression is not interrupted.
+  const opened = new Set([...root.querySelectorAll("details[open]")].map((one) => one.dataset.rule));
+  render(opened);
+}
+
+const RANK = { firing: 0, true: 1, pending: 2, unknown: 4 };
+const rank = (rule) => (rule.name === "Watchdog" ? 5 : RANK[rule.standing.state] ?? 3);
+const TONE = { firing: "bad", true: "bad", pending: "warn", inactive: "good", false: "good" };
+const WORD = { true: "true now", false: "quiet", inactive: "quiet", unknown: "not computed" };
+
+function rule(one, opened) {
+  const { standing } = one;
+  const value = standing.value === null ? "" : number(standing.value);
+  return h("details", { class: "rule", "data-rule": one.name, open: opened.has(one.name) },
+    h("summary", { "data-row": true, "data-key": one.name },
+      h("span", { class: `status ${TONE[standing.state] ?? "muted"}` }, WORD[standing.state] ?? standing.state),
+      h("span", { class: "name" }, h("b", {}, one.name), " ", h("small", { class: "muted" }, one.summary)),
+      h("span", { class: "n" }, value, standing.limit && h("small", { class: "muted" }, ` alert ${standing.limit}`)),
+      h("span", { class: `severity ${one.severity}` }, one.severity)),
+    h("pre", {}, one.expression),
+    standing.since && h("p", {}, `Since ${clock(standing.since)}, ${ago(standing.since)} ago${one.hold ? `; it fires after ${one.hold}` : ""}.`),
+    standing.notes.map((note) => h("p", { class: "note" }, note)),
+    h("p", {}, h("a", { href: `${state.inbox}runbooks/${one.runbook}`, target: "_blank", rel: "noopener" }, "Runbook")));
+}
+
+function arrived(alert) {
+  return h("li", { class: alert.status }, h("time", {}, clock(alert.received_at)),
+    h("b", {}, alert.name), " ", alert.source === "alertmanager" && [h("span", { class: `status ${alert.status === "firing" ? "bad" : "good"}` }, alert.status), " "],
+    h("span", { class: "muted" }, `by ${alert.source === "service" ? "the service itself" : "Alertmanager"}`), h("p", {}, alert.description || alert.summary));
+}
+
+function render(opened) {
+  const rules = [...state.rules].sort((one, other) => rank(one) - rank(other) || one.name.localeCompare(other.name));
+  const by = state.prometheus
+    ? h("p", { class: "by", id: "evaluator" }, "Evaluated by a ", h("b", {}, "real Prometheus and Alertmanager"), " of this machine: ",
+      h("a", { href: state.prometheus, target: "_blank", rel: "noopener" }, "Prometheus"), " · ", h("a", { href: state.alertmanager, target: "_blank", rel: "noopener" }, "Alertmanager"))
+    : h("p", { class: "by", id: "evaluator" }, "Evaluated by ", h("b", {}, "the console itself"), ", over what it has scraped: whether a condition holds now, and no waiting, grouping or inhibition. ",
+      "With prometheus and alertmanager on the PATH, cargo dev runs the real ones.");
+  replace(root, by, h("div", { class: "columns" },
+    h("section", { class: "panel" }, h("h2", {}, "Rules ", h("small", {}, String(rules.length))), rules.length === 0 ? nothing("The first evaluation comes in a moment.") : rules.map((one) => rule(one, opened))),
+    h("section", { class: "panel" }, h("h2", {}, "Arrived ", h("small", {}, String(state.arrived.length))),
+      state.arrived.length === 0 ? nothing("Nobody was called.") : h("ul", { class: "arrived" }, state.arrived.slice(0, 50).map(arrived)))));
+}

@@ -1,0 +1,79 @@
+// Who did what, the seals over it, and the proof that nothing was changed.
+import { ask, h, nothing, replace } from "./dom.js";
+import { clock } from "./format.js";
+
+let root, state, verification, running, timer;
+
+export async function open(element) {
+  root = element;
+  verification = null;
+  running = false;
+  replace(root, nothing("Reading the trail…"));
+  await load();
+  timer = setInterval(load, 4000);
+}
+
+export const close = () => clearInterval(timer);
+
+async function load() {
+  try {
+    const found = await ask("/api/audit");
+    if (root.classList.contains("view-audit")) { state = found; render(); }
+  } catch (error) {
+    replace(root, nothing(error.message));
+  }
+}
+
+async function verify() {
+  running = true;
+  render();
+  try {
+    verification = await ask("/api/audit/verification", {});
+  } catch (error) {
+    verification = { whole: false, said: error.message, command: "", seconds: 0 };
+  }
+  running = false;
+  render();
+}
+
+const RESULT = { success: "good", failure: "warn", denied: "bad" };
+
+function event(one) {
+  const metadata = Object.entries(one.metadata).map(([name, value]) => `${name}=${typeof value === "object" ? JSON.stringify(value) : value}`).join(" ");
+  return h("tr", {},
+    h("td", {}, h("time", {}, clock(one.recorded_at))),
+    h("td", {}, one.event_type.replace("_", " ")),
+    h("td", {}, h("b", {}, one.action), " ", one.resource),
+    h("td", {}, h("span", { class: RESULT[one.result] ?? "" }, one.result)),
+    h("td", { title: one.user_id }, one.role ?? h("span", { class: "muted" }, "nobody")),
+    h("td", { class: "metadata" }, metadata),
+    h("td", {}, one.trace_id && h("a", { href: `/traces/${one.trace_id}` }, "trace")));
+}
+
+function seal(one, next) {
+  const joined = next === undefined || next.hash === one.previous_hash;
+  return h("li", { class: joined ? "" : "bad" },
+    h("b", {}, `#${one.number}`), h("code", { title: one.hash }, one.hash.slice(0, 12)), h("span", { class: "muted" }, `${one.event_count} event${one.event_count === 1 ? "" : "s"}`),
+    h("time", {}, clock(one.sealed_at)));
+}
+
+function proof() {
+  return [
+    h("button", { type: "button", class: "primary", id: "verify", "data-key": "verify", disabled: running, onclick: verify }, running ? "Verifying…" : "Verify the chain"),
+    verification && [
+      h("p", { id: "verification", class: `verdict ${verification.whole ? "good" : "bad"}` }, verification.whole ? "The chain is whole" : "The chain is not whole"),
+      h("pre", {}, verification.said),
+      h("p", { class: "muted" }, `${verification.seconds.toFixed(2)} s, by `, h("code", {}, verification.command))],
+    !verification && h("p", { class: "muted" }, "Runs the service's own audit verify: every event against its seal, every seal against the one before, and the heads that were logged."),
+  ];
+}
+
+function render() {
+  const heads = ["Recorded", "Kind", "What", "Result", "Who", "Details", ""].map((head) => h("th", { scope: "col" }, head));
+  replace(root, h("div", { class: "columns" },
+    h("section", { class: "panel" }, h("h2", {}, "Newest events"), state.events.length === 0 ? nothing("Nothing has happened yet.")
+      : h("div", { class: "scroll" }, h("table", { class: "events" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, state.events.map(event))))),
+    h("div", {}, h("section", { class: "panel" }, h("h2", {}, "The proof"), proof()),
+      h("section", { class: "panel" }, h("h2", {}, "Seals"), state.seals.length === 0 ? nothing("The first seal comes within seconds.")
+        : h("ol", { class: "seals" }, state.seals.slice(0, 25).map((one, at) => seal(one, state.seals[at + 1])))))));
+}

@@ -1,0 +1,101 @@
+// The log, live: the newest lines that fit what stands in the address.
+import { ask, h, nothing, query, replace } from "./dom.js";
+import { clock } from "./format.js";
+
+const FILTERS = ["level", "target", "text", "correlation_id", "trace_id"];
+const LEVELS = [["", "all levels"], ["ERROR", "errors"], ["WARN", "warnings and errors"], ["INFO", "info and worse"], ["DEBUG", "debug and worse"]];
+
+/** Lines on the page; the console keeps more, and a filter finds them. */
+const SHOWN = 500;
+
+let root, list, count, filters, navigate, paused, busy, last, replicas;
+
+export async function open(element, address, go) {
+  root = element;
+  navigate = go;
+  paused = false;
+  filters = Object.fromEntries(FILTERS.map((name) => [name, address.searchParams.get(name) ?? ""]));
+  list = h("div", { class: "lines live", role: "log", "aria-live": "off" });
+  count = h("p", { class: "count" });
+  replace(root, form(), h("div", { class: "panel" }, count, list));
+  await load();
+}
+
+export const update = (changed) => changed.has("logs") && !paused ? load(last) : undefined;
+
+function change(name, value) {
+  filters[name] = value.trim();
+  navigate(`/logs${query(filters)}`, { instead: true, stay: true });
+  load();
+}
+
+function form() {
+  const text = (name, label, width) => h("label", {}, h("span", {}, label), h("input", {
+    name, value: filters[name], size: width, autocomplete: "off", spellcheck: "false",
+    oninput: (event) => change(name, event.target.value),
+  }));
+  const level = h("label", {}, h("span", {}, "Level"), h("select", { name: "level", onchange: (event) => change("level", event.target.value) },
+    LEVELS.map(([value, name]) => h("option", { value, selected: value === filters.level }, name))));
+  const pause = h("button", { type: "button", "aria-pressed": "false", onclick: ({ target }) => {
+    paused = !paused;
+    target.setAttribute("aria-pressed", String(paused));
+    if (!paused) load();
+  } }, "Pause");
+  return h("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
+    text("text", "Text", 24), level, text("target", "Target", 14), text("correlation_id", "Correlation id", 22), text("trace_id", "Trace id", 22), pause,
+    h("a", { class: "button", href: "/logs" }, "Clear"));
+}
+
+/** What a reader looks for first. */
+const FIRST = ["error", "status", "method", "path", "duration_ms", "seal_number"];
+const LAST = ["user_id", "client_address", "audit_log"];
+const weight = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : LAST.includes(name) ? 99 : 50);
+
+/** A line, with the way to its trace. Its fields open on demand. */
+export function line(one, { chosen = false, onspan = null, replica = false } = {}) {
+  const fields = Object.entries(one.fields).sort(([left], [right]) => weight(left) - weight(right));
+  const where = onspan
+    ? one.span_id && h("button", { type: "button", class: "link", onclick: () => onspan(one.span_id) }, "span")
+    : one.trace_id && h("a", { href: `/traces/${one.trace_id}${query({ span: one.span_id })}` }, "trace");
+  return h("details", { class: `line ${one.level.toLowerCase()}${chosen ? " chosen" : ""}` },
+    h("summary", { "data-row": true },
+      h("time", { datetime: one.timestamp }, clock(one.timestamp, true)),
+      h("span", { class: "level" }, one.level || "·"),
+      replica && h("span", { class: "muted" }, `#${one.replica}`),
+      h("span", { class: "target muted" }, one.target.replace(/^app::/, "")),
+      h("span", { class: "message" }, one.message, " ", h("span", { class: "inline" }, fields.filter(([name]) => name !== "audit_log").map(([name, value]) => [h("span", { class: "field" }, h("i", {}, `${name}=`), shown(value)), " "]))),
+      h("span", { class: "where" }, where)),
+    h("dl", { class: "attributes" },
+      [["target", one.target], ["replica", one.replica], ["correlation_id", one.correlation_id], ["trace_id", one.trace_id], ["span_id", one.span_id], ...fields]
+        .filter(([, value]) => value !== "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, shown(value))])));
+}
+
+const shown = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+
+async function load(after) {
+  if (busy) { busy.again = true; return; }
+  busy = { again: false };
+  const asked = list;
+  try {
+    const found = await ask(`/api/logs${query({ ...filters, after })}`);
+    if (asked === list) render(found, after !== undefined);
+  } finally {
+    const { again } = busy;
+    busy = null;
+    if (again) load();
+  }
+}
+
+function render(found, more) {
+  if (!more) { list.replaceChildren(); replicas = new Set(); last = undefined; }
+  if (found.length > 0) last = found.at(-1).number;
+  else last ??= undefined;
+  found.forEach((one) => replicas.add(one.replica));
+  if (list.querySelector(".nothing") && found.length > 0) list.replaceChildren();
+  // The newest stand at the top, where somebody who reads is not moved away from what is read.
+  list.prepend(...found.reverse().map((one) => line(one, { replica: replicas.size > 1 })));
+  while (list.childElementCount > SHOWN) list.lastElementChild.remove();
+  if (list.childElementCount === 0) list.append(nothing("No line that is kept fits."));
+  const lines = list.querySelectorAll(".line").length;
+  count.textContent = `The newest ${lines} line${lines === 1 ? "" : "s"}${Object.values(filters).some(Boolean) ? " that fit" : ""}, the latest first`;
+}

@@ -1,0 +1,167 @@
+// The shell: which view an address means, what is pushed to it, and the keys that work everywhere.
+import { ask, h, replace } from "./dom.js";
+import { ago } from "./format.js";
+import * as alerts from "./alerts.js";
+import * as audit from "./audit.js";
+import * as faults from "./faults.js";
+import * as logs from "./logs.js";
+import * as now from "./now.js";
+import * as traces from "./traces.js";
+import * as waterfall from "./waterfall.js";
+
+/** What a view is: `open(element, address)` builds it, `update(changed, point)` is told what is new, `close()` ends it. */
+const VIEWS = { now, traces, waterfall, logs, alerts, faults, audit };
+const ORDER = ["now", "traces", "logs", "alerts", "faults", "audit"];
+
+const element = document.getElementById("view");
+let current = null;
+let known = null;
+
+function viewOf(address) {
+  const [name, part] = address.pathname.slice(1).split("/");
+  return name === "traces" && part ? "waterfall" : name;
+}
+
+function show() {
+  current?.close?.();
+  const address = new URL(location.href);
+  const name = viewOf(address);
+  current = VIEWS[name] ?? now;
+  const tab = name === "waterfall" ? "traces" : name;
+  document.title = `${tab[0].toUpperCase()}${tab.slice(1)} · ${document.getElementById("service").textContent}`;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.dataset.view === tab) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  element.className = `view-${name}`;
+  replace(element);
+  current.open(element, address, go);
+}
+
+/** Goes to an address of the console without loading the page again; `instead` leaves no trace in the history. */
+function go(address, { instead = false, stay = false } = {}) {
+  history[instead ? "replaceState" : "pushState"](null, "", address);
+  if (stay) return;
+  show();
+  scrollTo(0, 0);
+}
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest?.("a[href]");
+  if (!link || event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  if (link.target || link.origin !== location.origin || link.getAttribute("href").startsWith("#")) return;
+  event.preventDefault();
+  go(link.href);
+});
+addEventListener("popstate", show);
+
+// What is pushed.
+
+const connection = document.getElementById("connection");
+
+function connected(is, title) {
+  connection.classList.toggle("on", is);
+  connection.title = title;
+}
+
+/** A browser opens six connections to a host at most, so a page that nobody looks at gives its own back. */
+let stream = null;
+function listen(wanted) {
+  if (wanted === (stream !== null)) return;
+  if (!wanted) {
+    stream.close();
+    stream = null;
+    return;
+  }
+  stream = new EventSource("/api/stream");
+  stream.onopen = () => connected(true, "Live");
+  stream.onerror = () => connected(false, "No connection to the console: is cargo dev still running?");
+  stream.onmessage = told;
+}
+document.addEventListener("visibilitychange", () => listen(document.visibilityState === "visible"));
+addEventListener("pagehide", () => listen(false));
+addEventListener("pageshow", () => listen(true));
+
+function told({ data }) {
+  const { pulse, now: point } = JSON.parse(data);
+  const changed = new Set(Object.keys(pulse).filter((kind) => !known || known[kind] !== pulse[kind]));
+  known = pulse;
+  if (changed.has("faults")) showBanner();
+  if (changed.has("alerts")) countAlerts();
+  current?.update?.(changed, point);
+}
+
+/** Whatever is wrong on purpose is said on every view, with the way back. */
+const banner = document.getElementById("banner");
+async function showBanner() {
+  const state = await ask("/api/faults").catch(() => null);
+  if (!state) return;
+  const on = state.periods.filter((period) => !period.ended);
+  const said = on.map(({ fault, began }) => `${faults.title(fault)}, for ${ago(began)}`);
+  if (state.traffic === false) said.push("traffic is paused");
+  banner.hidden = said.length === 0;
+  replace(banner, h("span", {}, h("b", {}, "On purpose: "), said.join(" · ")),
+    h("button", { type: "button", id: "normal", onclick: backToNormal }, "Back to normal"));
+}
+
+async function backToNormal() {
+  await ask("/api/normal", {});
+  showBanner();
+}
+setInterval(() => !banner.hidden && showBanner(), 5000);
+
+async function countAlerts() {
+  const { rules } = await ask("/api/alerts").catch(() => ({ rules: [] }));
+  const count = rules.filter(alerts.rings).length;
+  const badge = document.getElementById("alert-count");
+  badge.hidden = count === 0;
+  badge.textContent = count;
+}
+
+// Light and dark.
+
+const THEMES = ["system", "light", "dark"];
+const theme = document.getElementById("theme");
+function setTheme(name) {
+  if (name === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = name;
+  theme.textContent = `Theme: ${name}`;
+  localStorage.setItem("theme", name);
+}
+const nextTheme = () => setTheme(THEMES[(THEMES.indexOf(localStorage.getItem("theme") ?? "system") + 1) % THEMES.length]);
+theme.addEventListener("click", nextTheme);
+setTheme(THEMES.includes(localStorage.getItem("theme")) ? localStorage.getItem("theme") : "system");
+
+// Keys.
+
+const keys = document.getElementById("keys");
+document.getElementById("help").addEventListener("click", () => keys.showModal());
+
+/** The rows that `j` and `k` go through. */
+function step(by) {
+  const rows = [...element.querySelectorAll("[data-row]")].filter((row) => row.offsetParent !== null);
+  const at = rows.indexOf(document.activeElement?.closest?.("[data-row]"));
+  rows[Math.min(rows.length - 1, Math.max(0, at + by))]?.focus();
+}
+
+addEventListener("keydown", (event) => {
+  if (event.target.matches?.("input, select, textarea") || event.metaKey || event.ctrlKey || event.altKey || keys.open) {
+    if (event.key === "Escape") event.target.blur?.();
+    return;
+  }
+  const view = ORDER[Number(event.key) - 1];
+  if (view) go(`/${view}`);
+  else if (event.key === "j") step(1);
+  else if (event.key === "k") step(-1);
+  else if (event.key === "t") nextTheme();
+  else if (event.key === "n") backToNormal();
+  else if (event.key === "?") keys.showModal();
+  else if (event.key === "/" && element.querySelector("input")) element.querySelector("input").focus();
+  else return;
+  event.preventDefault();
+});
+
+const { service } = await ask("/api/now?points=false");
+document.getElementById("service").textContent = service;
+show();
+listen(document.visibilityState === "visible");

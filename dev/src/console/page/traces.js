@@ -1,0 +1,79 @@
+// The newest traces, filtered by what stands in the address.
+import { ask, h, nothing, query, replace } from "./dom.js";
+import { clock, duration, short, statusClass } from "./format.js";
+
+const FILTERS = ["route", "status", "min_ms", "correlation_id", "instance"];
+const STATUSES = [["", "any status"], ["2xx", "2xx"], ["4xx", "4xx"], ["5xx", "5xx"], ["error", "with an error"]];
+
+let root, list, filters, navigate, paused, busy, again;
+
+export async function open(element, address, go) {
+  root = element;
+  navigate = go;
+  paused = false;
+  filters = Object.fromEntries(FILTERS.map((name) => [name, address.searchParams.get(name) ?? ""]));
+  list = h("div", { class: "panel" }, nothing("Waiting for the first trace…"));
+  replace(root, form(), list);
+  await load();
+}
+
+export const update = (changed) => changed.has("traces") && !paused ? load() : undefined;
+
+function change(name, value) {
+  filters[name] = value.trim();
+  navigate(`/traces${query(filters)}`, { instead: true, stay: true });
+  load();
+}
+
+function form() {
+  const text = (name, label, width) => h("label", {}, h("span", {}, label), h("input", {
+    name, value: filters[name], size: width, autocomplete: "off", spellcheck: "false", "data-key": name,
+    oninput: (event) => change(name, event.target.value),
+  }));
+  const status = h("label", {}, h("span", {}, "Status"), h("select", { name: "status", onchange: (event) => change("status", event.target.value) },
+    STATUSES.map(([value, name]) => h("option", { value, selected: value === filters.status }, name))));
+  const pause = h("button", { type: "button", "aria-pressed": "false", onclick: ({ target }) => {
+    paused = !paused;
+    target.setAttribute("aria-pressed", String(paused));
+    if (!paused) load();
+  } }, "Pause");
+  return h("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
+    text("route", "Route or name", 26), status, text("min_ms", "At least ms", 6), text("correlation_id", "Correlation id", 30), pause,
+    h("a", { class: "button", href: "/traces" }, "Clear"));
+}
+
+async function load() {
+  // One question at a time; what comes meanwhile is asked once more afterwards.
+  if (busy) { again = true; return; }
+  busy = true;
+  const asked = root;
+  try {
+    const found = await ask(`/api/traces${query(filters)}`);
+    if (asked.classList.contains("view-traces")) render(found);
+  } finally {
+    busy = false;
+    if (again) { again = false; load(); }
+  }
+}
+
+function row(trace, longest, instances) {
+  const open = `/traces/${trace.trace_id}`;
+  return h("a", { class: "row trace", href: open, "data-row": true, "data-key": trace.trace_id },
+    h("time", {}, clock(trace.started, true)),
+    h("span", { class: `status ${statusClass(trace.status)}` }, trace.status ?? "·"),
+    h("span", { class: "name" }, trace.name),
+    h("span", { class: "meter" }, h("i", { class: trace.errors ? "bad" : "", style: { width: `${Math.max(1, (100 * trace.duration_ms) / longest)}%` } })),
+    h("span", { class: "n" }, duration(trace.duration_ms)),
+    h("span", { class: "n muted" }, `${trace.spans} span${trace.spans === 1 ? "" : "s"}`),
+    h("span", { class: "muted instance", title: trace.instance }, instances > 1 ? short(trace.instance) : ""));
+}
+
+function render(found) {
+  const instances = new Set(found.map((trace) => trace.instance)).size;
+  const longest = Math.max(1, ...found.map((trace) => trace.duration_ms));
+  const filtered = Object.values(filters).some(Boolean);
+  replace(list, found.length === 0
+    ? nothing(filtered ? "No trace that is kept fits." : "No trace yet.")
+    : [h("p", { class: "count" }, `The newest ${found.length}${filtered ? " that fit" : ""}${instances > 1 ? `, of ${instances} replicas` : ""}; the longest took ${duration(longest)}`),
+      h("div", { class: "rows" }, found.map((trace) => row(trace, longest, instances)))]);
+}

@@ -1,0 +1,293 @@
+//! What the page asks for.
+//!
+//! Changes are pushed: `/api/stream` says what kind of thing has changed, and the page asks again for what it shows,
+//! with its own filters. The newest figures are pushed whole.
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    middleware::from_fn_with_state,
+    response::{
+        IntoResponse, Redirect, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+    routing::{get, post},
+};
+use chrono::{DateTime, Utc};
+use futures_util::{Stream, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::{sync::watch, time::sleep};
+
+use super::{
+    Condition, Pulse, Receiver, Scene, State as Shared, assets, audit, guard, lock, logs,
+    metrics::RETENTION,
+    now::{self, Point},
+    traces,
+};
+use crate::{faults::Fault, otlp, project};
+
+/// Traces in one list.
+const TRACES_SHOWN: usize = 200;
+
+/// Log lines in one list.
+const LINES_SHOWN: usize = 500;
+
+/// A page is told at most this often; a person sees no more.
+const BETWEEN_PULSES: Duration = Duration::from_millis(400);
+
+pub(super) fn router(state: Arc<Shared>) -> Router {
+    let pages = ["/now", "/traces", "/traces/{id}", "/logs", "/alerts", "/faults", "/audit"];
+    let mut router = Router::new()
+        .route("/", get(async || Redirect::temporary("/now")))
+        .route("/assets/{name}", get(assets::file))
+        .route("/api/stream", get(stream))
+        .route("/api/now", get(now))
+        .route("/api/traces", get(traces))
+        .route("/api/traces/{id}", get(trace))
+        .route("/api/first-paid-order", get(first_paid))
+        .route("/api/logs", get(logs))
+        .route("/api/alerts", get(alerts))
+        .route("/api/faults", get(faults))
+        .route("/api/faults/{fault}", post(set_fault))
+        .route("/api/normal", post(back_to_normal))
+        .route("/api/traffic", post(set_traffic))
+        .route("/api/audit", get(trail))
+        .route("/api/audit/verification", post(verify));
+    for page in pages {
+        router = router.route(page, get(assets::page));
+    }
+    let address = state.address;
+    router
+        .with_state(Arc::clone(&state))
+        .merge(otlp::router(Receiver(state)))
+        .fallback(async || StatusCode::NOT_FOUND)
+        .layer(from_fn_with_state(address, guard::guard))
+}
+
+/// What could not be done, in one sentence.
+struct Failed(StatusCode, String);
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self(StatusCode::BAD_GATEWAY, error.to_string())
+    }
+}
+
+fn scene(state: &Shared) -> Result<&Scene, Failed> {
+    let starting = || Failed(StatusCode::SERVICE_UNAVAILABLE, "the service is being started".to_owned());
+    state.scene.get().ok_or_else(starting)
+}
+
+async fn stream(State(state): State<Arc<Shared>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let told = Told { latest: state.latest.subscribe(), pulse: state.pulse.subscribe(), first: true };
+    let events = stream::unfold(told, |mut told| async move {
+        let event = told.next().await?;
+        Some((Ok(event), told))
+    });
+    Sse::new(events).keep_alive(KeepAlive::default())
+}
+
+/// What a page has been told.
+struct Told {
+    latest: watch::Receiver<Option<Point>>,
+    pulse: watch::Receiver<Pulse>,
+    first: bool,
+}
+
+impl Told {
+    async fn next(&mut self) -> Option<Event> {
+        // At once for the first time, so that the page knows that it is connected.
+        if !std::mem::take(&mut self.first) {
+            self.pulse.changed().await.ok()?;
+            sleep(BETWEEN_PULSES).await;
+        }
+        let pulse = *self.pulse.borrow_and_update();
+        let point = match self.latest.has_changed() {
+            Ok(true) => self.latest.borrow_and_update().clone(),
+            _ => None,
+        };
+        Event::default().json_data(json!({ "pulse": pulse, "now": point })).ok()
+    }
+}
+
+#[derive(Serialize)]
+struct Now {
+    service: &'static str,
+    began: DateTime<Utc>,
+    retention_seconds: u64,
+    charts: Vec<now::Chart>,
+    points: Vec<Point>,
+    routes: Vec<now::Route>,
+    replicas: BTreeMap<String, Condition>,
+    /// What the console itself keeps.
+    kept: Kept,
+}
+
+/// How much is kept, and how much could be.
+#[derive(Serialize)]
+struct Kept {
+    traces: usize,
+    most_traces: usize,
+    trace_bytes: usize,
+    most_trace_bytes: usize,
+    lines: usize,
+    most_lines: usize,
+    line_bytes: usize,
+    most_line_bytes: usize,
+    series: usize,
+    samples: usize,
+}
+
+/// With `?points=false` without the history, for a page that has it already.
+#[derive(Deserialize)]
+struct NowQuery {
+    points: Option<bool>,
+}
+
+async fn now(State(state): State<Arc<Shared>>, Query(query): Query<NowQuery>) -> Json<Now> {
+    let replicas = lock(&state.replicas);
+    let replicas = replicas
+        .iter()
+        .map(|replica| (replica.ops.authority().to_owned(), lock(&replica.health).clone()))
+        .collect();
+    let kept = kept(&state);
+    let overview = lock(&state.overview);
+    let points = match query.points {
+        Some(false) => Vec::new(),
+        _ => overview.points.iter().cloned().collect(),
+    };
+    Json(Now {
+        service: project::name(),
+        began: state.began,
+        retention_seconds: RETENTION.as_secs(),
+        charts: now::charts(),
+        points,
+        routes: overview.routes.clone(),
+        replicas,
+        kept,
+    })
+}
+
+fn kept(state: &Shared) -> Kept {
+    let (traces, trace_bytes) = lock(&state.traces).size();
+    let (lines, line_bytes) = lock(&state.logs).size();
+    let (series, samples) = lock(&state.metrics).size();
+    Kept {
+        traces,
+        most_traces: traces::MOST_TRACES,
+        trace_bytes,
+        most_trace_bytes: traces::MOST_BYTES,
+        lines,
+        most_lines: logs::MOST_LINES,
+        line_bytes,
+        most_line_bytes: logs::MOST_BYTES,
+        series,
+        samples,
+    }
+}
+
+async fn traces(
+    State(state): State<Arc<Shared>>,
+    Query(filter): Query<traces::Filter>,
+) -> Json<Vec<traces::Summary>> {
+    Json(lock(&state.traces).list(&filter, TRACES_SHOWN))
+}
+
+async fn trace(State(state): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<Value>, Failed> {
+    let Some(detail) = lock(&state.traces).detail(&id) else {
+        return Err(Failed(
+            StatusCode::NOT_FOUND,
+            "the console has no such trace, or has it no longer".to_owned(),
+        ));
+    };
+    let lines = lock(&state.logs).list(&logs::Filter::of_trace(&id), LINES_SHOWN);
+    Ok(Json(json!({ "trace": detail, "lines": lines })))
+}
+
+async fn first_paid(State(state): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({ "trace_id": state.first_paid.get() }))
+}
+
+async fn logs(State(state): State<Arc<Shared>>, Query(filter): Query<logs::Filter>) -> Json<Vec<logs::Line>> {
+    Json(lock(&state.logs).list(&filter, LINES_SHOWN))
+}
+
+async fn alerts(State(state): State<Arc<Shared>>) -> Json<Value> {
+    let alerting = state.alerting.get();
+    Json(json!({
+        "prometheus": alerting.map(|alerting| alerting.prometheus.as_str()),
+        "alertmanager": alerting.map(|alerting| alerting.alertmanager.as_str()),
+        "inbox": format!("http://{}/", state.inbox.address()),
+        "rules": *lock(&state.standing),
+        "arrived": state.inbox.alerts(),
+    }))
+}
+
+async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, Failed> {
+    let scene = scene(&state)?;
+    Ok(Json(json!({
+        "faults": Fault::ALL,
+        "periods": scene.faults.periods(),
+        "traffic": scene.traffic.as_ref().map(crate::traffic::Switch::is_on),
+        "books": *lock(&state.books),
+    })))
+}
+
+#[derive(Deserialize)]
+struct Switched {
+    on: bool,
+}
+
+async fn set_fault(
+    State(state): State<Arc<Shared>>,
+    Path(fault): Path<Fault>,
+    Json(Switched { on }): Json<Switched>,
+) -> Result<StatusCode, Failed> {
+    scene(&state)?.faults.set(fault, on).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn back_to_normal(
+    State(state): State<Arc<Shared>>,
+    Json(_nothing): Json<Value>,
+) -> Result<StatusCode, Failed> {
+    let scene = scene(&state)?;
+    scene.faults.clear().await?;
+    if let Some(traffic) = &scene.traffic {
+        traffic.set(true);
+    }
+    state.changed(|pulse| pulse.faults += 1);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn set_traffic(
+    State(state): State<Arc<Shared>>,
+    Json(Switched { on }): Json<Switched>,
+) -> Result<StatusCode, Failed> {
+    let none = || Failed(StatusCode::CONFLICT, "there is no traffic to switch".to_owned());
+    scene(&state)?.traffic.as_ref().ok_or_else(none)?.set(on);
+    state.changed(|pulse| pulse.faults += 1);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn trail(State(state): State<Arc<Shared>>) -> Result<Json<audit::Trail>, Failed> {
+    Ok(Json(audit::trail(&scene(&state)?.owner_url).await?))
+}
+
+async fn verify(
+    State(state): State<Arc<Shared>>,
+    Json(_nothing): Json<Value>,
+) -> Result<Json<audit::Verification>, Failed> {
+    let scene = scene(&state)?;
+    let _one_at_a_time = state.verifying.lock().await;
+    Ok(Json(audit::verify(&scene.executable, &scene.database_url, scene.log.as_deref()).await?))
+}

@@ -1,0 +1,213 @@
+//! The project's own alerting rules, read from its rule files, and what their expressions come to at the moment.
+use std::{fs, io, path::Path};
+
+use chrono::{DateTime, Utc};
+use promql_parser::parser;
+use serde::{Deserialize, Serialize};
+
+use super::metrics::{Element, Expression, Labels, RETENTION, Store};
+
+/// Why the rules are not there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the rule files cannot be read: {0}")]
+    Files(#[from] io::Error),
+    #[error("a rule file cannot be understood: {0}")]
+    Content(#[from] yaml_serde::Error),
+}
+
+#[derive(Deserialize)]
+struct File {
+    groups: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    rules: Vec<Written>,
+}
+
+/// A rule as it is written. A recording rule has no `alert`.
+#[derive(Deserialize)]
+struct Written {
+    alert: Option<String>,
+    expr: String,
+    #[serde(rename = "for", default)]
+    hold: String,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default)]
+    annotations: Labels,
+}
+
+/// A rule as it is shown.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Rule {
+    pub(super) name: String,
+    severity: String,
+    summary: String,
+    expression: String,
+    hold: String,
+    /// The name of its runbook.
+    runbook: String,
+    pub(super) standing: Standing,
+}
+
+/// How it stands.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Standing {
+    /// `firing`, `pending` or `inactive` by Prometheus' word; `true`, `false` or `unknown` by the console's.
+    pub(super) state: String,
+    pub(super) since: Option<DateTime<Utc>>,
+    /// What is compared with the limit, and with which.
+    pub(super) value: Option<f64>,
+    pub(super) limit: Option<String>,
+    /// What Prometheus says of each alert, or why nothing can be said.
+    pub(super) notes: Vec<String>,
+}
+
+/// The rules, and since when the console has found them to be true.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    rules: Vec<(Rule, Result<Expression, String>, Option<Watched>)>,
+}
+
+/// The part of a condition that a person looks at: `errors / requests` of `errors / requests > 0.05 and …`.
+#[derive(Debug)]
+struct Watched {
+    expression: Expression,
+    limit: String,
+}
+
+impl Rules {
+    pub(super) fn read(directory: &Path) -> Result<Self, Error> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            paths.push(entry?.path());
+        }
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "yml"));
+        paths.sort();
+        let mut rules = Vec::new();
+        for path in paths {
+            let file: File = yaml_serde::from_str(&fs::read_to_string(path)?)?;
+            rules.extend(file.groups.into_iter().flat_map(|group| group.rules).filter_map(rule));
+        }
+        Ok(Self { rules })
+    }
+
+    /// Evaluates every rule, and says how it stands by the console's own arithmetic.
+    pub(super) fn look(&mut self, store: &Store, at: i64) -> Vec<Rule> {
+        for (rule, expression, watched) in &mut self.rules {
+            let since = rule.standing.since;
+            rule.standing = match &expression {
+                Err(why) => Standing { notes: vec![why.clone()], ..Standing::default() },
+                Ok(expression) => standing(expression, store, at, since),
+            };
+            if rule.standing.state.is_empty() {
+                "unknown".clone_into(&mut rule.standing.state);
+                continue;
+            }
+            if let Some(Watched { expression, limit }) = watched {
+                let value = expression.value(store, at).map(super::metrics::Value::into_elements);
+                rule.standing.value = worst(&value.unwrap_or_default());
+                rule.standing.limit = Some(limit.clone());
+            }
+        }
+        self.rules.iter().map(|(rule, ..)| rule.clone()).collect()
+    }
+}
+
+fn rule(written: Written) -> Option<(Rule, Result<Expression, String>, Option<Watched>)> {
+    let Written { alert, expr, hold, labels, mut annotations } = written;
+    let expression = expr.trim().to_owned();
+    let mut name = alert?;
+    let runbook = name.clone();
+    if let (Some(long), Some(short)) = (labels.get("long"), labels.get("short")) {
+        name = format!("{name} {long}/{short}");
+    }
+    let rule = Rule {
+        name,
+        severity: labels.get("severity").cloned().unwrap_or_default(),
+        summary: annotations.remove("summary").unwrap_or_default(),
+        expression: expression.clone(),
+        hold,
+        runbook,
+        standing: Standing::default(),
+    };
+    let parsed = Expression::parse(&expression).map_err(|error| error.to_string());
+    let parsed = parsed.and_then(|expression| within_reach(&expression).map(|()| expression));
+    let watched = parser::parse(&rule.expression).ok().and_then(|expression| watched(&expression));
+    Some((rule, parsed, watched))
+}
+
+/// The console scrapes, and records no rules; and it forgets after a while.
+fn within_reach(expression: &Expression) -> Result<(), String> {
+    if let Some(recorded) = expression.metrics().into_iter().find(|name| name.contains(':')) {
+        return Err(format!("needs the recorded series {recorded}, which only a real Prometheus keeps"));
+    }
+    if expression.longest_range() > RETENTION {
+        return Err(format!(
+            "looks back further than the {} minutes that the console keeps",
+            RETENTION.as_secs() / 60
+        ));
+    }
+    Ok(())
+}
+
+fn watched(expression: &parser::Expr) -> Option<Watched> {
+    use parser::token::{T_GTE, T_GTR, T_LAND, T_LSS, T_LTE, T_LUNLESS};
+    match expression {
+        parser::Expr::Paren(inner) => watched(&inner.expr),
+        parser::Expr::Binary(binary) => match binary.op.id() {
+            T_LAND | T_LUNLESS => watched(&binary.lhs),
+            T_GTR | T_GTE | T_LSS | T_LTE => Some(Watched {
+                expression: Expression::parse(&binary.lhs.to_string()).ok()?,
+                limit: format!("{} {}", binary.op, binary.rhs),
+            }),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn standing(expression: &Expression, store: &Store, at: i64, since: Option<DateTime<Utc>>) -> Standing {
+    match expression.value(store, at).map(super::metrics::Value::into_elements) {
+        Err(error) => Standing { notes: vec![error.to_string()], ..Standing::default() },
+        Ok(elements) if elements.is_empty() => Standing { state: "false".to_owned(), ..Standing::default() },
+        Ok(_) => Standing {
+            state: "true".to_owned(),
+            since: since.or_else(|| DateTime::from_timestamp_millis(at)),
+            ..Standing::default()
+        },
+    }
+}
+
+/// Of several, the one farthest from zero.
+fn worst(elements: &[Element]) -> Option<f64> {
+    let values = elements.iter().map(|element| element.value).filter(|value| value.is_finite());
+    values.max_by(|one, other| one.abs().total_cmp(&other.abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_of_the_project_is_computed_or_says_why_not() {
+        let directory = crate::project::root().join("prometheus/rules");
+        let mut rules = Rules::read(&directory).unwrap();
+        let mut store = Store::default();
+        store.scraped(1_000, "orders", "one", Some("db_connections_active 95\ndb_connections_max 100\n"));
+        let rules = rules.look(&store, 1_000);
+        assert!(rules.len() > 20, "{}", rules.len());
+        for rule in &rules {
+            let told = match rule.standing.state.as_str() {
+                "true" | "false" => rule.standing.notes.is_empty(),
+                _ => !rule.standing.notes.is_empty() && !rule.standing.notes[0].contains("supported"),
+            };
+            assert!(told, "{rule:#?}");
+        }
+        let pool = rules.iter().find(|rule| rule.name == "DatabasePoolExhausted").unwrap();
+        assert_eq!((pool.standing.state.as_str(), pool.standing.value), ("true", Some(0.95)));
+        assert_eq!(pool.standing.limit.as_deref(), Some("> 0.9"));
+    }
+}

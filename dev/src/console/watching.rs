@@ -1,0 +1,164 @@
+//! What goes on as long as the console runs.
+use std::{path::Path, sync::Arc, time::Duration};
+
+use chrono::Utc;
+use sqlx::{Connection as _, PgConnection};
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{Alerting, Books, Condition, Replica, Scene, State, lock, now::Point};
+use crate::{invariants, process::Follower, project};
+
+/// How often the rules are looked at.
+const ALERTS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the books are compared: it reads both of them whole.
+const BOOKS_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Scrapes every replica, asks for its health, and computes the figures from what came.
+pub(super) async fn scrape(state: Arc<State>, every: Duration) {
+    let mut clock = interval(every);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        let replicas = lock(&state.replicas).clone();
+        let mut asked = JoinSet::new();
+        for replica in replicas {
+            asked.spawn(ask(state.client.clone(), replica));
+        }
+        let answers = asked.join_all().await;
+        if let Some(point) = compute(&state, &answers) {
+            state.latest.send_replace(Some(point));
+            state.changed(|pulse| pulse.now += 1);
+        }
+    }
+}
+
+/// The answer of one replica: its address, and its metrics.
+type Scraped = (String, Option<String>);
+
+async fn ask(client: reqwest::Client, replica: Replica) -> Scraped {
+    let get = async |path: &str| {
+        let answer = client.get(replica.ops.join(path).ok()?).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    };
+    let (metrics, ready, health) = tokio::join!(get("metrics"), get("readyz"), get("health"));
+    let json = |answer: Option<&(u16, String)>| {
+        answer.and_then(|(_, text)| serde_json::from_str(text).ok()).unwrap_or_default()
+    };
+    *lock(&replica.health) = Condition {
+        ready_status: ready.as_ref().map(|(status, _)| *status),
+        ready: json(ready.as_ref()),
+        health: json(health.as_ref()),
+    };
+    let text = metrics.filter(|(status, _)| *status == 200).map(|(_, text)| text);
+    (replica.ops.authority().to_owned(), text)
+}
+
+fn compute(state: &State, answers: &[Scraped]) -> Option<Point> {
+    if answers.is_empty() {
+        return None;
+    }
+    let at = Utc::now().timestamp_millis();
+    let mut metrics = lock(&state.metrics);
+    for (instance, text) in answers {
+        metrics.scraped(at, project::name(), instance, text.as_deref());
+    }
+    Some(lock(&state.overview).look(&metrics, at))
+}
+
+/// Reads what a replica prints until it has ended.
+pub(super) async fn read_log(state: Arc<State>, replica: u16, mut log: Follower) {
+    while let Some(line) = log.next().await {
+        lock(&state.logs).push(replica, line.text);
+        state.changed(|pulse| pulse.logs += 1);
+    }
+}
+
+/// Compares our tables with the gateway's ledger, again and again.
+pub(super) async fn compare_books(state: Arc<State>, scene: Scene) {
+    loop {
+        let compared = invariants::check(scene.owner_url.as_str(), scene.faults.gateway()).await;
+        *lock(&state.books) = Some(match compared {
+            Ok(verdict) => Books {
+                at: Utc::now(),
+                holds: verdict.holds(),
+                says: verdict.to_string(),
+                verdict: Some(verdict),
+            },
+            Err(error) => Books { at: Utc::now(), holds: false, says: error.to_string(), verdict: None },
+        });
+        state.changed(|pulse| pulse.books += 1);
+        sleep(BOOKS_INTERVAL).await;
+    }
+}
+
+/// Waits for the first order that is paid since this began, and keeps its trace.
+pub(super) async fn find_first_paid(state: Arc<State>, scene: Scene) {
+    loop {
+        if let Ok(Some(trace_id)) = first_paid(&state, &scene).await
+            && lock(&state.traces).has(&trace_id)
+        {
+            lock(&state.traces).pin(&trace_id);
+            let _ = state.first_paid.set(trace_id);
+            state.changed(|pulse| pulse.traces += 1);
+            return;
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// The trace is stored with the payment: `00-TRACE-SPAN-01`.
+async fn first_paid(state: &State, scene: &Scene) -> Result<Option<String>, sqlx::Error> {
+    let mut connection = PgConnection::connect(scene.owner_url.as_str()).await?;
+    let parent: Option<String> = sqlx::query_scalar(
+        "select trace_parent
+         from payments
+         where status = 'succeeded' and created_at >= $1 and trace_parent is not null
+         order by created_at
+         limit 1",
+    )
+    .bind(state.began)
+    .fetch_optional(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(parent.and_then(|parent| parent.split('-').nth(1).map(ToOwned::to_owned)))
+}
+
+/// Evaluates the rules, by a real Prometheus where there is one.
+pub(super) async fn alert(state: Arc<State>, scene: Scene) {
+    loop {
+        begin_alerting(&state, scene.prometheus.as_deref());
+        let mut rules = {
+            let metrics = lock(&state.metrics);
+            lock(&state.rules).look(&metrics, Utc::now().timestamp_millis())
+        };
+        if let Some(alerting) = state.alerting.get() {
+            // Until it answers, the console's own word stands.
+            let _ = alerting.judge(&mut rules).await;
+        }
+        *lock(&state.standing) = rules;
+        state.changed(|pulse| pulse.alerts += 1);
+        sleep(ALERTS_INTERVAL).await;
+    }
+}
+
+/// Once the first replica is there to be scraped.
+fn begin_alerting(state: &State, directory: Option<&Path>) {
+    let target = lock(&state.replicas).first().map(|replica| replica.ops.clone());
+    if let (Some(directory), Some(target), None) = (directory, target, state.alerting.get())
+        && let Ok(Some(alerting)) = Alerting::start(directory, &target, &state.inbox.address().to_string())
+    {
+        let _ = state.alerting.set(alerting);
+    }
+}
+
+/// Tells the pages that are open about every switch, whoever switched it.
+pub(super) async fn report_switches(state: Arc<State>, scene: Scene) {
+    let mut changes = scene.faults.changes();
+    while changes.changed().await.is_ok() {
+        state.changed(|pulse| pulse.faults += 1);
+    }
+}

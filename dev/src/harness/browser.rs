@@ -1,0 +1,168 @@
+//! A real Chromium without a screen, driven over the protocol `WebDriver`.
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use axum::http::Method;
+use fantoccini::{Client, ClientBuilder, Locator, wd::WebDriverCompatibleCommand};
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::{Value, json};
+use url::Url;
+
+use super::{SOON, eventually};
+use crate::{
+    process::{Child, Launch},
+    project,
+};
+
+/// A browser with one window. It ends when this is dropped; [`Browser::has_no_errors`] says that all was well.
+pub struct Browser {
+    client: Client,
+    site: String,
+    _driver: Child,
+}
+
+impl Browser {
+    /// Starts this program by its driver, and opens a page of this site.
+    pub async fn open(program: &Path, driver: &Path, site: &str, path: &str) -> Self {
+        let driver = Launch::new(driver).args(["--port=0"]).start().unwrap();
+        let started = driver.follow().find(SOON, |line| line.contains("started successfully on port")).await;
+        let line = started.unwrap_or_else(|| panic!("{:#?}", driver.tail(20))).text;
+        let port: u16 = line.trim_end_matches('.').rsplit(' ').next().unwrap().parse().unwrap();
+        let options = json!({
+            "binary": program,
+            // Whoever runs tests as root has no sandbox; a container's shared memory is small.
+            "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"],
+        });
+        let capabilities =
+            json!({ "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } });
+        let Value::Object(capabilities) = capabilities else { unreachable!("it is an object") };
+        let client = ClientBuilder::new(HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://127.0.0.1:{port}"))
+            .await
+            .unwrap();
+        let browser = Self { client, site: site.to_owned(), _driver: driver };
+        browser.is_as_wide_as(1280, 900).await;
+        browser.go(path).await;
+        browser
+    }
+
+    /// Goes to a page by its address, as from a bookmark.
+    pub async fn go(&self, path: &str) {
+        self.client.goto(&format!("{}{path}", self.site)).await.unwrap();
+    }
+
+    /// The path and the query of where it is.
+    pub async fn place(&self) -> String {
+        let url = self.client.current_url().await.unwrap();
+        format!("{}{}", url.path(), url.query().map(|query| format!("?{query}")).unwrap_or_default())
+    }
+
+    /// What a script returns.
+    pub async fn run(&self, script: &str) -> Value {
+        self.client.execute(script, Vec::new()).await.unwrap()
+    }
+
+    /// Waits until an element has this text in it.
+    pub async fn shows(&self, selector: &str, text: &str) {
+        let script = "const found = [...document.querySelectorAll(arguments[0])]; \
+                      return found.some((one) => one.textContent.includes(arguments[1]))";
+        let arguments = vec![json!(selector), json!(text)];
+        let deadline = Instant::now() + SOON;
+        while self.client.execute(script, arguments.clone()).await.unwrap() != json!(true) {
+            if Instant::now() > deadline {
+                let body = self.run("return document.body.innerText").await;
+                panic!("{selector} does not show {text:?} on {}:\n{body:#}", self.place().await);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until there is no such element.
+    pub async fn has_no(&self, selector: &str) {
+        let found = Locator::Css(selector);
+        eventually("it goes away", async || {
+            let found = self.client.find_all(found).await.unwrap();
+            let mut visible = false;
+            for element in found {
+                visible |= element.is_displayed().await.unwrap_or(false);
+            }
+            (!visible).then_some(())
+        })
+        .await;
+    }
+
+    /// Clicks on the element, as soon as it can be.
+    pub async fn click(&self, selector: &str) {
+        eventually(&format!("{selector} can be clicked"), async || {
+            // The page may replace it between finding and clicking it.
+            self.client.find(Locator::Css(selector)).await.ok()?.click().await.ok()
+        })
+        .await;
+    }
+
+    /// Types keys on whatever has the focus.
+    pub async fn press(&self, keys: &str) {
+        let focused = self.client.active_element().await.unwrap();
+        focused.send_keys(keys).await.unwrap();
+    }
+
+    /// Sets the size of the page, as a window or a phone has it.
+    pub async fn is_as_wide_as(&self, width: u32, height: u32) {
+        let metrics =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
+        self.develop("Emulation.setDeviceMetricsOverride", metrics).await;
+    }
+
+    /// Prefers light or dark, as the system of its user does.
+    pub async fn prefers(&self, scheme: &str) {
+        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        self.develop("Emulation.setEmulatedMedia", features).await;
+    }
+
+    /// A picture of what is seen, in `target/console` of the checkout.
+    pub async fn picture(&self, name: &str) -> PathBuf {
+        let directory = project::root().join("target/console");
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join(format!("{name}.png"));
+        std::fs::write(&path, self.client.screenshot().await.unwrap()).unwrap();
+        path
+    }
+
+    /// Nothing was logged in the browser's console that is worse than information.
+    pub async fn has_no_errors(self) {
+        let logged = self.command("se/log", json!({ "type": "browser" })).await;
+        let worse = |entry: &&Value| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING"));
+        let errors: Vec<_> = logged.as_array().unwrap().iter().filter(worse).collect();
+        assert!(errors.is_empty(), "{errors:#?}");
+        self.client.close().await.unwrap();
+    }
+
+    /// A command of the developers' tools.
+    async fn develop(&self, command: &str, parameters: Value) {
+        self.command("goog/cdp/execute", json!({ "cmd": command, "params": parameters })).await;
+    }
+
+    async fn command(&self, path: &'static str, body: Value) -> Value {
+        self.client.issue_cmd(Extension { path, body }).await.unwrap()
+    }
+}
+
+/// A command that the driver has beyond the standard.
+#[derive(Debug)]
+struct Extension {
+    path: &'static str,
+    body: Value,
+}
+
+impl WebDriverCompatibleCommand for Extension {
+    fn endpoint(&self, base: &Url, session: Option<&str>) -> Result<Url, url::ParseError> {
+        base.join(&format!("session/{}/{}", session.unwrap_or_default(), self.path))
+    }
+
+    fn method_and_body(&self, _url: &Url) -> (Method, Option<String>) {
+        (Method::POST, Some(self.body.to_string()))
+    }
+}

@@ -1,0 +1,169 @@
+//! Receiving traces over OTLP, on the wire that every exporter speaks.
+//!
+//! One router answers both protocols, since both are HTTP: gRPC on HTTP/2, and protobuf on `/v1/traces`; either
+//! may be compressed by gzip. What is done with the spans is for a [`Sink`].
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+pub use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode as SpanStatus};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    common::v1::{AnyValue, KeyValue, any_value},
+    trace::v1::{Span as Sent, span},
+};
+use prost::Message;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tonic::{Status, codec::CompressionEncoding, service::Routes};
+use tower_http::decompression::RequestDecompressionLayer;
+
+/// The largest request, unpacked: an exporter sends 512 spans at once unless told otherwise.
+const LARGEST_REQUEST: usize = 16 * 1024 * 1024;
+
+/// The attributes of a span, an event or a resource. Texts and numbers stay apart, as they are on the wire.
+pub type Attributes = BTreeMap<String, Value>;
+
+/// A span, as it was sent.
+#[derive(Debug, Clone)]
+pub struct Span {
+    pub trace_id: String,
+    pub span_id: String,
+    /// Empty for the first of its trace.
+    pub parent_id: String,
+    pub name: String,
+    pub kind: SpanKind,
+    pub status: SpanStatus,
+    /// What the status says, mostly nothing.
+    pub status_message: String,
+    pub attributes: Attributes,
+    pub events: Vec<Event>,
+    pub links: Vec<Link>,
+    /// Nanoseconds since 1970.
+    pub started: u64,
+    pub ended: u64,
+    /// What the sender says of itself, shared by the spans of one request.
+    pub resource: Arc<Attributes>,
+}
+
+/// Something that happened at one moment of a span.
+#[derive(Debug, Clone, Serialize)]
+pub struct Event {
+    /// Nanoseconds since 1970.
+    pub at: u64,
+    pub name: String,
+    pub attributes: Attributes,
+}
+
+/// Another span that this one has to do with, mostly of another trace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Link {
+    pub trace_id: String,
+    pub span_id: String,
+}
+
+/// Takes what comes in.
+pub trait Sink: Clone + Send + Sync + 'static {
+    /// Takes the spans of one request, or says that it does not; then the sender may try again.
+    fn take(&self, spans: Vec<Span>) -> impl Future<Output = bool> + Send;
+}
+
+/// Everything that an exporter asks for.
+pub fn router<S: Sink>(sink: S) -> Router {
+    let grpc = TraceServiceServer::new(Receiver(sink.clone()))
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(LARGEST_REQUEST);
+    let protobuf = Router::new()
+        .route("/v1/traces", post(take_protobuf::<S>))
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .layer(RequestDecompressionLayer::new())
+        .with_state(sink);
+    // Without its own fallback, so that it can be merged into a router with pages.
+    Routes::new(grpc).into_axum_router().reset_fallback().merge(protobuf)
+}
+
+struct Receiver<S>(S);
+
+#[tonic::async_trait]
+impl<S: Sink> TraceService for Receiver<S> {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, Status> {
+        if self.0.take(spans(request.into_inner())).await {
+            Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+        } else {
+            Err(Status::resource_exhausted("it is over its limits"))
+        }
+    }
+}
+
+async fn take_protobuf<S: Sink>(State(sink): State<S>, body: Bytes) -> Result<Response, StatusCode> {
+    let request = ExportTraceServiceRequest::decode(body).map_err(|_| StatusCode::BAD_REQUEST)?;
+    if sink.take(spans(request)).await {
+        let taken = ExportTraceServiceResponse::default().encode_to_vec();
+        Ok(([(header::CONTENT_TYPE, "application/x-protobuf")], taken).into_response())
+    } else {
+        Err(StatusCode::SERVICE_UNAVAILABLE)
+    }
+}
+
+fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
+    let of_resources = request.resource_spans.into_iter().flat_map(|of_resource| {
+        let resource = Arc::new(attributes(of_resource.resource.unwrap_or_default().attributes));
+        let sent = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+        sent.map(move |sent| span(sent, &resource))
+    });
+    of_resources.collect()
+}
+
+fn span(sent: Sent, resource: &Arc<Attributes>) -> Span {
+    let kind = sent.kind();
+    let status = sent.status.unwrap_or_default();
+    Span {
+        trace_id: hex::encode(&sent.trace_id),
+        span_id: hex::encode(&sent.span_id),
+        parent_id: hex::encode(&sent.parent_span_id),
+        kind,
+        status: status.code(),
+        status_message: status.message,
+        events: sent.events.into_iter().map(event).collect(),
+        links: sent.links.into_iter().map(|link| link_of(&link)).collect(),
+        started: sent.start_time_unix_nano,
+        ended: sent.end_time_unix_nano,
+        attributes: attributes(sent.attributes),
+        resource: Arc::clone(resource),
+        name: sent.name,
+    }
+}
+
+fn event(sent: span::Event) -> Event {
+    Event { at: sent.time_unix_nano, name: sent.name, attributes: attributes(sent.attributes) }
+}
+
+fn link_of(sent: &span::Link) -> Link {
+    Link { trace_id: hex::encode(&sent.trace_id), span_id: hex::encode(&sent.span_id) }
+}
+
+fn attributes(sent: Vec<KeyValue>) -> Attributes {
+    sent.into_iter().map(|pair| (pair.key, pair.value.map_or(Value::Null, value))).collect()
+}
+
+fn value(sent: AnyValue) -> Value {
+    match sent.value {
+        Some(any_value::Value::StringValue(text)) => json!(text),
+        Some(any_value::Value::BoolValue(truth)) => json!(truth),
+        Some(any_value::Value::IntValue(number)) => json!(number),
+        Some(any_value::Value::DoubleValue(number)) => json!(number),
+        other => json!(format!("{other:?}")),
+    }
+}

@@ -1,0 +1,72 @@
+//! Whom the console answers.
+use dev::{console::Console, harness::SOON};
+use reqwest::{Method, Response};
+
+use super::stage::console;
+
+async fn ask(console: &Console, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
+    let client = dev::http::client(SOON).unwrap();
+    let mut request = client.request(method, format!("{}{path}", console.url()));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_name_that_was_pointed_at_this_machine_is_refused() {
+    let console = console().await;
+    let port = console.url().rsplit(':').next().unwrap().to_owned();
+    let localhost = format!("localhost:{port}");
+    for (host, status) in [
+        (localhost.as_str(), 200),
+        ("rebound.example.com", 403),
+        (&format!("rebound.example.com:{port}"), 403),
+        ("127.0.0.1", 403),
+    ] {
+        for path in ["/now", "/api/logs", "/api/stream"] {
+            let answer = ask(&console, Method::GET, path, &[("host", host)]).await;
+            assert_eq!(answer.status(), status, "{host} {path}");
+        }
+        if status == 403 {
+            let spans = ask(&console, Method::POST, "/v1/traces", &[("host", host)]).await;
+            assert_eq!(spans.status(), 403, "{host}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_is_refused_and_a_link_on_it_is_not() {
+    let console = console().await;
+    let own = console.url();
+    let json = ("content-type", "application/json");
+    for (origin, status) in [(own.as_str(), 503), ("http://evil.example.com", 403), ("null", 403)] {
+        // Nothing is watched yet, which is what its own page hears.
+        let answer = ask(&console, Method::POST, "/api/normal", &[("origin", origin)]).await;
+        assert!(answer.status() == 415 || answer.status() == 403, "{origin}: {}", answer.status());
+        let client = dev::http::client(SOON).unwrap();
+        let request =
+            client.post(format!("{own}/api/normal")).header("origin", origin).header(json.0, json.1);
+        assert_eq!(request.body("{}").send().await.unwrap().status(), status, "{origin}");
+    }
+    let embedded =
+        [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors"), ("sec-fetch-dest", "image")];
+    assert_eq!(ask(&console, Method::GET, "/api/logs", &embedded).await.status(), 403);
+    let link =
+        [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+    assert_eq!(ask(&console, Method::GET, "/traces", &link).await.status(), 200);
+}
+
+#[tokio::test]
+async fn it_listens_on_this_machine_and_its_pages_load_nothing_else() {
+    let console = console().await;
+    assert!(console.url().starts_with("http://127.0.0.1:"), "{}", console.url());
+    let page = ask(&console, Method::GET, "/now", &[]).await;
+    let policy = page.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("default-src 'none'; script-src 'self'"), "{policy}");
+    assert!(!policy.contains("unsafe"), "{policy}");
+    assert_eq!(page.headers()["x-content-type-options"], "nosniff");
+    let text = page.text().await.unwrap();
+    assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("<style"), "{text}");
+    assert_eq!(ask(&console, Method::GET, "/assets/..%2Fmod.rs", &[]).await.status(), 404);
+}

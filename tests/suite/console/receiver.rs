@@ -1,0 +1,42 @@
+//! What the console takes from exporters, by either protocol.
+use dev::harness::eventually;
+
+use super::stage::{console, get};
+use crate::builder;
+
+#[tokio::test]
+async fn spans_come_in_by_either_protocol_and_replicas_are_told_apart() {
+    let console = console().await;
+    let service = builder()
+        .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &console.url())
+        .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
+        .start()
+        .await;
+    let replica = service.replica().await;
+    let by_http = builder()
+        .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &console.url())
+        .setting("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
+        .start()
+        .await;
+    for (service, id) in [(&service, "one"), (&replica, "two"), (&by_http, "three")] {
+        let _served = service.nobody().get("/v1/products").header("x-correlation-id", id).await.is(200);
+    }
+    let mut instances = Vec::new();
+    for id in ["one", "two", "three"] {
+        let path = format!("/api/traces?correlation_id={id}");
+        let instance = eventually("the trace comes in", async || {
+            Some(get(&console, &path).await[0]["instance"].as_str()?.to_owned())
+        })
+        .await;
+        instances.push(instance);
+    }
+    assert!(instances.iter().all(|instance| !instance.is_empty()), "{instances:?}");
+    assert!(
+        instances[0] != instances[1] && instances[1] != instances[2] && instances[0] != instances[2],
+        "{instances:?}"
+    );
+    let of_one = get(&console, &format!("/api/traces?instance={}", instances[1])).await;
+    let of_one = of_one.as_array().unwrap();
+    assert!(!of_one.is_empty() && of_one.iter().all(|trace| trace["instance"] == instances[1].as_str()));
+}
