@@ -103,10 +103,12 @@ impl Browser {
         .await;
     }
 
-    /// Types keys on whatever has the focus.
-    pub async fn press(&self, keys: &str) {
-        let focused = self.client.active_element().await.unwrap();
-        focused.send_keys(keys).await.unwrap();
+    /// Presses a key, by its name, on whatever has the focus.
+    pub async fn press(&self, key: &str) {
+        let (text, code) = if key == "Enter" { ("\r", 13) } else { (key, 0) };
+        let down = json!({ "type": "keyDown", "key": key, "text": text, "windowsVirtualKeyCode": code });
+        self.develop("Input.dispatchKeyEvent", down).await;
+        self.develop("Input.dispatchKeyEvent", json!({ "type": "keyUp", "key": key })).await;
     }
 
     /// Sets the size of the page, as a window or a phone has it.

@@ -85,7 +85,7 @@ impl Stage {
         let path = format!("/api/traces?correlation_id={correlation_id}&route=POST%20%2Fv1%2Forders");
         eventually("the trace comes in", async || {
             let traces = get(&self.console, &path).await;
-            let trace = traces.as_array()?.iter().find(|trace| trace["spans"].as_u64() > Some(8))?.clone();
+            let trace = traces.as_array()?.iter().find(|trace| trace["spans"].as_u64() > Some(5))?.clone();
             Some(trace["trace_id"].as_str()?.to_owned())
         })
         .await

@@ -91,6 +91,11 @@ function told({ data }) {
   current?.update?.(changed, point);
 }
 
+/** A question that was cut off, by leaving the page or by the end of cargo dev, is no error of the page. */
+addEventListener("unhandledrejection", (event) => {
+  if (event.reason instanceof TypeError && event.reason.message.includes("fetch")) event.preventDefault();
+});
+
 /** Whatever is wrong on purpose is said on every view, with the way back. */
 const banner = document.getElementById("banner");
 async function showBanner() {
