@@ -67,7 +67,7 @@ struct Environment {
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     gateway_port: u16,
     /// Where the console's page is, and where the service sends its spans
-    #[arg(long, value_name = "PORT", default_value_t = 3000)]
+    #[arg(long, value_name = "PORT", default_value_t = 3001)]
     console_port: u16,
     /// Keep the data there, for one more environment of this checkout
     #[arg(long, value_name = "DIRECTORY")]
