@@ -36,15 +36,21 @@ async fn an_outage_of_the_gateway_pages_someone_and_is_resolved_when_it_is_over(
     let (Some(prometheus), Some(alertmanager)) = (tool("prometheus"), tool("alertmanager")) else { return };
     let inbox = inbox().await;
     let alertmanager = Server::alertmanager(&alertmanager, &inbox.address().to_string()).await;
-    let service =
-        builder().setting("ALERT_WEBHOOK_URL", &format!("http://{}/service", inbox.address())).start().await;
+    // With time for the gateway: on a busy machine a call may take seconds, and that is not the outage.
+    let service = builder()
+        .setting("ALERT_WEBHOOK_URL", &format!("http://{}/service", inbox.address()))
+        .setting("GATEWAY_TIMEOUT_MS", "20000")
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "10")
+        .setting("REQUEST_TIMEOUT_MS", "30000")
+        .start()
+        .await;
     let rules = vec![
         hurried("payments.yml"),
         ("telemetry.yml".to_owned(), file_with("prometheus/rules/telemetry.yml", &[])),
     ];
     let _prometheus = Server::prometheus(&prometheus, &service, alertmanager.address(), rules).await;
     let _traffic = Traffic::start(traffic::Settings {
-        rate_per_second: 60.0,
+        rate_per_second: 40.0,
         ..traffic::Settings::new(service.api_url().clone())
     })
     .unwrap();
