@@ -50,6 +50,13 @@ pub async fn tamper(service: &Service, statements: &str) {
         .await;
 }
 
+/// Takes the whole chain away after the statements, so that the sealer makes it anew without a seam.
+pub async fn unseal(service: &Service, statements: &str) {
+    let forget = "delete from audit_seals;
+        update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')";
+    tamper(service, &format!("{statements}; {forget}")).await;
+}
+
 /// The log lines of the present process, as a log store would give them.
 pub fn log_lines(service: &Service) -> String {
     service.logs().iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
@@ -193,15 +200,7 @@ async fn a_chain_that_was_made_anew_is_found_by_the_logged_heads_and_by_nothing_
     verify(&service, &["--heads", &heads]).await.succeeded();
 
     let second = event_at(&service, 2).await;
-    tamper(
-        &service,
-        &format!(
-            "delete from audit_events where id = '{second}';
-             delete from audit_seals;
-             update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')"
-        ),
-    )
-    .await;
+    unseal(&service, &format!("delete from audit_events where id = '{second}'")).await;
     // The sealer itself makes the new chain, as whoever tampers would.
     service.restart().await;
     everything_is_sealed(&service).await;
@@ -251,15 +250,7 @@ async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
     verify(&service, &["--log", &cut_off]).await.succeeded();
 
     let second = event_at(&service, 2).await;
-    tamper(
-        &service,
-        &format!(
-            "delete from audit_events where id = '{second}';
-             delete from audit_seals;
-             update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')"
-        ),
-    )
-    .await;
+    unseal(&service, &format!("delete from audit_events where id = '{second}'")).await;
     let before = scratch.write("before.log", &std::fs::read_to_string(audit_log).unwrap());
     service.restart().await;
     everything_is_sealed(&service).await;
