@@ -1,5 +1,5 @@
 //! Guessing passwords: nobody learns anything by it, and soon nobody may (NIST SP 800-53 AC-7).
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use dev::harness::{Answer, PASSWORD, Service, eventually};
 use serde_json::{Value, json};
@@ -137,7 +137,7 @@ async fn a_try_is_counted_before_its_password_is_looked_at() {
     for email in ["nobody@example.com", "nobody.else@example.com"] {
         let before = service.database().number("select count(*) from login_attempts").await;
         let credentials = json!({ "email": email, "password": WRONG });
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let attempt = service.nobody().post("/v1/sessions").json(&credentials).in_background();
         eventually("it is counted", async || {
             let counted = service.database().number("select count(*) from login_attempts").await;
@@ -160,7 +160,7 @@ async fn many_who_log_in_do_not_keep_anybody_from_registering() {
         .setting("REQUEST_TIMEOUT_MS", "60000")
         .start()
         .await;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
     let logins: Vec<_> =
         (0..24).map(|_| service.nobody().post("/v1/sessions").json(&credentials).in_background()).collect();
@@ -223,21 +223,31 @@ async fn an_unknown_address_and_a_wrong_password_take_the_same_time() {
         .start()
         .await;
     let customer = service.customer().await;
-    let (mut known, mut unknown) = (Vec::new(), Vec::new());
-    // One after the other, so that whatever else the machine does falls on both.
-    for _ in 0..25 {
-        for (email, times) in [(customer.email.as_str(), &mut known), ("nobody@example.com", &mut unknown)] {
-            let started = std::time::Instant::now();
-            let _wrong = log_in(&service, email, WRONG).await.is(401);
-            times.push(started.elapsed().as_secs_f64());
+    // Whoever computes no hash is faster every time; what else the machine does is not the same every time.
+    let mut seen = Vec::new();
+    for _ in 0..10 {
+        let (known, unknown) = fastest_refusals(&service, [&customer.email, "nobody@example.com"]).await;
+        assert!(unknown > 0.005, "a hash is computed: {unknown} s");
+        if (0.7..1.43).contains(&(known / unknown)) {
+            return;
+        }
+        seen.push((known, unknown));
+    }
+    panic!("known and unknown differ each time, in seconds: {seen:?}");
+}
+
+/// How long a wrong password takes at best for each of two addresses, in seconds.
+async fn fastest_refusals(service: &Service, [one, other]: [&str; 2]) -> (f64, f64) {
+    let mut fastest = (f64::MAX, f64::MAX);
+    // In turns, so that whatever else the machine does falls on both. It only ever adds.
+    for _ in 0..10 {
+        for (email, best) in [(one, &mut fastest.0), (other, &mut fastest.1)] {
+            let started = Instant::now();
+            let _wrong = log_in(service, email, WRONG).await.is(401);
+            *best = best.min(started.elapsed().as_secs_f64());
         }
     }
-    // The fastest: what the machine did meanwhile only ever adds.
-    let fastest = |times: Vec<f64>| times.into_iter().min_by(f64::total_cmp).unwrap();
-    let (known, unknown) = (fastest(known), fastest(unknown));
-    let ratio = known / unknown;
-    assert!((0.7..1.43).contains(&ratio), "known {known} s, unknown {unknown} s");
-    assert!(unknown > 0.005, "a hash is computed: {unknown} s");
+    fastest
 }
 
 #[tokio::test]

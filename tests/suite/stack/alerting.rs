@@ -22,11 +22,12 @@ async fn inbox() -> Inbox {
     .unwrap()
 }
 
-/// The rules, with seconds for minutes: five minutes of them pass in five seconds.
+/// The rules, with seconds for minutes: five minutes of them pass in five seconds. So few attempts fall into that time
+/// that two that failed on a busy machine would be one in twenty.
 fn hurried(file: &str) -> (String, String) {
     let rules = file_with(
         &format!("prometheus/rules/{file}"),
-        &[("m]", "s]"), ("for: 3m", "for: 3s"), ("for: 2m", "for: 2s")],
+        &[("m]", "s]"), ("for: 3m", "for: 3s"), ("for: 2m", "for: 2s"), ("> 0.05", "> 0.25")],
     );
     (file.to_owned(), rules)
 }
