@@ -26,10 +26,7 @@ pub struct Browser {
 impl Browser {
     /// Starts this program by its driver, and opens a page of this site.
     pub async fn open(program: &Path, driver: &Path, site: &str, path: &str) -> Self {
-        let driver = Launch::new(driver).args(["--port=0"]).start().unwrap();
-        let started = driver.follow().find(SOON, |line| line.contains("started successfully on port")).await;
-        let line = started.unwrap_or_else(|| panic!("{:#?}", driver.tail(20))).text;
-        let port: u16 = line.trim_end_matches('.').rsplit(' ').next().unwrap().parse().unwrap();
+        let (driver, port) = start(driver).await;
         let options = json!({
             "binary": program,
             // Whoever runs tests as root has no sandbox; a container's shared memory is small.
@@ -150,6 +147,22 @@ impl Browser {
     async fn command(&self, path: &'static str, body: Value) -> Value {
         self.client.issue_cmd(Extension { path, body }).await.unwrap()
     }
+}
+
+/// Starts the driver, and gives its port. It chooses one that is free for IPv6, and ends where the same one is taken for
+/// IPv4; so it is started again.
+async fn start(driver: &Path) -> (Child, u16) {
+    let mut said = Vec::new();
+    for _ in 0..5 {
+        let driver = Launch::new(driver).args(["--port=0"]).start().unwrap();
+        let started = driver.follow().find(SOON, |line| line.contains("started successfully on port")).await;
+        if let Some(line) = started {
+            let port = line.text.trim_end_matches('.').rsplit(' ').next().unwrap().parse().unwrap();
+            return (driver, port);
+        }
+        said.extend(driver.tail(20));
+    }
+    panic!("{said:#?}")
 }
 
 /// A command that the driver has beyond the standard.
