@@ -23,6 +23,7 @@ mod distrust;
 mod headers;
 mod healing;
 mod idempotency;
+mod kubernetes;
 mod limits;
 mod lockout;
 mod logs;
