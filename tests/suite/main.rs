@@ -55,6 +55,7 @@ mod traces;
 mod traffic;
 mod verification;
 mod webhooks;
+mod workflows;
 
 use dev::harness::{Builder, Service};
 
