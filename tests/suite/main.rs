@@ -23,6 +23,7 @@ mod distrust;
 mod headers;
 mod healing;
 mod idempotency;
+mod kubernetes;
 mod limits;
 mod lockout;
 mod logs;
@@ -54,6 +55,7 @@ mod traces;
 mod traffic;
 mod verification;
 mod webhooks;
+mod workflows;
 
 use dev::harness::{Builder, Service};
 

@@ -6,4 +6,7 @@ mod files;
 mod queries;
 mod tools;
 
-pub(crate) use self::{files::repository, tools::tool};
+pub(crate) use self::{
+    files::repository,
+    tools::{run, tool},
+};
