@@ -19,6 +19,10 @@ type event struct {
 }
 
 func (c *caller) event(eventType, resource, action, result string, ids ...uuid.UUID) event {
+	if ids == nil {
+		// Otherwise it would be written as null.
+		ids = []uuid.UUID{}
+	}
 	metadata := map[string]any{"record_ids": ids, "record_count": len(ids)}
 	return event{eventType: eventType, resource: resource, action: action, result: result, user: c, metadata: metadata}
 }

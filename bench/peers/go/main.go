@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -75,7 +74,11 @@ func run() error {
 	}
 	deadline, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
-	return errors.Join(server.Shutdown(deadline), flushTraces(deadline))
+	err = server.Shutdown(deadline)
+	if lost := flushTraces(deadline); lost != nil {
+		slog.Warn("spans were lost at the end", "error", lost)
+	}
+	return err
 }
 
 func connect(ctx context.Context) (*pgxpool.Pool, error) {
