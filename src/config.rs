@@ -1,7 +1,7 @@
 //! Every setting of the service, once: its name, meaning, unit, default, and whether it is a secret.
 //!
 //! The table below is the only place where a setting is declared. The struct that the code reads, the
-//! `--flag` of the command line, `axum-orders config` and the check of `.env.example` and the README all
+//! `--flag` of the command line, the command `config` and the check of `.env.example` and the README all
 //! come from it. Settings are read once, at start, and **every** mistake is reported at once: somebody who
 //! repairs a deployment at night should not find the second mistake only after the first.
 //!
