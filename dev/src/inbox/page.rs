@@ -88,6 +88,9 @@ mod tests {
         };
         let html = render(&Arrivals { alerts: [alert].into(), heartbeat_at: None });
         assert!(!html.contains("<script>") && !html.contains("\" onload") && !html.contains("javascript:"));
-        assert!(html.contains("<a href=\"http://localhost:3000/d/service-overview\">dashboard</a>"), "{html}");
+        assert!(
+            html.contains("<a href=\"http://localhost:3000/d/service-overview\">dashboard</a>"),
+            "{html}"
+        );
     }
 }
