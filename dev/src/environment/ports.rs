@@ -17,7 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(7);
 pub(super) struct Ports {
     pub(super) api: SocketAddr,
     pub(super) ops: SocketAddr,
-    pub(super) gateway: SocketAddr,
     pub(super) console: SocketAddr,
 }
 
@@ -27,13 +26,13 @@ impl Ports {
         Ok(Self {
             api: free("the API", "--api-port", settings.api_port, progress).await?,
             ops: free("the operations listener", "--ops-port", settings.ops_port, progress).await?,
-            gateway: free("the payment gateway", "--gateway-port", settings.gateway_port, progress).await?,
             console: free("the console", "--console-port", settings.console_port, progress).await?,
         })
     }
 }
 
-async fn free(
+/// A port of this machine, once it is free.
+pub(super) async fn free(
     what: &'static str,
     flag: &'static str,
     port: u16,
