@@ -7,7 +7,8 @@ use std::{
 /// The slices: whatever has routes of its own and is not the platform.
 fn slices() -> Vec<String> {
     let directories = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap();
-    let slices = directories.map(|entry| entry.unwrap().path()).filter(|path| path.join("routes.rs").exists());
+    let slices =
+        directories.map(|entry| entry.unwrap().path()).filter(|path| path.join("routes.rs").exists());
     slices.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
 }
 

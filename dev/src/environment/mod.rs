@@ -154,6 +154,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let ports = Ports::find(&settings, progress).await?;
     let gateway_address =
         ports::free("the payment gateway", "--gateway-port", settings.gateway_port, progress).await?;
+    let console_address =
+        ports::free("the console", "--console-port", settings.console_port, progress).await?;
     progress("building the service");
     let executable = cargo::build_service().await?;
     if settings.fresh {
@@ -175,7 +177,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         ledger_file: Some(books::ledger_of(&database.owner_url, place.directory()).await?),
     };
     let gateway = Simulator::start(gateway_settings.clone()).await?;
-    let console = Console::start(ports.console, &project::root().join("prometheus/rules")).await?;
+    let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     let service_log = place.service_log();
     begin_anew(&service_log)?;

@@ -12,7 +12,7 @@ use url::Url;
 use uuid::Uuid;
 
 pub use self::order::Order;
-use super::{Answer, Database, Request, Service, User};
+use super::{Answer, Builder, Database, Request, Service, User};
 use crate::{
     gateway::{Faults, Settings, Simulator, Timings, Webhooks},
     invariants,
@@ -37,10 +37,33 @@ pub const TABLE: &str = "orders";
 pub const PATH: &str = "/v1/orders";
 /// Where one of them is read.
 pub const ROUTE: &str = "/v1/orders/{id}";
-/// The statement that creates one, as it is named in spans and metrics.
+/// The statement that creates one, as it is named in metrics.
 pub const CREATES: &str = "orders.insert";
-/// What counts those that were created.
-pub const CREATED: &str = "orders_created_total";
+/// The statement that lists a customer's.
+pub const LISTS: &str = "orders.list_of_customer";
+
+/// Settings without which the service does not start, besides the database; nothing of them is reached.
+pub const REQUIRED: [(&str, &str); 3] = [
+    ("GATEWAY_URL", "http://127.0.0.1:1"),
+    ("GATEWAY_API_KEY", "an-api-key"),
+    ("GATEWAY_WEBHOOK_SECRET", "whsec_YSB3ZWJob29rIHNlY3JldA=="),
+];
+/// Settings that are never shown, besides the platform's.
+pub const SECRETS: [&str; 2] = ["GATEWAY_API_KEY", "GATEWAY_WEBHOOK_SECRET"];
+/// What readiness looks at besides the service itself.
+pub const NEIGHBOUR_CHECKS: [&str; 1] = ["external_api"];
+/// Series that are there from the first scrape, besides the platform's.
+pub const SERIES: [&str; 9] = [
+    "orders_created_total 0",
+    "payments_total{outcome=\"succeeded\"} 0",
+    "payments_total{outcome=\"declined\"} 0",
+    "payments_total{outcome=\"failed\"} 0",
+    "payment_failures_total{reason=\"gateway_timeout\"} 0",
+    "payments_parked 0",
+    "payments_processing 0",
+    "payment_oldest_processing_seconds 0",
+    "circuit_breaker_state{service=\"payment_gateway\"} 0",
+];
 
 /// What a body says that creates one.
 pub fn body() -> serde_json::Value {
@@ -100,10 +123,46 @@ pub(super) async fn stock(database: &Database) {
         .await;
 }
 
+impl Builder {
+    /// With workers that leave the database alone for longer than a test takes.
+    pub fn with_idle_workers(self) -> Self {
+        self.setting("AUDIT_SEAL_INTERVAL_SECONDS", "600").setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
+    }
+
+    /// With a deadline of requests, and whatever has to end before it.
+    pub fn with_a_deadline_of_ms(self, milliseconds: u32) -> Self {
+        self.setting("REQUEST_TIMEOUT_MS", &milliseconds.to_string())
+            .setting("GATEWAY_TIMEOUT_MS", &(milliseconds - milliseconds / 10).to_string())
+    }
+}
+
 impl User {
+    /// What is theirs.
+    pub fn lists(&self) -> Request {
+        self.get(PATH)
+    }
+
     /// Creates something that is theirs, for tests that are about no slice; under a new key, and not sent yet.
     pub fn creates(&self) -> Request {
         self.orders(&[(MUG, 1)])
+    }
+
+    /// Does once whatever customers do: how many requests were answered as they should be.
+    ///
+    /// # Errors
+    /// What was not.
+    pub async fn does_what_customers_do(&self) -> Result<usize, String> {
+        let placed = self.orders(&[(MUG, 1)]).await;
+        if placed.status != 201 {
+            return Err(placed.to_string());
+        }
+        let paid = self.pay(placed.id(), "pm_card_ok").await;
+        let read = self.get(format!("/v1/orders/{}", placed.id())).await;
+        if [201, 202].contains(&paid.status) && read.status == 200 {
+            Ok(3)
+        } else {
+            Err(format!("{paid}\n{read}"))
+        }
     }
 
     /// An order of these products and quantities, under a new key; not sent yet.
