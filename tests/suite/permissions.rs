@@ -49,13 +49,13 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
     let mut refused = 0;
     for (method, route, ask, expected) in ROUTES {
         for (role, expected) in EVERYBODY.into_iter().zip(expected) {
-            // A new order and a new session for each, since some of the requests use them up.
-            let owned = service.log_in(owner).await;
+            // A new record and a new session for each, since some of the requests use them up.
+            let customer = service.log_in(owner).await;
             let (by, email) = match people.user(role) {
                 Some(user) => ((*service.log_in(&user.email).await).clone(), user.email.clone()),
                 None => (service.nobody(), owner.clone()),
             };
-            let answer = ask(&by, &standing.subject(&owned, email).await).await;
+            let answer = ask(&by, &standing.subject(&customer, email).await).await;
             assert_eq!(answer.status, expected, "{method} {route} by {role}: {answer}");
             match expected {
                 401 => {

@@ -3,11 +3,10 @@ use std::time::Duration;
 
 use dev::{
     gateway::{Faults, Webhooks},
-    harness::{Balancer, MUG, Service, User, eventually, within},
+    harness::{MUG, Service, User, eventually, within},
 };
-use tokio::sync::watch;
 
-use crate::{builder, service};
+use crate::service;
 
 #[tokio::test]
 async fn twins_at_different_replicas_have_one_effect() {

@@ -44,7 +44,7 @@ use self::{
 };
 use crate::{
     cargo,
-    console::{self, Console, Scene},
+    console::{self, Comparison, Console, Scene},
     faults::{Fault, Stage, Switchboard},
     gateway::{self, Simulator},
     invariants::{self, Verdict},
@@ -169,14 +169,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let product = stock::offer(&database.owner_url, progress).await?;
 
     let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
-    let gateway_settings = gateway::Settings {
-        address: gateway_address,
-        api_key: random(32),
-        webhook_secret: format!("whsec_{}", BASE64_STANDARD.encode(random(32))),
-        webhook_url: Some(api.join("v1/gateway/events")?),
-        ledger_file: Some(books::ledger_of(&database.owner_url, place.directory()).await?),
-    };
-    let gateway = Simulator::start(gateway_settings.clone()).await?;
+    let (gateway, gateway_settings) = start_gateway(gateway_address, &place, &database, &api).await?;
     let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     let service_log = place.service_log();
@@ -201,21 +194,27 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let faults = Switchboard::new(stage);
     console.follow(ops.clone(), service.log());
     let alerting = place.directory().join("alerting");
-    console.watch(scene(executable, &database, &faults, traffic.as_ref(), service_log.clone(), alerting));
+    let compared = invariants::for_the_console(database.owner_url.clone(), gateway.url());
+    console.watch(scene(
+        executable,
+        &database,
+        &faults,
+        compared,
+        traffic.as_ref(),
+        service_log.clone(),
+        alerting,
+    ));
 
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
+    let (console_url, gateway_url) = (console.url(), gateway.url());
     place
-        .announce(&format!(
-            "console {}\nAPI {api}\noperations {ops}\ngateway {}",
-            console.url(),
-            gateway.url()
-        ))
+        .announce(&format!("console {console_url}\nAPI {api}\noperations {ops}\ngateway {gateway_url}"))
         .map_err(|source| Error::Place { path: place.directory().to_owned(), source })?;
     let screen = Screen {
-        console: &console.url(),
+        console: &console_url,
         api: &api,
         ops: &ops,
-        gateway: &gateway.url(),
+        gateway: &gateway_url,
         owner_url: &database.owner_url,
         service_log: &service_log,
         product,
@@ -254,6 +253,22 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         stopped = stop => stopped,
         () = interrupts.next() => Err(Error::Interrupted),
     }
+}
+
+async fn start_gateway(
+    address: SocketAddr,
+    place: &Place,
+    database: &Database,
+    api: &Url,
+) -> Result<(Simulator, gateway::Settings), Error> {
+    let settings = gateway::Settings {
+        address,
+        api_key: random(32),
+        webhook_secret: format!("whsec_{}", BASE64_STANDARD.encode(random(32))),
+        webhook_url: Some(api.join("v1/gateway/events")?),
+        ledger_file: Some(books::ledger_of(&database.owner_url, place.directory()).await?),
+    };
+    Ok((Simulator::start(settings.clone()).await?, settings))
 }
 
 /// Fills a migrated database with users and products, where they are missing.
@@ -300,6 +315,7 @@ fn scene(
     executable: PathBuf,
     database: &Database,
     faults: &Switchboard,
+    books: Comparison,
     traffic: Option<&Traffic>,
     log: PathBuf,
     alerting: PathBuf,
@@ -309,6 +325,7 @@ fn scene(
         database_url: database.url.clone(),
         owner_url: database.owner_url.clone(),
         faults: faults.clone(),
+        books: Some(books),
         traffic: traffic.map(Traffic::switch),
         log: Some(log),
         prometheus: Some(alerting),

@@ -12,14 +12,18 @@
 mod comparison;
 mod tables;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
+use chrono::Utc;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
 use url::Url;
 
 use self::tables::Tables;
-use crate::gateway::Ledger;
+use crate::{
+    console::{Books, Comparison},
+    gateway::Ledger,
+};
 
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -114,6 +118,24 @@ pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> 
         payments_in_flight: after.payments.iter().filter(|payment| payment.is_in_flight()).count(),
         refunds_in_flight: after.refunds.iter().filter(|refund| refund.is_in_flight()).count(),
         violations,
+    })
+}
+
+/// The same for the console, which says what came of it.
+pub fn for_the_console(owner_url: Url, gateway: Url) -> Comparison {
+    Arc::new(move || {
+        let (owner_url, gateway) = (owner_url.clone(), gateway.clone());
+        Box::pin(async move {
+            match check(owner_url.as_str(), &gateway).await {
+                Ok(verdict) => Books {
+                    at: Utc::now(),
+                    holds: verdict.holds(),
+                    says: verdict.to_string(),
+                    verdict: serde_json::to_value(verdict).ok(),
+                },
+                Err(error) => Books { at: Utc::now(), holds: false, says: error.to_string(), verdict: None },
+            }
+        })
     })
 }
 
