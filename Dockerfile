@@ -1,4 +1,4 @@
-# Two images from one build: `service`, which ships, and `demo`, the gateway simulator, traffic, seed and alerts page.
+# Two images from one build: `service`, which ships, and `demo`, with which the stack is brought to life: seed, traffic and more.
 #
 # Dependencies are a layer of their own, built from the manifests alone: a change of the sources does not build them
 # again. `service` is distroless: no shell, no package manager; its health check is the executable itself. `demo` has the
@@ -54,7 +54,9 @@ CMD ["serve"]
 FROM ${DEMO_IMAGE} AS demo
 COPY --from=build /build/target/release/axum-orders /build/target/release/dev /usr/local/bin/
 COPY docs/runbooks /docs/runbooks
+# [example]
 # A new volume takes its owner from here.
 RUN install -d -o 65532 -g 65532 /ledger
+# [/example]
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/dev"]

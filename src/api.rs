@@ -1,4 +1,8 @@
-//! The API's router: what there is, and what every request meets on its way there.
+//! The API: the routes of all slices, and the document that describes them.
+//!
+//! - `layers`: what every request meets on its way there, in one function
+//! - `openapi`: what is completed in the document by rule
+mod layers;
 mod openapi;
 
 use std::{net::IpAddr, sync::Arc};
@@ -8,8 +12,8 @@ use axum::{
     http::{HeaderValue, header},
     middleware,
 };
-use tower::ServiceBuilder;
-use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
+use tower_http::set_header::SetResponseHeaderLayer;
+use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
@@ -21,15 +25,11 @@ use crate::{
         database::Database,
         http::{
             accept,
-            client_address::{self, TrustedProxies},
-            limits::{self, BodyLimit, InFlight, RateLimiter},
-            observe,
+            limits::RateLimiter,
             problem::{self, METHOD_NOT_ALLOWED, Problem},
         },
     },
 };
-
-pub use self::openapi::document;
 
 /// What the routes work with.
 pub struct Api {
@@ -60,7 +60,32 @@ pub fn router(api: Api, settings: &config::Http) -> Router {
         .merge(documentation(document))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::new(METHOD_NOT_ALLOWED));
-    layered(routes, api.authentication, api.by_address, settings)
+    layers::around(routes, api.authentication, api.by_address, settings)
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(description = "Orders and payments. Amounts are in minor units, times in RFC 3339 (UTC)."),
+    tags(
+        (name = "accounts", description = "Users and their sessions"),
+        (name = "catalog", description = "Products and their prices"),
+        (name = "orders", description = "What was ordered"),
+        (name = "payments", description = "Paying and refunding"),
+        (name = "gateway", description = "What the payment gateway tells"),
+        (name = "audit", description = "Who did what"),
+    )
+)]
+struct Description;
+
+/// The `OpenAPI` document, without a service behind it.
+pub fn document() -> utoipa::openapi::OpenApi {
+    let mut document = Description::openapi();
+    document.merge(accounts::routes().into_openapi());
+    document.merge(catalog::routes().into_openapi());
+    document.merge(orders::routes().into_openapi());
+    document.merge(payments::routes().into_openapi());
+    document.merge(audit::routes().into_openapi());
+    openapi::completed(document)
 }
 
 /// The page and the document it shows. Its policy lets it load from here only: it works without internet, and
@@ -69,37 +94,4 @@ fn documentation(document: utoipa::openapi::OpenApi) -> Router {
     let policy = HeaderValue::from_static("default-src 'self'; img-src 'self' data:");
     Router::from(SwaggerUi::new("/docs").url("/openapi.json", document))
         .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy))
-}
-
-/// What a request meets, from the outside in. The order is the point:
-fn layered(
-    routes: Router,
-    authentication: Authentication,
-    by_address: Arc<RateLimiter<IpAddr>>,
-    settings: &config::Http,
-) -> Router {
-    let trusted = TrustedProxies::new(&settings.trusted_proxies);
-    let in_flight = InFlight::new(settings.max_requests_in_flight);
-    let body_limit = BodyLimit(settings.body_limit);
-    routes.layer(
-        ServiceBuilder::new()
-            // First, because logs, limits and trust all depend on where the request comes from.
-            .layer(middleware::from_fn_with_state(trusted, client_address::find))
-            // Around everything that can refuse, so that every refusal is seen in logs, metrics and traces.
-            .layer(middleware::from_fn(observe::observe))
-            // Outside of whatever answers, so that refusals have these headers too.
-            .layer(middleware::from_fn(limits::security_headers))
-            .option_layer(limits::cors(&settings.cors_allowed_origins))
-            // Inside of the observation, so that a panic is seen as the 500 that it becomes.
-            .layer(CatchPanicLayer::custom(problem::from_panic))
-            // Before anything that costs: an overloaded service says so at once.
-            .layer(middleware::from_fn_with_state(in_flight, limits::shed))
-            // From here on there is work to bound.
-            .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
-            .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
-            // Before authentication, whose lookup of the session it protects.
-            .layer(middleware::from_fn_with_state(by_address, limits::limit_by_address))
-            // Last: who calls, the caller's own limit, and on the way back the audit of what was refused.
-            .layer(middleware::from_fn_with_state(authentication, accounts::authenticate)),
-    )
 }

@@ -130,13 +130,12 @@ fn flags(used: impl Fn(&Setting) -> bool) -> Vec<Arg> {
             format!("{} [env: {}]{}", setting.meaning.trim(), setting.name, default.unwrap_or_default());
         Arg::new(setting.name).long(setting.flag()).value_name("VALUE").help(help)
     };
-    Config::SETTINGS.iter().filter(|setting| setting.has_flag && used(setting)).map(flag).collect()
+    Config::settings().filter(|setting| setting.has_flag && used(setting)).map(flag).collect()
 }
 
 /// Flags before the environment; in development, a `.env` file fills in what neither has.
 fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + Send + Sync>> {
-    let given: HashMap<String, String> = Config::SETTINGS
-        .iter()
+    let given: HashMap<String, String> = Config::settings()
         .filter_map(|setting| {
             let value = arguments.try_get_one::<String>(setting.name).ok()??;
             Some((setting.name.to_owned(), value.clone()))
@@ -226,7 +225,7 @@ fn read_password() -> Result<Password, Box<dyn std::error::Error + Send + Sync>>
 
 /// Prints the effective settings in the form of a `.env` file, and then every mistake in them.
 fn show_config(reader: Reader) -> Outcome {
-    for setting in Config::SETTINGS {
+    for setting in Config::settings() {
         match reader.effective(setting) {
             Some(_) if setting.secret => println!("{}=<redacted>", setting.name),
             Some(value) => println!("{}={value}", setting.name),

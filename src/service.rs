@@ -1,25 +1,35 @@
 //! The wiring: the only place where everything meets.
 //!
 //! Whatever lives as long as the process is made in [`serve`], handed down, and ended there in reverse order. A
-//! reader can follow a process from birth to death in that one function.
+//! reader can follow a process from birth to death in that one function. What it takes more than a line to make
+//! stands beside it:
+//!
+//! - `opening`: the database, looked at before anything is served
+//! - `auditing`: the workers of the audit trail, and the events of the process itself
+//! - `gateway`: the circuit breaker of the payment gateway
+//! - `signals`: what ends the process
+mod auditing;
+mod gateway;
+mod opening;
+mod signals;
+
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use serde_json::json;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::Instant,
-};
+use tokio::time::Instant;
+
+use self::signals::Signals;
 
 use crate::{
     accounts::{self, Accounts, Authentication},
     api::{self, Api},
-    config::{Config, Environment},
+    config::Config,
     orders,
     payments::{self, Gateway, Payments},
     platform::{
-        alerts::{Alert, Alerts, Severity},
-        audit::{self, Event, EventResult, EventType, Refusals, Sealing, WriteFailures},
-        database::{self, Database, Privileges, SchemaState},
+        alerts::Alerts,
+        audit::{self, Refusals},
+        database::{self, Database},
         http::{
             idempotency,
             limits::RateLimiter,
@@ -28,9 +38,8 @@ use crate::{
         ops::{
             self,
             health::{Build, CheckError, Health},
-            log_level::{self, Happened, LogLevel},
+            log_level::LogLevel,
         },
-        resilience::breaker::{self, Breaker},
         telemetry::{Telemetry, metrics},
         workers::{Progress, Tracked, Workers},
     },
@@ -38,15 +47,6 @@ use crate::{
 
 /// How often expired sessions, answers and the like are swept.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
-
-/// How often the partitions of the coming months are looked after.
-const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
-
-/// How often the refusals that were only counted are written.
-const REFUSAL_INTERVAL: Duration = Duration::from_mins(1);
-
-/// How often one looks for audit events that could not be written.
-const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What is left of the shutdown's deadline for the last spans and log lines.
 const TO_FLUSH: Duration = Duration::from_secs(2);
@@ -108,12 +108,12 @@ pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeErro
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let mut signals = Signals::listen()?;
     install_tls_provider();
-    let database = open_database(config).await?;
+    let database = opening::open(config).await?;
     let alerts = Alerts::start(&config.alerts, env!("CARGO_PKG_NAME"))?;
     let tracked = Tracked::new();
     // Half of the places are kept from a slow gateway: orders are placed and read whatever it does.
     let most_waiting = (config.http.max_requests_in_flight / 2).max(1);
-    let gateway = Gateway::new(&config.payments, gateway_breaker(&alerts), most_waiting)?;
+    let gateway = Gateway::new(&config.payments, gateway::breaker(&alerts), most_waiting)?;
     let payments =
         Payments::new(database.clone(), gateway.clone(), alerts.clone(), tracked.clone(), &config.payments)?;
     let refusals = Refusals::new(database.clone());
@@ -131,13 +131,13 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
 
     let workers = Workers::new();
     start_workers(&workers, config, &database, &payments, &accounts, &authentication, &by_address);
-    start_audit_workers(&workers, config, &database, &alerts, &refusals);
+    auditing::start_workers(&workers, config, &database, &alerts, &refusals);
     let health = health(&database, &gateway, &workers);
     let log_level = LogLevel::new(
         telemetry.log_filter(),
         ops_address,
         config.http.ops_token.clone(),
-        audit_log_level(&database, &refusals, &tracked),
+        auditing::log_level(&database, &refusals, &tracked),
     );
     let ops = ops.serve(ops::router(health.clone(), log_level));
     let routes = Api { database: database.clone(), accounts, payments, authentication, by_address };
@@ -195,94 +195,6 @@ pub fn install_tls_provider() {
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }
 
-async fn open_database(config: &Config) -> Result<Database, ServeError> {
-    if config.database.migrate_on_start {
-        let applied = database::migrate(&config.database).await?;
-        tracing::info!(applied, "migrations are applied");
-    }
-    let database = Database::connect(&config.database, env!("CARGO_PKG_NAME")).await?;
-    match database::schema_state(&database).await? {
-        SchemaState::Older => return Err(ServeError::SchemaOlder),
-        SchemaState::Newer => tracing::warn!("the database's schema is newer than this release"),
-        SchemaState::Current => {}
-    }
-    if !audit::cluster_is_known(&database).await? {
-        return Err(ServeError::OtherCluster);
-    }
-    let privileges = database::privileges(&database).await?;
-    let production_like =
-        matches!(config.process.environment, Environment::Staging | Environment::Production);
-    match privileges {
-        Privileges::Restricted => {}
-        Privileges::TooMany if production_like => return Err(ServeError::TooManyRights),
-        Privileges::TooMany => tracing::warn!(
-            "DATABASE_URL's role may rewrite the audit trail; outside of development and test that is refused"
-        ),
-    }
-    database::warn_of_session_settings(&database, &config.database).await?;
-    Ok(database)
-}
-
-/// Opens when half of at least ten calls of half a minute failed; tries again after a few seconds.
-fn gateway_breaker(alerts: &Alerts) -> Breaker {
-    let settings = breaker::Settings {
-        window: Duration::from_secs(30),
-        minimum_calls: 10,
-        failure_ratio: 0.5,
-        open_for: Duration::from_secs(5),
-        probes: 3,
-    };
-    let alerts = alerts.clone();
-    Breaker::new(payments::GATEWAY_SERVICE, settings).on_transition(move |state| {
-        let (severity, what) = match state {
-            breaker::State::Open => (Severity::Warning, "opened"),
-            breaker::State::Closed => (Severity::Info, "closed"),
-            breaker::State::HalfOpen => return,
-        };
-        alerts.raise(Alert {
-            severity,
-            title: format!("Circuit breaker {what}: {}", payments::GATEWAY_SERVICE),
-            description: format!(
-                "Circuit breaker has {what}: calls of the payment gateway fail, or do so no longer"
-            ),
-            metadata: [("service", payments::GATEWAY_SERVICE), ("action", "investigate")]
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .into(),
-        });
-    })
-}
-
-/// Audits each change of what is logged, and each that was refused. The change does not wait for it: whoever looks
-/// for the reason why the database is away must be able to.
-fn audit_log_level(
-    database: &Database,
-    refusals: &Refusals,
-    tracked: &Tracked,
-) -> impl Fn(log_level::Happened) + use<> {
-    let (database, refusals, tracked) = (database.clone(), refusals.clone(), tracked.clone());
-    move |happened| match happened {
-        Happened::Changed(changed) => {
-            let event =
-                Event::new(EventType::Configuration, "log_level", changed.action, EventResult::Success)
-                    .with("before", changed.before)
-                    .with("after", changed.after)
-                    .with("ttl_seconds", changed.ttl_seconds);
-            let database = database.clone();
-            drop(tracked.run(async move { audit::record_once_possible(&database, event).await }));
-        }
-        Happened::Refused { reason } => {
-            let event = Event::new(EventType::Authorization, "log_level", "change", EventResult::Denied)
-                .with("reason", reason);
-            let refusals = refusals.clone();
-            drop(tracked.run(async move {
-                if let Err(error) = refusals.record(event).await {
-                    tracing::error!(error = &error as &dyn std::error::Error, "refusal could not be audited");
-                }
-            }));
-        }
-    }
-}
-
 fn initialise_metrics() {
     audit::initialise_metrics();
     orders::initialise_metrics();
@@ -292,26 +204,8 @@ fn initialise_metrics() {
 
 /// What readiness and `/health` look at. Another check is another line here.
 fn health(database: &Database, gateway: &Gateway, workers: &Workers) -> Health {
-    let (ping, schema, pool) = (database.clone(), database.clone(), database.clone());
     let (is_well, breaker, workers) = (gateway.clone(), gateway.breaker().clone(), workers.clone());
-    Health::builder(Build::CURRENT)
-        .required("database", move || {
-            let database = ping.clone();
-            async move {
-                let pinged = database.ping().await;
-                pinged.map(|()| None).map_err(|_| CheckError("the database does not answer"))
-            }
-        })
-        .required("migrations", move || {
-            let database = schema.clone();
-            async move {
-                match database::schema_state(&database).await {
-                    Ok(SchemaState::Current | SchemaState::Newer) => Ok(None),
-                    Ok(SchemaState::Older) => Err(CheckError("migrations are missing")),
-                    Err(_) => Err(CheckError("the migrations cannot be read")),
-                }
-            }
-        })
+    opening::checked(Health::builder(Build::CURRENT), database)
         .optional("external_api", move || {
             let gateway = is_well.clone();
             async move {
@@ -319,7 +213,6 @@ fn health(database: &Database, gateway: &Gateway, workers: &Workers) -> Health {
                 answered.map(|()| None).map_err(|_| CheckError("the payment gateway does not answer"))
             }
         })
-        .section("pool", move || json!(pool.pool_state()))
         .section("breakers", move || json!({ breaker.name(): breaker.state() }))
         .section("workers", move || json!(workers.status()))
         .build()
@@ -356,52 +249,4 @@ fn start_workers(
         by_address.forget_quiet();
         std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))
     });
-}
-
-fn start_audit_workers(
-    workers: &Workers,
-    config: &Config,
-    database: &Database,
-    alerts: &Alerts,
-    refusals: &Refusals,
-) {
-    let interval = config.audit.seal_interval;
-    let sealing = Sealing::new(database.clone(), alerts.clone(), interval);
-    let measured = sealing.clone();
-    workers.spawn("audit_sealing", interval, move || sealing.clone().run());
-    workers.spawn("audit_seal_lag", interval, move || measured.clone().measure_lag());
-    let refusals = refusals.clone();
-    workers.spawn("audit_refusals", REFUSAL_INTERVAL, move || {
-        let refusals = refusals.clone();
-        async move { refusals.tell().await.map(|()| Progress::Idle) }
-    });
-    let failures = WriteFailures::new(alerts.clone());
-    workers.spawn("audit_write_failures", FAILURE_INTERVAL, move || {
-        failures.tell();
-        std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))
-    });
-    let (database, alerts) = (database.clone(), alerts.clone());
-    workers.spawn("audit_partitions", PARTITION_INTERVAL, move || {
-        let (database, alerts) = (database.clone(), alerts.clone());
-        async move { audit::make_partitions(&database, &alerts).await.map(|()| Progress::Idle) }
-    });
-}
-
-/// SIGTERM and SIGINT. Listened to from the start: a signal that comes during start-up is not lost.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, std::io::Error> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

@@ -156,11 +156,6 @@ impl Switchboard {
         self.tell_the_gateway().await
     }
 
-    /// Where the gateway is whose faults are switched.
-    pub fn gateway(&self) -> &Url {
-        &self.0.stage.gateway
-    }
-
     /// Whether it is on.
     pub fn is_on(&self, fault: Fault) -> bool {
         self.switches().active.contains_key(&fault)

@@ -116,48 +116,35 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// Declares the groups of settings: for each a struct, and for all of them [`Config`] and [`Config::SETTINGS`].
+/// Declares groups of settings: for each a struct that reads itself, and its rows of the table.
 ///
 /// A row reads `"NAME" field: Type = parser, default("text") | required | optional [, secret | no_flag];`
-macro_rules! settings {
+macro_rules! groups {
     ($($(#[doc = $about:literal])* $group:ident: $Group:ident {
         $($(#[doc = $doc:literal])* $name:literal $field:ident: $type:ty = $parser:path, $kind:ident $(($default:literal))? $(, $mark:ident)?;)*
-    })*) => {
-        /// Every setting, grouped by what it is for.
-        pub struct Config { $($(#[doc = $about])* pub $group: $Group,)* }
+    })*) => {$(
+        $(#[doc = $about])*
+        pub struct $Group { $($(#[doc = $doc])* pub $field: groups!(@type $kind $type),)* }
 
-        impl Config {
-            /// Every setting, in the order of the table.
-            pub const SETTINGS: &'static [Setting] = &[$($(Setting {
+        impl $Group {
+            /// Its rows, in the order of the table.
+            pub const SETTINGS: &'static [Setting] = &[$(Setting {
                 name: $name,
                 meaning: concat!($($doc),*),
                 group: stringify!($group),
-                default: settings!(@default $($default)?),
-                required: settings!(@required $kind),
-                secret: settings!(@secret $($mark)?),
-                has_flag: settings!(@flag $($mark)?),
-            },)*)*];
+                default: groups!(@default $($default)?),
+                required: groups!(@required $kind),
+                secret: groups!(@secret $($mark)?),
+                has_flag: groups!(@flag $($mark)?),
+            },)*];
 
-            fn read_groups(reader: &mut Reader) -> Option<Self> {
-                // All groups are read before the first failure is looked at: every mistake counts.
-                $(let $group = $Group::read(reader);)*
-                Some(Self { $($group: $group?,)* })
+            /// Reads this group alone, for the commands that need no other.
+            pub fn read(reader: &mut Reader) -> Option<Self> {
+                $(let $field = reader.$kind($name, $parser $(, $default)?);)*
+                Some(Self { $($field: $field?,)* })
             }
         }
-
-        $(
-            $(#[doc = $about])*
-            pub struct $Group { $($(#[doc = $doc])* pub $field: settings!(@type $kind $type),)* }
-
-            impl $Group {
-                /// Reads this group alone, for the commands that need no other.
-                pub fn read(reader: &mut Reader) -> Option<Self> {
-                    $(let $field = reader.$kind($name, $parser $(, $default)?);)*
-                    Some(Self { $($field: $field?,)* })
-                }
-            }
-        )*
-    };
+    )*};
     (@type optional $type:ty) => { Option<$type> };
     (@type $kind:ident $type:ty) => { $type };
     (@default) => { None };
@@ -168,5 +155,27 @@ macro_rules! settings {
     (@secret $($mark:ident)?) => { false };
     (@flag $mark:ident) => { false };
     (@flag) => { true };
+}
+pub(super) use groups;
+
+/// Puts groups of settings together: [`Config`](super::Config) with a field for each of them.
+macro_rules! settings {
+    ($($(#[doc = $about:literal])* $group:ident: $Group:ty;)*) => {
+        /// Every setting, grouped by what it is for.
+        pub struct Config { $($(#[doc = $about])* pub $group: $Group,)* }
+
+        impl Config {
+            /// Every setting, in the order of the table.
+            pub fn settings() -> impl Iterator<Item = &'static Setting> {
+                [$(<$Group>::SETTINGS),*].into_iter().flatten()
+            }
+
+            fn read_groups(reader: &mut Reader) -> Option<Self> {
+                // All groups are read before the first failure is looked at: every mistake counts.
+                $(let $group = <$Group>::read(reader);)*
+                Some(Self { $($group: $group?,)* })
+            }
+        }
+    };
 }
 pub(super) use settings;

@@ -128,11 +128,6 @@ pub(super) fn secret(text: &str) -> Result<SecretString, String> {
     Ok(SecretString::from(text))
 }
 
-pub(super) fn webhook_secret(text: &str) -> Result<SecretString, String> {
-    let known = text.starts_with("whsec_") && standardwebhooks::Webhook::new(text).is_ok();
-    if known { secret(text) } else { Err("must be whsec_ and the secret in base64".into()) }
-}
-
 pub(super) fn list_of_networks(text: &str) -> Result<Vec<IpNet>, String> {
     items(text)
         .map(|item| item.parse().or_else(|_| item.parse().map(std::net::IpAddr::into)))

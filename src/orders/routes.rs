@@ -17,7 +17,7 @@ use crate::platform::{
         pagination::{Page, PageQuery},
         problem::{FieldError, Problem, ProblemBody},
     },
-    identity::{Customer, CustomerOrSupport, OrderReader, Role},
+    identity::{Customer, CustomerOrSupport, OwnerOrStaff, Role},
 };
 
 /// The routes of orders.
@@ -116,7 +116,7 @@ struct OrderFilter {
     responses((status = 200, description = "A page of orders, newest first", body = Page<Order>))
 )]
 async fn list_orders(
-    reader: OrderReader,
+    reader: OwnerOrStaff,
     State(database): State<Database>,
     Query(filter): Query<OrderFilter>,
 ) -> Result<JsonBody<Page<Order>>, Problem> {
@@ -141,7 +141,7 @@ async fn list_orders(
     security(("session" = [])), responses((status = 200, description = "The order", body = Order))
 )]
 async fn show_order(
-    reader: OrderReader,
+    reader: OwnerOrStaff,
     State(database): State<Database>,
     Id(id): Id,
 ) -> Result<JsonBody<Order>, Problem> {

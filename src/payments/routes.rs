@@ -21,7 +21,7 @@ use crate::platform::{
         limits::Deadline,
         problem::{Problem, ProblemBody},
     },
-    identity::{Customer, OrderReader, Staff},
+    identity::{Customer, OwnerOrStaff, Staff},
 };
 
 /// Time that is kept for the answer itself, so that it leaves before the request's deadline ends everything.
@@ -68,7 +68,7 @@ async fn pay_order(
     security(("session" = [])), responses((status = 200, description = "The payment", body = Payment))
 )]
 async fn show_payment(
-    reader: OrderReader,
+    reader: OwnerOrStaff,
     State(payments): State<Payments>,
     Id(id): Id,
 ) -> Result<JsonBody<Payment>, Problem> {

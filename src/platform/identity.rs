@@ -14,13 +14,13 @@ use crate::platform::http::problem::{Problem, UNAUTHENTICATED};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Places and pays orders of their own.
+    /// Uses the service for themselves, and sees what is theirs.
     Customer,
-    /// Reads everybody's orders, cancels and refunds.
+    /// Sees everybody's records, and acts on customers' behalf.
     Support,
     /// Reads the audit trail.
     Auditor,
-    /// Everything but shopping.
+    /// Keeps the service; everything but what customers do for themselves.
     Admin,
 }
 
@@ -85,8 +85,8 @@ demands! {
     Customer(Customer);
     /// A customer, or support on their behalf.
     CustomerOrSupport(Customer | Support);
-    /// Whoever may look at orders: customers at their own, support and admins at all.
-    OrderReader(Customer | Support | Admin);
+    /// Whoever may look at customers' records: customers at their own, support and admins at all.
+    OwnerOrStaff(Customer | Support | Admin);
     /// Support or an admin.
     Staff(Support | Admin);
     /// Whoever may read the audit trail.
@@ -95,7 +95,7 @@ demands! {
     Admin(Admin);
 }
 
-impl OrderReader {
+impl OwnerOrStaff {
     /// The customer whose records alone may be seen; `None` for staff, who may see all.
     pub fn only_own(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer).then_some(self.0.user_id)

@@ -2,7 +2,7 @@
 //! itself again when the database is, without anybody's help.
 use std::time::{Duration, Instant};
 
-use dev::harness::{MUG, Service, eventually, within};
+use dev::harness::{Service, TABLE, eventually, within};
 use serde_json::Value;
 
 use crate::builder;
@@ -43,9 +43,9 @@ async fn while_the_database_hangs_probes_are_answered_in_time() {
 async fn a_database_that_was_away_is_found_again_without_a_restart() {
     let service = builder().behind_a_link().start().await;
     let customer = service.customer().await;
-    let order = customer.orders(&[(MUG, 1)]);
+    let request = customer.creates();
     service.link().cut();
-    let refused = order.clone().await.is_problem(503, "unavailable");
+    let refused = request.clone().await.is_problem(503, "unavailable");
     assert!(refused.header("retry-after").is_some(), "{refused}");
     eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     eventually("a worker fails, and says so", async || {
@@ -54,7 +54,7 @@ async fn a_database_that_was_away_is_found_again_without_a_restart() {
     .await;
     service.link().mend();
     is_ready_again(&service).await;
-    assert!(!order.insist().await.is(201).is_replayed());
+    assert!(!request.insist().await.is(201).is_replayed());
     // After several failures a worker pauses for up to half a minute.
     within(Duration::from_mins(2), "the workers work again", async || {
         let (_, report) = service.ops("/health").await;
@@ -83,12 +83,17 @@ async fn connections_that_take_longer_than_a_request_waits_for_them_are_there_fo
 
 #[tokio::test]
 async fn connections_to_a_host_that_is_gone_are_given_up() {
-    let service = builder().setting("REQUEST_TIMEOUT_MS", "2600").behind_a_link().start().await;
+    let service = builder()
+        .setting("REQUEST_TIMEOUT_MS", "2600")
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .behind_a_link()
+        .start()
+        .await;
     let customer = service.customer().await;
     let pool = [(); 4];
     // Every connection of the pool is open, and every one of them is asked something when the host vanishes.
-    let held = service.database().lock("products").await;
-    let asked = pool.map(|()| customer.get("/v1/products").in_background());
+    let held = service.database().lock(TABLE).await;
+    let asked = pool.map(|()| customer.lists().in_background());
     service.database().has_waiting(4).await;
     service.link().freeze();
     for request in asked {
@@ -98,12 +103,12 @@ async fn connections_to_a_host_that_is_gone_are_given_up() {
     service.link().fails_over();
 
     is_ready_again(&service).await;
-    let asked = pool.map(|()| customer.get("/v1/products").in_background());
+    let asked = pool.map(|()| customer.lists().in_background());
     for request in asked {
         let _served = request.answer().await.is(200);
     }
     let recovered =
-        async || service.gauge("worker_last_success_timestamp_seconds{worker=\"payment_recovery\"}").await;
+        async || service.gauge("worker_last_success_timestamp_seconds{worker=\"audit_sealing\"}").await;
     let before = recovered().await;
     within(Duration::from_mins(1), "the workers work again", async || {
         (recovered().await > before).then_some(())
@@ -118,13 +123,16 @@ async fn a_statement_has_as_long_as_the_setting_says() {
         .setting("REQUEST_TIMEOUT_MS", "60000")
         .start()
         .await;
-    let held = service.database().hold("lock table products in access exclusive mode").await;
-    let asked = service.nobody().get("/v1/products").in_background();
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let asked = customer.lists().in_background();
     // Longer than any other limit that a statement has.
-    let waited = "select count(*) from pg_locks where relation = 'products'::regclass and not granted
-                  and waitstart < now() - interval '16 s'";
+    let waited = format!(
+        "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
+         and waitstart < now() - interval '16 s'"
+    );
     eventually("it has waited for long", async || {
-        (service.database().number(waited).await > 0).then_some(())
+        (service.database().number(&waited).await > 0).then_some(())
     })
     .await;
     held.release().await;

@@ -1,7 +1,7 @@
 //! What a request may cost: time, connections, a place among the others. Each limit says when to come back.
 use std::time::Duration;
 
-use dev::harness::{Answer, MUG, Request, SOON, Service, eventually};
+use dev::harness::{Answer, Request, SOON, Service, TABLE, eventually};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,17 +14,17 @@ use crate::{builder, problems::tells_nothing_of_the_inside, service};
 async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
     let service = builder().setting("DATABASE_STATEMENT_TIMEOUT_MS", "1000").start().await;
     let customer = service.customer().await;
-    let held = service.database().lock("orders").await;
-    let order = customer.orders(&[(MUG, 1)]);
-    let read = customer.get("/v1/orders").await.is_problem(503, "unavailable");
-    let write = order.clone().await.is_problem(503, "unavailable");
+    let held = service.database().lock(TABLE).await;
+    let request = customer.creates();
+    let read = customer.lists().await.is_problem(503, "unavailable");
+    let write = request.clone().await.is_problem(503, "unavailable");
     for refused in [read, write] {
         assert!(refused.header("retry-after").is_some(), "{refused}");
         tells_nothing_of_the_inside(&refused);
     }
     held.release().await;
-    let _read = customer.get("/v1/orders").await.is(200);
-    assert!(!order.await.is(201).is_replayed());
+    let _read = customer.lists().await.is(200);
+    assert!(!request.await.is(201).is_replayed());
 }
 
 #[tokio::test]
@@ -35,8 +35,8 @@ async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
         .start()
         .await;
     let customer = service.customer().await;
-    let held = service.database().lock("products").await;
-    let waiting = service.nobody().get("/v1/products").in_background();
+    let held = service.database().lock(TABLE).await;
+    let waiting = customer.lists().in_background();
     service.database().has_waiting(1).await;
     let refused = customer.get("/v1/me").await.is_problem(503, "unavailable");
     assert!(refused.header("retry-after").is_some());
@@ -50,39 +50,36 @@ async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
 
 #[tokio::test]
 async fn a_request_has_a_deadline() {
-    let service =
-        builder().setting("REQUEST_TIMEOUT_MS", "1000").setting("GATEWAY_TIMEOUT_MS", "900").start().await;
-    let held = service.database().lock("products").await;
-    let late = service.nobody().get("/v1/products").await.is_problem(504, "timeout");
+    let service = builder().with_a_deadline_of_ms(1000).start().await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let late = customer.lists().await.is_problem(504, "timeout");
     tells_nothing_of_the_inside(&late);
     held.release().await;
-    let _well_again = service.nobody().get("/v1/products").await.is(200);
+    let _well_again = customer.lists().await.is(200);
 }
 
 #[tokio::test]
 async fn what_is_over_at_its_deadline_is_not_done_later() {
-    let service = builder()
-        .setting("DATABASE_MAX_CONNECTIONS", "1")
-        .setting("REQUEST_TIMEOUT_MS", "1000")
-        .setting("GATEWAY_TIMEOUT_MS", "900")
-        .start()
-        .await;
+    let service =
+        builder().setting("DATABASE_MAX_CONNECTIONS", "1").with_a_deadline_of_ms(1000).start().await;
     let customer = service.customer().await;
-    let held = service.database().lock("products").await;
-    let blocking = service.nobody().get("/v1/products").in_background();
+    let held = service.database().lock(TABLE).await;
+    let blocking = customer.lists().in_background();
     service.database().has_waiting(1).await;
-    let order = customer.orders(&[(MUG, 1)]);
-    let _late = order.clone().await.is_problem(504, "timeout");
+    let request = customer.creates();
+    let _late = request.clone().await.is_problem(504, "timeout");
     let _late = blocking.answer().await.is_problem(504, "timeout");
     held.release().await;
-    assert!(!order.await.is(201).is_replayed(), "it was done although it was over");
+    assert!(!request.await.is(201).is_replayed(), "it was done although it was over");
 }
 
 #[tokio::test]
 async fn an_overloaded_service_says_so_at_once() {
     let service = builder().setting("MAX_REQUESTS_IN_FLIGHT", "2").start().await;
-    let held = service.database().lock("products").await;
-    let waiting = [(); 2].map(|()| service.nobody().get("/v1/products").in_background());
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let waiting = [(); 2].map(|()| customer.lists().in_background());
     service.database().has_waiting(2).await;
     let refused = service.nobody().get("/problems").await.is_problem(503, "unavailable");
     assert!(refused.header("retry-after").is_some());
@@ -118,7 +115,7 @@ async fn whoever_sends_too_much_is_told_when_to_come_back() {
         let says = |header: &str| refused.header(header).unwrap_or_default().to_owned();
         assert_eq!(says("ratelimit"), format!("\"{policy}\";r=0;t=1"), "{refused}");
         assert_eq!(says("ratelimit-policy"), format!("\"{policy}\";q=10;w=10"), "{refused}");
-        let somebody_else = service.nobody().get("/v1/products");
+        let somebody_else = service.nobody().get("/problems");
         if everybody_at_the_address {
             let _refused = until_refused(somebody_else).await.1.is_problem(429, "too-many-requests");
         } else {
@@ -205,14 +202,13 @@ impl Wire {
 async fn a_client_that_takes_too_long_over_its_headers_is_cut_off() {
     let service = builder().setting("HEADER_TIMEOUT_MS", "1000").start().await;
     let mut slow = Wire::to(&service).await;
-    slow.writes("GET /v1/products HTTP/1.1\r\nhost: ").await;
+    slow.writes("GET /problems HTTP/1.1\r\nhost: ").await;
     assert!(!slow.is_closed().await.contains(" 200 "));
 }
 
 #[tokio::test]
 async fn a_client_that_takes_too_long_over_its_body_is_told_so_and_cut_off() {
-    let service =
-        builder().setting("REQUEST_TIMEOUT_MS", "1000").setting("GATEWAY_TIMEOUT_MS", "900").start().await;
+    let service = builder().with_a_deadline_of_ms(1000).start().await;
     let mut slow = Wire::to(&service).await;
     slow.writes("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
     slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
@@ -225,16 +221,16 @@ async fn headers_that_are_too_large_or_too_many_are_refused() {
     let service = service().await;
     for headers in [format!("cookie: {}\r\n", "c".repeat(32 * 1024)), "x: y\r\n".repeat(101)] {
         let mut wire = Wire::to(&service).await;
-        wire.writes(&format!("GET /v1/products HTTP/1.1\r\nhost: shop\r\n{headers}\r\n")).await;
+        wire.writes(&format!("GET /problems HTTP/1.1\r\nhost: shop\r\n{headers}\r\n")).await;
         assert!(wire.is_closed().await.starts_with("HTTP/1.1 431"));
     }
-    let _others_are_served = service.nobody().get("/v1/products").await.is(200);
+    let _others_are_served = service.nobody().get("/problems").await.is(200);
 }
 
 #[tokio::test]
 async fn a_connection_too_many_waits_for_its_turn_and_probes_do_not() {
     let service = builder().setting("MAX_CONNECTIONS", "2").start().await;
-    let request = "GET /v1/products HTTP/1.1\r\nhost: shop\r\n\r\n";
+    let request = "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n";
     let mut open = [Wire::to(&service).await, Wire::to(&service).await];
     for wire in &mut open {
         wire.writes(request).await;
@@ -255,7 +251,7 @@ async fn http_2_is_spoken_without_tls_and_limited_alike() {
     let (client, connection) =
         hyper::client::conn::http2::handshake::<_, _, String>(TokioExecutor::new(), stream).await.unwrap();
     tokio::spawn(connection);
-    let url = service.api_url().join("/v1/products").unwrap();
+    let url = service.api_url().join("/problems").unwrap();
     let answers = (0..20).map(|_| {
         let request = hyper::Request::get(url.as_str()).body(String::new()).unwrap();
         client.clone().send_request(request)

@@ -1,7 +1,7 @@
 //! Log lines: whose they are, where they go, and what nobody can make of them.
 use std::path::{Path, PathBuf};
 
-use dev::harness::{SOON, Service, eventually, within};
+use dev::harness::{LISTS, SOON, Service, TABLE, eventually, within};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{
@@ -33,34 +33,10 @@ fn lines_in(directory: &Path, name: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn every_line_of_a_request_says_which_request_and_for_whom() {
-    let service = builder().setting("RUST_LOG", "info").start().await;
-    let customer = service.customer().await;
-    let order = customer.places_an_order().await;
-    let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
-    // What the task says that goes on with the payment, beside what the request itself says.
-    let told = service
-        .logs_that("the gateway's failure", |line| {
-            line["correlation_id"] == "one-payment" && line["target"] == "app::payments::gateway"
-        })
-        .await;
-    let access = service
-        .logs_that("the access line", |line| {
-            line["correlation_id"] == "one-payment" && line["target"] == "access"
-        })
-        .await;
-    for field in ["trace_id", "request_id", "user_id"] {
-        assert!(told[field].is_string(), "{field} in {told:#}");
-        assert_eq!(told[field], access[field]);
-    }
-    assert_ne!(told["span_id"], access["span_id"], "it is the call's own span");
-}
-
-#[tokio::test]
 async fn a_run_of_a_worker_has_a_correlation_id_of_its_own() {
-    let service = service().await;
-    service.database().execute("alter table payments rename to paid").await;
-    let failed = |line: &Value| line["worker"] == "payment_recovery" && line["level"] != "INFO";
+    let service = builder().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    service.database().execute("alter table audit_seals rename to hidden").await;
+    let failed = |line: &Value| line["worker"] == "audit_sealing" && line["level"] != "INFO";
     let runs = eventually("two runs fail", async || {
         let runs: Vec<_> = service.logs().into_iter().filter(failed).collect();
         (runs.len() >= 2).then_some(runs)
@@ -73,8 +49,9 @@ async fn a_run_of_a_worker_has_a_correlation_id_of_its_own() {
 #[tokio::test]
 async fn a_slow_statement_is_named() {
     let service = service().await;
-    let held = service.database().lock("products").await;
-    let asking = service.nobody().get("/v1/products").header("x-correlation-id", "slow").in_background();
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let asking = customer.lists().header("x-correlation-id", "slow").in_background();
     eventually("it has waited for long", async || {
         let waiting = "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
              where datname = current_database() and not granted and waitstart < now() - interval '0.6 s'";
@@ -84,7 +61,7 @@ async fn a_slow_statement_is_named() {
     held.release().await;
     let _listed = asking.answer().await.is(200);
     let line = service.logs_that("the slow one", |line| line["message"] == "slow statement").await;
-    assert_eq!((&line["query"], &line["correlation_id"]), (&json!("products.list"), &json!("slow")));
+    assert_eq!((&line["query"], &line["correlation_id"]), (&json!(LISTS), &json!("slow")));
     assert!(line["duration_ms"].as_u64().is_some_and(|duration| duration >= 500), "{line:#}");
 }
 
@@ -106,20 +83,20 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
     };
     for head in [
         format!(
-            "GET /v1/products%0a%0d%1b%7B%22level%22%3A%22ERROR%22%7D?token=tea HTTP/1.1\r\nuser-agent: {forged}\r\n\
+            "GET /problems%0a%0d%1b%7B%22level%22%3A%22ERROR%22%7D?token=tea HTTP/1.1\r\nuser-agent: {forged}\r\n\
              x-correlation-id: {forged}"
         ),
         // Bytes above ASCII are allowed in header values, and no text.
-        "GET /v1/products HTTP/1.1\r\nuser-agent: \u{85}\u{2028}forged\r\nx-correlation-id: a\r\n\
+        "GET /problems HTTP/1.1\r\nuser-agent: \u{85}\u{2028}forged\r\nx-correlation-id: a\r\n\
          x-correlation-id: forged"
             .to_owned(),
-        format!("GET /v1/products HTTP/1.1\r\ntraceparent: {forged}\r\nbaggage: {forged}"),
-        format!("GET /v1/products HTTP/1.1\r\nx-forwarded-for: {forged}\r\nforwarded: for=\"{forged}\""),
+        format!("GET /problems HTTP/1.1\r\ntraceparent: {forged}\r\nbaggage: {forged}"),
+        format!("GET /problems HTTP/1.1\r\nx-forwarded-for: {forged}\r\nforwarded: for=\"{forged}\""),
     ] {
         send(head).await;
     }
     for control in ["\u{1b}[2K", "\u{0}", "a\rb"] {
-        let refused = send(format!("GET /v1/products HTTP/1.1\r\nx-correlation-id: {control}")).await;
+        let refused = send(format!("GET /problems HTTP/1.1\r\nx-correlation-id: {control}")).await;
         assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
     }
     let lines = eventually("four access lines", async || {
@@ -153,8 +130,8 @@ async fn files_keep_the_trail_apart_and_as_many_days_as_are_wanted() {
         .setting("LOG_FILES_KEPT", "3")
         .start()
         .await;
-    let order = service.customer().await.orders(&[(dev::harness::MUG, 1)]);
-    let _placed = order.header("x-correlation-id", "filed").await.is(201);
+    let request = service.customer().await.creates();
+    let _created = request.header("x-correlation-id", "filed").await.is(201);
     assert!(service.terminate().await.success());
 
     let of_request = |name: &str| {
@@ -180,8 +157,7 @@ async fn nobody_silences_the_trail_by_the_log_level() {
     let change = json!({ "filter": "off" }).to_string();
     let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
     assert_eq!(status, 200, "{body}");
-    let _placed =
-        customer.orders(&[(dev::harness::MUG, 1)]).header("x-correlation-id", "silent").await.is(201);
+    let _created = customer.creates().header("x-correlation-id", "silent").await.is(201);
     let mirrored = |line: &Value| line["correlation_id"] == "silent" && line["target"] == "audit";
     let _mirrored = service.logs_that("the trail's line", mirrored).await;
     assert!(
@@ -193,10 +169,11 @@ async fn nobody_silences_the_trail_by_the_log_level() {
 async fn no_line_is_lost_where_a_library_asks_whether_it_would_be_logged() {
     const CHANGES: usize = 40;
     let service = service().await;
+    let customer = service.customer().await;
     // Ours at debug and sqlx not: it asks after each statement, on every thread, and is told that it is not wanted.
     let change = json!({ "filter": "app=debug", "ttl_seconds": 600 }).to_string();
     for _ in 0..CHANGES {
-        let _served = service.nobody().get("/v1/products").await.is(200);
+        let _served = customer.lists().await.is(200);
         assert_eq!(service.operate(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
     }
     let ends = json!({ "filter": "app=debug", "ttl_seconds": 1 }).to_string();
@@ -210,7 +187,7 @@ async fn no_line_is_lost_where_a_library_asks_whether_it_would_be_logged() {
 #[tokio::test]
 async fn libraries_are_quieter_than_the_service_and_speak_the_same_language() {
     let service = builder().setting("RUST_LOG", "debug").start().await;
-    let _served = service.nobody().get("/v1/products").await.is(200);
+    let _served = service.customer().await.lists().await.is(200);
     let foreign = |line: &Value| {
         !["app", "access", "audit"].iter().any(|ours| line["target"].as_str().unwrap().starts_with(ours))
     };
@@ -222,8 +199,7 @@ async fn libraries_are_quieter_than_the_service_and_speak_the_same_language() {
 #[tokio::test]
 async fn nobody_makes_libraries_write_down_what_passes_through_them() {
     let service = builder().setting("RUST_LOG", "trace").start().await;
-    let paid = service.customer().await.places_an_order().await;
-    paid.is_paid().await;
+    let _created = service.customer().await.creates().await.is(201);
     let ours = |line: &Value| {
         ["app", "access", "audit"].iter().any(|ours| line["target"].as_str().unwrap().starts_with(ours))
     };
@@ -234,7 +210,7 @@ async fn nobody_makes_libraries_write_down_what_passes_through_them() {
 }
 
 async fn quiet_by_default(service: &Service) {
-    let _served = service.nobody().get("/v1/products").header("x-correlation-id", "quiet").await.is(200);
+    let _served = service.nobody().get("/problems").header("x-correlation-id", "quiet").await.is(200);
     let _ops = within(SOON, "a debug line of ours", async || {
         service.logs().into_iter().find(|line| line["level"] == "DEBUG" && line["target"] == "access")
     })

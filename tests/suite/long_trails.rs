@@ -6,7 +6,10 @@ use std::{
 
 use dev::harness::{Service, eventually};
 
-use crate::{EXECUTABLE, seals::sealing_service};
+use crate::{
+    EXECUTABLE,
+    seals::{sealing_service, something_happens},
+};
 
 /// Some sixty megabytes, if all of them were in memory at once. More are looked at by hand:
 /// `LONG_TRAIL=1000000 cargo test --test suite long_trails -- --nocapture`.
@@ -74,7 +77,7 @@ async fn a_long_trail_is_sealed_and_verified_in_the_memory_of_a_page() {
     }
     let events = std::env::var("LONG_TRAIL").map_or(EVENTS, |count| count.parse().unwrap());
     let service = sealing_service().await;
-    service.customer().await.places_an_order().await;
+    something_happens(&service).await;
     is_sealed(&service).await;
     let (short_peak, _) = verify(&service);
     let before = service.peak_memory();
@@ -83,7 +86,7 @@ async fn a_long_trail_is_sealed_and_verified_in_the_memory_of_a_page() {
         .database()
         .execute(format!(
             "insert into audit_events (id, timestamp, event_type, user_id, resource, action, result, service_version, metadata)
-             select gen_random_uuid(), now(), 'data_change', gen_random_uuid(), 'orders', 'create', 'success', '0.1.0',
+             select gen_random_uuid(), now(), 'data_change', gen_random_uuid(), 'things', 'create', 'success', '0.1.0',
                     jsonb_build_object('record_ids', jsonb_build_array(gen_random_uuid()), 'note', repeat('x', 500))
              from generate_series(1, {events})"
         ))

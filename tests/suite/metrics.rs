@@ -5,7 +5,7 @@ use std::{
 };
 
 use dev::{
-    harness::{Collector, MUG, Service, eventually},
+    harness::{CREATES, Collector, PATH, Service, TABLE, eventually},
     process::Launch,
 };
 use rand::{RngExt as _, distr::Alphanumeric};
@@ -71,7 +71,8 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
         rand::rng().sample_iter(Alphanumeric).take(length).map(char::from).collect()
     };
     // Each kind once, so that what they share is there.
-    let routes = ["/v1/products/", "/v1/orders/", "/v1/payments/", "/problems/", "/docs/", "/"];
+    let things = format!("{PATH}/");
+    let routes = [things.as_str(), "/v1/users/", "/v1/audit-events/", "/problems/", "/docs/", "/"];
     for route in routes {
         let _whatever = service.nobody().get(format!("{route}{}", text(8))).await;
         let brewed = Method::from_bytes(text(5).as_bytes()).unwrap();
@@ -127,15 +128,15 @@ async fn pool(service: &Service) -> [i64; 3] {
 
 #[tokio::test]
 async fn the_pools_gauges_are_true_while_connections_are_held() {
-    // Recovery would take a connection of its own now and then.
-    let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
+    // A worker would take a connection of its own now and then.
+    let service = builder().with_idle_workers().start().await;
     let customer = service.customer().await;
-    let held = service.database().lock("products").await;
-    let waiting: Vec<_> = (0..3).map(|_| customer.get("/v1/products").in_background()).collect();
+    let held = service.database().lock(TABLE).await;
+    let waiting: Vec<_> = (0..3).map(|_| customer.lists().in_background()).collect();
     eventually("three connections are held", async || (pool(&service).await == [3, 1, 4]).then_some(()))
         .await;
-    let one_more = customer.get("/v1/products").in_background();
-    let another = customer.get("/v1/products").in_background();
+    let one_more = customer.lists().in_background();
+    let another = customer.lists().in_background();
     eventually("all of them are held", async || (pool(&service).await == [4, 0, 4]).then_some(())).await;
     held.release().await;
     for request in waiting.into_iter().chain([one_more, another]) {
@@ -145,7 +146,7 @@ async fn the_pools_gauges_are_true_while_connections_are_held() {
 }
 
 /// The page, as Prometheus asks for it.
-async fn openmetrics(service: &Service) -> String {
+pub async fn openmetrics(service: &Service) -> String {
     let client = reqwest::Client::new();
     let page = client.get(service.ops_url().join("/metrics").unwrap());
     let page = page.header("accept", "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3");
@@ -159,18 +160,17 @@ async fn openmetrics(service: &Service) -> String {
 async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).start().await;
-    let order = service.customer().await.places(&[(MUG, 1)]).await;
-    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "an-example").await.is(201);
-    let request = collector.has_request("/v1/orders/{id}/payments", "an-example").await;
+    let customer = service.customer().await;
+    let _created = customer.creates().header("x-correlation-id", "an-example").await.is(201);
+    let request = collector.has_request(PATH, "an-example").await;
     let page = openmetrics(&service).await;
     assert!(page.ends_with("# EOF\n"));
     for series in [
-        "http_request_duration_seconds_bucket{method=\"POST\",path=\"/v1/orders/{id}/payments\",",
-        "db_query_duration_seconds_bucket{query_type=\"payments.insert\",",
-        "http_client_request_duration_seconds_bucket{outcome=\"success\",service=\"payment_gateway\",",
+        format!("http_request_duration_seconds_bucket{{method=\"POST\",path=\"{PATH}\","),
+        format!("db_query_duration_seconds_bucket{{query_type=\"{CREATES}\","),
     ] {
         let exemplar = format!("# {{trace_id=\"{}\",span_id=\"", request.trace_id);
-        let found = page.lines().any(|line| line.starts_with(series) && line.contains(&exemplar));
+        let found = page.lines().any(|line| line.starts_with(&series) && line.contains(&exemplar));
         assert!(found, "{series} {exemplar}\n{page}");
     }
 }
@@ -179,7 +179,7 @@ async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
 async fn prometheus_itself_reads_the_page_and_finds_the_trace_of_a_request() {
     let Some(prometheus) = tool("prometheus") else { return };
     let service = service().await;
-    let _served = service.nobody().get("/v1/products").header("x-correlation-id", "scraped").await.is(200);
+    let _served = service.nobody().get("/problems").header("x-correlation-id", "scraped").await.is(200);
     let line = service.logs_that("the access line", |line| line["correlation_id"] == "scraped").await;
     let trace = line["trace_id"].as_str().unwrap().to_owned();
 
@@ -189,7 +189,7 @@ async fn prometheus_itself_reads_the_page_and_finds_the_trace_of_a_request() {
     let ops = service.ops_url();
     let target = format!("{}:{}", ops.host_str().unwrap(), ops.port().unwrap());
     let scrapes = json!({ "scrape_configs": [{
-        "job_name": "orders", "scrape_interval": "1s", "scrape_timeout": "1s",
+        "job_name": "service", "scrape_interval": "1s", "scrape_timeout": "1s",
         "static_configs": [{ "targets": [target] }]
     }] });
     std::fs::write(directory.join("prometheus.yml"), scrapes.to_string()).unwrap();
@@ -215,7 +215,7 @@ async fn prometheus_itself_reads_the_page_and_finds_the_trace_of_a_request() {
         exemplars.contains(&trace).then_some(exemplars)
     })
     .await;
-    assert!(found.contains("/v1/products"), "{found}");
+    assert!(found.contains("/problems"), "{found}");
     let state = ask("targets").await.unwrap();
     let target = &state["data"]["activeTargets"][0];
     assert_eq!((&target["health"], &target["lastError"]), (&json!("up"), &json!("")), "{state:#}");

@@ -8,12 +8,12 @@ use crate::{
 };
 
 /// Starts a service that panics at a place, the first time that it comes by.
-async fn panics_at(point: &str) -> Service {
+pub async fn panics_at(point: &str) -> Service {
     builder().setting("PANIC_AT", point).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await
 }
 
 /// It has panicked once, and said so in one line of the log, and nowhere else.
-async fn says_so(service: &Service, point: &str) -> Value {
+pub async fn says_so(service: &Service, point: &str) -> Value {
     let line = service.logs_that("the panic", |line| line["target"] == "panic").await;
     assert_eq!(line["level"], "ERROR", "{line:#}");
     assert_eq!(line["message"], format!("panicked: a test wants a panic at {point}"), "{line:#}");
@@ -45,30 +45,4 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
         (sealing["consecutive_failures"] == 0).then_some(())
     })
     .await;
-}
-
-#[tokio::test]
-async fn a_payment_whose_recovery_panics_is_recovered_later() {
-    let service = panics_at("recovery.leased").await;
-    service.gateway_sends_no_webhooks();
-    let order = service.customer().await.places_an_order().await;
-    let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "unlucky").await.is(202);
-    let panic = says_so(&service, "recovery.leased").await;
-    assert_eq!(panic["correlation_id"], "unlucky", "of the request that began it");
-    order.becomes("paid").await;
-    service.invariants_hold().await;
-}
-
-#[tokio::test]
-async fn a_payment_whose_request_panics_is_recovered_later() {
-    let service = panics_at("payment.settling").await;
-    service.gateway_sends_no_webhooks();
-    let order = service.customer().await.places_an_order().await;
-    let request = order.pay("pm_card_ok").header("x-correlation-id", "unlucky");
-    let failed = request.await;
-    assert!([202, 500].contains(&failed.status), "{failed}");
-    let panic = says_so(&service, "payment.settling").await;
-    assert_eq!(panic["correlation_id"], "unlucky");
-    order.becomes("paid").await;
-    service.invariants_hold().await;
 }

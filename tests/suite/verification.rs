@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     builder,
-    seals::{everything_is_sealed, sealing_service, verify},
+    seals::{everything_is_sealed, sealing_service, something_happens, verify},
 };
 
 /// A file of this test, in a directory that ends with the test.
@@ -66,7 +66,7 @@ pub fn log_lines(service: &Service) -> String {
 async fn a_sealed_trail() -> Service {
     let service = sealing_service().await;
     for _ in 0..3 {
-        service.customer().await.places_an_order().await.is_paid().await;
+        something_happens(&service).await;
         everything_is_sealed(&service).await;
     }
     // The last head is logged after the commit.

@@ -45,6 +45,7 @@ impl Stage {
     pub(super) async fn set(settings: &Settings, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let server = Server::find_or_start(Purpose::Campaign, progress).await?;
         let prepared = environment::database::prepare(&server, &settings.executable, false, progress).await?;
+        environment::stock::offer(&prepared.owner_url, progress).await?;
         let addresses = Fleet::addresses(settings.replicas)?;
         let api = Link::open(addresses.iter().map(|(api, _)| *api).collect()).await?;
         let gateway = Simulator::start(gateway::Settings {

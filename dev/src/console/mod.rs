@@ -5,7 +5,7 @@
 //! beside what they bound: [`traces`], [`logs`], [`metrics`].
 //!
 //! - [`traces`], [`logs`], [`metrics`]: what came in
-//! - [`now`]: the figures and charts of the first view
+//! - [`now`], [`panels`]: the first view, and what stands in its charts
 //! - [`rules`], [`alerting`]: the project's alerts, and a real Prometheus for them where there is one
 //! - [`audit`]: the trail, and its verification
 //! - [`watching`]: what goes on all the time: scraping, following the log, comparing the books
@@ -18,6 +18,7 @@ mod guard;
 mod logs;
 pub mod metrics;
 mod now;
+mod panels;
 mod routes;
 mod rules;
 mod traces;
@@ -27,6 +28,7 @@ use std::{
     io,
     net::SocketAddr,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -53,7 +55,6 @@ use crate::{
     faults::Switchboard,
     http,
     inbox::{self, Inbox},
-    invariants::Verdict,
     otlp::{self, Span},
     process::Follower,
     traffic::Switch,
@@ -85,6 +86,8 @@ pub struct Scene {
     /// Where the service's log lines are, for the heads of the audit chain in them.
     pub log: Option<PathBuf>,
     pub faults: Switchboard,
+    /// How the books are compared, where the service has any with somebody else.
+    pub books: Option<Comparison>,
     pub traffic: Option<Switch>,
     /// Where a real Prometheus may keep its data; without it none is started.
     pub prometheus: Option<PathBuf>,
@@ -111,14 +114,18 @@ struct Condition {
     health: Value,
 }
 
-/// What came of comparing our tables with the gateway's ledger.
+/// What came of comparing the service's tables with those of somebody else.
 #[derive(Debug, Clone, Serialize)]
-struct Books {
-    at: DateTime<Utc>,
-    holds: bool,
-    says: String,
-    verdict: Option<Verdict>,
+pub struct Books {
+    pub at: DateTime<Utc>,
+    pub holds: bool,
+    pub says: String,
+    /// In numbers; nothing, where they could not be compared.
+    pub verdict: Option<Value>,
 }
+
+/// Compares them once.
+pub type Comparison = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Books> + Send>> + Send + Sync>;
 
 /// Everything that the page shows.
 struct State {
@@ -136,8 +143,8 @@ struct State {
     scene: OnceLock<Scene>,
     alerting: OnceLock<Alerting>,
     inbox: Inbox,
-    /// The trace of the first order that was paid.
-    first_paid: OnceLock<String>,
+    /// The trace that a newcomer is led to.
+    first: OnceLock<String>,
     /// What has changed, for the pages that are open.
     pulse: watch::Sender<Pulse>,
     /// The newest figures.
@@ -200,7 +207,7 @@ impl Console {
             scene: OnceLock::new(),
             alerting: OnceLock::new(),
             inbox: Inbox::start(inbox).await.map_err(Error::Inbox)?,
-            first_paid: OnceLock::new(),
+            first: OnceLock::new(),
             pulse: watch::Sender::default(),
             latest: watch::Sender::default(),
             client: http::client(Duration::from_secs(5))?,
@@ -228,8 +235,10 @@ impl Console {
     pub fn watch(&self, scene: Scene) {
         if self.state.scene.set(scene.clone()).is_ok() {
             self.spawn(watching::scrape(Arc::clone(&self.state), scene.scrape_interval));
-            self.spawn(watching::compare_books(Arc::clone(&self.state), scene.clone()));
-            self.spawn(watching::find_first_paid(Arc::clone(&self.state), scene.clone()));
+            if let Some(compare) = scene.books.clone() {
+                self.spawn(watching::compare_books(Arc::clone(&self.state), compare));
+            }
+            self.spawn(watching::find_first(Arc::clone(&self.state), scene.clone()));
             self.spawn(watching::alert(Arc::clone(&self.state), scene.clone()));
             self.spawn(watching::report_switches(Arc::clone(&self.state), scene));
         }
@@ -275,7 +284,7 @@ impl Essentials {
     pub async fn next(&mut self) -> String {
         while self.0.changed().await.is_ok() {
             if let Some(point) = self.0.borrow_and_update().as_ref() {
-                return now::essentials(point);
+                return panels::essentials(point);
             }
         }
         std::future::pending().await

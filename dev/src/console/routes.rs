@@ -47,7 +47,7 @@ pub(super) fn router(state: Arc<Shared>) -> Router {
         .route("/api/now", get(now))
         .route("/api/traces", get(traces))
         .route("/api/traces/{id}", get(trace))
-        .route("/api/first-paid-order", get(first_paid))
+        .route("/api/first", get(first))
         .route("/api/logs", get(logs))
         .route("/api/alerts", get(alerts))
         .route("/api/faults", get(faults))
@@ -213,8 +213,8 @@ async fn trace(State(state): State<Arc<Shared>>, Path(id): Path<String>) -> Resu
     Ok(Json(json!({ "trace": detail, "lines": lines })))
 }
 
-async fn first_paid(State(state): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({ "trace_id": state.first_paid.get() }))
+async fn first(State(state): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({ "trace_id": state.first.get() }))
 }
 
 async fn logs(State(state): State<Arc<Shared>>, Query(filter): Query<logs::Filter>) -> Json<Vec<logs::Line>> {
@@ -238,6 +238,7 @@ async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, Failed>
         "faults": Fault::ALL,
         "periods": scene.faults.periods(),
         "traffic": scene.traffic.as_ref().map(crate::traffic::Switch::is_on),
+        "compares": scene.books.is_some(),
         "books": *lock(&state.books),
     })))
 }

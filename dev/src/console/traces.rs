@@ -35,7 +35,7 @@ struct Trace {
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
-    /// `GET /v1/products`, or any part of it.
+    /// `GET /v1/me`, or any part of it.
     route: String,
     /// `2xx`, `404`, or `error`.
     status: String,

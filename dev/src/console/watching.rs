@@ -8,8 +8,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-use super::{Alerting, Books, Condition, Replica, Scene, State, lock, now::Point};
-use crate::{invariants, process::Follower, project};
+use super::{Alerting, Comparison, Condition, Replica, Scene, State, lock, now::Point, panels::FIRST_TRACE};
+use crate::{process::Follower, project};
 
 /// How often the rules are looked at.
 const ALERTS_INTERVAL: Duration = Duration::from_secs(5);
@@ -81,33 +81,25 @@ pub(super) async fn read_log(state: Arc<State>, replica: u16, mut log: Follower)
     }
 }
 
-/// Compares our tables with the gateway's ledger, again and again.
-pub(super) async fn compare_books(state: Arc<State>, scene: Scene) {
+/// Compares the books, again and again.
+pub(super) async fn compare_books(state: Arc<State>, compare: Comparison) {
     loop {
         let began = Instant::now();
-        let compared = invariants::check(scene.owner_url.as_str(), scene.faults.gateway()).await;
-        *lock(&state.books) = Some(match compared {
-            Ok(verdict) => Books {
-                at: Utc::now(),
-                holds: verdict.holds(),
-                says: verdict.to_string(),
-                verdict: Some(verdict),
-            },
-            Err(error) => Books { at: Utc::now(), holds: false, says: error.to_string(), verdict: None },
-        });
+        let compared = compare().await;
+        *lock(&state.books) = Some(compared);
         state.changed(|pulse| pulse.books += 1);
         sleep(BOOKS_INTERVAL.max(began.elapsed() * BOOKS_REST)).await;
     }
 }
 
-/// Waits for the first order that is paid since this began, and keeps its trace.
-pub(super) async fn find_first_paid(state: Arc<State>, scene: Scene) {
+/// Waits for the trace that a newcomer is led to, and keeps it.
+pub(super) async fn find_first(state: Arc<State>, scene: Scene) {
     loop {
-        if let Ok(Some(trace_id)) = first_paid(&state, &scene).await
+        if let Ok(Some(trace_id)) = first(&state, &scene).await
             && lock(&state.traces).has(&trace_id)
         {
             lock(&state.traces).pin(&trace_id);
-            let _ = state.first_paid.set(trace_id);
+            let _ = state.first.set(trace_id);
             state.changed(|pulse| pulse.traces += 1);
             return;
         }
@@ -115,21 +107,11 @@ pub(super) async fn find_first_paid(state: Arc<State>, scene: Scene) {
     }
 }
 
-/// The trace is stored with the payment: `00-TRACE-SPAN-01`.
-async fn first_paid(state: &State, scene: &Scene) -> Result<Option<String>, sqlx::Error> {
+async fn first(state: &State, scene: &Scene) -> Result<Option<String>, sqlx::Error> {
     let mut connection = PgConnection::connect(scene.owner_url.as_str()).await?;
-    let parent: Option<String> = sqlx::query_scalar(
-        "select trace_parent
-         from payments
-         where status = 'succeeded' and created_at >= $1 and trace_parent is not null
-         order by created_at
-         limit 1",
-    )
-    .bind(state.began)
-    .fetch_optional(&mut connection)
-    .await?;
+    let found = sqlx::query_scalar(FIRST_TRACE).bind(state.began).fetch_optional(&mut connection).await?;
     connection.close().await?;
-    Ok(parent.and_then(|parent| parent.split('-').nth(1).map(ToOwned::to_owned)))
+    Ok(found)
 }
 
 /// Evaluates the rules, by a real Prometheus where there is one.

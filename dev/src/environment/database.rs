@@ -1,10 +1,9 @@
-//! The database of the environment: made, migrated, and with something in it to order and someone to order it.
+//! The database of the environment: made, migrated, and with a user of every role in it.
 use std::{path::Path, time::Duration};
 
 use rand::distr::{Alphanumeric, SampleString as _};
 use sqlx::{Connection as _, PgConnection};
 use url::Url;
-use uuid::Uuid;
 
 use super::Error;
 use crate::{
@@ -36,22 +35,6 @@ pub(crate) struct Login {
     pub(crate) password: &'static str,
 }
 
-/// What can be bought; amounts in cents.
-const PRODUCTS: [(&str, &str, i64); 12] = [
-    ("BEAN-ETH-250", "Coffee, Ethiopia Guji, 250 g", 1190),
-    ("BEAN-COL-250", "Coffee, Colombia Huila, 250 g", 1090),
-    ("BEAN-DECAF-250", "Coffee, decaffeinated, 250 g", 1240),
-    ("FILTER-02-100", "Paper filters, size 02, 100 pieces", 690),
-    ("DRIPPER-V60", "Dripper, ceramic", 2490),
-    ("KETTLE-GOOSE", "Kettle with a gooseneck, 0.9 l", 6490),
-    ("SCALE-01", "Scale, 0.1 g, with a timer", 4990),
-    ("GRINDER-HAND", "Hand grinder, steel burrs", 11900),
-    ("MUG-350", "Mug, 350 ml", 1490),
-    ("CARAFE-600", "Glass carafe, 600 ml", 2190),
-    ("BRUSH-01", "Grinder brush", 790),
-    ("GIFT-CARD-50", "Gift card", 5000),
-];
-
 /// A database that is ready for the service.
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -59,10 +42,6 @@ pub(crate) struct Database {
     pub(crate) url: Url,
     /// As the role that owns the schema.
     pub(crate) owner_url: Url,
-    /// Tells it from every other database on every other server.
-    pub(super) identity: String,
-    /// One that can be ordered, for the examples on the screen.
-    pub(super) product: Uuid,
 }
 
 /// Makes what is missing and leaves what is there.
@@ -99,36 +78,25 @@ pub(crate) async fn prepare(
         .env("DATABASE_MIGRATION_URL", owner_url.as_str());
     run(migrate, "migrate").await?;
 
-    let product = seed(executable, &url, &owner_url, progress).await?;
-    let mut connection = PgConnection::connect(owner_url.as_str()).await?;
-    let identity = sqlx::query_scalar(
-        "select (select system_identifier from pg_control_system()) || '-' || oid
-         from pg_database
-         where datname = current_database()",
-    )
-    .fetch_one(&mut connection)
-    .await?;
-    connection.close().await?;
-    Ok(Database { url, owner_url, identity, product })
+    make_users(executable, &url, &owner_url, progress).await?;
+    Ok(Database { url, owner_url })
 }
 
-/// Fills a migrated database with users and products, where they are missing, and gives a product that can be
-/// ordered.
-pub async fn seed(
+/// Makes the users that are missing in a migrated database.
+pub(super) async fn make_users(
     executable: &Path,
     url: &Url,
     owner_url: &Url,
     progress: &dyn Fn(&str),
-) -> Result<Uuid, Error> {
+) -> Result<(), Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
     let users: Vec<String> = sqlx::query_scalar("select email from users").fetch_all(&mut connection).await?;
+    connection.close().await?;
     for login in LOGINS.iter().filter(|login| !users.iter().any(|email| email == login.email)) {
         progress(&format!("making the user {}", login.email));
         create_user(executable, url, login).await?;
     }
-    let product = offer_products(&mut connection, progress).await?;
-    connection.close().await?;
-    Ok(product)
+    Ok(())
 }
 
 async fn create_user(executable: &Path, url: &Url, login: &Login) -> Result<(), Error> {
@@ -137,29 +105,6 @@ async fn create_user(executable: &Path, url: &Url, login: &Login) -> Result<(), 
         .env("DATABASE_URL", url.as_str())
         .env("USER_PASSWORD", login.password);
     run(create, "user create").await
-}
-
-/// Fills an empty catalogue, and gives a product that can be ordered.
-async fn offer_products(connection: &mut PgConnection, progress: &dyn Fn(&str)) -> Result<Uuid, Error> {
-    let offered = "select id from products where active order by id limit 1";
-    if let Some(product) = sqlx::query_scalar(offered).fetch_optional(&mut *connection).await? {
-        return Ok(product);
-    }
-    progress("filling the catalogue");
-    for (sku, name, unit_amount) in PRODUCTS {
-        sqlx::query(
-            "insert into products (id, sku, name, unit_amount, currency)
-             values ($1, $2, $3, $4, 'EUR')
-             on conflict (sku) do update set active = true",
-        )
-        .bind(Uuid::now_v7())
-        .bind(sku)
-        .bind(name)
-        .bind(unit_amount)
-        .execute(&mut *connection)
-        .await?;
-    }
-    Ok(sqlx::query_scalar(offered).fetch_one(connection).await?)
 }
 
 /// Runs a command of the service, far from any `.env`, which it would read in development.

@@ -5,16 +5,20 @@
 //!
 //! - `place`: where the data of a checkout lives, and who has it
 //! - `ports`: whether the ports are free
-//! - `database`: the database, with users and products in it
+//! - `database`: the database, with users in it
+//! - `stock`: what there is to order
+//! - `books`: our tables, and the gateway's ledger
 //! - `service`: the service as a child process
 //! - `scenario`: a fault that comes and goes
 //! - `screen`: where everything is
+mod books;
 pub(crate) mod database;
 mod place;
 mod ports;
 mod scenario;
 mod screen;
 mod service;
+pub(crate) mod stock;
 
 use std::{
     convert::Infallible,
@@ -28,11 +32,10 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use futures_util::future::OptionFuture;
 use rand::distr::{Alphanumeric, SampleString as _};
-use tokio::time::{Instant, interval_at, sleep};
 use url::Url;
 
-pub use self::database::seed;
 use self::{
+    books::Books,
     database::Database,
     place::Place,
     ports::Ports,
@@ -41,7 +44,7 @@ use self::{
 };
 use crate::{
     cargo,
-    console::{self, Console, Scene},
+    console::{self, Comparison, Console, Scene},
     faults::{Fault, Stage, Switchboard},
     gateway::{self, Simulator},
     invariants::{self, Verdict},
@@ -51,13 +54,6 @@ use crate::{
     signals::Interrupts,
     traffic::{self, Traffic},
 };
-
-/// How often the books are compared while the service runs.
-const CHECK_INTERVAL: Duration = Duration::from_mins(10);
-
-/// How long payments of unknown outcome may take to settle at the end: the first attempt's lease has to run out
-/// before the recovery worker takes over.
-const SETTLING: Duration = Duration::from_secs(20);
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -78,6 +74,28 @@ pub struct Settings {
     pub console_port: u16,
     /// Further settings of the service, by their names.
     pub extra: Vec<(String, String)>,
+}
+
+impl Settings {
+    /// What the service is told of its surroundings, and then what the user wants.
+    fn of_the_service(
+        &self,
+        console: &Console,
+        gateway: &Simulator,
+        known: &gateway::Settings,
+    ) -> Vec<(String, String)> {
+        let surroundings = [
+            ("GATEWAY_URL", gateway.url().to_string()),
+            ("GATEWAY_API_KEY", known.api_key.clone()),
+            ("GATEWAY_WEBHOOK_SECRET", known.webhook_secret.clone()),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", console.url()),
+            // Seconds are long for somebody who watches.
+            ("OTEL_BSP_SCHEDULE_DELAY", "1000".to_owned()),
+            ("ALERT_WEBHOOK_URL", console.alerts_url()),
+        ];
+        let surroundings = surroundings.map(|(name, value)| (name.to_owned(), value));
+        surroundings.into_iter().chain(self.extra.iter().cloned()).collect()
+    }
 }
 
 /// Why the environment is not there, or no longer.
@@ -134,40 +152,35 @@ pub enum Error {
 pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
     let mut place = Place::take(settings.data.as_deref())?;
     let ports = Ports::find(&settings, progress).await?;
+    let gateway_address =
+        ports::free("the payment gateway", "--gateway-port", settings.gateway_port, progress).await?;
+    let console_address =
+        ports::free("the console", "--console-port", settings.console_port, progress).await?;
     progress("building the service");
     let executable = cargo::build_service().await?;
     if settings.fresh {
         progress("deleting the data of earlier runs");
         postgres::erase(place.directory(), progress).await?;
-        place.delete_ledgers()?;
+        books::delete_ledgers(place.directory())?;
     }
     let purpose = Purpose::Development { directory: place.directory().to_owned() };
     let server = Server::find_or_start(purpose, progress).await?;
     let database = database::prepare(&server, &executable, settings.fresh, progress).await?;
+    let product = stock::offer(&database.owner_url, progress).await?;
 
     let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
-    let gateway_settings = gateway::Settings {
-        address: ports.gateway,
-        api_key: random(32),
-        webhook_secret: format!("whsec_{}", BASE64_STANDARD.encode(random(32))),
-        webhook_url: Some(api.join("v1/gateway/events")?),
-        ledger_file: Some(place.ledger_of(&database.identity)),
-    };
-    let gateway = Simulator::start(gateway_settings.clone()).await?;
-    let console = Console::start(ports.console, &project::root().join("prometheus/rules")).await?;
+    let (gateway, gateway_settings) = start_gateway(gateway_address, &place, &database, &api).await?;
+    let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     let service_log = place.service_log();
     begin_anew(&service_log)?;
     let service = Service::start(Start {
         executable: &executable,
         database: &database,
-        gateway: &gateway_settings,
-        gateway_url: gateway.url(),
         ports,
         log: &service_log,
         echo: settings.logs,
-        console: &console,
-        extra: &settings.extra,
+        settings: &settings.of_the_service(&console, &gateway, &gateway_settings),
     })
     .await?;
     let traffic = settings.rate.map(|rate_per_second| {
@@ -181,24 +194,30 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let faults = Switchboard::new(stage);
     console.follow(ops.clone(), service.log());
     let alerting = place.directory().join("alerting");
-    console.watch(scene(executable, &database, &faults, traffic.as_ref(), service_log.clone(), alerting));
+    let compared = invariants::for_the_console(database.owner_url.clone(), gateway.url());
+    console.watch(scene(
+        executable,
+        &database,
+        &faults,
+        compared,
+        traffic.as_ref(),
+        service_log.clone(),
+        alerting,
+    ));
 
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
+    let (console_url, gateway_url) = (console.url(), gateway.url());
     place
-        .announce(&format!(
-            "console {}\nAPI {api}\noperations {ops}\ngateway {}",
-            console.url(),
-            gateway.url()
-        ))
+        .announce(&format!("console {console_url}\nAPI {api}\noperations {ops}\ngateway {gateway_url}"))
         .map_err(|source| Error::Place { path: place.directory().to_owned(), source })?;
     let screen = Screen {
-        console: &console.url(),
+        console: &console_url,
         api: &api,
         ops: &ops,
-        gateway: &gateway.url(),
+        gateway: &gateway_url,
         owner_url: &database.owner_url,
         service_log: &service_log,
-        product: database.product,
+        product,
         traffic: settings.rate,
     };
     progress(&screen.to_string());
@@ -222,7 +241,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         let report = OptionFuture::from(traffic.map(Traffic::stop)).await;
         books.settle(progress).await?;
         let status = service.stop().await?;
-        let verdict = invariants::check(books.owner_url.as_str(), &books.gateway).await?;
+        let verdict = books.compare().await?;
         gateway.stop().await;
         server.stop().await?;
         if let Some(report) = report {
@@ -234,6 +253,34 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         stopped = stop => stopped,
         () = interrupts.next() => Err(Error::Interrupted),
     }
+}
+
+async fn start_gateway(
+    address: SocketAddr,
+    place: &Place,
+    database: &Database,
+    api: &Url,
+) -> Result<(Simulator, gateway::Settings), Error> {
+    let settings = gateway::Settings {
+        address,
+        api_key: random(32),
+        webhook_secret: format!("whsec_{}", BASE64_STANDARD.encode(random(32))),
+        webhook_url: Some(api.join("v1/gateway/events")?),
+        ledger_file: Some(books::ledger_of(&database.owner_url, place.directory()).await?),
+    };
+    Ok((Simulator::start(settings.clone()).await?, settings))
+}
+
+/// Fills a migrated database with users and products, where they are missing.
+pub async fn seed(
+    executable: &Path,
+    url: &Url,
+    owner_url: &Url,
+    progress: &dyn Fn(&str),
+) -> Result<(), Error> {
+    database::make_users(executable, url, owner_url, progress).await?;
+    stock::offer(owner_url, progress).await?;
+    Ok(())
 }
 
 /// Says how it ended.
@@ -268,6 +315,7 @@ fn scene(
     executable: PathBuf,
     database: &Database,
     faults: &Switchboard,
+    books: Comparison,
     traffic: Option<&Traffic>,
     log: PathBuf,
     alerting: PathBuf,
@@ -277,6 +325,7 @@ fn scene(
         database_url: database.url.clone(),
         owner_url: database.owner_url.clone(),
         faults: faults.clone(),
+        books: Some(books),
         traffic: traffic.map(Traffic::switch),
         log: Some(log),
         prometheus: Some(alerting),
@@ -296,43 +345,6 @@ async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible
     let mut essentials = console.essentials();
     loop {
         status(&essentials.next().await);
-    }
-}
-
-/// Our tables and the gateway's ledger.
-struct Books<'a> {
-    owner_url: &'a Url,
-    gateway: Url,
-}
-
-impl Books<'_> {
-    /// Compares them again and again, and says what came of it.
-    async fn watch(&self, progress: &dyn Fn(&str)) -> Infallible {
-        let mut clock = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
-        loop {
-            clock.tick().await;
-            match invariants::check(self.owner_url.as_str(), &self.gateway).await {
-                Ok(verdict) => progress(&verdict.to_string()),
-                Err(error) => progress(&error.to_string()),
-            }
-        }
-    }
-
-    /// Waits a moment for the payments whose outcome is still open.
-    async fn settle(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
-        let deadline = Instant::now() + SETTLING;
-        let mut told = false;
-        while Instant::now() < deadline {
-            if invariants::in_flight(self.owner_url.as_str()).await? == 0 {
-                break;
-            }
-            if !told {
-                progress("waiting for open payments to settle");
-                told = true;
-            }
-            sleep(Duration::from_millis(250)).await;
-        }
-        Ok(())
     }
 }
 

@@ -61,24 +61,6 @@ impl Place {
     pub(super) fn service_log(&self) -> PathBuf {
         self.directory.join("service.log")
     }
-
-    /// What the gateway did for one database. Another database never saw these charges.
-    pub(super) fn ledger_of(&self, database: &str) -> PathBuf {
-        self.directory.join(format!("gateway-{database}.jsonl"))
-    }
-
-    /// Forgets everything that the gateway did.
-    pub(super) fn delete_ledgers(&self) -> Result<(), Error> {
-        let failed = |source| Error::Place { path: self.directory.clone(), source };
-        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if name.starts_with("gateway-") {
-                std::fs::remove_file(&path).map_err(failed)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// One directory for each checkout, so that two of them do not share a database: named after the checkout for
@@ -109,8 +91,8 @@ mod tests {
 
     #[test]
     fn two_checkouts_of_one_name_have_two_places() {
-        let (one, other) = (directory_of(Path::new("/a/orders")), directory_of(Path::new("/b/orders")));
+        let (one, other) = (directory_of(Path::new("/a/service")), directory_of(Path::new("/b/service")));
         assert_ne!(one, other);
-        assert!(one.file_name().unwrap().to_str().unwrap().starts_with("orders-"));
+        assert!(one.file_name().unwrap().to_str().unwrap().starts_with("service-"));
     }
 }

@@ -12,13 +12,11 @@ use super::{Error, Settings};
 /// What an earlier run needs to go when it was killed: its watchdog asks politely first.
 const PATIENCE: Duration = Duration::from_secs(7);
 
-/// Where everything listens, on this machine only.
+/// Where the service listens, on this machine only.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
     pub(super) api: SocketAddr,
     pub(super) ops: SocketAddr,
-    pub(super) gateway: SocketAddr,
-    pub(super) console: SocketAddr,
 }
 
 impl Ports {
@@ -27,13 +25,12 @@ impl Ports {
         Ok(Self {
             api: free("the API", "--api-port", settings.api_port, progress).await?,
             ops: free("the operations listener", "--ops-port", settings.ops_port, progress).await?,
-            gateway: free("the payment gateway", "--gateway-port", settings.gateway_port, progress).await?,
-            console: free("the console", "--console-port", settings.console_port, progress).await?,
         })
     }
 }
 
-async fn free(
+/// A port of this machine, once it is free.
+pub(super) async fn free(
     what: &'static str,
     flag: &'static str,
     port: u16,

@@ -24,7 +24,7 @@ impl fmt::Display for Screen<'_> {
         let Self { console, api, ops, gateway, owner_url, service_log, .. } = self;
         writeln!(f, "\n{} is up.\n", project::name())?;
         writeln!(f, "  console         {console} (all of this, to look at)")?;
-        writeln!(f, "  a paid order    {console}/traces/first-paid-order (the trace of the first one)\n")?;
+        writeln!(f, "  a paid order    {console}/traces/first (the trace of the first one)\n")?;
         writeln!(f, "  API             {api}")?;
         writeln!(f, "  its description {api}docs")?;
         writeln!(f, "  metrics         {ops}metrics")?;

@@ -2,12 +2,10 @@
 use std::{path::Path, process::ExitStatus, time::Duration};
 
 use tokio::time::{Instant, sleep};
-use url::Url;
 
 use super::{Error, database::Database, ports::Ports};
 use crate::{
-    console::Console,
-    gateway, http,
+    http,
     process::{Child, Follower, Launch, Stream},
 };
 
@@ -24,13 +22,11 @@ const LAST_LINES: usize = 20;
 pub(super) struct Start<'a> {
     pub(super) executable: &'a Path,
     pub(super) database: &'a Database,
-    pub(super) gateway: &'a gateway::Settings,
-    pub(super) gateway_url: Url,
     pub(super) ports: Ports,
     pub(super) log: &'a Path,
     pub(super) echo: bool,
-    pub(super) console: &'a Console,
-    pub(super) extra: &'a [(String, String)],
+    /// Further settings, by their names.
+    pub(super) settings: &'a [(String, String)],
 }
 
 /// The service, under way.
@@ -49,18 +45,11 @@ impl Service {
             .directory(Path::new("/"))
             .env("APP_ENV", "development")
             .env("DATABASE_URL", start.database.url.as_str())
-            .env("GATEWAY_URL", start.gateway_url.as_str())
-            .env("GATEWAY_API_KEY", &start.gateway.api_key)
-            .env("GATEWAY_WEBHOOK_SECRET", &start.gateway.webhook_secret)
             .env("API_ADDRESS", start.ports.api.to_string())
             .env("OPS_ADDRESS", start.ports.ops.to_string())
-            .env("OTEL_EXPORTER_OTLP_ENDPOINT", start.console.url())
-            // Seconds are long for somebody who watches.
-            .env("OTEL_BSP_SCHEDULE_DELAY", "1000")
-            .env("ALERT_WEBHOOK_URL", start.console.alerts_url())
             .log_to(start.log)
             .echo(echo);
-        for (name, value) in start.extra {
+        for (name, value) in start.settings {
             launch = launch.env(name, value);
         }
         let service = Self { child: launch.start().map_err(Error::Start)? };

@@ -1,20 +1,10 @@
 //! Starting a service for a test.
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc};
 
-use super::{Collector, Database, Link, Service, Witness, service::Surroundings};
-use crate::gateway::{Settings, Simulator, Timings};
-
-/// What services show their gateway.
-pub const GATEWAY_API_KEY: &str = "sk_for_tests";
-const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZQ==";
+use super::{Collector, Database, Link, Service, Witness, domain::Neighbours, service::Surroundings};
 
 /// What every service of the tests is started with, unless a test says otherwise.
-const SETTINGS: [(&str, &str); 14] = [
+const SETTINGS: [(&str, &str); 10] = [
     ("API_ADDRESS", "127.0.0.1:0"),
     ("OPS_ADDRESS", "127.0.0.1:0"),
     ("LOG_FORMAT", "json"),
@@ -27,11 +17,6 @@ const SETTINGS: [(&str, &str); 14] = [
     ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0"),
     ("RATE_LIMIT_CALLER_PER_SECOND", "0"),
     ("RATE_LIMIT_ADDRESS_PER_SECOND", "0"),
-    ("GATEWAY_API_KEY", GATEWAY_API_KEY),
-    ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET),
-    // Long for a gateway on this machine, and short for a test that waits for it to pass.
-    ("GATEWAY_TIMEOUT_MS", "2500"),
-    ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1"),
 ];
 
 /// A service that is about to be started.
@@ -106,7 +91,7 @@ impl Builder {
             Database::create_empty().await
         };
         let database = Arc::new(database);
-        let gateway = Arc::new(start_gateway().await);
+        let neighbours = Arc::new(Neighbours::start().await);
         let mut settings = self.settings;
         let link = if self.behind_a_link {
             let link = Link::to(database.service_url()).await.expect("there is a free port");
@@ -116,25 +101,12 @@ impl Builder {
             None
         };
         // After them, so that what a test says goes: a deployment that says nothing is a test's.
-        for (name, value) in database.settings() {
+        for (name, value) in neighbours.settings().into_iter().chain(database.settings()) {
             if !settings.iter().any(|(known, _)| known == name) {
                 settings.push((name.to_owned(), value));
             }
         }
-        settings.push(("GATEWAY_URL".to_owned(), gateway.url().to_string()));
-        let surroundings = Surroundings { gateway, database, link };
+        let surroundings = Surroundings { neighbours, database, link };
         Service::launch(self.executable, settings, self.witness, surroundings).await
     }
-}
-
-async fn start_gateway() -> Simulator {
-    let settings = Settings {
-        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        api_key: GATEWAY_API_KEY.to_owned(),
-        webhook_secret: GATEWAY_WEBHOOK_SECRET.to_owned(),
-        webhook_url: None,
-        ledger_file: None,
-    };
-    let timings = Timings { webhook_delay: Duration::from_millis(20), ..Timings::default() };
-    Simulator::start_with(settings, timings).await.unwrap_or_else(|error| panic!("{error}"))
 }

@@ -12,7 +12,7 @@ use sqlx::{
 use tokio::sync::OnceCell;
 use url::Url;
 
-use super::{LAMP, MUG, RETIRED, TEAPOT, command, eventually};
+use super::{command, domain, eventually};
 use crate::{
     postgres::{self, Purpose, Rights, Server},
     project,
@@ -32,7 +32,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// A fresh one, with the schema of this release and a few products.
+    /// A fresh one, with the schema of this release and what every test finds in it.
     pub(super) async fn create(executable: &Path, settings: &[(String, String)]) -> Self {
         static TEMPLATE: OnceCell<String> = OnceCell::const_new();
         let server = shared_server().await;
@@ -56,7 +56,7 @@ impl Database {
         let created = server.create_database(&database.name, Some(&owner_role())).await;
         created.unwrap_or_else(|error| panic!("{error}"));
         database.migrate(executable, settings).await;
-        database.stock().await;
+        domain::stock(&database).await;
         database
     }
 
@@ -90,18 +90,6 @@ impl Database {
             .chain(own.iter().map(|(name, value)| (*name, value.as_str())))
             .collect();
         command::run(executable, &["migrate"], &settings).await.succeeded();
-    }
-
-    async fn stock(&self) {
-        self.execute(format!(
-            "insert into products (id, sku, name, unit_amount, currency, active)
-             values
-               ('{MUG}', 'MUG-01', 'Mug', 1290, 'EUR', true),
-               ('{TEAPOT}', 'TEAPOT-01', 'Teapot', 3450, 'EUR', true),
-               ('{LAMP}', 'LAMP-01', 'Lamp', 1900, 'USD', true),
-               ('{RETIRED}', 'RETIRED-01', 'Gramophone', 9900, 'EUR', false)"
-        ))
-        .await;
     }
 
     /// What a process needs to reach it: as the service's restricted role, and as the owner.
@@ -265,7 +253,7 @@ async fn make_template(server: &'static Server, executable: &Path) -> String {
     let created = server.create_database(&template.name, Some(&owner_role())).await;
     created.unwrap_or_else(|error| panic!("{error}"));
     template.migrate(executable, &[]).await;
-    template.stock().await;
+    domain::stock(&template).await;
     // A database that somebody is connected to cannot be cloned.
     template.owner.close().await;
     let mut template = template;

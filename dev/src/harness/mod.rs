@@ -1,13 +1,14 @@
-//! The harness of the tests: the real executable, with a database and a payment gateway of its own.
+//! The harness of the tests: the real executable, with a database and neighbours of its own.
 //!
 //! A test starts a [`Service`], lets a [`User`] act on it over sockets, and looks at what came of it: answers,
-//! logs, metrics, rows, the gateway's ledger. It links nothing of the service, so it knows only what a client or
+//! logs, metrics, rows, what its neighbours saw. It links nothing of the service, so it knows only what a client or
 //! an operator can know, and it can do to the process what the world does: terminate it, kill it, start it again.
 //!
 //! The rules that tests live by:
 //! - Nothing sleeps. What takes time is waited for with [`eventually`], which has a deadline.
 //! - Nothing is shared but the PostgreSQL server: each service has a fresh database, cloned from a template that
 //!   the executable's own `migrate` made once for the run.
+//! - What knows what the service is for stands in [`domain`].
 //! - A helper that cannot do its work panics and says what it saw: there is nobody to handle an error here.
 #![allow(
     clippy::unwrap_used,
@@ -25,7 +26,7 @@ mod client;
 mod collector;
 mod command;
 mod database;
-mod order;
+pub mod domain;
 mod service;
 mod user;
 
@@ -41,24 +42,15 @@ pub use self::{
     answer::Answer,
     balancer::Balancer,
     browser::Browser,
-    builder::{Builder, GATEWAY_API_KEY},
+    builder::Builder,
     client::{Attempt, Client, Exchange, Request, Witness},
     collector::{Collector, Mood},
     command::{Finished, run},
     database::{Database, Held},
-    order::Order,
+    domain::*,
     service::Service,
     user::{PASSWORD, User},
 };
-
-/// A product of every new database: 12.90 EUR.
-pub const MUG: &str = "01900000-0000-7000-8000-000000000001";
-/// Another one: 34.50 EUR.
-pub const TEAPOT: &str = "01900000-0000-7000-8000-000000000002";
-/// A product in another currency: 19.00 USD.
-pub const LAMP: &str = "01900000-0000-7000-8000-000000000003";
-/// A product that cannot be ordered any more.
-pub const RETIRED: &str = "01900000-0000-7000-8000-000000000004";
 
 /// Far longer than anything takes, on a machine that is busy with something else too. Nothing waits this long
 /// unless a test fails.

@@ -14,13 +14,11 @@ use uuid::Uuid;
 use super::{
     Builder, Database, Finished, Link, PASSWORD, SOON, User, Witness,
     client::{Api, Client},
-    command, eventually,
+    command,
+    domain::Neighbours,
+    eventually,
 };
-use crate::{
-    gateway::{Faults, Simulator, Webhooks},
-    invariants,
-    process::{Child, Follower, Signal, Stream},
-};
+use crate::process::{Child, Follower, Signal, Stream};
 
 /// The executable, running `serve`.
 #[derive(Debug)]
@@ -48,19 +46,19 @@ impl Process {
     }
 }
 
-/// A service with a database and a gateway of its own. All of it ends when this is dropped.
+/// A service with a database and neighbours of its own. All of it ends when this is dropped.
 pub struct Service {
     executable: PathBuf,
     settings: Vec<(String, String)>,
     process: Process,
     api: Arc<Api>,
-    surroundings: Surroundings,
+    pub(super) surroundings: Surroundings,
 }
 
 /// What a service works with. Its replicas share it.
 #[derive(Clone)]
 pub(super) struct Surroundings {
-    pub(super) gateway: Arc<Simulator>,
+    pub(super) neighbours: Arc<Neighbours>,
     pub(super) database: Arc<Database>,
     pub(super) link: Option<Arc<Link>>,
 }
@@ -86,14 +84,13 @@ impl Service {
         let process = Process::start(&executable, &settings).await;
         let api = Arc::new(Api::new(process.api.clone(), witness));
         let service = Self { executable, settings, process, api, surroundings };
-        service.tell_the_gateway();
+        service.tell_the_neighbours();
         service.is_ready().await;
         service
     }
 
-    fn tell_the_gateway(&self) {
-        let url = self.process.api.join("/v1/gateway/events").expect("a path makes a URL");
-        self.gateway().set_webhook_url(url);
+    fn tell_the_neighbours(&self) {
+        self.surroundings.neighbours.find_the_service_at(&self.process.api);
     }
 
     async fn is_ready(&self) {
@@ -124,11 +121,11 @@ impl Service {
         self.ends().await
     }
 
-    /// Starts it again, with the same database and gateway, on other ports. Everybody's sessions go on.
+    /// Starts it again, with the same database and neighbours, on other ports. Everybody's sessions go on.
     pub async fn restart(&mut self) {
         self.process = Process::start(&self.executable, &self.settings).await;
         self.api.move_to(self.process.api.clone());
-        self.tell_the_gateway();
+        self.tell_the_neighbours();
         self.is_ready().await;
     }
 
@@ -138,7 +135,7 @@ impl Service {
         self.restart().await;
     }
 
-    /// Starts another replica: a further process with the same settings, database and gateway.
+    /// Starts another replica: a further process with the same settings, database and neighbours.
     pub async fn replica(&self) -> Self {
         let process = Process::start(&self.executable, &self.settings).await;
         let replica = Self {
@@ -213,17 +210,6 @@ impl Service {
 
     // Its surroundings.
 
-    /// The payment gateway.
-    pub fn gateway(&self) -> &Simulator {
-        &self.surroundings.gateway
-    }
-
-    /// From now on the gateway tells nothing by itself: it has to be asked.
-    pub fn gateway_sends_no_webhooks(&self) {
-        let faults = self.gateway().faults();
-        faults.set(Faults { webhooks: Webhooks::Never, ..faults.get() });
-    }
-
     /// The database, as its owner.
     pub fn database(&self) -> &Database {
         &self.surroundings.database
@@ -238,13 +224,6 @@ impl Service {
     pub async fn audit_events(&self, condition: &str) -> Vec<Value> {
         let query = format!("select * from audit_events where {condition} order by sequence");
         self.database().rows(query).await
-    }
-
-    /// Compares the service's tables with the gateway's ledger: every rule about money holds.
-    pub async fn invariants_hold(&self) {
-        let verdict = invariants::check(self.database().owner_url().as_str(), &self.gateway().url()).await;
-        let verdict = verdict.unwrap_or_else(|error| panic!("{error}"));
-        assert!(verdict.holds(), "{verdict}");
     }
 
     // Its operations.
@@ -280,7 +259,7 @@ impl Service {
         text
     }
 
-    /// The value of a series that counts, such as `payments_total{outcome="succeeded"}`.
+    /// The value of a series that counts, such as `panics_total`.
     pub async fn metric(&self, series: &str) -> i64 {
         self.value(series).await
     }

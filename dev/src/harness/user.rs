@@ -5,9 +5,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    MUG, Order,
-    answer::Answer,
-    client::{Api, Client, Request},
+    client::{Api, Client},
     database::Database,
 };
 
@@ -18,7 +16,7 @@ pub const PASSWORD: &str = "correct horse battery staple";
 #[derive(Debug, Clone)]
 pub struct User {
     client: Client,
-    database: Arc<Database>,
+    pub(super) database: Arc<Database>,
     pub id: Uuid,
     pub email: String,
     pub token: String,
@@ -50,42 +48,5 @@ impl User {
 
     pub(super) fn at(&self, api: &Arc<Api>) -> Self {
         Self { client: self.client.at(api), ..self.clone() }
-    }
-
-    /// An order of these products and quantities, under a new key; not sent yet.
-    pub fn orders(&self, items: &[(&str, i64)]) -> Request {
-        let items: Vec<_> = items
-            .iter()
-            .map(|(product, quantity)| json!({ "product_id": product, "quantity": quantity }))
-            .collect();
-        self.post("/v1/orders").json(&json!({ "items": items })).new_key()
-    }
-
-    /// Places an order of two mugs, for 25.80 EUR.
-    pub async fn places_an_order(&self) -> Order {
-        self.places(&[(MUG, 2)]).await
-    }
-
-    /// Places an order of these products and quantities.
-    pub async fn places(&self, items: &[(&str, i64)]) -> Order {
-        let placed = self.orders(items).await.is(201);
-        Order::new(self.clone(), Arc::clone(&self.database), &placed)
-    }
-
-    /// Pays an order under a new key.
-    pub async fn pays(&self, order: &Order, payment_method: &str) -> Answer {
-        self.pay(order.id, payment_method).await
-    }
-
-    /// A payment of an order under a new key; not sent yet.
-    pub fn pay(&self, order: Uuid, payment_method: &str) -> Request {
-        let body = json!({ "payment_method": payment_method });
-        self.post(format!("/v1/orders/{order}/payments")).json(&body).new_key()
-    }
-
-    /// A refund of a payment under a new key; not sent yet. Without an amount it is of all that is left.
-    pub fn refund(&self, payment: Uuid, amount: Option<i64>) -> Request {
-        let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));
-        self.post(format!("/v1/payments/{payment}/refunds")).json(&body).new_key()
     }
 }

@@ -16,15 +16,19 @@
 mod comparison;
 mod tables;
 
-use std::{fmt, ops::RangeInclusive, time::Duration};
+use std::{fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
+use chrono::Utc;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
 use url::Url;
 use uuid::Uuid;
 
 use self::tables::{Page, Tables};
-use crate::gateway::Ledger;
+use crate::{
+    console::{Books, Comparison},
+    gateway::Ledger,
+};
 
 /// Payments and refunds that are compared at once: a few megabytes.
 pub const PAGE: i64 = 5_000;
@@ -167,6 +171,24 @@ pub async fn in_flight(database_url: &str) -> Result<i64, Error> {
     let in_flight = tables::in_flight(&mut connection).await?;
     connection.close().await?;
     Ok(in_flight)
+}
+
+/// The same for the console, which says what came of it.
+pub fn for_the_console(owner_url: Url, gateway: Url) -> Comparison {
+    Arc::new(move || {
+        let (owner_url, gateway) = (owner_url.clone(), gateway.clone());
+        Box::pin(async move {
+            match check(owner_url.as_str(), &gateway).await {
+                Ok(verdict) => Books {
+                    at: Utc::now(),
+                    holds: verdict.holds(),
+                    says: verdict.to_string(),
+                    verdict: serde_json::to_value(verdict).ok(),
+                },
+                Err(error) => Books { at: Utc::now(), holds: false, says: error.to_string(), verdict: None },
+            }
+        })
+    })
 }
 
 async fn read_ledger(

@@ -6,7 +6,7 @@
 //! The order of checks in a handler is always the same, so that a replay is answered before anything can refuse
 //! it, and nobody replays another's: who calls, role and ownership, **the key**, validation, the change.
 //!
-//! A replay is given the first answer, byte for byte. Where there is none yet (a payment that the gateway has
+//! A replay is given the first answer, byte for byte. Where there is none yet (work that another service has
 //! not answered), see [`Previous`].
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Idempote
 /// The claim of a key, as a statement needs it for `claim_idempotency_key`.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The caller's id, or `gateway`.
+    /// The caller's id, or the name of a service that calls by a signature.
     pub scope: String,
     /// The key.
     pub key: String,

@@ -20,7 +20,7 @@ async fn spans_come_in_by_either_protocol_and_replicas_are_told_apart() {
         .start()
         .await;
     for (service, id) in [(&service, "one"), (&replica, "two"), (&by_http, "three")] {
-        let _served = service.nobody().get("/v1/products").header("x-correlation-id", id).await.is(200);
+        let _served = service.nobody().get("/problems").header("x-correlation-id", id).await.is(200);
     }
     let mut instances = Vec::new();
     for id in ["one", "two", "three"] {

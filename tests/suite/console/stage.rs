@@ -5,6 +5,7 @@ use dev::{
     console::{Console, Scene},
     faults::{Stage as Surroundings, Switchboard},
     harness::{Browser, Order, SOON, Service, eventually},
+    invariants,
     traffic::{self, Traffic},
 };
 use reqwest::Url;
@@ -60,6 +61,10 @@ impl Stage {
             owner_url: service.database().owner_url().clone(),
             log: None,
             faults: faults.clone(),
+            books: Some(invariants::for_the_console(
+                service.database().owner_url().clone(),
+                service.gateway().url(),
+            )),
             traffic: traffic.as_ref().map(Traffic::switch),
             prometheus: None,
             scrape_interval: Duration::from_millis(500),

@@ -79,7 +79,7 @@ async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it()
     browser.go(&place).await;
     browser.shows(".details h2", "SETTLE payments").await;
 
-    browser.go("/traces/first-paid-order").await;
+    browser.go("/traces/first").await;
     browser.shows(".title code", &trace).await;
     assert_eq!(browser.place().await, format!("/traces/{trace}"));
     browser.has_no_errors().await;

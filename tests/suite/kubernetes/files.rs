@@ -56,7 +56,7 @@ fn variables(container: &Container) -> BTreeMap<String, bool> {
 
 #[test]
 fn every_variable_is_a_setting_and_secrets_come_from_secrets_alone() {
-    let known: BTreeMap<_, _> = Config::SETTINGS.iter().map(|setting| (setting.name, setting)).collect();
+    let known: BTreeMap<_, _> = Config::settings().map(|setting| (setting.name, setting)).collect();
     for pod in Objects::of_the_base().pods() {
         let container = only_container(&pod);
         let references = format!("{:?}", container.env);
@@ -114,7 +114,7 @@ async fn probes_and_scrapes_ask_what_the_service_answers() {
     let (startup, patience) = asks(container.startup_probe.as_ref());
     let (liveness, _) = asks(container.liveness_probe.as_ref());
     let (readiness, _) = asks(container.readiness_probe.as_ref());
-    let waits = Config::SETTINGS.iter().find(|setting| setting.name == "DATABASE_STARTUP_WAIT_SECONDS");
+    let waits = Config::settings().find(|setting| setting.name == "DATABASE_STARTUP_WAIT_SECONDS");
     let waits: u32 = waits.unwrap().default.unwrap().parse().unwrap();
     assert!(patience > waits, "a database may take {waits} s to come, and the start has {patience} s");
 

@@ -1,21 +1,7 @@
 // Switches for what can go wrong, what to watch, and whether the books still agree.
 import { ask, h, nothing, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
-
-const FAULTS = {
-  "gateway-outage": ["Gateway outage", "The payment gateway answers 503 to everything.",
-    [["/now", "Watch the breaker open and payments be refused at once"], ["/traces?status=5xx", "the refusals as traces"], ["/alerts", "PaymentFailureRatioHigh"]]],
-  "gateway-slow": ["Gateway slow", "Every answer of the payment gateway takes a second and a half longer.",
-    [["/traces?route=payments&min_ms=1000", "Watch where the time of a payment goes in its waterfall"], ["/now", "the latency of the gateway"]]],
-  "lost-answers": ["Answers lost", "Half of the gateway's answers are lost after the charge was made.",
-    [["/now", "Watch payments wait without an outcome"], ["/traces?route=recover", "the recovery worker ask, and never charge twice"]]],
-  "decline-storm": ["Decline storm", "Four of five payments are declined.",
-    [["/now", "Watch the declined payments"], ["/alerts", "how no alarm of an outage sounds: a declined card is an answer"]]],
-  "slow-database": ["Slow database", "The orders are locked for a second and a half, again and again.",
-    [["/now", "Watch p95, the pool and the latency of the database"], ["/traces?min_ms=500", "the statements that wait"]]],
-  "login-attack": ["Login attack", "Someone guesses passwords, five times a second.",
-    [["/audit", "Watch the failures in the audit trail"], ["/traces?route=sessions&status=4xx", "the refusals"], ["/alerts", "LoginAttack"]]],
-};
+import { BOOKS, FAULTS, TRAFFIC, numbers } from "./domain.js";
 
 /** A fault by the name that people read. */
 export const title = (fault) => FAULTS[fault]?.[0] ?? fault;
@@ -63,12 +49,11 @@ function verdict() {
   const { books } = state;
   if (!books) return nothing("The books are being compared…");
   const { verdict: found } = books;
-  const numbers = found && [["orders", found.orders], ["payments", found.payments], ["in flight", found.payments_in_flight], ["refunds", found.refunds], ["charges at the gateway", found.charges]];
   return [
     h("p", { class: `verdict ${books.holds ? "good" : "bad"}`, id: "books" }, books.holds ? "The books agree" : found ? "The books do not agree" : "The books cannot be compared"),
-    numbers ? h("dl", { class: "numbers" }, numbers.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))) : h("p", {}, books.says),
+    found ? h("dl", { class: "numbers" }, numbers(found).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))) : h("p", {}, books.says),
     found?.violations.map((violation) => h("p", { class: "bad" }, violation.rule, ": ", violation.detail)),
-    h("p", { class: "muted" }, `Our tables against the gateway's ledger, to the cent, at ${clock(books.at)} and every half minute: every charge has exactly one settled payment, every settled payment exactly one charge.`),
+    h("p", { class: "muted" }, `${BOOKS[0]}, at ${clock(books.at)} and every half minute: ${BOOKS[1]}`),
   ];
 }
 
@@ -85,14 +70,14 @@ function render() {
     const since = on.has(fault) ? `${does} For ${ago(on.get(fault))} now.` : does;
     return toggle(fault, name, on.has(fault), since, watch, () => set(`/api/faults/${fault}`, { on: !on.has(fault) }));
   });
-  const traffic = state.traffic === null ? null : toggle("traffic", "Traffic", state.traffic, "Customers who register, browse, order, pay and make mistakes.",
+  const traffic = state.traffic === null ? null : toggle("traffic", "Traffic", state.traffic, TRAFFIC,
     [["/now", "Watch the charts"]], () => set("/api/traffic", { on: !state.traffic }));
   replace(root,
     failed && h("p", { class: "bad", role: "alert" }, failed),
     h("div", { class: "columns" },
       h("section", { class: "switches", "aria-label": "Switches" }, switches, traffic),
       h("div", {},
-        h("section", { class: "panel" }, h("h2", {}, "The books"), verdict(),
+        h("section", { class: "panel" }, state.compares && [h("h2", {}, "The books"), verdict()],
           h("button", { type: "button", class: "primary", id: "back-to-normal", "data-key": "normal", onclick: () => set("/api/normal", {}) }, "Back to normal")),
         history())));
 }

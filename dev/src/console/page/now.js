@@ -2,6 +2,7 @@
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { ago, bytes, duration, number } from "./format.js";
 import { chart } from "./chart.js";
+import { ownTiles } from "./domain.js";
 
 const SPANS = [["2", "2 min"], ["5", "5 min"], ["15", "15 min"]];
 
@@ -45,26 +46,20 @@ function tile(name, value, tone, detail, href) {
   return href ? h("a", { class: "tile", "data-tile": name, href }, content) : h("div", { class: "tile", "data-tile": name }, content);
 }
 
-const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };
-
 function tiles(figures) {
   const replicas = Object.values(state.replicas);
   const ready = replicas.filter((replica) => replica.ready_status === 200);
   const degraded = ready.filter((replica) => Object.values(replica.ready?.checks ?? {}).some((check) => check !== "healthy"));
   const readiness = ready.length < replicas.length ? ["not ready", "bad"] : degraded.length ? ["degraded", "warn"] : ["ready", "good"];
   const uptime = Math.max(0, ...replicas.map((replica) => replica.health?.uptime_seconds ?? 0));
-  const { requests = 0, errors = 0, processing = 0 } = figures;
+  const { requests = 0, errors = 0 } = figures;
   const share = requests > 0 ? (100 * errors) / requests : 0;
-  const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];
   return h("section", { class: "tiles", "aria-label": "Figures" },
     tile("Service", readiness[0], readiness[1], `${ready.length} of ${replicas.length} up ${ago(Date.now() - uptime * 1000)}`),
     tile("Requests", `${number(requests)}/s`, "", `${number(figures.in_flight ?? 0)} in flight`, "/traces"),
     tile("Errors", `${number(share)} %`, share > 0.5 ? "bad" : "", `${number(errors)}/s answered 5xx`, "/traces?status=5xx"),
     tile("p95", duration((figures.p95 ?? NaN) * 1000), "", "of all requests", "/traces?min_ms=50"),
-    tile("Orders", number(figures.orders), "", "since the start", "/traces?route=POST+%2Fv1%2Forders"),
-    tile("Paid", number(figures.succeeded), "", `${number(figures.declined)} declined, ${number(figures.failed)} failed`, "/traces?route=payments"),
-    tile("Processing", number(processing), processing > 0 ? "warn" : "", "no outcome yet", "/traces?route=recover"),
-    tile("Breaker", breaker, breakerTone, "to the gateway", "/faults"));
+    ownTiles(figures, tile));
 }
 
 function routes() {

@@ -1,5 +1,6 @@
 // One trace: its spans as a waterfall, and its log lines beside it.
 import { ask, h, nothing, query, replace } from "./dom.js";
+import { FIRST } from "./domain.js";
 import { clock, duration, short, statusClass } from "./format.js";
 import { line } from "./logs.js";
 
@@ -11,7 +12,7 @@ export async function open(element, address, go) {
   id = address.pathname.split("/")[2];
   chosen = address.searchParams.get("span");
   trace = null;
-  replace(root, nothing(id === "first-paid-order" ? "Waiting for the first order that is paid…" : "Looking for the trace…"));
+  replace(root, nothing(id === "first" ? FIRST : "Looking for the trace…"));
   await load();
 }
 
@@ -22,8 +23,8 @@ export function update(changed) {
 }
 
 async function load() {
-  if (id === "first-paid-order") {
-    const { trace_id: found } = await ask("/api/first-paid-order");
+  if (id === "first") {
+    const { trace_id: found } = await ask("/api/first");
     if (!found || !root.classList.contains("view-waterfall")) return;
     id = found;
     navigate(`/traces/${found}`, { instead: true, stay: true });

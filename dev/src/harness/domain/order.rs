@@ -4,7 +4,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{User, answer::Answer, client::Request, database::Database, eventually};
+use crate::harness::{Answer, Database, Request, User, eventually};
 
 /// An order in its customer's hands.
 #[derive(Debug, Clone)]

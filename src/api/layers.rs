@@ -1,0 +1,49 @@
+//! What every request meets on its way to a handler, and every answer on its way back.
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{Router, middleware};
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{
+    accounts::{self, Authentication},
+    config,
+    platform::http::{
+        client_address::{self, TrustedProxies},
+        limits::{self, BodyLimit, InFlight, RateLimiter},
+        observe, problem,
+    },
+};
+
+/// What a request meets, from the outside in. The order is the point:
+pub(super) fn around(
+    routes: Router,
+    authentication: Authentication,
+    by_address: Arc<RateLimiter<IpAddr>>,
+    settings: &config::Http,
+) -> Router {
+    let trusted = TrustedProxies::new(&settings.trusted_proxies);
+    let in_flight = InFlight::new(settings.max_requests_in_flight);
+    let body_limit = BodyLimit(settings.body_limit);
+    routes.layer(
+        ServiceBuilder::new()
+            // First, because logs, limits and trust all depend on where the request comes from.
+            .layer(middleware::from_fn_with_state(trusted, client_address::find))
+            // Around everything that can refuse, so that every refusal is seen in logs, metrics and traces.
+            .layer(middleware::from_fn(observe::observe))
+            // Outside of whatever answers, so that refusals have these headers too.
+            .layer(middleware::from_fn(limits::security_headers))
+            .option_layer(limits::cors(&settings.cors_allowed_origins))
+            // Inside of the observation, so that a panic is seen as the 500 that it becomes.
+            .layer(CatchPanicLayer::custom(problem::from_panic))
+            // Before anything that costs: an overloaded service says so at once.
+            .layer(middleware::from_fn_with_state(in_flight, limits::shed))
+            // From here on there is work to bound.
+            .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
+            .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
+            // Before authentication, whose lookup of the session it protects.
+            .layer(middleware::from_fn_with_state(by_address, limits::limit_by_address))
+            // Last: who calls, the caller's own limit, and on the way back the audit of what was refused.
+            .layer(middleware::from_fn_with_state(authentication, accounts::authenticate)),
+    )
+}

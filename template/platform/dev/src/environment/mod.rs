@@ -1,0 +1,281 @@
+//! The whole service on one machine: what `cargo dev` runs.
+//!
+//! [`run`] is the story. Whatever it starts is stopped there in reverse order; what it cannot stop because it
+//! was killed itself, the [watchdog](crate::process::Watchdog) stops.
+//!
+//! - `place`: where the data of a checkout lives, and who has it
+//! - `ports`: whether the ports are free
+//! - `database`: the database, with users in it
+//! - `service`: the service as a child process
+//! - `scenario`: a fault that comes and goes
+//! - `screen`: where everything is
+pub(crate) mod database;
+mod place;
+mod ports;
+mod scenario;
+mod screen;
+mod service;
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use futures_util::future::OptionFuture;
+use url::Url;
+
+use self::{
+    database::Database,
+    place::Place,
+    ports::Ports,
+    screen::Screen,
+    service::{Service, Start},
+};
+use crate::{
+    cargo,
+    console::{self, Console, Scene},
+    faults::{Fault, Stage, Switchboard},
+    postgres::{self, Purpose, Server},
+    process::WaitError,
+    project,
+    signals::Interrupts,
+    traffic::{self, Traffic},
+};
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Delete the data of earlier runs.
+    pub fresh: bool,
+    /// Show the service's log on the terminal.
+    pub logs: bool,
+    /// Where the data is kept instead of the checkout's own place.
+    pub data: Option<PathBuf>,
+    /// Requests a second; `None` is no traffic.
+    pub rate: Option<f64>,
+    pub seed: u64,
+    pub scenario: Option<Fault>,
+    pub api_port: u16,
+    pub ops_port: u16,
+    pub console_port: u16,
+    /// Further settings of the service, by their names.
+    pub extra: Vec<(String, String)>,
+}
+
+impl Settings {
+    /// What the service is told of its surroundings, and then what the user wants.
+    fn of_the_service(&self, console: &Console) -> Vec<(String, String)> {
+        let surroundings = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", console.url()),
+            // Seconds are long for somebody who watches.
+            ("OTEL_BSP_SCHEDULE_DELAY", "1000".to_owned()),
+            ("ALERT_WEBHOOK_URL", console.alerts_url()),
+        ];
+        let surroundings = surroundings.map(|(name, value)| (name.to_owned(), value));
+        surroundings.into_iter().chain(self.extra.iter().cloned()).collect()
+    }
+}
+
+/// Why the environment is not there, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("it runs already:\n{0}")]
+    AlreadyRuns(String),
+    #[error("the data in {} cannot be used: {source}", .path.display())]
+    Place { path: PathBuf, source: io::Error },
+    #[error("port {port}, for {what}, is taken: free it, or choose another one with {flag}")]
+    PortTaken { what: &'static str, flag: &'static str, port: u16 },
+    #[error("port {port} cannot be used: {source}")]
+    Port { port: u16, source: io::Error },
+    #[error(transparent)]
+    Cargo(#[from] cargo::Error),
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error(
+        "the database `{name}` on this server was made by someone else, or for something else ({made}): it is left alone"
+    )]
+    ForeignDatabase { name: String, made: String },
+    #[error("PostgreSQL says: {0}")]
+    Sql(#[from] sqlx::Error),
+    #[error("the service cannot be started: {0}")]
+    Start(io::Error),
+    #[error("the service's command `{command}` failed:\n{output}")]
+    Command { command: &'static str, output: String },
+    #[error("the service is not ready after {}s; its last lines:\n{last_lines}", .waited.as_secs())]
+    NotReady { waited: Duration, last_lines: String },
+    #[error("the service has ended ({status}); its last lines:\n{last_lines}")]
+    ServiceEnded { status: ExitStatus, last_lines: String },
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+    #[error(transparent)]
+    Console(#[from] console::Error),
+    #[error("an HTTP client cannot be made: {0}")]
+    Client(#[from] reqwest::Error),
+    #[error("an address cannot be written as a URL: {0}")]
+    Url(#[from] url::ParseError),
+    #[error("signals cannot be listened to: {0}")]
+    Signals(io::Error),
+    #[error("stopped at once")]
+    Interrupted,
+}
+
+/// Starts everything, runs until a signal or the end of the service, and stops everything. What happens is told to
+/// `progress`, and how it goes, in one line that replaces the one before, to `status`.
+pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
+    let mut place = Place::take(settings.data.as_deref())?;
+    let ports = Ports::find(&settings, progress).await?;
+    let console_address =
+        ports::free("the console", "--console-port", settings.console_port, progress).await?;
+    progress("building the service");
+    let executable = cargo::build_service().await?;
+    if settings.fresh {
+        progress("deleting the data of earlier runs");
+        postgres::erase(place.directory(), progress).await?;
+    }
+    let purpose = Purpose::Development { directory: place.directory().to_owned() };
+    let server = Server::find_or_start(purpose, progress).await?;
+    let database = database::prepare(&server, &executable, settings.fresh, progress).await?;
+
+    let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
+    let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
+    progress("starting the service");
+    let service_log = place.service_log();
+    begin_anew(&service_log)?;
+    let service = Service::start(Start {
+        executable: &executable,
+        database: &database,
+        ports,
+        log: &service_log,
+        echo: settings.logs,
+        settings: &settings.of_the_service(&console),
+    })
+    .await?;
+    let traffic = settings.rate.map(|rate_per_second| {
+        let traffic =
+            traffic::Settings { rate_per_second, seed: settings.seed, ..traffic::Settings::new(api.clone()) };
+        Traffic::start(traffic)
+    });
+    let traffic = traffic.transpose()?;
+
+    let stage = Stage { owner_url: database.owner_url.clone(), api: api.clone() };
+    let faults = Switchboard::new(stage);
+    console.follow(ops.clone(), service.log());
+    let alerting = place.directory().join("alerting");
+    console.watch(scene(
+        executable,
+        &database,
+        &faults,
+        traffic.as_ref(),
+        service_log.clone(),
+        alerting,
+    ));
+
+    let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
+    let console_url = console.url();
+    place
+        .announce(&format!("console {console_url}\nAPI {api}\noperations {ops}"))
+        .map_err(|source| Error::Place { path: place.directory().to_owned(), source })?;
+    let screen = Screen {
+        console: &console_url,
+        api: &api,
+        ops: &ops,
+        owner_url: &database.owner_url,
+        service_log: &service_log,
+        traffic: settings.rate,
+    };
+    progress(&screen.to_string());
+
+    tokio::select! {
+        () = interrupts.next() => {}
+        error = service.ended() => return Err(error),
+        never = play(settings.scenario, &faults, progress) => match never {},
+        never = tell_essentials(&console, status) => match never {},
+    }
+    status("");
+
+    progress("stopping (Ctrl-C again stops at once)");
+    let stop = async {
+        drop(faults);
+        console.stop().await;
+        let report = OptionFuture::from(traffic.map(Traffic::stop)).await;
+        let status = service.stop().await?;
+        server.stop().await?;
+        if let Some(report) = report {
+            progress(&format!("traffic: {report}"));
+        }
+        if !status.success() {
+            progress(&format!("the service ended with {status}: see {}", service_log.display()));
+        }
+        progress("stopped");
+        Ok(())
+    };
+    tokio::select! {
+        stopped = stop => stopped,
+        () = interrupts.next() => Err(Error::Interrupted),
+    }
+}
+
+/// Fills a migrated database with users, where they are missing.
+pub async fn seed(
+    executable: &Path,
+    url: &Url,
+    owner_url: &Url,
+    progress: &dyn Fn(&str),
+) -> Result<(), Error> {
+    database::make_users(executable, url, owner_url, progress).await
+}
+
+/// The log tells of one run.
+fn begin_anew(log: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(log) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Place { path: log.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// What the console watches.
+fn scene(
+    executable: PathBuf,
+    database: &Database,
+    faults: &Switchboard,
+    traffic: Option<&Traffic>,
+    log: PathBuf,
+    alerting: PathBuf,
+) -> Scene {
+    Scene {
+        executable,
+        database_url: database.url.clone(),
+        owner_url: database.owner_url.clone(),
+        faults: faults.clone(),
+        books: None,
+        traffic: traffic.map(Traffic::switch),
+        log: Some(log),
+        prometheus: Some(alerting),
+        scrape_interval: console::SCRAPE_INTERVAL,
+    }
+}
+
+async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
+    match scenario {
+        Some(fault) => scenario::play(fault, faults, progress).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Keeps the line that says how it goes up to date.
+async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible {
+    let mut essentials = console.essentials();
+    loop {
+        status(&essentials.next().await);
+    }
+}
+
+fn url_of(address: SocketAddr) -> Result<Url, url::ParseError> {
+    Url::parse(&format!("http://{address}/"))
+}

@@ -1,0 +1,210 @@
+//! The command `cargo dev`: the command line, and nothing that is not about it.
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use dev::{environment, faults::Fault, inbox, prepare, signals::Interrupts, traffic};
+use indicatif::{ProgressBar, ProgressStyle};
+use url::Url;
+
+/// Runs the service on this machine with everything that it needs: a database, traffic, a console.
+#[derive(Debug, Parser)]
+#[command(name = "cargo dev", bin_name = "cargo dev", args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    environment: Environment,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Drive traffic against a service that runs already
+    Traffic(Traffic),
+    /// Show the alerts that Alertmanager and the service send, and the runbooks that they link to
+    Alerts(Alerts),
+    /// Put users into a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
+    Seed(Seed),
+    /// Regenerate `.sqlx`, the description of the queries that the service is compiled against
+    Prepare(Prepare),
+}
+
+#[derive(Debug, Args)]
+struct Environment {
+    /// Delete the data of earlier runs first
+    #[arg(long)]
+    fresh: bool,
+    /// Drive no traffic
+    #[arg(long)]
+    no_traffic: bool,
+    /// Requests of the traffic, a second
+    #[arg(long, value_name = "N", default_value_t = 5.0)]
+    rate: f64,
+    /// The seed of the traffic's choices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Show the service's log here
+    #[arg(long)]
+    logs: bool,
+    /// Let something go wrong, again and again
+    #[arg(long, value_name = "NAME", value_enum)]
+    scenario: Option<Fault>,
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    api_port: u16,
+    #[arg(long, value_name = "PORT", default_value_t = 9000)]
+    ops_port: u16,
+    /// Where the console's page is, and where the service sends its spans
+    #[arg(long, value_name = "PORT", default_value_t = 3001)]
+    console_port: u16,
+    /// Keep the data there, for one more environment of this checkout
+    #[arg(long, value_name = "DIRECTORY")]
+    data: Option<PathBuf>,
+    /// A setting of the service, as in `--set RUST_LOG=app=trace`; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct Traffic {
+    /// The service's API
+    #[arg(long, value_name = "URL")]
+    api: Url,
+    /// Requests a second
+    #[arg(long, value_name = "N", default_value_t = 5.0)]
+    rate: f64,
+    /// The seed of its choices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// How many customers there are
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    customers: usize,
+}
+
+#[derive(Debug, Args)]
+struct Alerts {
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8025")]
+    address: SocketAddr,
+    /// Where the runbooks are
+    #[arg(long, value_name = "DIRECTORY", default_value = "docs/runbooks")]
+    runbooks: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Seed {
+    /// The service's executable, which makes the users
+    #[arg(long, value_name = "FILE")]
+    executable: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Prepare {
+    /// Change nothing; fail if `.sqlx` is out of date
+    #[arg(long)]
+    check: bool,
+}
+
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        None => environment(arguments.environment).await,
+        Some(Command::Traffic(arguments)) => traffic(arguments).await,
+        Some(Command::Alerts(arguments)) => alerts(arguments).await,
+        Some(Command::Seed(arguments)) => seed(&arguments).await,
+        Some(Command::Prepare(arguments)) => prepare(&arguments).await,
+    };
+    outcome.unwrap_or_else(|error| {
+        say(&format!("error: {error}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// One line for people, in one piece. Nobody may be there to read it any more, which must not stop the work.
+fn say(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+fn setting(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+async fn environment(arguments: Environment) -> Outcome {
+    let settings = environment::Settings {
+        fresh: arguments.fresh,
+        logs: arguments.logs,
+        data: arguments.data,
+        rate: (!arguments.no_traffic).then_some(arguments.rate),
+        seed: arguments.seed,
+        scenario: arguments.scenario,
+        api_port: arguments.api_port,
+        ops_port: arguments.ops_port,
+        console_port: arguments.console_port,
+        extra: arguments.set,
+    };
+    // It shows nothing where standard error is no terminal.
+    let bar = if settings.logs { ProgressBar::hidden() } else { ProgressBar::no_length() };
+    bar.set_style(ProgressStyle::with_template("{wide_msg}")?);
+    let say = |line: &str| bar.suspend(|| say(line));
+    let status = |line: &str| bar.set_message(line.to_owned());
+    let ended = environment::run(settings, &say, &status).await;
+    bar.finish_and_clear();
+    ended?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Never a flag: other users of a machine can read its command lines.
+fn secret(name: &str) -> Result<String, String> {
+    std::env::var(name).map_err(|_| format!("{name} must be set in the environment"))
+}
+
+async fn traffic(arguments: Traffic) -> Outcome {
+    let mut interrupts = Interrupts::listen()?;
+    let traffic = traffic::Traffic::start(traffic::Settings {
+        api: arguments.api,
+        rate_per_second: arguments.rate,
+        seed: arguments.seed,
+        customers: arguments.customers,
+    })?;
+    say(&format!("{} requests a second, until Ctrl-C", arguments.rate));
+    interrupts.next().await;
+    say(&traffic.stop().await.to_string());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn alerts(arguments: Alerts) -> Outcome {
+    let mut interrupts = Interrupts::listen()?;
+    let settings = inbox::Settings { address: arguments.address, runbooks: Some(arguments.runbooks) };
+    let inbox = inbox::Inbox::start(settings).await?;
+    say(&format!("alerts are shown on http://{}", inbox.address()));
+    interrupts.next().await;
+    inbox.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn seed(arguments: &Seed) -> Outcome {
+    let url = Url::parse(&secret("DATABASE_URL")?)?;
+    let owner_url = Url::parse(&secret("DATABASE_MIGRATION_URL")?)?;
+    environment::seed(&arguments.executable, &url, &owner_url, &say).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn prepare(arguments: &Prepare) -> Outcome {
+    let difference = prepare::run(arguments.check, &say).await?;
+    if difference.is_empty() {
+        say(".sqlx is up to date");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.check {
+        say(&format!(".sqlx is out of date; `cargo dev prepare` brings it up to date:\n{difference}"));
+        return Ok(ExitCode::FAILURE);
+    }
+    say(&format!(".sqlx was brought up to date:\n{difference}"));
+    Ok(ExitCode::SUCCESS)
+}

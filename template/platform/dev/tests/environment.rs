@@ -1,0 +1,146 @@
+//! `cargo dev`, as somebody at a terminal meets it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by a panic, in its helpers too"
+)]
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use dev::process::{Child, Launch, Signal};
+use tokio::time::{Instant, sleep};
+
+/// The first start builds the service.
+const BUILT: Duration = Duration::from_mins(20);
+const SOON: Duration = Duration::from_mins(1);
+
+/// A directory in which an environment keeps its data, away from the checkout's own.
+struct Data(PathBuf);
+
+impl Data {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("dev-{name}-{}", std::process::id())))
+    }
+
+    fn cargo_dev(&self, more: &[&str]) -> Child {
+        let data = self.0.to_str().unwrap();
+        Launch::new(env!("CARGO_BIN_EXE_dev"))
+            // Its inner cargo is the one that runs these tests, with all that the user has configured.
+            .envs(std::env::vars_os())
+            .args([
+                "--data",
+                data,
+                "--api-port",
+                "0",
+                "--ops-port",
+                "0",
+                "--console-port",
+                "0",
+            ])
+            .args(more)
+            .start()
+            .unwrap()
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+async fn is_up(environment: &Child) {
+    let last = environment.follow().find(BUILT, |line| line.starts_with("Ctrl-C stops everything")).await;
+    assert!(last.is_some(), "{}", text(environment));
+}
+
+fn text(child: &Child) -> String {
+    child.lines().into_iter().map(|line| line.text + "\n").collect()
+}
+
+/// What this process has started and still has.
+async fn children_of(parent: u32) -> Vec<String> {
+    let ps = Launch::new("ps").args(["-A", "-o", "pid=,ppid="]).start().unwrap();
+    ps.wait(SOON).await.unwrap();
+    let children = ps.lines().into_iter().filter_map(|line| {
+        let fields: Vec<String> = line.text.split_whitespace().map(ToOwned::to_owned).collect();
+        (fields[1] == parent.to_string()).then(|| fields[0].clone())
+    });
+    children.collect()
+}
+
+async fn is_running(pid: &str) -> bool {
+    let ps = Launch::new("ps").args(["-o", "stat=", "-p", pid]).start().unwrap();
+    ps.wait(SOON).await.unwrap();
+    ps.lines().first().is_some_and(|line| !line.text.trim().starts_with('Z'))
+}
+
+#[tokio::test]
+async fn it_starts_says_how_to_use_it_and_stops() {
+    let data = Data::new("story");
+    let environment = data.cargo_dev(&["--rate", "10"]);
+    is_up(&environment).await;
+
+    let screen = text(&environment);
+    let examples: Vec<&str> = screen.lines().skip_while(|line| !line.starts_with("TOKEN=")).take(3).collect();
+    let pasted = Launch::new("sh").args(["-c", &examples.join("\n")]).start().unwrap();
+    pasted.wait(SOON).await.unwrap();
+    assert!(text(&pasted).contains("\"name\":\"First\""), "{}", text(&pasted));
+
+    let second = data.cargo_dev(&[]);
+    assert_eq!(second.wait(BUILT).await.unwrap().code(), Some(1));
+    let said = text(&second);
+    assert!(said.contains(&format!("pid {}", environment.pid())) && said.contains("API http://"), "{said}");
+
+    environment.signal(Signal::SIGINT).unwrap();
+    let status = environment.wait(SOON).await.unwrap();
+    let said = text(&environment);
+    assert!(said.contains("traffic: "), "{said}");
+    assert!(status.success(), "{said}");
+
+    // The data is kept.
+    let environment = data.cargo_dev(&["--no-traffic"]);
+    is_up(&environment).await;
+    assert!(!text(&environment).contains("making the database"));
+    environment.signal(Signal::SIGTERM).unwrap();
+    assert!(environment.wait(SOON).await.unwrap().success(), "{}", text(&environment));
+}
+
+#[tokio::test]
+async fn after_kill_9_no_process_is_left() {
+    let data = Data::new("killed");
+    let environment = data.cargo_dev(&["--no-traffic"]);
+    is_up(&environment).await;
+    let children = children_of(environment.pid()).await;
+    assert!(children.len() >= 2, "the service and the watchdog at least: {children:?}");
+
+    environment.signal(Signal::SIGKILL).unwrap();
+
+    let deadline = Instant::now() + SOON;
+    for pid in children {
+        while is_running(&pid).await {
+            assert!(Instant::now() < deadline, "process {pid} is left");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert!(!Path::new(&data.0.join("postgres/data/postmaster.pid")).exists());
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named_with_the_flag_for_another() {
+    let data = Data::new("port");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let environment = Launch::new(env!("CARGO_BIN_EXE_dev"))
+        .args(["--data", data.0.to_str().unwrap(), "--api-port", "0", "--ops-port", &port])
+        .start()
+        .unwrap();
+    assert_eq!(environment.wait(SOON).await.unwrap().code(), Some(1));
+    let said = text(&environment);
+    assert!(said.contains(&format!("port {port}, for the operations listener, is taken")), "{said}");
+    assert!(said.contains("--ops-port"), "{said}");
+}

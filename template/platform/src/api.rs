@@ -1,0 +1,87 @@
+//! The API: the routes of all slices, and the document that describes them.
+//!
+//! - `layers`: what every request meets on its way there, in one function
+//! - `openapi`: what is completed in the document by rule
+mod layers;
+mod openapi;
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+    middleware,
+};
+use tower_http::set_header::SetResponseHeaderLayer;
+use utoipa::OpenApi;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::{
+    accounts::{self, Accounts, Authentication},
+    config, {{resource_plural}},
+    platform::{
+        audit,
+        database::Database,
+        http::{
+            accept,
+            limits::RateLimiter,
+            problem::{self, METHOD_NOT_ALLOWED, Problem},
+        },
+    },
+};
+
+/// What the routes work with.
+pub struct Api {
+    /// For the slices that need nothing else.
+    pub database: Database,
+    /// Users and sessions.
+    pub accounts: Accounts,
+    /// Who calls.
+    pub authentication: Authentication,
+    /// How often each address may call.
+    pub by_address: Arc<RateLimiter<IpAddr>>,
+}
+
+/// The whole API.
+pub fn router(api: Api, settings: &config::Http) -> Router {
+    let document = document();
+    openapi::expect_routes(&document);
+    let routes = Router::new()
+        .merge(Router::from(accounts::routes()).with_state(api.accounts))
+        .merge(Router::from({{resource_plural}}::routes()).with_state(api.database.clone()))
+        .merge(Router::from(audit::routes()).with_state(api.database))
+        .layer(middleware::from_fn(accept::require_json))
+        .merge(problem::routes())
+        .merge(documentation(document))
+        .fallback(async || Problem::not_found())
+        .method_not_allowed_fallback(async || Problem::new(METHOD_NOT_ALLOWED));
+    layers::around(routes, api.authentication, api.by_address, settings)
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(description = "Times are in RFC 3339 (UTC)."),
+    tags(
+        (name = "accounts", description = "Users and their sessions"),
+        (name = "{{resource_plural}}", description = "What customers keep here"),
+        (name = "audit", description = "Who did what"),
+    )
+)]
+struct Description;
+
+/// The `OpenAPI` document, without a service behind it.
+pub fn document() -> utoipa::openapi::OpenApi {
+    let mut document = Description::openapi();
+    document.merge(accounts::routes().into_openapi());
+    document.merge({{resource_plural}}::routes().into_openapi());
+    document.merge(audit::routes().into_openapi());
+    openapi::completed(document)
+}
+
+/// The page and the document it shows. Its policy lets it load from here only: it works without internet, and
+/// nobody can make it show somebody else's document.
+fn documentation(document: utoipa::openapi::OpenApi) -> Router {
+    let policy = HeaderValue::from_static("default-src 'self'; img-src 'self' data:");
+    Router::from(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy))
+}
