@@ -170,6 +170,21 @@ fn the_list_of_runbooks_is_complete() {
 }
 
 #[test]
+fn every_alert_has_a_drill_and_what_became_of_it() {
+    let list = fs::read_to_string(repository().join("docs/runbooks/README.md")).unwrap();
+    let (_, drills) = list.split_once("## Drills").unwrap();
+    let mut drilled = BTreeSet::new();
+    for row in drills.lines().skip_while(|line| !line.starts_with("|---")).skip(1) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [alert, rules, happened] = cells[..] else { panic!("{row}") };
+        assert!(["as they are", "shortened", "promtool"].contains(&rules), "{row}");
+        assert!(!happened.is_empty(), "{row}");
+        drilled.insert(alert.to_owned());
+    }
+    assert_eq!(drilled, alert_names());
+}
+
+#[test]
 fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
     let (mut fires, mut silent) = (BTreeSet::new(), BTreeSet::new());
     for case in read::<RuleTests>("prometheus/tests").into_iter().flat_map(|file| file.tests) {
