@@ -41,6 +41,7 @@ mod refunds;
 mod replicas;
 mod retention;
 mod review;
+mod round_trips;
 mod seals;
 mod secrets;
 mod settings;
