@@ -24,3 +24,6 @@ pub mod orders;
 pub mod payments;
 pub mod platform;
 pub mod service;
+
+#[cfg(test)]
+mod instructions;

@@ -44,6 +44,7 @@ mod replicas;
 mod replicated_payments;
 mod retention;
 mod review;
+mod round_trips;
 mod seals;
 mod secrets;
 mod settings;

@@ -335,3 +335,25 @@ impl IntoResponse for Replayable {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fingerprint(method: &str, path: &str, body: &str) -> Fingerprint {
+        Fingerprint::of(method, path, &parse_json(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_what_is_asked_and_not_of_how_it_is_written() {
+        let original = r#"{"items":[{"product_id":"01900000-0000-7000-8000-000000000001","quantity":2}]}"#;
+        let otherwise =
+            r#"{ "items": [ { "quantity": 2, "product_id": "01900000-0000-7000-8000-000000000001" } ] }"#;
+        let asked = fingerprint("POST", "/v1/orders", original);
+        assert_eq!(fingerprint("POST", "/v1/orders", otherwise), asked);
+        assert_ne!(fingerprint("POST", "/v1/orders", &original.replace('2', "3")), asked);
+        assert_ne!(fingerprint("POST", "/v1/order", original), asked);
+        assert_ne!(fingerprint("PUT", "/v1/orders", original), asked);
+        assert_ne!(fingerprint("POST", "/v1/orders", &original.replace("quantity", "number")), asked);
+    }
+}
