@@ -36,6 +36,8 @@ fn lines_in(directory: &Path, name: &str) -> Vec<Value> {
 async fn a_run_of_a_worker_has_a_correlation_id_of_its_own() {
     let service = builder().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     service.database().execute("alter table audit_seals rename to hidden").await;
+    // Something to seal.
+    service.customer().await;
     let failed = |line: &Value| line["worker"] == "audit_sealing" && line["level"] != "INFO";
     let runs = eventually("two runs fail", async || {
         let runs: Vec<_> = service.logs().into_iter().filter(failed).collect();
