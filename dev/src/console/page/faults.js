@@ -68,6 +68,7 @@ function verdict() {
     h("p", { class: `verdict ${books.holds ? "good" : "bad"}`, id: "books" }, books.holds ? "The books agree" : found ? "The books do not agree" : "The books cannot be compared"),
     numbers ? h("dl", { class: "numbers" }, numbers.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))) : h("p", {}, books.says),
     found?.violations.map((violation) => h("p", { class: "bad" }, violation.rule, ": ", violation.detail)),
+    found?.untold > 0 && h("p", { class: "bad" }, `and ${number(found.untold)} more`),
     h("p", { class: "muted" }, `Our tables against the gateway's ledger, to the cent, at ${clock(books.at)} and every half minute: every charge has exactly one settled payment, every settled payment exactly one charge.`),
   ];
 }
