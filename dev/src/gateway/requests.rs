@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use chrono::{DateTime, Utc};
 
 const MOST: usize = 10_000;
-const MOST_BYTES: usize = 4 * 1024 * 1024;
+const MOST_BYTES: usize = 1024 * 1024;
 
 /// A request as it arrived, before anything was decided about it.
 #[derive(Debug, Clone)]
@@ -97,7 +97,7 @@ mod tests {
         for number in 0..200 {
             recent.push(request(number, 64 * 1024));
         }
-        assert!(recent.bytes <= MOST_BYTES && recent.items.len() < 65, "{} bytes", recent.bytes);
+        assert!(recent.bytes <= MOST_BYTES && recent.items.len() <= 16, "{} bytes", recent.bytes);
         assert_eq!(recent.bytes, recent.items.iter().map(Weighed::bytes).sum::<usize>());
     }
 }

@@ -30,8 +30,8 @@ use crate::{
     gateway::Ledger,
 };
 
-/// Payments and refunds that are compared at once: a few megabytes.
-pub const PAGE: i64 = 5_000;
+/// Payments and refunds that are compared at once: a megabyte or two.
+pub const PAGE: i64 = 1_000;
 
 /// Violations that are told one by one.
 pub const MOST_VIOLATIONS: usize = 100;
