@@ -15,6 +15,7 @@ mod alerts;
 mod audit;
 mod campaign;
 mod catalog;
+mod checklist;
 mod compliance;
 mod console;
 mod crashes;
