@@ -14,8 +14,10 @@ ENV CARGO_TERM_COLOR=never SQLX_OFFLINE=true
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY dev/Cargo.toml dev/Cargo.toml
-RUN mkdir -p src dev/src \
-    && echo 'fn main() {}' | tee src/main.rs > dev/src/main.rs \
+# Not built here, and still a member of the workspace.
+COPY bench/Cargo.toml bench/Cargo.toml
+RUN mkdir -p src dev/src bench/src \
+    && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > dev/src/main.rs \
     && touch src/lib.rs dev/src/lib.rs \
     && cargo build --release --locked --bins \
     && rm -r src dev/src
