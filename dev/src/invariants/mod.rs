@@ -156,7 +156,9 @@ pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> 
         let before = Page::read(&mut connection, &ids).await?;
         let ledger = read_ledger(&client, gateway, &ids).await?;
         let after = Page::read(&mut connection, &ids).await?;
-        comparison::compare(&before, &ledger, &after).into_iter().for_each(|found| violations.add(found));
+        for found in comparison::compare(&before, &ledger, &after) {
+            violations.add(found);
+        }
         verdict.count(&ledger, &after);
         next = ids.end().as_u128().checked_add(1).map(Uuid::from_u128);
     }
