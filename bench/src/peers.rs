@@ -67,11 +67,11 @@ pub async fn build(progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Peer>> {
             .args(recipe.arguments)
             .directory(&directory)
             .echo(&[Stream::Stderr]);
-        let Ok(build) = launch.start() else {
+        let Ok(building) = launch.start() else {
             progress(&format!("skipped: {}, since `{}` is not on this machine", recipe.name, recipe.tool));
             continue;
         };
-        if !build.wait(BUILD_DEADLINE).await?.success() {
+        if !building.wait(BUILD_DEADLINE).await?.success() {
             bail!("the {} does not build", recipe.name);
         }
         built.push(Peer { name: recipe.name, executable: directory.join(recipe.executable) });

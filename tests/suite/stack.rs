@@ -3,6 +3,7 @@
 mod alerting;
 mod figures;
 mod files;
+mod outage;
 mod queries;
 mod tools;
 
