@@ -19,6 +19,7 @@ async fn each_view_shows_what_has_happened() {
     browser.shows("[data-tile=Requests]", "/s").await;
     browser.shows("[data-chart=latency] .legend", "p95").await;
     browser.shows("[data-chart=money] .legend", "succeeded").await;
+    browser.shows("[data-chart=requests] .legend", "4xx").await;
     let legend = "return [...document.querySelectorAll('[data-chart=requests] .legend li')].map((line) => line.textContent.split(' ')[0])";
     assert_eq!(browser.run(legend).await, json!(["all", "4xx", "5xx"]));
     browser.shows(".tour", "Follow the first paid order").await;
