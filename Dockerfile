@@ -1,11 +1,13 @@
-# Two images from one build: `service`, which ships, and `demo`, the gateway simulator, traffic, seed and alerts page.
+# Two images from one build: `service`, which ships, and `demo`, with which the stack is brought to life: seed, traffic and more.
 #
 # Dependencies are a layer of their own, built from the manifests alone: a change of the sources does not build them
 # again. `service` is distroless: no shell, no package manager; its health check is the executable itself. `demo` has the
 # shell that ends its children. Neither runs as root or writes to its root file system.
-ARG RUST_IMAGE=rust:1.95-slim-bookworm
-ARG SERVICE_IMAGE=gcr.io/distroless/cc-debian12:nonroot
-ARG DEMO_IMAGE=debian:bookworm-slim
+#
+# The digests are what is used; the tags say what they are, and let Renovate bring both up to date.
+ARG RUST_IMAGE=rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082
+ARG SERVICE_IMAGE=gcr.io/distroless/cc-debian12:nonroot@sha256:9dac0a79194e45a7da0158a9c6da57b217585af0786db3845d1f0ec1a0dd182f
+ARG DEMO_IMAGE=debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
@@ -14,8 +16,11 @@ ENV CARGO_TERM_COLOR=never SQLX_OFFLINE=true
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY dev/Cargo.toml dev/Cargo.toml
-RUN mkdir -p src dev/src \
-    && echo 'fn main() {}' | tee src/main.rs > dev/src/main.rs \
+# The workspace may have a member that no image holds: its manifest is enough. Beside a file that is always there, since a
+# pattern alone must match something.
+COPY Cargo.lock bench/Cargo.tom[l] bench/
+RUN mkdir -p src dev/src bench/src \
+    && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > dev/src/main.rs \
     && touch src/lib.rs dev/src/lib.rs \
     && cargo build --release --locked --bins \
     && rm -r src dev/src
@@ -29,6 +34,15 @@ RUN touch src/main.rs src/lib.rs dev/src/main.rs dev/src/lib.rs \
 RUN ! grep -q CRASH_AT target/release/axum-orders
 
 FROM ${SERVICE_IMAGE} AS service
+ARG GIT_COMMIT=unknown
+ARG VERSION=0.1.0
+ARG SOURCE=unknown
+# Of the sources alone, and of no clock: the same commit has the same labels.
+LABEL org.opencontainers.image.title="axum-orders" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${GIT_COMMIT}" \
+    org.opencontainers.image.source="${SOURCE}" \
+    org.opencontainers.image.licenses="MIT"
 COPY --from=build /build/target/release/axum-orders /usr/local/bin/axum-orders
 USER 65532:65532
 EXPOSE 8080 9000
@@ -40,7 +54,9 @@ CMD ["serve"]
 FROM ${DEMO_IMAGE} AS demo
 COPY --from=build /build/target/release/axum-orders /build/target/release/dev /usr/local/bin/
 COPY docs/runbooks /docs/runbooks
+# [example]
 # A new volume takes its owner from here.
 RUN install -d -o 65532 -g 65532 /ledger
+# [/example]
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/dev"]

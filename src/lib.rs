@@ -1,4 +1,4 @@
-//! axum-orders: orders and payments over HTTP, with everything that production asks for.
+//! Orders and payments over HTTP, with everything that production asks for.
 //!
 //! The map of the house. A reader may start with [`service`], where a process is born and dies, or with [`api`],
 //! where a request comes in.
@@ -24,3 +24,6 @@ pub mod orders;
 pub mod payments;
 pub mod platform;
 pub mod service;
+
+#[cfg(test)]
+mod instructions;

@@ -4,6 +4,8 @@
 //! at once (a restart), nothing is said any more (a lock-up, a lost route), or the host is gone for good and another
 //! one has its address. With several far ends it is a balancer as well: each connection goes to the next one that
 //! accepts it.
+mod round_trips;
+
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -25,6 +27,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 use url::Url;
+
+use self::round_trips::Answers;
 
 /// Longer than a part of this machine takes to accept, however busy it is.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,6 +61,7 @@ struct Wire {
     /// What connections to hosts that are gone follow: nothing ever comes.
     lost: Mutex<Vec<watch::Sender<Flow>>>,
     refused: AtomicUsize,
+    round_trips: AtomicUsize,
 }
 
 impl Link {
@@ -70,6 +75,7 @@ impl Link {
             flow: Mutex::new(watch::Sender::new(WELL)),
             lost: Mutex::default(),
             refused: AtomicUsize::new(0),
+            round_trips: AtomicUsize::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&wire)));
         Ok(Self { address, wire, accepting })
@@ -131,6 +137,12 @@ impl Link {
         self.wire.refused.load(Ordering::Relaxed)
     }
 
+    /// How many round trips have been made so far, by all connections, where the far end is a database server that is
+    /// spoken to without TLS.
+    pub fn round_trips(&self) -> usize {
+        self.wire.round_trips.load(Ordering::Relaxed)
+    }
+
     fn set(&self, flow: Flow) {
         lock(&self.wire.flow).send_replace(flow);
     }
@@ -182,15 +194,21 @@ async fn connect(client: TcpStream, wire: Arc<Wire>, mut flow: watch::Receiver<F
     let Some(server) = wire.connect().await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+    let mut answers = Answers::default();
     tokio::select! {
-        () = pass(from_client, to_server, flow.clone()) => {}
-        () = pass(from_server, to_client, flow.clone()) => {}
+        () = pass(from_client, to_server, flow.clone(), |_| {}) => {}
+        () = pass(from_server, to_client, flow.clone(), |piece| answers.count(piece, &wire.round_trips)) => {}
         _ = flow.wait_for(|flow| *flow == Flow::Cut) => {}
     }
 }
 
-/// Passes on what comes, for as long as both sides are there.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::Receiver<Flow>) {
+/// Passes on what comes, for as long as both sides are there, and shows it to somebody.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut flow: watch::Receiver<Flow>,
+    mut show: impl FnMut(&[u8]),
+) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         let flowing = flow.wait_for(|flow| matches!(flow, Flow::Flowing(_))).await.map(|flow| *flow);
@@ -199,6 +217,7 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::
             sleep(delay).await;
         }
         let Some(piece) = buffer.get(..read) else { return };
+        show(piece);
         if to.write_all(piece).await.is_err() {
             return;
         }

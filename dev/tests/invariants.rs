@@ -107,6 +107,47 @@ const CRIMES: [(&str, &str); 17] = [
     ),
 ];
 
+/// Two pages and a half.
+const MANY: i64 = invariants::PAGE * 5 / 2;
+
+/// So many orders, each of them paid: order N by payment N, and that by the charge `ch_N`.
+const MANY_BOOKS: &str = "
+    truncate orders, order_items, payments, idempotency_keys, audit_events;
+    create function many(kind int, number bigint) returns uuid language sql as
+      $$ select format('00000000-0000-700%s-8000-%s', kind, lpad(to_hex(number), 12, '0'))::uuid $$;
+    create index on order_items (order_id);
+    create index on refunds (payment_id);
+    insert into orders select many(1, n), 'paid', 4200, 'EUR', many(2, n) from generate_series(1, MANY) n;
+    insert into order_items select id, 4200 from orders;
+    insert into payments (id, order_id, status, amount, currency, gateway_charge_id)
+      select many(2, n), many(1, n), 'succeeded', 4200, 'EUR', 'ch_' || n from generate_series(1, MANY) n;
+    insert into audit_events
+      select 'data_change', told.resource, told.action, 'success', jsonb_build_object('record_ids', array[told.id])
+      from (
+        select 'orders' as resource, 'create' as action, id from orders
+        union all select 'payments', 'create', id from payments
+        union all select 'payments', 'settle', id from payments
+      ) told;
+    analyze;
+";
+
+fn charge_of_many(number: i64) -> Charge {
+    let reference = format!("00000000-0000-7002-8000-{number:012x}").parse().unwrap();
+    Charge { id: format!("ch_{number}"), reference, ..charge(1, ChargeStatus::Succeeded) }
+}
+
+async fn gateway() -> Simulator {
+    Simulator::start(Settings {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        api_key: "sk_test".to_owned(),
+        webhook_secret: "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD".to_owned(),
+        webhook_url: None,
+        ledger_file: None,
+    })
+    .await
+    .unwrap()
+}
+
 fn charge(number: u128, status: ChargeStatus) -> Charge {
     Charge {
         id: format!("ch_{number}"),
@@ -126,15 +167,7 @@ async fn books_that_agree_pass_and_each_crime_is_named() {
     let url = server.admin_url_of(&name);
     let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
 
-    let gateway = Simulator::start(Settings {
-        address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        api_key: "sk_test".to_owned(),
-        webhook_secret: "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD".to_owned(),
-        webhook_url: None,
-        ledger_file: None,
-    })
-    .await
-    .unwrap();
+    let gateway = gateway().await;
     gateway.record(charge(1, ChargeStatus::Succeeded)).unwrap();
     gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
     gateway.record(charge(3, ChargeStatus::Declined)).unwrap();
@@ -155,6 +188,44 @@ async fn books_that_agree_pass_and_each_crime_is_named() {
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     assert_eq!(verdict.violations.len(), 1, "{verdict}");
     assert_eq!(verdict.violations[0].rule, "nobody is charged twice");
+
+    connection.close().await.unwrap();
+    gateway.stop().await;
+    server.drop_database(&name).await.unwrap();
+}
+
+#[tokio::test]
+async fn long_books_are_compared_page_by_page_and_nothing_escapes_between_the_pages() {
+    let server = postgres::for_tests().await.unwrap();
+    let name = format!("invariants_{}", Uuid::now_v7().simple());
+    server.create_database(&name, None).await.unwrap();
+    let url = server.admin_url_of(&name);
+    let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
+    let books = format!("{BOOKS}; {}", MANY_BOOKS.replace("MANY", &MANY.to_string()));
+    sqlx::raw_sql(AssertSqlSafe(books)).execute(&mut connection).await.unwrap();
+    let gateway = gateway().await;
+    for number in 1..=MANY {
+        gateway.record(charge_of_many(number)).unwrap();
+    }
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert!(verdict.holds(), "{verdict}");
+    assert_eq!((verdict.pages, verdict.charges), (3, verdict.payments));
+
+    // The first and the last of each page, and what comes before and after all of them.
+    let page = invariants::PAGE;
+    let crimes = [0, 1, page, page + 1, 2 * page, 2 * page + 1, MANY, MANY + 1];
+    for number in crimes {
+        gateway.record(Charge { id: format!("second_{number}"), ..charge_of_many(number) }).unwrap();
+    }
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    let found = |rule: &str| verdict.violations.iter().filter(|violation| violation.rule == rule).count();
+    assert_eq!(found("nobody is charged twice"), crimes.len() - 2, "{verdict}");
+    assert_eq!(found("a charge has a payment"), 2, "{verdict}");
+
+    sqlx::raw_sql("update payments set amount = 1").execute(&mut connection).await.unwrap();
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert_eq!(verdict.violations.len(), invariants::MOST_VIOLATIONS);
+    assert!(verdict.untold > verdict.payments, "{} are counted and not told", verdict.untold);
 
     connection.close().await.unwrap();
     gateway.stop().await;

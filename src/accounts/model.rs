@@ -228,7 +228,7 @@ mod tests {
             "drowssap",
             "grace.hopper",
             "Grace Hopper",
-            "axum-orders",
+            env!("CARGO_PKG_NAME"),
             "abcabcabc",
         ] {
             let weakness = Password::new(common).weakness(&["grace.hopper", "Grace Hopper"]);

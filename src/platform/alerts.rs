@@ -1,5 +1,5 @@
 //! Alerts that the service sends itself, for what must not wait for a scrape and a rule: a breaker that
-//! opened, two charges for one payment.
+//! opened, a trail that was tampered with.
 //!
 //! Raising an alert never waits and never fails: the work that raises it is worth more than the alert. It is
 //! logged, put into a bounded queue, and sent from there by a task of its own, with retries. The same alert

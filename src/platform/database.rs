@@ -40,6 +40,7 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: PgPool,
+    acquire_timeout: Duration,
 }
 
 /// Why the database could not be had at start.
@@ -75,12 +76,13 @@ impl Database {
         let max_connections = settings.max_connections.get();
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
-            .acquire_timeout(settings.acquire_timeout)
+            // Whoever waits for a connection has less patience than the connection has time: see `acquire`.
+            .acquire_timeout(settings.acquire_timeout + ATTEMPT)
             // Each check is a round trip before every statement. A connection that has died is found by the
             // statement itself, and every change may be sent again under its idempotency key.
             .test_before_acquire(false)
             .connect_lazy_with(settings.url.clone().application_name(application_name));
-        let database = Self { pool };
+        let database = Self { pool, acquire_timeout: settings.acquire_timeout };
         observe::remember_server(&settings.url);
         connection::expect_answers_within(settings.statement_timeout);
         metrics::watch_pool(database.clone());
@@ -93,12 +95,31 @@ impl Database {
     /// When none is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which is also how an unreachable database shows.
     pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let timer = ACQUIRE_DURATION.start_timer();
-        let acquired = self.pool.acquire().await;
+        let acquired = match self.pool.try_acquire() {
+            Some(idle) => Ok(Connection::new(idle)),
+            None => self.wait_for_connection().await,
+        };
         timer.observe_duration();
         if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
             ACQUIRE_TIMEOUTS.inc();
         }
-        acquired.map(Connection::new)
+        acquired
+    }
+
+    /// Waits for a connection to come back, or opens one.
+    ///
+    /// A connection that is being opened is opened to its end, though whoever needed it has given up by then: it is
+    /// the next one's. After a restart of the database every replica opens all of its connections at once, and each of
+    /// them takes longer for that. Given up with the request that asked for it, none might ever be ready in time,
+    /// and the service would stay down under a load that it could bear.
+    async fn wait_for_connection(&self) -> Result<Connection, sqlx::Error> {
+        let pool = self.pool.clone();
+        let opening = tokio::spawn(async move { pool.acquire().await.map(Connection::new) });
+        match tokio::time::timeout(self.acquire_timeout, opening).await {
+            Ok(Ok(acquired)) => acquired,
+            Ok(Err(_ended_with_the_runtime)) => Err(sqlx::Error::PoolClosed),
+            Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
+        }
     }
 
     /// Begins a transaction.

@@ -2,7 +2,7 @@
 use std::sync::{Arc, Mutex};
 
 use axum::{Json, Router, extract::State, routing::post};
-use dev::harness::{Service, eventually};
+use dev::harness::{Database, Service, eventually};
 use serde_json::Value;
 
 use crate::{
@@ -89,21 +89,17 @@ async fn a_chain_that_does_not_descend_from_the_last_head_calls_a_person() {
     assert!(told["description"].as_str().unwrap().contains("was rewritten"), "{told:#}");
 }
 
-#[tokio::test]
-async fn whoever_holds_up_the_sealing_is_named() {
-    let pager = Pager::switched_on().await;
-    // A transaction that stays open holds up the sealing of every database on its server.
+/// A service whose events have been waiting for their seal for longer than anybody should have patience, since
+/// somebody holds up the horizon.
+async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Service {
+    // Whoever writes and does not end holds up the sealing of every database on its server.
     let service = builder()
         .on_a_server_of_its_own()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
         .start()
         .await;
-    let forgotten = service
-        .database()
-        .hold("set application_name = 'a forgotten session'; select pg_current_xact_id()")
-        .await;
-    // It has been waiting for longer than anybody should have patience.
+    hold_up(service.database()).await;
     service
         .database()
         .execute(
@@ -111,14 +107,45 @@ async fn whoever_holds_up_the_sealing_is_named() {
              values (gen_random_uuid(), now(), 'audit', 'x', 'x', 'success', 'x', now() - interval '10 minutes')",
         )
         .await;
+    service
+}
+
+async fn names_whoever_holds_it_up(pager: &Pager) -> String {
     let told = pager.receives("The audit trail is not being sealed").await;
     is_complete(&told, "warning");
-    let named = told["metadata"]["oldest_writer"].as_str().unwrap();
-    assert!(named.starts_with("backend ") && named.contains("a forgotten session"), "{told:#}");
+    told["metadata"]["oldest_writer"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn whoever_holds_up_the_sealing_is_named() {
+    let pager = Pager::switched_on().await;
+    let mut forgotten = None;
+    let service = held_up_by(&pager, async |database| {
+        let statement = "set application_name = 'a forgotten session'; select pg_current_xact_id()";
+        forgotten = Some(database.hold(statement).await);
+    })
+    .await;
+    let named = names_whoever_holds_it_up(&pager).await;
+    assert!(named.starts_with("backend ") && named.contains("a forgotten session"), "{named}");
     assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
     let verified = verify(&service, &[]).await.succeeded();
     assert!(verified.contains("not sealed yet, and so not verified: "), "{verified}");
-    forgotten.release().await;
+    forgotten.unwrap().release().await;
+    everything_is_sealed(&service).await;
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_that_holds_up_the_sealing_is_named() {
+    let pager = Pager::switched_on().await;
+    // It belongs to no session that one could find and end.
+    let service = held_up_by(&pager, async |database| {
+        database.execute("begin; select pg_current_xact_id(); prepare transaction 'forgotten'").await;
+    })
+    .await;
+    let named = names_whoever_holds_it_up(&pager).await;
+    assert!(named.starts_with("prepared transaction forgotten (in "), "{named}");
+    assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
+    service.database().execute("rollback prepared 'forgotten'").await;
     everything_is_sealed(&service).await;
 }
 

@@ -1,14 +1,21 @@
 //! What the documents say about controls, permissions and metrics is what there is.
 use std::{collections::BTreeSet, fs, path::Path};
 
-fn file(path: &str) -> String {
+pub(crate) fn file(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// What stands between backticks in a document, outside of its blocks of code.
-fn quoted(document: &str) -> Vec<&str> {
+pub(crate) fn quoted(document: &str) -> Vec<&str> {
     document.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Whether there is a test of this name, such as `orders::an_order_is_placed`.
+pub(crate) fn stands(name: &str) -> bool {
+    let (module, function) = name.rsplit_once("::").unwrap();
+    let code = file(&format!("tests/suite/{}.rs", module.replace("::", "/")));
+    code.contains(&format!("]\nasync fn {function}() {{")) || code.contains(&format!("]\nfn {function}() {{"))
 }
 
 /// The text of every source file below a folder.
@@ -35,11 +42,7 @@ fn every_control_names_tests_that_there_are() {
         controls.insert(control.to_owned());
         let mut tests = 0;
         for name in quoted(text).into_iter().filter(|name| name.contains("::")) {
-            let (module, function) = name.split_once("::").unwrap();
-            let code = file(&format!("tests/suite/{module}.rs"));
-            let stands = code.contains(&format!("]\nasync fn {function}() {{"))
-                || code.contains(&format!("]\nfn {function}() {{"));
-            assert!(stands, "{control}: there is no test {name}");
+            assert!(stands(name), "{control}: there is no test {name}");
             tests += 1;
         }
         assert!(tests > 0, "{control} names no test");
@@ -54,7 +57,7 @@ fn every_control_names_tests_that_there_are() {
 
 #[test]
 fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_there_is_none() {
-    let rules: String = ["security", "service", "telemetry"]
+    let rules: String = ["security", "service", "telemetry", "trail"]
         .iter()
         .map(|name| file(&format!("prometheus/rules/{name}.yml")))
         .collect();

@@ -74,7 +74,7 @@ async fn a_charge_is_sent_again_byte_for_byte_under_the_same_key_and_correlation
         assert_eq!(request.correlation_id.as_deref(), Some("the-first-request"));
         assert!(request.traceparent.is_some());
     }
-    let body: Value = serde_json::from_slice(&sent[0].body).unwrap();
+    let body: Value = serde_json::from_str(&sent[0].body).unwrap();
     let expected =
         json!({ "amount": 2580, "currency": "EUR", "payment_method": "pm_card_ok", "reference": key });
     assert_eq!(body, expected);

@@ -7,4 +7,7 @@ mod outage;
 mod queries;
 mod tools;
 
-pub(crate) use self::{files::repository, tools::tool};
+pub(crate) use self::{
+    files::repository,
+    tools::{run, tool},
+};

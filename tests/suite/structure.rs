@@ -97,3 +97,27 @@ fn handlers_hold_no_sql() {
     assert_eq!(lines_with(sql, |path| path.ends_with("routes.rs")), [""; 0]);
     assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");
 }
+
+/// A metric that nothing has touched yet is on no page, so a test that reads the page misses it.
+#[test]
+fn every_metric_that_is_declared_is_in_the_document() {
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
+    let mut declared = 0;
+    for (path, code) in sources() {
+        let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        for declaration in code.split("register_").skip(1).filter(|rest| rest.contains("!(")) {
+            let Some((macro_name, rest)) = declaration.split_once("!(") else { continue };
+            if !macro_name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+                continue;
+            }
+            let name = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next());
+            let name = name.unwrap_or_else(|| panic!("src/{path}: {macro_name} begins with a name"));
+            assert!(
+                document.contains(&format!("| `{name}` | ")),
+                "src/{path}: {name} is not in docs/metrics.md"
+            );
+            declared += 1;
+        }
+    }
+    assert!(declared > 20, "the rule sees something: {declared}");
+}

@@ -17,6 +17,9 @@ use super::full_disk::FullDisk;
 /// Longer than the service's own deadline.
 const STOP_DEADLINE: Duration = Duration::from_secs(40);
 
+/// Lines of a replica's log that are shown when it does not become ready.
+const LAST_WORDS: usize = 12;
+
 /// Several processes of one executable, with the same settings and ports of their own.
 pub(super) struct Fleet {
     executable: PathBuf,
@@ -140,12 +143,38 @@ impl Fleet {
     /// Whether every replica is.
     pub(super) async fn are_ready(&self) -> bool {
         for replica in &self.replicas {
-            let answer = self.client.get(format!("http://{}/readyz", replica.ops)).send().await;
-            if !answer.is_ok_and(|answer| answer.status().is_success()) {
+            if self.readiness(replica).await.is_err() {
                 return false;
             }
         }
         true
+    }
+
+    /// What `/readyz` says where it does not say that the replica is ready.
+    async fn readiness(&self, replica: &Replica) -> Result<(), String> {
+        let asked = self.client.get(format!("http://{}/readyz", replica.ops)).send().await;
+        let answer = asked.map_err(|error| format!("no answer: {error}"))?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        Err(format!("{status} {}", answer.text().await.unwrap_or_default()))
+    }
+
+    /// How each replica is, and for one that is not ready what it said last.
+    pub(super) async fn condition(&self) -> Vec<String> {
+        let mut told = Vec::new();
+        for (number, replica) in self.replicas.iter().enumerate() {
+            match self.readiness(replica).await {
+                Ok(()) => told.push(format!("replica {number} is ready")),
+                Err(why) => {
+                    let last = replica.child.tail(LAST_WORDS);
+                    told.push(format!("replica {number} is not ready: {why}"));
+                    told.extend(last.into_iter().map(|line| format!("replica {number} said: {}", line.text)));
+                }
+            }
+        }
+        told
     }
 
     /// Asks every replica to end, and waits until it has.

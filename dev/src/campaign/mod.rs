@@ -162,6 +162,7 @@ async fn settle(stage: &mut Stage, progress: &dyn Fn(&str)) -> Result<Vec<String
     let mut violations = Vec::new();
     if Instant::now() >= deadline {
         violations.push(format!("not settled within {} s: {missing}", SETTLING.as_secs()));
+        violations.extend(stage.condition().await);
     }
     let verdict = stage.check().await?;
     progress(&format!("  {verdict}"));

@@ -140,6 +140,11 @@ impl Stage {
         self.fleet.are_ready().await
     }
 
+    /// How each replica is, for whoever looks for the cause.
+    pub(super) async fn condition(&self) -> Vec<String> {
+        self.fleet.condition().await
+    }
+
     pub(super) fn deaths(&self) -> u32 {
         self.fleet.deaths
     }

@@ -1,7 +1,12 @@
 //! The view *Audit*: the newest events and seals, and the service's own verification of the chain.
 //!
 //! Read as the owner of the schema and past the API, which would write every look at the trail into the trail.
-use std::{path::Path, time::Duration};
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -88,6 +93,13 @@ pub(super) struct Verification {
     seconds: f64,
 }
 
+/// Whether a head of the chain was logged. The log of a long run is larger than memory should be, so it is read line
+/// by line.
+fn has_heads(log: &Path) -> bool {
+    let lines = File::open(log).map(|file| BufReader::new(file).lines());
+    lines.is_ok_and(|lines| lines.map_while(Result::ok).any(|line| line.contains("\"seal_hash\"")))
+}
+
 /// Runs the service's `audit verify` as its restricted role, against the heads in the log where there is one.
 pub(super) async fn verify(
     executable: &Path,
@@ -95,9 +107,7 @@ pub(super) async fn verify(
     log: Option<&Path>,
 ) -> Result<Verification, WaitError> {
     let mut arguments = vec!["audit".to_owned(), "verify".to_owned()];
-    let has_heads =
-        |log: &&Path| std::fs::read_to_string(log).is_ok_and(|text| text.contains("\"seal_hash\""));
-    if let Some(log) = log.filter(has_heads) {
+    if let Some(log) = log.filter(|log| has_heads(log)) {
         arguments.extend(["--heads".to_owned(), log.display().to_string()]);
     }
     let command = format!("{} {}", project::name(), arguments.join(" "));

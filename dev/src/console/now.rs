@@ -40,6 +40,8 @@ pub(super) struct Chart {
     id: &'static str,
     title: &'static str,
     unit: &'static str,
+    /// The names of its lines, in their order; a name in braces stands for those of a label.
+    lines: Vec<&'static str>,
     /// What to ask Prometheus for the same.
     expressions: Vec<String>,
 }
@@ -89,6 +91,7 @@ pub(super) fn charts() -> Vec<Chart> {
         id: panel.id,
         title: panel.title,
         unit: panel.unit,
+        lines: panel.lines.iter().map(|(name, _)| *name).collect(),
         expressions: panel.lines.iter().map(|(_, expression)| windowed(expression)).collect(),
     };
     PANELS.iter().map(chart).collect()

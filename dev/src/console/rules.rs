@@ -158,7 +158,11 @@ fn watched(expression: &parser::Expr) -> Option<Watched> {
     match expression {
         parser::Expr::Paren(inner) => watched(&inner.expr),
         parser::Expr::Binary(binary) => match binary.op.id() {
-            T_LAND | T_LUNLESS => watched(&binary.lhs),
+            // What else it depends on is seen when the rule is opened.
+            joint @ (T_LAND | T_LUNLESS) => watched(&binary.lhs).map(|part| Watched {
+                limit: format!("{} {}", part.limit, if joint == T_LAND { "and …" } else { "unless …" }),
+                ..part
+            }),
             T_GTR | T_GTE | T_LSS | T_LTE => Some(Watched {
                 expression: Expression::parse(&binary.lhs.to_string()).ok()?,
                 limit: format!("{} {}", binary.op, binary.rhs),
@@ -209,5 +213,7 @@ mod tests {
         let pool = rules.iter().find(|rule| rule.name == "DatabasePoolExhausted").unwrap();
         assert_eq!((pool.standing.state.as_str(), pool.standing.value), ("true", Some(0.95)));
         assert_eq!(pool.standing.limit.as_deref(), Some("> 0.9"));
+        let silent = rules.iter().find(|rule| rule.name == "AuditTrailSilent").unwrap();
+        assert_eq!(silent.standing.limit.as_deref(), Some(">= 5 unless …"));
     }
 }

@@ -35,7 +35,7 @@ struct Trace {
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
-    /// `GET /v1/products`, or any part of it.
+    /// `GET /v1/me`, or any part of it.
     route: String,
     /// `2xx`, `404`, or `error`.
     status: String,
@@ -58,6 +58,8 @@ pub(super) struct Summary {
     errors: usize,
     correlation_id: Option<String>,
     instance: String,
+    /// Its first span has not ended yet: it is named by one that has.
+    under_way: bool,
 }
 
 /// A whole trace.
@@ -188,6 +190,9 @@ impl Trace {
             errors: self.spans.iter().filter(|span| span.status == SpanStatus::Error).count(),
             correlation_id: text("correlation_id"),
             instance: instance(root),
+            // A request's parent may be a span of somebody else's, which never comes.
+            under_way: !root.parent_id.is_empty()
+                && !matches!(root.kind, SpanKind::Server | SpanKind::Consumer),
         })
     }
 
@@ -313,6 +318,18 @@ mod tests {
         let shown: Vec<_> = detail.waterfall.iter().map(|bar| (bar.span_id.as_str(), bar.depth)).collect();
         assert_eq!(shown, [("a", 0), ("b", 1), ("d", 2), ("c", 1), ("orphan", 0)]);
         assert_eq!(detail.summary.name, "span a");
+    }
+
+    #[test]
+    fn a_trace_is_under_way_until_its_first_span_has_ended() {
+        let mut traces = Traces::default();
+        let under_way = |traces: &Traces| traces.list(&Filter::default(), 1)[0].under_way;
+        traces.take(vec![span(1, "b", "a", 20)]);
+        assert!(under_way(&traces));
+        traces.take(vec![span(1, "a", "", 10)]);
+        assert!(!under_way(&traces));
+        traces.take(vec![Span { kind: SpanKind::Server, ..span(2, "c", "of the caller", 30) }]);
+        assert!(!under_way(&traces));
     }
 
     #[test]

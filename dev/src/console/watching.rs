@@ -5,7 +5,7 @@ use chrono::Utc;
 use sqlx::{Connection as _, PgConnection};
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 use super::{Alerting, Comparison, Condition, Replica, Scene, State, lock, now::Point, panels::FIRST_TRACE};
@@ -14,8 +14,12 @@ use crate::{process::Follower, project};
 /// How often the rules are looked at.
 const ALERTS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often the books are compared: it reads both of them whole.
+/// How often the books are compared, at most: it reads both of them whole.
 const BOOKS_INTERVAL: Duration = Duration::from_secs(30);
+
+/// After a comparison there is none for this many times as long as it took, so that long books take no larger part of
+/// the machine than short ones.
+const BOOKS_REST: u32 = 20;
 
 /// Scrapes every replica, asks for its health, and computes the figures from what came.
 pub(super) async fn scrape(state: Arc<State>, every: Duration) {
@@ -80,10 +84,11 @@ pub(super) async fn read_log(state: Arc<State>, replica: u16, mut log: Follower)
 /// Compares the books, again and again.
 pub(super) async fn compare_books(state: Arc<State>, compare: Comparison) {
     loop {
+        let began = Instant::now();
         let compared = compare().await;
         *lock(&state.books) = Some(compared);
         state.changed(|pulse| pulse.books += 1);
-        sleep(BOOKS_INTERVAL).await;
+        sleep(BOOKS_INTERVAL.max(began.elapsed() * BOOKS_REST)).await;
     }
 }
 

@@ -48,8 +48,7 @@ impl Books<'_> {
         let deadline = Instant::now() + SETTLING;
         let mut told = false;
         while Instant::now() < deadline {
-            let verdict = self.compare().await?;
-            if verdict.payments_in_flight + verdict.refunds_in_flight == 0 {
+            if invariants::in_flight(self.owner_url.as_str()).await? == 0 {
                 break;
             }
             if !told {

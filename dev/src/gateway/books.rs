@@ -2,24 +2,32 @@
 //!
 //! Everything here happens under one lock and ends with an entry in the ledger or without one. How and when the
 //! answer travels is decided elsewhere.
+//!
+//! The bound: a key is forgotten after [`KEY_LIFETIME`], used again or not, and takes about 200 bytes until then. Of
+//! the request it keeps the digest: enough to tell another one from it.
 use std::{
     collections::HashMap,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     Error,
     charges::{
         Charge, ChargeRequest, ChargeStatus, DeclineCode, PaymentMethod, Refund, RefundRequest, RefundStatus,
     },
-    ledger::{Done, Entry, Journal, Ledger},
+    ledger::{Done, Entry, Journal, Ledger, Place},
 };
 
 /// How long a key is remembered.
 const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
+
+/// How often the keys are looked through for those to forget.
+const SWEEP_INTERVAL: TimeDelta = TimeDelta::minutes(10);
 
 /// What a client asked for under a key. The same key with anything else in it is another request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +36,13 @@ pub(super) struct Asked {
     pub(super) path: String,
     /// Byte for byte.
     pub(super) body: String,
+}
+
+impl Asked {
+    fn digest(&self) -> [u8; 32] {
+        // No path has a newline in it, so nothing of one can pass for the other.
+        Sha256::new().chain_update(&self.path).chain_update("\n").chain_update(&self.body).finalize().into()
+    }
 }
 
 /// Why nothing was done.
@@ -55,11 +70,13 @@ pub(super) struct Outcome<T> {
     pub(super) hidden_by: Option<u16>,
 }
 
+#[derive(Clone, Copy)]
 struct Key {
-    asked: Asked,
+    /// Of what was asked for under it.
+    digest: [u8; 32],
     since: DateTime<Utc>,
     uses: u32,
-    done: Option<Done>,
+    done: Option<Place>,
     /// When the first request's answer is due.
     due: Instant,
 }
@@ -69,29 +86,25 @@ struct Key {
 pub(super) struct Books {
     ledger: Ledger,
     keys: HashMap<String, Key>,
+    /// When the keys were last looked through.
+    swept: DateTime<Utc>,
     journal: Option<Journal>,
     closed: bool,
 }
 
 impl Books {
     /// Books that begin with what the file holds and go on in it.
-    pub(super) fn with_journal(mut journal: Journal) -> Self {
+    pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
         let mut books = Self::default();
-        for entry in journal.take_entries() {
-            if let Some(asked) = entry.asked.filter(|_| !is_over(entry.at)) {
-                let key = Key {
-                    since: entry.at,
-                    uses: 1,
-                    done: Some(entry.done.clone()),
-                    due: Instant::now(),
-                    asked,
-                };
-                books.keys.insert(key.asked.key.clone(), key);
+        let journal = Journal::open(path, |Entry { at, asked, done }| {
+            let done = Some(books.ledger.enter(done));
+            if let Some(asked) = asked.filter(|_| !is_over(at, Utc::now())) {
+                let digest = asked.digest();
+                books.keys.insert(asked.key, Key { digest, since: at, uses: 1, done, due: Instant::now() });
             }
-            books.ledger.enter(entry.done);
-        }
+        })?;
         books.journal = Some(journal);
-        books
+        Ok(books)
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -124,8 +137,10 @@ impl Books {
         }
         let answer_at = (method != PaymentMethod::Timeout).then_some(key.due);
         let hidden_by = (method == PaymentMethod::ErrorAfterCharge).then_some(500);
-        if let Some(Done::Charge(charge)) = &key.done {
-            return Ok(Outcome { done: charge.clone(), is_new: false, answer_at, hidden_by });
+        if let Some(Place::Charge(place)) = key.done
+            && let Some(charge) = self.ledger.charges.get(place).cloned()
+        {
+            return Ok(Outcome { done: charge, is_new: false, answer_at, hidden_by });
         }
         let charge = Charge::new(request, method.decline_code().or(decline));
         self.carry_out(asked, Done::Charge(charge.clone()))?;
@@ -148,8 +163,10 @@ impl Books {
         let status = if request.amount <= rest { RefundStatus::Succeeded } else { RefundStatus::Failed };
         let key = self.claim(&asked, Duration::ZERO)?;
         let answer_at = Some(key.due);
-        if let Some(Done::Refund(refund)) = &key.done {
-            return Ok(Outcome { done: refund.clone(), is_new: false, answer_at, hidden_by: None });
+        if let Some(Place::Refund(place)) = key.done
+            && let Some(refund) = self.ledger.refunds.get(place).cloned()
+        {
+            return Ok(Outcome { done: refund, is_new: false, answer_at, hidden_by: None });
         }
         let refund = Refund::new(request, charge_id, status);
         self.carry_out(asked, Done::Refund(refund.clone()))?;
@@ -158,51 +175,99 @@ impl Books {
 
     /// Enters a charge that nobody asked for.
     pub(super) fn enter(&mut self, charge: Charge) -> Result<(), Error> {
-        self.write(Entry { at: Utc::now(), asked: None, done: Done::Charge(charge) })
+        self.write(Entry { at: Utc::now(), asked: None, done: Done::Charge(charge) }).map(|_| ())
     }
 
     /// Counts a use of the key, and refuses it if it stands for another request. A key that is new, or older
     /// than its lifetime, begins here; its answer is due after `patience`.
-    fn claim(&mut self, asked: &Asked, patience: Duration) -> Result<&mut Key, Refusal> {
-        if self.keys.get(&asked.key).is_some_and(|key| is_over(key.since)) {
+    fn claim(&mut self, asked: &Asked, patience: Duration) -> Result<Key, Refusal> {
+        let now = Utc::now();
+        if now - self.swept >= SWEEP_INTERVAL {
+            self.keys.retain(|_, key| !is_over(key.since, now));
+            self.swept = now;
+        }
+        if self.keys.get(&asked.key).is_some_and(|key| is_over(key.since, now)) {
             self.keys.remove(&asked.key);
         }
-        let key = self.keys.entry(asked.key.clone()).or_insert_with(|| Key {
-            asked: asked.clone(),
-            since: Utc::now(),
-            uses: 0,
-            done: None,
-            due: Instant::now() + patience,
-        });
-        if key.asked != *asked {
+        let digest = asked.digest();
+        let due = Instant::now() + patience;
+        let new = Key { digest, since: now, uses: 0, done: None, due };
+        let key = self.keys.entry(asked.key.clone()).or_insert(new);
+        if key.digest != digest {
             return Err(Refusal::KeyReused);
         }
         key.uses += 1;
-        Ok(key)
+        Ok(*key)
     }
 
     fn carry_out(&mut self, asked: Asked, done: Done) -> Result<(), Refusal> {
         let name = asked.key.clone();
-        self.write(Entry { at: Utc::now(), asked: Some(asked), done: done.clone() })
-            .map_err(Refusal::Broken)?;
+        let place =
+            self.write(Entry { at: Utc::now(), asked: Some(asked), done }).map_err(Refusal::Broken)?;
         if let Some(key) = self.keys.get_mut(&name) {
-            key.done = Some(done);
+            key.done = Some(place);
         }
         Ok(())
     }
 
-    fn write(&mut self, entry: Entry) -> Result<(), Error> {
+    fn write(&mut self, entry: Entry) -> Result<Place, Error> {
         if self.closed {
             return Err(Error::Stopped);
         }
         if let Some(journal) = &mut self.journal {
             journal.append(&entry)?;
         }
-        self.ledger.enter(entry.done);
-        Ok(())
+        Ok(self.ledger.enter(entry.done))
     }
 }
 
-fn is_over(since: DateTime<Utc>) -> bool {
-    Utc::now() - since >= KEY_LIFETIME
+fn is_over(since: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    now - since >= KEY_LIFETIME
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn pay(books: &mut Books) {
+        let reference = Uuid::now_v7();
+        let asked =
+            Asked { key: reference.to_string(), path: "/v1/charges".to_owned(), body: "{}".to_owned() };
+        let request = ChargeRequest {
+            amount: 100,
+            currency: "EUR".to_owned(),
+            payment_method: PaymentMethod::Ok,
+            reference,
+        };
+        assert!(books.charge(asked, &request, None, Duration::ZERO).is_ok());
+    }
+
+    #[test]
+    fn a_key_that_nobody_uses_again_is_forgotten_when_its_time_is_over() {
+        let mut books = Books::default();
+        for _ in 0..100 {
+            pay(&mut books);
+        }
+        assert_eq!((books.keys.len(), books.ledger.charges.len()), (100, 100));
+
+        for key in books.keys.values_mut().take(60) {
+            key.since -= KEY_LIFETIME;
+        }
+        books.swept -= SWEEP_INTERVAL;
+        pay(&mut books);
+        assert_eq!((books.keys.len(), books.ledger.charges.len()), (41, 101));
+    }
+
+    #[test]
+    fn a_charge_and_its_key_take_as_little_as_is_said() {
+        let key = Uuid::now_v7().to_string();
+        assert!(size_of::<(String, Key)>() + key.len() <= 200, "{}", size_of::<(String, Key)>());
+        let mut books = Books::default();
+        pay(&mut books);
+        let texts: usize =
+            books.ledger.charges.iter().map(|charge| charge.id.len() + charge.currency.len()).sum();
+        assert!(size_of::<Charge>() + texts <= 200, "{}", size_of::<Charge>());
+    }
 }

@@ -6,6 +6,10 @@
 //! **what it did and what it answered are two things**. A charge is in the ledger before any answer is
 //! attempted, and no lost, late or wrong answer changes the ledger.
 //!
+//! It runs for days beside `cargo dev`, so what it keeps in memory is bounded: what happened lately by count and by
+//! bytes ([`requests`]), idempotency keys by their lifetime ([`books`]). The ledger grows, as a ledger does, by less
+//! than 200 bytes a charge ([`ledger`]).
+//!
 //! - [`charges`]: charges, refunds, and what each test payment method does
 //! - [`ledger`]: what was done, in memory and in a file
 //! - [`books`]: idempotency keys, and the decision about each request
@@ -41,7 +45,7 @@ use tokio::{
 use url::Url;
 use uuid::Uuid;
 
-use self::{books::Books, faults::Dice, ledger::Journal, requests::Recent, webhooks::Queued};
+use self::{books::Books, faults::Dice, requests::Recent, webhooks::Queued};
 pub use self::{
     charges::{Charge, ChargeStatus, DeclineCode, PaymentMethod, Refund, RefundStatus},
     faults::{Faults, Webhooks},
@@ -54,9 +58,6 @@ pub use self::{
 /// Events that wait for their delivery. One that finds the queue full is lost, which the gateway's contract
 /// allows: a client has to live without webhooks anyway.
 const EVENT_QUEUE: usize = 4096;
-
-/// How many requests, events and deliveries are remembered for a look.
-const REMEMBERED: usize = 10_000;
 
 /// What a simulator is started with.
 #[derive(Debug, Clone)]
@@ -190,7 +191,7 @@ impl Simulator {
     pub async fn start_with(settings: Settings, timings: Timings) -> Result<Self, Error> {
         let books = match settings.ledger_file {
             None => Books::default(),
-            Some(path) => Books::with_journal(Journal::open(path)?),
+            Some(path) => Books::open(path)?,
         };
         let signer =
             standardwebhooks::Webhook::new(&settings.webhook_secret).map_err(Error::WebhookSecret)?;
@@ -208,9 +209,9 @@ impl Simulator {
             books: Mutex::new(books),
             dice: Mutex::new(Dice::new(faults.seed)),
             faults: watch::Sender::new(faults),
-            requests: Mutex::new(Recent::new(REMEMBERED)),
-            events: Mutex::new(Recent::new(REMEMBERED)),
-            deliveries: Mutex::new(Recent::new(REMEMBERED)),
+            requests: Mutex::default(),
+            events: Mutex::default(),
+            deliveries: Mutex::default(),
             signer,
             webhook_url: Mutex::new(settings.webhook_url),
             queue,

@@ -1,8 +1,12 @@
 //! What came in and went out lately, for tests and people to look at.
+//!
+//! The bound, for each kind: [`MOST`] of them and [`MOST_BYTES`]; the oldest make room.
 use std::collections::VecDeque;
 
-use axum::body::Bytes;
 use chrono::{DateTime, Utc};
+
+const MOST: usize = 10_000;
+const MOST_BYTES: usize = 1024 * 1024;
 
 /// A request as it arrived, before anything was decided about it.
 #[derive(Debug, Clone)]
@@ -15,25 +19,43 @@ pub struct RecordedRequest {
     pub correlation_id: Option<String>,
     pub traceparent: Option<String>,
     pub baggage: Option<String>,
-    pub body: Bytes,
+    /// A copy: as a slice of what was read from the socket, a body of 150 bytes would hold on to the 8 KiB around it.
+    pub body: String,
 }
 
-/// The latest of something; the oldest makes room.
+impl Weighed for RecordedRequest {
+    fn bytes(&self) -> usize {
+        let headers = [&self.idempotency_key, &self.correlation_id, &self.traceparent, &self.baggage];
+        let headers: usize = headers.into_iter().flatten().map(String::len).sum();
+        size_of::<Self>() + self.method.len() + self.path.len() + headers + self.body.len()
+    }
+}
+
+/// Something whose size in memory is known.
+pub(super) trait Weighed {
+    fn bytes(&self) -> usize;
+}
+
+/// The latest of something.
 pub(super) struct Recent<T> {
     items: VecDeque<T>,
-    limit: usize,
+    bytes: usize,
 }
 
-impl<T: Clone> Recent<T> {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { items: VecDeque::new(), limit }
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self { items: VecDeque::new(), bytes: 0 }
     }
+}
 
+impl<T: Clone + Weighed> Recent<T> {
     pub(super) fn push(&mut self, item: T) {
-        if self.items.len() == self.limit {
-            self.items.pop_front();
-        }
+        self.bytes += item.bytes();
         self.items.push_back(item);
+        while self.items.len() > MOST || self.bytes > MOST_BYTES {
+            let Some(oldest) = self.items.pop_front() else { break };
+            self.bytes -= oldest.bytes();
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
@@ -42,5 +64,40 @@ impl<T: Clone> Recent<T> {
 
     pub(super) fn to_vec(&self) -> Vec<T> {
         self.items.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(number: usize, body: usize) -> RecordedRequest {
+        RecordedRequest {
+            at: Utc::now(),
+            method: "POST".to_owned(),
+            path: format!("/v1/charges?number={number}"),
+            idempotency_key: None,
+            correlation_id: None,
+            traceparent: None,
+            baggage: None,
+            body: "x".repeat(body),
+        }
+    }
+
+    #[test]
+    fn neither_many_requests_nor_large_ones_take_more_room_than_there_is() {
+        let mut recent = Recent::default();
+        for number in 0..3 * MOST {
+            recent.push(request(number, 10));
+        }
+        assert!(recent.items.len() <= MOST && recent.bytes <= MOST_BYTES);
+        let newest = recent.items.back().map(|request| request.path.clone());
+        assert_eq!(newest, Some(format!("/v1/charges?number={}", 3 * MOST - 1)));
+
+        for number in 0..200 {
+            recent.push(request(number, 64 * 1024));
+        }
+        assert!(recent.bytes <= MOST_BYTES && recent.items.len() <= 16, "{} bytes", recent.bytes);
+        assert_eq!(recent.bytes, recent.items.iter().map(Weighed::bytes).sum::<usize>());
     }
 }

@@ -98,7 +98,7 @@ async fn record(
         correlation_id: text(&parts.headers, "x-correlation-id"),
         traceparent: text(&parts.headers, "traceparent"),
         baggage: text(&parts.headers, "baggage"),
-        body: body.clone(),
+        body: String::from_utf8_lossy(&body).into_owned(),
     });
     gateway.happened();
     Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
@@ -255,8 +255,24 @@ struct LedgerPage {
     ledger: Ledger,
 }
 
-async fn ledger(State(gateway): State<Arc<Gateway>>) -> Json<LedgerPage> {
-    let ledger = lock(&gateway.books).ledger().clone();
+/// Which references are asked for, both ends included; all of them unless something is said.
+#[derive(Deserialize)]
+#[serde(default)]
+struct References {
+    from: Uuid,
+    through: Uuid,
+}
+
+impl Default for References {
+    fn default() -> Self {
+        Self { from: Uuid::nil(), through: Uuid::max() }
+    }
+}
+
+/// What was done, and its counts: the whole ledger, or that of some references, so that whoever compares it with
+/// books of their own can do so page by page.
+async fn ledger(State(gateway): State<Arc<Gateway>>, Query(asked): Query<References>) -> Json<LedgerPage> {
+    let ledger = lock(&gateway.books).ledger().of(asked.from..=asked.through);
     Json(LedgerPage { counts: ledger.counts(), ledger })
 }
 

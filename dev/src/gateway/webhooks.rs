@@ -18,7 +18,9 @@ use super::{
     Error, Gateway,
     charges::{Charge, ChargeStatus, Refund, RefundStatus},
     faults::Webhooks,
-    lock, stopped,
+    lock,
+    requests::Weighed,
+    stopped,
 };
 
 /// For one attempt.
@@ -82,6 +84,13 @@ impl Event {
     }
 }
 
+impl Weighed for Event {
+    fn bytes(&self) -> usize {
+        let texts = self.id.len() + self.correlation_id.as_ref().map_or(0, String::len) + self.body.len();
+        size_of::<Self>() + texts
+    }
+}
+
 /// An attempt to deliver an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -95,6 +104,12 @@ impl Delivery {
     /// Whether the receiver has taken the event.
     pub fn succeeded(&self) -> bool {
         self.status.is_some_and(|status| (200..300).contains(&status))
+    }
+}
+
+impl Weighed for Delivery {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.event_id.len()
     }
 }
 

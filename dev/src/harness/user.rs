@@ -16,7 +16,8 @@ pub const PASSWORD: &str = "correct horse battery staple";
 #[derive(Debug, Clone)]
 pub struct User {
     client: Client,
-    pub(super) database: Arc<Database>,
+    /// That of their service, to look at what was stored for them.
+    pub database: Arc<Database>,
     pub id: Uuid,
     pub email: String,
     pub token: String,

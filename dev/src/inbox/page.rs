@@ -84,10 +84,13 @@ mod tests {
             summary: String::new(),
             description: String::new(),
             runbook_url: Some("javascript:alert(1)".to_owned()),
-            dashboard_url: Some("http://localhost:3000/d/orders-overview".to_owned()),
+            dashboard_url: Some("http://localhost:3000/d/service-overview".to_owned()),
         };
         let html = render(&Arrivals { alerts: [alert].into(), heartbeat_at: None });
         assert!(!html.contains("<script>") && !html.contains("\" onload") && !html.contains("javascript:"));
-        assert!(html.contains("<a href=\"http://localhost:3000/d/orders-overview\">dashboard</a>"), "{html}");
+        assert!(
+            html.contains("<a href=\"http://localhost:3000/d/service-overview\">dashboard</a>"),
+            "{html}"
+        );
     }
 }

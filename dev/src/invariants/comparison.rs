@@ -5,12 +5,12 @@ use uuid::Uuid;
 
 use super::{
     Violation,
-    tables::{Payment, Refund, Tables},
+    tables::{Page, Payment, Refund},
 };
 use crate::gateway::{self, Charge, ChargeStatus, Ledger, RefundStatus};
 
 /// `before` was read before the ledger, and `after` after it.
-pub(super) fn compare(before: &Tables, ledger: &Ledger, after: &Tables) -> Vec<Violation> {
+pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Violation> {
     let mut violations = Vec::new();
     let mut found = |rule, detail| violations.push(Violation { rule, detail });
 
@@ -192,13 +192,13 @@ mod tests {
     }
 
     fn rules_broken(payments: &[Payment], charges: &[Charge]) -> Vec<&'static str> {
-        let tables = Tables { payments: payments.to_vec(), ..Tables::default() };
+        let tables = Page { payments: payments.to_vec(), ..Page::default() };
         let ledger = Ledger { charges: charges.to_vec(), refunds: vec![] };
         compare(&tables, &ledger, &tables).into_iter().map(|violation| violation.rule).collect()
     }
 
     fn refund_rules_broken(refunds: &[Refund], made: &[gateway::Refund]) -> Vec<&'static str> {
-        let tables = Tables { refunds: refunds.to_vec(), ..Tables::default() };
+        let tables = Page { refunds: refunds.to_vec(), ..Page::default() };
         let ledger = Ledger { charges: vec![], refunds: made.to_vec() };
         compare(&tables, &ledger, &tables).into_iter().map(|violation| violation.rule).collect()
     }
@@ -261,11 +261,11 @@ mod tests {
 
     #[test]
     fn what_settles_while_it_is_looked_at_is_no_violation() {
-        let before = Tables { payments: vec![payment("processing")], ..Tables::default() };
-        let after = Tables { payments: vec![payment("succeeded")], ..Tables::default() };
+        let before = Page { payments: vec![payment("processing")], ..Page::default() };
+        let after = Page { payments: vec![payment("succeeded")], ..Page::default() };
         assert!(compare(&before, &Ledger::default(), &after).is_empty(), "charged after the ledger was read");
         let ledger = Ledger { charges: vec![charge(ChargeStatus::Succeeded)], refunds: vec![] };
-        assert!(compare(&Tables::default(), &ledger, &after).is_empty(), "begun after the first reading");
+        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "begun after the first reading");
     }
 
     #[test]

@@ -1,11 +1,16 @@
-//! The service's side of the comparison, read as one snapshot, and the rules that concern it alone.
+//! The service's side of the comparison, and the rules that concern it alone, each read as one snapshot.
 //!
 //! Many of these rules are constraints of the database as well. They stand here too, because a constraint that
 //! was dropped or written wrongly says nothing.
+use std::ops::RangeInclusive;
+
+use futures_util::TryStreamExt as _;
 use sqlx::{Connection, FromRow, PgConnection, PgTransaction};
 use uuid::Uuid;
 
-use super::Violation;
+use super::{Violation, Violations};
+
+const SNAPSHOT: &str = "begin isolation level repeatable read read only";
 
 /// A payment, as far as the gateway is concerned.
 #[derive(Debug, Clone, FromRow)]
@@ -43,25 +48,29 @@ impl Refund {
     }
 }
 
-/// The tables at one moment.
+/// The payments and refunds with ids in one range, at one moment.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tables {
-    pub(super) orders: i64,
-    pub(super) idempotency_keys: i64,
+pub(super) struct Page {
     pub(super) payments: Vec<Payment>,
     pub(super) refunds: Vec<Refund>,
-    pub(super) violations: Vec<Violation>,
 }
 
-impl Tables {
-    pub(super) async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        let mut snapshot = connection.begin_with("begin isolation level repeatable read read only").await?;
-        let orders = sqlx::query_scalar("select count(*) from orders").fetch_one(&mut *snapshot).await?;
-        let idempotency_keys =
-            sqlx::query_scalar("select count(*) from idempotency_keys").fetch_one(&mut *snapshot).await?;
+impl Page {
+    pub(super) async fn read(
+        connection: &mut PgConnection,
+        ids: &RangeInclusive<Uuid>,
+    ) -> Result<Self, sqlx::Error> {
+        let mut snapshot = connection.begin_with(SNAPSHOT).await?;
         let payments = sqlx::query_as(
-            "select id, status, amount, currency, gateway_charge_id from payments order by id",
+            "
+            select id, status, amount, currency, gateway_charge_id
+            from payments
+            where id between $1 and $2
+            order by id
+            ",
         )
+        .bind(ids.start())
+        .bind(ids.end())
         .fetch_all(&mut *snapshot)
         .await?;
         let refunds = sqlx::query_as(
@@ -69,15 +78,72 @@ impl Tables {
             select refunds.id, refunds.status, refunds.amount, payments.gateway_charge_id
             from refunds
             left join payments on payments.id = refunds.payment_id
+            where refunds.id between $1 and $2
             order by refunds.id
             ",
         )
+        .bind(ids.start())
+        .bind(ids.end())
         .fetch_all(&mut *snapshot)
         .await?;
+        snapshot.rollback().await?;
+        Ok(Self { payments, refunds })
+    }
+}
+
+/// Where a page that begins with `from` ends, so that it has no more than this many payments and refunds. The last
+/// one is open: what comes while the others are looked at belongs to it.
+pub(super) async fn end_of_page(
+    connection: &mut PgConnection,
+    from: Uuid,
+    size: i64,
+) -> Result<Uuid, sqlx::Error> {
+    let last = sqlx::query_scalar(
+        "
+        select id
+        from (select id from payments where id >= $1 union all select id from refunds where id >= $1) ids
+        order by id
+        offset $2
+        limit 1
+        ",
+    )
+    .bind(from)
+    .bind(size - 1)
+    .fetch_optional(connection)
+    .await?;
+    Ok(last.unwrap_or(Uuid::max()))
+}
+
+/// What concerns the service's tables alone, at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tables {
+    pub(super) orders: i64,
+    pub(super) idempotency_keys: i64,
+    pub(super) violations: Violations,
+}
+
+impl Tables {
+    pub(super) async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let mut snapshot = connection.begin_with(SNAPSHOT).await?;
+        let orders = sqlx::query_scalar("select count(*) from orders").fetch_one(&mut *snapshot).await?;
+        let idempotency_keys =
+            sqlx::query_scalar("select count(*) from idempotency_keys").fetch_one(&mut *snapshot).await?;
         let violations = violations(&mut snapshot).await?;
         snapshot.rollback().await?;
-        Ok(Self { orders, idempotency_keys, payments, refunds, violations })
+        Ok(Self { orders, idempotency_keys, violations })
     }
+}
+
+/// How many payments and refunds have no outcome yet.
+pub(super) async fn in_flight(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "
+        select (select count(*) from payments where status = 'processing')
+          + (select count(*) from refunds where status = 'processing')
+        ",
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// A rule, and the query that finds where it is broken: one line of text for each place.
@@ -208,11 +274,13 @@ const RULES: [(&str, &str); 8] = [
     ),
 ];
 
-async fn violations(snapshot: &mut PgTransaction<'_>) -> Result<Vec<Violation>, sqlx::Error> {
-    let mut violations = Vec::new();
+async fn violations(snapshot: &mut PgTransaction<'_>) -> Result<Violations, sqlx::Error> {
+    let mut violations = Violations::default();
     for (rule, places) in RULES {
-        let details: Vec<String> = sqlx::query_scalar(places).fetch_all(&mut **snapshot).await?;
-        violations.extend(details.into_iter().map(|detail| Violation { rule, detail }));
+        let mut details = sqlx::query_scalar(places).fetch(&mut **snapshot);
+        while let Some(detail) = details.try_next().await? {
+            violations.add(Violation { rule, detail });
+        }
     }
     Ok(violations)
 }

@@ -41,8 +41,13 @@ const ATTEMPTS: usize = 5;
 
 /// Test servers serve every test of a binary at once, each with services and pools of its own, and forget
 /// everything at the end: what is written need never reach a disk.
-const FOR_TESTS: [&str; 4] =
-    ["max_connections=400", "fsync=off", "synchronous_commit=off", "full_page_writes=off"];
+const FOR_TESTS: [&str; 5] = [
+    "max_connections=400",
+    "max_prepared_transactions=4",
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+];
 
 /// A running server that this process started.
 #[derive(Debug)]

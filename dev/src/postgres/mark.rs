@@ -14,7 +14,7 @@ use crate::project;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// For the environment that keeps its data in this directory. Two environments that share a server must not
-    /// share a database: each has a payment gateway of its own, whose ledger would not fit the other's payments.
+    /// share a database: what each of them simulates would not fit what the other has stored.
     Environment(String),
     /// For one test process.
     Tests { host: String, pid: u32, started: DateTime<Utc> },

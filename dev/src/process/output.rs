@@ -1,4 +1,6 @@
 //! What a child has printed: the newest lines in memory, for readers at their own pace.
+//!
+//! The bound: [`MOST_LINES`] lines and [`MOST_BYTES`] of text; the oldest make room.
 use std::{
     collections::VecDeque,
     fs::File,
@@ -12,7 +14,8 @@ use tokio::{sync::watch, time::timeout};
 use super::lock;
 
 /// Enough for the log of a whole test, and bounded for a service that runs for days.
-const LINES_KEPT: usize = 20_000;
+const MOST_LINES: usize = 20_000;
+const MOST_BYTES: usize = 16 * 1024 * 1024;
 
 /// A line that never ends is cut here.
 const LONGEST_LINE: u64 = 1024 * 1024;
@@ -52,6 +55,8 @@ pub(super) struct Output {
 #[derive(Debug)]
 struct State {
     kept: VecDeque<Line>,
+    /// Of their texts.
+    bytes: usize,
     /// The number of the first line in `kept`, counted from the child's start.
     first: u64,
     streams_open: usize,
@@ -60,10 +65,29 @@ struct State {
     echo: &'static [Stream],
 }
 
+impl State {
+    fn keep(&mut self, line: Line) {
+        self.bytes += line.text.len();
+        self.kept.push_back(line);
+        while self.kept.len() > MOST_LINES || self.bytes > MOST_BYTES {
+            let Some(oldest) = self.kept.pop_front() else { break };
+            self.bytes -= oldest.text.len();
+            self.first += 1;
+        }
+    }
+}
+
 impl Output {
     pub(super) fn new(log: Option<File>, echo: &'static [Stream]) -> Arc<Self> {
-        let state =
-            State { kept: VecDeque::new(), first: 0, streams_open: 0, reader: Reader::Reads, log, echo };
+        let state = State {
+            kept: VecDeque::new(),
+            bytes: 0,
+            first: 0,
+            streams_open: 0,
+            reader: Reader::Reads,
+            log,
+            echo,
+        };
         Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), read_on: Condvar::new() })
     }
 
@@ -127,11 +151,7 @@ impl Output {
         if state.echo.contains(&line.stream) {
             io::stderr().write_all(whole.as_bytes()).ok();
         }
-        state.kept.push_back(line);
-        if state.kept.len() > LINES_KEPT {
-            state.kept.pop_front();
-            state.first += 1;
-        }
+        state.keep(line);
         drop(state);
         self.changes.send_replace(());
     }
@@ -199,5 +219,29 @@ impl Follower {
             }
         };
         timeout(deadline, search).await.ok().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn neither_many_lines_nor_long_ones_take_more_room_than_there_is() {
+        let output = Output::new(None, &[]);
+        let print = |text: String| output.push(Line { stream: Stream::Stdout, text });
+        for number in 0..MOST_LINES + 100 {
+            print(number.to_string());
+        }
+        assert_eq!(output.lines().len(), MOST_LINES);
+        let mut reader = output.follow(false);
+        assert_eq!(reader.next().await.map(|line| line.text).as_deref(), Some("100"));
+        for _ in 0..100 {
+            print("x".repeat(1024 * 1024));
+        }
+        assert_eq!(output.lines().len(), MOST_BYTES / (1024 * 1024));
+        print("the newest".to_owned());
+        let found = reader.find(Duration::from_secs(10), |line| line == "the newest").await;
+        assert!(found.is_some(), "a reader who was overtaken reads on");
     }
 }

@@ -169,6 +169,6 @@ async fn without_receivers_nothing_is_sent_and_nothing_waits() {
 
 #[test]
 fn annotations_have_names_that_alertmanager_takes() {
-    assert_eq!(label_name("payment.id"), "payment_id");
+    assert_eq!(label_name("instance.id"), "instance_id");
     assert_eq!(label_name("5xx"), "_5xx");
 }

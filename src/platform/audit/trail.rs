@@ -16,7 +16,7 @@ use crate::platform::{
 #[schema(example = json!({
     "id": "01980000-0000-7000-8000-000000000000", "timestamp": "2026-01-31T12:00:00.000000Z",
     "recorded_at": "2026-01-31T12:00:00.001000Z", "event_type": "data_change",
-    "user_id": "01980000-0000-7000-8000-000000000001", "role": "customer", "resource": "orders",
+    "user_id": "01980000-0000-7000-8000-000000000001", "role": "customer", "resource": "users",
     "action": "create", "result": "success", "ip_address": "192.0.2.7",
     "metadata": { "record_ids": ["01980000-0000-7000-8000-000000000002"], "record_count": 1 },
     "correlation_id": "01980000-0000-7000-8000-000000000003", "request_id": "01980000-0000-7000-8000-000000000004",

@@ -66,7 +66,7 @@ pub async fn warn_of_session_settings(
     }
     if !session.commits_are_durable {
         tracing::error!(
-            "synchronous_commit is off: a payment that was begun may be forgotten, and its charge not; run `migrate` again"
+            "synchronous_commit is off: what was answered may be forgotten after a crash; run `migrate` again"
         );
     }
     Ok(())

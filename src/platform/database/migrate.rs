@@ -120,7 +120,7 @@ async fn grant_rights(
         ),
         ("alter role %1$I in database %2$I set idle_in_transaction_session_timeout = %3$L", "10s".to_owned()),
     ];
-    // What was committed before the gateway is called must survive whatever follows. Any other value is as durable, or
+    // What was committed before another service is called must survive whatever follows. Any other value is as durable, or
     // more, and whoever runs the server has chosen it.
     let commit: String = sqlx::query_scalar("select current_setting('synchronous_commit')")
         .fetch_one(&mut *connection)

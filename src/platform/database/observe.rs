@@ -72,7 +72,7 @@ fn open_span(name: &'static str) -> Span {
     )
 }
 
-/// `INSERT orders`
+/// `INSERT users`
 #[derive(Clone, Copy)]
 struct Summary {
     table: &'static str,

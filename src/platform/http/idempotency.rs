@@ -6,7 +6,7 @@
 //! The order of checks in a handler is always the same, so that a replay is answered before anything can refuse
 //! it, and nobody replays another's: who calls, role and ownership, **the key**, validation, the change.
 //!
-//! A replay is given the first answer, byte for byte. Where there is none yet (a payment that the gateway has
+//! A replay is given the first answer, byte for byte. Where there is none yet (work that another service has
 //! not answered), see [`Previous`].
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Idempote
 /// The claim of a key, as a statement needs it for `claim_idempotency_key`.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The caller's id, or `gateway`.
+    /// The caller's id, or the name of a service that calls by a signature.
     pub scope: String,
     /// The key.
     pub key: String,
@@ -333,5 +333,27 @@ impl IntoResponse for Replayable {
             response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fingerprint(method: &str, path: &str, body: &str) -> Fingerprint {
+        Fingerprint::of(method, path, &parse_json(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_what_is_asked_and_not_of_how_it_is_written() {
+        let original = r#"{"items":[{"product_id":"01900000-0000-7000-8000-000000000001","quantity":2}]}"#;
+        let otherwise =
+            r#"{ "items": [ { "quantity": 2, "product_id": "01900000-0000-7000-8000-000000000001" } ] }"#;
+        let asked = fingerprint("POST", "/v1/orders", original);
+        assert_eq!(fingerprint("POST", "/v1/orders", otherwise), asked);
+        assert_ne!(fingerprint("POST", "/v1/orders", &original.replace('2', "3")), asked);
+        assert_ne!(fingerprint("POST", "/v1/order", original), asked);
+        assert_ne!(fingerprint("PUT", "/v1/orders", original), asked);
+        assert_ne!(fingerprint("POST", "/v1/orders", &original.replace("quantity", "number")), asked);
     }
 }

@@ -223,7 +223,7 @@ fn label(method: &Method) -> &'static str {
     }
 }
 
-/// The span's name: `GET /v1/orders/{id}`, or the method alone where no route matched.
+/// The span's name: `GET /v1/things/{id}`, or the method alone where no route matched.
 struct Name<'a> {
     method: &'static str,
     route: Option<&'a str>,

@@ -120,6 +120,17 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_page_begins_after_the_last_row_of_the_one_before() {
+        let rows: Vec<_> = (1..=3).map(Uuid::from_u128).collect();
+        let first = PageQuery::new(Some(2), None).parse::<Uuid>().unwrap();
+        let page = first.page(rows.clone(), |id| *id);
+        assert_eq!(page.data, rows[..2]);
+        let second = PageQuery::new(Some(2), page.next_cursor).parse::<Uuid>().unwrap();
+        assert_eq!(second.after, Some(rows[1]));
+        assert_eq!(second.page(rows[2..].to_vec(), |id| *id).next_cursor, None);
+    }
+
     proptest! {
         #[test]
         fn a_cursor_is_read_as_it_was_written(micros in -60_000_000_000_000_000..250_000_000_000_000_000_i64, id: u128) {

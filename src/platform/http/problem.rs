@@ -219,7 +219,7 @@ pub struct ProblemBody {
     pub detail: Option<String>,
     /// The path that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = "/v1/orders")]
+    #[schema(example = "/v1/me")]
     pub instance: Option<String>,
     /// Under which the logs tell what happened.
     #[serde(skip_serializing_if = "Option::is_none")]

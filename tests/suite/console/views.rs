@@ -19,6 +19,10 @@ async fn each_view_shows_what_has_happened() {
     browser.shows("[data-tile=Requests]", "/s").await;
     browser.shows("[data-chart=latency] .legend", "p95").await;
     browser.shows("[data-chart=money] .legend", "succeeded").await;
+    browser.shows("[data-chart=requests] .legend", "4xx").await;
+    let legend = "return [...document.querySelectorAll('[data-chart=requests] .legend li')].map((line) => line.textContent.split(' ')[0])";
+    assert_eq!(browser.run(legend).await, json!(["all", "4xx", "5xx"]));
+    browser.shows(".tour", "Follow the first paid order").await;
     browser.shows("table", "/v1/orders/{id}/payments").await;
     browser.shows(".lamps", "payment recovery").await;
     assert_eq!(browser.place().await, "/now");
@@ -70,6 +74,8 @@ async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it()
     browser.shows(".title h1", "201 POST /v1/orders/{id}/payments").await;
     browser.shows(".title code", &trace).await;
     browser.shows(".waterfall", "INSERT payments").await;
+    let gateway = stage.service.gateway().address();
+    browser.shows("[data-span=POST]", &format!("POST {gateway}/v1/charges")).await;
     browser.shows(".beside .line .message", "request").await;
 
     browser.click("[data-span='SETTLE payments']").await;
@@ -98,6 +104,7 @@ async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_
     browser.click("nav a[data-view=now]").await;
     browser.shows("[data-tile=Breaker]", "open").await;
     browser.shows("#banner", "Gateway outage").await;
+    browser.shows(".shade", "Gateway outage").await;
     eventually("the time of the fault stands behind the charts", async || {
         let bands = browser.run("return document.querySelectorAll('.band').length").await;
         (bands.as_u64() > Some(0)).then_some(())

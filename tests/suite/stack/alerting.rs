@@ -26,9 +26,9 @@ async fn a_service_that_is_down_silences_what_follows_from_it() {
     let alertmanager = Server::alertmanager(&program, &inbox.address().to_string()).await;
     let alert = |name: &str, severity: &str, job: &str| json!({ "labels": { "alertname": name, "severity": severity, "job": job }, "annotations": {} });
     let alerts = json!([
-        alert("ServiceDown", "critical", "axum-orders"),
-        alert("HighErrorRate", "critical", "axum-orders"),
-        alert("DatabasePoolExhausted", "warning", "axum-orders"),
+        alert("ServiceDown", "critical", "service"),
+        alert("HighErrorRate", "critical", "service"),
+        alert("DatabasePoolExhausted", "warning", "service"),
         alert("TargetDown", "warning", "loki"),
     ]);
     alertmanager.tell("api/v2/alerts", &alerts).await;

@@ -41,7 +41,7 @@ async fn expressions() -> Vec<String> {
         now["charts"].as_array().unwrap().iter().flat_map(|chart| chart["expressions"].as_array().unwrap());
     let mut expressions: Vec<String> = of_page.map(|text| text.as_str().unwrap().to_owned()).collect();
     expressions.extend(MORE.map(ToOwned::to_owned));
-    for file in ["database", "payments", "security", "service", "telemetry"] {
+    for file in ["database", "payments", "presence", "security", "service", "telemetry", "trail"] {
         let text =
             std::fs::read_to_string(repository().join(format!("prometheus/rules/{file}.yml"))).unwrap();
         let rules: Value = yaml_serde::from_str(&text).unwrap();

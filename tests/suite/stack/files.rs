@@ -170,6 +170,21 @@ fn the_list_of_runbooks_is_complete() {
 }
 
 #[test]
+fn every_alert_has_a_drill_and_what_became_of_it() {
+    let list = fs::read_to_string(repository().join("docs/runbooks/README.md")).unwrap();
+    let (_, drills) = list.split_once("## Drills").unwrap();
+    let mut drilled = BTreeSet::new();
+    for row in drills.lines().skip_while(|line| !line.starts_with("|---")).skip(1) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [alert, rules, happened] = cells[..] else { panic!("{row}") };
+        assert!(["as they are", "shortened", "promtool"].contains(&rules), "{row}");
+        assert!(!happened.is_empty(), "{row}");
+        drilled.insert(alert.to_owned());
+    }
+    assert_eq!(drilled, alert_names());
+}
+
+#[test]
 fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
     let (mut fires, mut silent) = (BTreeSet::new(), BTreeSet::new());
     for case in read::<RuleTests>("prometheus/tests").into_iter().flat_map(|file| file.tests) {
@@ -275,6 +290,61 @@ fn queries_of_dashboards_follow_the_variables() {
                 let of_instances = query.contains("{job=~\"$job\", instance=~\"$instance\"");
                 let of_alerts = query.contains("ALERTS{");
                 assert!(recorded || of_instances || of_alerts, "{}: {query}", panel["title"]);
+            }
+        }
+    }
+}
+
+/// What Grafana's dashboard-linter asks for beyond the tests above. Its module cannot be built without parts that are
+/// not ours to ship, so its rules are kept here; `grafana/dashboards/.lint` has the exceptions for whoever runs it.
+#[test]
+fn variables_of_dashboards_follow_the_time_and_take_more_than_one_value() {
+    for (_, dashboard) in dashboards() {
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        assert_eq!(variables[0]["label"], "Data source");
+        for (variable, label) in variables[1..].iter().zip(["Job", "Instance"]) {
+            assert_eq!(variable["label"], label);
+            assert_eq!(variable["datasource"]["uid"], "${datasource}", "{label}");
+            assert_eq!(variable["refresh"], 2, "{label} is asked for again when the time changes");
+            assert_eq!(
+                (&variable["multi"], &variable["includeAll"]),
+                (&true.into(), &true.into()),
+                "{label}"
+            );
+            assert_eq!(variable["allValue"], ".+", "{label}");
+        }
+    }
+}
+
+#[test]
+fn rates_of_dashboards_fit_the_width_of_the_panel() {
+    for (_, dashboard) in dashboards() {
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                let query = target["expr"].as_str().unwrap();
+                for rate in query.split("rate(").skip(1) {
+                    let window = rate.split_once('[').unwrap().1.split(']').next().unwrap();
+                    assert_eq!(window, "$__rate_interval", "{}: {query}", panel["title"]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_linter_excuses_only_panels_that_are_there() {
+    let text = fs::read_to_string(repository().join("grafana/dashboards/.lint")).unwrap();
+    let excused: Value = yaml_serde::from_str(&text).unwrap();
+    let dashboards = dashboards();
+    let titles = |value: &Value| value["title"].as_str().unwrap().to_owned();
+    for (rule, exclusion) in excused["exclusions"].as_object().unwrap() {
+        assert!(exclusion["reason"].is_string(), "{rule}");
+        for entry in exclusion["entries"].as_array().unwrap() {
+            let (_, dashboard) =
+                dashboards.iter().find(|(_, dashboard)| dashboard["title"] == entry["dashboard"]).unwrap();
+            let panels: Vec<_> = dashboard["panels"].as_array().unwrap().iter().map(titles).collect();
+            if let Some(panel) = entry["panel"].as_str() {
+                assert!(panels.iter().any(|title| title == panel), "{rule}: {panel}");
             }
         }
     }

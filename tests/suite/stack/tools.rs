@@ -32,7 +32,7 @@ pub(crate) fn tool(name: &str) -> Option<PathBuf> {
 }
 
 /// Runs it in a directory of the repository, and gives what it printed.
-pub(super) fn run(program: &Path, directory: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(program: &Path, directory: &str, arguments: &[&str]) -> String {
     let directory = repository().join(directory);
     let Output { status, stdout, stderr } =
         Command::new(program).current_dir(directory).args(arguments).output().unwrap();

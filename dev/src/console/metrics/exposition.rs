@@ -59,14 +59,14 @@ mod tests {
     fn labels_may_hold_anything() {
         let text = concat!(
             "# HELP http_requests_total Requests.\n",
-            "http_requests_total{path=\"/v1/orders/{id}\",status=\"200\"} 7\n",
+            "http_requests_total{path=\"/v1/things/{id}\",status=\"200\"} 7\n",
             "odd{says=\"a \\\"quote\\\", a \\\\ and a \\n\"} +Inf 1700000000\n",
             "up 1\n",
             "broken\n",
         );
         let read: Vec<_> = samples(text).map(|(head, value)| (labels(head).unwrap(), value)).collect();
         assert_eq!(read.len(), 3);
-        assert_eq!(read[0].0["path"], "/v1/orders/{id}");
+        assert_eq!(read[0].0["path"], "/v1/things/{id}");
         assert_eq!((read[0].0[NAME].as_str(), read[0].1), ("http_requests_total", 7.0));
         assert_eq!(read[1].0["says"], "a \"quote\", a \\ and a \n");
         assert!(read[1].1.is_infinite());

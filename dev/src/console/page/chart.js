@@ -18,8 +18,8 @@ function ceiling(value) {
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
-/** The lines of a chart: `[name, [[at, value]]]`. */
-function linesOf(points, id) {
+/** The lines of a chart: `[name, [[at, value]]]`. Those that it names come first, so that each keeps its place and colour. */
+function linesOf(points, id, order) {
   const lines = new Map();
   for (const point of points) {
     for (const [name, value] of Object.entries(point.charts[id] ?? {})) {
@@ -27,7 +27,8 @@ function linesOf(points, id) {
       lines.get(name).push([point.at, value]);
     }
   }
-  return [...lines];
+  const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
+  return [...lines].sort(([one], [other]) => place(one) - place(other) || one.localeCompare(other));
 }
 
 /** A path through the values; what is missing is a gap. */
@@ -41,8 +42,8 @@ function path(values, x, y, gap) {
 }
 
 /** The element of a chart. `periods` are the times at which faults were on. */
-export function chart({ id, title, unit, expressions }, points, periods, span) {
-  const lines = linesOf(points, id);
+export function chart({ id, title, unit, lines: order, expressions }, points, periods, span) {
+  const lines = linesOf(points, id, order);
   const end = points.at(-1)?.at ?? Date.now();
   const begin = end - span;
   const shown = lines.map(([name, values]) => [name, values.filter(([at]) => at >= begin)]);

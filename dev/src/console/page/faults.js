@@ -53,6 +53,7 @@ function verdict() {
     h("p", { class: `verdict ${books.holds ? "good" : "bad"}`, id: "books" }, books.holds ? "The books agree" : found ? "The books do not agree" : "The books cannot be compared"),
     found ? h("dl", { class: "numbers" }, numbers(found).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))) : h("p", {}, books.says),
     found?.violations.map((violation) => h("p", { class: "bad" }, violation.rule, ": ", violation.detail)),
+    found?.untold > 0 && h("p", { class: "bad" }, `and ${number(found.untold)} more`),
     h("p", { class: "muted" }, `${BOOKS[0]}, at ${clock(books.at)} and every half minute: ${BOOKS[1]}`),
   ];
 }

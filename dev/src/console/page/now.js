@@ -3,6 +3,7 @@ import { ask, h, nothing, query, replace } from "./dom.js";
 import { ago, bytes, duration, number } from "./format.js";
 import { chart } from "./chart.js";
 import { ownTiles } from "./domain.js";
+import { title } from "./faults.js";
 
 const SPANS = [["2", "2 min"], ["5", "5 min"], ["15", "15 min"]];
 
@@ -55,7 +56,7 @@ function tiles(figures) {
   const { requests = 0, errors = 0 } = figures;
   const share = requests > 0 ? (100 * errors) / requests : 0;
   return h("section", { class: "tiles", "aria-label": "Figures" },
-    tile("Service", readiness[0], readiness[1], `${ready.length} of ${replicas.length} up ${ago(Date.now() - uptime * 1000)}`),
+    tile("Service", readiness[0], readiness[1], `${ready.length} of ${replicas.length}, up ${ago(Date.now() - uptime * 1000)}`),
     tile("Requests", `${number(requests)}/s`, "", `${number(figures.in_flight ?? 0)} in flight`, "/traces"),
     tile("Errors", `${number(share)} %`, share > 0.5 ? "bad" : "", `${number(errors)}/s answered 5xx`, "/traces?status=5xx"),
     tile("p95", duration((figures.p95 ?? NaN) * 1000), "", "of all requests", "/traces?min_ms=50"),
@@ -90,6 +91,18 @@ function conditions() {
   });
 }
 
+/** Where somebody begins who sees this for the first time. */
+const tour = () => h("p", { class: "tour" }, "New here? Follow ",
+  h("a", { href: "/traces/first-paid-order" }, "the first paid order through its trace"), ", ",
+  h("a", { href: "/faults" }, "take the payment gateway away"), " and watch the breaker open and payments heal here, then ",
+  h("a", { href: "/audit" }, "verify the audit chain"), ".");
+
+/** What the shaded times of the charts are. */
+function shades(from) {
+  const within = periods.filter(({ ended }) => !ended || new Date(ended).getTime() > from);
+  return [...new Set(within.map(({ fault }) => title(fault)))].map((name) => [" ", h("span", { class: "shade" }, name)]);
+}
+
 function kept() {
   const { kept: k } = state;
   return h("p", { class: "kept" }, `Kept in memory: ${number(k.traces)} of ${number(k.most_traces)} traces (${bytes(k.trace_bytes)} of ${bytes(k.most_trace_bytes)}), ` +
@@ -103,8 +116,8 @@ function render() {
   const choices = SPANS.map(([value, text]) => h("button", {
     type: "button", "data-key": `span-${value}`, "aria-pressed": String(value === minutes), onclick: () => open.choose(value),
   }, text));
-  replace(root, tiles(last.figures),
-    h("div", { class: "bar" }, h("span", { class: "muted" }, "Rates and percentiles over 30 s, as Prometheus computes them"), h("span", { class: "choices", role: "group", "aria-label": "Time" }, choices)),
+  replace(root, tiles(last.figures), tour(),
+    h("div", { class: "bar" }, h("span", { class: "muted" }, "Rates and percentiles over 30 s, as Prometheus computes them", shades(last.at - minutes * 60_000)), h("span", { class: "choices", role: "group", "aria-label": "Time" }, choices)),
     h("section", { class: "charts", "aria-label": "Charts" }, state.charts.map((panel) => chart(panel, state.points, periods, minutes * 60_000))),
     h("div", { class: "columns" }, routes(), h("div", {}, conditions())), kept());
 }

@@ -49,6 +49,13 @@ function choose(span) {
 
 const system = (bar) => (bar.attributes["db.system.name"] ? "database" : bar.kind === "client" ? "outbound" : bar.kind);
 
+/** Where a call went: its name alone is the method. */
+function whither({ attributes: { "url.full": url } }) {
+  if (!URL.canParse(url)) return "";
+  const { host, pathname } = new URL(url);
+  return ` ${host}${pathname}`;
+}
+
 function bar(span, total) {
   const left = (100 * span.offset_ms) / total;
   const width = Math.max(0.4, (100 * span.duration_ms) / total);
@@ -58,7 +65,7 @@ function bar(span, total) {
     "aria-pressed": String(span.span_id === chosen), onclick: () => choose(span.span_id),
   },
   h("span", { class: "label", style: { "padding-left": `${span.depth * 14}px` } },
-    h("i", { class: `kind ${system(span)}` }), span.name, count > 0 && h("small", {}, ` ${count} line${count === 1 ? "" : "s"}`)),
+    h("i", { class: `kind ${system(span)}` }), span.name, system(span) === "outbound" && h("small", {}, whither(span)), count > 0 && h("small", {}, ` ${count} line${count === 1 ? "" : "s"}`)),
   h("span", { class: "lane" },
     h("span", { class: `time ${system(span)}`, style: { left: `${Math.min(left, 99.6)}%`, width: `${Math.min(width, 100 - left)}%` } }),
     span.events.map((event) => h("span", { class: "event", title: event.name, style: { left: `${Math.min(99, (100 * (event.at / 1e6 - trace.started)) / total)}%` } }))),

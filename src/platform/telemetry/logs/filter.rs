@@ -66,7 +66,7 @@ fn parse(expression: &str) -> Result<EnvFilter, String> {
     if expression.contains('[') {
         return Err(
             "directives for spans and their fields ([…]) are not supported: name targets and levels, \
-                    such as info,app::payments=debug"
+                    such as info,app::accounts=debug"
                 .to_owned(),
         );
     }
@@ -75,7 +75,7 @@ fn parse(expression: &str) -> Result<EnvFilter, String> {
     }
     EnvFilter::builder()
         .parse(expression)
-        .map_err(|error| format!("{error}: a filter is a list such as info,app::payments=debug"))
+        .map_err(|error| format!("{error}: a filter is a list such as info,app::accounts=debug"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+)
+
+// problem is an error as RFC 9457 says it.
+type problem struct {
+	Type   string       `json:"type"`
+	Title  string       `json:"title"`
+	Status int          `json:"status"`
+	Errors []fieldError `json:"errors,omitempty"`
+}
+
+type fieldError struct {
+	Pointer string `json:"pointer"`
+	Message string `json:"message"`
+}
+
+func (p *problem) Error() string { return p.Title }
+
+func newProblem(status int, slug, title string) *problem {
+	return &problem{Type: "/problems/" + slug, Title: title, Status: status}
+}
+
+var (
+	malformed       = newProblem(http.StatusBadRequest, "malformed-request", "The request cannot be read")
+	missingKey      = newProblem(http.StatusBadRequest, "missing-idempotency-key", "An Idempotency-Key is needed")
+	unauthenticated = newProblem(http.StatusUnauthorized, "unauthenticated", "Authentication is needed")
+	forbidden       = newProblem(http.StatusForbidden, "forbidden", "Your role does not allow this")
+	notFound        = newProblem(http.StatusNotFound, "not-found", "Not found")
+	underWay        = newProblem(http.StatusConflict, "request-under-way", "The first request with this key is still under way")
+	keyReused       = newProblem(http.StatusUnprocessableEntity, "idempotency-key-reused", "The Idempotency-Key belongs to another request")
+	timeout         = newProblem(http.StatusGatewayTimeout, "timeout", "The request took too long")
+	internal        = newProblem(http.StatusInternalServerError, "internal-error", "Something went wrong in the service")
+)
+
+func invalid(errors ...fieldError) *problem {
+	p := newProblem(http.StatusUnprocessableEntity, "invalid-request", "The request is not valid")
+	p.Errors = errors
+	return p
+}
+
+// refuse answers with an error: a problem as it is, anything else as an internal one whose cause is logged.
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	var told *problem
+	if !errors.As(err, &told) {
+		slog.ErrorContext(r.Context(), "request failed", "error", err)
+		told = internal
+		if errors.Is(err, context.DeadlineExceeded) {
+			told = timeout
+		}
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if told.Status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	w.WriteHeader(told.Status)
+	_ = json.NewEncoder(w).Encode(told)
+}

@@ -1,0 +1,142 @@
+//! What is measured. Each case tells what it compares, runs it, and says what was wanted.
+mod growth;
+mod latency;
+mod payments;
+mod process;
+mod read;
+mod seeing;
+mod width;
+mod write;
+
+use std::{fmt::Write as _, time::Duration};
+
+use crate::{
+    contest::{Rounds, Who},
+    load::Window,
+    peers::Peer,
+    report::{Section, Table, cell},
+    stage::Stage,
+};
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Seconds, to see that everything works. Its figures mean nothing.
+    Smoke,
+    /// Five minutes.
+    Short,
+    /// Half an hour, with tables of ten million rows and builds from scratch.
+    Long,
+}
+
+impl Size {
+    pub fn rounds(self) -> u64 {
+        match self {
+            Self::Smoke => 1,
+            Self::Short => 3,
+            Self::Long => 7,
+        }
+    }
+
+    pub fn window(self) -> Window {
+        let (warm_up, length) = match self {
+            Self::Smoke => (200, 300),
+            Self::Short => (500, 1_500),
+            Self::Long => (1_000, 5_000),
+        };
+        Window { warm_up: Duration::from_millis(warm_up), length: Duration::from_millis(length) }
+    }
+}
+
+/// What a case works with.
+pub struct Run<'a> {
+    pub stage: &'a Stage,
+    pub size: Size,
+    pub peers: &'a [Peer],
+    pub progress: &'a dyn Fn(&str),
+}
+
+/// The cases by name, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Case {
+    /// `POST /v1/orders` beside pgbench and the peers
+    Write,
+    /// `GET /v1/orders/{id}` and the list beside pgbench and the peers
+    Read,
+    /// What logs, metrics and traces cost
+    Seeing,
+    /// Latency at fixed rates, in an open loop
+    Latency,
+    /// As orders and audit events grow
+    Growth,
+    /// As clients and connections grow
+    Width,
+    /// Payments with a gateway that takes its time
+    Payments,
+    /// Start, memory, size; with `--long` the builds, too
+    Process,
+}
+
+impl Case {
+    pub async fn run(self, run: &Run<'_>) -> anyhow::Result<Section> {
+        match self {
+            Self::Write => write::run(run).await,
+            Self::Read => read::run(run).await,
+            Self::Seeing => seeing::run(run).await,
+            Self::Latency => latency::run(run).await,
+            Self::Growth => growth::run(run).await,
+            Self::Width => width::run(run).await,
+            Self::Payments => payments::run(run).await,
+            Self::Process => process::run(run).await,
+        }
+    }
+}
+
+/// Numbers for runs, so that no two use the same idempotency keys or ids.
+fn next_run() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The table that most cases have.
+fn figures(contenders: &[(String, &Rounds)]) -> Table {
+    let mut table = Table::new(&[
+        "contender",
+        "per second",
+        "p50 ms",
+        "p99 ms",
+        "CPU service µs",
+        "CPU database µs",
+        "CPU load µs",
+        "RSS MiB",
+    ]);
+    for (name, rounds) in contenders {
+        table.row([
+            name.clone(),
+            cell(rounds.spread(|sample| sample.rate)),
+            cell(rounds.spread(|sample| sample.p50_ms)),
+            cell(rounds.spread(|sample| sample.p99_ms)),
+            cell(rounds.spread(|sample| cpu_of(sample, Who::Service))),
+            cell(rounds.spread(|sample| cpu_of(sample, Who::Database))),
+            cell(rounds.spread(|sample| cpu_of(sample, Who::Load))),
+            cell(rounds.spread(|sample| sample.resident.unwrap_or(f64::NAN))),
+        ]);
+    }
+    table
+}
+
+/// Not a number where nobody says it.
+fn cpu_of(sample: &crate::contest::Sample, who: Who) -> f64 {
+    sample.cpu.get(&who).copied().unwrap_or(f64::NAN)
+}
+
+/// What failed, which should be nothing.
+fn failures(contenders: &[(String, &Rounds)]) -> String {
+    let mut told = String::new();
+    for (name, rounds) in contenders.iter().filter(|(_, rounds)| rounds.failures() > 0) {
+        // Writing into a string cannot fail.
+        let _cannot_fail = write!(told, " **{}: {} requests failed.**", name, rounds.failures());
+    }
+    told
+}

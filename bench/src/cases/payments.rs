@@ -1,0 +1,122 @@
+//! Payments while the gateway takes its time: what waits for it must hold nothing.
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use dev::gateway::Faults;
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::sleep;
+
+use super::{Run, Size};
+use crate::{
+    load::at_once,
+    report::{Section, Table, single},
+    requests::pay,
+    service::{Seeing, Server},
+    stage::{CUSTOMERS, Database, order},
+    statistics::spread,
+};
+
+const GATEWAY: Duration = Duration::from_millis(200);
+const POOL: u32 = 16;
+
+/// How long all of them may take to reach the gateway.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
+    let payments: u64 = if run.size == Size::Smoke { 50 } else { 500 };
+    let database = run.stage.database("bench_payments").await?;
+    database.has_orders(0, 2 * payments).await?;
+    let settings = [
+        ("DATABASE_MAX_CONNECTIONS", POOL.to_string()),
+        // Half of the places are the most that may wait for the gateway.
+        ("MAX_REQUESTS_IN_FLIGHT", (4 * payments).to_string()),
+        ("GATEWAY_TIMEOUT_MS", "8000".to_owned()),
+    ];
+    let seeing = Seeing::Everything { sampled: 0.1 };
+    let server = Server::start(run.stage, &database, seeing, None, &settings).await?;
+
+    (run.progress)(&format!("payments: {payments} at once, with a gateway of {GATEWAY:?}"));
+    let latency_ms = u64::try_from(GATEWAY.as_millis())?;
+    run.stage.gateway.faults().set(Faults { latency_ms, ..Faults::default() });
+    let began = Instant::now();
+    let answers = at_once(server.address, requests(0..payments)).await?;
+    let all = began.elapsed();
+    if let Some((status, _)) = answers.iter().find(|(status, _)| !status.is_success()) {
+        bail!("a payment was answered {status}");
+    }
+    let took = spread(answers.iter().map(|(_, took)| took.as_secs_f64() * 1e3));
+
+    (run.progress)(&format!("payments: {payments} that all wait for the gateway"));
+    run.stage.gateway.faults().clear();
+    run.stage.gateway.hold_responses();
+    let waiting = tokio::spawn(at_once(server.address, requests(payments..2 * payments)));
+    let (held, busy) = while_all_wait(run, &server, &database, payments).await?;
+    run.stage.gateway.release();
+    for (status, _) in waiting.await?? {
+        if !status.is_success() {
+            bail!("a payment that waited was answered {status}");
+        }
+    }
+    server.stop().await?;
+    run.stage.drop(&database).await?;
+
+    let mut table = Table::new(&["payments", ""]);
+    let mut row = |what: String, value: String| table.row([what, value]);
+    row(format!("{payments} sent at once: all answered after, s"), single(Some(all.as_secs_f64())));
+    row("the middle one was answered after, ms".to_owned(), single(took.map(|took| took.median)));
+    row("the last one was answered after, ms".to_owned(), single(took.map(|took| took.most)));
+    row("payments a second".to_owned(), single(Some(crate::contest::count(payments) / all.as_secs_f64())));
+    row(
+        format!("{payments} waiting for the gateway: connections of the pool in use"),
+        format!("{held:.0} of {POOL}"),
+    );
+    row("sessions of the service within a transaction meanwhile".to_owned(), busy.to_string());
+    Ok(Section {
+        title: "Payments with a slow gateway".to_owned(),
+        about: format!(
+            "A gateway that answers after {} ms, a pool of {POOL}. The first half goes through it at once; in the second \
+             all of them wait for it at the same time, and the pool is looked at.",
+            GATEWAY.as_millis()
+        ),
+        tables: vec![table],
+        goals: Vec::new(),
+    })
+}
+
+fn requests(
+    orders: std::ops::Range<u64>,
+) -> VecDeque<hyper::Request<http_body_util::Full<hyper::body::Bytes>>> {
+    orders.map(|number| pay(&order(number), number % CUSTOMERS)).collect()
+}
+
+/// When every payment is with the gateway: connections that are in use, and sessions that hold a transaction open.
+async fn while_all_wait(
+    run: &Run<'_>,
+    server: &Server,
+    database: &Database,
+    payments: u64,
+) -> anyhow::Result<(f64, i64)> {
+    let mut connection = PgConnection::connect(database.admin_url.as_str()).await?;
+    let wanted = usize::try_from(2 * payments)?;
+    let arrived =
+        run.stage.gateway.wait_for(|ledger| ledger.counts().charges_succeeded >= wanted, DEADLINE).await;
+    arrived.context("not all payments came to the gateway")?;
+    // A worker may hold a connection for a moment: what counts is what the payments hold all the time.
+    let (mut held, mut within) = (f64::INFINITY, i64::MAX);
+    for _ in 0..10 {
+        held = held.min(server.metric("db_connections_active").await?);
+        let open: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid() and xact_start is not null",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        within = within.min(open);
+        sleep(Duration::from_millis(20)).await;
+    }
+    connection.close().await?;
+    Ok((held, within))
+}

@@ -1,0 +1,81 @@
+//! The process itself: how fast it starts, what it weighs, how long it takes to build.
+use std::{fs, time::Instant};
+
+use dev::{cargo, project};
+use tokio::time::{Duration, sleep};
+
+use super::{Run, Size, next_run};
+use crate::{
+    contest::over_http,
+    cpu,
+    load::Shape,
+    report::{Section, Table, cell, single},
+    requests::place_orders,
+    service::{Seeing, Server},
+    statistics::spread,
+};
+
+pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
+    let database = run.stage.database("bench_process").await?;
+    let seeing = Seeing::Everything { sampled: 0.1 };
+    let (mut until_ready, mut idle, mut loaded, mut scrape) = (vec![], vec![], vec![], vec![]);
+    for round in 1..=run.size.rounds() {
+        (run.progress)(&format!("process, round {round}"));
+        let server = Server::start(run.stage, &database, seeing, None, &[]).await?;
+        until_ready.push(server.until_ready.as_secs_f64() * 1e3);
+        // Its workers have had their first turn by then.
+        sleep(Duration::from_secs(1)).await;
+        idle.extend(cpu::resident_mib(server.pid()));
+        let (shape, window) = (Shape::Closed { clients: 64 }, run.size.window());
+        let requests = place_orders(next_run());
+        let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
+        loaded.extend(sample.resident);
+        let began = Instant::now();
+        server.metric("db_connections_max").await?;
+        scrape.push(began.elapsed().as_secs_f64() * 1e3);
+        server.stop().await?;
+    }
+    run.stage.drop(&database).await?;
+    let mut table = Table::new(&["the process", ""]);
+    let mut row = |what: &str, value: String| table.row([what.to_owned(), value]);
+    row("from its start until it is ready, ms", cell(spread(until_ready)));
+    row("resident when idle, MiB", cell(spread(idle)));
+    row("resident with 64 clients, MiB", cell(spread(loaded)));
+    row("a scrape of its metrics, ms", cell(spread(scrape)));
+    #[expect(clippy::cast_precision_loss, reason = "a size below 2^52")]
+    let size = fs::metadata(&run.stage.executable)?.len() as f64 / 1024.0 / 1024.0;
+    row("the executable, MiB", single(Some(size)));
+    if run.size == Size::Long {
+        let (clean, incremental) = builds(run).await?;
+        row("`cargo build --release`, clean, s", single(Some(clean)));
+        row("`cargo build`, after a change in one file of the service, s", single(Some(incremental)));
+    }
+    Ok(Section {
+        title: "The process".to_owned(),
+        about: "Start-up includes the connection to the database, its checks, and both listeners.".to_owned(),
+        tables: vec![table],
+        goals: Vec::new(),
+    })
+}
+
+/// A build of everything into a directory of its own, and one after a change.
+async fn builds(run: &Run<'_>) -> anyhow::Result<(f64, f64)> {
+    let target = run.stage.directory.join("target");
+    let directory = target.display().to_string();
+    let name = project::name();
+    let timed = async |arguments: &[&str]| {
+        let began = Instant::now();
+        cargo::run(arguments, &[]).await?;
+        anyhow::Ok(began.elapsed().as_secs_f64())
+    };
+    (run.progress)("process: a clean build");
+    let clean = timed(&["build", "--release", "--bin", name, "--target-dir", &directory]).await?;
+    (run.progress)("process: an incremental build");
+    timed(&["build", "--bin", name, "--target-dir", &directory]).await?;
+    // Cargo looks at the time of the file, so that touching it is a change.
+    let source = project::root().join("src/orders/store.rs");
+    fs::File::options().append(true).open(&source)?.set_modified(std::time::SystemTime::now())?;
+    let incremental = timed(&["build", "--bin", name, "--target-dir", &directory]).await?;
+    fs::remove_dir_all(&target)?;
+    Ok((clean, incremental))
+}

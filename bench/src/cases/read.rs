@@ -1,0 +1,86 @@
+//! `GET /v1/orders/{id}` and the list, beside pgbench with our own statements, and beside the peers.
+use std::collections::BTreeMap;
+
+use super::{Run, failures, figures, next_run};
+use crate::{
+    contest::{Rounds, over_http, with_pgbench},
+    load::{Requests, Shape},
+    peers::{POOL, Peer},
+    pgbench::{self, Scripts},
+    report::{Bound, Goal, Section},
+    requests::{list_orders, read_orders},
+    service::{Seeing, Server},
+};
+
+const CLIENTS: usize = 16;
+const ORDERS: u64 = 20_000;
+
+enum Kind<'a> {
+    Pgbench(Scripts),
+    Service(Requests),
+    Peer(&'a Peer),
+}
+
+pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
+    let database = run.stage.database("bench_read").await?;
+    database.has_orders(0, ORDERS).await?;
+    let receiver = crate::receiver::start().await?;
+    let mut contenders = vec![
+        ("pgbench, our statements, one order".to_owned(), Kind::Pgbench(pgbench::own_read(ORDERS)?)),
+        ("the service, one order".to_owned(), Kind::Service(read_orders(ORDERS))),
+        ("pgbench, our statements, list".to_owned(), Kind::Pgbench(pgbench::own_list()?)),
+        ("the service, list".to_owned(), Kind::Service(list_orders())),
+    ];
+    contenders.extend(run.peers.iter().map(|peer| (format!("{}, one order", peer.name), Kind::Peer(peer))));
+    let mut rounds: BTreeMap<&str, Rounds> = BTreeMap::new();
+    for round in 1..=run.size.rounds() {
+        for (name, kind) in &contenders {
+            (run.progress)(&format!("read, round {round}: {name}"));
+            let (window, shape) = (run.size.window(), Shape::Closed { clients: CLIENTS });
+            let (server, requests) = match kind {
+                Kind::Pgbench(scripts) => {
+                    let sample =
+                        with_pgbench(run.stage, &database, scripts, CLIENTS, window, next_run()).await?;
+                    rounds.entry(name).or_default().0.push(sample);
+                    continue;
+                }
+                Kind::Service(requests) => {
+                    let seeing = Seeing::Everything { sampled: 0.1 };
+                    let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
+                    let receiver = Some(receiver.address);
+                    (Server::start(run.stage, &database, seeing, receiver, &pool).await?, requests.clone())
+                }
+                Kind::Peer(peer) => {
+                    (peer.start(run.stage, &database, Some(receiver.address)).await?, read_orders(ORDERS))
+                }
+            };
+            let sample = over_http(run.stage, &server, Some(&receiver), shape, window, requests).await?;
+            server.stop().await?;
+            rounds.entry(name).or_default().0.push(sample);
+        }
+    }
+    receiver.stop().await?;
+    run.stage.drop(&database).await?;
+
+    let none = Rounds::default();
+    let of = |name: &str| rounds.get(name).unwrap_or(&none);
+    let all: Vec<_> = contenders.iter().map(|(name, _)| (name.clone(), of(name))).collect();
+    let goal = |what: &str| Goal {
+        what: format!("{what} per second, to pgbench"),
+        bound: Bound::AtLeast(0.6),
+        measured: of(&format!("the service, {what}"))
+            .ratio(of(&format!("pgbench, our statements, {what}")), |sample| sample.rate),
+    };
+    Ok(Section {
+        title: "The read path".to_owned(),
+        about: format!(
+            "`GET /v1/orders/{{id}}` and `GET /v1/orders` (the newest twenty) of {CUSTOMERS} customers with {ORDERS} \
+             orders, {CLIENTS} clients in a closed loop, beside pgbench with our own statements: the lookup of the \
+             session, and the order or the list.{}",
+            failures(&all),
+            CUSTOMERS = crate::stage::CUSTOMERS,
+        ),
+        tables: vec![figures(&all)],
+        goals: vec![goal("one order"), goal("list")],
+    })
+}

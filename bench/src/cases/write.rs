@@ -1,0 +1,130 @@
+//! `POST /v1/orders` in full, beside what the database can do alone and beside the peers.
+use std::collections::BTreeMap;
+
+use super::{Run, failures, figures, next_run};
+use crate::{
+    contest::{Rounds, over_http, with_pgbench},
+    load::Shape,
+    peers::{POOL, Peer},
+    pgbench::{self, Scripts},
+    report::{Bound, Goal, Section, Table, cell},
+    requests::place_orders,
+    service::{Seeing, Server},
+    stage::Database,
+};
+
+const CLIENTS: [usize; 2] = [8, 32];
+
+const NAIVE: &str = "pgbench, ten round trips (a)";
+const OWN: &str = "pgbench, our statements (b)";
+const SERVICE: &str = "the service";
+
+enum Kind<'a> {
+    Pgbench(Scripts),
+    Service,
+    Peer(&'a Peer),
+}
+
+/// A contender with a database of its own: the service seals every audit event that it finds in its database.
+struct Contender<'a> {
+    name: String,
+    kind: Kind<'a>,
+    database: Database,
+}
+
+pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
+    let contenders = contenders(run).await?;
+    let receiver = crate::receiver::start().await?;
+    let mut rounds: BTreeMap<(usize, &str), Rounds> = BTreeMap::new();
+    for round in 1..=run.size.rounds() {
+        for clients in CLIENTS {
+            for Contender { name, kind, database } in &contenders {
+                (run.progress)(&format!("write, round {round}: {clients} clients, {name}"));
+                run.stage.checkpoint().await?;
+                let (window, number) = (run.size.window(), next_run());
+                let shape = Shape::Closed { clients };
+                let sample = match kind {
+                    Kind::Pgbench(scripts) => {
+                        with_pgbench(run.stage, database, scripts, clients, window, number).await?
+                    }
+                    Kind::Service => {
+                        let seeing = Seeing::Everything { sampled: 0.1 };
+                        let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
+                        let server =
+                            Server::start(run.stage, database, seeing, Some(receiver.address), &pool).await?;
+                        let requests = place_orders(number);
+                        let sample =
+                            over_http(run.stage, &server, Some(&receiver), shape, window, requests).await?;
+                        server.stop().await?;
+                        sample
+                    }
+                    Kind::Peer(peer) => {
+                        let server = peer.start(run.stage, database, Some(receiver.address)).await?;
+                        let requests = place_orders(number);
+                        let sample =
+                            over_http(run.stage, &server, Some(&receiver), shape, window, requests).await?;
+                        server.stop().await?;
+                        sample
+                    }
+                };
+                rounds.entry((clients, name)).or_default().0.push(sample);
+            }
+        }
+    }
+    receiver.stop().await?;
+    for contender in &contenders {
+        run.stage.drop(&contender.database).await?;
+    }
+    Ok(section(&contenders, &rounds))
+}
+
+async fn contenders<'a>(run: &Run<'a>) -> anyhow::Result<Vec<Contender<'a>>> {
+    let pgbench = [(NAIVE, pgbench::naive_order()?), (OWN, pgbench::own_order()?)];
+    let kinds = pgbench
+        .map(|(name, scripts)| (name.to_owned(), Kind::Pgbench(scripts)))
+        .into_iter()
+        .chain([(SERVICE.to_owned(), Kind::Service)])
+        .chain(run.peers.iter().map(|peer| (peer.name.to_owned(), Kind::Peer(peer))));
+    let mut contenders = Vec::new();
+    for (number, (name, kind)) in kinds.enumerate() {
+        let database = run.stage.database(&format!("bench_write_{number}")).await?;
+        contenders.push(Contender { name, kind, database });
+    }
+    Ok(contenders)
+}
+
+fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a str), Rounds>) -> Section {
+    let none = Rounds::default();
+    let of = |clients: usize, name: &'a str| rounds.get(&(clients, name)).unwrap_or(&none);
+    let mut section = Section {
+        title: "The write path".to_owned(),
+        about: "`POST /v1/orders` in full (who calls, idempotency, prices, two lines, audit, commit; JSON logs, metrics, \
+                traces at 10 %), in a closed loop, beside pgbench with prepared statements on the same schema and \
+                server: (a) ten round trips, (b) our own two statements with array parameters."
+            .to_owned(),
+        ..Section::default()
+    };
+    let mut ratios = Table::new(&["the service's orders per second, to", "8 clients", "32 clients"]);
+    for Contender { name, .. } in contenders.iter().filter(|contender| contender.name != SERVICE) {
+        let ratio = |clients| of(clients, SERVICE).ratio(of(clients, name), |sample| sample.rate);
+        ratios.row([name.clone(), cell(ratio(8)), cell(ratio(32))]);
+    }
+    section.tables.push(ratios);
+    for clients in CLIENTS {
+        let all: Vec<(String, &Rounds)> = contenders
+            .iter()
+            .map(|contender| (format!("{}, {clients} clients", contender.name), of(clients, &contender.name)))
+            .collect();
+        section.tables.push(figures(&all));
+        section.about.push_str(&failures(&all));
+    }
+    let bounds = [(NAIVE, 8, 1.2), (NAIVE, 32, 1.4), (OWN, 8, 0.6), (OWN, 32, 0.6)];
+    for (name, clients, least) in bounds {
+        section.goals.push(Goal {
+            what: format!("orders per second, to {name}, {clients} clients"),
+            bound: Bound::AtLeast(least),
+            measured: of(clients, SERVICE).ratio(of(clients, name), |sample| sample.rate),
+        });
+    }
+    section
+}

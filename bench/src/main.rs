@@ -1,0 +1,147 @@
+//! `cargo bench-all`: the service beside the limit and beside others, in one run on one machine, as ratios.
+//!
+//! Contenders run in turn and interleaved, for several rounds, each for a few seconds: what the machine does meanwhile
+//! meets all of them. Absolute figures of a shared machine mean little; ratios and CPU time for each request do.
+//!
+//! - [`stage`]: the database server, and databases that are all alike
+//! - [`service`], [`peers`], [`pgbench`]: the contenders
+//! - [`receiver`]: where traces go
+//! - [`load`], [`requests`]: the load
+//! - [`contest`], [`cpu`], [`statistics`]: what is measured, and what is made of it
+//! - [`cases`]: what is compared with what
+//! - [`report`]: the tables
+mod cases;
+mod contest;
+mod cpu;
+mod load;
+mod peers;
+mod pgbench;
+mod receiver;
+mod report;
+mod requests;
+mod service;
+mod stage;
+mod statistics;
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use clap::{Parser, Subcommand, ValueEnum as _};
+
+use self::{
+    cases::{Case, Run, Size},
+    stage::Stage,
+};
+
+/// Measures the service beside pgbench and beside its peers
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench-all", bin_name = "cargo bench-all", args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    helper: Option<Helper>,
+    /// Five minutes, which is what is done unless something else is said
+    #[arg(long, conflicts_with_all = ["long", "smoke"])]
+    short: bool,
+    /// Half an hour and more: tables of ten million rows, seven rounds, and builds from scratch
+    #[arg(long, conflicts_with = "smoke")]
+    long: bool,
+    /// Seconds, to see that everything works; the figures mean nothing
+    #[arg(long)]
+    smoke: bool,
+    /// Only these; may be repeated
+    #[arg(long, value_enum, value_name = "NAME")]
+    only: Vec<Case>,
+    /// Put the tables into this file, in place of those that are in it
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+}
+
+/// What this program runs of itself, in processes of their own.
+#[derive(Debug, Subcommand)]
+enum Helper {
+    /// Take traces, and count them
+    #[command(hide = true)]
+    ReceiveTraces { address: SocketAddr },
+    /// Answer every request with this JSON
+    #[command(hide = true)]
+    Answer { address: SocketAddr, body: String },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.helper {
+        Some(Helper::ReceiveTraces { address }) => receiver::serve(address).await,
+        Some(Helper::Answer { address, body }) => receiver::serve_bare(address, body).await,
+        None => measure(arguments).await,
+    }
+}
+
+async fn measure(arguments: Arguments) -> anyhow::Result<()> {
+    let size = match (arguments.smoke, arguments.long) {
+        (true, _) => Size::Smoke,
+        (_, true) => Size::Long,
+        _ => Size::Short,
+    };
+    let cases = if arguments.only.is_empty() { Case::value_variants() } else { &arguments.only };
+    let progress = |line: &str| eprintln!("{line}");
+    let directory = std::env::temp_dir().join(format!("bench-{}", std::process::id()));
+    fs::create_dir_all(&directory)?;
+    let measured = measure_in(&directory, size, cases, &progress).await;
+    fs::remove_dir_all(&directory)?;
+    let tables = measured?;
+    if let Some(file) = arguments.markdown {
+        let document = fs::read_to_string(&file).unwrap_or_default();
+        fs::write(&file, report::put_into(&document, &tables))?;
+        eprintln!("written to {}", file.display());
+    }
+    Ok(())
+}
+
+async fn measure_in(
+    directory: &Path,
+    size: Size,
+    cases: &[Case],
+    progress: &dyn Fn(&str),
+) -> anyhow::Result<String> {
+    let peers = peers::build(progress).await?;
+    let stage = Stage::set(directory.to_owned(), progress).await?;
+    let run = Run { stage: &stage, size, peers: &peers, progress };
+    let began = Instant::now();
+    let mut tables = header(&stage, size);
+    println!("{tables}");
+    for case in cases {
+        let section = case.run(&run).await?;
+        println!("{section}");
+        writeln!(tables, "{section}")?;
+    }
+    stage.strike().await?;
+    eprintln!("measured for {} s", began.elapsed().as_secs());
+    Ok(tables)
+}
+
+/// Where and how it was measured.
+fn header(stage: &Stage, size: Size) -> String {
+    let window = size.window();
+    format!(
+        "Measured on {machine}, shared by the load, the contender and the database (PostgreSQL {version}, as it is \
+         delivered; `fsync` and `synchronous_commit` on), with `{size}`: rounds of {length} s after {warm_up} s of \
+         warming up. A figure is the median of {rounds} rounds, with the least and the most of them; a ratio is taken \
+         in each round.\n",
+        machine = cpu::machine(),
+        version = stage.version,
+        size = match size {
+            Size::Smoke => "--smoke",
+            Size::Short => "--short",
+            Size::Long => "--long",
+        },
+        length = window.length.as_secs_f64(),
+        warm_up = window.warm_up.as_secs_f64(),
+        rounds = size.rounds(),
+    )
+}

@@ -1,0 +1,105 @@
+//! Services that do the same job as others would write them, in `bench/peers`: each in its own language's ways, with
+//! the same database, the same size of the pool, and the same traces.
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::bail;
+use dev::{
+    process::{Launch, Stream},
+    project,
+};
+
+use crate::{
+    service::Server,
+    stage::{Database, Stage, free_address},
+};
+
+/// Connections of every contender's pool.
+pub const POOL: u32 = 16;
+
+/// A build from scratch on a slow machine.
+const BUILD_DEADLINE: Duration = Duration::from_mins(30);
+
+/// A peer that is built.
+#[derive(Debug)]
+pub struct Peer {
+    pub name: &'static str,
+    executable: PathBuf,
+}
+
+/// How a peer is built, and what comes out.
+struct Recipe {
+    name: &'static str,
+    directory: &'static str,
+    tool: &'static str,
+    arguments: &'static [&'static str],
+    executable: &'static str,
+}
+
+const RECIPES: [Recipe; 2] = [
+    Recipe {
+        name: "peer in Rust",
+        directory: "rust",
+        tool: "cargo",
+        arguments: &["build", "--release", "--locked"],
+        executable: "target/release/peer",
+    },
+    Recipe {
+        name: "peer in Go",
+        directory: "go",
+        tool: "go",
+        arguments: &["build", "-o", "target/peer", "."],
+        executable: "target/peer",
+    },
+];
+
+/// Builds the peers whose tools are on this machine.
+pub async fn build(progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Peer>> {
+    let mut built = Vec::new();
+    for recipe in &RECIPES {
+        let directory = project::root().join("bench/peers").join(recipe.directory);
+        if !directory.is_dir() {
+            progress(&format!("skipped: {}, which is not in this checkout", recipe.name));
+            continue;
+        }
+        progress(&format!("building the {}", recipe.name));
+        let launch = Launch::new(recipe.tool)
+            .envs(std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("CARGO_")))
+            .args(recipe.arguments)
+            .directory(&directory)
+            .echo(&[Stream::Stderr]);
+        let Ok(building) = launch.start() else {
+            progress(&format!("skipped: {}, since `{}` is not on this machine", recipe.name, recipe.tool));
+            continue;
+        };
+        if !building.wait(BUILD_DEADLINE).await?.success() {
+            bail!("the {} does not build", recipe.name);
+        }
+        built.push(Peer { name: recipe.name, executable: directory.join(recipe.executable) });
+    }
+    Ok(built)
+}
+
+impl Peer {
+    /// Starts it on a database, with its log in a file.
+    pub async fn start(
+        &self,
+        stage: &Stage,
+        database: &Database,
+        receiver: Option<SocketAddr>,
+    ) -> anyhow::Result<Server> {
+        let address = free_address()?;
+        let mut launch = Launch::new(&self.executable)
+            .env("DATABASE_URL", database.url.as_str())
+            .env("LISTEN_ADDRESS", address.to_string())
+            .env("DATABASE_MAX_CONNECTIONS", POOL.to_string())
+            .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+            .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+            .env("OTEL_TRACES_SAMPLER_ARG", "0.1")
+            .log_to(&stage.directory.join("peer.log"))
+            .uncaptured();
+        if let Some(receiver) = receiver {
+            launch = launch.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{receiver}"));
+        }
+        Server::launch(launch, address, None, &format!("http://{address}/healthz")).await
+    }
+}

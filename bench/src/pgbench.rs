@@ -1,0 +1,329 @@
+//! PostgreSQL's own benchmark, which says what the database can do with nobody in front of it.
+//!
+//! Its scripts run prepared statements as the service's role. They are either the transaction that most services would
+//! send ([`naive_order`]), or **our own statements** ([`own_order`] and the like): their text is read from `.sqlx`,
+//! which continuous integration compares with the sources, and parameters take the place of `$1`. Arrays are parameters, too,
+//! as in the service: `ARRAY[:a, :b]` would tell the planner how many there are.
+//!
+//! pgbench has numbers for variables and no texts, so that two things differ from the service: ids are put together
+//! from numbers in SQL, which costs a microsecond, and the texts (baskets, tokens) are those of [`VARIANTS`] scripts
+//! which it picks from at random.
+use std::{
+    fmt::Write as _,
+    fs,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use dev::{process::Launch, project};
+use hdrhistogram::Histogram;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    load::{Measured, Window},
+    stage::{self, CUSTOMERS, Database, Stage, sql_id},
+};
+
+/// As many scripts, each with a customer and a basket of its own.
+const VARIANTS: u64 = 8;
+
+/// pgbench has this long to end after its time.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// What pgbench sends: one script for each variant.
+#[derive(Clone, Debug)]
+pub struct Scripts(Vec<String>);
+
+/// The text of the one statement of the service that holds all of these texts.
+fn own(parts: &[&str]) -> anyhow::Result<String> {
+    #[derive(Deserialize)]
+    struct Description {
+        query: String,
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(project::root().join(".sqlx"))? {
+        let description: Description = serde_json::from_str(&fs::read_to_string(entry?.path())?)?;
+        if parts.iter().all(|part| description.query.contains(part)) {
+            found.push(description.query);
+        }
+    }
+    match <[String; 1]>::try_from(found) {
+        Ok([statement]) => Ok(statement),
+        Err(found) => bail!("{} statements of the service hold {parts:?}, and one should", found.len()),
+    }
+}
+
+/// Hides the colons within texts (`'HH24:MI'`), which pgbench takes for variables even there.
+fn without_colons(statement: &str) -> String {
+    let mut written = String::new();
+    for (number, piece) in statement.split('\'').enumerate() {
+        let within_a_text = number % 2 == 1;
+        match within_a_text {
+            true if piece.contains(':') => {
+                let _cannot_fail = write!(written, "E'{}'", piece.replace(':', "\\x3a"));
+            }
+            true => {
+                let _cannot_fail = write!(written, "'{piece}'");
+            }
+            false => written.push_str(piece),
+        }
+    }
+    written
+}
+
+/// Puts expressions in the place of `$1`, `$2`, ….
+fn with_arguments(statement: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let statement = without_colons(statement);
+    let mut pieces = statement.split('$');
+    let mut written = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let digits = piece.len() - piece.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
+        let (number, rest) = piece.split_at(digits);
+        let number: usize = number.parse().context("a parameter has a number")?;
+        written.push_str(arguments.get(number - 1).with_context(|| format!("${number} has no argument"))?);
+        written.push_str(rest);
+    }
+    Ok(written)
+}
+
+fn each_variant(script: impl Fn(u64) -> anyhow::Result<String>) -> anyhow::Result<Scripts> {
+    (0..VARIANTS).map(script).collect::<anyhow::Result<_>>().map(Scripts)
+}
+
+/// `\set` of a number that no other transaction has, in ascending order for each client as ids of the service are.
+const NEXT: &str = "\\set i :i + 1\n\\set n :run * 1000000000000 + :client_id * 1000000000 + :i\n";
+
+fn session(variant: u64) -> anyhow::Result<String> {
+    let statement = own(&["from sessions", "sessions.token_hash = $1"])?;
+    with_arguments(&statement, &[&format!(":token{variant}")])
+}
+
+/// `POST /v1/orders` as the service does it: who calls, and everything else in one statement.
+pub fn own_order() -> anyhow::Result<Scripts> {
+    let statement = own(&["insert into orders", "claim_idempotency_key("])?;
+    let id = sql_id("04000000-0000-7000-8000-", ":n");
+    let event = format!("(:event::jsonb || jsonb_build_object('id', {id}))");
+    each_variant(|variant| {
+        let customer = format!(":customer{variant}");
+        // pgbench makes a parameter of each occurrence of a variable, so each says its type.
+        let arguments = [
+            &*id,
+            &format!("{customer}::uuid"),
+            &format!(":products{variant}"),
+            ":quantities",
+            &format!("{customer}::text"),
+            ":n::text",
+            ":hash::bytea",
+            &event,
+        ];
+        let order = with_arguments(&statement, &arguments)?;
+        Ok(format!("{NEXT}{};\n{order};\n", session(variant)?))
+    })
+}
+
+/// The same as most services would send it: ten round trips, one for each thing that is done. Who calls is known.
+pub fn naive_order() -> anyhow::Result<Scripts> {
+    let id = sql_id("04000000-0000-7000-8000-", ":n");
+    let product = |number: &str| sql_id("03000000-0000-7000-8000-", number);
+    each_variant(|variant| {
+        let customer = format!(":customer{variant}");
+        let mut script = format!("{NEXT}\\set p1 random(0, 499)\n\\set p2 random(500, 999)\n");
+        write!(
+            script,
+            "begin;
+             insert into idempotency_keys (scope, key, fingerprint, resource_id)
+             values ({customer}, :n, :hash, {id}) on conflict do nothing;
+             select unit_amount as amount1 from products where id = {product1} and active \\gset
+             select unit_amount as amount2 from products where id = {product2} and active \\gset
+             \\set total :amount1 + 2 * :amount2
+             insert into orders (id, customer_id, currency, total_amount) values ({id}, {customer}, 'EUR', :total);
+             insert into order_items (order_id, line_number, product_id, name, unit_amount, quantity, amount)
+             values ({id}, 1, {product1}, 'Product', :amount1, 1, :amount1);
+             insert into order_items (order_id, line_number, product_id, name, unit_amount, quantity, amount)
+             values ({id}, 2, {product2}, 'Product', :amount2, 2, 2 * :amount2);
+             insert into audit_events (
+               id, \"timestamp\", event_type, user_id, role, resource, action, result,
+               ip_address, metadata, correlation_id, request_id, trace_id, service_version
+             )
+             values (
+               {id}, now(), 'data_change', {customer}, 'customer', 'orders', 'create', 'success',
+               '127.0.0.1', :detail, 'correlation', {id}, '4bf92f3577b34da6a3ce929d0e0e4736', '0.1.0'
+             );
+             update idempotency_keys
+             set response_status = 201, response_body = :answer, completed_at = now()
+             where scope = {customer} and key = :n;
+             commit;
+",
+            product1 = product(":p1"),
+            product2 = product(":p2"),
+        )?;
+        Ok(script.replace("\n             ", "\n"))
+    })
+}
+
+/// `GET /v1/orders/{id}`: who calls, and the order.
+pub fn own_read(orders: u64) -> anyhow::Result<Scripts> {
+    let statement = own(&["from orders_with_items", "where id = $1"])?;
+    let id = sql_id("01000000-0000-7000-8000-", ":n");
+    each_variant(|variant| {
+        let of_customer =
+            format!("\\set n random(0, {}) * {CUSTOMERS} + {variant}\n", orders / CUSTOMERS - 1);
+        let order = with_arguments(&statement, &[&id, &format!(":customer{variant}")])?;
+        Ok(format!("{of_customer}{};\n{order};\n", session(variant)?))
+    })
+}
+
+/// `GET /v1/orders`: who calls, and the newest twenty of their orders, and one more that says whether there are more.
+pub fn own_list() -> anyhow::Result<Scripts> {
+    let statement = own(&["from orders_with_items", "where customer_id = $1"])?;
+    each_variant(|variant| {
+        let customer = format!(":customer{variant}");
+        let list = with_arguments(&statement, &[&customer, "null", ":newest", ":rows"])?;
+        Ok(format!("{};\n{list};\n", session(variant)?))
+    })
+}
+
+/// What the scripts need, as texts.
+fn definitions() -> Vec<(String, String)> {
+    let mut definitions = vec![
+        ("i".to_owned(), "0".to_owned()),
+        ("quantities".to_owned(), "{1,2}".to_owned()),
+        ("hash".to_owned(), format!("\\x{}", "5a".repeat(32))),
+        ("newest".to_owned(), "ffffffff-ffff-ffff-ffff-ffffffffffff".to_owned()),
+        ("rows".to_owned(), "21".to_owned()),
+        ("detail".to_owned(), r#"{"lines": 2, "record_count": 1}"#.to_owned()),
+        ("answer".to_owned(), format!(r#"{{"items":"{}"}}"#, "x".repeat(500))),
+        (
+            "event".to_owned(),
+            format!(
+                r#"{{"timestamp":"2026-01-01T00:00:00.000000Z","event_type":"data_change","user_id":"{}","role":"customer","resource":"orders","action":"create","result":"success","ip_address":"127.0.0.1","metadata":{{"lines":2,"record_ids":["{}"],"record_count":1}},"correlation_id":"correlation","request_id":"{}","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","service_version":"0.1.0"}}"#,
+                stage::customer(1),
+                stage::order(1),
+                stage::order(1),
+            ),
+        ),
+    ];
+    for variant in 0..VARIANTS {
+        let products = format!("{{{},{}}}", stage::product(61 * variant), stage::product(500 + 61 * variant));
+        definitions.push((format!("products{variant}"), products));
+        definitions.push((format!("customer{variant}"), stage::customer(variant)));
+        definitions.push((format!("token{variant}"), hash_of_token(variant)));
+    }
+    definitions
+}
+
+/// SHA-256 of the token of a customer, as PostgreSQL reads it.
+fn hash_of_token(number: u64) -> String {
+    format!("\\x{}", hex::encode(Sha256::digest(stage::token(number))))
+}
+
+/// Runs the scripts with as many connections. `look` is called at the beginning of the window and at its end, with
+/// the process id of pgbench.
+pub async fn run<T>(
+    stage: &Stage,
+    database: &Database,
+    scripts: &Scripts,
+    clients: usize,
+    window: Window,
+    number: u64,
+    mut look: impl FnMut(u32) -> T,
+) -> anyhow::Result<(Measured, [T; 2])> {
+    let directory = stage.directory.join("pgbench");
+    fs::remove_dir_all(&directory).ok();
+    fs::create_dir_all(&directory)?;
+    let url = &database.url;
+    let mut launch = Launch::new(stage.programs.join("pgbench"))
+        .directory(&directory)
+        .env("PGPASSWORD", url.password().unwrap_or_default())
+        .args(["--host", "127.0.0.1", "--port", &url.port().unwrap_or(5432).to_string()])
+        .args(["--username", url.username(), "--protocol=prepared", "--no-vacuum", "--jobs=1", "--log"])
+        .args([format!("--client={clients}"), format!("--define=run={number}")])
+        // Whole seconds, so that one more than needed.
+        .args([format!("--time={}", (window.warm_up + window.length).as_secs() + 1)]);
+    for (name, value) in definitions() {
+        launch = launch.args([format!("--define={name}={value}")]);
+    }
+    for (index, script) in scripts.0.iter().enumerate() {
+        let file = directory.join(format!("{index}.sql"));
+        fs::write(&file, script)?;
+        launch = launch.args(["--file".as_ref(), file.as_os_str()]);
+    }
+    let child = launch.args([&database.name]).start()?;
+    tokio::time::sleep(window.warm_up).await;
+    let (before, began) = (look(child.pid()), SystemTime::now());
+    tokio::time::sleep(window.length).await;
+    let (ended, after) = (SystemTime::now(), look(child.pid()));
+    let status = child.wait(window.length + window.warm_up + GRACE).await?;
+    let printed: Vec<String> = child.lines().into_iter().map(|line| line.text).collect();
+    if !status.success() || printed.iter().any(|line| line.contains("error:")) {
+        bail!("pgbench failed: {}", printed.join("\n"));
+    }
+    let epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_micros());
+    let (from, to) = (epoch(began)?, epoch(ended)?);
+    let mut latencies = Histogram::new_with_bounds(1, 60_000_000, 3)?;
+    for file in logs(&directory)? {
+        for line in fs::read_to_string(file)?.lines() {
+            let (latency, at) = transaction(line).with_context(|| format!("not a transaction: {line}"))?;
+            if (from..to).contains(&at) {
+                latencies.saturating_record(latency.max(1));
+            }
+        }
+    }
+    let length = ended.duration_since(began)?;
+    Ok((Measured { length, latencies, failures: 0 }, [before, after]))
+}
+
+fn logs(directory: &std::path::Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut logs = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pgbench_log")) {
+            logs.push(path);
+        }
+    }
+    Ok(logs)
+}
+
+/// Of a line of pgbench's log: how long the transaction took, and when it ended, in microseconds.
+fn transaction(line: &str) -> Option<(u64, u128)> {
+    let mut fields = line.split_ascii_whitespace();
+    let latency = fields.nth(2)?.parse().ok()?;
+    let seconds: u128 = fields.nth(1)?.parse().ok()?;
+    let microseconds: u128 = fields.next()?.parse().ok()?;
+    Some((latency, seconds * 1_000_000 + microseconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_replaced_by_their_number() {
+        let replaced =
+            with_arguments("select $2, $1::text, $10", &["a", "b", "", "", "", "", "", "", "", "j"]);
+        assert_eq!(replaced.unwrap(), "select b, a::text, j");
+        assert!(with_arguments("select $2", &["a"]).is_err());
+        assert_eq!(with_arguments("select 1", &[]).unwrap(), "select 1");
+        let text = "select to_char(now(), 'HH24:MI'), 'it', $1::text";
+        let expected = "select to_char(now(), E'HH24\\x3aMI'), 'it', :n::text";
+        assert_eq!(with_arguments(text, &[":n"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_line_of_the_log_has_the_latency_and_the_moment() {
+        assert_eq!(transaction("3 199 2241 0 1700000000 412345"), Some((2241, 1_700_000_000_412_345)));
+        assert_eq!(transaction("3 199 skipped 0 1700000000 412345"), None);
+        assert_eq!(transaction(""), None);
+    }
+
+    #[test]
+    fn each_statement_of_the_service_is_found_by_what_it_does() {
+        for scripts in [own_order(), naive_order(), own_read(1_000), own_list()] {
+            let Scripts(scripts) = scripts.unwrap();
+            assert_eq!(scripts.len() as u64, VARIANTS);
+            assert!(scripts.iter().all(|script| !script.contains('$')), "{}", scripts[0]);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! A receiver of traces in a process of its own, so that what it uses is counted apart: this program, run again.
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use axum::{Router, routing::get};
+use dev::{
+    otlp::{self, Sink, Span},
+    process::Launch,
+};
+use tokio::net::TcpListener;
+
+use crate::{service::Server, stage::free_address};
+
+#[derive(Clone, Default)]
+struct Counting(Arc<AtomicU64>);
+
+impl Sink for Counting {
+    async fn take(&self, spans: Vec<Span>) -> bool {
+        self.0.fetch_add(spans.len() as u64, Ordering::Relaxed);
+        true
+    }
+}
+
+/// Takes spans and counts them, until this process is ended.
+pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
+    let spans = Counting::default();
+    let counted = spans.clone();
+    let count = get(async move || counted.0.load(Ordering::Relaxed).to_string());
+    let router = otlp::router(spans).route("/spans", count);
+    Ok(axum::serve(TcpListener::bind(address).await?, router).await?)
+}
+
+/// Starts it.
+pub async fn start() -> anyhow::Result<Server> {
+    let address = free_address()?;
+    let launch =
+        Launch::new(std::env::current_exe()?).args(["receive-traces", &address.to_string()]).uncaptured();
+    Server::launch(launch, address, None, &format!("http://{address}/spans")).await
+}
+
+/// The spans that it has taken.
+pub async fn spans(receiver: &Server) -> anyhow::Result<u64> {
+    let client = dev::http::client(std::time::Duration::from_secs(5))?;
+    Ok(client.get(format!("http://{}/spans", receiver.address)).send().await?.text().await?.parse()?)
+}
+
+/// The bare framework: one JSON route of axum, and nothing around it. What `body` is, it answers to everything.
+pub async fn serve_bare(address: SocketAddr, body: String) -> anyhow::Result<()> {
+    let body: serde_json::Value = serde_json::from_str(&body)?;
+    let route = get(async move || axum::Json(body.clone()));
+    Ok(axum::serve(TcpListener::bind(address).await?, Router::new().route("/{*any}", route)).await?)
+}
+
+/// Starts it, with an answer as long as that of the service's trivial route.
+pub async fn start_bare() -> anyhow::Result<Server> {
+    let address = free_address()?;
+    let body = serde_json::json!({
+        "type": "/problems/not-found",
+        "status": 404,
+        "title": "There is nothing here",
+        "about": "There is nothing at this address, or nothing that is yours.",
+    });
+    let launch = Launch::new(std::env::current_exe()?)
+        .args(["answer", &address.to_string(), &body.to_string()])
+        .uncaptured();
+    Server::launch(launch, address, None, &format!("http://{address}/")).await
+}

@@ -1,0 +1,110 @@
+//! The requests of the load.
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::{Method, Request, body::Bytes, header};
+use serde_json::json;
+
+use crate::{
+    load::Requests,
+    stage::{CUSTOMERS, PRODUCTS, order, product, token},
+};
+
+const ORDERS: &str = "/v1/orders";
+
+fn request(
+    method: Method,
+    path: String,
+    body: Option<String>,
+    headers: &[(&str, String)],
+) -> Request<Full<Bytes>> {
+    let has_body = body.is_some();
+    let mut request = Request::new(Full::new(body.map_or_else(Bytes::new, Bytes::from)));
+    *request.method_mut() = method;
+    // Paths and header values here are made of plain letters and digits.
+    if let Ok(uri) = path.try_into() {
+        *request.uri_mut() = uri;
+    }
+    let fixed = [(header::HOST, "bench"), (header::CONTENT_TYPE, "application/json")];
+    for (name, value) in fixed.into_iter().filter(|(name, _)| has_body || name != header::CONTENT_TYPE) {
+        request.headers_mut().insert(name, header::HeaderValue::from_static(value));
+    }
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (header::HeaderName::try_from(*name), value.try_into()) {
+            request.headers_mut().insert(name, value);
+        }
+    }
+    request
+}
+
+fn bearer(number: u64) -> (&'static str, String) {
+    ("authorization", format!("Bearer {}", token(number)))
+}
+
+/// Numbers that follow each other, far apart and evenly: a step that shares no factor with any bound here.
+fn scattered(number: u64, bound: u64) -> u64 {
+    number.wrapping_mul(0x9E37_79B9_7F4A_7C15) % bound
+}
+
+/// The body of an order of two lines.
+pub fn basket(number: u64) -> String {
+    let first = scattered(number, PRODUCTS / 2);
+    json!({
+        "items": [
+            { "product_id": product(first), "quantity": 1 },
+            { "product_id": product(PRODUCTS / 2 + first), "quantity": 2 },
+        ]
+    })
+    .to_string()
+}
+
+/// Orders, each under a key of its own; `run` tells runs apart.
+pub fn place_orders(run: u64) -> Requests {
+    Arc::new(move |number| {
+        let key = ("idempotency-key", format!("run-{run}-order-{number}"));
+        request(Method::POST, ORDERS.to_owned(), Some(basket(number)), &[bearer(number), key])
+    })
+}
+
+/// One of so many orders that nobody has asked for lately, as its customer.
+pub fn read_orders(orders: u64) -> Requests {
+    Arc::new(move |number| {
+        let order_number = scattered(number, orders / CUSTOMERS) * CUSTOMERS + number % CUSTOMERS;
+        request(Method::GET, format!("{ORDERS}/{}", order(order_number)), None, &[bearer(number)])
+    })
+}
+
+/// The newest orders of each customer in turn.
+pub fn list_orders() -> Requests {
+    Arc::new(|number| request(Method::GET, ORDERS.to_owned(), None, &[bearer(number)]))
+}
+
+/// A route that does nothing but answer.
+pub fn ask(path: &'static str) -> Requests {
+    Arc::new(move |_| request(Method::GET, path.to_owned(), None, &[]))
+}
+
+/// Pays an order as its customer.
+pub fn pay(order: &str, customer: u64) -> Request<Full<Bytes>> {
+    let body = json!({ "payment_method": "pm_card_ok" }).to_string();
+    let key = ("idempotency-key", format!("pay-{order}"));
+    request(Method::POST, format!("/v1/orders/{order}/payments"), Some(body), &[bearer(customer), key])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_order_has_a_key_of_its_own_and_every_read_its_own_customer() {
+        let place = place_orders(3);
+        let keys = [0, 1].map(|number| place(number).headers()["idempotency-key"].clone());
+        assert_ne!(keys[0], keys[1]);
+        for number in 0..1_000 {
+            let read = read_orders(10_000)(number);
+            let id = u64::from_str_radix(read.uri().path().rsplit('-').next().unwrap(), 16).unwrap();
+            assert!(id < 10_000);
+            assert_eq!(read.headers()["authorization"], format!("Bearer {}", token(id)).as_str());
+        }
+    }
+}

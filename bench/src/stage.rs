@@ -1,0 +1,270 @@
+//! Where everything is measured: a PostgreSQL server of our own, with databases that are all alike.
+//!
+//! The server is as safe as one in production (`fsync`, `synchronous_commit` and full pages are on) and has the
+//! settings that it was delivered with, but for `shared_preload_libraries`, of which it has none. Each case has a
+//! database of its own with [`PRODUCTS`], [`CUSTOMERS`] and sessions; orders are put into it as they are wanted.
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use dev::{
+    cargo,
+    gateway::{Settings, Simulator},
+    postgres::{Purpose, Rights, Server},
+    process::Launch,
+};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::time::sleep;
+use url::Url;
+
+/// As many as a shop has, so that a plan which reads all of them is seen.
+pub const PRODUCTS: u64 = 1_000;
+
+/// Everybody has a session.
+pub const CUSTOMERS: u64 = 100;
+
+pub const GATEWAY_API_KEY: &str = "sk_for_measurements";
+pub const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIG1lYXN1cmVtZW50cywgbmV2ZXIgZWxzZXdoZXJl";
+
+const OWNER: &str = "bench_owner";
+const SERVICE: &str = "bench_service";
+
+/// Of both roles: the server listens on this machine only, and ends with this process.
+const PASSWORD: &str = "for-measurements-only";
+
+const TEMPLATE: &str = "bench_template";
+
+/// Ten million events.
+const SEALING_DEADLINE: Duration = Duration::from_mins(30);
+
+/// A migration, a seed.
+const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
+
+/// The server, the service's executable and the gateway.
+pub struct Stage {
+    pub executable: PathBuf,
+    pub gateway: Simulator,
+    /// Of the PostgreSQL server.
+    pub postmaster: u32,
+    /// Where PostgreSQL's programs are.
+    pub programs: PathBuf,
+    /// The server's version, for the record.
+    pub version: String,
+    pub directory: PathBuf,
+    server: Server,
+}
+
+/// A database with the schema of this release.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pub name: String,
+    /// As the service's restricted role.
+    pub url: Url,
+    pub owner_url: Url,
+    /// As the server's administrator.
+    pub admin_url: Url,
+}
+
+impl Stage {
+    /// Builds the service in the profile that this program was built in, starts the server, and makes the template
+    /// of all databases.
+    pub async fn set(directory: PathBuf, progress: &dyn Fn(&str)) -> anyhow::Result<Self> {
+        progress("building the service");
+        let executable = cargo::build_service().await?;
+        let server = Server::find_or_start(Purpose::Campaign, progress).await?;
+        let mut admin = PgConnection::connect(server.admin_url().as_str()).await?;
+        let lock: String =
+            sqlx::query_scalar("select pg_read_file('postmaster.pid')").fetch_one(&mut admin).await?;
+        let postmaster = lock.lines().next().unwrap_or_default().trim().parse().context("postmaster.pid")?;
+        let programs: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
+            .fetch_one(&mut admin)
+            .await?;
+        let version: String = sqlx::query_scalar("show server_version").fetch_one(&mut admin).await?;
+        admin.close().await?;
+        let gateway = Simulator::start(Settings {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            api_key: GATEWAY_API_KEY.to_owned(),
+            webhook_secret: GATEWAY_WEBHOOK_SECRET.to_owned(),
+            webhook_url: None,
+            ledger_file: None,
+        })
+        .await?;
+        server.create_login(OWNER, PASSWORD, Rights::Owner).await?;
+        server.create_login(SERVICE, PASSWORD, Rights::Restricted).await?;
+        server.create_database(TEMPLATE, Some(OWNER)).await?;
+        let programs = programs.into();
+        let stage = Self { executable, gateway, postmaster, programs, version, directory, server };
+        let template = stage.address(TEMPLATE);
+        stage.migrate(&template).await?;
+        template.execute(&seed()).await?;
+        Ok(stage)
+    }
+
+    fn address(&self, name: &str) -> Database {
+        Database {
+            name: name.to_owned(),
+            url: self.server.url(name, SERVICE, PASSWORD),
+            owner_url: self.server.url(name, OWNER, PASSWORD),
+            admin_url: self.server.admin_url_of(name),
+        }
+    }
+
+    /// A fresh database.
+    pub async fn database(&self, name: &str) -> anyhow::Result<Database> {
+        self.server.create_database_from_template(name, TEMPLATE, Some(OWNER)).await?;
+        let database = self.address(name);
+        // What `migrate` sets on the service's role belongs to the database and is not copied.
+        self.migrate(&database).await?;
+        database.execute("vacuum analyze").await?;
+        Ok(database)
+    }
+
+    /// Drops a database that is not needed any more.
+    pub async fn drop(&self, database: &Database) -> anyhow::Result<()> {
+        Ok(self.server.drop_database(&database.name).await?)
+    }
+
+    async fn migrate(&self, database: &Database) -> anyhow::Result<()> {
+        let migrate = Launch::new(&self.executable)
+            .args(["migrate"])
+            .directory(Path::new("/"))
+            .env("APP_ENV", "test")
+            .env("RUST_LOG", "warn")
+            .env("DATABASE_URL", database.url.as_str())
+            .env("DATABASE_MIGRATION_URL", database.owner_url.as_str())
+            .start()?;
+        if !migrate.wait(COMMAND_DEADLINE).await?.success() {
+            bail!("migrate failed: {:#?}", migrate.tail(10));
+        }
+        Ok(())
+    }
+
+    /// Writes what is still in memory, so that no run pays for the one before it.
+    pub async fn checkpoint(&self) -> anyhow::Result<()> {
+        let mut admin = PgConnection::connect(self.server.admin_url().as_str()).await?;
+        sqlx::raw_sql("checkpoint").execute(&mut admin).await?;
+        Ok(admin.close().await?)
+    }
+
+    /// Ends the server.
+    pub async fn strike(self) -> anyhow::Result<()> {
+        self.gateway.stop().await;
+        Ok(self.server.stop().await?)
+    }
+}
+
+impl Database {
+    /// Runs statements as the administrator.
+    pub async fn execute(&self, statements: &str) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(self.admin_url.as_str()).await?;
+        for statement in statements.split(";\n") {
+            sqlx::raw_sql(AssertSqlSafe(statement))
+                .execute(&mut connection)
+                .await
+                .context(statement.to_owned())?;
+        }
+        Ok(connection.close().await?)
+    }
+
+    /// Puts orders into it, up to a number in all, evenly among the customers: order `n` is [`order`]'s, of the
+    /// customer `n % CUSTOMERS`, and has two lines. Triggers and foreign keys are not asked, since millions would
+    /// take an hour; nothing here breaks them.
+    pub async fn has_orders(&self, from: u64, to: u64) -> anyhow::Result<()> {
+        self.execute(
+            &format!(
+                "set session_replication_role = replica;
+             insert into orders (id, customer_id, currency, total_amount, created_at, updated_at)
+             select {order}, {customer}, 'EUR', 3 * 1290, now() - interval '1 day', now() - interval '1 day'
+             from generate_series({from}, {last}) as n;
+             insert into order_items (order_id, line_number, product_id, name, unit_amount, quantity, amount)
+             select {order}, line, {product}, 'Mug', 1290, line, 1290 * line
+             from generate_series({from}, {last}) as n, generate_series(1, 2) as line;
+             vacuum analyze orders, order_items",
+                order = sql_id("01000000-0000-7000-8000-", "n"),
+                customer = sql_id("02000000-0000-7000-8000-", &format!("n % {CUSTOMERS}")),
+                product = sql_id("03000000-0000-7000-8000-", &format!("(n + line) % {PRODUCTS}")),
+                last = to - 1,
+            )
+            .replace(";\n             ", ";\n"),
+        )
+        .await
+    }
+
+    /// Puts more events into the audit trail; the service seals them as any others.
+    pub async fn has_audit_events(&self, more: u64) -> anyhow::Result<()> {
+        self.execute(&format!(
+            "insert into audit_events (
+               id, \"timestamp\", event_type, user_id, role, resource, action, result, metadata, correlation_id,
+               service_version
+             )
+             select
+               gen_random_uuid(), now(), 'data_change', {customer}, 'customer', 'orders', 'create', 'success',
+               '{{}}', 'filling-' || n, '0.1.0'
+             from generate_series(1, {more}) as n;
+vacuum analyze audit_events",
+            customer = sql_id("02000000-0000-7000-8000-", &format!("n % {CUSTOMERS}")),
+        ))
+        .await
+    }
+
+    /// Waits until the service has sealed every event.
+    pub async fn is_sealed(&self) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(self.admin_url.as_str()).await?;
+        let began = Instant::now();
+        let sealed =
+            "select (select count(*) from audit_events) <= coalesce(sum(event_count), 0) from audit_seals";
+        while !sqlx::query_scalar::<_, bool>(sealed).fetch_one(&mut connection).await? {
+            if began.elapsed() > SEALING_DEADLINE {
+                bail!("the audit trail is not sealed after {SEALING_DEADLINE:?}");
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+        Ok(connection.close().await?)
+    }
+}
+
+/// In SQL, the id that [`order`] and its like write.
+pub fn sql_id(kind: &str, number: &str) -> String {
+    format!("('{kind}' || lpad(to_hex(({number})::bigint), 12, '0'))::uuid")
+}
+
+pub fn order(number: u64) -> String {
+    format!("01000000-0000-7000-8000-{number:012x}")
+}
+
+pub fn customer(number: u64) -> String {
+    format!("02000000-0000-7000-8000-{:012x}", number % CUSTOMERS)
+}
+
+pub fn product(number: u64) -> String {
+    format!("03000000-0000-7000-8000-{:012x}", number % PRODUCTS)
+}
+
+/// The token of a customer's session.
+pub fn token(number: u64) -> String {
+    format!("token-of-customer-{}", number % CUSTOMERS)
+}
+
+fn seed() -> String {
+    format!(
+        "insert into products (id, sku, name, unit_amount, currency)
+         select {product}, 'SKU-' || n, 'Product ' || n, 100 + n, 'EUR'
+         from generate_series(0, {PRODUCTS} - 1) as n;
+insert into users (id, email, name, password_hash, role)
+         select {customer}, 'customer-' || n || '@example.com', 'Customer ' || n, 'no password', 'customer'
+         from generate_series(0, {CUSTOMERS} - 1) as n;
+insert into sessions (id, user_id, token_hash, expires_at)
+         select gen_random_uuid(), {customer}, sha256(convert_to('token-of-customer-' || n, 'UTF8')), now() + interval '7 days'
+         from generate_series(0, {CUSTOMERS} - 1) as n",
+        product = sql_id("03000000-0000-7000-8000-", "n"),
+        customer = sql_id("02000000-0000-7000-8000-", "n"),
+    )
+}
+
+/// An address that nobody listens on yet.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}

@@ -1,0 +1,90 @@
+//! What is made of several rounds: the median of what was measured, how far the rounds lie apart, and ratios.
+//!
+//! A ratio is taken within each round and then the median of the rounds: contenders run one after the other, so
+//! what the machine does meanwhile (another tenant, a warmer clock) meets both, and falls out.
+use std::fmt::{self, Display, Formatter};
+
+/// The median of some rounds, with the least and the most of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+}
+
+/// `None` where nothing was measured.
+pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+    let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
+    values.sort_by(f64::total_cmp);
+    let (least, most) = (*values.first()?, *values.last()?);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    let median = if values.len().is_multiple_of(2) {
+        let lower = *values.get(middle.checked_sub(1)?)?;
+        f64::midpoint(lower, upper)
+    } else {
+        upper
+    };
+    Some(Spread { median, least, most })
+}
+
+/// `of` to `to`, round by round. Both have one value for each round, in the same order.
+pub fn ratio(of: &[f64], to: &[f64]) -> Option<Spread> {
+    let rounds = of.iter().zip(to).filter(|(_, to)| **to > 0.0);
+    spread(rounds.map(|(of, to)| of / to))
+}
+
+/// As precise as such a figure is: three digits.
+pub fn rounded(value: f64) -> String {
+    match value.abs() {
+        magnitude if magnitude >= 99.95 => format!("{value:.0}"),
+        magnitude if magnitude >= 9.995 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// `1320 [1290–1400]`
+impl Display for Spread {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        let Self { median, least, most } = *self;
+        if (most - least).abs() < f64::EPSILON {
+            return formatter.write_str(&rounded(median));
+        }
+        write!(formatter, "{} [{}–{}]", rounded(median), rounded(least), rounded(most))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_one_or_between_the_two_in_the_middle() {
+        assert_eq!(spread([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
+        assert_eq!(spread([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, least: 1.0, most: 4.0 }));
+        assert_eq!(spread([5.0]).map(|spread| spread.median), Some(5.0));
+        assert_eq!(spread([]), None);
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_no_measurement() {
+        let measured = spread([f64::NAN, 1.0, f64::INFINITY, 3.0]);
+        assert_eq!(measured, Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
+    }
+
+    #[test]
+    fn a_ratio_compares_what_ran_side_by_side() {
+        // The machine was half as fast in the second round, for both.
+        let found = ratio(&[200.0, 100.0, 210.0], &[100.0, 50.0, 100.0]);
+        assert_eq!(found, Some(Spread { median: 2.0, least: 2.0, most: 2.1 }));
+        assert_eq!(ratio(&[1.0], &[0.0]), None);
+    }
+
+    #[test]
+    fn figures_have_three_digits() {
+        let shown = [0.12345, 9.994, 9.996, 12.34, 99.96, 1234.5].map(rounded);
+        assert_eq!(shown, ["0.12", "9.99", "10.0", "12.3", "100", "1234"]);
+        assert_eq!(Spread { median: 1.5, least: 1.25, most: 2.0 }.to_string(), "1.50 [1.25–2.00]");
+        assert_eq!(Spread { median: 2.0, least: 2.0, most: 2.0 }.to_string(), "2.00");
+    }
+}

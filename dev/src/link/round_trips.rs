@@ -1,0 +1,72 @@
+//! Counts round trips to PostgreSQL on the wire, where none can hide: whatever a driver sends, a statement, `begin`,
+//! a ping of its pool, it waits for one `ReadyForQuery` (PostgreSQL's documentation, "Message Flow").
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The type of a `ReadyForQuery`.
+const READY_FOR_QUERY: u8 = b'Z';
+
+/// What the server says to somebody who asks for TLS that it does not have: this byte alone, no message.
+const NO_TLS: u8 = b'N';
+
+/// The type of a message, and its length, which counts itself and not the type.
+const HEADER: usize = 5;
+
+/// Reads what a server says on one connection, piece by piece, as it comes.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    begun: bool,
+    header: Vec<u8>,
+    /// Bytes of the present message that are still to come.
+    rest: usize,
+}
+
+impl Answers {
+    /// Counts the round trips that end with this piece.
+    pub(super) fn count(&mut self, mut piece: &[u8], round_trips: &AtomicUsize) {
+        if !self.begun && !piece.is_empty() {
+            self.begun = true;
+            // No server begins with a `NoticeResponse`, which has the same byte for its type.
+            piece = piece.strip_prefix(&[NO_TLS]).unwrap_or(piece);
+        }
+        while !piece.is_empty() {
+            let (skipped, next) = piece.split_at(self.rest.min(piece.len()));
+            self.rest -= skipped.len();
+            let (header, next) = next.split_at((HEADER - self.header.len()).min(next.len()));
+            self.header.extend_from_slice(header);
+            if let [kind, length @ ..] = self.header.as_slice()
+                && let Ok(length) = <[u8; 4]>::try_from(length)
+            {
+                if *kind == READY_FOR_QUERY {
+                    round_trips.fetch_add(1, Ordering::Relaxed);
+                }
+                self.rest =
+                    usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX).saturating_sub(4);
+                self.header.clear();
+            }
+            piece = next;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+mod tests {
+    use super::*;
+
+    fn message(kind: u8, content: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(content.len() + 4).unwrap();
+        [&[kind], length.to_be_bytes().as_slice(), content].concat()
+    }
+
+    #[test]
+    fn round_trips_are_counted_wherever_the_wire_cuts_messages() {
+        let row = message(b'D', b"Z\0\0\0\x05Z, which is no message of its own");
+        let ready = message(b'Z', b"I");
+        let said = [b"N".to_vec(), message(b'R', &[0; 4]), ready.clone(), row, ready.clone(), ready].concat();
+        for size in 1..=said.len() {
+            let (mut answers, round_trips) = (Answers::default(), AtomicUsize::new(0));
+            said.chunks(size).for_each(|piece| answers.count(piece, &round_trips));
+            assert_eq!(round_trips.into_inner(), 3, "in pieces of {size}");
+        }
+    }
+}

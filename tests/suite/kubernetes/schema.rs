@@ -1,0 +1,179 @@
+//! Strict parsing: a field that Kubernetes does not know is dropped by its types, and so is missed when they are written
+//! again.
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
+    batch::v1::Job,
+    core::v1::{ConfigMap, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// The documents of a YAML file.
+pub(super) fn documents(text: &str) -> Vec<Value> {
+    let documents = yaml_serde::Deserializer::from_str(text);
+    documents.map(|document| Value::deserialize(document).unwrap()).filter(|value| !value.is_null()).collect()
+}
+
+/// An object as the type that it says it is of, and nothing of it lost.
+pub(super) fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> T {
+    let parsed: T =
+        serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error} in {object:#}"));
+    assert_eq!(
+        &serde_json::to_value(&parsed).unwrap(),
+        object,
+        "left: what is known, right: what stands there"
+    );
+    parsed
+}
+
+/// Holds an object against the type of its kind.
+pub(super) fn check(object: &Value) {
+    match (object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap()) {
+        ("apps/v1", "Deployment") => drop(typed::<Deployment>(object)),
+        ("autoscaling/v2", "HorizontalPodAutoscaler") => drop(typed::<HorizontalPodAutoscaler>(object)),
+        ("batch/v1", "Job") => drop(typed::<Job>(object)),
+        ("v1", "ConfigMap") => drop(typed::<ConfigMap>(object)),
+        ("v1", "Service") => drop(typed::<Service>(object)),
+        ("v1", "ServiceAccount") => drop(typed::<ServiceAccount>(object)),
+        ("networking.k8s.io/v1", "NetworkPolicy") => drop(typed::<NetworkPolicy>(object)),
+        ("policy/v1", "PodDisruptionBudget") => drop(typed::<PodDisruptionBudget>(object)),
+        ("monitoring.coreos.com/v1", "PrometheusRule") => drop(typed::<PrometheusRule>(object)),
+        ("monitoring.coreos.com/v1", "ServiceMonitor") => drop(typed::<ServiceMonitor>(object)),
+        ("kustomize.config.k8s.io/v1beta1", "Kustomization") => drop(typed::<Kustomization>(object)),
+        (version, kind) => panic!("nobody knows {version} {kind}"),
+    }
+}
+
+/// What we use of what the operator of Prometheus and Kustomize define; they have no types in Rust.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Object<Spec> {
+    api_version: String,
+    kind: String,
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Metadata {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+}
+
+type PrometheusRule = Object<Groups>;
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Groups {
+    groups: Vec<Group>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Group {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interval: Option<String>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alert: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<String>,
+    expr: String,
+    #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+    lasting: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_firing_for: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+}
+
+type ServiceMonitor = Object<Monitored>;
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Monitored {
+    job_label: String,
+    selector: Selector,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Selector {
+    match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Endpoint {
+    port: String,
+    path: String,
+    interval: String,
+    scrape_timeout: String,
+    honor_labels: bool,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Kustomization {
+    api_version: String,
+    kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    labels: Vec<Labels>,
+    resources: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    images: Vec<Image>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    config_map_generator: Vec<Generated>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    patches: Vec<Patch>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Labels {
+    pairs: BTreeMap<String, String>,
+    include_selectors: bool,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Image {
+    name: String,
+    new_name: String,
+    new_tag: String,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Generated {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    behavior: Option<String>,
+    envs: Vec<String>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Patch {
+    patch: String,
+}

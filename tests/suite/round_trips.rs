@@ -1,0 +1,87 @@
+//! How many round trips to the database each hot route makes, counted on the wire: they cost both sides more than
+//! anything else does, and unlike time they are the same on every machine.
+//!
+//! A statement is one, and so is the ping with which sqlx takes its connection back into the pool, in the background,
+//! when the answer is on its way. `begin` and `commit` are one each.
+use dev::harness::{MUG, Request, Service, TEAPOT, eventually};
+use serde_json::json;
+
+use crate::builder;
+
+/// Who adds to one of these has made the route dearer by as much, and says here why.
+const ROUND_TRIPS: [(&str, usize); 9] = [
+    ("GET /v1/products", 2),
+    ("POST /v1/sessions", 8),
+    ("GET /v1/me", 4),
+    ("POST /v1/orders", 4),
+    ("POST /v1/orders, again", 8),
+    ("GET /v1/orders/{id}", 4),
+    ("GET /v1/orders", 4),
+    ("POST /v1/orders/{id}/payments", 13),
+    ("GET /v1/payments/{id}", 4),
+];
+
+/// The workers of the service use the same wire now and then, and statements are prepared once: both only ever add,
+/// so that the fewest of some tries is what the request itself needs.
+const TRIES: usize = 5;
+
+/// The round trips of a request.
+async fn round_trips(service: &Service, request: impl AsyncFn() -> Request) -> usize {
+    let link = service.link();
+    let mut fewest = usize::MAX;
+    for _ in 0..TRIES {
+        let request = request().await;
+        nobody_is_at_the_database(service).await;
+        let before = link.round_trips();
+        let answer = request.await;
+        assert!((200..300).contains(&answer.status), "{answer}");
+        nobody_is_at_the_database(service).await;
+        fewest = fewest.min(link.round_trips() - before);
+    }
+    fewest
+}
+
+/// A connection counts as active until its last ping is answered.
+async fn nobody_is_at_the_database(service: &Service) {
+    eventually("the pool is at rest", async || {
+        (service.metric("db_connections_active").await == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hot_routes_make_no_more_round_trips_than_they_need() {
+    let service = builder()
+        .behind_a_link()
+        // One connection, so that every statement is prepared with the first try.
+        .setting("DATABASE_MAX_CONNECTIONS", "1")
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "3600")
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "3600")
+        .start()
+        .await;
+    service.gateway_sends_no_webhooks();
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+    let paid = order.pay("pm_card_ok").await.is(201);
+    let body = json!({ "items": [{ "product_id": MUG, "quantity": 1 }] });
+    let _placed = customer.post("/v1/orders").json(&body).key("again").await.is(201);
+    let credentials = json!({ "email": customer.email, "password": dev::harness::PASSWORD });
+
+    let mut counted = Vec::new();
+    for (route, _) in ROUND_TRIPS {
+        let request = async || match route {
+            "GET /v1/products" => service.nobody().get("/v1/products"),
+            "POST /v1/sessions" => service.nobody().post("/v1/sessions").json(&credentials),
+            "GET /v1/me" => customer.get("/v1/me"),
+            "POST /v1/orders" => customer.orders(&[(MUG, 2), (TEAPOT, 1)]),
+            "POST /v1/orders, again" => customer.post("/v1/orders").json(&body).key("again"),
+            "GET /v1/orders/{id}" => customer.get(order.path()),
+            "GET /v1/orders" => customer.get("/v1/orders"),
+            "POST /v1/orders/{id}/payments" => customer.places_an_order().await.pay("pm_card_ok"),
+            "GET /v1/payments/{id}" => customer.get(format!("/v1/payments/{}", paid.id())),
+            route => unreachable!("{route}"),
+        };
+        counted.push((route, round_trips(&service, request).await));
+    }
+    assert_eq!(counted, ROUND_TRIPS);
+}
