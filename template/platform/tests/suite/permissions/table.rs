@@ -40,11 +40,11 @@ pub(super) const ROUTES: [(&str, &str, Ask, [u16; 5]); 10] = [
     ("DELETE", "/v1/sessions/current",         log_out,        [401, 204, 204, 204, 204]),
     ("GET",    "/v1/me",                       who_am_i,       [401, 200, 200, 200, 200]),
     ("PUT",    "/v1/me/password",              new_password,   [401, 204, 204, 204, 204]),
+    ("GET",    "/v1/audit-events",             read_trail,     [401, 403, 403, 200, 200]),
     ("POST",   "/v1/{{resource_plural}}",      create,         [401, 201, 403, 403, 403]),
     ("GET",    "/v1/{{resource_plural}}",      list,           [401, 200, 200, 403, 200]),
     ("GET",    "/v1/{{resource_plural}}/{id}", show,           [401, 200, 200, 403, 200]),
     ("PATCH",  "/v1/{{resource_plural}}/{id}", change,         [401, 200, 403, 403, 403]),
-    ("GET",    "/v1/audit-events",             read_trail,     [401, 403, 403, 200, 200]),
 ];
 
 fn register(by: &Client, _: &Subject) -> Request {
