@@ -38,7 +38,7 @@ async fn an_outage_of_the_gateway_pages_someone_and_is_resolved_when_it_is_over(
         hurried("payments.yml"),
         ("telemetry.yml".to_owned(), file_with("prometheus/rules/telemetry.yml", &[])),
     ];
-    let _prometheus = Server::prometheus(&prometheus, &service, alertmanager.address(), rules).await;
+    let _prometheus = Server::prometheus(&prometheus, &service, alertmanager.url.authority(), rules).await;
     let _traffic = Traffic::start(traffic::Settings {
         rate_per_second: 40.0,
         ..traffic::Settings::new(service.api_url().clone())

@@ -52,7 +52,7 @@ pub(super) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
 
 /// A real Prometheus or Alertmanager. It ends, and its data goes, when this is dropped.
 pub(super) struct Server {
-    url: Url,
+    pub(super) url: Url,
     client: reqwest::Client,
     process: Child,
     /// Held for its end.
@@ -153,10 +153,6 @@ impl Server {
         })
         .await;
         server
-    }
-
-    pub(super) fn address(&self) -> &str {
-        self.url.authority()
     }
 
     /// The answer of its HTTP API.

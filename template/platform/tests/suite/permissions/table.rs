@@ -13,7 +13,6 @@ impl Standing {
     }
 
     /// What one request is about.
-    #[expect(clippy::unused_self, reason = "what stands is what requests are about")]
     pub(super) async fn subject(&self, owner: &User, email: String) -> Subject {
         Subject { id: owner.creates().await.is(201).id(), email }
     }
