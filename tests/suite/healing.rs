@@ -75,10 +75,7 @@ async fn connections_that_take_longer_than_a_request_waits_for_them_are_there_fo
     service.link().slow(Duration::from_millis(100));
     let refused = customer.lists().await.is_problem(503, "unavailable");
     assert!(refused.header("retry-after").is_some(), "{refused}");
-    eventually("a connection is there", async || {
-        (customer.lists().await.status == 200).then_some(())
-    })
-    .await;
+    eventually("a connection is there", async || (customer.lists().await.status == 200).then_some(())).await;
     is_ready_again(&service).await;
 }
 
