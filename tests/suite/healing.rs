@@ -68,16 +68,14 @@ async fn a_database_that_was_away_is_found_again_without_a_restart() {
 #[tokio::test]
 async fn connections_that_take_longer_than_a_request_waits_for_them_are_there_for_the_next_one() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").behind_a_link().start().await;
+    let customer = service.customer().await;
     // A statement is one way there and back, opening a connection is several: as after a restart, when everybody
     // opens all of them at once.
     service.link().interrupt();
     service.link().slow(Duration::from_millis(100));
-    let refused = service.nobody().get("/v1/products").await.is_problem(503, "unavailable");
+    let refused = customer.lists().await.is_problem(503, "unavailable");
     assert!(refused.header("retry-after").is_some(), "{refused}");
-    eventually("a connection is there", async || {
-        (service.nobody().get("/v1/products").await.status == 200).then_some(())
-    })
-    .await;
+    eventually("a connection is there", async || (customer.lists().await.status == 200).then_some(())).await;
     is_ready_again(&service).await;
 }
 

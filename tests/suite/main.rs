@@ -20,6 +20,7 @@ mod compliance;
 mod console;
 mod crashes;
 mod database;
+mod decisions;
 mod distrust;
 mod example;
 mod headers;

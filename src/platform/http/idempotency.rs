@@ -346,14 +346,13 @@ mod tests {
 
     #[test]
     fn a_fingerprint_is_of_what_is_asked_and_not_of_how_it_is_written() {
-        let original = r#"{"items":[{"product_id":"01900000-0000-7000-8000-000000000001","quantity":2}]}"#;
-        let otherwise =
-            r#"{ "items": [ { "quantity": 2, "product_id": "01900000-0000-7000-8000-000000000001" } ] }"#;
-        let asked = fingerprint("POST", "/v1/orders", original);
-        assert_eq!(fingerprint("POST", "/v1/orders", otherwise), asked);
-        assert_ne!(fingerprint("POST", "/v1/orders", &original.replace('2', "3")), asked);
-        assert_ne!(fingerprint("POST", "/v1/order", original), asked);
-        assert_ne!(fingerprint("PUT", "/v1/orders", original), asked);
-        assert_ne!(fingerprint("POST", "/v1/orders", &original.replace("quantity", "number")), asked);
+        let original = r#"{"items":[{"id":"01900000-0000-7000-8000-000000000001","quantity":2}]}"#;
+        let otherwise = r#"{ "items": [ { "quantity": 2, "id": "01900000-0000-7000-8000-000000000001" } ] }"#;
+        let asked = fingerprint("POST", "/v1/things", original);
+        assert_eq!(fingerprint("POST", "/v1/things", otherwise), asked);
+        assert_ne!(fingerprint("POST", "/v1/things", &original.replace('2', "3")), asked);
+        assert_ne!(fingerprint("POST", "/v1/thing", original), asked);
+        assert_ne!(fingerprint("PUT", "/v1/things", original), asked);
+        assert_ne!(fingerprint("POST", "/v1/things", &original.replace("quantity", "number")), asked);
     }
 }

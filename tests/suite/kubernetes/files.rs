@@ -6,6 +6,7 @@ use std::{
 };
 
 use app::config::{Config, Reader};
+use dev::harness::REQUIRED;
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec, Probe},
     apimachinery::pkg::util::intstr::IntOrString,
@@ -19,12 +20,10 @@ use super::{
 };
 use crate::{service, stack::repository};
 
-/// What a secret may look like; what it is stands in the cluster alone.
-const SECRETS: [(&str, &str); 5] = [
-    ("DATABASE_URL", "postgres://app:secret@database/orders"),
-    ("DATABASE_MIGRATION_URL", "postgres://owner:secret@database/orders"),
-    ("GATEWAY_API_KEY", "a-key-of-the-gateway"),
-    ("GATEWAY_WEBHOOK_SECRET", "whsec_ZGVtby1zZWNyZXQtb2YtdGhlLXBheW1lbnQtZ2F0ZXdheQ=="),
+/// What a secret may look like, besides those of other services; what it is stands in the cluster alone.
+const SECRETS: [(&str, &str); 3] = [
+    ("DATABASE_URL", "postgres://app:secret@database/service"),
+    ("DATABASE_MIGRATION_URL", "postgres://owner:secret@database/service"),
     ("OPS_TOKEN", "a-token-of-sixteen-or-more"),
 ];
 
@@ -86,6 +85,7 @@ fn the_service_takes_the_settings_of_every_overlay() {
         given.extend(
             SECRETS
                 .iter()
+                .chain(&REQUIRED)
                 .filter(|(name, _)| secrets.contains_key(*name))
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
         );

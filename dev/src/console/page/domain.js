@@ -42,3 +42,7 @@ export const numbers = (found) => [["orders", found.orders], ["payments", found.
 
 /** What is waited for at the first trace. */
 export const FIRST = "Waiting for the first order that is paid…";
+
+/** Where somebody begins who sees this for the first time: texts, and links with theirs. */
+export const TOUR = ["Follow ", ["/traces/first-paid-order", "the first paid order through its trace"], ", ",
+  ["/faults", "take the payment gateway away"], " and watch the breaker open and payments heal here, then "];

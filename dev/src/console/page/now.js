@@ -2,7 +2,7 @@
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { ago, bytes, duration, number } from "./format.js";
 import { chart } from "./chart.js";
-import { ownTiles } from "./domain.js";
+import { TOUR, ownTiles } from "./domain.js";
 import { title } from "./faults.js";
 
 const SPANS = [["2", "2 min"], ["5", "5 min"], ["15", "15 min"]];
@@ -92,9 +92,8 @@ function conditions() {
 }
 
 /** Where somebody begins who sees this for the first time. */
-const tour = () => h("p", { class: "tour" }, "New here? Follow ",
-  h("a", { href: "/traces/first-paid-order" }, "the first paid order through its trace"), ", ",
-  h("a", { href: "/faults" }, "take the payment gateway away"), " and watch the breaker open and payments heal here, then ",
+const tour = () => h("p", { class: "tour" }, "New here? ",
+  TOUR.map((part) => typeof part === "string" ? part : h("a", { href: part[0] }, part[1])),
   h("a", { href: "/audit" }, "verify the audit chain"), ".");
 
 /** What the shaded times of the charts are. */

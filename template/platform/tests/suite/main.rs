@@ -16,8 +16,10 @@ mod audit;
 mod compliance;
 mod console;
 mod database;
+mod decisions;
 mod headers;
 mod healing;
+mod kubernetes;
 mod limits;
 mod lockout;
 mod logs;
@@ -31,6 +33,7 @@ mod permissions;
 mod problems;
 mod replicas;
 mod retention;
+mod round_trips;
 mod seals;
 mod settings;
 mod shutdown;
@@ -42,6 +45,7 @@ mod telemetry_outages;
 mod traces;
 mod traffic;
 mod verification;
+mod workflows;
 
 use dev::harness::{Builder, Service};
 

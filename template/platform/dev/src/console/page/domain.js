@@ -25,3 +25,7 @@ export const numbers = () => [];
 
 /** What is waited for at the first trace. */
 export const FIRST = "Waiting for the first {{resource}} that is created…";
+
+/** Where somebody begins who sees this for the first time: texts, and links with theirs. */
+export const TOUR = ["Follow ", ["/traces", "a request through its trace"], ", ",
+  ["/faults", "make the database slow"], " and watch the latency here, then "];
