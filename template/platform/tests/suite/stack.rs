@@ -5,4 +5,7 @@ mod files;
 mod queries;
 mod tools;
 
-pub(crate) use self::files::repository;
+pub(crate) use self::{
+    files::repository,
+    tools::{run, tool},
+};
