@@ -28,7 +28,7 @@ const REMEMBERED: usize = 50;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
-    /// The {{resource_plural}} are locked for a second and a half, again and again: latency and pool waits grow
+    /// The {{resource_plural_words}} are locked for a second and a half, again and again: latency and pool waits grow
     SlowDatabase,
     /// Someone guesses passwords: lockout, rate limit and audit trail
     LoginAttack,

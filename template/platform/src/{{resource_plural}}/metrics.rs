@@ -1,4 +1,4 @@
-//! What {{resource_plural}} count.
+//! What {{resource_plural_words}} count.
 use lazy_static::lazy_static;
 use prometheus::{IntCounter, register_int_counter};
 

@@ -1,4 +1,4 @@
-//! {{Resource}} records: what customers keep here. The pattern for a slice of one's own.
+//! The {{resource_plural_words}}: what customers keep here. The pattern for a slice of one's own.
 //!
 //! The rules: customers see and change their own; support and admins see all, which is audited; what somebody else
 //! owns is not there (404).

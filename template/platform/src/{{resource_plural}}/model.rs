@@ -1,4 +1,4 @@
-//! {{Resource}} records, and the rules for their fields.
+//! The {{resource_plural_words}}, and the rules for their fields.
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::platform::http::{extract::Validate, problem::FieldError, timestamp};
 
-/// A {{resource}} record.
+/// A {{resource_words}} record.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct {{Resource}} {
     /// Its id.
@@ -24,7 +24,7 @@ pub struct {{Resource}} {
     pub updated_at: DateTime<Utc>,
 }
 
-/// What there is to say of a {{resource}} record, when it is created and when it is changed.
+/// What there is to say of a {{resource_words}} record, when it is created and when it is changed.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct {{Resource}}Fields {

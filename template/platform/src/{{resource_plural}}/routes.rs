@@ -1,4 +1,4 @@
-//! Creating, reading and changing {{resource_plural}}.
+//! Creating, reading and changing {{resource_plural_words}}.
 use axum::{Json as JsonBody, extract::State, http::StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -18,14 +18,14 @@ use crate::platform::{
     identity::{Customer, OwnerOrStaff},
 };
 
-/// The routes of {{resource_plural}}.
+/// The routes of {{resource_plural_words}}.
 pub fn routes() -> OpenApiRouter<Database> {
     OpenApiRouter::new()
         .routes(routes!(create_{{resource}}, list_{{resource_plural}}))
         .routes(routes!(show_{{resource}}, change_{{resource}}))
 }
 
-/// Create a new {{resource}}
+/// Create a new {{resource_words}}
 #[utoipa::path(
     post, path = "/v1/{{resource_plural}}", tag = "{{resource_plural}}", request_body = {{Resource}}Fields, security(("session" = [])),
     params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry")),
@@ -59,7 +59,7 @@ fn location(id: Uuid) -> String {
     format!("/v1/{{resource_plural}}/{id}")
 }
 
-/// List {{resource_plural}}
+/// List {{resource_plural_words}}
 ///
 /// Customers see their own; support and admins see everybody's, which is audited.
 #[utoipa::path(
@@ -80,7 +80,7 @@ async fn list_{{resource_plural}}(
     Ok(JsonBody(found))
 }
 
-/// Show one {{resource}}
+/// Show one {{resource_words}}
 #[utoipa::path(
     get, path = "/v1/{{resource_plural}}/{id}", tag = "{{resource_plural}}", params(("id" = Uuid, Path, description = "Its id")),
     security(("session" = [])), responses((status = 200, description = "The {{resource}}", body = {{Resource}}))
@@ -99,7 +99,7 @@ async fn show_{{resource}}(
     Ok(JsonBody(found))
 }
 
-/// Change one {{resource}}
+/// Change one {{resource_words}}
 #[utoipa::path(
     patch, path = "/v1/{{resource_plural}}/{id}", tag = "{{resource_plural}}", params(("id" = Uuid, Path, description = "Its id")),
     request_body = {{Resource}}Fields, security(("session" = [])),

@@ -1,4 +1,4 @@
-//! The {{resource_plural}} table.
+//! The `{{resource_plural}}` table.
 use chrono::{SubsecRound, Utc};
 use uuid::Uuid;
 

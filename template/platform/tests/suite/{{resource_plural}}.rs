@@ -1,4 +1,4 @@
-//! Creating, reading and changing {{resource_plural}}; and what an idempotency key promises.
+//! Creating, reading and changing {{resource_plural_words}}; and what an idempotency key promises.
 use dev::harness::{PATH, Request, Service, User, body};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};

@@ -73,7 +73,7 @@ pub(super) const FIGURES: &[(&str, &str)] = &[
     ("in_flight", "sum(http_requests_in_flight)"),
 ];
 
-/// The trace that a newcomer is led to, once there is one: that of the first {{resource}} that is created from `$1` on.
+/// The trace that a newcomer is led to, once there is one: that of the first {{resource_words}} that is created from `$1` on.
 pub(super) const FIRST_TRACE: &str = "
     select trace_id
     from audit_events

@@ -1,4 +1,4 @@
-//! What the harness knows of what the service is for: {{resource_plural}}, as long as there is nothing else.
+//! What the harness knows of what the service is for: {{resource_plural_words}}, as long as there is nothing else.
 use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
@@ -78,7 +78,7 @@ impl User {
         self.names("First")
     }
 
-    /// Creates a {{resource}} of this name, under a new key; not sent yet.
+    /// Creates a {{resource_words}} of this name, under a new key; not sent yet.
     pub fn names(&self, name: &str) -> Request {
         self.post(PATH).json(&json!({ "name": name })).new_key()
     }

@@ -23,7 +23,7 @@ pub(super) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
 
 /// What the requests of the table are about.
 pub(super) struct Subject {
-    /// A {{resource}} of the customer.
+    /// A {{resource_words}} of the customer.
     id: Uuid,
     email: String,
 }
