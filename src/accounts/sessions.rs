@@ -84,6 +84,7 @@ pub(super) async fn caller(database: &Database, token: &str) -> Result<Option<Ca
     );
     let mut connection = database.acquire().await?;
     let row = observe("sessions.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     row.map(|row| Ok(Caller { user_id: row.user_id, role: role(&row.role)?, session_id: row.id })).transpose()
 }
 

@@ -57,9 +57,10 @@ impl Payments {
             let order = orders::payable(&mut connection, order_id, caller.user_id).await?;
             let order = order.ok_or_else(|| Problem::not_yours("orders", order_id))?;
             if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
-                drop(connection);
+                connection.release();
                 return self.replay(previous).await;
             }
+            connection.release();
             order
         };
         let new = request.body?;

@@ -92,6 +92,7 @@ pub(super) async fn begin_payment(
     );
     let mut connection = database.acquire().await?;
     let begun = observe("payments.insert", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     Ok(begun.map(|row| {
         event.mirror();
         Payment {
