@@ -56,6 +56,9 @@ struct Arguments {
     /// Only these; may be repeated
     #[arg(long, value_enum, value_name = "NAME")]
     only: Vec<Case>,
+    /// Measure this executable and build none: one from before a change, to compare with
+    #[arg(long, value_name = "FILE")]
+    executable: Option<PathBuf>,
     /// Put the tables into this file, in place of those that are in it
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
@@ -92,7 +95,7 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let progress = |line: &str| eprintln!("{line}");
     let directory = std::env::temp_dir().join(format!("bench-{}", std::process::id()));
     fs::create_dir_all(&directory)?;
-    let measured = measure_in(&directory, size, cases, &progress).await;
+    let measured = measure_in(&directory, size, cases, arguments.executable, &progress).await;
     fs::remove_dir_all(&directory)?;
     let tables = measured?;
     if let Some(file) = arguments.markdown {
@@ -107,10 +110,11 @@ async fn measure_in(
     directory: &Path,
     size: Size,
     cases: &[Case],
+    executable: Option<PathBuf>,
     progress: &dyn Fn(&str),
 ) -> anyhow::Result<String> {
     let peers = peers::build(progress).await?;
-    let stage = Stage::set(directory.to_owned(), progress).await?;
+    let stage = Stage::set(directory.to_owned(), executable, progress).await?;
     let run = Run { stage: &stage, size, peers: &peers, progress };
     let began = Instant::now();
     let mut tables = header(&stage, size);

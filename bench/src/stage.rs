@@ -69,11 +69,19 @@ pub struct Database {
 }
 
 impl Stage {
-    /// Builds the service in the profile that this program was built in, starts the server, and makes the template
-    /// of all databases.
-    pub async fn set(directory: PathBuf, progress: &dyn Fn(&str)) -> anyhow::Result<Self> {
-        progress("building the service");
-        let executable = cargo::build_service().await?;
+    /// Builds the service in the profile that this program was built in, unless there is an executable to measure,
+    /// starts the server, and makes the template of all databases.
+    pub async fn set(
+        directory: PathBuf,
+        executable: Option<PathBuf>,
+        progress: &dyn Fn(&str),
+    ) -> anyhow::Result<Self> {
+        let executable = if let Some(executable) = executable {
+            executable
+        } else {
+            progress("building the service");
+            cargo::build_service().await?
+        };
         let server = Server::find_or_start(Purpose::Campaign, progress).await?;
         let mut admin = PgConnection::connect(server.admin_url().as_str()).await?;
         let lock: String =

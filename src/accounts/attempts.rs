@@ -103,6 +103,7 @@ impl Lockout {
         );
         let mut connection = database.acquire().await?;
         let counts = observe("login_attempts.upsert", statement.fetch_all(&mut *connection)).await?;
+        connection.release();
         let over = |beyond: i32| {
             counts.iter().any(|count| count.attempts > self.ceiling(&count.address).saturating_add(beyond))
         };
@@ -137,6 +138,7 @@ impl Lockout {
         );
         let mut connection = database.acquire().await?;
         observe("login_attempts.delete", statement.execute(&mut *connection)).await?;
+        connection.release();
         Ok(())
     }
 }

@@ -66,6 +66,7 @@ pub(super) async fn begin(
     );
     let mut connection = database.acquire().await?;
     let begun = observe("sessions.insert", statement.fetch_one(&mut *connection)).await?;
+    connection.release();
     event.mirror();
     Ok(begun.expires_at)
 }
@@ -84,6 +85,7 @@ pub(super) async fn caller(database: &Database, token: &str) -> Result<Option<Ca
     );
     let mut connection = database.acquire().await?;
     let row = observe("sessions.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     row.map(|row| Ok(Caller { user_id: row.user_id, role: role(&row.role)?, session_id: row.id })).transpose()
 }
 

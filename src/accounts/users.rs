@@ -86,6 +86,7 @@ pub(super) async fn by_email(database: &Database, email: &Email) -> Result<Optio
     );
     let mut connection = database.acquire().await?;
     let row = observe("users.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     row.map(|row| {
         let user = User {
             id: row.id,
@@ -105,6 +106,7 @@ pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<Known>
         sqlx::query!("select id, email, name, password_hash, role, created_at from users where id = $1", id);
     let mut connection = database.acquire().await?;
     let row = observe("users.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     row.map(|row| {
         let user = User {
             id: row.id,

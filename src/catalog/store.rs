@@ -23,7 +23,9 @@ pub(super) async fn list(database: &Database, page: PageRequest) -> Result<Vec<P
         page.rows(),
     );
     let mut connection = database.acquire().await?;
-    observe("products.list", statement.fetch_all(&mut *connection)).await
+    let products = observe("products.list", statement.fetch_all(&mut *connection)).await?;
+    connection.release();
+    Ok(products)
 }
 
 /// One product.
@@ -34,7 +36,9 @@ pub(super) async fn find(database: &Database, id: Uuid) -> Result<Option<Product
         id
     );
     let mut connection = database.acquire().await?;
-    observe("products.select", statement.fetch_optional(&mut *connection)).await
+    let product = observe("products.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    Ok(product)
 }
 
 /// Adds a product, and says so in the trail.

@@ -60,7 +60,9 @@ fn location(id: Uuid) -> String {
 /// The answer of an earlier request under this key; the refusal if there was none.
 async fn replay_or(database: &Database, claim: &Claim, refusal: Problem) -> Result<Replayable, Problem> {
     let mut connection = database.acquire().await?;
-    match idempotency::previous(&mut connection, claim).await? {
+    let previous = idempotency::previous(&mut connection, claim).await?;
+    connection.release();
+    match previous {
         Some(previous) => {
             previous.answer.map(|answer| answer.at(location(previous.resource_id))).ok_or(refusal)
         }
@@ -73,6 +75,7 @@ async fn why_refused(database: &Database, basket: &Basket) -> Result<Problem, Pr
     let wanted: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
     let mut connection = database.acquire().await?;
     let orderable = store::orderable(&mut connection, &wanted).await?;
+    connection.release();
     let missing: Vec<_> = (0..)
         .zip(&wanted)
         .filter(|(_, wanted)| !orderable.iter().any(|(id, _)| id == *wanted))

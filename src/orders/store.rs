@@ -106,6 +106,7 @@ pub(super) async fn place(
     );
     let mut connection = database.acquire().await?;
     let placed = observe("orders.insert", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     Ok(placed.map(|row| {
         ORDERS_CREATED.inc();
         event.mirror();
@@ -177,10 +178,9 @@ pub(super) async fn find(
         only_of,
     );
     let mut connection = database.acquire().await?;
-    observe("orders.select", statement.fetch_optional(&mut *connection))
-        .await?
-        .map(Order::try_from)
-        .transpose()
+    let row = observe("orders.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    row.map(Order::try_from).transpose()
 }
 
 /// A page of orders, newest first.
@@ -255,6 +255,7 @@ pub(super) async fn list(
             observe("orders.list", statement.fetch_all(&mut *connection)).await?
         }
     };
+    connection.release();
     rows.into_iter().map(Order::try_from).collect()
 }
 

@@ -57,9 +57,10 @@ impl Payments {
             let order = orders::payable(&mut connection, order_id, caller.user_id).await?;
             let order = order.ok_or_else(|| Problem::not_yours("orders", order_id))?;
             if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
-                drop(connection);
+                connection.release();
                 return self.replay(previous).await;
             }
+            connection.release();
             order
         };
         let new = request.body?;
@@ -83,6 +84,7 @@ impl Payments {
         }
         let mut connection = self.0.database.acquire().await?;
         let found = store::find(&mut connection, previous.resource_id, None).await?;
+        connection.release();
         let found = found.ok_or_else(Problem::not_found)?;
         Ok(created(&found.payment)?.replayed())
     }

@@ -144,7 +144,9 @@ async fn in_time(
 impl Payments {
     async fn find(&self, id: Uuid, only_of: Option<Uuid>) -> Result<Option<Payment>, sqlx::Error> {
         let mut connection = self.0.database.acquire().await?;
-        Ok(store::find(&mut connection, id, only_of).await?.map(|found| found.payment))
+        let found = store::find(&mut connection, id, only_of).await?;
+        connection.release();
+        Ok(found.map(|found| found.payment))
     }
 
     /// Writes down that staff has read a customer's payment. What cannot be written is not shown.

@@ -92,6 +92,7 @@ pub(super) async fn begin_payment(
     );
     let mut connection = database.acquire().await?;
     let begun = observe("payments.insert", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     Ok(begun.map(|row| {
         event.mirror();
         Payment {
@@ -116,7 +117,9 @@ pub(super) async fn count_attempt(database: &Database, payment_id: Uuid) -> Resu
         payment_id,
     );
     let mut connection = database.acquire().await?;
-    observe("payments.update", statement.fetch_optional(&mut *connection)).await
+    let attempts = observe("payments.update", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    Ok(attempts)
 }
 
 /// Leases payments whose turn it is, so that no other replica asks for them meanwhile.

@@ -8,20 +8,19 @@ mod connection;
 mod metrics;
 mod migrate;
 mod observe;
+mod pool;
 
 use std::{
     error::Error as _,
     time::{Duration, Instant},
 };
 
-use sqlx::{
-    PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{ConnectOptions as _, postgres::PgConnectOptions};
 
 use self::{
     connection::answered,
     metrics::{ACQUIRE_DURATION, ACQUIRE_TIMEOUTS},
+    pool::Pooled,
 };
 use crate::{config, platform::http::problem::Problem};
 
@@ -39,7 +38,8 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 /// The pool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Database {
-    pool: PgPool,
+    pool: pool::Pool,
+    max_connections: u32,
     acquire_timeout: Duration,
 }
 
@@ -74,15 +74,10 @@ impl Database {
     pub async fn connect(settings: &config::Database, application_name: &str) -> Result<Self, ConnectError> {
         wait_until_reachable(&settings.url, settings.startup_wait).await?;
         let max_connections = settings.max_connections.get();
-        let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
-            // Whoever waits for a connection has less patience than the connection has time: see `acquire`.
-            .acquire_timeout(settings.acquire_timeout + ATTEMPT)
-            // Each check is a round trip before every statement. A connection that has died is found by the
-            // statement itself, and every change may be sent again under its idempotency key.
-            .test_before_acquire(false)
-            .connect_lazy_with(settings.url.clone().application_name(application_name));
-        let database = Self { pool, acquire_timeout: settings.acquire_timeout };
+        // Slow statements are told by `observe`; what sqlx would say of each, it would put together for nobody.
+        let options = settings.url.clone().application_name(application_name).disable_statement_logging();
+        let pool = pool::new(options, max_connections.try_into().unwrap_or(usize::MAX));
+        let database = Self { pool, max_connections, acquire_timeout: settings.acquire_timeout };
         observe::remember_server(&settings.url);
         connection::expect_answers_within(settings.statement_timeout);
         metrics::watch_pool(database.clone());
@@ -95,15 +90,16 @@ impl Database {
     /// When none is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which is also how an unreachable database shows.
     pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let timer = ACQUIRE_DURATION.start_timer();
-        let acquired = match self.pool.try_acquire() {
-            Some(idle) => Ok(Connection::new(idle)),
-            None => self.wait_for_connection().await,
+        let acquired = if self.pool.status().available > 0 {
+            within(self.acquire_timeout, pool::get(&self.pool)).await
+        } else {
+            self.wait_for_connection().await
         };
         timer.observe_duration();
         if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
             ACQUIRE_TIMEOUTS.inc();
         }
-        acquired
+        acquired.map(Connection::new)
     }
 
     /// Waits for a connection to come back, or opens one.
@@ -112,14 +108,13 @@ impl Database {
     /// the next one's. After a restart of the database every replica opens all of its connections at once, and each of
     /// them takes longer for that. Given up with the request that asked for it, none might ever be ready in time,
     /// and the service would stay down under a load that it could bear.
-    async fn wait_for_connection(&self) -> Result<Connection, sqlx::Error> {
+    async fn wait_for_connection(&self) -> Result<Pooled, sqlx::Error> {
         let pool = self.pool.clone();
-        let opening = tokio::spawn(async move { pool.acquire().await.map(Connection::new) });
-        match tokio::time::timeout(self.acquire_timeout, opening).await {
-            Ok(Ok(acquired)) => acquired,
-            Ok(Err(_ended_with_the_runtime)) => Err(sqlx::Error::PoolClosed),
-            Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
-        }
+        // Whoever waits for a connection has less patience than the connection has time.
+        let patience = self.acquire_timeout + ATTEMPT;
+        let opening = tokio::spawn(async move { within(patience, pool::get(&pool)).await });
+        let opened = async { opening.await.unwrap_or(Err(sqlx::Error::PoolClosed)) };
+        within(self.acquire_timeout, opened).await
     }
 
     /// Begins a transaction.
@@ -136,24 +131,39 @@ impl Database {
     /// When there is none.
     pub async fn ping(&self) -> Result<(), sqlx::Error> {
         let mut connection = self.acquire().await?;
-        answered(sqlx::Connection::ping(&mut *connection)).await
+        answered(sqlx::Connection::ping(&mut *connection)).await?;
+        connection.release();
+        Ok(())
     }
 
     /// How the pool's connections are used.
     pub fn pool_state(&self) -> PoolState {
-        let size = self.pool.size();
-        // sqlx counts a returning connection as idle a moment after it has freed its place: the difference
-        // can be off by one for an instant, and must not wrap.
-        let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX).min(size);
-        PoolState { active: size - idle, idle, max: self.pool.options().get_max_connections() }
+        let status = self.pool.status();
+        let count = |connections: usize| u32::try_from(connections).unwrap_or(u32::MAX);
+        let (size, idle) = (count(status.size), count(status.available.min(status.size)));
+        PoolState { active: size - idle, idle, max: self.max_connections }
     }
 
     /// Closes every connection, waiting for those in use until `deadline`.
     pub async fn close(&self, deadline: Duration) {
-        if tokio::time::timeout(deadline, self.pool.close()).await.is_err() {
+        self.pool.close();
+        let given_back = async {
+            while self.pool.status().size > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(deadline, given_back).await.is_err() {
             tracing::warn!("database connections were still in use when the deadline passed");
         }
     }
+}
+
+/// What comes of it, if it comes in time.
+async fn within<T>(
+    patience: Duration,
+    connection: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    tokio::time::timeout(patience, connection).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 /// How the pool's connections are used.

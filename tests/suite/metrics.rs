@@ -133,8 +133,11 @@ async fn the_pools_gauges_are_true_while_connections_are_held() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let waiting: Vec<_> = (0..3).map(|_| customer.lists().in_background()).collect();
-    eventually("three connections are held", async || (pool(&service).await == [3, 1, 4]).then_some(()))
-        .await;
+    // Connections are opened when they are needed: of the fourth it is not said whether that was so far.
+    eventually("three connections are held", async || {
+        matches!(pool(&service).await, [3, 0 | 1, 4]).then_some(())
+    })
+    .await;
     let one_more = customer.lists().in_background();
     let another = customer.lists().in_background();
     eventually("all of them are held", async || (pool(&service).await == [4, 0, 4]).then_some(())).await;

@@ -56,10 +56,16 @@ async fn a_thousand_probes_a_second_are_a_few_questions_to_the_database() {
             assert_eq!(probe.await.unwrap().unwrap().status(), 200);
         }
     }
-    // Two checks ask the database, in a round that is shared for a second.
+    // Two checks ask the database, in a round that is shared for a second. Each worker asks when it starts, and may just
+    // have done so.
+    let of_workers = 8;
     let rounds = i64::try_from(began.elapsed().as_secs()).unwrap() + 2;
     let questions = asked().await - before;
-    assert!(questions <= 2 * rounds, "{questions} questions for 2000 probes in {:?}", began.elapsed());
+    assert!(
+        questions <= 2 * rounds + of_workers,
+        "{questions} questions for 2000 probes in {:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]

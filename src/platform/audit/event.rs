@@ -176,13 +176,14 @@ impl Event {
     /// Mirrors the committed event as a log line and in the metrics.
     pub fn mirror(&self) {
         super::metrics::EVENTS.with_label_values(&[self.event_type.as_str(), self.result.as_str()]).inc();
-        let audit_log = self.to_json();
+        // A struct of strings, numbers and maps with string keys always serialises.
+        let audit_log = serde_json::to_string(self).unwrap_or_default();
         match self.result {
             EventResult::Success => {
-                tracing::info!(target: "audit", audit_log = %audit_log, "{} {}", self.resource, self.action);
+                tracing::info!(target: "audit", audit_log, "{} {}", self.resource, self.action);
             }
             EventResult::Failure | EventResult::Denied => {
-                tracing::warn!(target: "audit", audit_log = %audit_log, "{} {} {}", self.resource, self.action, self.result.as_str());
+                tracing::warn!(target: "audit", audit_log, "{} {} {}", self.resource, self.action, self.result.as_str());
             }
         }
     }

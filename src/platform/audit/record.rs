@@ -62,6 +62,7 @@ pub async fn record_all_with(
 pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error> {
     let mut connection = database.acquire().await.inspect_err(|error| failures::count(error, 1))?;
     record_with(&mut connection, event).await?.committed();
+    connection.release();
     Ok(())
 }
 

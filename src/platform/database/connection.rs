@@ -1,9 +1,9 @@
 //! A connection on loan from the pool, and a transaction on one: what is not answered is given up.
 //!
 //! A database host that vanishes sends no goodbye, and TCP waits for a quarter of an hour before it says so. sqlx
-//! 0.9.0 waits along: for a statement's answer, and also for that of the ping with which each connection comes back
-//! to the pool, while it keeps the connection's place. As many requests as the pool has places, and the service
-//! stays down long after the database is back. So nothing here waits for longer than a [`silence`].
+//! 0.9.0 waits along for a statement's answer, while the connection keeps its place in the pool. As many requests as
+//! the pool has places, and the service stays down long after the database is back. So nothing here waits for longer
+//! than a [`silence`].
 use std::{
     io,
     ops::{Deref, DerefMut},
@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Executor, PgConnection, Postgres, pool::PoolConnection};
+use sqlx::{Executor, PgConnection};
+
+use super::pool::Pooled;
 
 /// What a database that is there may take, beside the time of a statement: it is busy, or it has just ended the
 /// statement itself and says so.
@@ -44,41 +46,59 @@ pub(super) async fn answered<T>(
 }
 
 /// A connection, on loan.
+///
+/// Dropped, it is asked whether it still works before anybody else gets it: its statement failed, or nobody waited for
+/// the end of it. [`Self::release`] spares it the question.
 #[derive(Debug)]
 pub struct Connection {
-    pooled: PoolConnection<Postgres>,
+    /// Nothing only while it is being dropped.
+    pooled: Option<Pooled>,
     within_transaction: bool,
 }
 
 impl Connection {
-    pub(super) fn new(pooled: PoolConnection<Postgres>) -> Self {
-        Self { pooled, within_transaction: false }
+    pub(super) fn new(pooled: Pooled) -> Self {
+        Self { pooled: Some(pooled), within_transaction: false }
+    }
+
+    /// Gives it back at once, its last statement having been answered to the end.
+    pub fn release(mut self) {
+        if !self.within_transaction {
+            drop(self.pooled.take());
+        }
     }
 }
 
 impl Deref for Connection {
     type Target = PgConnection;
 
+    #[expect(clippy::expect_used, reason = "it is there until the connection is dropped or released")]
     fn deref(&self) -> &PgConnection {
-        &self.pooled
+        self.pooled.as_ref().expect("nobody has a connection that was given back")
     }
 }
 
 impl DerefMut for Connection {
+    #[expect(clippy::expect_used, reason = "it is there until the connection is dropped or released")]
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.pooled
+        self.pooled.as_mut().expect("nobody has a connection that was given back")
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        let Some(mut pooled) = self.pooled.take() else { return };
         if self.within_transaction {
             // Its end is the end of the transaction, and nobody else ever works inside of it.
-            self.pooled.close_on_drop();
-        } else {
-            // As sqlx would do it, but not without end: given up on its way, the connection is closed.
-            tokio::spawn(tokio::time::timeout(silence(), self.pooled.return_to_pool()));
+            drop(Pooled::take(pooled));
+            return;
         }
+        // It keeps its place in the pool meanwhile: what goes on in the database counts, too.
+        tokio::spawn(async move {
+            if answered(sqlx::Connection::ping(&mut *pooled)).await.is_err() {
+                drop(Pooled::take(pooled));
+            }
+        });
     }
 }
 
@@ -102,6 +122,7 @@ impl Transaction {
     pub async fn commit(mut self) -> Result<(), sqlx::Error> {
         answered(self.0.execute("commit")).await?;
         self.0.within_transaction = false;
+        self.0.release();
         Ok(())
     }
 }

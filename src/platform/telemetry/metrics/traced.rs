@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use opentelemetry::trace::SpanContext;
+use opentelemetry::{SpanId, TraceId, trace::SpanContext};
 use prometheus::{HistogramVec, core::Collector, proto::Metric};
 
 use super::registered;
@@ -27,10 +27,10 @@ pub struct TracedHistograms {
 }
 
 /// One of the measurements in a bucket.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Exemplar {
-    pub(super) trace_id: String,
-    pub(super) span_id: String,
+    pub(super) trace_id: TraceId,
+    pub(super) span_id: SpanId,
     pub(super) value: f64,
     pub(super) at: SystemTime,
 }
@@ -74,8 +74,8 @@ impl TracedHistograms {
         self.histograms.with_label_values(labels).observe(seconds);
         let exemplar = traces::current(|span| {
             let exemplar = |span: &SpanContext| Exemplar {
-                trace_id: span.trace_id().to_string(),
-                span_id: span.span_id().to_string(),
+                trace_id: span.trace_id(),
+                span_id: span.span_id(),
                 value: seconds,
                 at: SystemTime::now(),
             };
@@ -120,8 +120,7 @@ impl Exemplars {
         };
         let key = key(self.labels.iter().map(value));
         let known = self.series.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let copy =
-            |bucket: &Mutex<Option<Exemplar>>| bucket.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let copy = |bucket: &Mutex<Option<Exemplar>>| *bucket.lock().unwrap_or_else(PoisonError::into_inner);
         known.map_or_else(Vec::new, |buckets| buckets.iter().map(copy).collect())
     }
 }

@@ -47,6 +47,7 @@ async fn create_{{resource}}(
     };
     let mut connection = database.acquire().await?;
     let previous = idempotency::previous(&mut connection, &claim).await?;
+    connection.release();
     let replayed = previous.and_then(|previous| Some(previous.answer?.at(location(previous.resource_id))));
     replayed.ok_or(refusal)
 }

@@ -54,6 +54,7 @@ pub(super) async fn create(
     );
     let mut connection = database.acquire().await?;
     let stored = observe("{{resource_plural}}.insert", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     Ok(stored.map(|_| {
         CREATED.inc();
         event.mirror();
@@ -78,7 +79,9 @@ pub(super) async fn find(
         only_of,
     );
     let mut connection = database.acquire().await?;
-    observe("{{resource_plural}}.select", statement.fetch_optional(&mut *connection)).await
+    let found = observe("{{resource_plural}}.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    Ok(found)
 }
 
 /// A page of them, newest first.
@@ -92,7 +95,7 @@ pub(super) async fn list(
 ) -> Result<Vec<{{Resource}}>, sqlx::Error> {
     let before = page.after.unwrap_or(Uuid::max());
     let mut connection = database.acquire().await?;
-    if let Some(owner_id) = owner_id {
+    let page = if let Some(owner_id) = owner_id {
         let statement = sqlx::query_as!(
             {{Resource}},
             r#"
@@ -106,21 +109,24 @@ pub(super) async fn list(
             before,
             page.rows(),
         );
-        return observe("{{resource_plural}}.list_of_owner", statement.fetch_all(&mut *connection)).await;
-    }
-    let statement = sqlx::query_as!(
-        {{Resource}},
-        r#"
-        select id, owner_id, name, created_at, updated_at
-        from {{resource_plural}}
-        where id < $1
-        order by id desc
-        limit $2
-        "#,
-        before,
-        page.rows(),
-    );
-    observe("{{resource_plural}}.list", statement.fetch_all(&mut *connection)).await
+        observe("{{resource_plural}}.list_of_owner", statement.fetch_all(&mut *connection)).await?
+    } else {
+        let statement = sqlx::query_as!(
+            {{Resource}},
+            r#"
+            select id, owner_id, name, created_at, updated_at
+            from {{resource_plural}}
+            where id < $1
+            order by id desc
+            limit $2
+            "#,
+            before,
+            page.rows(),
+        );
+        observe("{{resource_plural}}.list", statement.fetch_all(&mut *connection)).await?
+    };
+    connection.release();
+    Ok(page)
 }
 
 /// Changes one of this owner's, and says so in the trail.
@@ -151,6 +157,7 @@ pub(super) async fn change(
     );
     let mut connection = database.acquire().await?;
     let changed = observe("{{resource_plural}}.update", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
     Ok(changed.map(|row| {
         event.mirror();
         {{Resource}} {
