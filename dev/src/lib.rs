@@ -11,6 +11,7 @@
 //! - [`cargo`]: cargo, run once more from inside
 //! - [`console`]: the page on which one sees it all
 //! - [`link`]: a TCP link that can be cut, slowed and stalled
+//! - `ports`: ports that are still free after a restart
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`faults`]: faults of the surroundings, switched while the service runs
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
@@ -32,6 +33,7 @@ pub mod inbox;
 pub mod invariants;
 pub mod link;
 pub mod otlp;
+mod ports;
 pub mod postgres;
 pub mod prepare;
 pub mod process;

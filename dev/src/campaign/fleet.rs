@@ -2,13 +2,13 @@
 use std::{
     ffi::OsStr,
     io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use crate::{
-    http,
+    http, ports,
     process::{Child, Launch, Signal},
 };
 
@@ -62,8 +62,7 @@ impl Fleet {
 
     /// Addresses that are free at the moment: for the API and for operations.
     pub(super) fn addresses(count: usize) -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
-        let listeners: Vec<_> =
-            (0..count * 2).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<io::Result<_>>()?;
+        let listeners: Vec<_> = (0..count * 2).map(|_| ports::listen()).collect::<io::Result<_>>()?;
         let addresses: Vec<_> = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
         let (api, ops) = addresses.split_at(count);
         Ok(api.iter().copied().zip(ops.iter().copied()).collect())

@@ -46,6 +46,15 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    /// Where a test fails, what the service has said last often says why.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the service at {} said last: {:#?}", self.api, self.child.tail(40));
+        }
+    }
+}
+
 /// A service with a database and neighbours of its own. All of it ends when this is dropped.
 pub struct Service {
     executable: PathBuf,

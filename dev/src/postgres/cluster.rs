@@ -17,6 +17,7 @@ use super::{
     binaries::{Binaries, run},
 };
 use crate::{
+    ports,
     process::{Child, Ending, Launch, Signal, Watchdog},
     project,
 };
@@ -293,7 +294,7 @@ fn free_port(remembered: &Path) -> std::io::Result<u16> {
     let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let listener = match last.map(listen) {
         Some(Ok(listener)) => listener,
-        Some(Err(_)) | None => listen(0)?,
+        Some(Err(_)) | None => ports::listen()?,
     };
     Ok(listener.local_addr()?.port())
 }

@@ -117,7 +117,7 @@ impl Launch {
         self
     }
 
-    /// Appends every line to this file too.
+    /// Appends every line to this file too, which makes room when it is full.
     #[must_use]
     pub fn log_to(mut self, file: &Path) -> Self {
         self.log = Some(file.to_owned());
@@ -141,11 +141,11 @@ impl Launch {
     /// Starts the process in a group of its own, under the watchdog's eye.
     pub fn start(mut self) -> io::Result<Child> {
         let watchdog = Watchdog::global()?;
-        let log = self.log.map(|path| append(&path)).transpose()?;
+        let log = self.log.as_deref().map(append).transpose()?;
         self.command.stdin(Stdio::null()).process_group(0);
         let output = if self.capture {
             self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
-            Output::new(log, self.echo)
+            Output::new(self.log.as_deref(), self.echo)
         } else {
             let (stdout, stderr) = match log {
                 Some(log) => (Stdio::from(log.try_clone()?), Stdio::from(log)),

@@ -3,12 +3,14 @@
 //! The bound: [`MOST_LINES`] lines and [`MOST_BYTES`] of text; the oldest make room.
 use std::{
     collections::VecDeque,
-    fs::File,
+    fmt,
     io::{self, BufRead, BufReader, Read, Write as _},
+    path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::Duration,
 };
 
+use file_rotate::{ContentLimit, FileRotate, compression::Compression, suffix::AppendCount};
 use tokio::{sync::watch, time::timeout};
 
 use super::lock;
@@ -16,6 +18,9 @@ use super::lock;
 /// Enough for the log of a whole test, and bounded for a service that runs for days.
 const MOST_LINES: usize = 20_000;
 const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+/// Of a log file, in bytes. There is one more, `.1`, with what was before.
+const LARGEST_LOG: usize = 64 * 1024 * 1024;
 
 /// A line that never ends is cut here.
 const LONGEST_LINE: u64 = 1024 * 1024;
@@ -44,6 +49,22 @@ enum Reader {
     Gone,
 }
 
+/// The copy in a file. Full, it is moved aside in place of the one before it.
+struct Log(FileRotate<AppendCount>);
+
+impl Log {
+    fn at(path: &Path) -> Self {
+        let limit = ContentLimit::BytesSurpassed(LARGEST_LOG);
+        Self(FileRotate::new(path, AppendCount::new(1), limit, Compression::None, None))
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Log").finish_non_exhaustive()
+    }
+}
+
 /// The memory shared by the two reading threads and every reader.
 #[derive(Debug)]
 pub(super) struct Output {
@@ -61,7 +82,7 @@ struct State {
     first: u64,
     streams_open: usize,
     reader: Reader,
-    log: Option<File>,
+    log: Option<Log>,
     echo: &'static [Stream],
 }
 
@@ -78,14 +99,14 @@ impl State {
 }
 
 impl Output {
-    pub(super) fn new(log: Option<File>, echo: &'static [Stream]) -> Arc<Self> {
+    pub(super) fn new(log: Option<&Path>, echo: &'static [Stream]) -> Arc<Self> {
         let state = State {
             kept: VecDeque::new(),
             bytes: 0,
             first: 0,
             streams_open: 0,
             reader: Reader::Reads,
-            log,
+            log: log.map(Log::at),
             echo,
         };
         Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), read_on: Condvar::new() })
@@ -145,7 +166,7 @@ impl Output {
         let mut state = lock(&self.state);
         // A full disk or a closed terminal must not stop the reading: the child would block on its pipe.
         let whole = format!("{}\n", line.text);
-        if let Some(log) = &mut state.log {
+        if let Some(Log(log)) = &mut state.log {
             log.write_all(whole.as_bytes()).ok();
         }
         if state.echo.contains(&line.stream) {
