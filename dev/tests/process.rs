@@ -47,6 +47,21 @@ async fn lines_are_captured_from_both_streams() {
 }
 
 #[tokio::test]
+async fn a_log_that_is_full_makes_room_and_loses_no_line_before_its_turn() {
+    const LARGEST: u64 = 64 * 1024 * 1024;
+    let directory = std::env::temp_dir().join(format!("dev-log-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let (log, older) = (directory.join("child.log"), directory.join("child.log.1"));
+    let lines = "yes $(head -c 9999 /dev/zero | tr '\\0' x) | head -n 7000";
+    let child = Launch::new("sh").args(["-c", lines]).log_to(&log).start().unwrap();
+    assert!(child.wait(SOON).await.unwrap().success());
+    let size = |file: &Path| std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+    becomes_true("all of it is written", async || size(&log) + size(&older) == 70_000_000).await;
+    assert!((LARGEST..LARGEST + 10_000).contains(&size(&older)), "{} bytes", size(&older));
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
 async fn a_line_can_be_waited_for() {
     let child = shell("echo one; sleep 0.2; echo two; sleep 60");
     let line = child.follow().find(SOON, |line| line.starts_with("tw")).await.unwrap();
