@@ -1,8 +1,8 @@
 //! The pool of connections, which is deadpool's.
 //!
 //! sqlx has one, too, and pings each connection on its way back into it: a round trip for every statement, which no
-//! option turns off, and which took a third of the time of a request that reads one row. Here a connection whose last
-//! statement was answered goes back as it is ([`super::Connection::release`]), and only the others are asked first.
+//! option turns off. Here a connection whose last statement was answered goes back as it is
+//! ([`super::Connection::release`]), and only the others are asked first: `docs/decisions/11-a-pool-that-does-not-ping.md`.
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult};
