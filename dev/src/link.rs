@@ -62,6 +62,7 @@ struct Wire {
     lost: Mutex<Vec<watch::Sender<Flow>>>,
     refused: AtomicUsize,
     round_trips: AtomicUsize,
+    bytes_back: AtomicUsize,
 }
 
 impl Link {
@@ -76,6 +77,7 @@ impl Link {
             lost: Mutex::default(),
             refused: AtomicUsize::new(0),
             round_trips: AtomicUsize::new(0),
+            bytes_back: AtomicUsize::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&wire)));
         Ok(Self { address, wire, accepting })
@@ -143,6 +145,11 @@ impl Link {
         self.wire.round_trips.load(Ordering::Relaxed)
     }
 
+    /// How many bytes the far end has sent so far, on all connections.
+    pub fn bytes_back(&self) -> usize {
+        self.wire.bytes_back.load(Ordering::Relaxed)
+    }
+
     fn set(&self, flow: Flow) {
         lock(&self.wire.flow).send_replace(flow);
     }
@@ -195,9 +202,13 @@ async fn connect(client: TcpStream, wire: Arc<Wire>, mut flow: watch::Receiver<F
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let mut answers = Answers::default();
+    let count = |piece: &[u8]| {
+        wire.bytes_back.fetch_add(piece.len(), Ordering::Relaxed);
+        answers.count(piece, &wire.round_trips);
+    };
     tokio::select! {
         () = pass(from_client, to_server, flow.clone(), |_| {}) => {}
-        () = pass(from_server, to_client, flow.clone(), |piece| answers.count(piece, &wire.round_trips)) => {}
+        () = pass(from_server, to_client, flow.clone(), count) => {}
         _ = flow.wait_for(|flow| *flow == Flow::Cut) => {}
     }
 }

@@ -5,40 +5,61 @@
 //! the pool where nobody has released it.
 use dev::harness::{MUG, Request, Service, TEAPOT, eventually};
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::builder;
 
 /// Who adds to one of these has made the route dearer by as much, and says here why.
-const ROUND_TRIPS: [(&str, usize); 9] = [
-    ("GET /v1/products", 1),
-    ("POST /v1/sessions", 4),
-    ("GET /v1/me", 2),
-    ("POST /v1/orders", 2),
-    ("POST /v1/orders, again", 4),
-    ("GET /v1/orders/{id}", 2),
-    ("GET /v1/orders", 2),
-    ("POST /v1/orders/{id}/payments", 9),
-    ("GET /v1/payments/{id}", 2),
+const ROUND_TRIPS: [(&str, u16, usize); 9] = [
+    ("GET /v1/products", 200, 1),
+    ("POST /v1/sessions", 201, 4),
+    ("GET /v1/me", 200, 2),
+    ("POST /v1/orders", 201, 2),
+    ("POST /v1/orders, again", 201, 4),
+    ("GET /v1/orders/{id}", 200, 2),
+    ("GET /v1/orders", 200, 2),
+    ("POST /v1/orders/{id}/payments", 201, 9),
+    ("GET /v1/payments/{id}", 200, 2),
 ];
 
 /// The workers of the service use the same wire now and then, and statements are prepared once: both only ever add,
 /// so that the fewest of some tries is what the request itself needs.
 const TRIES: usize = 5;
 
-/// The round trips of a request.
-async fn round_trips(service: &Service, request: impl AsyncFn() -> Request) -> usize {
+/// What a request takes of the database.
+#[derive(Debug, PartialEq)]
+struct Taken {
+    round_trips: usize,
+    /// What the database has said.
+    bytes: usize,
+}
+
+/// What a request takes of the database, and that it is answered with `status`.
+async fn taken(service: &Service, status: u16, request: impl AsyncFn() -> Request) -> Taken {
     let link = service.link();
-    let mut fewest = usize::MAX;
+    let mut fewest = Taken { round_trips: usize::MAX, bytes: usize::MAX };
     for _ in 0..TRIES {
         let request = request().await;
         nobody_is_at_the_database(service).await;
-        let before = link.round_trips();
-        let answer = request.await;
-        assert!((200..300).contains(&answer.status), "{answer}");
+        let before = Taken { round_trips: link.round_trips(), bytes: link.bytes_back() };
+        let _answer = request.await.is(status);
         nobody_is_at_the_database(service).await;
-        fewest = fewest.min(link.round_trips() - before);
+        fewest.round_trips = fewest.round_trips.min(link.round_trips() - before.round_trips);
+        fewest.bytes = fewest.bytes.min(link.bytes_back() - before.bytes);
     }
     fewest
+}
+
+/// A service whose every word with the database is counted, and whose workers say none.
+async fn counted_service() -> Service {
+    builder()
+        .behind_a_link()
+        // One connection, so that every statement is prepared with the first try.
+        .setting("DATABASE_MAX_CONNECTIONS", "1")
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "3600")
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "3600")
+        .start()
+        .await
 }
 
 /// A connection counts as active until its last ping, if it gets one, is answered.
@@ -51,14 +72,7 @@ async fn nobody_is_at_the_database(service: &Service) {
 
 #[tokio::test]
 async fn hot_routes_make_no_more_round_trips_than_they_need() {
-    let service = builder()
-        .behind_a_link()
-        // One connection, so that every statement is prepared with the first try.
-        .setting("DATABASE_MAX_CONNECTIONS", "1")
-        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "3600")
-        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "3600")
-        .start()
-        .await;
+    let service = counted_service().await;
     service.gateway_sends_no_webhooks();
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
@@ -68,7 +82,7 @@ async fn hot_routes_make_no_more_round_trips_than_they_need() {
     let credentials = json!({ "email": customer.email, "password": dev::harness::PASSWORD });
 
     let mut counted = Vec::new();
-    for (route, _) in ROUND_TRIPS {
+    for (route, status, _) in ROUND_TRIPS {
         let request = async || match route {
             "GET /v1/products" => service.nobody().get("/v1/products"),
             "POST /v1/sessions" => service.nobody().post("/v1/sessions").json(&credentials),
@@ -81,7 +95,39 @@ async fn hot_routes_make_no_more_round_trips_than_they_need() {
             "GET /v1/payments/{id}" => customer.get(format!("/v1/payments/{}", paid.id())),
             route => unreachable!("{route}"),
         };
-        counted.push((route, round_trips(&service, request).await));
+        counted.push((route, status, taken(&service, status, request).await.round_trips));
     }
     assert_eq!(counted, ROUND_TRIPS);
+}
+
+/// Otherwise the time of a refusal tells strangers which orders there are: the largest order that there can be is read
+/// before it is refused, or another statement is made.
+#[tokio::test]
+async fn a_refusal_takes_as_much_of_the_database_whether_or_not_there_is_such_an_order() {
+    let service = counted_service().await;
+    let (owner, stranger) = (service.customer().await, service.customer().await);
+    service
+        .database()
+        .execute(
+            "insert into products (id, sku, name, unit_amount, currency, active)
+             select gen_random_uuid(), 'MANY-' || n, 'Many', 100, 'EUR', true from generate_series(1, 100) as n",
+        )
+        .await;
+    let products = service.database().rows("select id from products where sku like 'MANY-%'").await;
+    let items: Vec<_> =
+        products.iter().map(|product| json!({ "product_id": product["id"], "quantity": 1 })).collect();
+    let placed = owner.post("/v1/orders").json(&json!({ "items": items })).new_key().await.is(201);
+
+    let refused = async |id: Uuid| {
+        let pay = json!({ "payment_method": "pm_card_ok" });
+        [
+            taken(&service, 404, async || stranger.get(format!("/v1/orders/{id}"))).await,
+            taken(&service, 404, async || stranger.post(format!("/v1/orders/{id}/cancel"))).await,
+            taken(&service, 404, async || {
+                stranger.post(format!("/v1/orders/{id}/payments")).json(&pay).new_key()
+            })
+            .await,
+        ]
+    };
+    assert_eq!(refused(placed.id()).await, refused(Uuid::now_v7()).await);
 }
