@@ -11,8 +11,8 @@ use tokio::net::TcpListener;
 
 use crate::{EXECUTABLE, builder, seals::everything_is_sealed};
 
-/// Far below every timeout of an export, and far above what a request takes on a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// Half of the timeout of an export, and far above what a request takes on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Until a queue of log lines is full, on a machine that is busy with something else too.
 const PATIENCE: Duration = Duration::from_mins(2);
