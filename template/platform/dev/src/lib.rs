@@ -10,6 +10,7 @@
 //! - [`cargo`]: cargo, run once more from inside
 //! - [`console`]: the page on which one sees it all
 //! - [`link`]: a TCP link that can be cut, slowed and stalled
+//! - `ports`: ports that are still free after a restart
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`faults`]: faults of the surroundings, switched while the service runs
 //! - [`harness`]: the harness of the tests: a service with a database of its own
@@ -26,6 +27,7 @@ pub mod http;
 pub mod inbox;
 pub mod link;
 pub mod otlp;
+mod ports;
 pub mod postgres;
 pub mod prepare;
 pub mod process;

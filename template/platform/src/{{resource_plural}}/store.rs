@@ -95,7 +95,7 @@ pub(super) async fn list(
 ) -> Result<Vec<{{Resource}}>, sqlx::Error> {
     let before = page.after.unwrap_or(Uuid::max());
     let mut connection = database.acquire().await?;
-    let page = if let Some(owner_id) = owner_id {
+    if let Some(owner_id) = owner_id {
         let statement = sqlx::query_as!(
             {{Resource}},
             r#"
@@ -109,22 +109,23 @@ pub(super) async fn list(
             before,
             page.rows(),
         );
-        observe("{{resource_plural}}.list_of_owner", statement.fetch_all(&mut *connection)).await?
-    } else {
-        let statement = sqlx::query_as!(
-            {{Resource}},
-            r#"
-            select id, owner_id, name, created_at, updated_at
-            from {{resource_plural}}
-            where id < $1
-            order by id desc
-            limit $2
-            "#,
-            before,
-            page.rows(),
-        );
-        observe("{{resource_plural}}.list", statement.fetch_all(&mut *connection)).await?
-    };
+        let page = observe("{{resource_plural}}.list_of_owner", statement.fetch_all(&mut *connection)).await?;
+        connection.release();
+        return Ok(page);
+    }
+    let statement = sqlx::query_as!(
+        {{Resource}},
+        r#"
+        select id, owner_id, name, created_at, updated_at
+        from {{resource_plural}}
+        where id < $1
+        order by id desc
+        limit $2
+        "#,
+        before,
+        page.rows(),
+    );
+    let page = observe("{{resource_plural}}.list", statement.fetch_all(&mut *connection)).await?;
     connection.release();
     Ok(page)
 }
