@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{ConnectOptions as _, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 
 use self::{
     connection::answered,
@@ -74,8 +74,7 @@ impl Database {
     pub async fn connect(settings: &config::Database, application_name: &str) -> Result<Self, ConnectError> {
         wait_until_reachable(&settings.url, settings.startup_wait).await?;
         let max_connections = settings.max_connections.get();
-        // Slow statements are told by `observe`; what sqlx would say of each, it would put together for nobody.
-        let options = settings.url.clone().application_name(application_name).disable_statement_logging();
+        let options = settings.url.clone().application_name(application_name);
         let pool = pool::new(options, max_connections.try_into().unwrap_or(usize::MAX));
         let database = Self { pool, max_connections, acquire_timeout: settings.acquire_timeout };
         observe::remember_server(&settings.url);
