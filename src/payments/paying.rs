@@ -134,7 +134,7 @@ impl Payments {
     async fn lost_the_race(&self, order_id: Uuid, claim: &Claim) -> Result<Replayable, Problem> {
         let mut connection = self.0.database.acquire().await?;
         if let Some(previous) = idempotency::previous(&mut connection, claim).await? {
-            drop(connection);
+            connection.release();
             return self.replay(previous).await;
         }
         tracing::info!(%order_id, "another request took the order first");
@@ -206,7 +206,7 @@ impl Payments {
         store::release_payment(&self.0.database, payment.id, self.0.recovery_interval, false).await?;
         let mut connection = self.0.database.acquire().await?;
         idempotency::release(&mut connection, payment.id).await?;
-        drop(connection);
+        connection.release();
         self.present(payment.id).await
     }
 

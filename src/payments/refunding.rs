@@ -102,7 +102,7 @@ impl Payments {
         let _deadline_passed = begun.send(refund);
         let mut connection = self.0.database.acquire().await?;
         let (_, open) = store::find_refund(&mut connection, id).await?.ok_or_else(Problem::not_found)?;
-        drop(connection);
+        connection.release();
         created(&self.send_refund(&open, permit).await?)
     }
 

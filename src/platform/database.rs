@@ -12,6 +12,8 @@ mod pool;
 
 use std::{
     error::Error as _,
+    future::poll_fn,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -39,7 +41,6 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: pool::Pool,
-    max_connections: u32,
     acquire_timeout: Duration,
 }
 
@@ -76,7 +77,7 @@ impl Database {
         let max_connections = settings.max_connections.get();
         let options = settings.url.clone().application_name(application_name);
         let pool = pool::new(options, max_connections.try_into().unwrap_or(usize::MAX));
-        let database = Self { pool, max_connections, acquire_timeout: settings.acquire_timeout };
+        let database = Self { pool, acquire_timeout: settings.acquire_timeout };
         observe::remember_server(&settings.url);
         connection::expect_answers_within(settings.statement_timeout);
         metrics::watch_pool(database.clone());
@@ -89,10 +90,11 @@ impl Database {
     /// When none is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which is also how an unreachable database shows.
     pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let timer = ACQUIRE_DURATION.start_timer();
-        let acquired = if self.pool.status().available > 0 {
-            within(self.acquire_timeout, pool::get(&self.pool)).await
-        } else {
-            self.wait_for_connection().await
+        let mut connection = Box::pin(pool::get(self.pool.clone()));
+        // Nearly always one is free, and had without a task to wait for it.
+        let acquired = match poll_fn(|context| Poll::Ready(connection.as_mut().poll(context))).await {
+            Poll::Ready(acquired) => acquired,
+            Poll::Pending => self.wait_for(connection).await,
         };
         timer.observe_duration();
         if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
@@ -107,11 +109,12 @@ impl Database {
     /// the next one's. After a restart of the database every replica opens all of its connections at once, and each of
     /// them takes longer for that. Given up with the request that asked for it, none might ever be ready in time,
     /// and the service would stay down under a load that it could bear.
-    async fn wait_for_connection(&self) -> Result<Pooled, sqlx::Error> {
-        let pool = self.pool.clone();
+    async fn wait_for(
+        &self,
+        connection: impl Future<Output = Result<Pooled, sqlx::Error>> + Send + 'static,
+    ) -> Result<Pooled, sqlx::Error> {
         // Whoever waits for a connection has less patience than the connection has time.
-        let patience = self.acquire_timeout + ATTEMPT;
-        let opening = tokio::spawn(async move { within(patience, pool::get(&pool)).await });
+        let opening = tokio::spawn(within(self.acquire_timeout + ATTEMPT, connection));
         let opened = async { opening.await.unwrap_or(Err(sqlx::Error::PoolClosed)) };
         within(self.acquire_timeout, opened).await
     }
@@ -139,8 +142,11 @@ impl Database {
     pub fn pool_state(&self) -> PoolState {
         let status = self.pool.status();
         let count = |connections: usize| u32::try_from(connections).unwrap_or(u32::MAX);
-        let (size, idle) = (count(status.size), count(status.available.min(status.size)));
-        PoolState { active: size - idle, idle, max: self.max_connections }
+        PoolState {
+            active: count(status.size - status.available),
+            idle: count(status.available),
+            max: count(status.max_size),
+        }
     }
 
     /// Closes every connection, waiting for those in use until `deadline`.

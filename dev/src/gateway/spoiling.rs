@@ -56,8 +56,8 @@ impl Spoil {
                 for (name, value) in fields {
                     match (self, name.as_str()) {
                         (Self::Amount, "amount") => *value = (value.as_i64().unwrap_or_default() + 1).into(),
-                        // ISO 4217's code for "no currency".
-                        (Self::Currency, "currency") => *value = "XXX".into(),
+                        // ISO 4217's code for tests: no order has it.
+                        (Self::Currency, "currency") => *value = "XTS".into(),
                         (Self::Reference, "reference") => *value = Uuid::max().to_string().into(),
                         _ => self.falsify(value),
                     }

@@ -50,7 +50,10 @@ impl Drop for Process {
     /// Where a test fails, what the service has said last often says why.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the service at {} said last: {:#?}", self.api, self.child.tail(40));
+            eprintln!("the service at {} said last:", self.api);
+            for line in self.child.tail(40) {
+                eprintln!("{}", line.text);
+            }
         }
     }
 }

@@ -141,6 +141,7 @@ impl Launch {
     /// Starts the process in a group of its own, under the watchdog's eye.
     pub fn start(mut self) -> io::Result<Child> {
         let watchdog = Watchdog::global()?;
+        // Also where the output is captured: a log that rotates is silent about a file that cannot be opened.
         let log = self.log.as_deref().map(append).transpose()?;
         self.command.stdin(Stdio::null()).process_group(0);
         let output = if self.capture {

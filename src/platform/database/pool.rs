@@ -73,7 +73,7 @@ async fn close_unneeded(pool: managed::WeakPool<Connector>) {
 }
 
 /// A connection. Waits for one that is free, and while the server is not there or starts up.
-pub(super) async fn get(pool: &Pool) -> Result<Pooled, sqlx::Error> {
+pub(super) async fn get(pool: Pool) -> Result<Pooled, sqlx::Error> {
     let mut pause = Duration::from_millis(10);
     loop {
         match pool.get().await {
