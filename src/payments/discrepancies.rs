@@ -83,7 +83,10 @@ impl Payments {
     /// Whether it was new.
     async fn write_down(&self, found: &Discrepancy<'_>) -> Result<bool, Problem> {
         let mut transaction = self.0.database.begin().await?;
-        let Some(recorded) = record(&mut transaction, found).await? else { return Ok(false) };
+        let Some(recorded) = record(&mut transaction, found).await? else {
+            transaction.rollback().await?;
+            return Ok(false);
+        };
         transaction.commit().await?;
         recorded.committed();
         Ok(true)

@@ -56,6 +56,7 @@ impl Payments {
             serde_json::from_slice(body).map_err(|_| Problem::malformed("The event cannot be read."))?;
         let mut transaction = self.0.database.begin().await?;
         if !idempotency::claim_event(&mut transaction, SCOPE, event_id, body).await? {
+            transaction.rollback().await?;
             tracing::info!(event_id, kind = event.kind, "the event was received before");
             return Ok(());
         }

@@ -343,3 +343,24 @@ async fn an_event_that_finds_no_partition_of_its_own_is_told_to_people() {
         })
         .await;
 }
+
+#[tokio::test]
+async fn sealing_that_finds_nothing_to_seal_keeps_its_connection() {
+    let service = builder()
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .setting("DATABASE_MAX_CONNECTIONS", "1")
+        .start()
+        .await;
+    everything_is_sealed(&service).await;
+    let connection = concat!(
+        "select pid from pg_stat_activity where datname = current_database() and application_name = '",
+        env!("CARGO_PKG_NAME"),
+        "'"
+    );
+    let before = service.database().rows(connection).await;
+    assert_eq!(before.len(), 1);
+    let heads = || service.logs().iter().filter(|line| line["message"] == "audit trail sealed").count();
+    let told = heads();
+    eventually("the head is told three times more", async || (heads() >= told + 3).then_some(())).await;
+    assert_eq!(service.database().rows(connection).await, before);
+}

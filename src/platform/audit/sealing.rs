@@ -165,6 +165,7 @@ pub(super) struct Sealed {
 pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, SealError> {
     let mut transaction = database.begin().await?;
     if !seals::lock(&mut transaction).await? {
+        transaction.rollback().await?;
         return Ok(None);
     }
     let remembered = seals::head(&mut transaction).await?;
@@ -190,6 +191,7 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, Sea
         after = after.max(Place::end_of(epoch));
     }
     let (Some(first), Some(newest)) = (events.first(), events.last()) else {
+        transaction.rollback().await?;
         return Ok(Some(Sealed { head: remembered, more: false }));
     };
     let seal = seal(remembered, horizon, first.place(), newest.place(), &events);

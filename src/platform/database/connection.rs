@@ -119,8 +119,20 @@ impl Transaction {
     ///
     /// # Errors
     /// The database's. Where it says nothing, it is not known whether it has become true.
-    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
-        answered(self.0.execute("commit")).await?;
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        self.end("commit").await
+    }
+
+    /// Undoes it, and keeps the connection, which dropping it would not: for what turns out to be nothing to do.
+    ///
+    /// # Errors
+    /// The database's. It is undone all the same.
+    pub async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.end("rollback").await
+    }
+
+    async fn end(mut self, statement: &'static str) -> Result<(), sqlx::Error> {
+        answered(self.0.execute(statement)).await?;
         self.0.within_transaction = false;
         self.0.release();
         Ok(())
