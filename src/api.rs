@@ -9,12 +9,14 @@ use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
+    body::Bytes,
     http::{HeaderValue, header},
     middleware,
+    routing::get,
 };
 use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::OpenApi;
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::{
     accounts::{self, Accounts, Authentication},
@@ -30,6 +32,8 @@ use crate::{
         },
     },
 };
+
+const DOCUMENT: &str = "/openapi.json";
 
 /// What the routes work with.
 pub struct Api {
@@ -57,7 +61,7 @@ pub fn router(api: Api, settings: &config::Http) -> Router {
         .merge(Router::from(audit::routes()).with_state(api.database))
         .layer(middleware::from_fn(accept::require_json))
         .merge(problem::routes())
-        .merge(documentation(document))
+        .merge(documentation(&document))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::new(METHOD_NOT_ALLOWED));
     layers::around(routes, api.authentication, api.by_address, settings)
@@ -90,8 +94,13 @@ pub fn document() -> utoipa::openapi::OpenApi {
 
 /// The page and the document it shows. Its policy lets it load from here only: it works without internet, and
 /// nobody can make it show somebody else's document.
-fn documentation(document: utoipa::openapi::OpenApi) -> Router {
+///
+/// The document is kept as the text that is sent: its tree would take some megabytes for as long as the process runs.
+#[expect(clippy::expect_used, reason = "a mistake in the code, met at start-up and never later")]
+fn documentation(document: &utoipa::openapi::OpenApi) -> Router {
+    let text = Bytes::from(serde_json::to_vec(document).expect("a document is JSON"));
     let policy = HeaderValue::from_static("default-src 'self'; img-src 'self' data:");
-    Router::from(SwaggerUi::new("/docs").url("/openapi.json", document))
+    Router::from(SwaggerUi::new("/docs").config(Config::new([DOCUMENT])))
+        .route(DOCUMENT, get(async || ([(header::CONTENT_TYPE, "application/json")], text)))
         .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy))
 }
