@@ -193,7 +193,7 @@ fn create_user(arguments: &ArgMatches) -> Outcome {
         return Err(format!("the password {weakness}").into());
     }
     runtime()?.block_on(async {
-        let database = Database::connect(&database_settings, "user create").await?;
+        let database = Database::connect_for_command(&database_settings, "user create").await?;
         let hash = Passwords::new(&accounts_settings).hash(&password).await?;
         let user = accounts::create_user(&database, &email, &name, &hash, role).await?;
         println!("{} {} {}", user.id, user.email, role.as_str());

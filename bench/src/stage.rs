@@ -222,9 +222,10 @@ vacuum analyze audit_events",
     pub async fn is_sealed(&self) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(self.admin_url.as_str()).await?;
         let began = Instant::now();
-        let sealed =
-            "select (select count(*) from audit_events) <= coalesce(sum(event_count), 0) from audit_seals";
-        while !sqlx::query_scalar::<_, bool>(sealed).fetch_one(&mut connection).await? {
+        let events: i64 =
+            sqlx::query_scalar("select count(*) from audit_events").fetch_one(&mut connection).await?;
+        let sealed = "select coalesce(sum(event_count), 0)::bigint from audit_seals";
+        while sqlx::query_scalar::<_, i64>(sealed).fetch_one(&mut connection).await? < events {
             if began.elapsed() > SEALING_DEADLINE {
                 bail!("the audit trail is not sealed after {SEALING_DEADLINE:?}");
             }

@@ -95,7 +95,7 @@ fn verify_database(
 ) -> Result<audit::Report, Box<dyn std::error::Error + Send + Sync>> {
     let settings = reader(arguments)?.finish(config::Database::read)?;
     runtime()?.block_on(async {
-        let database = Database::connect(&settings, "audit verify").await?;
+        let database = Database::connect_for_command(&settings, "audit verify").await?;
         Ok(audit::verify(&database, heads, &progress()).await?)
     })
 }
@@ -107,7 +107,7 @@ fn export(arguments: &ArgMatches) -> Outcome {
     let path: &Path = arguments.get_one::<PathBuf>("to").ok_or("--to is missing")?;
     let owner = config::Database { url: settings.owner().clone(), ..settings };
     runtime()?.block_on(async {
-        let database = Database::connect(&owner, "audit export").await?;
+        let database = Database::connect_for_command(&owner, "audit export").await?;
         let done = audit::export(&database, until, audit_settings.retention_days, path, &progress()).await?;
         println!(
             "{}: {} events under seals {} to {}, SHA-256 {}",

@@ -84,6 +84,20 @@ impl Database {
         Ok(database)
     }
 
+    /// Connects for a command. Nobody queues up behind it as behind a request, so that it waits for a connection of a
+    /// busy database as long as for a database that starts.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_for_command(
+        settings: &config::Database,
+        command: &str,
+    ) -> Result<Self, ConnectError> {
+        let database = Self::connect(settings, command).await?;
+        let acquire_timeout = database.acquire_timeout.max(settings.startup_wait);
+        Ok(Self { acquire_timeout, ..database })
+    }
+
     /// A connection, for statements outside of a transaction.
     ///
     /// # Errors
