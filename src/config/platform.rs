@@ -34,7 +34,7 @@ groups! {
         "DATABASE_ACQUIRE_TIMEOUT_MS" acquire_timeout: Duration = milliseconds, default("2000");
         /// The longest statement, in milliseconds; `migrate` sets it on the service's role.
         "DATABASE_STATEMENT_TIMEOUT_MS" statement_timeout: Duration = milliseconds, default("5000");
-        /// How long `serve` and `migrate` wait for a database that cannot be reached yet, in seconds.
+        /// How long `serve` and the commands wait for a database that cannot be reached yet, in seconds.
         "DATABASE_STARTUP_WAIT_SECONDS" startup_wait: Duration = seconds, default("30");
         /// Apply pending migrations in `serve`, before it listens.
         "MIGRATE_ON_START" migrate_on_start: bool = flag, default("false");

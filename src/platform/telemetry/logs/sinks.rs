@@ -104,7 +104,7 @@ pub(in crate::platform::telemetry) fn open(
     settings: &config::Logs,
 ) -> Result<(Vec<Sink>, Guards), LogsError> {
     let mut opened = Opened::default();
-    // Two threads, one output: each writes a whole line under the lock that standard output has.
+    // Two threads, one output: each writes whole lines under the lock that standard output has.
     let format = stdout_format(settings.format);
     opened.add("log-stdout", format, Wanted::EverythingElse, io::stdout());
     opened.add("log-stdout-audit", format, Wanted::Audit, io::stdout());
@@ -161,7 +161,8 @@ struct Opened {
 
 impl Opened {
     fn add(&mut self, thread: &str, format: Format, wanted: Wanted, writer: impl Write + Send + 'static) {
-        let writer = Counting { inner: writer, failed: Arc::clone(&self.losses.failed) };
+        let failed = Arc::clone(&self.losses.failed);
+        let writer = Batch { inner: writer, lines: Vec::new(), count: 0, failed };
         let (queue, guard) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(wanted.longest_queue())
@@ -188,29 +189,56 @@ impl Sink {
     }
 }
 
-/// Counts the lines whose writing fails: the writing thread passes over them in silence.
-struct Counting<W> {
+/// How long lines are gathered before they are written together. A thread that is woken for each line, writes it, and
+/// falls asleep costs the request that wrote the line more than all the rest of its log.
+const GATHERING: Duration = Duration::from_millis(2);
+
+/// So much is written at once, whatever more there is.
+const LARGEST_BATCH_BYTES: usize = 64 * 1024;
+
+/// Writes the lines together that come together, and counts those whose writing fails: the writing thread passes over
+/// them in silence. It flushes as soon as its queue is empty.
+struct Batch<W> {
     inner: W,
+    lines: Vec<u8>,
+    count: usize,
     failed: Arc<AtomicUsize>,
 }
 
-impl<W: Write> Write for Counting<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.inner.write(bytes)
-    }
-
-    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
-        self.inner.write_all(line).inspect_err(|_| {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-        })
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+impl<W: Write> Batch<W> {
+    /// Where only a part can be written, all of it counts as lost.
+    fn write_out(&mut self) -> io::Result<()> {
+        let written = self.inner.write_all(&self.lines).and_then(|()| self.inner.flush());
+        if written.is_err() {
+            self.failed.fetch_add(self.count, Ordering::Relaxed);
+        }
+        self.lines.clear();
+        self.count = 0;
+        written
     }
 }
 
-/// The lines that were lost, counted by others: by each queue, and by [`Counting`].
+impl<W: Write> Write for Batch<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lines.extend_from_slice(line);
+        self.count += 1;
+        if self.lines.len() >= LARGEST_BATCH_BYTES {
+            self.write_out()?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.count > 0 {
+            self.write_out()?;
+            // The next lines gather in the queue meanwhile, and nobody has to be woken for them.
+            thread::sleep(GATHERING);
+        }
+        Ok(())
+    }
+}
+
+/// The lines that were lost, counted by others: by each queue, and by [`Batch`].
 #[derive(Default)]
 struct Losses {
     overflowed: Vec<ErrorCounter>,
@@ -276,6 +304,40 @@ mod tests {
         }
         drop(opened.guards);
         assert_eq!(opened.losses.total(), 2);
+    }
+
+    /// Tells what it is to write, and waits until it may go on.
+    struct Slow {
+        writes: mpsc::Sender<Vec<u8>>,
+        go_on: mpsc::Receiver<()>,
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.writes.send(bytes.to_vec()).unwrap();
+            self.go_on.recv().unwrap();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_come_while_others_are_written_are_written_together() {
+        let (writes, written) = mpsc::channel();
+        let (let_go_on, go_on) = mpsc::channel();
+        let mut opened = Opened::default();
+        opened.add("log-test", Format::Json, Wanted::EverythingElse, Slow { writes, go_on });
+        let sink = &opened.sinks[0];
+        sink.write(b"first\n");
+        assert_eq!(written.recv().unwrap(), b"first\n");
+        sink.write(b"second\n");
+        sink.write(b"third\n");
+        let_go_on.send(()).unwrap();
+        assert_eq!(written.recv().unwrap(), b"second\nthird\n");
+        let_go_on.send(()).unwrap();
     }
 
     #[test]
