@@ -28,11 +28,11 @@ pub(super) fn around(
     routes.layer(
         ServiceBuilder::new()
             // First, because logs, limits and trust all depend on where the request comes from.
-            .layer(middleware::from_fn_with_state(trusted, client_address::find))
+            .map_request(move |request| client_address::find(&trusted, request))
             // Around everything that can refuse, so that every refusal is seen in logs, metrics and traces.
             .layer(middleware::from_fn(observe::observe))
             // Outside of whatever answers, so that refusals have these headers too.
-            .layer(middleware::from_fn(limits::security_headers))
+            .map_response(limits::security_headers)
             .option_layer(limits::cors(&settings.cors_allowed_origins))
             // Inside of the observation, so that a panic is seen as the 500 that it becomes.
             .layer(CatchPanicLayer::custom(problem::from_panic))

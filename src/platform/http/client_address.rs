@@ -13,10 +13,8 @@ use std::{
 };
 
 use axum::{
-    extract::{ConnectInfo, Request, State},
+    extract::{ConnectInfo, Request},
     http::{HeaderMap, HeaderName, header},
-    middleware::Next,
-    response::Response,
 };
 use ipnet::IpNet;
 
@@ -107,16 +105,15 @@ impl TrustedProxies {
     }
 }
 
-/// A middleware that puts the [`ClientAddress`] into the request's extensions.
-pub async fn find(
-    State(proxies): State<TrustedProxies>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let client = proxies.client(peer.ip(), request.headers());
-    request.extensions_mut().insert(client);
-    next.run(request).await
+/// Puts the [`ClientAddress`] into the request's extensions.
+///
+/// A request from nowhere has none, and goes no further than to what asks for it.
+pub fn find(proxies: &TrustedProxies, mut request: Request) -> Request {
+    if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
+        let client = proxies.client(peer.ip(), request.headers());
+        request.extensions_mut().insert(client);
+    }
+    request
 }
 
 /// The elements of one `X-Forwarded-For` line.

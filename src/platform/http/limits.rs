@@ -76,8 +76,7 @@ pub async fn body_limit(State(BodyLimit(limit)): State<BodyLimit>, request: Requ
 
 /// What browsers are told of every answer, unless it says something else itself: no guessing of media types,
 /// no referrer, no storing, and nothing in it is a page.
-pub async fn security_headers(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+pub fn security_headers<B>(mut response: Response<B>) -> Response<B> {
     let headers = response.headers_mut();
     set_if_absent(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set_if_absent(headers, header::REFERRER_POLICY, "no-referrer");
@@ -128,13 +127,16 @@ mod tests {
         Router,
         body::Bytes,
         http::{Request, StatusCode},
-        middleware::{from_fn, from_fn_with_state},
+        middleware::from_fn_with_state,
         routing::{get, post},
     };
     use http_body_util::BodyExt;
     use hyper::body::Frame;
     use tokio::sync::Notify;
-    use tower::{ServiceExt, util::option_layer};
+    use tower::{
+        ServiceExt,
+        util::{MapResponseLayer, option_layer},
+    };
 
     use super::*;
 
@@ -248,7 +250,7 @@ mod tests {
         let router = Router::new()
             .route("/", get(async || ()))
             .route("/own", get(own))
-            .layer(from_fn(security_headers));
+            .layer(MapResponseLayer::new(security_headers::<Body>));
         let headers = get_root(&router).await.headers().clone();
         assert_eq!(headers["x-content-type-options"], "nosniff");
         assert_eq!(headers["referrer-policy"], "no-referrer");

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, time::Instant};
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::{ConnectInfo, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{Next, from_fn},
@@ -14,6 +15,7 @@ use axum::{
 };
 use chrono::{SecondsFormat, Utc};
 use serde_json::{Value, json};
+use tower::util::MapResponseLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::{health::Health, log_level::LogLevel};
@@ -41,7 +43,7 @@ pub fn router(health: Health, log_level: LogLevel) -> Router {
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::new(problem::METHOD_NOT_ALLOWED))
         .layer(CatchPanicLayer::custom(problem::from_panic))
-        .layer(from_fn(limits::security_headers))
+        .layer(MapResponseLayer::new(limits::security_headers::<Body>))
         // Outermost, so that a panic and a refusal have their context too.
         .layer(from_fn(accompany))
 }
