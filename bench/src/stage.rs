@@ -201,19 +201,22 @@ impl Database {
         .await
     }
 
-    /// Puts more events into the audit trail; the service seals them as any others.
-    pub async fn has_audit_events(&self, more: u64) -> anyhow::Result<()> {
+    /// Puts events into the audit trail, up to a number in all; the service seals them as any others. Their ids grow, as
+    /// those do that the service makes.
+    pub async fn has_audit_events(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(&format!(
             "insert into audit_events (
                id, \"timestamp\", event_type, user_id, role, resource, action, result, metadata, correlation_id,
                service_version
              )
              select
-               gen_random_uuid(), now(), 'data_change', {customer}, 'customer', 'orders', 'create', 'success',
+               {event}, now(), 'data_change', {customer}, 'customer', 'orders', 'create', 'success',
                '{{}}', 'filling-' || n, '0.1.0'
-             from generate_series(1, {more}) as n;
+             from generate_series({from}, {last}) as n;
 vacuum analyze audit_events",
+            event = sql_id("04000000-0000-7000-8000-", "n"),
             customer = sql_id("02000000-0000-7000-8000-", &format!("n % {CUSTOMERS}")),
+            last = to - 1,
         ))
         .await
     }

@@ -21,7 +21,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     for orders in sizes.iter().copied() {
         (run.progress)(&format!("growth: filling in {orders} orders and audit events"));
         database.has_orders(there, orders).await?;
-        database.has_audit_events(orders - there).await?;
+        database.has_audit_events(there, orders).await?;
         there = orders;
         let seeing = Seeing::Everything { sampled: 0.1 };
         let server = Server::start(run.stage, &database, seeing, None, &[]).await?;
