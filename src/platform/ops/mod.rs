@@ -82,7 +82,8 @@ async fn accompany(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let answered = async {
         let response = next.run(request).await;
-        let (status, duration_ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1e3);
+        let status = response.status().as_u16();
+        let duration_ms = (started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
         tracing::debug!(target: "access", %method, path, status, duration_ms, "request");
         response
     };
