@@ -95,7 +95,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// The page and the document it shows. Its policy lets it load from here only: it works without internet, and
 /// nobody can make it show somebody else's document.
 ///
-/// The document is kept as the text that is sent: its tree would take some megabytes for as long as the process runs.
+/// The document is kept as the text that is sent: its tree would take 1.5 MiB for as long as the process runs.
 #[expect(clippy::expect_used, reason = "a mistake in the code, met at start-up and never later")]
 fn documentation(document: &utoipa::openapi::OpenApi) -> Router {
     let text = Bytes::from(serde_json::to_vec(document).expect("a document is JSON"));

@@ -464,7 +464,7 @@ async fn a_payment_whose_request_panics_is_recovered_later() {
 #[tokio::test]
 async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_id() {
     let service = service().await;
-    // It may be faster than the request, and settles the payment in a trace of its own then.
+    // A webhook may be faster than the request, and settles the payment in a trace of its own then.
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -490,7 +490,7 @@ async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_i
 async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
-    // It may be faster than the request, and settles the payment in a trace of its own then.
+    // A webhook may be faster than the request, and settles the payment in a trace of its own then.
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);

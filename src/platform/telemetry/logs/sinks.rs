@@ -189,8 +189,8 @@ impl Sink {
     }
 }
 
-/// How long lines are gathered before they are written together. A thread that is woken for each line, writes it, and
-/// falls asleep costs the request that wrote the line more than all the rest of its log.
+/// How long a thread rests after it has written, while lines gather that it then writes together. Woken for each line,
+/// it would cost a request a wake-up, a write and a change of threads.
 const GATHERING: Duration = Duration::from_millis(2);
 
 /// So much is written at once, whatever more there is.
