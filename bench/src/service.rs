@@ -113,11 +113,17 @@ impl Server {
         self.child.pid()
     }
 
-    /// The value of a series on the operations listener.
-    pub async fn metric(&self, series: &str) -> anyhow::Result<f64> {
+    /// A scrape of its operations listener.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
         let ops = self.ops.context("it has no operations listener")?;
         let client = dev::http::client(Duration::from_secs(5))?;
-        let text = client.get(format!("http://{ops}/metrics")).send().await?.text().await?;
+        let answer = client.get(format!("http://{ops}/metrics")).send().await?;
+        Ok(answer.error_for_status()?.text().await?)
+    }
+
+    /// The value of a series on the operations listener.
+    pub async fn metric(&self, series: &str) -> anyhow::Result<f64> {
+        let text = self.metrics().await?;
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.with_context(|| format!("there is no {series}"))?.trim().parse().context("a number")
     }

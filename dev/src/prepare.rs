@@ -89,9 +89,12 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     migrator.run(&mut connection).await?;
     connection.close().await?;
 
-    // A build directory of its own: the usual one stays compiled for the usual settings.
-    let target = project::root().join("target/sqlx");
-    let queries = target.join("queries");
+    // A build directory of its own, within the usual one: that stays compiled for the usual settings.
+    let usual =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project::root().join("target"), PathBuf::from);
+    let target =
+        std::path::absolute(&usual).map_err(|source| Error::File { path: usual, source })?.join("sqlx");
+    let queries = target.join("queries").join(project::name());
     let failed = |source| Error::File { path: queries.clone(), source };
     if queries.exists() {
         std::fs::remove_dir_all(&queries).map_err(failed)?;

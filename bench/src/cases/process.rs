@@ -6,7 +6,7 @@ use tokio::time::{Duration, sleep};
 
 use super::{Run, Size, next_run};
 use crate::{
-    contest::over_http,
+    contest::{count, over_http},
     cpu,
     load::Shape,
     report::{Section, Table, cell, single},
@@ -19,6 +19,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let database = run.stage.database("bench_process").await?;
     let seeing = Seeing::Everything { sampled: 0.1 };
     let (mut until_ready, mut idle, mut loaded, mut scrape) = (vec![], vec![], vec![], vec![]);
+    let (mut series_idle, mut series_loaded) = (vec![], vec![]);
     for round in 1..=run.size.rounds() {
         (run.progress)(&format!("process, round {round}"));
         let server = Server::start(run.stage, &database, seeing, None, &[]).await?;
@@ -26,13 +27,15 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         // Its workers have had their first turn by then.
         sleep(Duration::from_secs(1)).await;
         idle.extend(cpu::resident_mib(server.pid()));
+        series_idle.push(series(&server.metrics().await?));
         let (shape, window) = (Shape::Closed { clients: 64 }, run.size.window());
         let requests = place_orders(next_run());
         let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
         loaded.extend(sample.resident);
         let began = Instant::now();
-        server.metric("db_connections_max").await?;
+        let metrics = server.metrics().await?;
         scrape.push(began.elapsed().as_secs_f64() * 1e3);
+        series_loaded.push(series(&metrics));
         server.stop().await?;
     }
     run.stage.drop(&database).await?;
@@ -42,6 +45,8 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     row("resident when idle, MiB", cell(spread(idle)));
     row("resident with 64 clients, MiB", cell(spread(loaded)));
     row("a scrape of its metrics, ms", cell(spread(scrape)));
+    row("series before the first request", cell(spread(series_idle)));
+    row("series after the orders of 64 clients", cell(spread(series_loaded)));
     #[expect(clippy::cast_precision_loss, reason = "a size below 2^52")]
     let size = fs::metadata(&run.stage.executable)?.len() as f64 / 1024.0 / 1024.0;
     row("the executable, MiB", single(Some(size)));
@@ -56,6 +61,11 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         tables: vec![table],
         goals: Vec::new(),
     })
+}
+
+/// How many series a scrape has.
+fn series(scrape: &str) -> f64 {
+    count(scrape.lines().filter(|line| !line.starts_with('#')).map(|_series| 1).sum())
 }
 
 /// A build of everything into a directory of its own, and one after a change.
