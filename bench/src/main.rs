@@ -47,7 +47,7 @@ struct Arguments {
     /// Five minutes, which is what is done unless something else is said
     #[arg(long, conflicts_with_all = ["long", "smoke"])]
     short: bool,
-    /// Half an hour and more: tables of ten million rows, seven rounds, and builds from scratch
+    /// Three quarters of an hour: tables of ten million rows, seven rounds, and builds from scratch
     #[arg(long, conflicts_with = "smoke")]
     long: bool,
     /// Seconds, to see that everything works; the figures mean nothing

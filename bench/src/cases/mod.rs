@@ -25,7 +25,7 @@ pub enum Size {
     Smoke,
     /// Five minutes.
     Short,
-    /// Half an hour, with tables of ten million rows and builds from scratch.
+    /// Three quarters of an hour, with tables of ten million rows and builds from scratch.
     Long,
 }
 
