@@ -126,8 +126,8 @@ impl Stage {
         let database = self.address(name);
         // What `migrate` sets on the service's role belongs to the database and is not copied.
         self.migrate(&database).await?;
-        // Only what has rows: the planner reads an empty table from end to end once that was told about it, and goes on
-        // to, for as long as a connection keeps the plan. A new service's tables are not told about.
+        // Only what has rows. Where the planner knows that a table is empty, it reads all of it, and a connection keeps
+        // that plan while the table grows. Nobody tells it so about the tables of a new service.
         database.execute("vacuum analyze products, users, sessions").await?;
         Ok(database)
     }

@@ -12,7 +12,10 @@ use dev::{
     postgres::{self, Error, Mark, Presence, Purpose, Rights, Server},
     process::Launch,
 };
-use nix::unistd::{User, geteuid};
+use nix::{
+    sys::signal::Signal,
+    unistd::{User, geteuid},
+};
 use sqlx::{Connection as _, PgConnection};
 use url::Url;
 
@@ -93,6 +96,21 @@ async fn a_test_server_is_fast_and_private() {
     PgConnection::connect(wrong.as_str()).await.unwrap_err();
     let directory = server.log().unwrap().parent().unwrap().to_owned();
     assert_eq!(directory.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_under_many_connections_starts_again() {
+    let mut server = Server::find_or_start(Purpose::Campaign, &|_| ()).await.unwrap();
+    for _ in 0..3 {
+        let mut connections = Vec::new();
+        for _ in 0..60 {
+            connections.push(PgConnection::connect(server.admin_url().as_str()).await.unwrap());
+        }
+        server.restart(Signal::SIGKILL, &|_| ()).await.unwrap();
+        drop(connections);
+        assert_eq!(query::<i32>(server.admin_url(), "select 1").await, 1);
+    }
+    server.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -127,18 +127,20 @@ impl Cluster {
     ) -> Result<(Child, Url), Error> {
         let mut attempt = 1;
         loop {
-            match Self::start_once(binaries, account, files, purpose).await {
-                Err(Error::Start { log, .. }) if attempt < ATTEMPTS && passes(&log) => {
-                    progress("starting PostgreSQL once more: its port or its memory was still taken");
-                    if log.contains(PORT_TAKEN) {
-                        // It is remembered otherwise.
-                        std::fs::remove_file(files.port()).ok();
-                    }
-                    sleep(Duration::from_millis(200)).await;
-                    attempt += 1;
-                }
-                started => return started,
+            let started = Self::start_once(binaries, account, files, purpose).await;
+            let Err(Error::Start { .. }) = &started else { return started };
+            // The whole of it: the processes of a killed server end only now, and write into it after the reason.
+            let log = text_of(&files.log());
+            if attempt == ATTEMPTS || !passes(&log) {
+                return started;
             }
+            progress("starting PostgreSQL once more: its port or its memory was still taken");
+            if log.contains(PORT_TAKEN) {
+                // It is remembered otherwise.
+                std::fs::remove_file(files.port()).ok();
+            }
+            sleep(Duration::from_millis(200)).await;
+            attempt += 1;
         }
     }
 
@@ -321,9 +323,12 @@ fn passes(log: &str) -> bool {
     [PORT_TAKEN, "pre-existing shared memory block"].iter().any(|reason| log.contains(reason))
 }
 
+fn text_of(log: &Path) -> String {
+    std::fs::read_to_string(log).unwrap_or_default()
+}
+
 fn end_of(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    // Those of a killed server's processes, which still write here while they end, say nothing of this start.
-    let lines: Vec<&str> = text.lines().filter(|line| !line.contains("unexpected postmaster exit")).collect();
+    let text = text_of(log);
+    let lines: Vec<&str> = text.lines().collect();
     lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
 }
