@@ -37,6 +37,7 @@ mod operations;
 mod orders;
 mod outages;
 mod panics;
+mod payment_traces;
 mod payments;
 mod permissions;
 mod problems;
