@@ -24,6 +24,7 @@ use tracing::{Instrument, Span, field};
 use super::client_address::ClientAddress;
 use crate::platform::telemetry::{
     correlation::{Context, CorrelationId},
+    logs,
     metrics::{TracedHistograms, registered},
     traces,
 };
@@ -190,7 +191,7 @@ impl Drop for Exchange {
                 route,
                 path = self.context.path().map(shortened),
                 status = status.as_u16(),
-                duration_ms = (elapsed.as_secs_f64() * 1e6).round() / 1e3,
+                duration_ms = logs::milliseconds(elapsed),
                 response_bytes = self.response_bytes,
                 client_address = self.context.client_address().map(field::display),
                 user_agent = self.user_agent(),

@@ -26,7 +26,7 @@ use super::{
     },
     telemetry::{
         correlation::{Context, CorrelationId},
-        metrics,
+        logs, metrics,
         traces::CORRELATION_HEADER,
     },
 };
@@ -83,7 +83,7 @@ async fn accompany(request: Request, next: Next) -> Response {
     let answered = async {
         let response = next.run(request).await;
         let status = response.status().as_u16();
-        let duration_ms = (started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let duration_ms = logs::milliseconds(started.elapsed());
         tracing::debug!(target: "access", %method, path, status, duration_ms, "request");
         response
     };

@@ -12,7 +12,7 @@ mod json;
 mod pretty;
 mod sinks;
 
-use std::cell::RefCell;
+use std::{cell::RefCell, time::Duration};
 
 use chrono::{DateTime, Utc};
 use opentelemetry::{SpanId, TraceId};
@@ -25,6 +25,11 @@ pub(super) use self::sinks::{Guards, open};
 pub use self::{filter::LogFilter, sinks::LogsError};
 use self::{json::Origin, sinks::Sink};
 use super::{correlation, traces};
+
+/// A duration as lines tell it: in milliseconds, to the microsecond.
+pub(in crate::platform) fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
 
 /// The layer that writes every event to every sink.
 pub(super) struct Lines {
