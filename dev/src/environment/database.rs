@@ -60,14 +60,15 @@ pub(crate) async fn prepare(
     server.create_login(&owner, &owner_password, Rights::Owner).await?;
     server.create_login(&restricted, &password, Rights::Restricted).await?;
     server.allow_to_grant(&owner, &[restricted.as_str(), "app_runtime"]).await?;
-    match server.find_database(&name).await? {
-        Presence::Ours => {}
+    let earlier = match server.find_database(&name).await? {
+        Presence::Ours => true,
         Presence::Absent => {
             progress(&format!("making the database {name}"));
             server.create_database(&name, Some(&owner)).await?;
+            false
         }
         Presence::Foreign(made) => return Err(Error::ForeignDatabase { name, made }),
-    }
+    };
     let url = server.url(&name, &restricted, &password);
     let owner_url = server.url(&name, &owner, &owner_password);
 
@@ -76,7 +77,10 @@ pub(crate) async fn prepare(
         .args(["migrate"])
         .env("DATABASE_URL", url.as_str())
         .env("DATABASE_MIGRATION_URL", owner_url.as_str());
-    run(migrate, "migrate").await?;
+    run(migrate, "migrate").await.map_err(|error| match error {
+        Error::Command { output, .. } if earlier => Error::EarlierDatabase { name, output },
+        error => error,
+    })?;
 
     make_users(executable, &url, &owner_url, progress).await?;
     Ok(Database { url, owner_url })

@@ -117,6 +117,11 @@ pub enum Error {
         "the database `{name}` on this server was made by someone else, or for something else ({made}): it is left alone"
     )]
     ForeignDatabase { name: String, made: String },
+    #[error(
+        "the database {name} is of an earlier run, and these migrations cannot be applied to it:\n{output}\n\
+         --fresh makes it anew, without what is in it"
+    )]
+    EarlierDatabase { name: String, output: String },
     #[error("PostgreSQL says: {0}")]
     Sql(#[from] sqlx::Error),
     #[error("the service cannot be started: {0}")]

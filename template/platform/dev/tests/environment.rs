@@ -12,6 +12,7 @@ use std::{
 };
 
 use dev::process::{Child, Launch, Signal};
+use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 
 /// The first start builds the service.
@@ -128,6 +129,32 @@ async fn after_kill_9_no_process_is_left() {
         }
     }
     assert!(!Path::new(&data.0.join("postgres/data/postmaster.pid")).exists());
+}
+
+#[tokio::test]
+async fn a_database_of_other_migrations_is_named_with_the_flag_for_a_new_one() {
+    let data = Data::new("earlier");
+    let environment = data.cargo_dev(&["--no-traffic"]);
+    is_up(&environment).await;
+    let screen = text(&environment);
+    let url = screen.lines().find_map(|line| line.trim().strip_prefix("database")?.split('\'').nth(1)).unwrap();
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    let edited = "update _sqlx_migrations set checksum = sha384('another text') where version = 1";
+    sqlx::raw_sql(edited).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    environment.signal(Signal::SIGTERM).unwrap();
+    assert!(environment.wait(SOON).await.unwrap().success(), "{}", text(&environment));
+
+    let refused = data.cargo_dev(&["--no-traffic"]);
+    assert_eq!(refused.wait(BUILT).await.unwrap().code(), Some(1));
+    let said = text(&refused);
+    assert!(said.contains("migration 1 was previously applied but has been modified"), "{said}");
+    assert!(said.contains("--fresh makes it anew"), "{said}");
+
+    let environment = data.cargo_dev(&["--no-traffic", "--fresh"]);
+    is_up(&environment).await;
+    environment.signal(Signal::SIGTERM).unwrap();
+    assert!(environment.wait(SOON).await.unwrap().success(), "{}", text(&environment));
 }
 
 #[tokio::test]
