@@ -1,29 +1,34 @@
-//! Orders and payments over HTTP, with everything that production asks for.
-//!
-//! The map of the house. A reader may start with [`service`], where a process is born and dies, or with [`api`],
-//! where a request comes in.
+//! The service. Start with [`service`], which runs a process from its start to its end, or with [`api`], which
+//! receives requests.
 //!
 //! - [`cli`]: the command line
-//! - [`config`]: every setting, once
-//! - [`service`]: the wiring: whatever lives as long as the process is made, and ended, there
-//! - [`api`]: the API's router: the slices' routes, the layers in their one order, the `OpenAPI` document
-//! - [`accounts`]: users, sessions, and the authentication layer
-//! - [`catalog`]: products and their prices
-//! - [`orders`]: what was ordered, and whether it is paid
-//! - [`payments`]: taking money once, giving it back once, and never losing track of it
-//! - [`platform`]: what every service needs; it knows nothing of orders
+//! - [`config`]: the settings, assembled from the groups that the modules declare
+//! - [`service`]: the wiring: everything that lives as long as the process is created and ended there
+//! - [`api`]: the API's router: the routes, the layers in their one order, the `OpenAPI` document
+//! - [`accounts`]: users, roles, sessions, and the authentication layer
+//! - [`audit_events`]: the route that lists audit events
+//! - [`slices`]: the list of the domain's slices, each of which is a module beside it
 //!
 //! A slice is read in one sitting: `model.rs` has the rules and no I/O, `store.rs` the SQL, `routes.rs` the HTTP.
-//! Slices use `platform` and what other slices' `mod.rs` re-exports; `platform` uses no slice.
+//! Slices use the crate `platform` and what other slices re-export in their `mod.rs`.
 pub mod accounts;
 pub mod api;
-pub mod catalog;
+pub mod audit_events;
 pub mod cli;
 pub mod config;
-pub mod orders;
-pub mod payments;
-pub mod platform;
 pub mod service;
+pub mod slices;
 
-#[cfg(test)]
-mod instructions;
+use platform::build_info::BuildInfo;
+use sqlx::migrate::Migrator;
+
+/// The build of this service.
+pub const BUILD: BuildInfo = BuildInfo {
+    name: env!("CARGO_PKG_NAME"),
+    version: env!("CARGO_PKG_VERSION"),
+    commit: env!("BUILD_COMMIT"),
+    rustc: env!("BUILD_RUSTC"),
+};
+
+/// The migrations of this service, compiled in.
+pub static MIGRATIONS: Migrator = sqlx::migrate!();

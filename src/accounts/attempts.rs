@@ -5,12 +5,10 @@
 use std::{net::IpAddr, time::Duration};
 
 use hmac::{Hmac, KeyInit, Mac};
+use platform::database::{Database, observe};
 use sha2::{Digest, Sha256};
 
-use crate::{
-    config,
-    platform::database::{Database, observe},
-};
+use super::Settings;
 
 /// In place of an address: the account alone.
 const FROM_ANYWHERE: &str = "*";
@@ -56,7 +54,7 @@ impl Pseudonym {
 }
 
 impl Lockout {
-    pub(super) fn new(settings: &config::Accounts) -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
         let attempts =
             i32::try_from(settings.attempts_before_lockout.get()).unwrap_or(i32::MAX / CEILING_FROM_ANYWHERE);
         Self { attempts: attempts.min(i32::MAX / CEILING_FROM_ANYWHERE), lasts: settings.lockout }

@@ -8,13 +8,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use uuid::Uuid;
-
-use super::{
-    metrics::{AUTHENTICATION_FAILURES, AUTHORIZATION_DENIALS},
-    sessions,
-};
-use crate::platform::{
+use platform::{
     audit::{Event, EventResult, EventType, Refusals},
     database::Database,
     http::{
@@ -23,6 +17,12 @@ use crate::platform::{
     },
     identity::Caller,
     telemetry::correlation::{self, User},
+};
+use uuid::Uuid;
+
+use super::{
+    metrics::{AUTHENTICATION_FAILURES, AUTHORIZATION_DENIALS},
+    sessions,
 };
 
 /// The name of the limit by caller in the `RateLimit` headers.
@@ -64,7 +64,7 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
             Err(error) => return Problem::from(error).into_response(),
         };
         if let Some(context) = correlation::current() {
-            context.identify(User { id: caller.user_id, role: caller.role.as_str() });
+            context.identify(User { id: caller.user_id, role: caller.role });
         }
         standing = match layer.by_caller.count(&caller.user_id) {
             Ok(standing) => standing,

@@ -1,8 +1,7 @@
 //! What accounts count.
 use lazy_static::lazy_static;
+use platform::telemetry::metrics::registered;
 use prometheus::{IntCounterVec, register_int_counter_vec};
-
-use crate::platform::telemetry::metrics::registered;
 
 lazy_static! {
     pub(super) static ref AUTHENTICATION_FAILURES: IntCounterVec = registered(register_int_counter_vec!(

@@ -7,22 +7,23 @@ mod authentication;
 mod metrics;
 mod model;
 mod passwords;
+mod roles;
 mod routes;
 mod sessions;
+mod settings;
 mod users;
 
-use crate::{
-    config,
-    platform::{audit::Refusals, database::Database, http::limits::RateLimiter},
-};
+use platform::{audit::Refusals, database::Database, http::limits::RateLimiter};
 
 pub use self::attempts::sweep as sweep_attempts;
 pub use self::authentication::{Authentication, authenticate};
 pub use self::metrics::initialise as initialise_metrics;
 pub use self::model::{Email, NewUser, Password, User};
 pub use self::passwords::Passwords;
+pub use self::roles::{Admin, AuditReader, Customer, CustomerOrSupport, OwnerOrStaff, Role, Staff};
 pub use self::routes::routes;
 pub use self::sessions::sweep as sweep_sessions;
+pub use self::settings::Settings;
 pub use self::users::{CreateError, create as create_user};
 
 /// What the routes of accounts work with. Cheap to clone.
@@ -38,7 +39,7 @@ pub struct Accounts {
 
 impl Accounts {
     /// Accounts in `database`, under these settings.
-    pub fn new(database: Database, refusals: Refusals, settings: &config::Accounts) -> Self {
+    pub fn new(database: Database, refusals: Refusals, settings: &Settings) -> Self {
         Self {
             database,
             refusals,

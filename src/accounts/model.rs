@@ -1,15 +1,13 @@
 //! Users, and the rules for what they may call themselves.
 use chrono::{DateTime, Utc};
+use platform::http::{extract::Validate, problem::FieldError, timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 use zxcvbn::matching::patterns::MatchPattern;
 
-use crate::platform::{
-    http::{extract::Validate, problem::FieldError, timestamp},
-    identity::Role,
-};
+use super::Role;
 
 /// Characters of a password that are compared with what is common.
 const LONGEST_COMMON: usize = 64;

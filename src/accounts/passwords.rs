@@ -9,10 +9,11 @@ use argon2::{
     Algorithm, Argon2, Params, Version,
     password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
 };
+use platform::http::problem::Problem;
 use tokio::sync::Semaphore;
 
+use super::Settings;
 use super::model::Password;
-use crate::{config, platform::http::problem::Problem};
 
 /// Hashes and verifies passwords. Cheap to clone.
 #[derive(Clone)]
@@ -46,7 +47,7 @@ impl From<PasswordError> for Problem {
 
 impl Passwords {
     /// Hashes with the settings' parameters.
-    pub fn new(settings: &config::Accounts) -> Self {
+    pub fn new(settings: &Settings) -> Self {
         let params = Params::new(
             settings.argon2_memory_kib.get(),
             settings.argon2_iterations.get(),

@@ -5,28 +5,29 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use utoipa_axum::{router::OpenApiRouter, routes};
-
-use super::{
-    Accounts,
-    attempts::{Counted, Pseudonym},
-    metrics::AUTHENTICATION_FAILURES,
-    model::{Credentials, Email, NewSession, NewUser, Password, PasswordChange, User},
-    sessions::{self, Token},
-    users,
-};
-use crate::platform::{
+use platform::{
     audit::{Event, EventResult, EventType},
     http::{
         client_address::ClientAddress,
         extract::Json,
         problem::{BAD_CREDENTIALS, Problem, ProblemBody, TOO_MANY_REQUESTS, UNAUTHENTICATED},
     },
-    identity::{Caller, Role},
+    identity::Caller,
 };
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Accounts, Role,
+    attempts::{Counted, Pseudonym},
+    metrics::AUTHENTICATION_FAILURES,
+    model::{Credentials, Email, NewSession, NewUser, Password, PasswordChange, User},
+    sessions::{self, Token},
+    users,
+};
+use crate::api::App;
 
 /// The routes of accounts.
-pub fn routes() -> OpenApiRouter<Accounts> {
+pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(register))
         .routes(routes!(log_in))

@@ -1,17 +1,17 @@
 //! The sessions table. A token has 256 random bits and is stored as its SHA-256.
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
-use rand::{TryRng, rngs::SysRng};
-use sha2::{Digest, Sha256};
-use uuid::Uuid;
-
-use super::{model::User, users::role};
-use crate::platform::{
+use platform::{
     audit::{self, Event, EventResult, EventType},
     database::{Database, observe},
     http::problem::Problem,
     identity::Caller,
 };
+use rand::{TryRng, rngs::SysRng};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{model::User, users::role};
 
 /// What a client shows to be recognised.
 pub(super) struct Token(String);
@@ -86,7 +86,8 @@ pub(super) async fn caller(database: &Database, token: &str) -> Result<Option<Ca
     let mut connection = database.acquire().await?;
     let row = observe("sessions.select", statement.fetch_optional(&mut *connection)).await?;
     connection.release();
-    row.map(|row| Ok(Caller { user_id: row.user_id, role: role(&row.role)?, session_id: row.id })).transpose()
+    row.map(|row| Ok(Caller { user_id: row.user_id, role: role(&row.role)?.as_str(), session_id: row.id }))
+        .transpose()
 }
 
 /// Ends a session.

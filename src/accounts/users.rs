@@ -1,13 +1,15 @@
 //! The users table.
-use sqlx::PgConnection;
-use uuid::Uuid;
-
-use super::model::{Email, User};
-use crate::platform::{
+use platform::{
     audit::{self, Event, EventResult, EventType},
     database::{Database, observe, violated_constraint},
     http::problem::Problem,
-    identity::Role,
+};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    Role,
+    model::{Email, User},
 };
 
 /// Why a user was not made.

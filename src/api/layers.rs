@@ -2,25 +2,23 @@
 use std::{net::IpAddr, sync::Arc};
 
 use axum::{Router, middleware};
+use platform::http::{
+    self,
+    client_address::{self, TrustedProxies},
+    limits::{self, BodyLimit, InFlight, RateLimiter},
+    observe, problem,
+};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{
-    accounts::{self, Authentication},
-    config,
-    platform::http::{
-        client_address::{self, TrustedProxies},
-        limits::{self, BodyLimit, InFlight, RateLimiter},
-        observe, problem,
-    },
-};
+use crate::accounts::{self, Authentication};
 
 /// What a request meets, from the outside in. The order is the point:
 pub(super) fn around(
     routes: Router,
     authentication: Authentication,
     by_address: Arc<RateLimiter<IpAddr>>,
-    settings: &config::Http,
+    settings: &http::Settings,
 ) -> Router {
     let trusted = TrustedProxies::new(&settings.trusted_proxies);
     let in_flight = InFlight::new(settings.max_requests_in_flight);

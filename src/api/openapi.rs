@@ -3,6 +3,10 @@
 //! The refusals that come from the layers and the extractors follow from what a route is, so they are added here by
 //! rule rather than by hand at each handler, where one would be forgotten.
 use axum::http::{Method, StatusCode};
+use platform::http::{
+    observe,
+    problem::{FieldError, MEDIA_TYPE, ProblemBody},
+};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
@@ -11,11 +15,6 @@ use utoipa::{
         path::Operation,
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
-};
-
-use crate::platform::http::{
-    observe,
-    problem::{FieldError, MEDIA_TYPE, ProblemBody},
 };
 
 #[derive(OpenApi)]

@@ -7,12 +7,12 @@ use std::{
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::{Arg, ArgMatches, Command, value_parser};
+use platform::{
+    audit,
+    database::{self, Database},
+};
 
 use super::{Outcome, flags, reader, runtime};
-use crate::{
-    config,
-    platform::{audit, database::Database},
-};
 
 /// Between two lines that tell how far it is.
 const BETWEEN_LINES: Duration = Duration::from_secs(2);
@@ -93,7 +93,7 @@ fn verify_database(
     arguments: &ArgMatches,
     heads: audit::KnownHeads,
 ) -> Result<audit::Report, Box<dyn std::error::Error + Send + Sync>> {
-    let settings = reader(arguments)?.finish(config::Database::read)?;
+    let settings = reader(arguments)?.finish(database::Settings::read)?;
     runtime()?.block_on(async {
         let database = Database::connect_for_command(&settings, "audit verify").await?;
         Ok(audit::verify(&database, heads, &progress()).await?)
@@ -102,10 +102,10 @@ fn verify_database(
 
 fn export(arguments: &ArgMatches) -> Outcome {
     let (settings, audit_settings) = reader(arguments)?
-        .finish(|reader| config::Database::read(reader).zip(config::Audit::read(reader)))?;
+        .finish(|reader| database::Settings::read(reader).zip(audit::Settings::read(reader)))?;
     let until = arguments.get_one::<DateTime<Utc>>("until").copied().ok_or("--until is missing")?;
     let path: &Path = arguments.get_one::<PathBuf>("to").ok_or("--to is missing")?;
-    let owner = config::Database { url: settings.owner().clone(), ..settings };
+    let owner = database::Settings { url: settings.owner().clone(), ..settings };
     runtime()?.block_on(async {
         let database = Database::connect_for_command(&owner, "audit export").await?;
         let done = audit::export(&database, until, audit_settings.retention_days, path, &progress()).await?;

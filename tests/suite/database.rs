@@ -161,7 +161,7 @@ async fn a_schema_that_is_ahead_of_the_service_is_a_release_under_way() {
 #[tokio::test]
 async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_within_it() {
     let database = Database::create_empty().await;
-    let settings = app::config::Database {
+    let settings = platform::database::Settings {
         url: database.owner_url().as_str().parse().unwrap(),
         migration_url: None,
         max_connections: NonZeroU32::new(2).unwrap(),
@@ -170,7 +170,7 @@ async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_wit
         startup_wait: Duration::from_secs(10),
         migrate_on_start: false,
     };
-    let pool = app::platform::database::Database::connect(&settings, "cancelled").await.unwrap();
+    let pool = platform::database::Database::connect(&settings, "cancelled").await.unwrap();
     let mut begun = 0;
     // Each with a little more patience than the one before: from cancelled at once to begun.
     for turns in 0..1000 {

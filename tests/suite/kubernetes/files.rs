@@ -5,12 +5,13 @@ use std::{
     process::Command,
 };
 
-use app::config::{Config, Reader};
+use app::config::Config;
 use dev::harness::REQUIRED;
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec, Probe},
     apimachinery::pkg::util::intstr::IntOrString,
 };
+use platform::settings::Reader;
 use serde_json::Value;
 
 use super::{
@@ -89,7 +90,7 @@ fn the_service_takes_the_settings_of_every_overlay() {
                 .filter(|(name, _)| secrets.contains_key(*name))
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
         );
-        let config = Config::read(Reader::new(move |name| given.get(name).cloned()))
+        let config = Config::load(Reader::new(move |name| given.get(name).cloned()))
             .unwrap_or_else(|mistakes| panic!("{overlay}: {mistakes}"));
         assert_eq!(config.process.environment.as_str(), overlay);
         assert!(config.database.migration_url.is_none(), "the service does not see the owner's password");

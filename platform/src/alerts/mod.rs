@@ -1,0 +1,256 @@
+//! Alerts that the service sends itself, for what must not wait for a scrape and a rule: a breaker that
+//! opened, a trail that was tampered with.
+//!
+//! Raising an alert never waits and never fails: the work that raises it is worth more than the alert. It is
+//! logged, put into a bounded queue, and sent from there by a task of its own, with retries. The same alert
+//! (severity and title) goes out at most once per interval, so that a flapping dependency wakes nobody twice.
+//!
+//! What became of each is in `alerts_sent_total`.
+mod receiver;
+mod settings;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use lazy_static::lazy_static;
+use prometheus::{IntCounterVec, register_int_counter_vec};
+use reqwest::redirect;
+use serde::{Serialize, Serializer};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use self::receiver::{Receiver, alertmanager_api, deliver};
+pub use self::settings::Settings;
+use super::telemetry::{
+    correlation,
+    metrics::{declare, registered},
+};
+
+lazy_static! {
+    static ref SENT: IntCounterVec = registered(register_int_counter_vec!(
+        "alerts_sent_total",
+        "Alerts that the service raised itself, by what became of them.",
+        &["outcome"]
+    ));
+}
+
+/// Every receiver took it.
+const SENT_TO_ALL: &str = "sent";
+/// At least one receiver did not take it.
+const FAILED: &str = "failed";
+/// The same alert was raised within the interval.
+const SUPPRESSED: &str = "suppressed";
+/// There was no room in the queue.
+const DROPPED: &str = "dropped";
+
+/// More alerts than this at once are one incident, and somebody knows of it by then.
+const QUEUE: usize = 64;
+
+/// How long a receiver may take over one attempt.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long Alertmanager shows an alert at least: an event has no end of its own.
+const SHORTEST_FIRING: Duration = Duration::from_mins(5);
+
+/// How urgent an alert is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Somebody has to act now.
+    Critical,
+    /// Somebody has to act soon.
+    Warning,
+    /// Nobody has to act.
+    Info,
+}
+
+/// Something that people should know.
+#[derive(Debug, Clone)]
+pub struct Alert {
+    /// How urgent it is.
+    pub severity: Severity,
+    /// What happened, in few words, and the same ones each time.
+    pub title: String,
+    /// What it means, and what to do.
+    pub description: String,
+    /// What helps to find the cause. No secrets and no personal data: it leaves the house.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// An alert on its way. Its JSON is what webhooks get.
+#[derive(Debug, Serialize)]
+struct Raised {
+    severity: Severity,
+    title: String,
+    description: String,
+    #[serde(serialize_with = "rfc3339")]
+    timestamp: DateTime<Utc>,
+    metadata: BTreeMap<String, String>,
+}
+
+fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
+}
+
+/// Raises alerts. Cheap to clone.
+#[derive(Clone)]
+pub struct Alerts(Arc<Inner>);
+
+struct Inner {
+    repeat_interval: Duration,
+    /// `None`: there are no receivers.
+    queue: Option<mpsc::Sender<Message>>,
+    raised: Arc<Recent>,
+}
+
+enum Message {
+    Alert(Raised),
+    /// Everything before this is done when the sender is told.
+    Flush(oneshot::Sender<()>),
+}
+
+impl Alerts {
+    /// Starts to send what is raised. With no receiver configured, alerts are only logged.
+    ///
+    /// `service` tells receivers where alerts come from. Needs the process's TLS provider to be installed.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be built.
+    pub fn start(settings: &Settings, service: &str) -> Result<Self, reqwest::Error> {
+        declare(&SENT, [[SENT_TO_ALL], [FAILED], [SUPPRESSED], [DROPPED]]);
+        let raised = Arc::new(Recent::default());
+        let repeat_interval = settings.repeat_interval;
+        let webhook = settings.webhook_url.clone().map(Receiver::Webhook);
+        let alertmanager = settings.alertmanager_url.as_ref().map(|base| Receiver::Alertmanager {
+            url: alertmanager_api(base),
+            service: service.to_owned(),
+            // Until the next one has surely come, and long enough to be seen.
+            firing_for: repeat_interval.saturating_mul(2).max(SHORTEST_FIRING),
+        });
+        let receivers: Vec<_> = webhook.into_iter().chain(alertmanager).collect();
+        let queue = if receivers.is_empty() {
+            None
+        } else {
+            // A POST that is redirected would arrive as a GET.
+            let client =
+                reqwest::Client::builder().timeout(TIMEOUT).redirect(redirect::Policy::none()).build()?;
+            let (queue, messages) = mpsc::channel(QUEUE);
+            tokio::spawn(send_all(client, receivers, messages, Arc::clone(&raised)));
+            Some(queue)
+        };
+        Ok(Self(Arc::new(Inner { repeat_interval, queue, raised })))
+    }
+
+    /// Raises an alert: never waits, never fails. It carries the present correlation id.
+    pub fn raise(&self, alert: Alert) {
+        let Alert { severity, title, description, mut metadata } = alert;
+        let key = (severity, title.clone());
+        if !self.0.raised.remember(&key, self.0.repeat_interval) {
+            SENT.with_label_values(&[SUPPRESSED]).inc();
+            return;
+        }
+        if let Some(context) = correlation::current() {
+            metadata
+                .entry("correlation_id".to_owned())
+                .or_insert_with(|| context.correlation_id().to_string());
+        }
+        match severity {
+            Severity::Critical => tracing::error!(title, ?metadata, "alert: {description}"),
+            Severity::Warning => tracing::warn!(title, ?metadata, "alert: {description}"),
+            Severity::Info => tracing::info!(title, ?metadata, "alert: {description}"),
+        }
+        let Some(queue) = &self.0.queue else { return };
+        let raised = Raised { severity, title, description, timestamp: Utc::now(), metadata };
+        if queue.try_send(Message::Alert(raised)).is_err() {
+            self.0.raised.forget(&key);
+            SENT.with_label_values(&[DROPPED]).inc();
+            tracing::error!("alert was not sent: too many are waiting");
+        }
+    }
+
+    /// Waits until everything that was raised before is sent or given up: whether that was so at the deadline.
+    pub async fn flush(&self, deadline: Instant) -> bool {
+        let Some(queue) = &self.0.queue else { return true };
+        let (tell, told) = oneshot::channel();
+        let flushed = async { queue.send(Message::Flush(tell)).await.is_ok() && told.await.is_ok() };
+        timeout_at(deadline, flushed).await.unwrap_or(false)
+    }
+}
+
+type Key = (Severity, String);
+
+/// When each alert was last raised.
+#[derive(Default)]
+struct Recent(Mutex<HashMap<Key, Instant>>);
+
+impl Recent {
+    /// Whether this alert may go out; remembers that it did.
+    fn remember(&self, key: &Key, interval: Duration) -> bool {
+        let mut raised = self.lock();
+        raised.retain(|_, at| at.elapsed() < interval);
+        let is_new = !raised.contains_key(key);
+        if is_new {
+            raised.insert(key.clone(), Instant::now());
+        }
+        is_new
+    }
+
+    /// It reached nobody: the next one may go out.
+    fn forget(&self, key: &Key) {
+        self.lock().remove(key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends one alert after the other, and each to all receivers side by side.
+async fn send_all(
+    client: reqwest::Client,
+    receivers: Vec<Receiver>,
+    mut messages: mpsc::Receiver<Message>,
+    recent: Arc<Recent>,
+) {
+    let receivers: Arc<[Receiver]> = receivers.into();
+    while let Some(message) = messages.recv().await {
+        match message {
+            Message::Alert(alert) => {
+                let taken = send(&client, &receivers, &alert).await;
+                let outcome = if taken == receivers.len() { SENT_TO_ALL } else { FAILED };
+                SENT.with_label_values(&[outcome]).inc();
+                if taken == 0 {
+                    recent.forget(&(alert.severity, alert.title));
+                }
+            }
+            Message::Flush(tell) => {
+                let _nobody_waits_any_more = tell.send(());
+            }
+        }
+    }
+}
+
+/// How many receivers took it.
+async fn send(client: &reqwest::Client, receivers: &[Receiver], alert: &Raised) -> usize {
+    let deliveries: Vec<_> = receivers
+        .iter()
+        .map(|receiver| {
+            let (url, body) = (receiver.url().clone(), receiver.body(alert));
+            tokio::spawn(deliver(client.clone(), receiver.name(), url, body))
+        })
+        .collect();
+    let mut taken = 0;
+    for delivery in deliveries {
+        taken += usize::from(delivery.await.unwrap_or(false));
+    }
+    taken
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,18 @@
+//! The settings of the alerts that the service itself sends.
+use std::time::Duration;
+
+use url::Url;
+
+use crate::settings::values::{http_url, seconds};
+
+crate::groups! {
+    /// The service's own alerts, for what must not wait for a scrape.
+    alerts: Settings {
+        /// A URL that takes `{severity, title, description, timestamp, metadata}`.
+        "ALERT_WEBHOOK_URL" webhook_url: Url = http_url, optional;
+        /// An Alertmanager (v2 API).
+        "ALERTMANAGER_URL" alertmanager_url: Url = http_url, optional;
+        /// The same alert is sent at most once in this many seconds.
+        "ALERT_REPEAT_INTERVAL_SECONDS" repeat_interval: Duration = seconds, default("300");
+    }
+}

@@ -1,0 +1,173 @@
+use std::net::SocketAddr;
+
+use axum::{Json, Router, extract::State, http::Uri, routing::any};
+use chrono::TimeDelta;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, time::advance};
+
+use super::{receiver::label_name, *};
+
+/// Far beyond what anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A receiver that answers with these statuses, one after the other, and tells what it got.
+async fn receiver(statuses: &'static [u16]) -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) {
+    type Script = (mpsc::UnboundedSender<(String, Value)>, Arc<Mutex<std::slice::Iter<'static, u16>>>);
+    async fn take(State((tell, script)): State<Script>, uri: Uri, Json(body): Json<Value>) -> StatusCode {
+        let _ = tell.send((uri.path().to_owned(), body));
+        let status = script.lock().unwrap().next().copied().unwrap_or(200);
+        StatusCode::from_u16(status).unwrap()
+    }
+    let (tell, told) = mpsc::unbounded_channel();
+    let script: Script = (tell, Arc::new(Mutex::new(statuses.iter())));
+    let router = Router::new().fallback(any(take)).with_state(script);
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(socket, router).await });
+    (address, told)
+}
+
+/// A receiver that takes connections and never answers.
+async fn silent_receiver() -> (SocketAddr, TcpListener) {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (socket.local_addr().unwrap(), socket)
+}
+
+fn start(webhook: Option<String>, alertmanager: Option<String>) -> Alerts {
+    let _another_test_did = rustls::crypto::ring::default_provider().install_default();
+    let url = |url: Option<String>| url.map(|url| url.parse().unwrap());
+    let repeat_interval = Duration::from_mins(5);
+    let config = Settings { webhook_url: url(webhook), alertmanager_url: url(alertmanager), repeat_interval };
+    Alerts::start(&config, "teapots").unwrap()
+}
+
+fn alert(title: &str) -> Alert {
+    Alert {
+        severity: Severity::Warning,
+        title: title.to_owned(),
+        description: "The kettle does not answer.".to_owned(),
+        metadata: BTreeMap::from([("service.name".to_owned(), "kettle".to_owned())]),
+    }
+}
+
+fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+#[tokio::test]
+async fn an_alert_reaches_the_webhook_and_alertmanager_in_their_own_form() {
+    let (address, mut told) = receiver(&[]).await;
+    let alerts = start(Some(format!("http://{address}/hook")), Some(format!("http://{address}/prefix/")));
+    let id = correlation::CorrelationId::generate();
+    correlation::Context::for_work(id.clone()).sync_scope(|| alerts.raise(alert("Kettle lost")));
+    assert!(alerts.flush(deadline()).await);
+    let got = BTreeMap::from([told.recv().await.unwrap(), told.recv().await.unwrap()]);
+
+    let webhook = &got["/hook"];
+    let timestamp = webhook["timestamp"].as_str().unwrap();
+    assert!(DateTime::parse_from_rfc3339(timestamp).is_ok());
+    let expected = json!({
+        "severity": "warning",
+        "title": "Kettle lost",
+        "description": "The kettle does not answer.",
+        "timestamp": timestamp,
+        "metadata": { "service.name": "kettle", "correlation_id": id.as_str() },
+    });
+    assert_eq!(webhook, &expected);
+
+    let alertmanager = &got["/prefix/api/v2/alerts"][0];
+    let labels = json!({ "alertname": "Kettle lost", "severity": "warning", "service": "teapots" });
+    assert_eq!(alertmanager["labels"], labels);
+    let annotations = json!({
+        "summary": "Kettle lost",
+        "description": "The kettle does not answer.",
+        "service_name": "kettle",
+        "correlation_id": id.as_str(),
+    });
+    assert_eq!(alertmanager["annotations"], annotations);
+    let time = |name: &str| DateTime::parse_from_rfc3339(alertmanager[name].as_str().unwrap()).unwrap();
+    assert_eq!(time("endsAt") - time("startsAt"), TimeDelta::minutes(10));
+}
+
+#[tokio::test]
+async fn the_same_alert_goes_out_once_and_another_one_too() {
+    let (address, mut told) = receiver(&[]).await;
+    let alerts = start(Some(format!("http://{address}/")), None);
+    let suppressed = SENT.with_label_values(&[SUPPRESSED]).get();
+    alerts.raise(alert("first"));
+    alerts.raise(alert("first"));
+    alerts.raise(Alert { severity: Severity::Critical, ..alert("first") });
+    assert!(alerts.flush(deadline()).await);
+    assert_eq!(told.recv().await.unwrap().1["severity"], "warning");
+    assert_eq!(told.recv().await.unwrap().1["severity"], "critical");
+    assert!(told.is_empty());
+    assert!(SENT.with_label_values(&[SUPPRESSED]).get() > suppressed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alert_may_be_repeated_after_the_interval() {
+    let (recent, interval) = (Recent::default(), Duration::from_mins(5));
+    let key = (Severity::Info, "title".to_owned());
+    assert!(recent.remember(&key, interval));
+    advance(interval / 2).await;
+    assert!(!recent.remember(&key, interval));
+    advance(interval / 2).await;
+    assert!(recent.remember(&key, interval));
+    recent.forget(&key);
+    assert!(recent.remember(&key, interval));
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_away_for_a_moment_is_asked_again() {
+    let (address, mut told) = receiver(&[503, 200]).await;
+    let alerts = start(Some(format!("http://{address}/")), None);
+    alerts.raise(alert("asked again"));
+    assert!(alerts.flush(deadline()).await);
+    assert_eq!(told.recv().await.unwrap().1, told.recv().await.unwrap().1);
+}
+
+#[tokio::test]
+async fn an_alert_that_nobody_took_may_be_raised_again_at_once() {
+    let (address, mut told) = receiver(&[400, 302, 200]).await;
+    let alerts = start(Some(format!("http://{address}/")), None);
+    let failed = SENT.with_label_values(&[FAILED]).get();
+    for _ in 0..4 {
+        alerts.raise(alert("refused"));
+        assert!(alerts.flush(deadline()).await);
+    }
+    for _ in 0..3 {
+        told.recv().await.unwrap();
+    }
+    assert!(told.is_empty());
+    assert!(SENT.with_label_values(&[FAILED]).get() >= failed + 2);
+}
+
+#[tokio::test]
+async fn raising_never_waits_for_a_receiver_that_hangs() {
+    let (address, _socket) = silent_receiver().await;
+    let alerts = start(Some(format!("http://{address}/")), None);
+    let dropped = SENT.with_label_values(&[DROPPED]).get();
+    for number in 0..QUEUE + 10 {
+        alerts.raise(alert(&format!("number {number}")));
+    }
+    assert!(SENT.with_label_values(&[DROPPED]).get() >= dropped + 9);
+    assert!(!alerts.flush(Instant::now()).await);
+}
+
+#[tokio::test]
+async fn without_receivers_nothing_is_sent_and_nothing_waits() {
+    let alerts = start(None, None);
+    alerts.raise(alert("only logged"));
+    assert!(alerts.flush(Instant::now()).await);
+    let text = prometheus::TextEncoder::new().encode_to_string(&prometheus::gather()).unwrap();
+    for outcome in ["sent", "failed", "suppressed", "dropped"] {
+        assert!(text.contains(&format!("alerts_sent_total{{outcome=\"{outcome}\"}}")), "{outcome}");
+    }
+}
+
+#[test]
+fn annotations_have_names_that_alertmanager_takes() {
+    assert_eq!(label_name("instance.id"), "instance_id");
+    assert_eq!(label_name("5xx"), "_5xx");
+}

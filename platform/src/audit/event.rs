@@ -1,0 +1,191 @@
+//! One audit event, with the fields that NIST SP 800-53 AU-3 asks for.
+use std::net::IpAddr;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    build_info::BuildInfo,
+    http::timestamp,
+    telemetry::{correlation, traces},
+};
+
+/// What kind of event it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EventType {
+    /// Somebody proved who they are, or failed to.
+    Authentication,
+    /// Somebody was refused.
+    Authorization,
+    /// Somebody read another's data.
+    DataAccess,
+    /// Something was changed.
+    DataChange,
+    /// The service itself was changed while it ran.
+    Configuration,
+    /// Something was done to the trail itself.
+    Audit,
+}
+
+impl EventType {
+    /// Every kind.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Authentication,
+        Self::Authorization,
+        Self::DataAccess,
+        Self::DataChange,
+        Self::Configuration,
+        Self::Audit,
+    ];
+
+    /// As it is written in SQL, JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Authentication => "authentication",
+            Self::Authorization => "authorization",
+            Self::DataAccess => "data_access",
+            Self::DataChange => "data_change",
+            Self::Configuration => "configuration",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EventResult {
+    /// It was done.
+    Success,
+    /// It was tried, and did not work.
+    Failure,
+    /// It was not allowed.
+    Denied,
+}
+
+impl EventResult {
+    /// Every way.
+    pub(super) const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Denied];
+
+    /// As it is written in SQL, JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+/// One event. Who, from where, and under which ids it happened comes from the present context.
+#[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_field_names, reason = "`event_type` is the name of the column, too")]
+pub struct Event {
+    id: Uuid,
+    #[serde(serialize_with = "timestamp::serialize")]
+    timestamp: DateTime<Utc>,
+    pub(super) event_type: EventType,
+    user_id: Option<Uuid>,
+    role: Option<&'static str>,
+    resource: &'static str,
+    pub(super) action: &'static str,
+    pub(super) result: EventResult,
+    pub(super) ip_address: Option<IpAddr>,
+    metadata: Map<String, Value>,
+    correlation_id: Option<String>,
+    request_id: Option<Uuid>,
+    trace_id: Option<String>,
+    service_version: &'static str,
+}
+
+impl Event {
+    /// An event on `resource` (a table's name), in the present context.
+    pub fn new(
+        event_type: EventType,
+        resource: &'static str,
+        action: &'static str,
+        result: EventResult,
+    ) -> Self {
+        let context = correlation::current();
+        let user = context.as_ref().and_then(correlation::Context::user);
+        Self {
+            id: Uuid::now_v7(),
+            timestamp: Utc::now(),
+            event_type,
+            user_id: user.map(|user| user.id),
+            role: user.map(|user| user.role),
+            resource,
+            action,
+            result,
+            ip_address: context.as_ref().and_then(correlation::Context::client_address),
+            metadata: Map::new(),
+            correlation_id: context.as_ref().map(|context| context.correlation_id().to_string()),
+            request_id: context.as_ref().map(correlation::Context::request_id),
+            trace_id: traces::current_trace_id().map(|id| id.to_string()),
+            service_version: BuildInfo::current().version,
+        }
+    }
+
+    /// A change that is about to be made.
+    pub fn change(resource: &'static str, action: &'static str) -> Self {
+        Self::new(EventType::DataChange, resource, action, EventResult::Success)
+    }
+
+    /// Says which rows it is about.
+    #[must_use]
+    pub fn records(self, ids: impl IntoIterator<Item = Uuid>) -> Self {
+        let ids: Vec<_> = ids.into_iter().map(|id| Value::String(id.to_string())).collect();
+        let count = ids.len();
+        self.with("record_ids", ids).with("record_count", count)
+    }
+
+    /// Adds a detail, if there is one. Never a secret, and never a fraction: it could not be sealed.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        let value = value.into();
+        if !value.is_null() {
+            self.metadata.insert(key.to_owned(), value);
+        }
+        self
+    }
+
+    /// Says who it was, where the context does not know it: at a login, the user is learnt during the request.
+    #[must_use]
+    pub fn by(mut self, user_id: Uuid, role: &'static str) -> Self {
+        self.user_id = Some(user_id);
+        self.role = Some(role);
+        self
+    }
+
+    /// Says where it came from, where the context does not know it.
+    #[must_use]
+    pub(super) fn from(mut self, address: Option<IpAddr>) -> Self {
+        self.ip_address = address;
+        self
+    }
+
+    /// As the parameter of `record_audit_event`.
+    pub fn to_json(&self) -> Value {
+        // A struct of strings, numbers and maps with string keys always serialises.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// Mirrors the committed event as a log line and in the metrics.
+    pub fn mirror(&self) {
+        super::metrics::EVENTS.with_label_values(&[self.event_type.as_str(), self.result.as_str()]).inc();
+        // A struct of strings, numbers and maps with string keys always serialises.
+        let audit_log = serde_json::to_string(self).unwrap_or_default();
+        match self.result {
+            EventResult::Success => {
+                tracing::info!(target: "audit", audit_log, "{} {}", self.resource, self.action);
+            }
+            EventResult::Failure | EventResult::Denied => {
+                tracing::warn!(target: "audit", audit_log, "{} {} {}", self.resource, self.action, self.result.as_str());
+            }
+        }
+    }
+}

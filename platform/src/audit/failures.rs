@@ -1,0 +1,57 @@
+//! Events that could not be written: counted, and told to people (NIST SP 800-53 AU-5).
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sqlx::postgres::PgDatabaseError;
+
+use super::metrics::WRITE_FAILURES;
+use crate::alerts::{Alert, Alerts, Severity};
+
+/// To be told of every statement that has failed: whatever it was for, its event may be why.
+pub fn notice(error: &sqlx::Error) {
+    if is_of_the_trail(error) {
+        WRITE_FAILURES.inc();
+    }
+}
+
+/// A statement that was to write so many events, and did nothing else, has failed.
+pub(super) fn count(error: &sqlx::Error, events: usize) {
+    let noticed = usize::from(is_of_the_trail(error));
+    WRITE_FAILURES.inc_by(u64::try_from(events.saturating_sub(noticed)).unwrap_or(u64::MAX));
+}
+
+/// Whether the function that writes the trail has failed, as part of whatever statement.
+fn is_of_the_trail(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    error.and_then(PgDatabaseError::r#where).is_some_and(|place| place.contains("record_audit_event"))
+}
+
+/// Tells people of events that could not be written.
+pub struct WriteFailures {
+    alerts: Alerts,
+    told: AtomicU64,
+}
+
+impl WriteFailures {
+    /// Tells them through `alerts`.
+    pub fn new(alerts: Alerts) -> Self {
+        Self { alerts, told: AtomicU64::new(0) }
+    }
+
+    /// Raises an alert if there were any since the last time.
+    pub fn tell(&self) {
+        let failures = WRITE_FAILURES.get();
+        let told = self.told.swap(failures, Ordering::Relaxed);
+        if failures > told {
+            self.alerts.raise(Alert {
+                severity: Severity::Critical,
+                title: "Audit events could not be written".to_owned(),
+                description: "What could not be audited was refused, unless it was a refusal itself: docs/runbooks/AuditWriteFailures.md says what to do.".to_owned(),
+                metadata: [
+                    ("events".to_owned(), (failures - told).to_string()),
+                    ("action".to_owned(), "restore the trail".to_owned()),
+                ]
+                .into(),
+            });
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The audit trail: who did what, provably (NIST SP 800-53 AU-2, AU-3, AU-12).
+//!
+//! The rule: a change and its audit event commit in **one** statement or transaction, by the SQL function
+//! `record_audit_event`; neither exists without the other. A refusal has no change to travel with and is
+//! written alone, by [`record`]. Once committed, each event is mirrored as a log line.
+//!
+//! What is written is sealed a few seconds later ([`Sealing`]), so that [`verify`] finds whatever somebody changes
+//! afterwards, with whatever rights; what is too old leaves in files that verify by themselves ([`export`]).
+//!
+//! Never in it: passwords, tokens, card data.
+mod canonical;
+mod chain;
+mod event;
+mod export;
+mod failures;
+mod metrics;
+mod record;
+mod refusals;
+mod sealing;
+mod seals;
+mod settings;
+mod trail;
+mod verify;
+
+pub use chain::KnownHeads;
+pub use event::{Event, EventResult, EventType};
+pub use export::{Export, ExportError, export, verify_export};
+pub use failures::{WriteFailures, notice as notice_failure};
+pub use metrics::initialise as initialise_metrics;
+pub use record::{Recorded, make_partitions, record, record_all_with, record_once_possible, record_with};
+pub use refusals::Refusals;
+pub use sealing::{SealError, Sealing};
+pub use seals::cluster_is_known;
+pub use settings::Settings;
+pub use trail::{AuditEvent, Filter, list};
+pub use verify::{OnProgress, Report, VerifyError, read_heads, read_log, verify};

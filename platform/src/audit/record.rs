@@ -1,0 +1,110 @@
+//! Writing events.
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use tokio::time::sleep;
+
+use super::{Event, failures};
+use crate::{
+    alerts::{Alert, Alerts, Severity},
+    database::{Database, observe},
+    resilience::retry::Backoff,
+};
+
+/// Pauses until the database is back.
+const UNTIL_WRITTEN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+
+/// An event that was written with a transaction which may yet be rolled back. Mirror it once that is committed.
+#[must_use = "mirror it after the commit"]
+#[derive(Debug)]
+pub struct Recorded(Event);
+
+impl Recorded {
+    /// Mirrors the event in log and metrics; to be called after the commit.
+    pub fn committed(self) {
+        self.0.mirror();
+    }
+}
+
+/// Writes an event within a transaction that makes the change.
+///
+/// # Errors
+/// The statement's. The transaction then fails as a whole, which is the point.
+pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<Recorded, sqlx::Error> {
+    let statement = sqlx::query!("select record_audit_event($1)", event.to_json());
+    let written = observe("audit_events.insert", statement.execute(connection)).await;
+    written.inspect_err(|error| failures::count(error, 1))?;
+    Ok(Recorded(event))
+}
+
+/// Writes several events within a transaction that makes the changes, in one statement.
+///
+/// # Errors
+/// The statement's. The transaction then fails as a whole.
+pub async fn record_all_with(
+    connection: &mut PgConnection,
+    events: Vec<Event>,
+) -> Result<Vec<Recorded>, sqlx::Error> {
+    if events.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<_> = events.iter().map(Event::to_json).collect();
+    let statement = sqlx::query!("select record_audit_event(event) from unnest($1::jsonb[]) as event", &rows);
+    let written = observe("audit_events.insert", statement.execute(connection)).await;
+    written.inspect_err(|error| failures::count(error, rows.len()))?;
+    Ok(events.into_iter().map(Recorded).collect())
+}
+
+/// Writes an event that has no change to travel with: a refusal, a login.
+///
+/// # Errors
+/// The statement's. A caller that would grant something refuses it instead.
+pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error> {
+    let mut connection = database.acquire().await.inspect_err(|error| failures::count(error, 1))?;
+    record_with(&mut connection, event).await?.committed();
+    connection.release();
+    Ok(())
+}
+
+/// Writes an event of something that must be possible while the database is away, as soon as it is back.
+///
+/// Without an end: to be run as tracked work, so that a shutdown says so if it has to cut it short.
+pub async fn record_once_possible(database: &Database, event: Event) {
+    for retry in 0.. {
+        match record(database, event.clone()).await {
+            Ok(()) => return,
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                retry,
+                "audit event could not be written yet"
+            ),
+        }
+        sleep(UNTIL_WRITTEN.pause(retry)).await;
+    }
+}
+
+/// Makes the partitions of this month and the next three, where they are missing. Tells people of events that found
+/// no partition of their own: they keep that month's from being made.
+///
+/// # Errors
+/// The statements'.
+pub async fn make_partitions(database: &Database, alerts: &Alerts) -> Result<(), sqlx::Error> {
+    let mut connection = database.acquire().await?;
+    let statement = sqlx::query_scalar!(r#"select audit_default_partition_is_used() as "used!""#);
+    if observe("audit_events.default", statement.fetch_one(&mut *connection)).await? {
+        alerts.raise(Alert {
+            severity: Severity::Warning,
+            title: "Audit events are in the default partition".to_owned(),
+            description:
+                "Partitions of the audit trail were not made in time: docs/audit.md says what to do."
+                    .to_owned(),
+            metadata: [("table".to_owned(), "audit_events_default".to_owned())].into(),
+        });
+    }
+    let statement = sqlx::query_scalar!(r#"select make_audit_partitions() as "made!""#);
+    let made = observe("audit_events.partition", statement.fetch_one(&mut *connection)).await?;
+    if made > 0 {
+        tracing::info!(made, "partitions of the audit trail were made");
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! Sealing: one worker among all replicas writes a seal over the events that nobody can add to any more.
+//!
+//! Three things go wrong without care, and each has its line in [`Sealing::seal_next`]:
+//! - An event's transaction may commit after one that began later. So only what stands before the oldest running
+//!   transaction is sealed, and that horizon is taken before the events are read.
+//! - Two sealers may work at once. The lock comes first, in a statement of its own: the head that the same statement
+//!   reads would be that of the moment before the lock was had.
+//! - The process may end between the commit and the log line. So the head is logged at start and at each interval.
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tracing::{Span, instrument};
+
+use super::{
+    canonical::{Place, Seal, StoredEvent},
+    metrics::SEAL_LAG,
+    seals::{self, Head, Horizon},
+};
+use crate::{
+    alerts::{Alert, Alerts, Severity},
+    database::Database,
+    resilience::crash,
+    workers::Progress,
+};
+
+/// Events in one seal at most: what is held in memory, and what one changed event makes suspect.
+const BATCH: i64 = 2000;
+
+/// Events that are looked at to say how far sealing is behind.
+const TAIL: i64 = 1;
+
+/// How far sealing may be behind before people are told, at least.
+const SHORTEST_PATIENCE: Duration = Duration::from_mins(1);
+
+/// Why nothing was sealed.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The database is away, or refused the seal.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    /// The chain is not the one that this process has seen.
+    #[error("the chain of seals was rewritten: seal {number} is not the one that was sealed")]
+    Rewritten {
+        /// Of the last seal that this process has seen.
+        number: i64,
+    },
+    /// The place where the chain ends, and its last seal, are two.
+    #[error("the chain of seals was cut off: it ended with seal {remembered}, and the last is {found}")]
+    CutOff {
+        /// Where the chain ended.
+        remembered: i64,
+        /// The last seal that there is.
+        found: i64,
+    },
+}
+
+/// The sealing of the trail. Cheap to clone.
+#[derive(Clone)]
+pub struct Sealing {
+    database: Database,
+    alerts: Alerts,
+    patience: Duration,
+    /// The last head that this process has seen.
+    seen: Arc<Mutex<Option<Head>>>,
+}
+
+impl Sealing {
+    /// Seals the trail in `database` every `interval`.
+    pub fn new(database: Database, alerts: Alerts, interval: Duration) -> Self {
+        Self {
+            database,
+            alerts,
+            patience: (interval * 10).max(SHORTEST_PATIENCE),
+            seen: Arc::new(Mutex::new(None)),
+        }
+    }
+
+    /// A unit of work: seals the next batch, and logs where the chain ends.
+    ///
+    /// # Errors
+    /// When the database cannot take the seal, or somebody has rewritten the chain.
+    pub async fn run(self) -> Result<Progress, SealError> {
+        let sealed = match seal_next(&self.database).await {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                self.tell_of(&error);
+                return Err(error);
+            }
+        };
+        let Some(Sealed { head, more }) = sealed else { return Ok(Progress::Idle) };
+        self.descends_from_what_was_seen(head).await.inspect_err(|error| self.tell_of(error))?;
+        // The log store is the copy that whoever owns the database does not own.
+        tracing::info!(target: "audit", seal_number = head.number, seal_hash = hex::encode(head.hash), "audit trail sealed");
+        Ok(if more { Progress::More } else { Progress::Idle })
+    }
+
+    async fn descends_from_what_was_seen(&self, head: Head) -> Result<(), SealError> {
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = seen.filter(|seen| seen.number > 0) {
+            let mut connection = self.database.acquire().await?;
+            let hash = seals::hash_of(&mut connection, seen.number).await?;
+            if hash.as_deref() != Some(seen.hash.as_slice()) {
+                return Err(SealError::Rewritten { number: seen.number });
+            }
+        }
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+        Ok(())
+    }
+
+    fn tell_of(&self, error: &SealError) {
+        if matches!(error, SealError::Database(_)) {
+            return;
+        }
+        self.alerts.raise(Alert {
+            severity: Severity::Critical,
+            title: "The audit trail was tampered with".to_owned(),
+            description: format!(
+                "{error}. Keep the database as it is, and run `audit verify` with the logged heads."
+            ),
+            metadata: [("action".to_owned(), "investigate".to_owned())].into(),
+        });
+    }
+
+    /// Another unit of work: measures how far sealing is behind. It is no part of sealing, whose failure is what it
+    /// has to show.
+    ///
+    /// # Errors
+    /// The statements'.
+    pub async fn measure_lag(self) -> Result<Progress, sqlx::Error> {
+        let mut connection = self.database.acquire().await?;
+        let after = seals::last(&mut connection).await?.map_or(Place::START, |seal| seal.last());
+        let tail = seals::tail(&mut connection, after, TAIL).await?;
+        let now = seals::horizon(&mut connection).await?.now;
+        let lag = tail.oldest.and_then(|oldest| (now - oldest).to_std().ok()).unwrap_or_default();
+        SEAL_LAG.set(lag.as_secs_f64());
+        if lag >= self.patience {
+            let writer = seals::oldest_writer(&mut connection).await?;
+            self.alerts.raise(Alert {
+                severity: Severity::Warning,
+                title: "The audit trail is not being sealed".to_owned(),
+                description: format!(
+                    "Events wait for their seal since {} seconds. The oldest transaction that writes: {}",
+                    lag.as_secs(),
+                    writer.as_deref().unwrap_or("none")
+                ),
+                metadata: [("oldest_writer".to_owned(), writer.unwrap_or_default())].into(),
+            });
+        }
+        Ok(Progress::Idle)
+    }
+}
+
+/// What a batch came to.
+pub(super) struct Sealed {
+    /// Where the chain ends now.
+    pub head: Head,
+    /// Whether there is more to seal.
+    pub more: bool,
+}
+
+/// Seals the next batch. `None`: somebody else is sealing.
+#[instrument(name = "seal batch", skip_all, fields(seal_number, event_count))]
+pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, SealError> {
+    let mut transaction = database.begin().await?;
+    if !seals::lock(&mut transaction).await? {
+        transaction.rollback().await?;
+        return Ok(None);
+    }
+    let remembered = seals::head(&mut transaction).await?;
+    let last = seals::last(&mut transaction).await?;
+    let found = last.as_ref().map_or(0, |seal| seal.number);
+    if found != remembered.number {
+        return Err(SealError::CutOff { remembered: remembered.number, found });
+    }
+    let horizon = seals::horizon(&mut transaction).await?;
+    let mut after = last.map_or(Place::START, |seal| seal.last());
+    let mut events = Vec::new();
+    // An epoch that is over is sealed whole before the next one is begun.
+    for epoch in after.epoch.max(1)..=horizon.epoch {
+        let until = if epoch == horizon.epoch {
+            Place::before_transaction(epoch, horizon.xact_id)
+        } else {
+            Place::end_of(epoch)
+        };
+        events = seals::events(&mut transaction, after, until, BATCH).await?;
+        if !events.is_empty() {
+            break;
+        }
+        after = after.max(Place::end_of(epoch));
+    }
+    let (Some(first), Some(newest)) = (events.first(), events.last()) else {
+        transaction.rollback().await?;
+        return Ok(Some(Sealed { head: remembered, more: false }));
+    };
+    let seal = seal(remembered, horizon, first.place(), newest.place(), &events);
+    seals::insert(&mut transaction, &seal).await?;
+    crash::point("seal.inserted");
+    transaction.commit().await?;
+    crash::point("seal.committed");
+    Span::current().record("seal_number", seal.number).record("event_count", seal.event_count);
+    let head = Head { number: seal.number, hash: seal.computed_hash() };
+    Ok(Some(Sealed { head, more: i64::from(seal.event_count) == BATCH }))
+}
+
+fn seal(previous: Head, horizon: Horizon, first: Place, last: Place, events: &[StoredEvent]) -> Seal {
+    let mut seal = Seal {
+        number: previous.number + 1,
+        epoch: first.epoch,
+        first_xact_id: first.xact_id,
+        first_sequence: first.sequence,
+        last_xact_id: last.xact_id,
+        last_sequence: last.sequence,
+        event_count: i32::try_from(events.len()).unwrap_or(i32::MAX),
+        digests: events.iter().flat_map(StoredEvent::digest).collect(),
+        sealed_at: horizon.now,
+        previous_hash: previous.hash.to_vec(),
+        hash: Vec::new(),
+    };
+    seal.hash = seal.computed_hash().to_vec();
+    seal
+}

@@ -1,0 +1,244 @@
+//! Reading events in the order of their places, and the chain of seals over them.
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::canonical::{GENESIS, Hash, Place, Seal, StoredEvent};
+use crate::database::{Database, observe};
+
+/// Where the chain ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub number: i64,
+    pub hash: Hash,
+}
+
+impl Head {
+    /// Of a chain without a seal.
+    pub(super) const NONE: Self = Self { number: 0, hash: GENESIS };
+
+    fn read(number: i64, hash: &[u8]) -> Result<Self, sqlx::Error> {
+        let hash = hash.try_into().map_err(|_| sqlx::Error::Decode("a hash has 32 bytes".into()))?;
+        Ok(Self { number, hash })
+    }
+}
+
+/// Up to where events can be sealed: behind it, nobody can add one any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Horizon {
+    /// The epoch of the events that are being written.
+    pub epoch: i32,
+    /// Every transaction before this one has ended.
+    pub xact_id: i64,
+    /// The database's clock.
+    pub now: DateTime<Utc>,
+}
+
+/// Whether this transaction is the only one that seals, from now until its end.
+pub(super) async fn lock(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"select pg_try_advisory_xact_lock(hashtext('public.audit_seals')) as "locked!""#
+    );
+    observe("audit_seals.lock", statement.fetch_one(connection)).await
+}
+
+/// The horizon of this moment. To be taken before the events are read, never after.
+pub(super) async fn horizon(connection: &mut PgConnection) -> Result<Horizon, sqlx::Error> {
+    let statement = sqlx::query!(
+        r#"
+        select
+          max(epoch) as "epoch!",
+          pg_snapshot_xmin(pg_current_snapshot())::text::bigint as "xact_id!",
+          clock_timestamp() as "now!"
+        from audit_epochs
+        "#
+    );
+    let row = observe("audit_epochs.horizon", statement.fetch_one(connection)).await?;
+    Ok(Horizon { epoch: row.epoch, xact_id: row.xact_id, now: row.now })
+}
+
+/// The last seal, if there is one.
+pub(super) async fn last(connection: &mut PgConnection) -> Result<Option<Seal>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        Seal,
+        r#"
+        select
+          number, epoch, first_xact_id, first_sequence, last_xact_id, last_sequence, event_count, digests,
+          sealed_at, previous_hash, hash
+        from audit_seals
+        order by number desc
+        limit 1
+        "#
+    );
+    observe("audit_seals.last", statement.fetch_optional(connection)).await
+}
+
+/// The seals after a number up to another one, in order, so many at most.
+pub(super) async fn page(
+    connection: &mut PgConnection,
+    after: i64,
+    until: i64,
+    limit: i64,
+) -> Result<Vec<Seal>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        Seal,
+        r#"
+        select
+          number, epoch, first_xact_id, first_sequence, last_xact_id, last_sequence, event_count, digests,
+          sealed_at, previous_hash, hash
+        from audit_seals
+        where number > $1 and number <= $2
+        order by number
+        limit $3
+        "#,
+        after,
+        until,
+        limit,
+    );
+    observe("audit_seals.page", statement.fetch_all(connection)).await
+}
+
+/// The hash of a seal, if there is that seal.
+pub(super) async fn hash_of(
+    connection: &mut PgConnection,
+    number: i64,
+) -> Result<Option<Vec<u8>>, sqlx::Error> {
+    let statement = sqlx::query_scalar!("select hash from audit_seals where number = $1", number);
+    observe("audit_seals.hash", statement.fetch_optional(connection)).await
+}
+
+/// Where the chain ends, as the database remembers it beside the seals.
+pub(super) async fn head(connection: &mut PgConnection) -> Result<Head, sqlx::Error> {
+    let statement = sqlx::query!("select number, hash from audit_seal_head");
+    let row = observe("audit_seal_head.select", statement.fetch_one(connection)).await?;
+    Head::read(row.number, &row.hash)
+}
+
+/// Adds a seal to the end of the chain. The database refuses one that does not continue it.
+pub(super) async fn insert(connection: &mut PgConnection, seal: &Seal) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query!(
+        r#"
+        insert into audit_seals (
+          number, epoch, first_xact_id, first_sequence, last_xact_id, last_sequence, event_count, digests,
+          sealed_at, previous_hash, hash
+        )
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+        "#,
+        seal.number,
+        seal.epoch,
+        seal.first_xact_id,
+        seal.first_sequence,
+        seal.last_xact_id,
+        seal.last_sequence,
+        seal.event_count,
+        seal.digests,
+        seal.sealed_at,
+        seal.previous_hash,
+        seal.hash,
+    );
+    observe("audit_seals.insert", statement.execute(connection)).await?;
+    Ok(())
+}
+
+/// The events after one place up to another one, in order, so many at most.
+pub(super) async fn events(
+    connection: &mut PgConnection,
+    after: Place,
+    until: Place,
+    limit: i64,
+) -> Result<Vec<StoredEvent>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        StoredEvent,
+        r#"
+        select
+          epoch, xact_id::text::bigint as "xact_id!", sequence, id, recorded_at, "timestamp", event_type, user_id,
+          role, resource, action, result, host(ip_address) as ip_address, metadata, correlation_id, request_id,
+          trace_id, service_version
+        from audit_events
+        where
+          (epoch, xact_id, sequence) > ($1, $2::text::xid8, $3)
+          and (epoch, xact_id, sequence) <= ($4, $5::text::xid8, $6)
+        order by epoch, audit_events.xact_id, sequence
+        limit $7
+        "#,
+        after.epoch,
+        after.xact_id.to_string(),
+        after.sequence,
+        until.epoch,
+        until.xact_id.to_string(),
+        until.sequence,
+        limit,
+    );
+    observe("audit_events.page", statement.fetch_all(connection)).await
+}
+
+/// What stands after a place: how many events at most, and since when the first of them waits.
+pub(super) struct Tail {
+    pub count: i64,
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+/// The events after a place, counted up to a limit.
+pub(super) async fn tail(
+    connection: &mut PgConnection,
+    after: Place,
+    limit: i64,
+) -> Result<Tail, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        Tail,
+        r#"
+        select count(*) as "count!", min(recorded_at) as oldest
+        from (
+          select recorded_at
+          from audit_events
+          where (epoch, xact_id, sequence) > ($1, $2::text::xid8, $3)
+          order by epoch, xact_id, sequence
+          limit $4
+        ) as unsealed
+        "#,
+        after.epoch,
+        after.xact_id.to_string(),
+        after.sequence,
+        limit,
+    );
+    observe("audit_events.tail", statement.fetch_one(connection)).await
+}
+
+/// Who keeps the horizon where it is: the oldest transaction that writes, anywhere in the cluster.
+pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"
+        select writer as "writer!"
+        from (
+          select
+            format('backend %s (%s in %s)', pid, coalesce(nullif(application_name, ''), usename), datname) as writer,
+            backend_xid as xid
+          from pg_stat_activity
+          where backend_xid is not null and pid <> pg_backend_pid()
+          union all
+          select format('prepared transaction %s (in %s)', gid, database), transaction
+          from pg_prepared_xacts
+        ) as writers
+        order by age(xid) desc
+        limit 1
+        "#
+    );
+    observe("pg_stat_activity.select", statement.fetch_optional(connection)).await
+}
+
+/// Whether the present epoch is of this cluster. Where it is not, the ids of new transactions say nothing beside
+/// those of the old ones, and what is written now could stay without a seal.
+///
+/// # Errors
+/// The statement's.
+pub async fn cluster_is_known(database: &Database) -> Result<bool, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"
+        select audit_epochs.system_identifier = cluster.system_identifier as "known!"
+        from audit_epochs, pg_control_system() as cluster
+        order by epoch desc
+        limit 1
+        "#
+    );
+    let mut connection = database.acquire().await?;
+    observe("audit_epochs.select", statement.fetch_one(&mut *connection)).await
+}

@@ -1,0 +1,167 @@
+//! Reading the audit log.
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::{Event, EventResult, EventType, record_with};
+use crate::{
+    database::{Database, observe},
+    http::{
+        pagination::{Page, PageQuery, PageRequest},
+        problem::Problem,
+        timestamp,
+    },
+};
+
+/// The longest name that a table can have in PostgreSQL, in bytes.
+const MAX_RESOURCE_BYTES: usize = 63;
+
+/// The filters and the page of a list of events.
+#[derive(Debug, Deserialize, Serialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Filter {
+    /// Only those of this type.
+    #[param(inline)]
+    pub event_type: Option<EventType>,
+    /// Only what this user did.
+    pub user_id: Option<Uuid>,
+    /// Only what was done to this table, or this part of the service.
+    #[param(max_length = 63)]
+    pub resource: Option<String>,
+    /// Only what was recorded at or after this time.
+    pub from: Option<DateTime<Utc>>,
+    /// Only what was recorded before this time.
+    pub to: Option<DateTime<Utc>>,
+    /// At most so many, 1 to 100.
+    #[param(minimum = 1, maximum = 100, default = 20)]
+    #[serde(skip_serializing)]
+    limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    #[serde(skip_serializing)]
+    cursor: Option<String>,
+}
+
+impl Filter {
+    /// Returns the page that is asked for.
+    ///
+    /// # Errors
+    /// 400 for a limit out of range, a cursor that cannot be read, or a resource that no table can have.
+    pub fn page(&self) -> Result<PageRequest<(DateTime<Utc>, Uuid)>, Problem> {
+        if self.resource.as_ref().is_some_and(|resource| resource.len() > MAX_RESOURCE_BYTES) {
+            return Err(Problem::malformed(format!("resource is at most {MAX_RESOURCE_BYTES} bytes long.")));
+        }
+        PageQuery::new(self.limit, self.cursor.clone()).parse()
+    }
+
+    /// What was asked for, without what was not; for the trail.
+    pub(super) fn to_json(&self) -> Value {
+        // A struct of texts and times always serialises.
+        let mut filter = serde_json::to_value(self).unwrap_or_default();
+        if let Some(fields) = filter.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
+        filter
+    }
+}
+
+/// One event, as it stands in the trail.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "01980000-0000-7000-8000-000000000000", "timestamp": "2026-01-31T12:00:00.000000Z",
+    "recorded_at": "2026-01-31T12:00:00.001000Z", "event_type": "data_change",
+    "user_id": "01980000-0000-7000-8000-000000000001", "role": "customer", "resource": "users",
+    "action": "create", "result": "success", "ip_address": "192.0.2.7",
+    "metadata": { "record_ids": ["01980000-0000-7000-8000-000000000002"], "record_count": 1 },
+    "correlation_id": "01980000-0000-7000-8000-000000000003", "request_id": "01980000-0000-7000-8000-000000000004",
+    "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "service_version": "0.1.0"
+}))]
+pub struct AuditEvent {
+    /// The event's id.
+    pub id: Uuid,
+    /// When it happened, by the service's clock.
+    #[serde(serialize_with = "timestamp::serialize")]
+    timestamp: DateTime<Utc>,
+    /// When it was written down, by the database's clock: what the list is ordered and filtered by.
+    #[serde(serialize_with = "timestamp::serialize")]
+    pub recorded_at: DateTime<Utc>,
+    // Text, and not the type: what a newer release has written is shown by this one, too.
+    #[schema(value_type = EventType, inline)]
+    event_type: String,
+    /// Who it was; `null` where nobody was logged in.
+    user_id: Option<Uuid>,
+    /// What they were allowed at that time.
+    role: Option<String>,
+    /// The table, or the part of the service, that it is about.
+    resource: String,
+    /// What was done.
+    action: String,
+    #[schema(value_type = EventResult, inline)]
+    result: String,
+    /// Where the request came from.
+    ip_address: Option<String>,
+    /// Which records, and what else there is to know.
+    #[schema(value_type = Object)]
+    metadata: Value,
+    /// The correlation id of the request or of the work.
+    correlation_id: Option<String>,
+    /// Tells requests under one correlation id apart.
+    request_id: Option<Uuid>,
+    /// The trace that it belongs to.
+    trace_id: Option<String>,
+    /// The release that wrote it.
+    service_version: String,
+}
+
+/// A page of the trail, newest first. Whoever reads it is in it: both happen in one transaction, or neither.
+///
+/// # Errors
+/// The statements'.
+pub async fn list(
+    database: &Database,
+    filter: &Filter,
+    page: PageRequest<(DateTime<Utc>, Uuid)>,
+) -> Result<Page<AuditEvent>, sqlx::Error> {
+    let mut transaction = database.begin().await?;
+    // The conditions below are optional. A plan for all values could use the index of none of them, so this
+    // statement, which no request is in a hurry for, is planned for its values each time.
+    let planning = sqlx::query!("set local plan_cache_mode = force_custom_plan");
+    observe("audit_events.plan", planning.execute(&mut *transaction)).await?;
+    let (before, before_id) = page.after.unzip();
+    let statement = sqlx::query_as!(
+        AuditEvent,
+        r#"
+        select
+          id, "timestamp", recorded_at, event_type, user_id, role, resource, action, result,
+          host(ip_address) as ip_address, metadata, correlation_id, request_id, trace_id, service_version
+        from audit_events
+        where
+          ($1::text is null or event_type = $1)
+          and ($2::uuid is null or user_id = $2)
+          and ($3::text is null or resource = $3)
+          and recorded_at >= coalesce($4::timestamptz, '-infinity')
+          and recorded_at < coalesce($5::timestamptz, 'infinity')
+          and ($6::timestamptz is null or (recorded_at, id) < ($6, $7::uuid))
+        order by recorded_at desc, id desc
+        limit $8
+        "#,
+        filter.event_type.map(EventType::as_str),
+        filter.user_id,
+        filter.resource,
+        filter.from,
+        filter.to,
+        before,
+        before_id,
+        page.rows(),
+    );
+    let events = observe("audit_events.list", statement.fetch_all(&mut *transaction)).await?;
+    let shown = events.len().min(usize::try_from(page.limit).unwrap_or(usize::MAX));
+    let access = Event::new(EventType::DataAccess, "audit_events", "read", EventResult::Success)
+        .with("filter", filter.to_json())
+        .with("record_count", shown);
+    let access = record_with(&mut transaction, access).await?;
+    transaction.commit().await?;
+    access.committed();
+    Ok(page.page(events, |event| (event.recorded_at, event.id)))
+}

@@ -1,0 +1,39 @@
+//! The build that runs: the service's name and version, its commit and its compiler.
+//!
+//! This crate is compiled once for any service and any commit, so the service states its own build, first thing in
+//! the process. Log lines, spans, audit events, metrics and `/health` read it from here.
+use std::sync::OnceLock;
+
+use serde::Serialize;
+
+/// The service and the build of it.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct BuildInfo {
+    /// The name of the package, the executable and the service.
+    #[serde(skip)]
+    pub name: &'static str,
+    /// The version of the package.
+    pub version: &'static str,
+    /// The commit that the build was made from, or `unknown`.
+    pub commit: &'static str,
+    /// The compiler that made the build.
+    pub rustc: &'static str,
+}
+
+/// The build of the unit tests of this crate, which run without a service.
+const NO_SERVICE: BuildInfo =
+    BuildInfo { name: "service", version: "0.0.0", commit: "unknown", rustc: "unknown" };
+
+static CURRENT: OnceLock<BuildInfo> = OnceLock::new();
+
+impl BuildInfo {
+    /// States the build of this process. Only the first call counts.
+    pub fn set(self) {
+        let _already_set = CURRENT.set(self);
+    }
+
+    /// Returns the build of this process.
+    pub fn current() -> Self {
+        *CURRENT.get().unwrap_or(&NO_SERVICE)
+    }
+}

@@ -1,0 +1,69 @@
+//! What is looked at in the database before the service relies on it.
+use super::{Database, Settings, observe};
+
+/// Whether the service could rewrite its own audit trail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privileges {
+    /// It cannot.
+    Restricted,
+    /// It can: as a superuser, as the owner, or by rights that somebody gave it.
+    TooMany,
+}
+
+/// What the service's role may do.
+///
+/// # Errors
+/// The statement's.
+pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"
+        select
+          pg_roles.rolsuper
+          or pg_has_role(current_user, audit_events.relowner, 'member')
+          or has_table_privilege('audit_events', 'update')
+          or has_table_privilege('audit_events', 'delete')
+          or has_table_privilege('audit_events', 'truncate')
+          or has_table_privilege('audit_seals', 'update')
+          or has_table_privilege('audit_seals', 'delete')
+          or has_table_privilege('audit_seals', 'truncate') as "too_many!"
+        from pg_roles, pg_class as audit_events
+        where pg_roles.rolname = current_user and audit_events.oid = 'audit_events'::regclass
+        "#
+    );
+    let mut connection = database.acquire().await?;
+    let too_many = observe("pg_roles.select", statement.fetch_one(&mut *connection)).await?;
+    Ok(if too_many { Privileges::TooMany } else { Privileges::Restricted })
+}
+
+/// Says so in the log where what `migrate` sets on the service's role is not in force. The service works without,
+/// but slower and with less to stop a statement that runs away.
+///
+/// # Errors
+/// The statement's.
+pub async fn warn_of_session_settings(database: &Database, settings: &Settings) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query!(
+        r#"
+        select
+          current_setting('plan_cache_mode') as "plan_cache_mode!",
+          extract(epoch from current_setting('statement_timeout')::interval)::float8 as "statement_timeout!",
+          current_setting('synchronous_commit') <> 'off' as "commits_are_durable!"
+        "#
+    );
+    let mut connection = database.acquire().await?;
+    let session = observe("pg_settings.select", statement.fetch_one(&mut *connection)).await?;
+    let wanted = settings.statement_timeout.as_secs_f64();
+    if session.plan_cache_mode != "force_generic_plan" || (session.statement_timeout - wanted).abs() > 0.001 {
+        tracing::warn!(
+            plan_cache_mode = session.plan_cache_mode,
+            statement_timeout_seconds = session.statement_timeout,
+            wanted_statement_timeout_seconds = wanted,
+            "the database does not give this role the settings that `migrate` sets on it; run it again"
+        );
+    }
+    if !session.commits_are_durable {
+        tracing::error!(
+            "synchronous_commit is off: what was answered may be forgotten after a crash; run `migrate` again"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What a statement leaves behind: a span, its time in a histogram, and a log line if it is slow.
+//!
+//! A statement that is given up (its request ran into its deadline, its client has gone) leaves all of that, too:
+//! those are the slow ones.
+use std::{
+    borrow::Cow,
+    fmt::{self, Display, Formatter},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use sqlx::postgres::PgConnectOptions;
+use tracing::{Instrument, Span, field};
+
+use super::{connection::answered, metrics::QUERY_DURATION, sqlstate};
+use crate::audit;
+
+/// A statement that takes longer than this is named in the log.
+const SLOW: Duration = Duration::from_millis(500);
+
+/// The server that the process has its pool at.
+static SERVER: OnceLock<Server> = OnceLock::new();
+
+struct Server {
+    host: String,
+    port: u16,
+    database: Option<String>,
+}
+
+/// Spans say from now on where their statements ran.
+pub(super) fn remember_server(url: &PgConnectOptions) {
+    let database = url.get_database().map(str::to_owned);
+    let server = Server { host: url.get_host().to_owned(), port: url.get_port(), database };
+    let _the_first_stays = SERVER.set(server);
+}
+
+/// Runs a statement under a name of the form `table.verb`.
+///
+/// # Errors
+/// The statement's.
+pub async fn observe<T>(
+    name: &'static str,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let running =
+        Running { name, span: open_span(name), started: Instant::now(), error: Some("cancelled".into()) };
+    let result = answered(statement).instrument(running.span.clone()).await;
+    running.end(&result);
+    // A change and its audit event are one statement, so only here can one tell which of them failed.
+    result.inspect_err(audit::notice_failure)
+}
+
+/// By the stable semantic conventions for databases. What is declared empty is recorded at the end.
+fn open_span(name: &'static str) -> Span {
+    let (table, verb) = name.split_once('.').unwrap_or((name, ""));
+    let summary = Summary { table, verb };
+    let server = SERVER.get();
+    tracing::info_span!(
+        "query",
+        otel.name = %summary,
+        otel.kind = "client",
+        otel.status_code = field::Empty,
+        db.system.name = "postgresql",
+        db.namespace = server.and_then(|server| server.database.as_deref()),
+        db.collection.name = table,
+        db.query.summary = %summary,
+        db.response.status_code = field::Empty,
+        server.address = server.map(|server| server.host.as_str()),
+        // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
+        server.port = server.map(|server| i64::from(server.port)),
+        error.r#type = field::Empty,
+    )
+}
+
+/// `INSERT users`
+#[derive(Clone, Copy)]
+struct Summary {
+    table: &'static str,
+    verb: &'static str,
+}
+
+impl Display for Summary {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        for letter in self.verb.chars() {
+            write!(formatter, "{}", if letter == '_' { ' ' } else { letter.to_ascii_uppercase() })?;
+        }
+        write!(formatter, " {}", self.table)
+    }
+}
+
+/// A statement on its way. Dropped before it has a result, it is recorded as cancelled.
+struct Running {
+    name: &'static str,
+    span: Span,
+    started: Instant,
+    /// What went wrong, as it is called in the span.
+    error: Option<Cow<'static, str>>,
+}
+
+impl Running {
+    fn end<T>(mut self, result: &Result<T, sqlx::Error>) {
+        self.error = result.as_ref().err().map(|error| {
+            let state = sqlstate(error);
+            if let Some(state) = &state {
+                self.span.record("db.response.status_code", &**state);
+            }
+            state.map_or(Cow::Borrowed("connection"), |state| Cow::Owned(state.into_owned()))
+        });
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        self.span.in_scope(|| QUERY_DURATION.observe(&[self.name], took));
+        if took >= SLOW {
+            tracing::warn!(
+                query = self.name,
+                duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                error = self.error.as_deref(),
+                "slow statement"
+            );
+        }
+        if let Some(error) = &self.error {
+            self.span.record("otel.status_code", "error");
+            self.span.record("error.type", &**error);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The settings of the database.
+use std::{num::NonZeroU32, time::Duration};
+
+use sqlx::postgres::PgConnectOptions;
+
+use crate::settings::values::{flag, milliseconds, positive, postgres_url, seconds};
+
+crate::groups! {
+    /// PostgreSQL.
+    database: Settings {
+        /// The database, as the service's restricted role.
+        "DATABASE_URL" url: PgConnectOptions = postgres_url, required, secret;
+        /// The database, as its owner: for `migrate` and `MIGRATE_ON_START`. `DATABASE_URL` where it is not set.
+        "DATABASE_MIGRATION_URL" migration_url: PgConnectOptions = postgres_url, optional, secret;
+        /// Connections in the pool.
+        "DATABASE_MAX_CONNECTIONS" max_connections: NonZeroU32 = positive, default("16");
+        /// How long a request waits for a connection, in milliseconds.
+        "DATABASE_ACQUIRE_TIMEOUT_MS" acquire_timeout: Duration = milliseconds, default("2000");
+        /// The longest statement, in milliseconds; `migrate` sets it on the service's role.
+        "DATABASE_STATEMENT_TIMEOUT_MS" statement_timeout: Duration = milliseconds, default("5000");
+        /// How long `serve` and the commands wait for a database that cannot be reached yet, in seconds.
+        "DATABASE_STARTUP_WAIT_SECONDS" startup_wait: Duration = seconds, default("30");
+        /// Apply pending migrations in `serve`, before it listens.
+        "MIGRATE_ON_START" migrate_on_start: bool = flag, default("false");
+    }
+}
+
+impl Settings {
+    /// Returns the owner's connection: `DATABASE_MIGRATION_URL`, or `DATABASE_URL` where that is not set.
+    pub fn owner(&self) -> &PgConnectOptions {
+        self.migration_url.as_ref().unwrap_or(&self.url)
+    }
+}

@@ -1,0 +1,255 @@
+//! How often somebody may call, and telling them before it is too often.
+//!
+//! Limits are per process: an exact count across replicas would cost a round trip for every request, and what is
+//! protected here is this process.
+use std::{hash::Hash, net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
+
+use axum::{
+    Extension,
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use governor::{
+    DefaultKeyedRateLimiter, Quota,
+    clock::{Clock, DefaultClock},
+    middleware::StateInformationMiddleware,
+    state::keyed::DefaultKeyedStateStore,
+};
+
+use crate::http::{
+    client_address::ClientAddress,
+    problem::{self, Problem},
+};
+
+/// How often each `K` may do something; in this process, and not across replicas.
+#[derive(Debug)]
+pub struct RateLimiter<K: Hash + Eq + Clone> {
+    /// `None`: there is no limit.
+    limiter: Option<Limiter<K>>,
+}
+
+type Limiter<K> =
+    governor::RateLimiter<K, DefaultKeyedStateStore<K>, DefaultClock, StateInformationMiddleware>;
+
+/// How somebody stands to a limit, for the headers that say so (draft-ietf-httpapi-ratelimit-headers-10).
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    quota: Quota,
+    remaining: u32,
+    /// Until the next request would be let through, or, while requests are, until the quota is whole again.
+    reset: Duration,
+}
+
+pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+impl Standing {
+    /// Whole seconds, and at least one: whoever comes back then is not too early.
+    fn reset_seconds(&self) -> u64 {
+        self.reset.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+    }
+
+    /// Adds what the limit is and what is left of it, beside what other limits have said.
+    pub fn tell(&self, policy: &str, response: &mut Response) {
+        let quota = self.quota.burst_size();
+        let window = self.quota.burst_size_replenished_in().as_secs();
+        let (remaining, reset) = (self.remaining, self.reset_seconds());
+        for (name, value) in [
+            (RATE_LIMIT_POLICY, format!("\"{policy}\";q={quota};w={window}")),
+            (RATE_LIMIT, format!("\"{policy}\";r={remaining};t={reset}")),
+        ] {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                response.headers_mut().append(name, value);
+            }
+        }
+    }
+
+    /// The answer to a request too many.
+    pub fn refusal(&self, policy: &str) -> Response {
+        let problem = Problem::new(problem::TOO_MANY_REQUESTS).retry_after(self.reset_seconds());
+        let mut response = problem.into_response();
+        self.tell(policy, &mut response);
+        response
+    }
+}
+
+/// A client may save up this many seconds of its rate.
+const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(10).unwrap();
+
+impl<K: Hash + Eq + Clone> RateLimiter<K> {
+    /// `rate` a second steadily, and bursts of ten times that. 0 is no limit.
+    pub fn per_second(rate: u32) -> Self {
+        let quota =
+            |rate: NonZeroU32| Quota::per_second(rate).allow_burst(rate.saturating_mul(BURST_SECONDS));
+        Self::new(NonZeroU32::new(rate).map(quota))
+    }
+
+    /// `rate` a minute, which may come all at once. 0 is no limit.
+    pub fn per_minute(rate: u32) -> Self {
+        Self::new(NonZeroU32::new(rate).map(Quota::per_minute))
+    }
+
+    fn new(quota: Option<Quota>) -> Self {
+        let limiter = |quota| DefaultKeyedRateLimiter::keyed(quota).with_middleware();
+        Self { limiter: quota.map(limiter) }
+    }
+
+    /// Counts one more. `None`: there is no limit.
+    ///
+    /// # Errors
+    /// It is one too many.
+    pub fn count(&self, key: &K) -> Result<Option<Standing>, Standing> {
+        let Some(limiter) = &self.limiter else { return Ok(None) };
+        match limiter.check_key(key) {
+            Ok(state) => {
+                let (quota, remaining) = (state.quota(), state.remaining_burst_capacity());
+                let used = quota.burst_size().get().saturating_sub(remaining);
+                Ok(Some(Standing { quota, remaining, reset: quota.replenish_interval() * used }))
+            }
+            Err(refused) => {
+                let reset = refused.wait_time_from(DefaultClock::default().now());
+                Err(Standing { quota: refused.quota(), remaining: 0, reset })
+            }
+        }
+    }
+
+    /// Counts one more.
+    ///
+    /// # Errors
+    /// It is one too many: in how many seconds the next will not be.
+    pub fn check(&self, key: &K) -> Result<(), u64> {
+        self.count(key).map(drop).map_err(|standing| standing.reset_seconds())
+    }
+
+    /// Forgets whoever has been quiet for long enough to have its whole burst again.
+    ///
+    /// To be called every minute or so: otherwise every address that ever called is remembered.
+    pub fn forget_quiet(&self) {
+        if let Some(limiter) = &self.limiter {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+    }
+
+    /// How many are remembered.
+    pub fn remembered(&self) -> usize {
+        self.limiter.as_ref().map_or(0, DefaultKeyedRateLimiter::len)
+    }
+}
+
+/// Refuses whoever calls too often, by [network](ClientAddress::network): before anybody looks at who it is.
+pub async fn limit_by_address(
+    State(limiter): State<Arc<RateLimiter<IpAddr>>>,
+    Extension(client): Extension<ClientAddress>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match limiter.count(&client.network()) {
+        Ok(standing) => {
+            let mut response = next.run(request).await;
+            if let Some(standing) = standing {
+                standing.tell(BY_ADDRESS, &mut response);
+            }
+            response
+        }
+        Err(standing) => standing.refusal(BY_ADDRESS),
+    }
+}
+
+/// The name of the limit by address in the `RateLimit` headers.
+const BY_ADDRESS: &str = "address";
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        Router,
+        body::{Body, to_bytes},
+        http::{StatusCode, header},
+        middleware::from_fn_with_state,
+        routing::get,
+    };
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[test]
+    fn a_burst_is_ten_seconds_of_the_rate_and_then_one_waits() {
+        let limiter = RateLimiter::per_second(2);
+        let passed = (0..100).take_while(|_| limiter.check(&"a").is_ok()).count();
+        assert!((20..=21).contains(&passed), "{passed}");
+        assert_eq!(limiter.check(&"a"), Err(1));
+        assert_eq!(limiter.check(&"b"), Ok(()));
+    }
+
+    #[test]
+    fn a_limit_per_minute_says_how_long_to_wait() {
+        let limiter = RateLimiter::per_minute(2);
+        assert_eq!([limiter.check(&"a"), limiter.check(&"a")], [Ok(()), Ok(())]);
+        assert!(matches!(limiter.check(&"a"), Err(25..=30)));
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let limiter = RateLimiter::per_second(0);
+        assert!((0..10_000).all(|_| limiter.check(&"a").is_ok()));
+        assert_eq!(limiter.remembered(), 0);
+    }
+
+    #[test]
+    fn the_quiet_are_forgotten_and_the_busy_are_not() {
+        let limiter = RateLimiter::per_second(u32::MAX);
+        (0..1000).for_each(|key| limiter.check(&key).unwrap());
+        let slow = RateLimiter::per_minute(1);
+        slow.check(&0).unwrap();
+        limiter.forget_quiet();
+        slow.forget_quiet();
+        assert_eq!((limiter.remembered(), slow.remembered()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn whoever_calls_too_often_is_refused_by_network() {
+        let limiter = Arc::new(RateLimiter::per_minute(1));
+        let router =
+            Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));
+        let call = async |address: &str| {
+            let client = ClientAddress { address: address.parse().unwrap(), through_trusted_proxy: false };
+            let request = Request::get("/").extension(client).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap()
+        };
+        assert_eq!(call("2001:db8::1").await.status(), StatusCode::OK);
+        let refused = call("2001:db8::2").await;
+        assert!(is_problem(&refused, StatusCode::TOO_MANY_REQUESTS));
+        assert!(refused.headers().contains_key(header::RETRY_AFTER));
+        assert_eq!(call("2001:db8:0:1::1").await.status(), StatusCode::OK);
+        let body = to_bytes(refused.into_body(), usize::MAX).await.unwrap();
+        assert!(body.starts_with(b"{"));
+    }
+
+    #[tokio::test]
+    async fn a_client_is_told_the_limit_and_what_is_left_of_it() {
+        let limiter = Arc::new(RateLimiter::per_second(1));
+        let router =
+            Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));
+        let call = async || {
+            let client = ClientAddress { address: [192, 0, 2, 1].into(), through_trusted_proxy: false };
+            let request = Request::get("/").extension(client).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap()
+        };
+        let first = call().await;
+        assert_eq!(first.headers()["ratelimit-policy"], "\"address\";q=10;w=10");
+        assert_eq!(first.headers()["ratelimit"], "\"address\";r=9;t=1");
+        for _ in 0..9 {
+            assert_eq!(call().await.status(), StatusCode::OK);
+        }
+        let refused = call().await;
+        assert!(is_problem(&refused, StatusCode::TOO_MANY_REQUESTS));
+        assert_eq!(refused.headers()["ratelimit"], "\"address\";r=0;t=1");
+        assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+    }
+
+    fn is_problem(response: &Response, status: StatusCode) -> bool {
+        response.status() == status && response.headers()[header::CONTENT_TYPE] == problem::MEDIA_TYPE
+    }
+}

@@ -1,0 +1,14 @@
+//! HTTP, inbound.
+pub mod accept;
+pub mod client_address;
+pub mod extract;
+pub mod idempotency;
+pub mod limits;
+pub mod observe;
+pub mod pagination;
+pub mod problem;
+pub mod server;
+mod settings;
+pub mod timestamp;
+
+pub use self::settings::Settings;

@@ -1,0 +1,327 @@
+//! What every request leaves behind: its correlation, a span, the `http_*` metrics, and one access line.
+//!
+//! All of it happens here and nowhere else, around everything that may refuse a request, so that a refusal
+//! is seen like any answer. Labels are the matched route and a known method, never what a client typed:
+//! otherwise anybody could make as many series as he likes.
+//!
+//! A client that goes away ends its request's future. It is recorded then too, as status 499: requests that
+//! are given up are how clients say that we are too slow.
+use std::{fmt::Display, thread, time::Instant};
+
+use axum::{
+    body::HttpBody,
+    extract::{MatchedPath, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
+    middleware::Next,
+    response::Response,
+};
+use lazy_static::lazy_static;
+use prometheus::{
+    IntCounterVec, IntGauge, register_histogram_vec, register_int_counter_vec, register_int_gauge,
+};
+use tracing::{Instrument, Span, field};
+
+use super::client_address::ClientAddress;
+use crate::telemetry::{
+    correlation::{Context, CorrelationId},
+    logs,
+    metrics::{TracedHistograms, registered},
+    traces,
+};
+
+const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+lazy_static! {
+    static ref REQUESTS: IntCounterVec = registered(register_int_counter_vec!(
+        "http_requests_total",
+        "Requests that ended, by status; 499: the client went away.",
+        &["method", "path", "status"]
+    ));
+    static ref DURATION: TracedHistograms = TracedHistograms::new(
+        register_histogram_vec!(
+            "http_request_duration_seconds",
+            "From the request's headers to the response's.",
+            &["method", "path"],
+            BUCKETS.to_vec()
+        ),
+        BUCKETS
+    );
+    static ref IN_FLIGHT: IntGauge =
+        registered(register_int_gauge!("http_requests_in_flight", "Requests that are being worked on."));
+}
+
+static CORRELATION_ID: HeaderName = HeaderName::from_static(traces::CORRELATION_HEADER);
+
+/// The route of a request that matched none.
+const UNMATCHED: &str = "unmatched";
+
+/// How much of a text that the client chose is kept.
+const LONGEST_TEXT: usize = 256;
+
+/// Makes the series of a route exist from the first scrape: its success, and the failures that rules look at.
+pub fn expect(method: &Method, route: &str, success: StatusCode) {
+    let method = label(method);
+    let failures =
+        [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+    for status in failures.into_iter().chain([success]) {
+        REQUESTS.with_label_values(&[method, route, status.as_str()]);
+    }
+    DURATION.declare(&[method, route]);
+    lazy_static::initialize(&IN_FLIGHT);
+}
+
+/// The middleware. It stands outside of every other but the one that finds the client's address, and inside
+/// the router, which has matched the route by then: `Router::layer`.
+pub async fn observe(request: Request, next: Next) -> Response {
+    let exchange = Exchange::begin(&request);
+    let (span, context) = (exchange.span.clone(), exchange.context.clone());
+    let mut response = context.scope(next.run(request).instrument(span)).await;
+    exchange.end(&mut response);
+    response
+}
+
+/// A request on its way to its response. Dropped before it has one, it is recorded as given up.
+struct Exchange {
+    started: Instant,
+    method: &'static str,
+    route: Option<MatchedPath>,
+    user_agent: Option<HeaderValue>,
+    context: Context,
+    span: Span,
+    status: Option<StatusCode>,
+    response_bytes: Option<u64>,
+}
+
+impl Exchange {
+    fn begin(request: &Request) -> Self {
+        IN_FLIGHT.inc();
+        let headers = request.headers();
+        let client = request.extensions().get::<ClientAddress>().copied();
+        let context = Context::for_request(
+            correlation_id(headers),
+            request.uri().path(),
+            client.map(|client| client.address),
+        );
+        let mut exchange = Self {
+            started: Instant::now(),
+            method: label(request.method()),
+            route: request.extensions().get::<MatchedPath>().cloned(),
+            user_agent: headers.get(header::USER_AGENT).cloned(),
+            context,
+            span: Span::none(),
+            status: None,
+            response_bytes: None,
+        };
+        exchange.span = exchange.open_span(request);
+        let trusted = client.is_some_and(|client| client.through_trusted_proxy);
+        traces::set_parent_from(headers, &exchange.span, trusted);
+        exchange
+    }
+
+    /// By the stable semantic conventions for HTTP servers. What is declared empty is recorded at the end.
+    fn open_span(&self, request: &Request) -> Span {
+        let route = self.route.as_ref().map(MatchedPath::as_str);
+        let original = (self.method == "_OTHER").then(|| shortened(request.method().as_str()));
+        tracing::info_span!(
+            "request",
+            otel.name = field::display(Name { method: self.method, route }),
+            otel.kind = "server",
+            otel.status_code = field::Empty,
+            correlation_id = self.context.correlation_id().as_str(),
+            http.request.method = self.method,
+            http.request.method_original = original,
+            http.route = route,
+            http.response.status_code = field::Empty,
+            url.scheme = "http",
+            url.path = shortened(request.uri().path()),
+            network.protocol.version = version(request.version()),
+            client.address = self.context.client_address().map(field::display),
+            user_agent.original = self.user_agent(),
+            error.r#type = field::Empty,
+        )
+    }
+
+    fn end(mut self, response: &mut Response) {
+        self.status = Some(response.status());
+        self.response_bytes = response.body().size_hint().exact();
+        if let Ok(id) = HeaderValue::from_str(self.context.correlation_id().as_str()) {
+            response.headers_mut().insert(CORRELATION_ID.clone(), id);
+        }
+    }
+
+    fn user_agent(&self) -> Option<&str> {
+        self.user_agent.as_ref().and_then(|value| value.to_str().ok()).map(shortened)
+    }
+
+    /// What became of the request; without a response the client has gone away, or we have panicked.
+    fn status(&self) -> StatusCode {
+        self.status.unwrap_or_else(|| {
+            if thread::panicking() {
+                StatusCode::INTERNAL_SERVER_ERROR
+            } else {
+                StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
+            }
+        })
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let elapsed = self.started.elapsed();
+        let status = self.status();
+        let route = self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+
+        IN_FLIGHT.dec();
+        REQUESTS.with_label_values(&[self.method, route, status.as_str()]).inc();
+        // Within the span, whose trace the histogram remembers.
+        self.span.in_scope(|| DURATION.observe(&[self.method, route], elapsed));
+
+        // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
+        self.span.record("http.response.status_code", i64::from(status.as_u16()));
+        if status.is_server_error() {
+            self.span.record("otel.status_code", "error");
+            self.span.record("error.type", status.as_str());
+        }
+
+        // In the context, so that the line tells who the user turned out to be.
+        let line = || {
+            tracing::info!(
+                target: "access",
+                method = self.method,
+                route,
+                path = self.context.path().map(shortened),
+                status = status.as_u16(),
+                duration_ms = logs::milliseconds(elapsed),
+                response_bytes = self.response_bytes,
+                client_address = self.context.client_address().map(field::display),
+                user_agent = self.user_agent(),
+                "request",
+            );
+        };
+        self.context.clone().sync_scope(|| self.span.in_scope(line));
+    }
+}
+
+/// What the client sent, if it is well-formed, and otherwise a new one: an odd header is no reason to refuse.
+fn correlation_id(headers: &HeaderMap) -> CorrelationId {
+    let sent = headers.get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
+    sent.and_then(CorrelationId::parse).unwrap_or_else(CorrelationId::generate)
+}
+
+/// The method as a label: the known ones by name, whatever else there is as one.
+fn label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::TRACE => "TRACE",
+        Method::CONNECT => "CONNECT",
+        _ => "_OTHER",
+    }
+}
+
+/// The span's name: `GET /v1/things/{id}`, or the method alone where no route matched.
+struct Name<'a> {
+    method: &'static str,
+    route: Option<&'a str>,
+}
+
+impl Display for Name<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(if self.method == "_OTHER" { "HTTP" } else { self.method })?;
+        self.route.map_or(Ok(()), |route| write!(formatter, " {route}"))
+    }
+}
+
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    }
+}
+
+/// The beginning of a text that may be long.
+fn shortened(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(LONGEST_TEXT)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, body::Body, middleware, routing::get};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::telemetry::correlation;
+
+    fn app() -> Router {
+        let id = async || correlation::current_id().to_string();
+        let gives_up = async || std::future::pending::<()>().await;
+        Router::new()
+            .route("/observed/{id}", get(id))
+            .route("/never", get(gives_up))
+            .layer(middleware::from_fn(observe))
+    }
+
+    async fn answer(method: &str, path: &str, id: &str) -> Response {
+        let request = Request::builder().method(method).uri(path).header("x-correlation-id", id);
+        app().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    }
+
+    fn counted(method: &str, route: &str, status: &str) -> u64 {
+        REQUESTS.with_label_values(&[method, route, status]).get()
+    }
+
+    #[tokio::test]
+    async fn a_well_formed_correlation_id_is_echoed_and_any_other_is_replaced() {
+        let echoed = async |id: &str| {
+            let response = answer("GET", "/observed/1", id).await;
+            let header = response.headers()["x-correlation-id"].to_str().unwrap().to_owned();
+            let body = axum::body::to_bytes(response.into_body(), 1_000).await.unwrap();
+            assert_eq!(body, header.as_bytes(), "the handler sees what the client is told");
+            header
+        };
+        assert_eq!(echoed("order-7").await, "order-7");
+        let replaced = echoed("order 7{\"forged\":true}").await;
+        assert!(uuid::Uuid::parse_str(&replaced).is_ok(), "{replaced}");
+    }
+
+    #[tokio::test]
+    async fn what_clients_make_up_shares_one_series() {
+        answer("BREW", "/teapot/1", "").await;
+        answer("STEEP", "/teapot/2", "").await;
+        assert_eq!(counted("_OTHER", "unmatched", "404"), 2);
+        answer("DELETE", "/observed/1", "").await;
+        assert_eq!(counted("DELETE", "/observed/{id}", "405"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_counted() {
+        let waited = std::time::Duration::from_millis(10);
+        assert!(tokio::time::timeout(waited, answer("GET", "/never", "")).await.is_err());
+        assert_eq!(counted("GET", "/never", "499"), 1);
+    }
+
+    #[test]
+    fn a_route_has_its_series_before_its_first_request() {
+        expect(&Method::POST, "/expected", StatusCode::CREATED);
+        let (_, text) = crate::telemetry::metrics::render(&HeaderMap::new()).unwrap();
+        for status in ["201", "500", "503", "504"] {
+            let series =
+                format!("http_requests_total{{method=\"POST\",path=\"/expected\",status=\"{status}\"}} 0");
+            assert!(text.contains(&series), "{series}");
+        }
+        assert!(text.contains("http_request_duration_seconds_count{method=\"POST\",path=\"/expected\"} 0"));
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(shortened("short"), "short");
+        assert_eq!(shortened(&"ä".repeat(200)).len(), LONGEST_TEXT);
+        assert_eq!(shortened(&format!("a{}", "ä".repeat(200))).len(), LONGEST_TEXT - 1);
+    }
+}

@@ -1,0 +1,313 @@
+//! Errors as callers see them: RFC 9457 `application/problem+json`.
+//!
+//! Whatever refuses a request, a handler or a layer, says so with a [`Problem`]: one of the kinds listed
+//! here, each documented at its `type` URI, `/problems/{slug}`. An internal error's cause goes to the log
+//! and never to the caller.
+use std::{borrow::Cow, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::Path,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    database,
+    telemetry::{correlation, traces},
+};
+
+/// A kind of problem: what its `type` URI documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// The last part of the `type` URI.
+    pub slug: &'static str,
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The same for every occurrence.
+    pub title: &'static str,
+    /// For the documentation: when it happens, and what to do.
+    pub about: &'static str,
+}
+
+/// Declares kinds of problems, and `KINDS`, the list of them. The doc comment is the text of the problem's page.
+#[macro_export]
+macro_rules! problem_kinds {
+    ($($(#[doc = $about:literal])* $NAME:ident = $status:ident $slug:literal $title:literal;)*) => {
+        $($(#[doc = $about])* pub const $NAME: &$crate::http::problem::Kind = &$crate::http::problem::Kind {
+            slug: $slug, status: axum::http::StatusCode::$status, title: $title, about: concat!($($about),*),
+        };)*
+
+        /// The kinds of problems that this module declares, in the order of their status.
+        pub const KINDS: &[&$crate::http::problem::Kind] = &[$($NAME),*];
+    };
+}
+
+crate::problem_kinds! {
+    /// The body is not JSON, or a query value, header or cursor cannot be read. Repair the request.
+    MALFORMED = BAD_REQUEST "malformed-request" "The request cannot be read";
+    /// This route changes something that must not happen twice. Send an `Idempotency-Key` header of 1 to 255 visible ASCII characters, and the same one again when you retry.
+    MISSING_IDEMPOTENCY_KEY = BAD_REQUEST "missing-idempotency-key" "An Idempotency-Key is needed";
+    /// There is no valid session. Log in, and send `Authorization: Bearer TOKEN`.
+    UNAUTHENTICATED = UNAUTHORIZED "unauthenticated" "Authentication is needed";
+    /// The e-mail address or the password is wrong, or there were too many attempts.
+    BAD_CREDENTIALS = UNAUTHORIZED "bad-credentials" "The credentials are not valid";
+    /// Your role does not allow this.
+    FORBIDDEN = FORBIDDEN "forbidden" "Your role does not allow this";
+    /// There is nothing at this address, or nothing that is yours.
+    NOT_FOUND = NOT_FOUND "not-found" "Not found";
+    /// This address exists, with other methods: see `Allow`.
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED "method-not-allowed" "The method is not allowed here";
+    /// The service answers with JSON only.
+    NOT_ACCEPTABLE = NOT_ACCEPTABLE "not-acceptable" "The answer cannot have that media type";
+    /// The present state does not allow this: read it again, and decide.
+    CONFLICT = CONFLICT "conflict" "The present state does not allow this";
+    /// The first request with this key is still under way. Ask again after `Retry-After` with the same key.
+    UNDER_WAY = CONFLICT "request-under-way" "The first request with this key is still under way";
+    /// The body is larger than the service takes.
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "The body is too large";
+    /// The body must be `application/json`.
+    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body must be JSON";
+    /// The body is JSON, and something in it is not valid: `errors` says what, by JSON Pointer.
+    INVALID = UNPROCESSABLE_ENTITY "invalid-request" "The request is not valid";
+    /// This Idempotency-Key was used for a different request. Make a new key for a new request.
+    KEY_REUSED = UNPROCESSABLE_ENTITY "idempotency-key-reused" "The Idempotency-Key belongs to another request";
+    /// You send more requests than the limit allows. Wait for `Retry-After`.
+    TOO_MANY_REQUESTS = TOO_MANY_REQUESTS "too-many-requests" "Too many requests";
+    /// Something went wrong in the service; it was logged under the `correlation_id`.
+    INTERNAL = INTERNAL_SERVER_ERROR "internal-error" "Something went wrong in the service";
+    /// The service, or something that it needs, cannot take the request now. Nothing was done; ask again after `Retry-After`, with the same Idempotency-Key.
+    UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable" "The service cannot take the request now";
+    /// The request took longer than its deadline. Its outcome is not known here; ask again with the same Idempotency-Key.
+    TIMEOUT = GATEWAY_TIMEOUT "timeout" "The request took too long";
+}
+
+/// What is wrong with one field of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// Where, as a JSON Pointer (RFC 6901) into the request's body.
+    #[schema(example = "/items/0/quantity")]
+    pub pointer: String,
+    /// What was expected.
+    #[schema(example = "must be between 1 and 1000")]
+    pub message: String,
+}
+
+impl FieldError {
+    /// An error at `pointer`.
+    pub fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), message: message.into() }
+    }
+}
+
+/// A refusal, on its way to becoming a response.
+#[derive(Debug)]
+pub struct Problem {
+    kind: &'static Kind,
+    detail: Option<Cow<'static, str>>,
+    errors: Vec<FieldError>,
+    retry_after_seconds: Option<u64>,
+    denial: Option<Box<Denial>>,
+}
+
+/// Says that a problem is a refused permission. It travels with the response, as an extension, to the one layer
+/// that counts and audits refusals.
+#[derive(Debug, Clone, Copy)]
+pub struct Denial {
+    /// Why, for `authorization_denials_total{reason}`.
+    pub reason: &'static str,
+    /// The table of what was asked for, where there is one.
+    pub resource: &'static str,
+    /// Its id.
+    pub record_id: Option<Uuid>,
+}
+
+impl Problem {
+    /// A problem of this kind, without more to say.
+    pub fn new(kind: &'static Kind) -> Self {
+        Self { kind, detail: None, errors: Vec::new(), retry_after_seconds: None, denial: None }
+    }
+
+    /// Says what was special about this occurrence. It is shown to the caller.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Says when to come back.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_seconds = Some(seconds);
+        self
+    }
+
+    /// The status it will have.
+    pub fn status(&self) -> StatusCode {
+        self.kind.status
+    }
+
+    /// 400: the request cannot be read.
+    pub fn malformed(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(MALFORMED).detail(detail)
+    }
+
+    /// 422: these fields are not valid.
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        Self { errors, ..Self::new(INVALID) }
+    }
+
+    /// 404: nothing here.
+    pub fn not_found() -> Self {
+        Self::new(NOT_FOUND)
+    }
+
+    /// 404: no such record, or one that is somebody else's. The two are told apart neither by the answer nor by
+    /// its time: both are audited as a refusal.
+    pub fn not_yours(resource: &'static str, id: Uuid) -> Self {
+        Self::not_found().denied(Denial { reason: "not_owner", resource, record_id: Some(id) })
+    }
+
+    /// 403: the caller's role does not allow it.
+    pub fn forbidden() -> Self {
+        Self::new(FORBIDDEN).denied(Denial { reason: "role", resource: "routes", record_id: None })
+    }
+
+    /// Marks the problem as a refused permission.
+    #[must_use]
+    pub fn denied(mut self, denial: Denial) -> Self {
+        self.denial = Some(Box::new(denial));
+        self
+    }
+
+    /// 409: the present state does not allow it.
+    pub fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(CONFLICT).detail(detail)
+    }
+
+    /// 503: nothing was done, and the same request may be sent again.
+    pub fn unavailable(retry_after_seconds: u64) -> Self {
+        Self::new(UNAVAILABLE).retry_after(retry_after_seconds)
+    }
+
+    /// 500: logs the cause, and tells the caller nothing of it.
+    pub fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
+        tracing::error!(error = cause, "request failed");
+        Self::new(INTERNAL)
+    }
+}
+
+impl From<sqlx::Error> for Problem {
+    fn from(error: sqlx::Error) -> Self {
+        if database::is_transient(&error) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the database cannot take the statement now"
+            );
+            Self::unavailable(1).detail("Nothing is certain to have been done. Send the same request again, with the same Idempotency-Key.")
+        } else {
+            Self::internal(&error)
+        }
+    }
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody {
+    /// What kind of problem: a path of this service that documents it.
+    #[serde(rename = "type")]
+    #[schema(example = "/problems/invalid-request")]
+    pub kind: String,
+    /// The same for every problem of this type.
+    #[schema(example = "The request is not valid")]
+    pub title: String,
+    /// The HTTP status.
+    #[schema(example = 422)]
+    pub status: u16,
+    /// What was special about this occurrence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The path that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "/v1/me")]
+    pub instance: Option<String>,
+    /// Under which the logs tell what happened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// The trace of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// What is wrong, field by field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub errors: Vec<FieldError>,
+}
+
+/// `application/problem+json`, as RFC 9457 registers it.
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let context = correlation::current();
+        let body = ProblemBody {
+            kind: format!("/problems/{}", self.kind.slug),
+            title: self.kind.title.to_owned(),
+            status: self.kind.status.as_u16(),
+            detail: self.detail.map(Cow::into_owned),
+            instance: context.as_ref().and_then(|context| context.path().map(str::to_owned)),
+            correlation_id: context.as_ref().map(|context| context.correlation_id().to_string()),
+            trace_id: traces::current_trace_id().map(|id| id.to_string()),
+            errors: self.errors,
+        };
+        let mut response = (self.kind.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.kind.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after_seconds {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(denial) = self.denial {
+            response.extensions_mut().insert(*denial);
+        }
+        response
+    }
+}
+
+/// Serves the pages behind `type`: `/problems` lists every kind, `/problems/{slug}` explains one. `more` are the
+/// kinds that the service declares itself.
+pub fn routes<S: Clone + Send + Sync + 'static>(more: &[&'static Kind]) -> Router<S> {
+    let mut kinds = [KINDS, more].concat();
+    kinds.sort_by_key(|kind| kind.status);
+    let kinds: Arc<[&Kind]> = kinds.into();
+    let listed = Arc::clone(&kinds);
+    let document = |kind: &Kind| json!({ "type": format!("/problems/{}", kind.slug), "status": kind.status.as_u16(), "title": kind.title, "about": kind.about.trim() });
+    Router::new()
+        .route(
+            "/problems",
+            get(async move || {
+                Json(json!({ "data": listed.iter().map(|kind| document(kind)).collect::<Vec<_>>() }))
+            }),
+        )
+        .route(
+            "/problems/{slug}",
+            get(async move |Path(slug): Path<String>| {
+                let kind = kinds.iter().find(|kind| kind.slug == slug).ok_or_else(Problem::not_found)?;
+                Ok::<_, Problem>(Json(document(kind)))
+            }),
+        )
+}
+
+/// The response to a panic: what was in it goes to the log through the panic hook, and not to the caller.
+pub fn from_panic(_payload: Box<dyn std::any::Any + Send + 'static>) -> Response<Body> {
+    Problem::new(INTERNAL).into_response()
+}

@@ -1,0 +1,38 @@
+//! The settings of the two listeners.
+use std::{net::SocketAddr, time::Duration};
+
+use axum::http::HeaderValue;
+use ipnet::IpNet;
+use secrecy::SecretString;
+
+use crate::settings::values::{address, count, list_of_networks, list_of_origins, milliseconds, secret};
+
+crate::groups! {
+    /// The two listeners, and the limits of what they accept.
+    http: Settings {
+        /// Where the API listens; port 0 takes a free one, and the start-up log line says which.
+        "API_ADDRESS" api_address: SocketAddr = address, default("127.0.0.1:8080");
+        /// Where operations listens: probes, metrics, log level. Never exposed to the public.
+        "OPS_ADDRESS" ops_address: SocketAddr = address, default("127.0.0.1:9000");
+        /// Lets callers other than loopback change the log level on the operations listener.
+        "OPS_TOKEN" ops_token: SecretString = secret, optional, secret;
+        /// Networks (CIDR, comma-separated) whose `Forwarded` and `X-Forwarded-For` are believed, right to left.
+        "TRUSTED_PROXIES" trusted_proxies: Vec<IpNet> = list_of_networks, default("");
+        /// The deadline of one request, in milliseconds.
+        "REQUEST_TIMEOUT_MS" request_timeout: Duration = milliseconds, default("10000");
+        /// The largest request body, in bytes.
+        "REQUEST_BODY_LIMIT_BYTES" body_limit: usize = count, default("65536");
+        /// Requests worked on at once; one more is refused with 503.
+        "MAX_REQUESTS_IN_FLIGHT" max_requests_in_flight: usize = count, default("512");
+        /// Connections open at once on the API listener; one more waits to be accepted.
+        "MAX_CONNECTIONS" max_connections: usize = count, default("10000");
+        /// How long a client may take over its request's headers, in milliseconds.
+        "HEADER_TIMEOUT_MS" header_timeout: Duration = milliseconds, default("5000");
+        /// Origins (comma-separated) that browsers may call from. None: CORS is off.
+        "CORS_ALLOWED_ORIGINS" cors_allowed_origins: Vec<HeaderValue> = list_of_origins, default("");
+        /// Requests a second from one caller, steadily; bursts of ten times that. 0 is off.
+        "RATE_LIMIT_CALLER_PER_SECOND" rate_limit_caller: u32 = count, default("50");
+        /// Requests a second from one address, steadily; bursts of ten times that. 0 is off.
+        "RATE_LIMIT_ADDRESS_PER_SECOND" rate_limit_address: u32 = count, default("100");
+    }
+}

@@ -1,0 +1,55 @@
+//! The caller of a request, and the extractors that demand a role.
+//!
+//! A handler states in its signature who may call it: [`Caller`] for every authenticated user, or an extractor that
+//! the service declares with [`callers!`](crate::callers) for some of its roles. They read what the authentication
+//! layer has put into the request. Without a caller the response is 401, with another role 403.
+use axum::{extract::FromRequestParts, http::request::Parts};
+use uuid::Uuid;
+
+use crate::http::problem::{Problem, UNAUTHENTICATED};
+
+/// An authenticated user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// The user's id.
+    pub user_id: Uuid,
+    /// The name of the user's role, as written in SQL and JSON.
+    pub role: &'static str,
+    /// The session that authenticated the request.
+    pub session_id: Uuid,
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        parts.extensions.get().copied().ok_or_else(|| Problem::new(UNAUTHENTICATED))
+    }
+}
+
+/// Declares extractors that accept callers of some roles: `Name(role, role);`. A role is an expression of type
+/// `&str`.
+#[macro_export]
+macro_rules! callers {
+    ($($(#[doc = $doc:literal])* $Name:ident($($role:expr),+);)*) => {$(
+        $(#[doc = $doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $Name(pub $crate::identity::Caller);
+
+        impl<S: Sync> axum::extract::FromRequestParts<S> for $Name {
+            type Rejection = $crate::http::problem::Problem;
+
+            async fn from_request_parts(
+                parts: &mut axum::http::request::Parts,
+                state: &S,
+            ) -> Result<Self, Self::Rejection> {
+                let caller = $crate::identity::Caller::from_request_parts(parts, state).await?;
+                if [$($role),+].contains(&caller.role) {
+                    Ok(Self(caller))
+                } else {
+                    Err($crate::http::problem::Problem::forbidden())
+                }
+            }
+        }
+    )*};
+}

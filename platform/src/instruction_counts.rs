@@ -1,0 +1,119 @@
+//! What hot functions cost, in instructions: unlike time, their number does not depend on how busy a machine is.
+//!
+//! Callgrind counts them while a unit test runs that calls the function: so a private function can be counted, and
+//! its own module keeps what it is called with. The tests' own build is counted, which is not optimised: a release
+//! build of everything would take longer than all the tests, and what makes a function dearer (one more pass, one
+//! more allocation, one more formatting) makes it dearer in both.
+// Another target's numbers, and those of an optimised build, are others.
+#![cfg(all(debug_assertions, target_arch = "x86_64", target_os = "linux"))]
+
+use std::{
+    env, fs,
+    io::ErrorKind,
+    path::Path,
+    process::{self, Command},
+};
+
+/// A function, the unit test that calls it, and how many instructions one call takes.
+///
+/// To renew a number, put in the one that the failed test tells, in the commit that is the reason for it.
+const HOT: [(&str, &str, u64); 7] = [
+    (
+        "platform::telemetry::logs::json::write",
+        "telemetry::logs::json::tests::the_context_of_the_task_is_in_the_line",
+        126_449,
+    ),
+    (
+        "platform::telemetry::metrics::render",
+        "telemetry::metrics::tests::the_build_is_in_the_first_scrape",
+        1_003_467,
+    ),
+    (
+        "platform::telemetry::metrics::openmetrics::encode",
+        "telemetry::metrics::openmetrics::tests::families_are_written_as_the_specification_wants_them",
+        135_490,
+    ),
+    (
+        "platform::telemetry::correlation::CorrelationId::parse",
+        "telemetry::correlation::tests::a_correlation_id_is_short_and_plain",
+        2_150,
+    ),
+    (
+        "platform::http::idempotency::Fingerprint::of",
+        "http::idempotency::tests::a_fingerprint_is_of_what_is_asked_and_not_of_how_it_is_written",
+        63_997,
+    ),
+    (
+        "platform::http::pagination::decode_cursor",
+        "http::pagination::tests::a_page_begins_after_the_last_row_of_the_one_before",
+        5_443,
+    ),
+    (
+        "platform::audit::canonical::StoredEvent::digest",
+        "audit::canonical::tests::the_test_vector_of_the_document_is_what_is_computed",
+        124_943,
+    ),
+];
+
+/// How far, in percent, a number may move before somebody has to look: compilers differ by less. In both directions,
+/// since a function that has become cheaper could otherwise become as dear again unseen.
+const MARGIN: u64 = 15;
+
+#[test]
+fn hot_functions_take_as_many_instructions_as_they_did() {
+    match Command::new("valgrind").arg("--version").output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            assert!(env::var_os("REQUIRE_TOOLS").is_none(), "valgrind is not installed: .ci/run installs it");
+            println!("skipped: valgrind");
+            return;
+        }
+        version => assert!(version.unwrap().status.success()),
+    }
+    let mut moved = Vec::new();
+    for (function, test, expected) in HOT {
+        let counted = instructions(function, test);
+        if counted.abs_diff(expected) * 100 > expected * MARGIN {
+            moved.push(format!("{function}: {counted} instructions, and not {expected}"));
+        }
+    }
+    assert!(moved.is_empty(), "{moved:#?}");
+}
+
+/// The instructions of one call of a function, in the mean over those that a test of this very program makes.
+fn instructions(function: &str, test: &str) -> u64 {
+    let profile =
+        env::temp_dir().join(format!("{}-{}.callgrind", process::id(), function.replace("::", "-")));
+    let run = Command::new("valgrind")
+        .args(["--tool=callgrind", "--compress-strings=no", "--compress-pos=no"])
+        .arg(format!("--callgrind-out-file={}", profile.display()))
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", test, "--test-threads=1"])
+        .output()
+        .unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success() && told.contains("1 passed"), "{test}: {told}");
+    let (calls, instructions) = calls_of(function, &profile);
+    fs::remove_file(profile).unwrap();
+    assert!(calls > 0, "{test} does not call {function}");
+    instructions / calls
+}
+
+/// How often a function was called, and how many instructions these calls took with all that they called.
+///
+/// In Callgrind's format a call is three lines: `cfn=` with the function's name, `calls=` with how many there were, and
+/// a line number with the instructions that they took.
+fn calls_of(function: &str, profile: &Path) -> (u64, u64) {
+    let profile = fs::read_to_string(profile).unwrap();
+    let (mut calls, mut instructions) = (0, 0);
+    let mut lines = profile.lines();
+    while let Some(line) = lines.next() {
+        if line.strip_prefix("cfn=") != Some(function) {
+            continue;
+        }
+        let number =
+            |text: &str| text.split(' ').next().and_then(|number| number.parse::<u64>().ok()).unwrap();
+        calls += number(lines.next().unwrap().strip_prefix("calls=").unwrap());
+        instructions += number(lines.next().unwrap().split_once(' ').unwrap().1);
+    }
+    (calls, instructions)
+}

@@ -1,0 +1,31 @@
+//! The parts that every service needs. This crate knows no domain: a service depends on it, never the reverse.
+//!
+//! - [`settings`]: tables of settings, each declared by the module that uses them
+//! - [`http`]: the listener, limits, extractors, problems, pagination and idempotency keys
+//! - [`identity`]: the caller of a request, and the extractors that demand a role
+//! - [`database`]: the pool, transactions, timed statements
+//! - [`migrations`]: bringing the schema to the newest version
+//! - [`audit`]: the tamper-evident audit log: recording, sealing, verification, export
+//! - [`telemetry`]: logs, traces, metrics and correlation ids
+//! - [`ops`]: the operations listener: probes, metrics, log level
+//! - [`alerts`]: alerts that the service sends itself
+//! - [`resilience`]: circuit breaker, retries, crash points
+//! - [`workers`]: periodic work and tracked work
+//! - [`shutdown`]: signals and the time that the end may take
+//! - [`build_info`]: the name, version and commit of the service
+pub mod alerts;
+pub mod audit;
+pub mod build_info;
+pub mod database;
+pub mod http;
+pub mod identity;
+pub mod migrations;
+pub mod ops;
+pub mod resilience;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;
+pub mod workers;
+
+#[cfg(test)]
+mod instruction_counts;

@@ -1,0 +1,206 @@
+use axum::{
+    body::Body,
+    http::{Request, Response},
+};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::*;
+use crate::{settings::Environment, telemetry::logs::reloadable};
+
+/// The filter lives as long as the layer that it is in, which a test does not log through.
+fn filter() -> LogFilter {
+    let (layer, filter) = reloadable(Environment::Production, None).unwrap();
+    Box::leak(Box::new(layer));
+    filter
+}
+
+const TOKEN: &str = "a-token-of-operations";
+const LOOPBACK: &str = "127.0.0.1:50000";
+const ELSEWHERE: &str = "192.0.2.7:50000";
+
+fn with_token(token: Option<&str>) -> Router {
+    told_to(token, |_| {})
+}
+
+fn told_to(token: Option<&str>, tell: impl Fn(Happened) + Send + Sync + 'static) -> Router {
+    let address = "10.1.2.3:9000".parse().unwrap();
+    routes(LogLevel::new(filter(), address, token.map(SecretString::from), tell))
+}
+
+fn put(peer: &str, host: &str, body: &Value) -> Request<Body> {
+    let peer: SocketAddr = peer.parse().unwrap();
+    Request::put("/log-level")
+        .header(header::HOST, host)
+        .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
+        .extension(ConnectInfo(peer))
+        .body(Body::from(body.to_string()))
+        .unwrap()
+}
+
+async fn json_of(response: Response<Body>) -> Value {
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    serde_json::from_slice(&body).unwrap()
+}
+
+async fn shown(router: &Router) -> Value {
+    let request = Request::get("/log-level").body(Body::empty()).unwrap();
+    json_of(router.clone().oneshot(request).await.unwrap()).await
+}
+
+async fn status_of(router: &Router, request: Request<Body>) -> u16 {
+    router.clone().oneshot(request).await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn a_change_is_answered_with_what_is_now_logged() {
+    let router = with_token(None);
+    assert_eq!(shown(&router).await, json!({ "filter": "info", "default": "info", "expires_at": null }));
+    let request = put(LOOPBACK, "localhost:9000", &json!({ "filter": "app=debug" }));
+    let answer = json_of(router.clone().oneshot(request).await.unwrap()).await;
+    assert_eq!(answer, json!({ "filter": "app=debug", "default": "info", "expires_at": null }));
+    assert_eq!(shown(&router).await, answer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
+    let (told, mut changes) = tokio::sync::mpsc::unbounded_channel();
+    let router = told_to(None, move |happened| told.send(happened).unwrap());
+    let change = |filter, seconds: Option<u64>| {
+        put(LOOPBACK, "localhost", &json!({ "filter": filter, "ttl_seconds": seconds }))
+    };
+    assert_eq!(status_of(&router, change("debug", Some(60))).await, 200);
+    assert!(shown(&router).await["expires_at"].is_string());
+    sleep(Duration::from_secs(50)).await;
+    assert_eq!(status_of(&router, change("trace", Some(60))).await, 200);
+    sleep(Duration::from_secs(50)).await;
+    assert_eq!(shown(&router).await["filter"], "trace");
+    sleep(Duration::from_secs(11)).await;
+    assert_eq!(shown(&router).await, json!({ "filter": "info", "default": "info", "expires_at": null }));
+
+    assert_eq!(status_of(&router, change("debug", Some(60))).await, 200);
+    assert_eq!(status_of(&router, change("warn", None)).await, 200);
+    sleep(Duration::from_secs(61)).await;
+    assert_eq!(shown(&router).await, json!({ "filter": "warn", "default": "info", "expires_at": null }));
+
+    let changes: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
+        .map(|happened| match happened {
+            Happened::Changed(now) => (now.action, now.before, now.after, now.ttl_seconds),
+            Happened::Refused { reason } => panic!("refused: {reason}"),
+        })
+        .collect();
+    let expected = [
+        ("change", "info", "debug", Some(60)),
+        ("change", "debug", "trace", Some(60)),
+        ("restore", "trace", "info", None),
+        ("change", "info", "debug", Some(60)),
+        ("change", "debug", "warn", None),
+    ];
+    assert_eq!(
+        changes,
+        expected.map(|(action, before, after, ttl)| (action, before.to_owned(), after.to_owned(), ttl))
+    );
+}
+
+#[tokio::test]
+async fn only_loopback_and_the_token_may_change_it() {
+    let body = json!({ "filter": "off" });
+    let request = |peer, token: Option<&str>| {
+        let mut request = put(peer, "10.1.2.3:9000", &body);
+        if let Some(token) = token {
+            request.headers_mut().insert(header::AUTHORIZATION, token.parse().unwrap());
+        }
+        request
+    };
+    let bearer = format!("Bearer {TOKEN}");
+    let (open, closed) = (with_token(Some(TOKEN)), with_token(None));
+    for (router, peer, token, status) in [
+        (&open, LOOPBACK, None, 200),
+        (&open, "[::1]:50000", None, 200),
+        (&open, "[::ffff:127.0.0.1]:50000", None, 200),
+        (&open, ELSEWHERE, None, 401),
+        (&open, ELSEWHERE, Some("Bearer a-token-of-operation"), 401),
+        (&open, ELSEWHERE, Some("Basic a-token-of-operations"), 401),
+        (&open, ELSEWHERE, Some(TOKEN), 401),
+        (&open, ELSEWHERE, Some(bearer.as_str()), 200),
+        (&closed, LOOPBACK, None, 200),
+        (&closed, ELSEWHERE, None, 403),
+        (&closed, ELSEWHERE, Some(bearer.as_str()), 403),
+        (&closed, ELSEWHERE, Some("Bearer "), 403),
+    ] {
+        assert_eq!(status_of(router, request(peer, token)).await, status, "{peer} {token:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_may_not_change_it_is_told_of() {
+    for (token, peer, host, reason) in [
+        (Some(TOKEN), LOOPBACK, "evil.example", "foreign_host"),
+        (Some(TOKEN), ELSEWHERE, "10.1.2.3:9000", "bad_token"),
+        (None, ELSEWHERE, "10.1.2.3:9000", "not_loopback"),
+    ] {
+        let (told, mut refusals) = tokio::sync::mpsc::unbounded_channel();
+        let router = told_to(token, move |happened| told.send(happened).unwrap());
+        let refused = status_of(&router, put(peer, host, &json!({ "filter": "off" }))).await;
+        assert!(matches!(refused, 401 | 403), "{reason}");
+        assert_eq!(refusals.try_recv(), Ok(Happened::Refused { reason }));
+        assert!(refusals.try_recv().is_err(), "it is told once");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_somebody_else_chose_is_refused() {
+    let router = with_token(None);
+    let body = json!({ "filter": "off" });
+    for (host, status) in [
+        ("localhost", 200),
+        ("LocalHost:1234", 200),
+        ("127.0.0.1:9000", 200),
+        ("127.8.9.1", 200),
+        ("[::1]:9000", 200),
+        ("10.1.2.3:9000", 200),
+        ("10.1.2.4:9000", 403),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example:9000", 403),
+        ("localhost@evil.example", 403),
+        ("", 403),
+    ] {
+        assert_eq!(status_of(&router, put(LOOPBACK, host, &body)).await, status, "{host}");
+    }
+    let mut without = put(LOOPBACK, "localhost", &body);
+    without.headers_mut().remove(header::HOST);
+    assert_eq!(status_of(&router, without).await, 403);
+    let mut twice = put(LOOPBACK, "localhost", &body);
+    twice.headers_mut().append(header::HOST, "evil.example".parse().unwrap());
+    assert_eq!(status_of(&router, twice).await, 403);
+}
+
+#[tokio::test]
+async fn what_is_not_a_change_is_refused_and_changes_nothing() {
+    let router = with_token(None);
+    for (body, pointer) in [
+        (json!({ "filter": "app=loud" }), "/filter"),
+        (json!({ "filter": 3 }), "/filter"),
+        (json!({ "filter": "off", "ttl_seconds": 0 }), "/ttl_seconds"),
+        (json!({ "filter": "off", "ttl_seconds": LONGEST_SECONDS + 1 }), "/ttl_seconds"),
+        (json!({ "filter": "off", "ttl_seconds": -1 }), "/ttl_seconds"),
+        (json!({ "filter": "off", "ttl": 1 }), "/ttl"),
+        (json!({ "filter": "off", "a/b~c": 1 }), "/a~1b~0c"),
+        (json!({ "ttl_seconds": 1 }), ""),
+    ] {
+        let response = router.clone().oneshot(put(LOOPBACK, "localhost", &body)).await.unwrap();
+        assert_eq!(response.status(), 422, "{body}");
+        assert_eq!(json_of(response).await["errors"][0]["pointer"], pointer, "{body}");
+    }
+    for (body, status) in [("{\"filter\":", 400), ("{\"filter\":\"off\"} {}", 400), ("", 400)] {
+        let request = put(LOOPBACK, "localhost", &json!(null)).map(|_| Body::from(body));
+        assert_eq!(status_of(&router, request).await, status, "{body}");
+    }
+    let large = json!({ "filter": "o".repeat(BODY_LIMIT) });
+    assert_eq!(status_of(&router, put(LOOPBACK, "localhost", &large)).await, 413);
+    let mut untyped = put(LOOPBACK, "localhost", &json!({ "filter": "off" }));
+    untyped.headers_mut().insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());
+    assert_eq!(status_of(&router, untyped).await, 415);
+    assert_eq!(shown(&router).await["filter"], "info");
+}

@@ -1,0 +1,112 @@
+//! How the text of a setting becomes a value. What each function says on failure is what was expected;
+//! it never repeats the text, which may be a secret.
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use axum::http::HeaderValue;
+use ipnet::IpNet;
+use secrecy::SecretString;
+use sqlx::postgres::PgConnectOptions;
+use url::Url;
+
+use super::Environment;
+
+pub fn environment(text: &str) -> Result<Environment, String> {
+    match text {
+        "development" => Ok(Environment::Development),
+        "test" => Ok(Environment::Test),
+        "staging" => Ok(Environment::Staging),
+        "production" => Ok(Environment::Production),
+        _ => Err("must be development, test, staging or production".into()),
+    }
+}
+
+pub fn flag(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err("must be true or false".into()),
+    }
+}
+
+pub fn count<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "must be a whole number, 0 or more".into())
+}
+
+pub fn positive<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "must be a whole number, 1 or more".into())
+}
+
+/// Longer than any sensible duration, and short enough that adding it to a time cannot overflow.
+const LONGEST_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
+
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    match count(text)? {
+        long if long > LONGEST_SECONDS => Err("must be less than ten years".into()),
+        seconds => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+pub fn milliseconds(text: &str) -> Result<Duration, String> {
+    match positive::<std::num::NonZeroU64>(text)?.get() {
+        long if long > LONGEST_SECONDS => Err("must be less than four days".into()),
+        milliseconds => Ok(Duration::from_millis(milliseconds)),
+    }
+}
+
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be an address and a port, such as 127.0.0.1:8080".into())
+}
+
+pub fn http_url(text: &str) -> Result<Url, String> {
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+        _ => Err("must be an http or https URL".into()),
+    }
+}
+
+pub fn postgres_url(text: &str) -> Result<PgConnectOptions, String> {
+    let expected =
+        || "must be a PostgreSQL URL, such as postgres://user:password@host:5432/database".to_owned();
+    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+        return Err(expected());
+    }
+    text.parse().map_err(|_| expected())
+}
+
+pub fn directory(text: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(text))
+}
+
+pub fn text(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+pub fn secret(text: &str) -> Result<SecretString, String> {
+    Ok(SecretString::from(text))
+}
+
+pub fn list_of_networks(text: &str) -> Result<Vec<IpNet>, String> {
+    items(text)
+        .map(|item| item.parse().or_else(|_| item.parse().map(std::net::IpAddr::into)))
+        .collect::<Result<_, _>>()
+        .map_err(|_: std::net::AddrParseError| {
+            "must be networks such as 10.0.0.0/8, separated by commas".into()
+        })
+}
+
+pub fn list_of_origins(text: &str) -> Result<Vec<HeaderValue>, String> {
+    let expected = "must be origins such as https://shop.example, separated by commas";
+    items(text)
+        .map(|item| match Url::parse(item) {
+            // An origin has no path: one with a trailing slash would silently match no browser.
+            Ok(url) if url.origin().ascii_serialization() == item => {
+                HeaderValue::from_str(item).map_err(|_| expected.into())
+            }
+            _ => Err(expected.into()),
+        })
+        .collect()
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}

@@ -1,0 +1,35 @@
+//! The end of the process: the signals that begin it, and the time that it may take.
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::settings::values::seconds;
+
+crate::groups! {
+    /// Shutdown.
+    shutdown: Settings {
+        /// How long readiness fails before the listeners close, in seconds. Unset: 0 in development and test, otherwise 5.
+        "SHUTDOWN_GRACE_SECONDS" grace: Duration = seconds, optional;
+        /// The whole shutdown, counted from the signal, in seconds.
+        "SHUTDOWN_DEADLINE_SECONDS" deadline: Duration = seconds, default("25");
+    }
+}
+
+/// SIGTERM and SIGINT. Listened to from the start: a signal that comes during start-up is not lost.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub fn listen() -> Result<Self, std::io::Error> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What is logged, and how that changes while the process runs.
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::settings::Environment;
+
+/// What is heard of libraries where everything of ours is: at `debug` each tells more than all of us together.
+const DEVELOPMENT: &str =
+    "debug,h2=info,hyper=info,opentelemetry=info,reqwest=info,rustls=info,sqlx=info,tonic=info,tower=info";
+
+const OTHERWISE: &str = "info";
+
+/// Reads and changes what is logged. Cheap to clone.
+#[derive(Clone)]
+pub struct LogFilter(Arc<Inner>);
+
+struct Inner {
+    handle: reload::Handle<EnvFilter, Registry>,
+    default: String,
+    current: RwLock<String>,
+}
+
+/// The filter of the log lines, and the handle that changes it. Only the filter can be changed, never a
+/// layer: what is registered with a layer (and traces live from that) does not survive its replacement.
+pub(crate) fn reloadable(
+    environment: Environment,
+    configured: Option<&str>,
+) -> Result<(reload::Layer<EnvFilter, Registry>, LogFilter), String> {
+    let by_environment = if environment == Environment::Development { DEVELOPMENT } else { OTHERWISE };
+    let expression = configured.unwrap_or(by_environment).to_owned();
+    let (filter, handle) = reload::Layer::new(parse(&expression)?);
+    let inner = Inner { handle, default: expression.clone(), current: RwLock::new(expression) };
+    Ok((filter, LogFilter(Arc::new(inner))))
+}
+
+impl LogFilter {
+    /// The filter in force.
+    pub fn current(&self) -> String {
+        self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The filter that the process started with.
+    pub fn default_filter(&self) -> &str {
+        &self.0.default
+    }
+
+    /// Puts another filter in force, at once.
+    ///
+    /// # Errors
+    /// What is wrong with the expression; nothing changes then.
+    pub fn set(&self, expression: &str) -> Result<(), String> {
+        let filter = parse(expression)?;
+        let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
+        self.0.handle.reload(filter).map_err(|error| error.to_string())?;
+        expression.clone_into(&mut current);
+        // Libraries that log through the `log` crate ask there first.
+        tracing_log::log::set_max_level(tracing_log::AsLog::as_log(
+            &tracing::level_filters::LevelFilter::current(),
+        ));
+        Ok(())
+    }
+}
+
+fn parse(expression: &str) -> Result<EnvFilter, String> {
+    if expression.contains('[') {
+        return Err(
+            "directives for spans and their fields ([…]) are not supported: name targets and levels, \
+                    such as info,app::accounts=debug"
+                .to_owned(),
+        );
+    }
+    if expression.trim().is_empty() {
+        return Err("an empty filter would log nothing but errors: say error, or off".to_owned());
+    }
+    EnvFilter::builder()
+        .parse(expression)
+        .map_err(|error| format!("{error}: a filter is a list such as info,app::accounts=debug"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_decides_unless_the_filter_is_set() {
+        let default = |environment, configured| {
+            let (_kept, filter) = reloadable(environment, configured).unwrap();
+            filter.default_filter().to_owned()
+        };
+        assert!(default(Environment::Development, None).starts_with("debug,"));
+        assert_eq!(default(Environment::Production, None), "info");
+        assert_eq!(default(Environment::Development, Some("app=trace")), "app=trace");
+    }
+
+    #[test]
+    fn a_filter_can_be_changed_while_it_is_in_use() {
+        let (_kept, filter) = reloadable(Environment::Production, None).unwrap();
+        filter.set("warn,app=debug").unwrap();
+        assert_eq!(filter.current(), "warn,app=debug");
+        assert_eq!(filter.default_filter(), "info");
+    }
+
+    #[test]
+    fn a_filter_that_is_not_one_changes_nothing() {
+        let (_kept, filter) = reloadable(Environment::Production, None).unwrap();
+        for wrong in ["app=loud", "info,app=debug=trace", "[request]=debug", " "] {
+            assert!(filter.set(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(filter.current(), "info");
+        assert!(reloadable(Environment::Production, Some("app=loud")).is_err());
+    }
+}

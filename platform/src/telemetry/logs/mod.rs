@@ -1,0 +1,158 @@
+//! Logs: one line for one event, on standard output and, where a directory is set, in daily files.
+//!
+//! A line takes its correlation id and its user from the [task's context](correlation), and its trace from
+//! the present span: never from the fields of spans. So a line is whole whatever the filter lets through,
+//! and nothing is formatted when a span opens.
+//!
+//! Writing never waits. Lines go through a bounded queue to a thread of their own; what does not fit, and
+//! what cannot be written (a full disk, a closed pipe), is lost and counted in `log_lines_dropped_total`. The
+//! audit trail's lines pass every filter and have queues of their own: nobody silences them or crowds them out.
+mod filter;
+mod json;
+mod pretty;
+mod sinks;
+
+use std::{cell::RefCell, time::Duration};
+
+use chrono::{DateTime, Utc};
+use opentelemetry::{SpanId, TraceId};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_log::NormalizeEvent;
+use tracing_subscriber::layer::{Context, Layer};
+
+pub(crate) use self::filter::reloadable;
+pub(super) use self::sinks::{Guards, open};
+pub use self::{filter::LogFilter, sinks::LogsError};
+use self::{json::Origin, sinks::Sink};
+use super::{correlation, traces};
+use crate::build_info::BuildInfo;
+
+/// A duration as lines tell it: in milliseconds, to the microsecond.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The layer that writes every event to every sink.
+pub(super) struct Lines {
+    origin: Origin,
+    sinks: Vec<Sink>,
+}
+
+/// How a sink's lines look.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Format {
+    Json,
+    Pretty { coloured: bool },
+}
+
+/// An event, and what surrounds it.
+struct Line<'a> {
+    at: DateTime<Utc>,
+    event: &'a Event<'a>,
+    metadata: &'a Metadata<'a>,
+    context: Option<correlation::Context>,
+    trace: Option<(TraceId, SpanId)>,
+}
+
+/// Where a line is put together: kept by each thread, so that a line needs no memory of its own.
+#[derive(Default)]
+struct Buffers {
+    line: Vec<u8>,
+    /// For values on their way to being escaped.
+    text: String,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+impl Lines {
+    pub(super) fn new(service: &str, sinks: Vec<Sink>) -> Self {
+        Self { origin: Origin::new(service, BuildInfo::current().version), sinks }
+    }
+
+    fn write(&self, line: &Line<'_>, buffers: &mut Buffers) {
+        for sink in self.sinks.iter().filter(|sink| sink.takes(line.metadata.target())) {
+            buffers.line.clear();
+            match sink.format {
+                Format::Json => json::write(line, &self.origin, buffers),
+                Format::Pretty { coloured } => pretty::write(line, coloured, buffers),
+            }
+            sink.write(&buffers.line);
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        // Events of the `log` crate carry their real target in fields.
+        let normalized = event.normalized_metadata();
+        let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
+        let line =
+            Line { at: Utc::now(), event, metadata, context: correlation::current(), trace: trace(metadata) };
+        BUFFERS.with(|buffers| match buffers.try_borrow_mut() {
+            Ok(mut buffers) => self.write(&line, &mut buffers),
+            // A value that logs while it is being formatted.
+            Err(_) => self.write(&line, &mut Buffers::default()),
+        });
+    }
+}
+
+/// The trace and the span that an event belongs to. The SDK may report while it holds a span's lock, and
+/// asking for that span's ids would wait for the same lock: its own events belong to none.
+fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
+    if metadata.target().starts_with("opentelemetry") {
+        return None;
+    }
+    traces::current(|span| (span.trace_id(), span.span_id()))
+}
+
+impl Line<'_> {
+    /// Puts the event's `message` into `text`; where it has none, its name, which is at least a place in the code.
+    fn message(&self, text: &mut String) {
+        struct Message<'a>(&'a mut String);
+        impl tracing::field::Visit for Message<'_> {
+            fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+                if field.name() == "message" {
+                    self.0.push_str(value);
+                }
+            }
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    display(self.0, format_args!("{value:?}"));
+                }
+            }
+        }
+        text.clear();
+        self.event.record(&mut Message(text));
+        if text.is_empty() {
+            text.push_str(self.metadata.name());
+        }
+    }
+}
+
+/// Whether lines of this target are the audit trail's.
+pub(super) fn is_audit(target: &str) -> bool {
+    target == "audit" || target.starts_with("audit::")
+}
+
+/// Appends to a text. A value whose formatting fails is cut off there: a log line must not fail for it.
+fn display(text: &mut String, value: std::fmt::Arguments<'_>) {
+    let _cut_off = std::fmt::Write::write_fmt(text, value);
+}
+
+/// Appends an error and what caused it: `a: b: c`.
+fn chain(text: &mut String, error: &(dyn std::error::Error + 'static)) {
+    display(text, format_args!("{error}"));
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        display(text, format_args!(": {error}"));
+        cause = error.source();
+    }
+}
+
+/// Whether a field is one that lines leave out: the message has its own place, and what the `log` crate says
+/// of an event is in its metadata.
+fn is_told_elsewhere(name: &str) -> bool {
+    name == "message" || name.starts_with("log.")
+}

@@ -1,0 +1,135 @@
+//! Histograms whose buckets remember the trace of a recent request: exemplars, which lead from a spike of
+//! latency to a trace that was part of it.
+//!
+//! The `prometheus` crate has none, so they are kept beside the histogram, and only the `OpenMetrics` format
+//! shows them. To remember never waits: where another thread is about to remember one for the same bucket,
+//! that one will do.
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use opentelemetry::{SpanId, TraceId, trace::SpanContext};
+use prometheus::{HistogramVec, core::Collector, proto::Metric};
+
+use super::registered;
+use crate::telemetry::traces;
+
+/// Every family that has exemplars, by its name.
+static FAMILIES: LazyLock<RwLock<HashMap<String, Arc<Exemplars>>>> = LazyLock::new(RwLock::default);
+
+/// A family of histograms in seconds, with exemplars. Its time is that of one piece of work, whose span is the
+/// present one.
+pub struct TracedHistograms {
+    histograms: HistogramVec,
+    exemplars: Arc<Exemplars>,
+}
+
+/// One of the measurements in a bucket.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Exemplar {
+    pub(super) trace_id: TraceId,
+    pub(super) span_id: SpanId,
+    pub(super) value: f64,
+    pub(super) at: SystemTime,
+}
+
+/// The exemplars of a family.
+pub(super) struct Exemplars {
+    /// In the order in which values of labels are given.
+    labels: Vec<String>,
+    bounds: Vec<f64>,
+    /// By the values of the labels, one after the other; for each bucket the newest.
+    series: RwLock<HashMap<String, Arc<Buckets>>>,
+}
+
+type Buckets = [Mutex<Option<Exemplar>>];
+
+impl TracedHistograms {
+    /// The family, once it is registered. `bounds` are those that it was declared with.
+    ///
+    /// # Panics
+    /// As [`registered`].
+    pub fn new(histograms: prometheus::Result<HistogramVec>, bounds: &[f64]) -> Self {
+        let histograms = registered(histograms);
+        let described = histograms.desc();
+        let labels = described.first().map_or_else(Vec::new, |family| family.variable_labels.clone());
+        let exemplars = Arc::new(Exemplars { labels, bounds: bounds.to_vec(), series: RwLock::default() });
+        if let Some(family) = described.first() {
+            let mut families = FAMILIES.write().unwrap_or_else(PoisonError::into_inner);
+            families.insert(family.fq_name.clone(), Arc::clone(&exemplars));
+        }
+        Self { histograms, exemplars }
+    }
+
+    /// Makes a series exist.
+    pub fn declare(&self, labels: &[&str]) {
+        self.histograms.with_label_values(labels);
+    }
+
+    /// Counts a piece of work that took this long.
+    pub fn observe(&self, labels: &[&str], took: Duration) {
+        let seconds = took.as_secs_f64();
+        self.histograms.with_label_values(labels).observe(seconds);
+        let exemplar = traces::current(|span| {
+            let exemplar = |span: &SpanContext| Exemplar {
+                trace_id: span.trace_id(),
+                span_id: span.span_id(),
+                value: seconds,
+                at: SystemTime::now(),
+            };
+            span.is_sampled().then(|| exemplar(span))
+        });
+        if let Some(exemplar) = exemplar.flatten() {
+            self.exemplars.remember(labels, exemplar);
+        }
+    }
+}
+
+impl Exemplars {
+    /// Those of the family of this name, if it has any.
+    pub(super) fn of(family: &str) -> Option<Arc<Self>> {
+        FAMILIES.read().unwrap_or_else(PoisonError::into_inner).get(family).cloned()
+    }
+
+    fn remember(&self, labels: &[&str], exemplar: Exemplar) {
+        let bucket = self.bounds.partition_point(|bound| *bound < exemplar.value);
+        let buckets = self.buckets(labels);
+        if let Some(Ok(mut newest)) = buckets.get(bucket).map(Mutex::try_lock) {
+            *newest = Some(exemplar);
+        }
+    }
+
+    fn buckets(&self, labels: &[&str]) -> Arc<Buckets> {
+        let key = key(labels.iter().copied());
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        known.unwrap_or_else(|| {
+            // One more for whatever is above every bound.
+            let empty = || (0..=self.bounds.len()).map(|_| Mutex::default()).collect();
+            let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(series.entry(key).or_insert_with(empty))
+        })
+    }
+
+    /// The newest exemplar of each bucket of a series, in the order of the bounds.
+    pub(super) fn newest(&self, series: &Metric) -> Vec<Option<Exemplar>> {
+        let value = |name: &String| {
+            let found = series.get_label().iter().find(|label| label.name() == name);
+            found.map_or("", |label| label.value())
+        };
+        let key = key(self.labels.iter().map(value));
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let copy = |bucket: &Mutex<Option<Exemplar>>| *bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        known.map_or_else(Vec::new, |buckets| buckets.iter().map(copy).collect())
+    }
+}
+
+/// Separated by what no value holds.
+fn key<'a>(values: impl Iterator<Item = &'a str>) -> String {
+    values.fold(String::new(), |mut key, value| {
+        key.push_str(value);
+        key.push('\u{1f}');
+        key
+    })
+}

@@ -1,0 +1,56 @@
+//! The settings of logs and traces.
+use std::path::PathBuf;
+
+use url::Url;
+
+use crate::settings::values::{count, directory, flag, http_url, text};
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For a person at a terminal.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "pretty" => Ok(LogFormat::Pretty),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("must be pretty or json".into()),
+    }
+}
+
+crate::groups! {
+    /// Logs.
+    logs: Logs {
+        /// `pretty` or `json`. Unset: pretty on a terminal, otherwise json.
+        "LOG_FORMAT" format: LogFormat = log_format, optional;
+        /// What is logged, as a `tracing` filter. Unset: by `APP_ENV`.
+        "RUST_LOG" filter: String = text, optional;
+        /// Also write daily files there.
+        "LOG_DIRECTORY" directory: PathBuf = directory, optional;
+        /// How many of these files are kept.
+        "LOG_FILES_KEPT" files_kept: usize = count, default("14");
+    }
+    /// Traces: the variables of the OpenTelemetry specification, which says more about each.
+    traces: Traces {
+        /// Where spans are sent. Unset: nowhere, and logs still carry trace ids.
+        "OTEL_EXPORTER_OTLP_ENDPOINT" endpoint: Url = http_url, optional, no_flag;
+        /// `grpc` or `http/protobuf`.
+        "OTEL_EXPORTER_OTLP_PROTOCOL" protocol: String = text, default("grpc"), no_flag;
+        /// The service's name in every signal. Unset: the package's.
+        "OTEL_SERVICE_NAME" service_name: String = text, optional, no_flag;
+        /// More attributes of every span, as `key=value,key=value`.
+        "OTEL_RESOURCE_ATTRIBUTES" resource_attributes: String = text, optional, no_flag;
+        /// Which traces are kept.
+        "OTEL_TRACES_SAMPLER" sampler: String = text, default("parentbased_always_on"), no_flag;
+        /// The sampler's argument: a ratio, for the samplers that take one.
+        "OTEL_TRACES_SAMPLER_ARG" sampler_argument: String = text, optional, no_flag;
+        /// How a trace comes in from and goes out to others.
+        "OTEL_PROPAGATORS" propagators: String = text, default("tracecontext,baggage"), no_flag;
+        /// No spans at all.
+        "OTEL_SDK_DISABLED" disabled: bool = flag, default("false"), no_flag;
+    }
+}

@@ -1,0 +1,114 @@
+//! Export that counts what it loses.
+//!
+//! The SDK drops spans in two places, when its queue is full and when an export fails, and keeps the count of
+//! the first to itself. So the queue is bounded here, where the count can be seen, to the same length: inside,
+//! it never overflows.
+use std::{
+    env,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use lazy_static::lazy_static;
+use opentelemetry::Context;
+use opentelemetry_sdk::{
+    Resource,
+    error::OTelSdkResult,
+    trace::{BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor},
+};
+use prometheus::{IntCounter, register_int_counter};
+
+use crate::telemetry::metrics::registered;
+
+lazy_static! {
+    static ref DROPPED: IntCounter = registered(register_int_counter!(
+        "trace_spans_dropped_total",
+        "Spans that were lost: the queue was full, or their export failed."
+    ));
+}
+
+/// The specification's.
+const DEFAULT_QUEUE: usize = 2_048;
+
+pub(super) fn start() {
+    lazy_static::initialize(&DROPPED);
+}
+
+/// Exports in batches from a thread of its own, and counts what is lost.
+pub(super) fn counted(exporter: impl SpanExporter + 'static) -> impl SpanProcessor + 'static {
+    let configured = env::var("OTEL_BSP_MAX_QUEUE_SIZE").ok().and_then(|size| size.parse().ok());
+    let capacity = configured.filter(|size| *size > 0).unwrap_or(DEFAULT_QUEUE);
+    let queued = Arc::new(AtomicUsize::new(0));
+    let exporter = CountingExporter { inner: exporter, queued: Arc::clone(&queued) };
+    let batches = BatchConfigBuilder::default().with_max_queue_size(capacity).build();
+    let inner = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
+    BoundedProcessor { inner, queued, capacity }
+}
+
+#[derive(Debug)]
+struct BoundedProcessor {
+    inner: BatchSpanProcessor,
+    /// Ended, and not yet taken by the exporter.
+    queued: Arc<AtomicUsize>,
+    capacity: usize,
+}
+
+impl SpanProcessor for BoundedProcessor {
+    fn on_start(&self, span: &mut Span, context: &Context) {
+        self.inner.on_start(span, context);
+    }
+
+    fn on_end(&self, span: SpanData) {
+        if self.queued.fetch_add(1, Ordering::Relaxed) >= self.capacity {
+            self.queued.fetch_sub(1, Ordering::Relaxed);
+            DROPPED.inc();
+        } else {
+            self.inner.on_end(span);
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}
+
+#[derive(Debug)]
+struct CountingExporter<E> {
+    inner: E,
+    queued: Arc<AtomicUsize>,
+}
+
+impl<E: SpanExporter> SpanExporter for CountingExporter<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        self.queued.fetch_sub(spans, Ordering::Relaxed);
+        let result = self.inner.export(batch).await;
+        if result.is_err() {
+            DROPPED.inc_by(spans.try_into().unwrap_or(u64::MAX));
+        }
+        result
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}

@@ -1,0 +1,66 @@
+//! The roles of users, and the extractors that demand one of them.
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// The role of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Uses the service, and sees only their own records.
+    Customer,
+    /// Sees the records of every customer, and acts on behalf of customers.
+    Support,
+    /// Reads the audit log.
+    Auditor,
+    /// Administers the service; may do everything but what customers do for themselves.
+    Admin,
+}
+
+impl Role {
+    /// Returns the name as written in SQL and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Customer => "customer",
+            Self::Support => "support",
+            Self::Auditor => "auditor",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// Parses what [`Self::as_str`] returns.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Customer, Self::Support, Self::Auditor, Self::Admin]
+            .into_iter()
+            .find(|role| role.as_str() == text)
+    }
+}
+
+platform::callers! {
+    /// A customer.
+    Customer(Role::Customer.as_str());
+    /// A customer, or support on behalf of a customer.
+    CustomerOrSupport(Role::Customer.as_str(), Role::Support.as_str());
+    /// A customer who reads their own records, or staff who read any.
+    OwnerOrStaff(Role::Customer.as_str(), Role::Support.as_str(), Role::Admin.as_str());
+    /// Support or an administrator.
+    Staff(Role::Support.as_str(), Role::Admin.as_str());
+    /// A reader of the audit log.
+    AuditReader(Role::Auditor.as_str(), Role::Admin.as_str());
+    /// An administrator.
+    Admin(Role::Admin.as_str());
+}
+
+impl OwnerOrStaff {
+    /// Returns the customer whose records alone may be read; `None` for staff, who may read all.
+    pub fn owner_filter(&self) -> Option<Uuid> {
+        (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
+    }
+}
+
+impl CustomerOrSupport {
+    /// Returns the customer whose records alone may be changed; `None` for support, which may change all.
+    pub fn owner_filter(&self) -> Option<Uuid> {
+        (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
+    }
+}

@@ -1,0 +1,24 @@
+//! The settings of users and sessions.
+use std::{num::NonZeroU32, time::Duration};
+
+use platform::settings::values::{count, positive, seconds};
+
+platform::groups! {
+    /// Users and sessions.
+    accounts: Settings {
+        /// How long a session lasts, in seconds.
+        "SESSION_TTL_SECONDS" session_ttl: Duration = seconds, default("43200");
+        /// Memory of one password hash, in KiB.
+        "ARGON2_MEMORY_KIB" argon2_memory_kib: NonZeroU32 = positive, default("19456");
+        /// Passes of one password hash.
+        "ARGON2_ITERATIONS" argon2_iterations: NonZeroU32 = positive, default("2");
+        /// Lanes of one password hash.
+        "ARGON2_PARALLELISM" argon2_parallelism: NonZeroU32 = positive, default("1");
+        /// Logins and registrations a minute from one address. 0 is off.
+        "LOGIN_RATE_PER_ADDRESS_PER_MINUTE" login_rate: u32 = count, default("30");
+        /// Failed logins, for one account from one address, before it is locked out there (NIST AC-7).
+        "LOGIN_ATTEMPTS_BEFORE_LOCKOUT" attempts_before_lockout: NonZeroU32 = positive, default("5");
+        /// How long a lockout lasts, in seconds.
+        "LOCKOUT_SECONDS" lockout: Duration = seconds, default("900");
+    }
+}

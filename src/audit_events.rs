@@ -1,0 +1,31 @@
+//! The route that lists audit events: who may read the audit log is for the service to decide.
+use axum::{Json, extract::State};
+use platform::{
+    audit::{self, AuditEvent, Filter},
+    database::Database,
+    http::{extract::Query, pagination::Page, problem::Problem},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{accounts::AuditReader, api::App};
+
+/// Returns the routes of the audit log.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(list_audit_events))
+}
+
+/// List audit events
+///
+/// Newest first. Reading the audit log is itself recorded there.
+#[utoipa::path(
+    get, path = "/v1/audit-events", tag = "audit", params(Filter), security(("session" = [])),
+    responses((status = 200, description = "A page of events, newest first", body = Page<AuditEvent>))
+)]
+async fn list_audit_events(
+    _reader: AuditReader,
+    State(database): State<Database>,
+    Query(filter): Query<Filter>,
+) -> Result<Json<Page<AuditEvent>>, Problem> {
+    let page = filter.page()?;
+    Ok(Json(audit::list(&database, &filter, page).await?))
+}

@@ -1,0 +1,243 @@
+//! The command line: `serve`, `migrate`, `user create`, `audit verify`, `audit export`, `openapi`, `config`, `probe`.
+//!
+//! Exit codes: 0 done, 1 failed (with one sentence on stderr), 2 wrong usage. Every setting of the table in
+//! [`config`](crate::config) has a flag on the commands that use it, but for secrets: other users of a machine can
+//! read its command lines.
+mod audit;
+
+use std::{
+    collections::HashMap,
+    io::{IsTerminal, Read},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Arg, ArgMatches, Command};
+use platform::{
+    database::{self, Database},
+    migrations,
+    settings::{Mistakes, Reader, Setting},
+    telemetry,
+};
+
+use crate::{
+    BUILD, MIGRATIONS,
+    accounts::{self, Email, Password, Passwords, Role},
+    api,
+    config::Config,
+    service,
+};
+
+/// A probe that takes longer is no sign of health.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    BUILD.set();
+    let matches = command().get_matches();
+    let Some((name, arguments)) = matches.subcommand() else { return ExitCode::from(2) };
+    match execute(name, arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error}", env!("CARGO_PKG_NAME"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+fn execute(name: &str, arguments: &ArgMatches) -> Outcome {
+    match name {
+        "serve" => serve(Config::load(reader(arguments)?)?),
+        "migrate" => migrate(reader(arguments)?),
+        "user" => match arguments.subcommand() {
+            Some(("create", arguments)) => create_user(arguments),
+            _ => Ok(()),
+        },
+        "probe" => probe(arguments),
+        "audit" => audit::execute(arguments),
+        "openapi" => {
+            println!("{}", api::document().to_pretty_json()?);
+            Ok(())
+        }
+        _ => show_config(reader(arguments)?),
+    }
+}
+
+fn command() -> Command {
+    Command::new(env!("CARGO_PKG_NAME"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("serve").about("Run the service until a signal ends it").args(flags(|_| true)),
+        )
+        .subcommand(
+            Command::new("migrate")
+                .about("Bring the database up to this release, as its owner")
+                .args(flags(|setting| matches!(setting.group, "process" | "database" | "logs"))),
+        )
+        .subcommand(
+            Command::new("user")
+                .about("Manage users")
+                .subcommand_required(true)
+                .arg_required_else_help(true)
+                .subcommand(
+                    Command::new("create")
+                        .about(
+                            "Create a user; the password is read from USER_PASSWORD or from standard input",
+                        )
+                        .arg(Arg::new("email").long("email").required(true))
+                        .arg(
+                            Arg::new("role")
+                                .long("role")
+                                .required(true)
+                                .value_parser(["customer", "support", "auditor", "admin"]),
+                        )
+                        .arg(
+                            Arg::new("name")
+                                .long("name")
+                                .help("What they are called [default: the part before the @]"),
+                        )
+                        .args(flags(|setting| {
+                            matches!(setting.group, "process" | "database" | "logs")
+                                || setting.name.starts_with("ARGON2_")
+                        })),
+                ),
+        )
+        .subcommand(
+            Command::new("probe")
+                .about(
+                    "Ask an address, and fail unless it answers with success: a health check without a shell",
+                )
+                .arg(Arg::new("url").value_name("URL").default_value("http://127.0.0.1:9000/readyz")),
+        )
+        .subcommand(audit::command())
+        .subcommand(Command::new("openapi").about("Print the OpenAPI document"))
+        .subcommand(
+            Command::new("config")
+                .about("Print the effective settings, without secrets")
+                .args(flags(|_| true)),
+        )
+}
+
+fn flags(used: impl Fn(&Setting) -> bool) -> Vec<Arg> {
+    let flag = |setting: &Setting| {
+        let default = setting
+            .default
+            .filter(|default| !default.is_empty())
+            .map(|default| format!(" [default: {default}]"));
+        let help =
+            format!("{} [env: {}]{}", setting.meaning.trim(), setting.name, default.unwrap_or_default());
+        Arg::new(setting.name).long(setting.flag()).value_name("VALUE").help(help)
+    };
+    Config::settings().filter(|setting| setting.has_flag && used(setting)).map(flag).collect()
+}
+
+/// Flags before the environment; in development, a `.env` file fills in what neither has.
+fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + Send + Sync>> {
+    let given: HashMap<String, String> = Config::settings()
+        .filter_map(|setting| {
+            let value = arguments.try_get_one::<String>(setting.name).ok()??;
+            Some((setting.name.to_owned(), value.clone()))
+        })
+        .collect();
+    let environment = given.get("APP_ENV").cloned().or_else(|| std::env::var("APP_ENV").ok());
+    if environment.is_none_or(|environment| environment.is_empty() || environment == "development") {
+        match dotenvy::dotenv() {
+            Ok(_) => {}
+            Err(error) if error.not_found() => {}
+            // The line that cannot be read may be the one with the password.
+            Err(dotenvy::Error::LineParse(..)) => {
+                return Err("the .env file has a line that is not of the form NAME=value".into());
+            }
+            Err(error) => return Err(format!("the .env file cannot be read: {error}").into()),
+        }
+    }
+    Ok(Reader::new(move |name| given.get(name).cloned().or_else(|| std::env::var(name).ok())))
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+fn serve(config: Config) -> Outcome {
+    let runtime = runtime()?;
+    let served = runtime.block_on(async {
+        let telemetry = telemetry::init(&config.process, &config.logs, &config.traces)?;
+        service::serve(config, telemetry).await?;
+        Outcome::Ok(())
+    });
+    // What was cut at the deadline must not keep the process alive.
+    runtime.shutdown_background();
+    served
+}
+
+fn migrate(reader: Reader) -> Outcome {
+    let settings = reader.finish(database::Settings::read)?;
+    let applied = runtime()?.block_on(migrations::migrate(&settings, &MIGRATIONS))?;
+    println!(
+        "{applied} migrations applied; the schema is at version {}",
+        migrations::newest_version(&MIGRATIONS)
+    );
+    Ok(())
+}
+
+fn create_user(arguments: &ArgMatches) -> Outcome {
+    let text = |name: &str| arguments.get_one::<String>(name).cloned().unwrap_or_default();
+    let (accounts_settings, database_settings) = reader(arguments)?
+        .finish(|reader| accounts::Settings::read(reader).zip(database::Settings::read(reader)))
+        .map_err(|mistakes: Mistakes| mistakes)?;
+    let email = Email::parse(&text("email")).ok_or("--email must be an e-mail address")?;
+    let role = Role::parse(&text("role")).ok_or("--role must be customer, support, auditor or admin")?;
+    let name = arguments.get_one::<String>("name").cloned();
+    let name = name.unwrap_or_else(|| email.as_str().split('@').next().unwrap_or_default().to_owned());
+    let password = read_password()?;
+    if let Some(weakness) = password.weakness(&[email.as_str(), &name]) {
+        return Err(format!("the password {weakness}").into());
+    }
+    runtime()?.block_on(async {
+        let database = Database::connect_for_command(&database_settings, "user create").await?;
+        let hash = Passwords::new(&accounts_settings).hash(&password).await?;
+        let user = accounts::create_user(&database, &email, &name, &hash, role).await?;
+        println!("{} {} {}", user.id, user.email, role.as_str());
+        Ok(())
+    })
+}
+
+fn probe(arguments: &ArgMatches) -> Outcome {
+    let url = arguments.get_one::<String>("url").cloned().unwrap_or_default();
+    service::install_tls_provider();
+    let client = reqwest::Client::builder().timeout(PROBE_TIMEOUT).build()?;
+    runtime()?.block_on(async { client.get(url).send().await?.error_for_status() })?;
+    Ok(())
+}
+
+fn read_password() -> Result<Password, Box<dyn std::error::Error + Send + Sync>> {
+    if let Ok(password) = std::env::var("USER_PASSWORD") {
+        return Ok(Password::new(password));
+    }
+    let mut input = String::new();
+    if std::io::stdin().is_terminal() {
+        eprintln!("Password (it will be seen), ended with Enter:");
+        std::io::stdin().read_line(&mut input)?;
+    } else {
+        std::io::stdin().read_to_string(&mut input)?;
+    }
+    Ok(Password::new(input.trim_end_matches(['\r', '\n'])))
+}
+
+/// Prints the effective settings in the form of a `.env` file, and then every mistake in them.
+fn show_config(reader: Reader) -> Outcome {
+    for setting in Config::settings() {
+        match reader.effective(setting) {
+            Some(_) if setting.secret => println!("{}=<redacted>", setting.name),
+            Some(value) => println!("{}={value}", setting.name),
+            None => println!("# {} is not set", setting.name),
+        }
+    }
+    Config::load(reader)?;
+    Ok(())
+}

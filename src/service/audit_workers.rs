@@ -1,0 +1,82 @@
+//! What keeps the audit trail: its workers, and the events of the process itself.
+use std::time::Duration;
+
+use platform::{
+    alerts::Alerts,
+    audit::{self, Event, EventResult, EventType, Refusals, Sealing, WriteFailures},
+    database::Database,
+    ops::log_level::{self, Happened},
+    workers::{Progress, Tracked, Workers},
+};
+
+use crate::config::Config;
+
+/// How often the partitions of the coming months are looked after.
+const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
+
+/// How often the refusals that were only counted are written.
+const REFUSAL_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How often one looks for audit events that could not be written.
+const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Starts the workers that seal the trail, watch over it, and make room for it.
+pub(super) fn start(
+    workers: &Workers,
+    config: &Config,
+    database: &Database,
+    alerts: &Alerts,
+    refusals: &Refusals,
+) {
+    let interval = config.audit.seal_interval;
+    let sealing = Sealing::new(database.clone(), alerts.clone(), interval);
+    let measured = sealing.clone();
+    workers.spawn("audit_sealing", interval, move || sealing.clone().run());
+    workers.spawn("audit_seal_lag", interval, move || measured.clone().measure_lag());
+    let refusals = refusals.clone();
+    workers.spawn("audit_refusals", REFUSAL_INTERVAL, move || {
+        let refusals = refusals.clone();
+        async move { refusals.tell().await.map(|()| Progress::Idle) }
+    });
+    let failures = WriteFailures::new(alerts.clone());
+    workers.spawn("audit_write_failures", FAILURE_INTERVAL, move || {
+        failures.tell();
+        std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))
+    });
+    let (database, alerts) = (database.clone(), alerts.clone());
+    workers.spawn("audit_partitions", PARTITION_INTERVAL, move || {
+        let (database, alerts) = (database.clone(), alerts.clone());
+        async move { audit::make_partitions(&database, &alerts).await.map(|()| Progress::Idle) }
+    });
+}
+
+/// Audits each change of what is logged, and each that was refused. The change does not wait for it: whoever looks
+/// for the reason why the database is away must be able to.
+pub(super) fn log_level(
+    database: &Database,
+    refusals: &Refusals,
+    tracked: &Tracked,
+) -> impl Fn(log_level::Happened) + use<> {
+    let (database, refusals, tracked) = (database.clone(), refusals.clone(), tracked.clone());
+    move |happened| match happened {
+        Happened::Changed(changed) => {
+            let event =
+                Event::new(EventType::Configuration, "log_level", changed.action, EventResult::Success)
+                    .with("before", changed.before)
+                    .with("after", changed.after)
+                    .with("ttl_seconds", changed.ttl_seconds);
+            let database = database.clone();
+            drop(tracked.run(async move { audit::record_once_possible(&database, event).await }));
+        }
+        Happened::Refused { reason } => {
+            let event = Event::new(EventType::Authorization, "log_level", "change", EventResult::Denied)
+                .with("reason", reason);
+            let refusals = refusals.clone();
+            drop(tracked.run(async move {
+                if let Err(error) = refusals.record(event).await {
+                    tracing::error!(error = &error as &dyn std::error::Error, "refusal could not be audited");
+                }
+            }));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Browsing products, and keeping them.
+use axum::{
+    Json as JsonBody,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use platform::{
+    database::Database,
+    http::{
+        extract::{Id, Json, Query},
+        pagination::{Page, PageQuery},
+        problem::{Problem, ProblemBody},
+    },
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    model::{NewProduct, Product, ProductChange},
+    store,
+};
+use crate::{accounts::Admin, api::App};
+
+/// The routes of the catalog.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list_products, create_product))
+        .routes(routes!(show_product, change_product))
+}
+
+/// List products
+#[utoipa::path(
+    get, path = "/v1/products", tag = "catalog", params(PageQuery),
+    responses((status = 200, description = "A page of products, oldest first", body = Page<Product>))
+)]
+async fn list_products(
+    State(database): State<Database>,
+    Query(query): Query<PageQuery>,
+) -> Result<JsonBody<Page<Product>>, Problem> {
+    let page = query.parse()?;
+    let products = store::list(&database, page).await?;
+    Ok(JsonBody(page.page(products, |product| product.id)))
+}
+
+/// Show a product
+#[utoipa::path(
+    get, path = "/v1/products/{id}", tag = "catalog", params(("id" = uuid::Uuid, Path, description = "The product's id")),
+    responses((status = 200, description = "The product", body = Product))
+)]
+async fn show_product(State(database): State<Database>, Id(id): Id) -> Result<JsonBody<Product>, Problem> {
+    store::find(&database, id).await?.map(JsonBody).ok_or_else(Problem::not_found)
+}
+
+/// Add a product
+#[utoipa::path(
+    post, path = "/v1/products", tag = "catalog", request_body = NewProduct, security(("session" = [])),
+    responses(
+        (status = 201, description = "The product", body = Product),
+        (status = 409, description = "There is a product with this sku", body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+async fn create_product(
+    State(database): State<Database>,
+    _admin: Admin,
+    Json(new): Json<NewProduct>,
+) -> Result<Response, Problem> {
+    let product = store::create(&database, new).await?;
+    let location = format!("/v1/products/{}", product.id);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], JsonBody(product)).into_response())
+}
+
+/// Change a product
+///
+/// Another price is for orders from now on; those that were placed keep theirs.
+#[utoipa::path(
+    patch, path = "/v1/products/{id}", tag = "catalog", request_body = ProductChange, security(("session" = [])),
+    params(("id" = uuid::Uuid, Path, description = "The product's id")),
+    responses((status = 200, description = "The product", body = Product))
+)]
+async fn change_product(
+    State(database): State<Database>,
+    _admin: Admin,
+    Id(id): Id,
+    Json(change): Json<ProductChange>,
+) -> Result<JsonBody<Product>, Problem> {
+    store::change(&database, id, change).await?.map(JsonBody).ok_or_else(Problem::not_found)
+}

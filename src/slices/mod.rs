@@ -1,0 +1,98 @@
+//! The slices of the domain. Outside of this directory nothing names one of them: another slice is a directory here,
+//! and its lines in this file. CONTRIBUTING.md has the recipe.
+mod catalog;
+mod orders;
+mod payments;
+
+use axum::extract::FromRef;
+use platform::{
+    alerts::Alerts,
+    database::Database,
+    http::{self, problem::Kind},
+    ops::health,
+    settings::Reader,
+    workers::{Tracked, Workers},
+};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use self::payments::Payments;
+use crate::api::App;
+
+pub use self::payments::StartError;
+
+platform::settings! {
+    /// The settings of the slices.
+    pub struct Settings {
+        /// The payment gateway, and the recovery of unknown outcomes.
+        payments: payments::Settings,
+    }
+}
+
+impl Settings {
+    /// Checks the rules between these settings and those of the listener.
+    pub fn check(&self, http: &http::Settings, reader: &mut Reader) {
+        self.payments.check(http, reader);
+    }
+}
+
+/// The slices' part of the `OpenAPI` document that is not made from their routes.
+#[derive(OpenApi)]
+#[openapi(
+    info(description = "Orders and payments. Amounts are in minor units, times in RFC 3339 (UTC)."),
+    tags(
+        (name = "catalog", description = "Products and their prices"),
+        (name = "orders", description = "Orders"),
+        (name = "payments", description = "Payments and refunds"),
+        (name = "gateway", description = "Events of the payment gateway"),
+    )
+)]
+pub struct Description;
+
+/// The kinds of problems that the slices declare beside the platform's.
+pub const PROBLEM_KINDS: &[&Kind] = payments::PROBLEM_KINDS;
+
+/// Returns the routes of every slice: the router and the `OpenAPI` document are made from this list.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().merge(catalog::routes()).merge(orders::routes()).merge(payments::routes())
+}
+
+/// The slices that keep something for as long as the process runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Slices {
+    payments: Payments,
+}
+
+impl Slices {
+    /// Starts the slices. At most `max_waiting` requests may wait for another service at once.
+    ///
+    /// # Errors
+    /// A setting that a slice cannot work with.
+    pub fn start(
+        settings: &Settings,
+        database: &Database,
+        alerts: &Alerts,
+        tracked: &Tracked,
+        max_waiting: usize,
+    ) -> Result<Self, StartError> {
+        orders::initialise_metrics();
+        payments::initialise_metrics();
+        Ok(Self { payments: Payments::start(&settings.payments, database, alerts, tracked, max_waiting)? })
+    }
+
+    /// Starts the periodic work of the slices.
+    pub fn start_workers(&self, workers: &Workers) {
+        self.payments.start_workers(workers);
+    }
+
+    /// Adds what readiness and `/health` check of the slices.
+    pub fn add_checks(&self, health: health::Builder) -> health::Builder {
+        self.payments.add_checks(health)
+    }
+}
+
+impl FromRef<App> for Payments {
+    fn from_ref(app: &App) -> Self {
+        app.slices().payments.clone()
+    }
+}

@@ -1,0 +1,147 @@
+//! Orders, and the rules for placing them.
+use chrono::{DateTime, Utc};
+use platform::http::{extract::Validate, problem::FieldError, timestamp};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Where an order stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderStatus {
+    /// Placed; it can be paid or cancelled.
+    PendingPayment,
+    /// Paid.
+    Paid,
+    /// Given up before it was paid.
+    Cancelled,
+    /// Some of the money was given back.
+    PartiallyRefunded,
+    /// All of the money was given back.
+    Refunded,
+}
+
+impl OrderStatus {
+    /// Every status.
+    pub const ALL: [Self; 5] =
+        [Self::PendingPayment, Self::Paid, Self::Cancelled, Self::PartiallyRefunded, Self::Refunded];
+
+    /// As it is written in SQL and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PendingPayment => "pending_payment",
+            Self::Paid => "paid",
+            Self::Cancelled => "cancelled",
+            Self::PartiallyRefunded => "partially_refunded",
+            Self::Refunded => "refunded",
+        }
+    }
+
+    /// Reads what [`Self::as_str`] writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text)
+    }
+}
+
+/// An order.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Order {
+    /// The order's id.
+    pub id: Uuid,
+    /// Who placed it.
+    pub customer_id: Uuid,
+    /// Where it stands.
+    pub status: OrderStatus,
+    /// ISO 4217, of every amount in it.
+    #[schema(example = "EUR")]
+    pub currency: String,
+    /// The sum of the items' amounts, in minor units.
+    #[schema(example = 2580)]
+    pub total_amount: i64,
+    /// What was ordered, in the order of the request.
+    pub items: Vec<OrderItem>,
+    /// When it was placed.
+    #[serde(serialize_with = "timestamp::serialize")]
+    pub created_at: DateTime<Utc>,
+    /// When it last changed.
+    #[serde(serialize_with = "timestamp::serialize")]
+    pub updated_at: DateTime<Utc>,
+}
+
+/// One line of an order, with name and price of the moment when it was placed.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct OrderItem {
+    /// What was ordered.
+    pub product_id: Uuid,
+    /// What it was called.
+    #[schema(example = "Mug")]
+    pub name: String,
+    /// What one piece cost, in minor units.
+    #[schema(example = 1290)]
+    pub unit_amount: i64,
+    /// How many.
+    #[schema(example = 2)]
+    pub quantity: i32,
+    /// What they cost together, in minor units.
+    #[schema(example = 2580)]
+    pub amount: i64,
+}
+
+/// What a customer wants to order.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Basket {
+    /// 1 to 100 lines, all of one currency.
+    #[schema(min_items = 1, max_items = 100)]
+    pub items: Vec<BasketItem>,
+}
+
+/// One line of a basket. It says no price: that is the catalog's.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BasketItem {
+    /// What.
+    pub product_id: Uuid,
+    /// How many.
+    #[schema(minimum = 1, maximum = 1000, example = 2)]
+    pub quantity: i32,
+}
+
+/// The most lines of an order.
+pub const MOST_LINES: usize = 100;
+/// The most pieces of a line.
+pub const MOST_PIECES: i32 = 1000;
+
+impl Validate for Basket {
+    fn validate(&self) -> Vec<FieldError> {
+        if !(1..=MOST_LINES).contains(&self.items.len()) {
+            return vec![FieldError::new("/items", format!("must have 1 to {MOST_LINES} lines"))];
+        }
+        let wrong =
+            self.items.iter().enumerate().filter(|(_, item)| !(1..=MOST_PIECES).contains(&item.quantity));
+        let message = format!("must be between 1 and {MOST_PIECES}");
+        wrong.map(|(line, _)| FieldError::new(format!("/items/{line}/quantity"), message.as_str())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::slices::catalog::HIGHEST_UNIT_AMOUNT;
+
+    #[test]
+    fn the_largest_order_fits_into_a_json_number() {
+        let largest = HIGHEST_UNIT_AMOUNT * i64::from(MOST_PIECES) * i64::try_from(MOST_LINES).unwrap();
+        assert!(largest < 1 << 53);
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_quantities_in_bounds_are_valid(quantity in any::<i32>()) {
+            let basket = Basket { items: vec![BasketItem { product_id: Uuid::nil(), quantity }] };
+            prop_assert_eq!(basket.validate().is_empty(), (1..=1000).contains(&quantity));
+        }
+    }
+}

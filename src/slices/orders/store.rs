@@ -1,0 +1,340 @@
+//! The orders table and its items.
+use platform::{
+    audit::{Event, EventResult, EventType, record},
+    database::{Database, observe},
+    http::{idempotency::Claim, pagination::PageRequest},
+};
+use sqlx::{PgConnection, types::Json};
+use uuid::Uuid;
+
+use super::{
+    metrics::ORDERS_CREATED,
+    model::{Basket, Order, OrderItem, OrderStatus},
+};
+
+/// What placing came to: the order as JSON, exactly as it is stored for replays.
+pub(super) struct Placed {
+    pub(super) id: Uuid,
+    pub(super) body: String,
+}
+
+/// Places an order at the prices of this moment: claims the key, looks up the prices, stores the order, its items,
+/// the answer and the audit event. `None` if the key is taken or something in the basket cannot be ordered; then
+/// nothing was stored.
+///
+/// One statement, since each round trip costs the service as much as all of its own work on the request. It is
+/// also its own transaction, which no cancelled request can leave half open. Two things in it are for the planner:
+/// `offset 0` keeps the lookup of products an index lookup for each line (an array's length is unknown to it, and
+/// it would rather scan them all), and `materialized` makes each step happen once, and in order.
+pub(super) async fn place(
+    database: &Database,
+    claim: &Claim,
+    customer_id: Uuid,
+    basket: &Basket,
+) -> Result<Option<Placed>, sqlx::Error> {
+    let id = Uuid::now_v7();
+    let products: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
+    let quantities: Vec<i32> = basket.items.iter().map(|item| item.quantity).collect();
+    let event = Event::change("orders", "create").records([id]).with("lines", products.len());
+    let statement = sqlx::query!(
+        r#"
+        with line as materialized (
+          select
+            wanted.line_number, product.id as product_id, product.name, product.unit_amount, product.currency,
+            wanted.quantity, product.unit_amount * wanted.quantity as amount,
+            (
+              select row_to_json(item)
+              from (
+                select
+                  product.id as product_id, product.name, product.unit_amount, wanted.quantity,
+                  product.unit_amount * wanted.quantity as amount
+              ) as item
+            ) as item
+          from unnest($3::uuid[], $4::integer[]) with ordinality as wanted (product_id, quantity, line_number)
+          cross join lateral (
+            select id, name, unit_amount, currency
+            from products
+            where id = wanted.product_id and active
+            offset 0
+          ) as product
+        ), basket as materialized (
+          select
+            sum(amount)::bigint as total_amount,
+            min(currency) as currency,
+            array_to_json(array_agg(item order by line_number)) as items
+          from line
+          having count(*) = cardinality($3::uuid[]) and min(currency) = max(currency)
+        ), answered as materialized (
+          select
+            total_amount,
+            currency,
+            (
+              select row_to_json(placed)::text
+              from (
+                select
+                  $1::uuid as id, $2::uuid as customer_id, 'pending_payment' as status, currency, total_amount, items,
+                  to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
+                  to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as updated_at
+              ) as placed
+            ) as body
+          from basket
+        ), claimed as materialized (
+          select total_amount, currency, body
+          from answered
+          where claim_idempotency_key($5, $6, $7, $1, null, 201, body)
+        ), placed as (
+          insert into orders (id, customer_id, currency, total_amount)
+          select $1, $2, currency, total_amount
+          from claimed
+          returning id
+        ), placed_items as (
+          insert into order_items (order_id, line_number, product_id, name, unit_amount, quantity, amount)
+          select placed.id, line_number, product_id, name, unit_amount, quantity, amount
+          from placed, line
+        )
+        select body as "body!", record_audit_event($8)
+        from claimed, placed
+        "#,
+        id,
+        customer_id,
+        &products,
+        &quantities,
+        claim.scope,
+        claim.key,
+        claim.fingerprint.as_bytes(),
+        event.to_json(),
+    );
+    let mut connection = database.acquire().await?;
+    let placed = observe("orders.insert", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    Ok(placed.map(|row| {
+        ORDERS_CREATED.inc();
+        event.mirror();
+        Placed { id, body: row.body }
+    }))
+}
+
+/// Which of these products can be ordered now, and in which currency each.
+pub(super) async fn orderable(
+    connection: &mut PgConnection,
+    products: &[Uuid],
+) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
+    let statement = sqlx::query!("select id, currency from products where id = any($1) and active", products);
+    let rows = observe("products.select", statement.fetch_all(connection)).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.currency)).collect())
+}
+
+struct Row {
+    id: Uuid,
+    customer_id: Uuid,
+    status: String,
+    currency: String,
+    total_amount: i64,
+    items: Json<Vec<OrderItem>>,
+    created_at: chrono::DateTime<chrono::Utc>,
+    updated_at: chrono::DateTime<chrono::Utc>,
+}
+
+impl TryFrom<Row> for Order {
+    type Error = sqlx::Error;
+
+    fn try_from(row: Row) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            id: row.id,
+            customer_id: row.customer_id,
+            status: status(&row.status)?,
+            currency: row.currency,
+            total_amount: row.total_amount,
+            items: row.items.0,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+/// A constraint keeps the column to these names; another one is a newer release's.
+fn status(text: &str) -> Result<OrderStatus, sqlx::Error> {
+    OrderStatus::parse(text)
+        .ok_or_else(|| sqlx::Error::Decode(format!("unknown order status {text:?}").into()))
+}
+
+/// One order; only if it is this customer's, where one is given.
+pub(super) async fn find(
+    database: &Database,
+    id: Uuid,
+    only_of: Option<Uuid>,
+) -> Result<Option<Order>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        Row,
+        r#"
+        select
+          id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
+          total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
+          created_at as "created_at!", updated_at as "updated_at!"
+        from orders_with_items
+        where id = $1 and ($2::uuid is null or customer_id = $2)
+        "#,
+        id,
+        only_of,
+    );
+    let mut connection = database.acquire().await?;
+    let row = observe("orders.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    row.map(Order::try_from).transpose()
+}
+
+/// A page of orders, newest first.
+///
+/// Three statements rather than one with optional conditions: prepared once for all values, that one would have
+/// to walk through everybody's orders to find one customer's.
+pub(super) async fn list(
+    database: &Database,
+    customer_id: Option<Uuid>,
+    with_status: Option<OrderStatus>,
+    page: PageRequest,
+) -> Result<Vec<Order>, sqlx::Error> {
+    let before = page.after.unwrap_or(Uuid::max());
+    let with_status = with_status.map(OrderStatus::as_str);
+    let mut connection = database.acquire().await?;
+    let rows = match (customer_id, with_status) {
+        (Some(customer_id), with_status) => {
+            let statement = sqlx::query_as!(
+                Row,
+                r#"
+                select
+                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
+                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
+                  created_at as "created_at!", updated_at as "updated_at!"
+                from orders_with_items
+                where customer_id = $1 and ($2::text is null or status = $2) and id < $3
+                order by id desc
+                limit $4
+                "#,
+                customer_id,
+                with_status,
+                before,
+                page.rows(),
+            );
+            observe("orders.list_of_customer", statement.fetch_all(&mut *connection)).await?
+        }
+        (None, Some(with_status)) => {
+            let statement = sqlx::query_as!(
+                Row,
+                r#"
+                select
+                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
+                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
+                  created_at as "created_at!", updated_at as "updated_at!"
+                from orders_with_items
+                where status = $1 and id < $2
+                order by id desc
+                limit $3
+                "#,
+                with_status,
+                before,
+                page.rows(),
+            );
+            observe("orders.list_by_status", statement.fetch_all(&mut *connection)).await?
+        }
+        (None, None) => {
+            let statement = sqlx::query_as!(
+                Row,
+                r#"
+                select
+                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
+                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
+                  created_at as "created_at!", updated_at as "updated_at!"
+                from orders_with_items
+                where id < $1
+                order by id desc
+                limit $2
+                "#,
+                before,
+                page.rows(),
+            );
+            observe("orders.list", statement.fetch_all(&mut *connection)).await?
+        }
+    };
+    connection.release();
+    rows.into_iter().map(Order::try_from).collect()
+}
+
+/// Cancels an order that nobody has paid or is paying; says whether it did.
+pub(super) async fn cancel(
+    database: &Database,
+    id: Uuid,
+    only_of: Option<Uuid>,
+) -> Result<bool, sqlx::Error> {
+    let event = Event::change("orders", "cancel").records([id]);
+    let statement = sqlx::query!(
+        r#"
+        with cancelled as (
+          update orders
+          set status = 'cancelled', updated_at = now()
+          where
+            id = $1 and status = 'pending_payment' and live_payment_id is null
+            and ($2::uuid is null or customer_id = $2)
+          returning id
+        )
+        select record_audit_event($3)
+        from cancelled
+        "#,
+        id,
+        only_of,
+        event.to_json(),
+    );
+    let mut connection = database.acquire().await?;
+    let cancelled = observe("orders.update", statement.fetch_optional(&mut *connection)).await?.is_some();
+    if cancelled {
+        event.mirror();
+    }
+    Ok(cancelled)
+}
+
+/// Writes down that staff has read customers' orders. What cannot be written is not shown.
+pub(super) async fn record_access(
+    database: &Database,
+    ids: impl IntoIterator<Item = Uuid>,
+) -> Result<(), sqlx::Error> {
+    let event = Event::new(EventType::DataAccess, "orders", "read", EventResult::Success).records(ids);
+    record(database, event).await
+}
+
+/// What paying needs to know of an order.
+#[derive(Debug, Clone)]
+pub struct Payable {
+    /// Where it stands.
+    pub status: OrderStatus,
+    /// What is to be paid, in minor units.
+    pub total_amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// The payment that is under way or has succeeded.
+    pub live_payment_id: Option<Uuid>,
+}
+
+/// This customer's order, for paying it. It decides nothing: the statement that begins a payment guards itself.
+///
+/// # Errors
+/// The statement's.
+pub async fn payable(
+    connection: &mut PgConnection,
+    id: Uuid,
+    customer_id: Uuid,
+) -> Result<Option<Payable>, sqlx::Error> {
+    let statement = sqlx::query!(
+        "select status, total_amount, currency, live_payment_id from orders where id = $1 and customer_id = $2",
+        id,
+        customer_id,
+    );
+    let row = observe("orders.select", statement.fetch_optional(connection)).await?;
+    row.map(|row| {
+        Ok(Payable {
+            status: status(&row.status)?,
+            total_amount: row.total_amount,
+            currency: row.currency,
+            live_payment_id: row.live_payment_id,
+        })
+    })
+    .transpose()
+}

@@ -1,0 +1,38 @@
+//! The circuit breaker of the payment gateway, and its alerts.
+use std::time::Duration;
+
+use platform::{
+    alerts::{Alert, Alerts, Severity},
+    resilience::breaker::{self, Breaker},
+};
+
+use super::SERVICE;
+
+/// Returns the breaker, which opens when half of at least ten calls of the last 30 seconds failed.
+pub(super) fn breaker(alerts: &Alerts) -> Breaker {
+    let settings = breaker::Settings {
+        window: Duration::from_secs(30),
+        minimum_calls: 10,
+        failure_ratio: 0.5,
+        open_for: Duration::from_secs(5),
+        probes: 3,
+    };
+    let alerts = alerts.clone();
+    Breaker::new(SERVICE, settings).on_transition(move |state| {
+        let (severity, what) = match state {
+            breaker::State::Open => (Severity::Warning, "opened"),
+            breaker::State::Closed => (Severity::Info, "closed"),
+            breaker::State::HalfOpen => return,
+        };
+        alerts.raise(Alert {
+            severity,
+            title: format!("Circuit breaker {what}: {SERVICE}"),
+            description: format!(
+                "Circuit breaker has {what}: calls of the payment gateway fail, or do so no longer"
+            ),
+            metadata: [("service", SERVICE), ("action", "investigate")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+        });
+    })
+}

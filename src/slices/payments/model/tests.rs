@@ -1,0 +1,69 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::slices::payments::gateway::{Charge, ChargeStatus};
+
+fn charge(id: Uuid, amount: i64, currency: &str, status: ChargeStatus) -> Charge {
+    Charge { id: "ch_1".into(), reference: id, status, decline_code: None, amount, currency: currency.into() }
+}
+
+#[test]
+fn a_charge_of_another_payment_amount_or_currency_settles_nothing() {
+    let id = Uuid::now_v7();
+    let judge = |charge: &Charge| judge_charge(id, 100, "EUR", charge);
+    assert!(judge(&charge(id, 100, "EUR", ChargeStatus::Succeeded)).is_ok());
+    assert_eq!(
+        judge(&charge(Uuid::now_v7(), 100, "EUR", ChargeStatus::Succeeded)),
+        Err(Mismatch("reference"))
+    );
+    assert_eq!(judge(&charge(id, 101, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("amount")));
+    assert_eq!(judge(&charge(id, 100, "USD", ChargeStatus::Succeeded)), Err(Mismatch("currency")));
+}
+
+#[test]
+fn an_unknown_decline_code_is_a_decline_all_the_same() {
+    let id = Uuid::now_v7();
+    let mut declined = charge(id, 100, "EUR", ChargeStatus::Declined);
+    declined.decline_code = Some("moon_phase".into());
+    let settlement = judge_charge(id, 100, "EUR", &declined).unwrap();
+    assert_eq!(settlement.reason(), Some(FailureReason::DeclinedOther));
+}
+
+#[test]
+fn an_empty_answer_is_proof_only_after_the_gateway_has_forgotten_the_key() {
+    let hours = |hours| NoCharge::after(Duration::from_hours(hours));
+    assert_eq!(hours(0), NoCharge::SendAgain);
+    assert_eq!(hours(22), NoCharge::SendAgain);
+    assert_eq!(hours(23), NoCharge::AskAgain);
+    assert_eq!(hours(24), NoCharge::AskAgain);
+    assert_eq!(hours(25), NoCharge::NeverCharged);
+}
+
+proptest! {
+    #[test]
+    fn a_payment_never_takes_money_after_it_was_refused(
+        path in prop::collection::vec(prop::sample::select(PaymentStatus::ALL.to_vec()), 1..10)
+    ) {
+        let mut status = PaymentStatus::Processing;
+        let mut refused = false;
+        for next in path {
+            if status.may_become(next) {
+                refused |= matches!(next, PaymentStatus::Declined | PaymentStatus::Failed);
+                status = next;
+            }
+            prop_assert!(!(refused && status.took_money()));
+        }
+    }
+
+    #[test]
+    fn a_settlement_is_always_allowed_from_processing_and_never_twice(amount in 1..i64::MAX, declined: bool) {
+        let id = Uuid::now_v7();
+        let status = if declined { ChargeStatus::Declined } else { ChargeStatus::Succeeded };
+        let settled = judge_charge(id, amount, "EUR", &charge(id, amount, "EUR", status)).unwrap().status();
+        prop_assert!(PaymentStatus::Processing.may_become(settled));
+        prop_assert!(!settled.may_become(PaymentStatus::Succeeded));
+        prop_assert!(!settled.may_become(PaymentStatus::Declined));
+    }
+}

@@ -1,0 +1,74 @@
+//! The slices of the domain. Outside of this directory nothing names one of them: another slice is a directory here,
+//! and its lines in this file. CONTRIBUTING.md has the recipe.
+mod notes;
+
+use platform::{
+    alerts::Alerts,
+    database::Database,
+    http::{self, problem::Kind},
+    ops::health,
+    settings::Reader,
+    workers::{Tracked, Workers},
+};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::api::App;
+
+/// The reason why a slice cannot start. Notes always can.
+pub type StartError = std::convert::Infallible;
+
+platform::settings! {
+    /// The settings of the slices.
+    pub struct Settings {}
+}
+
+impl Settings {
+    /// Checks the rules between these settings and those of the listener. There are none yet.
+    pub fn check(&self, _http: &http::Settings, _reader: &mut Reader) {}
+}
+
+/// The slices' part of the `OpenAPI` document that is not made from their routes.
+#[derive(OpenApi)]
+#[openapi(
+    info(description = "Times are in RFC 3339 (UTC)."),
+    tags((name = "notes", description = "Notes of customers"))
+)]
+pub struct Description;
+
+/// The kinds of problems that the slices declare beside the platform's.
+pub const PROBLEM_KINDS: &[&Kind] = &[];
+
+/// Returns the routes of every slice: the router and the `OpenAPI` document are made from this list.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().merge(notes::routes())
+}
+
+/// The slices that keep something for as long as the process runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Slices {}
+
+impl Slices {
+    /// Starts the slices. At most `max_waiting` requests may wait for another service at once.
+    ///
+    /// # Errors
+    /// A setting that a slice cannot work with.
+    pub fn start(
+        _settings: &Settings,
+        _database: &Database,
+        _alerts: &Alerts,
+        _tracked: &Tracked,
+        _max_waiting: usize,
+    ) -> Result<Self, StartError> {
+        notes::initialise_metrics();
+        Ok(Self {})
+    }
+
+    /// Starts the periodic work of the slices.
+    pub fn start_workers(&self, _workers: &Workers) {}
+
+    /// Adds what readiness and `/health` check of the slices.
+    pub fn add_checks(&self, health: health::Builder) -> health::Builder {
+        health
+    }
+}

@@ -1,0 +1,11 @@
+//! Notes of customers: the pattern for a slice of your own.
+//!
+//! Customers read and change their own notes. Support and administrators read all of them, which is audited. A note of
+//! another customer is answered as one that does not exist (404).
+mod metrics;
+mod model;
+mod routes;
+mod store;
+
+pub use self::metrics::initialise as initialise_metrics;
+pub use self::routes::routes;

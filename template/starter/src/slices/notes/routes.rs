@@ -1,0 +1,120 @@
+//! The routes of notes.
+use axum::{Json as JsonBody, extract::State, http::StatusCode};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+use platform::{
+    database::Database,
+    http::{
+        extract::{Id, Json, Query},
+        idempotency::{self, Claim, Idempotent, Replayable},
+        pagination::{Page, PageQuery},
+        problem::Problem,
+    },
+};
+
+use super::{
+    model::{Note, NoteFields},
+    store,
+};
+use crate::{
+    accounts::{Customer, OwnerOrStaff},
+    api::App,
+};
+
+/// Returns the routes of notes.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(create_note, list_notes))
+        .routes(routes!(show_note, change_note))
+}
+
+/// Create a new note
+#[utoipa::path(
+    post, path = "/v1/notes", tag = "notes", request_body = NoteFields, security(("session" = [])),
+    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry")),
+    responses((status = 201, description = "The note", body = Note))
+)]
+async fn create_note(
+    Customer(caller): Customer,
+    State(database): State<Database>,
+    request: Idempotent<NoteFields>,
+) -> Result<Replayable, Problem> {
+    let claim = Claim::of_user(caller.user_id, &request);
+    let refusal = match request.body {
+        Ok(fields) => match store::create(&database, &claim, caller.user_id, &fields).await? {
+            Some(created) => return answer(&created),
+            // A concurrent duplicate held the key and was rolled back.
+            None => Problem::unavailable(1),
+        },
+        Err(invalid) => invalid,
+    };
+    let mut connection = database.acquire().await?;
+    let previous = idempotency::previous(&mut connection, &claim).await?;
+    connection.release();
+    let replayed = previous.and_then(|previous| Some(previous.answer?.at(location(previous.resource_id))));
+    replayed.ok_or(refusal)
+}
+
+fn answer(created: &Note) -> Result<Replayable, Problem> {
+    Ok(Replayable::new(StatusCode::CREATED, created)?.at(location(created.id)))
+}
+
+fn location(id: Uuid) -> String {
+    format!("/v1/notes/{id}")
+}
+
+/// List notes
+///
+/// Customers see their own; support and administrators see all, which is audited.
+#[utoipa::path(
+    get, path = "/v1/notes", tag = "notes", params(PageQuery), security(("session" = [])),
+    responses((status = 200, description = "A page of notes, newest first", body = Page<Note>))
+)]
+async fn list_notes(
+    reader: OwnerOrStaff,
+    State(database): State<Database>,
+    Query(query): Query<PageQuery>,
+) -> Result<JsonBody<Page<Note>>, Problem> {
+    let page = query.parse()?;
+    let found = store::list(&database, reader.owner_filter(), page).await?;
+    let found = page.page(found, |note: &Note| note.id);
+    if reader.owner_filter().is_none() {
+        store::record_access(&database, found.data.iter().map(|note| note.id)).await?;
+    }
+    Ok(JsonBody(found))
+}
+
+/// Show one note
+#[utoipa::path(
+    get, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "Its id")),
+    security(("session" = [])), responses((status = 200, description = "The note", body = Note))
+)]
+async fn show_note(
+    reader: OwnerOrStaff,
+    State(database): State<Database>,
+    Id(id): Id,
+) -> Result<JsonBody<Note>, Problem> {
+    let found = store::find(&database, id, reader.owner_filter())
+        .await?
+        .ok_or_else(|| Problem::not_yours("notes", id))?;
+    if reader.owner_filter().is_none() {
+        store::record_access(&database, [id]).await?;
+    }
+    Ok(JsonBody(found))
+}
+
+/// Change one note
+#[utoipa::path(
+    patch, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "Its id")),
+    request_body = NoteFields, security(("session" = [])),
+    responses((status = 200, description = "The note, changed", body = Note))
+)]
+async fn change_note(
+    Customer(caller): Customer,
+    State(database): State<Database>,
+    Id(id): Id,
+    Json(fields): Json<NoteFields>,
+) -> Result<JsonBody<Note>, Problem> {
+    let changed = store::change(&database, id, caller.user_id, &fields).await?;
+    changed.map(JsonBody).ok_or_else(|| Problem::not_yours("notes", id))
+}

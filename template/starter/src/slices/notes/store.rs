@@ -1,0 +1,182 @@
+//! The `notes` table.
+use chrono::{SubsecRound, Utc};
+use uuid::Uuid;
+use platform::{
+    audit::{Event, EventResult, EventType, record},
+    database::{Database, observe},
+    http::{idempotency::Claim, pagination::PageRequest, problem::Problem},
+};
+
+use super::{
+    metrics::CREATED,
+    model::{Note, NoteFields},
+};
+
+/// Creates a note: claims the key, and stores the row, the response and the audit event. Returns `None` if the key is
+/// taken; then nothing was stored.
+///
+/// A single statement costs one round trip, and is a transaction that no cancelled request can leave open.
+pub(super) async fn create(
+    database: &Database,
+    claim: &Claim,
+    owner_id: Uuid,
+    fields: &NoteFields,
+) -> Result<Option<Note>, Problem> {
+    // PostgreSQL keeps microseconds: the response must show what is read later.
+    let now = Utc::now().trunc_subsecs(6);
+    let name = fields.name.trim().to_owned();
+    let created = Note { id: Uuid::now_v7(), owner_id, name, created_at: now, updated_at: now };
+    let answer = serde_json::to_string(&created).map_err(|error| Problem::internal(&error))?;
+    let event = Event::change("notes", "create").records([created.id]);
+    let statement = sqlx::query!(
+        r#"
+        with claimed as materialized (
+          select claim_idempotency_key($1, $2, $3, $4, null, 201, $5) as is_mine
+        ), created as (
+          insert into notes (id, owner_id, name, created_at, updated_at)
+          select $4, $6, $7, $8, $8
+          from claimed
+          where is_mine
+          returning id
+        )
+        select record_audit_event($9)
+        from created
+        "#,
+        claim.scope,
+        claim.key,
+        claim.fingerprint.as_bytes(),
+        created.id,
+        answer,
+        created.owner_id,
+        created.name,
+        created.created_at,
+        event.to_json(),
+    );
+    let mut connection = database.acquire().await?;
+    let stored = observe("notes.insert", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    Ok(stored.map(|_| {
+        CREATED.inc();
+        event.mirror();
+        created
+    }))
+}
+
+/// Returns a note; with `owner`, only if that customer owns it.
+pub(super) async fn find(
+    database: &Database,
+    id: Uuid,
+    owner: Option<Uuid>,
+) -> Result<Option<Note>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        Note,
+        r#"
+        select id, owner_id, name, created_at, updated_at
+        from notes
+        where id = $1 and ($2::uuid is null or owner_id = $2)
+        "#,
+        id,
+        owner,
+    );
+    let mut connection = database.acquire().await?;
+    let found = observe("notes.select", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    Ok(found)
+}
+
+/// Returns a page of notes, newest first.
+///
+/// There are two statements because one with an optional condition has one plan for all values, which would scan the
+/// notes of every customer.
+pub(super) async fn list(
+    database: &Database,
+    owner_id: Option<Uuid>,
+    page: PageRequest,
+) -> Result<Vec<Note>, sqlx::Error> {
+    let before = page.after.unwrap_or(Uuid::max());
+    let mut connection = database.acquire().await?;
+    if let Some(owner_id) = owner_id {
+        let statement = sqlx::query_as!(
+            Note,
+            r#"
+            select id, owner_id, name, created_at, updated_at
+            from notes
+            where owner_id = $1 and id < $2
+            order by id desc
+            limit $3
+            "#,
+            owner_id,
+            before,
+            page.rows(),
+        );
+        let page = observe("notes.list_of_owner", statement.fetch_all(&mut *connection)).await?;
+        connection.release();
+        return Ok(page);
+    }
+    let statement = sqlx::query_as!(
+        Note,
+        r#"
+        select id, owner_id, name, created_at, updated_at
+        from notes
+        where id < $1
+        order by id desc
+        limit $2
+        "#,
+        before,
+        page.rows(),
+    );
+    let page = observe("notes.list", statement.fetch_all(&mut *connection)).await?;
+    connection.release();
+    Ok(page)
+}
+
+/// Changes a note of this owner, and records the audit event.
+pub(super) async fn change(
+    database: &Database,
+    id: Uuid,
+    owner_id: Uuid,
+    fields: &NoteFields,
+) -> Result<Option<Note>, sqlx::Error> {
+    let event = Event::change("notes", "update").records([id]);
+    let statement = sqlx::query!(
+        r#"
+        with changed as (
+          update notes
+          set name = $3, updated_at = now()
+          where id = $1 and owner_id = $2
+          returning id, owner_id, name, created_at, updated_at
+        )
+        select
+          id as "id!", owner_id as "owner_id!", name as "name!", created_at as "created_at!",
+          updated_at as "updated_at!", record_audit_event($4)
+        from changed
+        "#,
+        id,
+        owner_id,
+        fields.name.trim(),
+        event.to_json(),
+    );
+    let mut connection = database.acquire().await?;
+    let changed = observe("notes.update", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    Ok(changed.map(|row| {
+        event.mirror();
+        Note {
+            id: row.id,
+            owner_id: row.owner_id,
+            name: row.name,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }))
+}
+
+/// Records that staff has read notes of customers. If the event cannot be recorded, the notes are not shown.
+pub(super) async fn record_access(
+    database: &Database,
+    ids: impl IntoIterator<Item = Uuid>,
+) -> Result<(), sqlx::Error> {
+    let event =
+        Event::new(EventType::DataAccess, "notes", "read", EventResult::Success).records(ids);
+    record(database, event).await
+}
