@@ -1,14 +1,18 @@
-//! Regenerates `.sqlx`, the description of every query that the service is compiled against.
+//! Regenerates `.sqlx`, the descriptions of the queries that the service is compiled against.
 //!
-//! It is what `cargo sqlx prepare` does, without a tool to install and without a database to set up: the
+//! This is what `cargo sqlx prepare` does, without a tool to install and without a database to set up: the
 //! migrations of this checkout go into an empty temporary database, and the query macros describe themselves
-//! against that.
+//! against it.
+//!
+//! Each directory of sources that may be replaced as a whole has its queries with it; sqlx finds them there because of
+//! `SQLX_OFFLINE_DIR` in `.cargo/config.toml`, and because it looks into the directory of the package.
 use std::{
     collections::BTreeMap,
     fmt, io,
     path::{Path, PathBuf},
 };
 
+use serde::Deserialize;
 use sqlx::{
     Connection as _, PgConnection,
     migrate::{MigrateError, Migrator},
@@ -31,11 +35,18 @@ pub enum Error {
     Connect(#[from] sqlx::Error),
     #[error(transparent)]
     Cargo(#[from] cargo::Error),
+    #[error("a description is not JSON: {0}")]
+    Description(#[from] serde_json::Error),
     #[error("cannot use {}: {source}", .path.display())]
     File { path: PathBuf, source: io::Error },
 }
 
-/// How the committed descriptions differ from those of the code; file names.
+/// The directories of descriptions, each with the sources whose queries it describes. The sources of `src` are those
+/// that no other line names.
+const CACHES: [(&str, &str); 3] =
+    [("platform/.sqlx", "platform/src"), ("src/slices/.sqlx", "src/slices"), (".sqlx", "src")];
+
+/// How the committed descriptions differ from those of the code; paths of files.
 #[derive(Debug, Default)]
 pub struct Difference {
     pub missing: Vec<String>,
@@ -61,8 +72,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Describes every query anew and says what differs from `.sqlx`, which it brings up to date unless it is
-/// only to `check`.
+/// Describes every query again, and returns how the committed descriptions differed. Updates them unless `check` is set.
 pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Error> {
     let server = Server::find_or_start(Purpose::Tests, progress).await?;
     let database = format!("{}_prepare_{}", project::identifier(), std::process::id());
@@ -71,13 +81,57 @@ pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Err
     server.drop_database(&database).await?;
     server.stop().await?;
 
-    let described = described?;
-    let committed_in = project::root().join(".sqlx");
-    let difference = compare(&read(&committed_in)?, &described);
+    let described = by_cache(&described?)?;
+    let mut committed = Descriptions::new();
+    for (cache, _) in CACHES {
+        let files = read(&project::root().join(cache))?;
+        committed.extend(files.into_iter().map(|(name, content)| (format!("{cache}/{name}"), content)));
+    }
+    let difference = compare(&committed, &described);
     if !check {
-        write(&committed_in, &described, &difference)?;
+        write(&described, &difference)?;
     }
     Ok(difference)
+}
+
+/// Puts each description into the caches of the sources that have its query.
+fn by_cache(described: &Descriptions) -> Result<Descriptions, Error> {
+    let mut sorted = Descriptions::new();
+    for (cache, directory) in CACHES {
+        let others: Vec<_> =
+            CACHES.iter().map(|(_, other)| *other).filter(|other| *other != directory).collect();
+        let mut sources = String::new();
+        read_sources(&project::root().join(directory), &others, &mut sources)?;
+        for (name, content) in described {
+            let description: Description = serde_json::from_slice(content)?;
+            let quoted = description.query.replace('"', "\\\"");
+            if sources.contains(&description.query) || sources.contains(&quoted) {
+                sorted.insert(format!("{cache}/{name}"), content.clone());
+            }
+        }
+    }
+    Ok(sorted)
+}
+
+#[derive(Deserialize)]
+struct Description {
+    query: String,
+}
+
+/// Appends the Rust sources below `directory`, without the directories of `others`.
+fn read_sources(directory: &Path, others: &[&str], sources: &mut String) -> Result<(), Error> {
+    let failed = |source| Error::File { path: directory.to_owned(), source };
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            if !others.iter().any(|other| path == project::root().join(other)) {
+                read_sources(&path, others, sources)?;
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push_str(&std::fs::read_to_string(&path).map_err(failed)?);
+        }
+    }
+    Ok(())
 }
 
 type Descriptions = BTreeMap<String, Vec<u8>>;
@@ -110,8 +164,10 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
         ("SQLX_OFFLINE_DIR", directory.as_str()),
     ];
     // A macro that is not expanded again describes nothing, and cargo does not know that the database changed.
-    cargo::run(&["clean", "--quiet", "--package", project::name()], &environment).await?;
-    cargo::run(&["check", "--package", project::name(), "--all-targets"], &environment).await?;
+    let packages = ["--package", "platform", "--package", project::name()];
+    cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
+    // Only the libraries have query macros.
+    cargo::run(&[&["check", "--lib"], &packages[..]].concat(), &environment).await?;
     read(&queries)
 }
 
@@ -147,9 +203,12 @@ fn compare(committed: &Descriptions, described: &Descriptions) -> Difference {
     difference
 }
 
-fn write(directory: &Path, described: &Descriptions, difference: &Difference) -> Result<(), Error> {
-    let failed = |source| Error::File { path: directory.to_owned(), source };
-    std::fs::create_dir_all(directory).map_err(failed)?;
+fn write(described: &Descriptions, difference: &Difference) -> Result<(), Error> {
+    let directory = project::root();
+    let failed = |source| Error::File { path: directory.clone(), source };
+    for (cache, _) in CACHES {
+        std::fs::create_dir_all(directory.join(cache)).map_err(failed)?;
+    }
     for name in &difference.unused {
         std::fs::remove_file(directory.join(name)).map_err(failed)?;
     }
