@@ -7,10 +7,10 @@ use platform::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{accounts::AuditReader, api::App};
+use crate::accounts::AuditReader;
 
 /// Returns the routes of the audit log.
-pub fn routes() -> OpenApiRouter<App> {
+pub fn routes() -> OpenApiRouter<Database> {
     OpenApiRouter::new().routes(routes!(list_audit_events))
 }
 

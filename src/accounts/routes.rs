@@ -24,10 +24,9 @@ use super::{
     sessions::{self, Token},
     users,
 };
-use crate::api::App;
 
 /// The routes of accounts.
-pub fn routes() -> OpenApiRouter<App> {
+pub fn routes() -> OpenApiRouter<Accounts> {
     OpenApiRouter::new()
         .routes(routes!(register))
         .routes(routes!(log_in))

@@ -10,7 +10,6 @@ use std::{net::IpAddr, sync::Arc};
 use axum::{
     Router,
     body::Bytes,
-    extract::FromRef,
     http::{HeaderValue, header},
     middleware,
     routing::get,
@@ -24,7 +23,7 @@ use platform::{
     },
 };
 use tower_http::set_header::SetResponseHeaderLayer;
-use utoipa::OpenApi;
+use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
@@ -36,57 +35,51 @@ use crate::{
 
 const DOCUMENT: &str = "/openapi.json";
 
-/// The state of the routes: a handler takes the part that it needs with `State`. Cheap to clone.
-#[derive(Clone)]
-pub struct App(Arc<Parts>);
-
-struct Parts {
-    database: Database,
-    accounts: Accounts,
-    slices: Slices,
+/// The states that the routes work with.
+pub struct App {
+    /// For the routes that need nothing else.
+    pub database: Database,
+    /// Users and sessions.
+    pub accounts: Accounts,
+    /// The slices.
+    pub slices: Slices,
 }
 
-impl App {
-    /// Assembles the state of the routes.
-    pub fn new(database: Database, accounts: Accounts, slices: Slices) -> Self {
-        Self(Arc::new(Parts { database, accounts, slices }))
-    }
-
-    /// Returns the slices that keep something for as long as the process runs.
-    pub fn slices(&self) -> &Slices {
-        &self.0.slices
-    }
+/// The routes of a module: their part of the document, and the router once there is a state for it.
+struct Module {
+    document: OpenApi,
+    router: Box<dyn FnOnce(&App) -> Router>,
 }
 
-impl FromRef<App> for Database {
-    fn from_ref(app: &App) -> Self {
-        app.0.database.clone()
+impl Module {
+    fn new<S: Clone + Send + Sync + 'static>(routes: OpenApiRouter<S>, state: fn(&App) -> S) -> Self {
+        let (router, document) = routes.split_for_parts();
+        Self { document, router: Box::new(move |app| router.with_state(state(app))) }
     }
 }
 
-impl FromRef<App> for Accounts {
-    fn from_ref(app: &App) -> Self {
-        app.0.accounts.clone()
-    }
-}
-
-/// Returns every route. The router and the `OpenAPI` document are both made from it, so that no route is served that
-/// the document does not have.
-fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(accounts::routes()).merge(slices::routes()).merge(audit_events::routes())
+/// Returns the routes of every module. The router and the `OpenAPI` document are both made from this list, so that no
+/// route is served that the document does not have.
+fn modules() -> [Module; 3] {
+    [
+        Module::new(accounts::routes(), |app| app.accounts.clone()),
+        Module::new(slices::routes(), |app| app.slices.clone()),
+        Module::new(audit_events::routes(), |app| app.database.clone()),
+    ]
 }
 
 /// Returns the router of the whole API.
 pub fn router(
-    app: App,
+    app: &App,
     authentication: Authentication,
     by_address: Arc<RateLimiter<IpAddr>>,
     settings: &http::Settings,
 ) -> Router {
     let document = document();
     openapi::expect_routes(&document);
-    let routes = Router::from(routes())
-        .with_state(app)
+    let routes = modules()
+        .into_iter()
+        .fold(Router::new(), |routes, module| routes.merge((module.router)(app)))
         .layer(middleware::from_fn(accept::require_json))
         .merge(problem::routes(slices::PROBLEM_KINDS))
         .merge(documentation(&document))
@@ -95,7 +88,7 @@ pub fn router(
     layers::around(routes, authentication, by_address, settings)
 }
 
-#[derive(OpenApi)]
+#[derive(utoipa::OpenApi)]
 #[openapi(tags(
     (name = "accounts", description = "Users and their sessions"),
     (name = "audit", description = "Audit events"),
@@ -103,10 +96,10 @@ pub fn router(
 struct Description;
 
 /// Returns the `OpenAPI` document; it needs no running service.
-pub fn document() -> utoipa::openapi::OpenApi {
+pub fn document() -> OpenApi {
     let mut document = slices::Description::openapi();
     document.merge(Description::openapi());
-    document.merge(routes().into_openapi());
+    modules().into_iter().for_each(|module| document.merge(module.document));
     openapi::completed(document)
 }
 
@@ -115,7 +108,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 ///
 /// The document is kept as the text that is sent: its tree would take 1.5 MiB for as long as the process runs.
 #[expect(clippy::expect_used, reason = "a mistake in the code, met at start-up and never later")]
-fn documentation(document: &utoipa::openapi::OpenApi) -> Router {
+fn documentation(document: &OpenApi) -> Router {
     let text = Bytes::from(serde_json::to_vec(document).expect("a document is JSON"));
     let policy = HeaderValue::from_static("default-src 'self'; img-src 'self' data:");
     Router::from(SwaggerUi::new("/docs").config(Config::new([DOCUMENT])))

@@ -127,8 +127,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         audit_workers::log_level(&database, &refusals, &tracked),
     );
     let ops = ops.serve(ops::router(health.clone(), log_level));
-    let app = App::new(database.clone(), accounts, slices);
-    let api = api.serve(api::router(app, authentication, by_address, &config.http));
+    let app = App { database: database.clone(), accounts, slices };
+    let api = api.serve(api::router(&app, authentication, by_address, &config.http));
     tracing::info!(%api_address, %ops_address, environment = config.process.environment.as_str(), commit = BuildInfo::current().commit, "the service is up");
 
     let signal = signals.next().await;

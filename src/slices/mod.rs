@@ -17,7 +17,6 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::payments::Payments;
-use crate::api::App;
 
 pub use self::payments::StartError;
 
@@ -53,13 +52,14 @@ pub struct Description;
 pub const PROBLEM_KINDS: &[&Kind] = payments::PROBLEM_KINDS;
 
 /// Returns the routes of every slice: the router and the `OpenAPI` document are made from this list.
-pub fn routes() -> OpenApiRouter<App> {
+pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().merge(catalog::routes()).merge(orders::routes()).merge(payments::routes())
 }
 
-/// The slices that keep something for as long as the process runs. Cheap to clone.
+/// The state of the slices: a handler takes the part that it needs with `State`. Cheap to clone.
 #[derive(Clone)]
 pub struct Slices {
+    database: Database,
     payments: Payments,
 }
 
@@ -77,7 +77,8 @@ impl Slices {
     ) -> Result<Self, StartError> {
         orders::initialise_metrics();
         payments::initialise_metrics();
-        Ok(Self { payments: Payments::start(&settings.payments, database, alerts, tracked, max_waiting)? })
+        let payments = Payments::start(&settings.payments, database, alerts, tracked, max_waiting)?;
+        Ok(Self { database: database.clone(), payments })
     }
 
     /// Starts the periodic work of the slices.
@@ -91,8 +92,14 @@ impl Slices {
     }
 }
 
-impl FromRef<App> for Payments {
-    fn from_ref(app: &App) -> Self {
-        app.slices().payments.clone()
+impl FromRef<Slices> for Database {
+    fn from_ref(slices: &Slices) -> Self {
+        slices.database.clone()
+    }
+}
+
+impl FromRef<Slices> for Payments {
+    fn from_ref(slices: &Slices) -> Self {
+        slices.payments.clone()
     }
 }

@@ -127,7 +127,7 @@ table! {
 
 #[test]
 fn the_table_has_every_place_in_the_sources() {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/payments");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/slices/payments");
     let mut places = BTreeSet::new();
     for entry in fs::read_dir(sources).unwrap() {
         let path = entry.unwrap().path();
@@ -148,7 +148,7 @@ fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let program = directory.join(format!("crash-{debug_assertions}"));
     let source = program.with_extension("rs");
-    let module = root.join("src/platform/resilience/crash.rs");
+    let module = root.join("platform/src/resilience/crash.rs");
     let text = format!(
         "#[path = \"{}\"]\nmod crash;\nfn main() {{ crash::point(\"payment.begun\") }}\n",
         module.display()

@@ -87,8 +87,10 @@ async fn not_even_the_owner_rewrites_the_trail_by_accident() {
 
 /// The statements of the service, as they were checked against its schema, with the number of their parameters.
 pub fn statements() -> Vec<(String, usize)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
-    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = [".sqlx", "platform/.sqlx", "src/slices/.sqlx"].map(|folder| root.join(folder));
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    let files = files.map(|entry| entry.unwrap().path());
     let statement = |file| {
         let cached: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         let parameters = cached["describe"]["parameters"]["Left"].as_array().map_or(0, Vec::len);

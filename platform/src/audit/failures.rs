@@ -6,8 +6,8 @@ use sqlx::postgres::PgDatabaseError;
 use super::metrics::WRITE_FAILURES;
 use crate::alerts::{Alert, Alerts, Severity};
 
-/// To be told of every statement that has failed: whatever it was for, its event may be why.
-pub fn notice(error: &sqlx::Error) {
+/// Counts a statement of any kind that failed because its audit event could not be recorded.
+pub(super) fn notice(error: &sqlx::Error) {
     if is_of_the_trail(error) {
         WRITE_FAILURES.inc();
     }

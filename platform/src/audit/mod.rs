@@ -25,8 +25,7 @@ mod verify;
 pub use chain::KnownHeads;
 pub use event::{Event, EventResult, EventType};
 pub use export::{Export, ExportError, export, verify_export};
-pub use failures::{WriteFailures, notice as notice_failure};
-pub use metrics::initialise as initialise_metrics;
+pub use failures::WriteFailures;
 pub use record::{Recorded, make_partitions, record, record_all_with, record_once_possible, record_with};
 pub use refusals::Refusals;
 pub use sealing::{SealError, Sealing};
@@ -34,3 +33,9 @@ pub use seals::cluster_is_known;
 pub use settings::Settings;
 pub use trail::{AuditEvent, Filter, list};
 pub use verify::{OnProgress, Report, VerifyError, read_heads, read_log, verify};
+
+/// Creates the series of the audit log, and counts the statements that failed because of it.
+pub fn initialise_metrics() {
+    metrics::initialise();
+    crate::database::notify_of_failures(failures::notice);
+}

@@ -28,7 +28,7 @@ use self::{
 pub use self::{
     checks::{Privileges, privileges, warn_of_session_settings},
     connection::{Connection, Transaction},
-    observe::observe,
+    observe::{notify_of_failures, observe},
     settings::Settings,
 };
 

@@ -13,7 +13,6 @@ use sqlx::postgres::PgConnectOptions;
 use tracing::{Instrument, Span, field};
 
 use super::{connection::answered, metrics::QUERY_DURATION, sqlstate};
-use crate::audit;
 
 /// A statement that takes longer than this is named in the log.
 const SLOW: Duration = Duration::from_millis(500);
@@ -46,8 +45,20 @@ pub async fn observe<T>(
         Running { name, span: open_span(name), started: Instant::now(), error: Some("cancelled".into()) };
     let result = answered(statement).instrument(running.span.clone()).await;
     running.end(&result);
-    // A change and its audit event are one statement, so only here can one tell which of them failed.
-    result.inspect_err(audit::notice_failure)
+    result.inspect_err(|error| {
+        if let Some(on_failure) = ON_FAILURE.get() {
+            on_failure(error);
+        }
+    })
+}
+
+/// The function that is called with the error of every statement that failed.
+static ON_FAILURE: OnceLock<fn(&sqlx::Error)> = OnceLock::new();
+
+/// Calls `on_failure` with the error of every statement that fails from now on. The audit log needs this: a change and
+/// its audit event are one statement, and only the error shows which of them failed. Only the first call counts.
+pub fn notify_of_failures(on_failure: fn(&sqlx::Error)) {
+    let _the_first_stays = ON_FAILURE.set(on_failure);
 }
 
 /// By the stable semantic conventions for databases. What is declared empty is recorded at the end.

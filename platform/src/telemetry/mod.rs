@@ -4,6 +4,7 @@
 //! everything else. Between the two nobody needs a handle: code logs, opens spans and counts, and the
 //! context of the task says for whom.
 pub mod correlation;
+mod current_span;
 pub mod logs;
 pub mod metrics;
 mod panics;

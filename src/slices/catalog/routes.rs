@@ -19,10 +19,10 @@ use super::{
     model::{NewProduct, Product, ProductChange},
     store,
 };
-use crate::{accounts::Admin, api::App};
+use crate::{accounts::Admin, slices::Slices};
 
 /// The routes of the catalog.
-pub fn routes() -> OpenApiRouter<App> {
+pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new()
         .routes(routes!(list_products, create_product))
         .routes(routes!(show_product, change_product))

@@ -20,11 +20,11 @@ use super::{
 };
 use crate::{
     accounts::{Customer, CustomerOrSupport, OwnerOrStaff},
-    api::App,
+    slices::Slices,
 };
 
 /// The routes of orders.
-pub fn routes() -> OpenApiRouter<App> {
+pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new()
         .routes(routes!(place_order, list_orders))
         .routes(routes!(show_order))

@@ -1,13 +1,9 @@
 //! What payments count.
 use lazy_static::lazy_static;
-use platform::telemetry::metrics::{TracedHistograms, registered};
-use prometheus::{
-    IntCounterVec, IntGauge, register_histogram_vec, register_int_counter_vec, register_int_gauge,
-};
+use platform::telemetry::metrics::registered;
+use prometheus::{IntCounterVec, IntGauge, register_int_counter_vec, register_int_gauge};
 
 use super::model::FailureReason;
-
-const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 lazy_static! {
     pub(super) static ref PAYMENTS: IntCounterVec = registered(register_int_counter_vec!(
@@ -30,15 +26,6 @@ lazy_static! {
     ));
     pub(super) static ref PAYMENTS_PARKED: IntGauge =
         registered(register_int_gauge!("payments_parked", "Payments and refunds that a person must look at"));
-    pub(super) static ref GATEWAY_DURATION: TracedHistograms = TracedHistograms::new(
-        register_histogram_vec!(
-            "http_client_request_duration_seconds",
-            "Time of a call to another service",
-            &["service", "outcome"],
-            BUCKETS.to_vec()
-        ),
-        BUCKETS
-    );
 }
 
 /// Makes every series, so that rules never meet a missing one.
@@ -52,7 +39,5 @@ pub fn initialise() {
     for reason in FailureReason::ALL {
         PAYMENT_FAILURES.with_label_values(&[reason.as_str()]);
     }
-    for outcome in ["success", "refused", "error", "timeout"] {
-        GATEWAY_DURATION.declare(&["payment_gateway", outcome]);
-    }
+    super::gateway::initialise_metrics();
 }

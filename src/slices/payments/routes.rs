@@ -21,14 +21,14 @@ use super::{
 };
 use crate::{
     accounts::{Customer, OwnerOrStaff, Staff},
-    api::App,
+    slices::Slices,
 };
 
 /// Time that is kept for the answer itself, so that it leaves before the request's deadline ends everything.
 const TO_ANSWER: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// The routes of payments.
-pub fn routes() -> OpenApiRouter<App> {
+pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new()
         .routes(routes!(pay_order))
         .routes(routes!(show_payment))

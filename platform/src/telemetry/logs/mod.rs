@@ -24,7 +24,7 @@ pub(crate) use self::filter::reloadable;
 pub(super) use self::sinks::{Guards, open};
 pub use self::{filter::LogFilter, sinks::LogsError};
 use self::{json::Origin, sinks::Sink};
-use super::{correlation, traces};
+use super::{correlation, current_span};
 use crate::build_info::BuildInfo;
 
 /// A duration as lines tell it: in milliseconds, to the microsecond.
@@ -104,7 +104,7 @@ fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
     if metadata.target().starts_with("opentelemetry") {
         return None;
     }
-    traces::current(|span| (span.trace_id(), span.span_id()))
+    current_span::current(|span| (span.trace_id(), span.span_id()))
 }
 
 impl Line<'_> {

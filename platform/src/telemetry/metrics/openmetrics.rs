@@ -156,7 +156,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::{super::traced::TracedHistograms, *};
-    use crate::telemetry::traces;
+    use crate::telemetry::current_span;
 
     fn accepts(accept: &'static str) -> bool {
         is_preferred(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]))
@@ -236,7 +236,7 @@ tea_drawn_seconds_count{tea="green"} 1
             let span = tracing::info_span!("steep");
             let _within = span.enter();
             steeped.observe(&["green", "1"], Duration::from_millis(milliseconds));
-            traces::current_trace_id().unwrap().to_string()
+            current_span::current_trace_id().unwrap().to_string()
         };
         let (older, newest, slowest) =
             tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {

@@ -14,7 +14,7 @@ use opentelemetry::{SpanId, TraceId, trace::SpanContext};
 use prometheus::{HistogramVec, core::Collector, proto::Metric};
 
 use super::registered;
-use crate::telemetry::traces;
+use crate::telemetry::current_span;
 
 /// Every family that has exemplars, by its name.
 static FAMILIES: LazyLock<RwLock<HashMap<String, Arc<Exemplars>>>> = LazyLock::new(RwLock::default);
@@ -72,7 +72,7 @@ impl TracedHistograms {
     pub fn observe(&self, labels: &[&str], took: Duration) {
         let seconds = took.as_secs_f64();
         self.histograms.with_label_values(labels).observe(seconds);
-        let exemplar = traces::current(|span| {
+        let exemplar = current_span::current(|span| {
             let exemplar = |span: &SpanContext| Exemplar {
                 trace_id: span.trace_id(),
                 span_id: span.span_id(),

@@ -16,11 +16,11 @@ use std::{collections::HashMap, env, time::Duration};
 
 use axum::http::{HeaderMap, HeaderValue};
 use opentelemetry::{
-    Context, KeyValue, SpanId, TraceId,
+    Context, KeyValue,
     baggage::BaggageExt,
     global,
     propagation::{TextMapCompositePropagator, TextMapPropagator},
-    trace::{SpanContext, TraceContextExt, TraceFlags},
+    trace::TraceContextExt,
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
@@ -40,6 +40,7 @@ use self::{
     sampling::Edge,
 };
 use super::correlation;
+pub use super::current_span::{current_span_id, current_trace_id, current_trace_parent};
 use super::settings::Traces;
 use crate::{build_info::BuildInfo, settings::Process};
 
@@ -196,32 +197,6 @@ pub(super) fn warnings(settings: &Traces) -> Vec<String> {
         )),
     }
     warnings
-}
-
-/// The trace of the present span, where there is one.
-pub fn current_trace_id() -> Option<TraceId> {
-    current(SpanContext::trace_id)
-}
-
-/// The present span's id, where there is one.
-pub fn current_span_id() -> Option<SpanId> {
-    current(SpanContext::span_id)
-}
-
-/// Reads the present span's ids. Context activation is off, so `opentelemetry::Context::current()` does
-/// not know them: this does, and costs nothing where nobody asks.
-pub(super) fn current<T>(read: impl FnOnce(&SpanContext) -> T) -> Option<T> {
-    let context = Span::current().context();
-    let span = context.span();
-    let ids = span.span_context();
-    ids.is_valid().then(|| read(ids))
-}
-
-/// The present span as W3C trace context (`traceparent`), to be stored with work that somebody else may finish.
-pub fn current_trace_parent() -> Option<String> {
-    current(|ids| {
-        format!("00-{}-{}-{:02x}", ids.trace_id(), ids.span_id(), ids.trace_flags() & TraceFlags::SAMPLED)
-    })
 }
 
 /// Links `span` to the one that began its work, as [`current_trace_parent`] stored it.

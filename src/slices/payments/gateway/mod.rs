@@ -4,6 +4,7 @@
 //! object is an outcome. A timeout, a cut connection, a 5xx, a 429 and anything malformed leave it unknown.
 mod answers;
 mod breaker;
+mod metrics;
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +20,9 @@ use url::Url;
 use uuid::Uuid;
 
 pub use self::answers::{Answer, Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, Sent, Unknown};
-use super::{metrics::GATEWAY_DURATION, settings::Settings};
+use self::metrics::GATEWAY_DURATION;
+pub use self::metrics::initialise as initialise_metrics;
+use super::settings::Settings;
 use platform::{
     alerts::Alerts,
     resilience::{

@@ -2,6 +2,7 @@
 //! and its lines in this file. CONTRIBUTING.md has the recipe.
 mod notes;
 
+use axum::extract::FromRef;
 use platform::{
     alerts::Alerts,
     database::Database,
@@ -13,7 +14,6 @@ use platform::{
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::api::App;
 
 /// The reason why a slice cannot start. Notes always can.
 pub type StartError = std::convert::Infallible;
@@ -40,13 +40,15 @@ pub struct Description;
 pub const PROBLEM_KINDS: &[&Kind] = &[];
 
 /// Returns the routes of every slice: the router and the `OpenAPI` document are made from this list.
-pub fn routes() -> OpenApiRouter<App> {
+pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().merge(notes::routes())
 }
 
-/// The slices that keep something for as long as the process runs. Cheap to clone.
+/// The state of the slices: a handler takes the part that it needs with `State`. Cheap to clone.
 #[derive(Clone)]
-pub struct Slices {}
+pub struct Slices {
+    database: Database,
+}
 
 impl Slices {
     /// Starts the slices. At most `max_waiting` requests may wait for another service at once.
@@ -55,13 +57,13 @@ impl Slices {
     /// A setting that a slice cannot work with.
     pub fn start(
         _settings: &Settings,
-        _database: &Database,
+        database: &Database,
         _alerts: &Alerts,
         _tracked: &Tracked,
         _max_waiting: usize,
     ) -> Result<Self, StartError> {
         notes::initialise_metrics();
-        Ok(Self {})
+        Ok(Self { database: database.clone() })
     }
 
     /// Starts the periodic work of the slices.
@@ -70,5 +72,11 @@ impl Slices {
     /// Adds what readiness and `/health` check of the slices.
     pub fn add_checks(&self, health: health::Builder) -> health::Builder {
         health
+    }
+}
+
+impl FromRef<Slices> for Database {
+    fn from_ref(slices: &Slices) -> Self {
+        slices.database.clone()
     }
 }

@@ -18,11 +18,11 @@ use super::{
 };
 use crate::{
     accounts::{Customer, OwnerOrStaff},
-    api::App,
+    slices::Slices,
 };
 
 /// Returns the routes of notes.
-pub fn routes() -> OpenApiRouter<App> {
+pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new()
         .routes(routes!(create_note, list_notes))
         .routes(routes!(show_note, change_note))
