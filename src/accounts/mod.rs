@@ -17,7 +17,7 @@ use platform::{audit::Refusals, database::Database, http::limits::RateLimiter};
 
 pub use self::attempts::sweep as sweep_attempts;
 pub use self::authentication::{Authentication, authenticate};
-pub use self::metrics::initialise as initialise_metrics;
+pub use self::metrics::initialize as initialize_metrics;
 pub use self::model::{Email, NewUser, Password, User};
 pub use self::passwords::Passwords;
 pub use self::roles::{Admin, AuditReader, Customer, CustomerOrSupport, OwnerOrStaff, Role, Staff};

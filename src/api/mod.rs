@@ -53,8 +53,8 @@ struct Module {
 
 impl Module {
     fn new<S: Clone + Send + Sync + 'static>(routes: OpenApiRouter<S>, state: fn(&App) -> S) -> Self {
-        let (router, document) = routes.split_for_parts();
-        Self { document, router: Box::new(move |app| router.with_state(state(app))) }
+        let (bare, document) = routes.split_for_parts();
+        Self { document, router: Box::new(move |app| bare.with_state(state(app))) }
     }
 }
 
@@ -99,7 +99,9 @@ struct Description;
 pub fn document() -> OpenApi {
     let mut document = slices::Description::openapi();
     document.merge(Description::openapi());
-    modules().into_iter().for_each(|module| document.merge(module.document));
+    for module in modules() {
+        document.merge(module.document);
+    }
     openapi::completed(document)
 }
 

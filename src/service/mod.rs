@@ -107,7 +107,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let authentication =
         Authentication::new(database.clone(), refusals.clone(), config.http.rate_limit_caller);
     let by_address = Arc::new(RateLimiter::<IpAddr>::per_second(config.http.rate_limit_address));
-    initialise_metrics();
+    initialize_metrics();
 
     let limits =
         Limits { max_connections: config.http.max_connections, header_timeout: config.http.header_timeout };
@@ -182,9 +182,9 @@ pub fn install_tls_provider() {
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }
 
-fn initialise_metrics() {
-    audit::initialise_metrics();
-    accounts::initialise_metrics();
+fn initialize_metrics() {
+    audit::initialize_metrics();
+    accounts::initialize_metrics();
 }
 
 /// Returns what readiness and `/health` check.

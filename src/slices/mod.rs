@@ -75,8 +75,8 @@ impl Slices {
         tracked: &Tracked,
         max_waiting: usize,
     ) -> Result<Self, StartError> {
-        orders::initialise_metrics();
-        payments::initialise_metrics();
+        orders::initialize_metrics();
+        payments::initialize_metrics();
         let payments = Payments::start(&settings.payments, database, alerts, tracked, max_waiting)?;
         Ok(Self { database: database.clone(), payments })
     }

@@ -16,8 +16,6 @@ use std::{
 };
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use lazy_static::lazy_static;
-use prometheus::{IntCounterVec, register_int_counter_vec};
 use reqwest::redirect;
 use serde::{Serialize, Serializer};
 use tokio::{
@@ -27,17 +25,11 @@ use tokio::{
 
 use self::receiver::{Receiver, alertmanager_api, deliver};
 pub use self::settings::Settings;
-use super::telemetry::{
-    correlation,
-    metrics::{declare, registered},
-};
+use super::telemetry::correlation;
 
-lazy_static! {
-    static ref SENT: IntCounterVec = registered(register_int_counter_vec!(
-        "alerts_sent_total",
-        "Alerts that the service raised itself, by what became of them.",
-        &["outcome"]
-    ));
+crate::metrics! {
+    /// Alerts raised by the service, by outcome.
+    static SENT: counter = "alerts_sent_total" { outcome in [SENT_TO_ALL, FAILED, SUPPRESSED, DROPPED] };
 }
 
 /// Every receiver took it.
@@ -123,7 +115,7 @@ impl Alerts {
     /// # Errors
     /// The HTTP client cannot be built.
     pub fn start(settings: &Settings, service: &str) -> Result<Self, reqwest::Error> {
-        declare(&SENT, [[SENT_TO_ALL], [FAILED], [SUPPRESSED], [DROPPED]]);
+        initialize();
         let raised = Arc::new(Recent::default());
         let repeat_interval = settings.repeat_interval;
         let webhook = settings.webhook_url.clone().map(Receiver::Webhook);

@@ -35,7 +35,7 @@ pub use trail::{AuditEvent, Filter, list};
 pub use verify::{OnProgress, Report, VerifyError, read_heads, read_log, verify};
 
 /// Creates the series of the audit log, and counts the statements that failed because of it.
-pub fn initialise_metrics() {
-    metrics::initialise();
+pub fn initialize_metrics() {
+    metrics::initialize();
     crate::database::notify_of_failures(failures::notice);
 }

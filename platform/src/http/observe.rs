@@ -15,39 +15,23 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use lazy_static::lazy_static;
-use prometheus::{
-    IntCounterVec, IntGauge, register_histogram_vec, register_int_counter_vec, register_int_gauge,
-};
 use tracing::{Instrument, Span, field};
 
 use super::client_address::ClientAddress;
 use crate::telemetry::{
     correlation::{Context, CorrelationId},
-    logs,
-    metrics::{TracedHistograms, registered},
-    traces,
+    logs, traces,
 };
 
 const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-lazy_static! {
-    static ref REQUESTS: IntCounterVec = registered(register_int_counter_vec!(
-        "http_requests_total",
-        "Requests that ended, by status; 499: the client went away.",
-        &["method", "path", "status"]
-    ));
-    static ref DURATION: TracedHistograms = TracedHistograms::new(
-        register_histogram_vec!(
-            "http_request_duration_seconds",
-            "From the request's headers to the response's.",
-            &["method", "path"],
-            BUCKETS.to_vec()
-        ),
-        BUCKETS
-    );
-    static ref IN_FLIGHT: IntGauge =
-        registered(register_int_gauge!("http_requests_in_flight", "Requests that are being worked on."));
+crate::metrics! {
+    /// Requests completed, by status; 499 means that the client disconnected.
+    static REQUESTS: counter = "http_requests_total" { method, path, status };
+    /// Time from the end of the request's headers to the start of the response.
+    static DURATION: histogram(BUCKETS) = "http_request_duration_seconds" { method, path };
+    /// Requests in progress.
+    static IN_FLIGHT: gauge = "http_requests_in_flight";
 }
 
 static CORRELATION_ID: HeaderName = HeaderName::from_static(traces::CORRELATION_HEADER);
@@ -67,7 +51,7 @@ pub fn expect(method: &Method, route: &str, success: StatusCode) {
         REQUESTS.with_label_values(&[method, route, status.as_str()]);
     }
     DURATION.declare(&[method, route]);
-    lazy_static::initialize(&IN_FLIGHT);
+    initialize();
 }
 
 /// The middleware. It stands outside of every other but the one that finds the client's address, and inside

@@ -7,19 +7,14 @@ use std::{
     thread,
 };
 
-use lazy_static::lazy_static;
-use prometheus::{IntCounter, register_int_counter};
-
-use super::metrics::registered;
-
-lazy_static! {
-    static ref PANICS: IntCounter =
-        registered(register_int_counter!("panics_total", "Panics, caught or not."));
+crate::metrics! {
+    /// Panics, caught or not.
+    static PANICS: counter = "panics_total";
 }
 
 /// From here on, panics are logged and counted.
 pub(super) fn start() {
-    lazy_static::initialize(&PANICS);
+    initialize();
     panic::set_hook(Box::new(report));
 }
 

@@ -13,8 +13,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use lazy_static::lazy_static;
-use prometheus::{Gauge, GaugeVec, register_gauge_vec};
+use prometheus::Gauge;
 use serde::Serialize;
 use tokio::{
     task::{JoinError, JoinHandle},
@@ -29,18 +28,12 @@ use tracing::{Instrument, Span, field};
 pub use self::tracked::Tracked;
 use super::{
     resilience::retry::Backoff,
-    telemetry::{
-        correlation::{self, Context, CorrelationId},
-        metrics::registered,
-    },
+    telemetry::correlation::{self, Context, CorrelationId},
 };
 
-lazy_static! {
-    static ref LAST_SUCCESS: GaugeVec = registered(register_gauge_vec!(
-        "worker_last_success_timestamp_seconds",
-        "When a background worker last finished a unit of work; at first, when it was started.",
-        &["worker"]
-    ));
+crate::metrics! {
+    /// Time at which a worker last completed a unit of work, or was started.
+    static LAST_SUCCESS: float_gauge = "worker_last_success_timestamp_seconds" { worker };
 }
 
 /// Pauses after failures. They start short, so that a worker with a long interval is soon back after a

@@ -7,7 +7,7 @@ mod model;
 mod routes;
 mod store;
 
-pub use self::metrics::initialise as initialise_metrics;
+pub use self::metrics::initialize as initialize_metrics;
 pub use self::model::OrderStatus;
 pub use self::routes::routes;
 pub use self::store::{Payable, payable};

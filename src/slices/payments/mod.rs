@@ -34,10 +34,15 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 
 use self::gateway::{Gateway, GatewayError};
-pub use self::metrics::initialise as initialise_metrics;
 pub use self::problems::KINDS as PROBLEM_KINDS;
 pub use self::routes::routes;
 pub use self::settings::Settings;
+
+/// Creates the series of payments and of the gateway's client.
+pub fn initialize_metrics() {
+    gateway::initialize_metrics();
+    metrics::initialize();
+}
 
 /// What payments work with. Cheap to clone.
 #[derive(Clone)]

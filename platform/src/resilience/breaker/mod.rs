@@ -19,19 +19,14 @@ use std::{
     time::Duration,
 };
 
-use lazy_static::lazy_static;
-use prometheus::{IntGauge, IntGaugeVec, register_int_gauge_vec};
+use prometheus::IntGauge;
 use tokio::time::Instant;
 
 use self::circuit::{Circuit, Verdict};
-use crate::telemetry::metrics::registered;
 
-lazy_static! {
-    static ref STATE: IntGaugeVec = registered(register_int_gauge_vec!(
-        "circuit_breaker_state",
-        "State of the circuit breaker of a dependency: 0 closed, 1 half-open, 2 open.",
-        &["service"]
-    ));
+crate::metrics! {
+    /// State of the circuit breaker of a dependency: 0 closed, 1 half-open, 2 open.
+    static STATE: gauge = "circuit_breaker_state" { service };
 }
 
 /// When a breaker opens, for how long, and what closes it.

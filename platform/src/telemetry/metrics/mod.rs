@@ -1,51 +1,25 @@
 //! Metrics: the text that Prometheus scrapes, and how a slice declares its own.
 //!
-//! A metric is declared in the module that it tells about, and nowhere else is it changed:
-//!
-//! ```
-//! use platform::telemetry::metrics::{declare, registered};
-//! use lazy_static::lazy_static;
-//! use prometheus::{IntCounter, IntCounterVec, register_int_counter, register_int_counter_vec};
-//!
-//! lazy_static! {
-//!     static ref CREATED: IntCounter =
-//!         registered(register_int_counter!("teapots_created_total", "Teapots that were made."));
-//!     static ref BROKEN: IntCounterVec =
-//!         registered(register_int_counter_vec!("teapots_broken_total", "Teapots that broke, by cause.", &["cause"]));
-//! }
-//!
-//! /// Makes every series exist from the first scrape.
-//! pub fn start() {
-//!     lazy_static::initialize(&CREATED);
-//!     declare(&BROKEN, [["dropped"], ["boiled_dry"]]);
-//! }
-//! # start();
-//! ```
-//!
-//! `start` is called once, before the listeners open. Without it a series appears only with its first event:
-//! `rate()` then misses that event, and a rule on a series that does not exist yet is silent.
+//! A metric is declared with [`metrics!`](crate::metrics) in the module whose work it counts, and is changed nowhere
+//! else.
+mod declare;
 mod openmetrics;
 mod runtime;
 mod traced;
 
 use axum::http::HeaderMap;
-use lazy_static::lazy_static;
-use prometheus::{
-    IntGaugeVec, TEXT_FORMAT, TextEncoder,
-    core::{MetricVec, MetricVecBuilder},
-    register_int_gauge_vec,
-};
+use prometheus::{TEXT_FORMAT, TextEncoder};
 use tokio::runtime::Handle;
 
-pub use self::traced::TracedHistograms;
+pub use self::{
+    declare::{Family, create_series},
+    traced::TracedHistograms,
+};
 use crate::build_info::BuildInfo;
 
-lazy_static! {
-    static ref BUILD_INFO: IntGaugeVec = registered(register_int_gauge_vec!(
-        "build_info",
-        "The build that runs, as labels; the value is always 1.",
-        &["version", "commit"]
-    ));
+crate::metrics! {
+    /// The running build, as labels; the value is always 1.
+    static BUILD_INFO: gauge = "build_info" { version, commit };
 }
 
 /// The metric, once it is registered.
@@ -55,16 +29,6 @@ lazy_static! {
 #[expect(clippy::expect_used, reason = "a mistake in the code, met at start-up and never later")]
 pub fn registered<M>(metric: prometheus::Result<M>) -> M {
     metric.expect("a metric is declared once, under a valid name")
-}
-
-/// Makes these series of a family exist, at zero.
-pub fn declare<B: MetricVecBuilder, const LABELS: usize>(
-    family: &MetricVec<B>,
-    series: impl IntoIterator<Item = [&'static str; LABELS]>,
-) {
-    for labels in series {
-        family.with_label_values(&labels);
-    }
 }
 
 /// Everything that the process counts, with its media type: as `OpenMetrics` for whoever prefers that, and

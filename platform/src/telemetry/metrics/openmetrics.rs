@@ -149,10 +149,7 @@ mod tests {
     use axum::http::HeaderValue;
     use opentelemetry::trace::TracerProvider as _;
     use opentelemetry_sdk::trace::SdkTracerProvider;
-    use prometheus::{
-        Counter, Gauge, HistogramOpts, HistogramVec, IntCounterVec, Opts, core::Collector,
-        register_histogram_vec,
-    };
+    use prometheus::{Counter, Gauge, HistogramOpts, HistogramVec, IntCounterVec, Opts, core::Collector};
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::{super::traced::TracedHistograms, *};
@@ -226,10 +223,7 @@ tea_drawn_seconds_count{tea="green"} 1
     #[test]
     fn a_bucket_shows_the_newest_sampled_trace_that_fell_into_it() {
         let bounds = [0.1, 1.0];
-        let steeped = TracedHistograms::new(
-            register_histogram_vec!("tea_steeped_seconds", "How long", &["tea", "cup"], bounds.to_vec()),
-            &bounds,
-        );
+        let steeped = TracedHistograms::new("tea_steeped_seconds", "How long", &["tea", "cup"], &bounds);
         let provider = SdkTracerProvider::default();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
         let trace = |milliseconds| {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use opentelemetry::{SpanId, TraceId, trace::SpanContext};
-use prometheus::{HistogramVec, core::Collector, proto::Metric};
+use prometheus::{HistogramVec, core::Collector, proto::Metric, register_histogram_vec};
 
 use super::registered;
 use crate::telemetry::current_span;
@@ -47,12 +47,12 @@ pub(super) struct Exemplars {
 type Buckets = [Mutex<Option<Exemplar>>];
 
 impl TracedHistograms {
-    /// The family, once it is registered. `bounds` are those that it was declared with.
+    /// Registers a family with these labels and upper bounds of its buckets.
     ///
     /// # Panics
     /// As [`registered`].
-    pub fn new(histograms: prometheus::Result<HistogramVec>, bounds: &[f64]) -> Self {
-        let histograms = registered(histograms);
+    pub fn new(name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Self {
+        let histograms = registered(register_histogram_vec!(name, help, labels, bounds.to_vec()));
         let described = histograms.desc();
         let labels = described.first().map_or_else(Vec::new, |family| family.variable_labels.clone());
         let exemplars = Arc::new(Exemplars { labels, bounds: bounds.to_vec(), series: RwLock::default() });

@@ -12,29 +12,23 @@ use std::{
     time::Duration,
 };
 
-use lazy_static::lazy_static;
 use opentelemetry::Context;
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
     trace::{BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor},
 };
-use prometheus::{IntCounter, register_int_counter};
 
-use crate::telemetry::metrics::registered;
-
-lazy_static! {
-    static ref DROPPED: IntCounter = registered(register_int_counter!(
-        "trace_spans_dropped_total",
-        "Spans that were lost: the queue was full, or their export failed."
-    ));
+crate::metrics! {
+    /// Spans lost because the queue was full or their export failed.
+    static DROPPED: counter = "trace_spans_dropped_total";
 }
 
 /// The specification's.
 const DEFAULT_QUEUE: usize = 2_048;
 
 pub(super) fn start() {
-    lazy_static::initialize(&DROPPED);
+    initialize();
 }
 
 /// Exports in batches from a thread of its own, and counts what is lost.

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 pub use self::answers::{Answer, Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, Sent, Unknown};
 use self::metrics::GATEWAY_DURATION;
-pub use self::metrics::initialise as initialise_metrics;
+pub use self::metrics::initialize as initialize_metrics;
 use super::settings::Settings;
 use platform::{
     alerts::Alerts,

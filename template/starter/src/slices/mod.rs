@@ -62,7 +62,7 @@ impl Slices {
         _tracked: &Tracked,
         _max_waiting: usize,
     ) -> Result<Self, StartError> {
-        notes::initialise_metrics();
+        notes::initialize_metrics();
         Ok(Self { database: database.clone() })
     }
 

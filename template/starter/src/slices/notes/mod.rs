@@ -7,5 +7,5 @@ mod model;
 mod routes;
 mod store;
 
-pub use self::metrics::initialise as initialise_metrics;
+pub use self::metrics::initialize as initialize_metrics;
 pub use self::routes::routes;
