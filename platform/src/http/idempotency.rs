@@ -202,6 +202,45 @@ pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Op
     }
 }
 
+/// The outcome of an attempt to make a change.
+#[derive(Debug)]
+pub enum Change {
+    /// The change is committed, with its response: the id of what was created, and the response.
+    Made(Uuid, Replayable),
+    /// Nothing was changed: the key is taken, or for this reason if it is not.
+    Refused(Problem),
+}
+
+/// Runs a change once: makes it with `change`, or replays the stored response of an earlier request with the same key.
+///
+/// `change` claims the key in the transaction that makes the change. So the key is looked up only after a refusal, and
+/// a replay is still answered before anything refuses it, an invalid body included. `location` returns the path of what
+/// was created.
+///
+/// # Errors
+/// The refusal, where no earlier request has a response; 422 if the key belongs to another request.
+pub async fn run<T>(
+    database: &Database,
+    user_id: Uuid,
+    request: Idempotent<T>,
+    location: fn(Uuid) -> String,
+    change: impl AsyncFnOnce(&Claim, T) -> Result<Change, Problem>,
+) -> Result<Replayable, Problem> {
+    let claim = Claim::of_user(user_id, &request);
+    let change = match request.body {
+        Ok(body) => change(&claim, body).await?,
+        Err(invalid) => Change::Refused(invalid),
+    };
+    let refusal = match change {
+        Change::Made(id, response) => return Ok(response.at(location(id))),
+        Change::Refused(refusal) => refusal,
+    };
+    let mut connection = database.acquire().await?;
+    let earlier = previous(&mut connection, &claim).await?;
+    connection.release();
+    earlier.and_then(|earlier| Some(earlier.answer?.at(location(earlier.resource_id)))).ok_or(refusal)
+}
+
 /// Claims the id of an event that somebody may send more than once, within the transaction of its effect; false if
 /// it was received before.
 ///

@@ -4,7 +4,7 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, Query},
-        idempotency::{self, Claim, Idempotent, Replayable},
+        idempotency::{self, Change, Idempotent, Replayable},
         pagination::{Page, PageQuery},
         problem::{FieldError, Problem, ProblemBody},
     },
@@ -33,7 +33,7 @@ pub fn routes() -> OpenApiRouter<Slices> {
 
 /// Place an order
 ///
-/// At the prices of this moment, which come from the catalog.
+/// At the current prices, which come from the catalog.
 #[utoipa::path(
     post, path = "/v1/orders", tag = "orders", request_body = Basket, security(("session" = [])),
     params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry")),
@@ -44,37 +44,21 @@ async fn place_order(
     State(database): State<Database>,
     request: Idempotent<Basket>,
 ) -> Result<Replayable, Problem> {
-    let claim = Claim::of_user(caller.user_id, &request);
-    let basket = match request.body {
-        Ok(basket) => basket,
-        Err(invalid) => return replay_or(&database, &claim, invalid).await,
-    };
-    if let Some(placed) = store::place(&database, &claim, caller.user_id, &basket).await? {
-        return Ok(Replayable::from_json(StatusCode::CREATED, placed.body).at(location(placed.id)));
-    }
-    let refusal = why_refused(&database, &basket).await?;
-    replay_or(&database, &claim, refusal).await
+    idempotency::run(&database, caller.user_id, request, location, async |claim, basket| {
+        let Some(placed) = store::place(&database, claim, caller.user_id, &basket).await? else {
+            return Ok(Change::Refused(refusal(&database, &basket).await?));
+        };
+        Ok(Change::Made(placed.id, Replayable::from_json(StatusCode::CREATED, placed.body)))
+    })
+    .await
 }
 
 fn location(id: Uuid) -> String {
     format!("/v1/orders/{id}")
 }
 
-/// The answer of an earlier request under this key; the refusal if there was none.
-async fn replay_or(database: &Database, claim: &Claim, refusal: Problem) -> Result<Replayable, Problem> {
-    let mut connection = database.acquire().await?;
-    let previous = idempotency::previous(&mut connection, claim).await?;
-    connection.release();
-    match previous {
-        Some(previous) => {
-            previous.answer.map(|answer| answer.at(location(previous.resource_id))).ok_or(refusal)
-        }
-        None => Err(refusal),
-    }
-}
-
-/// What in a basket could not be ordered. Most requests never come here.
-async fn why_refused(database: &Database, basket: &Basket) -> Result<Problem, Problem> {
+/// Returns the reason why a basket was not ordered. Most requests never need it.
+async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Problem> {
     let wanted: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
     let mut connection = database.acquire().await?;
     let orderable = store::orderable(&mut connection, &wanted).await?;

@@ -6,7 +6,7 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, Json, Query},
-        idempotency::{self, Claim, Idempotent, Replayable},
+        idempotency::{self, Change, Idempotent, Replayable},
         pagination::{Page, PageQuery},
         problem::Problem,
     },
@@ -39,24 +39,14 @@ async fn create_note(
     State(database): State<Database>,
     request: Idempotent<NoteFields>,
 ) -> Result<Replayable, Problem> {
-    let claim = Claim::of_user(caller.user_id, &request);
-    let refusal = match request.body {
-        Ok(fields) => match store::create(&database, &claim, caller.user_id, &fields).await? {
-            Some(created) => return answer(&created),
-            // A concurrent duplicate held the key and was rolled back.
-            None => Problem::unavailable(1),
-        },
-        Err(invalid) => invalid,
-    };
-    let mut connection = database.acquire().await?;
-    let previous = idempotency::previous(&mut connection, &claim).await?;
-    connection.release();
-    let replayed = previous.and_then(|previous| Some(previous.answer?.at(location(previous.resource_id))));
-    replayed.ok_or(refusal)
-}
-
-fn answer(created: &Note) -> Result<Replayable, Problem> {
-    Ok(Replayable::new(StatusCode::CREATED, created)?.at(location(created.id)))
+    idempotency::run(&database, caller.user_id, request, location, async |claim, fields| {
+        let Some(note) = store::create(&database, claim, caller.user_id, &fields).await? else {
+            // If no response is stored, a concurrent duplicate held the key and was rolled back.
+            return Ok(Change::Refused(Problem::unavailable(1)));
+        };
+        Ok(Change::Made(note.id, Replayable::new(StatusCode::CREATED, &note)?))
+    })
+    .await
 }
 
 fn location(id: Uuid) -> String {
