@@ -2,7 +2,7 @@
 //!
 //! The tables in `platform` and, for each slice that has any, in a file of its own are the only places where a
 //! setting is declared. The struct that the code reads, the `--flag` of the command line, the command `config` and
-//! the check of `.env.example` and the README all come from them. Settings are read once, at start, and **every**
+//! the checks of `.env*.example` and `docs/settings*.md` come from them. Settings are read once, at start, and **every**
 //! mistake is reported at once: somebody who
 //! repairs a deployment at night should not find the second mistake only after the first.
 //!
