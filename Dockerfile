@@ -15,48 +15,49 @@ ENV CARGO_TERM_COLOR=never SQLX_OFFLINE=true
 
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
+COPY platform/Cargo.toml platform/Cargo.toml
 COPY dev/Cargo.toml dev/Cargo.toml
 # The workspace may have a member that no image holds: its manifest is enough. Beside a file that is always there, since a
 # pattern alone must match something.
 COPY Cargo.lock bench/Cargo.tom[l] bench/
-RUN mkdir -p src dev/src bench/src \
+RUN mkdir -p src platform/src dev/src bench/src \
     && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > dev/src/main.rs \
-    && touch src/lib.rs dev/src/lib.rs \
+    && touch src/lib.rs platform/src/lib.rs dev/src/lib.rs \
     && cargo build --release --locked --bins \
-    && rm -r src dev/src
+    && rm -r src platform/src dev/src
 
 COPY . .
 ARG GIT_COMMIT=unknown
 # Cargo looks at times, and a copied file may be older than the empty one that it replaces.
-RUN touch src/main.rs src/lib.rs dev/src/main.rs dev/src/lib.rs \
-    && GIT_COMMIT=${GIT_COMMIT} cargo build --release --locked --bins
-# What ships cannot be told to die: see src/platform/resilience/crash.rs.
-RUN ! grep -q CRASH_AT target/release/axum-orders
+# The executable has the package's name; both images install it as `service`.
+RUN touch src/main.rs src/lib.rs platform/src/lib.rs dev/src/main.rs dev/src/lib.rs \
+    && GIT_COMMIT=${GIT_COMMIT} cargo build --release --locked --bins \
+    && mkdir target/release/image \
+    && ln "target/release/$(sed -n '/^\[package\]/,/^name/s/^name = "\(.*\)"/\1/p' Cargo.toml)" target/release/image/service
+# A release has no crash points: see platform/src/resilience/crash.rs.
+RUN ! grep -q CRASH_AT target/release/image/service
 
 FROM ${SERVICE_IMAGE} AS service
 ARG GIT_COMMIT=unknown
 ARG VERSION=0.1.0
 ARG SOURCE=unknown
 # Of the sources alone, and of no clock: the same commit has the same labels.
-LABEL org.opencontainers.image.title="axum-orders" \
-    org.opencontainers.image.version="${VERSION}" \
+LABEL org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${GIT_COMMIT}" \
     org.opencontainers.image.source="${SOURCE}" \
     org.opencontainers.image.licenses="MIT"
-COPY --from=build /build/target/release/axum-orders /usr/local/bin/axum-orders
+COPY --from=build /build/target/release/image/service /usr/local/bin/service
 USER 65532:65532
 EXPOSE 8080 9000
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["/usr/local/bin/axum-orders", "probe", "http://127.0.0.1:9000/readyz"]
-ENTRYPOINT ["/usr/local/bin/axum-orders"]
+    CMD ["/usr/local/bin/service", "probe", "http://127.0.0.1:9000/readyz"]
+ENTRYPOINT ["/usr/local/bin/service"]
 CMD ["serve"]
 
 FROM ${DEMO_IMAGE} AS demo
-COPY --from=build /build/target/release/axum-orders /build/target/release/dev /usr/local/bin/
+COPY --from=build /build/target/release/image/service /build/target/release/dev /usr/local/bin/
 COPY docs/runbooks /docs/runbooks
-# [example]
-# A new volume takes its owner from here.
-RUN install -d -o 65532 -g 65532 /ledger
-# [/example]
+# A new volume takes its owner from the directory that it is mounted on.
+RUN install -d -o 65532 -g 65532 /data
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/dev"]

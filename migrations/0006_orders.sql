@@ -46,7 +46,7 @@ create table order_items (
   constraint amount_is_price_times_quantity check (amount = unit_amount * quantity)
 );
 
--- The twin of `OrderStatus::may_become` in src/orders/model.rs.
+-- An order that has ended keeps its status, and no order goes back.
 create function check_order_status() returns trigger
 language plpgsql
 as $$

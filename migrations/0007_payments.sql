@@ -99,7 +99,7 @@ create table refunds (
 create index refunds_of_payment on refunds (payment_id);
 create index refunds_processing on refunds (lease_expires_at) where status = 'processing';
 
--- The twin of `PaymentStatus::may_become` in src/payments/model.rs.
+-- The twin of `PaymentStatus::may_become` in src/slices/payments/model.rs.
 create function check_payment_status() returns trigger
 language plpgsql
 as $$

@@ -1,9 +1,45 @@
-//! What the documents say about controls, permissions and metrics is what there is.
-use std::{collections::BTreeSet, fs, path::Path};
+//! What the documents say about controls and metrics, and the files that they name, compared with the repository.
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Where documents name files of the repository.
+const FOLDERS: [&str; 11] = [
+    ".ci/",
+    ".github/",
+    "bench/",
+    "deploy/",
+    "dev/src/",
+    "docs/",
+    "grafana/",
+    "migrations/",
+    "platform/",
+    "src/",
+    "tests/",
+];
 
 pub(crate) fn file(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The text of a document and of the slices' parts of it, which are files of their own beside it: of `docs/metrics.md` and
+/// every `docs/metrics-*.md`, or of `.env.example` and every `.env.*.example`.
+pub(crate) fn with_parts(path: &str) -> String {
+    let (stem, extension) = path.rsplit_once('.').unwrap();
+    let (folder, stem) = stem.rsplit_once('/').unwrap_or((".", stem));
+    let separator = if stem.starts_with('.') { '.' } else { '-' };
+    let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| {
+        let rest = name.strip_suffix(extension).and_then(|name| name.strip_suffix('.')?.strip_prefix(stem));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(separator))
+    });
+    names.sort_unstable();
+    assert!(names.iter().any(|name| path.ends_with(name.as_str())), "{path} is among {names:?}");
+    names.iter().map(|name| file(&format!("{folder}/{name}")) + "\n").collect()
 }
 
 /// What stands between backticks in a document, outside of its blocks of code.
@@ -53,6 +89,15 @@ fn every_control_names_tests_that_there_are() {
     let expected =
         (2..=12).map(|number| format!("AU-{number}")).chain(["AC-7", "SI-4", "SI-11"].map(str::to_owned));
     assert_eq!(controls, expected.collect());
+
+    let parts = with_parts("docs/compliance.md");
+    for row in parts.lines().filter(|line| line.starts_with("| ") && line.contains("::")) {
+        let control = row.split('|').nth(1).unwrap().trim();
+        assert!(controls.contains(control), "{control} is no control of docs/compliance.md");
+        for name in quoted(row) {
+            assert!(stands(name), "{control}: there is no test {name}");
+        }
+    }
 }
 
 #[test]
@@ -78,7 +123,8 @@ fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_the
 
 #[test]
 fn the_metrics_and_files_that_the_documents_name_are_there() {
-    let code = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code = sources(&root.join("src")) + &sources(&root.join("platform/src"));
     let mut looked_at = 0;
     for document in ["docs/compliance.md", "docs/logs.md", "docs/audit.md"] {
         for name in quoted(&file(document)) {
@@ -94,4 +140,44 @@ fn the_metrics_and_files_that_the_documents_name_are_there() {
         }
     }
     assert!(looked_at > 20, "something was looked at: {looked_at}");
+}
+
+/// The documents: those of the root, and every file below `docs` and `deploy`.
+fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            documents(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_file_that_a_document_names_or_links_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found: Vec<_> =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root.join(name)).into();
+    for folder in ["docs", "deploy"] {
+        documents(&root.join(folder), &mut found);
+    }
+    let mut looked_at = 0;
+    for document in found {
+        let text = fs::read_to_string(&document).unwrap();
+        let prose: String = text.split("```").step_by(2).collect();
+        let links = prose.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        let links = links.filter(|link| !link.is_empty() && !link.contains("://"));
+        let linked = links.map(|link| document.parent().unwrap().join(link));
+        let names = quoted(&text).into_iter().filter(|name| {
+            let in_repository = FOLDERS.iter().any(|folder| name.starts_with(folder));
+            in_repository
+                && !["*", " ", "SLICE", "FILE", "NAME", "NNNN"].iter().any(|part| name.contains(part))
+        });
+        for path in linked.chain(names.map(|name| root.join(name))) {
+            assert!(path.exists(), "{} names {}, which does not exist", document.display(), path.display());
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 100, "{looked_at} names and links");
 }

@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::{builder, service};
+use crate::{builder, compliance::with_parts, service};
 
 /// Each family with its type and its labels.
 type Families = BTreeMap<String, (String, BTreeSet<String>)>;
@@ -44,8 +44,7 @@ fn series(text: &str) -> usize {
 async fn the_document_lists_every_metric_with_its_type_and_labels() {
     let service = service().await;
     let told = families(&service.metrics().await);
-    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-    let document = std::fs::read_to_string(document).unwrap();
+    let document = with_parts("docs/metrics.md");
     let listed: Families = document
         .lines()
         .filter(|line| line.starts_with("| `"))

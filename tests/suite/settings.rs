@@ -6,7 +6,7 @@ use std::{
 
 use dev::harness::run;
 
-use crate::EXECUTABLE;
+use crate::{EXECUTABLE, compliance::with_parts};
 
 /// Settings that are never shown, and never on a command line, where other users of the machine see them.
 const SECRETS: [&str; 3] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN"];
@@ -29,11 +29,6 @@ async fn names() -> BTreeSet<String> {
     settings().await.into_keys().collect()
 }
 
-fn file(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
 fn is_name(text: &str) -> bool {
     !text.is_empty()
         && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
@@ -41,7 +36,7 @@ fn is_name(text: &str) -> bool {
 
 #[tokio::test]
 async fn the_example_of_an_environment_has_every_setting_with_its_default() {
-    let text = file(".env.example");
+    let text = with_parts(".env.example");
     let example: BTreeMap<String, (bool, String)> = text
         .lines()
         .filter_map(|line| {
@@ -86,14 +81,15 @@ async fn every_setting_has_a_flag_but_for_secrets_and_what_is_opentelemetrys() {
 }
 
 #[tokio::test]
-async fn the_readme_has_a_row_for_every_setting() {
-    let text = file("README.md");
+async fn the_documents_have_one_row_for_every_setting() {
+    let text = with_parts("docs/settings.md");
     let rows = text.lines().filter(|line| line.starts_with("| `"));
-    let in_readme: BTreeSet<_> = rows
+    let listed: Vec<_> = rows
         .filter_map(|row| row.split('|').nth(1))
         .flat_map(|cell| cell.split('`'))
         .filter(|word| is_name(word))
         .map(str::to_owned)
         .collect();
-    assert_eq!(in_readme, names().await);
+    assert_eq!(BTreeSet::from_iter(listed.clone()), names().await);
+    assert_eq!(listed.len(), names().await.len(), "no setting has two rows");
 }

@@ -21,17 +21,14 @@ use super::{
 };
 use crate::{service, stack::repository};
 
-/// What a secret may look like, besides those of other services; what it is stands in the cluster alone.
-const SECRETS: [(&str, &str); 3] = [
-    ("DATABASE_URL", "postgres://app:secret@database/service"),
-    ("DATABASE_MIGRATION_URL", "postgres://owner:secret@database/service"),
-    ("OPS_TOKEN", "a-token-of-sixteen-or-more"),
-];
+/// Keys of the Secret `service`, besides the required settings of the slices. The values exist in a cluster only.
+const SECRETS: [(&str, &str); 2] =
+    [("DATABASE_URL", "postgres://app:secret@database/service"), ("OPS_TOKEN", "a-token-of-sixteen-or-more")];
 
 #[test]
 fn every_manifest_has_only_what_kubernetes_knows() {
     let manifests = files("", "yaml");
-    assert!(manifests.len() > 15, "{manifests:?}");
+    assert!(manifests.len() >= 11, "{manifests:?}");
     for file in manifests {
         documents(&text(&file)).iter().for_each(check);
     }
@@ -67,9 +64,12 @@ fn every_variable_is_a_setting_and_secrets_come_from_secrets_alone() {
                 None => assert!(references.contains(&format!("$({name})")), "{name} is no setting"),
             }
         }
-        let from: Vec<_> = container.env_from.iter().flatten().collect();
-        assert_eq!(from.len(), 1, "settings come from one ConfigMap");
-        assert_eq!(from[0].config_map_ref.as_ref().unwrap().name, "settings");
+        let from = || container.env_from.iter().flatten();
+        let maps: Vec<_> = from().filter_map(|from| Some(&from.config_map_ref.as_ref()?.name)).collect();
+        assert_eq!(maps, ["settings"], "settings come from one ConfigMap");
+        let secrets: Vec<_> = from().filter_map(|from| Some(&from.secret_ref.as_ref()?.name)).collect();
+        let expected: &[&str] = if container.name == "service" { &["service"] } else { &[] };
+        assert_eq!(secrets, expected, "{}", container.name);
     }
     for name in OVERLAYS.iter().flat_map(|overlay| settings(overlay).into_keys()) {
         let setting = known.get(name.as_str()).unwrap_or_else(|| panic!("{name} is no setting"));
@@ -82,19 +82,13 @@ fn the_service_takes_the_settings_of_every_overlay() {
     let [pod, migration] = Objects::of_the_base().pods();
     for overlay in OVERLAYS {
         let mut given = settings(overlay);
-        let secrets = variables(only_container(&pod));
-        given.extend(
-            SECRETS
-                .iter()
-                .chain(&REQUIRED)
-                .filter(|(name, _)| secrets.contains_key(*name))
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-        );
+        let secret = SECRETS.iter().chain(&REQUIRED);
+        given.extend(secret.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let config = Config::load(Reader::new(move |name| given.get(name).cloned()))
             .unwrap_or_else(|mistakes| panic!("{overlay}: {mistakes}"));
         assert_eq!(config.process.environment.as_str(), overlay);
-        assert!(config.database.migration_url.is_none(), "the service does not see the owner's password");
     }
+    assert!(!format!("{pod:?}").contains("migration"), "the service does not see the owner's password");
     let of_the_migration = variables(only_container(&migration));
     assert_eq!(of_the_migration.into_keys().collect::<Vec<_>>(), ["DATABASE_MIGRATION_URL", "DATABASE_URL"]);
 }
@@ -233,28 +227,27 @@ fn whatever_selects_pods_selects_some() {
 }
 
 #[test]
-fn the_rules_are_those_of_prometheus() {
-    let written = std::env::temp_dir().join(format!("rules-{}", uuid::Uuid::now_v7()));
+fn the_script_prints_every_rule_file_as_an_object() {
     let script = repository().join(super::DIRECTORY).join("rules.sh");
-    assert!(Command::new("sh").arg(script).arg(&written).status().unwrap().success());
-    let made = files("base/rules", "yaml");
-    for file in &made {
-        let name = file.rsplit('/').next().unwrap();
-        let now = fs::read_to_string(written.join(name)).unwrap_or_default();
-        assert!(text(file) == now, "{file} is not what the rules are now: run deploy/kubernetes/rules.sh");
+    let printed = Command::new("sh").arg(script).output().unwrap();
+    assert!(printed.status.success());
+    let mut objects = BTreeMap::new();
+    for mut object in documents(&String::from_utf8(printed.stdout).unwrap()) {
+        check(&object);
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let mut spec = object["spec"].take();
+        forget_addresses(&mut spec);
+        objects.insert(name, spec);
     }
-    assert_eq!(fs::read_dir(&written).unwrap().count(), made.len());
-    fs::remove_dir_all(written).unwrap();
-
-    for file in made.iter().filter(|file| !file.ends_with("kustomization.yaml")) {
-        let name = file.rsplit('/').next().unwrap().replace(".yaml", ".yml");
-        let rules = fs::read_to_string(repository().join("prometheus/rules").join(name)).unwrap();
-        let mut expected = documents(&rules).remove(0);
-        let mut made = documents(&text(file)).remove(0)["spec"].take();
-        forget_addresses(&mut expected);
-        forget_addresses(&mut made);
-        assert_eq!(made, expected, "{file}");
+    let mut expected = BTreeMap::new();
+    for file in fs::read_dir(repository().join("prometheus/rules")).unwrap() {
+        let path = file.unwrap().path();
+        let mut rules = documents(&fs::read_to_string(&path).unwrap()).remove(0);
+        forget_addresses(&mut rules);
+        expected.insert(path.file_stem().unwrap().to_str().unwrap().to_owned(), rules);
     }
+    assert!(!expected.is_empty());
+    assert_eq!(objects, expected);
 }
 
 /// Runbooks and dashboards have other addresses in a cluster; what they are called is the same.

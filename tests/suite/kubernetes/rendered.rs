@@ -30,7 +30,7 @@ fn kustomize_makes_one_installation_of_each_overlay() {
                 "{object:#}"
             );
         }
-        assert_eq!(kinds.len(), 10, "{kinds:?}");
+        assert_eq!(kinds.len(), 9, "{kinds:?}");
 
         let [service, migration] = objects.pods();
         let image = only_container(&service).image.clone().unwrap();

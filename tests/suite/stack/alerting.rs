@@ -58,6 +58,30 @@ async fn a_service_that_is_down_silences_what_follows_from_it() {
 }
 
 #[tokio::test]
+async fn the_cause_of_an_incident_suppresses_its_symptoms() {
+    let Some(program) = tool("alertmanager") else { return };
+    let inbox = inbox().await;
+    let alertmanager = Server::alertmanager(&program, &inbox.address().to_string()).await;
+    let alert = |name: &str, incident: &str, role: &str| {
+        let labels = json!({
+            "alertname": name, "severity": "critical", "job": "service", "incident": incident, "incident_role": role
+        });
+        json!({ "labels": labels, "annotations": {} })
+    };
+    let alerts = json!([
+        alert("Cause", "one", "cause"),
+        alert("Symptom", "one", "symptom"),
+        alert("SymptomOfAnother", "another", "symptom"),
+    ]);
+    alertmanager.tell("api/v2/alerts", &alerts).await;
+    eventually("the cause and the other symptom arrive", async || (inbox.alerts().len() >= 2).then_some(()))
+        .await;
+    let mut arrived: Vec<_> = inbox.alerts().into_iter().map(|alert| alert.name).collect();
+    arrived.sort_unstable();
+    assert_eq!(arrived, ["Cause", "SymptomOfAnother"]);
+}
+
+#[tokio::test]
 async fn an_alert_leads_to_its_runbook() {
     let inbox = inbox().await;
     let client = dev::http::client(dev::harness::SOON).unwrap();

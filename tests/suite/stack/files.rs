@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::tools::{run, tool};
+use crate::compliance::with_parts;
 
 /// Where the demo serves the runbooks. A deployment has one address of its own for all of them.
 const RUNBOOKS: &str = "http://localhost:8025/runbooks/";
@@ -117,7 +118,11 @@ fn runbooks() -> BTreeMap<String, String> {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         (name, fs::read_to_string(path).unwrap())
     };
-    files("docs/runbooks", "md").into_iter().map(named).filter(|(name, _)| name != "README").collect()
+    files("docs/runbooks", "md")
+        .into_iter()
+        .map(named)
+        .filter(|(name, _)| !name.starts_with("README"))
+        .collect()
 }
 
 #[test]
@@ -160,7 +165,7 @@ fn every_runbook_has_the_same_sections_in_the_same_order() {
 
 #[test]
 fn the_list_of_runbooks_is_complete() {
-    let list = fs::read_to_string(repository().join("docs/runbooks/README.md")).unwrap();
+    let list = with_parts("docs/runbooks/README.md");
     let listed: BTreeSet<_> = list
         .lines()
         .filter_map(|line| line.strip_prefix("| [")?.split(']').next())
@@ -171,10 +176,13 @@ fn the_list_of_runbooks_is_complete() {
 
 #[test]
 fn every_alert_has_a_drill_and_what_became_of_it() {
-    let list = fs::read_to_string(repository().join("docs/runbooks/README.md")).unwrap();
-    let (_, drills) = list.split_once("## Drills").unwrap();
+    let list = with_parts("docs/runbooks/README.md");
     let mut drilled = BTreeSet::new();
-    for row in drills.lines().skip_while(|line| !line.starts_with("|---")).skip(1) {
+    let drills = list.split("## Drills").skip(1).flat_map(|drills| {
+        let rows = drills.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+        rows.take_while(|line| line.starts_with('|'))
+    });
+    for row in drills {
         let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
         let [alert, rules, happened] = cells[..] else { panic!("{row}") };
         assert!(["as they are", "shortened", "promtool"].contains(&rules), "{row}");
@@ -230,6 +238,28 @@ fn the_rules_satisfy_pint() {
     let Some(pint) = tool("pint") else { return };
     let printed = run(&pint, "prometheus", &["--no-color", "--offline", "--log-level=WARN", "lint", "rules"]);
     assert_eq!(printed, "");
+}
+
+#[test]
+fn every_file_that_the_stack_includes_or_mounts_exists() {
+    let mut looked_at = 0;
+    let mut unread = vec!["docker-compose.yml".to_owned()];
+    while let Some(path) = unread.pop() {
+        let text =
+            fs::read_to_string(repository().join(&path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let stack: Value = yaml_serde::from_str(&text).unwrap();
+        let included = stack["include"].as_array().into_iter().flatten();
+        unread.extend(included.map(|path| path.as_str().unwrap().to_owned()));
+        let services = stack["services"].as_object().into_iter().flat_map(|services| services.values());
+        for mount in services.flat_map(|service| service["volumes"].as_array().into_iter().flatten()) {
+            let source = mount.as_str().unwrap().split(':').next().unwrap();
+            if source.starts_with('.') {
+                assert!(repository().join(source).exists(), "{path} mounts {source}");
+                looked_at += 1;
+            }
+        }
+    }
+    assert!(looked_at >= 8, "{looked_at} mounts");
 }
 
 #[test]
@@ -333,11 +363,16 @@ fn rates_of_dashboards_fit_the_width_of_the_panel() {
 
 #[test]
 fn the_linter_excuses_only_panels_that_are_there() {
-    let text = fs::read_to_string(repository().join("grafana/dashboards/.lint")).unwrap();
-    let excused: Value = yaml_serde::from_str(&text).unwrap();
+    let entries = fs::read_dir(repository().join("grafana/dashboards")).unwrap();
+    let excused = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_none_or(|found| found != "json"));
+    let excused: Vec<Value> =
+        excused.map(|path| yaml_serde::from_str(&fs::read_to_string(path).unwrap()).unwrap()).collect();
+    assert!(!excused.is_empty());
     let dashboards = dashboards();
     let titles = |value: &Value| value["title"].as_str().unwrap().to_owned();
-    for (rule, exclusion) in excused["exclusions"].as_object().unwrap() {
+    for (rule, exclusion) in excused.iter().flat_map(|excused| excused["exclusions"].as_object().unwrap()) {
         assert!(exclusion["reason"].is_string(), "{rule}");
         for entry in exclusion["entries"].as_array().unwrap() {
             let (_, dashboard) =

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::service;
 
-/// What is there only while something is wrong.
-const AT_TIMES: [&str; 1] = ["ALERTS"];
+/// Series that need not exist: alerts, while none fires, and the routes that a project leaves out of the latency indicator.
+const AT_TIMES: [&str; 2] = ["ALERTS", "slo:latency_excluded_path:info"];
 
 /// What is asked of Prometheus, and where that stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

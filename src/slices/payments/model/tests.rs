@@ -39,6 +39,10 @@ fn an_empty_answer_is_proof_only_after_the_gateway_has_forgotten_the_key() {
     assert_eq!(hours(23), NoCharge::AskAgain);
     assert_eq!(hours(24), NoCharge::AskAgain);
     assert_eq!(hours(25), NoCharge::NeverCharged);
+    let document = include_str!("../../../../docs/payments.md");
+    for time in ["less than 23 hours", "23 to 25 hours", "more than 25 hours"] {
+        assert!(document.contains(&format!("| {time} | ")), "docs/payments.md: {time}");
+    }
 }
 
 proptest! {
