@@ -1,4 +1,0 @@
-//! The console of `cargo dev`, over sockets.
-mod guard;
-mod receiver;
-mod stage;
