@@ -1,11 +1,12 @@
 -- Payments and refunds: what was asked of the payment gateway, and what it is certain to have done.
 --
--- A payment is written as `processing` before the gateway is called, and leaves that state only by something
--- certain. Its id is the idempotency key and the reference at the gateway, so a charge can always be found
--- again, and asking twice charges once.
+-- A payment is stored as `processing` before the gateway is called, and leaves that state only by a certain
+-- outcome. `gateway_key` is its idempotency key and its reference at the gateway. The key is derived from what
+-- the client repeats (src/payments/gateway_key.rs), so a retry charges once even if this table has lost the row.
 create table payments (
   id uuid primary key,
   order_id uuid not null,
+  gateway_key uuid not null,
   status text not null default 'processing',
   amount bigint not null,
   currency text not null,
@@ -16,8 +17,8 @@ create table payments (
   -- Byte for byte what is sent, also when it is sent again: the gateway refuses another body under one key.
   gateway_request text not null,
   gateway_charge_id text,
-  -- Sends of the charge, counted and committed before each. Only the answer to the first, if it is the only
-  -- one, may say "never charged".
+  -- Sends of the charge that may have reached the gateway. Each is counted and committed before it is made, and
+  -- taken back only if no connection was made. A rejection means "never charged" only if this is 1.
   attempts integer not null default 1,
   first_sent_at timestamptz not null default now(),
   -- Who holds the lease talks to the gateway; afterwards recovery takes its turn. It spreads the work. The
@@ -35,6 +36,7 @@ create table payments (
   -- A payment cannot be of another amount or currency than its order.
   constraint payment_agrees_with_its_order foreign key (order_id, amount, currency)
     references orders (id, total_amount, currency),
+  constraint a_gateway_key_makes_one_payment unique (gateway_key),
   constraint a_charge_settles_one_payment unique (gateway_charge_id),
   constraint payment_status_is_known check (
     status in ('processing', 'succeeded', 'declined', 'failed', 'partially_refunded', 'refunded')
@@ -57,7 +59,7 @@ create table payments (
   ),
   constraint a_refusal_has_a_reason check ((status in ('declined', 'failed')) = (failure_reason is not null)),
   constraint a_settled_payment_says_when check ((status = 'processing') = (settled_at is null)),
-  constraint attempts_are_counted check (attempts >= 1)
+  constraint attempts_are_counted check (attempts >= 0)
 );
 
 create unique index one_live_payment_per_order on payments (order_id) where status not in ('declined', 'failed');
@@ -72,6 +74,7 @@ alter table orders
 create table refunds (
   id uuid primary key,
   payment_id uuid not null references payments (id),
+  gateway_key uuid not null,
   status text not null default 'processing',
   amount bigint not null,
   reason text,
@@ -87,13 +90,14 @@ create table refunds (
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   settled_at timestamptz,
+  constraint a_gateway_key_makes_one_refund unique (gateway_key),
   constraint a_gateway_refund_settles_one_refund unique (gateway_refund_id),
   constraint refund_status_is_known check (status in ('processing', 'succeeded', 'failed')),
   constraint refund_amount_is_positive check (amount > 0),
   constraint a_settled_refund_says_when check ((status = 'processing') = (settled_at is null)),
   constraint a_failed_refund_has_a_reason check ((status = 'failed') = (failure_reason is not null)),
   constraint money_given_back_has_a_refund check (status <> 'succeeded' or gateway_refund_id is not null),
-  constraint refund_attempts_are_counted check (attempts >= 1)
+  constraint refund_attempts_are_counted check (attempts >= 0)
 );
 
 create index refunds_of_payment on refunds (payment_id);

@@ -19,9 +19,12 @@ const BOOKS: &str = "
     create table order_items (order_id uuid, amount bigint);
     create table payments (
       id uuid, order_id uuid, status text, amount bigint, currency text, refunded_amount bigint default 0,
-      refund_reserved_amount bigint default 0, gateway_charge_id text
+      refund_reserved_amount bigint default 0, gateway_charge_id text,
+      gateway_key uuid generated always as (id) stored
     );
-    create table refunds (id uuid, payment_id uuid, status text, amount bigint);
+    create table refunds (
+      id uuid, payment_id uuid, status text, amount bigint, gateway_key uuid generated always as (id) stored
+    );
     create table idempotency_keys (
       scope text, key text, resource_id uuid, response_body text, completed_at timestamptz
     );

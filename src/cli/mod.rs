@@ -1,4 +1,5 @@
-//! The command line: `serve`, `migrate`, `user create`, `audit verify`, `audit export`, `openapi`, `config`, `probe`.
+//! The command line: `serve`, `migrate`, `user create`, `audit verify`, `audit export`, `openapi`, `config`, `probe`, and
+//! the commands of the slices.
 //!
 //! Exit codes: 0 done, 1 failed (with one sentence on stderr), 2 wrong usage. Every setting of the table in
 //! [`config`](crate::config) has a flag on the commands that use it, but for secrets: other users of a machine can
@@ -25,7 +26,7 @@ use crate::{
     accounts::{self, Email, Password, Passwords, Role},
     api,
     config::Config,
-    service,
+    service, slices,
 };
 
 /// A probe that takes longer is no sign of health.
@@ -61,7 +62,8 @@ fn execute(name: &str, arguments: &ArgMatches) -> Outcome {
             println!("{}", api::document().to_pretty_json()?);
             Ok(())
         }
-        _ => show_config(reader(arguments)?),
+        "config" => show_config(reader(arguments)?),
+        slice => slice_command(slice, arguments),
     }
 }
 
@@ -121,6 +123,10 @@ fn command() -> Command {
                 .about("Print the effective settings, without secrets")
                 .args(flags(|_| true)),
         )
+        .subcommands(slices::commands().into_iter().map(|command| {
+            let settings = flags(|setting| matches!(setting.group, "process" | "database"));
+            command.args(settings.into_iter().map(|setting| setting.global(true)))
+        }))
 }
 
 fn flags(used: impl Fn(&Setting) -> bool) -> Vec<Arg> {
@@ -183,6 +189,15 @@ fn migrate(reader: Reader) -> Outcome {
         migrations::newest_version(&MIGRATIONS)
     );
     Ok(())
+}
+
+/// Runs a command of a slice, which works on the database with the service's role.
+fn slice_command(name: &str, arguments: &ArgMatches) -> Outcome {
+    let settings = reader(arguments)?.finish(database::Settings::read)?;
+    runtime()?.block_on(async {
+        let database = Database::connect_for_command(&settings, name).await?;
+        slices::execute(name, arguments, &database).await
+    })
 }
 
 fn create_user(arguments: &ArgMatches) -> Outcome {

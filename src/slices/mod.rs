@@ -4,7 +4,10 @@ mod catalog;
 mod orders;
 mod payments;
 
+use std::error::Error;
+
 use axum::extract::FromRef;
+use clap::{ArgMatches, Command};
 use platform::{
     alerts::Alerts,
     database::Database,
@@ -54,6 +57,26 @@ pub const PROBLEM_KINDS: &[&Kind] = payments::PROBLEM_KINDS;
 /// Returns the routes of every slice: the router and the `OpenAPI` document are made from this list.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().merge(catalog::routes()).merge(orders::routes()).merge(payments::routes())
+}
+
+/// Returns the commands of the slices for the command line.
+pub fn commands() -> Vec<Command> {
+    vec![payments::commands::command()]
+}
+
+/// Runs a command of a slice.
+///
+/// # Errors
+/// The reason in one sentence.
+pub async fn execute(
+    name: &str,
+    arguments: &ArgMatches,
+    database: &Database,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    match name {
+        "payments" => payments::commands::execute(arguments, database).await,
+        _ => Ok(()),
+    }
 }
 
 /// The state of the slices: a handler takes the part that it needs with `State`. Cheap to clone.

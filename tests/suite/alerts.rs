@@ -19,12 +19,16 @@ pub struct Pager {
 
 impl Pager {
     pub async fn switched_on() -> Self {
+        Self::switched_on_at("127.0.0.1:0").await
+    }
+
+    pub async fn switched_on_at(address: &str) -> Self {
         let received = Arc::default();
         let take = async |State(received): State<Arc<Mutex<Vec<Value>>>>, Json(alert): Json<Value>| {
             received.lock().unwrap().push(alert);
         };
         let router = Router::new().route("/alerts", post(take)).with_state(Arc::clone(&received));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let url = format!("http://{}/alerts", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { url, received }

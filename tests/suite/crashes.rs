@@ -73,7 +73,7 @@ async fn is_paid_in_the_end(service: &mut Service, order: &Order, the_same_again
     let paid = is_asked_again(service, the_same_again).await;
     assert_eq!(paid.text("status"), "succeeded");
     order.becomes("paid").await;
-    assert_eq!(charges(service, paid.id()), 1, "charged once");
+    assert_eq!(charges(service, paid.id()).await, 1, "charged once");
     is_told_once(service, "payments").await;
     service.invariants_hold().await;
 }

@@ -21,6 +21,7 @@ mod console;
 mod crashes;
 mod database;
 mod decisions;
+mod discrepancies;
 mod distrust;
 mod example;
 mod headers;

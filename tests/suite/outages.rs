@@ -17,8 +17,8 @@ async fn a_gateway_that_fails_now_and_then_is_asked_again_and_charges_once() {
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_flaky").await.is(201);
     assert_eq!(payment.text("status"), "succeeded");
-    assert_eq!(charges(&service, payment.id()), 1);
-    assert!(service.gateway().calls_for(&payment.id().to_string()) >= 2);
+    assert_eq!(charges(&service, payment.id()).await, 1);
+    assert!(service.sends_of(payment.id()).await >= 2);
     service.invariants_hold().await;
 }
 
@@ -37,7 +37,7 @@ async fn is_settled_by_recovery(card: &str) {
     order.becomes("paid").await;
     let payment = customer.get(format!("/v1/payments/{}", accepted.id())).await.is(200).json();
     assert_eq!(payment["status"], "succeeded");
-    assert_eq!(charges(&service, accepted.id()), 1);
+    assert_eq!(charges(&service, accepted.id()).await, 1);
     service.invariants_hold().await;
 }
 
@@ -64,7 +64,7 @@ async fn a_gateway_in_trouble_that_has_not_charged_is_asked_again_until_it_does(
     let answer = order.pay("pm_card_error").await;
     assert!([201, 202].contains(&answer.status), "{answer}");
     order.becomes("paid").await;
-    assert_eq!(charges(&service, answer.id()), 1);
+    assert_eq!(charges(&service, answer.id()).await, 1);
     service.invariants_hold().await;
 }
 
@@ -87,7 +87,7 @@ async fn a_webhook_settles_what_nobody_asks_for() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
     let payment = order.pay("pm_card_timeout").await.is(202).id();
-    let charge = service.gateway().charges_for(payment).remove(0);
+    let charge = service.charges_for(payment).await.remove(0);
     let event = Event::of_charge(&charge).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
     assert_eq!(order.status().await, "paid");
@@ -110,7 +110,7 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
     service.restart().await;
 
     order.becomes("paid").await;
-    assert_eq!(charges(&service, payment), 1);
+    assert_eq!(charges(&service, payment).await, 1);
     let repeated = the_same_again.await.is(201);
     assert!(repeated.is_replayed());
     assert_eq!((repeated.id(), repeated.text("status")), (payment, "succeeded".to_owned()));
@@ -136,7 +136,7 @@ async fn a_client_that_goes_away_does_not_abandon_the_charge() {
 
     service.gateway().release();
     order.becomes("paid").await;
-    assert_eq!(charges(&service, payment), 1);
+    assert_eq!(charges(&service, payment).await, 1);
     service.invariants_hold().await;
 }
 
@@ -298,6 +298,6 @@ async fn a_commit_whose_outcome_is_unknown_is_not_followed_by_a_charge() {
     })
     .await;
     order.becomes("paid").await;
-    assert_eq!(service.gateway().charges_for(paid.id()).len(), 1);
+    assert_eq!(service.charges_for(paid.id()).await.len(), 1);
     service.invariants_hold().await;
 }

@@ -25,7 +25,7 @@ async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_i
         .header("x-correlation-id", "a-checkout")
         .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
         .header("baggage", "secret=of-the-caller");
-    let payment = paying.await.is(201).id().to_string();
+    let payment = service.gateway_key(paying.await.is(201).id()).await.to_string();
 
     let requests = service.gateway().requests();
     let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&payment)).unwrap();
@@ -189,7 +189,7 @@ async fn baggage_comes_in_from_a_trusted_proxy_and_never_leaves_for_the_gateway(
         .await
         .is(201);
     let requests = service.gateway().requests();
-    let key = paid.text("id");
+    let key = service.gateway_key(paid.id()).await.to_string();
     let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&key)).unwrap();
     assert!(charge.traceparent.as_ref().is_some_and(|parent| parent.contains(trace)), "{charge:?}");
     assert_eq!(charge.baggage, None);

@@ -33,17 +33,19 @@ async fn was_sent(service: &Service, table: &str, id: Uuid, ago: &str) {
     service.database().execute(age).await;
 }
 
-/// How often the gateway was asked what became of a payment or refund.
-fn asked_for(service: &Service, id: Uuid) -> usize {
-    let query = format!("reference={id}");
+/// How often the gateway was polled for a payment or refund.
+async fn asked_for(service: &Service, id: Uuid) -> usize {
+    let query = format!("reference={}", service.gateway_key(id).await);
     service.gateway().requests().iter().filter(|request| request.path.ends_with(&query)).count()
 }
 
 async fn is_asked_for_again(service: &Service, id: Uuid) {
-    let before = asked_for(service, id);
+    let before = asked_for(service, id).await;
     // One question may have been on its way already; the second was asked knowing all that a test has prepared.
-    eventually("the gateway is asked again", async || (asked_for(service, id) > before + 1).then_some(()))
-        .await;
+    eventually("the gateway is asked again", async || {
+        (asked_for(service, id).await > before + 1).then_some(())
+    })
+    .await;
 }
 
 async fn payment(service: &Service, id: Uuid) -> Value {
@@ -61,7 +63,7 @@ async fn a_charge_is_sent_again_byte_for_byte_under_the_same_key_and_correlation
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
     let accepted = order.pay("pm_card_ok").header("x-correlation-id", "the-first-request").await.is(202);
-    let key = accepted.id().to_string();
+    let key = service.gateway_key(accepted.id()).await.to_string();
     let by_the_request = service.gateway().calls_for(&key);
     service.gateway().faults().set(no_webhooks());
     order.becomes("paid").await;
@@ -89,7 +91,7 @@ async fn a_connection_that_is_cut_hides_a_charge_and_does_not_repeat_it() {
     let payment = order.pay("pm_card_ok").await.is(202).id();
     service.gateway().faults().set(no_webhooks());
     order.becomes("paid").await;
-    assert_eq!(service.gateway().charges_for(payment).len(), 1);
+    assert_eq!(service.charges_for(payment).await.len(), 1);
     service.invariants_hold().await;
 }
 
@@ -102,7 +104,7 @@ async fn a_charge_that_the_gateway_knows_is_not_sent_again() {
     // From now on the same key would charge a second time.
     service.gateway().forget_keys();
     order.becomes("paid").await;
-    assert_eq!(service.gateway().charges_for(payment).len(), 1);
+    assert_eq!(service.charges_for(payment).await.len(), 1);
     service.invariants_hold().await;
 }
 
@@ -113,8 +115,8 @@ async fn while_a_request_talks_to_the_gateway_recovery_leaves_its_payment_alone(
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let payment = order.pay("pm_card_ok").await.is(202).id();
-    assert_eq!(asked_for(&service, payment), 0);
-    assert_eq!(service.gateway().calls_for(&payment.to_string()), 1);
+    assert_eq!(asked_for(&service, payment).await, 0);
+    assert_eq!(service.sends_of(payment).await, 1);
     service.gateway().release();
     order.becomes("paid").await;
     service.invariants_hold().await;
@@ -126,18 +128,14 @@ async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
     was_sent(&service, "payments", id, "24 hours").await;
     service.gateway().faults().set(no_webhooks());
-    let sent = service.gateway().calls_for(&id.to_string());
+    let sent = service.sends_of(id).await;
     eventually("the gateway is asked", async || {
         was_sent(&service, "payments", id, "24 hours").await;
-        (asked_for(&service, id) > 3).then_some(())
+        (asked_for(&service, id).await > 3).then_some(())
     })
     .await;
     assert_eq!(payment(&service, id).await["status"], "processing", "an empty answer proves nothing yet");
-    assert_eq!(
-        service.gateway().calls_for(&id.to_string()),
-        sent,
-        "a key that may be forgotten is not used again"
-    );
+    assert_eq!(service.sends_of(id).await, sent, "a key that may be forgotten is not used again");
 
     eventually("it has failed", async || {
         was_sent(&service, "payments", id, "25 hours 1 minute").await;
@@ -162,16 +160,16 @@ async fn an_empty_answer_never_ends_a_refund() {
     let refund = support.refund(paid, Some(500)).await.is(202).id();
     was_sent(&service, "refunds", refund, "3 days").await;
     service.gateway().faults().set(no_webhooks());
-    let sent = service.gateway().calls_for(&refund.to_string());
+    let sent = service.sends_of(refund).await;
     eventually("the gateway is asked", async || {
         was_sent(&service, "refunds", refund, "3 days").await;
-        (asked_for(&service, refund) > 3).then_some(())
+        (asked_for(&service, refund).await > 3).then_some(())
     })
     .await;
     let row = service.database().rows(format!("select * from refunds where id = '{refund}'")).await.remove(0);
     assert_eq!(row["status"], "processing");
     assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "its amount stays set aside");
-    assert_eq!(service.gateway().calls_for(&refund.to_string()), sent);
+    assert_eq!(service.sends_of(refund).await, sent);
     service.invariants_hold().await;
 }
 
@@ -179,12 +177,10 @@ async fn an_empty_answer_never_ends_a_refund() {
 async fn a_refusal_after_an_attempt_that_was_not_answered_proves_nothing() {
     let service = service().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_from_another_gateway").await;
-    let sent = service.gateway().calls_for(&id.to_string());
+    let sent = service.sends_of(id).await;
     service.gateway().faults().set(no_webhooks());
-    eventually("it is sent again, and refused", async || {
-        (service.gateway().calls_for(&id.to_string()) > sent).then_some(())
-    })
-    .await;
+    eventually("it is sent again, and refused", async || (service.sends_of(id).await > sent).then_some(()))
+        .await;
     is_asked_for_again(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     let _still_taken = order.pay("pm_card_ok").await.is_problem(409, "conflict");
@@ -198,7 +194,7 @@ async fn two_charges_for_one_payment_settle_nothing_and_are_reported() {
     for name in ["one", "two"] {
         let charge = Charge {
             id: format!("ch_{name}"),
-            reference: id,
+            reference: service.gateway_key(id).await,
             status: ChargeStatus::Succeeded,
             decline_code: None,
             amount: 2580,
@@ -220,7 +216,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
     let wrong = Charge {
         id: "ch_wrong".to_owned(),
-        reference: id,
+        reference: service.gateway_key(id).await,
         status: ChargeStatus::Succeeded,
         decline_code: None,
         amount: 258_000,
@@ -273,7 +269,7 @@ async fn a_webhook_settles_a_payment_that_is_parked() {
         .await;
     let charge = Charge {
         id: "ch_parked".to_owned(),
-        reference: id,
+        reference: service.gateway_key(id).await,
         status: ChargeStatus::Succeeded,
         decline_code: None,
         amount: 2580,

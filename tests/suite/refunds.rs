@@ -1,12 +1,12 @@
 //! Giving money back: in part or in full, and never more than was paid.
 use dev::{
-    gateway::{Faults, RefundStatus, Webhooks},
+    gateway::{Event, Faults, RefundStatus, Webhooks},
     harness::{GATEWAY_API_KEY, Order, Service, User, eventually},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::service;
+use crate::{builder, service};
 
 /// A paid order of 25.80 EUR, its payment, and somebody who may refund it.
 async fn a_paid_order(service: &Service) -> (Order, Uuid, User) {
@@ -134,7 +134,7 @@ async fn a_refund_that_the_gateway_refuses_releases_its_amount() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     // Somebody gives 20.00 back at the gateway's own counter.
-    let charge = service.gateway().charges_for(id).remove(0).id;
+    let charge = service.charges_for(id).await.remove(0).id;
     let elsewhere = service.gateway().url().join(&format!("/v1/charges/{charge}/refunds")).unwrap();
     let done = dev::http::client(dev::harness::SOON)
         .unwrap()
@@ -254,4 +254,157 @@ async fn a_refund_is_told_in_the_audit_trail_with_who_made_it() {
     let of = |event: &Value| (event["action"].clone(), event["user_id"].clone(), event["role"].clone());
     let by_support = |action: &str| (json!(action), json!(support.id), json!("support"));
     assert_eq!(told.iter().map(of).collect::<Vec<_>>(), [by_support("create"), by_support("settle")]);
+}
+
+#[tokio::test]
+async fn a_retry_refunds_once_although_the_database_has_lost_the_refund() {
+    let mut service = service().await;
+    service.gateway_sends_no_webhooks();
+    let (order, id, support) = a_paid_order(&service).await;
+    service.terminate().await;
+    service.database().back_up().await;
+    service.restart().await;
+    let request = support.refund(id, Some(1000));
+    let lost = request.clone().await.is(201);
+
+    service.terminate().await;
+    service.database().restore().await;
+    service.restart().await;
+    assert_eq!(payment(&support, id).await, ("succeeded".to_owned(), 0));
+    let retried = request.await.is(201);
+
+    assert_ne!(retried.id(), lost.id());
+    assert_eq!(service.gateway().ledger().refunds.len(), 1);
+    assert_eq!(order.status().await, "partially_refunded");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_again_after_its_response_is_deleted_gets_the_refund() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    for amount in [Some(1000), None] {
+        let request = support.refund(id, amount);
+        let first = request.clone().await.is(201);
+        service.database().execute("delete from idempotency_keys where scope <> 'gateway'").await;
+        let again = request.await.is(201);
+        assert!(again.is_replayed());
+        assert_eq!(again.id(), first.id());
+    }
+    assert_eq!(given_back(&service), 2580);
+    assert_eq!(service.gateway().ledger().refunds.len(), 2);
+}
+
+#[tokio::test]
+async fn the_database_reserves_no_more_than_was_paid() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    let _part = support.refund(id, Some(1000)).await.is(201);
+    for change in [
+        "refund_reserved_amount = amount + 1",
+        "refund_reserved_amount = refunded_amount - 1",
+        "refunded_amount = -1",
+    ] {
+        let update = format!("update payments set {change} where id = '{id}'");
+        assert_eq!(service.database().try_as_service(&update).await, Err("23514".to_owned()), "{change}");
+    }
+}
+
+#[tokio::test]
+async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
+    let service = service().await;
+    let (order, id, support) = a_paid_order(&service).await;
+    let _part = support.refund(id, Some(500)).await.is(201);
+    service.gateway().faults().set(Faults {
+        error_rate: 1.0,
+        webhooks: Webhooks::Never,
+        ..Faults::default()
+    });
+    let rest = support.refund(id, None).await.is(202);
+    let key = service.gateway_key(rest.id()).await.to_string();
+    let by_the_request = service.sends_of(rest.id()).await;
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    order.becomes("refunded").await;
+
+    let sent = service.gateway().requests();
+    let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
+    assert!(sent.len() > by_the_request);
+    for request in sent {
+        let body: Value = serde_json::from_str(&request.body).unwrap();
+        assert_eq!(body, json!({ "amount": 2080, "reference": key }));
+    }
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_second_refund_of_the_gateway_for_one_refund_is_a_discrepancy() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let (_, id, support) = a_paid_order(&service).await;
+    let refund = support.refund(id, Some(1000)).await.is(201).id();
+    let made = service.gateway().ledger().refunds.remove(0);
+    let reported = |refund: &dev::gateway::Refund| Event::of_refund(refund).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&reported(&made)).await.unwrap(), 204);
+    let recorded = format!("action = 'discrepancy' and metadata -> 'record_ids' ? '{refund}'");
+    assert_eq!(service.audit_events(&recorded).await.len(), 0, "it is the refund that settled ours");
+
+    let second = dev::gateway::Refund { id: "re_second".to_owned(), ..made };
+    assert_eq!(service.gateway().deliver_webhook(&reported(&second)).await.unwrap(), 204);
+    let recorded = service.audit_events(&recorded).await;
+    assert_eq!(recorded.len(), 1);
+    assert_eq!(recorded[0]["metadata"]["what"], "second refund");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refund_whose_commit_is_unknown_is_not_sent() {
+    let service = builder().behind_a_link().start().await;
+    service.gateway_sends_no_webhooks();
+    let (_, id, support) = a_paid_order(&service).await;
+    let lock = service.database().hold(&format!("select from payments where id = '{id}' for update")).await;
+    let request = support.refund(id, Some(1000));
+    let attempt = request.clone().in_background();
+    service.database().has_waiting(1).await;
+    service.link().interrupt();
+    let answer = attempt.answer().await.is_problem(503, "unavailable");
+    assert!(answer.header("retry-after").is_some(), "{answer}");
+    assert_eq!(service.gateway().ledger().refunds.len(), 0, "nothing is sent that may not be stored");
+
+    lock.release().await;
+    let refunded = request.insist().await.is(201);
+    assert_eq!(refunded.text("status"), "succeeded");
+    assert_eq!(given_back(&service), 1000);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let (_, id, support) = a_paid_order(&service).await;
+    service.gateway().faults().set(Faults {
+        error_rate: 1.0,
+        error_status: 422,
+        webhooks: Webhooks::Never,
+        ..Faults::default()
+    });
+    let refund = support.refund(id, Some(2000)).await.is(202).id();
+    let reserved = format!("select refund_reserved_amount from payments where id = '{id}'");
+    assert_eq!(service.database().number(&reserved).await, 2000, "a rejection proves nothing");
+    let parked = format!("select count(*) from refunds where id = '{refund}' and parked_at is not null");
+    eventually("it needs review", async || (service.database().number(&parked).await == 1).then_some(()))
+        .await;
+
+    let refund = refund.to_string();
+    let end = ["payments", "end", refund.as_str(), "--reason", "the gateway has no such refund, ticket 7"];
+    service.command(&end, &[]).await.succeeded();
+    assert_eq!(service.database().number(&reserved).await, 0);
+    let ended = service.audit_events("resource = 'refunds' and action = 'settle'").await;
+    assert_eq!(ended[0]["metadata"]["decided_by_operator"], "the gateway has no such refund, ticket 7");
+    assert_eq!(service.command(&end, &[]).await.code(), Some(1), "it is settled already");
+
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    let _all = support.refund(id, None).await.is(201);
+    assert_eq!(given_back(&service), 2580);
+    service.invariants_hold().await;
 }

@@ -50,8 +50,7 @@ async fn another_replica_settles_what_a_dead_one_has_begun() {
     one.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
     let payment = order.has_a_payment().await;
-    eventually("it is charged", async || (!one.gateway().charges_for(payment).is_empty()).then_some(()))
-        .await;
+    eventually("it is charged", async || (!one.charges_for(payment).await.is_empty()).then_some(())).await;
     one.kill_9().await;
     let _cut_off = attempt.give_up().await;
     one.gateway().release();
@@ -59,7 +58,7 @@ async fn another_replica_settles_what_a_dead_one_has_begun() {
     let seen = two.serves(&order.customer);
     eventually("it is paid", async || (seen.get(order.path()).await.text("status") == "paid").then_some(()))
         .await;
-    assert_eq!(one.gateway().charges_for(payment).len(), 1);
+    assert_eq!(one.charges_for(payment).await.len(), 1);
     two.invariants_hold().await;
 }
 
@@ -130,7 +129,7 @@ async fn a_payment_of_unknown_outcome_is_asked_for_by_one_of_several_replicas() 
         attempts.push((order.pay("pm_card_timeout").in_background(), order));
     }
     for (attempt, order) in attempts {
-        let payment = attempt.answer().await.is(202).id().to_string();
+        let payment = one.gateway_key(attempt.answer().await.is(202).id()).await.to_string();
         order.becomes("paid").await;
         let asked = one
             .gateway()

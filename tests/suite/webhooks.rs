@@ -1,13 +1,14 @@
 //! What the gateway tells by itself: signed, perhaps twice, perhaps late, perhaps wrong.
+use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
 use dev::{
     gateway::{Charge, ChargeStatus, Event},
-    harness::{Order, Request, Service},
+    harness::{Order, Request, Service, eventually},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{builder, service};
+use crate::{alerts::Pager, builder, service};
 
 /// An event as it would be delivered at a time; not sent yet.
 fn delivery(service: &Service, event: &Event, at: DateTime<Utc>) -> Request {
@@ -26,10 +27,10 @@ fn now(service: &Service, event: &Event) -> Request {
     delivery(service, event, Utc::now())
 }
 
-fn charge_of(payment: Uuid) -> Charge {
+fn charge_of(reference: Uuid) -> Charge {
     Charge {
         id: format!("ch_{}", Uuid::now_v7().simple()),
-        reference: payment,
+        reference,
         status: ChargeStatus::Succeeded,
         decline_code: None,
         amount: 2580,
@@ -42,7 +43,7 @@ async fn an_order_in_the_dark(service: &Service) -> (Order, Charge) {
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
-    (order, service.gateway().charges_for(payment).remove(0))
+    (order, service.charges_for(payment).await.remove(0))
 }
 
 /// A service that asks the gateway for nothing by itself while a test runs.
@@ -173,9 +174,10 @@ async fn an_event_that_comes_twice_counts_once() {
     let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
 
     assert_eq!(order.status().await, "paid");
-    let settled = format!("action = 'settle' and metadata -> 'record_ids' ? '{}'", charge.reference);
+    let payment = order.payments().await[0];
+    let settled = format!("action = 'settle' and metadata -> 'record_ids' ? '{payment}'");
     assert_eq!(service.audit_events(&settled).await.len(), 1);
-    assert_eq!(discrepancies(&service, charge.reference).await, [Value::Null; 0]);
+    assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
     assert_eq!(service.metric("payments_total{outcome=\"succeeded\"}").await, 1);
     service.invariants_hold().await;
 }
@@ -197,7 +199,7 @@ async fn an_event_that_comes_after_the_answer_changes_nothing() {
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.is_paid().await;
-    let charge = service.gateway().charges_for(payment).remove(0);
+    let charge = service.charges_for(payment).await.remove(0);
     let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
     assert_eq!(order.status().await, "paid");
     assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
@@ -215,10 +217,10 @@ async fn an_event_that_contradicts_what_is_settled_changes_nothing_and_is_record
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.is_paid().await;
-    let charge = service.gateway().charges_for(payment).remove(0);
+    let charge = service.charges_for(payment).await.remove(0);
     let declined = Charge { status: ChargeStatus::Declined, ..charge };
     let _received = now(&service, &Event::of_charge(&declined).unwrap()).await.is(204);
-    let second_charge = charge_of(payment);
+    let second_charge = charge_of(service.gateway_key(payment).await);
     let _received = now(&service, &Event::of_charge(&second_charge).unwrap()).await.is(204);
 
     assert_eq!(order.status().await, "paid");
@@ -244,7 +246,7 @@ async fn an_event_about_a_payment_that_we_do_not_know_is_received_and_recorded()
 async fn a_charge_of_another_amount_or_currency_never_settles_a_payment() {
     let service = service_that_does_not_ask().await;
     let (order, charge) = an_order_in_the_dark(&service).await;
-    let payment = charge.reference;
+    let payment = order.payments().await[0];
     for wrong in [
         Charge { amount: charge.amount + 1, ..charge.clone() },
         Charge { amount: charge.amount - 1, ..charge.clone() },
@@ -273,25 +275,95 @@ async fn a_newer_gateways_fields_and_events_are_ignored() {
     assert_eq!(order.status().await, "paid");
 }
 
+fn signed(body: &str) -> Event {
+    Event { body: body.to_owned(), ..Event::new("", &json!({})).unwrap() }
+}
+
 #[tokio::test]
-async fn an_event_that_is_signed_and_makes_no_sense_is_a_bad_request() {
+async fn a_signed_message_that_is_no_event_is_a_bad_request() {
     let service = service().await;
-    let event = |body: &str| Event { body: body.to_owned(), ..Event::new("", &json!({})).unwrap() };
-    for body in [
-        "",
-        "{",
-        "[]",
-        "null",
-        r#"{"data":{}}"#,
-        r#"{"type":"charge.succeeded"}"#,
-        r#"{"type":"charge.succeeded","data":{"id":"ch_1"}}"#,
-        r#"{"type":"charge.succeeded","data":{"id":"ch_1","reference":"x","status":"succeeded","decline_code":null,"amount":1,"currency":"EUR"}}"#,
-    ] {
-        let answer = now(&service, &event(body)).await;
+    for body in ["", "{", "[]", "null", r#"{"data":{}}"#] {
+        let answer = now(&service, &signed(body)).await;
         assert_eq!(answer.status, 400, "{body}: {answer}");
         let _refused = answer.is_problem(400, "malformed-request");
     }
     assert_eq!(service.metric("panics_total").await, 0);
+}
+
+#[tokio::test]
+async fn a_signed_event_with_unusable_data_is_acknowledged_recorded_and_alerted() {
+    let pager = Pager::switched_on().await;
+    let service = builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await;
+    let charge = |id: &str, reference: &str| {
+        format!(
+            r#"{{"type":"charge.succeeded","data":{{"id":{id},"reference":{reference},"status":"succeeded","decline_code":null,"amount":1,"currency":"EUR"}}}}"#
+        )
+    };
+    let reference = format!("\"{}\"", Uuid::now_v7());
+    let long = format!("\"{}\"", "x".repeat(256));
+    let bodies = [
+        r#"{"type":"charge.succeeded"}"#.to_owned(),
+        r#"{"type":"refund.failed","data":null}"#.to_owned(),
+        r#"{"type":"charge.succeeded","data":{"id":"ch_1"}}"#.to_owned(),
+        charge("\"ch_1\"", "\"x\""),
+        charge("\"ch_1\"", "null"),
+        charge("\"ch_1\"", "7"),
+        charge(r#""ch_\u0000""#, &reference),
+        charge(r#""ch_\ud800""#, &reference),
+        charge(&long, &reference),
+        charge("\"\"", &reference),
+    ];
+    for body in &bodies {
+        let answer = now(&service, &signed(body)).await;
+        assert_eq!(answer.status, 204, "{body}: {answer}");
+    }
+    let recorded = service.audit_events("action = 'discrepancy'").await;
+    assert_eq!(recorded.len(), bodies.len());
+    assert!(recorded.iter().all(|event| event["metadata"]["what"] == "unusable event"));
+    eventually("each has an alert of its own", async || {
+        (pager.all("unusable event").len() == bodies.len()).then_some(())
+    })
+    .await;
+    assert_eq!(service.metric("panics_total").await, 0);
+}
+
+#[tokio::test]
+async fn two_secrets_verify_while_one_replaces_the_other() {
+    let [old, new, unknown] = ["old", "new", "unknown"].map(|name| {
+        format!("whsec_{}", BASE64_STANDARD.encode(format!("{name} secret, long enough for a test")))
+    });
+    let service = builder().setting("GATEWAY_WEBHOOK_SECRET", &format!("{new} {old}")).start().await;
+    for (secret, status) in [(old, 204), (new, 204), (unknown, 400)] {
+        let event = Event::new("something.else", &json!({})).unwrap();
+        let at = Utc::now();
+        let signer = standardwebhooks::Webhook::new(&secret).unwrap();
+        let signature = signer.sign(&event.id, at.timestamp(), event.body.as_bytes()).unwrap();
+        let answer = delivery(&service, &event, at).header("webhook-signature", &signature).await;
+        assert_eq!(answer.status, status, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_event_whose_effect_fails_is_received_when_it_comes_again() {
+    let service = service_that_does_not_ask().await;
+    let (order, charge) = an_order_in_the_dark(&service).await;
+    let event = Event::of_charge(&charge).unwrap();
+    service.database().execute("revoke insert on audit_events from app_runtime").await;
+    assert_eq!(now(&service, &event).await.status, 500);
+    let claimed = format!("select count(*) from idempotency_keys where key = '{}'", event.id);
+    assert_eq!(
+        service.database().number(&claimed).await,
+        0,
+        "the id is claimed with the effect, or not at all"
+    );
+    assert_eq!(order.status().await, "pending_payment");
+
+    service
+        .database()
+        .execute("grant insert (id, timestamp, event_type, user_id, role, resource, action, result, ip_address, metadata, correlation_id, request_id, trace_id, service_version) on audit_events to app_runtime").await;
+    let _received = now(&service, &event).await.is(204);
+    assert_eq!(order.status().await, "paid");
+    service.invariants_hold().await;
 }
 
 #[tokio::test]

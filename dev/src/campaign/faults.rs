@@ -106,6 +106,8 @@ fn gateway_fault(faults: &Faults) -> &'static str {
             Spoil::Amount => "gateway answers with another amount",
             Spoil::Currency => "gateway answers with another currency",
             Spoil::Reference => "gateway answers about another payment",
+            Spoil::Nul | Spoil::Surrogate => "gateway answers with an id that is no text",
+            Spoil::Record => "gateway has records with an unknown status",
         }
     } else {
         "gateway answers late"

@@ -1,6 +1,7 @@
 //! What goes wrong, on top of what the payment methods do, and the dice that decide when.
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,8 @@ pub struct Faults {
     pub error_rate_after_charge: f64,
     /// The status of both, from 400 to 599.
     pub error_status: u16,
+    /// Sent with both as `Retry-After`, whatever it says; not sent where it is empty.
+    pub retry_after: String,
     /// Charges that are declined whatever the payment method says.
     pub decline_rate: f64,
     /// Added to every answer.
@@ -51,6 +54,7 @@ impl Default for Faults {
             error_rate: 0.0,
             error_rate_after_charge: 0.0,
             error_status: 500,
+            retry_after: String::new(),
             decline_rate: 0.0,
             latency_ms: 0,
             hold_answers: false,
@@ -86,6 +90,7 @@ pub(super) struct Fate {
     pub(super) error_before: bool,
     pub(super) error_after: bool,
     pub(super) error_status: u16,
+    pub(super) retry_after: Option<HeaderValue>,
     pub(super) cut: bool,
     pub(super) spoiled: Option<Spoil>,
     pub(super) decline: Option<DeclineCode>,
@@ -121,6 +126,7 @@ impl Dice {
             error_before,
             error_after,
             error_status: faults.error_status,
+            retry_after: HeaderValue::from_str(&faults.retry_after).ok().filter(|value| !value.is_empty()),
             cut,
             spoiled: spoiled.then_some(faults.spoil),
             decline: code.filter(|_| declined),

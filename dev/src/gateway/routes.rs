@@ -108,7 +108,14 @@ async fn suffer_faults(State(gateway): State<Arc<Gateway>>, mut request: Request
     let faults = gateway.faults.borrow().clone();
     let fate = lock(&gateway.dice).throw(&faults);
     request.extensions_mut().insert(fate.clone());
-    let on_purpose = || Refused(fate.error_status, "the gateway is told to fail".to_owned()).into_response();
+    let on_purpose = || {
+        let mut refused =
+            Refused(fate.error_status, "the gateway is told to fail".to_owned()).into_response();
+        if let Some(retry_after) = fate.retry_after.clone() {
+            refused.headers_mut().insert(header::RETRY_AFTER, retry_after);
+        }
+        refused
+    };
 
     let mut response = if fate.error_before { on_purpose() } else { next.run(request).await };
     if fate.error_after && response.status() == StatusCode::CREATED {

@@ -23,6 +23,12 @@ pub enum Spoil {
     Currency,
     /// It tells of somebody else's payment.
     Reference,
+    /// Its id has a NUL in it, which PostgreSQL cannot store.
+    Nul,
+    /// Its id has half of a surrogate pair in it, which is no text.
+    Surrogate,
+    /// A list has a status that no client knows; other answers are right.
+    Record,
 }
 
 /// Far above what a client has any reason to accept.
@@ -39,9 +45,12 @@ impl Spoil {
         let spoiled = match self {
             Self::Garbage => "<html><body>200 OK</body></html>".to_owned(),
             Self::Huge => format!("{{\"data\":[],\"padding\":\"{}\"}}", "x".repeat(HUGE)),
-            Self::Amount | Self::Currency | Self::Reference => {
+            Self::Surrogate => String::from_utf8_lossy(&body).replace("\"id\":\"", "\"id\":\"\\ud800"),
+            Self::Amount | Self::Currency | Self::Reference | Self::Nul | Self::Record => {
                 let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
-                self.falsify(&mut answer);
+                if self != Self::Record || answer["data"].is_array() {
+                    self.falsify(&mut answer);
+                }
                 answer.to_string()
             }
         };
@@ -58,6 +67,8 @@ impl Spoil {
                         (Self::Amount, "amount") => *value = (value.as_i64().unwrap_or_default() + 1).into(),
                         // ISO 4217's code for tests: no order has it.
                         (Self::Currency, "currency") => *value = "XTS".into(),
+                        (Self::Nul, "id") => *value = "ch_\0".into(),
+                        (Self::Record, "status") => *value = "under_review".into(),
                         (Self::Reference, "reference") => *value = Uuid::max().to_string().into(),
                         _ => self.falsify(value),
                     }

@@ -139,6 +139,38 @@ impl Database {
         Held(transaction)
     }
 
+    /// Copies the whole database, for [`Self::restore`]. Nothing but the test may be connected to it.
+    pub async fn back_up(&self) {
+        let copy = format!("create database \"{0}_backup\" template \"{0}\"", self.name);
+        self.administer(&[&copy]).await;
+    }
+
+    /// Puts the copy in the place of the database: everything since [`Self::back_up`] is lost.
+    pub async fn restore(&self) {
+        let drop = format!("drop database \"{}\"", self.name);
+        let rename = format!("alter database \"{0}_backup\" rename to \"{0}\"", self.name);
+        self.administer(&[&drop, &rename]).await;
+    }
+
+    /// Runs statements as the server's administrator, without a session in this database.
+    async fn administer(&self, statements: &[&str]) {
+        let mut admin =
+            PgConnection::connect(self.server.admin_url().as_str()).await.expect("the server answers");
+        eventually("all sessions have ended", async || {
+            let end = format!(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{}'",
+                self.name
+            );
+            let ended: i64 = sqlx::query_scalar(AssertSqlSafe(end)).fetch_one(&mut admin).await.ok()?;
+            (ended == 0).then_some(())
+        })
+        .await;
+        for statement in statements {
+            let run = sqlx::raw_sql(AssertSqlSafe(*statement)).execute(&mut admin).await;
+            run.unwrap_or_else(|error| panic!("{error}: {statement}"));
+        }
+    }
+
     /// Keeps a table from everybody else until what is returned is dropped.
     pub async fn lock(&self, table: &str) -> Held {
         self.hold(&format!("lock table {table} in access exclusive mode")).await

@@ -14,7 +14,7 @@ use uuid::Uuid;
 pub use self::order::Order;
 use super::{Answer, Builder, Database, Request, Service, User};
 use crate::{
-    gateway::{Faults, Settings, Simulator, Timings, Webhooks},
+    gateway::{Charge, Faults, Settings, Simulator, Timings, Webhooks},
     invariants,
 };
 
@@ -46,20 +46,21 @@ pub const LISTS: &str = "orders.list_of_customer";
 pub const REQUIRED: [(&str, &str); 3] = [
     ("GATEWAY_URL", "http://127.0.0.1:1"),
     ("GATEWAY_API_KEY", "an-api-key"),
-    ("GATEWAY_WEBHOOK_SECRET", "whsec_YSB3ZWJob29rIHNlY3JldA=="),
+    ("GATEWAY_WEBHOOK_SECRET", "whsec_YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw=="),
 ];
 /// Settings that are never shown, besides the platform's.
 pub const SECRETS: [&str; 2] = ["GATEWAY_API_KEY", "GATEWAY_WEBHOOK_SECRET"];
 /// What readiness looks at besides the service itself.
 pub const NEIGHBOUR_CHECKS: [&str; 1] = ["external_api"];
 /// Series that are there from the first scrape, besides the platform's.
-pub const SERIES: [&str; 9] = [
+pub const SERIES: [&str; 10] = [
     "orders_created_total 0",
     "payments_total{outcome=\"succeeded\"} 0",
     "payments_total{outcome=\"declined\"} 0",
     "payments_total{outcome=\"failed\"} 0",
     "payment_failures_total{reason=\"gateway_timeout\"} 0",
     "payments_parked 0",
+    "payment_discrepancies_open 0",
     "payments_processing 0",
     "payment_oldest_processing_seconds 0",
     "circuit_breaker_state{service=\"payment_gateway\"} 0",
@@ -213,6 +214,26 @@ impl Service {
     pub fn gateway_sends_no_webhooks(&self) {
         let faults = self.gateway().faults();
         faults.set(Faults { webhooks: Webhooks::Never, ..faults.get() });
+    }
+
+    /// The idempotency key and reference at the gateway of a payment or refund.
+    pub async fn gateway_key(&self, id: Uuid) -> Uuid {
+        let key = format!(
+            "select gateway_key from payments where id = '{id}'
+             union all select gateway_key from refunds where id = '{id}'"
+        );
+        let row = self.database().rows(key).await.remove(0);
+        row["gateway_key"].as_str().and_then(|key| key.parse().ok()).expect("a gateway key is a UUID")
+    }
+
+    /// The gateway's charges for a payment, declined ones included.
+    pub async fn charges_for(&self, payment: Uuid) -> Vec<Charge> {
+        self.gateway().charges_for(self.gateway_key(payment).await)
+    }
+
+    /// The number of requests that were sent for a payment or refund, among the gateway's latest.
+    pub async fn sends_of(&self, id: Uuid) -> usize {
+        self.gateway().calls_for(&self.gateway_key(id).await.to_string())
     }
 
     /// Compares the service's tables with the gateway's ledger: every rule about money holds.

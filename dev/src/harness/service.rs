@@ -149,10 +149,20 @@ impl Service {
 
     /// Starts another replica: a further process with the same settings, database and neighbours.
     pub async fn replica(&self) -> Self {
-        let process = Process::start(&self.executable, &self.settings).await;
+        self.replica_with(&[]).await
+    }
+
+    /// Starts another replica with other values of some settings.
+    pub async fn replica_with(&self, others: &[(&str, &str)]) -> Self {
+        let mut settings = self.settings.clone();
+        for (name, value) in others {
+            settings.retain(|(known, _)| known != name);
+            settings.push(((*name).to_owned(), (*value).to_owned()));
+        }
+        let process = Process::start(&self.executable, &settings).await;
         let replica = Self {
             executable: self.executable.clone(),
-            settings: self.settings.clone(),
+            settings,
             api: Arc::new(self.api.moved_to(process.api.clone())),
             process,
             surroundings: self.surroundings.clone(),

@@ -14,7 +14,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
     let mut violations = Vec::new();
     let mut found = |rule, detail| violations.push(Violation { rule, detail });
 
-    let payments = by(&after.payments, |payment| payment.id);
+    let payments = by(&after.payments, |payment| payment.gateway_key);
     for (reference, charges) in by(&ledger.charges, |charge| charge.reference) {
         let taken = charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count();
         if taken > 1 {
@@ -36,8 +36,9 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
             _ if payment.has_taken_money() => ChargeStatus::Succeeded,
             _ => continue,
         };
-        let made =
-            charges.get(&payment.id).is_some_and(|made| made.iter().any(|charge| charge.status == status));
+        let made = charges
+            .get(&payment.gateway_key)
+            .is_some_and(|made| made.iter().any(|charge| charge.status == status));
         if !made {
             found(
                 "a settled payment has its charge",
@@ -46,7 +47,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
         }
     }
 
-    let refunds = by(&after.refunds, |refund| refund.id);
+    let refunds = by(&after.refunds, |refund| refund.gateway_key);
     for (reference, made) in by(&ledger.refunds, |refund| refund.reference) {
         let given = made.iter().filter(|refund| refund.status == RefundStatus::Succeeded).count();
         if given > 1 {
@@ -67,7 +68,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
     let made = by(&ledger.refunds, |refund| refund.reference);
     for refund in before.refunds.iter().filter(|refund| refund.status == "succeeded") {
         let given = made
-            .get(&refund.id)
+            .get(&refund.gateway_key)
             .is_some_and(|made| made.iter().any(|refund| refund.status == RefundStatus::Succeeded));
         if !given {
             found(
@@ -153,7 +154,8 @@ mod tests {
 
     fn payment(status: &str) -> Payment {
         Payment {
-            id: Uuid::from_u128(1),
+            id: Uuid::from_u128(101),
+            gateway_key: Uuid::from_u128(1),
             status: status.to_owned(),
             amount: 4200,
             currency: "EUR".to_owned(),
@@ -174,7 +176,8 @@ mod tests {
 
     fn refund(status: &str) -> Refund {
         Refund {
-            id: Uuid::from_u128(2),
+            id: Uuid::from_u128(102),
+            gateway_key: Uuid::from_u128(2),
             status: status.to_owned(),
             amount: 100,
             gateway_charge_id: Some("ch_1".to_owned()),

@@ -8,7 +8,7 @@
 //! on waiting, and work in flight is counted and never taken for a violation.
 //!
 //! Books of any length are compared in the same memory: page by page, [`PAGE`] payments and refunds in each, since
-//! what is compared has one id on both sides. Of the violations the first [`MOST_VIOLATIONS`] are told, and the others
+//! what is compared has one gateway key on both sides. Of the violations the first [`MOST_VIOLATIONS`] are told, and the others
 //! counted.
 //!
 //! - [`tables`]: the service's side, and the rules that concern it alone
@@ -152,15 +152,15 @@ pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> 
     let mut verdict = Verdict { orders, idempotency_keys, ..Verdict::default() };
     let mut next = Some(Uuid::nil());
     while let Some(from) = next {
-        let ids = from..=tables::end_of_page(&mut connection, from, PAGE).await?;
-        let before = Page::read(&mut connection, &ids).await?;
-        let ledger = read_ledger(&client, gateway, &ids).await?;
-        let after = Page::read(&mut connection, &ids).await?;
+        let keys = from..=tables::end_of_page(&mut connection, from, PAGE).await?;
+        let before = Page::read(&mut connection, &keys).await?;
+        let ledger = read_ledger(&client, gateway, &keys).await?;
+        let after = Page::read(&mut connection, &keys).await?;
         for found in comparison::compare(&before, &ledger, &after) {
             violations.add(found);
         }
         verdict.count(&ledger, &after);
-        next = ids.end().as_u128().checked_add(1).map(Uuid::from_u128);
+        next = keys.end().as_u128().checked_add(1).map(Uuid::from_u128);
     }
     connection.close().await?;
     let Violations { told, untold } = violations;

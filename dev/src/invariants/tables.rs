@@ -16,6 +16,8 @@ const SNAPSHOT: &str = "begin isolation level repeatable read read only";
 #[derive(Debug, Clone, FromRow)]
 pub(super) struct Payment {
     pub(super) id: Uuid,
+    /// Its reference at the gateway.
+    pub(super) gateway_key: Uuid,
     pub(super) status: String,
     pub(super) amount: i64,
     pub(super) currency: String,
@@ -37,6 +39,8 @@ impl Payment {
 #[derive(Debug, Clone, FromRow)]
 pub(super) struct Refund {
     pub(super) id: Uuid,
+    /// Its reference at the gateway.
+    pub(super) gateway_key: Uuid,
     pub(super) status: String,
     pub(super) amount: i64,
     pub(super) gateway_charge_id: Option<String>,
@@ -48,7 +52,7 @@ impl Refund {
     }
 }
 
-/// The payments and refunds with ids in one range, at one moment.
+/// The payments and refunds with gateway keys in one range, at one moment.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Page {
     pub(super) payments: Vec<Payment>,
@@ -58,32 +62,32 @@ pub(super) struct Page {
 impl Page {
     pub(super) async fn read(
         connection: &mut PgConnection,
-        ids: &RangeInclusive<Uuid>,
+        keys: &RangeInclusive<Uuid>,
     ) -> Result<Self, sqlx::Error> {
         let mut snapshot = connection.begin_with(SNAPSHOT).await?;
         let payments = sqlx::query_as(
             "
-            select id, status, amount, currency, gateway_charge_id
+            select id, gateway_key, status, amount, currency, gateway_charge_id
             from payments
-            where id between $1 and $2
-            order by id
+            where gateway_key between $1 and $2
+            order by gateway_key
             ",
         )
-        .bind(ids.start())
-        .bind(ids.end())
+        .bind(keys.start())
+        .bind(keys.end())
         .fetch_all(&mut *snapshot)
         .await?;
         let refunds = sqlx::query_as(
             "
-            select refunds.id, refunds.status, refunds.amount, payments.gateway_charge_id
+            select refunds.id, refunds.gateway_key, refunds.status, refunds.amount, payments.gateway_charge_id
             from refunds
             left join payments on payments.id = refunds.payment_id
-            where refunds.id between $1 and $2
-            order by refunds.id
+            where refunds.gateway_key between $1 and $2
+            order by refunds.gateway_key
             ",
         )
-        .bind(ids.start())
-        .bind(ids.end())
+        .bind(keys.start())
+        .bind(keys.end())
         .fetch_all(&mut *snapshot)
         .await?;
         snapshot.rollback().await?;
@@ -100,9 +104,12 @@ pub(super) async fn end_of_page(
 ) -> Result<Uuid, sqlx::Error> {
     let last = sqlx::query_scalar(
         "
-        select id
-        from (select id from payments where id >= $1 union all select id from refunds where id >= $1) ids
-        order by id
+        select gateway_key
+        from (
+          select gateway_key from payments where gateway_key >= $1
+          union all select gateway_key from refunds where gateway_key >= $1
+        ) keys
+        order by gateway_key
         offset $2
         limit 1
         ",

@@ -18,12 +18,14 @@ use std::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use reqwest::redirect;
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
+use url::Url;
 
-use self::receiver::{Receiver, alertmanager_api, deliver};
+use self::receiver::{Receiver, alertmanager_api, attempt, deliver};
 pub use self::settings::Settings;
 use super::telemetry::correlation;
 
@@ -84,6 +86,9 @@ struct Raised {
     #[serde(serialize_with = "rfc3339")]
     timestamp: DateTime<Utc>,
     metadata: BTreeMap<String, String>,
+    /// The record that the alert is about, where each record has an alert of its own.
+    #[serde(skip)]
+    key: Option<String>,
 }
 
 fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -97,8 +102,15 @@ pub struct Alerts(Arc<Inner>);
 struct Inner {
     repeat_interval: Duration,
     /// `None`: there are no receivers.
-    queue: Option<mpsc::Sender<Message>>,
+    transport: Option<Transport>,
     raised: Arc<Recent>,
+}
+
+/// The receivers, and the two ways to them.
+struct Transport {
+    client: reqwest::Client,
+    receivers: Arc<[Receiver]>,
+    queue: mpsc::Sender<Message>,
 }
 
 enum Message {
@@ -125,18 +137,41 @@ impl Alerts {
             // Until the next one has surely come, and long enough to be seen.
             firing_for: repeat_interval.saturating_mul(2).max(SHORTEST_FIRING),
         });
-        let receivers: Vec<_> = webhook.into_iter().chain(alertmanager).collect();
-        let queue = if receivers.is_empty() {
+        let receivers: Arc<[Receiver]> = webhook.into_iter().chain(alertmanager).collect();
+        let transport = if receivers.is_empty() {
             None
         } else {
             // A POST that is redirected would arrive as a GET.
             let client =
                 reqwest::Client::builder().timeout(TIMEOUT).redirect(redirect::Policy::none()).build()?;
             let (queue, messages) = mpsc::channel(QUEUE);
-            tokio::spawn(send_all(client, receivers, messages, Arc::clone(&raised)));
-            Some(queue)
+            tokio::spawn(send_all(client.clone(), Arc::clone(&receivers), messages, Arc::clone(&raised)));
+            Some(Transport { client, receivers, queue })
         };
-        Ok(Self(Arc::new(Inner { repeat_interval, queue, raised })))
+        Ok(Self(Arc::new(Inner { repeat_interval, transport, raised })))
+    }
+
+    /// Returns whether alerts are sent anywhere.
+    pub fn has_receivers(&self) -> bool {
+        self.0.transport.is_some()
+    }
+
+    /// Sends an alert to each receiver once, and returns whether at least one has accepted it.
+    ///
+    /// For alerts that are stored until then: whoever stores them decides when to send them again. `key` identifies
+    /// the record that the alert is about, so that Alertmanager keeps the alerts of two records apart.
+    pub async fn deliver(&self, alert: Alert, key: &str) -> bool {
+        let Some(transport) = &self.0.transport else { return false };
+        let Alert { severity, title, description, metadata } = alert;
+        let key = Some(key.to_owned());
+        let raised = Raised { severity, title, description, timestamp: Utc::now(), metadata, key };
+        let accepted = send(&transport.receivers, &raised, |receiver, url, body| {
+            let client = transport.client.clone();
+            async move { attempt(&client, receiver, url, &body).await.is_accepted() }
+        })
+        .await;
+        count_sent(accepted, transport.receivers.len());
+        accepted > 0
     }
 
     /// Raises an alert: never waits, never fails. It carries the present correlation id.
@@ -157,8 +192,8 @@ impl Alerts {
             Severity::Warning => tracing::warn!(title, ?metadata, "alert: {description}"),
             Severity::Info => tracing::info!(title, ?metadata, "alert: {description}"),
         }
-        let Some(queue) = &self.0.queue else { return };
-        let raised = Raised { severity, title, description, timestamp: Utc::now(), metadata };
+        let Some(Transport { queue, .. }) = &self.0.transport else { return };
+        let raised = Raised { severity, title, description, timestamp: Utc::now(), metadata, key: None };
         if queue.try_send(Message::Alert(raised)).is_err() {
             self.0.raised.forget(&key);
             SENT.with_label_values(&[DROPPED]).inc();
@@ -168,7 +203,7 @@ impl Alerts {
 
     /// Waits until everything that was raised before is sent or given up: whether that was so at the deadline.
     pub async fn flush(&self, deadline: Instant) -> bool {
-        let Some(queue) = &self.0.queue else { return true };
+        let Some(Transport { queue, .. }) = &self.0.transport else { return true };
         let (tell, told) = oneshot::channel();
         let flushed = async { queue.send(Message::Flush(tell)).await.is_ok() && told.await.is_ok() };
         timeout_at(deadline, flushed).await.unwrap_or(false)
@@ -206,18 +241,19 @@ impl Recent {
 /// Sends one alert after the other, and each to all receivers side by side.
 async fn send_all(
     client: reqwest::Client,
-    receivers: Vec<Receiver>,
+    receivers: Arc<[Receiver]>,
     mut messages: mpsc::Receiver<Message>,
     recent: Arc<Recent>,
 ) {
-    let receivers: Arc<[Receiver]> = receivers.into();
     while let Some(message) = messages.recv().await {
         match message {
             Message::Alert(alert) => {
-                let taken = send(&client, &receivers, &alert).await;
-                let outcome = if taken == receivers.len() { SENT_TO_ALL } else { FAILED };
-                SENT.with_label_values(&[outcome]).inc();
-                if taken == 0 {
+                let accepted = send(&receivers, &alert, |receiver, url, body| {
+                    deliver(client.clone(), receiver, url, body)
+                })
+                .await;
+                count_sent(accepted, receivers.len());
+                if accepted == 0 {
                     recent.forget(&(alert.severity, alert.title));
                 }
             }
@@ -228,20 +264,28 @@ async fn send_all(
     }
 }
 
-/// How many receivers took it.
-async fn send(client: &reqwest::Client, receivers: &[Receiver], alert: &Raised) -> usize {
+fn count_sent(accepted: usize, receivers: usize) {
+    SENT.with_label_values(&[if accepted == receivers { SENT_TO_ALL } else { FAILED }]).inc();
+}
+
+/// Returns how many receivers accepted the alert.
+async fn send<F>(
+    receivers: &[Receiver],
+    alert: &Raised,
+    deliver: impl Fn(&'static str, Url, Value) -> F,
+) -> usize
+where
+    F: Future<Output = bool> + Send + 'static,
+{
     let deliveries: Vec<_> = receivers
         .iter()
-        .map(|receiver| {
-            let (url, body) = (receiver.url().clone(), receiver.body(alert));
-            tokio::spawn(deliver(client.clone(), receiver.name(), url, body))
-        })
+        .map(|receiver| tokio::spawn(deliver(receiver.name(), receiver.url().clone(), receiver.body(alert))))
         .collect();
-    let mut taken = 0;
+    let mut accepted = 0;
     for delivery in deliveries {
-        taken += usize::from(delivery.await.unwrap_or(false));
+        accepted += usize::from(delivery.await.unwrap_or(false));
     }
-    taken
+    accepted
 }
 
 #[cfg(test)]

@@ -15,34 +15,58 @@ const ATTEMPTS: u32 = 5;
 
 const BETWEEN_ATTEMPTS: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
 
-/// Sends it to one receiver, again and again while that may help: whether it was taken.
+/// The result of one attempt at a receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    Accepted,
+    /// The receiver refused the alert: another attempt would be refused, too.
+    Refused,
+    /// Another attempt may succeed.
+    Failed,
+}
+
+impl Attempt {
+    pub(super) fn is_accepted(self) -> bool {
+        self == Self::Accepted
+    }
+}
+
+/// Sends an alert to one receiver, with retries while they may help. Returns whether the receiver accepted it.
 pub(super) async fn deliver(client: reqwest::Client, receiver: &'static str, url: Url, body: Value) -> bool {
-    for attempt in 0..ATTEMPTS {
-        if attempt > 0 {
-            sleep(BETWEEN_ATTEMPTS.pause(attempt - 1)).await;
+    for retry in 0..ATTEMPTS {
+        if retry > 0 {
+            sleep(BETWEEN_ATTEMPTS.pause(retry - 1)).await;
         }
-        match client.post(url.clone()).json(&body).send().await {
-            Ok(response) if response.status().is_success() => return true,
-            Ok(response) => {
-                let status = response.status();
-                tracing::warn!(receiver, attempt, status = status.as_u16(), "alert was not taken");
-                if !may_pass(status) {
-                    return false;
-                }
-            }
-            Err(error) => {
-                // Its address may be a secret: that is how many webhooks know their senders.
-                let error = error.without_url();
-                tracing::warn!(
-                    receiver,
-                    attempt,
-                    error = &error as &dyn std::error::Error,
-                    "alert was not taken"
-                );
-            }
+        match attempt(&client, receiver, url.clone(), &body).await {
+            Attempt::Accepted => return true,
+            Attempt::Refused => return false,
+            Attempt::Failed => {}
         }
     }
     false
+}
+
+/// Sends an alert to one receiver once.
+pub(super) async fn attempt(
+    client: &reqwest::Client,
+    receiver: &'static str,
+    url: Url,
+    body: &Value,
+) -> Attempt {
+    match client.post(url).json(body).send().await {
+        Ok(response) if response.status().is_success() => Attempt::Accepted,
+        Ok(response) => {
+            let status = response.status();
+            tracing::warn!(receiver, status = status.as_u16(), "alert was not accepted");
+            if may_pass(status) { Attempt::Failed } else { Attempt::Refused }
+        }
+        Err(error) => {
+            // Its address may be a secret: that is how many webhooks know their senders.
+            let error = error.without_url();
+            tracing::warn!(receiver, error = &error as &dyn std::error::Error, "alert was not accepted");
+            Attempt::Failed
+        }
+    }
 }
 
 fn may_pass(status: StatusCode) -> bool {
@@ -80,9 +104,14 @@ impl Receiver {
                 let firing_for = TimeDelta::from_std(*firing_for).unwrap_or(TimeDelta::MAX);
                 let ends_at =
                     alert.timestamp.checked_add_signed(firing_for).unwrap_or(DateTime::<Utc>::MAX_UTC);
-                // Labels tell alerts apart, so only what is the same each time is one.
+                // Alertmanager merges alerts with equal labels, so only what is the same each time is one.
+                let mut labels =
+                    json!({ "alertname": alert.title, "severity": alert.severity, "service": service });
+                if let (Some(labels), Some(key)) = (labels.as_object_mut(), &alert.key) {
+                    labels.insert("record".to_owned(), key.as_str().into());
+                }
                 json!([{
-                    "labels": { "alertname": alert.title, "severity": alert.severity, "service": service },
+                    "labels": labels,
                     "annotations": annotations,
                     "startsAt": alert.timestamp,
                     "endsAt": ends_at,

@@ -41,6 +41,7 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 pub struct Database {
     pool: pool::Pool,
     acquire_timeout: Duration,
+    statement_timeout: Duration,
 }
 
 /// Why the database could not be had at start.
@@ -76,7 +77,11 @@ impl Database {
         let max_connections = settings.max_connections.get();
         let options = settings.url.clone().application_name(application_name);
         let pool = pool::new(options, max_connections.try_into().unwrap_or(usize::MAX));
-        let database = Self { pool, acquire_timeout: settings.acquire_timeout };
+        let database = Self {
+            pool,
+            acquire_timeout: settings.acquire_timeout,
+            statement_timeout: settings.statement_timeout,
+        };
         observe::remember_server(&settings.url);
         connection::expect_answers_within(settings.statement_timeout);
         metrics::watch_pool(database.clone());
@@ -146,6 +151,11 @@ impl Database {
         answered(sqlx::Connection::ping(&mut *connection)).await?;
         connection.release();
         Ok(())
+    }
+
+    /// Returns how long a statement may run at most.
+    pub fn statement_timeout(&self) -> Duration {
+        self.statement_timeout
     }
 
     /// How the pool's connections are used.

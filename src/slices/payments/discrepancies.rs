@@ -1,42 +1,87 @@
-//! Discrepancies: what the gateway says and what we have do not fit. Nothing is settled by one, and a person is called.
+//! Discrepancies: what the gateway reports and what is stored do not fit. Nothing is settled by one.
 //!
-//! Recovery asks again every few seconds and finds the same each time, so each discrepancy of a payment is written
-//! down, logged and told **once**: a trail that is full of one mistake hides the next, and so does a pager.
+//! Recovery polls every few seconds and finds the same discrepancy each time, so each is stored, audited and logged
+//! **once**: an audit log that is full of one mistake hides the next.
+//!
+//! The alert is sent from the table until a receiver accepts it, because an alert that was only in memory would be lost
+//! by a crash after the commit or by a receiver that is down. Each record has its own alert. A discrepancy stays open,
+//! and is counted in `payment_discrepancies_open`, until a person closes it with a reason.
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 use platform::{
     alerts::{Alert, Severity},
     audit::{self, Event, EventResult, EventType, Recorded},
+    database::{Database, observe},
     http::problem::Problem,
+    telemetry::correlation,
 };
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::{Payments, store};
+use super::{Payments, store::interval};
+
+/// The discrepancy of a payment or refund that has had no outcome for `PAYMENT_PARK_AFTER_SECONDS`. Its settlement
+/// closes it.
+pub(super) const OUTCOME_UNKNOWN: &str = "outcome unknown";
+
+/// The longest text of the gateway that is stored, in characters.
+const MAX_TEXT: usize = 500;
+
+/// The alerts that one replica sends at once.
+const ALERT_BATCH: i64 = 16;
+
+/// The time after which an alert that no receiver has accepted is sent again. Longer than one attempt takes.
+const ALERT_RETRY_INTERVAL: Duration = Duration::from_secs(20);
 
 /// What does not fit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Discrepancy<'a> {
-    /// The table of the record that the gateway speaks of.
+    /// The table of the record.
     pub(super) resource: &'static str,
-    /// Its id.
-    pub(super) id: Uuid,
+    /// The record's id; the gateway's reference where there is no such record; `None` without a usable reference.
+    pub(super) id: Option<Uuid>,
     /// In a word or two; it is in the alert's title.
     pub(super) what: &'static str,
-    /// The gateway's word.
+    /// What the gateway reports.
     pub(super) gateway_says: &'a str,
-    /// Ours.
+    /// What is stored.
     pub(super) we_say: &'a str,
 }
 
 impl Discrepancy<'_> {
-    /// The same for whatever is the same discrepancy. How we stand is no part of it: that changes meanwhile.
-    fn digest(&self) -> [u8; 32] {
-        let hash = Sha256::new().chain_update(self.what).chain_update([0]).chain_update(self.gateway_says);
-        hash.finalize().into()
+    /// The same for every occurrence of a discrepancy. The stored state is no part of it, because it changes meanwhile.
+    fn digest(&self, gateway_says: &str) -> [u8; 32] {
+        let id = self.id.unwrap_or_default();
+        Sha256::new()
+            .chain_update(self.resource)
+            .chain_update([0])
+            .chain_update(id)
+            .chain_update(self.what)
+            .chain_update([0])
+            .chain_update(gateway_says)
+            .finalize()
+            .into()
     }
 }
 
-/// Writes a discrepancy down within a transaction, unless that was done before. `None` if it was.
+/// A text of the gateway in a form that PostgreSQL stores: bounded, and without control characters. PostgreSQL refuses
+/// a NUL in a text, so one NUL from the gateway would otherwise be a 500.
+fn printable(text: &str) -> String {
+    let mut printable = String::new();
+    for character in text.chars().take(MAX_TEXT) {
+        if character.is_control() {
+            printable.extend(character.escape_default());
+        } else {
+            printable.push(character);
+        }
+    }
+    printable
+}
+
+/// Records a discrepancy within a transaction. `None` if it has been recorded before.
 ///
 /// # Errors
 /// The statements'.
@@ -44,14 +89,32 @@ pub(super) async fn record(
     connection: &mut PgConnection,
     found: &Discrepancy<'_>,
 ) -> Result<Option<Recorded>, Problem> {
-    let Discrepancy { resource, id, what, gateway_says, we_say } = *found;
-    if !store::remember_discrepancy(connection, id, &found.digest()).await? {
-        tracing::debug!(resource, %id, what, "the gateway's word and ours still do not fit");
+    let Discrepancy { resource, id, what, we_say, .. } = *found;
+    let gateway_says = printable(found.gateway_says);
+    let (digest, correlation_id) = (found.digest(&gateway_says), correlation::current_id());
+    let statement = sqlx::query!(
+        r#"
+        insert into discrepancies (id, resource, record_id, what, gateway_says, we_say, digest, correlation_id)
+        values ($1, $2, $3, $4, $5, $6, $7, $8)
+        on conflict do nothing
+        "#,
+        Uuid::now_v7(),
+        resource,
+        id,
+        what,
+        gateway_says,
+        we_say,
+        &digest,
+        correlation_id.as_str(),
+    );
+    let inserted = observe("discrepancies.insert", statement.execute(&mut *connection)).await?;
+    if inserted.rows_affected() == 0 {
+        tracing::debug!(resource, ?id, what, "found a recorded discrepancy again");
         return Ok(None);
     }
-    tracing::error!(resource, %id, what, gateway_says, we_say, "the gateway's word and ours do not fit");
+    tracing::error!(resource, ?id, what, gateway_says, we_say, "recorded a discrepancy with the gateway");
     let event = Event::new(EventType::DataChange, resource, "discrepancy", EventResult::Failure)
-        .records([id])
+        .records(id)
         .with("what", what)
         .with("gateway_says", gateway_says)
         .with("we_say", we_say);
@@ -59,17 +122,20 @@ pub(super) async fn record(
 }
 
 impl Payments {
-    /// Writes a discrepancy down in a transaction of its own, and calls a person if it is a new one.
-    async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), Problem> {
-        let written = self.write_down(found).await;
-        // What cannot be written down is told all the same.
-        if !matches!(written, Ok(false)) {
-            self.alert_discrepancy(found.resource, found.id, found.what);
-        }
-        written.map(drop)
+    /// Records a discrepancy in a transaction of its own, and alerts if it is a new one.
+    pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), Problem> {
+        let mut transaction = self.0.database.begin().await?;
+        let Some(recorded) = record(&mut transaction, found).await? else {
+            transaction.rollback().await?;
+            return Ok(());
+        };
+        transaction.commit().await?;
+        recorded.committed();
+        self.alert_discrepancies();
+        Ok(())
     }
 
-    /// A discrepancy of a payment or refund whose outcome we do not know.
+    /// Records a discrepancy of a payment or refund without an outcome.
     pub(super) async fn mismatch(
         &self,
         resource: &'static str,
@@ -77,30 +143,204 @@ impl Payments {
         what: &'static str,
         gateway_says: &str,
     ) -> Result<(), Problem> {
-        self.discrepancy(&Discrepancy { resource, id, what, gateway_says, we_say: "processing" }).await
+        let found = Discrepancy { resource, id: Some(id), what, gateway_says, we_say: "processing" };
+        self.discrepancy(&found).await
     }
 
-    /// Whether it was new.
-    async fn write_down(&self, found: &Discrepancy<'_>) -> Result<bool, Problem> {
-        let mut transaction = self.0.database.begin().await?;
-        let Some(recorded) = record(&mut transaction, found).await? else {
-            transaction.rollback().await?;
-            return Ok(false);
+    /// Sends the alerts that no receiver has accepted yet, in a task of its own: a receiver that is down must not
+    /// delay a payment.
+    pub(super) fn alert_discrepancies(&self) {
+        if self.0.alerts.has_receivers() {
+            let payments = self.clone();
+            drop(self.0.tracked.run(async move {
+                if let Err(error) = payments.send_alerts().await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "failed to send the alerts of discrepancies; recovery retries it");
+                }
+            }));
+        }
+    }
+
+    async fn send_alerts(&self) -> Result<(), sqlx::Error> {
+        let mut sending = JoinSet::<Result<(), sqlx::Error>>::new();
+        for unalerted in lease_alerts(&self.0.database).await? {
+            let payments = self.clone();
+            sending.spawn(async move {
+                let id = unalerted.id;
+                if payments.0.alerts.deliver(alert(unalerted), &id.to_string()).await {
+                    alert_accepted(&payments.0.database, id).await?;
+                }
+                Ok(())
+            });
+        }
+        while let Some(sent) = sending.join_next().await {
+            sent.unwrap_or(Ok(()))?;
+        }
+        Ok(())
+    }
+}
+
+fn alert(unalerted: Unalerted) -> Alert {
+    let Unalerted { id, resource, record_id, what, correlation_id } = unalerted;
+    let (title, description) = if what == OUTCOME_UNKNOWN {
+        (
+            format!("A {} is parked", resource.strip_suffix('s').unwrap_or(&resource)),
+            "It needs review: it has had no certain outcome at the payment gateway for too long. Recovery goes on polling the gateway, and never guesses.",
+        )
+    } else {
+        (
+            format!("Payment discrepancy: {what}"),
+            "What the payment gateway reports does not fit what the service has stored. Nothing was settled by it. Close the discrepancy with `payments discrepancy close` once it is explained.",
+        )
+    };
+    let metadata = [
+        ("resource", Some(resource)),
+        ("id", record_id.map(|id| id.to_string())),
+        ("discrepancy_id", Some(id.to_string())),
+        ("correlation_id", correlation_id),
+        ("action", Some("reconcile".to_owned())),
+    ];
+    let metadata = metadata.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    Alert { severity: Severity::Critical, title, description: description.to_owned(), metadata }
+}
+
+/// A discrepancy whose alert no receiver has accepted.
+struct Unalerted {
+    id: Uuid,
+    resource: String,
+    record_id: Option<Uuid>,
+    what: String,
+    correlation_id: Option<String>,
+}
+
+/// Leases alerts that are due, so that no other replica sends them at the same time.
+async fn lease_alerts(database: &Database) -> Result<Vec<Unalerted>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        Unalerted,
+        r#"
+        update discrepancies
+        set alert_due_at = clock_timestamp() + $1::interval
+        where id in (
+          select id
+          from discrepancies
+          where alert_due_at <= clock_timestamp()
+          order by alert_due_at
+          limit $2
+          for update skip locked
+        )
+        returning id, resource, record_id, what, correlation_id
+        "#,
+        interval(ALERT_RETRY_INTERVAL),
+        ALERT_BATCH,
+    );
+    let mut connection = database.acquire().await?;
+    let due = observe("discrepancies.lease", statement.fetch_all(&mut *connection)).await?;
+    connection.release();
+    Ok(due)
+}
+
+async fn alert_accepted(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query!("update discrepancies set alert_due_at = null where id = $1", id);
+    let mut connection = database.acquire().await?;
+    observe("discrepancies.update", statement.execute(&mut *connection)).await?;
+    connection.release();
+    Ok(())
+}
+
+/// A discrepancy that nobody has closed, for the command line.
+#[derive(Debug)]
+pub struct OpenDiscrepancy {
+    /// Its id.
+    pub id: Uuid,
+    /// `payments` or `refunds`.
+    pub resource: String,
+    /// The payment or refund, or the gateway's reference.
+    pub record_id: Option<Uuid>,
+    /// What does not fit.
+    pub what: String,
+    /// What the gateway reports.
+    pub gateway_says: String,
+    /// What was stored when it was found.
+    pub we_say: String,
+    /// When it was found.
+    pub recorded_at: DateTime<Utc>,
+}
+
+/// Lists the discrepancies that nobody has closed, oldest first.
+///
+/// # Errors
+/// The statement's.
+pub async fn open_discrepancies(database: &Database) -> Result<Vec<OpenDiscrepancy>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        OpenDiscrepancy,
+        r#"
+        select id, resource, record_id, what, gateway_says, we_say, recorded_at
+        from discrepancies
+        where closed_at is null
+        order by recorded_at, id
+        "#
+    );
+    let mut connection = database.acquire().await?;
+    observe("discrepancies.list", statement.fetch_all(&mut *connection)).await
+}
+
+/// Closes an open discrepancy, with its audit event. Returns whether there was one.
+///
+/// # Errors
+/// The statements'. Nothing is closed then.
+pub async fn close_discrepancy(database: &Database, id: Uuid, reason: &str) -> Result<bool, sqlx::Error> {
+    let mut transaction = database.begin().await?;
+    let statement = sqlx::query!(
+        r#"
+        update discrepancies
+        set closed_at = now(), closed_reason = $2, alert_due_at = null
+        where id = $1 and closed_at is null
+        returning resource, record_id, what
+        "#,
+        id,
+        reason,
+    );
+    let closed = observe("discrepancies.close", statement.fetch_optional(&mut *transaction)).await?;
+    let Some(closed) = closed else {
+        transaction.rollback().await?;
+        return Ok(false);
+    };
+    let event = Event::change("discrepancies", "close")
+        .records([id])
+        .with("resource", closed.resource)
+        .with("record_id", closed.record_id.map(|id| id.to_string()))
+        .with("what", closed.what)
+        .with("reason", reason);
+    let recorded = audit::record_with(&mut transaction, event).await?;
+    transaction.commit().await?;
+    recorded.committed();
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_gateway_reports_is_stored_without_control_characters_and_bounded() {
+        assert_eq!(printable("ch_\u{0}1\n"), "ch_\\u{0}1\\n");
+        assert_eq!(printable(&"\u{e4}".repeat(1000)), "\u{e4}".repeat(MAX_TEXT));
+    }
+
+    #[test]
+    fn a_discrepancy_of_another_record_or_report_is_another_one() {
+        let found = Discrepancy {
+            resource: "payments",
+            id: Some(Uuid::from_u128(1)),
+            what: "amount",
+            gateway_says: "",
+            we_say: "processing",
         };
-        transaction.commit().await?;
-        recorded.committed();
-        Ok(true)
-    }
-
-    /// Calls a person about a discrepancy.
-    pub(super) fn alert_discrepancy(&self, resource: &'static str, id: Uuid, what: &'static str) {
-        self.0.alerts.raise(Alert {
-            severity: Severity::Critical,
-            title: format!("Payment discrepancy: {what}"),
-            description: "What the payment gateway says and what the service has stored do not fit. Nothing was settled by it.".to_owned(),
-            metadata: [("resource", resource.to_owned()), ("id", id.to_string()), ("action", "reconcile".to_owned())]
-                .map(|(key, value)| (key.to_owned(), value))
-                .into(),
-        });
+        let digest = found.digest("ch_1");
+        assert_eq!(Discrepancy { we_say: "failed", ..found }.digest("ch_1"), digest);
+        assert_ne!(found.digest("ch_2"), digest);
+        assert_ne!(Discrepancy { id: None, ..found }.digest("ch_1"), digest);
+        assert_ne!(Discrepancy { what: "currency", ..found }.digest("ch_1"), digest);
+        assert_ne!(Discrepancy { resource: "refunds", ..found }.digest("ch_1"), digest);
     }
 }

@@ -14,4 +14,6 @@ platform::metrics! {
     pub(super) static OLDEST_PROCESSING: gauge = "payment_oldest_processing_seconds";
     /// Payments and refunds that need review by an operator.
     pub(super) static PAYMENTS_PARKED: gauge = "payments_parked";
+    /// Discrepancies with the gateway that are not closed.
+    pub(super) static DISCREPANCIES_OPEN: gauge = "payment_discrepancies_open";
 }

@@ -1,17 +1,21 @@
 //! Payments and refunds: money is taken once, given back once, and never lost track of.
 //!
-//! The rules, each of which closes a hole through which others have charged twice:
+//! The rules, each of which prevents a double charge that others have made:
 //! - A payment is stored as `processing`, with the exact request, **before** the gateway is called. It leaves that
 //!   state only by something certain; a timeout is not certain.
-//! - Its id is the idempotency key at the gateway: asking again never charges again.
+//! - Its idempotency key at the gateway is derived from what the client repeats ([`gateway_key`]): a retry never
+//!   charges again, even if the database has lost the payment.
 //! - No transaction and no row lock is open while the gateway is being called.
 //! - Everything that learns of an outcome (the caller's request, recovery, a webhook) goes through one function,
 //!   [`settlement`], whose guarded update lets one of them win; the others read again.
 //! - Locks are taken in one order: the order's row, the payment's, the refund's.
+pub mod commands;
 mod discrepancies;
 mod gateway;
+mod gateway_key;
 mod metrics;
 mod model;
+mod operator;
 mod paying;
 mod problems;
 mod recovery;
@@ -33,7 +37,9 @@ use platform::{
 use secrecy::ExposeSecret;
 use serde_json::json;
 
+use self::discrepancies::{close_discrepancy, open_discrepancies};
 use self::gateway::{Gateway, GatewayError};
+use self::operator::{Ended, end_without_money};
 pub use self::problems::KINDS as PROBLEM_KINDS;
 pub use self::routes::routes;
 pub use self::settings::Settings;
@@ -54,8 +60,9 @@ struct Inner {
     alerts: Alerts,
     /// Where work that moves money is finished although its caller has left.
     tracked: Tracked,
-    webhook: standardwebhooks::Webhook,
-    /// How long one attempt to learn an outcome has the payment to itself.
+    /// One for each secret: there are several while the secret is rotated.
+    webhooks: Vec<standardwebhooks::Webhook>,
+    /// How long one replica has a payment or refund to itself.
     lease: std::time::Duration,
     recovery_interval: std::time::Duration,
     park_after: std::time::Duration,
@@ -90,8 +97,8 @@ impl Payments {
             gateway: Gateway::new(settings, alerts, max_waiting)?,
             alerts: alerts.clone(),
             tracked: tracked.clone(),
-            webhook: standardwebhooks::Webhook::new(settings.webhook_secret.expose_secret())?,
-            lease: settings.lease(),
+            webhooks: settings.webhooks()?,
+            lease: settings.lease(database.statement_timeout()),
             recovery_interval: settings.recovery_interval,
             park_after: settings.park_after,
         })))

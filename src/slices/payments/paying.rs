@@ -1,10 +1,10 @@
 //! Paying an order: two transactions around one foreign call (after Brandur Leach's "atomic phases").
 //!
 //! 1. One statement: the key is claimed, the order taken, the payment stored as `processing` with its first lease.
-//! 2. The gateway is called, by the payment's id, again where that may help and there is time.
-//! 3. One transaction: what is certain is settled, and the answer stored.
+//! 2. The gateway is called under the payment's gateway key, with retries where they may help and there is time.
+//! 3. One transaction: what is certain is settled, and the response stored.
 //!
-//! Where 2 has no certain end, the payment stays `processing`, the caller is told so (202), and recovery goes on.
+//! Without a certain outcome of 2 the payment stays `processing`, the response is 202, and recovery takes over.
 //! From 1 on the work runs in a task of its own: a client that leaves, or a deadline, does not abandon a charge.
 use axum::http::StatusCode;
 use platform::{
@@ -24,23 +24,24 @@ use uuid::Uuid;
 use super::{
     Payments,
     gateway::{Admission, Charge, Sent, Unknown},
+    gateway_key::GatewayKey,
     metrics::PAYMENT_FAILURES,
     model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
     store::{self, Begin},
 };
 use crate::slices::orders::{self, OrderStatus, Payable};
 
-/// The body of a charge. Its fields are written in this order, and the text is stored: sent again, it is the same.
+/// The body of a charge. Its fields are written in this order, and the text is stored: a resend has the same bytes.
 #[derive(Serialize)]
 struct ChargeRequest<'a> {
     amount: i64,
     currency: &'a str,
     payment_method: &'a str,
-    reference: Uuid,
+    reference: GatewayKey,
 }
 
 impl Payments {
-    /// Pays an order, or answers what an earlier request under the same key came to.
+    /// Pays an order, or replays an earlier request with the same key.
     pub(super) async fn pay(
         &self,
         caller: Caller,
@@ -62,7 +63,7 @@ impl Payments {
         };
         let new = request.body?;
         if let Some(conflict) = why_not_payable(&order) {
-            return Err(conflict);
+            return self.existing_payment(GatewayKey::derive(&claim)).await?.ok_or(conflict);
         }
         let admission = self.0.gateway.admit().map_err(|refusal| {
             Problem::unavailable(refusal.retry_after_seconds())
@@ -74,7 +75,8 @@ impl Payments {
         finish_by(deadline, work, has_begun, created).await
     }
 
-    /// What an earlier request under the same key came to: its answer, or the present state.
+    /// Replays an earlier request with the same key: returns the stored response, or the payment's current state while
+    /// none is stored.
     async fn replay(&self, previous: Previous) -> Result<Replayable, Problem> {
         if let Some(answer) = previous.answer {
             return Ok(answer.at(location(previous.resource_id)));
@@ -84,6 +86,15 @@ impl Payments {
         connection.release();
         let found = found.ok_or_else(Problem::not_found)?;
         Ok(created(&found.payment)?.replayed())
+    }
+
+    /// The current state of the payment that an earlier request began under this gateway key. Clients use a key again
+    /// after its 24 hours, when its response is deleted: that must not begin a second payment.
+    async fn existing_payment(&self, key: GatewayKey) -> Result<Option<Replayable>, Problem> {
+        let mut connection = self.0.database.acquire().await?;
+        let found = store::find_by_gateway_key(&mut connection, key).await?;
+        connection.release();
+        found.map(|found| Ok(created(&found.payment)?.replayed())).transpose()
     }
 
     async fn begin_and_charge(
@@ -96,18 +107,19 @@ impl Payments {
         begun: oneshot::Sender<Payment>,
     ) -> Result<Replayable, Problem> {
         let Admission { permit, slot: _until_the_end } = admission;
-        let id = Uuid::now_v7();
+        let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
         let body = ChargeRequest {
             amount: order.total_amount,
             currency: &order.currency,
             payment_method: &new.payment_method,
-            reference: id,
+            reference: gateway_key,
         };
         let gateway_request = serde_json::to_string(&body).map_err(|error| Problem::internal(&error))?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
         let start = Begin {
             id,
             order_id,
+            gateway_key,
             amount: order.total_amount,
             currency: &order.currency,
             gateway_request: &gateway_request,
@@ -118,86 +130,105 @@ impl Payments {
         };
         crash::point("payment.beginning");
         let Some(payment) = store::begin_payment(&self.0.database, &start).await? else {
-            return self.lost_the_race(order_id, &claim).await;
+            return self.not_begun(order_id, gateway_key, &claim).await;
         };
         crash::point("payment.begun");
-        // Nobody listens any more if the deadline has passed; the work goes on all the same.
+        // The receiver is gone if the deadline has passed; the work goes on all the same.
         let _deadline_passed = begun.send(payment.clone());
-        let payment = self.charge(payment, &gateway_request, permit).await?;
+        let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
         created(&payment)
     }
 
-    /// Between looking at the order and taking it, a twin of this request or another payment took it.
-    async fn lost_the_race(&self, order_id: Uuid, claim: &Claim) -> Result<Replayable, Problem> {
+    /// Between reading the order and taking it, a concurrent duplicate or another payment took it; or the key was used
+    /// so long ago that its response is deleted.
+    async fn not_begun(
+        &self,
+        order_id: Uuid,
+        gateway_key: GatewayKey,
+        claim: &Claim,
+    ) -> Result<Replayable, Problem> {
         let mut connection = self.0.database.acquire().await?;
         if let Some(previous) = idempotency::previous(&mut connection, claim).await? {
             connection.release();
             return self.replay(previous).await;
         }
+        connection.release();
+        if let Some(existing) = self.existing_payment(gateway_key).await? {
+            return Ok(existing);
+        }
         tracing::info!(%order_id, "another request took the order first");
         Err(Problem::conflict("The order was paid, cancelled, or is being paid by another request."))
     }
 
-    /// Calls the gateway until something is certain or the time of one request is over.
+    /// Calls the gateway until the outcome is certain or the time of one request is over.
     async fn charge(
         &self,
         payment: Payment,
+        gateway_key: GatewayKey,
         gateway_request: &str,
         permit: Permit,
     ) -> Result<Payment, Problem> {
         let until = Instant::now() + self.0.gateway.timeout();
-        let mut attempts = 1;
+        let mut calls = 1;
         let mut permit = permit;
         loop {
-            let unknown = match self.0.gateway.charge(payment.id, gateway_request, permit, until).await {
+            let unknown = match self.0.gateway.charge(gateway_key, gateway_request, permit, until).await {
                 Sent::Made(answer) => {
                     crash::point("payment.answered");
-                    let judge =
-                        |charge: &Charge| judge_charge(payment.id, payment.amount, &payment.currency, charge);
+                    let judge = |charge: &Charge| {
+                        judge_charge(gateway_key, payment.amount, &payment.currency, charge)
+                    };
                     match answer.judge(judge) {
-                        (_, Ok(settlement)) => {
-                            return self.settle(payment.id, payment.order_id, settlement).await;
-                        }
+                        (_, Ok(settlement)) => break self.settle_or_leave(payment, settlement).await,
                         (charge, Err(Mismatch(what))) => {
                             self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
                             break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                         }
                     }
                 }
-                // The answer to the only request that was ever sent: nothing was charged.
-                Sent::Refused(status) if attempts == 1 => {
-                    tracing::warn!(%status, "the gateway refused the charge");
-                    let settlement = Settlement::Failed { reason: FailureReason::GatewayRejected };
-                    return self.settle(payment.id, payment.order_id, settlement).await;
-                }
                 Sent::Refused(status) => {
-                    tracing::warn!(%status, attempts, "the gateway refused the charge after an attempt that it has not answered");
-                    break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
+                    tracing::warn!(%status, calls, "the gateway rejected the charge");
+                    break self.settle_or_leave(payment, Settlement::Rejected).await;
                 }
                 Sent::Conflict => {
                     self.mismatch("payments", payment.id, "idempotency conflict", "409").await?;
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
+                Sent::Unknown(Unknown::Unreadable(why)) => {
+                    self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                    break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
+                }
                 Sent::Unknown(unknown) => unknown,
             };
+            if unknown.was_not_sent() {
+                store::uncount_attempt(&self.0.database, payment.id).await?;
+            }
             let reason = reason_of(&unknown);
-            let pause = self.0.gateway.pause_before_retry(attempts, &unknown);
-            let Some(pause) = pause.filter(|pause| Instant::now() + *pause < until) else {
-                break self.leave_to_recovery(payment, reason).await;
-            };
+            let pause = self.0.gateway.pause_before_retry(calls, &unknown);
+            let pause = pause.filter(|pause| *pause < until.saturating_duration_since(Instant::now()));
+            let Some(pause) = pause else { break self.leave_to_recovery(payment, reason).await };
             tokio::time::sleep(pause).await;
             let Ok(next) = self.0.gateway.breaker().acquire() else {
                 break self.leave_to_recovery(payment, reason).await;
             };
-            match store::count_attempt(&self.0.database, payment.id).await? {
-                Some(count) => (attempts, permit) = (count, next),
+            if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
                 // A webhook was faster.
-                None => break self.present(payment.id).await,
+                break self.present(payment.id).await;
             }
+            (calls, permit) = (calls + 1, next);
         }
     }
 
-    /// Lets recovery and later repetitions of the request go on from here.
+    /// Settles the payment, or leaves it to recovery if a guard refuses the settlement.
+    async fn settle_or_leave(&self, payment: Payment, settlement: Settlement) -> Result<Payment, Problem> {
+        let payment = self.settle(payment.id, payment.order_id, settlement).await?;
+        if payment.status == PaymentStatus::Processing {
+            return self.leave_to_recovery(payment, FailureReason::GatewayError).await;
+        }
+        Ok(payment)
+    }
+
+    /// Lets recovery take over, and retries of the request read the current state.
     async fn leave_to_recovery(&self, payment: Payment, reason: FailureReason) -> Result<Payment, Problem> {
         PAYMENT_FAILURES.with_label_values(&[reason.as_str()]).inc();
         store::release_payment(&self.0.database, payment.id, self.0.recovery_interval, false).await?;
@@ -226,12 +257,9 @@ fn why_not_payable(order: &Payable) -> Option<Problem> {
     Some(Problem::conflict(detail))
 }
 
-/// What a call without a certain outcome counts as.
-pub(super) fn reason_of(unknown: &Unknown) -> FailureReason {
-    match unknown {
-        Unknown::TimedOut => FailureReason::GatewayTimeout,
-        _ => FailureReason::GatewayError,
-    }
+/// The failure reason that a call without a certain outcome is counted under.
+fn reason_of(unknown: &Unknown) -> FailureReason {
+    if unknown.is_timeout() { FailureReason::GatewayTimeout } else { FailureReason::GatewayError }
 }
 
 fn location(id: Uuid) -> String {

@@ -1,12 +1,11 @@
-//! Recovery: goes on asking for every outcome that is not known, until it is.
+//! Recovery: polls the gateway for every unknown outcome until it is known.
 //!
-//! Any number of replicas may run it: a lease, taken by a committed update, keeps them from asking for the same
-//! payment together. It spreads the work and nothing more; that a payment is charged once rests on the gateway's
-//! idempotency key and on the guard of the settlement.
+//! Any number of replicas may run it: a lease, taken by a committed update, keeps two of them from polling for the same
+//! payment at the same time. The lease spreads the work and nothing more; that a payment is charged once rests on the
+//! gateway's idempotency key and on the guard of the settlement.
 use std::time::Duration;
 
 use platform::{
-    alerts::{Alert, Severity},
     http::problem::Problem,
     resilience::crash,
     telemetry::{
@@ -17,53 +16,76 @@ use platform::{
 };
 use tokio::{task::JoinSet, time::Instant};
 use tracing::{Span, instrument};
+use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::{Charge, GatewayRefund, Sent},
-    metrics::{OLDEST_PROCESSING, PAYMENTS_PARKED, PAYMENTS_PROCESSING},
-    model::{FailureReason, Mismatch, NoCharge, Settlement, judge_charge, judge_refund},
+    discrepancies::{Discrepancy, OUTCOME_UNKNOWN},
+    gateway::{Charge, GatewayRefund, Sent, Unknown},
+    metrics::{DISCREPANCIES_OPEN, OLDEST_PROCESSING, PAYMENTS_PARKED, PAYMENTS_PROCESSING},
+    model::{
+        FailureReason, Mismatch, NoCharge, PaymentStatus, RefundStatus, Settlement, judge_charge,
+        judge_refund,
+    },
     store::{self, OpenPayment, OpenRefund},
 };
 
-/// Asked for at once by one replica. Each call is bounded, so that all of them end before their lease does.
+/// The payments, and also the refunds, that one replica leases at once. Each call is bounded, so that all of them end
+/// before their lease does.
 const BATCH: i64 = 16;
 
-/// The longest pause before a payment is asked for again, parked or not: "once the gateway is well, every unknown
-/// payment is settled within a minute".
-const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// The longest pause before the gateway is polled again for a payment, parked or not: "once the gateway is well, every
+/// unknown payment is settled within a minute".
+const MAX_PAUSE: Duration = Duration::from_secs(20);
 
-/// One run: asks for whatever is due, and refreshes what the metrics tell of the whole database.
+/// What recovery has found out about a payment or refund.
+enum Learned {
+    /// It is settled.
+    Settled,
+    /// Its outcome is still unknown.
+    Unknown,
+    /// The gateway's record of it contradicts ours: only a person can decide.
+    NeedsReview,
+}
+
+/// One run: polls for whatever is due, sends alerts that no receiver has accepted, and refreshes the gauges.
 ///
 /// # Errors
-/// The database's. What the gateway does is no error here: it is asked again.
+/// The database's. A call of the gateway that fails is no error here: it is repeated in a later run.
 pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
-    let due = store::lease_payments(database, payments.0.lease, BATCH).await?;
-    let due_refunds = store::lease_refunds(database, payments.0.lease, BATCH).await?;
+    let lease = payments.0.lease;
+    // Side by side, so that the lease of neither runs while the other is waited for.
+    let (due, due_refunds) = tokio::try_join!(
+        store::lease_payments(database, lease, BATCH),
+        store::lease_refunds(database, lease, BATCH)
+    )?;
     let full = [due.len(), due_refunds.len()]
         .iter()
         .any(|count| i64::try_from(*count).is_ok_and(|count| count == BATCH));
-    let mut asking = JoinSet::new();
+    let mut polling = JoinSet::new();
     for payment in due {
         let context = context_of(&payment.correlation_id);
-        asking.spawn(context.scope(payments.clone().ask_for_payment(payment)));
+        polling.spawn(context.scope(payments.clone().recover_payment(payment)));
     }
     for refund in due_refunds {
         let context = context_of(&refund.correlation_id);
-        asking.spawn(context.scope(payments.clone().ask_for_refund(refund)));
+        polling.spawn(context.scope(payments.clone().recover_refund(refund)));
     }
-    while let Some(asked) = asking.join_next().await {
-        if let Err(died) = asked {
+    payments.alert_discrepancies();
+    while let Some(polled) = polling.join_next().await {
+        if let Err(died) = polled {
+            // The panic's own log line has the correlation id of the payment.
             tracing::error!(
                 error = &died as &dyn std::error::Error,
-                "asking for an outcome ended unexpectedly"
+                "recovery of a payment or refund panicked"
             );
         }
     }
     let unsettled = store::unsettled(database).await?;
     PAYMENTS_PROCESSING.set(unsettled.count);
     PAYMENTS_PARKED.set(unsettled.parked);
+    DISCREPANCIES_OPEN.set(unsettled.discrepancies);
     let age = unsettled.oldest.map_or(0, |oldest| (chrono::Utc::now() - oldest).num_seconds().max(0));
     OLDEST_PROCESSING.set(age);
     Ok(if full { Progress::More } else { Progress::Idle })
@@ -75,83 +97,138 @@ fn context_of(correlation_id: &str) -> Context {
 }
 
 impl Payments {
-    async fn ask_for_payment(self, payment: OpenPayment) {
-        match self.learn_payment(&payment).await {
-            Ok(true) => {}
-            Ok(false) => {
-                let park = payment.age >= self.0.park_after;
-                if park && !payment.parked {
-                    self.alert_parked("payment", payment.id, payment.age);
-                }
-                let pause = pause_at(payment.age, self.0.recovery_interval);
-                if let Err(error) = store::release_payment(&self.0.database, payment.id, pause, park).await {
-                    // The lease ends by itself.
-                    tracing::warn!(error = &error as &dyn std::error::Error, payment_id = %payment.id, "a lease could not be released");
-                }
-            }
-            Err(problem) => {
-                tracing::warn!(payment_id = %payment.id, status = problem.status().as_u16(), "an outcome could not be stored; it is asked for again");
-            }
+    async fn recover_payment(self, payment: OpenPayment) {
+        let learned = self.learn_payment(&payment).await;
+        let Some(park) =
+            self.needs_review("payments", payment.id, payment.age, payment.parked, learned).await
+        else {
+            return;
+        };
+        let pause = pause_at(payment.age, self.0.recovery_interval);
+        if let Err(error) = store::release_payment(&self.0.database, payment.id, pause, park).await {
+            // The lease ends by itself.
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, payment_id = %payment.id, "failed to release a lease");
         }
     }
 
-    /// Tries to learn a payment's outcome; whether it is settled now.
+    /// Returns whether a payment or refund needs review; `None` if it is settled.
+    ///
+    /// What failed here counts as unknown: an error that comes again each time must not keep it from being parked.
+    async fn needs_review(
+        &self,
+        resource: &'static str,
+        id: Uuid,
+        age: Duration,
+        parked: bool,
+        learned: Result<Learned, Problem>,
+    ) -> Option<bool> {
+        match learned {
+            Ok(Learned::Settled) => return None,
+            Ok(Learned::NeedsReview) => return Some(true),
+            Ok(Learned::Unknown) => {}
+            Err(problem) => {
+                let status = problem.status().as_u16();
+                tracing::warn!(resource, %id, status, "recovery failed; a later run repeats it");
+            }
+        }
+        if age < self.0.park_after {
+            return Some(false);
+        }
+        if !parked {
+            let unknown = Discrepancy {
+                resource,
+                id: Some(id),
+                what: OUTCOME_UNKNOWN,
+                gateway_says: "",
+                we_say: "processing",
+            };
+            if self.discrepancy(&unknown).await.is_err() {
+                // A later run records it, and parks then.
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    /// Polls for a payment's outcome, and resends the charge where that decides.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
-    async fn learn_payment(&self, payment: &OpenPayment) -> Result<bool, Problem> {
+    async fn learn_payment(&self, payment: &OpenPayment) -> Result<Learned, Problem> {
         traces::link(&Span::current(), payment.trace_parent.as_deref());
         crash::point("recovery.leased");
         let until = Instant::now() + self.0.gateway.timeout();
-        let charges = match self.0.gateway.charges(payment.id, until).await {
+        let charges = match self.0.gateway.charges(payment.gateway_key, until).await {
             Ok(charges) => charges,
-            Err(_unknown) => return Ok(false),
+            Err(Unknown::Unreadable(why)) => {
+                self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                return Ok(Learned::NeedsReview);
+            }
+            Err(_unknown) => return Ok(Learned::Unknown),
         };
         crash::point("recovery.answered");
         match charges.as_slice() {
             [] => match NoCharge::after(payment.age) {
-                NoCharge::SendAgain => self.send_again(payment, until).await,
-                NoCharge::AskAgain => Ok(false),
+                NoCharge::Resend => self.resend(payment, until).await,
+                NoCharge::Poll => Ok(Learned::Unknown),
                 NoCharge::NeverCharged => {
                     let settlement = Settlement::Failed { reason: FailureReason::GatewayTimeout };
                     self.settle(payment.id, payment.order_id, settlement).await?;
-                    Ok(true)
+                    Ok(Learned::Settled)
                 }
             },
             [charge] => {
-                let judged = judge_charge(payment.id, payment.amount, &payment.currency, charge);
+                let judged = judge_charge(payment.gateway_key, payment.amount, &payment.currency, charge);
                 self.settle_charge(payment, charge, judged).await
             }
             several => {
                 let found = format!("{} charges", several.len());
                 self.mismatch("payments", payment.id, "several charges", &found).await?;
-                Ok(false)
+                Ok(Learned::NeedsReview)
             }
         }
     }
 
-    /// The gateway knows of no charge, but a first call may still be on its way: only its answer to the same
-    /// charge under the same key decides.
-    async fn send_again(&self, payment: &OpenPayment, until: Instant) -> Result<bool, Problem> {
-        let Ok(permit) = self.0.gateway.breaker().acquire() else { return Ok(false) };
+    /// Resends the charge: the gateway has no charge, but a first call may still be in flight, so that only the
+    /// response to the same charge under the same key decides.
+    async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<Learned, Problem> {
+        let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
+            return Ok(Learned::Unknown);
+        };
         if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
-            return Ok(true);
+            return Ok(Learned::Settled);
         }
         crash::point("recovery.sending");
-        match self.0.gateway.charge(payment.id, &payment.gateway_request, permit, until).await {
+        match self.0.gateway.charge(payment.gateway_key, &payment.gateway_request, permit, until).await {
             Sent::Made(answer) => {
-                let (charge, judged) = answer
-                    .judge(|charge| judge_charge(payment.id, payment.amount, &payment.currency, charge));
+                let (charge, judged) = answer.judge(|charge| {
+                    judge_charge(payment.gateway_key, payment.amount, &payment.currency, charge)
+                });
                 self.settle_charge(payment, &charge, judged).await
             }
             Sent::Refused(status) => {
-                // An earlier attempt was not answered, so this refusal proves nothing about it.
-                tracing::warn!(%status, payment_id = %payment.id, "the gateway refuses the charge; what became of the first attempt is not known");
-                Ok(false)
+                // The settling statement checks that no earlier attempt may have reached the gateway.
+                tracing::warn!(%status, payment_id = %payment.id, "the gateway rejected a resent charge");
+                let settled = self.settle(payment.id, payment.order_id, Settlement::Rejected).await?;
+                Ok(if settled.status == PaymentStatus::Processing {
+                    Learned::Unknown
+                } else {
+                    Learned::Settled
+                })
             }
             Sent::Conflict => {
                 self.mismatch("payments", payment.id, "idempotency conflict", "409").await?;
-                Ok(false)
+                Ok(Learned::Unknown)
             }
-            Sent::Unknown(_) => Ok(false),
+            Sent::Unknown(Unknown::Unreadable(why)) => {
+                self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                Ok(Learned::Unknown)
+            }
+            Sent::Unknown(unknown) => {
+                if unknown.was_not_sent() {
+                    store::uncount_attempt(&self.0.database, payment.id).await?;
+                }
+                Ok(Learned::Unknown)
+            }
         }
     }
 
@@ -160,99 +237,113 @@ impl Payments {
         payment: &OpenPayment,
         charge: &Charge,
         judged: Result<Settlement, Mismatch>,
-    ) -> Result<bool, Problem> {
+    ) -> Result<Learned, Problem> {
         match judged {
             Ok(settlement) => {
-                self.settle(payment.id, payment.order_id, settlement).await?;
-                Ok(true)
+                let settled = self.settle(payment.id, payment.order_id, settlement).await?;
+                // A charge that has settled another payment settles no second one.
+                let refused = settled.status == PaymentStatus::Processing;
+                Ok(if refused { Learned::NeedsReview } else { Learned::Settled })
             }
             Err(Mismatch(what)) => {
                 self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
-                Ok(false)
+                Ok(Learned::NeedsReview)
             }
         }
     }
 
-    async fn ask_for_refund(self, refund: OpenRefund) {
-        match self.learn_refund(&refund).await {
-            Ok(true) => {}
-            Ok(false) => {
-                let park = refund.age >= self.0.park_after;
-                if park && !refund.parked {
-                    self.alert_parked("refund", refund.id, refund.age);
-                }
-                let pause = pause_at(refund.age, self.0.recovery_interval);
-                if let Err(error) = store::release_refund(&self.0.database, refund.id, pause, park).await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, refund_id = %refund.id, "a lease could not be released");
-                }
-            }
-            Err(problem) => {
-                tracing::warn!(refund_id = %refund.id, status = problem.status().as_u16(), "an outcome could not be stored; it is asked for again");
-            }
+    async fn recover_refund(self, refund: OpenRefund) {
+        let learned = self.learn_refund(&refund).await;
+        let Some(park) = self.needs_review("refunds", refund.id, refund.age, refund.parked, learned).await
+        else {
+            return;
+        };
+        let pause = pause_at(refund.age, self.0.recovery_interval);
+        if let Err(error) = store::release_refund(&self.0.database, refund.id, pause, park).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, refund_id = %refund.id, "failed to release a lease");
         }
     }
 
-    /// Tries to learn a refund's outcome; whether it is settled now. An empty list is never proof of anything.
+    /// Polls for a refund's outcome, and resends the refund where that decides. An empty list is never proof.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
-    async fn learn_refund(&self, refund: &OpenRefund) -> Result<bool, Problem> {
+    async fn learn_refund(&self, refund: &OpenRefund) -> Result<Learned, Problem> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
-        let Ok(refunds) = self.0.gateway.refunds(refund.id, until).await else { return Ok(false) };
-        let judge = |found: &GatewayRefund| judge_refund(refund.id, refund.amount, &refund.charge_id, found);
-        let (found, judged) = match refunds.as_slice() {
-            [] if NoCharge::after(refund.age) == NoCharge::SendAgain => {
-                let Ok(permit) = self.0.gateway.breaker().acquire() else { return Ok(false) };
-                if store::count_refund_attempt(&self.0.database, refund.id).await?.is_none() {
-                    return Ok(true);
-                }
-                match self
-                    .0
-                    .gateway
-                    .refund(&refund.charge_id, refund.id, &refund.gateway_request, permit, until)
-                    .await
-                {
-                    Sent::Made(answer) => answer.judge(judge),
-                    Sent::Conflict => {
-                        self.mismatch("refunds", refund.id, "idempotency conflict", "409").await?;
-                        return Ok(false);
-                    }
-                    Sent::Refused(_) | Sent::Unknown(_) => return Ok(false),
-                }
+        let refunds = match self.0.gateway.refunds(refund.gateway_key, until).await {
+            Ok(refunds) => refunds,
+            Err(Unknown::Unreadable(why)) => {
+                self.mismatch("refunds", refund.id, "unreadable refund", &why).await?;
+                return Ok(Learned::NeedsReview);
             }
-            [] => return Ok(false),
-            [found] => (found.clone(), judge(found)),
+            Err(_unknown) => return Ok(Learned::Unknown),
+        };
+        match refunds.as_slice() {
+            [] if NoCharge::after(refund.age) == NoCharge::Resend => self.resend_refund(refund, until).await,
+            [] => Ok(Learned::Unknown),
+            [found] => self.settle_found_refund(refund, found).await,
             several => {
                 let count = format!("{} refunds", several.len());
                 self.mismatch("refunds", refund.id, "several refunds", &count).await?;
-                return Ok(false);
-            }
-        };
-        match judged {
-            Ok(settlement) => {
-                self.settle_refund(refund, settlement).await?;
-                Ok(true)
-            }
-            Err(Mismatch(what)) => {
-                self.mismatch("refunds", refund.id, what, &format!("{found:?}")).await?;
-                Ok(false)
+                Ok(Learned::NeedsReview)
             }
         }
     }
 
-    fn alert_parked(&self, what: &'static str, id: uuid::Uuid, age: Duration) {
-        self.0.alerts.raise(Alert {
-            severity: Severity::Critical,
-            title: format!("A {what} is parked"),
-            description: format!(
-                "Its outcome at the payment gateway has been unknown for {} seconds. It is still being asked for, and never guessed.",
-                age.as_secs()
-            ),
-            metadata: [("id".to_owned(), id.to_string()), ("action".to_owned(), "reconcile".to_owned())].into(),
-        });
+    async fn resend_refund(&self, refund: &OpenRefund, until: Instant) -> Result<Learned, Problem> {
+        let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
+            return Ok(Learned::Unknown);
+        };
+        if store::count_refund_attempt(&self.0.database, refund.id).await?.is_none() {
+            return Ok(Learned::Settled);
+        }
+        let (key, charge_id) = (refund.gateway_key, &refund.charge_id);
+        match self.0.gateway.refund(charge_id, key, &refund.gateway_request, permit, until).await {
+            Sent::Made(answer) => {
+                let (found, _) = answer.judge(|found| judge_refund(key, refund.amount, charge_id, found));
+                self.settle_found_refund(refund, &found).await
+            }
+            Sent::Refused(status) => {
+                self.mismatch("refunds", refund.id, "refused", status.as_str()).await?;
+                Ok(Learned::NeedsReview)
+            }
+            Sent::Conflict => {
+                self.mismatch("refunds", refund.id, "idempotency conflict", "409").await?;
+                Ok(Learned::Unknown)
+            }
+            Sent::Unknown(Unknown::Unreadable(why)) => {
+                self.mismatch("refunds", refund.id, "unreadable refund", &why).await?;
+                Ok(Learned::Unknown)
+            }
+            Sent::Unknown(unknown) => {
+                if unknown.was_not_sent() {
+                    store::uncount_refund_attempt(&self.0.database, refund.id).await?;
+                }
+                Ok(Learned::Unknown)
+            }
+        }
+    }
+
+    async fn settle_found_refund(
+        &self,
+        refund: &OpenRefund,
+        found: &GatewayRefund,
+    ) -> Result<Learned, Problem> {
+        match judge_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
+            Ok(settlement) => {
+                let settled = self.settle_refund(refund, settlement).await?;
+                let refused = settled.status == RefundStatus::Processing;
+                Ok(if refused { Learned::NeedsReview } else { Learned::Settled })
+            }
+            Err(Mismatch(what)) => {
+                self.mismatch("refunds", refund.id, what, &format!("{found:?}")).await?;
+                Ok(Learned::NeedsReview)
+            }
+        }
     }
 }
 
-/// The older, the longer the pause: from the interval up to [`LONGEST_PAUSE`].
+/// The older, the longer the pause: from the interval up to [`MAX_PAUSE`].
 fn pause_at(age: Duration, interval: Duration) -> Duration {
-    (age / 4).clamp(interval, LONGEST_PAUSE.max(interval))
+    (age / 4).clamp(interval, MAX_PAUSE.max(interval))
 }

@@ -1,6 +1,6 @@
-//! Giving money back: the same three steps as paying. What differs: the amount is reserved in the payment's row, so
-//! that refunds under way together never exceed the payment; and only the gateway's own `failed` ends a refund
-//! without money, since neither a refusal nor an empty list proves that none was given back.
+//! Refunding: the same three steps as paying. What differs: the amount is reserved in the payment's row, so that
+//! concurrent refunds together never exceed the payment. And only the gateway's own `failed`, or an operator, ends a
+//! refund without money, because neither a rejection nor an empty list proves that no money was refunded.
 use axum::http::StatusCode;
 use platform::{
     http::{
@@ -18,21 +18,22 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::{Admission, Sent},
+    gateway::{Admission, Sent, Unknown},
+    gateway_key::GatewayKey,
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
     paying::finish_by,
-    store::{self, BeginRefund, Found, OpenRefund},
+    store::{self, BeginRefund, Found, FoundRefund, OpenRefund},
 };
 
 /// The body of a refund, stored and sent like that of a charge.
 #[derive(Serialize)]
 struct RefundRequest {
     amount: i64,
-    reference: Uuid,
+    reference: GatewayKey,
 }
 
 impl Payments {
-    /// Refunds a payment, or answers what an earlier request under the same key came to.
+    /// Refunds a payment, or replays an earlier request with the same key.
     pub(super) async fn give_back(
         &self,
         caller: Caller,
@@ -51,7 +52,10 @@ impl Payments {
             found
         };
         let new = request.body?;
-        let amount = amount_to_give_back(&found, new.amount)?;
+        let amount = match amount_to_give_back(&found, new.amount) {
+            Ok(amount) => amount,
+            Err(refusal) => return self.existing_refund(GatewayKey::derive(&claim)).await?.ok_or(refusal),
+        };
         let admission = self.0.gateway.admit().map_err(|refusal| {
             Problem::unavailable(refusal.retry_after_seconds())
                 .detail("The payment gateway is not available. Nothing was refunded.")
@@ -60,6 +64,14 @@ impl Payments {
         let work = self.clone().begin_and_refund(found, amount, new.reason, claim, admission, begun);
         let work = self.0.tracked.run(work);
         finish_by(deadline, work, has_begun, created).await
+    }
+
+    /// The current state of the refund that an earlier request began under this gateway key; see the same of payments.
+    async fn existing_refund(&self, key: GatewayKey) -> Result<Option<Replayable>, Problem> {
+        let mut connection = self.0.database.acquire().await?;
+        let found = store::find_refund_by_gateway_key(&mut connection, key).await?;
+        connection.release();
+        found.map(|found| Ok(created(&found.refund)?.replayed())).transpose()
     }
 
     async fn begin_and_refund(
@@ -72,12 +84,13 @@ impl Payments {
         begun: oneshot::Sender<Refund>,
     ) -> Result<Replayable, Problem> {
         let Admission { permit, slot: _until_the_end } = admission;
-        let id = Uuid::now_v7();
-        let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: id })
+        let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
+        let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: gateway_key })
             .map_err(|error| Problem::internal(&error))?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
         let start = BeginRefund {
             id,
+            gateway_key,
             payment_id: found.payment.id,
             amount,
             currency: &found.payment.currency,
@@ -91,74 +104,93 @@ impl Payments {
         crash::point("refund.beginning");
         let Some(refund) = store::begin_refund(&self.0.database, &start).await? else {
             let mut connection = self.0.database.acquire().await?;
-            return match idempotency::previous(&mut connection, &claim).await? {
-                Some(previous) => replay(&mut connection, previous).await,
-                None => Err(Problem::conflict("Another refund took what was left of the payment.")),
-            };
+            if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
+                return replay(&mut connection, previous).await;
+            }
+            connection.release();
+            let taken = || Problem::conflict("Another refund took what was left of the payment.");
+            return self.existing_refund(gateway_key).await?.ok_or_else(taken);
         };
         crash::point("refund.begun");
-        // Nobody listens any more if the deadline has passed; the work goes on all the same.
+        // The receiver is gone if the deadline has passed; the work goes on all the same.
         let _deadline_passed = begun.send(refund);
         let mut connection = self.0.database.acquire().await?;
-        let (_, open) = store::find_refund(&mut connection, id).await?.ok_or_else(Problem::not_found)?;
+        let found = store::find_refund(&mut connection, id).await?.ok_or_else(Problem::not_found)?;
         connection.release();
-        created(&self.send_refund(&open, permit).await?)
+        created(&self.send_refund(&found.open, permit).await?)
     }
 
-    /// Calls the gateway until something is certain or the time of one request is over.
+    /// Calls the gateway until the outcome is certain or the time of one request is over.
     async fn send_refund(&self, open: &OpenRefund, permit: Permit) -> Result<Refund, Problem> {
         let until = Instant::now() + self.0.gateway.timeout();
-        let mut attempts = 1;
+        let mut calls = 1;
         let mut permit = permit;
+        // Whether only a person can end the refund.
+        let mut park = false;
         loop {
+            let key = open.gateway_key;
             let sent =
-                self.0.gateway.refund(&open.charge_id, open.id, &open.gateway_request, permit, until).await;
+                self.0.gateway.refund(&open.charge_id, key, &open.gateway_request, permit, until).await;
             crash::point("refund.answered");
             let unknown = match sent {
                 Sent::Made(answer) => {
-                    match answer.judge(|refund| judge_refund(open.id, open.amount, &open.charge_id, refund)) {
-                        (_, Ok(settlement)) => return self.settle_refund(open, settlement).await,
+                    match answer.judge(|refund| judge_refund(key, open.amount, &open.charge_id, refund)) {
+                        (_, Ok(settlement)) => {
+                            let refund = self.settle_refund(open, settlement).await?;
+                            if refund.status != RefundStatus::Processing {
+                                return Ok(refund);
+                            }
+                        }
                         (refund, Err(Mismatch(what))) => {
                             self.mismatch("refunds", open.id, what, &format!("{refund:?}")).await?;
-                            break;
                         }
                     }
+                    break;
                 }
                 Sent::Refused(status) => {
                     self.mismatch("refunds", open.id, "refused", status.as_str()).await?;
+                    park = true;
                     break;
                 }
                 Sent::Conflict => {
                     self.mismatch("refunds", open.id, "idempotency conflict", "409").await?;
                     break;
                 }
+                Sent::Unknown(Unknown::Unreadable(why)) => {
+                    self.mismatch("refunds", open.id, "unreadable refund", &why).await?;
+                    break;
+                }
                 Sent::Unknown(unknown) => unknown,
             };
-            let pause = self.0.gateway.pause_before_retry(attempts, &unknown);
-            let Some(pause) = pause.filter(|pause| Instant::now() + *pause < until) else { break };
+            if unknown.was_not_sent() {
+                store::uncount_refund_attempt(&self.0.database, open.id).await?;
+            }
+            let pause = self.0.gateway.pause_before_retry(calls, &unknown);
+            let pause = pause.filter(|pause| *pause < until.saturating_duration_since(Instant::now()));
+            let Some(pause) = pause else { break };
             tokio::time::sleep(pause).await;
             let Ok(next) = self.0.gateway.breaker().acquire() else { break };
-            match store::count_refund_attempt(&self.0.database, open.id).await? {
-                Some(count) => (attempts, permit) = (count, next),
+            if store::count_refund_attempt(&self.0.database, open.id).await?.is_none() {
                 // A webhook was faster.
-                None => break,
+                break;
             }
+            (calls, permit) = (calls + 1, next);
         }
-        store::release_refund(&self.0.database, open.id, self.0.recovery_interval, false).await?;
+        store::release_refund(&self.0.database, open.id, self.0.recovery_interval, park).await?;
         let mut connection = self.0.database.acquire().await?;
         idempotency::release(&mut connection, open.id).await?;
-        let (refund, _) =
-            store::find_refund(&mut connection, open.id).await?.ok_or_else(Problem::not_found)?;
-        Ok(refund)
+        let found = store::find_refund(&mut connection, open.id).await?.ok_or_else(Problem::not_found)?;
+        Ok(found.refund)
     }
 }
 
-/// What an earlier request under the same key came to: its answer, or the present state.
+/// Replays an earlier request with the same key: returns the stored response, or the refund's current state while none
+/// is stored.
 async fn replay(connection: &mut sqlx::PgConnection, previous: Previous) -> Result<Replayable, Problem> {
     if let Some(answer) = previous.answer {
         return Ok(answer);
     }
-    let (refund, _) =
+    let FoundRefund { refund, .. } =
         store::find_refund(connection, previous.resource_id).await?.ok_or_else(Problem::not_found)?;
     Ok(created(&refund)?.replayed())
 }

@@ -1,6 +1,7 @@
 //! The settings of payments.
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use platform::{
     http,
     settings::{
@@ -8,30 +9,52 @@ use platform::{
         values::{http_url, milliseconds, seconds, secret},
     },
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use standardwebhooks::{Webhook, WebhookError};
 use url::Url;
+
+/// Standard Webhooks' own minimum.
+const MIN_WEBHOOK_SECRET_BYTES: usize = 24;
+
+/// The key is the gateway's choice: this finds a key that was cut off or left a placeholder.
+const MIN_API_KEY_CHARACTERS: usize = 8;
+
+/// What a lease exceeds the statement and the gateway calls by.
+const LEASE_MARGIN: Duration = Duration::from_millis(500);
 
 platform::groups! {
     /// The payment gateway, and how its unknown outcomes are recovered.
     payments: Settings {
         /// The gateway's base URL.
         "GATEWAY_URL" gateway_url: Url = http_url, required;
-        /// What the service shows the gateway.
-        "GATEWAY_API_KEY" gateway_api_key: SecretString = secret, required, secret;
-        /// What the gateway signs its webhooks with: `whsec_` and base64 (Standard Webhooks).
-        "GATEWAY_WEBHOOK_SECRET" webhook_secret: SecretString = webhook_secret, required, secret;
+        /// API key sent to the gateway as a bearer token: at least 8 visible ASCII characters.
+        "GATEWAY_API_KEY" gateway_api_key: SecretString = api_key, required, secret;
+        /// Secret of the gateway's webhooks: `whsec_` and the base64 of at least 24 bytes (Standard Webhooks). While it is rotated, the old and the new secret, separated by a space.
+        "GATEWAY_WEBHOOK_SECRET" webhook_secrets: Vec<SecretString> = webhook_secrets, required, secret;
         /// All attempts of one request together, in milliseconds; below `REQUEST_TIMEOUT_MS`.
         "GATEWAY_TIMEOUT_MS" gateway_timeout: Duration = milliseconds, default("3000");
-        /// How often unknown outcomes are asked for again, in seconds; a lease lasts three times that.
+        /// How often the gateway is polled for unknown outcomes, in seconds. A lease lasts three times that, or as long as a statement and a gateway call if that is longer.
         "PAYMENT_RECOVERY_INTERVAL_SECONDS" recovery_interval: Duration = seconds, default("5");
-        /// When a payment that stays unknown is parked with an alert (never guessed), in seconds.
+        /// Age at which a payment without an outcome is parked with an alert (never guessed), in seconds.
         "PAYMENT_PARK_AFTER_SECONDS" park_after: Duration = seconds, default("82800");
     }
 }
 
 impl Settings {
-    /// How long one replica has a payment of unknown outcome to itself.
-    pub fn lease(&self) -> Duration {
+    /// The time for which one replica has a payment without an outcome to itself.
+    ///
+    /// It runs from within the statement that takes it. It exceeds the rest of that statement and the gateway calls
+    /// after it, so that recovery never takes over a payment that its request is still sending.
+    pub fn lease(&self, statement_timeout: Duration) -> Duration {
+        self.recovery_lease().max(statement_timeout + self.gateway_timeout + LEASE_MARGIN)
+    }
+
+    /// Returns a verifier of webhooks for each secret that is valid while secrets are rotated.
+    pub fn webhooks(&self) -> Result<Vec<Webhook>, WebhookError> {
+        self.webhook_secrets.iter().map(|secret| Webhook::new(secret.expose_secret())).collect()
+    }
+
+    fn recovery_lease(&self) -> Duration {
         self.recovery_interval * 3
     }
 
@@ -40,15 +63,64 @@ impl Settings {
         if self.gateway_timeout >= http.request_timeout {
             reader.mistake("GATEWAY_TIMEOUT_MS", "must be below REQUEST_TIMEOUT_MS");
         }
-        if self.gateway_timeout >= self.lease() {
+        if self.gateway_timeout >= self.recovery_lease() {
             let rule = "must be below three times PAYMENT_RECOVERY_INTERVAL_SECONDS: attempts end before their lease does";
             reader.mistake("GATEWAY_TIMEOUT_MS", rule);
         }
     }
 }
 
-/// As Standard Webhooks write secrets down.
-fn webhook_secret(text: &str) -> Result<SecretString, String> {
-    let known = text.starts_with("whsec_") && standardwebhooks::Webhook::new(text).is_ok();
-    if known { secret(text) } else { Err("must be whsec_ and the secret in base64".into()) }
+/// One secret or, while it is rotated, several. Standard Webhooks asks for 24 to 64 random bytes; with an empty key,
+/// anybody could sign an event that marks an order as paid.
+fn webhook_secrets(text: &str) -> Result<Vec<SecretString>, String> {
+    let long_enough = |secret: &str| {
+        let key = secret.strip_prefix("whsec_").and_then(|key| BASE64_STANDARD.decode(key).ok());
+        key.is_some_and(|key| key.len() >= MIN_WEBHOOK_SECRET_BYTES)
+    };
+    if text.split_whitespace().all(long_enough) {
+        Ok(text.split_whitespace().map(SecretString::from).collect())
+    } else {
+        Err("must be whsec_ and the base64 of at least 24 bytes, or several of these separated by a space"
+            .into())
+    }
+}
+
+fn api_key(text: &str) -> Result<SecretString, String> {
+    if text.len() >= MIN_API_KEY_CHARACTERS && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        secret(text)
+    } else {
+        Err("must have at least 8 visible ASCII characters".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_webhook_secret_has_at_least_24_bytes() {
+        let secret = |bytes: usize| format!("whsec_{}", BASE64_STANDARD.encode(vec![7; bytes]));
+        assert_eq!(webhook_secrets(&secret(24)).map_or(0, |secrets| secrets.len()), 1);
+        let rotated = format!("{} {}", secret(32), secret(24));
+        assert_eq!(webhook_secrets(&rotated).map_or(0, |secrets| secrets.len()), 2);
+        for refused in [
+            "whsec_".to_owned(),
+            secret(23),
+            format!("{} {}", secret(32), secret(16)),
+            format!("{} whsec_", secret(32)),
+            secret(32).replace("whsec_", ""),
+            format!("{},{}", secret(32), secret(32)),
+            "whsec_not base64".to_owned(),
+        ] {
+            assert!(webhook_secrets(&refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_api_key_is_neither_short_nor_unprintable() {
+        assert!(api_key("sk_12345").is_ok());
+        for refused in ["x", "sk_1234", "sk 1234567", "sk_1234\u{e4}5"] {
+            assert!(api_key(refused).is_err(), "{refused}");
+        }
+    }
 }

@@ -1,14 +1,17 @@
 //! Settlement: the one way by which a payment or a refund leaves `processing`.
 //!
-//! Whoever learns of an outcome calls [`settle`] or [`settle_refund`] within a transaction: the request that began
-//! it, recovery, a webhook. The update is guarded by `status = 'processing'`, so one of them wins, and the rest
-//! read what it wrote. A second answer that says otherwise changes nothing; it is recorded, and a person is called.
+//! Each of the request that began it, recovery, a webhook and an operator calls [`settle`] or [`settle_refund`] within
+//! a transaction. The update is guarded by `status = 'processing'`, so one of them wins, and the others read what it
+//! wrote. A second outcome that differs changes nothing and is recorded as a discrepancy.
 //!
-//! The answer for the idempotency key is stored in the same transaction, by whoever settles.
+//! Two more guards stand in the update, because only there are they safe from races. A rejection settles a payment only
+//! if no other attempt may have reached the gateway. And a charge or refund of the gateway settles one record.
+//!
+//! The response for the idempotency key is stored in the same transaction.
 use axum::http::StatusCode;
 use platform::{
     audit::{self, Event, Recorded},
-    database::observe,
+    database::{observe, violated_constraint},
     http::{
         idempotency::{self, Replayable},
         problem::Problem,
@@ -24,14 +27,13 @@ use super::{
     discrepancies::{self, Discrepancy},
     metrics::{PAYMENT_FAILURES, PAYMENTS},
     model::{Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement},
-    store::{self, OpenRefund},
+    store::{self, FoundRefund, OpenRefund},
 };
 
-/// What settling came to. What follows from it (counting, mirroring, alerts) is done by [`Settled::committed`],
-/// after the commit.
+/// The result of settling. [`Settled::committed`] counts, mirrors and alerts, after the commit.
 #[must_use = "call committed() after the commit"]
 pub(super) struct Settled<T> {
-    /// As it stands now.
+    /// Its current state. Still `processing` if a guard refused the settlement.
     subject: T,
     how: How,
 }
@@ -39,10 +41,11 @@ pub(super) struct Settled<T> {
 enum How {
     /// This call settled it.
     Now(Recorded),
-    /// Somebody else had settled it: in the same way, or in another one that was told before.
-    Elsewhere,
-    /// Somebody else had settled it in another way, which nobody had written down yet. Nothing was changed.
-    Contradiction(Recorded),
+    /// This call changed nothing: it is settled already, in the same way or in one that is a recorded discrepancy, or
+    /// a guard refused the settlement.
+    Unchanged,
+    /// This call changed nothing and recorded a discrepancy.
+    Discrepancy(Recorded),
 }
 
 impl<T> Settled<T> {
@@ -50,31 +53,41 @@ impl<T> Settled<T> {
         Self { subject, how: How::Now(recorded) }
     }
 
-    fn elsewhere(subject: T, contradiction: Option<Recorded>) -> Self {
-        Self { subject, how: contradiction.map_or(How::Elsewhere, How::Contradiction) }
+    fn unchanged(subject: T, discrepancy: Option<Recorded>) -> Self {
+        Self { subject, how: discrepancy.map_or(How::Unchanged, How::Discrepancy) }
     }
 
-    /// What was settled, as it stands; and whether this call did it.
-    fn mirror(self, payments: &Payments, resource: &'static str, id: impl Fn(&T) -> Uuid) -> (T, bool) {
+    /// Its current state, and whether this call settled it.
+    fn mirror(self, payments: &Payments) -> (T, bool) {
         match self.how {
-            How::Elsewhere => (self.subject, false),
+            How::Unchanged => (self.subject, false),
             How::Now(recorded) => {
                 recorded.committed();
                 (self.subject, true)
             }
-            How::Contradiction(recorded) => {
+            How::Discrepancy(recorded) => {
                 recorded.committed();
-                payments.alert_discrepancy(resource, id(&self.subject), "contradiction");
+                payments.alert_discrepancies();
                 (self.subject, false)
             }
         }
     }
+
+    /// To be called after the commit, by a command: what is counted is the service's.
+    pub(super) fn committed_by_command(self) -> (T, bool) {
+        let Self { subject, how } = self;
+        let settled_now = matches!(how, How::Now(_));
+        if let How::Now(recorded) | How::Discrepancy(recorded) = how {
+            recorded.committed();
+        }
+        (subject, settled_now)
+    }
 }
 
 impl Settled<Payment> {
-    /// To be called after the commit: the payment as it stands.
+    /// To be called after the commit. Returns the payment's current state.
     pub(super) fn committed(self, payments: &Payments) -> Payment {
-        let (payment, settled_now) = self.mirror(payments, "payments", |payment| payment.id);
+        let (payment, settled_now) = self.mirror(payments);
         if settled_now {
             PAYMENTS.with_label_values(&[payment.status.as_str()]).inc();
             if let Some(reason) = &payment.failure_reason {
@@ -86,9 +99,9 @@ impl Settled<Payment> {
 }
 
 impl Settled<Refund> {
-    /// To be called after the commit: the refund as it stands.
+    /// To be called after the commit. Returns the refund's current state.
     pub(super) fn committed(self, payments: &Payments) -> Refund {
-        self.mirror(payments, "refunds", |refund| refund.id).0
+        self.mirror(payments).0
     }
 }
 
@@ -102,6 +115,7 @@ pub(super) async fn settle(
     payment_id: Uuid,
     order_id: Uuid,
     settlement: &Settlement,
+    decided: Option<&str>,
 ) -> Result<Settled<Payment>, Problem> {
     let order_status = (settlement.status() == PaymentStatus::Succeeded).then_some("paid");
     let statement = sqlx::query!(
@@ -114,8 +128,18 @@ pub(super) async fn settle(
             status = $3, gateway_charge_id = $4, failure_reason = $5, settled_at = now(), updated_at = now(),
             lease_expires_at = null, parked_at = null
           from locked
-          where id = $1 and status = 'processing' and order_locked
+          where
+            id = $1 and status = 'processing' and order_locked
+            and (not $7 or attempts = 1)
+            and not exists (
+              select from payments as other where other.gateway_charge_id = $4 and other.id <> $1
+            )
           returning id, amount, currency, created_at, updated_at
+        ), closed as (
+          update discrepancies
+          set closed_at = now(), closed_reason = 'settled', alert_due_at = null
+          from settled
+          where record_id = settled.id and what = 'outcome unknown' and closed_at is null
         )
         select
           amount as "amount!", currency as "currency!", created_at as "created_at!", updated_at as "updated_at!",
@@ -128,9 +152,11 @@ pub(super) async fn settle(
         settlement.charge_id(),
         settlement.reason().map(super::model::FailureReason::as_str),
         order_status,
+        *settlement == Settlement::Rejected,
     );
-    let Some(row) = observe("payments.settle", statement.fetch_optional(&mut *connection)).await? else {
-        return settled_elsewhere(connection, payment_id, settlement).await;
+    let settled = observe("payments.settle", statement.fetch_optional(&mut *connection)).await;
+    let Some(row) = settled.map_err(retry_after_a_race)? else {
+        return not_settled(connection, payment_id, settlement).await;
     };
     let payment = Payment {
         id: payment_id,
@@ -148,44 +174,64 @@ pub(super) async fn settle(
         .records([payment_id])
         .with("order_id", order_id.to_string())
         .with("status", payment.status.as_str())
-        .with("amount", payment.amount);
+        .with("amount", payment.amount)
+        .with("decided_by_operator", decided);
     let recorded = audit::record_with(connection, event).await?;
     Ok(Settled::now(payment, recorded))
 }
 
-async fn settled_elsewhere(
+/// Two records were being settled by one charge or refund of the gateway at the same time. The next attempt sees the
+/// other record, and records a discrepancy.
+fn retry_after_a_race(error: sqlx::Error) -> Problem {
+    match violated_constraint(&error) {
+        Some("a_charge_settles_one_payment" | "a_gateway_refund_settles_one_refund") => {
+            Problem::unavailable(1)
+        }
+        _ => error.into(),
+    }
+}
+
+/// The payment that was not settled: because it was settled before, or because a guard refused it.
+async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
     settlement: &Settlement,
 ) -> Result<Settled<Payment>, Problem> {
     let found = store::find(&mut *connection, payment_id, None).await?.ok_or_else(Problem::not_found)?;
-    if found.payment.status.may_become(settlement.status()) {
-        // Nobody had settled it: the order's row is gone, which nothing here does.
-        return Err(Problem::unavailable(1));
-    }
-    let agrees = match settlement {
-        Settlement::Succeeded { charge_id } => {
-            found.payment.status.took_money() && found.charge_id.as_deref() == Some(charge_id)
+    let status = found.payment.status;
+    let is_open = status.may_become(settlement.status());
+    let is_its_charge = |charge_id: &str| found.charge_id.as_deref() == Some(charge_id);
+    let discrepancy = match settlement {
+        // Another attempt may have reached the gateway, so the rejection of this one proves nothing.
+        Settlement::Rejected if found.attempts != 1 => None,
+        Settlement::Succeeded { charge_id } | Settlement::Declined { charge_id, .. } if is_open => {
+            if !store::charge_is_taken(&mut *connection, payment_id, charge_id).await? {
+                return Err(Problem::unavailable(1));
+            }
+            Some(("charge of another payment", charge_id.as_str()))
         }
-        Settlement::Declined { charge_id, .. } => {
-            found.payment.status == PaymentStatus::Declined && found.charge_id.as_deref() == Some(charge_id)
+        Settlement::Rejected | Settlement::Failed { .. } if is_open => {
+            // The order's row is missing, which nothing here causes.
+            return Err(Problem::unavailable(1));
         }
-        Settlement::Failed { .. } => found.payment.status == PaymentStatus::Failed,
+        Settlement::Succeeded { charge_id } if status.took_money() && is_its_charge(charge_id) => None,
+        Settlement::Declined { charge_id, .. }
+            if status == PaymentStatus::Declined && is_its_charge(charge_id) =>
+        {
+            None
+        }
+        Settlement::Rejected | Settlement::Failed { .. } if status == PaymentStatus::Failed => None,
+        _ => Some(("contradiction", settlement.status().as_str())),
     };
-    let contradiction = if agrees {
-        None
-    } else {
-        let stands = found.payment.status.as_str();
-        let found = Discrepancy {
-            resource: "payments",
-            id: payment_id,
-            what: "contradiction",
-            gateway_says: settlement.status().as_str(),
-            we_say: stands,
-        };
-        discrepancies::record(connection, &found).await?
+    let recorded = match discrepancy {
+        None => None,
+        Some((what, gateway_says)) => {
+            let id = Some(payment_id);
+            let found = Discrepancy { resource: "payments", id, what, gateway_says, we_say: status.as_str() };
+            discrepancies::record(connection, &found).await?
+        }
     };
-    Ok(Settled::elsewhere(found.payment, contradiction))
+    Ok(Settled::unchanged(found.payment, recorded))
 }
 
 /// Settles a refund, and with it what its payment and its order say, within a transaction.
@@ -197,6 +243,7 @@ pub(super) async fn settle_refund(
     connection: &mut PgConnection,
     open: &OpenRefund,
     settlement: &RefundSettlement,
+    decided: Option<&str>,
 ) -> Result<Settled<Refund>, Problem> {
     let status = if settlement.succeeded { RefundStatus::Succeeded } else { RefundStatus::Failed };
     let failure_reason = (!settlement.succeeded).then_some("gateway_refused");
@@ -215,8 +262,17 @@ pub(super) async fn settle_refund(
             status = $4, gateway_refund_id = $5, failure_reason = $6, settled_at = now(), updated_at = now(),
             lease_expires_at = null, parked_at = null
           from payment_locked
-          where refunds.id = $1 and refunds.payment_id = payment_locked.id and status = 'processing'
+          where
+            refunds.id = $1 and refunds.payment_id = payment_locked.id and status = 'processing'
+            and not exists (
+              select from refunds as other where other.gateway_refund_id = $5 and other.id <> $1
+            )
           returning refunds.id, refunds.payment_id, amount, created_at
+        ), closed as (
+          update discrepancies
+          set closed_at = now(), closed_reason = 'settled', alert_due_at = null
+          from settled
+          where record_id = settled.id and what = 'outcome unknown' and closed_at is null
         ), payment as (
           update payments
           set
@@ -245,22 +301,9 @@ pub(super) async fn settle_refund(
         failure_reason,
         settlement.succeeded,
     );
-    let Some(row) = observe("refunds.settle", statement.fetch_optional(&mut *connection)).await? else {
-        let (refund, _) =
-            store::find_refund(&mut *connection, open.id).await?.ok_or_else(Problem::not_found)?;
-        let contradiction = if refund.status == status {
-            None
-        } else {
-            let found = Discrepancy {
-                resource: "refunds",
-                id: open.id,
-                what: "contradiction",
-                gateway_says: status.as_str(),
-                we_say: refund.status.as_str(),
-            };
-            discrepancies::record(connection, &found).await?
-        };
-        return Ok(Settled::elsewhere(refund, contradiction));
+    let settled = observe("refunds.settle", statement.fetch_optional(&mut *connection)).await;
+    let Some(row) = settled.map_err(retry_after_a_race)? else {
+        return refund_not_settled(connection, open, settlement, status).await;
     };
     let refund = Refund {
         id: open.id,
@@ -275,13 +318,40 @@ pub(super) async fn settle_refund(
         .records([open.id])
         .with("payment_id", open.payment_id.to_string())
         .with("status", status.as_str())
-        .with("amount", refund.amount);
+        .with("amount", refund.amount)
+        .with("decided_by_operator", decided);
     let recorded = audit::record_with(connection, event).await?;
     Ok(Settled::now(refund, recorded))
 }
 
+/// Mirrors [`not_settled`]: another refund of the gateway for a settled refund is a discrepancy, whatever its status.
+async fn refund_not_settled(
+    connection: &mut PgConnection,
+    open: &OpenRefund,
+    settlement: &RefundSettlement,
+    status: RefundStatus,
+) -> Result<Settled<Refund>, Problem> {
+    let found = store::find_refund(&mut *connection, open.id).await?.ok_or_else(Problem::not_found)?;
+    let FoundRefund { refund, gateway_refund_id, .. } = found;
+    let reported = settlement.gateway_refund_id.as_deref();
+    let (what, gateway_says) = if refund.status == RefundStatus::Processing {
+        ("refund of another record", reported.unwrap_or_default())
+    } else if refund.status != status {
+        ("contradiction", status.as_str())
+    } else if reported.is_some() && gateway_refund_id.is_some() && reported != gateway_refund_id.as_deref() {
+        ("second refund", reported.unwrap_or_default())
+    } else {
+        return Ok(Settled::unchanged(refund, None));
+    };
+    let we_say = refund.status.as_str();
+    let found = Discrepancy { resource: "refunds", id: Some(open.id), what, gateway_says, we_say };
+    let recorded = discrepancies::record(connection, &found).await?;
+    Ok(Settled::unchanged(refund, recorded))
+}
+
 impl Payments {
-    /// Settles a payment in a transaction of its own, and tells how it stands.
+    /// Settles a payment in a transaction of its own. Returns its current state, which is still `processing` if a
+    /// guard refused the settlement.
     pub(super) async fn settle(
         &self,
         payment_id: Uuid,
@@ -289,21 +359,22 @@ impl Payments {
         settlement: Settlement,
     ) -> Result<Payment, Problem> {
         let mut transaction = self.0.database.begin().await?;
-        let settled = settle(&mut transaction, payment_id, order_id, &settlement).await?;
+        let settled = settle(&mut transaction, payment_id, order_id, &settlement, None).await?;
         crash::point("payment.settling");
         transaction.commit().await?;
         crash::point("payment.settled");
         Ok(settled.committed(self))
     }
 
-    /// Settles a refund in a transaction of its own, and tells how it stands.
+    /// Settles a refund in a transaction of its own. Returns its current state, which is still `processing` if a
+    /// guard refused the settlement.
     pub(super) async fn settle_refund(
         &self,
         open: &OpenRefund,
         settlement: RefundSettlement,
     ) -> Result<Refund, Problem> {
         let mut transaction = self.0.database.begin().await?;
-        let settled = settle_refund(&mut transaction, open, &settlement).await?;
+        let settled = settle_refund(&mut transaction, open, &settlement, None).await?;
         crash::point("refund.settling");
         transaction.commit().await?;
         crash::point("refund.settled");

@@ -1,8 +1,11 @@
 //! Webhooks of the payment gateway (Standard Webhooks): signed, perhaps repeated, perhaps late, perhaps never.
 //!
 //! The signature is verified over the raw bytes before anything in them is believed. The event's id is claimed, and
-//! its effect made, in one transaction; the gateway is told that it was received only after the commit. A webhook
-//! is a hint that arrives early: everything works without any.
+//! its effect made, in one transaction; the response is 2xx only after the commit. A webhook is a hint that arrives
+//! early: everything works without any.
+//!
+//! A signed event that is unusable is acknowledged and recorded as a discrepancy, because the gateway would send the
+//! same bytes again.
 use axum::http::HeaderMap;
 use platform::{
     audit::Recorded,
@@ -11,31 +14,51 @@ use platform::{
     telemetry::traces,
 };
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP};
 use tracing::Span;
-use uuid::Uuid;
 
 use super::{
     Payments,
     discrepancies::{self, Discrepancy},
     gateway::{Charge, GatewayRefund},
+    gateway_key::GatewayKey,
     model::{Mismatch, Payment, Refund, judge_charge, judge_refund},
     problems::BAD_SIGNATURE,
     settlement::{self, Settled},
-    store,
+    store::{self, FoundRefund},
 };
 
 /// In place of a caller's id in the scope of an idempotency key.
 const SCOPE: &str = "gateway";
 
-/// What the gateway tells. Fields and types that are not known here are a newer gateway's, and ignored.
+/// An event of the gateway. Fields and types that are not known here are a newer gateway's, and ignored.
+///
+/// `data` is read later: a text in it that is unusable must not make the event malformed.
 #[derive(Deserialize)]
-struct Event {
+struct Event<'a> {
     #[serde(rename = "type")]
     kind: String,
-    data: Value,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+impl Event<'_> {
+    /// Reads the object that the event is about.
+    fn data<T: for<'de> Deserialize<'de>>(&self) -> Result<T, String> {
+        let data = self.data.ok_or("the event has no data")?;
+        serde_json::from_str(data.get()).map_err(|error| error.to_string())
+    }
+
+    /// The reference, if at least that is usable.
+    fn reference(&self) -> Option<GatewayKey> {
+        #[derive(Deserialize)]
+        struct Referring {
+            reference: GatewayKey,
+        }
+        self.data().ok().map(|Referring { reference }| reference)
+    }
 }
 
 /// What an event did, to be mirrored after the commit.
@@ -43,11 +66,11 @@ enum Effect {
     Nothing,
     Payment(Settled<Payment>),
     Refund(Settled<Refund>),
-    Discrepancy { resource: &'static str, id: Uuid, what: &'static str, recorded: Recorded },
+    Discrepancy(Recorded),
 }
 
 impl Payments {
-    /// Receives an event. Duplicates and unknown references are received, too: sending them again would not help.
+    /// Receives an event. Duplicates, unknown references and unusable data are acknowledged, too.
     pub(super) async fn receive(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Problem> {
         let event_id = self.verify(headers, body)?;
         let event: Event =
@@ -59,7 +82,7 @@ impl Payments {
             return Ok(());
         }
         crash::point("webhook.claimed");
-        let effect = self.apply(&mut transaction, &event).await?;
+        let effect = apply(&mut transaction, event_id, &event).await?;
         crash::point("webhook.applied");
         transaction.commit().await?;
         crash::point("webhook.received");
@@ -67,66 +90,91 @@ impl Payments {
             Effect::Nothing => {}
             Effect::Payment(settled) => drop(settled.committed(self)),
             Effect::Refund(settled) => drop(settled.committed(self)),
-            Effect::Discrepancy { resource, id, what, recorded } => {
+            Effect::Discrepancy(recorded) => {
                 recorded.committed();
-                self.alert_discrepancy(resource, id, what);
+                self.alert_discrepancies();
             }
         }
         Ok(())
     }
 
-    /// The event's id, if the signature fits: in constant time, within five minutes, by any of several signatures.
+    /// The event's id, if the signature is valid: verified in constant time, within five minutes, by any of several
+    /// signatures and any of the configured secrets.
     fn verify<'a>(&self, headers: &'a HeaderMap, body: &[u8]) -> Result<&'a str, Problem> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let id = header(HEADER_WEBHOOK_ID)
             .filter(|id| (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()));
         // The library subtracts without looking; no time has more than eleven digits before the year 5138.
         let sane_time = header(HEADER_WEBHOOK_TIMESTAMP).is_some_and(|time| time.len() <= 11);
+        let signed = || self.0.webhooks.iter().any(|webhook| webhook.verify(body, headers).is_ok());
         match id {
-            Some(id) if sane_time && self.0.webhook.verify(body, headers).is_ok() => Ok(id),
+            Some(id) if sane_time && signed() => Ok(id),
             _ => Err(Problem::new(BAD_SIGNATURE)),
-        }
-    }
-
-    async fn apply(&self, connection: &mut PgConnection, event: &Event) -> Result<Effect, Problem> {
-        match event.kind.as_str() {
-            "charge.succeeded" | "charge.declined" => match Charge::deserialize(&event.data) {
-                Ok(charge) => apply_charge(connection, &charge).await,
-                Err(_) => Err(Problem::malformed("The charge cannot be read.")),
-            },
-            "refund.succeeded" | "refund.failed" => match GatewayRefund::deserialize(&event.data) {
-                Ok(refund) => apply_refund(connection, &refund).await,
-                Err(_) => Err(Problem::malformed("The refund cannot be read.")),
-            },
-            other => {
-                tracing::info!(kind = other, "an event of a type that is not known here");
-                Ok(Effect::Nothing)
-            }
         }
     }
 }
 
+async fn apply(connection: &mut PgConnection, event_id: &str, event: &Event<'_>) -> Result<Effect, Problem> {
+    match event.kind.as_str() {
+        "charge.succeeded" | "charge.declined" => match event.data::<Charge>() {
+            Ok(charge) => apply_charge(connection, &charge).await,
+            Err(why) => unusable(connection, "payments", event_id, event.reference(), &why).await,
+        },
+        "refund.succeeded" | "refund.failed" => match event.data::<GatewayRefund>() {
+            Ok(refund) => apply_refund(connection, &refund).await,
+            Err(why) => unusable(connection, "refunds", event_id, event.reference(), &why).await,
+        },
+        other => {
+            tracing::info!(kind = other, "ignored an event of an unknown type");
+            Ok(Effect::Nothing)
+        }
+    }
+}
+
+/// Records an event whose data is not what its type promises, under the record that it refers to, if there is one.
+async fn unusable(
+    connection: &mut PgConnection,
+    resource: &'static str,
+    event_id: &str,
+    reference: Option<GatewayKey>,
+    why: &str,
+) -> Result<Effect, Problem> {
+    let id = match reference {
+        Some(key) if resource == "payments" => {
+            store::find_by_gateway_key(&mut *connection, key).await?.map(|found| found.payment.id)
+        }
+        Some(key) => {
+            store::find_refund_by_gateway_key(&mut *connection, key).await?.map(|found| found.open.id)
+        }
+        None => None,
+    };
+    let id = id.or(reference.map(|key| key.0));
+    let gateway_says = &format!("{event_id}: {why}");
+    let found = Discrepancy { resource, id, what: "unusable event", gateway_says, we_say: "unknown" };
+    discrepancy(connection, found).await
+}
+
 async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<Effect, Problem> {
-    let Some(found) = store::find(&mut *connection, charge.reference, None).await? else {
+    let Some(found) = store::find_by_gateway_key(&mut *connection, charge.reference).await? else {
         let found = Discrepancy {
             resource: "payments",
-            id: charge.reference,
+            id: Some(charge.reference.0),
             what: "unknown reference",
-            gateway_says: &charge.id,
+            gateway_says: charge.id.as_str(),
             we_say: "unknown",
         };
         return discrepancy(connection, found).await;
     };
     traces::link(&Span::current(), found.trace_parent.as_deref());
     let payment = found.payment;
-    match judge_charge(payment.id, payment.amount, &payment.currency, charge) {
+    match judge_charge(charge.reference, payment.amount, &payment.currency, charge) {
         Ok(settlement) => Ok(Effect::Payment(
-            settlement::settle(connection, payment.id, payment.order_id, &settlement).await?,
+            settlement::settle(connection, payment.id, payment.order_id, &settlement, None).await?,
         )),
         Err(Mismatch(what)) => {
             let found = Discrepancy {
                 resource: "payments",
-                id: payment.id,
+                id: Some(payment.id),
                 what,
                 gateway_says: &format!("{charge:?}"),
                 we_say: payment.status.as_str(),
@@ -137,25 +185,26 @@ async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<
 }
 
 async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> Result<Effect, Problem> {
-    let Some((known, open)) = store::find_refund(&mut *connection, refund.reference).await? else {
+    let found = store::find_refund_by_gateway_key(&mut *connection, refund.reference).await?;
+    let Some(FoundRefund { refund: known, open, .. }) = found else {
         let found = Discrepancy {
             resource: "refunds",
-            id: refund.reference,
+            id: Some(refund.reference.0),
             what: "unknown reference",
-            gateway_says: &refund.id,
+            gateway_says: refund.id.as_str(),
             we_say: "unknown",
         };
         return discrepancy(connection, found).await;
     };
     traces::link(&Span::current(), open.trace_parent.as_deref());
-    match judge_refund(open.id, open.amount, &open.charge_id, refund) {
+    match judge_refund(open.gateway_key, open.amount, &open.charge_id, refund) {
         Ok(settlement) => {
-            Ok(Effect::Refund(settlement::settle_refund(connection, &open, &settlement).await?))
+            Ok(Effect::Refund(settlement::settle_refund(connection, &open, &settlement, None).await?))
         }
         Err(Mismatch(what)) => {
             let found = Discrepancy {
                 resource: "refunds",
-                id: open.id,
+                id: Some(open.id),
                 what,
                 gateway_says: &format!("{refund:?}"),
                 we_say: known.status.as_str(),
@@ -167,6 +216,5 @@ async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> 
 
 async fn discrepancy(connection: &mut PgConnection, found: Discrepancy<'_>) -> Result<Effect, Problem> {
     let recorded = discrepancies::record(connection, &found).await?;
-    let Discrepancy { resource, id, what, .. } = found;
-    Ok(recorded.map_or(Effect::Nothing, |recorded| Effect::Discrepancy { resource, id, what, recorded }))
+    Ok(recorded.map_or(Effect::Nothing, Effect::Discrepancy))
 }

@@ -13,6 +13,15 @@ pub(super) enum Verdict {
     None,
 }
 
+/// Who waits for a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    /// A request.
+    Foreground,
+    /// A worker.
+    Background,
+}
+
 /// The states and their transitions, without a clock.
 pub(super) struct Circuit {
     /// Counts transitions. A verdict on a call of an earlier epoch says nothing about this one.
@@ -23,7 +32,7 @@ pub(super) struct Circuit {
 enum Phase {
     Closed(Window),
     Open { until: Instant },
-    HalfOpen { under_way: u32, succeeded: u32 },
+    HalfOpen { in_flight: u32, background: u32, succeeded: u32 },
 }
 
 impl Phase {
@@ -55,24 +64,38 @@ impl Circuit {
 
     pub(super) fn half_open_if_due(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Open { until } if until <= now) {
-            self.enter(Phase::HalfOpen { under_way: 0, succeeded: 0 });
+            self.enter(Phase::HalfOpen { in_flight: 0, background: 0, succeeded: 0 });
         }
     }
 
-    pub(super) fn admit(&mut self, settings: &Settings, now: Instant) -> Result<u64, Open> {
+    /// Admits a call. When half-open, one background call at a time is admitted beside the probes of the others: it
+    /// may close the breaker, and it never takes a probe away from them.
+    pub(super) fn admit(&mut self, call: Call, settings: &Settings, now: Instant) -> Result<u64, Open> {
         self.half_open_if_due(now);
-        match &mut self.phase {
-            Phase::Closed(_) => Ok(self.epoch),
-            Phase::Open { until } => Err(Open { retry_after: until.duration_since(now) }),
-            Phase::HalfOpen { under_way, succeeded } if *under_way + *succeeded < settings.probes.max(1) => {
-                *under_way += 1;
+        match (&mut self.phase, call) {
+            (Phase::Closed(_), _) => Ok(self.epoch),
+            (Phase::Open { until }, _) => Err(Open { retry_after: until.duration_since(now) }),
+            (Phase::HalfOpen { in_flight, succeeded, .. }, Call::Foreground)
+                if *in_flight + *succeeded < settings.probes.max(1) =>
+            {
+                *in_flight += 1;
                 Ok(self.epoch)
             }
-            Phase::HalfOpen { .. } => Err(PROBES_UNDER_WAY),
+            (Phase::HalfOpen { background, .. }, Call::Background) if *background == 0 => {
+                *background += 1;
+                Ok(self.epoch)
+            }
+            (Phase::HalfOpen { .. }, _) => Err(PROBES_UNDER_WAY),
         }
     }
 
-    pub(super) fn judge(&mut self, epoch: u64, verdict: Verdict, settings: &Settings, now: Instant) {
+    pub(super) fn judge(
+        &mut self,
+        (epoch, call): (u64, Call),
+        verdict: Verdict,
+        settings: &Settings,
+        now: Instant,
+    ) {
         if epoch != self.epoch {
             return;
         }
@@ -87,14 +110,16 @@ impl Circuit {
             (Phase::HalfOpen { .. }, Verdict::Failed) => {
                 self.enter(Phase::Open { until: now + settings.open_for });
             }
-            (Phase::HalfOpen { under_way, succeeded }, Verdict::Succeeded) => {
-                *under_way -= 1;
-                *succeeded += 1;
-                if *succeeded >= settings.probes {
+            (Phase::HalfOpen { in_flight, background, succeeded }, Verdict::Succeeded | Verdict::None) => {
+                match call {
+                    Call::Foreground => *in_flight -= 1,
+                    Call::Background => *background -= 1,
+                }
+                *succeeded += u32::from(verdict == Verdict::Succeeded);
+                if *succeeded >= settings.probes.max(1) {
                     self.enter(Phase::closed(settings.window));
                 }
             }
-            (Phase::HalfOpen { under_way, .. }, Verdict::None) => *under_way -= 1,
             (Phase::Closed(_), Verdict::None) | (Phase::Open { .. }, _) => {}
         }
     }

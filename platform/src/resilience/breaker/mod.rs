@@ -22,7 +22,7 @@ use std::{
 use prometheus::IntGauge;
 use tokio::time::Instant;
 
-use self::circuit::{Circuit, Verdict};
+use self::circuit::{Call, Circuit, Verdict};
 
 crate::metrics! {
     /// State of the circuit breaker of a dependency: 0 closed, 1 half-open, 2 open.
@@ -144,8 +144,22 @@ impl Breaker {
     /// # Errors
     /// The breaker is open, or half-open with all its probes under way.
     pub fn acquire(&self) -> Result<Permit, Open> {
-        let epoch = self.0.change(Circuit::admit)?;
-        Ok(Permit { breaker: Arc::clone(&self.0), epoch, judged: false })
+        self.permit(Call::Foreground)
+    }
+
+    /// The same for a call that no request waits for. While the breaker is half-open, such calls run one at a time,
+    /// beside the probes of [`Self::acquire`]: a worker with much to do must not take all probes, because the requests
+    /// of customers would be refused meanwhile.
+    ///
+    /// # Errors
+    /// The breaker is open, or half-open with such a call in flight.
+    pub fn acquire_in_background(&self) -> Result<Permit, Open> {
+        self.permit(Call::Background)
+    }
+
+    fn permit(&self, call: Call) -> Result<Permit, Open> {
+        let epoch = self.0.change(|circuit, settings, now| circuit.admit(call, settings, now))?;
+        Ok(Permit { breaker: Arc::clone(&self.0), call: (epoch, call), judged: false })
     }
 }
 
@@ -196,7 +210,8 @@ impl Inner {
 #[must_use = "the call's outcome must be reported"]
 pub struct Permit {
     breaker: Arc<Inner>,
-    epoch: u64,
+    /// Its epoch, and who waits for it.
+    call: (u64, Call),
     judged: bool,
 }
 
@@ -213,16 +228,16 @@ impl Permit {
 
     fn judge(mut self, verdict: Verdict) {
         self.judged = true;
-        let epoch = self.epoch;
-        self.breaker.change(|circuit, settings, now| circuit.judge(epoch, verdict, settings, now));
+        let call = self.call;
+        self.breaker.change(|circuit, settings, now| circuit.judge(call, verdict, settings, now));
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.judged {
-            let epoch = self.epoch;
-            self.breaker.change(|circuit, settings, now| circuit.judge(epoch, Verdict::None, settings, now));
+            let call = self.call;
+            self.breaker.change(|circuit, settings, now| circuit.judge(call, Verdict::None, settings, now));
         }
     }
 }

@@ -3,7 +3,10 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 use tokio::time::advance;
 
-use super::{circuit::PROBES_UNDER_WAY, *};
+use super::{
+    circuit::{Call, PROBES_UNDER_WAY},
+    *,
+};
 
 const SETTINGS: Settings = Settings {
     window: Duration::from_secs(10),
@@ -86,6 +89,29 @@ async fn a_cancelled_probe_makes_room_for_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn background_calls_leave_the_probes_to_the_others() {
+    let breaker = half_open("test_background").await;
+    let background = breaker.acquire_in_background().unwrap();
+    assert_eq!(breaker.acquire_in_background().unwrap_err(), PROBES_UNDER_WAY, "one at a time");
+    let (first, second) = (breaker.acquire().unwrap(), breaker.acquire().unwrap());
+    drop(background);
+    let without_verdict = breaker.acquire_in_background().unwrap();
+    first.succeeded();
+    second.succeeded();
+    assert_eq!(breaker.state(), State::Closed);
+    drop(without_verdict);
+}
+
+#[tokio::test(start_paused = true)]
+async fn background_calls_close_a_breaker_that_nobody_else_uses() {
+    let breaker = half_open("test_background_closes").await;
+    breaker.acquire_in_background().unwrap().succeeded();
+    assert_eq!(breaker.state(), State::HalfOpen);
+    breaker.acquire_in_background().unwrap().succeeded();
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_verdict_from_before_a_transition_changes_nothing() {
     let breaker = Breaker::new("test_late", SETTINGS);
     let late: Vec<_> = (0..4).map(|_| breaker.acquire().unwrap()).collect();
@@ -127,7 +153,7 @@ async fn it_is_never_open_for_longer_than_ten_seconds() {
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Call,
+    Call(Call),
     Succeed,
     Fail,
     Cancel,
@@ -136,7 +162,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => Just(Step::Call),
+        3 => Just(Step::Call(Call::Foreground)),
+        2 => Just(Step::Call(Call::Background)),
         2 => Just(Step::Succeed),
         3 => Just(Step::Fail),
         1 => Just(Step::Cancel),
@@ -149,14 +176,14 @@ proptest! {
     fn whatever_happens_its_promises_hold(steps in proptest::collection::vec(step(), 1..200)) {
         let mut circuit = Circuit::closed(&SETTINGS);
         let mut now = Instant::now();
-        let mut calls: VecDeque<u64> = VecDeque::new();
+        let mut calls: VecDeque<(u64, Call)> = VecDeque::new();
         let mut opened_at = None;
         for step in steps {
             let before = circuit.state();
             let verdict = match step {
-                Step::Call => {
-                    if let Ok(epoch) = circuit.admit(&SETTINGS, now) {
-                        calls.push_back(epoch);
+                Step::Call(call) => {
+                    if let Ok(epoch) = circuit.admit(call, &SETTINGS, now) {
+                        calls.push_back((epoch, call));
                         if let Some(opened_at) = opened_at {
                             prop_assert!(now >= opened_at + SETTINGS.open_for, "admitted while open");
                         }
@@ -168,12 +195,14 @@ proptest! {
                 Step::Fail => Some(Verdict::Failed),
                 Step::Cancel => Some(Verdict::None),
             };
-            if let Some(verdict) = verdict && let Some(epoch) = calls.pop_front() {
-                circuit.judge(epoch, verdict, &SETTINGS, now);
+            if let Some(verdict) = verdict && let Some(call) = calls.pop_front() {
+                circuit.judge(call, verdict, &SETTINGS, now);
             }
-            let probes = calls.iter().filter(|epoch| **epoch == circuit.epoch).count();
+            let probes = |kind| calls.iter().filter(|call| **call == (circuit.epoch, kind)).count();
             if circuit.state() == State::HalfOpen {
-                prop_assert!(probes <= SETTINGS.probes as usize, "{probes} probes at once");
+                let (requests, background) = (probes(Call::Foreground), probes(Call::Background));
+                prop_assert!(requests <= SETTINGS.probes as usize, "{requests} probes at once");
+                prop_assert!(background <= 1, "{background} background calls at once");
             }
             if before != State::Open && circuit.state() == State::Open {
                 prop_assert!(matches!(step, Step::Fail), "only a failure opens it");

@@ -1,18 +1,50 @@
-//! What the gateway can answer, and what an answer leaves open.
+//! The gateway's responses, and what a response leaves open.
+//!
+//! A text of the gateway that is stored has a bounded type, so that a response that PostgreSQL would refuse is found
+//! where it is parsed.
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use platform::resilience::breaker::Permit;
 use serde::Deserialize;
-use uuid::Uuid;
 
-/// A charge, in the gateway's words.
+use crate::slices::payments::gateway_key::GatewayKey;
+
+/// The longest id of the gateway, in bytes.
+const MAX_ID_BYTES: usize = 255;
+
+/// An id that the gateway made: 1 to 255 visible ASCII characters.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct GatewayId(String);
+
+impl GatewayId {
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for GatewayId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
+        if visible && (1..=MAX_ID_BYTES).contains(&text.len()) {
+            Ok(Self(text))
+        } else {
+            Err("an id must be 1 to 255 visible ASCII characters")
+        }
+    }
+}
+
+/// A charge as the gateway reports it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Charge {
     /// The gateway's id.
-    pub id: String,
-    /// Our payment's.
-    pub reference: Uuid,
+    pub id: GatewayId,
+    /// Our payment's gateway key.
+    pub reference: GatewayKey,
     /// How it ended.
     pub status: ChargeStatus,
     /// Why the bank said no.
@@ -33,15 +65,15 @@ pub enum ChargeStatus {
     Declined,
 }
 
-/// A refund, in the gateway's words.
+/// A refund as the gateway reports it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct GatewayRefund {
     /// The gateway's id.
-    pub id: String,
-    /// Our refund's.
-    pub reference: Uuid,
-    /// What it gives back.
-    pub charge_id: String,
+    pub id: GatewayId,
+    /// Our refund's gateway key.
+    pub reference: GatewayKey,
+    /// The charge that it refunds.
+    pub charge_id: GatewayId,
     /// How it ended.
     pub status: GatewayRefundStatus,
     /// In minor units.
@@ -95,9 +127,12 @@ pub enum Sent<T> {
 /// Why nobody knows what happened.
 #[derive(Debug, thiserror::Error)]
 pub enum Unknown {
-    /// There was no answer in time.
-    #[error("the gateway did not answer in time")]
+    /// There was no response in time.
+    #[error("the gateway did not respond in time")]
     TimedOut,
+    /// No connection was made, which proves that nothing was sent.
+    #[error("failed to connect to the gateway: {0}")]
+    NotConnected(#[source] reqwest::Error),
     /// The connection failed, before or after the request was sent.
     #[error("the connection to the gateway failed: {0}")]
     Connection(#[source] reqwest::Error),
@@ -109,12 +144,15 @@ pub enum Unknown {
         /// When it wants to be asked again.
         retry_after: Option<Duration>,
     },
-    /// It answered with something that is not what it should be.
-    #[error("the gateway's answer cannot be read: {0}")]
+    /// The response is not JSON, or too long.
+    #[error("the gateway's response is malformed: {0}")]
     Malformed(String),
-    /// The breaker is open: it was not asked.
-    #[error("the gateway is not being asked at the moment")]
-    NotAsked,
+    /// The response is JSON, and not the object that it should be: a person must look at the gateway's record.
+    #[error("the gateway's record is unreadable: {0}")]
+    Unreadable(String),
+    /// The breaker is open, or no time is left: nothing was sent.
+    #[error("the gateway was not called")]
+    NotCalled,
 }
 
 impl Unknown {
@@ -126,12 +164,31 @@ impl Unknown {
         }
     }
 
-    /// Whether it is the gateway's trouble, for the breaker: what it refuses or limits is not.
-    pub(super) fn is_outage(&self) -> bool {
+    /// Returns whether it is certain that nothing was sent.
+    pub fn was_not_sent(&self) -> bool {
+        matches!(self, Self::NotConnected(_) | Self::NotCalled)
+    }
+
+    /// Returns whether the call failed by its duration.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::TimedOut => true,
+            Self::NotConnected(error) => error.is_timeout(),
+            _ => false,
+        }
+    }
+
+    /// Returns whether the breaker counts it as a failure of the gateway. A request that the gateway rejects or
+    /// limits is none.
+    ///
+    /// An unreadable record of a payment that was begun earlier is none either: the gateway would return it for ever,
+    /// and a few such records would keep the breaker open although every other payment works.
+    pub(super) fn is_outage(&self, of_a_stored_record: bool) -> bool {
         match self {
             Self::Status { status, .. } => status.is_server_error(),
-            Self::TimedOut | Self::Connection(_) | Self::Malformed(_) => true,
-            Self::NotAsked => false,
+            Self::TimedOut | Self::NotConnected(_) | Self::Connection(_) | Self::Malformed(_) => true,
+            Self::Unreadable(_) => !of_a_stored_record,
+            Self::NotCalled => false,
         }
     }
 }

@@ -10,19 +10,23 @@ use std::{sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use secrecy::ExposeSecret;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 use tracing::{Instrument, Span, field};
 use url::Url;
-use uuid::Uuid;
 
+#[cfg(test)]
+pub use self::answers::GatewayId;
 pub use self::answers::{Answer, Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, Sent, Unknown};
 use self::metrics::GATEWAY_DURATION;
 pub use self::metrics::initialize as initialize_metrics;
-use super::settings::Settings;
+use super::{gateway_key::GatewayKey, settings::Settings};
 use platform::{
     alerts::Alerts,
     resilience::{
@@ -37,6 +41,10 @@ pub const SERVICE: &str = "payment_gateway";
 
 /// No answer of the gateway is nearly as long. A longer one is not read.
 const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// The longest pause that a `Retry-After` of the gateway can ask for. It ends every retry within a request, and no
+/// number from outside reaches the arithmetic of times.
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// Between two attempts of one request.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
@@ -145,37 +153,37 @@ impl Gateway {
         Some(unknown.retry_after().unwrap_or_default().max(BACKOFF.pause(retry)))
     }
 
-    /// Sends a charge: exactly these bytes, under the payment's id as key.
-    pub async fn charge(&self, payment_id: Uuid, body: &str, permit: Permit, until: Instant) -> Sent<Charge> {
-        self.send(&["v1", "charges"], payment_id, body, permit, until).await
+    /// Sends a charge: exactly these bytes, under the payment's key.
+    pub async fn charge(&self, key: GatewayKey, body: &str, permit: Permit, until: Instant) -> Sent<Charge> {
+        self.send(&["v1", "charges"], key, body, permit, until).await
     }
 
-    /// Sends a refund of a charge: exactly these bytes, under the refund's id as key.
+    /// Sends a refund of a charge: exactly these bytes, under the refund's key.
     pub async fn refund(
         &self,
         charge_id: &str,
-        refund_id: Uuid,
+        key: GatewayKey,
         body: &str,
         permit: Permit,
         until: Instant,
     ) -> Sent<GatewayRefund> {
-        self.send(&["v1", "charges", charge_id, "refunds"], refund_id, body, permit, until).await
+        self.send(&["v1", "charges", charge_id, "refunds"], key, body, permit, until).await
     }
 
     /// The charges that the gateway has for a payment.
     ///
     /// # Errors
     /// Whatever keeps us from knowing.
-    pub async fn charges(&self, payment_id: Uuid, until: Instant) -> Result<Vec<Charge>, Unknown> {
-        self.list("charges", payment_id, |charge: &Charge| charge.reference, until).await
+    pub async fn charges(&self, key: GatewayKey, until: Instant) -> Result<Vec<Charge>, Unknown> {
+        self.list("charges", key, |charge: &Charge| charge.reference, until).await
     }
 
     /// The refunds that the gateway has for one of ours.
     ///
     /// # Errors
     /// Whatever keeps us from knowing.
-    pub async fn refunds(&self, refund_id: Uuid, until: Instant) -> Result<Vec<GatewayRefund>, Unknown> {
-        self.list("refunds", refund_id, |refund: &GatewayRefund| refund.reference, until).await
+    pub async fn refunds(&self, key: GatewayKey, until: Instant) -> Result<Vec<GatewayRefund>, Unknown> {
+        self.list("refunds", key, |refund: &GatewayRefund| refund.reference, until).await
     }
 
     /// Whether it answers, for readiness. It does not go through the breaker: a probe must not use up its trials.
@@ -200,7 +208,7 @@ impl Gateway {
     async fn send<T: DeserializeOwned>(
         &self,
         path: &[&str],
-        key: Uuid,
+        key: GatewayKey,
         body: &str,
         permit: Permit,
         until: Instant,
@@ -216,20 +224,22 @@ impl Gateway {
         self.call(request, "POST", url, permit, until).await
     }
 
-    /// What the gateway has for a reference. An answer about another one is the gateway's failure; what its books
-    /// say about this one is not, however wrong: it would say so for ever, and keep the breaker open.
+    /// Lists what the gateway has for a reference. A response about another reference is the gateway's failure; its
+    /// record of this one is not, however wrong (see [`Unknown::is_outage`]).
+    ///
+    /// Only recovery lists, as a background call: while the breaker is half-open, it takes no probe of a customer.
     async fn list<T: DeserializeOwned>(
         &self,
         path: &str,
-        reference: Uuid,
-        reference_of: impl Fn(&T) -> Uuid,
+        reference: GatewayKey,
+        reference_of: impl Fn(&T) -> GatewayKey,
         until: Instant,
     ) -> Result<Vec<T>, Unknown> {
         #[derive(Deserialize)]
         struct List<T> {
             data: Vec<T>,
         }
-        let permit = self.0.breaker.acquire().map_err(|_| Unknown::NotAsked)?;
+        let permit = self.0.breaker.acquire_in_background().map_err(|_| Unknown::NotCalled)?;
         let mut url = self.url(&["v1", path]);
         url.query_pairs_mut().append_pair("reference", &reference.to_string());
         match self.call::<List<T>>(self.0.client.get(url.clone()), "GET", url, permit, until).await {
@@ -255,9 +265,13 @@ impl Gateway {
         permit: Permit,
         until: Instant,
     ) -> Sent<T> {
-        let span = self.open_span(method, &url);
         let started = Instant::now();
         let left = until.saturating_duration_since(started);
+        if left.is_zero() {
+            // A future that is polled once may send the request before its time-out is looked at.
+            return Sent::Unknown(Unknown::NotCalled);
+        }
+        let span = self.open_span(method, &url);
         let reply = async {
             let mut headers = HeaderMap::new();
             traces::inject(&mut headers);
@@ -269,7 +283,7 @@ impl Gateway {
         let outcome = match &reply {
             Ok(Reply::Object(..)) => "success",
             Ok(Reply::Refused(_)) => "refused",
-            Err(Unknown::TimedOut) => "timeout",
+            Err(unknown) if unknown.is_timeout() => "timeout",
             Err(_) => "error",
         };
         GATEWAY_DURATION.observe(&[SERVICE, outcome], started.elapsed());
@@ -283,7 +297,7 @@ impl Gateway {
             Err(unknown) => {
                 let cause = &unknown as &dyn std::error::Error;
                 span.in_scope(|| tracing::warn!(error = cause, "the gateway call has no certain outcome"));
-                if unknown.is_outage() {
+                if unknown.is_outage(method == "GET") {
                     permit.failed();
                 }
                 Sent::Unknown(unknown)
@@ -331,10 +345,11 @@ fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
     let error = match reply {
         Ok(Reply::Object(..)) => return,
         Ok(Reply::Refused(status)) | Err(Unknown::Status { status, .. }) => status.as_str(),
-        Err(Unknown::TimedOut) => "timeout",
-        Err(Unknown::Connection(_)) => "connection",
+        Err(unknown) if unknown.is_timeout() => "timeout",
+        Err(Unknown::TimedOut | Unknown::NotConnected(_) | Unknown::Connection(_)) => "connection",
         Err(Unknown::Malformed(_)) => "malformed",
-        Err(Unknown::NotAsked) => "not_asked",
+        Err(Unknown::Unreadable(_)) => "unreadable",
+        Err(Unknown::NotCalled) => "not_called",
     };
     span.record("otel.status_code", "error");
     span.record("error.type", error);
@@ -375,17 +390,51 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
     }
     match serde_json::from_slice(&body) {
         Ok(object) => Ok(Reply::Object(response.status(), object)),
+        // `IgnoredAny` does not look into texts: a lone surrogate makes a text unreadable, and the body is still JSON.
+        Err(error) if serde_json::from_slice::<IgnoredAny>(&body).is_ok() => {
+            Err(Unknown::Unreadable(error.to_string()))
+        }
         Err(error) => Err(Unknown::Malformed(error.to_string())),
     }
 }
 
 fn from_reqwest(error: reqwest::Error) -> Unknown {
     // The URL holds our references; the log has them already, in fields of their own.
-    if error.is_timeout() { Unknown::TimedOut } else { Unknown::Connection(error.without_url()) }
+    let error = error.without_url();
+    if error.is_connect() {
+        Unknown::NotConnected(error)
+    } else if error.is_timeout() {
+        Unknown::TimedOut
+    } else {
+        Unknown::Connection(error)
+    }
 }
 
 fn status(response: &reqwest::Response) -> Unknown {
-    let seconds =
-        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    Unknown::Status { status: response.status(), retry_after: seconds.map(Duration::from_secs) }
+    let header = response.headers().get(header::RETRY_AFTER);
+    let retry_after = header.and_then(|value| parse_retry_after(value.to_str().ok()?));
+    Unknown::Status { status: response.status(), retry_after }
+}
+
+/// Whole seconds, at most [`MAX_RETRY_AFTER`]. A date, the other form of the header, is ignored.
+fn parse_retry_after(text: &str) -> Option<Duration> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs).min(MAX_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_retry_after_of_the_gateway_is_longer_than_the_maximum() {
+        let seconds = |text| parse_retry_after(text).map(|pause| pause.as_secs());
+        assert_eq!(seconds("0"), Some(0));
+        assert_eq!(seconds("7"), Some(7));
+        assert_eq!(seconds("18446744073709551615"), Some(3600));
+        assert_eq!(seconds("99999999999999999999999999"), Some(3600));
+        for text in ["", "-1", "+1", "1.5", " 1", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"] {
+            assert_eq!(seconds(text), None, "{text:?}");
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! What is certain about a payment or a refund, and what is not. No I/O.
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::PaymentStatus;
-use crate::slices::payments::gateway::{Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus};
+use crate::slices::payments::{
+    gateway::{Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus},
+    gateway_key::GatewayKey,
+};
 
 /// Why no money was taken, from a closed list: it is a label of `payment_failures_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub enum FailureReason {
     FraudSuspected,
     /// The bank: another reason.
     DeclinedOther,
-    /// The gateway refused the request itself.
+    /// The gateway rejected the request itself, or an operator has found that it never took money for it.
     GatewayRejected,
     /// The gateway did not answer in time; for a payment that failed of it: and has never charged.
     GatewayTimeout,
@@ -75,6 +76,9 @@ pub enum Settlement {
         /// Why.
         reason: FailureReason,
     },
+    /// The gateway rejected a request (4xx). Certain only if this is the only request that may have reached the
+    /// gateway, which the settling statement checks.
+    Rejected,
     /// Nothing was charged, and nothing will be.
     Failed {
         /// Why.
@@ -88,7 +92,7 @@ impl Settlement {
         match self {
             Self::Succeeded { .. } => PaymentStatus::Succeeded,
             Self::Declined { .. } => PaymentStatus::Declined,
-            Self::Failed { .. } => PaymentStatus::Failed,
+            Self::Rejected | Self::Failed { .. } => PaymentStatus::Failed,
         }
     }
 
@@ -96,7 +100,7 @@ impl Settlement {
     pub fn charge_id(&self) -> Option<&str> {
         match self {
             Self::Succeeded { charge_id } | Self::Declined { charge_id, .. } => Some(charge_id),
-            Self::Failed { .. } => None,
+            Self::Rejected | Self::Failed { .. } => None,
         }
     }
 
@@ -104,6 +108,7 @@ impl Settlement {
     pub fn reason(&self) -> Option<FailureReason> {
         match self {
             Self::Succeeded { .. } => None,
+            Self::Rejected => Some(FailureReason::GatewayRejected),
             Self::Declined { reason, .. } | Self::Failed { reason } => Some(*reason),
         }
     }
@@ -118,8 +123,13 @@ pub struct Mismatch(pub &'static str);
 ///
 /// # Errors
 /// When reference, amount or currency are another's.
-pub fn judge_charge(id: Uuid, amount: i64, currency: &str, charge: &Charge) -> Result<Settlement, Mismatch> {
-    if charge.reference != id {
+pub fn judge_charge(
+    key: GatewayKey,
+    amount: i64,
+    currency: &str,
+    charge: &Charge,
+) -> Result<Settlement, Mismatch> {
+    if charge.reference != key {
         return Err(Mismatch("reference"));
     }
     if charge.amount != amount {
@@ -128,7 +138,7 @@ pub fn judge_charge(id: Uuid, amount: i64, currency: &str, charge: &Charge) -> R
     if charge.currency != currency {
         return Err(Mismatch("currency"));
     }
-    let charge_id = charge.id.clone();
+    let charge_id = charge.id.as_str().to_owned();
     Ok(match charge.status {
         ChargeStatus::Succeeded => Settlement::Succeeded { charge_id },
         ChargeStatus::Declined => Settlement::Declined {
@@ -143,8 +153,8 @@ pub fn judge_charge(id: Uuid, amount: i64, currency: &str, charge: &Charge) -> R
 pub struct RefundSettlement {
     /// Whether the money was given back.
     pub succeeded: bool,
-    /// The gateway's refund.
-    pub gateway_refund_id: String,
+    /// The gateway's refund; none if an operator ends it.
+    pub gateway_refund_id: Option<String>,
 }
 
 /// Judges a refund, like [`judge_charge`].
@@ -152,26 +162,26 @@ pub struct RefundSettlement {
 /// # Errors
 /// When reference, amount or charge are another's.
 pub fn judge_refund(
-    id: Uuid,
+    key: GatewayKey,
     amount: i64,
     charge_id: &str,
     refund: &GatewayRefund,
 ) -> Result<RefundSettlement, Mismatch> {
-    if refund.reference != id {
+    if refund.reference != key {
         return Err(Mismatch("reference"));
     }
     if refund.amount != amount {
         return Err(Mismatch("amount"));
     }
-    if refund.charge_id != charge_id {
+    if refund.charge_id.as_str() != charge_id {
         return Err(Mismatch("charge"));
     }
     let succeeded = refund.status == GatewayRefundStatus::Succeeded;
-    Ok(RefundSettlement { succeeded, gateway_refund_id: refund.id.clone() })
+    Ok(RefundSettlement { succeeded, gateway_refund_id: Some(refund.id.as_str().to_owned()) })
 }
 
-/// The gateway forgets an idempotency key after 24 hours. Until an hour before that the same charge may be sent
-/// again; afterwards one may only ask.
+/// The gateway forgets an idempotency key after 24 hours. Until an hour before that the same charge may be resent;
+/// afterwards recovery only polls.
 const RESEND_WITHIN: Duration = Duration::from_hours(23);
 /// An hour after the gateway has forgotten the key, no request under it can be on its way any more.
 const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
@@ -179,10 +189,10 @@ const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 /// What to do about a payment for which the gateway knows no charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoCharge {
-    /// A first call may still be on its way: send the same charge again under the same key, and let its answer decide.
-    SendAgain,
-    /// Too late to send again, too early to be sure.
-    AskAgain,
+    /// A first call may still be in flight: resend the same charge under the same key, and let its response decide.
+    Resend,
+    /// Too late to resend, too early to be sure.
+    Poll,
     /// It was never charged, and never will be.
     NeverCharged,
 }
@@ -191,9 +201,9 @@ impl NoCharge {
     /// By how long ago the charge was first sent, on the database's clock.
     pub fn after(since_first_sent: Duration) -> Self {
         if since_first_sent < RESEND_WITHIN {
-            Self::SendAgain
+            Self::Resend
         } else if since_first_sent < NEVER_CHARGED_AFTER {
-            Self::AskAgain
+            Self::Poll
         } else {
             Self::NeverCharged
         }

@@ -3,28 +3,42 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::slices::payments::gateway::{Charge, ChargeStatus};
+use crate::slices::payments::{
+    gateway::{Charge, ChargeStatus, GatewayId},
+    gateway_key::GatewayKey,
+};
 
-fn charge(id: Uuid, amount: i64, currency: &str, status: ChargeStatus) -> Charge {
-    Charge { id: "ch_1".into(), reference: id, status, decline_code: None, amount, currency: currency.into() }
+fn charge(reference: GatewayKey, amount: i64, currency: &str, status: ChargeStatus) -> Charge {
+    let id = GatewayId::try_from("ch_1".to_owned()).unwrap();
+    Charge { id, reference, status, decline_code: None, amount, currency: currency.into() }
+}
+
+fn a_key() -> GatewayKey {
+    GatewayKey(Uuid::now_v7())
+}
+
+#[test]
+fn an_id_of_the_gateway_is_bounded_visible_ascii() {
+    let parse = |text: &str| GatewayId::try_from(text.to_owned());
+    assert!(parse("ch_1").is_ok() && parse(&"x".repeat(255)).is_ok());
+    for refused in ["", "ch_\u{0}", "ch 1", "ch_1\n", "ch_\u{e4}", &"x".repeat(256)] {
+        assert!(parse(refused).is_err(), "{refused:?}");
+    }
 }
 
 #[test]
 fn a_charge_of_another_payment_amount_or_currency_settles_nothing() {
-    let id = Uuid::now_v7();
+    let id = a_key();
     let judge = |charge: &Charge| judge_charge(id, 100, "EUR", charge);
     assert!(judge(&charge(id, 100, "EUR", ChargeStatus::Succeeded)).is_ok());
-    assert_eq!(
-        judge(&charge(Uuid::now_v7(), 100, "EUR", ChargeStatus::Succeeded)),
-        Err(Mismatch("reference"))
-    );
+    assert_eq!(judge(&charge(a_key(), 100, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("reference")));
     assert_eq!(judge(&charge(id, 101, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("amount")));
     assert_eq!(judge(&charge(id, 100, "USD", ChargeStatus::Succeeded)), Err(Mismatch("currency")));
 }
 
 #[test]
 fn an_unknown_decline_code_is_a_decline_all_the_same() {
-    let id = Uuid::now_v7();
+    let id = a_key();
     let mut declined = charge(id, 100, "EUR", ChargeStatus::Declined);
     declined.decline_code = Some("moon_phase".into());
     let settlement = judge_charge(id, 100, "EUR", &declined).unwrap();
@@ -34,10 +48,10 @@ fn an_unknown_decline_code_is_a_decline_all_the_same() {
 #[test]
 fn an_empty_answer_is_proof_only_after_the_gateway_has_forgotten_the_key() {
     let hours = |hours| NoCharge::after(Duration::from_hours(hours));
-    assert_eq!(hours(0), NoCharge::SendAgain);
-    assert_eq!(hours(22), NoCharge::SendAgain);
-    assert_eq!(hours(23), NoCharge::AskAgain);
-    assert_eq!(hours(24), NoCharge::AskAgain);
+    assert_eq!(hours(0), NoCharge::Resend);
+    assert_eq!(hours(22), NoCharge::Resend);
+    assert_eq!(hours(23), NoCharge::Poll);
+    assert_eq!(hours(24), NoCharge::Poll);
     assert_eq!(hours(25), NoCharge::NeverCharged);
     let document = include_str!("../../../../docs/payments.md");
     for time in ["less than 23 hours", "23 to 25 hours", "more than 25 hours"] {
@@ -63,7 +77,7 @@ proptest! {
 
     #[test]
     fn a_settlement_is_always_allowed_from_processing_and_never_twice(amount in 1..i64::MAX, declined: bool) {
-        let id = Uuid::now_v7();
+        let id = a_key();
         let status = if declined { ChargeStatus::Declined } else { ChargeStatus::Succeeded };
         let settled = judge_charge(id, amount, "EUR", &charge(id, amount, "EUR", status)).unwrap().status();
         prop_assert!(PaymentStatus::Processing.may_become(settled));

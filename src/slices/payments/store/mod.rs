@@ -1,4 +1,4 @@
-//! The payments and refunds tables: beginning, asking, and reading. Settling stands in `settlement.rs`.
+//! The payments and refunds tables: beginning, leasing, and reading. Settling stands in `settlement.rs`.
 mod refunds;
 
 use std::time::Duration;
@@ -8,20 +8,25 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 pub(super) use self::refunds::{
-    BeginRefund, OpenRefund, begin_refund, count_refund_attempt, find_refund, lease_refunds, release_refund,
+    BeginRefund, FoundRefund, OpenRefund, begin_refund, count_refund_attempt, find_refund,
+    find_refund_by_gateway_key, lease_refunds, release_refund, uncount_refund_attempt,
 };
-use super::model::{Payment, PaymentStatus};
+use super::{
+    gateway_key::GatewayKey,
+    model::{Payment, PaymentStatus},
+};
 use platform::{
     audit::Event,
-    database::{Database, observe},
+    database::{Database, observe, violated_constraint},
     http::idempotency::Claim,
 };
 
-/// A payment whose outcome is being asked for: what to send, and what is known about the sends so far.
+/// A payment without an outcome: what to send, and what is known about the sends so far.
 #[derive(Debug, Clone)]
 pub(super) struct OpenPayment {
     pub(super) id: Uuid,
     pub(super) order_id: Uuid,
+    pub(super) gateway_key: GatewayKey,
     pub(super) amount: i64,
     pub(super) currency: String,
     /// Byte for byte what is sent.
@@ -30,6 +35,7 @@ pub(super) struct OpenPayment {
     pub(super) trace_parent: Option<String>,
     /// Since the charge was first sent, on the database's clock.
     pub(super) age: Duration,
+    /// Needs review: a person has been alerted.
     pub(super) parked: bool,
 }
 
@@ -37,6 +43,7 @@ pub(super) struct OpenPayment {
 pub(super) struct Begin<'a> {
     pub(super) id: Uuid,
     pub(super) order_id: Uuid,
+    pub(super) gateway_key: GatewayKey,
     pub(super) amount: i64,
     pub(super) currency: &'a str,
     pub(super) gateway_request: &'a str,
@@ -48,7 +55,9 @@ pub(super) struct Begin<'a> {
 
 /// Transaction one of a payment, as one statement: locks the order if it can be paid, claims the key, stores the
 /// payment with its first lease, points the order at it, and writes the audit event. `None` if the order cannot be
-/// paid (any more) or the key is taken; then nothing was stored.
+/// paid (any more) or one of the two keys is taken; then nothing was stored.
+///
+/// The lease begins after the wait for the order's lock, so that a long wait does not shorten it.
 pub(super) async fn begin_payment(
     database: &Database,
     new: &Begin<'_>,
@@ -57,7 +66,8 @@ pub(super) async fn begin_payment(
         .records([new.id])
         .with("order_id", new.order_id.to_string())
         .with("amount", new.amount)
-        .with("currency", new.currency);
+        .with("currency", new.currency)
+        .with("gateway_key", new.gateway_key.to_string());
     let statement = sqlx::query!(
         r#"
         with claimed as materialized (
@@ -66,9 +76,10 @@ pub(super) async fn begin_payment(
           where case when lock_payable_order($2) then claim_idempotency_key($8, $9, $10, $1, $11, null, null) else false end
         ), begun as (
           insert into payments (
-            id, order_id, amount, currency, gateway_request, correlation_id, trace_parent, lease_expires_at
+            id, order_id, amount, currency, gateway_request, correlation_id, trace_parent, lease_expires_at,
+            gateway_key
           )
-          select $1, $2, $3, $4, $5, $6, $7, now() + $11::interval
+          select $1, $2, $3, $4, $5, $6, $7, clock_timestamp() + $11::interval, $13
           from claimed
           returning created_at, updated_at
         )
@@ -89,9 +100,13 @@ pub(super) async fn begin_payment(
         new.claim.fingerprint.as_bytes(),
         interval(new.lease),
         event.to_json(),
+        new.gateway_key.0,
     );
     let mut connection = database.acquire().await?;
-    let begun = observe("payments.insert", statement.fetch_optional(&mut *connection)).await?;
+    let begun = match observe("payments.insert", statement.fetch_optional(&mut *connection)).await {
+        Err(error) if violated_constraint(&error) == Some("a_gateway_key_makes_one_payment") => None,
+        begun => begun?,
+    };
     connection.release();
     Ok(begun.map(|row| {
         event.mirror();
@@ -122,7 +137,19 @@ pub(super) async fn count_attempt(database: &Database, payment_id: Uuid) -> Resu
     Ok(attempts)
 }
 
-/// Leases payments whose turn it is, so that no other replica asks for them meanwhile.
+/// Takes back an attempt of which it is certain that nothing was sent.
+pub(super) async fn uncount_attempt(database: &Database, payment_id: Uuid) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query!(
+        "update payments set attempts = attempts - 1 where id = $1 and status = 'processing' and attempts > 0",
+        payment_id,
+    );
+    let mut connection = database.acquire().await?;
+    observe("payments.update", statement.execute(&mut *connection)).await?;
+    connection.release();
+    Ok(())
+}
+
+/// Leases payments that are due, so that no other replica polls the gateway for them at the same time.
 pub(super) async fn lease_payments(
     database: &Database,
     lease: Duration,
@@ -131,7 +158,7 @@ pub(super) async fn lease_payments(
     let statement = sqlx::query!(
         r#"
         update payments
-        set lease_expires_at = now() + $1::interval
+        set lease_expires_at = clock_timestamp() + $1::interval
         where id in (
           select id
           from payments
@@ -141,7 +168,7 @@ pub(super) async fn lease_payments(
           for update skip locked
         )
         returning
-          id, order_id, amount, currency, gateway_request, correlation_id, trace_parent,
+          id, order_id, gateway_key, amount, currency, gateway_request, correlation_id, trace_parent,
           extract(epoch from now() - first_sent_at)::float8 as "age_seconds!",
           parked_at is not null as "parked!"
         "#,
@@ -153,18 +180,19 @@ pub(super) async fn lease_payments(
     let open = rows.into_iter().map(|row| OpenPayment {
         id: row.id,
         order_id: row.order_id,
+        gateway_key: GatewayKey(row.gateway_key),
         amount: row.amount,
         currency: row.currency,
         gateway_request: row.gateway_request,
         correlation_id: row.correlation_id,
         trace_parent: row.trace_parent,
-        age: Duration::from_secs_f64(row.age_seconds.max(0.0)),
+        age: age(row.age_seconds),
         parked: row.parked,
     });
     Ok(open.collect())
 }
 
-/// Ends a lease early: nobody is asking any more, and recovery takes its turn after this pause.
+/// Ends a lease early: recovery polls the gateway after this pause. `park` says that the payment needs review.
 pub(super) async fn release_payment(
     database: &Database,
     id: Uuid,
@@ -186,27 +214,14 @@ pub(super) async fn release_payment(
     Ok(())
 }
 
-/// Remembers a discrepancy; whether it is a new one.
-pub(super) async fn remember_discrepancy(
-    connection: &mut PgConnection,
-    record_id: Uuid,
-    digest: &[u8],
-) -> Result<bool, sqlx::Error> {
-    let statement = sqlx::query!(
-        "insert into discrepancies (record_id, digest) values ($1, $2) on conflict do nothing",
-        record_id,
-        digest,
-    );
-    let inserted = observe("discrepancies.insert", statement.execute(connection)).await?;
-    Ok(inserted.rows_affected() > 0)
-}
-
 /// A payment with what else its callers need to know.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) payment: Payment,
     pub(super) charge_id: Option<String>,
-    /// What may still be given back.
+    /// Sends of the charge that may have reached the gateway.
+    pub(super) attempts: i32,
+    /// What may still be refunded.
     pub(super) refundable_amount: i64,
     /// The span that began it.
     pub(super) trace_parent: Option<String>,
@@ -218,19 +233,38 @@ pub(super) async fn find(
     id: Uuid,
     only_of: Option<Uuid>,
 ) -> Result<Option<Found>, sqlx::Error> {
+    select(connection, Some(id), None, only_of).await
+}
+
+/// The payment that was begun under a gateway key.
+pub(super) async fn find_by_gateway_key(
+    connection: &mut PgConnection,
+    key: GatewayKey,
+) -> Result<Option<Found>, sqlx::Error> {
+    select(connection, None, Some(key), None).await
+}
+
+async fn select(
+    connection: &mut PgConnection,
+    id: Option<Uuid>,
+    key: Option<GatewayKey>,
+    only_of: Option<Uuid>,
+) -> Result<Option<Found>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
         select
           payments.id, payments.order_id, payments.status, payments.amount, payments.currency,
           payments.refunded_amount, payments.refund_reserved_amount, payments.failure_reason,
-          payments.gateway_charge_id, payments.trace_parent, payments.created_at, payments.updated_at
+          payments.gateway_charge_id, payments.attempts, payments.trace_parent, payments.created_at,
+          payments.updated_at
         from payments
         where
-          payments.id = $1
+          payments.id = coalesce($1, (select by_key.id from payments as by_key where by_key.gateway_key = $3))
           and ($2::uuid is null or order_belongs_to(payments.order_id, $2))
         "#,
         id,
         only_of,
+        key.map(|key| key.0),
     );
     let row = observe("payments.select", statement.fetch_optional(connection)).await?;
     row.map(|row| {
@@ -249,6 +283,7 @@ pub(super) async fn find(
         Ok(Found {
             payment,
             charge_id: row.gateway_charge_id,
+            attempts: row.attempts,
             refundable_amount,
             trace_parent: row.trace_parent,
         })
@@ -256,20 +291,26 @@ pub(super) async fn find(
     .transpose()
 }
 
-/// How many outcomes are not known, in the whole database.
+/// The number of unknown outcomes and of open discrepancies in the whole database.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unsettled {
     pub(super) count: i64,
     pub(super) parked: i64,
     pub(super) oldest: Option<DateTime<Utc>>,
+    /// Without those that [`parked`](Self::parked) counts already.
+    pub(super) discrepancies: i64,
 }
 
-/// Counts what is not settled.
+/// Counts what is not settled and what nobody has closed.
 pub(super) async fn unsettled(database: &Database) -> Result<Unsettled, sqlx::Error> {
     let statement = sqlx::query_as!(
         Unsettled,
         r#"
-        select count(*) as "count!", count(parked_at) as "parked!", min(created_at) as oldest
+        select
+          count(*) as "count!", count(parked_at) as "parked!", min(created_at) as oldest,
+          (
+            select count(*) from discrepancies where closed_at is null and what <> 'outcome unknown'
+          ) as "discrepancies!"
         from (
           select parked_at, created_at from payments where status = 'processing'
           union all
@@ -287,7 +328,43 @@ pub(super) fn payment_status(text: &str) -> Result<PaymentStatus, sqlx::Error> {
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown payment status {text:?}").into()))
 }
 
-fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {
+/// An age from the database. It is negative if the database's clock was set back.
+fn age(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
+}
+
+/// Whether another payment was settled by this charge of the gateway.
+pub(super) async fn charge_is_taken(
+    connection: &mut PgConnection,
+    payment_id: Uuid,
+    charge_id: &str,
+) -> Result<bool, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"select exists (select from payments where gateway_charge_id = $2 and id <> $1) as "taken!""#,
+        payment_id,
+        charge_id,
+    );
+    observe("payments.select", statement.fetch_one(connection)).await
+}
+
+/// Whether a payment or refund is parked or has an open discrepancy.
+pub(super) async fn needs_review(connection: &mut PgConnection, id: Uuid) -> Result<bool, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"
+        select exists (
+          select from payments where id = $1 and parked_at is not null
+          union all
+          select from refunds where id = $1 and parked_at is not null
+          union all
+          select from discrepancies where record_id = $1 and closed_at is null
+        ) as "needs_review!"
+        "#,
+        id,
+    );
+    observe("payments.select", statement.fetch_one(connection)).await
+}
+
+pub(super) fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
     sqlx::postgres::types::PgInterval { months: 0, days: 0, microseconds }
 }

@@ -1,23 +1,27 @@
-//! The refunds table: beginning, asking, and reading; and what of its payment it reserves.
+//! The refunds table: beginning, leasing, and reading; and what of its payment it reserves.
 use std::time::Duration;
 
 use platform::{
     audit::Event,
-    database::{Database, observe},
+    database::{Database, observe, violated_constraint},
     http::idempotency::Claim,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    super::model::{Refund, RefundStatus},
-    interval,
+    super::{
+        gateway_key::GatewayKey,
+        model::{Refund, RefundStatus},
+    },
+    age, interval,
 };
 
-/// A refund whose outcome is being asked for.
+/// A refund without an outcome: what to send.
 #[derive(Debug, Clone)]
 pub(in crate::slices::payments) struct OpenRefund {
     pub(in crate::slices::payments) id: Uuid,
+    pub(in crate::slices::payments) gateway_key: GatewayKey,
     pub(in crate::slices::payments) payment_id: Uuid,
     pub(in crate::slices::payments) order_id: Uuid,
     pub(in crate::slices::payments) amount: i64,
@@ -33,6 +37,7 @@ pub(in crate::slices::payments) struct OpenRefund {
 /// A refund to begin.
 pub(in crate::slices::payments) struct BeginRefund<'a> {
     pub(in crate::slices::payments) id: Uuid,
+    pub(in crate::slices::payments) gateway_key: GatewayKey,
     pub(in crate::slices::payments) payment_id: Uuid,
     pub(in crate::slices::payments) amount: i64,
     pub(in crate::slices::payments) currency: &'a str,
@@ -46,7 +51,7 @@ pub(in crate::slices::payments) struct BeginRefund<'a> {
 
 /// Transaction one of a refund, as one statement: locks the payment if so much of it is left, claims the key,
 /// reserves the amount, stores the refund with its first lease, and writes the audit event. `None` if so much is
-/// not left (any more) or the key is taken; then nothing was stored.
+/// not left (any more) or one of the two keys is taken; then nothing was stored.
 pub(in crate::slices::payments) async fn begin_refund(
     database: &Database,
     new: &BeginRefund<'_>,
@@ -54,7 +59,8 @@ pub(in crate::slices::payments) async fn begin_refund(
     let event = Event::change("refunds", "create")
         .records([new.id])
         .with("payment_id", new.payment_id.to_string())
-        .with("amount", new.amount);
+        .with("amount", new.amount)
+        .with("gateway_key", new.gateway_key.to_string());
     let statement = sqlx::query!(
         r#"
         with refundable as materialized (
@@ -76,9 +82,10 @@ pub(in crate::slices::payments) async fn begin_refund(
           returning payments.id
         ), begun as (
           insert into refunds (
-            id, payment_id, amount, reason, gateway_request, correlation_id, trace_parent, lease_expires_at
+            id, payment_id, amount, reason, gateway_request, correlation_id, trace_parent, lease_expires_at,
+            gateway_key
           )
-          select $1, reserved.id, $3, $4, $5, $6, $7, now() + $11::interval
+          select $1, reserved.id, $3, $4, $5, $6, $7, clock_timestamp() + $11::interval, $13
           from reserved
           returning created_at
         )
@@ -97,9 +104,13 @@ pub(in crate::slices::payments) async fn begin_refund(
         new.claim.fingerprint.as_bytes(),
         interval(new.lease),
         event.to_json(),
+        new.gateway_key.0,
     );
     let mut connection = database.acquire().await?;
-    let begun = observe("refunds.insert", statement.fetch_optional(&mut *connection)).await?;
+    let begun = match observe("refunds.insert", statement.fetch_optional(&mut *connection)).await {
+        Err(error) if violated_constraint(&error) == Some("a_gateway_key_makes_one_refund") => None,
+        begun => begun?,
+    };
     Ok(begun.map(|row| {
         event.mirror();
         Refund {
@@ -126,6 +137,21 @@ pub(in crate::slices::payments) async fn count_refund_attempt(
     observe("refunds.update", statement.fetch_optional(&mut *connection)).await
 }
 
+/// Like [`super::uncount_attempt`], for a refund.
+pub(in crate::slices::payments) async fn uncount_refund_attempt(
+    database: &Database,
+    refund_id: Uuid,
+) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query!(
+        "update refunds set attempts = attempts - 1 where id = $1 and status = 'processing' and attempts > 0",
+        refund_id,
+    );
+    let mut connection = database.acquire().await?;
+    observe("refunds.update", statement.execute(&mut *connection)).await?;
+    connection.release();
+    Ok(())
+}
+
 /// Like [`super::lease_payments`], for refunds.
 pub(in crate::slices::payments) async fn lease_refunds(
     database: &Database,
@@ -135,7 +161,7 @@ pub(in crate::slices::payments) async fn lease_refunds(
     let statement = sqlx::query!(
         r#"
         update refunds
-        set lease_expires_at = now() + $1::interval
+        set lease_expires_at = clock_timestamp() + $1::interval
         from payments
         where
           payments.id = refunds.payment_id
@@ -148,7 +174,7 @@ pub(in crate::slices::payments) async fn lease_refunds(
             for update skip locked
           )
         returning
-          refunds.id, refunds.payment_id, payments.order_id, refunds.amount, payments.currency,
+          refunds.id, refunds.gateway_key, refunds.payment_id, payments.order_id, refunds.amount, payments.currency,
           payments.gateway_charge_id as "charge_id!", refunds.gateway_request, refunds.correlation_id,
           refunds.trace_parent,
           extract(epoch from now() - refunds.first_sent_at)::float8 as "age_seconds!",
@@ -161,6 +187,7 @@ pub(in crate::slices::payments) async fn lease_refunds(
     let rows = observe("refunds.lease", statement.fetch_all(&mut *connection)).await?;
     let open = rows.into_iter().map(|row| OpenRefund {
         id: row.id,
+        gateway_key: GatewayKey(row.gateway_key),
         payment_id: row.payment_id,
         order_id: row.order_id,
         amount: row.amount,
@@ -169,7 +196,7 @@ pub(in crate::slices::payments) async fn lease_refunds(
         gateway_request: row.gateway_request,
         correlation_id: row.correlation_id,
         trace_parent: row.trace_parent,
-        age: Duration::from_secs_f64(row.age_seconds.max(0.0)),
+        age: age(row.age_seconds),
         parked: row.parked,
     });
     Ok(open.collect())
@@ -197,24 +224,49 @@ pub(in crate::slices::payments) async fn release_refund(
     Ok(())
 }
 
+/// A refund with what else its callers need to know.
+#[derive(Debug, Clone)]
+pub(in crate::slices::payments) struct FoundRefund {
+    pub(in crate::slices::payments) refund: Refund,
+    pub(in crate::slices::payments) open: OpenRefund,
+    pub(in crate::slices::payments) gateway_refund_id: Option<String>,
+}
+
 /// One refund.
 pub(in crate::slices::payments) async fn find_refund(
     connection: &mut PgConnection,
     id: Uuid,
-) -> Result<Option<(Refund, OpenRefund)>, sqlx::Error> {
+) -> Result<Option<FoundRefund>, sqlx::Error> {
+    select(connection, Some(id), None).await
+}
+
+/// The refund that was begun under a gateway key.
+pub(in crate::slices::payments) async fn find_refund_by_gateway_key(
+    connection: &mut PgConnection,
+    key: GatewayKey,
+) -> Result<Option<FoundRefund>, sqlx::Error> {
+    select(connection, None, Some(key)).await
+}
+
+async fn select(
+    connection: &mut PgConnection,
+    id: Option<Uuid>,
+    key: Option<GatewayKey>,
+) -> Result<Option<FoundRefund>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
         select
-          refunds.id, refunds.payment_id, payments.order_id, refunds.status, refunds.amount, payments.currency,
-          payments.gateway_charge_id as "charge_id!", refunds.gateway_request, refunds.correlation_id,
-          refunds.trace_parent, refunds.created_at,
+          refunds.id, refunds.gateway_key, refunds.payment_id, payments.order_id, refunds.status, refunds.amount,
+          payments.currency, payments.gateway_charge_id as "charge_id!", refunds.gateway_request,
+          refunds.correlation_id, refunds.trace_parent, refunds.created_at, refunds.gateway_refund_id,
           extract(epoch from now() - refunds.first_sent_at)::float8 as "age_seconds!",
           refunds.parked_at is not null as "parked!"
         from refunds
         join payments on payments.id = refunds.payment_id
-        where refunds.id = $1
+        where refunds.id = coalesce($1, (select by_key.id from refunds as by_key where by_key.gateway_key = $2))
         "#,
         id,
+        key.map(|key| key.0),
     );
     let row = observe("refunds.select", statement.fetch_optional(connection)).await?;
     row.map(|row| {
@@ -228,6 +280,7 @@ pub(in crate::slices::payments) async fn find_refund(
         };
         let open = OpenRefund {
             id: row.id,
+            gateway_key: GatewayKey(row.gateway_key),
             payment_id: row.payment_id,
             order_id: row.order_id,
             amount: row.amount,
@@ -236,10 +289,10 @@ pub(in crate::slices::payments) async fn find_refund(
             gateway_request: row.gateway_request,
             correlation_id: row.correlation_id,
             trace_parent: row.trace_parent,
-            age: Duration::from_secs_f64(row.age_seconds.max(0.0)),
+            age: age(row.age_seconds),
             parked: row.parked,
         };
-        Ok((refund, open))
+        Ok(FoundRefund { refund, open, gateway_refund_id: row.gateway_refund_id })
     })
     .transpose()
 }

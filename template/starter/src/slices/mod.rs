@@ -2,7 +2,10 @@
 //! and its lines in this file. CONTRIBUTING.md has the recipe.
 mod notes;
 
+use std::error::Error;
+
 use axum::extract::FromRef;
+use clap::{ArgMatches, Command};
 use platform::{
     alerts::Alerts,
     database::Database,
@@ -42,6 +45,24 @@ pub const PROBLEM_KINDS: &[&Kind] = &[];
 /// Returns the routes of every slice: the router and the `OpenAPI` document are made from this list.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().merge(notes::routes())
+}
+
+/// Returns the commands of the slices for the command line.
+pub fn commands() -> Vec<Command> {
+    Vec::new()
+}
+
+/// Runs a command of a slice.
+///
+/// # Errors
+/// The reason in one sentence.
+#[expect(clippy::unused_async, reason = "a command of a slice may wait for the database")]
+pub async fn execute(
+    _name: &str,
+    _arguments: &ArgMatches,
+    _database: &Database,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    Ok(())
 }
 
 /// The state of the slices: a handler takes the part that it needs with `State`. Cheap to clone.

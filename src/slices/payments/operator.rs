@@ -1,0 +1,64 @@
+//! What only a person can decide: that a payment or refund without an outcome moved no money.
+//!
+//! The service never guesses. An operator who has the gateway's own statement ends the record by a command, with a
+//! reason that is in the audit log. A payment's order can then be paid again, and a refund releases its amount. If the
+//! gateway reports money afterwards, nothing changes, and the contradiction is recorded as a discrepancy.
+use platform::{database::Database, http::problem::Problem};
+use uuid::Uuid;
+
+use super::{
+    model::{FailureReason, PaymentStatus, RefundSettlement, RefundStatus, Settlement},
+    settlement,
+    store::{self, FoundRefund},
+};
+
+/// The result of ending a payment or refund.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The payment has failed.
+    Payment,
+    /// The refund has failed.
+    Refund,
+    /// It is settled already, with this status.
+    Settled(&'static str),
+    /// Recovery may still find its outcome: it is neither parked nor has it an open discrepancy.
+    NeedsNoReview,
+    /// There is no payment and no refund with this id.
+    NotFound,
+}
+
+/// Ends a payment or refund that has no outcome, as one that moved no money.
+///
+/// # Errors
+/// The statements'. Nothing is ended then.
+pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> Result<Ended, Problem> {
+    let mut transaction = database.begin().await?;
+    if let Some(found) = store::find(&mut transaction, id, None).await? {
+        let settlement = Settlement::Failed { reason: FailureReason::GatewayRejected };
+        if found.payment.status != PaymentStatus::Processing {
+            return Ok(Ended::Settled(found.payment.status.as_str()));
+        }
+        if !store::needs_review(&mut transaction, id).await? {
+            return Ok(Ended::NeedsNoReview);
+        }
+        let order_id = found.payment.order_id;
+        let settled = settlement::settle(&mut transaction, id, order_id, &settlement, Some(reason)).await?;
+        transaction.commit().await?;
+        let (payment, ended) = settled.committed_by_command();
+        return Ok(if ended { Ended::Payment } else { Ended::Settled(payment.status.as_str()) });
+    }
+    let Some(FoundRefund { refund, open, .. }) = store::find_refund(&mut transaction, id).await? else {
+        return Ok(Ended::NotFound);
+    };
+    if refund.status != RefundStatus::Processing {
+        return Ok(Ended::Settled(refund.status.as_str()));
+    }
+    if !store::needs_review(&mut transaction, id).await? {
+        return Ok(Ended::NeedsNoReview);
+    }
+    let settlement = RefundSettlement { succeeded: false, gateway_refund_id: None };
+    let settled = settlement::settle_refund(&mut transaction, &open, &settlement, Some(reason)).await?;
+    transaction.commit().await?;
+    let (refund, ended) = settled.committed_by_command();
+    Ok(if ended { Ended::Refund } else { Ended::Settled(refund.status.as_str()) })
+}
