@@ -34,7 +34,6 @@ use platform::{
     ops::health::{self, CheckError},
     workers::{Tracked, Workers},
 };
-use secrecy::ExposeSecret;
 use serde_json::json;
 
 use self::discrepancies::{close_discrepancy, open_discrepancies};
