@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use dev::{
     cargo,
-    gateway::{Settings, Simulator},
+    example::gateway::{Settings, Simulator},
     postgres::{Purpose, Rights, Server},
     process::Launch,
 };
@@ -82,7 +82,7 @@ impl Stage {
             progress("building the service");
             cargo::build_service().await?
         };
-        let server = Server::find_or_start(Purpose::Campaign, progress).await?;
+        let server = Server::find_or_start(Purpose::Durable, progress).await?;
         let mut admin = PgConnection::connect(server.admin_url().as_str()).await?;
         let lock: String =
             sqlx::query_scalar("select pg_read_file('postmaster.pid')").fetch_one(&mut admin).await?;

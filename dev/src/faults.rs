@@ -1,19 +1,19 @@
-//! Faults of the surroundings, switched while the service runs: in the gateway, in the database, and at the door.
+//! Faults of the service's surroundings, switched while the service runs: in the database, at the login, and in the
+//! services that ours calls (see [`example::FAULTS`]).
 //!
-//! There is one [`Switchboard`] for whoever switches: `cargo dev --scenario` by the clock, and the console by hand.
-//! The gateway's faults are set through its own API, so that what is switched here is what anybody may look up there.
+//! `cargo dev --scenario` switches them by the clock, and the console by hand: both use one [`Switchboard`].
 use std::{
     collections::{BTreeMap, VecDeque},
     convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use clap::{ValueEnum, builder::PossibleValue};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::{
     sync::watch,
     task::AbortHandle,
@@ -21,67 +21,81 @@ use tokio::{
 };
 use url::Url;
 
-use crate::{gateway, http};
+pub use crate::example::FaultError as Error;
+use crate::{
+    example::{self, Addresses},
+    http,
+};
 
 /// How many ended faults are remembered.
 const REMEMBERED: usize = 50;
 
-const GATEWAY_TIMEOUT: Duration = Duration::from_secs(5);
+/// A fault, by its name on the command line and in addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Fault(&'static str);
 
-/// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fault {
-    /// The payment gateway answers 503 to everything: the circuit breaker opens, payments are refused and
-    /// those under way wait for its return
-    GatewayOutage,
-    /// The payment gateway takes a second and a half for each answer
-    GatewaySlow,
-    /// Half of the payment gateway's answers are lost after the charge was made: the outcome is unknown, and
-    /// has to be asked for
-    LostAnswers,
-    /// Four of five payments are declined, and no alarm of an outage may sound
-    DeclineStorm,
-    /// The orders are locked for a second and a half, again and again: latency and pool waits grow
-    SlowDatabase,
-    /// Someone guesses passwords: lockout, rate limit and audit trail
-    LoginAttack,
-}
+/// The faults that every service has, each with its line in `--help`.
+const COMMON: [(Fault, &str); 2] = [
+    (
+        Fault::SLOW_DATABASE,
+        "A table that customers use is locked for a second and a half, again and again: latency and pool waits grow",
+    ),
+    (Fault::LOGIN_ATTACK, "Someone guesses passwords: lockout, rate limit and audit trail"),
+];
+
+static ALL: LazyLock<Vec<Fault>> = LazyLock::new(|| {
+    let of_example = example::FAULTS.iter().map(|(name, _)| Fault(name));
+    of_example.chain(COMMON.map(|(fault, _)| fault)).collect()
+});
 
 impl Fault {
-    /// Every one, in the order in which they are shown.
-    pub const ALL: [Self; 6] = [
-        Self::GatewayOutage,
-        Self::GatewaySlow,
-        Self::LostAnswers,
-        Self::DeclineStorm,
-        Self::SlowDatabase,
-        Self::LoginAttack,
-    ];
+    pub const SLOW_DATABASE: Self = Self("slow-database");
+    pub const LOGIN_ATTACK: Self = Self("login-attack");
 
-    /// As it is called on the command line and in addresses.
-    pub fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    /// Returns every fault, in the order in which they are shown.
+    pub fn all() -> &'static [Self] {
+        &ALL
     }
 
-    fn strikes_the_gateway(self) -> bool {
-        !matches!(self, Self::SlowDatabase | Self::LoginAttack)
+    /// Returns the fault of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        ALL.iter().copied().find(|fault| fault.0 == name)
+    }
+
+    /// Returns its name on the command line and in addresses.
+    pub fn name(self) -> &'static str {
+        self.0
+    }
+
+    /// Returns whether it strikes one of the services that ours calls.
+    fn is_of_example(self) -> bool {
+        example::FAULTS.iter().any(|(name, _)| *name == self.0)
     }
 }
 
-/// Why a fault cannot be switched.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("the gateway does not take its faults: {0}")]
-    Gateway(#[from] reqwest::Error),
-    #[error("an address cannot be written as a URL: {0}")]
-    Url(#[from] url::ParseError),
+impl ValueEnum for Fault {
+    fn value_variants<'a>() -> &'a [Self] {
+        Self::all()
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let common = COMMON.iter().find(|(fault, _)| fault == self).map(|(_, help)| *help);
+        let help = common.or_else(|| Some(example::FAULTS.iter().find(|(name, _)| *name == self.0)?.1));
+        Some(PossibleValue::new(self.0).help(help?))
+    }
+}
+
+impl<'de> Deserialize<'de> for Fault {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::named(&name).ok_or_else(|| de::Error::custom(format!("there is no fault {name}")))
+    }
 }
 
 /// What faults work on.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    pub gateway: Url,
+    pub neighbours: Addresses,
     pub owner_url: Url,
     pub api: Url,
 }
@@ -97,7 +111,7 @@ pub struct Period {
 
 struct Active {
     began: DateTime<Utc>,
-    /// What plays it, where that is not the gateway.
+    /// What plays it, unless one of the services that ours calls does.
     player: Option<AbortHandle>,
 }
 
@@ -114,8 +128,8 @@ pub struct Switchboard(Arc<Board>);
 struct Board {
     stage: Stage,
     switches: Mutex<Switches>,
-    /// Held while the gateway is told, so that what it was told last is what is on.
-    telling: tokio::sync::Mutex<()>,
+    /// Held while the faults are sent to a service that ours calls, so that it has those that were switched last.
+    sending: tokio::sync::Mutex<()>,
     changed: watch::Sender<()>,
 }
 
@@ -129,8 +143,8 @@ impl Drop for Board {
 impl Switchboard {
     /// With everything off.
     pub fn new(stage: Stage) -> Self {
-        let (telling, changed) = (tokio::sync::Mutex::default(), watch::Sender::new(()));
-        Self(Arc::new(Board { stage, switches: Mutex::default(), telling, changed }))
+        let (sending, changed) = (tokio::sync::Mutex::default(), watch::Sender::new(()));
+        Self(Arc::new(Board { stage, switches: Mutex::default(), sending, changed }))
     }
 
     /// Switches a fault on or off. What is so already stays so.
@@ -144,16 +158,16 @@ impl Switchboard {
             self.end(fault);
         }
         self.0.changed.send_replace(());
-        if fault.strikes_the_gateway() { self.tell_the_gateway().await } else { Ok(()) }
+        if fault.is_of_example() { self.send().await } else { Ok(()) }
     }
 
-    /// Back to normal: everything off, also what was set at the gateway by others.
+    /// Switches everything off, including what others have set at the services that ours calls.
     pub async fn clear(&self) -> Result<(), Error> {
-        for fault in Fault::ALL {
-            self.end(fault);
+        for fault in Fault::all() {
+            self.end(*fault);
         }
         self.0.changed.send_replace(());
-        self.tell_the_gateway().await
+        self.send().await
     }
 
     /// Whether it is on.
@@ -177,10 +191,10 @@ impl Switchboard {
     fn begin(&self, fault: Fault) {
         let stage = self.0.stage.clone();
         let player = match fault {
-            Fault::SlowDatabase => Some(tokio::spawn(async move {
-                let _ = lock_orders(&stage.owner_url).await;
+            Fault::SLOW_DATABASE => Some(tokio::spawn(async move {
+                let _ = lock_table(&stage.owner_url).await;
             })),
-            Fault::LoginAttack => Some(tokio::spawn(async move {
+            Fault::LOGIN_ATTACK => Some(tokio::spawn(async move {
                 let _ = guess_passwords(&stage.api).await;
             })),
             _ => None,
@@ -201,30 +215,11 @@ impl Switchboard {
         }
     }
 
-    async fn tell_the_gateway(&self) -> Result<(), Error> {
-        let _telling = self.0.telling.lock().await;
-        let faults = self.gateway_faults();
-        let url = self.0.stage.gateway.join("/faults")?;
-        let told = http::client(GATEWAY_TIMEOUT)?.put(url).json(&faults).send().await?;
-        told.error_for_status()?;
-        Ok(())
-    }
-
-    fn gateway_faults(&self) -> gateway::Faults {
-        let mut faults = gateway::Faults::default();
-        if self.is_on(Fault::GatewayOutage) {
-            (faults.error_rate, faults.error_status) = (1.0, 503);
-        }
-        if self.is_on(Fault::GatewaySlow) {
-            faults.latency_ms = 1500;
-        }
-        if self.is_on(Fault::LostAnswers) {
-            faults.cut_rate = 0.5;
-        }
-        if self.is_on(Fault::DeclineStorm) {
-            faults.decline_rate = 0.8;
-        }
-        faults
+    /// Sends the faults that are on to the services that ours calls.
+    async fn send(&self) -> Result<(), Error> {
+        let _sending = self.0.sending.lock().await;
+        let on: Vec<&str> = self.switches().active.keys().map(|fault| fault.name()).collect();
+        example::set_faults(&self.0.stage.neighbours, &on).await
     }
 
     fn switches(&self) -> MutexGuard<'_, Switches> {
@@ -232,11 +227,12 @@ impl Switchboard {
     }
 }
 
-async fn lock_orders(owner_url: &Url) -> Result<Infallible, sqlx::Error> {
+async fn lock_table(owner_url: &Url) -> Result<Infallible, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
+    let lock = format!("lock table {} in access exclusive mode", example::TABLE);
     loop {
         let mut transaction = connection.begin().await?;
-        sqlx::raw_sql("lock table orders in access exclusive mode").execute(&mut *transaction).await?;
+        sqlx::raw_sql(AssertSqlSafe(lock.as_str())).execute(&mut *transaction).await?;
         sleep(Duration::from_millis(1500)).await;
         transaction.rollback().await?;
         sleep(Duration::from_secs(1)).await;
@@ -244,9 +240,9 @@ async fn lock_orders(owner_url: &Url) -> Result<Infallible, sqlx::Error> {
 }
 
 /// Accounts that nobody has, so that nobody's real login is locked afterwards. The service counts them alike.
-async fn guess_passwords(api: &Url) -> Result<Infallible, Error> {
-    let client = http::client(Duration::from_secs(10))?;
-    let sessions = api.join("/v1/sessions")?;
+async fn guess_passwords(api: &Url) -> Option<Infallible> {
+    let client = http::client(Duration::from_secs(10)).ok()?;
+    let sessions = api.join("/v1/sessions").ok()?;
     let mut next = Instant::now();
     let mut guess = 0_u64;
     loop {
@@ -256,5 +252,20 @@ async fn guess_passwords(api: &Url) -> Result<Infallible, Error> {
         guess += 1;
         next += Duration::from_millis(200);
         sleep_until(next).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_found_by_its_name_and_described() {
+        for fault in Fault::all() {
+            assert_eq!(Fault::named(fault.name()), Some(*fault));
+            assert!(fault.to_possible_value().unwrap().get_help().is_some(), "{}", fault.name());
+        }
+        assert_eq!(Fault::named("no-such-fault"), None);
+        assert!(serde_json::from_str::<Fault>("\"no-such-fault\"").is_err());
     }
 }

@@ -7,30 +7,27 @@
 //! - [`project`]: the name and the place of the checkout that this is built in
 //! - [`environment`]: the whole service on one machine, which is what `cargo dev` runs
 //! - [`signals`]: what ends a tool of this crate
-//! - [`campaign`]: attacks a service of several replicas, and checks that no money is lost or taken twice
 //! - [`cargo`]: cargo, run once more from inside
 //! - [`console`]: the page on which one sees it all
 //! - [`link`]: a TCP link that can be cut, slowed and stalled
 //! - `ports`: ports that are still free after a restart
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
+//! - [`example`]: everything that knows what the service is for
 //! - [`faults`]: faults of the surroundings, switched while the service runs
-//! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
-//! - [`harness`]: the harness of the tests: a service with a database and a gateway of its own
+//! - [`harness`]: the harness of the tests: a service with a database of its own
 //! - [`http`]: the HTTP client that the tools share
 //! - [`inbox`]: the page that shows received alerts, where a pager would ring
-//! - [`invariants`]: compares the service's tables with the gateway's ledger
 //! - [`otlp`]: receives traces over OTLP
+//! - [`secret`]: secrets of the tools
 //! - [`traffic`]: drives gentle, realistic traffic
-pub mod campaign;
 pub mod cargo;
 pub mod console;
 pub mod environment;
+pub mod example;
 pub mod faults;
-pub mod gateway;
 pub mod harness;
 pub mod http;
 pub mod inbox;
-pub mod invariants;
 pub mod link;
 pub mod otlp;
 mod ports;
@@ -38,5 +35,6 @@ pub mod postgres;
 pub mod prepare;
 pub mod process;
 pub mod project;
+pub mod secret;
 pub mod signals;
 pub mod traffic;

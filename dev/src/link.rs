@@ -1,4 +1,4 @@
-//! The wire between two parts of the system, in the hands of a test or a campaign.
+//! The wire between two parts of the system, for tests that cut, slow or stall it.
 //!
 //! What is at its far end can be away in three ways, and whoever needs it must survive each: connections are closed
 //! at once (a restart), nothing is said any more (a lock-up, a lost route), or the host is gone for good and another

@@ -4,17 +4,14 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
-use dev::{
-    campaign, cargo, environment, faults::Fault, gateway, inbox, prepare, signals::Interrupts, traffic,
-};
+use dev::{environment, example, faults::Fault, inbox, prepare, secret, signals::Interrupts, traffic};
 use indicatif::{ProgressBar, ProgressStyle};
 use url::Url;
 
-/// Runs the service on this machine with everything that it needs: a database, a payment gateway, traffic.
+/// Runs the service on this machine with everything that it needs: a database, the services that it calls, traffic.
 #[derive(Debug, Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -26,15 +23,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the payment-gateway simulator alone, with `GATEWAY_API_KEY` and `GATEWAY_WEBHOOK_SECRET` from the environment
-    Gateway(Gateway),
+    #[command(flatten)]
+    Example(example::Command),
     /// Drive traffic against a service that runs already
     Traffic(Traffic),
-    /// Attack a service of several replicas, and check that no payment is lost or made twice
-    Campaign(Campaign),
     /// Show the alerts that Alertmanager and the service send, and the runbooks that they link to
     Alerts(Alerts),
-    /// Put users and products into a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
+    /// Put users, and what they find there, into a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
     Seed(Seed),
     /// Regenerate `.sqlx`, the description of the queries that the service is compiled against
     Prepare(Prepare),
@@ -64,8 +59,8 @@ struct Environment {
     api_port: u16,
     #[arg(long, value_name = "PORT", default_value_t = 9000)]
     ops_port: u16,
-    #[arg(long, value_name = "PORT", default_value_t = 9090)]
-    gateway_port: u16,
+    #[command(flatten)]
+    example: example::Flags,
     /// Where the console's page is, and where the service sends its spans
     #[arg(long, value_name = "PORT", default_value_t = 3001)]
     console_port: u16,
@@ -75,18 +70,6 @@ struct Environment {
     /// A setting of the service, as in `--set RUST_LOG=app=trace`; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
-}
-
-#[derive(Debug, Args)]
-struct Gateway {
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
-    address: SocketAddr,
-    /// Where events are sent; nowhere unless set
-    #[arg(long, value_name = "URL", env = "GATEWAY_WEBHOOK_URL")]
-    webhook_url: Option<Url>,
-    /// Where the ledger survives a restart
-    #[arg(long, value_name = "FILE")]
-    ledger: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -103,21 +86,6 @@ struct Traffic {
     /// How many customers there are
     #[arg(long, value_name = "N", default_value_t = 8)]
     customers: usize,
-}
-
-#[derive(Debug, Args)]
-struct Campaign {
-    /// The seed of the faults and of the traffic
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// For how long
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    minutes: u64,
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    replicas: usize,
-    /// Requests of the customers, a second
-    #[arg(long, value_name = "N", default_value_t = 25.0)]
-    rate: f64,
 }
 
 #[derive(Debug, Args)]
@@ -150,9 +118,8 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         None => environment(arguments.environment).await,
-        Some(Command::Gateway(arguments)) => gateway(arguments).await,
+        Some(Command::Example(command)) => command.run(&say).await,
         Some(Command::Traffic(arguments)) => traffic(arguments).await,
-        Some(Command::Campaign(arguments)) => campaign(arguments).await,
         Some(Command::Alerts(arguments)) => alerts(arguments).await,
         Some(Command::Seed(arguments)) => seed(&arguments).await,
         Some(Command::Prepare(arguments)) => prepare(&arguments).await,
@@ -183,7 +150,7 @@ async fn environment(arguments: Environment) -> Outcome {
         scenario: arguments.scenario,
         api_port: arguments.api_port,
         ops_port: arguments.ops_port,
-        gateway_port: arguments.gateway_port,
+        example: arguments.example,
         console_port: arguments.console_port,
         extra: arguments.set,
     };
@@ -196,27 +163,6 @@ async fn environment(arguments: Environment) -> Outcome {
     bar.finish_and_clear();
     ended?;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn gateway(arguments: Gateway) -> Outcome {
-    let mut interrupts = Interrupts::listen()?;
-    let simulator = gateway::Simulator::start(gateway::Settings {
-        address: arguments.address,
-        api_key: secret("GATEWAY_API_KEY")?,
-        webhook_secret: secret("GATEWAY_WEBHOOK_SECRET")?,
-        webhook_url: arguments.webhook_url,
-        ledger_file: arguments.ledger,
-    })
-    .await?;
-    say(&format!("the payment gateway listens on {}", simulator.url()));
-    interrupts.next().await;
-    simulator.stop().await;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Never a flag: other users of a machine can read its command lines.
-fn secret(name: &str) -> Result<String, String> {
-    std::env::var(name).map_err(|_| format!("{name} must be set in the environment"))
 }
 
 async fn traffic(arguments: Traffic) -> Outcome {
@@ -233,24 +179,6 @@ async fn traffic(arguments: Traffic) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn campaign(arguments: Campaign) -> Outcome {
-    say("building the service");
-    let settings = campaign::Settings {
-        executable: cargo::build_service().await?,
-        seed: arguments.seed,
-        length: campaign::Length::Time(Duration::from_mins(arguments.minutes)),
-        replicas: arguments.replicas.max(1),
-        rate_per_second: arguments.rate,
-    };
-    let mut interrupts = Interrupts::listen()?;
-    let report = tokio::select! {
-        report = campaign::run(settings, &say) => report?,
-        () = interrupts.next() => return Err("interrupted; what was found until then is above".into()),
-    };
-    say(&report.to_string());
-    Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
 async fn alerts(arguments: Alerts) -> Outcome {
     let mut interrupts = Interrupts::listen()?;
     let settings = inbox::Settings { address: arguments.address, runbooks: Some(arguments.runbooks) };
@@ -262,8 +190,8 @@ async fn alerts(arguments: Alerts) -> Outcome {
 }
 
 async fn seed(arguments: &Seed) -> Outcome {
-    let url = Url::parse(&secret("DATABASE_URL")?)?;
-    let owner_url = Url::parse(&secret("DATABASE_MIGRATION_URL")?)?;
+    let url = Url::parse(&secret::read("DATABASE_URL")?)?;
+    let owner_url = Url::parse(&secret::read("DATABASE_MIGRATION_URL")?)?;
     environment::seed(&arguments.executable, &url, &owner_url, &say).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -100,7 +100,7 @@ async fn a_test_server_is_fast_and_private() {
 
 #[tokio::test]
 async fn a_server_that_is_killed_under_many_connections_starts_again() {
-    let mut server = Server::find_or_start(Purpose::Campaign, &|_| ()).await.unwrap();
+    let mut server = Server::find_or_start(Purpose::Durable, &|_| ()).await.unwrap();
     for _ in 0..3 {
         let mut connections = Vec::new();
         for _ in 0..60 {

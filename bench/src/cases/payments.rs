@@ -5,7 +5,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use dev::gateway::Faults;
+use dev::example::gateway::Faults;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::sleep;
 

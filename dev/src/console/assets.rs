@@ -12,7 +12,7 @@ const FILES: [(&str, &str, &str); 14] = [
     ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
     ("main.js", SCRIPT, include_str!("page/main.js")),
-    ("domain.js", SCRIPT, include_str!("page/domain.js")),
+    ("domain.js", SCRIPT, include_str!("../example/domain.js")),
     ("dom.js", SCRIPT, include_str!("page/dom.js")),
     ("format.js", SCRIPT, include_str!("page/format.js")),
     ("chart.js", SCRIPT, include_str!("page/chart.js")),

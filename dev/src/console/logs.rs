@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn line(level: &str, message: &str) -> String {
-        serde_json::json!({ "level": level, "target": "app::orders", "message": message, "trace_id": "t" })
+        serde_json::json!({ "level": level, "target": "app::notes", "message": message, "trace_id": "t" })
             .to_string()
     }
 

@@ -5,7 +5,7 @@
 //! beside what they bound: [`traces`], [`logs`], [`metrics`].
 //!
 //! - [`traces`], [`logs`], [`metrics`]: what came in
-//! - [`now`], [`panels`]: the first view, and what stands in its charts
+//! - [`now`], [`panels`]: the first view, and its charts and figures
 //! - [`rules`], [`alerting`]: the project's alerts, and a real Prometheus for them where there is one
 //! - [`audit`]: the trail, and its verification
 //! - [`watching`]: what goes on all the time: scraping, following the log, comparing the books
@@ -18,7 +18,7 @@ mod guard;
 mod logs;
 pub mod metrics;
 mod now;
-mod panels;
+pub(crate) mod panels;
 mod routes;
 mod rules;
 mod traces;
@@ -284,7 +284,7 @@ impl Essentials {
     pub async fn next(&mut self) -> String {
         while self.0.changed().await.is_ok() {
             if let Some(point) = self.0.borrow_and_update().as_ref() {
-                return panels::essentials(point);
+                return point.essentials();
             }
         }
         std::future::pending().await

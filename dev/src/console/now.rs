@@ -5,20 +5,12 @@ use serde::Serialize;
 
 use super::{
     metrics::{Element, Error, Expression, Labels, RETENTION, Store},
-    panels::{FIGURES, PANELS},
+    panels::{FIGURES, OF_REQUESTS, OF_THE_DATABASE, Panel, or_dash},
 };
+use crate::example;
 
 /// How far back rates look. Long enough for some scrapes, and short enough to see a fault within seconds.
 const WINDOW: &str = "30s";
-
-/// A chart: its lines are the elements of its expressions.
-pub(super) struct Panel {
-    pub(super) id: &'static str,
-    pub(super) title: &'static str,
-    pub(super) unit: &'static str,
-    /// The name of a line, or the label that names several; `WINDOW` stands for the window.
-    pub(super) lines: &'static [(&'static str, &'static str)],
-}
 
 /// The columns of the table of routes: each for every method and path.
 const COLUMNS: [(&str, &str); 4] = [
@@ -76,6 +68,11 @@ pub(super) struct Overview {
     pub(super) routes: Vec<Route>,
 }
 
+/// Every chart, in the order in which the page shows them.
+fn panels() -> impl Iterator<Item = &'static Panel> {
+    OF_REQUESTS.iter().chain(example::PANELS).chain(OF_THE_DATABASE)
+}
+
 fn windowed(expression: &str) -> String {
     expression.replace("WINDOW", WINDOW)
 }
@@ -94,16 +91,16 @@ pub(super) fn charts() -> Vec<Chart> {
         lines: panel.lines.iter().map(|(name, _)| *name).collect(),
         expressions: panel.lines.iter().map(|(_, expression)| windowed(expression)).collect(),
     };
-    PANELS.iter().map(chart).collect()
+    panels().map(chart).collect()
 }
 
 impl Overview {
     pub(super) fn new() -> Result<Self, Error> {
-        let panels = PANELS.iter().map(|panel| Ok((panel.id, compiled(panel.lines)?)));
+        let panels = panels().map(|panel| Ok((panel.id, compiled(panel.lines)?)));
         Ok(Self {
             panels: panels.collect::<Result<_, Error>>()?,
             columns: compiled(&COLUMNS)?,
-            figures: compiled(FIGURES)?,
+            figures: [compiled(FIGURES)?, compiled(example::FIGURES)?].concat(),
             points: VecDeque::new(),
             routes: Vec::new(),
         })
@@ -151,6 +148,20 @@ impl Overview {
     }
 }
 
+impl Point {
+    /// Returns the one line that shows the state on a terminal of 80 columns.
+    pub(super) fn essentials(&self) -> String {
+        let figure = |name: &str| self.figures.get(name).copied();
+        format!(
+            "{} req/s · p95 {} ms · {} errors/s · {}",
+            or_dash(figure("requests"), 1),
+            or_dash(figure("p95").map(|seconds| seconds * 1000.0), 0),
+            or_dash(figure("errors"), 1),
+            example::essentials(&self.figures),
+        )
+    }
+}
+
 /// A name in braces is that of the label that names the line.
 fn line_name(name: &str, element: &Element) -> String {
     match name.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
@@ -174,5 +185,11 @@ mod tests {
             expression.value(&store, 0).unwrap();
         }
         overview.look(&store, 0);
+    }
+
+    #[test]
+    fn a_figure_that_is_not_known_yet_is_a_dash() {
+        let line = Overview::new().unwrap().look(&Store::default(), 0).essentials();
+        assert!(line.starts_with("– req/s · p95 – ms · – errors/s · – "), "{line}");
     }
 }

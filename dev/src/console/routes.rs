@@ -235,7 +235,7 @@ async fn alerts(State(state): State<Arc<Shared>>) -> Json<Value> {
 async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, Failed> {
     let scene = scene(&state)?;
     Ok(Json(json!({
-        "faults": Fault::ALL,
+        "faults": Fault::all(),
         "periods": scene.faults.periods(),
         "traffic": scene.traffic.as_ref().map(crate::traffic::Switch::is_on),
         "compares": scene.books.is_some(),

@@ -200,7 +200,7 @@ mod tests {
         let directory = crate::project::root().join("prometheus/rules");
         let mut rules = Rules::read(&directory).unwrap();
         let mut store = Store::default();
-        store.scraped(1_000, "orders", "one", Some("db_connections_active 95\ndb_connections_max 100\n"));
+        store.scraped(1_000, "service", "one", Some("db_connections_active 95\ndb_connections_max 100\n"));
         let rules = rules.look(&store, 1_000);
         assert!(rules.len() > 20, "{}", rules.len());
         for rule in &rules {

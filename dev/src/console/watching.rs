@@ -8,8 +8,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-use super::{Alerting, Comparison, Condition, Replica, Scene, State, lock, now::Point, panels::FIRST_TRACE};
-use crate::{process::Follower, project};
+use super::{Alerting, Comparison, Condition, Replica, Scene, State, lock, now::Point};
+use crate::{example, process::Follower, project};
 
 /// How often the rules are looked at.
 const ALERTS_INTERVAL: Duration = Duration::from_secs(5);
@@ -109,7 +109,8 @@ pub(super) async fn find_first(state: Arc<State>, scene: Scene) {
 
 async fn first(state: &State, scene: &Scene) -> Result<Option<String>, sqlx::Error> {
     let mut connection = PgConnection::connect(scene.owner_url.as_str()).await?;
-    let found = sqlx::query_scalar(FIRST_TRACE).bind(state.began).fetch_optional(&mut connection).await?;
+    let found =
+        sqlx::query_scalar(example::FIRST_TRACE).bind(state.began).fetch_optional(&mut connection).await?;
     connection.close().await?;
     Ok(found)
 }

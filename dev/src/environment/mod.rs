@@ -6,19 +6,15 @@
 //! - `place`: where the data of a checkout lives, and who has it
 //! - `ports`: whether the ports are free
 //! - `database`: the database, with users in it
-//! - `stock`: what there is to order
-//! - `books`: our tables, and the gateway's ledger
 //! - `service`: the service as a child process
 //! - `scenario`: a fault that comes and goes
 //! - `screen`: where everything is
-mod books;
 pub(crate) mod database;
 mod place;
-mod ports;
+pub(crate) mod ports;
 mod scenario;
-mod screen;
+pub(crate) mod screen;
 mod service;
-pub(crate) mod stock;
 
 use std::{
     convert::Infallible,
@@ -29,13 +25,11 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use futures_util::future::OptionFuture;
-use rand::distr::{Alphanumeric, SampleString as _};
+use tokio::time::{Instant, interval_at};
 use url::Url;
 
 use self::{
-    books::Books,
     database::Database,
     place::Place,
     ports::Ports,
@@ -44,16 +38,21 @@ use self::{
 };
 use crate::{
     cargo,
-    console::{self, Comparison, Console, Scene},
+    console::{self, Books, Comparison, Console, Scene},
+    example::{
+        self,
+        environment::{self as neighbours, Neighbours},
+    },
     faults::{Fault, Stage, Switchboard},
-    gateway::{self, Simulator},
-    invariants::{self, Verdict},
     postgres::{self, Purpose, Server},
     process::WaitError,
     project,
     signals::Interrupts,
     traffic::{self, Traffic},
 };
+
+/// How often the books are compared while the service runs.
+const CHECK_INTERVAL: Duration = Duration::from_mins(10);
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -70,31 +69,24 @@ pub struct Settings {
     pub scenario: Option<Fault>,
     pub api_port: u16,
     pub ops_port: u16,
-    pub gateway_port: u16,
     pub console_port: u16,
+    pub example: example::Flags,
     /// Further settings of the service, by their names.
     pub extra: Vec<(String, String)>,
 }
 
 impl Settings {
     /// What the service is told of its surroundings, and then what the user wants.
-    fn of_the_service(
-        &self,
-        console: &Console,
-        gateway: &Simulator,
-        known: &gateway::Settings,
-    ) -> Vec<(String, String)> {
+    fn of_the_service(&self, console: &Console, neighbours: &Neighbours) -> Vec<(String, String)> {
         let surroundings = [
-            ("GATEWAY_URL", gateway.url().to_string()),
-            ("GATEWAY_API_KEY", known.api_key.clone()),
-            ("GATEWAY_WEBHOOK_SECRET", known.webhook_secret.clone()),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", console.url()),
             // Seconds are long for somebody who watches.
             ("OTEL_BSP_SCHEDULE_DELAY", "1000".to_owned()),
             ("ALERT_WEBHOOK_URL", console.alerts_url()),
         ];
+        let surroundings = neighbours.settings().into_iter().chain(surroundings);
         let surroundings = surroundings.map(|(name, value)| (name.to_owned(), value));
-        surroundings.into_iter().chain(self.extra.iter().cloned()).collect()
+        surroundings.chain(self.extra.iter().cloned()).collect()
     }
 }
 
@@ -105,10 +97,8 @@ pub enum Error {
     AlreadyRuns(String),
     #[error("the data in {} cannot be used: {source}", .path.display())]
     Place { path: PathBuf, source: io::Error },
-    #[error("port {port}, for {what}, is taken: free it, or choose another one with {flag}")]
-    PortTaken { what: &'static str, flag: &'static str, port: u16 },
-    #[error("port {port} cannot be used: {source}")]
-    Port { port: u16, source: io::Error },
+    #[error(transparent)]
+    Port(#[from] ports::Error),
     #[error(transparent)]
     Cargo(#[from] cargo::Error),
     #[error(transparent)]
@@ -135,7 +125,7 @@ pub enum Error {
     #[error(transparent)]
     Wait(#[from] WaitError),
     #[error(transparent)]
-    Gateway(#[from] gateway::Error),
+    Neighbours(#[from] neighbours::Error),
     #[error(transparent)]
     Console(#[from] console::Error),
     #[error("an HTTP client cannot be made: {0}")]
@@ -144,10 +134,8 @@ pub enum Error {
     Url(#[from] url::ParseError),
     #[error("signals cannot be listened to: {0}")]
     Signals(io::Error),
-    #[error(transparent)]
-    Invariants(#[from] invariants::Error),
     #[error("{0}")]
-    BooksDisagree(Verdict),
+    BooksDisagree(String),
     #[error("stopped at once; the books were not checked")]
     Interrupted,
 }
@@ -156,9 +144,8 @@ pub enum Error {
 /// `progress`, and how it goes, in one line that replaces the one before, to `status`.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
     let mut place = Place::take(settings.data.as_deref())?;
-    let ports = Ports::find(&settings, progress).await?;
-    let gateway_address =
-        ports::free("the payment gateway", "--gateway-port", settings.gateway_port, progress).await?;
+    let ports = Ports::find(settings.api_port, settings.ops_port, progress).await?;
+    let neighbour_ports = neighbours::find_ports(&settings.example, progress).await?;
     let console_address =
         ports::free("the console", "--console-port", settings.console_port, progress).await?;
     progress("building the service");
@@ -166,15 +153,15 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     if settings.fresh {
         progress("deleting the data of earlier runs");
         postgres::erase(place.directory(), progress).await?;
-        books::delete_ledgers(place.directory())?;
+        neighbours::erase(place.directory()).map_err(|source| place.failed(source))?;
     }
     let purpose = Purpose::Development { directory: place.directory().to_owned() };
     let server = Server::find_or_start(purpose, progress).await?;
     let database = database::prepare(&server, &executable, settings.fresh, progress).await?;
-    let product = stock::offer(&database.owner_url, progress).await?;
 
     let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
-    let (gateway, gateway_settings) = start_gateway(gateway_address, &place, &database, &api).await?;
+    let neighbours =
+        Neighbours::start(neighbour_ports, place.directory(), &database.owner_url, &api, progress).await?;
     let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     let service_log = place.service_log();
@@ -185,7 +172,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         ports,
         log: &service_log,
         echo: settings.logs,
-        settings: &settings.of_the_service(&console, &gateway, &gateway_settings),
+        settings: &settings.of_the_service(&console, &neighbours),
     })
     .await?;
     let traffic = settings.rate.map(|rate_per_second| {
@@ -195,64 +182,63 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     });
     let traffic = traffic.transpose()?;
 
-    let stage = Stage { gateway: gateway.url(), owner_url: database.owner_url.clone(), api: api.clone() };
+    let addresses = neighbours.addresses();
+    let compare = example::comparison(&database.owner_url, &addresses);
+    let stage = Stage { neighbours: addresses, owner_url: database.owner_url.clone(), api: api.clone() };
     let faults = Switchboard::new(stage);
     console.follow(ops.clone(), service.log());
     let alerting = place.directory().join("alerting");
-    let compared = invariants::for_the_console(database.owner_url.clone(), gateway.url());
     console.watch(scene(
         executable,
         &database,
         &faults,
-        compared,
+        compare.clone(),
         traffic.as_ref(),
         service_log.clone(),
         alerting,
     ));
 
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
-    let (console_url, gateway_url) = (console.url(), gateway.url());
+    let console_url = console.url();
     place
-        .announce(&format!("console {console_url}\nAPI {api}\noperations {ops}\ngateway {gateway_url}"))
-        .map_err(|source| Error::Place { path: place.directory().to_owned(), source })?;
+        .announce(&format!("console {console_url}\nAPI {api}\noperations {ops}"))
+        .map_err(|source| place.failed(source))?;
     let screen = Screen {
         console: &console_url,
         api: &api,
         ops: &ops,
-        gateway: &gateway_url,
+        first_trace: neighbours::FIRST_TRACE,
         owner_url: &database.owner_url,
         service_log: &service_log,
-        product,
         traffic: settings.rate,
+        neighbours: &neighbours.lines(),
+        commands: &neighbours.commands(&api),
     };
     progress(&screen.to_string());
 
-    let books = Books { owner_url: &database.owner_url, gateway: gateway.url() };
     tokio::select! {
         () = interrupts.next() => {}
         error = service.ended() => return Err(error),
         never = play(settings.scenario, &faults, progress) => match never {},
-        never = books.watch(progress) => match never {},
+        never = watch_books(compare.as_ref(), progress) => match never {},
         never = tell_essentials(&console, status) => match never {},
     }
     status("");
 
     progress("stopping (Ctrl-C again stops at once)");
     let stop = async {
-        // Whatever the switches say: a gateway that is to settle open payments must be well.
-        gateway.faults().clear();
         drop(faults);
         console.stop().await;
         let report = OptionFuture::from(traffic.map(Traffic::stop)).await;
-        books.settle(progress).await?;
+        neighbours.settle(progress).await?;
         let status = service.stop().await?;
-        let verdict = books.compare().await?;
-        gateway.stop().await;
+        let books = OptionFuture::from(compare.map(|compare| compare())).await;
+        neighbours.stop().await;
         server.stop().await?;
         if let Some(report) = report {
             progress(&format!("traffic: {report}"));
         }
-        conclude(status, verdict, &service_log, progress)
+        conclude(status, books, &service_log, progress)
     };
     tokio::select! {
         stopped = stop => stopped,
@@ -260,23 +246,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     }
 }
 
-async fn start_gateway(
-    address: SocketAddr,
-    place: &Place,
-    database: &Database,
-    api: &Url,
-) -> Result<(Simulator, gateway::Settings), Error> {
-    let settings = gateway::Settings {
-        address,
-        api_key: random(32),
-        webhook_secret: format!("whsec_{}", BASE64_STANDARD.encode(random(32))),
-        webhook_url: Some(api.join("v1/gateway/events")?),
-        ledger_file: Some(books::ledger_of(&database.owner_url, place.directory()).await?),
-    };
-    Ok((Simulator::start(settings.clone()).await?, settings))
-}
-
-/// Fills a migrated database with users and products, where they are missing.
+/// Fills a migrated database with users and what they find there, where it is missing.
 pub async fn seed(
     executable: &Path,
     url: &Url,
@@ -284,25 +254,31 @@ pub async fn seed(
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     database::make_users(executable, url, owner_url, progress).await?;
-    stock::offer(owner_url, progress).await?;
+    example::stock(owner_url, progress).await?;
     Ok(())
 }
 
 /// Says how it ended.
 fn conclude(
     service: ExitStatus,
-    verdict: Verdict,
+    books: Option<Books>,
     service_log: &Path,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     if !service.success() {
         progress(&format!("the service ended with {service}: see {}", service_log.display()));
     }
-    if !verdict.holds() {
-        return Err(Error::BooksDisagree(verdict));
+    match books {
+        Some(Books { holds: false, says, .. }) => Err(Error::BooksDisagree(says)),
+        Some(Books { says, .. }) => {
+            progress(&says);
+            Ok(())
+        }
+        None => {
+            progress("stopped");
+            Ok(())
+        }
     }
-    progress(&verdict.to_string());
-    Ok(())
 }
 
 /// The log tells of one run.
@@ -320,7 +296,7 @@ fn scene(
     executable: PathBuf,
     database: &Database,
     faults: &Switchboard,
-    books: Comparison,
+    books: Option<Comparison>,
     traffic: Option<&Traffic>,
     log: PathBuf,
     alerting: PathBuf,
@@ -330,7 +306,7 @@ fn scene(
         database_url: database.url.clone(),
         owner_url: database.owner_url.clone(),
         faults: faults.clone(),
-        books: Some(books),
+        books,
         traffic: traffic.map(Traffic::switch),
         log: Some(log),
         prometheus: Some(alerting),
@@ -345,6 +321,16 @@ async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&
     }
 }
 
+/// Compares the books again and again, and reports each result.
+async fn watch_books(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> Infallible {
+    let Some(compare) = compare else { return std::future::pending().await };
+    let mut clock = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
+    loop {
+        clock.tick().await;
+        progress(&compare().await.says);
+    }
+}
+
 /// Keeps the line that says how it goes up to date.
 async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible {
     let mut essentials = console.essentials();
@@ -355,8 +341,4 @@ async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible
 
 fn url_of(address: SocketAddr) -> Result<Url, url::ParseError> {
     Url::parse(&format!("http://{address}/"))
-}
-
-fn random(length: usize) -> String {
-    Alphanumeric.sample_string(&mut rand::rng(), length)
 }

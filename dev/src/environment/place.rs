@@ -54,6 +54,11 @@ impl Place {
         writeln!(self.lock, "{line}")
     }
 
+    /// The error of a file in it.
+    pub(super) fn failed(&self, source: io::Error) -> Error {
+        Error::Place { path: self.directory.clone(), source }
+    }
+
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }

@@ -7,7 +7,14 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Error, Settings};
+/// Why a port cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("port {port}, for {what}, is taken: free it, or choose another one with {flag}")]
+    Taken { what: &'static str, flag: &'static str, port: u16 },
+    #[error("port {port} cannot be used: {source}")]
+    Unusable { port: u16, source: io::Error },
+}
 
 /// What an earlier run needs to go when it was killed: its watchdog asks politely first.
 const PATIENCE: Duration = Duration::from_secs(7);
@@ -21,16 +28,16 @@ pub(super) struct Ports {
 
 impl Ports {
     /// Makes sure that each is free, and names the first that is not.
-    pub(super) async fn find(settings: &Settings, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+    pub(super) async fn find(api: u16, ops: u16, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         Ok(Self {
-            api: free("the API", "--api-port", settings.api_port, progress).await?,
-            ops: free("the operations listener", "--ops-port", settings.ops_port, progress).await?,
+            api: free("the API", "--api-port", api, progress).await?,
+            ops: free("the operations listener", "--ops-port", ops, progress).await?,
         })
     }
 }
 
 /// A port of this machine, once it is free.
-pub(super) async fn free(
+pub(crate) async fn free(
     what: &'static str,
     flag: &'static str,
     port: u16,
@@ -41,11 +48,11 @@ pub(super) async fn free(
     loop {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             // Port 0 is any free one.
-            Ok(listener) => return listener.local_addr().map_err(|source| Error::Port { port, source }),
+            Ok(listener) => return listener.local_addr().map_err(|source| Error::Unusable { port, source }),
             Err(source) if source.kind() != io::ErrorKind::AddrInUse => {
-                return Err(Error::Port { port, source });
+                return Err(Error::Unusable { port, source });
             }
-            Err(_) if Instant::now() >= deadline => return Err(Error::PortTaken { what, flag, port }),
+            Err(_) if Instant::now() >= deadline => return Err(Error::Taken { what, flag, port }),
             Err(_) => {
                 if !told {
                     progress(&format!("port {port}, for {what}, is taken: waiting a moment"));

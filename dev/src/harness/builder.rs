@@ -1,7 +1,8 @@
 //! Starting a service for a test.
 use std::{path::PathBuf, sync::Arc};
 
-use super::{Collector, Database, Link, Service, Witness, domain::Neighbours, service::Surroundings};
+use super::{Collector, Database, Link, Service, Witness, service::Surroundings};
+use crate::example::harness::Neighbours;
 
 /// What every service of the tests is started with, unless a test says otherwise.
 const SETTINGS: [(&str, &str); 10] = [

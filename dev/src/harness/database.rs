@@ -12,8 +12,9 @@ use sqlx::{
 use tokio::sync::OnceCell;
 use url::Url;
 
-use super::{command, domain, eventually};
+use super::{command, eventually};
 use crate::{
+    example::harness::stock,
     postgres::{self, Purpose, Rights, Server},
     project,
 };
@@ -56,7 +57,7 @@ impl Database {
         let created = server.create_database(&database.name, Some(&owner_role())).await;
         created.unwrap_or_else(|error| panic!("{error}"));
         database.migrate(executable, settings).await;
-        domain::stock(&database).await;
+        stock(&database).await;
         database
     }
 
@@ -285,7 +286,7 @@ async fn make_template(server: &'static Server, executable: &Path) -> String {
     let created = server.create_database(&template.name, Some(&owner_role())).await;
     created.unwrap_or_else(|error| panic!("{error}"));
     template.migrate(executable, &[]).await;
-    domain::stock(&template).await;
+    stock(&template).await;
     // A database that somebody is connected to cannot be cloned.
     template.owner.close().await;
     let mut template = template;

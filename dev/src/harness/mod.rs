@@ -8,7 +8,7 @@
 //! - Nothing sleeps. What takes time is waited for with [`eventually`], which has a deadline.
 //! - Nothing is shared but the PostgreSQL server: each service has a fresh database, cloned from a template that
 //!   the executable's own `migrate` made once for the run.
-//! - What knows what the service is for stands in [`domain`].
+//! - What knows what the service is for stands in [`example::harness`](crate::example::harness).
 //! - A helper that cannot do its work panics and says what it saw: there is nobody to handle an error here.
 #![allow(
     clippy::unwrap_used,
@@ -26,13 +26,13 @@ mod client;
 mod collector;
 mod command;
 mod database;
-pub mod domain;
 mod service;
 mod user;
 
 use std::time::{Duration, Instant};
 
 pub use crate::{
+    example::harness::*,
     link::Link,
     otlp::{Span, SpanKind, SpanStatus},
     process::Signal,
@@ -47,7 +47,6 @@ pub use self::{
     collector::{Collector, Mood},
     command::{Finished, run},
     database::{Database, Held},
-    domain::*,
     service::Service,
     user::{PASSWORD, User},
 };

@@ -14,11 +14,12 @@ use uuid::Uuid;
 use super::{
     Builder, Database, Finished, Link, PASSWORD, SOON, User, Witness,
     client::{Api, Client},
-    command,
-    domain::Neighbours,
-    eventually,
+    command, eventually,
 };
-use crate::process::{Child, Follower, Signal, Stream};
+use crate::{
+    example::{Addresses, harness::Neighbours},
+    process::{Child, Follower, Signal, Stream},
+};
 
 /// The executable, running `serve`.
 #[derive(Debug)]
@@ -64,13 +65,13 @@ pub struct Service {
     settings: Vec<(String, String)>,
     process: Process,
     api: Arc<Api>,
-    pub(super) surroundings: Surroundings,
+    pub(crate) surroundings: Surroundings,
 }
 
 /// What a service works with. Its replicas share it.
 #[derive(Clone)]
-pub(super) struct Surroundings {
-    pub(super) neighbours: Arc<Neighbours>,
+pub(crate) struct Surroundings {
+    pub(crate) neighbours: Arc<Neighbours>,
     pub(super) database: Arc<Database>,
     pub(super) link: Option<Arc<Link>>,
 }
@@ -231,6 +232,11 @@ impl Service {
     }
 
     // Its surroundings.
+
+    /// Returns the addresses of the services that it calls.
+    pub fn neighbours(&self) -> Addresses {
+        self.surroundings.neighbours.addresses()
+    }
 
     /// The database, as its owner.
     pub fn database(&self) -> &Database {

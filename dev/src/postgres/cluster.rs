@@ -95,7 +95,7 @@ impl Cluster {
     ) -> Result<Self, Error> {
         let directory = match purpose {
             Purpose::Development { directory } => directory.join("postgres"),
-            Purpose::Tests | Purpose::Campaign => unique_directory(account),
+            Purpose::Tests | Purpose::Durable => unique_directory(account),
         };
         std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
         if purpose.is_temporary() {

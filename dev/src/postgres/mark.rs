@@ -25,7 +25,7 @@ impl Mark {
     pub(super) fn of(purpose: &Purpose) -> Self {
         match purpose {
             Purpose::Development { directory } => Self::Environment(directory.display().to_string()),
-            Purpose::Tests | Purpose::Campaign => {
+            Purpose::Tests | Purpose::Durable => {
                 Self::Tests { host: host(), pid: std::process::id(), started: Utc::now() }
             }
         }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_mark_is_read_as_it_was_written() {
-        let environment = Mark::Environment("/home/a b/orders".to_owned());
+        let environment = Mark::Environment("/home/a b/service".to_owned());
         assert_eq!(Mark::parse(&environment.to_string()), Some(environment));
         let started = "2026-01-02T03:04:05Z".parse().unwrap();
         let tests = Mark::Tests { host: "h".to_owned(), pid: 7, started };

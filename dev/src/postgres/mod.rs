@@ -37,13 +37,13 @@ pub enum Purpose {
     /// Temporary and fast: nothing survives the process, so nothing is flushed to disk.
     Tests,
     /// Temporary, always a server of our own, and as safe as one in production: it will be killed.
-    Campaign,
+    Durable,
 }
 
 impl Purpose {
     /// Whether the data ends with the process.
     fn is_temporary(&self) -> bool {
-        matches!(self, Self::Tests | Self::Campaign)
+        matches!(self, Self::Tests | Self::Durable)
     }
 
     /// Whether safety is given up for speed.
@@ -53,7 +53,7 @@ impl Purpose {
 
     /// Whether a server that the user names will do.
     fn may_be_named(&self) -> bool {
-        !matches!(self, Self::Campaign)
+        !matches!(self, Self::Durable)
     }
 }
 

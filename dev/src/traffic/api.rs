@@ -10,69 +10,78 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A request.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
-    pub(super) method: Method,
+pub(crate) struct Call {
+    pub(crate) method: Method,
     /// With the query.
-    pub(super) path: String,
-    pub(super) token: Option<String>,
-    pub(super) key: Option<String>,
-    pub(super) body: Option<String>,
+    pub(crate) path: String,
+    pub(crate) token: Option<String>,
+    pub(crate) key: Option<String>,
+    pub(crate) body: Option<String>,
+    /// Whether the service responds before its own deadline, whatever happens.
+    pub(crate) never_times_out: bool,
 }
 
 impl Call {
-    pub(super) fn get(path: impl Into<String>) -> Self {
-        Self { method: Method::GET, path: path.into(), token: None, key: None, body: None }
+    pub(crate) fn get(path: impl Into<String>) -> Self {
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            token: None,
+            key: None,
+            body: None,
+            never_times_out: false,
+        }
     }
 
-    pub(super) fn post(path: impl Into<String>, body: &Value) -> Self {
+    pub(crate) fn post(path: impl Into<String>, body: &Value) -> Self {
         Self { method: Method::POST, body: Some(body.to_string()), ..Self::get(path) }
     }
 
     #[must_use]
-    pub(super) fn by(self, token: &str) -> Self {
+    pub(crate) fn by(self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self }
     }
 
     #[must_use]
-    pub(super) fn under(self, key: &str) -> Self {
+    pub(crate) fn under(self, key: &str) -> Self {
         Self { key: Some(key.to_owned()), ..self }
     }
 }
 
 /// What came back.
 #[derive(Debug, Clone)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) headers: HeaderMap,
-    pub(super) text: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
     /// Null if it is no JSON.
-    pub(super) body: Value,
+    pub(crate) body: Value,
 }
 
 impl Answer {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
     /// Whether it says that an earlier request under its key did the work.
-    pub(super) fn is_replayed(&self) -> bool {
+    pub(crate) fn is_replayed(&self) -> bool {
         self.header("idempotency-replayed") == Some("true")
     }
 }
 
 /// The way to the service.
-pub(super) struct Api {
+pub(crate) struct Api {
     url: Url,
     client: reqwest::Client,
 }
 
 impl Api {
-    pub(super) fn new(url: Url) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(url: Url) -> Result<Self, reqwest::Error> {
         Ok(Self { url, client: crate::http::client(PATIENCE)? })
     }
 
     /// `None` if no whole answer came.
-    pub(super) async fn send(&self, call: &Call, correlation_id: &str) -> Option<Answer> {
+    pub(crate) async fn send(&self, call: &Call, correlation_id: &str) -> Option<Answer> {
         let url = self.url.join(&call.path).ok()?;
         let mut request =
             self.client.request(call.method.clone(), url).header("x-correlation-id", correlation_id);

@@ -8,7 +8,7 @@ use super::{
     api::Call,
     customer::{Customer, Identity},
     expectations::{has_status, keeps, text},
-    market::{Came, Visit, lock},
+    visit::{Came, Visit, lock},
 };
 
 impl Visit<'_> {

@@ -1,4 +1,4 @@
-//! Gentle, realistic traffic: customers who register, browse, order, pay, change their mind and make mistakes.
+//! Gentle, realistic traffic: customers who register, log in, do what the service is for, and make mistakes.
 //!
 //! It is open-loop: requests begin at their rate whether or not the service keeps up, as people do, so that a
 //! slow service is seen to be slow instead of being asked less. Every answer is held against the service's
@@ -7,20 +7,20 @@
 //! One tick of the clock is one request by one customer, chosen by the seed and by what that customer is about.
 //!
 //! - [`api`]: one request and its answer
-//! - [`customer`]: what a customer remembers, and what they do next
-//! - [`market`]: where customers and the service meet: who comes, what is asked, and what is counted
-//! - [`door`], [`shopping`], [`paying`], [`blunders`]: what customers do, each with what is promised about it
-//! - [`expectations`]: the promises that several of them share
+//! - [`customer`]: who a customer is
+//! - [`expectations`]: what the contract promises about every answer
+//! - [`visit`]: one request of one customer: it is sent, and what comes back is counted
+//! - [`door`]: registering and logging in
+//! - [`market`]: where customers and the service meet: who comes, and when
+//! - [`example::traffic`](crate::example): what customers do
 //! - [`report`]: what has happened so far
-mod api;
-mod blunders;
-mod customer;
+pub(crate) mod api;
+pub(crate) mod customer;
 mod door;
-mod expectations;
+pub(crate) mod expectations;
 mod market;
-mod paying;
 mod report;
-mod shopping;
+pub(crate) mod visit;
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ use tokio::{
 use url::Url;
 
 use self::market::Market;
-pub use self::report::{Payments, Report, Unexpected};
+pub use self::report::{Report, Unexpected};
 
 /// Requests under way at once. More than this are not begun; they would only pile up.
 const AT_ONCE: usize = 64;

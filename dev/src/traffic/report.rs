@@ -3,6 +3,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::example::traffic::memory::Counts;
+
 /// Samples of unexpected answers that are kept.
 const SAMPLES: usize = 20;
 
@@ -16,9 +18,8 @@ pub struct Report {
     pub requests: u64,
     /// Customers that have registered.
     pub customers: u64,
-    pub orders: u64,
-    pub cancelled: u64,
-    pub payments: Payments,
+    /// What they have achieved.
+    pub counts: Counts,
     /// Answers seen again under the same key, as promised.
     pub replays: u64,
     /// Requests that were wrong on purpose, and refused as promised.
@@ -35,16 +36,6 @@ pub struct Report {
     pub unexpected: u64,
     /// The first of them.
     pub samples: Vec<Unexpected>,
-}
-
-/// Payments by what is known of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Payments {
-    pub succeeded: u64,
-    pub declined: u64,
-    pub failed: u64,
-    /// Begun, and their outcome not seen yet.
-    pub processing: u64,
 }
 
 /// An answer that the contract does not promise.
@@ -83,16 +74,13 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Payments { succeeded, declined, failed, processing } = self.payments;
         write!(
             formatter,
-            "{} requests by {} customers: {} orders ({} cancelled); payments: {succeeded} succeeded, \
-             {declined} declined, {failed} failed, {processing} processing; {} replays, {} refusals as promised; \
-             {} turned away, {} unanswered, {} unexpected",
+            "{} requests by {} customers: {}; {} replays, {} refusals as promised; {} turned away, {} unanswered, \
+             {} unexpected",
             self.requests,
             self.customers,
-            self.orders,
-            self.cancelled,
+            self.counts,
             self.replays,
             self.refusals,
             self.turned_away,

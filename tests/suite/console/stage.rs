@@ -3,9 +3,9 @@ use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use dev::{
     console::{Console, Scene},
+    example,
     faults::{Stage as Surroundings, Switchboard},
-    harness::{Browser, Order, SOON, Service, eventually},
-    invariants,
+    harness::{Browser, SOON, Service},
     traffic::{self, Traffic},
 };
 use reqwest::Url;
@@ -17,24 +17,24 @@ use crate::{
 };
 
 /// Both, running. What a test does not need, it does not have: no traffic until it asks for some.
-pub(super) struct Stage {
-    pub(super) console: Console,
-    pub(super) service: Service,
-    pub(super) faults: Switchboard,
+pub(crate) struct Stage {
+    pub(crate) console: Console,
+    pub(crate) service: Service,
+    pub(crate) faults: Switchboard,
 }
 
 /// A console that has nothing to show yet.
-pub(super) async fn console() -> Console {
+pub(crate) async fn console() -> Console {
     Console::start((Ipv4Addr::LOCALHOST, 0).into(), &repository().join("prometheus/rules")).await.unwrap()
 }
 
 impl Stage {
-    pub(super) async fn set() -> Self {
+    pub(crate) async fn set() -> Self {
         Self::with_traffic(0.0).await.0
     }
 
     /// With so many requests a second.
-    pub(super) async fn with_traffic(rate_per_second: f64) -> (Self, Option<Traffic>) {
+    pub(crate) async fn with_traffic(rate_per_second: f64) -> (Self, Option<Traffic>) {
         let console = console().await;
         let service = builder()
             .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &console.url())
@@ -45,7 +45,7 @@ impl Stage {
             .start()
             .await;
         let faults = Switchboard::new(Surroundings {
-            gateway: service.gateway().url(),
+            neighbours: service.neighbours(),
             owner_url: service.database().owner_url().clone(),
             api: service.api_url().clone(),
         });
@@ -61,10 +61,7 @@ impl Stage {
             owner_url: service.database().owner_url().clone(),
             log: None,
             faults: faults.clone(),
-            books: Some(invariants::for_the_console(
-                service.database().owner_url().clone(),
-                service.gateway().url(),
-            )),
+            books: example::comparison(service.database().owner_url(), &service.neighbours()),
             traffic: traffic.as_ref().map(Traffic::switch),
             prometheus: None,
             scrape_interval: Duration::from_millis(500),
@@ -73,32 +70,14 @@ impl Stage {
     }
 
     /// A browser on a page of the console; `None` where there is none to start, and none is required.
-    pub(super) async fn open(&self, path: &str) -> Option<Browser> {
+    pub(crate) async fn open(&self, path: &str) -> Option<Browser> {
         let (program, driver) = (tool("chromium")?, tool("chromedriver")?);
         Some(Browser::open(&program, &driver, &self.console.url(), path).await)
-    }
-
-    /// Somebody's order, paid under a correlation id of its own.
-    pub(super) async fn paid_order(&self, correlation_id: &str) -> Order {
-        let order = self.service.customer().await.places_an_order().await;
-        let _paid = order.pay("pm_card_ok").header("x-correlation-id", correlation_id).await.is(201);
-        order
-    }
-
-    /// The id of the trace with this correlation id, once the whole of it is there.
-    pub(super) async fn trace_of(&self, correlation_id: &str) -> String {
-        let path = format!("/api/traces?correlation_id={correlation_id}&route=POST%20%2Fv1%2Forders");
-        eventually("the trace comes in", async || {
-            let traces = get(&self.console, &path).await;
-            let trace = traces.as_array()?.iter().find(|trace| trace["spans"].as_u64() > Some(5))?.clone();
-            Some(trace["trace_id"].as_str()?.to_owned())
-        })
-        .await
     }
 }
 
 /// What the console answers.
-pub(super) async fn get(console: &Console, path: &str) -> Value {
+pub(crate) async fn get(console: &Console, path: &str) -> Value {
     let url = Url::parse(&console.url()).unwrap().join(path).unwrap();
     let answer = dev::http::client(SOON).unwrap().get(url).send().await.unwrap();
     assert!(answer.status().is_success(), "{path}: {}", answer.status());

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::tools::{Server, tool};
 
-pub(super) async fn inbox() -> Inbox {
+pub(crate) async fn inbox() -> Inbox {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Inbox::start(inbox::Settings {
         address,

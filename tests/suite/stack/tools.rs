@@ -42,7 +42,7 @@ pub(crate) fn run(program: &Path, directory: &str, arguments: &[&str]) -> String
 }
 
 /// A file of the repository, with these words in place of those.
-pub(super) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
+pub(crate) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
     let text = fs::read_to_string(repository().join(path)).unwrap();
     words.iter().fold(text, |text, (word, other)| {
         assert!(text.contains(word), "{path} has no {word:?}");
@@ -51,8 +51,8 @@ pub(super) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
 }
 
 /// A real Prometheus or Alertmanager. It ends, and its data goes, when this is dropped.
-pub(super) struct Server {
-    pub(super) url: Url,
+pub(crate) struct Server {
+    pub(crate) url: Url,
     client: reqwest::Client,
     process: Child,
     /// Held for its end.
@@ -70,7 +70,7 @@ impl Drop for Directory {
 
 impl Server {
     /// A Prometheus that scrapes a service once a second and evaluates these rules, by file name.
-    pub(super) async fn prometheus(
+    pub(crate) async fn prometheus(
         program: &Path,
         service: &Service,
         alertmanager: &str,
@@ -104,7 +104,7 @@ impl Server {
     }
 
     /// An Alertmanager whose receivers are all at this address, and which waits for no more alerts to come.
-    pub(super) async fn alertmanager(program: &Path, receivers: &str) -> Self {
+    pub(crate) async fn alertmanager(program: &Path, receivers: &str) -> Self {
         let configuration = file_with(
             "prometheus/alertmanager.yml",
             &[
@@ -156,7 +156,7 @@ impl Server {
     }
 
     /// The answer of its HTTP API.
-    pub(super) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+    pub(crate) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let url = Url::parse_with_params(self.url.join(path).unwrap().as_str(), parameters).unwrap();
         let answer = self.client.get(url).send().await.unwrap();
         let status = answer.status();
@@ -166,7 +166,7 @@ impl Server {
     }
 
     /// Hands it something.
-    pub(super) async fn tell(&self, path: &str, body: &Value) {
+    pub(crate) async fn tell(&self, path: &str, body: &Value) {
         let answer = self.client.post(self.url.join(path).unwrap()).json(body).send().await.unwrap();
         assert!(answer.status().is_success(), "{path}: {}", answer.status());
     }
@@ -179,4 +179,4 @@ fn free_address() -> String {
 }
 
 /// Longer than the longest of the waits that the rules of the tests have.
-pub(super) const PATIENCE: Duration = Duration::from_mins(2);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);

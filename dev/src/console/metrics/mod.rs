@@ -8,18 +8,21 @@
 //! - [`store`]: the samples
 //! - [`query`]: the language, as far as it is needed here
 //! - [`functions`]: what functions do with samples
+//! - [`value`]: what an expression comes to
 //! - [`vectors`]: aggregation and binary operators
 mod exposition;
 mod functions;
 mod query;
 mod store;
+mod value;
 mod vectors;
 
 use std::collections::BTreeMap;
 
 pub use self::{
-    query::{Error, Expression, Value},
+    query::Expression,
     store::{RETENTION, Store},
+    value::{Error, Value},
 };
 
 /// The labels of a series. The name of the metric is `__name__`.

@@ -8,43 +8,12 @@ use super::{
     exposition::NAME,
     functions::{self, Range},
     store::{Sample, milliseconds},
+    value::{Error, Value, map},
     vectors,
 };
 
 /// How far back the present value of a series may lie, unless the series has ended.
 const LOOKBACK: i64 = 5 * 60 * 1000;
-
-/// Why an expression has no value here.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    #[error("it cannot be read: {0}")]
-    Syntax(String),
-    #[error("{0} is not supported here")]
-    Unsupported(String),
-}
-
-impl Error {
-    pub(super) fn unsupported(what: &impl ToString) -> Self {
-        Self::Unsupported(what.to_string())
-    }
-}
-
-/// What an expression comes to.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Value {
-    Scalar(f64),
-    Vector(Vec<Element>),
-}
-
-impl Value {
-    /// Its elements; a number is one without labels.
-    pub fn into_elements(self) -> Vec<Element> {
-        match self {
-            Self::Scalar(value) => vec![Element { labels: Labels::new(), value }],
-            Self::Vector(elements) => elements,
-        }
-    }
-}
 
 /// An expression that has been read.
 #[derive(Debug, Clone)]
@@ -205,12 +174,6 @@ impl Moment<'_> {
             (None, Some(Offset::Neg(ahead))) => Ok(self.at + milliseconds(*ahead)),
         }
     }
-}
-
-/// Changes the values, and takes the names away: it is not that metric any more.
-pub(super) fn map(elements: Vec<Element>, change: impl Fn(f64) -> f64) -> Vec<Element> {
-    let changed = |element: Element| Element::unnamed(element.labels, change(element.value));
-    elements.into_iter().map(changed).collect()
 }
 
 fn quantiles(wanted: f64, buckets: Vec<Element>) -> Vec<Element> {

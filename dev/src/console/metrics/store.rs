@@ -154,7 +154,7 @@ mod tests {
         for scrape in 0..4_000_i64 {
             // A label that never repeats, as an error's number could be.
             let text = format!("steady 1\nfleeting{{number=\"{scrape}\"}} 1\n");
-            store.scraped(scrape * 2_000, "orders", "one", Some(&text));
+            store.scraped(scrape * 2_000, "service", "one", Some(&text));
             sizes.push(store.size());
         }
         assert_eq!(sizes[1_000], sizes[3_999]);
@@ -168,7 +168,7 @@ mod tests {
         let mut store = Store::default();
         let lines: Vec<_> = (0..9_000).map(|number| format!("many{{number=\"{number}\"}} 1\n")).collect();
         let text = lines.concat();
-        store.scraped(0, "orders", "one", Some(&text));
+        store.scraped(0, "service", "one", Some(&text));
         assert_eq!(store.size().0, MOST_SERIES);
     }
 }

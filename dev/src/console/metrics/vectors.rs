@@ -12,7 +12,7 @@ use promql_parser::parser::{
 use super::{
     Element, Labels,
     exposition::NAME,
-    query::{Error, Value, map},
+    value::{Error, Value, map},
 };
 
 /// `sum by (…)` and its like.

@@ -1,7 +1,16 @@
 // Switches for what can go wrong, what to watch, and whether the books still agree.
 import { ask, h, nothing, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
-import { BOOKS, FAULTS, TRAFFIC, numbers } from "./domain.js";
+import { BOOKS, FAULTS as OWN_FAULTS, TRAFFIC, numbers } from "./domain.js";
+
+/** Each fault: its name, what it does, and where to watch what. */
+const FAULTS = {
+  ...OWN_FAULTS,
+  "slow-database": ["Slow database", "A table that customers use is locked for a second and a half, again and again.",
+    [["/now", "Watch p95, the pool and the latency of the database"], ["/traces?min_ms=500", "the statements that wait"]]],
+  "login-attack": ["Login attack", "Someone guesses passwords, five times a second.",
+    [["/audit", "Watch the failures in the audit trail"], ["/traces?route=sessions&status=4xx", "the refusals"], ["/alerts", "LoginAttack"]]],
+};
 
 /** A fault by the name that people read. */
 export const title = (fault) => FAULTS[fault]?.[0] ?? fault;

@@ -1,0 +1,40 @@
+//! The value of an expression, or the reason why there is none.
+use super::{Element, Labels};
+
+/// Why an expression has no value here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("it cannot be read: {0}")]
+    Syntax(String),
+    #[error("{0} is not supported here")]
+    Unsupported(String),
+}
+
+impl Error {
+    pub(super) fn unsupported(what: &impl ToString) -> Self {
+        Self::Unsupported(what.to_string())
+    }
+}
+
+/// What an expression comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    Scalar(f64),
+    Vector(Vec<Element>),
+}
+
+impl Value {
+    /// Its elements; a number is one without labels.
+    pub fn into_elements(self) -> Vec<Element> {
+        match self {
+            Self::Scalar(value) => vec![Element { labels: Labels::new(), value }],
+            Self::Vector(elements) => elements,
+        }
+    }
+}
+
+/// Changes the values, and takes the names away: it is not that metric any more.
+pub(super) fn map(elements: Vec<Element>, change: impl Fn(f64) -> f64) -> Vec<Element> {
+    let changed = |element: Element| Element::unnamed(element.labels, change(element.value));
+    elements.into_iter().map(changed).collect()
+}

@@ -1,0 +1,231 @@
+//! What can go wrong, and the draw that decides what does.
+use std::{fmt, time::Duration};
+
+use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
+
+use crate::example::gateway::{Faults, Spoil, Webhooks};
+
+/// The places where a replica can be told to die: see `platform::resilience::crash` in the service.
+pub const CRASH_POINTS: [&str; 16] = [
+    "payment.beginning",
+    "payment.begun",
+    "payment.answered",
+    "payment.settling",
+    "payment.settled",
+    "recovery.leased",
+    "recovery.answered",
+    "recovery.sending",
+    "refund.beginning",
+    "refund.begun",
+    "refund.answered",
+    "refund.settling",
+    "refund.settled",
+    "webhook.applied",
+    "webhook.claimed",
+    "webhook.received",
+];
+
+/// A part that the replicas, or their callers, reach over a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Api,
+    Database,
+    Gateway,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Api => "replicas",
+            Self::Database => "database",
+            Self::Gateway => "gateway",
+        })
+    }
+}
+
+/// One thing that goes wrong. What lasts does so until the round is over.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fault {
+    /// `kill -9` of a replica.
+    Kill { replica: usize },
+    /// A replica that dies where it is told to, once it comes there.
+    Crash { replica: usize, point: &'static str },
+    /// A replica that goes on with a disk under its log that is full.
+    FullDisk { replica: usize },
+    /// PostgreSQL is restarted, in order.
+    RestartDatabase,
+    /// `kill -9` of PostgreSQL.
+    KillDatabase,
+    /// Every connection to a part is cut at once.
+    Cut(Part),
+    /// Everything on the way to and from a part is late.
+    Slow(Part, Duration),
+    /// Nothing passes to or from a part any more.
+    Stall(Part),
+    /// The gateway itself, and its webhooks.
+    Gateway(Faults),
+}
+
+impl Fault {
+    /// Under which it is counted.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Kill { .. } => "kill -9 of a replica".to_owned(),
+            Self::Crash { .. } => "replica dies at a named place".to_owned(),
+            Self::FullDisk { .. } => "disk full under a replica's log".to_owned(),
+            Self::RestartDatabase => "database restarted".to_owned(),
+            Self::KillDatabase => "kill -9 of the database".to_owned(),
+            Self::Cut(part) => format!("{part} cut off"),
+            Self::Slow(part, _) => format!("{part} slow"),
+            Self::Stall(part) => format!("{part} stalled"),
+            Self::Gateway(faults) => gateway_fault(faults).to_owned(),
+        }
+    }
+}
+
+fn gateway_fault(faults: &Faults) -> &'static str {
+    let calm = Faults::default();
+    match faults.webhooks {
+        Webhooks::Normal => {}
+        Webhooks::Late => return "webhooks late",
+        Webhooks::Twice => return "webhooks twice",
+        Webhooks::Never => return "webhooks never",
+    }
+    if faults.error_rate > calm.error_rate {
+        "gateway fails before charging"
+    } else if faults.error_rate_after_charge > calm.error_rate_after_charge {
+        "gateway fails after charging"
+    } else if faults.cut_rate > calm.cut_rate {
+        "gateway cuts connections after charging"
+    } else if faults.decline_rate > calm.decline_rate {
+        "gateway declines"
+    } else if faults.spoil_rate > calm.spoil_rate {
+        match faults.spoil {
+            Spoil::Garbage => "gateway answers with garbage",
+            Spoil::Huge => "gateway answers with too much",
+            Spoil::Amount => "gateway answers with another amount",
+            Spoil::Currency => "gateway answers with another currency",
+            Spoil::Reference => "gateway answers about another payment",
+            Spoil::Nul | Spoil::Surrogate => "gateway answers with an id that is no text",
+            Spoil::Record => "gateway has records with an unknown status",
+        }
+    } else {
+        "gateway answers late"
+    }
+}
+
+/// A fault, and the moment of the round when it strikes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Strike {
+    pub after: Duration,
+    pub fault: Fault,
+}
+
+impl fmt::Display for Strike {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} (", self.fault.name())?;
+        match &self.fault {
+            Fault::Kill { replica } | Fault::FullDisk { replica } => write!(formatter, "{replica}, ")?,
+            Fault::Crash { replica, point } => write!(formatter, "{replica}, {point}, ")?,
+            Fault::Slow(_, delay) => write!(formatter, "{} ms, ", delay.as_millis())?,
+            _ => {}
+        }
+        write!(formatter, "after {:.1} s)", self.after.as_secs_f64())
+    }
+}
+
+/// The faults of one round, in the order in which they strike: a death, a fault of the gateway, and often a third.
+pub fn draw(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<Strike> {
+    let mut faults = vec![death(dice, replicas), Fault::Gateway(of_gateway(dice))];
+    if dice.random_bool(0.6) {
+        faults.push(of_network_or_database(dice, replicas));
+    }
+    // The last strikes early enough to be felt.
+    let latest = length.mul_f64(0.6);
+    let mut strikes: Vec<_> =
+        faults.into_iter().map(|fault| Strike { after: latest.mul_f64(dice.random()), fault }).collect();
+    strikes.sort_by_key(|strike| strike.after);
+    strikes
+}
+
+fn death(dice: &mut impl Rng, replicas: usize) -> Fault {
+    let replica = dice.random_range(0..replicas);
+    match CRASH_POINTS.choose(dice) {
+        Some(point) if dice.random_bool(0.5) => Fault::Crash { replica, point },
+        _ => Fault::Kill { replica },
+    }
+}
+
+fn of_gateway(dice: &mut impl Rng) -> Faults {
+    let seed = dice.random();
+    let calm = Faults { seed, ..Faults::default() };
+    match dice.random_range(0..10) {
+        0 => Faults { error_rate: 0.5, error_status: 503, ..calm },
+        1 => Faults { error_rate_after_charge: 0.5, ..calm },
+        2 => Faults { cut_rate: 0.5, ..calm },
+        3 => Faults { decline_rate: 0.5, ..calm },
+        4 => Faults { latency_ms: 1_500, ..calm },
+        5 => Faults { webhooks: Webhooks::Late, ..calm },
+        6 => Faults { webhooks: Webhooks::Twice, ..calm },
+        7 | 8 => Faults { spoil_rate: 0.5, spoil: spoiling(dice), ..calm },
+        _ => Faults { webhooks: Webhooks::Never, ..calm },
+    }
+}
+
+fn spoiling(dice: &mut impl Rng) -> Spoil {
+    match dice.random_range(0..5) {
+        0 => Spoil::Garbage,
+        1 => Spoil::Huge,
+        2 => Spoil::Amount,
+        3 => Spoil::Currency,
+        _ => Spoil::Reference,
+    }
+}
+
+fn of_network_or_database(dice: &mut impl Rng, replicas: usize) -> Fault {
+    let part = match dice.random_range(0..3) {
+        0 => Part::Api,
+        1 => Part::Database,
+        _ => Part::Gateway,
+    };
+    match dice.random_range(0..7) {
+        0 => Fault::RestartDatabase,
+        1 => Fault::KillDatabase,
+        2 => Fault::Cut(part),
+        3 => Fault::Slow(part, Duration::from_millis(dice.random_range(5..200))),
+        4 => Fault::Stall(part),
+        5 => Fault::FullDisk { replica: dice.random_range(0..replicas) },
+        _ => Fault::Kill { replica: dice.random_range(0..replicas) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn a_seed_draws_the_same_faults_again_and_another_one_others() {
+        let drawn = |seed| {
+            let mut dice = StdRng::seed_from_u64(seed);
+            (0..20).map(|_| draw(&mut dice, 3, Duration::from_secs(8))).collect::<Vec<_>>()
+        };
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
+    }
+
+    #[test]
+    fn every_fault_is_drawn_sooner_or_later() {
+        let mut dice = StdRng::seed_from_u64(7);
+        let drawn: std::collections::BTreeSet<_> = (0..2_000)
+            .flat_map(|_| draw(&mut dice, 3, Duration::from_secs(8)))
+            .map(|strike| match strike.fault {
+                Fault::Crash { point, .. } => point.to_owned(),
+                fault => fault.name(),
+            })
+            .collect();
+        // Deaths, a full disk, the database's two, three faults of three parts, the gateway's thirteen, and every place.
+        assert_eq!(drawn.len(), 1 + 1 + 2 + 9 + 13 + CRASH_POINTS.len(), "{drawn:#?}");
+    }
+}

@@ -1,0 +1,185 @@
+//! Everything that takes part, and what a fault does to it.
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use chrono::{DateTime, Utc};
+use url::Url;
+
+use super::{
+    Error, Settings,
+    faults::{Fault, Part},
+    fleet::Fleet,
+};
+use crate::{
+    environment,
+    example::{
+        gateway::{self, Simulator},
+        invariants::{self, Verdict},
+        stock,
+    },
+    link::Link,
+    postgres::{Purpose, Server},
+    process::{Launch, Signal},
+};
+
+const GATEWAY_API_KEY: &str = "sk_for_campaigns";
+const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBlbHNld2hlcmU=";
+
+/// A trail of an hour is read in far less.
+const VERIFICATION: Duration = Duration::from_mins(2);
+
+/// A database, a gateway and several replicas, with links between them.
+pub(super) struct Stage {
+    executable: PathBuf,
+    server: Server,
+    owner_url: Url,
+    /// As the service's role, past the link that is attacked.
+    database_url: Url,
+    gateway: Simulator,
+    fleet: Fleet,
+    /// Between callers and replicas, webhooks included; it balances.
+    api: Link,
+    /// Between replicas and database.
+    database: Link,
+    /// Between replicas and gateway.
+    charges: Link,
+}
+
+impl Stage {
+    pub(super) async fn set(settings: &Settings, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+        let server = Server::find_or_start(Purpose::Durable, progress).await?;
+        let prepared = environment::database::prepare(&server, &settings.executable, false, progress).await?;
+        stock::offer(&prepared.owner_url, progress).await?;
+        let addresses = Fleet::addresses(settings.replicas)?;
+        let api = Link::open(addresses.iter().map(|(api, _)| *api).collect()).await?;
+        let gateway = Simulator::start(gateway::Settings {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            api_key: GATEWAY_API_KEY.to_owned(),
+            webhook_secret: GATEWAY_WEBHOOK_SECRET.to_owned(),
+            webhook_url: Some(Url::parse(&format!("http://{}/v1/gateway/events", api.address()))?),
+            ledger_file: None,
+        })
+        .await?;
+        let charges = Link::open(vec![gateway.address()]).await?;
+        let database = Link::to(&prepared.url).await?;
+
+        let settings_of_replicas = vec![
+            ("APP_ENV", "test".to_owned()),
+            ("LOG_FORMAT", "json".to_owned()),
+            ("DATABASE_URL", database.leads_to(&prepared.url).to_string()),
+            ("GATEWAY_URL", format!("http://{}", charges.address())),
+            ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
+            ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
+            // As fast as is sound, so that an hour holds many rounds.
+            ("GATEWAY_TIMEOUT_MS", "1000".to_owned()),
+            ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
+            ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
+            ("ARGON2_MEMORY_KIB", "64".to_owned()),
+            ("ARGON2_ITERATIONS", "1".to_owned()),
+            // Every caller has this machine's address.
+            ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0".to_owned()),
+            ("RATE_LIMIT_ADDRESS_PER_SECOND", "0".to_owned()),
+        ];
+        let fleet = Fleet::start(settings.executable.clone(), settings_of_replicas, &addresses)?;
+        Ok(Self {
+            executable: settings.executable.clone(),
+            server,
+            owner_url: prepared.owner_url,
+            database_url: prepared.url,
+            gateway,
+            fleet,
+            api,
+            database,
+            charges,
+        })
+    }
+
+    /// Where callers go.
+    pub(super) fn api_url(&self) -> Result<Url, url::ParseError> {
+        Url::parse(&format!("http://{}/", self.api.address()))
+    }
+
+    /// The database, past the link that is attacked.
+    pub(super) fn owner_url(&self) -> &Url {
+        &self.owner_url
+    }
+
+    fn link(&self, part: Part) -> &Link {
+        match part {
+            Part::Api => &self.api,
+            Part::Database => &self.database,
+            Part::Gateway => &self.charges,
+        }
+    }
+
+    /// Lets a fault strike.
+    pub(super) async fn suffer(&mut self, fault: &Fault, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        match fault {
+            Fault::Kill { replica } => self.fleet.kill(*replica),
+            Fault::Crash { replica, point } => self.fleet.crash(*replica, point).await?,
+            Fault::FullDisk { replica } => self.fleet.fill_disk(*replica).await?,
+            Fault::RestartDatabase => self.server.restart(Signal::SIGINT, progress).await?,
+            Fault::KillDatabase => self.server.restart(Signal::SIGKILL, progress).await?,
+            Fault::Cut(part) => self.link(*part).interrupt(),
+            Fault::Slow(part, delay) => self.link(*part).slow(*delay),
+            Fault::Stall(part) => self.link(*part).freeze(),
+            Fault::Gateway(faults) => self.gateway.faults().set(faults.clone()),
+        }
+        Ok(())
+    }
+
+    /// Ends every fault that lasts.
+    pub(super) fn heal(&self) {
+        for part in [Part::Api, Part::Database, Part::Gateway] {
+            self.link(part).mend();
+        }
+        self.gateway.faults().clear();
+    }
+
+    pub(super) fn revive(&mut self) -> Result<(), Error> {
+        Ok(self.fleet.revive()?)
+    }
+
+    pub(super) async fn are_ready(&self) -> bool {
+        self.fleet.are_ready().await
+    }
+
+    /// How each replica is, for whoever looks for the cause.
+    pub(super) async fn condition(&self) -> Vec<String> {
+        self.fleet.condition().await
+    }
+
+    pub(super) fn deaths(&self) -> u32 {
+        self.fleet.deaths
+    }
+
+    /// Outcomes that were unknown at this moment, and still are.
+    pub(super) async fn unknown_since(&self, moment: DateTime<Utc>) -> Result<i64, Error> {
+        Ok(super::unknown_since(self.owner_url.as_str(), moment).await?)
+    }
+
+    /// Compares the books.
+    pub(super) async fn check(&self) -> Result<Verdict, Error> {
+        Ok(invariants::check(self.owner_url.as_str(), &self.gateway.url()).await?)
+    }
+
+    /// Verifies the audit trail's chain of seals; what is wrong with it, if anything.
+    pub(super) async fn verify_trail(&self) -> Result<Option<String>, Error> {
+        let verifying = Launch::new(&self.executable)
+            .args(["audit", "verify"])
+            .directory("/".as_ref())
+            .env("APP_ENV", "test")
+            .env("DATABASE_URL", self.database_url.as_str())
+            .start()?;
+        let status = verifying.wait(VERIFICATION).await?;
+        let told: Vec<_> = verifying.lines().into_iter().map(|line| line.text).collect();
+        Ok((!status.success()).then(|| told.join(" ")))
+    }
+
+    /// Ends everything, in order.
+    pub(super) async fn strike_down(self) -> Result<(), Error> {
+        self.fleet.stop().await?;
+        self.gateway.stop().await;
+        self.server.stop().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! Further commands and flags of `cargo dev`.
+use std::{error::Error, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Subcommand};
+use url::Url;
+
+use super::{campaign, gateway};
+use crate::{cargo, secret, signals::Interrupts};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the payment-gateway simulator alone, with `GATEWAY_API_KEY` and `GATEWAY_WEBHOOK_SECRET` from the environment
+    Gateway(Gateway),
+    /// Attack a service of several replicas, and check that no payment is lost or made twice
+    Campaign(Campaign),
+}
+
+/// Flags of the environment.
+#[derive(Clone, Debug, Args)]
+pub struct Flags {
+    #[arg(long, value_name = "PORT", default_value_t = 9090)]
+    pub(super) gateway_port: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct Gateway {
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+    address: SocketAddr,
+    /// Where events are sent; nowhere unless set
+    #[arg(long, value_name = "URL", env = "GATEWAY_WEBHOOK_URL")]
+    webhook_url: Option<Url>,
+    /// Where the ledger survives a restart
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Campaign {
+    /// The seed of the faults and of the traffic
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// For how long
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    minutes: u64,
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    replicas: usize,
+    /// Requests of the customers, a second
+    #[arg(long, value_name = "N", default_value_t = 25.0)]
+    rate: f64,
+}
+
+impl Command {
+    /// Runs it. `say` prints a line for people.
+    pub async fn run(self, say: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
+        match self {
+            Self::Gateway(arguments) => arguments.run(say).await,
+            Self::Campaign(arguments) => arguments.run(say).await,
+        }
+    }
+}
+
+impl Gateway {
+    async fn run(self, say: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
+        let mut interrupts = Interrupts::listen()?;
+        let simulator = gateway::Simulator::start(gateway::Settings {
+            address: self.address,
+            api_key: secret::read("GATEWAY_API_KEY")?,
+            webhook_secret: secret::read("GATEWAY_WEBHOOK_SECRET")?,
+            webhook_url: self.webhook_url,
+            ledger_file: self.ledger,
+        })
+        .await?;
+        say(&format!("the payment gateway listens on {}", simulator.url()));
+        interrupts.next().await;
+        simulator.stop().await;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Campaign {
+    async fn run(self, say: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
+        say("building the service");
+        let settings = campaign::Settings {
+            executable: cargo::build_service().await?,
+            seed: self.seed,
+            length: campaign::Length::Time(Duration::from_mins(self.minutes)),
+            replicas: self.replicas.max(1),
+            rate_per_second: self.rate,
+        };
+        let mut interrupts = Interrupts::listen()?;
+        let report = tokio::select! {
+            report = campaign::run(settings, say) => report?,
+            () = interrupts.next() => return Err("interrupted; what was found until then is above".into()),
+        };
+        say(&report.to_string());
+        Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}

@@ -1,0 +1,184 @@
+//! The payment gateway that `cargo dev` starts beside the service, and the ledger that it keeps from run to run.
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rand::distr::{Alphanumeric, SampleString as _};
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::{Instant, sleep};
+use url::Url;
+use uuid::Uuid;
+
+use super::{
+    command::Flags,
+    gateway::{self, Simulator},
+    invariants,
+    neighbours::Addresses,
+    stock,
+};
+use crate::environment::{
+    ports,
+    screen::{AUTHORIZED, JSON, NEW_KEY},
+};
+
+/// The time for payments of unknown outcome to settle at the end: the first attempt's lease has to run out before the
+/// recovery worker takes over.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The trace that `/traces/first` shows.
+pub(crate) const FIRST_TRACE: &str = "the first order that is paid";
+
+/// The flags with which every port of the example is a free one.
+pub const ANY_PORTS: &[&str] = &["--gateway-port", "0"];
+
+/// Part of what the last command on the screen prints.
+pub const LAST_RESPONSE: &str = "\"status\":\"succeeded\"";
+
+/// Part of the last line of an environment that was stopped.
+pub const LAST_LINE: &str = "the books agree";
+
+/// Why the gateway is not there, or cannot be stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Gateway(#[from] gateway::Error),
+    #[error(transparent)]
+    Invariants(#[from] invariants::Error),
+    #[error("PostgreSQL says: {0}")]
+    Sql(#[from] sqlx::Error),
+    #[error("an address cannot be written as a URL: {0}")]
+    Url(#[from] url::ParseError),
+}
+
+/// The addresses that were free before anything was started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ports {
+    gateway: SocketAddr,
+}
+
+/// Finds the ports that the flags name.
+pub(crate) async fn find_ports(flags: &Flags, progress: &dyn Fn(&str)) -> Result<Ports, ports::Error> {
+    let gateway = ports::free("the payment gateway", "--gateway-port", flags.gateway_port, progress).await?;
+    Ok(Ports { gateway })
+}
+
+/// Deletes the ledgers of earlier runs.
+pub(crate) fn erase(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("gateway-") {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The services that ours calls, in one environment: the payment gateway.
+pub(crate) struct Neighbours {
+    gateway: Simulator,
+    settings: gateway::Settings,
+    owner_url: Url,
+    /// A product that can be ordered.
+    product: Uuid,
+}
+
+impl Neighbours {
+    /// Starts the gateway, and fills the catalogue. The gateway's ledger is kept in the directory.
+    pub(crate) async fn start(
+        ports: Ports,
+        directory: &Path,
+        owner_url: &Url,
+        api: &Url,
+        progress: &dyn Fn(&str),
+    ) -> Result<Self, Error> {
+        let product = stock::offer(owner_url, progress).await?;
+        let settings = gateway::Settings {
+            address: ports.gateway,
+            api_key: random(32),
+            webhook_secret: format!("whsec_{}", BASE64_STANDARD.encode(random(32))),
+            webhook_url: Some(api.join("v1/gateway/events")?),
+            ledger_file: Some(ledger_of(owner_url, directory).await?),
+        };
+        let gateway = Simulator::start(settings.clone()).await?;
+        Ok(Self { gateway, settings, owner_url: owner_url.clone(), product })
+    }
+
+    /// Returns the settings by which the service finds them.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("GATEWAY_URL", self.gateway.url().to_string()),
+            ("GATEWAY_API_KEY", self.settings.api_key.clone()),
+            ("GATEWAY_WEBHOOK_SECRET", self.settings.webhook_secret.clone()),
+        ]
+    }
+
+    pub(crate) fn addresses(&self) -> Addresses {
+        Addresses { gateway: self.gateway.url() }
+    }
+
+    /// Returns lines of the screen: a name, and what is there.
+    pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
+        let gateway = self.gateway.url();
+        vec![("gateway", format!("{gateway}ledger (what it charged), {gateway}faults"))]
+    }
+
+    /// Returns the commands that follow the login on the screen: a heading, and lines for any shell.
+    pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
+        let product = self.product;
+        let place = format!(
+            "ORDER=$(curl -s {api}v1/orders {JSON} {AUTHORIZED} {NEW_KEY} \
+             -d '{{\"items\":[{{\"product_id\":\"{product}\",\"quantity\":2}}]}}' \
+             | sed -n 's/^{{\"id\":\"\\([^\"]*\\)\".*/\\1/p') && echo \"$ORDER\"",
+        );
+        let pay = format!(
+            "curl -s {api}v1/orders/$ORDER/payments {JSON} {AUTHORIZED} {NEW_KEY} \
+             -d '{{\"payment_method\":\"pm_card_ok\"}}'; echo",
+        );
+        ("Log in, place an order, pay it:", vec![place, pay])
+    }
+
+    /// Ends every fault of the gateway, and waits until each payment has an outcome, or the time for it is over.
+    pub(crate) async fn settle(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        self.gateway.faults().clear();
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        let mut told = false;
+        while Instant::now() < deadline {
+            if invariants::in_flight(self.owner_url.as_str()).await? == 0 {
+                break;
+            }
+            if !told {
+                progress("waiting for open payments to settle");
+                told = true;
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn stop(self) {
+        self.gateway.stop().await;
+    }
+}
+
+/// Returns the file of the ledger for this database. Another database never saw its charges.
+async fn ledger_of(owner_url: &Url, directory: &Path) -> Result<PathBuf, sqlx::Error> {
+    let mut connection = PgConnection::connect(owner_url.as_str()).await?;
+    let identity: String = sqlx::query_scalar(
+        "select (select system_identifier from pg_control_system()) || '-' || oid
+         from pg_database
+         where datname = current_database()",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(directory.join(format!("gateway-{identity}.jsonl")))
+}
+
+fn random(length: usize) -> String {
+    Alphanumeric.sample_string(&mut rand::rng(), length)
+}

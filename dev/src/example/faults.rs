@@ -1,0 +1,70 @@
+//! Faults of the payment gateway. They are set through its own API, where anybody can look them up.
+use std::time::Duration;
+
+use super::{gateway::Faults, neighbours::Addresses};
+use crate::http;
+
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const OUTAGE: &str = "gateway-outage";
+const SLOW: &str = "gateway-slow";
+const LOST_ANSWERS: &str = "lost-answers";
+const DECLINE_STORM: &str = "decline-storm";
+
+/// The name of each, and its line in `--help`.
+pub(crate) const FAULTS: &[(&str, &str)] = &[
+    (
+        OUTAGE,
+        "The payment gateway answers 503 to everything: the circuit breaker opens, payments are refused and those in flight wait for its return",
+    ),
+    (SLOW, "The payment gateway takes a second and a half for each answer"),
+    (
+        LOST_ANSWERS,
+        "Half of the payment gateway's answers are lost after the charge was made: the outcome is unknown, and has to be asked for",
+    ),
+    (DECLINE_STORM, "Four of five payments are declined, and no alarm of an outage may sound"),
+];
+
+/// Why the gateway's faults could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("failed to set the faults of the gateway: {0}")]
+    Gateway(#[from] reqwest::Error),
+    #[error("an address cannot be written as a URL: {0}")]
+    Url(#[from] url::ParseError),
+}
+
+/// Replaces the gateway's faults by those of these names. Names of other faults are ignored.
+pub(crate) async fn set(neighbours: &Addresses, names: &[&str]) -> Result<(), Error> {
+    let url = neighbours.gateway.join("/faults")?;
+    let response = http::client(GATEWAY_TIMEOUT)?.put(url).json(&of_names(names)).send().await?;
+    response.error_for_status()?;
+    Ok(())
+}
+
+fn of_names(names: &[&str]) -> Faults {
+    let mut faults = Faults::default();
+    for name in names {
+        match *name {
+            OUTAGE => (faults.error_rate, faults.error_status) = (1.0, 503),
+            SLOW => faults.latency_ms = 1500,
+            LOST_ANSWERS => faults.cut_rate = 0.5,
+            DECLINE_STORM => faults.decline_rate = 0.8,
+            _ => {}
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_changes_the_gateway() {
+        for (name, _) in FAULTS {
+            assert_ne!(of_names(&[name]), Faults::default(), "{name}");
+        }
+        assert_eq!(of_names(&["slow-database"]), Faults::default());
+    }
+}

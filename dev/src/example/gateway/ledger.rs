@@ -1,0 +1,186 @@
+//! What the gateway has done: charges and refunds, in memory and, line by line, in a file.
+//!
+//! A line is written and flushed to the disk before its charge is answered. So after a restart, `kill -9`
+//! included, the gateway knows every charge that anybody was ever told about.
+//!
+//! A charge or refund takes about 200 bytes in memory, for ever; what was asked for it stands in the file alone. At
+//! the traffic of `cargo dev` that is less than a megabyte an hour.
+use std::{
+    collections::BTreeSet,
+    fs::{File, OpenOptions},
+    io::{BufRead as _, BufReader, Seek, SeekFrom, Write},
+    ops::RangeInclusive,
+    path::PathBuf,
+};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::{
+    Error,
+    charges::{Charge, ChargeStatus, Refund, RefundStatus},
+};
+
+/// Every charge and refund, in the order in which they were made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    pub charges: Vec<Charge>,
+    pub refunds: Vec<Refund>,
+}
+
+/// The ledger in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub charges_succeeded: usize,
+    pub charges_declined: usize,
+    /// Distinct payments with a charge that succeeded: fewer than `charges_succeeded` means that somebody paid
+    /// twice.
+    pub payments_charged: usize,
+    pub refunds_succeeded: usize,
+    pub refunds_failed: usize,
+    /// Distinct refunds of the client that succeeded.
+    pub refunds_made: usize,
+}
+
+impl Ledger {
+    /// The charges for a payment.
+    pub fn charges_for(&self, reference: Uuid) -> impl Iterator<Item = &Charge> {
+        self.charges.iter().filter(move |charge| charge.reference == reference)
+    }
+
+    /// The refunds for a refund of the client.
+    pub fn refunds_for(&self, reference: Uuid) -> impl Iterator<Item = &Refund> {
+        self.refunds.iter().filter(move |refund| refund.reference == reference)
+    }
+
+    /// The part of it that concerns these references.
+    pub(super) fn of(&self, references: RangeInclusive<Uuid>) -> Self {
+        let charges = self.charges.iter().filter(|charge| references.contains(&charge.reference));
+        let refunds = self.refunds.iter().filter(|refund| references.contains(&refund.reference));
+        Self { charges: charges.cloned().collect(), refunds: refunds.cloned().collect() }
+    }
+
+    pub fn counts(&self) -> Counts {
+        let charged = || self.charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded);
+        let refunded = || self.refunds.iter().filter(|refund| refund.status == RefundStatus::Succeeded);
+        Counts {
+            charges_succeeded: charged().count(),
+            charges_declined: self.charges.len() - charged().count(),
+            payments_charged: charged().map(|charge| charge.reference).collect::<BTreeSet<_>>().len(),
+            refunds_succeeded: refunded().count(),
+            refunds_failed: self.refunds.len() - refunded().count(),
+            refunds_made: refunded().map(|refund| refund.reference).collect::<BTreeSet<_>>().len(),
+        }
+    }
+
+    /// Enters what was done, and says where.
+    pub(super) fn enter(&mut self, done: Done) -> Place {
+        match done {
+            Done::Charge(charge) => {
+                self.charges.push(charge);
+                Place::Charge(self.charges.len() - 1)
+            }
+            Done::Refund(refund) => {
+                self.refunds.push(refund);
+                Place::Refund(self.refunds.len() - 1)
+            }
+        }
+    }
+
+    pub(super) fn charge(&self, id: &str) -> Option<&Charge> {
+        self.charges.iter().find(|charge| charge.id == id)
+    }
+
+    /// What has been given back of a charge.
+    pub(super) fn refunded_amount(&self, charge_id: &str) -> i64 {
+        self.refunds
+            .iter()
+            .filter(|refund| refund.charge_id == charge_id && refund.status == RefundStatus::Succeeded)
+            .map(|refund| refund.amount)
+            .sum()
+    }
+}
+
+/// What a client asked for under a key. The same key with anything else in it is another request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Asked {
+    pub(super) key: String,
+    pub(super) path: String,
+    /// Byte for byte.
+    pub(super) body: String,
+}
+
+impl Asked {
+    pub(super) fn digest(&self) -> [u8; 32] {
+        // No path has a newline in it, so nothing of one can pass for the other.
+        Sha256::new().chain_update(&self.path).chain_update("\n").chain_update(&self.body).finalize().into()
+    }
+}
+
+/// One line of the ledger's file: what was done, and under which key. Keys outlive a restart too, or a client
+/// that sends its charge again would be charged again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub(super) at: DateTime<Utc>,
+    /// Absent where nobody asked.
+    pub(super) asked: Option<Asked>,
+    pub(super) done: Done,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Done {
+    Charge(Charge),
+    Refund(Refund),
+}
+
+/// Where something stands in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Charge(usize),
+    Refund(usize),
+}
+
+/// The ledger's file.
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+}
+
+impl Journal {
+    /// Opens or makes the file, and hands over what it holds, one entry after the other. A last line without its
+    /// end was being written when the process died: nobody was told about it, so it is dropped. Any other damage is
+    /// an error.
+    pub(super) fn open(path: PathBuf, mut take: impl FnMut(Entry)) -> Result<Self, Error> {
+        let unusable = |source| Error::LedgerFile { path: path.clone(), source };
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+        let mut reader = BufReader::new(file.map_err(unusable)?);
+        let (mut whole, mut line) = (0_u64, Vec::new());
+        for number in 1.. {
+            line.clear();
+            reader.read_until(b'\n', &mut line).map_err(unusable)?;
+            if line.last() != Some(&b'\n') {
+                break;
+            }
+            whole += line.len() as u64;
+            let damaged = |source| Error::LedgerLine { path: path.clone(), line: number, source };
+            take(serde_json::from_slice(&line).map_err(damaged)?);
+        }
+        let mut file = reader.into_inner();
+        file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(unusable)?;
+        Ok(Self { path, file })
+    }
+
+    pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Error> {
+        let mut line = serde_json::to_string(entry)?;
+        line.push('\n');
+        self.file
+            .write_all(line.as_bytes())
+            .and_then(|()| self.file.sync_data())
+            .map_err(|source| Error::LedgerFile { path: self.path.clone(), source })
+    }
+}

@@ -1,0 +1,315 @@
+//! The gateway's API, and the switches that no real gateway has (`/ledger`, `/faults`).
+//!
+//! A request meets, in this order: the record of requests, the fault that turns it away, its API key, the
+//! decision in the books, and then the faults that delay, spoil or lose the answer.
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json, Router,
+    body::{Body, Bytes},
+    extract::{Path, Query, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use chrono::Utc;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    Gateway,
+    books::{Outcome, Refusal},
+    charges::{Charge, ChargeRequest, Refund, RefundRequest},
+    faults::{Fate, Faults},
+    ledger::{Asked, Counts, Ledger},
+    lock,
+    requests::RecordedRequest,
+    server::Cut,
+    webhooks::{self, Event},
+};
+
+const BODY_LIMIT: usize = 64 * 1024;
+
+pub(super) fn router(gateway: Arc<Gateway>) -> Router {
+    let api = Router::new()
+        .route("/v1/charges", post(charge).get(charges))
+        .route("/v1/charges/{id}/refunds", post(refund))
+        .route("/v1/refunds", get(refunds))
+        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), authenticate))
+        // An outage is not choosy: who asks whether the gateway is well meets it too.
+        .route("/healthz", get(healthz))
+        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), suffer_faults))
+        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), record));
+    Router::new()
+        .route("/ledger", get(ledger))
+        .route("/faults", get(show_faults).put(set_faults).delete(clear_faults))
+        .merge(api)
+        .with_state(gateway)
+}
+
+/// A refusal: `{"error": "…"}`.
+struct Refused(u16, String);
+
+impl Refused {
+    fn malformed(why: &impl ToString) -> Self {
+        Self(400, why.to_string())
+    }
+
+    fn invalid(why: &impl ToString) -> Self {
+        Self(422, why.to_string())
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TurnedAway(status) => Self(status, "the gateway cannot take the request now".to_owned()),
+            Refusal::KeyReused => Self(409, "the Idempotency-Key belongs to another request".to_owned()),
+            Refusal::NoSuchCharge => Self(404, "there is no such charge".to_owned()),
+            Refusal::Broken(error) => Self(500, error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (status(self.0), Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+async fn record(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refused> {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, BODY_LIMIT).await.map_err(|error| Refused::malformed(&error))?;
+    lock(&gateway.requests).push(RecordedRequest {
+        at: Utc::now(),
+        method: parts.method.to_string(),
+        path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+        idempotency_key: text(&parts.headers, "idempotency-key"),
+        correlation_id: text(&parts.headers, "x-correlation-id"),
+        traceparent: text(&parts.headers, "traceparent"),
+        baggage: text(&parts.headers, "baggage"),
+        body: String::from_utf8_lossy(&body).into_owned(),
+    });
+    gateway.happened();
+    Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
+}
+
+async fn suffer_faults(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+    let faults = gateway.faults.borrow().clone();
+    let fate = lock(&gateway.dice).throw(&faults);
+    request.extensions_mut().insert(fate.clone());
+    let on_purpose = || {
+        let mut refused =
+            Refused(fate.error_status, "the gateway is told to fail".to_owned()).into_response();
+        if let Some(retry_after) = fate.retry_after.clone() {
+            refused.headers_mut().insert(header::RETRY_AFTER, retry_after);
+        }
+        refused
+    };
+
+    let mut response = if fate.error_before { on_purpose() } else { next.run(request).await };
+    if fate.error_after && response.status() == StatusCode::CREATED {
+        response = on_purpose();
+    }
+    if let Some(spoil) = fate.spoiled {
+        response = spoil.spoil(response).await;
+    }
+    tokio::time::sleep(fate.latency).await;
+    // The sender lives in `gateway`, so this ends only when answers are let go.
+    let _ = gateway.faults.subscribe().wait_for(|faults| !faults.hold_answers).await;
+    if fate.cut {
+        response.extensions_mut().insert(Cut);
+    }
+    response
+}
+
+async fn authenticate(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+    let expected = format!("Bearer {}", gateway.api_key);
+    if text(request.headers(), header::AUTHORIZATION.as_str()).is_some_and(|given| given == expected) {
+        return next.run(request).await;
+    }
+    let refused = Refused(401, "Authorization: Bearer API_KEY is needed".to_owned());
+    ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response()
+}
+
+/// A money-moving request after its checks.
+struct Order<T> {
+    asked: Asked,
+    request: T,
+    correlation_id: Option<String>,
+}
+
+impl<T: DeserializeOwned> Order<T> {
+    fn parse(path: String, headers: &HeaderMap, body: &Bytes) -> Result<Self, Refused> {
+        let key = text(headers, "idempotency-key")
+            .filter(|key| !key.is_empty())
+            .ok_or_else(|| Refused::malformed(&"an Idempotency-Key is needed"))?;
+        let request = parse(body)?;
+        let body = std::str::from_utf8(body).map_err(|error| Refused::malformed(&error))?.to_owned();
+        let correlation_id = text(headers, "x-correlation-id");
+        Ok(Self { asked: Asked { key, path, body }, request, correlation_id })
+    }
+}
+
+async fn charge(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(fate): Extension<Fate>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refused> {
+    let order = Order::<ChargeRequest>::parse("/v1/charges".to_owned(), &headers, &body)?;
+    order.request.mistake().map_or(Ok(()), |mistake| Err(Refused::invalid(&mistake)))?;
+    decide(gateway, move |gateway| {
+        let outcome = lock(&gateway.books).charge(
+            order.asked,
+            &order.request,
+            fate.decline,
+            gateway.timings.slow_answer,
+        )?;
+        if outcome.is_new {
+            announce(gateway, Event::of_charge(&outcome.done), order.correlation_id);
+        }
+        Ok(outcome)
+    })
+    .await
+}
+
+async fn refund(
+    State(gateway): State<Arc<Gateway>>,
+    Path(charge_id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refused> {
+    let order = Order::<RefundRequest>::parse(format!("/v1/charges/{charge_id}/refunds"), &headers, &body)?;
+    order.request.mistake().map_or(Ok(()), |mistake| Err(Refused::invalid(&mistake)))?;
+    decide(gateway, move |gateway| {
+        let outcome = lock(&gateway.books).refund(order.asked, &charge_id, &order.request)?;
+        if outcome.is_new {
+            announce(gateway, Event::of_refund(&outcome.done), order.correlation_id);
+        }
+        Ok(outcome)
+    })
+    .await
+}
+
+fn announce(gateway: &Gateway, event: Result<Event, super::Error>, correlation_id: Option<String>) {
+    if let Ok(event) = event {
+        webhooks::tell(gateway, event.caused_by(correlation_id));
+    }
+}
+
+/// Takes a decision on a thread that may block (the ledger is flushed to the disk), so that it is carried to its
+/// end even if the client goes away, and answers when the answer is due.
+async fn decide<T: Serialize + Send + 'static>(
+    gateway: Arc<Gateway>,
+    decision: impl FnOnce(&Gateway) -> Result<Outcome<T>, Refusal> + Send + 'static,
+) -> Result<Response, Refused> {
+    let outcome = tokio::task::spawn_blocking(move || decision(&gateway))
+        .await
+        .map_err(|failed| Refused(500, failed.to_string()))??;
+    match outcome.answer_at {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+    match outcome.hidden_by {
+        Some(status) => Err(Refused(status, "the gateway failed after it had begun".to_owned())),
+        None => Ok((StatusCode::CREATED, Json(outcome.done)).into_response()),
+    }
+}
+
+#[derive(Deserialize)]
+struct ByReference {
+    reference: Uuid,
+}
+
+#[derive(Serialize)]
+struct Found<T> {
+    data: Vec<T>,
+}
+
+async fn charges(
+    State(gateway): State<Arc<Gateway>>,
+    Query(ByReference { reference }): Query<ByReference>,
+) -> Json<Found<Charge>> {
+    Json(Found { data: lock(&gateway.books).ledger().charges_for(reference).cloned().collect() })
+}
+
+async fn refunds(
+    State(gateway): State<Arc<Gateway>>,
+    Query(ByReference { reference }): Query<ByReference>,
+) -> Json<Found<Refund>> {
+    Json(Found { data: lock(&gateway.books).ledger().refunds_for(reference).cloned().collect() })
+}
+
+async fn healthz() -> Json<serde_json::Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+#[derive(Serialize)]
+struct LedgerPage {
+    counts: Counts,
+    #[serde(flatten)]
+    ledger: Ledger,
+}
+
+/// Which references are asked for, both ends included; all of them unless something is said.
+#[derive(Deserialize)]
+#[serde(default)]
+struct References {
+    from: Uuid,
+    through: Uuid,
+}
+
+impl Default for References {
+    fn default() -> Self {
+        Self { from: Uuid::nil(), through: Uuid::max() }
+    }
+}
+
+/// What was done, and its counts: the whole ledger, or that of some references, so that whoever compares it with
+/// books of their own can do so page by page.
+async fn ledger(State(gateway): State<Arc<Gateway>>, Query(asked): Query<References>) -> Json<LedgerPage> {
+    let ledger = lock(&gateway.books).ledger().of(asked.from..=asked.through);
+    Json(LedgerPage { counts: ledger.counts(), ledger })
+}
+
+async fn show_faults(State(gateway): State<Arc<Gateway>>) -> Json<Faults> {
+    Json(gateway.faults.borrow().clone())
+}
+
+/// Replaces the faults: what the body does not name is normal.
+async fn set_faults(State(gateway): State<Arc<Gateway>>, body: Bytes) -> Result<Json<Faults>, Refused> {
+    let faults: Faults = parse(&body)?;
+    if let Some(mistake) = faults.mistake() {
+        return Err(Refused::invalid(&mistake));
+    }
+    gateway.set_faults(faults.clone());
+    Ok(Json(faults))
+}
+
+async fn clear_faults(State(gateway): State<Arc<Gateway>>) -> Json<Faults> {
+    gateway.set_faults(Faults::default());
+    Json(Faults::default())
+}
+
+/// 400 for what is no JSON, 422 for JSON of another shape.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+    serde_json::from_slice(body).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Refused::invalid(&error),
+        _ => Refused::malformed(&error),
+    })
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(ToOwned::to_owned)
+}

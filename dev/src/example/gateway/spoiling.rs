@@ -1,0 +1,80 @@
+//! Answers that are not what they should be. What the books say stays true.
+use axum::{
+    body::{Body, to_bytes},
+    http::{HeaderValue, header},
+    response::Response,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+/// What is wrong with a spoiled answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spoil {
+    /// It is no JSON.
+    #[default]
+    Garbage,
+    /// It is longer than anybody should read.
+    Huge,
+    /// It tells of another amount.
+    Amount,
+    /// It tells of another currency.
+    Currency,
+    /// It tells of somebody else's payment.
+    Reference,
+    /// Its id has a NUL in it, which PostgreSQL cannot store.
+    Nul,
+    /// Its id has half of a surrogate pair in it, which is no text.
+    Surrogate,
+    /// A list has a status that no client knows; other answers are right.
+    Record,
+}
+
+/// Far above what a client has any reason to accept.
+const HUGE: usize = 4 * 1024 * 1024;
+
+impl Spoil {
+    /// Spoils a success; a refusal stays one.
+    pub(super) async fn spoil(self, response: Response) -> Response {
+        if !response.status().is_success() {
+            return response;
+        }
+        let (mut parts, body) = response.into_parts();
+        let body = to_bytes(body, HUGE).await.unwrap_or_default();
+        let spoiled = match self {
+            Self::Garbage => "<html><body>200 OK</body></html>".to_owned(),
+            Self::Huge => format!("{{\"data\":[],\"padding\":\"{}\"}}", "x".repeat(HUGE)),
+            Self::Surrogate => String::from_utf8_lossy(&body).replace("\"id\":\"", "\"id\":\"\\ud800"),
+            Self::Amount | Self::Currency | Self::Reference | Self::Nul | Self::Record => {
+                let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+                if self != Self::Record || answer.get("data").is_some_and(Value::is_array) {
+                    self.falsify(&mut answer);
+                }
+                answer.to_string()
+            }
+        };
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(spoiled.len()));
+        Response::from_parts(parts, Body::from(spoiled))
+    }
+
+    fn falsify(self, answer: &mut Value) {
+        match answer {
+            Value::Array(items) => items.iter_mut().for_each(|item| self.falsify(item)),
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match (self, name.as_str()) {
+                        (Self::Amount, "amount") => *value = (value.as_i64().unwrap_or_default() + 1).into(),
+                        // ISO 4217's code for tests: no order has it.
+                        (Self::Currency, "currency") => *value = "XTS".into(),
+                        (Self::Nul, "id") => *value = "ch_\0".into(),
+                        (Self::Record, "status") => *value = "under_review".into(),
+                        (Self::Reference, "reference") => *value = Uuid::max().to_string().into(),
+                        _ => self.falsify(value),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,745 @@
+//! The payment-gateway simulator keeps the gateway's promises: every one of them, over sockets.
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Charge, ChargeStatus, DeclineCode, Error, Event, Faults, RefundStatus, Settings, Simulator, Timings,
+    Webhooks,
+};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    routing::post,
+};
+use chrono::Utc;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+const API_KEY: &str = "sk_test";
+const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+/// Far longer than anything here takes, on a machine that is busy with something else too.
+const SOON: Duration = Duration::from_secs(20);
+
+fn settings() -> Settings {
+    Settings {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        api_key: API_KEY.to_owned(),
+        webhook_secret: SECRET.to_owned(),
+        webhook_url: None,
+        ledger_file: None,
+    }
+}
+
+fn quick() -> Timings {
+    Timings {
+        slow_answer: Duration::from_millis(300),
+        webhook_delay: Duration::from_millis(1),
+        webhook_lateness: Duration::from_millis(300),
+        webhook_backoff: Duration::from_millis(5),
+        webhook_attempts: 3,
+    }
+}
+
+/// A simulator and a client that pays with it.
+struct Till {
+    gateway: Simulator,
+    client: reqwest::Client,
+}
+
+impl Till {
+    async fn open() -> Self {
+        Self::open_with(settings()).await
+    }
+
+    async fn open_with(settings: Settings) -> Self {
+        Self {
+            gateway: Simulator::start_with(settings, quick()).await.unwrap(),
+            client: crate::http::client(SOON).unwrap(),
+        }
+    }
+
+    fn url(&self, path: &str) -> url::Url {
+        self.gateway.url().join(path).unwrap()
+    }
+
+    fn post(&self, path: &str, key: &str, body: &str) -> reqwest::RequestBuilder {
+        self.client
+            .post(self.url(path))
+            .bearer_auth(API_KEY)
+            .header("idempotency-key", key)
+            .header("content-type", "application/json")
+            .body(body.to_owned())
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let response = self.client.get(self.url(path)).bearer_auth(API_KEY).send().await.unwrap();
+        assert_eq!(response.status(), 200, "GET {path}");
+        response.json().await.unwrap()
+    }
+
+    async fn charge(&self, payment: &Payment) -> (u16, Value) {
+        answer(self.post("/v1/charges", &payment.key(), &payment.body()).send().await.unwrap()).await
+    }
+
+    async fn refund(&self, charge_id: &str, refund: Uuid, amount: i64) -> (u16, Value) {
+        let body = json!({ "amount": amount, "reference": refund }).to_string();
+        let path = format!("/v1/charges/{charge_id}/refunds");
+        answer(self.post(&path, &refund.to_string(), &body).send().await.unwrap()).await
+    }
+
+    async fn charges_of(&self, payment: &Payment) -> Vec<Value> {
+        self.get(&format!("/v1/charges?reference={}", payment.id)).await["data"].as_array().unwrap().clone()
+    }
+
+    async fn faults(&self, faults: Value) -> u16 {
+        self.client.put(self.url("/faults")).json(&faults).send().await.unwrap().status().as_u16()
+    }
+}
+
+async fn answer(response: reqwest::Response) -> (u16, Value) {
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
+#[derive(Clone)]
+struct Payment {
+    id: Uuid,
+    method: &'static str,
+    amount: i64,
+}
+
+impl Payment {
+    fn by(method: &'static str) -> Self {
+        Self { id: Uuid::now_v7(), method, amount: 4200 }
+    }
+
+    fn key(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn body(&self) -> String {
+        json!({ "amount": self.amount, "currency": "EUR", "payment_method": self.method, "reference": self.id })
+            .to_string()
+    }
+}
+
+#[tokio::test]
+async fn a_good_card_is_charged_once_however_often_it_is_sent() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+
+    let (status, charge) = till.charge(&payment).await;
+    assert_eq!(status, 201);
+    assert!(charge["id"].as_str().unwrap().starts_with("ch_"));
+    assert_eq!(
+        charge,
+        json!({
+            "id": charge["id"], "reference": payment.id, "status": "succeeded", "decline_code": null,
+            "amount": 4200, "currency": "EUR",
+        })
+    );
+
+    assert_eq!(till.charge(&payment).await, (201, charge.clone()));
+    assert_eq!(till.charges_of(&payment).await, [charge]);
+    assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+    assert_eq!(till.gateway.calls_for(&payment.key()), 2);
+}
+
+#[tokio::test]
+async fn bad_cards_are_declined_with_their_reason() {
+    let till = Till::open().await;
+    for (method, code) in [
+        ("pm_card_declined", "insufficient_funds"),
+        ("pm_card_expired", "card_expired"),
+        ("pm_card_fraud", "fraud_suspected"),
+    ] {
+        let payment = Payment::by(method);
+        let (status, charge) = till.charge(&payment).await;
+        assert_eq!(
+            (status, &charge["status"], &charge["decline_code"]),
+            (201, &json!("declined"), &json!(code))
+        );
+        assert_eq!(till.charge(&payment).await, (201, charge));
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_the_api_key_is_refused_and_nothing_is_charged() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    for token in [None, Some("sk_other")] {
+        let mut request = till
+            .client
+            .post(till.url("/v1/charges"))
+            .header("idempotency-key", payment.key())
+            .body(payment.body());
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        assert_eq!(request.send().await.unwrap().status(), 401);
+    }
+    let response = till.client.get(till.url("/v1/charges?reference=x")).send().await.unwrap();
+    assert_eq!(response.status(), 401);
+    assert!(till.charges_of(&payment).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_request_that_makes_no_sense_is_refused_and_leaves_no_key_behind() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    let id = payment.id;
+    let no_key = till.client.post(till.url("/v1/charges")).bearer_auth(API_KEY).body(payment.body());
+    assert_eq!(no_key.send().await.unwrap().status(), 400);
+
+    for (expected, body) in [
+        (400, "{".to_owned()),
+        (422, json!({ "amount": 1 }).to_string()),
+        (422, Payment::by("pm_card_of_another_world").body()),
+        (422, Payment { amount: 0, ..payment.clone() }.body()),
+        (422, Payment { amount: -1, ..payment.clone() }.body()),
+        (
+            422,
+            json!({"amount": 1, "currency": "eur", "payment_method": "pm_card_ok", "reference": id})
+                .to_string(),
+        ),
+        (
+            422,
+            json!({"amount": 1.5, "currency": "EUR", "payment_method": "pm_card_ok", "reference": id})
+                .to_string(),
+        ),
+        (
+            422,
+            json!({"amount": 1, "currency": "EUR", "payment_method": "pm_card_ok", "reference": "7"})
+                .to_string(),
+        ),
+        (
+            422,
+            json!({"amount": 1, "currency": "EUR", "payment_method": "pm_card_ok", "reference": id, "x": 1})
+                .to_string(),
+        ),
+    ] {
+        let (status, problem) =
+            answer(till.post("/v1/charges", &payment.key(), &body).send().await.unwrap()).await;
+        assert_eq!(status, expected, "{body}: {problem}");
+    }
+    assert_eq!(till.charge(&payment).await.0, 201);
+}
+
+#[tokio::test]
+async fn a_key_with_another_body_is_a_conflict_even_if_only_a_space_differs() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    let (_, charge) = till.charge(&payment).await;
+
+    for body in [payment.body().replace("4200", "4201"), payment.body().replace(':', ": ")] {
+        let response = till.post("/v1/charges", &payment.key(), &body).send().await.unwrap();
+        assert_eq!(response.status(), 409);
+    }
+    let path = format!("/v1/charges/{}/refunds", charge["id"].as_str().unwrap());
+    let body = json!({ "amount": 1, "reference": Uuid::now_v7() }).to_string();
+    let response = till.post(&path, &payment.key(), &body).send().await.unwrap();
+    assert_eq!(response.status(), 409);
+    assert_eq!(till.charge(&payment).await, (201, charge));
+}
+
+#[tokio::test]
+async fn a_slow_card_is_charged_at_once_and_its_twin_waits_for_the_first_answer() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_slow");
+    let begun = Instant::now();
+    let second = async {
+        till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, SOON).await.unwrap();
+        assert_eq!(till.charges_of(&payment).await.len(), 1);
+        till.charge(&payment).await
+    };
+
+    let (first, second) = tokio::join!(till.charge(&payment), second);
+    assert!(begun.elapsed() >= quick().slow_answer);
+    assert_eq!(first, second);
+    assert_eq!(first.0, 201);
+    assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+
+    let again = Instant::now();
+    assert_eq!(till.charge(&payment).await, first);
+    assert!(again.elapsed() < begun.elapsed(), "only the first answer is slow");
+}
+
+#[tokio::test]
+async fn a_card_that_times_out_is_charged_and_never_answered() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_timeout");
+    for attempt in 1..=2 {
+        let request =
+            till.post("/v1/charges", &payment.key(), &payment.body()).timeout(Duration::from_millis(200));
+        assert!(request.send().await.unwrap_err().is_timeout());
+        assert_eq!(till.gateway.calls_for(&payment.key()), attempt);
+    }
+    let charges = till.charges_of(&payment).await;
+    assert_eq!(charges.len(), 1);
+    assert_eq!(charges[0]["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn an_error_card_is_charged_by_the_fourth_request() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_error");
+    for _ in 0..3 {
+        assert_eq!(till.charge(&payment).await.0, 500);
+        assert!(till.charges_of(&payment).await.is_empty(), "an empty answer blocks no later charge");
+    }
+    let (status, charge) = till.charge(&payment).await;
+    assert_eq!((status, &charge["status"]), (201, &json!("succeeded")));
+    assert_eq!(till.charge(&payment).await, (201, charge));
+}
+
+#[tokio::test]
+async fn an_error_after_the_charge_hides_a_charge_that_can_be_found() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_error_after_charge");
+    for _ in 0..3 {
+        assert_eq!(till.charge(&payment).await.0, 500);
+    }
+    let charges = till.charges_of(&payment).await;
+    assert_eq!(charges.len(), 1);
+    assert_eq!(charges[0]["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn a_flaky_card_is_answered_every_other_time() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_flaky");
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(till.charge(&payment).await.0);
+    }
+    assert_eq!(statuses, [503, 201, 503, 201]);
+    assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+}
+
+#[tokio::test]
+async fn a_key_is_forgotten_after_its_time_and_charges_again() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    let first = till.charge(&payment).await;
+    till.gateway.forget_keys();
+    assert_ne!(till.charge(&payment).await, first);
+    assert_eq!(till.gateway.charges_for(payment.id).len(), 2);
+
+    let counts = till.get("/ledger").await["counts"].clone();
+    assert_eq!((&counts["charges_succeeded"], &counts["payments_charged"]), (&json!(2), &json!(1)));
+}
+
+#[tokio::test]
+async fn refunds_give_back_what_was_charged_and_no_more() {
+    let till = Till::open().await;
+    let (_, charge) = till.charge(&Payment::by("pm_card_ok")).await;
+    let charge_id = charge["id"].as_str().unwrap();
+
+    let part = Uuid::now_v7();
+    let (status, refund) = till.refund(charge_id, part, 4000).await;
+    assert_eq!(status, 201);
+    assert!(refund["id"].as_str().unwrap().starts_with("re_"));
+    assert_eq!(
+        refund,
+        json!({
+            "id": refund["id"], "reference": part, "charge_id": charge_id, "status": "succeeded", "amount": 4000,
+        })
+    );
+    assert_eq!(
+        till.refund(charge_id, part, 4000).await,
+        (201, refund.clone()),
+        "the same key, the same answer"
+    );
+    assert_eq!(till.refund(charge_id, part, 1).await.0, 409);
+    assert_eq!(till.get(&format!("/v1/refunds?reference={part}")).await["data"], json!([refund]));
+
+    let (status, too_much) = till.refund(charge_id, Uuid::now_v7(), 201).await;
+    assert_eq!((status, &too_much["status"]), (201, &json!("failed")));
+    let (status, rest) = till.refund(charge_id, Uuid::now_v7(), 200).await;
+    assert_eq!((status, &rest["status"]), (201, &json!("succeeded")));
+    let given_back: i64 = till
+        .gateway
+        .ledger()
+        .refunds
+        .iter()
+        .filter(|refund| refund.status == RefundStatus::Succeeded)
+        .map(|refund| refund.amount)
+        .sum();
+    assert_eq!(given_back, 4200);
+}
+
+#[tokio::test]
+async fn what_was_not_taken_is_not_given_back() {
+    let till = Till::open().await;
+    let (_, declined) = till.charge(&Payment::by("pm_card_declined")).await;
+    let (status, refund) = till.refund(declined["id"].as_str().unwrap(), Uuid::now_v7(), 1).await;
+    assert_eq!((status, &refund["status"]), (201, &json!("failed")));
+
+    assert_eq!(till.refund("ch_of_nobody", Uuid::now_v7(), 1).await.0, 404);
+    assert_eq!(till.refund(declined["id"].as_str().unwrap(), Uuid::now_v7(), 0).await.0, 422);
+}
+
+#[tokio::test]
+async fn held_answers_are_of_charges_that_were_made() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    till.gateway.hold_responses();
+    let watcher = async {
+        till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, SOON).await.unwrap();
+        till.gateway.release();
+        Instant::now()
+    };
+    let held = async { (till.charge(&payment).await, Instant::now()) };
+    let ((answer, answered_at), released_at) = tokio::join!(held, watcher);
+    assert_eq!(answer.0, 201);
+    assert!(answered_at >= released_at);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_charged_nevertheless() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    till.gateway.hold_responses();
+    let request =
+        till.post("/v1/charges", &payment.key(), &payment.body()).timeout(Duration::from_millis(200));
+    assert!(request.send().await.unwrap_err().is_timeout());
+    till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, SOON).await.unwrap();
+    till.gateway.release();
+    assert_eq!(till.charge(&payment).await.0, 201);
+    assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+}
+
+#[tokio::test]
+async fn an_outage_turns_everything_away_before_anything_is_done() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    assert_eq!(till.faults(json!({ "error_rate": 1, "error_status": 502 })).await, 200);
+    assert_eq!(till.charge(&payment).await.0, 502);
+    assert_eq!(till.client.get(till.url("/healthz")).send().await.unwrap().status(), 502);
+    assert!(till.gateway.charges_for(payment.id).is_empty());
+
+    assert_eq!(till.client.delete(till.url("/faults")).send().await.unwrap().status(), 200);
+    assert_eq!(till.get("/faults").await, serde_json::to_value(Faults::default()).unwrap());
+    assert_eq!(till.get("/healthz").await["status"], "ok");
+    assert_eq!(till.charge(&payment).await.0, 201);
+}
+
+#[tokio::test]
+async fn errors_after_the_charge_and_cut_connections_leave_a_charge() {
+    let till = Till::open().await;
+    let spoiled = Payment::by("pm_card_ok");
+    till.gateway.faults().set(Faults { error_rate_after_charge: 1.0, ..Faults::default() });
+    assert_eq!(till.charge(&spoiled).await.0, 500);
+
+    let cut = Payment::by("pm_card_ok");
+    till.gateway.faults().set(Faults { cut_rate: 1.0, ..Faults::default() });
+    let failure = till.post("/v1/charges", &cut.key(), &cut.body()).send().await.unwrap_err();
+    assert!(!failure.is_timeout() && failure.status().is_none(), "{failure:?}");
+
+    till.gateway.faults().clear();
+    for payment in [spoiled, cut] {
+        assert_eq!(till.charges_of(&payment).await.len(), 1);
+        assert_eq!(till.charge(&payment).await.0, 201);
+        assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn declines_and_latency_come_when_they_are_asked_for() {
+    let till = Till::open().await;
+    let latency = Duration::from_millis(150);
+    till.faults(json!({ "decline_rate": 1, "latency_ms": 150 })).await;
+    let begun = Instant::now();
+    let (status, charge) = till.charge(&Payment::by("pm_card_ok")).await;
+    assert!(begun.elapsed() >= latency);
+    assert_eq!((status, &charge["status"]), (201, &json!("declined")));
+    assert_ne!(charge["decline_code"], json!(null));
+}
+
+#[tokio::test]
+async fn the_same_seed_makes_the_same_faults() {
+    let till = Till::open().await;
+    let mut runs = Vec::new();
+    for seed in [7, 7, 8] {
+        till.gateway.faults().set(Faults { error_rate: 0.5, seed, ..Faults::default() });
+        let mut statuses = Vec::new();
+        for _ in 0..24 {
+            statuses.push(till.charge(&Payment::by("pm_card_ok")).await.0);
+        }
+        assert!(statuses.contains(&201) && statuses.contains(&500));
+        runs.push(statuses);
+    }
+    assert_eq!(runs[0], runs[1]);
+    assert_ne!(runs[0], runs[2]);
+}
+
+#[tokio::test]
+async fn faults_that_make_no_sense_are_refused() {
+    let till = Till::open().await;
+    for faults in [
+        json!({ "error_rate": 1.5 }),
+        json!({ "error_status": 200 }),
+        json!({ "eror_rate": 1 }),
+        json!({ "webhooks": "sometimes" }),
+    ] {
+        assert_eq!(till.faults(faults).await, 422);
+    }
+    assert_eq!(till.gateway.faults().get(), Faults::default());
+}
+
+#[tokio::test]
+async fn requests_are_recorded_with_what_ties_them_to_their_cause() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    till.post("/v1/charges", &payment.key(), &payment.body())
+        .header("x-correlation-id", "corr-1")
+        .header("traceparent", trace)
+        .send()
+        .await
+        .unwrap();
+    let requests = till.gateway.requests();
+    let [request] = requests.as_slice() else { panic!("{requests:?}") };
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/v1/charges"));
+    assert_eq!(request.idempotency_key, Some(payment.key()));
+    assert_eq!(request.correlation_id.as_deref(), Some("corr-1"));
+    assert_eq!(request.traceparent.as_deref(), Some(trace));
+    assert_eq!(request.body, payment.body());
+}
+
+/// A receiver of webhooks: it keeps every one, and answers them with the given statuses, then with 204.
+struct Receiver {
+    url: url::Url,
+    received: watch::Receiver<Vec<(HeaderMap, Bytes)>>,
+}
+
+type Inbox = Arc<(watch::Sender<Vec<(HeaderMap, Bytes)>>, Vec<u16>)>;
+
+impl Receiver {
+    async fn start(statuses: &[u16]) -> Self {
+        async fn receive(State(inbox): State<Inbox>, headers: HeaderMap, body: Bytes) -> StatusCode {
+            let mut nth = 0;
+            inbox.0.send_modify(|received| {
+                nth = received.len();
+                received.push((headers, body));
+            });
+            inbox.1.get(nth).map_or(StatusCode::NO_CONTENT, |status| StatusCode::from_u16(*status).unwrap())
+        }
+        let (sender, received) = watch::channel(Vec::new());
+        let router = Router::new()
+            .route("/v1/gateway/events", post(receive))
+            .with_state(Arc::new((sender, statuses.to_vec())));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1/gateway/events", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { url, received }
+    }
+
+    async fn has(&mut self, count: usize) -> Vec<(HeaderMap, Bytes)> {
+        let arrival = self.received.wait_for(|received| received.len() >= count);
+        tokio::time::timeout(SOON, arrival).await.unwrap().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn every_outcome_is_told_by_a_signed_webhook_with_the_correlation_id_of_its_cause() {
+    let mut inbox = Receiver::start(&[]).await;
+    let till = Till::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
+    let payment = Payment::by("pm_card_ok");
+    let response = till
+        .post("/v1/charges", &payment.key(), &payment.body())
+        .header("x-correlation-id", "corr-7")
+        .send()
+        .await
+        .unwrap();
+    let charge: Value = response.json().await.unwrap();
+
+    let (headers, body) = inbox.has(1).await.remove(0);
+    standardwebhooks::Webhook::new(SECRET).unwrap().verify(&body, &headers).unwrap();
+    assert_eq!(headers["x-correlation-id"], "corr-7");
+    assert!(headers["webhook-id"].to_str().unwrap().starts_with("msg_"));
+    let event: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((&event["type"], &event["data"]), (&json!("charge.succeeded"), &charge));
+    chrono::DateTime::parse_from_rfc3339(event["timestamp"].as_str().unwrap()).unwrap();
+
+    till.charge(&Payment::by("pm_card_declined")).await;
+    inbox.has(2).await;
+    let charge_id = charge["id"].as_str().unwrap();
+    till.refund(charge_id, Uuid::now_v7(), 4200).await;
+    inbox.has(3).await;
+    till.refund(charge_id, Uuid::now_v7(), 1).await;
+    let kinds: Vec<_> = inbox
+        .has(4)
+        .await
+        .iter()
+        .map(|(_, body)| serde_json::from_slice::<Value>(body).unwrap()["type"].clone())
+        .collect();
+    assert_eq!(kinds, ["charge.succeeded", "charge.declined", "refund.succeeded", "refund.failed"]);
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_not_taken_is_sent_again_under_the_same_id() {
+    let mut inbox = Receiver::start(&[500, 404]).await;
+    let till = Till::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
+    till.charge(&Payment::by("pm_card_ok")).await;
+
+    let attempts = inbox.has(3).await;
+    assert!(attempts.iter().all(|(headers, _)| headers["webhook-id"] == attempts[0].0["webhook-id"]));
+    let statuses = |till: &Till| -> Vec<_> { till.gateway.deliveries().iter().map(|it| it.status).collect() };
+    let expected = [Some(500), Some(404), Some(204)];
+    till.gateway.wait_until(|gateway| gateway.deliveries().len() == 3, SOON).await.unwrap();
+    assert_eq!(statuses(&till), expected);
+    assert!(till.gateway.deliveries()[2].succeeded());
+}
+
+#[tokio::test]
+async fn webhooks_come_late_twice_or_never() {
+    let mut inbox = Receiver::start(&[]).await;
+    let till = Till::open().await;
+    till.gateway.set_webhook_url(inbox.url.clone());
+
+    till.faults(json!({ "webhooks": "never" })).await;
+    till.charge(&Payment::by("pm_card_ok")).await;
+
+    till.faults(json!({ "webhooks": "twice" })).await;
+    let doubled = Payment::by("pm_card_ok");
+    till.charge(&doubled).await;
+    let received = inbox.has(2).await;
+    assert_eq!(received[0].0["webhook-id"], received[1].0["webhook-id"]);
+    assert_eq!(received[0].1, received[1].1);
+    assert!(
+        String::from_utf8_lossy(&received[0].1).contains(&doubled.id.to_string()),
+        "the first was never sent"
+    );
+
+    till.gateway.faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
+    let charged = Instant::now();
+    till.charge(&Payment::by("pm_card_ok")).await;
+    assert_eq!(inbox.has(3).await.len(), 3);
+    assert!(charged.elapsed() >= quick().webhook_lateness);
+}
+
+#[tokio::test]
+async fn an_event_is_repeated_or_made_up_by_hand() {
+    let mut inbox = Receiver::start(&[]).await;
+    let till = Till::open().await;
+    let (_, charge) = till.charge(&Payment::by("pm_card_ok")).await;
+    let event = till.gateway.events().remove(0);
+    assert!(matches!(till.gateway.deliver_webhook(&event).await, Err(Error::NoWebhookUrl)));
+
+    till.gateway.set_webhook_url(inbox.url.clone());
+    let before = inbox.has(0).await.len();
+    assert_eq!(till.gateway.deliver_webhook(&event).await.unwrap(), 204);
+    let unheard_of = Event::new("charge.pondered", &charge).unwrap().caused_by(Some("corr-9".to_owned()));
+    assert_eq!(till.gateway.deliver_webhook(&unheard_of).await.unwrap(), 204);
+
+    let received = inbox.has(before + 2).await;
+    let verifier = standardwebhooks::Webhook::new(SECRET).unwrap();
+    for (headers, body) in &received {
+        verifier.verify(body, headers).unwrap();
+    }
+    let now = Utc::now();
+    let expected = verifier.sign("msg_1", now.timestamp(), b"{}").unwrap();
+    assert_eq!(till.gateway.sign("{}", "msg_1", now).unwrap(), expected);
+}
+
+/// A ledger file of its own, removed at the end.
+struct LedgerFile(PathBuf);
+
+impl LedgerFile {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("gateway-{}.jsonl", Uuid::now_v7())))
+    }
+
+    fn settings(&self) -> Settings {
+        Settings { ledger_file: Some(self.0.clone()), ..settings() }
+    }
+}
+
+impl Drop for LedgerFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn the_ledger_and_its_keys_survive_a_restart_and_a_torn_last_line() {
+    let file = LedgerFile::new();
+    let till = Till::open_with(file.settings()).await;
+    let payment = Payment::by("pm_card_ok");
+    let (_, charge) = till.charge(&payment).await;
+    let refund = Uuid::now_v7();
+    let refunded = till.refund(charge["id"].as_str().unwrap(), refund, 100).await;
+    let ledger = till.gateway.ledger();
+    till.gateway.stop().await;
+
+    let mut torn = std::fs::OpenOptions::new().append(true).open(&file.0).unwrap();
+    std::io::Write::write_all(&mut torn, br#"{"at":"2026-01-01T00:00:00Z","asked":nu"#).unwrap();
+
+    let till = Till::open_with(file.settings()).await;
+    assert_eq!(till.gateway.ledger(), ledger);
+    assert_eq!(till.charge(&payment).await, (201, charge.clone()), "nobody is charged twice after a restart");
+    assert_eq!(till.refund(charge["id"].as_str().unwrap(), refund, 100).await, refunded);
+    till.charge(&Payment::by("pm_card_declined")).await;
+    till.gateway.stop().await;
+
+    let reopened = Simulator::start(file.settings()).await.unwrap();
+    assert_eq!(reopened.ledger().charges.len(), 2);
+    reopened.stop().await;
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_damaged_in_the_middle_is_not_used() {
+    let file = LedgerFile::new();
+    std::fs::write(&file.0, "{}\n").unwrap();
+    let refused = Simulator::start(file.settings()).await;
+    assert!(matches!(refused, Err(Error::LedgerLine { line: 1, .. })));
+}
+
+#[tokio::test]
+async fn stopping_cuts_answers_that_would_never_come_and_frees_the_port() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_timeout");
+    let stopping = async {
+        till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, SOON).await.unwrap();
+        till.gateway.stop().await;
+        till.gateway.stop().await;
+    };
+    let (cut, ()) = tokio::join!(till.post("/v1/charges", &payment.key(), &payment.body()).send(), stopping);
+    assert!(!cut.unwrap_err().is_timeout());
+
+    let next = Simulator::start(Settings { address: till.gateway.address(), ..settings() }).await.unwrap();
+    assert_eq!(next.url(), till.gateway.url());
+    next.stop().await;
+}
+
+#[tokio::test]
+async fn a_charge_that_nobody_asked_for_can_be_entered() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    let entered = Charge {
+        id: "ch_entered".to_owned(),
+        reference: payment.id,
+        status: ChargeStatus::Declined,
+        decline_code: Some(DeclineCode::DoNotHonor),
+        amount: 1,
+        currency: "USD".to_owned(),
+    };
+    till.gateway.record(entered.clone()).unwrap();
+    till.charge(&payment).await;
+    assert_eq!(till.charges_of(&payment).await.len(), 2);
+    assert_eq!(till.gateway.charges_for(payment.id)[0], entered);
+}
+
+#[tokio::test]
+async fn waiting_for_what_does_not_come_ends_at_the_deadline() {
+    let till = Till::open().await;
+    let waited = till.gateway.wait_for(|ledger| !ledger.charges.is_empty(), Duration::from_millis(10)).await;
+    assert!(matches!(waited, Err(Error::Deadline(_))));
+}

@@ -1,0 +1,309 @@
+//! The rules that concern both sides: every charge has its payment, and every payment its charge.
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::{
+    Violation,
+    tables::{Page, Payment, Refund},
+};
+use crate::example::gateway::{self, Charge, ChargeStatus, Ledger, RefundStatus};
+
+/// `before` was read before the ledger, and `after` after it.
+pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let mut found = |rule, detail| violations.push(Violation { rule, detail });
+
+    let payments = by(&after.payments, |payment| payment.gateway_key);
+    for (reference, charges) in by(&ledger.charges, |charge| charge.reference) {
+        let taken = charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count();
+        if taken > 1 {
+            found("nobody is charged twice", format!("payment {reference} was charged {taken} times"));
+        }
+        let payment = payments.get(&reference).and_then(|payments| payments.first());
+        for charge in charges {
+            match payment {
+                None => found("a charge has a payment", format!("{} has none ({reference})", charge.id)),
+                Some(payment) => charge_agrees(charge, payment, &mut found),
+            }
+        }
+    }
+
+    let charges = by(&ledger.charges, |charge| charge.reference);
+    for payment in &before.payments {
+        let status = match payment.status.as_str() {
+            "declined" => ChargeStatus::Declined,
+            _ if payment.has_taken_money() => ChargeStatus::Succeeded,
+            _ => continue,
+        };
+        let made = charges
+            .get(&payment.gateway_key)
+            .is_some_and(|made| made.iter().any(|charge| charge.status == status));
+        if !made {
+            found(
+                "a settled payment has its charge",
+                format!("payment {} is {}, and the gateway has no such charge", payment.id, payment.status),
+            );
+        }
+    }
+
+    let refunds = by(&after.refunds, |refund| refund.gateway_key);
+    for (reference, made) in by(&ledger.refunds, |refund| refund.reference) {
+        let given = made.iter().filter(|refund| refund.status == RefundStatus::Succeeded).count();
+        if given > 1 {
+            found("nothing is given back twice", format!("refund {reference} was made {given} times"));
+        }
+        let refund = refunds.get(&reference).and_then(|refunds| refunds.first());
+        for made in made {
+            match refund {
+                None => found(
+                    "a refund of the gateway is one of ours",
+                    format!("{} is not ({reference})", made.id),
+                ),
+                Some(refund) => refund_agrees(made, refund, &mut found),
+            }
+        }
+    }
+
+    let made = by(&ledger.refunds, |refund| refund.reference);
+    for refund in before.refunds.iter().filter(|refund| refund.status == "succeeded") {
+        let given = made
+            .get(&refund.gateway_key)
+            .is_some_and(|made| made.iter().any(|refund| refund.status == RefundStatus::Succeeded));
+        if !given {
+            found(
+                "a refund that succeeded was made by the gateway",
+                format!("refund {} has succeeded, and the gateway knows of none", refund.id),
+            );
+        }
+    }
+    violations
+}
+
+/// A payment in flight agrees with whatever the gateway has done, as long as it was done with the right amount.
+fn charge_agrees(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'static str, String)) {
+    if (charge.amount, &charge.currency) != (payment.amount, &payment.currency) {
+        found(
+            "a charge is of its payment's amount and currency",
+            format!(
+                "{} took {} {}, and payment {} is of {} {}",
+                charge.id, charge.amount, charge.currency, payment.id, payment.amount, payment.currency
+            ),
+        );
+    }
+    if payment.is_in_flight() {
+        return;
+    }
+    let (agrees, rule) = match charge.status {
+        ChargeStatus::Succeeded => {
+            (payment.has_taken_money(), "a charge that succeeded has a payment that did")
+        }
+        ChargeStatus::Declined => (payment.status == "declined", "a declined charge has a declined payment"),
+    };
+    if !agrees {
+        found(
+            rule,
+            format!("{} is {:?}, and payment {} is {}", charge.id, charge.status, payment.id, payment.status),
+        );
+    } else if charge.status == ChargeStatus::Succeeded
+        && payment.gateway_charge_id.as_ref() != Some(&charge.id)
+    {
+        found(
+            "a payment names its charge",
+            format!(
+                "payment {} names {:?}, its charge is {}",
+                payment.id, payment.gateway_charge_id, charge.id
+            ),
+        );
+    }
+}
+
+fn refund_agrees(made: &gateway::Refund, refund: &Refund, found: &mut impl FnMut(&'static str, String)) {
+    if made.amount != refund.amount || refund.gateway_charge_id.as_ref() != Some(&made.charge_id) {
+        found(
+            "a refund is of the amount and of the charge that we asked for",
+            format!(
+                "{} gave {} of {}, and refund {} is {} of {:?}",
+                made.id, made.amount, made.charge_id, refund.id, refund.amount, refund.gateway_charge_id
+            ),
+        );
+    }
+    let expected = match made.status {
+        RefundStatus::Succeeded => "succeeded",
+        RefundStatus::Failed => "failed",
+    };
+    if !refund.is_in_flight() && refund.status != expected {
+        found(
+            "a refund ends as it did at the gateway",
+            format!("{} has {expected}, and refund {} is {}", made.id, refund.id, refund.status),
+        );
+    }
+}
+
+fn by<T>(items: &[T], key: impl Fn(&T) -> Uuid) -> HashMap<Uuid, Vec<&T>> {
+    let mut groups: HashMap<Uuid, Vec<&T>> = HashMap::new();
+    for item in items {
+        groups.entry(key(item)).or_default().push(item);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payment(status: &str) -> Payment {
+        Payment {
+            id: Uuid::from_u128(101),
+            gateway_key: Uuid::from_u128(1),
+            status: status.to_owned(),
+            amount: 4200,
+            currency: "EUR".to_owned(),
+            gateway_charge_id: Some("ch_1".to_owned()),
+        }
+    }
+
+    fn charge(status: ChargeStatus) -> Charge {
+        Charge {
+            id: "ch_1".to_owned(),
+            reference: Uuid::from_u128(1),
+            status,
+            decline_code: None,
+            amount: 4200,
+            currency: "EUR".to_owned(),
+        }
+    }
+
+    fn refund(status: &str) -> Refund {
+        Refund {
+            id: Uuid::from_u128(102),
+            gateway_key: Uuid::from_u128(2),
+            status: status.to_owned(),
+            amount: 100,
+            gateway_charge_id: Some("ch_1".to_owned()),
+        }
+    }
+
+    fn made(status: RefundStatus) -> gateway::Refund {
+        gateway::Refund {
+            id: "re_1".to_owned(),
+            reference: Uuid::from_u128(2),
+            charge_id: "ch_1".to_owned(),
+            status,
+            amount: 100,
+        }
+    }
+
+    fn rules_broken(payments: &[Payment], charges: &[Charge]) -> Vec<&'static str> {
+        let tables = Page { payments: payments.to_vec(), ..Page::default() };
+        let ledger = Ledger { charges: charges.to_vec(), refunds: vec![] };
+        compare(&tables, &ledger, &tables).into_iter().map(|violation| violation.rule).collect()
+    }
+
+    fn refund_rules_broken(refunds: &[Refund], made: &[gateway::Refund]) -> Vec<&'static str> {
+        let tables = Page { refunds: refunds.to_vec(), ..Page::default() };
+        let ledger = Ledger { charges: vec![], refunds: made.to_vec() };
+        compare(&tables, &ledger, &tables).into_iter().map(|violation| violation.rule).collect()
+    }
+
+    #[test]
+    fn payments_and_charges_that_agree_break_no_rule() {
+        for (status, charges) in [
+            ("succeeded", vec![charge(ChargeStatus::Succeeded)]),
+            ("partially_refunded", vec![charge(ChargeStatus::Succeeded)]),
+            ("refunded", vec![charge(ChargeStatus::Succeeded)]),
+            ("declined", vec![charge(ChargeStatus::Declined)]),
+            ("failed", vec![]),
+            ("processing", vec![]),
+            ("processing", vec![charge(ChargeStatus::Succeeded)]),
+            ("processing", vec![charge(ChargeStatus::Declined)]),
+        ] {
+            assert!(rules_broken(&[payment(status)], &charges).is_empty(), "{status} {charges:?}");
+        }
+    }
+
+    #[test]
+    fn a_charge_without_its_payment_is_found() {
+        assert_eq!(rules_broken(&[], &[charge(ChargeStatus::Succeeded)]), ["a charge has a payment"]);
+        assert_eq!(
+            rules_broken(&[payment("failed")], &[charge(ChargeStatus::Succeeded)]),
+            ["a charge that succeeded has a payment that did"]
+        );
+        assert_eq!(
+            rules_broken(&[payment("failed")], &[charge(ChargeStatus::Declined)]),
+            ["a declined charge has a declined payment"]
+        );
+    }
+
+    #[test]
+    fn a_payment_without_its_charge_is_found() {
+        for status in ["succeeded", "partially_refunded", "refunded", "declined"] {
+            assert_eq!(rules_broken(&[payment(status)], &[]), ["a settled payment has its charge"]);
+        }
+    }
+
+    #[test]
+    fn a_second_charge_is_found_even_while_the_payment_is_in_flight() {
+        let second = Charge { id: "ch_2".to_owned(), ..charge(ChargeStatus::Succeeded) };
+        let charges = [charge(ChargeStatus::Succeeded), second];
+        assert_eq!(rules_broken(&[payment("processing")], &charges), ["nobody is charged twice"]);
+        assert_eq!(
+            rules_broken(&[payment("succeeded")], &charges),
+            ["nobody is charged twice", "a payment names its charge"]
+        );
+    }
+
+    #[test]
+    fn another_amount_or_currency_is_found() {
+        let rule = ["a charge is of its payment's amount and currency"];
+        let more = Charge { amount: 4201, ..charge(ChargeStatus::Succeeded) };
+        let other = Charge { currency: "USD".to_owned(), ..charge(ChargeStatus::Succeeded) };
+        assert_eq!(rules_broken(&[payment("succeeded")], &[more]), rule);
+        assert_eq!(rules_broken(&[payment("processing")], &[other]), rule);
+    }
+
+    #[test]
+    fn what_settles_while_it_is_looked_at_is_no_violation() {
+        let before = Page { payments: vec![payment("processing")], ..Page::default() };
+        let after = Page { payments: vec![payment("succeeded")], ..Page::default() };
+        assert!(compare(&before, &Ledger::default(), &after).is_empty(), "charged after the ledger was read");
+        let ledger = Ledger { charges: vec![charge(ChargeStatus::Succeeded)], refunds: vec![] };
+        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "begun after the first reading");
+    }
+
+    #[test]
+    fn refunds_that_agree_break_no_rule() {
+        for (status, made) in [
+            ("succeeded", vec![made(RefundStatus::Succeeded)]),
+            ("failed", vec![made(RefundStatus::Failed)]),
+            ("failed", vec![]),
+            ("processing", vec![]),
+            ("processing", vec![made(RefundStatus::Succeeded)]),
+        ] {
+            assert!(refund_rules_broken(&[refund(status)], &made).is_empty(), "{status} {made:?}");
+        }
+    }
+
+    #[test]
+    fn refunds_that_do_not_agree_are_found() {
+        let succeeded = || made(RefundStatus::Succeeded);
+        assert_eq!(refund_rules_broken(&[], &[succeeded()]), ["a refund of the gateway is one of ours"]);
+        assert_eq!(
+            refund_rules_broken(&[refund("succeeded")], &[]),
+            ["a refund that succeeded was made by the gateway"]
+        );
+        assert_eq!(
+            refund_rules_broken(&[refund("failed")], &[succeeded()]),
+            ["a refund ends as it did at the gateway"]
+        );
+        assert_eq!(
+            refund_rules_broken(&[refund("succeeded")], &[gateway::Refund { amount: 99, ..succeeded() }]),
+            ["a refund is of the amount and of the charge that we asked for"]
+        );
+        let twice = gateway::Refund { id: "re_2".to_owned(), ..succeeded() };
+        assert_eq!(
+            refund_rules_broken(&[refund("succeeded")], &[succeeded(), twice]),
+            ["nothing is given back twice"]
+        );
+    }
+}

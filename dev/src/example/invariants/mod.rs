@@ -1,0 +1,208 @@
+//! What must be true of the money at every moment, as an executable check: the service's tables against the
+//! gateway's ledger, to the cent.
+//!
+//! It is safe to run against a live system. Payments are read before the ledger and again after it, each time as
+//! one snapshot, because what follows from what is ordered in time: a settled payment was charged *before* it
+//! was settled, so whatever the first reading shows as settled must be in the ledger; and a payment is written
+//! down *before* it is charged, so whatever the ledger shows must be in the second reading. Nothing here depends
+//! on waiting, and work in flight is counted and never taken for a violation.
+//!
+//! Books of any length are compared in the same memory: page by page, [`PAGE`] payments and refunds in each, since
+//! what is compared has one gateway key on both sides. Of the violations the first [`MOST_VIOLATIONS`] are told, and the others
+//! counted.
+//!
+//! - [`tables`]: the service's side, and the rules that concern it alone
+//! - [`comparison`]: the rules that concern both sides
+mod comparison;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, ops::RangeInclusive, sync::Arc, time::Duration};
+
+use chrono::Utc;
+use serde::Serialize;
+use sqlx::{Connection, PgConnection};
+use url::Url;
+use uuid::Uuid;
+
+use self::tables::{Page, Tables};
+use crate::{
+    console::{Books, Comparison},
+    example::gateway::Ledger,
+};
+
+/// Payments and refunds that are compared at once: a megabyte or two.
+pub const PAGE: i64 = 1_000;
+
+/// Violations that are told one by one.
+pub const MOST_VIOLATIONS: usize = 100;
+
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why nothing can be said.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the service's tables cannot be read: {0}")]
+    Database(#[from] sqlx::Error),
+    #[error("the gateway's ledger cannot be read: {0}")]
+    Gateway(#[from] reqwest::Error),
+    #[error("the gateway's address is wrong: {0}")]
+    Url(#[from] url::ParseError),
+}
+
+/// Something that must not be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// The rule, as the sentence that is not true any more.
+    pub rule: &'static str,
+    /// Where it is broken.
+    pub detail: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "not true: {}: {}", self.rule, self.detail)
+    }
+}
+
+/// Those that are told, and how many more there are.
+#[derive(Debug, Clone, Default)]
+struct Violations {
+    told: Vec<Violation>,
+    untold: usize,
+}
+
+impl Violations {
+    fn add(&mut self, violation: Violation) {
+        if self.told.len() < MOST_VIOLATIONS {
+            self.told.push(violation);
+        } else {
+            self.untold += 1;
+        }
+    }
+}
+
+/// What was looked at, and what was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    pub orders: i64,
+    pub payments: usize,
+    pub refunds: usize,
+    pub idempotency_keys: i64,
+    /// In the gateway's ledger, declined ones included.
+    pub charges: usize,
+    /// Payments whose outcome is not known yet.
+    pub payments_in_flight: usize,
+    /// Refunds whose outcome is not known yet.
+    pub refunds_in_flight: usize,
+    /// How many pages the comparison took.
+    pub pages: usize,
+    pub violations: Vec<Violation>,
+    /// Violations beyond those that are told.
+    pub untold: usize,
+}
+
+impl Verdict {
+    /// Whether everything that must be true is.
+    pub fn holds(&self) -> bool {
+        self.violations.is_empty()
+    }
+
+    fn count(&mut self, ledger: &Ledger, page: &Page) {
+        self.pages += 1;
+        self.payments += page.payments.len();
+        self.refunds += page.refunds.len();
+        self.charges += ledger.charges.len();
+        self.payments_in_flight += page.payments.iter().filter(|payment| payment.is_in_flight()).count();
+        self.refunds_in_flight += page.refunds.iter().filter(|refund| refund.is_in_flight()).count();
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.violations.len() + self.untold {
+            0 => formatter.write_str("the books agree")?,
+            1 => formatter.write_str("the books do not agree, 1 violation")?,
+            count => write!(formatter, "the books do not agree, {count} violations")?,
+        }
+        write!(
+            formatter,
+            ": {} orders, {} payments ({} in flight), {} refunds ({} in flight), {} idempotency keys, \
+             {} charges at the gateway",
+            self.orders,
+            self.payments,
+            self.payments_in_flight,
+            self.refunds,
+            self.refunds_in_flight,
+            self.idempotency_keys,
+            self.charges,
+        )?;
+        self.violations.iter().try_for_each(|violation| write!(formatter, "\n- {violation}"))?;
+        if self.untold > 0 {
+            write!(formatter, "\n- and {} more", self.untold)?;
+        }
+        Ok(())
+    }
+}
+
+/// Compares the service's tables with the ledger of the gateway at this address. It reads only.
+pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> {
+    let client = crate::http::client(GATEWAY_TIMEOUT)?;
+    let mut connection = PgConnection::connect(database_url).await?;
+    let Tables { orders, idempotency_keys, mut violations } = Tables::read(&mut connection).await?;
+    let mut verdict = Verdict { orders, idempotency_keys, ..Verdict::default() };
+    let mut next = Some(Uuid::nil());
+    while let Some(from) = next {
+        let keys = from..=tables::end_of_page(&mut connection, from, PAGE).await?;
+        let before = Page::read(&mut connection, &keys).await?;
+        let ledger = read_ledger(&client, gateway, &keys).await?;
+        let after = Page::read(&mut connection, &keys).await?;
+        for found in comparison::compare(&before, &ledger, &after) {
+            violations.add(found);
+        }
+        verdict.count(&ledger, &after);
+        next = keys.end().as_u128().checked_add(1).map(Uuid::from_u128);
+    }
+    connection.close().await?;
+    let Violations { told, untold } = violations;
+    Ok(Verdict { violations: told, untold, ..verdict })
+}
+
+/// How many payments and refunds have no outcome yet.
+pub async fn in_flight(database_url: &str) -> Result<i64, Error> {
+    let mut connection = PgConnection::connect(database_url).await?;
+    let in_flight = tables::in_flight(&mut connection).await?;
+    connection.close().await?;
+    Ok(in_flight)
+}
+
+/// The same for the console, which says what came of it.
+pub fn for_the_console(owner_url: Url, gateway: Url) -> Comparison {
+    Arc::new(move || {
+        let (owner_url, gateway) = (owner_url.clone(), gateway.clone());
+        Box::pin(async move {
+            match check(owner_url.as_str(), &gateway).await {
+                Ok(verdict) => Books {
+                    at: Utc::now(),
+                    holds: verdict.holds(),
+                    says: verdict.to_string(),
+                    verdict: serde_json::to_value(verdict).ok(),
+                },
+                Err(error) => Books { at: Utc::now(), holds: false, says: error.to_string(), verdict: None },
+            }
+        })
+    })
+}
+
+async fn read_ledger(
+    client: &reqwest::Client,
+    gateway: &Url,
+    references: &RangeInclusive<Uuid>,
+) -> Result<Ledger, Error> {
+    let mut url = gateway.join("/ledger")?;
+    url.query_pairs_mut()
+        .append_pair("from", &references.start().to_string())
+        .append_pair("through", &references.end().to_string());
+    Ok(client.get(url).send().await?.error_for_status()?.json().await?)
+}

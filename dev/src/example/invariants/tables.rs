@@ -1,0 +1,328 @@
+//! The service's side of the comparison, and the rules that concern it alone, each read as one snapshot.
+//!
+//! Many of these rules are constraints of the database as well. They stand here too, because a constraint that
+//! was dropped or written wrongly says nothing.
+use std::ops::RangeInclusive;
+
+use futures_util::TryStreamExt as _;
+use sqlx::{AssertSqlSafe, Connection, FromRow, PgConnection, PgTransaction};
+use uuid::Uuid;
+
+use super::{Violation, Violations};
+
+const SNAPSHOT: &str = "begin isolation level repeatable read read only";
+
+/// A payment, as far as the gateway is concerned.
+#[derive(Debug, Clone, FromRow)]
+pub(super) struct Payment {
+    pub(super) id: Uuid,
+    /// Its reference at the gateway.
+    pub(super) gateway_key: Uuid,
+    pub(super) status: String,
+    pub(super) amount: i64,
+    pub(super) currency: String,
+    pub(super) gateway_charge_id: Option<String>,
+}
+
+impl Payment {
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.status == "processing"
+    }
+
+    /// Whether money was taken, even if some of it was given back since.
+    pub(super) fn has_taken_money(&self) -> bool {
+        ["succeeded", "partially_refunded", "refunded"].contains(&self.status.as_str())
+    }
+}
+
+/// A refund, as far as the gateway is concerned.
+#[derive(Debug, Clone, FromRow)]
+pub(super) struct Refund {
+    pub(super) id: Uuid,
+    /// Its reference at the gateway.
+    pub(super) gateway_key: Uuid,
+    pub(super) status: String,
+    pub(super) amount: i64,
+    pub(super) gateway_charge_id: Option<String>,
+}
+
+impl Refund {
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.status == "processing"
+    }
+}
+
+/// The payments and refunds with gateway keys in one range, at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Page {
+    pub(super) payments: Vec<Payment>,
+    pub(super) refunds: Vec<Refund>,
+}
+
+impl Page {
+    pub(super) async fn read(
+        connection: &mut PgConnection,
+        keys: &RangeInclusive<Uuid>,
+    ) -> Result<Self, sqlx::Error> {
+        let mut snapshot = connection.begin_with(SNAPSHOT).await?;
+        let payments = sqlx::query_as(
+            "
+            select id, gateway_key, status, amount, currency, gateway_charge_id
+            from payments
+            where gateway_key between $1 and $2
+            order by gateway_key
+            ",
+        )
+        .bind(keys.start())
+        .bind(keys.end())
+        .fetch_all(&mut *snapshot)
+        .await?;
+        let refunds = sqlx::query_as(
+            "
+            select refunds.id, refunds.gateway_key, refunds.status, refunds.amount, payments.gateway_charge_id
+            from refunds
+            left join payments on payments.id = refunds.payment_id
+            where refunds.gateway_key between $1 and $2
+            order by refunds.gateway_key
+            ",
+        )
+        .bind(keys.start())
+        .bind(keys.end())
+        .fetch_all(&mut *snapshot)
+        .await?;
+        snapshot.rollback().await?;
+        Ok(Self { payments, refunds })
+    }
+}
+
+/// Where a page that begins with `from` ends, so that it has no more than this many payments and refunds. The last
+/// one is open: what comes while the others are looked at belongs to it.
+pub(super) async fn end_of_page(
+    connection: &mut PgConnection,
+    from: Uuid,
+    size: i64,
+) -> Result<Uuid, sqlx::Error> {
+    let last = sqlx::query_scalar(
+        "
+        select gateway_key
+        from (
+          select gateway_key from payments where gateway_key >= $1
+          union all select gateway_key from refunds where gateway_key >= $1
+        ) keys
+        order by gateway_key
+        offset $2
+        limit 1
+        ",
+    )
+    .bind(from)
+    .bind(size - 1)
+    .fetch_optional(connection)
+    .await?;
+    Ok(last.unwrap_or(Uuid::max()))
+}
+
+/// What concerns the service's tables alone, at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tables {
+    pub(super) orders: i64,
+    pub(super) idempotency_keys: i64,
+    pub(super) violations: Violations,
+}
+
+impl Tables {
+    pub(super) async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let mut snapshot = connection.begin_with(SNAPSHOT).await?;
+        let orders = sqlx::query_scalar("select count(*) from orders").fetch_one(&mut *snapshot).await?;
+        let idempotency_keys =
+            sqlx::query_scalar("select count(*) from idempotency_keys").fetch_one(&mut *snapshot).await?;
+        let violations = violations(&mut snapshot).await?;
+        snapshot.rollback().await?;
+        Ok(Self { orders, idempotency_keys, violations })
+    }
+}
+
+/// How many payments and refunds have no outcome yet.
+pub(super) async fn in_flight(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "
+        select (select count(*) from payments where status = 'processing')
+          + (select count(*) from refunds where status = 'processing')
+        ",
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// A rule, and the query that finds where it is broken: one line of text for each place.
+const RULES: [(&str, &str); 5] = [
+    (
+        "an order's total is the sum of its items",
+        "
+        select format('order %s has a total of %s and items of %s', orders.id, orders.total_amount, items.amount)
+        from orders
+        cross join lateral (
+          select coalesce(sum(amount), 0) as amount from order_items where order_id = orders.id
+        ) items
+        where orders.total_amount <> items.amount
+        ",
+    ),
+    (
+        "an order has at most one payment that is under way or has taken money",
+        "
+        select format('order %s has %s', order_id, count(*))
+        from payments
+        where status not in ('declined', 'failed')
+        group by order_id
+        having count(*) > 1
+        ",
+    ),
+    (
+        "a payment is of its order's amount and currency",
+        "
+        select format('payment %s of order %s', payments.id, orders.id)
+        from payments
+        left join orders on orders.id = payments.order_id
+        where (payments.amount, payments.currency) is distinct from (orders.total_amount, orders.currency)
+        ",
+    ),
+    (
+        "an order's status is that of its payment",
+        "
+        select format(
+          'order %s is %s and names payment %s, its payment is %s, %s',
+          orders.id, orders.status, coalesce(orders.live_payment_id::text, 'none'),
+          coalesce(live.id::text, 'none'), coalesce(live.status, 'none')
+        )
+        from orders
+        left join payments live on live.order_id = orders.id and live.status not in ('declined', 'failed')
+        where live.id is distinct from orders.live_payment_id
+          or orders.status <> all (case coalesce(live.status, 'none')
+            when 'none' then array['pending_payment', 'cancelled']
+            when 'processing' then array['pending_payment']
+            when 'succeeded' then array['paid']
+            else array[live.status]
+          end)
+        ",
+    ),
+    (
+        "what was given back, and what was set aside for it, are the sums of a payment's refunds",
+        "
+        select format(
+          'payment %s says %s of %s, its refunds say %s of %s',
+          payments.id, payments.refunded_amount, payments.refund_reserved_amount, sums.refunded, sums.reserved
+        )
+        from payments
+        cross join lateral (
+          select
+            coalesce(sum(amount) filter (where status = 'succeeded'), 0) as refunded,
+            coalesce(sum(amount) filter (where status in ('processing', 'succeeded')), 0) as reserved
+          from refunds
+          where payment_id = payments.id
+        ) sums
+        where (payments.refunded_amount, payments.refund_reserved_amount) <> (sums.refunded, sums.reserved)
+        ",
+    ),
+];
+
+/// A table whose rows are created under idempotency keys.
+struct Effect {
+    table: &'static str,
+    /// The condition under which a row is settled; `None` if a row is complete once it is there.
+    settled: Option<&'static str>,
+    /// Whether each creation, and each settlement, has an event in the audit log.
+    is_audited: bool,
+}
+
+/// Every table whose rows are created under idempotency keys. A new one has its row here.
+const EFFECTS: [Effect; 4] = [
+    Effect { table: "orders", settled: None, is_audited: true },
+    Effect { table: "products", settled: None, is_audited: false },
+    Effect { table: "payments", settled: Some("status <> 'processing'"), is_audited: true },
+    Effect { table: "refunds", settled: Some("status <> 'processing'"), is_audited: true },
+];
+
+/// Joins one `select` for each table.
+fn union(selects: impl Iterator<Item = String>) -> String {
+    selects.collect::<Vec<_>>().join(" union all ")
+}
+
+/// The same as [`RULES`], for every one of [`EFFECTS`].
+fn rules_of_effects() -> [(&'static str, String); 3] {
+    let tables = EFFECTS.map(|effect| effect.table).join(", ");
+    let complete = union(EFFECTS.iter().map(|Effect { table, settled, .. }| {
+        format!("select id from {table} where id = resource_id and {}", settled.unwrap_or("true"))
+    }));
+    let settled = union(EFFECTS.iter().filter_map(|Effect { table, settled, .. }| {
+        Some(format!("select id from {table} where {}", (*settled)?))
+    }));
+    let audited =
+        union(EFFECTS.iter().filter(|effect| effect.is_audited).map(|Effect { table, settled, .. }| {
+            format!(
+                "select '{table}' as resource, id, ({})::int as settled from {table}",
+                settled.unwrap_or("false")
+            )
+        }));
+    [
+        (
+            "an idempotency key that is complete has exactly one effect, and tells of it",
+            format!(
+                "
+                select format(
+                  'key %s of %s made %s, and %s such rows are in {tables} (a table that is missing there is to be added to \
+                 EFFECTS in dev/src/example/invariants/tables.rs)',
+                  key, scope, resource_id, effects.count
+                )
+                from idempotency_keys
+                cross join lateral (select count(*) as count from ({complete}) effect) effects
+                where completed_at is not null
+                  and scope <> 'gateway'
+                  and (effects.count <> 1 or response_body::jsonb ->> 'id' is distinct from resource_id::text)
+                "
+            ),
+        ),
+        (
+            "an effect that is complete has a complete idempotency key",
+            format!(
+                "
+                select format('key %s of %s has no answer, and %s is settled', key, scope, resource_id)
+                from idempotency_keys
+                where completed_at is null and scope <> 'gateway' and resource_id in ({settled})
+                "
+            ),
+        ),
+        (
+            "what has begun, and what was settled, is told once in the audit trail",
+            format!(
+                "
+                select format(
+                  '%s %s is told %s times to have begun and %s times to be settled',
+                  things.resource, things.id, coalesce(told.begun, 0), coalesce(told.settled, 0)
+                )
+                from ({audited}) things
+                left join (
+                  select
+                    resource, (metadata -> 'record_ids' ->> 0)::uuid as id,
+                    count(*) filter (where action = 'create') as begun,
+                    count(*) filter (where action = 'settle') as settled
+                  from audit_events
+                  where event_type = 'data_change' and result = 'success' and action in ('create', 'settle')
+                  group by 1, 2
+                ) told using (resource, id)
+                where coalesce(told.begun, 0) <> 1 or coalesce(told.settled, 0) <> things.settled
+                "
+            ),
+        ),
+    ]
+}
+
+async fn violations(snapshot: &mut PgTransaction<'_>) -> Result<Violations, sqlx::Error> {
+    let rules = RULES.map(|(rule, places)| (rule, places.to_owned()));
+    let mut violations = Violations::default();
+    for (rule, places) in rules.into_iter().chain(rules_of_effects()) {
+        let mut details = sqlx::query_scalar(AssertSqlSafe(places)).fetch(&mut **snapshot);
+        while let Some(detail) = details.try_next().await? {
+            violations.add(Violation { rule, detail });
+        }
+    }
+    Ok(violations)
+}

@@ -1,0 +1,248 @@
+//! The invariant checker finds what must not be. Its tables are those of the migrations without their constraints and
+//! triggers, so that every rule can be broken; the service's own tables make most of this impossible.
+use std::net::SocketAddr;
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, migrate::Migrator};
+use url::Url;
+use uuid::Uuid;
+
+use crate::{
+    example::{
+        gateway::{Charge, ChargeStatus, Settings, Simulator},
+        invariants,
+    },
+    postgres::{self, Server},
+    project,
+};
+
+/// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without ever being paid (4).
+/// The payment of order N has the id 10 + N.
+const BOOKS: &str = "
+    drop schema if exists books cascade;
+    create schema books;
+    do $$
+    declare name text;
+    begin
+      for name in select tablename from pg_tables where schemaname = 'public' loop
+        execute format('create table books.%I as table public.%I with no data', name, name);
+      end loop;
+    end $$;
+    alter table payments alter refunded_amount set default 0, alter refund_reserved_amount set default 0;
+    create function id(number int) returns uuid language sql as
+      $$ select format('00000000-0000-7000-8000-0000000000%s', lpad(number::text, 2, '0'))::uuid $$;
+
+    insert into orders (id, status, total_amount, currency, live_payment_id) values
+      (id(1), 'paid', 4200, 'EUR', id(11)),
+      (id(2), 'pending_payment', 4200, 'EUR', id(12)),
+      (id(3), 'pending_payment', 4200, 'EUR', null),
+      (id(4), 'cancelled', 4200, 'EUR', null);
+    insert into order_items (order_id, amount) select id, 2100 from orders union all select id, 2100 from orders;
+    insert into payments (id, order_id, status, amount, currency, gateway_charge_id) values
+      (id(11), id(1), 'succeeded', 4200, 'EUR', 'ch_1'),
+      (id(12), id(2), 'processing', 4200, 'EUR', null),
+      (id(13), id(3), 'declined', 4200, 'EUR', 'ch_3');
+    insert into idempotency_keys (scope, key, resource_id, response_body, completed_at) values
+      ('user', 'order', id(1), format('{\"id\":\"%s\"}', id(1)), now()),
+      ('user', 'payment', id(11), format('{\"id\":\"%s\"}', id(11)), now()),
+      ('user', 'in flight', id(12), null, null),
+      ('gateway', 'msg_1', null, '', now());
+    insert into audit_events (event_type, resource, action, result, metadata)
+      select 'data_change', told.resource, told.action, 'success', jsonb_build_object('record_ids', array[told.id])
+      from (
+        select 'orders' as resource, 'create' as action, id from orders
+        union all select 'payments', 'create', id from payments
+        union all select 'payments', 'settle', id from payments where status <> 'processing'
+      ) told;
+";
+
+/// A change, and the rule that it breaks.
+const CRIMES: [(&str, &str); 17] = [
+    (
+        "delete from audit_events where resource = 'orders' and metadata -> 'record_ids' ->> 0 = id(1)::text",
+        "what has begun, and what was settled, is told once in the audit trail",
+    ),
+    (
+        "insert into audit_events select * from audit_events where action = 'settle' limit 1",
+        "what has begun, and what was settled, is told once in the audit trail",
+    ),
+    (
+        "update audit_events set action = 'settle' where metadata -> 'record_ids' ->> 0 = id(12)::text",
+        "what has begun, and what was settled, is told once in the audit trail",
+    ),
+    (
+        "insert into order_items (order_id, amount) values (id(4), 1)",
+        "an order's total is the sum of its items",
+    ),
+    (
+        "insert into payments (id, order_id, status, amount, currency) values (id(14), id(2), 'processing', 4200, 'EUR')",
+        "an order has at most one payment that is under way or has taken money",
+    ),
+    (
+        "update payments set currency = 'USD' where id = id(12)",
+        "a payment is of its order's amount and currency",
+    ),
+    (
+        "update orders set status = 'pending_payment' where id = id(1)",
+        "an order's status is that of its payment",
+    ),
+    ("update orders set status = 'paid' where id = id(3)", "an order's status is that of its payment"),
+    ("update orders set live_payment_id = null where id = id(2)", "an order's status is that of its payment"),
+    (
+        "insert into refunds (id, payment_id, status, amount) values (id(21), id(11), 'processing', 7)",
+        "what was given back, and what was set aside for it, are the sums of a payment's refunds",
+    ),
+    (
+        "update idempotency_keys set resource_id = id(99) where key = 'order'",
+        "an idempotency key that is complete has exactly one effect, and tells of it",
+    ),
+    (
+        "update idempotency_keys set completed_at = now(), response_body = '{}' where key = 'in flight'",
+        "an idempotency key that is complete has exactly one effect, and tells of it",
+    ),
+    (
+        "update idempotency_keys set completed_at = null where key = 'payment'",
+        "an effect that is complete has a complete idempotency key",
+    ),
+    ("delete from payments where id = id(13)", "a charge has a payment"),
+    ("update payments set status = 'failed' where id = id(13)", "a declined charge has a declined payment"),
+    ("update payments set gateway_charge_id = 'ch_3' where id = id(11)", "a payment names its charge"),
+    (
+        "insert into payments (id, order_id, status, amount, currency) values (id(14), id(4), 'declined', 4200, 'EUR')",
+        "a settled payment has its charge",
+    ),
+];
+
+/// Two pages and a half.
+const MANY: i64 = invariants::PAGE * 5 / 2;
+
+/// So many orders, each of them paid: order N by payment N, and that by the charge `ch_N`.
+const MANY_BOOKS: &str = "
+    truncate orders, order_items, payments, idempotency_keys, audit_events;
+    create function many(kind int, number bigint) returns uuid language sql as
+      $$ select format('00000000-0000-700%s-8000-%s', kind, lpad(to_hex(number), 12, '0'))::uuid $$;
+    create index on order_items (order_id);
+    create index on refunds (payment_id);
+    insert into orders (id, status, total_amount, currency, live_payment_id)
+      select many(1, n), 'paid', 4200, 'EUR', many(2, n) from generate_series(1, MANY) n;
+    insert into order_items (order_id, amount) select id, 4200 from orders;
+    insert into payments (id, order_id, status, amount, currency, gateway_charge_id)
+      select many(2, n), many(1, n), 'succeeded', 4200, 'EUR', 'ch_' || n from generate_series(1, MANY) n;
+    insert into audit_events (event_type, resource, action, result, metadata)
+      select 'data_change', told.resource, told.action, 'success', jsonb_build_object('record_ids', array[told.id])
+      from (
+        select 'orders' as resource, 'create' as action, id from orders
+        union all select 'payments', 'create', id from payments
+        union all select 'payments', 'settle', id from payments
+      ) told;
+    analyze;
+";
+
+fn charge_of_many(number: i64) -> Charge {
+    let reference = format!("00000000-0000-7002-8000-{number:012x}").parse().unwrap();
+    Charge { id: format!("ch_{number}"), reference, ..charge(1, ChargeStatus::Succeeded) }
+}
+
+async fn gateway() -> Simulator {
+    Simulator::start(Settings {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        api_key: "sk_test".to_owned(),
+        webhook_secret: "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD".to_owned(),
+        webhook_url: None,
+        ledger_file: None,
+    })
+    .await
+    .unwrap()
+}
+
+fn charge(number: u128, status: ChargeStatus) -> Charge {
+    Charge {
+        id: format!("ch_{number}"),
+        reference: format!("00000000-0000-7000-8000-0000000000{}", 10 + number).parse().unwrap(),
+        status,
+        decline_code: None,
+        amount: 4200,
+        currency: "EUR".to_owned(),
+    }
+}
+
+/// Makes a database with the tables of the migrations, of which [`BOOKS`] makes copies in a schema that comes first.
+async fn migrated(server: &Server, name: &str) -> (Url, PgConnection) {
+    server.create_database(name, None).await.unwrap();
+    let url = server.admin_url_of(name);
+    let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
+    let migrator = Migrator::new(project::root().join("migrations")).await.unwrap();
+    migrator.run(&mut connection).await.unwrap();
+    let search_path = format!("alter database {name} set search_path = books, public");
+    sqlx::raw_sql(AssertSqlSafe(search_path)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    (url.clone(), PgConnection::connect(url.as_str()).await.unwrap())
+}
+
+#[tokio::test]
+async fn books_that_agree_pass_and_each_crime_is_named() {
+    let server = postgres::for_tests().await.unwrap();
+    let name = format!("invariants_{}", Uuid::now_v7().simple());
+    let (url, mut connection) = migrated(server, &name).await;
+
+    let gateway = gateway().await;
+    gateway.record(charge(1, ChargeStatus::Succeeded)).unwrap();
+    gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
+    gateway.record(charge(3, ChargeStatus::Declined)).unwrap();
+
+    sqlx::raw_sql(BOOKS).execute(&mut connection).await.unwrap();
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert!(verdict.holds(), "{verdict}");
+    assert_eq!((verdict.orders, verdict.payments, verdict.payments_in_flight, verdict.charges), (4, 3, 1, 3));
+
+    for (crime, rule) in CRIMES {
+        sqlx::raw_sql(AssertSqlSafe(format!("{BOOKS}; {crime}"))).execute(&mut connection).await.unwrap();
+        let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+        assert!(verdict.violations.iter().any(|violation| violation.rule == rule), "{crime}: {verdict}");
+    }
+
+    sqlx::raw_sql(BOOKS).execute(&mut connection).await.unwrap();
+    gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert_eq!(verdict.violations.len(), 1, "{verdict}");
+    assert_eq!(verdict.violations[0].rule, "nobody is charged twice");
+
+    connection.close().await.unwrap();
+    gateway.stop().await;
+    server.drop_database(&name).await.unwrap();
+}
+
+#[tokio::test]
+async fn long_books_are_compared_page_by_page_and_nothing_escapes_between_the_pages() {
+    let server = postgres::for_tests().await.unwrap();
+    let name = format!("invariants_{}", Uuid::now_v7().simple());
+    let (url, mut connection) = migrated(server, &name).await;
+    let books = format!("{BOOKS}; {}", MANY_BOOKS.replace("MANY", &MANY.to_string()));
+    sqlx::raw_sql(AssertSqlSafe(books)).execute(&mut connection).await.unwrap();
+    let gateway = gateway().await;
+    for number in 1..=MANY {
+        gateway.record(charge_of_many(number)).unwrap();
+    }
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert!(verdict.holds(), "{verdict}");
+    assert_eq!((verdict.pages, verdict.charges), (3, verdict.payments));
+
+    // The first and the last of each page, and what comes before and after all of them.
+    let page = invariants::PAGE;
+    let crimes = [0, 1, page, page + 1, 2 * page, 2 * page + 1, MANY, MANY + 1];
+    for number in crimes {
+        gateway.record(Charge { id: format!("second_{number}"), ..charge_of_many(number) }).unwrap();
+    }
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    let found = |rule: &str| verdict.violations.iter().filter(|violation| violation.rule == rule).count();
+    assert_eq!(found("nobody is charged twice"), crimes.len() - 2, "{verdict}");
+    assert_eq!(found("a charge has a payment"), 2, "{verdict}");
+
+    sqlx::raw_sql("update payments set amount = 1").execute(&mut connection).await.unwrap();
+    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert_eq!(verdict.violations.len(), invariants::MOST_VIOLATIONS);
+    assert!(verdict.untold > verdict.payments, "{} are counted and not told", verdict.untold);
+
+    connection.close().await.unwrap();
+    gateway.stop().await;
+    server.drop_database(&name).await.unwrap();
+}

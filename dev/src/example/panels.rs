@@ -1,0 +1,84 @@
+//! What the console and the terminal show of orders and payments.
+use std::collections::BTreeMap;
+
+use crate::console::panels::{Panel, or_dash};
+
+/// The charts.
+pub(crate) const PANELS: &[Panel] = &[
+    Panel {
+        id: "money",
+        title: "Orders and payments",
+        unit: "/min",
+        lines: &[
+            ("orders", "60 * sum(rate(orders_created_total[WINDOW]))"),
+            ("{outcome}", "60 * sum by (outcome) (rate(payments_total[WINDOW]))"),
+        ],
+    },
+    Panel {
+        id: "processing",
+        title: "Payments without an outcome yet",
+        unit: "",
+        lines: &[("processing", "max(payments_processing)"), ("parked", "max(payments_parked)")],
+    },
+    Panel {
+        id: "gateway",
+        title: "Calls of the payment gateway",
+        unit: "/s",
+        lines: &[(
+            "{outcome}",
+            "sum by (outcome) (rate(http_client_request_duration_seconds_count[WINDOW])) > 0",
+        )],
+    },
+    Panel {
+        id: "gateway-latency",
+        title: "Latency of the gateway",
+        unit: "s",
+        lines: &[(
+            "p95",
+            "histogram_quantile(0.95, sum by (le) (rate(http_client_request_duration_seconds_bucket[WINDOW])))",
+        )],
+    },
+];
+
+/// Single numbers.
+pub(crate) const FIGURES: &[(&str, &str)] = &[
+    ("orders", "sum(orders_created_total)"),
+    ("succeeded", r#"sum(payments_total{outcome="succeeded"})"#),
+    ("declined", r#"sum(payments_total{outcome="declined"})"#),
+    ("failed", r#"sum(payments_total{outcome="failed"})"#),
+    ("processing", "max(payments_processing)"),
+    ("breaker", "max(circuit_breaker_state)"),
+];
+
+/// Selects the id of the trace that `/traces/first` leads to: that of the first order paid since `$1`. It is stored
+/// with the payment as `00-TRACE-SPAN-01`.
+pub(crate) const FIRST_TRACE: &str = "
+    select split_part(trace_parent, '-', 2)
+    from payments
+    where status = 'succeeded' and created_at >= $1 and trace_parent is not null
+    order by created_at
+    limit 1";
+
+/// Returns the end of the line on the terminal.
+pub(crate) fn essentials(figures: &BTreeMap<&str, f64>) -> String {
+    let figure = |name: &str| or_dash(figures.get(name).copied(), 0);
+    let breaker = match figures.get("breaker") {
+        Some(2.0..) => "OPEN",
+        Some(1.0..) => "half-open",
+        Some(_) => "closed",
+        None => "–",
+    };
+    format!("{} orders · {} processing · breaker {breaker}", figure("orders"), figure("processing"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_breaker_is_shown_in_capitals() {
+        assert_eq!(essentials(&BTreeMap::new()), "– orders · – processing · breaker –");
+        let figures = BTreeMap::from([("orders", 7.0), ("processing", 1.0), ("breaker", 2.0)]);
+        assert_eq!(essentials(&figures), "7 orders · 1 processing · breaker OPEN");
+    }
+}

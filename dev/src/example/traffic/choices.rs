@@ -1,0 +1,145 @@
+//! What a customer does next.
+use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    blunders::Blunder,
+    memory::{Answered, Memory, PayRequest, Placed, Product, State},
+};
+
+/// Orders beyond which a customer brings some to an end before placing more.
+const TOO_MANY_UNFINISHED: usize = 5;
+
+/// Payment methods and how often each is used, of a hundred. Most of them are good; of those that leave the
+/// outcome open there are so few that the service's breaker stays closed.
+const METHODS: [(&str, u32); 9] = [
+    ("pm_card_ok", 80),
+    ("pm_card_declined", 6),
+    ("pm_card_expired", 4),
+    ("pm_card_fraud", 2),
+    ("pm_card_flaky", 3),
+    ("pm_card_error", 2),
+    ("pm_card_timeout", 1),
+    ("pm_card_slow", 1),
+    ("pm_card_error_after_charge", 1),
+];
+
+/// What a customer does next. Whatever it needs is taken out of the customer's memory until it is done, so that
+/// nobody does two things to one order at once.
+#[derive(Debug)]
+pub(super) enum Action {
+    Browse { cursor: Option<String> },
+    LookAt(Product),
+    WhoAmI,
+    Place { key: String, items: Value, again: bool },
+    Pay { order: Placed, request: PayRequest, again: bool },
+    AskForPayment { order: Placed, payment_id: String, request: PayRequest },
+    AskForOrder(Placed),
+    ListOrders { paid_only: bool },
+    Cancel(Placed),
+    Repeat(Answered),
+    Blunder(Blunder),
+}
+
+impl Memory {
+    /// What this customer does next. `strangers_order` is an order of somebody else.
+    pub(super) fn next(
+        &mut self,
+        rng: &mut StdRng,
+        products: &[Product],
+        strangers_order: Option<String>,
+    ) -> Action {
+        if products.is_empty() {
+            return Action::Browse { cursor: None };
+        }
+        let unfinished = self.orders.iter().filter(|order| !order.state.is_finished()).count();
+        let chosen = match rng.random_range(0..100) {
+            0..20 => None,
+            20..25 => products.choose(rng).cloned().map(Action::LookAt),
+            25..45 if unfinished < TOO_MANY_UNFINISHED => Some(self.place(rng, products)),
+            25..70 => self.pay(rng),
+            70..75 => self.go_on_paying(rng),
+            75..82 => self.take_any(rng).map(Action::AskForOrder),
+            82..86 => Some(Action::ListOrders { paid_only: rng.random_bool(0.5) }),
+            86..87 => Some(Action::WhoAmI),
+            87..89 => self.take(|state| matches!(state, State::Unpaid { .. })).map(Action::Cancel),
+            89..94 => self.answered.clone().map(Action::Repeat),
+            _ => self.blunder(rng, products, strangers_order).map(Action::Blunder),
+        };
+        chosen.unwrap_or_else(|| Action::Browse { cursor: self.cursor.take() })
+    }
+
+    fn place(&mut self, rng: &mut StdRng, products: &[Product]) -> Action {
+        match self.unsure.pop() {
+            Some((key, items)) => Action::Place { key, items, again: true },
+            None => Action::Place { key: new_key(), items: basket(rng, products), again: false },
+        }
+    }
+
+    /// Pays an order, or goes on with a payment whose outcome is not known yet.
+    fn pay(&mut self, rng: &mut StdRng) -> Option<Action> {
+        if rng.random_bool(0.3)
+            && let Some(action) = self.go_on_paying(rng)
+        {
+            return Some(action);
+        }
+        let order = self.take(|state| matches!(state, State::Unpaid { .. }))?;
+        // Whose card was declined takes out another one.
+        let method = match order.state {
+            State::Unpaid { declined_before: true } => "pm_card_ok",
+            _ => {
+                METHODS.choose_weighted(rng, |(_, weight)| *weight).map_or("pm_card_ok", |(method, _)| method)
+            }
+        };
+        Some(Action::Pay { order, request: PayRequest { key: new_key(), method }, again: false })
+    }
+
+    fn go_on_paying(&mut self, rng: &mut StdRng) -> Option<Action> {
+        let order = self.take(|state| matches!(state, State::Paying { .. }))?;
+        let State::Paying { payment_id, request } = order.state.clone() else { return None };
+        Some(match payment_id.filter(|_| rng.random_bool(0.6)) {
+            Some(payment_id) => Action::AskForPayment { order, payment_id, request },
+            None => Action::Pay { order, request, again: true },
+        })
+    }
+
+    fn blunder(
+        &mut self,
+        rng: &mut StdRng,
+        products: &[Product],
+        strangers_order: Option<String>,
+    ) -> Option<Blunder> {
+        Some(match rng.random_range(0..12) {
+            0 => Blunder::UnknownField(basket(rng, products)),
+            1 => Blunder::QuantityOfZero(products.choose(rng)?.clone()),
+            2 => Blunder::NoToken,
+            3 => Blunder::SomebodyElsesOrder(strangers_order.unwrap_or_else(new_key)),
+            4 => Blunder::NoKey(basket(rng, products)),
+            5 => Blunder::BrokenJson,
+            6 => Blunder::LimitTooHigh,
+            7 => Blunder::NoSuchRoute,
+            8 => Blunder::WrongMethod,
+            9 => Blunder::NotAllowed,
+            10 => Blunder::KeyReused(self.answered.clone()?),
+            _ => Blunder::PayTwice(self.take(|state| matches!(state, State::Paid))?),
+        })
+    }
+}
+
+/// One to five products of one currency.
+fn basket(rng: &mut StdRng, products: &[Product]) -> Value {
+    let currency = products.choose(rng).map(|product| product.currency.clone());
+    let choice: Vec<_> =
+        products.iter().filter(|product| Some(&product.currency) == currency.as_ref()).cloned().collect();
+    let lines = rng.random_range(1..=5);
+    let chosen: Vec<_> = choice.sample(rng, lines).collect();
+    chosen
+        .into_iter()
+        .map(|product| json!({ "product_id": product.id, "quantity": rng.random_range(1..=3) }))
+        .collect()
+}
+
+fn new_key() -> String {
+    Uuid::now_v7().to_string()
+}

@@ -1,0 +1,105 @@
+//! What the contract promises about products, orders and payments: each a pure function that says what is wrong.
+use serde_json::Value;
+
+use crate::traffic::{
+    api::Answer,
+    expectations::{Kept, has_status, keeps, list, number, text},
+};
+
+pub(crate) fn is_product(product: &Value) -> Kept {
+    for field in ["id", "sku", "name", "currency"] {
+        keeps(&format!("a product has `{field}`"), !text(product, field).is_empty())?;
+    }
+    keeps("a product has a price", number(product, "unit_amount").is_some_and(|amount| amount > 0))
+}
+
+/// An order that adds up.
+pub(crate) fn is_order(order: &Value) -> Kept {
+    for field in ["id", "customer_id", "status", "currency", "created_at", "updated_at"] {
+        keeps(&format!("an order has `{field}`"), !text(order, field).is_empty())?;
+    }
+    let mut total = Some(0_i64);
+    for item in list(order, "items") {
+        let amount = number(item, "amount");
+        let product = number(item, "unit_amount")
+            .zip(number(item, "quantity"))
+            .and_then(|(unit_amount, quantity)| unit_amount.checked_mul(quantity));
+        keeps("an item's amount is price times quantity", amount.is_some() && amount == product)?;
+        total = total.zip(amount).and_then(|(total, amount)| total.checked_add(amount));
+    }
+    keeps(
+        "an order's total is the sum of its items",
+        total.is_some() && total == number(order, "total_amount"),
+    )
+}
+
+/// A payment of this order, in a state that is possible for its method.
+pub(crate) fn is_payment(payment: &Value, order_id: &str, amount: i64, currency: &str, method: &str) -> Kept {
+    keeps("a payment has an id", !text(payment, "id").is_empty())?;
+    keeps("a payment is of its order", text(payment, "order_id") == order_id)?;
+    keeps("a payment is of its order's amount", number(payment, "amount") == Some(amount))?;
+    keeps("a payment is of its order's currency", text(payment, "currency") == currency)?;
+    let status = text(payment, "status");
+    let known = ["processing", "succeeded", "declined", "failed", "partially_refunded", "refunded"];
+    keeps("a payment's status is a known one", known.contains(&status))?;
+    let refused = ["declined", "failed"].contains(&status);
+    let reason = payment.get("failure_reason").is_some_and(|reason| !reason.is_null());
+    keeps("a refused payment has a reason, and no other has one", refused == reason)?;
+    let bad_card = ["pm_card_declined", "pm_card_expired", "pm_card_fraud"].contains(&method);
+    keeps("a bad card never pays", !bad_card || refused || status == "processing")
+}
+
+/// The status of a payment's answer says whether it is settled.
+pub(crate) fn says_whether_it_is_settled(answer: &Answer) -> Kept {
+    match text(&answer.body, "status") {
+        "processing" => has_status(answer, 202),
+        _ => has_status(answer, 201),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn order() -> Value {
+        json!({
+            "id": "o", "customer_id": "c", "status": "pending_payment", "currency": "EUR", "total_amount": 700,
+            "items": [{ "unit_amount": 100, "quantity": 3, "amount": 300 }, { "unit_amount": 400, "quantity": 1, "amount": 400 }],
+            "created_at": "t", "updated_at": "t",
+        })
+    }
+
+    fn payment(status: &str, failure_reason: &Value) -> Value {
+        json!({
+            "id": "p", "order_id": "o", "status": status, "amount": 700, "currency": "EUR",
+            "failure_reason": failure_reason,
+        })
+    }
+
+    #[test]
+    fn an_order_has_to_add_up() {
+        assert_eq!(is_order(&order()), Ok(()));
+        let mut wrong_total = order();
+        wrong_total["total_amount"] = json!(701);
+        assert!(is_order(&wrong_total).is_err());
+        let mut wrong_item = order();
+        wrong_item["items"][0]["amount"] = json!(301);
+        wrong_item["total_amount"] = json!(701);
+        assert!(is_order(&wrong_item).is_err());
+    }
+
+    #[test]
+    fn a_payment_has_to_fit_its_order_and_its_card() {
+        let fits = |payment: &Value, method| is_payment(payment, "o", 700, "EUR", method);
+        assert_eq!(fits(&payment("succeeded", &Value::Null), "pm_card_ok"), Ok(()));
+        assert_eq!(fits(&payment("declined", &json!("card_expired")), "pm_card_expired"), Ok(()));
+        assert_eq!(fits(&payment("processing", &Value::Null), "pm_card_expired"), Ok(()));
+        assert!(fits(&payment("succeeded", &Value::Null), "pm_card_expired").is_err());
+        assert!(fits(&payment("declined", &Value::Null), "pm_card_ok").is_err());
+        assert!(fits(&payment("succeeded", &json!("none")), "pm_card_ok").is_err());
+        assert!(fits(&payment("paid", &Value::Null), "pm_card_ok").is_err());
+        assert!(is_payment(&payment("succeeded", &Value::Null), "o", 701, "EUR", "pm_card_ok").is_err());
+    }
+}

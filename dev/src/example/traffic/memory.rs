@@ -1,0 +1,138 @@
+//! What customers remember, what all of them know, and what they have achieved.
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    sync::Mutex,
+};
+
+use rand::{RngExt, rngs::StdRng};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::traffic::api::Call;
+
+/// Orders that a customer still thinks of, if most of them are finished.
+const REMEMBERED: usize = 12;
+
+/// What can be ordered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Product {
+    pub(super) id: String,
+    pub(super) currency: String,
+}
+
+/// An order that the customer has placed.
+#[derive(Debug, Clone)]
+pub(super) struct Placed {
+    pub(super) id: String,
+    pub(super) total_amount: i64,
+    pub(super) currency: String,
+    pub(super) state: State,
+}
+
+/// How far an order has come.
+#[derive(Debug, Clone)]
+pub(super) enum State {
+    Unpaid {
+        declined_before: bool,
+    },
+    /// The payment's outcome is not known yet. The same request can be sent again, or, if the first one was
+    /// answered, the payment asked for.
+    Paying {
+        payment_id: Option<String>,
+        request: PayRequest,
+    },
+    Paid,
+    Cancelled,
+}
+
+impl State {
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self, Self::Paid | Self::Cancelled)
+    }
+}
+
+/// A payment request that can be sent again exactly as it was.
+#[derive(Debug, Clone)]
+pub(super) struct PayRequest {
+    pub(super) key: String,
+    pub(super) method: &'static str,
+}
+
+/// A request that changed something, and its answer.
+#[derive(Debug, Clone)]
+pub(super) struct Answered {
+    pub(super) call: Call,
+    pub(super) status: u16,
+    pub(super) body: Value,
+}
+
+/// What one customer remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// Where the next page of products begins.
+    pub(super) cursor: Option<String>,
+    pub(super) orders: VecDeque<Placed>,
+    /// Placing an order, left without a clear answer.
+    pub(super) unsure: Vec<(String, Value)>,
+    pub(super) answered: Option<Answered>,
+}
+
+impl Memory {
+    /// Remembers an order, and forgets the oldest finished one if there are too many.
+    pub(super) fn remember(&mut self, order: Placed) {
+        self.orders.push_back(order);
+        if self.orders.len() > REMEMBERED
+            && let Some(finished) = self.orders.iter().position(|order| order.state.is_finished())
+        {
+            self.orders.remove(finished);
+        }
+    }
+
+    pub(super) fn take(&mut self, wanted: impl Fn(&State) -> bool) -> Option<Placed> {
+        let position = self.orders.iter().position(|order| wanted(&order.state))?;
+        self.orders.remove(position)
+    }
+
+    pub(super) fn take_any(&mut self, rng: &mut StdRng) -> Option<Placed> {
+        if self.orders.is_empty() {
+            return None;
+        }
+        self.orders.remove(rng.random_range(0..self.orders.len()))
+    }
+}
+
+/// What all customers know: the products that can be ordered.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(super) products: Mutex<BTreeMap<String, Product>>,
+}
+
+/// What customers have achieved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub orders: u64,
+    pub cancelled: u64,
+    pub payments: Payments,
+}
+
+/// Payments by what is known of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Payments {
+    pub succeeded: u64,
+    pub declined: u64,
+    pub failed: u64,
+    /// Begun, and their outcome not seen yet.
+    pub processing: u64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { orders, cancelled, payments: Payments { succeeded, declined, failed, processing } } = self;
+        write!(
+            formatter,
+            "{orders} orders ({cancelled} cancelled); payments: {succeeded} succeeded, {declined} declined, \
+             {failed} failed, {processing} processing"
+        )
+    }
+}

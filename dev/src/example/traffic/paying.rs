@@ -1,0 +1,117 @@
+//! Paying, and finding out what became of a payment.
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+
+use super::{
+    expectations::{is_payment, says_whether_it_is_settled},
+    memory::{Answered, PayRequest, Placed, State},
+};
+use crate::traffic::{
+    api::Call,
+    customer::Customer,
+    expectations::{has_status, is_refused, keeps, text},
+    visit::{Came, Visit, lock},
+};
+
+impl Visit<'_> {
+    pub(super) async fn pay(
+        &self,
+        customer: &Mutex<Customer>,
+        token: &str,
+        order: Placed,
+        request: PayRequest,
+        again: bool,
+    ) {
+        let path = format!("/v1/orders/{}/payments", order.id);
+        let call =
+            Call::post(path, &json!({ "payment_method": request.method })).by(token).under(&request.key);
+        // At the deadline it is 202.
+        let call = Call { never_times_out: true, ..call };
+        let mut under_way = false;
+        let came = self
+            .ask_as(customer, &call, |answer| {
+                under_way = again && answer.status == 409 && answer.header("retry-after").is_some();
+                if under_way {
+                    return is_refused(answer, 409);
+                }
+                keeps("a new payment is 201 or 202", [201, 202].contains(&answer.status))?;
+                is_payment(&answer.body, &order.id, order.total_amount, &order.currency, request.method)?;
+                says_whether_it_is_settled(answer)?;
+                keeps("a new payment is not a replay", again || !answer.is_replayed())
+            })
+            .await;
+        match came {
+            Came::Promised(answer) if !under_way => {
+                if answer.status == 201 {
+                    lock(customer).memory.answered =
+                        Some(Answered { call, status: answer.status, body: answer.body.clone() });
+                }
+                self.learn(customer, order, request, &answer.body);
+            }
+            Came::Promised(_) | Came::ComeAgain => {
+                let payment_id = match &order.state {
+                    State::Paying { payment_id, .. } => payment_id.clone(),
+                    _ => None,
+                };
+                lock(customer)
+                    .memory
+                    .remember(Placed { state: State::Paying { payment_id, request }, ..order });
+            }
+            Came::Wrong => {}
+        }
+    }
+
+    pub(super) async fn ask_for_payment(
+        &self,
+        customer: &Mutex<Customer>,
+        token: &str,
+        order: Placed,
+        payment_id: String,
+        request: PayRequest,
+    ) {
+        let call = Call::get(format!("/v1/payments/{payment_id}")).by(token);
+        let came = self
+            .ask_as(customer, &call, |answer| {
+                has_status(answer, 200)?;
+                keeps("it is the payment that was asked for", text(&answer.body, "id") == payment_id)?;
+                is_payment(&answer.body, &order.id, order.total_amount, &order.currency, request.method)
+            })
+            .await;
+        match came {
+            Came::Promised(answer) => self.learn(customer, order, request, &answer.body),
+            Came::ComeAgain => lock(customer).memory.remember(order),
+            Came::Wrong => {}
+        }
+    }
+
+    /// Counts what has become of a payment, and lets the customer remember it.
+    fn learn(&self, customer: &Mutex<Customer>, order: Placed, request: PayRequest, payment: &Value) {
+        let was_processing = matches!(order.state, State::Paying { payment_id: Some(_), .. });
+        let mut report = self.report();
+        let payments = &mut report.counts.payments;
+        if was_processing {
+            payments.processing -= 1;
+        }
+        let state = match text(payment, "status") {
+            "processing" => {
+                payments.processing += 1;
+                State::Paying { payment_id: Some(text(payment, "id").to_owned()), request }
+            }
+            "declined" => {
+                payments.declined += 1;
+                State::Unpaid { declined_before: true }
+            }
+            "failed" => {
+                payments.failed += 1;
+                State::Unpaid { declined_before: true }
+            }
+            _ => {
+                payments.succeeded += 1;
+                State::Paid
+            }
+        };
+        drop(report);
+        lock(customer).memory.remember(Placed { state, ..order });
+    }
+}

@@ -1,0 +1,6 @@
+//! Secrets of the tools. They come from the environment, because other users of a machine can read command lines.
+
+/// Reads a secret.
+pub fn read(name: &str) -> Result<String, String> {
+    std::env::var(name).map_err(|_| format!("{name} must be set in the environment"))
+}

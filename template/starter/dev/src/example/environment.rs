@@ -1,0 +1,95 @@
+//! The services that `cargo dev` starts beside ours: none. A simulator of one is started here, and named in the settings.
+use std::{
+    future::{Ready, ready},
+    io,
+    path::Path,
+};
+
+use url::Url;
+
+use super::{Addresses, Flags};
+use crate::environment::{
+    ports,
+    screen::{AUTHORIZED, JSON, NEW_KEY},
+};
+
+/// The trace that `/traces/first` shows.
+pub(crate) const FIRST_TRACE: &str = "the first note that is created";
+
+/// The flags with which every port of the example is a free one.
+pub const ANY_PORTS: &[&str] = &[];
+
+/// Part of what the last command on the screen prints.
+pub const LAST_RESPONSE: &str = "\"name\":\"First\"";
+
+/// Part of the last line of an environment that was stopped.
+pub const LAST_LINE: &str = "stopped";
+
+/// Why a service is not there, or cannot be stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {}
+
+/// The addresses that were free before anything was started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ports;
+
+/// Finds the ports that the flags name.
+pub(crate) fn find_ports(_flags: &Flags, _progress: &dyn Fn(&str)) -> Ready<Result<Ports, ports::Error>> {
+    ready(Ok(Ports))
+}
+
+/// Deletes what the services have kept of earlier runs.
+#[expect(clippy::unnecessary_wraps, reason = "files are deleted here, as soon as there are any")]
+pub(crate) fn erase(_directory: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// The services that ours calls, in one environment.
+pub(crate) struct Neighbours;
+
+#[expect(clippy::unused_self, reason = "a simulator knows its address")]
+impl Neighbours {
+    /// Starts them. What they keep is kept in the directory.
+    pub(crate) fn start(
+        _ports: Ports,
+        _directory: &Path,
+        _owner_url: &Url,
+        _api: &Url,
+        _progress: &dyn Fn(&str),
+    ) -> Ready<Result<Self, Error>> {
+        ready(Ok(Self))
+    }
+
+    /// Returns the settings by which the service finds them.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    pub(crate) fn addresses(&self) -> Addresses {
+        Addresses
+    }
+
+    /// Returns lines of the screen: a name, and what is there.
+    pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// Returns the commands that follow the login on the screen: a heading, and lines for any shell.
+    pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
+        let create = format!(
+            "ID=$(curl -s {api}v1/notes {JSON} {AUTHORIZED} {NEW_KEY} -d '{{\"name\":\"First\"}}' \
+             | sed -n 's/^{{\"id\":\"\\([^\"]*\\)\".*/\\1/p') && echo \"$ID\"",
+        );
+        let read = format!("curl -s {api}v1/notes/$ID {AUTHORIZED}; echo");
+        ("Log in, create a note, read it:", vec![create, read])
+    }
+
+    /// Ends every fault, and waits until everything in flight has an outcome.
+    pub(crate) fn settle(&self, _progress: &dyn Fn(&str)) -> Ready<Result<(), Error>> {
+        ready(Ok(()))
+    }
+
+    pub(crate) fn stop(self) -> Ready<()> {
+        ready(())
+    }
+}

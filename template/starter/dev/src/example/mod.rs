@@ -1,0 +1,71 @@
+//! Everything in this crate that knows what the service is for: notes.
+//!
+//! The rest of the crate uses only the names that are exported below and the functions of [`environment`], [`harness`] and
+//! [`traffic`] that it calls.
+//!
+//! - [`environment`]: the services that `cargo dev` starts beside ours
+//! - [`harness`]: the part of the test harness that knows notes
+//! - `panels`: the charts and figures of the console
+//! - `traffic`: what customers do
+pub mod environment;
+pub mod harness;
+mod panels;
+pub(crate) mod traffic;
+
+use std::{
+    error::Error,
+    future::{Ready, ready},
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+use url::Url;
+
+pub use self::traffic::memory::Counts;
+pub(crate) use self::{
+    harness::TABLE,
+    panels::{FIGURES, FIRST_TRACE, PANELS, essentials},
+};
+use crate::console::Comparison;
+
+/// Further commands of `cargo dev`: none.
+#[derive(Debug, Subcommand)]
+pub enum Command {}
+
+impl Command {
+    /// Runs it. `say` prints a line for people.
+    pub fn run(self, _say: &dyn Fn(&str)) -> Ready<Result<ExitCode, Box<dyn Error>>> {
+        match self {}
+    }
+}
+
+/// Further flags of the environment: none.
+#[derive(Clone, Debug, Args)]
+pub struct Flags {}
+
+/// The addresses of the services that ours calls: none.
+#[derive(Clone, Debug)]
+pub struct Addresses;
+
+/// Returns what compares the service's tables with the records of the services that ours calls.
+pub fn comparison(_owner_url: &Url, _neighbours: &Addresses) -> Option<Comparison> {
+    None
+}
+
+/// Faults of the services that ours calls: the name of each, and its line in `--help`.
+pub(crate) const FAULTS: &[(&str, &str)] = &[];
+
+/// Why the faults of a service could not be set.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to set the faults of {0}")]
+pub struct FaultError(&'static str);
+
+/// Replaces the faults of the services that ours calls by those of these names.
+pub(crate) fn set_faults(_neighbours: &Addresses, _names: &[&str]) -> Ready<Result<(), FaultError>> {
+    ready(Ok(()))
+}
+
+/// Puts into the environment's database what its users find there: nothing.
+pub(crate) fn stock(_owner_url: &Url, _progress: &dyn Fn(&str)) -> Ready<Result<(), sqlx::Error>> {
+    ready(Ok(()))
+}

@@ -1,0 +1,28 @@
+//! What the console and the terminal show of notes.
+use std::collections::BTreeMap;
+
+use crate::console::panels::{Panel, or_dash};
+
+/// The charts.
+pub(crate) const PANELS: &[Panel] = &[Panel {
+    id: "created",
+    title: "Created notes",
+    unit: "/min",
+    lines: &[("notes", "60 * sum(rate(notes_created_total[WINDOW]))")],
+}];
+
+/// Single numbers.
+pub(crate) const FIGURES: &[(&str, &str)] = &[("created", "sum(notes_created_total)")];
+
+/// Selects the id of the trace that `/traces/first` leads to: that of the first note created since `$1`.
+pub(crate) const FIRST_TRACE: &str = "
+    select trace_id
+    from audit_events
+    where resource = 'notes' and action = 'create' and recorded_at >= $1 and trace_id is not null
+    order by sequence
+    limit 1";
+
+/// Returns the end of the line on the terminal.
+pub(crate) fn essentials(figures: &BTreeMap<&str, f64>) -> String {
+    format!("{} notes", or_dash(figures.get("created").copied(), 0))
+}

@@ -1,0 +1,9 @@
+//! The tests of notes.
+//!
+//! The other tests use these names of it: [`permissions::ROWS`], [`permissions::Things`] and
+//! [`permissions::FORBIDDEN_TO_AUDITORS`].
+mod console;
+mod notes;
+pub(crate) mod permissions;
+mod round_trips;
+mod traffic;

@@ -1,0 +1,232 @@
+//! Creating, reading and changing notes; and what an idempotency key promises.
+use dev::harness::{PATH, Request, Service, User, body};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use uuid::Uuid;
+
+use crate::{
+    database::{nodes, statements},
+    service,
+};
+
+/// How many there are.
+async fn count(service: &Service) -> i64 {
+    service.database().number("select count(*) from notes").await
+}
+
+#[tokio::test]
+async fn a_customer_creates_one_reads_it_and_gives_it_another_name() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let created = customer.creates_note(" First ").await.is(201);
+    let path = format!("{PATH}/{}", created.id());
+    assert_eq!(created.header("location"), Some(path.as_str()));
+    assert_eq!(created.text("name"), "First");
+    assert_eq!(created.text("owner_id"), customer.id.to_string());
+    assert_eq!(customer.get(&path).await.is(200).json(), created.json(), "what is read is what was answered");
+
+    let changed = customer.patch(&path).json(&json!({ "name": "Second" })).await.is(200);
+    assert_eq!(changed.text("name"), "Second");
+    assert_eq!(customer.get(&path).await.is(200).json(), changed.json());
+    assert_eq!(service.metric("notes_created_total").await, 1);
+    let audited = service.audit_events("resource = 'notes'").await;
+    let actions: Vec<_> = audited.iter().map(|event| event["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["create", "update"]);
+    assert!(audited.iter().all(|event| event["metadata"]["record_ids"] == json!([created.id()])));
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_one_is_pointed_at() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let path = format!("{PATH}/{}", customer.creates().await.is(201).id());
+    let too_long = "n".repeat(201);
+    for (body, pointer) in [
+        (json!({}), "/name"),
+        (json!({ "name": null }), "/name"),
+        (json!({ "name": 7 }), "/name"),
+        (json!({ "name": "" }), "/name"),
+        (json!({ "name": "two\nlines" }), "/name"),
+        (json!({ "name": too_long }), "/name"),
+        (json!({ "name": "First", "a/b~c": 1 }), "/a~1b~0c"),
+        (json!([]), ""),
+        (json!("First"), ""),
+    ] {
+        for request in [customer.post(PATH).new_key(), customer.patch(&path)] {
+            let _refused = request.json(&body).await.is_invalid_at(&[pointer]);
+        }
+    }
+    assert_eq!(count(&service).await, 1);
+}
+
+#[tokio::test]
+async fn somebody_elses_is_as_absent_as_one_that_never_was() {
+    let service = service().await;
+    let (owner, stranger) = (service.customer().await, service.customer().await);
+    let id = owner.creates().await.is(201).id();
+    for id in [id, Uuid::now_v7()] {
+        let path = format!("{PATH}/{id}");
+        let _absent = stranger.get(&path).await.is_problem(404, "not-found");
+        let _absent = stranger.patch(&path).json(&body()).await.is_problem(404, "not-found");
+    }
+    assert_eq!(stranger.lists().await.is(200).json()["data"], json!([]));
+    let refused =
+        service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'not_owner'").await;
+    assert_eq!(refused.len(), 4, "each try is audited");
+}
+
+#[tokio::test]
+async fn what_staff_reads_of_customers_is_audited_and_what_customers_read_is_not() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let path = format!("{PATH}/{}", customer.creates().await.is(201).id());
+    let _own = customer.get(&path).await.is(200);
+    let _own = customer.lists().await.is(200);
+    assert_eq!(service.audit_events("event_type = 'data_access'").await.len(), 0);
+    let _read = support.get(&path).await.is(200);
+    let _listed = support.lists().await.is(200);
+    let read = service.audit_events("event_type = 'data_access' and resource = 'notes'").await;
+    assert_eq!(read.len(), 2);
+    assert!(read.iter().all(|event| event["user_id"] == json!(support.id)));
+}
+
+/// The names in a list, page by page.
+async fn names(user: &User) -> Vec<String> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = user.get(format!("{PATH}?limit=2{cursor}")).await.is(200).json();
+        let data = page["data"].as_array().unwrap();
+        all.extend(data.iter().map(|found| found["name"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next_cursor"].as_str() else { return all };
+        cursor = format!("&cursor={next}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_read_to_its_end_newest_first_without_skipping_or_repeating() {
+    let service = service().await;
+    let (customer, another) = (service.customer().await, service.customer().await);
+    for name in ["1", "2", "3", "4", "5"] {
+        let _created = customer.creates_note(name).await.is(201);
+    }
+    let _another = another.creates_note("another's").await.is(201);
+    assert_eq!(names(&customer).await, ["5", "4", "3", "2", "1"]);
+    assert_eq!(names(&service.support().await).await, ["another's", "5", "4", "3", "2", "1"]);
+}
+
+#[tokio::test]
+async fn a_repeated_request_is_answered_with_the_same_bytes_and_has_one_effect() {
+    let service = service().await;
+    let request = service.customer().await.creates();
+    let first = request.clone().await.is(201);
+    assert!(!first.is_replayed());
+    for _ in 0..3 {
+        let again = request.clone().await.is(201);
+        assert!(again.is_replayed());
+        assert_eq!((&again.text, again.header("location")), (&first.text, first.header("location")));
+    }
+    assert_eq!(count(&service).await, 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_its_user_and_to_the_first_request_under_it() {
+    let service = service().await;
+    let (one, other) = (service.customer().await, service.customer().await);
+    let first = one.creates_note("First").key("everybodys-favourite").await.is(201);
+    let _reused = one
+        .creates_note("Second")
+        .key("everybodys-favourite")
+        .await
+        .is_problem(422, "idempotency-key-reused");
+    let _invalid =
+        one.creates_note("").key("everybodys-favourite").await.is_problem(422, "idempotency-key-reused");
+    let others = other.creates_note("First").key("everybodys-favourite").await.is(201);
+    assert_ne!(first.id(), others.id());
+    assert!(!others.is_replayed());
+}
+
+#[tokio::test]
+async fn a_key_is_needed_and_a_refusal_leaves_none_behind() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let without = customer.creates().without_header("idempotency-key");
+    let _refused = without.await.is_problem(400, "missing-idempotency-key");
+    for key in ["", " ", "naïve", &"k".repeat(256)] {
+        let refused = customer.creates().key(key).try_send().await;
+        assert!(refused.is_ok_and(|refused| refused.status == 400), "{key}");
+    }
+    let _invalid = customer.creates_note("").key("repaired").await.is(422);
+    let repaired = customer.creates_note("First").key("repaired").await.is(201);
+    assert!(!repaired.is_replayed());
+}
+
+#[tokio::test]
+async fn fifty_twins_have_one_effect() {
+    let service = service().await;
+    let request: Request = service.customer().await.creates();
+    let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
+    let (mut told, mut firsts) = (Vec::new(), 0);
+    for twin in twins {
+        let answer = twin.answer().await.is(201);
+        firsts += usize::from(!answer.is_replayed());
+        told.push(answer.text);
+    }
+    told.dedup();
+    assert_eq!((told.len(), firsts), (1, 1), "{told:#?}");
+    assert_eq!(count(&service).await, 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn the_service_can_change_a_name_and_nothing_else() {
+    let service = service().await;
+    let _created = service.customer().await.creates().await.is(201);
+    for statement in [
+        "delete from notes",
+        "truncate notes",
+        "update notes set owner_id = gen_random_uuid()",
+        "update notes set created_at = now()",
+    ] {
+        let refused = service.database().try_as_service(statement).await;
+        assert_eq!(refused, Err("42501".to_owned()), "{statement}");
+    }
+    let nameless = service.database().try_as_service("update notes set name = ''").await;
+    assert_eq!(nameless, Err("23514".to_owned()), "the database keeps the rule, too");
+}
+
+#[tokio::test]
+async fn no_statement_reads_through_everybodys() {
+    let service = service().await;
+    service
+        .database()
+        .execute(
+            "insert into users (id, email, name, password_hash, role)
+             select gen_random_uuid(), format('u%s@example.com', n), 'U', '', 'customer'
+             from generate_series(1, 500) n;
+             insert into notes (id, owner_id, name)
+             select gen_random_uuid(), users.id, 'N' from generate_series(1, 100) n, users;
+             analyze notes",
+        )
+        .await;
+    // As the service: with its rights, and with the plan mode that `migrate` has set on its role.
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    let mut looked_at = 0;
+    for (number, (statement, parameters)) in statements().into_iter().enumerate() {
+        if !statement.contains("notes") {
+            continue;
+        }
+        let prepare = format!("prepare statement_{number} as {statement}");
+        connection.execute(AssertSqlSafe(prepare)).await.unwrap();
+        let nulls = vec!["null"; parameters].join(", ");
+        let explain = format!("explain (format json) execute statement_{number}({nulls})");
+        let plan: Value =
+            sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        let reads_through =
+            |node: &&Value| node["Node Type"] == "Seq Scan" && node["Relation Name"] == "notes";
+        assert_eq!(nodes(&plan).iter().find(|node| reads_through(node)), None, "{statement}\n{plan:#}");
+        looked_at += 1;
+    }
+    assert!(looked_at >= 5, "only {looked_at} statements were found");
+}

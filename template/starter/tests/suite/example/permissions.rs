@@ -1,0 +1,46 @@
+//! The table of who may do what: the routes of notes.
+use dev::harness::{Client, PATH, Request, User, body};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::accounts::permissions::{Row, Subject};
+
+/// What the requests of the table are about.
+pub(crate) struct Things {
+    /// A note of the owner.
+    note: Uuid,
+}
+
+impl Things {
+    pub(crate) async fn of(owner: &User) -> Self {
+        Self { note: owner.creates().await.is(201).id() }
+    }
+}
+
+/// Where an auditor may change nothing.
+pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
+
+#[rustfmt::skip]
+pub(crate) const ROWS: [Row; 4] = [
+    //                                nobody customer support auditor admin
+    ("POST",   "/v1/notes",      create, [401, 201, 403, 403, 403]),
+    ("GET",    "/v1/notes",      list,   [401, 200, 200, 403, 200]),
+    ("GET",    "/v1/notes/{id}", show,   [401, 200, 200, 403, 200]),
+    ("PATCH",  "/v1/notes/{id}", change, [401, 200, 403, 403, 403]),
+];
+
+fn create(by: &Client, _: &Subject) -> Request {
+    by.post(PATH).json(&body()).new_key()
+}
+
+fn list(by: &Client, _: &Subject) -> Request {
+    by.get(PATH)
+}
+
+fn show(by: &Client, subject: &Subject) -> Request {
+    by.get(format!("{PATH}/{}", subject.things.note))
+}
+
+fn change(by: &Client, subject: &Subject) -> Request {
+    by.patch(format!("{PATH}/{}", subject.things.note)).json(&json!({ "name": "Another" }))
+}

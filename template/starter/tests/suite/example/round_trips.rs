@@ -1,0 +1,50 @@
+//! How many round trips to the database the routes of notes make.
+use dev::harness::{PATH, body};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::database::round_trips::{counted_service, taken};
+
+/// Whoever adds to one of these has made the route more expensive by as much, and says here why.
+const ROUND_TRIPS: [(&str, u16, usize); 4] = [
+    ("POST /v1/notes", 201, 2),
+    ("POST /v1/notes, again", 201, 3),
+    ("GET /v1/notes/{id}", 200, 2),
+    ("GET /v1/notes", 200, 2),
+];
+
+#[tokio::test]
+async fn notes_make_no_more_round_trips_than_they_need() {
+    let service = counted_service().await;
+    let customer = service.customer().await;
+    let path = format!("{PATH}/{}", customer.creates().await.is(201).id());
+    let _created = customer.post(PATH).json(&body()).key("again").await.is(201);
+    let mut counted = Vec::new();
+    for (route, status, _) in ROUND_TRIPS {
+        let request = async || match route {
+            "POST /v1/notes" => customer.creates(),
+            "POST /v1/notes, again" => customer.post(PATH).json(&body()).key("again"),
+            "GET /v1/notes/{id}" => customer.get(&path),
+            "GET /v1/notes" => customer.lists(),
+            route => unreachable!("{route}"),
+        };
+        counted.push((route, status, taken(&service, status, request).await.round_trips));
+    }
+    assert_eq!(counted, ROUND_TRIPS);
+}
+
+/// Otherwise the time of a refusal shows which notes there are.
+#[tokio::test]
+async fn a_refusal_takes_as_much_of_the_database_whether_or_not_there_is_such_a_note() {
+    let service = counted_service().await;
+    let (owner, stranger) = (service.customer().await, service.customer().await);
+    let note = owner.creates().await.is(201).id();
+    let refused = async |id: Uuid| {
+        let change = json!({ "name": "Another" });
+        [
+            taken(&service, 404, async || stranger.get(format!("{PATH}/{id}"))).await,
+            taken(&service, 404, async || stranger.patch(format!("{PATH}/{id}")).json(&change)).await,
+        ]
+    };
+    assert_eq!(refused(note).await, refused(Uuid::now_v7()).await);
+}

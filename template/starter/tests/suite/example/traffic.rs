@@ -1,0 +1,27 @@
+//! An ordinary day: customers who create, read, repeat themselves and make mistakes.
+use std::time::Duration;
+
+use dev::{
+    harness::within,
+    traffic::{Settings, Traffic},
+};
+
+use crate::service;
+
+#[tokio::test]
+async fn an_ordinary_day_has_no_unexpected_answer() {
+    let service = service().await;
+    let settings = Settings { rate_per_second: 25.0, ..Settings::new(service.api_url().clone()) };
+    let traffic = Traffic::start(settings).unwrap();
+    within(Duration::from_mins(2), "there was enough of everything", async || {
+        let report = traffic.report();
+        let enough = report.counts.created >= 20 && report.replays >= 1 && report.refusals >= 3;
+        (enough || report.unexpected > 0).then_some(())
+    })
+    .await;
+    let report = traffic.stop().await;
+    assert_eq!((report.unexpected, report.unanswered), (0, 0), "{report}\n{:#?}", report.samples);
+    let stored = service.database().number("select count(*) from notes").await;
+    assert!(u64::try_from(stored).unwrap() >= report.counts.created, "{stored} are stored: {report}");
+    service.invariants_hold().await;
+}

@@ -1,0 +1,265 @@
+//! Guessing passwords: nobody learns anything by it, and soon nobody may (NIST SP 800-53 AC-7).
+use std::{collections::BTreeSet, time::Instant};
+
+use dev::harness::{Answer, PASSWORD, Service, eventually};
+use serde_json::{Value, json};
+
+use super::{WRONG, log_in, register};
+use crate::{builder, service};
+
+/// The same from elsewhere, through the proxy that the service trusts.
+async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> Answer {
+    let credentials = json!({ "email": email, "password": password });
+    let elsewhere = service.nobody().with_header("x-forwarded-for", address);
+    elsewhere.post("/v1/sessions").json(&credentials).await
+}
+
+/// Everything that a stranger can tell one refusal from another by.
+fn what_is_told(refusal: &Answer) -> (u16, Value, BTreeSet<String>) {
+    let mut body = refusal.json();
+    for id in ["correlation_id", "trace_id"] {
+        body.as_object_mut().unwrap().remove(id);
+    }
+    (refusal.status, body, refusal.headers.keys().map(ToString::to_string).collect())
+}
+
+#[tokio::test]
+async fn an_unknown_address_a_wrong_password_and_a_locked_account_get_the_same_answer() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let unknown = log_in(&service, "nobody@example.com", WRONG).await.is_problem(401, "bad-credentials");
+    let no_address = log_in(&service, "nobody", WRONG).await.is_problem(401, "bad-credentials");
+    let wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
+    for _ in 0..6 {
+        let _wrong = log_in(&service, &customer.email, WRONG).await;
+    }
+    let locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
+
+    assert_eq!(what_is_told(&unknown), what_is_told(&wrong));
+    assert_eq!(what_is_told(&no_address), what_is_told(&wrong));
+    assert_eq!(what_is_told(&locked), what_is_told(&wrong));
+}
+
+#[tokio::test]
+async fn five_bad_tries_lock_an_account_out_until_the_time_is_over() {
+    let service = builder().setting("LOCKOUT_SECONDS", "5").start().await;
+    let customer = service.customer().await;
+    for _ in 0..5 {
+        let _wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
+    }
+    let _locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
+    let _unaffected = customer.get("/v1/me").await.is(200);
+    let lockouts = service.audit_events("action = 'lockout'").await;
+    assert_eq!(lockouts.len(), 1, "said once");
+    assert_eq!((&lockouts[0]["user_id"], &lockouts[0]["result"]), (&json!(customer.id), &json!("failure")));
+
+    eventually("the lockout ends although somebody keeps trying", async || {
+        (log_in(&service, &customer.email, PASSWORD).await.status == 201).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn four_bad_tries_are_forgiven_by_a_good_one() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for _ in 0..3 {
+        for _ in 0..4 {
+            let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+        }
+        let _right = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_locks_themselves_out_and_not_the_owner() {
+    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let customer = service.customer().await;
+    for _ in 0..8 {
+        let _wrong = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.is(401);
+    }
+    let _locked = log_in_from(&service, "203.0.113.7", &customer.email, PASSWORD).await.is(401);
+    let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(201);
+    let tries = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
+    assert!(tries.iter().all(|event| event["ip_address"] == "203.0.113.7"), "{tries:#?}");
+}
+
+#[tokio::test]
+async fn an_address_that_anybody_could_write_into_a_header_is_not_believed() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for stranger in 0..6 {
+        let _wrong = log_in_from(&service, &format!("203.0.113.{stranger}"), &customer.email, WRONG).await;
+    }
+    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
+    let tries = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
+    assert!(tries.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{tries:#?}");
+}
+
+#[tokio::test]
+async fn many_strangers_together_lock_an_account_out_after_all() {
+    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let customer = service.customer().await;
+    for stranger in 0..50 {
+        let address = format!("203.0.113.{stranger}");
+        let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.is(401);
+    }
+    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
+}
+
+#[tokio::test]
+async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let tries = (0..20).map(|_| {
+        let credentials = json!({ "email": customer.email, "password": WRONG });
+        service.nobody().post("/v1/sessions").json(&credentials).in_background()
+    });
+    for guess in tries.collect::<Vec<_>>() {
+        let _wrong = guess.answer().await.is_problem(401, "bad-credentials");
+    }
+    let judged = service.metric("authentication_failures_total{reason=\"bad_credentials\"}").await;
+    let locked = service.metric("authentication_failures_total{reason=\"locked_out\"}").await;
+    assert_eq!((judged, locked), (5, 15));
+}
+
+#[tokio::test]
+async fn a_try_is_counted_before_its_password_is_looked_at() {
+    // A hash takes seconds, so that whoever hangs up while it is computed would go uncounted.
+    let service = builder()
+        .setting("ARGON2_MEMORY_KIB", "32768")
+        .setting("ARGON2_ITERATIONS", "64")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    for email in ["nobody@example.com", "nobody.else@example.com"] {
+        let before = service.database().number("select count(*) from login_attempts").await;
+        let credentials = json!({ "email": email, "password": WRONG });
+        let started = Instant::now();
+        let attempt = service.nobody().post("/v1/sessions").json(&credentials).in_background();
+        eventually("it is counted", async || {
+            let counted = service.database().number("select count(*) from login_attempts").await;
+            (counted > before).then_some(())
+        })
+        .await;
+        let counted = started.elapsed();
+        assert_eq!(attempt.answer().await.status, 401);
+        let answered = started.elapsed();
+        assert!(counted < answered / 2, "counted after {counted:.1?}, answered after {answered:.1?}");
+    }
+}
+
+#[tokio::test]
+async fn many_who_log_in_do_not_keep_anybody_from_registering() {
+    let service = builder()
+        .setting("ARGON2_MEMORY_KIB", "32768")
+        .setting("ARGON2_ITERATIONS", "4")
+        .setting("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "100000")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    let started = Instant::now();
+    let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
+    let logins: Vec<_> =
+        (0..24).map(|_| service.nobody().post("/v1/sessions").json(&credentials).in_background()).collect();
+    eventually("they have begun", async || {
+        (service.database().number("select coalesce(sum(attempts), 0)::bigint from login_attempts").await
+            >= 24)
+            .then_some(())
+    })
+    .await;
+    let _registered = register(&service, "new@example.com", PASSWORD).await.is(201);
+    let registered = started.elapsed();
+    for login in logins {
+        assert_eq!(login.answer().await.status, 401);
+    }
+    let all = started.elapsed();
+    assert!(registered < all / 2, "registered after {registered:.1?}, the logins took {all:.1?}");
+}
+
+#[tokio::test]
+async fn who_does_not_exist_is_in_the_trail_under_a_name_that_tells_nothing() {
+    let service = service().await;
+    for email in ["nobody@example.com", "Nobody@Example.com", "somebody@example.com"] {
+        let _wrong = log_in(&service, email, WRONG).await.is(401);
+    }
+    let tries = service.audit_events("action = 'login' and result = 'failure'").await;
+    let names: Vec<_> =
+        tries.iter().map(|event| event["metadata"]["unknown_account"].as_str().unwrap()).collect();
+    assert_eq!(names[0], names[1], "the same account");
+    assert_ne!(names[1], names[2], "another one");
+    let plain = service.database().rows("select encode(sha256('nobody@example.com'), 'hex') as hash").await;
+    assert!(!names.contains(&plain[0]["hash"].as_str().unwrap()), "a list of addresses does not find it");
+    assert!(!json!(tries).to_string().to_lowercase().contains("nobody@"), "{tries:#?}");
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_becomes_few_events_and_none_is_lost() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let refusals = (0..130).map(|_| customer.get("/v1/audit-events").in_background());
+    for refusal in refusals.collect::<Vec<_>>() {
+        let _refused = refusal.answer().await.is_problem(403, "forbidden");
+    }
+    service.terminate().await;
+    let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
+    let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
+    let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
+    // Another minute may begin in between, and a hundred more are written then.
+    assert!((100..130).contains(&written), "{written}");
+    assert_eq!(u64::try_from(written).unwrap() + more, 130);
+    assert!(counted.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{counted:#?}");
+}
+
+#[tokio::test]
+async fn an_unknown_address_and_a_wrong_password_take_the_same_time() {
+    // Dear enough for the hash to stand out against everything else that a login does.
+    let service = builder()
+        .setting("ARGON2_MEMORY_KIB", "8192")
+        .setting("ARGON2_ITERATIONS", "8")
+        .setting("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "100000")
+        .start()
+        .await;
+    let customer = service.customer().await;
+    // Whoever computes no hash is faster every time; what else the machine does is not the same every time.
+    let mut seen = Vec::new();
+    for _ in 0..10 {
+        let (known, unknown) = fastest_refusals(&service, [&customer.email, "nobody@example.com"]).await;
+        assert!(unknown > 0.005, "a hash is computed: {unknown} s");
+        if (0.7..1.43).contains(&(known / unknown)) {
+            return;
+        }
+        seen.push((known, unknown));
+    }
+    panic!("known and unknown differ each time, in seconds: {seen:?}");
+}
+
+/// How long a wrong password takes at best for each of two addresses, in seconds.
+async fn fastest_refusals(service: &Service, [one, other]: [&str; 2]) -> (f64, f64) {
+    let mut fastest = (f64::MAX, f64::MAX);
+    // In turns, so that whatever else the machine does falls on both. It only ever adds.
+    for _ in 0..10 {
+        for (email, best) in [(one, &mut fastest.0), (other, &mut fastest.1)] {
+            let started = Instant::now();
+            let _wrong = log_in(service, email, WRONG).await.is(401);
+            *best = best.min(started.elapsed().as_secs_f64());
+        }
+    }
+    fastest
+}
+
+#[tokio::test]
+async fn an_address_may_try_only_so_often() {
+    let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "3").start().await;
+    let answers = [
+        log_in(&service, "a@example.com", WRONG).await,
+        log_in(&service, "b@example.com", WRONG).await,
+        register(&service, "c@example.com", PASSWORD).await,
+        log_in(&service, "d@example.com", WRONG).await,
+        register(&service, "e@example.com", PASSWORD).await,
+    ];
+    assert_eq!(answers.each_ref().map(|answer| answer.status), [401, 401, 201, 429, 429]);
+    let refused = answers[3].clone().is_problem(429, "too-many-requests");
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=20).contains(&seconds), "{refused}");
+}

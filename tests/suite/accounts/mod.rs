@@ -1,0 +1,285 @@
+//! Registering, logging in and out, and changing the password.
+mod lockout;
+pub(crate) mod permissions;
+
+use dev::harness::{Answer, PASSWORD, PATH, Service, eventually};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{builder, service};
+
+pub const WRONG: &str = "not the password of anybody";
+
+pub async fn register(service: &Service, email: &str, password: &str) -> Answer {
+    let registration = json!({ "email": email, "password": password, "name": "Grace Hopper" });
+    service.nobody().post("/v1/users").json(&registration).await
+}
+
+pub async fn log_in(service: &Service, email: &str, password: &str) -> Answer {
+    let credentials = json!({ "email": email, "password": password });
+    service.nobody().post("/v1/sessions").json(&credentials).await
+}
+
+#[tokio::test]
+async fn somebody_registers_logs_in_and_sees_who_they_are() {
+    let service = service().await;
+    let registered = register(&service, "Grace@Example.com", PASSWORD).await.is(201);
+    let user = registered.json();
+    assert_eq!(user["email"], "grace@example.com", "in lower case");
+    assert_eq!((&user["name"], &user["role"]), (&json!("Grace Hopper"), &json!("customer")));
+    assert_eq!(registered.header("location"), Some("/v1/me"));
+
+    let session = log_in(&service, "GRACE@example.com", PASSWORD).await.is(201).json();
+    assert_eq!(session["user"], user);
+    let expires_at: chrono::DateTime<chrono::Utc> = session["expires_at"].as_str().unwrap().parse().unwrap();
+    let minutes = (expires_at - chrono::Utc::now()).num_minutes();
+    assert!((715..=720).contains(&minutes), "a session lasts twelve hours, not {minutes} minutes");
+
+    let me = service.nobody().with_token(session["token"].as_str().unwrap()).get("/v1/me").await.is(200);
+    assert_eq!(me.json(), user);
+}
+
+#[tokio::test]
+async fn an_address_is_registered_once_in_whatever_case() {
+    let service = service().await;
+    let _registered = register(&service, "grace@example.com", PASSWORD).await.is(201);
+    let _taken =
+        register(&service, "GRACE@example.com", "another long password").await.is_problem(409, "conflict");
+    let _first = log_in(&service, "grace@example.com", PASSWORD).await.is(201);
+}
+
+#[tokio::test]
+async fn two_who_register_the_same_address_at_once_become_one_user() {
+    let service = service().await;
+    let (one, other) = tokio::join!(
+        register(&service, "grace@example.com", PASSWORD),
+        register(&service, "grace@example.com", PASSWORD)
+    );
+    let mut statuses = [one.status, other.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409]);
+}
+
+#[tokio::test]
+async fn everything_that_is_wrong_with_a_registration_is_said_at_once() {
+    let service = service().await;
+    let registration = json!({ "email": "nobody", "password": "short", "name": " " });
+    let _refused = service.nobody().post("/v1/users").json(&registration).await.is_invalid_at(&[
+        "/email",
+        "/password",
+        "/name",
+    ]);
+}
+
+#[tokio::test]
+async fn a_password_has_8_characters_at_least_and_1024_bytes_at_most() {
+    let service = service().await;
+    for (password, fits) in [
+        ("1234567".to_owned(), false),
+        ("mxqzvkwt".to_owned(), true),
+        ("\u{1F511}\u{1F40E}\u{1F50B}".repeat(2), false),
+        ("\u{1F511}\u{1F40E}\u{1F50B}\u{1F4CE}\u{1F344}\u{2693}\u{1F3B2}\u{1F9F2}".to_owned(), true),
+        (format!("mxqzvkwt {}", "p".repeat(1015)), true),
+        (format!("mxqzvkwt {}", "p".repeat(1016)), false),
+    ] {
+        let email = format!("{}@example.com", Uuid::now_v7().simple());
+        let answer = register(&service, &email, &password).await;
+        if fits {
+            let _registered = answer.is(201);
+            let _known = log_in(&service, &email, &password).await.is(201);
+        } else {
+            let _weak = answer.is_invalid_at(&["/password"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_password_that_is_tried_first_is_refused_wherever_one_is_chosen() {
+    let service = service().await;
+    for common in
+        ["12345678", "password", "Passw0rd", "qwertyuiop", "aaaaaaaa", "Grace Hopper", "grace@example.com"]
+    {
+        let _refused = register(&service, "grace@example.com", common).await.is_invalid_at(&["/password"]);
+    }
+    let customer = service.customer().await;
+    let change = json!({ "current_password": PASSWORD, "new_password": "iloveyou1" });
+    let _refused = customer.put("/v1/me/password").json(&change).await.is_invalid_at(&["/new_password"]);
+    let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
+    let refused = service.command(&create, &[("USER_PASSWORD", "password1")]).await;
+    assert_eq!(refused.code(), Some(1));
+    assert!(refused.stderr.contains("tried first"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn a_hash_with_other_parameters_than_todays_is_made_anew_at_the_next_login() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let hash = async || {
+        let rows =
+            service.database().rows(format!("select password_hash from users where id = '{}'", customer.id));
+        rows.await[0]["password_hash"].as_str().unwrap().to_owned()
+    };
+    assert!(hash().await.contains("$m=64,t=1,p=1$"));
+    // The same password, hashed by a service with dearer parameters.
+    let dearer = [("ARGON2_MEMORY_KIB", "128"), ("ARGON2_ITERATIONS", "2"), ("USER_PASSWORD", PASSWORD)];
+    let create = ["user", "create", "--email", "dear@example.com", "--role", "customer"];
+    service.command(&create, &dearer).await.succeeded();
+    service
+        .database()
+        .execute(format!(
+            "update users set password_hash = (select password_hash from users where email = 'dear@example.com')
+             where id = '{}'",
+            customer.id
+        ))
+        .await;
+    assert!(hash().await.contains("$m=128,t=2,p=1$"));
+    let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+    assert!(hash().await.contains("$m=128,t=2,p=1$"), "only who knows the password has it hashed anew");
+    let _known = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    let renewed = hash().await;
+    assert!(renewed.contains("$m=64,t=1,p=1$"), "{renewed}");
+    let _still_known = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    assert_eq!(hash().await, renewed, "once");
+    assert_eq!(service.audit_events("action = 'renew_password_hash'").await.len(), 1);
+}
+
+#[tokio::test]
+async fn nobody_makes_themselves_an_admin() {
+    let service = service().await;
+    let registration =
+        json!({ "email": "eve@example.com", "password": PASSWORD, "name": "Eve", "role": "admin" });
+    let _refused = service.nobody().post("/v1/users").json(&registration).await.is_invalid_at(&["/role"]);
+}
+
+#[tokio::test]
+async fn logging_out_ends_this_session_and_no_other() {
+    let service = service().await;
+    let here = service.customer().await;
+    let there = service.log_in(&here.email).await;
+    let logged_out = here.delete("/v1/sessions/current").await.is(204);
+    assert_eq!(logged_out.text, "");
+    let _ended = here.get("/v1/me").await.is_problem(401, "unauthenticated");
+    let _goes_on = there.get("/v1/me").await.is(200);
+}
+
+#[tokio::test]
+async fn another_password_ends_every_session() {
+    let service = service().await;
+    let here = service.customer().await;
+    let there = service.log_in(&here.email).await;
+    let somebody_else = service.customer().await;
+    let change = json!({ "current_password": PASSWORD, "new_password": "a new and longer password" });
+    let _changed = here.put("/v1/me/password").json(&change).await.is(204);
+
+    for ended in [&here, &there] {
+        let _ended = ended.get("/v1/me").await.is_problem(401, "unauthenticated");
+    }
+    let _goes_on = somebody_else.get("/v1/me").await.is(200);
+    let _old = log_in(&service, &here.email, PASSWORD).await.is_problem(401, "bad-credentials");
+    let _new = log_in(&service, &here.email, "a new and longer password").await.is(201);
+    let revoked = service.audit_events("action = 'revoke' and resource = 'sessions'").await;
+    assert_eq!((revoked.len(), &revoked[0]["metadata"]["record_count"]), (1, &json!(2)), "both sessions");
+    let changes = service.audit_events("action = 'change_password'").await;
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0]["user_id"], json!(here.id));
+}
+
+#[tokio::test]
+async fn a_password_is_changed_by_whoever_knows_it_only() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let change = |current: &str, new: &str| {
+        customer.put("/v1/me/password").json(&json!({ "current_password": current, "new_password": new }))
+    };
+    let _wrong = change(WRONG, "a new and longer password").await.is_problem(401, "bad-credentials");
+    let _weak = change(PASSWORD, "short").await.is_invalid_at(&["/new_password"]);
+    let _unchanged = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    let _goes_on = customer.get("/v1/me").await.is(200);
+}
+
+#[tokio::test]
+async fn a_session_ends_when_its_time_is_over() {
+    let mut service = builder().setting("SESSION_TTL_SECONDS", "1").start().await;
+    let customer = service.customer().await;
+    let ended = eventually("the session ends", async || {
+        let answer = customer.get("/v1/me").await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    let ended = ended.is_problem(401, "unauthenticated");
+    assert_eq!(ended.header("www-authenticate"), Some("Bearer"));
+    // The sweep runs at start.
+    service.terminate().await;
+    service.restart().await;
+    let expired = eventually("the trail tells that it has ended", async || {
+        service.audit_events("action = 'expire' and resource = 'sessions'").await.pop()
+    })
+    .await;
+    assert_eq!(expired["user_id"], json!(customer.id));
+    assert_eq!(service.database().number("select count(*) from sessions").await, 0);
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_valid_is_refused_everywhere_even_where_none_is_needed() {
+    let service = service().await;
+    let stranger = service.nobody().with_token("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+    for path in ["/v1/me", "/problems", PATH, "/nothing"] {
+        let refused = stranger.get(path).await.is_problem(401, "unauthenticated");
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    }
+    assert_eq!(service.metric("authentication_failures_total{reason=\"bad_token\"}").await, 4);
+    let audited = service.audit_events("metadata ->> 'reason' = 'bad_token'").await;
+    assert_eq!(audited.len(), 4);
+    assert!(audited.iter().all(|event| event["result"] == "failure" && event["ip_address"] == "127.0.0.1"));
+    assert!(!json!(audited).to_string().contains("AAAAAAAA"), "not the token itself");
+    for credentials in ["Basic Z3JhY2U6aG9wcGVy", "Bearer", "Bearer ", ""] {
+        let refused = service.nobody().get("/v1/me").header("authorization", credentials).await;
+        assert_eq!(refused.status, 401, "{credentials:?}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn neither_tokens_nor_passwords_are_written_down_anywhere() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let _created = customer.creates().await.is(201);
+    let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+    let tables = service.database().rows(
+        "select relname as name from pg_class
+         where relkind = 'r' and relnamespace = 'public'::regnamespace",
+    );
+    let mut everything = String::new();
+    for table in tables.await {
+        let rows =
+            service.database().rows(format!("select * from {}", table["name"].as_str().unwrap())).await;
+        everything.extend(rows.iter().map(Value::to_string));
+    }
+    everything.extend(service.logs().iter().map(Value::to_string));
+    assert!(everything.contains(&customer.id.to_string()), "something was looked at");
+    for secret in [customer.token.as_str(), PASSWORD, WRONG] {
+        assert!(!everything.contains(secret), "{secret}");
+    }
+    assert!(everything.contains("$argon2id$"), "passwords are hashed");
+}
+
+#[tokio::test]
+async fn a_user_is_made_on_the_command_line_with_a_password_that_is_no_argument() {
+    let service = service().await;
+    let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
+    // A request would give up before there is a connection; a command has the time.
+    let hurried = [("USER_PASSWORD", PASSWORD), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1")];
+    let made = service.command(&create, &hurried).await.succeeded();
+    assert!(made.contains("root@example.com admin"), "{made}");
+    assert_eq!(service.log_in("root@example.com").await.get("/v1/me").await.is(200).text("role"), "admin");
+
+    let again = service.command(&create, &[("USER_PASSWORD", PASSWORD)]).await;
+    assert_eq!(again.code(), Some(1));
+    assert!(again.stderr.contains("already"), "{}", again.stderr);
+    let weak = service.command(&create, &[("USER_PASSWORD", "short")]).await;
+    assert_eq!(weak.code(), Some(1));
+    assert!(!weak.stderr.contains("short") || weak.stderr.contains("8 characters"), "{}", weak.stderr);
+    let wrong = ["user", "create", "--email", "x@example.com", "--role", "emperor"];
+    assert_eq!(service.command(&wrong, &[("USER_PASSWORD", PASSWORD)]).await.code(), Some(2));
+    let as_argument = [&create[..], &["--password", PASSWORD]].concat();
+    assert_eq!(service.command(&as_argument, &[]).await.code(), Some(2));
+}

@@ -1,0 +1,125 @@
+//! Who may do what: every route, and everybody.
+mod table;
+
+use std::collections::BTreeSet;
+
+use dev::harness::{Request, Service, User};
+use serde_json::json;
+
+use self::table::routes;
+pub(crate) use self::table::{Row, Subject};
+use crate::{
+    docs::{compliance::with_parts, is_complete},
+    example::permissions::FORBIDDEN_TO_AUDITORS,
+    http::openapi,
+    service,
+};
+
+/// Everybody, in the order of the table's columns.
+const EVERYBODY: [&str; 5] = ["nobody", "customer", "support", "auditor", "admin"];
+
+struct People {
+    support: User,
+    auditor: User,
+    admin: User,
+}
+
+impl People {
+    async fn of(service: &Service) -> Self {
+        Self {
+            support: service.support().await,
+            auditor: service.auditor().await,
+            admin: service.admin().await,
+        }
+    }
+
+    fn user(&self, role: &str) -> Option<&User> {
+        match role {
+            "support" => Some(&self.support),
+            "auditor" => Some(&self.auditor),
+            "admin" => Some(&self.admin),
+            _ => None,
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_route_lets_in_whom_it_should_and_nobody_else() {
+    let service = service().await;
+    let people = People::of(&service).await;
+    let mut refused = 0;
+    for (method, route, ask, expected) in routes() {
+        for (role, expected) in EVERYBODY.into_iter().zip(expected) {
+            // A new owner and a new session for each, since some of the requests use them up.
+            let owner = service.customer().await;
+            let (by, email) = match (role, people.user(role)) {
+                ("customer", _) => ((*owner).clone(), owner.email.clone()),
+                (_, Some(user)) => ((*service.log_in(&user.email).await).clone(), user.email.clone()),
+                (_, None) => (service.nobody(), owner.email.clone()),
+            };
+            let answer = ask(&by, &Subject::of(&owner, email).await).await;
+            assert_eq!(answer.status, expected, "{method} {route} by {role}: {answer}");
+            match expected {
+                401 => {
+                    let problem = answer.is_problem(401, "unauthenticated");
+                    assert_eq!(problem.header("www-authenticate"), Some("Bearer"));
+                }
+                403 => {
+                    refused += 1;
+                    let _problem = answer.is_problem(403, "forbidden");
+                }
+                _ => {}
+            }
+        }
+    }
+    let denials =
+        service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'role'").await;
+    assert_eq!(denials.len(), refused, "each refusal is audited");
+    assert!(denials.iter().all(|denial| denial["result"] == "denied" && denial["user_id"].is_string()));
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn who_may_not_is_told_so_before_anybody_looks_at_what_they_sent() {
+    let service = service().await;
+    let people = People::of(&service).await;
+    let nonsense = |request: Request| request.header("content-type", "application/json").body("{");
+    for path in FORBIDDEN_TO_AUDITORS {
+        let _nobody = nonsense(service.nobody().post(path)).await.is_problem(401, "unauthenticated");
+        let _auditor = nonsense(people.auditor.post(path)).await.is_problem(403, "forbidden");
+    }
+}
+
+const FILE: &str = "tests/suite/accounts/permissions/table.rs or tests/suite/example/permissions.rs";
+
+#[test]
+fn the_table_has_every_route_of_the_document() {
+    let table: BTreeSet<_> = routes().map(|(method, route, ..)| format!("{method} {route}")).collect();
+    let document: BTreeSet<_> =
+        openapi::operations().map(|(method, route, _)| format!("{method} {route}")).collect();
+    is_complete(FILE, &table, "the routes of the OpenAPI document", &document);
+}
+
+#[test]
+fn the_table_in_the_documents_is_this_one() {
+    let documents = with_parts("docs/permissions.md");
+    let documents: BTreeSet<_> =
+        documents.lines().filter(|line| line.starts_with("| `")).map(str::to_owned).collect();
+    let table: BTreeSet<_> = routes()
+        .map(|(method, route, _, statuses)| {
+            let statuses = statuses.map(|status| status.to_string()).join(" | ");
+            format!("| `{method} {route}` | {statuses} |")
+        })
+        .collect();
+    is_complete("docs/permissions*.md", &documents, "the table of the tests", &table);
+}
+
+#[test]
+fn the_document_says_which_routes_need_a_session() {
+    for (method, route, _, expected) in routes() {
+        let operation = openapi::operations().find(|(m, r, _)| (m.as_str(), *r) == (method, route));
+        let Some((.., operation)) = operation else { continue };
+        let needs_session = operation.get("security").is_some_and(|security| security != &json!([]));
+        assert_eq!(needs_session, expected[0] == 401, "{method} {route}");
+    }
+}

@@ -1,0 +1,110 @@
+//! However long the trail is, sealing and verifying it take the memory of a page.
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use dev::harness::{Service, eventually};
+
+use super::seals::{sealing_service, something_happens};
+use crate::EXECUTABLE;
+
+/// Some sixty megabytes, if all of them were in memory at once. More are looked at by hand:
+/// `LONG_TRAIL=1000000 cargo test --test suite long_trails -- --nocapture`.
+const EVENTS: i32 = 60_000;
+
+/// What both may grow by, of which the most is a page of events and what the allocator keeps of it.
+const BOUND: u64 = 24 * 1024 * 1024;
+
+/// The most memory that a process has had so far; `None` when it has ended.
+fn peak_of(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))?;
+    Some(peak.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Verifies the trail: the most memory that it took, and the time.
+fn verify(service: &Service) -> (u64, Duration) {
+    let started = Instant::now();
+    let mut verifying = Command::new(EXECUTABLE)
+        .args(["audit", "verify"])
+        .env_clear()
+        .env("APP_ENV", "test")
+        .env("DATABASE_URL", service.database().service_url().as_str())
+        // A page of an unusually long time is no reason to give up.
+        .env("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
+        .current_dir("/")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut peak = 0;
+    let status = loop {
+        peak = peak.max(peak_of(verifying.id()).unwrap_or_default());
+        if let Some(status) = verifying.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    assert!(status.success(), "{status}");
+    assert!(peak > 0, "its memory was looked at");
+    (peak, started.elapsed())
+}
+
+async fn waiting_for_a_seal(service: &Service) -> i64 {
+    let sealed = "select coalesce(sum(event_count), 0)::bigint from audit_seals";
+    service.database().number(format!("select count(*) - ({sealed}) from audit_events")).await
+}
+
+/// Waits while it goes on.
+async fn is_sealed(service: &Service) {
+    loop {
+        let waiting = waiting_for_a_seal(service).await;
+        if waiting == 0 {
+            return;
+        }
+        eventually("more is sealed", async || (waiting_for_a_seal(service).await < waiting).then_some(()))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_long_trail_is_sealed_and_verified_in_the_memory_of_a_page() {
+    if !cfg!(target_os = "linux") {
+        println!("skipped: /proc");
+        return;
+    }
+    let events = std::env::var("LONG_TRAIL").map_or(EVENTS, |count| count.parse().unwrap());
+    let service = sealing_service().await;
+    something_happens(&service).await;
+    is_sealed(&service).await;
+    let (short_peak, _) = verify(&service);
+    let before = service.peak_memory();
+
+    service
+        .database()
+        .execute(format!(
+            "insert into audit_events (id, timestamp, event_type, user_id, resource, action, result, service_version, metadata)
+             select gen_random_uuid(), now(), 'data_change', gen_random_uuid(), 'things', 'create', 'success', '0.1.0',
+                    jsonb_build_object('record_ids', jsonb_build_array(gen_random_uuid()), 'note', repeat('x', 500))
+             from generate_series(1, {events})"
+        ))
+        .await;
+    let started = Instant::now();
+    is_sealed(&service).await;
+    let (sealing, sealing_grew) = (started.elapsed(), service.peak_memory().saturating_sub(before));
+    let (peak, verifying) = verify(&service);
+    let verifying_grew = peak.saturating_sub(short_peak);
+
+    let mebibytes = |bytes: u64| bytes / 1024 / 1024;
+    println!(
+        "{events} events: sealed in {sealing:.1?} ({:.0} a second, {} MiB, {} more than before), verified in {verifying:.1?} ({:.0} a second, {} MiB, {} more than a short trail)",
+        f64::from(events) / sealing.as_secs_f64(),
+        mebibytes(service.peak_memory()),
+        mebibytes(sealing_grew),
+        f64::from(events) / verifying.as_secs_f64(),
+        mebibytes(peak),
+        mebibytes(verifying_grew),
+    );
+    assert!(sealing_grew < BOUND, "sealing took {sealing_grew} bytes more than before");
+    assert!(verifying_grew < BOUND, "verifying took {verifying_grew} bytes more than with a short trail");
+}

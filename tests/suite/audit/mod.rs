@@ -1,0 +1,240 @@
+//! The audit trail: what was done is in it, what cannot be written there is not done, and who reads it is seen.
+mod long_trails;
+mod retention;
+pub(crate) mod seals;
+pub(crate) mod verification;
+
+use chrono::{SecondsFormat, TimeDelta, Utc};
+use dev::harness::{PASSWORD, PATH, Service, TABLE, User};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use uuid::Uuid;
+
+use crate::service;
+
+/// The columns that the service may fill in; the database fills in the others.
+pub const WRITABLE: &str = "id, \"timestamp\", event_type, user_id, role, resource, action, result, ip_address, \
+                        metadata, correlation_id, request_id, trace_id, service_version";
+
+#[tokio::test]
+async fn what_cannot_be_audited_does_not_happen() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let id = customer.creates().await.is(201).id();
+    let sessions = service.database().number("select count(*) from sessions").await;
+    service.database().execute("revoke insert on audit_events from app_runtime").await;
+
+    let another = customer.creates();
+    let log_in = |password: &str| {
+        let credentials = json!({ "email": customer.email, "password": password });
+        service.nobody().post("/v1/sessions").json(&credentials)
+    };
+    for (what, request) in [
+        ("creating", another.clone()),
+        ("logging in", log_in(PASSWORD)),
+        ("failing to log in", log_in("not the password of anybody")),
+        ("staff's reading", support.get(format!("{PATH}/{id}"))),
+        ("staff's reading a list", support.lists()),
+    ] {
+        let refused = request.await;
+        assert_eq!(refused.status, 500, "{what}: {refused}");
+    }
+    // A refusal grants nothing, so it stands.
+    let _refused = support.creates().await.is_problem(403, "forbidden");
+    assert!(service.metric("audit_write_failures_total").await >= 4);
+
+    service.database().execute(format!("grant insert ({WRITABLE}) on audit_events to app_runtime")).await;
+    assert_eq!(service.database().number(format!("select count(*) from {TABLE}")).await, 1);
+    assert_eq!(service.database().number("select count(*) from sessions").await, sessions);
+    assert!(!another.await.is(201).is_replayed());
+}
+
+/// The events that a query finds, page by page.
+async fn trail(auditor: &User, query: &str) -> Vec<Value> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = auditor.get(format!("/v1/audit-events?limit=3{query}{cursor}")).await.is(200).json();
+        all.extend(page["data"].as_array().unwrap().clone());
+        let Some(next) = page["next_cursor"].as_str() else { return all };
+        cursor = format!("&cursor={next}");
+    }
+}
+
+async fn something_has_happened(service: &Service) -> (User, Uuid) {
+    let customer = service.customer().await;
+    let id = customer.creates().await.is(201).id();
+    let _refused = customer.get("/v1/audit-events").await.is_problem(403, "forbidden");
+    (customer, id)
+}
+
+#[tokio::test]
+async fn an_auditor_reads_who_did_what_when_to_what_from_where_and_with_which_result() {
+    let service = service().await;
+    let (customer, id) = something_has_happened(&service).await;
+    let auditor = service.auditor().await;
+    let created = trail(&auditor, &format!("&resource={TABLE}&user_id={}", customer.id)).await;
+    let created = created.iter().find(|event| event["action"] == "create").unwrap();
+    for (field, value) in [
+        ("event_type", json!("data_change")),
+        ("user_id", json!(customer.id)),
+        ("role", json!("customer")),
+        ("resource", json!(TABLE)),
+        ("result", json!("success")),
+        ("ip_address", json!("127.0.0.1")),
+    ] {
+        assert_eq!(created[field], value, "{field} in {created:#}");
+    }
+    assert_eq!(created["metadata"]["record_ids"], json!([id]));
+    let timestamp = created["timestamp"].as_str().unwrap();
+    assert!(chrono::DateTime::parse_from_rfc3339(timestamp).is_ok(), "{created:#}");
+    for field in ["id", "correlation_id", "trace_id", "service_version"] {
+        assert!(created[field].is_string(), "{field} in {created:#}");
+    }
+}
+
+#[tokio::test]
+async fn the_trail_is_filtered_and_read_to_its_end_without_skipping_or_repeating() {
+    let service = service().await;
+    let (customer, _) = something_has_happened(&service).await;
+    let auditor = service.auditor().await;
+    let stored = async |condition: &str| {
+        let mut ids: Vec<_> =
+            service.audit_events(condition).await.iter().map(|event| event["id"].clone()).collect();
+        ids.sort_by_key(ToString::to_string);
+        ids
+    };
+    let read = async |query: &str| {
+        let mut ids: Vec<_> = trail(&auditor, query).await.iter().map(|event| event["id"].clone()).collect();
+        ids.sort_by_key(ToString::to_string);
+        ids
+    };
+    let rfc3339 = |minutes| {
+        let time = Utc::now() + TimeDelta::minutes(minutes);
+        time.to_rfc3339_opts(SecondsFormat::Secs, true)
+    };
+    for (query, condition) in [
+        ("&event_type=data_change".to_owned(), "event_type = 'data_change'".to_owned()),
+        ("&event_type=authorization".to_owned(), "event_type = 'authorization'".to_owned()),
+        (format!("&user_id={}", customer.id), format!("user_id = '{}'", customer.id)),
+        (format!("&resource={TABLE}"), format!("resource = '{TABLE}'")),
+        (
+            format!("&resource={TABLE}&user_id={}&event_type=data_change", customer.id),
+            format!("resource = '{TABLE}' and user_id = '{}' and event_type = 'data_change'", customer.id),
+        ),
+        (format!("&event_type=data_change&from={}", rfc3339(-5)), "event_type = 'data_change'".to_owned()),
+        (format!("&event_type=data_change&from={}", rfc3339(5)), "false".to_owned()),
+        (format!("&event_type=data_change&to={}", rfc3339(-5)), "false".to_owned()),
+    ] {
+        let expected = stored(&condition).await;
+        assert_eq!(read(&query).await, expected, "{query}");
+        assert_eq!(expected.is_empty(), condition == "false", "something was looked at: {query}");
+    }
+    for query in
+        ["event_type=gossip", "user_id=me", "from=yesterday", "to=tomorrow", "limit=0", "cursor=nonsense"]
+    {
+        let refused = auditor.get(format!("/v1/audit-events?{query}")).await;
+        assert_eq!(refused.status, 400, "{query}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn the_trail_is_read_and_sealed_by_its_indexes_however_long_it_is() {
+    let service = service().await;
+    service
+        .database()
+        .execute(
+            "insert into audit_events (id, timestamp, event_type, user_id, resource, action, result, service_version)
+             select
+               gen_random_uuid(), now(), case when n % 50 = 0 then 'authorization' else 'data_change' end,
+               ('01980000-0000-7000-8000-' || lpad((n % 500)::text, 12, '0'))::uuid, 'table' || n % 20, 'x', 'success',
+               '0.1.0'
+             from generate_series(1, 50000) n;
+             analyze audit_events",
+        )
+        .await;
+    let statements: Vec<_> =
+        crate::database::statements().into_iter().map(|(statement, _)| statement).collect();
+    let statement = |part: &str| statements.iter().find(|statement| statement.contains(part)).unwrap();
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    for (mode, part, values) in [
+        ("force_custom_plan", "limit $8", "null, null, null, null, null, null, null, 21"),
+        ("force_custom_plan", "limit $8", "'authorization', null, null, null, null, null, null, 21"),
+        (
+            "force_custom_plan",
+            "limit $8",
+            "null, '01980000-0000-7000-8000-000000000007', null, null, null, null, null, 21",
+        ),
+        ("force_custom_plan", "limit $8", "null, null, 'table7', null, null, null, null, 21"),
+        (
+            "force_custom_plan",
+            "limit $8",
+            "null, null, null, now() - interval '1 minute', now(), null, null, 21",
+        ),
+        ("force_custom_plan", "limit $8", "null, null, null, null, null, now(), gen_random_uuid(), 21"),
+        ("force_generic_plan", "<= ($4, $5::text::xid8, $6)", "1, '1', 1, 1, '9223372036854775807', 1, 2000"),
+        ("force_generic_plan", "as unsealed", "1, '1', 1, 1"),
+    ] {
+        let statement = statement(part);
+        let explain =
+            format!("deallocate all; set plan_cache_mode = {mode}; prepare looked_at as {statement}");
+        connection.execute(AssertSqlSafe(explain)).await.unwrap();
+        let explain = format!("explain (format json) execute looked_at({values})");
+        let plan: Value =
+            sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        let this_month = format!("audit_events_{}", Utc::now().format("%Y_%m"));
+        for node in crate::database::nodes(&plan) {
+            let reads_through = node["Node Type"] == "Seq Scan" && node["Relation Name"] == this_month;
+            assert!(!reads_through, "{values}: {statement}\n{plan:#}");
+        }
+        assert!(plan.to_string().contains(&this_month), "something was looked at: {plan:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_span_of_time_is_read_from_its_own_partitions_and_from_no_other() {
+    let service = service().await;
+    // Partitions are made for three months ahead.
+    let month =
+        |ahead: u32| (Utc::now() + chrono::Months::new(ahead)).format("audit_events_%Y_%m").to_string();
+    service
+        .database()
+        .execute(
+            "insert into audit_events (id, timestamp, event_type, resource, action, result, service_version, recorded_at)
+             select gen_random_uuid(), now(), 'data_change', 'x', 'x', 'success', '0.1.0', now() + n % 3 * interval '1 month'
+             from generate_series(1, 30000) n;
+             analyze audit_events",
+        )
+        .await;
+    let statements = crate::database::statements();
+    let (statement, _) = statements.iter().find(|(statement, _)| statement.contains("limit $8")).unwrap();
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    connection
+        .execute(AssertSqlSafe(format!(
+            "set plan_cache_mode = force_custom_plan; prepare looked_at as {statement}"
+        )))
+        .await
+        .unwrap();
+    let next = "date_trunc('month', now(), 'UTC') + interval '1 month'";
+    let until = "date_trunc('month', now(), 'UTC') + interval '2 months' - interval '1 microsecond'";
+    let explain =
+        format!("explain (format json) execute looked_at(null, null, null, {next}, {until}, null, null, 21)");
+    let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+    let read: Vec<_> = crate::database::nodes(&plan)
+        .iter()
+        .filter_map(|node| node["Relation Name"].as_str().map(str::to_owned))
+        .collect();
+    assert_eq!(read, [month(1)], "{plan:#}");
+    assert!(!plan.to_string().contains("Seq Scan"), "{plan:#}");
+}
+
+#[tokio::test]
+async fn whoever_reads_the_trail_is_in_it() {
+    let service = service().await;
+    let auditor = service.auditor().await;
+    let by_auditor =
+        format!("event_type = 'data_access' and resource = 'audit_events' and user_id = '{}'", auditor.id);
+    for times in 1..=2 {
+        let _read = auditor.get("/v1/audit-events").await.is(200);
+        assert_eq!(service.audit_events(&by_auditor).await.len(), times);
+    }
+}

@@ -1,0 +1,323 @@
+//! Tampering with the trail, as somebody does whom no right and no trigger stops; each time it is found.
+use std::path::{Path, PathBuf};
+
+use dev::harness::Service;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::seals::{everything_is_sealed, sealing_service, something_happens, verify};
+use crate::builder;
+
+/// A file of this test, in a directory that ends with the test.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> Self {
+        let directory = std::env::temp_dir().join(format!("audit-{}", Uuid::now_v7()));
+        std::fs::create_dir(&directory).unwrap();
+        Self(directory)
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.0.join(name), text).unwrap();
+        self.path(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// Runs statements with every trigger switched off.
+pub async fn tamper(service: &Service, statements: &str) {
+    service
+        .database()
+        .execute(format!(
+            "alter table audit_events disable trigger user;
+             alter table audit_seals disable trigger user;
+             {statements};
+             alter table audit_events enable trigger user;
+             alter table audit_seals enable trigger user"
+        ))
+        .await;
+}
+
+/// Takes the whole chain away after the statements, so that the sealer makes it anew without a seam.
+pub async fn unseal(service: &Service, statements: &str) {
+    let forget = "delete from audit_seals;
+        update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')";
+    tamper(service, &format!("{statements}; {forget}")).await;
+}
+
+/// The log lines of the present process, as a log store would give them.
+pub fn log_lines(service: &Service) -> String {
+    service.logs().iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
+}
+
+/// A sealed trail of three seals at least, whose service has ended.
+async fn a_sealed_trail() -> Service {
+    let service = sealing_service().await;
+    for _ in 0..3 {
+        something_happens(&service).await;
+        everything_is_sealed(&service).await;
+    }
+    // The last head is logged after the commit.
+    let head = service.database().number("select number from audit_seal_head").await;
+    service.logs_that("the last head is logged", |line| line["seal_number"] == head).await;
+    service.terminate().await;
+    service
+}
+
+/// The sealed events, in their order.
+const IN_ORDER: &str =
+    "select id, row_number() over (order by epoch, xact_id, sequence) as place from audit_events";
+
+async fn event_at(service: &Service, place: i64) -> String {
+    let rows =
+        service.database().rows(format!("select id from ({IN_ORDER}) as events where place = {place}")).await;
+    rows[0]["id"].as_str().unwrap().to_owned()
+}
+
+/// Where the event at a place stands: the number of its seal, and its place within it.
+async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
+    let query = format!(
+        "select number, {place} - (until - event_count) as place
+         from (select number, event_count, sum(event_count) over (order by number) as until from audit_seals) as seals
+         where until >= {place} order by number limit 1"
+    );
+    let rows = service.database().rows(query).await;
+    (rows[0]["number"].as_i64().unwrap(), rows[0]["place"].as_i64().unwrap())
+}
+
+#[tokio::test]
+async fn whatever_is_changed_in_the_trail_is_found_and_named() {
+    let service = a_sealed_trail().await;
+    verify(&service, &[]).await.succeeded();
+    let count = service.database().number("select sum(event_count)::bigint from audit_seals").await;
+    let (second, third, last) =
+        (event_at(&service, 2).await, event_at(&service, 3).await, event_at(&service, count).await);
+    let (seal, within) = sealed_at(&service, 2).await;
+    let (last_seal, in_last) = sealed_at(&service, count).await;
+    service
+        .database()
+        .execute(
+            "create table kept_events as table audit_events; create table kept_seals as table audit_seals",
+        )
+        .await;
+
+    for (what, statements, finding) in [
+        (
+            "a field is changed",
+            format!("update audit_events set metadata = metadata || '{{\"x\":1}}' where id = '{second}'"),
+            format!("seal {seal}, event {second}:"),
+        ),
+        (
+            "a time is moved by a microsecond",
+            format!("update audit_events set \"timestamp\" = \"timestamp\" + interval '1 microsecond' where id = '{second}'"),
+            format!("seal {seal}, event {second}:"),
+        ),
+        (
+            "the last event is deleted",
+            format!("delete from audit_events where id = '{last}'"),
+            format!("seal {last_seal}, event {in_last} of {in_last}: it is missing"),
+        ),
+        (
+            "the second event is deleted",
+            format!("delete from audit_events where id = '{second}'"),
+            format!("seal {seal}, event {within} of"),
+        ),
+        (
+            "two events change places",
+            format!(
+                "with places as (select id, xact_id, sequence from audit_events where id in ('{second}', '{third}'))
+                 update audit_events set xact_id = other.xact_id, sequence = other.sequence
+                 from places as other
+                 where audit_events.id in ('{second}', '{third}') and other.id in ('{second}', '{third}')
+                   and other.id <> audit_events.id"
+            ),
+            format!("seal {seal}, event {third}:"),
+        ),
+        (
+            "an event is slipped into the past",
+            format!(
+                "insert into audit_events
+                 select (jsonb_populate_record(audit_events, jsonb_build_object('id', gen_random_uuid(), 'sequence', 0))).*
+                 from audit_events where id = '{third}'"
+            ),
+            "it is not what was sealed: changed, moved, or slipped in".to_owned(),
+        ),
+        (
+            "the last seal is deleted",
+            format!("delete from audit_seals where number = {last_seal}"),
+            format!("seal {last_seal}: it ended the chain, and is missing"),
+        ),
+        (
+            "a seal within is deleted",
+            "delete from audit_seals where number = 2".to_owned(),
+            "seal 2: it is missing".to_owned(),
+        ),
+        (
+            "a seal gets the digests of another content",
+            "update audit_seals set digests = decode(repeat('00', octet_length(digests)), 'hex') where number = 2".to_owned(),
+            "seal 2: its content does not have its hash".to_owned(),
+        ),
+        (
+            "a seal says that it was made at another time",
+            "update audit_seals set sealed_at = sealed_at - interval '1 day' where number = 1".to_owned(),
+            "seal 1: its content does not have its hash".to_owned(),
+        ),
+    ] {
+        tamper(&service, &statements).await;
+        let verified = verify(&service, &[]).await;
+        assert_eq!(verified.code(), Some(1), "{what}: {}{}", verified.stdout, verified.stderr);
+        assert!(verified.stderr.contains(&finding), "{what}: {}", verified.stderr);
+        tamper(
+            &service,
+            "delete from audit_events; insert into audit_events select * from kept_events;
+             delete from audit_seals;
+             alter table audit_seals disable trigger all;
+             insert into audit_seals select * from kept_seals;
+             alter table audit_seals enable trigger all",
+        )
+        .await;
+    }
+    verify(&service, &[]).await.succeeded();
+}
+
+#[tokio::test]
+async fn a_chain_that_was_made_anew_is_found_by_the_logged_heads_and_by_nothing_else() {
+    let mut service = a_sealed_trail().await;
+    let scratch = Scratch::new();
+    let heads = scratch.write("heads.jsonl", &log_lines(&service));
+    verify(&service, &["--heads", &heads]).await.succeeded();
+
+    let second = event_at(&service, 2).await;
+    unseal(&service, &format!("delete from audit_events where id = '{second}'")).await;
+    // The sealer itself makes the new chain, as whoever tampers would.
+    service.restart().await;
+    everything_is_sealed(&service).await;
+    verify(&service, &[]).await.succeeded();
+
+    let found = verify(&service, &["--heads", &heads]).await;
+    assert_eq!(found.code(), Some(1), "{}", found.stdout);
+    assert!(found.stderr.contains("seal 1: its hash is not the one that was logged"), "{}", found.stderr);
+    let both =
+        scratch.write("both.jsonl", &(std::fs::read_to_string(&heads).unwrap() + &log_lines(&service)));
+    let found = verify(&service, &["--heads", &both]).await;
+    assert!(found.stderr.contains("it was logged with two hashes"), "{}", found.stderr);
+    let beyond = scratch
+        .write("beyond.jsonl", &format!("{{\"seal_number\":999,\"seal_hash\":\"{}\"}}", "00".repeat(32)));
+    let found = verify(&service, &["--heads", &beyond]).await;
+    assert!(found.stderr.contains("seal 999: it was logged, and is missing"), "{}", found.stderr);
+    let none = scratch.write("none.jsonl", "{}\n");
+    assert_eq!(verify(&service, &["--heads", &none]).await.code(), Some(1), "no heads is no proof");
+}
+
+#[tokio::test]
+async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
+    let scratch = Scratch::new();
+    let directory = scratch.path("log");
+    let mut service = builder()
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .setting("LOG_DIRECTORY", &directory)
+        .start()
+        .await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    service.terminate().await;
+    let mut logs: Vec<_> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().to_str().unwrap().to_owned())
+        .collect();
+    logs.sort();
+    let with_logs = [vec!["--log"], logs.iter().map(String::as_str).collect()].concat();
+    verify(&service, &with_logs).await.succeeded();
+    // A line that the process did not finish, and lines of others, are no reason to fail.
+    let audit_log = logs.iter().find(|path| path.contains("audit")).unwrap();
+    let others = b"not ours\n\xff\xfe\n{\"target\":\"access\",\"seal_number\":1,\"seal_hash\":\"00\"}\n";
+    let lines =
+        [others.as_slice(), &std::fs::read(audit_log).unwrap(), b"{\"target\":\"audit\",\"seal_nu"].concat();
+    let cut_off = scratch.path("cut.log");
+    std::fs::write(&cut_off, lines).unwrap();
+    verify(&service, &["--log", &cut_off]).await.succeeded();
+
+    let second = event_at(&service, 2).await;
+    unseal(&service, &format!("delete from audit_events where id = '{second}'")).await;
+    let before = scratch.write("before.log", &std::fs::read_to_string(audit_log).unwrap());
+    service.restart().await;
+    everything_is_sealed(&service).await;
+    let found = verify(&service, &["--log", &before]).await;
+    assert_eq!(found.code(), Some(1), "{}", found.stdout);
+    assert!(found.stderr.contains("seal 1: its hash is not the one that was logged"), "{}", found.stderr);
+    let missing = verify(&service, &["--log", &scratch.path("nowhere.log")]).await;
+    assert_eq!(missing.code(), Some(1));
+    assert!(missing.stderr.contains("nowhere.log"), "{}", missing.stderr);
+    let empty = scratch.write("empty.log", "");
+    assert_eq!(verify(&service, &["--log", &empty]).await.code(), Some(1), "no heads is no proof");
+}
+
+#[tokio::test]
+async fn a_sealer_that_finds_its_chain_rewritten_stops_and_tells_people() {
+    let service = sealing_service().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    tamper(&service, "delete from audit_seals where number = (select max(number) from audit_seals)").await;
+    let before = service.database().number("select count(*) from audit_seals").await;
+    service
+        .logs_that("an alert is raised", |line| {
+            line.to_string().contains("The audit trail was tampered with")
+        })
+        .await;
+    assert_eq!(
+        service.database().number("select count(*) from audit_seals").await,
+        before,
+        "nothing is repaired"
+    );
+}
+
+/// The verifier in the document, and its test vector.
+fn documented() -> (String, Vec<Value>) {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/audit.md")).unwrap();
+    let block = |text: &str| text.split_once("\n```").unwrap().0.to_owned();
+    let vectors = text.split("```json\n").skip(1).map(|rest| serde_json::from_str(&block(rest)).unwrap());
+    (block(text.split("```python\n").nth(1).unwrap()), vectors.collect())
+}
+
+/// Runs the document's verifier; `None` where there is no Python.
+pub fn python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
+    let scratch = Scratch::new();
+    let script = scratch.write("verifier.py", script);
+    match std::process::Command::new("python3").arg(script).args(arguments).output() {
+        Ok(output) => {
+            let told = [output.stdout, output.stderr].concat();
+            Some((output.status.success(), String::from_utf8(told).unwrap()))
+        }
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_TOOLS").is_none(), "python3: {error}");
+            println!("skipped: python3");
+            None
+        }
+    }
+}
+
+pub fn documented_verifier() -> String {
+    documented().0
+}
+
+#[test]
+fn the_documents_verifier_computes_the_documents_test_vector() {
+    let (script, vectors) = documented();
+    let check = format!(
+        "{}\nevent, seal = json.loads(sys.argv[1]), json.loads(sys.argv[2])\n\
+         print(digest_of(event).hex() == seal['digests'], hash_of(seal) == seal['hash'])",
+        script.split("if __name__").next().unwrap()
+    );
+    let Some((_, told)) = python(&check, &[&vectors[0].to_string(), &vectors[1].to_string()]) else { return };
+    assert_eq!(told.trim(), "True True");
+}

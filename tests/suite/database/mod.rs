@@ -1,0 +1,208 @@
+//! What the database lets the service do, and how it comes to its schema.
+mod healing;
+pub(crate) mod round_trips;
+
+use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
+
+use dev::harness::{Database, TABLE, eventually, run};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::{EXECUTABLE, service};
+
+/// What PostgreSQL says to somebody who may not.
+pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+#[tokio::test]
+async fn the_service_cannot_rewrite_what_happened() {
+    let service = service().await;
+    let _created = service.customer().await.creates().await.is(201);
+    let partition = service
+        .database()
+        .rows("select relname from pg_class where relname like 'audit_events_2%' and relkind = 'r' limit 1")
+        .await;
+    let partition = partition[0]["relname"].as_str().unwrap();
+
+    for statement in [
+        // The trail.
+        "update audit_events set user_id = null",
+        "delete from audit_events",
+        "truncate audit_events",
+        &format!("select from {partition}"),
+        &format!("delete from {partition}"),
+        &format!("truncate {partition}"),
+        "truncate audit_events_default",
+        "insert into audit_events_default select * from audit_events",
+        "insert into audit_events (sequence) values (1)",
+        "insert into audit_events (recorded_at) values ('2020-01-01')",
+        "insert into audit_events (xact_id) values ('1')",
+        "select setval('audit_event_sequence', 1)",
+        "alter table audit_events disable trigger all",
+        // What was answered.
+        "update idempotency_keys set fingerprint = ''",
+        "update idempotency_keys set resource_id = gen_random_uuid()",
+        // Who is who.
+        "update users set role = 'admin'",
+        "update users set email = 'root@example.com'",
+        "delete from users",
+        "update sessions set user_id = gen_random_uuid()",
+        "update sessions set expires_at = 'infinity'",
+        // The schema.
+        "create table loot (id integer)",
+        "create function loot() returns integer language sql as 'select 1'",
+        &format!("drop table {TABLE}"),
+        &format!("alter table {TABLE} add column loot integer"),
+        "update _sqlx_migrations set success = true",
+        "create role loot",
+        "grant app_runtime to current_user with admin option",
+    ] {
+        let refused = service.database().try_as_service(statement).await;
+        assert_eq!(refused, Err(INSUFFICIENT_PRIVILEGE.to_owned()), "{statement}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_committed_stays_committed_although_the_server_says_otherwise() {
+    // The test's server is told to forget the last commits of a crash, as a server that somebody has tuned may be.
+    let service = service().await;
+    let mut as_service = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    let ask = "select current_setting('synchronous_commit')";
+    let ours: String = sqlx::query_scalar(ask).fetch_one(&mut as_service).await.unwrap();
+    let mut as_owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
+    let theirs: String = sqlx::query_scalar(ask).fetch_one(&mut as_owner).await.unwrap();
+    assert_eq!((theirs.as_str(), ours.as_str()), ("off", "on"));
+}
+
+#[tokio::test]
+async fn not_even_the_owner_rewrites_the_trail_by_accident() {
+    let service = service().await;
+    let _created = service.customer().await.creates().await.is(201);
+    let before = service.database().number("select count(*) from audit_events").await;
+    for statement in
+        ["update audit_events set user_id = null", "delete from audit_events", "truncate audit_events"]
+    {
+        let mut owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
+        let refused = owner.execute(AssertSqlSafe(statement)).await;
+        assert!(refused.unwrap_err().to_string().contains("append-only"), "{statement}");
+    }
+    assert_eq!(service.database().number("select count(*) from audit_events").await, before);
+}
+
+/// The statements of the service, as they were checked against its schema, with the number of their parameters.
+pub fn statements() -> Vec<(String, usize)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = [".sqlx", "platform/.sqlx", "src/slices/.sqlx"].map(|folder| root.join(folder));
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    let files = files.map(|entry| entry.unwrap().path());
+    let statement = |file| {
+        let cached: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let parameters = cached["describe"]["parameters"]["Left"].as_array().map_or(0, Vec::len);
+        (cached["query"].as_str().unwrap().to_owned(), parameters)
+    };
+    files.map(statement).collect()
+}
+
+/// The nodes of a plan.
+pub fn nodes(plan: &Value) -> Vec<&Value> {
+    let mut found = vec![plan];
+    match plan {
+        Value::Array(items) => items.iter().for_each(|item| found.extend(nodes(item))),
+        Value::Object(members) => members.values().for_each(|member| found.extend(nodes(member))),
+        _ => {}
+    }
+    found
+}
+
+async fn migrate(database: &Database) -> dev::harness::Finished {
+    let settings = database.settings();
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    run(Path::new(EXECUTABLE), &["migrate"], &settings).await
+}
+
+#[tokio::test]
+async fn several_replicas_may_migrate_at_once() {
+    let database = Arc::new(Database::create_empty().await);
+    let replicas: Vec<_> = (0..8)
+        .map(|_| {
+            let database = Arc::clone(&database);
+            tokio::spawn(async move { migrate(&database).await })
+        })
+        .collect();
+    let mut told = Vec::new();
+    for replica in replicas {
+        told.push(replica.await.unwrap().succeeded());
+    }
+    let migrations = database.number("select count(*) from _sqlx_migrations where success").await;
+    let all = format!("{migrations} migrations applied");
+    assert!(told.iter().any(|told| told.starts_with(&all)), "{told:#?}");
+    assert!(migrate(&database).await.succeeded().starts_with("0 migrations applied"));
+}
+
+#[tokio::test]
+async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
+    let database = Database::create_empty().await;
+    migrate(&database).await.succeeded();
+    database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
+    let refused = migrate(&database).await;
+    assert_eq!(refused.code(), Some(1));
+    assert!(refused.stderr.contains("migration 1"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn a_schema_that_is_ahead_of_the_service_is_a_release_under_way() {
+    let mut service = service().await;
+    service.terminate().await;
+    service
+        .database()
+        .execute(
+            r"insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+              values (9999, 'of the next release', true, '\x00', 0)",
+        )
+        .await;
+    service.restart().await;
+    let _created = service.customer().await.creates().await.is(201);
+}
+
+#[tokio::test]
+async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_within_it() {
+    let database = Database::create_empty().await;
+    let settings = platform::database::Settings {
+        url: database.owner_url().as_str().parse().unwrap(),
+        migration_url: None,
+        max_connections: NonZeroU32::new(2).unwrap(),
+        acquire_timeout: Duration::from_secs(10),
+        statement_timeout: Duration::from_secs(10),
+        startup_wait: Duration::from_secs(10),
+        migrate_on_start: false,
+    };
+    let pool = platform::database::Database::connect(&settings, "cancelled").await.unwrap();
+    let mut begun = 0;
+    // Each with a little more patience than the one before: from cancelled at once to begun.
+    for turns in 0..1000 {
+        // A connection is open: what is cancelled is the beginning on it.
+        pool.ping().await.unwrap();
+        let patience = async {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            transaction = pool.begin() => begun += usize::from(transaction.is_ok()),
+            () = patience => {}
+        }
+    }
+    assert!((1..1000).contains(&begun), "some were cancelled, and {begun} were not");
+    let within = "select count(*) from pg_stat_activity \
+                  where application_name = 'cancelled' and state like 'idle in transaction%'";
+    eventually("no connection is within a transaction", async || {
+        (database.number(within).await == 0).then_some(())
+    })
+    .await;
+    // On whichever connection: what is written is there for others.
+    for _ in 0..4 {
+        pool.ping().await.unwrap();
+    }
+    assert_eq!(database.number(within).await, 0);
+    pool.close(Duration::from_secs(10)).await;
+}

@@ -1,0 +1,202 @@
+//! What the documents say about controls and metrics, and the files that they name, compared with the repository.
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use super::is_complete;
+
+/// Where documents name files of the repository.
+const FOLDERS: [&str; 11] = [
+    ".ci/",
+    ".github/",
+    "bench/",
+    "deploy/",
+    "dev/src/",
+    "docs/",
+    "grafana/",
+    "migrations/",
+    "platform/",
+    "src/",
+    "tests/",
+];
+
+pub(crate) fn file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The text of a document and of the slices' parts of it, which are files of their own beside it: of `docs/metrics.md` and
+/// every `docs/metrics-*.md`, or of `.env.example` and every `.env.*.example`.
+pub(crate) fn with_parts(path: &str) -> String {
+    let (stem, extension) = path.rsplit_once('.').unwrap();
+    let (folder, stem) = stem.rsplit_once('/').unwrap_or((".", stem));
+    let separator = if stem.starts_with('.') { '.' } else { '-' };
+    let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| {
+        let rest = name.strip_suffix(extension).and_then(|name| name.strip_suffix('.')?.strip_prefix(stem));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(separator))
+    });
+    names.sort_unstable();
+    assert!(names.iter().any(|name| path.ends_with(name.as_str())), "{path} is among {names:?}");
+    names.iter().map(|name| file(&format!("{folder}/{name}")) + "\n").collect()
+}
+
+/// What stands between backticks in a document, outside of its blocks of code.
+pub(crate) fn quoted(document: &str) -> Vec<&str> {
+    document.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Whether there is a test of this name, such as `orders::an_order_is_placed`. As in the filters of `cargo test`, the
+/// modules above may be left out, and so may those in between.
+pub(crate) fn stands(name: &str) -> bool {
+    static TESTS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite");
+        let module = |path: &Path| {
+            let path = path.strip_prefix(&root).unwrap().with_extension("").display().to_string();
+            format!("::{}::", path.replace('/', "::"))
+        };
+        sources(&root).into_iter().map(|(path, text)| (module(&path), text)).collect()
+    });
+    let (module, function) = name.rsplit_once("::").unwrap();
+    let declared = [format!("]\nasync fn {function}() {{"), format!("]\nfn {function}() {{")];
+    TESTS.iter().any(|(path, code)| {
+        path.contains(&format!("::{module}::")) && declared.iter().any(|test| code.contains(test))
+    })
+}
+
+/// Every source file below a folder, and its text.
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            files.push((path, text));
+        }
+    }
+    files
+}
+
+#[test]
+fn every_control_names_tests_that_there_are() {
+    let document = file("docs/compliance.md");
+    let mut controls = BTreeSet::new();
+    for section in document.split("\n## ").skip(1) {
+        let (title, text) = section.split_once('\n').unwrap();
+        let Some(control) = title.split(' ').next().filter(|word| word.contains('-')) else { continue };
+        controls.insert(control.to_owned());
+        let mut tests = 0;
+        for name in quoted(text).into_iter().filter(|name| name.contains("::")) {
+            assert!(stands(name), "{control}: there is no test {name}");
+            tests += 1;
+        }
+        assert!(tests > 0, "{control} names no test");
+        for part in ["Asks:", "Code:", "Tests:", "Watched by:", "Alerts:", "Operator:"] {
+            assert!(text.contains(&format!("**{part}**")), "{control} says nothing under {part}");
+        }
+    }
+    let expected =
+        (2..=12).map(|number| format!("AU-{number}")).chain(["AC-7", "SI-4", "SI-11"].map(str::to_owned));
+    is_complete("docs/compliance.md", &controls, "the controls that are claimed", &expected.collect());
+
+    let parts = with_parts("docs/compliance.md");
+    for row in parts.lines().filter(|line| line.starts_with("| ") && line.contains("::")) {
+        let control = row.split('|').nth(1).unwrap().trim();
+        assert!(controls.contains(control), "{control} is no control of docs/compliance.md");
+        for name in quoted(row) {
+            assert!(stands(name), "{control}: there is no test {name}");
+        }
+    }
+}
+
+#[test]
+fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_there_is_none() {
+    let rules: String = ["security", "service", "telemetry", "trail"]
+        .iter()
+        .map(|name| file(&format!("prometheus/rules/{name}.yml")))
+        .collect();
+    let document = file("docs/compliance.md");
+    let mut looked_at = 0;
+    for section in document.split("\n## ").filter(|section| section.contains("**Alerts:**")) {
+        let alerts = section.split("**Alerts:**").nth(1).unwrap().split("\n\n").next().unwrap();
+        assert!(!quoted(alerts).is_empty() || alerts.trim_start().starts_with("none: "), "{section}");
+        for alert in quoted(alerts) {
+            let stands = rules.lines().any(|line| line.trim() == format!("- alert: {alert}"));
+            assert!(stands, "there is no alert {alert}");
+            assert!(file(&format!("docs/runbooks/{alert}.md")).starts_with(&format!("# {alert}\n")));
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 10, "something was looked at: {looked_at}");
+}
+
+#[test]
+fn the_metrics_and_files_that_the_documents_name_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code: String = ["src", "platform/src"]
+        .iter()
+        .flat_map(|folder| sources(&root.join(folder)))
+        .map(|(_, text)| text)
+        .collect();
+    let mut looked_at = 0;
+    for document in ["docs/compliance.md", "docs/logs.md", "docs/audit.md"] {
+        for name in quoted(&file(document)) {
+            if name.starts_with("src/") || name.starts_with("docs/") || name.starts_with("migrations/") {
+                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+                assert!(path.exists(), "{document}: {name}");
+            } else if name.ends_with("_total") || name.ends_with("_seconds") {
+                assert!(code.contains(&format!("\"{name}\"")), "{document}: there is no metric {name}");
+            } else {
+                continue;
+            }
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 20, "something was looked at: {looked_at}");
+}
+
+/// The documents: those of the root, and every file below `docs` and `deploy`.
+fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            documents(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_file_that_a_document_names_or_links_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found: Vec<_> =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root.join(name)).into();
+    for folder in ["docs", "deploy"] {
+        documents(&root.join(folder), &mut found);
+    }
+    let mut looked_at = 0;
+    for document in found {
+        let text = fs::read_to_string(&document).unwrap();
+        let prose: String = text.split("```").step_by(2).collect();
+        let links = prose.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        let links = links.filter(|link| !link.is_empty() && !link.contains("://"));
+        let linked = links.map(|link| document.parent().unwrap().join(link));
+        let names = quoted(&text).into_iter().filter(|name| {
+            let in_repository = FOLDERS.iter().any(|folder| name.starts_with(folder));
+            in_repository
+                && !["*", " ", "SLICE", "FILE", "NAME", "NNNN"].iter().any(|part| name.contains(part))
+        });
+        for path in linked.chain(names.map(|name| root.join(name))) {
+            assert!(path.exists(), "{} names {}, which does not exist", document.display(), path.display());
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 100, "{looked_at} names and links");
+}

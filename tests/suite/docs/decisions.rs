@@ -1,0 +1,31 @@
+//! The decisions of `docs/decisions` are listed, and each says what would change it.
+use std::{collections::BTreeSet, fs};
+
+use super::{
+    compliance::{file, with_parts},
+    is_complete,
+};
+
+#[test]
+fn every_decision_is_listed_and_says_what_would_change_it() {
+    let list = with_parts("docs/decisions/README.md");
+    let listed: BTreeSet<_> = list
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("| [")?.split(['(', ')']).nth(1)?.to_owned()))
+        .collect();
+    let mut written = BTreeSet::new();
+    for entry in fs::read_dir(crate::stack::repository().join("docs/decisions")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.starts_with("README") {
+            continue;
+        }
+        let text = file(&format!("docs/decisions/{name}"));
+        let title = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap();
+        assert!(list.contains(&format!("]({name}) | {title} |")), "{name} is listed by its title");
+        for part in ["Chosen:", "Also thought of:", "Why:", "Price:", "What would change our mind:"] {
+            assert!(text.contains(&format!("**{part}**")), "{name} says nothing under {part}");
+        }
+        written.insert(name);
+    }
+    is_complete("docs/decisions/README.md", &listed, "the files of docs/decisions", &written);
+}

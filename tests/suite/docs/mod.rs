@@ -1,0 +1,21 @@
+//! The documents and the sources say the same.
+pub(crate) mod compliance;
+mod decisions;
+mod structure;
+
+use std::{collections::BTreeSet, fmt::Debug};
+
+/// Panics unless a file lists what it has to list; names what is missing in it, and what it has in addition.
+pub(crate) fn is_complete<T: Debug + Ord>(
+    file: &str,
+    listed: &BTreeSet<T>,
+    source: &str,
+    expected: &BTreeSet<T>,
+) {
+    let missing: Vec<_> = expected.difference(listed).collect();
+    let extra: Vec<_> = listed.difference(expected).collect();
+    assert!(
+        missing.is_empty() && extra.is_empty(),
+        "{file} does not agree with {source}:\nmissing in {file}: {missing:#?}\nonly in {file}: {extra:#?}"
+    );
+}

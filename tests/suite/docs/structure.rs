@@ -1,0 +1,270 @@
+//! The rules of the code's structure that the sources themselves can prove; docs/architecture.md states the reasons.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use syn::{UseTree, visit::Visit};
+
+/// The directories of sources, each of which is the root of a crate.
+const CRATES: [&str; 2] = ["src", "platform/src"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Returns every Rust file below a directory of the checkout.
+fn files(directory: &str) -> Vec<PathBuf> {
+    fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(&root().join(directory), &mut found);
+    found.sort();
+    found
+}
+
+/// Returns the sources of the service and the platform: the path of each file, and its text without unit tests.
+fn sources() -> Vec<(String, String)> {
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned();
+        (path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned(), code)
+    };
+    let all = CRATES.iter().flat_map(|directory| files(directory));
+    all.filter(|path| !path.ends_with("tests.rs")).map(read).collect()
+}
+
+/// Returns the lines of code, without comments, for which `wanted` is true, in the files for which `within` is true.
+fn lines_with(wanted: impl Fn(&str) -> bool, within: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, code) in sources().into_iter().filter(|(path, _)| within(path)) {
+        let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        found.extend(lines.filter(|line| wanted(line)).map(|line| format!("{path}: {}", line.trim())));
+    }
+    found
+}
+
+#[test]
+fn only_the_list_of_slices_names_a_slice() {
+    let directories = fs::read_dir(root().join("src/slices")).unwrap().map(|entry| entry.unwrap().path());
+    let slices: Vec<_> = directories
+        .filter(|path| path.join("mod.rs").exists())
+        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    let names_a_slice = |line: &str| slices.iter().any(|slice| line.contains(&format!("{slice}::")));
+    assert_eq!(lines_with(names_a_slice, |path| !path.starts_with("src/slices/")), [""; 0]);
+    assert!(
+        !lines_with(names_a_slice, |path| path == "src/slices/mod.rs").is_empty(),
+        "the rule finds lines"
+    );
+}
+
+#[test]
+fn nothing_uses_the_wiring() {
+    let uses_the_wiring = |line: &str| line.contains("service::serve") || line.contains("cli::");
+    let outside =
+        |path: &str| !["src/main.rs", "src/lib.rs", "src/cli/mod.rs", "src/service/mod.rs"].contains(&path);
+    assert_eq!(lines_with(uses_the_wiring, outside), [""; 0]);
+    assert!(!lines_with(uses_the_wiring, |path| path == "src/main.rs").is_empty(), "the rule finds lines");
+}
+
+/// The modules that a file uses, as paths from the root of its crate.
+struct Uses<'a> {
+    module: &'a [String],
+    found: BTreeSet<Vec<String>>,
+}
+
+impl Uses<'_> {
+    /// Adds a path of source code, if it is one within the crate.
+    fn add(&mut self, segments: &[String]) {
+        let mut from = self.module.to_vec();
+        let mut rest = segments;
+        match rest.first().map(String::as_str) {
+            Some("crate") => from.clear(),
+            Some("self" | "super") => {}
+            _ => return,
+        }
+        while let Some(first) = rest.first() {
+            match first.as_str() {
+                "super" => drop(from.pop()),
+                "crate" | "self" => {}
+                _ => break,
+            }
+            rest = &rest[1..];
+        }
+        from.extend(rest.iter().cloned());
+        self.found.insert(from);
+    }
+
+    fn add_tree(&mut self, tree: &UseTree, before: &[String]) {
+        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => self.add_tree(&path.tree, &with(&path.ident)),
+            UseTree::Group(group) => group.items.iter().for_each(|item| self.add_tree(item, before)),
+            UseTree::Name(name) => self.add(&with(&name.ident)),
+            UseTree::Rename(rename) => self.add(&with(&rename.ident)),
+            UseTree::Glob(_) => self.add(before),
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Uses<'_> {
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.add_tree(&item.tree, &[]);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let segments: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        self.add(&segments);
+        syn::visit::visit_path(self, path);
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        // Unit tests may use what they like.
+        if item.ident != "tests" {
+            syn::visit::visit_item_mod(self, item);
+        }
+    }
+}
+
+/// Returns, for each module, the modules beside it that it uses, itself or in a module within it.
+fn uses_of_siblings(directory: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
+    let base = root().join(directory);
+    let module_of = |path: &Path| -> Vec<String> {
+        let path = path.strip_prefix(&base).unwrap().with_extension("");
+        let parts = path.iter().map(|part| part.to_str().unwrap().to_owned());
+        parts.filter(|part| !["mod", "lib", "main"].contains(&part.as_str())).collect()
+    };
+    let all: Vec<_> = files(directory).into_iter().filter(|path| !path.ends_with("tests.rs")).collect();
+    let modules: BTreeSet<_> = all.iter().map(|path| module_of(path)).collect();
+    let mut graph = BTreeMap::<_, BTreeSet<_>>::new();
+    for path in &all {
+        let module = module_of(path);
+        let mut uses = Uses { module: &module, found: BTreeSet::new() };
+        uses.visit_file(&syn::parse_file(&fs::read_to_string(path).unwrap()).unwrap());
+        for used in &uses.found {
+            let depth = module.iter().zip(used).take_while(|(one, other)| one == other).count();
+            let (Some(from), Some(to)) = (module.get(..=depth), used.get(..=depth)) else { continue };
+            if modules.contains(to) {
+                graph.entry(from.to_vec()).or_default().insert(to.to_vec());
+            }
+        }
+    }
+    graph
+}
+
+#[test]
+fn no_modules_use_one_another_in_a_circle() {
+    fn visit<'a>(
+        graph: &'a BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
+        module: &'a Vec<String>,
+        path: &mut Vec<&'a Vec<String>>,
+        done: &mut BTreeSet<&'a Vec<String>>,
+        circles: &mut Vec<String>,
+    ) {
+        if let Some(start) = path.iter().position(|earlier| *earlier == module) {
+            let circle = path[start..].iter().chain([&module]).map(|module| module.join("::"));
+            circles.push(circle.collect::<Vec<_>>().join(" -> "));
+        } else if !done.contains(module) {
+            path.push(module);
+            for next in graph.get(module).into_iter().flatten() {
+                visit(graph, next, path, done, circles);
+            }
+            path.pop();
+            done.insert(module);
+        }
+    }
+    for directory in [CRATES.as_slice(), &["dev/src"]].concat() {
+        let graph = uses_of_siblings(directory);
+        assert!(graph.len() > 10, "the rule finds the modules of {directory}");
+        let (mut done, mut circles) = (BTreeSet::new(), Vec::new());
+        for module in graph.keys() {
+            visit(&graph, module, &mut Vec::new(), &mut done, &mut circles);
+        }
+        assert!(circles.is_empty(), "{directory}: {circles:#?}");
+    }
+}
+
+#[test]
+fn rules_do_no_input_or_output() {
+    let does_io = |line: &str| {
+        ["sqlx::", "tokio::", "reqwest::", "async fn", "Utc::now"].iter().any(|io| line.contains(io))
+    };
+    let has_rules = |path: &str| path.ends_with("/model.rs") || path.contains("/model/");
+    assert_eq!(lines_with(does_io, has_rules), [""; 0]);
+    assert!(!lines_with(does_io, |path| path.ends_with("/store.rs")).is_empty(), "the rule sees something");
+}
+
+#[test]
+fn sql_is_checked_when_it_is_compiled() {
+    let unchecked = |line: &str| {
+        ["sqlx::query(", "sqlx::query_as(", "sqlx::query_scalar(", "QueryBuilder"]
+            .iter()
+            .any(|call| line.contains(call))
+    };
+    // What runs before the schema is there has nothing to be checked against.
+    let where_checked =
+        |path: &str| path != "platform/src/migrations.rs" && path != "platform/src/database/checks.rs";
+    assert_eq!(lines_with(unchecked, where_checked), [""; 0]);
+}
+
+#[test]
+fn handlers_hold_no_sql() {
+    let sql = |line: &str| line.contains("sqlx::query");
+    assert_eq!(lines_with(sql, |path| path.ends_with("routes.rs")), [""; 0]);
+    assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");
+}
+
+/// The names of the metrics in a file.
+#[derive(Default)]
+struct Metrics(BTreeSet<String>);
+
+impl<'ast> Visit<'ast> for Metrics {
+    fn visit_item_macro(&mut self, item: &'ast syn::ItemMacro) {
+        if item.mac.path.segments.last().is_some_and(|last| last.ident == "metrics") {
+            let declarations = item.mac.tokens.to_string();
+            let names = declarations.split("static ").skip(1).map(|metric| {
+                let (_, rest) = metric.split_once("= \"").unwrap();
+                rest.split('"').next().unwrap().to_owned()
+            });
+            self.0.extend(names);
+        }
+    }
+}
+
+/// Returns the names of the metrics that the sources declare.
+pub fn declared_metrics() -> BTreeSet<String> {
+    let mut metrics = Metrics::default();
+    for path in CRATES.iter().flat_map(|directory| files(directory)) {
+        metrics.visit_file(&syn::parse_file(&fs::read_to_string(path).unwrap()).unwrap());
+    }
+    metrics.0
+}
+
+/// A metric without a series is on no page, so a test that reads the page misses it.
+#[test]
+fn every_declared_metric_is_documented() {
+    let document = super::compliance::with_parts("docs/metrics.md");
+    let declared = declared_metrics();
+    for name in &declared {
+        assert!(document.contains(&format!("| `{name}` | ")), "{name} is not in docs/metrics*.md");
+    }
+    // One of each kind, in every project.
+    for name in [
+        "http_requests_total",
+        "http_requests_in_flight",
+        "db_query_duration_seconds",
+        "audit_seal_lag_seconds",
+    ] {
+        assert!(declared.contains(name), "{name} is not found among {declared:?}");
+    }
+}

@@ -1,0 +1,23 @@
+//! The checklist names what there is.
+use crate::docs::compliance::{quoted, stands, with_parts};
+
+#[test]
+fn every_line_of_the_checklist_names_files_and_tests_that_there_are() {
+    let document = with_parts("docs/checklist.md");
+    let rows: Vec<_> = document.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
+    assert!(rows.len() >= 12 + 17, "{}", rows.len());
+    for row in rows {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").collect();
+        let [.., places, proofs] = &cells[..] else { panic!("{row}") };
+        let places = quoted(places);
+        assert!(!places.is_empty(), "{row}");
+        for place in places {
+            assert!(crate::stack::repository().join(place).is_file(), "there is no {place}");
+        }
+        let tests: Vec<_> = quoted(proofs).into_iter().filter(|name| name.contains("::")).collect();
+        assert!(!tests.is_empty(), "no test proves {row}");
+        for name in tests {
+            assert!(stands(name), "there is no test {name}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The views of the console, with orders and payments in them.
+mod pictures;
+mod views;
+
+use dev::harness::{Order, eventually};
+
+use crate::console::stage::{Stage, get};
+
+impl Stage {
+    /// Somebody's order, paid under a correlation id of its own.
+    pub(crate) async fn paid_order(&self, correlation_id: &str) -> Order {
+        let order = self.service.customer().await.places_an_order().await;
+        let _paid = order.pay("pm_card_ok").header("x-correlation-id", correlation_id).await.is(201);
+        order
+    }
+
+    /// The id of the trace with this correlation id, once the whole of it is there.
+    pub(crate) async fn trace_of(&self, correlation_id: &str) -> String {
+        let path = format!("/api/traces?correlation_id={correlation_id}&route=POST%20%2Fv1%2Forders");
+        eventually("the trace comes in", async || {
+            let traces = get(&self.console, &path).await;
+            let trace = traces.as_array()?.iter().find(|trace| trace["spans"].as_u64() > Some(5))?.clone();
+            Some(trace["trace_id"].as_str()?.to_owned())
+        })
+        .await
+    }
+}

@@ -1,0 +1,191 @@
+//! Each view, as somebody sees it who opens it.
+use dev::{
+    faults::Fault,
+    harness::{SOON, eventually},
+    process::Launch,
+};
+use serde_json::json;
+
+use crate::console::stage::{Stage, get};
+
+#[tokio::test]
+async fn each_view_shows_what_has_happened() {
+    let (stage, _traffic) = Stage::with_traffic(20.0).await;
+    stage.paid_order("a-checkout").await;
+    let Some(browser) = stage.open("/").await else { return };
+
+    browser.shows("[data-tile=Service]", "ready").await;
+    browser.shows("[data-tile=Breaker]", "closed").await;
+    browser.shows("[data-tile=Requests]", "/s").await;
+    browser.shows("[data-chart=latency] .legend", "p95").await;
+    browser.shows("[data-chart=money] .legend", "succeeded").await;
+    browser.shows("[data-chart=requests] .legend", "4xx").await;
+    let legend = "return [...document.querySelectorAll('[data-chart=requests] .legend li')].map((line) => line.textContent.split(' ')[0])";
+    assert_eq!(browser.run(legend).await, json!(["all", "4xx", "5xx"]));
+    browser.shows(".tour", "Follow the first paid order").await;
+    let tour = "return document.querySelector('.tour a').getAttribute('href')";
+    assert_eq!(browser.run(tour).await, json!("/traces/first"));
+    browser.shows("table", "/v1/orders/{id}/payments").await;
+    browser.shows(".lamps", "payment recovery").await;
+    assert_eq!(browser.place().await, "/now");
+
+    browser.click("nav a[data-view=traces]").await;
+    browser.shows(".row.trace .name", "POST /v1/orders/{id}/payments").await;
+    browser.go("/traces?correlation_id=a-checkout&route=payments&status=2xx").await;
+    browser.shows(".count", "The newest 1 that fit").await;
+
+    browser.click("nav a[data-view=logs]").await;
+    browser.shows(".line .message", "request").await;
+    browser.go("/logs?correlation_id=a-checkout&level=INFO&text=%7Bid%7D%2Fpayments").await;
+    browser.shows(".line .message", "request").await;
+    assert_eq!(browser.run("return document.querySelectorAll('.line.debug').length").await, json!(0));
+    browser.click(".line .where a").await;
+    browser.shows(".title h1", "POST /v1/orders/{id}/payments").await;
+
+    browser.click("nav a[data-view=alerts]").await;
+    browser.shows("#evaluator", "the console itself").await;
+    browser.shows("[data-rule=DatabasePoolExhausted]", "quiet").await;
+    browser.shows("[data-rule='ServiceAvailabilityBudgetBurn 1h/5m']", "not computed").await;
+
+    browser.click("nav a[data-view=faults]").await;
+    browser.shows("#books", "The books agree").await;
+
+    browser.click("nav a[data-view=audit]").await;
+    browser.shows(".events", "payments").await;
+    browser.shows(".seals", "#1").await;
+    browser.click("#verify").await;
+    browser.shows("#verification", "The chain is whole").await;
+    stage
+        .service
+        .database()
+        .execute("alter table audit_events disable trigger user; update audit_events set action = 'forged' where sequence = (select min(sequence) from audit_events)")
+        .await;
+    browser.click("#verify").await;
+    browser.shows("#verification", "The chain is not whole").await;
+    browser.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it() {
+    let stage = Stage::set().await;
+    stage.paid_order("the-first").await;
+    let trace = stage.trace_of("the-first").await;
+    let Some(browser) = stage.open(&format!("/traces/{trace}")).await else {
+        return;
+    };
+    browser.shows(".title h1", "201 POST /v1/orders/{id}/payments").await;
+    browser.shows(".title code", &trace).await;
+    browser.shows(".waterfall", "INSERT payments").await;
+    let gateway = stage.service.gateway().address();
+    browser.shows("[data-span=POST]", &format!("POST {gateway}/v1/charges")).await;
+    browser.shows(".beside .line .message", "request").await;
+
+    browser.click("[data-span='SETTLE payments']").await;
+    browser.shows(".details", "db.collection.name").await;
+    let place = browser.place().await;
+    assert!(place.starts_with(&format!("/traces/{trace}?span=")), "{place}");
+    browser.go(&place).await;
+    browser.shows(".details h2", "SETTLE payments").await;
+
+    browser.go("/traces/first").await;
+    browser.shows(".title code", &trace).await;
+    assert_eq!(browser.place().await, format!("/traces/{trace}"));
+    browser.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_again() {
+    let (stage, _traffic) = Stage::with_traffic(40.0).await;
+    let Some(browser) = stage.open("/faults").await else { return };
+    eventually("customers pay", async || (stage.service.gateway().ledger().charges.len() > 5).then_some(()))
+        .await;
+    browser.click("[data-fault=gateway-outage] button").await;
+    browser.shows("#banner", "Gateway outage").await;
+    assert!((stage.service.gateway().faults().get().error_rate - 1.0).abs() < f64::EPSILON);
+
+    browser.click("nav a[data-view=now]").await;
+    browser.shows("[data-tile=Breaker]", "open").await;
+    browser.shows("#banner", "Gateway outage").await;
+    browser.shows(".shade", "Gateway outage").await;
+    eventually("the time of the fault stands behind the charts", async || {
+        let bands = browser.run("return document.querySelectorAll('.band').length").await;
+        (bands.as_u64() > Some(0)).then_some(())
+    })
+    .await;
+    browser.go("/traces?status=5xx").await;
+    browser.shows(".row.trace .status", "503").await;
+    browser.go("/logs?text=circuit").await;
+    browser.shows(".line .message", "circuit breaker").await;
+    browser.go("/alerts").await;
+    browser.shows(".arrived", "by the service itself").await;
+    browser.go("/audit").await;
+    browser.shows("#banner", "Gateway outage").await;
+
+    browser.click("#normal").await;
+    browser.has_no("#banner").await;
+    assert!(stage.service.gateway().faults().get().error_rate.abs() < f64::EPSILON);
+    assert!(!stage.faults.is_on(Fault::named("gateway-outage").unwrap()));
+    browser.go("/now").await;
+    browser.shows("[data-tile=Breaker]", "closed").await;
+    browser.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn what_looks_like_markup_stays_text_wherever_it_is_shown() {
+    const MARKUP: &str =
+        "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>";
+    let stage = Stage::set().await;
+    let named = json!({ "email": "markup@example.com", "password": dev::harness::PASSWORD, "name": MARKUP });
+    let _registered = stage.service.nobody().post("/v1/users").json(&named).await.is(201);
+    let asked = stage.service.nobody().get("/v1/products").header("user-agent", MARKUP);
+    let _served = asked.header("x-correlation-id", "markup").await.is(200);
+    let line = json!({ "timestamp": "2026-01-01T00:00:00Z", "level": "ERROR", "target": MARKUP, "message": MARKUP, MARKUP: MARKUP, "trace_id": "abc" });
+    let printed = Launch::new("printf").args(["%s\\n", &line.to_string(), MARKUP]).start().unwrap();
+    stage.console.follow("http://127.0.0.1:9/".parse().unwrap(), printed.follow());
+    printed.wait(SOON).await.unwrap();
+
+    let Some(browser) = stage.open("/logs?text=onerror").await else { return };
+    browser.shows(".line .message", MARKUP).await;
+    let trace = eventually("the trace comes in", async || {
+        let traces = get(&stage.console, "/api/traces?correlation_id=markup").await;
+        Some(traces[0]["trace_id"].as_str()?.to_owned())
+    })
+    .await;
+    browser.go(&format!("/traces/{trace}")).await;
+    browser.click(".span").await;
+    browser.shows(".details", MARKUP).await;
+    browser.go(&format!("/logs?text={}", "%3Cimg%20src%3Dx%20onerror%3D1%3E")).await;
+    browser.shows(".count", "The newest 0").await;
+    for path in ["/now", "/traces", "/audit", "/logs"] {
+        browser.go(path).await;
+        browser.shows("nav a[aria-current]", "").await;
+        let images = "return document.images.length + document.querySelectorAll('body script').length";
+        assert_eq!(browser.run(images).await, json!(0), "{path}");
+        assert_ne!(browser.run("return document.title").await, json!("taken"), "{path}");
+    }
+    browser.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn the_keyboard_leads_everywhere() {
+    let stage = Stage::set().await;
+    stage.paid_order("by-keyboard").await;
+    stage.trace_of("by-keyboard").await;
+    let Some(browser) = stage.open("/now").await else { return };
+    browser.shows("[data-tile=Service]", "ready").await;
+    for (key, place) in
+        [("3", "/logs"), ("4", "/alerts"), ("5", "/faults"), ("6", "/audit"), ("2", "/traces")]
+    {
+        browser.press(key).await;
+        assert_eq!(browser.place().await, place);
+    }
+    browser.shows(".row.trace .name", "POST /v1/orders/{id}/payments").await;
+    browser.press("j").await;
+    browser.shows(".row.trace:focus .name", "").await;
+    browser.press("Enter").await;
+    // The newest trace is whatever the service did last: its scale begins at nought in any case.
+    browser.shows(".waterfall", "0 µs").await;
+    browser.press("t").await;
+    assert_eq!(browser.run("return document.documentElement.dataset.theme").await, json!("light"));
+    browser.has_no_errors().await;
+}

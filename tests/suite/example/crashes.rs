@@ -1,0 +1,184 @@
+//! The process dies between any two steps of a payment or a refund, and nothing is lost and nothing is done twice.
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Command, ExitStatus},
+};
+
+use dev::{
+    example::campaign::faults::CRASH_POINTS,
+    example::gateway::Faults,
+    harness::{Answer, Order, Request, Service, eventually},
+};
+
+use super::payments::charges;
+use crate::builder;
+
+/// Starts a service that dies at a place.
+async fn dies_at(point: &str) -> Service {
+    builder().setting("CRASH_AT", point).start().await
+}
+
+/// The process has died there; it is started again, and the caller, who heard nothing, asks again until it is told
+/// how it ended.
+async fn is_asked_again(service: &mut Service, the_same_again: Request) -> Answer {
+    let ended = service.ends().await;
+    assert!(ended.signal().is_some(), "it died, and did not end: {ended}");
+    service.restart_without("CRASH_AT").await;
+    eventually("the same request is answered with the outcome", async || {
+        let answer = the_same_again.clone().await;
+        // Under way for the lease of the one that died, then processing until it is recovered.
+        match answer.status {
+            201 => Some(answer),
+            202 | 409 => None,
+            _ => panic!("{answer}"),
+        }
+    })
+    .await
+}
+
+/// One change, one event: what begins and what settles are each told once.
+async fn is_told_once(service: &Service, resource: &str) {
+    for action in ["create", "settle"] {
+        let condition = format!("resource = '{resource}' and action = '{action}' and result = 'success'");
+        assert_eq!(service.audit_events(&condition).await.len(), 1, "{resource} {action}");
+    }
+}
+
+async fn a_payment_survives(point: &str, card: &str, webhooks: bool) {
+    let mut service = dies_at(point).await;
+    if !webhooks {
+        service.gateway_sends_no_webhooks();
+    }
+    let order = service.customer().await.places_an_order().await;
+    let attempt = order.pay(card).in_background();
+    is_paid_in_the_end(&mut service, &order, attempt.again()).await;
+}
+
+/// The gateway is in trouble while the request lasts, and knows nothing of it when recovery asks.
+async fn a_payment_that_never_arrived_survives(point: &str) {
+    let mut service = dies_at(point).await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let request = order.pay("pm_card_ok");
+    let calm = service.gateway().faults().get();
+    service.gateway().faults().set(Faults { error_rate: 1.0, ..calm.clone() });
+    let _under_way = request.clone().await.is(202);
+    service.gateway().faults().set(calm);
+    is_paid_in_the_end(&mut service, &order, request).await;
+}
+
+async fn is_paid_in_the_end(service: &mut Service, order: &Order, the_same_again: Request) {
+    let paid = is_asked_again(service, the_same_again).await;
+    assert_eq!(paid.text("status"), "succeeded");
+    order.becomes("paid").await;
+    assert_eq!(charges(service, paid.id()).await, 1, "charged once");
+    is_told_once(service, "payments").await;
+    service.invariants_hold().await;
+}
+
+async fn a_refund_survives(point: &str) {
+    let mut service = dies_at(point).await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.is_paid().await;
+    let attempt = service.support().await.refund(payment, None).in_background();
+    let refunded = is_asked_again(&mut service, attempt.again()).await;
+    assert_eq!(refunded.text("status"), "succeeded");
+    order.becomes("refunded").await;
+    assert_eq!(service.gateway().ledger().refunds.len(), 1, "given back once");
+    is_told_once(&service, "refunds").await;
+    service.invariants_hold().await;
+}
+
+/// The table: a test for each place, and the names of all places.
+macro_rules! table {
+    ($($test:ident: $point:literal => $survives:expr;)*) => {
+        const POINTS: &[&str] = &[$($point),*];
+
+        $(
+            #[tokio::test]
+            async fn $test() {
+                $survives.await;
+            }
+        )*
+    };
+}
+
+table! {
+    before_a_payment_begins: "payment.beginning" => a_payment_survives("payment.beginning", "pm_card_ok", false);
+    after_a_payment_has_begun: "payment.begun" => a_payment_survives("payment.begun", "pm_card_ok", false);
+    after_a_charge_was_answered: "payment.answered" => a_payment_survives("payment.answered", "pm_card_ok", false);
+    before_a_settlement_commits: "payment.settling" => a_payment_survives("payment.settling", "pm_card_ok", false);
+    after_a_settlement_has_committed: "payment.settled" => a_payment_survives("payment.settled", "pm_card_ok", false);
+    after_recovery_has_taken_a_lease: "recovery.leased" => a_payment_survives("recovery.leased", "pm_card_timeout", false);
+    after_recovery_was_answered: "recovery.answered" => a_payment_survives("recovery.answered", "pm_card_timeout", false);
+    before_recovery_sends_a_charge_again: "recovery.sending" => a_payment_that_never_arrived_survives("recovery.sending");
+    after_a_webhook_is_claimed: "webhook.claimed" => a_payment_survives("webhook.claimed", "pm_card_timeout", true);
+    before_a_webhook_commits: "webhook.applied" => a_payment_survives("webhook.applied", "pm_card_timeout", true);
+    after_a_webhook_has_committed: "webhook.received" => a_payment_survives("webhook.received", "pm_card_timeout", true);
+    before_a_refund_begins: "refund.beginning" => a_refund_survives("refund.beginning");
+    after_a_refund_has_begun: "refund.begun" => a_refund_survives("refund.begun");
+    after_a_refund_was_answered: "refund.answered" => a_refund_survives("refund.answered");
+    before_a_refunds_settlement_commits: "refund.settling" => a_refund_survives("refund.settling");
+    after_a_refunds_settlement_has_committed: "refund.settled" => a_refund_survives("refund.settled");
+}
+
+#[test]
+fn the_table_has_every_place_in_the_sources() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/slices/payments");
+    let mut places = BTreeSet::new();
+    for entry in fs::read_dir(sources).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(source) = fs::read_to_string(path) else { continue };
+        let calls = source.split("crash::point(\"").skip(1);
+        places.extend(calls.filter_map(|call| call.split('"').next().map(ToOwned::to_owned)));
+    }
+    let table: BTreeSet<_> = POINTS.iter().map(|point| (*point).to_owned()).collect();
+    assert_eq!(table, places);
+    let drawn: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
+    assert_eq!(drawn, places, "a campaign draws from all of them");
+}
+
+/// Compiles the module of the places alone, with or without debug assertions, and comes to one of them: how the process
+/// ended, and whether the variable's name is anywhere in its executable.
+fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = directory.join(format!("crash-{debug_assertions}"));
+    let source = program.with_extension("rs");
+    let module = root.join("platform/src/resilience/crash.rs");
+    let text = format!(
+        "#[path = \"{}\"]\nmod crash;\nfn main() {{ crash::point(\"payment.begun\") }}\n",
+        module.display()
+    );
+    fs::write(&source, text).unwrap();
+    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let built = Command::new(compiler)
+        .args(["--edition=2024", "-Copt-level=1", &format!("-Cdebug-assertions={debug_assertions}"), "-o"])
+        .args([&program, &source])
+        .status();
+    assert!(built.unwrap().success());
+    let ended = Command::new(&program).env("CRASH_AT", "payment.begun").status().unwrap();
+    let name = b"CRASH_AT";
+    (ended, fs::read(&program).unwrap().windows(name.len()).any(|bytes| bytes == name))
+}
+
+#[test]
+fn what_is_released_cannot_be_told_to_die() {
+    let (ended, is_in_it) = comes_to_a_place("on");
+    assert!(ended.signal().is_some() && is_in_it, "the places are there where they should be: {ended}");
+    let (ended, is_in_it) = comes_to_a_place("off");
+    assert!(ended.success() && !is_in_it, "{ended}");
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in ["Cargo.toml", ".cargo/config.toml"] {
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        assert!(!text.contains("debug-assertions"), "{file}: a release has none, and nothing says otherwise");
+    }
+    // The whole executable is looked at where it is built: no image is made of one that has places.
+    let image = fs::read_to_string(root.join("Dockerfile")).unwrap();
+    assert!(image.contains("RUN ! grep -q CRASH_AT target/release/"));
+}

@@ -1,0 +1,27 @@
+//! The tests of the example domain: products, orders and payments, and the gateway that takes the money.
+//!
+//! A project without the example replaces this directory. The other tests use these names of it: [`permissions::ROWS`],
+//! [`permissions::Things`] and [`permissions::FORBIDDEN_TO_AUDITORS`].
+mod campaign;
+mod catalog;
+mod checklist;
+mod console;
+mod crashes;
+mod discrepancies;
+mod distrust;
+mod idempotency;
+mod orders;
+mod outages;
+mod payment_traces;
+mod payments;
+pub(crate) mod permissions;
+mod platform;
+mod recovery;
+mod refunds;
+mod replicated_payments;
+mod review;
+mod round_trips;
+mod secrets;
+mod stack;
+mod traffic;
+mod webhooks;

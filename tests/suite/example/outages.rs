@@ -1,0 +1,300 @@
+//! Paying while the gateway, the network or the service itself is in trouble.
+use dev::{
+    example::gateway::{Event, Faults, Webhooks},
+    harness::{Service, eventually},
+};
+use serde_json::{Value, json};
+
+use super::payments::{NO_PAYMENTS, charges, is_charged};
+use crate::{builder, service};
+
+#[tokio::test]
+async fn a_gateway_that_fails_now_and_then_is_asked_again_and_charges_once() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.pay("pm_card_flaky").await.is(201);
+    assert_eq!(payment.text("status"), "succeeded");
+    assert_eq!(charges(&service, payment.id()).await, 1);
+    assert!(service.sends_of(payment.id()).await >= 2);
+    service.invariants_hold().await;
+}
+
+/// Pays with a card whose outcome stays unknown for the request, and is settled afterwards without any webhook.
+async fn is_settled_by_recovery(card: &str) {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+
+    let accepted = order.pay(card).await.is(202);
+    let payment = accepted.json();
+    assert_eq!((&payment["status"], &payment["failure_reason"]), (&json!("processing"), &Value::Null));
+    assert_eq!(accepted.header("location"), Some(format!("/v1/payments/{}", accepted.id()).as_str()));
+
+    order.becomes("paid").await;
+    let payment = customer.get(format!("/v1/payments/{}", accepted.id())).await.is(200).json();
+    assert_eq!(payment["status"], "succeeded");
+    assert_eq!(charges(&service, accepted.id()).await, 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_charge_that_is_never_answered_is_settled_by_asking() {
+    is_settled_by_recovery("pm_card_timeout").await;
+}
+
+#[tokio::test]
+async fn a_charge_that_is_answered_too_late_is_settled_by_asking() {
+    is_settled_by_recovery("pm_card_slow").await;
+}
+
+#[tokio::test]
+async fn a_charge_behind_an_error_is_settled_by_asking() {
+    is_settled_by_recovery("pm_card_error_after_charge").await;
+}
+
+#[tokio::test]
+async fn a_gateway_in_trouble_that_has_not_charged_is_asked_again_until_it_does() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let answer = order.pay("pm_card_error").await;
+    assert!([201, 202].contains(&answer.status), "{answer}");
+    order.becomes("paid").await;
+    assert_eq!(charges(&service, answer.id()).await, 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_webhook_settles_a_payment_while_its_request_still_waits() {
+    let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    order.becomes("paid").await;
+    service.gateway().release();
+    assert_eq!(attempt.answer().await.is(201).text("status"), "succeeded");
+    assert_eq!(service.metric("payments_total{outcome=\"succeeded\"}").await, 1, "it is counted once");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_webhook_settles_what_nobody_asks_for() {
+    let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
+    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    let charge = service.charges_for(payment).await.remove(0);
+    let event = Event::of_charge(&charge).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
+    assert_eq!(order.status().await, "paid");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_payment_survives_a_crash_between_charge_and_settlement() {
+    let mut service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    let payment = is_charged(&service, &order).await;
+    let the_same_again = attempt.again();
+    service.kill_9().await;
+    let _cut_off = attempt.give_up().await;
+    service.gateway().release();
+    service.restart().await;
+
+    order.becomes("paid").await;
+    assert_eq!(charges(&service, payment).await, 1);
+    let repeated = the_same_again.await.is(201);
+    assert!(repeated.is_replayed());
+    assert_eq!((repeated.id(), repeated.text("status")), (payment, "succeeded".to_owned()));
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_does_not_abandon_the_charge() {
+    let service = builder()
+        // So that only the request's own work can settle it.
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
+        .setting("GATEWAY_TIMEOUT_MS", "9000")
+        .start()
+        .await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    let payment = is_charged(&service, &order).await;
+    let _gone = attempt.give_up().await;
+    let given_up = "http_requests_total{method=\"POST\",path=\"/v1/orders/{id}/payments\",status=\"499\"}";
+    eventually("the client is gone", async || service.metrics().await.contains(given_up).then_some(())).await;
+
+    service.gateway().release();
+    order.becomes("paid").await;
+    assert_eq!(charges(&service, payment).await, 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_payment_is_answered_with_the_payment_under_way() {
+    let service =
+        builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let accepted = order.pay("pm_card_timeout").await.is(202);
+    assert_eq!(accepted.text("status"), "processing");
+    order.becomes("paid").await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_payment_that_had_no_time_to_begin_says_so() {
+    let service =
+        builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
+    let order = service.customer().await.places_an_order().await;
+    let paid = service.customer().await.places_an_order().await.is_paid().await;
+    let support = service.support().await;
+    let lock = service.database().hold("lock table orders, payments in access exclusive mode").await;
+    for request in [order.pay("pm_card_ok"), support.refund(paid, None)] {
+        let answer = request.await.is_problem(503, "unavailable");
+        assert!(answer.header("retry-after").is_some(), "{answer}");
+    }
+    lock.release().await;
+    assert_eq!(order.payments().await, NO_PAYMENTS);
+    order.is_paid().await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_away_is_not_asked_and_the_same_key_can_be_used_when_it_is_back() {
+    let service = service().await;
+    service.gateway().faults().set(Faults {
+        error_rate: 1.0,
+        error_status: 503,
+        webhooks: Webhooks::Never,
+        ..Faults::default()
+    });
+    let customer = service.customer().await;
+    let refused = eventually("the breaker opens", async || {
+        let order = customer.places_an_order().await;
+        let request = order.pay("pm_card_ok").key("the-key-of-this-checkout");
+        let request = request.header("idempotency-key", &format!("checkout-{}", order.id));
+        let answer = request.clone().await;
+        (answer.status == 503).then_some((order, request, answer))
+    })
+    .await;
+    let (order, request, answer) = refused;
+
+    let answer = answer.is_problem(503, "unavailable");
+    let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=10).contains(&seconds), "{answer}");
+    assert_eq!(order.payments().await, NO_PAYMENTS, "nothing is stored");
+    let keys = format!("select count(*) from idempotency_keys where key = 'checkout-{}'", order.id);
+    assert_eq!(service.database().number(keys).await, 0, "nor is the key");
+    assert_eq!(service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await, 2);
+
+    service.gateway().faults().clear();
+    let paid = eventually("the gateway is asked again", async || {
+        let answer = request.clone().await;
+        (answer.status == 201).then_some(answer)
+    })
+    .await;
+    assert!(!paid.is_replayed());
+    assert_eq!(order.status().await, "paid");
+    eventually("every payment of the outage is settled", async || {
+        let unsettled = "select count(*) from payments where status = 'processing'";
+        (service.database().number(unsettled).await == 0).then_some(())
+    })
+    .await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_slow_gateway_does_not_take_the_places_of_everybody_else() {
+    let service = builder()
+        .setting("MAX_REQUESTS_IN_FLIGHT", "4")
+        .setting("GATEWAY_TIMEOUT_MS", "9000")
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
+        .start()
+        .await;
+    service.gateway_sends_no_webhooks();
+    let customer = service.customer().await;
+    let (first, second, third) = (
+        customer.places_an_order().await,
+        customer.places_an_order().await,
+        customer.places_an_order().await,
+    );
+    service.gateway().hold_responses();
+    let waiting = [first.pay("pm_card_ok").in_background(), second.pay("pm_card_ok").in_background()];
+    for order in [&first, &second] {
+        is_charged(&service, order).await;
+    }
+
+    let refused = third.pay("pm_card_ok").await.is_problem(503, "unavailable");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(third.payments().await, NO_PAYMENTS, "nothing is stored");
+    customer.places_an_order().await;
+    assert_eq!(third.status().await, "pending_payment");
+
+    service.gateway().release();
+    for attempt in waiting {
+        let _paid = attempt.answer().await.is(201);
+    }
+    let _paid = third.pay("pm_card_ok").await.is(201);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_known_key_is_answered_while_the_gateway_is_away() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let paid = customer.places_an_order().await;
+    let payment = paid.pay("pm_card_ok");
+    let first = payment.clone().await.is(201);
+    service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
+    eventually("the breaker opens", async || {
+        let order = customer.places_an_order().await;
+        (order.pay("pm_card_ok").await.status == 503).then_some(())
+    })
+    .await;
+    let replayed = payment.await.is(201);
+    assert!(replayed.is_replayed());
+    assert_eq!(replayed.text, first.text);
+}
+
+#[tokio::test]
+async fn a_commit_whose_outcome_is_unknown_is_not_followed_by_a_charge() {
+    let service = builder().behind_a_link().start().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    // The payment's first transaction is sent, and waits; then the line is cut before it has said how it ended.
+    let lock =
+        service.database().hold(&format!("select from orders where id = '{}' for update", order.id)).await;
+    let request = order.pay("pm_card_ok");
+    let attempt = request.clone().in_background();
+    eventually("the transaction waits", async || {
+        let waiting =
+            "select count(*) from pg_locks where not granted and locktype in ('transactionid', 'tuple')
+                       and pid in (select pid from pg_stat_activity where datname = current_database())";
+        (service.database().number(waiting).await > 0).then_some(())
+    })
+    .await;
+    service.link().interrupt();
+    let answer = attempt.answer().await.is_problem(503, "unavailable");
+    assert!(answer.header("retry-after").is_some(), "{answer}");
+    let charged =
+        |service: &Service| service.gateway().requests().iter().filter(|sent| sent.method == "POST").count();
+    assert_eq!(charged(&service), 0, "nothing is charged that may not be stored");
+
+    lock.release().await;
+    let paid = eventually("the same request is answered with the outcome", async || {
+        let answer = request.clone().await;
+        (answer.status == 201).then_some(answer)
+    })
+    .await;
+    order.becomes("paid").await;
+    assert_eq!(service.charges_for(paid.id()).await.len(), 1);
+    service.invariants_hold().await;
+}

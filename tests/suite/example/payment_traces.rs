@@ -1,0 +1,196 @@
+//! A payment is followed: from its request to the database and the gateway, by its recovery, and by webhooks.
+use dev::harness::{Collector, Span, SpanKind, SpanStatus, TEAPOT, eventually};
+use serde_json::{Value, json};
+
+use crate::{
+    builder, service,
+    telemetry::traces::{has_attributes, traced},
+};
+
+const PAYMENTS: &str = "/v1/orders/{id}/payments";
+
+fn names(spans: &[Span]) -> Vec<&str> {
+    spans.iter().map(|span| span.name.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_id() {
+    let service = service().await;
+    // A webhook may be faster than the request, and settles the payment in a trace of its own then.
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let paying = order
+        .pay("pm_card_ok")
+        .header("x-correlation-id", "a-checkout")
+        .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
+        .header("baggage", "secret=of-the-caller");
+    let payment = service.gateway_key(paying.await.is(201).id()).await.to_string();
+
+    let requests = service.gateway().requests();
+    let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&payment)).unwrap();
+    assert_eq!(charge.correlation_id.as_deref(), Some("a-checkout"));
+    assert_eq!(charge.traceparent.as_ref().unwrap().split('-').nth(1), Some(trace));
+    let settled = service.audit_events("resource = 'payments' and action = 'settle'").await;
+    assert_eq!(settled[0]["trace_id"], trace);
+    let line =
+        |line: &Value| line["correlation_id"] == "a-checkout" && line["route"] == "/v1/orders/{id}/payments";
+    assert_eq!(service.logs_that("the request's line", line).await["trace_id"], trace);
+}
+
+#[tokio::test]
+async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway() {
+    let collector = Collector::start().await;
+    let service = traced(&collector).await;
+    // A webhook may be faster than the request, and settles the payment in a trace of its own then.
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
+
+    let request = collector.has_request(PAYMENTS, "a-checkout").await;
+    assert_eq!(request.name, "POST /v1/orders/{id}/payments");
+    assert_eq!((request.status, request.parent_id.as_str()), (SpanStatus::Unset, ""));
+    has_attributes(
+        &request,
+        &[
+            ("http.request.method", json!("POST")),
+            ("http.route", json!("/v1/orders/{id}/payments")),
+            ("http.response.status_code", json!(201)),
+            ("url.path", json!(format!("/v1/orders/{}/payments", order.id))),
+            ("url.scheme", json!("http")),
+            ("network.protocol.version", json!("1.1")),
+            ("client.address", json!("127.0.0.1")),
+        ],
+    );
+
+    let below = eventually("the whole trace", async || {
+        let below = collector.below(&request);
+        below.iter().any(|span| span.name == "settle payment").then_some(below)
+    })
+    .await;
+    assert_eq!(
+        names(&below),
+        [
+            "SELECT sessions",
+            "SELECT orders",
+            "SELECT idempotency_keys",
+            "INSERT payments",
+            "POST",
+            "settle payment"
+        ]
+    );
+    let settling = &below[5];
+    has_attributes(settling, &[("outcome", json!("succeeded")), ("payment_id", json!(paid.text("id")))]);
+    let settled = collector.below(settling);
+    assert_eq!(names(&settled), ["SETTLE payments", "UPDATE idempotency_keys", "INSERT audit_events"]);
+    for span in below[..5].iter().chain(&settled) {
+        assert_eq!((span.kind, span.status), (SpanKind::Client, SpanStatus::Unset), "{span:#?}");
+        assert!(request.started <= span.started && span.started <= span.ended, "{span:#?}");
+        assert!(span.ended <= request.ended, "nothing outlives its request: {span:#?}");
+    }
+    let database = service.database().service_url();
+    has_attributes(
+        &below[3],
+        &[
+            ("db.system.name", json!("postgresql")),
+            ("db.namespace", json!(database.path().trim_start_matches('/'))),
+            ("db.collection.name", json!("payments")),
+            ("db.query.summary", json!("INSERT payments")),
+            ("server.port", json!(database.port().unwrap_or(5432))),
+        ],
+    );
+    let gateway = service.gateway().url();
+    has_attributes(
+        &below[4],
+        &[
+            ("http.request.method", json!("POST")),
+            ("http.response.status_code", json!(201)),
+            ("url.full", json!(gateway.join("v1/charges").unwrap().as_str())),
+            ("server.address", json!("127.0.0.1")),
+            ("server.port", json!(gateway.port())),
+        ],
+    );
+    for (name, value) in [
+        ("service.name", json!(env!("CARGO_PKG_NAME"))),
+        ("service.version", json!(env!("CARGO_PKG_VERSION"))),
+        ("deployment.environment.name", json!("test")),
+    ] {
+        assert_eq!(request.resource.get(name), Some(&value), "{:#?}", request.resource);
+    }
+    assert!(request.resource["service.instance.id"].as_str().is_some_and(|id| !id.is_empty()));
+}
+
+#[tokio::test]
+async fn a_call_that_the_gateway_failed_says_how() {
+    let collector = Collector::start().await;
+    let service = traced(&collector).await;
+    let order = service.customer().await.places_an_order().await;
+    let _paid = order.pay("pm_card_flaky").header("x-correlation-id", "flaky").await;
+    let request = collector.has_request(PAYMENTS, "flaky").await;
+    let failed = collector
+        .has("the call that failed", |span| {
+            span.parent_id == request.span_id && span.name == "POST" && span.status == SpanStatus::Error
+        })
+        .await;
+    has_attributes(&failed, &[("http.response.status_code", json!(503)), ("error.type", json!("503"))]);
+    let refused = order.customer.places(&[(TEAPOT, 1)]).await;
+    let _refused = refused.pay("pm_card_unheard_of").header("x-correlation-id", "refused").await;
+    let request = collector.has_request(PAYMENTS, "refused").await;
+    let call =
+        collector.has("the call", |span| span.parent_id == request.span_id && span.name == "POST").await;
+    assert_eq!(call.status, SpanStatus::Error, "a client was not given what it asked for");
+    has_attributes(&call, &[("http.response.status_code", json!(422)), ("error.type", json!("422"))]);
+}
+
+#[tokio::test]
+async fn recovery_and_webhooks_link_to_the_trace_that_began_the_payment() {
+    let collector = Collector::start().await;
+    let service = traced(&collector).await;
+    let order = service.customer().await.places_an_order().await;
+    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "told").await.is(201);
+    let began = collector.has_request(PAYMENTS, "told").await;
+    let webhook = collector
+        .has("the webhook", |span| {
+            span.name == "POST /v1/gateway/events"
+                && span.links.iter().any(|link| link.trace_id == began.trace_id)
+        })
+        .await;
+    assert_eq!(webhook.attributes["correlation_id"], "told");
+    assert_ne!(webhook.trace_id, began.trace_id, "a link, and no part of it");
+
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let unknown = order.pay("pm_card_timeout").header("x-correlation-id", "asked").await.is(202);
+    let began = collector.has_request(PAYMENTS, "asked").await;
+    let recovery = collector
+        .has("the recovery", |span| {
+            span.name == "recover payment" && span.links.iter().any(|link| link.trace_id == began.trace_id)
+        })
+        .await;
+    let below = eventually("what it did", async || {
+        let below = collector.below(&recovery);
+        below.iter().any(|span| span.name == "settle payment").then_some(below)
+    })
+    .await;
+    assert_eq!(names(&below), ["GET", "settle payment"]);
+    has_attributes(&recovery, &[("payment_id", json!(unknown.text("id")))]);
+}
+
+#[tokio::test]
+async fn baggage_comes_in_from_a_trusted_proxy_and_never_leaves_for_the_gateway() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let order = service.customer().await.places_an_order().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let paid = order
+        .pay("pm_card_ok")
+        .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
+        .header("baggage", "customer.tier=gold")
+        .await
+        .is(201);
+    let requests = service.gateway().requests();
+    let key = service.gateway_key(paid.id()).await.to_string();
+    let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&key)).unwrap();
+    assert!(charge.traceparent.as_ref().is_some_and(|parent| parent.contains(trace)), "{charge:?}");
+    assert_eq!(charge.baggage, None);
+}

@@ -1,0 +1,94 @@
+//! The table of who may do what: the routes of products, orders and payments.
+use dev::harness::{Client, LAMP, MUG, Request, User};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::accounts::permissions::{Row, Subject};
+
+/// What the requests of the table are about.
+pub(crate) struct Things {
+    /// An unpaid order of the owner.
+    order: Uuid,
+    /// A payment of another order of the owner.
+    payment: Uuid,
+}
+
+impl Things {
+    pub(crate) async fn of(owner: &User) -> Self {
+        let order = owner.places_an_order().await.id;
+        Self { order, payment: owner.places_an_order().await.is_paid().await }
+    }
+}
+
+/// Where an auditor may change nothing.
+pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 3] =
+    ["/v1/orders", "/v1/products", "/v1/payments/01900000-0000-7000-8000-000000000009/refunds"];
+
+#[rustfmt::skip]
+pub(crate) const ROWS: [Row; 12] = [
+    //                                                  nobody customer support auditor admin
+    ("GET",    "/v1/products",              list_products,  [200, 200, 200, 200, 200]),
+    ("GET",    "/v1/products/{id}",         show_product,   [200, 200, 200, 200, 200]),
+    ("POST",   "/v1/products",              add_product,    [401, 403, 403, 403, 201]),
+    ("PATCH",  "/v1/products/{id}",         change_product, [401, 403, 403, 403, 200]),
+    ("POST",   "/v1/orders",                place_order,    [401, 201, 403, 403, 403]),
+    ("GET",    "/v1/orders",                list_orders,    [401, 200, 200, 403, 200]),
+    ("GET",    "/v1/orders/{id}",           show_order,     [401, 200, 200, 403, 200]),
+    ("POST",   "/v1/orders/{id}/cancel",    cancel_order,   [401, 200, 200, 403, 403]),
+    ("POST",   "/v1/orders/{id}/payments",  pay_order,      [401, 201, 403, 403, 403]),
+    ("GET",    "/v1/payments/{id}",         show_payment,   [401, 200, 200, 403, 200]),
+    ("POST",   "/v1/payments/{id}/refunds", refund,         [401, 403, 201, 403, 201]),
+    // The gateway has no session: it signs.
+    ("POST",   "/v1/gateway/events",        unsigned_event, [400, 400, 400, 400, 400]),
+];
+
+fn list_products(by: &Client, _: &Subject) -> Request {
+    by.get("/v1/products")
+}
+
+fn show_product(by: &Client, _: &Subject) -> Request {
+    by.get(format!("/v1/products/{MUG}"))
+}
+
+fn add_product(by: &Client, _: &Subject) -> Request {
+    by.post("/v1/products").json(&json!({ "sku": Uuid::now_v7().simple().to_string(), "name": "New", "unit_amount": 1, "currency": "EUR" }))
+}
+
+fn change_product(by: &Client, _: &Subject) -> Request {
+    by.patch(format!("/v1/products/{LAMP}")).json(&json!({ "unit_amount": 2 }))
+}
+
+fn place_order(by: &Client, _: &Subject) -> Request {
+    by.post("/v1/orders").json(&json!({ "items": [{ "product_id": MUG, "quantity": 1 }] })).new_key()
+}
+
+fn list_orders(by: &Client, _: &Subject) -> Request {
+    by.get("/v1/orders")
+}
+
+fn show_order(by: &Client, subject: &Subject) -> Request {
+    by.get(format!("/v1/orders/{}", subject.things.order))
+}
+
+fn cancel_order(by: &Client, subject: &Subject) -> Request {
+    by.post(format!("/v1/orders/{}/cancel", subject.things.order))
+}
+
+fn pay_order(by: &Client, subject: &Subject) -> Request {
+    let card = json!({ "payment_method": "pm_card_ok" });
+    by.post(format!("/v1/orders/{}/payments", subject.things.order)).json(&card).new_key()
+}
+
+fn show_payment(by: &Client, subject: &Subject) -> Request {
+    by.get(format!("/v1/payments/{}", subject.things.payment))
+}
+
+fn refund(by: &Client, subject: &Subject) -> Request {
+    by.post(format!("/v1/payments/{}/refunds", subject.things.payment))
+        .json(&json!({ "amount": 1 }))
+        .new_key()
+}
+
+fn unsigned_event(by: &Client, _: &Subject) -> Request {
+    by.post("/v1/gateway/events").json(&json!({ "type": "charge.succeeded", "data": {} }))
+}

@@ -1,0 +1,524 @@
+//! What the example domain adds to what is tested of the platform: the same facts, told of orders and payments.
+use dev::{
+    example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
+    harness::{Collector, MUG, PASSWORD, Signal, eventually},
+};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use uuid::Uuid;
+
+use crate::{
+    audit::WRITABLE,
+    builder,
+    database::{INSUFFICIENT_PRIVILEGE, nodes, statements},
+    http::panics::{panics_at, says_so},
+    operations::{
+        alerts::{Pager, is_complete},
+        page,
+        startup::{command, sufficient},
+    },
+    service,
+    telemetry::metrics::openmetrics,
+};
+
+const PAYMENTS: &str = "/v1/orders/{id}/payments";
+
+/// Somebody is on call, and payments are parked soon.
+async fn on_call() -> (dev::harness::Service, Pager) {
+    let pager = Pager::switched_on().await;
+    let service = builder()
+        .setting("ALERT_WEBHOOK_URL", &pager.url)
+        .setting("PAYMENT_PARK_AFTER_SECONDS", "1")
+        .start()
+        .await;
+    (service, pager)
+}
+
+#[tokio::test]
+async fn a_breaker_that_opens_and_closes_tells_so_once_each() {
+    let (service, pager) = on_call().await;
+    let customer = service.customer().await;
+    service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
+    eventually("the breaker opens", async || {
+        (customer.places_an_order().await.pay("pm_card_ok").await.status == 503).then_some(())
+    })
+    .await;
+    let opened = pager.receives("Circuit breaker opened").await;
+    is_complete(&opened, "warning");
+    assert_eq!(opened["metadata"]["service"], "payment_gateway");
+
+    service.gateway().faults().clear();
+    let closed = pager.receives("Circuit breaker closed").await;
+    is_complete(&closed, "info");
+    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "it is said once in the interval");
+    assert!(service.metric("alerts_sent_total{outcome=\"sent\"}").await >= 2);
+}
+
+#[tokio::test]
+async fn a_payment_that_is_parked_calls_a_person() {
+    let (service, pager) = on_call().await;
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().faults().set(Faults {
+        error_rate: 1.0,
+        webhooks: Webhooks::Never,
+        ..Faults::default()
+    });
+    let payment = order.pay("pm_card_ok").await.is(202).id();
+    let parked = pager.receives("parked").await;
+    is_complete(&parked, "critical");
+    assert_eq!(parked["metadata"]["id"], json!(payment));
+}
+
+#[tokio::test]
+async fn a_contradiction_between_the_gateway_and_us_calls_a_person() {
+    let (service, pager) = on_call().await;
+    let unknown = Charge {
+        id: "ch_unknown".to_owned(),
+        reference: Uuid::now_v7(),
+        status: ChargeStatus::Succeeded,
+        decline_code: None,
+        amount: 1,
+        currency: "EUR".to_owned(),
+    };
+    let event = Event::of_charge(&unknown).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
+    let discrepancy = pager.receives("unknown reference").await;
+    is_complete(&discrepancy, "critical");
+    assert_eq!(discrepancy["metadata"]["id"], json!(unknown.reference));
+
+    let again = Event::of_charge(&unknown).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&again).await.unwrap(), 204);
+    let recorded = service.audit_events("action = 'discrepancy'").await;
+    assert_eq!(recorded.len(), 1, "another event that says the same is no news");
+    let suppressed = service.metric("alerts_sent_total{outcome=\"suppressed\"}").await;
+    assert_eq!(suppressed, 0, "and is not told again, whether or not the interval has passed");
+}
+
+#[tokio::test]
+async fn a_pager_that_is_switched_off_costs_no_payment_anything() {
+    let service = builder().setting("ALERT_WEBHOOK_URL", "http://127.0.0.1:1/alerts").start().await;
+    let customer = service.customer().await;
+    let event = Event::new(
+        "charge.succeeded",
+        &json!({
+            "id": "ch_1", "reference": Uuid::now_v7(), "status": "succeeded", "decline_code": null, "amount": 1, "currency": "EUR"
+        }),
+    );
+    assert_eq!(service.gateway().deliver_webhook(&event.unwrap()).await.unwrap(), 204);
+    customer.places_an_order().await.is_paid().await;
+}
+
+#[tokio::test]
+async fn no_money_moves_that_cannot_be_audited() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let (unpaid, paid) = (customer.places_an_order().await, customer.places_an_order().await);
+    let payment = paid.is_paid().await;
+    let sessions = service.database().number("select count(*) from sessions").await;
+    service.database().execute("revoke insert on audit_events from app_runtime").await;
+
+    let order = customer.orders(&[(MUG, 1)]);
+    let log_in = |password: &str| {
+        let credentials = json!({ "email": customer.email, "password": password });
+        service.nobody().post("/v1/sessions").json(&credentials)
+    };
+    for (what, request) in [
+        ("placing", order.clone()),
+        ("cancelling", unpaid.cancel()),
+        ("paying", unpaid.pay("pm_card_ok")),
+        ("refunding", support.refund(payment, None)),
+        ("logging in", log_in(PASSWORD)),
+        ("failing to log in", log_in("not the password of anybody")),
+        ("staff's reading an order", support.get(paid.path())),
+        ("staff's reading a list", support.get("/v1/orders")),
+        ("staff's reading a payment", support.get(format!("/v1/payments/{payment}"))),
+    ] {
+        let refused = request.await;
+        assert_eq!(refused.status, 500, "{what}: {refused}");
+    }
+    // A refusal grants nothing, so it stands.
+    let _refused = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
+    assert!(service.metric("audit_write_failures_total").await >= 5);
+
+    service.database().execute(format!("grant insert ({WRITABLE}) on audit_events to app_runtime")).await;
+    assert_eq!(unpaid.status().await, "pending_payment");
+    assert_eq!(paid.status().await, "paid");
+    assert_eq!(service.database().number("select count(*) from orders").await, 2);
+    assert_eq!(service.database().number("select count(*) from refunds").await, 0);
+    assert_eq!(service.database().number("select count(*) from sessions").await, sessions);
+    assert_eq!(service.gateway().ledger().counts().charges_succeeded, 1);
+    assert!(!order.await.is(201).is_replayed());
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn the_service_cannot_rewrite_the_books() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.is_paid().await;
+    let _refunded = service.support().await.refund(payment, Some(1)).await.is(201);
+    for statement in [
+        "delete from orders",
+        "update orders set total_amount = 1",
+        "update orders set customer_id = gen_random_uuid()",
+        "update orders set currency = 'USD'",
+        "delete from order_items",
+        "update order_items set quantity = 1",
+        "delete from payments",
+        "update payments set amount = 1",
+        "update payments set order_id = gen_random_uuid()",
+        "update payments set gateway_request = ''",
+        "update payments set first_sent_at = now()",
+        "delete from refunds",
+        "update refunds set amount = 1",
+        "update refunds set payment_id = gen_random_uuid()",
+        "truncate orders, order_items, payments, refunds",
+        "update products set currency = 'USD'",
+        "delete from products",
+        "drop table orders",
+        "alter table orders add column loot integer",
+        "drop trigger order_status_moves_forward on orders",
+    ] {
+        let refused = service.database().try_as_service(statement).await;
+        assert_eq!(refused, Err(INSUFFICIENT_PRIVILEGE.to_owned()), "{statement}");
+    }
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn the_database_keeps_the_rules_of_money_by_itself() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.is_paid().await;
+    let check_violation = Err("23514".to_owned());
+    for statement in [
+        &format!("update orders set status = 'pending_payment' where id = '{}'", order.id),
+        &format!("update orders set status = 'cancelled' where id = '{}'", order.id),
+        &format!("update payments set status = 'declined', failure_reason = 'x' where id = '{payment}'"),
+        &format!("update payments set status = 'processing' where id = '{payment}'"),
+        &format!("update payments set refund_reserved_amount = amount + 1 where id = '{payment}'"),
+        &format!("update payments set refunded_amount = 1 where id = '{payment}'"),
+        &format!("update payments set refund_reserved_amount = -1 where id = '{payment}'"),
+    ] {
+        assert_eq!(service.database().try_as_service(statement).await, check_violation, "{statement}");
+    }
+    let second = format!(
+        "insert into payments (id, order_id, amount, currency, gateway_request, correlation_id)
+         values (gen_random_uuid(), '{}', 2580, 'EUR', '', 'x')",
+        order.id
+    );
+    assert_eq!(service.database().try_as_service(&second).await, Err("23505".to_owned()), "one live payment");
+    let cheaper = second.replace("2580", "1");
+    let refused = service.database().try_as_service(&cheaper).await;
+    assert!(["23505", "23503"].contains(&refused.unwrap_err().as_str()), "of the order's amount");
+}
+
+#[tokio::test]
+async fn no_statement_reads_through_everybodys_orders() {
+    let service = service().await;
+    // Without items: the trigger that wants them would take longer than all the rest.
+    service
+        .database()
+        .execute(
+            "alter table orders disable trigger total_amount_is_the_sum_of_the_items;
+             insert into users (id, email, name, password_hash, role)
+             select gen_random_uuid(), format('u%s@example.com', n), 'U', '', 'customer'
+             from generate_series(1, 500) n;
+             insert into orders (id, customer_id, status, currency, total_amount)
+             select
+               gen_random_uuid(), users.id, case when n % 5 = 0 then 'cancelled' else 'pending_payment' end, 'EUR', 100
+             from generate_series(1, 200) n, users;
+             analyze orders",
+        )
+        .await;
+    assert!(service.database().number("select count(*) from orders").await >= 100_000);
+
+    // As the service: with its rights, and with the plan mode that `migrate` has set on its role.
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    let mut looked_at = 0;
+    for (number, (statement, parameters)) in statements().into_iter().enumerate() {
+        if !statement.contains("orders") {
+            continue;
+        }
+        let prepare = format!("prepare statement_{number} as {statement}");
+        connection.execute(AssertSqlSafe(prepare)).await.unwrap();
+        let nulls = vec!["null"; parameters].join(", ");
+        let explain = format!("explain (format json) execute statement_{number}({nulls})");
+        let plan: Value =
+            sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        for node in nodes(&plan) {
+            let reads_through = node["Node Type"] == "Seq Scan" && node["Relation Name"] == "orders";
+            assert!(!reads_through, "{statement}\n{plan:#}");
+        }
+        looked_at += 1;
+    }
+    assert!(looked_at >= 5, "only {looked_at} statements on orders were found");
+}
+
+#[tokio::test]
+async fn every_line_of_a_request_says_which_request_and_for_whom() {
+    let service = builder().setting("RUST_LOG", "info").start().await;
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+    let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
+    // What the task says that goes on with the payment, beside what the request itself says.
+    let told = service
+        .logs_that("the gateway's failure", |line| {
+            line["correlation_id"] == "one-payment" && line["target"] == "app::payments::gateway"
+        })
+        .await;
+    // The webhook that follows has the same correlation id, and is a request of its own.
+    let access = service
+        .logs_that("the access line", |line| {
+            line["correlation_id"] == "one-payment" && line["target"] == "access" && line["route"] == PAYMENTS
+        })
+        .await;
+    for field in ["trace_id", "request_id", "user_id"] {
+        assert!(told[field].is_string(), "{field} in {told:#}");
+        assert_eq!(told[field], access[field]);
+    }
+    assert_ne!(told["span_id"], access["span_id"], "it is the call's own span");
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_away_degrades_the_service_and_does_not_end_it() {
+    let service = service().await;
+    service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
+    eventually("the gateway is seen to be away", async || {
+        let (status, body) = page(&service, "/readyz").await;
+        (status == 200 && body["checks"]["external_api"] == "degraded").then_some(())
+    })
+    .await;
+    assert_eq!(page(&service, "/health").await.1["status"], "degraded");
+    service.gateway().faults().clear();
+    eventually("the gateway is seen to be back", async || {
+        (page(&service, "/readyz").await.1["checks"]["external_api"] == "healthy").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bucket_of_the_latency_of_the_gateway_leads_to_the_trace_of_a_payment() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).start().await;
+    let order = service.customer().await.places(&[(MUG, 1)]).await;
+    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "an-example").await.is(201);
+    let request = collector.has_request("/v1/orders/{id}/payments", "an-example").await;
+    let page = openmetrics(&service).await;
+    assert!(page.ends_with("# EOF\n"));
+    for series in [
+        "http_request_duration_seconds_bucket{method=\"POST\",path=\"/v1/orders/{id}/payments\",",
+        "db_query_duration_seconds_bucket{query_type=\"payments.insert\",",
+        "http_client_request_duration_seconds_bucket{outcome=\"success\",service=\"payment_gateway\",",
+    ] {
+        let exemplar = format!("# {{trace_id=\"{}\",span_id=\"", request.trace_id);
+        let found = page.lines().any(|line| line.starts_with(series) && line.contains(&exemplar));
+        assert!(found, "{series} {exemplar}\n{page}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_json_and_wrong_is_pointed_at() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for (body, pointer) in [
+        (json!({}), "/items"),
+        (json!({ "items": null }), "/items"),
+        (json!({ "items": "a mug" }), "/items"),
+        (json!({ "items": [{ "product_id": MUG }] }), "/items/0/quantity"),
+        (json!({ "items": [{ "quantity": 1 }] }), "/items/0/product_id"),
+        (json!({ "items": [{ "product_id": 7, "quantity": 1 }] }), "/items/0/product_id"),
+        (json!({ "items": [{ "product_id": "a mug", "quantity": 1 }] }), "/items/0/product_id"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": "1" }] }), "/items/0/quantity"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": 1.5 }] }), "/items/0/quantity"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": 1, "price": 1 }] }), "/items/0/price"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": 1 }], "coupon": "FREE" }), "/coupon"),
+        (json!({ "items": [{ "product_id": MUG, "quantity": 1 }], "a/b~c": 1 }), "/a~1b~0c"),
+        (json!([]), ""),
+        (json!("an order"), ""),
+    ] {
+        let refused = customer.post("/v1/orders").new_key().json(&body).await;
+        assert_eq!(refused.status, 422, "{body}: {refused}");
+        let _refused = refused.is_invalid_at(&[pointer]);
+    }
+    assert_eq!(service.database().number("select count(*) from orders").await, 0);
+}
+
+#[tokio::test]
+async fn a_filter_of_orders_that_cannot_be_read_is_malformed() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for query in [
+        "limit=0",
+        "limit=101",
+        "limit=-1",
+        "limit=ten",
+        "limit=1.5",
+        "limit=",
+        "limit=1&limit=2",
+        "cursor=nonsense",
+        "cursor=",
+        "cursor=AAAA",
+        "status=lost",
+        "status=",
+        "status=PAID",
+        "customer_id=me",
+    ] {
+        let refused = customer.get(format!("/v1/orders?{query}")).await;
+        assert_eq!(refused.status, 400, "{query}: {refused}");
+        let _refused = refused.is_problem(400, "malformed-request");
+    }
+    for query in ["limit=0", "limit=101", "cursor=nonsense"] {
+        let _refused =
+            customer.get(format!("/v1/products?{query}")).await.is_problem(400, "malformed-request");
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_is_none_is_no_order_payment_or_product() {
+    let service = service().await;
+    let (customer, admin) = (service.customer().await, service.admin().await);
+    for id in ["7", "me", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..%2fetc"] {
+        let card = json!({ "payment_method": "pm_card_ok" });
+        for request in [
+            customer.get(format!("/v1/products/{id}")),
+            customer.get(format!("/v1/orders/{id}")),
+            customer.post(format!("/v1/orders/{id}/cancel")),
+            customer.post(format!("/v1/orders/{id}/payments")).json(&card).new_key(),
+            customer.get(format!("/v1/payments/{id}")),
+            admin.post(format!("/v1/payments/{id}/refunds")).json(&json!({})).new_key(),
+            admin.patch(format!("/v1/products/{id}")).json(&json!({})),
+        ] {
+            let what = format!("{request:?}");
+            let refused = request.await;
+            assert_eq!(refused.status, 404, "{what}: {refused}");
+            let _refused = refused.is_problem(404, "not-found");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_payment_in_flight_is_finished_before_the_service_ends() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    order.has_a_payment().await;
+    service.signal(Signal::SIGTERM);
+    service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
+    service.gateway().release();
+
+    assert_eq!(attempt.answer().await.is(201).text("status"), "succeeded");
+    assert_eq!(service.ends().await.code(), Some(0));
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_payment_that_cannot_end_in_time_is_cut_and_named() {
+    let service = builder()
+        .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
+        .setting("GATEWAY_TIMEOUT_MS", "9000")
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
+        .start()
+        .await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    order.has_a_payment().await;
+    assert_eq!(service.terminate().await.code(), Some(1));
+    assert!(service.logs().iter().any(|line| line.to_string().contains("cut short")));
+    let _cut = attempt.give_up().await;
+}
+
+#[tokio::test]
+async fn a_payment_whose_recovery_panics_is_recovered_later() {
+    let service = panics_at("recovery.leased").await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "unlucky").await.is(202);
+    let panic = says_so(&service, "recovery.leased").await;
+    assert_eq!(panic["correlation_id"], "unlucky", "of the request that began it");
+    order.becomes("paid").await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_payment_whose_request_panics_is_recovered_later() {
+    let service = panics_at("payment.settling").await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let request = order.pay("pm_card_ok").header("x-correlation-id", "unlucky");
+    let failed = request.await;
+    assert!([202, 500].contains(&failed.status), "{failed}");
+    let panic = says_so(&service, "payment.settling").await;
+    assert_eq!(panic["correlation_id"], "unlucky");
+    order.becomes("paid").await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn every_mistake_in_the_settings_of_payments_is_reported_at_once_and_no_value() {
+    let mistakes = [
+        ("API_ADDRESS", "8080"),
+        ("MIGRATE_ON_START", "perhaps"),
+        ("SESSION_TTL_SECONDS", "-1"),
+        ("TRUSTED_PROXIES", "everybody"),
+        ("GATEWAY_WEBHOOK_SECRET", "not-a-webhook-secret"),
+        ("CORS_ALLOWED_ORIGINS", "https://shop.example/"),
+        ("LOG_FORMAT", "xml"),
+        ("OPS_TOKEN", "too-short"),
+        ("GATEWAY_TIMEOUT_MS", "99999"),
+        ("ARGON2_MEMORY_KIB", "0"),
+    ];
+    let stopped = command(&["serve"], &mistakes).await;
+    assert_eq!(stopped.code(), Some(1));
+    let missing = ["DATABASE_URL", "GATEWAY_URL", "GATEWAY_API_KEY"];
+    // What is only wrong together with others is seen once each is right by itself.
+    let alone = mistakes
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| !["OPS_TOKEN", "GATEWAY_TIMEOUT_MS"].contains(name));
+    for name in alone.chain(missing) {
+        assert!(stopped.stderr.contains(&format!("\n  {name} ")), "{name}: {}", stopped.stderr);
+    }
+    assert!(!stopped.stderr.contains("not-a-webhook-secret"), "{}", stopped.stderr);
+
+    let together =
+        [&sufficient()[..], &[("OPS_TOKEN", "too-short"), ("GATEWAY_TIMEOUT_MS", "99999")]].concat();
+    let stopped = command(&["serve"], &together).await;
+    assert_eq!(stopped.code(), Some(1));
+    for name in ["OPS_TOKEN", "GATEWAY_TIMEOUT_MS"] {
+        assert!(stopped.stderr.contains(&format!("\n  {name} ")), "{name}: {}", stopped.stderr);
+    }
+}
+
+#[tokio::test]
+async fn the_settings_of_payments_are_shown_without_secrets() {
+    let told = command(&["config"], &sufficient()).await.succeeded();
+    for line in ["DATABASE_URL=<redacted>", "GATEWAY_API_KEY=<redacted>", "GATEWAY_WEBHOOK_SECRET=<redacted>"]
+    {
+        assert!(told.lines().any(|known| known == line), "{line} in {told}");
+    }
+    for line in [
+        "GATEWAY_URL=http://127.0.0.1:1",
+        "API_ADDRESS=127.0.0.1:8080",
+        "APP_ENV=test",
+        "# OPS_TOKEN is not set",
+    ] {
+        assert!(told.lines().any(|known| known == line), "{line} in {told}");
+    }
+    for secret in ["a-password", "an-api-key", "YSB3ZWJob29rIHNlY3JldA"] {
+        assert!(!told.contains(secret), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_replays_a_refund_whose_role_does_not_allow_it() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let payment = customer.places_an_order().await.is_paid().await;
+    let _made = support.refund(payment, Some(1)).key("one-key").await.is(201);
+    let _not_replayed = customer.refund(payment, Some(1)).key("one-key").await.is_problem(403, "forbidden");
+}

@@ -1,0 +1,284 @@
+//! Outcomes that nobody knows: they are asked for until somebody does, and never guessed.
+use dev::{
+    example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
+    harness::{Order, Service, eventually},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{builder, service};
+
+/// The gateway fails before it does anything, and tells nothing by itself.
+fn outage() -> Faults {
+    Faults { error_rate: 1.0, error_status: 503, webhooks: Webhooks::Never, ..Faults::default() }
+}
+
+fn no_webhooks() -> Faults {
+    Faults { webhooks: Webhooks::Never, ..Faults::default() }
+}
+
+/// An order whose payment has never reached the gateway's books, while the gateway is still in trouble.
+async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid) {
+    service.gateway().faults().set(outage());
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.pay(card).await.is(202).id();
+    (order, payment)
+}
+
+/// Lets it have been sent so long ago, and makes it due.
+async fn was_sent(service: &Service, table: &str, id: Uuid, ago: &str) {
+    let age = format!(
+        "update {table} set first_sent_at = now() - interval '{ago}', lease_expires_at = now() where id = '{id}'"
+    );
+    service.database().execute(age).await;
+}
+
+/// How often the gateway was polled for a payment or refund.
+async fn asked_for(service: &Service, id: Uuid) -> usize {
+    let query = format!("reference={}", service.gateway_key(id).await);
+    service.gateway().requests().iter().filter(|request| request.path.ends_with(&query)).count()
+}
+
+async fn is_asked_for_again(service: &Service, id: Uuid) {
+    let before = asked_for(service, id).await;
+    // One question may have been on its way already; the second was asked knowing all that a test has prepared.
+    eventually("the gateway is asked again", async || {
+        (asked_for(service, id).await > before + 1).then_some(())
+    })
+    .await;
+}
+
+async fn payment(service: &Service, id: Uuid) -> Value {
+    service.database().rows(format!("select * from payments where id = '{id}'")).await.remove(0)
+}
+
+async fn discrepancies(service: &Service, id: Uuid) -> Vec<Value> {
+    let condition = format!("action = 'discrepancy' and metadata -> 'record_ids' ? '{id}'");
+    service.audit_events(&condition).await
+}
+
+#[tokio::test]
+async fn a_charge_is_sent_again_byte_for_byte_under_the_same_key_and_correlation_id() {
+    let service = service().await;
+    service.gateway().faults().set(outage());
+    let order = service.customer().await.places_an_order().await;
+    let accepted = order.pay("pm_card_ok").header("x-correlation-id", "the-first-request").await.is(202);
+    let key = service.gateway_key(accepted.id()).await.to_string();
+    let by_the_request = service.gateway().calls_for(&key);
+    service.gateway().faults().set(no_webhooks());
+    order.becomes("paid").await;
+
+    let sent = service.gateway().requests();
+    let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
+    assert!(by_the_request >= 1 && sent.len() > by_the_request, "recovery has sent it again");
+    for request in &sent {
+        assert_eq!((&request.path, &request.body), (&sent[0].path, &sent[0].body));
+        assert_eq!(request.correlation_id.as_deref(), Some("the-first-request"));
+        assert!(request.traceparent.is_some());
+    }
+    let body: Value = serde_json::from_str(&sent[0].body).unwrap();
+    let expected =
+        json!({ "amount": 2580, "currency": "EUR", "payment_method": "pm_card_ok", "reference": key });
+    assert_eq!(body, expected);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_hides_a_charge_and_does_not_repeat_it() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().faults().set(Faults { cut_rate: 1.0, ..no_webhooks() });
+    let payment = order.pay("pm_card_ok").await.is(202).id();
+    service.gateway().faults().set(no_webhooks());
+    order.becomes("paid").await;
+    assert_eq!(service.charges_for(payment).await.len(), 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_charge_that_the_gateway_knows_is_not_sent_again() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    // From now on the same key would charge a second time.
+    service.gateway().forget_keys();
+    order.becomes("paid").await;
+    assert_eq!(service.charges_for(payment).await.len(), 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn while_a_request_talks_to_the_gateway_recovery_leaves_its_payment_alone() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let payment = order.pay("pm_card_ok").await.is(202).id();
+    assert_eq!(asked_for(&service, payment).await, 0);
+    assert_eq!(service.sends_of(payment).await, 1);
+    service.gateway().release();
+    order.becomes("paid").await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not_before() {
+    let service = service().await;
+    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    was_sent(&service, "payments", id, "24 hours").await;
+    service.gateway().faults().set(no_webhooks());
+    let sent = service.sends_of(id).await;
+    eventually("the gateway is asked", async || {
+        was_sent(&service, "payments", id, "24 hours").await;
+        (asked_for(&service, id).await > 3).then_some(())
+    })
+    .await;
+    assert_eq!(payment(&service, id).await["status"], "processing", "an empty answer proves nothing yet");
+    assert_eq!(service.sends_of(id).await, sent, "a key that may be forgotten is not used again");
+
+    eventually("it has failed", async || {
+        was_sent(&service, "payments", id, "25 hours 1 minute").await;
+        (payment(&service, id).await["status"] == "failed").then_some(())
+    })
+    .await;
+    assert_eq!(payment(&service, id).await["failure_reason"], "gateway_timeout");
+    assert_eq!(service.metric("payments_total{outcome=\"failed\"}").await, 1);
+    assert_eq!(order.status().await, "pending_payment");
+    order.is_paid().await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_empty_answer_never_ends_a_refund() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let paid = order.is_paid().await;
+    let support = service.support().await;
+    service.gateway().faults().set(outage());
+    let refund = support.refund(paid, Some(500)).await.is(202).id();
+    was_sent(&service, "refunds", refund, "3 days").await;
+    service.gateway().faults().set(no_webhooks());
+    let sent = service.sends_of(refund).await;
+    eventually("the gateway is asked", async || {
+        was_sent(&service, "refunds", refund, "3 days").await;
+        (asked_for(&service, refund).await > 3).then_some(())
+    })
+    .await;
+    let row = service.database().rows(format!("select * from refunds where id = '{refund}'")).await.remove(0);
+    assert_eq!(row["status"], "processing");
+    assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "its amount stays set aside");
+    assert_eq!(service.sends_of(refund).await, sent);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refusal_after_an_attempt_that_was_not_answered_proves_nothing() {
+    let service = service().await;
+    let (order, id) = a_payment_into_an_outage(&service, "pm_card_from_another_gateway").await;
+    let sent = service.sends_of(id).await;
+    service.gateway().faults().set(no_webhooks());
+    eventually("it is sent again, and refused", async || (service.sends_of(id).await > sent).then_some(()))
+        .await;
+    is_asked_for_again(&service, id).await;
+    assert_eq!(payment(&service, id).await["status"], "processing");
+    let _still_taken = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn two_charges_for_one_payment_settle_nothing_and_are_reported() {
+    let service = service().await;
+    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    for name in ["one", "two"] {
+        let charge = Charge {
+            id: format!("ch_{name}"),
+            reference: service.gateway_key(id).await,
+            status: ChargeStatus::Succeeded,
+            decline_code: None,
+            amount: 2580,
+            currency: "EUR".to_owned(),
+        };
+        service.gateway().record(charge).unwrap();
+    }
+    service.gateway().faults().set(no_webhooks());
+    eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
+        .await;
+    is_asked_for_again(&service, id).await;
+    assert_eq!(payment(&service, id).await["status"], "processing");
+    assert_eq!(order.status().await, "pending_payment");
+}
+
+#[tokio::test]
+async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
+    let service = service().await;
+    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    let wrong = Charge {
+        id: "ch_wrong".to_owned(),
+        reference: service.gateway_key(id).await,
+        status: ChargeStatus::Succeeded,
+        decline_code: None,
+        amount: 258_000,
+        currency: "EUR".to_owned(),
+    };
+    service.gateway().record(wrong.clone()).unwrap();
+    service.gateway().faults().set(no_webhooks());
+    eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
+        .await;
+    is_asked_for_again(&service, id).await;
+    is_asked_for_again(&service, id).await;
+    assert_eq!(payment(&service, id).await["status"], "processing");
+    assert_eq!(order.status().await, "pending_payment");
+    assert_eq!(discrepancies(&service, id).await.len(), 1, "what is found again is not told again");
+    assert_eq!(service.metric("audit_events_total{event_type=\"data_change\",result=\"failure\"}").await, 1);
+
+    // Another one of the same payment is news.
+    let second = Charge { id: "ch_second".to_owned(), ..wrong };
+    service.gateway().record(second).unwrap();
+    let told = eventually("the second is reported", async || {
+        let told = discrepancies(&service, id).await;
+        (told.len() > 1).then_some(told)
+    })
+    .await;
+    let what: Vec<_> = told.iter().map(|event| event["metadata"]["what"].as_str().unwrap()).collect();
+    assert_eq!(what, ["amount", "several charges"]);
+}
+
+#[tokio::test]
+async fn a_payment_that_stays_unknown_is_parked_and_settled_all_the_same() {
+    let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
+    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    eventually("it is parked", async || (service.metric("payments_parked").await == 1).then_some(())).await;
+    assert_eq!(payment(&service, id).await["status"], "processing");
+    assert_eq!(service.metric("payments_processing").await, 1);
+    assert!(service.metric("payment_oldest_processing_seconds").await >= 1);
+
+    service.gateway().faults().set(no_webhooks());
+    order.becomes("paid").await;
+    eventually("nothing is parked", async || (service.metric("payments_parked").await == 0).then_some(()))
+        .await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_webhook_settles_a_payment_that_is_parked() {
+    let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
+    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    eventually("it is parked", async || (!payment(&service, id).await["parked_at"].is_null()).then_some(()))
+        .await;
+    let charge = Charge {
+        id: "ch_parked".to_owned(),
+        reference: service.gateway_key(id).await,
+        status: ChargeStatus::Succeeded,
+        decline_code: None,
+        amount: 2580,
+        currency: "EUR".to_owned(),
+    };
+    service.gateway().record(charge.clone()).unwrap();
+    let event = Event::of_charge(&charge).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
+    assert_eq!(order.status().await, "paid", "although the gateway still answers nobody");
+    assert!(payment(&service, id).await["parked_at"].is_null());
+    service.invariants_hold().await;
+}

@@ -1,0 +1,410 @@
+//! Giving money back: in part or in full, and never more than was paid.
+use dev::{
+    example::gateway::{Event, Faults, RefundStatus, Webhooks},
+    harness::{GATEWAY_API_KEY, Order, Service, User, eventually},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{builder, service};
+
+/// A paid order of 25.80 EUR, its payment, and somebody who may refund it.
+async fn a_paid_order(service: &Service) -> (Order, Uuid, User) {
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.is_paid().await;
+    (order, payment, service.support().await)
+}
+
+/// A payment's status and what of it was given back.
+async fn payment(support: &User, id: Uuid) -> (String, i64) {
+    let payment = support.get(format!("/v1/payments/{id}")).await.is(200);
+    (payment.text("status"), payment.json()["refunded_amount"].as_i64().unwrap())
+}
+
+fn given_back(service: &Service) -> i64 {
+    let refunds = service.gateway().ledger().refunds;
+    refunds.iter().filter(|refund| refund.status == RefundStatus::Succeeded).map(|refund| refund.amount).sum()
+}
+
+#[tokio::test]
+async fn a_payment_is_given_back_in_parts_until_nothing_is_left() {
+    let service = service().await;
+    let (order, id, support) = a_paid_order(&service).await;
+
+    let first = support.refund(id, Some(580)).await.is(201).json();
+    assert_eq!(first["payment_id"], json!(id));
+    assert_eq!(
+        (&first["status"], &first["amount"], &first["currency"]),
+        (&json!("succeeded"), &json!(580), &json!("EUR"))
+    );
+    assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 580));
+    assert_eq!(order.status().await, "partially_refunded");
+
+    let _second = support.refund(id, Some(1000)).await.is(201);
+    assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 1580));
+
+    let rest = support.refund(id, None).await.is(201).json();
+    assert_eq!((&rest["status"], &rest["amount"]), (&json!("succeeded"), &json!(1000)));
+    assert_eq!(payment(&support, id).await, ("refunded".to_owned(), 2580));
+    assert_eq!(order.status().await, "refunded");
+
+    let _nothing_left = support.refund(id, None).await.is_problem(409, "conflict");
+    let _nothing_left = support.refund(id, Some(1)).await.is_problem(409, "conflict");
+    assert_eq!(given_back(&service), 2580);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refund_without_an_amount_gives_everything_back() {
+    let service = service().await;
+    let (order, id, support) = a_paid_order(&service).await;
+    let refund = support.refund(id, None).await.is(201).json();
+    assert_eq!((&refund["status"], &refund["amount"]), (&json!("succeeded"), &json!(2580)));
+    assert_eq!(payment(&support, id).await, ("refunded".to_owned(), 2580));
+    assert_eq!(order.status().await, "refunded");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn more_than_was_paid_is_never_given_back() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    let _too_much = support.refund(id, Some(2581)).await.is_invalid_at(&["/amount"]);
+    let _far_too_much = support.refund(id, Some(i64::MAX)).await.is_invalid_at(&["/amount"]);
+    let _nothing = support.refund(id, Some(0)).await.is_invalid_at(&["/amount"]);
+    let _less_than_nothing = support.refund(id, Some(-1)).await.is_invalid_at(&["/amount"]);
+    let _part = support.refund(id, Some(2000)).await.is(201);
+    let _more_than_the_rest = support.refund(id, Some(581)).await.is_problem(409, "conflict");
+    assert_eq!(given_back(&service), 2000);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn twenty_refunds_at_once_never_exceed_the_payment() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    let refunds: Vec<_> = (0..20).map(|_| support.refund(id, Some(500)).in_background()).collect();
+    let mut made = 0;
+    for refund in refunds {
+        match refund.answer().await {
+            answer if answer.status == 201 => made += 1,
+            answer => drop(answer.is_problem(409, "conflict")),
+        }
+    }
+    assert_eq!(made, 5, "as many as fit into 2580");
+    assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 2500));
+    assert_eq!(given_back(&service), 2500);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn two_full_refunds_at_once_give_back_once() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    let (one, other) = tokio::join!(support.refund(id, None), support.refund(id, None));
+    let mut statuses = [one.status, other.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409]);
+    assert_eq!(given_back(&service), 2580);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn only_money_that_was_taken_is_given_back() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let (customer, support) = (service.customer().await, service.support().await);
+    let declined = customer.places_an_order().await.pay("pm_card_declined").await.is(201).id();
+    let _refused = support.refund(declined, None).await.is_problem(409, "conflict");
+
+    let order = customer.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    let under_way = order.has_a_payment().await;
+    let _refused = support.refund(under_way, None).await.is_problem(409, "conflict");
+    service.gateway().release();
+    let _paid = attempt.answer().await.is(201);
+
+    let _refused = support.refund(Uuid::now_v7(), None).await.is_problem(404, "not-found");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refund_that_the_gateway_refuses_releases_its_amount() {
+    let service = service().await;
+    let (order, id, support) = a_paid_order(&service).await;
+    // Somebody gives 20.00 back at the gateway's own counter.
+    let charge = service.charges_for(id).await.remove(0).id;
+    let elsewhere = service.gateway().url().join(&format!("/v1/charges/{charge}/refunds")).unwrap();
+    let done = dev::http::client(dev::harness::SOON)
+        .unwrap()
+        .post(elsewhere)
+        .bearer_auth(GATEWAY_API_KEY)
+        .header("idempotency-key", "at the counter")
+        .json(&json!({ "amount": 2000, "reference": Uuid::now_v7() }))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(done.status(), 201);
+
+    let failed = support.refund(id, Some(1000)).await.is(201);
+    assert_eq!(failed.text("status"), "failed");
+    assert_eq!(payment(&support, id).await, ("succeeded".to_owned(), 0));
+    assert_eq!(order.status().await, "paid");
+    let rest = support.refund(id, Some(580)).await.is(201);
+    assert_eq!(rest.text("status"), "succeeded");
+    assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 580));
+}
+
+#[tokio::test]
+async fn a_refund_of_unknown_outcome_is_settled_by_asking_and_made_once() {
+    let service = service().await;
+    let (order, id, support) = a_paid_order(&service).await;
+    service.gateway().faults().set(Faults {
+        error_rate_after_charge: 1.0,
+        webhooks: Webhooks::Never,
+        ..Faults::default()
+    });
+    let request = support.refund(id, Some(1000));
+    let refund = request.clone().await.is(202);
+    assert_eq!(refund.text("status"), "processing");
+    // What is under way is set aside: it cannot be given back a second time.
+    let _reserved = support.refund(id, Some(2000)).await.is_problem(409, "conflict");
+    assert_eq!(payment(&support, id).await.1, 0, "and it is not counted as given back yet");
+
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    order.becomes("partially_refunded").await;
+    assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 1000));
+    let repeated = request.await.is(201);
+    assert!(repeated.is_replayed());
+    assert_eq!((repeated.id(), repeated.text("status")), (refund.id(), "succeeded".to_owned()));
+    assert_eq!(given_back(&service), 1000);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refund_survives_a_crash_between_the_gateway_and_its_settlement() {
+    let mut service = service().await;
+    let (order, id, support) = a_paid_order(&service).await;
+    service.gateway_sends_no_webhooks();
+    service.gateway().hold_responses();
+    let attempt = support.refund(id, None).in_background();
+    eventually("the gateway has given it back", async || (given_back(&service) == 2580).then_some(())).await;
+    let the_same_again = attempt.again();
+    service.kill_9().await;
+    let _cut_off = attempt.give_up().await;
+    service.gateway().release();
+    service.restart().await;
+
+    order.becomes("refunded").await;
+    assert!(the_same_again.await.is(201).is_replayed());
+    assert_eq!(given_back(&service), 2580);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_webhook_settles_a_refund_while_its_request_still_waits() {
+    let service = service().await;
+    let (order, id, support) = a_paid_order(&service).await;
+    service.gateway().hold_responses();
+    let attempt = support.refund(id, None).in_background();
+    order.becomes("refunded").await;
+    service.gateway().release();
+    assert_eq!(attempt.answer().await.is(201).text("status"), "succeeded");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refund_is_not_begun_while_the_gateway_is_away() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    let customer = service.customer().await;
+    service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
+    eventually("the breaker opens", async || {
+        (customer.places_an_order().await.pay("pm_card_ok").await.status == 503).then_some(())
+    })
+    .await;
+    let refused = support.refund(id, Some(1)).await.is_problem(503, "unavailable");
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(service.database().number("select count(*) from refunds").await, 0);
+}
+
+#[tokio::test]
+async fn a_refund_may_say_why_in_500_characters() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    let because = |reason: &str| {
+        let refund = json!({ "amount": 1, "reason": reason });
+        support.post(format!("/v1/payments/{id}/refunds")).json(&refund).new_key()
+    };
+    let _refunded = because(&"\u{e4}".repeat(500)).await.is(201);
+    let _too_long = because(&"x".repeat(501)).await.is_invalid_at(&["/reason"]);
+    let _unstorable = because("\u{0}").await.is_invalid_at(&["/reason"]);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refund_is_told_in_the_audit_trail_with_who_made_it() {
+    let service = service().await;
+    // Whoever settles it first is named, and the webhook may be faster than the answer.
+    service.gateway_sends_no_webhooks();
+    let (_, id, support) = a_paid_order(&service).await;
+    let refund = support.refund(id, Some(100)).await.is(201).id();
+    let told = service.audit_events(&format!("metadata -> 'record_ids' ? '{refund}'")).await;
+    let of = |event: &Value| (event["action"].clone(), event["user_id"].clone(), event["role"].clone());
+    let by_support = |action: &str| (json!(action), json!(support.id), json!("support"));
+    assert_eq!(told.iter().map(of).collect::<Vec<_>>(), [by_support("create"), by_support("settle")]);
+}
+
+#[tokio::test]
+async fn a_retry_refunds_once_although_the_database_has_lost_the_refund() {
+    let mut service = service().await;
+    service.gateway_sends_no_webhooks();
+    let (order, id, support) = a_paid_order(&service).await;
+    service.terminate().await;
+    service.database().back_up().await;
+    service.restart().await;
+    let request = support.refund(id, Some(1000));
+    let lost = request.clone().await.is(201);
+
+    service.terminate().await;
+    service.database().restore().await;
+    service.restart().await;
+    assert_eq!(payment(&support, id).await, ("succeeded".to_owned(), 0));
+    let retried = request.await.is(201);
+
+    assert_ne!(retried.id(), lost.id());
+    assert_eq!(service.gateway().ledger().refunds.len(), 1);
+    assert_eq!(order.status().await, "partially_refunded");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_again_after_its_response_is_deleted_gets_the_refund() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    for amount in [Some(1000), None] {
+        let request = support.refund(id, amount);
+        let first = request.clone().await.is(201);
+        service.database().execute("delete from idempotency_keys where scope <> 'gateway'").await;
+        let again = request.await.is(201);
+        assert!(again.is_replayed());
+        assert_eq!(again.id(), first.id());
+    }
+    assert_eq!(given_back(&service), 2580);
+    assert_eq!(service.gateway().ledger().refunds.len(), 2);
+}
+
+#[tokio::test]
+async fn the_database_reserves_no_more_than_was_paid() {
+    let service = service().await;
+    let (_, id, support) = a_paid_order(&service).await;
+    let _part = support.refund(id, Some(1000)).await.is(201);
+    for change in [
+        "refund_reserved_amount = amount + 1",
+        "refund_reserved_amount = refunded_amount - 1",
+        "refunded_amount = -1",
+    ] {
+        let update = format!("update payments set {change} where id = '{id}'");
+        assert_eq!(service.database().try_as_service(&update).await, Err("23514".to_owned()), "{change}");
+    }
+}
+
+#[tokio::test]
+async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
+    let service = service().await;
+    let (order, id, support) = a_paid_order(&service).await;
+    let _part = support.refund(id, Some(500)).await.is(201);
+    service.gateway().faults().set(Faults {
+        error_rate: 1.0,
+        webhooks: Webhooks::Never,
+        ..Faults::default()
+    });
+    let rest = support.refund(id, None).await.is(202);
+    let key = service.gateway_key(rest.id()).await.to_string();
+    let by_the_request = service.sends_of(rest.id()).await;
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    order.becomes("refunded").await;
+
+    let sent = service.gateway().requests();
+    let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
+    assert!(sent.len() > by_the_request);
+    for request in sent {
+        let body: Value = serde_json::from_str(&request.body).unwrap();
+        assert_eq!(body, json!({ "amount": 2080, "reference": key }));
+    }
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_second_refund_of_the_gateway_for_one_refund_is_a_discrepancy() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let (_, id, support) = a_paid_order(&service).await;
+    let refund = support.refund(id, Some(1000)).await.is(201).id();
+    let made = service.gateway().ledger().refunds.remove(0);
+    let reported = |refund: &dev::example::gateway::Refund| Event::of_refund(refund).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&reported(&made)).await.unwrap(), 204);
+    let recorded = format!("action = 'discrepancy' and metadata -> 'record_ids' ? '{refund}'");
+    assert_eq!(service.audit_events(&recorded).await.len(), 0, "it is the refund that settled ours");
+
+    let second = dev::example::gateway::Refund { id: "re_second".to_owned(), ..made };
+    assert_eq!(service.gateway().deliver_webhook(&reported(&second)).await.unwrap(), 204);
+    let recorded = service.audit_events(&recorded).await;
+    assert_eq!(recorded.len(), 1);
+    assert_eq!(recorded[0]["metadata"]["what"], "second refund");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refund_whose_commit_is_unknown_is_not_sent() {
+    let service = builder().behind_a_link().start().await;
+    service.gateway_sends_no_webhooks();
+    let (_, id, support) = a_paid_order(&service).await;
+    let lock = service.database().hold(&format!("select from payments where id = '{id}' for update")).await;
+    let request = support.refund(id, Some(1000));
+    let attempt = request.clone().in_background();
+    service.database().has_waiting(1).await;
+    service.link().interrupt();
+    let answer = attempt.answer().await.is_problem(503, "unavailable");
+    assert!(answer.header("retry-after").is_some(), "{answer}");
+    assert_eq!(service.gateway().ledger().refunds.len(), 0, "nothing is sent that may not be stored");
+
+    lock.release().await;
+    let refunded = request.insist().await.is(201);
+    assert_eq!(refunded.text("status"), "succeeded");
+    assert_eq!(given_back(&service), 1000);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let (_, id, support) = a_paid_order(&service).await;
+    service.gateway().faults().set(Faults {
+        error_rate: 1.0,
+        error_status: 422,
+        webhooks: Webhooks::Never,
+        ..Faults::default()
+    });
+    let refund = support.refund(id, Some(2000)).await.is(202).id();
+    let reserved = format!("select refund_reserved_amount from payments where id = '{id}'");
+    assert_eq!(service.database().number(&reserved).await, 2000, "a rejection proves nothing");
+    let parked = format!("select count(*) from refunds where id = '{refund}' and parked_at is not null");
+    eventually("it needs review", async || (service.database().number(&parked).await == 1).then_some(()))
+        .await;
+
+    let refund = refund.to_string();
+    let end = ["payments", "end", refund.as_str(), "--reason", "the gateway has no such refund, ticket 7"];
+    service.command(&end, &[]).await.succeeded();
+    assert_eq!(service.database().number(&reserved).await, 0);
+    let ended = service.audit_events("resource = 'refunds' and action = 'settle'").await;
+    assert_eq!(ended[0]["metadata"]["decided_by_operator"], "the gateway has no such refund, ticket 7");
+    assert_eq!(service.command(&end, &[]).await.code(), Some(1), "it is settled already");
+
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    let _all = support.refund(id, None).await.is(201);
+    assert_eq!(given_back(&service), 2580);
+    service.invariants_hold().await;
+}

@@ -1,0 +1,144 @@
+//! Payments through several replicas of one service: any of them takes over what another has begun.
+use std::time::Duration;
+
+use dev::{
+    example::gateway::{Faults, Webhooks},
+    harness::{MUG, Service, User, eventually, within},
+};
+
+use crate::service;
+
+#[tokio::test]
+async fn twins_at_different_replicas_have_one_effect() {
+    let one = service().await;
+    let two = one.replica().await;
+    let here = one.customer().await;
+    let there = two.serves(&here);
+    let order = here.places_an_order().await;
+    let twins: Vec<_> = (0..20)
+        .map(|n| {
+            let customer = if n % 2 == 0 { &here } else { &there };
+            let payment = customer.pay(order.id, "pm_card_ok").key("one-payment");
+            let purchase = customer.orders(&[(MUG, 1)]).key("one-order");
+            (payment.in_background(), purchase.in_background())
+        })
+        .collect();
+    let (mut paid, mut placed) = (Vec::new(), Vec::new());
+    for (payment, purchase) in twins {
+        match payment.answer().await {
+            answer if answer.status == 201 => paid.push(answer.text),
+            answer => drop(answer.is_problem(409, "request-under-way")),
+        }
+        placed.push(purchase.answer().await.is(201).text);
+    }
+    for told in [&mut paid, &mut placed] {
+        told.sort();
+        told.dedup();
+        assert_eq!(told.len(), 1);
+    }
+    assert_eq!(one.gateway().ledger().charges.len(), 1);
+    assert_eq!(one.database().number("select count(*) from orders").await, 2);
+    one.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn another_replica_settles_what_a_dead_one_has_begun() {
+    let one = service().await;
+    let two = one.replica().await;
+    one.gateway_sends_no_webhooks();
+    let order = one.customer().await.places_an_order().await;
+    one.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    let payment = order.has_a_payment().await;
+    eventually("it is charged", async || (!one.charges_for(payment).await.is_empty()).then_some(())).await;
+    one.kill_9().await;
+    let _cut_off = attempt.give_up().await;
+    one.gateway().release();
+
+    let seen = two.serves(&order.customer);
+    eventually("it is paid", async || (seen.get(order.path()).await.text("status") == "paid").then_some(()))
+        .await;
+    assert_eq!(one.charges_for(payment).await.len(), 1);
+    two.invariants_hold().await;
+}
+
+/// Somebody who places an order, pays it, and insists on an answer to each.
+async fn shops(customer: User, card: &'static str) {
+    let order = customer.orders(&[(MUG, 2)]).insist().await.is(201).id();
+    let _paid_or_not = customer.pay(order, card).insist().await.is(201);
+}
+
+#[tokio::test]
+async fn nobody_is_charged_twice_and_nothing_is_lost_when_everything_fails_at_once() {
+    let mut services: Vec<Service> = vec![service().await];
+    services.push(services[0].replica().await);
+    services.push(services[0].replica().await);
+    let customer = services[0].customer().await;
+    services[0].gateway().faults().set(Faults {
+        error_rate: 0.15,
+        error_rate_after_charge: 0.15,
+        cut_rate: 0.15,
+        decline_rate: 0.1,
+        latency_ms: 30,
+        webhooks: Webhooks::Twice,
+        seed: 7,
+        ..Faults::default()
+    });
+    let cards =
+        ["pm_card_ok", "pm_card_flaky", "pm_card_error", "pm_card_error_after_charge", "pm_card_declined"];
+    let shoppers: Vec<_> = (0..45)
+        .map(|n| tokio::spawn(shops(services[n % 3].serves(&customer), cards[n % cards.len()])))
+        .collect();
+
+    for victim in 0..3 {
+        let begun = 5 * (victim + 1);
+        let payments = "select count(*) from payments";
+        eventually("some payments have begun", async || {
+            (services[0].database().number(payments).await >= begun).then_some(())
+        })
+        .await;
+        let victim = usize::try_from(victim).unwrap();
+        services[victim].kill_9().await;
+        services[victim].restart().await;
+    }
+    services[0].gateway().faults().clear();
+
+    for shopper in shoppers {
+        shopper.await.unwrap();
+    }
+    within(Duration::from_mins(1), "every payment is settled", async || {
+        let unsettled = "select count(*) from payments where status = 'processing'";
+        (services[0].database().number(unsettled).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(services[0].database().number("select count(*) from orders").await, 45);
+    let counts = services[0].gateway().ledger().counts();
+    assert_eq!(counts.charges_succeeded, counts.payments_charged);
+    services[0].invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_payment_of_unknown_outcome_is_asked_for_by_one_of_several_replicas() {
+    let one = service().await;
+    let _others = (one.replica().await, one.replica().await);
+    one.gateway_sends_no_webhooks();
+    let customer = one.customer().await;
+    let mut attempts = Vec::new();
+    for _ in 0..12 {
+        let order = customer.places_an_order().await;
+        attempts.push((order.pay("pm_card_timeout").in_background(), order));
+    }
+    for (attempt, order) in attempts {
+        let payment = one.gateway_key(attempt.answer().await.is(202).id()).await.to_string();
+        order.becomes("paid").await;
+        let asked = one
+            .gateway()
+            .requests()
+            .into_iter()
+            .filter(|request| request.method == "GET" && request.path.contains(&payment));
+        assert_eq!(asked.count(), 1, "of payment {payment}");
+    }
+    let settled = "select count(*) from audit_events where resource = 'payments' and action = 'settle'";
+    assert_eq!(one.database().number(settled).await, 12);
+    one.invariants_hold().await;
+}

@@ -1,0 +1,76 @@
+//! How many round trips to the database the hot routes of products, orders and payments make.
+use dev::harness::{MUG, TEAPOT};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::database::round_trips::{counted_service, taken};
+
+/// Who adds to one of these has made the route dearer by as much, and says here why.
+const ROUND_TRIPS: [(&str, u16, usize); 7] = [
+    ("GET /v1/products", 200, 1),
+    ("POST /v1/orders", 201, 2),
+    ("POST /v1/orders, again", 201, 4),
+    ("GET /v1/orders/{id}", 200, 2),
+    ("GET /v1/orders", 200, 2),
+    ("POST /v1/orders/{id}/payments", 201, 9),
+    ("GET /v1/payments/{id}", 200, 2),
+];
+
+#[tokio::test]
+async fn orders_and_payments_make_no_more_round_trips_than_they_need() {
+    let service = counted_service().await;
+    service.gateway_sends_no_webhooks();
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+    let paid = order.pay("pm_card_ok").await.is(201);
+    let body = json!({ "items": [{ "product_id": MUG, "quantity": 1 }] });
+    let _placed = customer.post("/v1/orders").json(&body).key("again").await.is(201);
+
+    let mut counted = Vec::new();
+    for (route, status, _) in ROUND_TRIPS {
+        let request = async || match route {
+            "GET /v1/products" => service.nobody().get("/v1/products"),
+            "POST /v1/orders" => customer.orders(&[(MUG, 2), (TEAPOT, 1)]),
+            "POST /v1/orders, again" => customer.post("/v1/orders").json(&body).key("again"),
+            "GET /v1/orders/{id}" => customer.get(order.path()),
+            "GET /v1/orders" => customer.get("/v1/orders"),
+            "POST /v1/orders/{id}/payments" => customer.places_an_order().await.pay("pm_card_ok"),
+            "GET /v1/payments/{id}" => customer.get(format!("/v1/payments/{}", paid.id())),
+            route => unreachable!("{route}"),
+        };
+        counted.push((route, status, taken(&service, status, request).await.round_trips));
+    }
+    assert_eq!(counted, ROUND_TRIPS);
+}
+
+/// Otherwise the time of a refusal tells strangers which orders there are: the largest order that there can be is read
+/// before it is refused, or another statement is made.
+#[tokio::test]
+async fn a_refusal_takes_as_much_of_the_database_whether_or_not_there_is_such_an_order() {
+    let service = counted_service().await;
+    let (owner, stranger) = (service.customer().await, service.customer().await);
+    service
+        .database()
+        .execute(
+            "insert into products (id, sku, name, unit_amount, currency, active)
+             select gen_random_uuid(), 'MANY-' || n, 'Many', 100, 'EUR', true from generate_series(1, 100) as n",
+        )
+        .await;
+    let products = service.database().rows("select id from products where sku like 'MANY-%'").await;
+    let items: Vec<_> =
+        products.iter().map(|product| json!({ "product_id": product["id"], "quantity": 1 })).collect();
+    let placed = owner.post("/v1/orders").json(&json!({ "items": items })).new_key().await.is(201);
+
+    let refused = async |id: Uuid| {
+        let pay = json!({ "payment_method": "pm_card_ok" });
+        [
+            taken(&service, 404, async || stranger.get(format!("/v1/orders/{id}"))).await,
+            taken(&service, 404, async || stranger.post(format!("/v1/orders/{id}/cancel"))).await,
+            taken(&service, 404, async || {
+                stranger.post(format!("/v1/orders/{id}/payments")).json(&pay).new_key()
+            })
+            .await,
+        ]
+    };
+    assert_eq!(refused(placed.id()).await, refused(Uuid::now_v7()).await);
+}

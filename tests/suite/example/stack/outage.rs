@@ -1,0 +1,69 @@
+//! From an outage of the gateway to the person who hears of it, and back.
+use dev::{
+    example::gateway::Faults,
+    harness::{eventually, within},
+    traffic::{self, Traffic},
+};
+
+use crate::{
+    builder,
+    stack::{
+        alerting::inbox,
+        tools::{PATIENCE, Server, file_with, tool},
+    },
+};
+
+/// The rules, with seconds for minutes: five minutes of them pass in five seconds. So few attempts fall into that time
+/// that two that failed on a busy machine would be one in twenty.
+fn hurried(file: &str) -> (String, String) {
+    let rules = file_with(
+        &format!("prometheus/rules/{file}"),
+        &[("m]", "s]"), ("for: 3m", "for: 3s"), ("for: 2m", "for: 2s"), ("> 0.05", "> 0.25")],
+    );
+    (file.to_owned(), rules)
+}
+
+#[tokio::test]
+async fn an_outage_of_the_gateway_pages_someone_and_is_resolved_when_it_is_over() {
+    let (Some(prometheus), Some(alertmanager)) = (tool("prometheus"), tool("alertmanager")) else { return };
+    let inbox = inbox().await;
+    let alertmanager = Server::alertmanager(&alertmanager, &inbox.address().to_string()).await;
+    // With time for the gateway: on a busy machine a call may take seconds, and that is not the outage.
+    let service = builder()
+        .setting("ALERT_WEBHOOK_URL", &format!("http://{}/service", inbox.address()))
+        .setting("GATEWAY_TIMEOUT_MS", "20000")
+        .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "10")
+        .setting("REQUEST_TIMEOUT_MS", "30000")
+        .start()
+        .await;
+    let rules = vec![
+        hurried("payments.yml"),
+        ("telemetry.yml".to_owned(), file_with("prometheus/rules/telemetry.yml", &[])),
+    ];
+    let _prometheus = Server::prometheus(&prometheus, &service, alertmanager.url.authority(), rules).await;
+    let _traffic = Traffic::start(traffic::Settings {
+        rate_per_second: 40.0,
+        ..traffic::Settings::new(service.api_url().clone())
+    })
+    .unwrap();
+    within(PATIENCE, "the heartbeat arrives", async || inbox.heartbeat_at()).await;
+    let arrived = |status: &str| {
+        let alerts = inbox.alerts();
+        alerts.into_iter().find(|alert| alert.name == "PaymentFailureRatioHigh" && alert.status == status)
+    };
+    within(PATIENCE, "customers pay", async || (service.gateway().ledger().charges.len() > 20).then_some(()))
+        .await;
+    assert_eq!(arrived("firing"), None, "nothing is wrong yet");
+
+    service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..Faults::default() });
+    let page = within(PATIENCE, "the page arrives", async || arrived("firing")).await;
+    assert_eq!((page.source.as_str(), page.severity.as_str()), ("alertmanager", "critical"));
+    assert_eq!(page.runbook_url.as_deref(), Some("http://localhost:8025/runbooks/PaymentFailureRatioHigh"));
+    eventually("the service says by itself that its breaker opened", async || {
+        inbox.alerts().into_iter().find(|alert| alert.source == "service" && alert.name.contains("opened"))
+    })
+    .await;
+
+    service.gateway().faults().clear();
+    within(PATIENCE, "the page is resolved", async || arrived("resolved")).await;
+}

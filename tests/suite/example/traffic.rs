@@ -1,0 +1,37 @@
+//! A shop on an ordinary day: customers who browse, order, pay, repeat themselves and make mistakes.
+use std::time::Duration;
+
+use dev::{
+    harness::{eventually, within},
+    traffic::{Settings, Traffic},
+};
+
+use crate::service;
+
+#[tokio::test]
+async fn an_ordinary_day_has_no_unexpected_answer_and_books_that_agree() {
+    let service = service().await;
+    let settings = Settings { rate_per_second: 25.0, ..Settings::new(service.api_url().clone()) };
+    let traffic = Traffic::start(settings).unwrap();
+    within(Duration::from_mins(2), "there was enough of everything", async || {
+        let report = traffic.report();
+        let enough = report.counts.orders >= 20
+            && report.counts.payments.succeeded >= 5
+            && report.counts.payments.declined >= 1
+            && report.replays >= 1
+            && report.refusals >= 3;
+        (enough || report.unexpected > 0).then_some(())
+    })
+    .await;
+    let report = traffic.stop().await;
+    assert_eq!((report.unexpected, report.unanswered), (0, 0), "{report}\n{:#?}", report.samples);
+
+    let orders = service.database().number("select count(*) from orders").await;
+    assert!(u64::try_from(orders).unwrap() >= report.counts.orders, "{orders} orders are stored: {report}");
+    eventually("every payment is settled", async || {
+        let unsettled = "select count(*) from payments where status = 'processing'";
+        (service.database().number(unsettled).await == 0).then_some(())
+    })
+    .await;
+    service.invariants_hold().await;
+}

@@ -1,0 +1,383 @@
+//! What the gateway tells by itself: signed, perhaps twice, perhaps late, perhaps wrong.
+use base64::{Engine, prelude::BASE64_STANDARD};
+use chrono::{DateTime, TimeDelta, Utc};
+use dev::{
+    example::gateway::{Charge, ChargeStatus, Event},
+    harness::{Order, Request, Service, eventually},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{builder, operations::alerts::Pager, service};
+
+/// An event as it would be delivered at a time; not sent yet.
+fn delivery(service: &Service, event: &Event, at: DateTime<Utc>) -> Request {
+    let signature = service.gateway().sign(&event.body, &event.id, at).unwrap();
+    service
+        .nobody()
+        .post("/v1/gateway/events")
+        .header("content-type", "application/json")
+        .header("webhook-id", &event.id)
+        .header("webhook-timestamp", &at.timestamp().to_string())
+        .header("webhook-signature", &signature)
+        .body(event.body.clone())
+}
+
+fn now(service: &Service, event: &Event) -> Request {
+    delivery(service, event, Utc::now())
+}
+
+fn charge_of(reference: Uuid) -> Charge {
+    Charge {
+        id: format!("ch_{}", Uuid::now_v7().simple()),
+        reference,
+        status: ChargeStatus::Succeeded,
+        decline_code: None,
+        amount: 2580,
+        currency: "EUR".to_owned(),
+    }
+}
+
+/// An order whose payment the gateway has charged and tells nobody about, neither by answer nor by webhook.
+async fn an_order_in_the_dark(service: &Service) -> (Order, Charge) {
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    (order, service.charges_for(payment).await.remove(0))
+}
+
+/// A service that asks the gateway for nothing by itself while a test runs.
+async fn service_that_does_not_ask() -> Service {
+    builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await
+}
+
+async fn discrepancies(service: &Service, id: Uuid) -> Vec<Value> {
+    let condition = format!("action = 'discrepancy' and metadata -> 'record_ids' ? '{id}'");
+    service.audit_events(&condition).await
+}
+
+#[tokio::test]
+async fn a_signed_event_settles_its_payment() {
+    let service = service_that_does_not_ask().await;
+    let (order, charge) = an_order_in_the_dark(&service).await;
+    let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    assert_eq!(order.status().await, "paid");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
+    let service = service_that_does_not_ask().await;
+    let (order, charge) = an_order_in_the_dark(&service).await;
+    let event = Event::of_charge(&charge).unwrap();
+    let signed = || now(&service, &event);
+    let forged =
+        standardwebhooks::Webhook::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgMzIgYnl0ZXM=").unwrap();
+    let forged = forged.sign(&event.id, Utc::now().timestamp(), event.body.as_bytes()).unwrap();
+
+    for (what, request) in [
+        ("another's signature", signed().header("webhook-signature", &forged)),
+        ("no signature", signed().without_header("webhook-signature")),
+        ("an empty signature", signed().header("webhook-signature", "")),
+        ("no version", signed().header("webhook-signature", "v1")),
+        ("nonsense", signed().header("webhook-signature", "v1,!!!!")),
+        ("no id", signed().without_header("webhook-id")),
+        ("an empty id", signed().header("webhook-id", "")),
+        ("another id", signed().header("webhook-id", "msg_another")),
+        ("no timestamp", signed().without_header("webhook-timestamp")),
+        (
+            "another timestamp",
+            signed().header("webhook-timestamp", &(Utc::now().timestamp() - 1).to_string()),
+        ),
+        ("another body", signed().body(event.body.replace("2580", "2581"))),
+        ("a body with one more space", signed().body(format!("{} ", event.body))),
+        ("no body", signed().body("")),
+    ] {
+        let refused = request.await;
+        assert_eq!(refused.status, 400, "{what}: {refused}");
+        let _refused = refused.is_problem(400, "bad-signature");
+    }
+    assert_eq!(order.status().await, "pending_payment");
+    let _genuine = signed().await.is(204);
+    assert_eq!(order.status().await, "paid");
+}
+
+#[tokio::test]
+async fn an_event_is_believed_for_five_minutes() {
+    let service = service().await;
+    let event = || Event::new("something.else", &json!({})).unwrap();
+    for seconds in [0, 290, -290] {
+        let at = Utc::now() - TimeDelta::seconds(seconds);
+        let answer = delivery(&service, &event(), at).await;
+        assert_eq!(answer.status, 204, "{seconds} s old: {answer}");
+    }
+    for seconds in [310, -310, 86_400, -86_400] {
+        let at = Utc::now() - TimeDelta::seconds(seconds);
+        let answer = delivery(&service, &event(), at).await;
+        assert_eq!(answer.status, 400, "{seconds} s old: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_hostile_timestamp_is_refused_and_breaks_nothing() {
+    let service = service().await;
+    let event = Event::new("something.else", &json!({})).unwrap();
+    for timestamp in [
+        "",
+        "now",
+        "-",
+        "0",
+        "-1",
+        "1.5",
+        "1e9",
+        "0x10",
+        " 1",
+        "+1",
+        "9223372036854775807",
+        "-9223372036854775808",
+        "9223372036854775808",
+        "99999999999999999999999999",
+    ] {
+        let answer = now(&service, &event).header("webhook-timestamp", timestamp).await;
+        assert_eq!(answer.status, 400, "{timestamp:?}: {answer}");
+        let _refused = answer.is_problem(400, "bad-signature");
+    }
+    assert_eq!(service.metric("panics_total").await, 0);
+    let _still_well = now(&service, &event).await.is(204);
+}
+
+#[tokio::test]
+async fn any_of_several_signatures_will_do_while_the_secret_is_changed() {
+    let service = service().await;
+    let event = Event::new("something.else", &json!({})).unwrap();
+    let at = Utc::now();
+    let good = service.gateway().sign(&event.body, &event.id, at).unwrap();
+    let bad = "v1,c29tZWJvZHkgZWxzZSdzIHNpZ25hdHVyZSwgMzIgYnl0ZXM=";
+    for signatures in [format!("{good} {bad}"), format!("{bad} {good}"), format!("v1a,AAAA {bad} {good}")] {
+        let answer = delivery(&service, &event, at).header("webhook-signature", &signatures).await;
+        assert_eq!(answer.status, 204, "{signatures}: {answer}");
+    }
+    let answer = delivery(&service, &event, at).header("webhook-signature", &format!("{bad} {bad}")).await;
+    let _refused = answer.is_problem(400, "bad-signature");
+}
+
+#[tokio::test]
+async fn an_event_that_comes_twice_counts_once() {
+    let service = service_that_does_not_ask().await;
+    let (order, charge) = an_order_in_the_dark(&service).await;
+    let event = Event::of_charge(&charge).unwrap();
+    let deliveries: Vec<_> = (0..10).map(|_| now(&service, &event).in_background()).collect();
+    for delivery in deliveries {
+        let _received = delivery.answer().await.is(204);
+    }
+    // Another event about the same charge is no news either.
+    let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+
+    assert_eq!(order.status().await, "paid");
+    let payment = order.payments().await[0];
+    let settled = format!("action = 'settle' and metadata -> 'record_ids' ? '{payment}'");
+    assert_eq!(service.audit_events(&settled).await.len(), 1);
+    assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
+    assert_eq!(service.metric("payments_total{outcome=\"succeeded\"}").await, 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_events_id_is_used_up_by_its_first_body() {
+    let service = service_that_does_not_ask().await;
+    let (order, charge) = an_order_in_the_dark(&service).await;
+    let first = Event::new("something.else", &json!({})).unwrap();
+    let second = Event { id: first.id.clone(), ..Event::of_charge(&charge).unwrap() };
+    let _received = now(&service, &first).await.is(204);
+    let _received = now(&service, &second).await.is(204);
+    assert_eq!(order.status().await, "pending_payment");
+}
+
+#[tokio::test]
+async fn an_event_that_comes_after_the_answer_changes_nothing() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.is_paid().await;
+    let charge = service.charges_for(payment).await.remove(0);
+    let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    assert_eq!(order.status().await, "paid");
+    assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
+
+    let support = service.support().await;
+    let _refunded = support.refund(payment, None).await.is(201);
+    let _late = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    assert_eq!(order.status().await, "refunded", "an old event does not bring an old state back");
+    assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_event_that_contradicts_what_is_settled_changes_nothing_and_is_recorded() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.is_paid().await;
+    let charge = service.charges_for(payment).await.remove(0);
+    let declined = Charge { status: ChargeStatus::Declined, ..charge };
+    let _received = now(&service, &Event::of_charge(&declined).unwrap()).await.is(204);
+    let second_charge = charge_of(service.gateway_key(payment).await);
+    let _received = now(&service, &Event::of_charge(&second_charge).unwrap()).await.is(204);
+
+    assert_eq!(order.status().await, "paid");
+    assert_eq!(discrepancies(&service, payment).await.len(), 2);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_event_about_a_payment_that_we_do_not_know_is_received_and_recorded() {
+    let service = service().await;
+    let unknown = Uuid::now_v7();
+    let _received = now(&service, &Event::of_charge(&charge_of(unknown)).unwrap()).await.is(204);
+    let recorded = discrepancies(&service, unknown).await;
+    assert_eq!(recorded.len(), 1);
+    assert_eq!(recorded[0]["result"], "failure");
+
+    let refund = json!({ "id": "re_1", "reference": unknown, "charge_id": "ch_1", "status": "succeeded", "amount": 1 });
+    let _received = now(&service, &Event::new("refund.succeeded", &refund).unwrap()).await.is(204);
+    assert_eq!(discrepancies(&service, unknown).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_charge_of_another_amount_or_currency_never_settles_a_payment() {
+    let service = service_that_does_not_ask().await;
+    let (order, charge) = an_order_in_the_dark(&service).await;
+    let payment = order.payments().await[0];
+    for wrong in [
+        Charge { amount: charge.amount + 1, ..charge.clone() },
+        Charge { amount: charge.amount - 1, ..charge.clone() },
+        Charge { currency: "USD".to_owned(), ..charge.clone() },
+    ] {
+        let _received = now(&service, &Event::of_charge(&wrong).unwrap()).await.is(204);
+        assert_eq!(order.status().await, "pending_payment");
+    }
+    assert_eq!(discrepancies(&service, payment).await.len(), 3);
+    let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    assert_eq!(order.status().await, "paid");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_newer_gateways_fields_and_events_are_ignored() {
+    let service = service_that_does_not_ask().await;
+    let (order, charge) = an_order_in_the_dark(&service).await;
+    let mut newer = serde_json::to_value(&charge).unwrap();
+    newer["network"] = json!({ "name": "visa" });
+    for kind in ["charge.disputed", "payout.paid", ""] {
+        let _received = now(&service, &Event::new(kind, &newer).unwrap()).await.is(204);
+    }
+    assert_eq!(order.status().await, "pending_payment");
+    let _received = now(&service, &Event::new("charge.succeeded", &newer).unwrap()).await.is(204);
+    assert_eq!(order.status().await, "paid");
+}
+
+fn signed(body: &str) -> Event {
+    Event { body: body.to_owned(), ..Event::new("", &json!({})).unwrap() }
+}
+
+#[tokio::test]
+async fn a_signed_message_that_is_no_event_is_a_bad_request() {
+    let service = service().await;
+    for body in ["", "{", "[]", "null", r#"{"data":{}}"#] {
+        let answer = now(&service, &signed(body)).await;
+        assert_eq!(answer.status, 400, "{body}: {answer}");
+        let _refused = answer.is_problem(400, "malformed-request");
+    }
+    assert_eq!(service.metric("panics_total").await, 0);
+}
+
+#[tokio::test]
+async fn a_signed_event_with_unusable_data_is_acknowledged_recorded_and_alerted() {
+    let pager = Pager::switched_on().await;
+    let service = builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await;
+    let charge = |id: &str, reference: &str| {
+        format!(
+            r#"{{"type":"charge.succeeded","data":{{"id":{id},"reference":{reference},"status":"succeeded","decline_code":null,"amount":1,"currency":"EUR"}}}}"#
+        )
+    };
+    let reference = format!("\"{}\"", Uuid::now_v7());
+    let long = format!("\"{}\"", "x".repeat(256));
+    let bodies = [
+        r#"{"type":"charge.succeeded"}"#.to_owned(),
+        r#"{"type":"refund.failed","data":null}"#.to_owned(),
+        r#"{"type":"charge.succeeded","data":{"id":"ch_1"}}"#.to_owned(),
+        charge("\"ch_1\"", "\"x\""),
+        charge("\"ch_1\"", "null"),
+        charge("\"ch_1\"", "7"),
+        charge(r#""ch_\u0000""#, &reference),
+        charge(r#""ch_\ud800""#, &reference),
+        charge(&long, &reference),
+        charge("\"\"", &reference),
+    ];
+    for body in &bodies {
+        let answer = now(&service, &signed(body)).await;
+        assert_eq!(answer.status, 204, "{body}: {answer}");
+    }
+    let recorded = service.audit_events("action = 'discrepancy'").await;
+    assert_eq!(recorded.len(), bodies.len());
+    assert!(recorded.iter().all(|event| event["metadata"]["what"] == "unusable event"));
+    eventually("each has an alert of its own", async || {
+        (pager.all("unusable event").len() == bodies.len()).then_some(())
+    })
+    .await;
+    assert_eq!(service.metric("panics_total").await, 0);
+}
+
+#[tokio::test]
+async fn two_secrets_verify_while_one_replaces_the_other() {
+    let [old, new, unknown] = ["old", "new", "unknown"].map(|name| {
+        format!("whsec_{}", BASE64_STANDARD.encode(format!("{name} secret, long enough for a test")))
+    });
+    let service = builder().setting("GATEWAY_WEBHOOK_SECRET", &format!("{new} {old}")).start().await;
+    for (secret, status) in [(old, 204), (new, 204), (unknown, 400)] {
+        let event = Event::new("something.else", &json!({})).unwrap();
+        let at = Utc::now();
+        let signer = standardwebhooks::Webhook::new(&secret).unwrap();
+        let signature = signer.sign(&event.id, at.timestamp(), event.body.as_bytes()).unwrap();
+        let answer = delivery(&service, &event, at).header("webhook-signature", &signature).await;
+        assert_eq!(answer.status, status, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_event_whose_effect_fails_is_received_when_it_comes_again() {
+    let service = service_that_does_not_ask().await;
+    let (order, charge) = an_order_in_the_dark(&service).await;
+    let event = Event::of_charge(&charge).unwrap();
+    service.database().execute("revoke insert on audit_events from app_runtime").await;
+    assert_eq!(now(&service, &event).await.status, 500);
+    let claimed = format!("select count(*) from idempotency_keys where key = '{}'", event.id);
+    assert_eq!(
+        service.database().number(&claimed).await,
+        0,
+        "the id is claimed with the effect, or not at all"
+    );
+    assert_eq!(order.status().await, "pending_payment");
+
+    service
+        .database()
+        .execute("grant insert (id, timestamp, event_type, user_id, role, resource, action, result, ip_address, metadata, correlation_id, request_id, trace_id, service_version) on audit_events to app_runtime").await;
+    let _received = now(&service, &event).await.is(204);
+    assert_eq!(order.status().await, "paid");
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_event_is_seen_under_the_correlation_id_of_the_request_that_caused_it() {
+    let service = service_that_does_not_ask().await;
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").header("x-correlation-id", "checkout-8").in_background();
+    order.becomes("paid").await;
+    service.gateway().release();
+    let _paid = attempt.answer().await.is(201);
+    service
+        .logs_that("the webhook's request is logged under the id", |line| {
+            line["correlation_id"] == "checkout-8" && line["route"] == "/v1/gateway/events"
+        })
+        .await;
+}

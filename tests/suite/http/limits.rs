@@ -1,0 +1,267 @@
+//! What a request may cost: time, connections, a place among the others. Each limit says when to come back.
+use std::time::Duration;
+
+use dev::harness::{Answer, Request, SOON, Service, TABLE, eventually};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::problems::tells_nothing_of_the_inside;
+use crate::{builder, service};
+
+#[tokio::test]
+async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
+    let service = builder().setting("DATABASE_STATEMENT_TIMEOUT_MS", "1000").start().await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let request = customer.creates();
+    let read = customer.lists().await.is_problem(503, "unavailable");
+    let write = request.clone().await.is_problem(503, "unavailable");
+    for refused in [read, write] {
+        assert!(refused.header("retry-after").is_some(), "{refused}");
+        tells_nothing_of_the_inside(&refused);
+    }
+    held.release().await;
+    let _read = customer.lists().await.is(200);
+    assert!(!request.await.is(201).is_replayed());
+}
+
+#[tokio::test]
+async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
+    let service = builder()
+        .setting("DATABASE_MAX_CONNECTIONS", "1")
+        .setting("DATABASE_ACQUIRE_TIMEOUT_MS", "1000")
+        .start()
+        .await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let waiting = customer.lists().in_background();
+    service.database().has_waiting(1).await;
+    let refused = customer.get("/v1/me").await.is_problem(503, "unavailable");
+    assert!(refused.header("retry-after").is_some());
+    assert!(service.metric("db_connection_acquire_timeouts_total").await >= 1);
+    eventually("it is not ready", async || (service.ops("/readyz").await.0 == 503).then_some(())).await;
+    held.release().await;
+    let _served = waiting.answer().await.is(200);
+    let _well_again = customer.get("/v1/me").await.is(200);
+    eventually("it is ready again", async || (service.ops("/readyz").await.0 == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_request_has_a_deadline() {
+    let service = builder().with_a_deadline_of_ms(1000).start().await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let late = customer.lists().await.is_problem(504, "timeout");
+    tells_nothing_of_the_inside(&late);
+    held.release().await;
+    let _well_again = customer.lists().await.is(200);
+}
+
+#[tokio::test]
+async fn what_is_over_at_its_deadline_is_not_done_later() {
+    let service =
+        builder().setting("DATABASE_MAX_CONNECTIONS", "1").with_a_deadline_of_ms(1000).start().await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let blocking = customer.lists().in_background();
+    service.database().has_waiting(1).await;
+    let request = customer.creates();
+    let _late = request.clone().await.is_problem(504, "timeout");
+    let _late = blocking.answer().await.is_problem(504, "timeout");
+    held.release().await;
+    assert!(!request.await.is(201).is_replayed(), "it was done although it was over");
+}
+
+#[tokio::test]
+async fn an_overloaded_service_says_so_at_once() {
+    let service = builder().setting("MAX_REQUESTS_IN_FLIGHT", "2").start().await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let waiting = [(); 2].map(|()| customer.lists().in_background());
+    service.database().has_waiting(2).await;
+    let refused = service.nobody().get("/problems").await.is_problem(503, "unavailable");
+    assert!(refused.header("retry-after").is_some());
+    held.release().await;
+    for request in waiting {
+        let _served = request.answer().await.is(200);
+    }
+}
+
+/// Sends the same request until it is refused; how often it was let through before.
+async fn until_refused(request: Request) -> (usize, Answer) {
+    for sent in 0..100 {
+        let answer = request.clone().await;
+        if answer.status != 200 {
+            return (sent, answer);
+        }
+    }
+    panic!("it is never refused: {request:?}");
+}
+
+#[tokio::test]
+async fn whoever_sends_too_much_is_told_when_to_come_back() {
+    for (setting, everybody_at_the_address) in
+        [("RATE_LIMIT_CALLER_PER_SECOND", false), ("RATE_LIMIT_ADDRESS_PER_SECOND", true)]
+    {
+        let service = builder().setting(setting, "1").start().await;
+        let customer = service.customer().await;
+        let (let_through, refused) = until_refused(customer.get("/v1/me")).await;
+        assert!(let_through >= 7, "{setting}: a burst of ten is let through, not of {let_through}");
+        let refused = refused.is_problem(429, "too-many-requests");
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        let policy = if everybody_at_the_address { "address" } else { "caller" };
+        let says = |header: &str| refused.header(header).unwrap_or_default().to_owned();
+        assert_eq!(says("ratelimit"), format!("\"{policy}\";r=0;t=1"), "{refused}");
+        assert_eq!(says("ratelimit-policy"), format!("\"{policy}\";q=10;w=10"), "{refused}");
+        let somebody_else = service.nobody().get("/problems");
+        if everybody_at_the_address {
+            let _refused = until_refused(somebody_else).await.1.is_problem(429, "too-many-requests");
+        } else {
+            let _served = somebody_else.await.is(200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_told_what_is_left_of_each_limit() {
+    let service = builder()
+        .setting("RATE_LIMIT_CALLER_PER_SECOND", "5")
+        .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "20")
+        .start()
+        .await;
+    let answer = service.customer().await.get("/v1/me").await.is(200);
+    let says = |header: &str| {
+        let values = answer.headers.get_all(header).iter();
+        values.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(says("ratelimit-policy"), ["\"caller\";q=50;w=10", "\"address\";q=200;w=10"]);
+    let left = says("ratelimit");
+    assert!(left[0].starts_with("\"caller\";r=49;t="), "{left:?}");
+    assert!(left[1].starts_with("\"address\";r=19"), "{left:?}");
+}
+
+#[tokio::test]
+async fn who_is_limited_by_address_cannot_write_themselves_another_one() {
+    let from = |service: &Service, header: &str, value: &str| {
+        service.nobody().get("/problems").header(header, value)
+    };
+    let direct = builder().setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1").start().await;
+    let mut refused = false;
+    for n in 0..40 {
+        let header = ["x-forwarded-for", "forwarded", "x-real-ip"][n % 3];
+        let value = if header == "forwarded" { format!("for=192.0.2.{n}") } else { format!("192.0.2.{n}") };
+        refused |= from(&direct, header, &value).await.status == 429;
+    }
+    assert!(refused, "without a trusted proxy, the peer is who calls");
+
+    let proxied = builder()
+        .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1")
+        .setting("TRUSTED_PROXIES", "127.0.0.0/8")
+        .start()
+        .await;
+    let _limited = until_refused(from(&proxied, "x-forwarded-for", "192.0.2.1")).await.1.is(429);
+    let _another = from(&proxied, "x-forwarded-for", "192.0.2.2").await.is(200);
+    for made_up in ["198.51.100.1, 192.0.2.1", "198.51.100.2, 192.0.2.1", "\"for=1\", 192.0.2.1"] {
+        let _what_stands_left_is_hearsay = from(&proxied, "x-forwarded-for", made_up).await.is(429);
+    }
+    let _limited = until_refused(from(&proxied, "forwarded", "for=\"[2001:db8::1]:80\"")).await.1.is(429);
+    let _same_network = from(&proxied, "x-forwarded-for", "2001:db8::ffff").await.is(429);
+    let _another = from(&proxied, "x-forwarded-for", "2001:db8:0:1::1").await.is(200);
+}
+
+/// A connection on which a test writes what no client would.
+struct Wire(TcpStream);
+
+impl Wire {
+    async fn to(service: &Service) -> Self {
+        let address = service.api_url().socket_addrs(|| None).unwrap()[0];
+        Self(TcpStream::connect(address).await.unwrap())
+    }
+
+    async fn writes(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// What comes until the service closes the connection.
+    async fn is_closed(&mut self) -> String {
+        let mut answer = Vec::new();
+        let closed = tokio::time::timeout(SOON, self.0.read_to_end(&mut answer)).await;
+        assert!(closed.is_ok(), "the connection is still open: {}", String::from_utf8_lossy(&answer));
+        String::from_utf8(answer).unwrap()
+    }
+
+    async fn is_answered(&mut self) {
+        let answered = tokio::time::timeout(SOON, self.0.readable()).await;
+        assert!(answered.is_ok_and(|readable| readable.is_ok()), "there is no answer");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_too_long_over_its_headers_is_cut_off() {
+    let service = builder().setting("HEADER_TIMEOUT_MS", "1000").start().await;
+    let mut slow = Wire::to(&service).await;
+    slow.writes("GET /problems HTTP/1.1\r\nhost: ").await;
+    assert!(!slow.is_closed().await.contains(" 200 "));
+}
+
+#[tokio::test]
+async fn a_client_that_takes_too_long_over_its_body_is_told_so_and_cut_off() {
+    let service = builder().with_a_deadline_of_ms(1000).start().await;
+    let mut slow = Wire::to(&service).await;
+    slow.writes("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
+    slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
+    let answer = slow.is_closed().await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("/problems/timeout"), "{answer}");
+}
+
+#[tokio::test]
+async fn headers_that_are_too_large_or_too_many_are_refused() {
+    let service = service().await;
+    for headers in [format!("cookie: {}\r\n", "c".repeat(32 * 1024)), "x: y\r\n".repeat(101)] {
+        let mut wire = Wire::to(&service).await;
+        wire.writes(&format!("GET /problems HTTP/1.1\r\nhost: shop\r\n{headers}\r\n")).await;
+        assert!(wire.is_closed().await.starts_with("HTTP/1.1 431"));
+    }
+    let _others_are_served = service.nobody().get("/problems").await.is(200);
+}
+
+#[tokio::test]
+async fn a_connection_too_many_waits_for_its_turn_and_probes_do_not() {
+    let service = builder().setting("MAX_CONNECTIONS", "2").start().await;
+    let request = "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n";
+    let mut open = [Wire::to(&service).await, Wire::to(&service).await];
+    for wire in &mut open {
+        wire.writes(request).await;
+        wire.is_answered().await;
+    }
+    let mut third = Wire::to(&service).await;
+    third.writes(request).await;
+    assert!(tokio::time::timeout(Duration::from_millis(500), third.0.readable()).await.is_err());
+    assert_eq!(service.ops("/readyz").await.0, 200, "operations has its own connections");
+    drop(open);
+    third.is_answered().await;
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_without_tls_and_limited_alike() {
+    let service = builder().setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1").start().await;
+    let stream = TokioIo::new(Wire::to(&service).await.0);
+    let (client, connection) =
+        hyper::client::conn::http2::handshake::<_, _, String>(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let url = service.api_url().join("/problems").unwrap();
+    let answers = (0..20).map(|_| {
+        let request = hyper::Request::get(url.as_str()).body(String::new()).unwrap();
+        client.clone().send_request(request)
+    });
+    let mut statuses = Vec::new();
+    for answer in answers.collect::<Vec<_>>() {
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.version(), hyper::Version::HTTP_2);
+        statuses.push(answer.status().as_u16());
+    }
+    assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
+}

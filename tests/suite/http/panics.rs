@@ -1,0 +1,48 @@
+//! A panic, though there should be none: it is one line and a count, and what it ended is begun again.
+use dev::harness::{Service, eventually};
+use serde_json::Value;
+
+use crate::{
+    audit::seals::{everything_is_sealed, verify},
+    builder,
+};
+
+/// Starts a service that panics at a place, the first time that it comes by.
+pub async fn panics_at(point: &str) -> Service {
+    builder().setting("PANIC_AT", point).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await
+}
+
+/// It has panicked once, and said so in one line of the log, and nowhere else.
+pub async fn says_so(service: &Service, point: &str) -> Value {
+    let line = service.logs_that("the panic", |line| line["target"] == "panic").await;
+    assert_eq!(line["level"], "ERROR", "{line:#}");
+    assert_eq!(line["message"], format!("panicked: a test wants a panic at {point}"), "{line:#}");
+    assert!(line["location"].as_str().is_some_and(|location| location.contains("crash.rs")), "{line:#}");
+    assert!(line["backtrace"].as_str().is_some_and(|trace| trace.contains("crash::point")), "{line:#}");
+    assert!(line["correlation_id"].is_string(), "{line:#}");
+    assert_eq!(service.logs().iter().filter(|line| line["target"] == "panic").count(), 1);
+    assert_eq!(service.metric("panics_total").await, 1);
+    assert_eq!(service.stderr(), [""; 0]);
+    line
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
+    let service = panics_at("seal.inserted").await;
+    service.customer().await;
+    let panic = says_so(&service, "seal.inserted").await;
+    let ended =
+        service.logs_that("its end", |line| line["message"] == "worker ended within a unit of work").await;
+    assert_eq!((&ended["worker"], &ended["panicked"]), (&"audit_sealing".into(), &true.into()), "{ended:#}");
+    assert_eq!(ended["correlation_id"], panic["correlation_id"], "of the same run");
+    everything_is_sealed(&service).await;
+    verify(&service, &[]).await.succeeded();
+    eventually("it is well again", async || {
+        let (_, health) = service.ops("/health").await;
+        let health: Value = serde_json::from_str(&health).unwrap();
+        let workers = health["workers"].as_array().unwrap();
+        let sealing = workers.iter().find(|worker| worker["name"] == "audit_sealing").unwrap();
+        (sealing["consecutive_failures"] == 0).then_some(())
+    })
+    .await;
+}

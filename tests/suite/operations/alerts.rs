@@ -1,0 +1,169 @@
+//! What must not wait for a scrape and a rule is told at once.
+use std::sync::{Arc, Mutex};
+
+use axum::{Json, Router, extract::State, routing::post};
+use dev::harness::{Database, Service, eventually};
+use serde_json::Value;
+
+use crate::{
+    audit::{
+        seals::{everything_is_sealed, verify},
+        verification::unseal,
+    },
+    builder,
+};
+
+/// Somebody who is on call.
+pub struct Pager {
+    pub url: String,
+    received: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Pager {
+    pub async fn switched_on() -> Self {
+        Self::switched_on_at("127.0.0.1:0").await
+    }
+
+    pub async fn switched_on_at(address: &str) -> Self {
+        let received = Arc::default();
+        let take = async |State(received): State<Arc<Mutex<Vec<Value>>>>, Json(alert): Json<Value>| {
+            received.lock().unwrap().push(alert);
+        };
+        let router = Router::new().route("/alerts", post(take)).with_state(Arc::clone(&received));
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let url = format!("http://{}/alerts", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { url, received }
+    }
+
+    /// Waits for an alert with this in its title.
+    pub async fn receives(&self, title: &str) -> Value {
+        eventually(title, async || self.all(title).pop()).await
+    }
+
+    pub fn all(&self, title: &str) -> Vec<Value> {
+        let received = self.received.lock().unwrap();
+        received.iter().filter(|alert| alert["title"].as_str().unwrap().contains(title)).cloned().collect()
+    }
+}
+
+async fn on_call() -> (Service, Pager) {
+    let pager = Pager::switched_on().await;
+    (builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await, pager)
+}
+
+/// It has all that an alert has to have.
+pub fn is_complete(alert: &Value, severity: &str) {
+    assert_eq!(alert["severity"], severity, "{alert:#}");
+    assert!(alert["description"].as_str().is_some_and(|text| text.len() > 20), "{alert:#}");
+    let timestamp = alert["timestamp"].as_str().unwrap();
+    assert!(chrono::DateTime::parse_from_rfc3339(timestamp).is_ok(), "{alert:#}");
+    assert!(alert["metadata"].is_object(), "{alert:#}");
+    assert_eq!(alert.as_object().unwrap().len(), 5, "{alert:#}");
+}
+
+#[tokio::test]
+async fn audit_events_that_cannot_be_written_call_a_person() {
+    let (service, pager) = on_call().await;
+    let customer = service.customer().await;
+    service.database().execute("revoke insert on audit_events from app_runtime").await;
+    // A change and its event are one statement: nobody but the database can tell which of the two has failed.
+    assert_eq!(customer.creates().await.status, 500);
+    let failures = service.metric("audit_write_failures_total").await;
+    assert_eq!(failures, 1, "it is counted");
+    let told = pager.receives("Audit events could not be written").await;
+    is_complete(&told, "critical");
+    assert_eq!(told["metadata"]["events"], "1");
+}
+
+#[tokio::test]
+async fn a_chain_that_does_not_descend_from_the_last_head_calls_a_person() {
+    let pager = Pager::switched_on().await;
+    let service = builder()
+        .setting("ALERT_WEBHOOK_URL", &pager.url)
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .start()
+        .await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    let head = service.database().number("select number from audit_seal_head").await;
+    service.logs_that("the process has seen the head", |line| line["seal_number"] == head).await;
+    // Whoever owns the database makes the whole chain anew, without a seam that the database could see.
+    unseal(&service, "").await;
+    let told = pager.receives("The audit trail was tampered with").await;
+    is_complete(&told, "critical");
+    assert!(told["description"].as_str().unwrap().contains("was rewritten"), "{told:#}");
+}
+
+/// A service whose events have been waiting for their seal for longer than anybody should have patience, since
+/// somebody holds up the horizon.
+async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Service {
+    // Whoever writes and does not end holds up the sealing of every database on its server.
+    let service = builder()
+        .on_a_server_of_its_own()
+        .setting("ALERT_WEBHOOK_URL", &pager.url)
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .start()
+        .await;
+    hold_up(service.database()).await;
+    service
+        .database()
+        .execute(
+            "insert into audit_events (id, timestamp, event_type, resource, action, result, service_version, recorded_at)
+             values (gen_random_uuid(), now(), 'audit', 'x', 'x', 'success', 'x', now() - interval '10 minutes')",
+        )
+        .await;
+    service
+}
+
+async fn names_whoever_holds_it_up(pager: &Pager) -> String {
+    let told = pager.receives("The audit trail is not being sealed").await;
+    is_complete(&told, "warning");
+    told["metadata"]["oldest_writer"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn whoever_holds_up_the_sealing_is_named() {
+    let pager = Pager::switched_on().await;
+    let mut forgotten = None;
+    let service = held_up_by(&pager, async |database| {
+        let statement = "set application_name = 'a forgotten session'; select pg_current_xact_id()";
+        forgotten = Some(database.hold(statement).await);
+    })
+    .await;
+    let named = names_whoever_holds_it_up(&pager).await;
+    assert!(named.starts_with("backend ") && named.contains("a forgotten session"), "{named}");
+    assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
+    let verified = verify(&service, &[]).await.succeeded();
+    assert!(verified.contains("not sealed yet, and so not verified: "), "{verified}");
+    forgotten.unwrap().release().await;
+    everything_is_sealed(&service).await;
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_that_holds_up_the_sealing_is_named() {
+    let pager = Pager::switched_on().await;
+    // It belongs to no session that one could find and end.
+    let service = held_up_by(&pager, async |database| {
+        database.execute("begin; select pg_current_xact_id(); prepare transaction 'forgotten'").await;
+    })
+    .await;
+    let named = names_whoever_holds_it_up(&pager).await;
+    assert!(named.starts_with("prepared transaction forgotten (in "), "{named}");
+    assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
+    service.database().execute("rollback prepared 'forgotten'").await;
+    everything_is_sealed(&service).await;
+}
+
+#[tokio::test]
+async fn a_pager_that_is_switched_off_costs_no_request_anything() {
+    let service = builder().setting("ALERT_WEBHOOK_URL", "http://127.0.0.1:1/alerts").start().await;
+    let customer = service.customer().await;
+    service.database().execute("revoke insert on audit_events from app_runtime").await;
+    assert_eq!(customer.creates().await.status, 500);
+    eventually("the alert is given up", async || {
+        (service.metric("alerts_sent_total{outcome=\"failed\"}").await > 0).then_some(())
+    })
+    .await;
+    let _listed = customer.lists().await.is(200);
+}

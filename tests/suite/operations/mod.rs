@@ -1,0 +1,172 @@
+//! Watching the service: is it alive, is it ready, how is it, and how much does it do.
+pub(crate) mod alerts;
+mod replicas;
+mod settings;
+mod shutdown;
+pub(crate) mod startup;
+
+use std::time::Instant;
+
+use dev::harness::{NEIGHBOUR_CHECKS, PATH, ROUTE, SERIES, SOON, Service, eventually};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use crate::{builder, http::openapi, service};
+
+pub async fn page(service: &Service, path: &str) -> (u16, Value) {
+    let (status, body) = service.ops(path).await;
+    (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}")))
+}
+
+#[tokio::test]
+async fn a_live_process_says_that_it_is() {
+    let service = service().await;
+    let (status, body) = page(&service, "/healthz").await;
+    assert_eq!((status, &body["status"]), (200, &json!("ok")));
+    assert!(chrono::DateTime::parse_from_rfc3339(body["timestamp"].as_str().unwrap()).is_ok());
+}
+
+#[tokio::test]
+async fn a_ready_service_says_what_it_has_checked() {
+    let service = service().await;
+    let (status, body) = page(&service, "/readyz").await;
+    let names = ["database", "migrations", "draining"].into_iter().chain(NEIGHBOUR_CHECKS);
+    let checks: Value = names.map(|name| (name.to_owned(), json!("healthy"))).collect::<Map<_, _>>().into();
+    assert_eq!((status, body), (200, json!({ "status": "ready", "checks": checks })));
+}
+
+#[tokio::test]
+async fn a_service_whose_schema_is_behind_is_not_ready() {
+    let service = service().await;
+    service.database().execute("update _sqlx_migrations set success = false").await;
+    let body = eventually("it is not ready", async || {
+        let (status, body) = page(&service, "/readyz").await;
+        (status == 503).then_some(body)
+    })
+    .await;
+    assert_eq!((&body["status"], &body["checks"]["migrations"]), (&json!("not_ready"), &json!("unhealthy")));
+    assert_eq!(page(&service, "/healthz").await.0, 200, "it is alive all the same");
+}
+
+#[tokio::test]
+async fn a_thousand_probes_a_second_are_a_few_questions_to_the_database() {
+    // So that nobody else asks it anything meanwhile: each worker has had its turn, and the next is far away.
+    let service = builder().with_idle_workers().start().await;
+    eventually("every worker has run once", async || {
+        let (_, health) = page(&service, "/health").await;
+        let workers = health["workers"].as_array()?;
+        workers.iter().all(|worker| worker["last_success"].is_string()).then_some(())
+    })
+    .await;
+    let asked = async || service.metric("db_connection_acquire_duration_seconds_count").await;
+    let client = dev::http::client(SOON).unwrap();
+    let url = service.ops_url().join("/readyz").unwrap();
+    let (before, began) = (asked().await, Instant::now());
+    for _ in 0..40 {
+        let probes: Vec<_> = (0..50).map(|_| tokio::spawn(client.get(url.clone()).send())).collect();
+        for probe in probes {
+            assert_eq!(probe.await.unwrap().unwrap().status(), 200);
+        }
+    }
+    // Two checks ask the database, in a round that is shared for a second.
+    let rounds = i64::try_from(began.elapsed().as_secs()).unwrap() + 2;
+    let questions = asked().await - before;
+    assert!(questions <= 2 * rounds, "{questions} questions for 2000 probes in {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_log_filter_that_cannot_be_read_is_pointed_at_and_the_end_of_a_change_is_audited_too() {
+    let service = service().await;
+    let (status, body) =
+        service.operate(Method::PUT, "/log-level", "{\"filter\":\"app=loud\"}").await.unwrap();
+    let problem: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!("/filter")), "{problem:#}");
+    assert!(problem["errors"][0]["message"].as_str().is_some_and(|message| !message.is_empty()));
+
+    let change = "{\"filter\":\"app=debug\",\"ttl_seconds\":1}";
+    assert_eq!(service.operate(Method::PUT, "/log-level", change).await.unwrap().0, 200);
+    service.logs_that("it is logged", |line| line["message"] == "log filter was changed").await;
+    for action in ["change", "restore"] {
+        let event = format!("event_type = 'configuration' and action = '{action}'");
+        eventually("it is audited", async || (service.audit_events(&event).await.len() == 1).then_some(()))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn the_health_report_tells_everything_and_no_secret() {
+    let service = builder().setting("OPS_TOKEN", "a-token-of-operators").start().await;
+    let (status, health) = page(&service, "/health").await;
+    assert_eq!((status, &health["status"]), (200, &json!("ok")));
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+    assert!(health["uptime_seconds"].is_u64());
+    for check in ["database", "migrations"].into_iter().chain(NEIGHBOUR_CHECKS) {
+        let check = &health["checks"][check];
+        assert_eq!(check["status"], "healthy", "{health:#}");
+        assert!(check["latency_ms"].is_u64(), "{health:#}");
+        assert!(check.get("message").is_some(), "{health:#}");
+    }
+    assert!(health["build"]["commit"].is_string() && health["build"]["rustc"].is_string());
+    assert_eq!(health["pool"]["max"], 4);
+    let workers = health["workers"].as_array().unwrap();
+    assert!(workers.iter().any(|worker| worker["name"] == "audit_sealing"));
+    assert!(!health.to_string().contains("a-token-of-operators"));
+    assert!(!health.to_string().contains(service.database().service_url().password().unwrap()));
+}
+
+#[tokio::test]
+async fn every_series_of_every_route_is_there_from_the_first_scrape() {
+    let service = service().await;
+    let metrics = service.metrics().await;
+    for (method, path, operation) in openapi::operations() {
+        let success =
+            operation["responses"].as_object().unwrap().keys().find(|status| status.starts_with('2'));
+        for status in [success.unwrap().as_str(), "500", "503", "504"] {
+            let series =
+                format!("http_requests_total{{method=\"{method}\",path=\"{path}\",status=\"{status}\"}} 0");
+            assert!(metrics.contains(&series), "{series}");
+        }
+    }
+    let expected = [
+        "http_requests_in_flight 0",
+        "authentication_failures_total{reason=\"bad_credentials\"} 0",
+        "authorization_denials_total{reason=\"role\"} 0",
+        "db_connection_acquire_timeouts_total 0",
+        "db_connections_max 4",
+        "audit_write_failures_total 0",
+        "alerts_sent_total{outcome=\"sent\"} 0",
+        "log_lines_dropped_total 0",
+        "panics_total 0",
+    ];
+    let missing: Vec<_> =
+        expected.iter().chain(&SERIES).filter(|series| !metrics.contains(&format!("{series}\n"))).collect();
+    assert_eq!(missing, [&""; 0]);
+    for family in
+        ["worker_last_success_timestamp_seconds{", "build_info{", "process_cpu_seconds_total ", "tokio_"]
+    {
+        assert!(metrics.lines().any(|line| line.starts_with(family)), "{family}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_counted_by_its_route_and_never_by_its_path() {
+    let service = service().await;
+    let nobody = service.nobody();
+    let customer = service.customer().await;
+    let id = customer.creates().await.is(201).id().to_string();
+    let _served = customer.get(format!("{PATH}/{id}")).await.is(200);
+    let _unknown = nobody.get("/v1/somewhere/else").await.is(404);
+    let _brewed = nobody.request(Method::from_bytes(b"BREW").unwrap(), "/coffee").await.is(404);
+    let metrics = service.metrics().await;
+    for series in [
+        &format!("http_requests_total{{method=\"GET\",path=\"{ROUTE}\",status=\"200\"}} 1"),
+        "http_requests_total{method=\"GET\",path=\"unmatched\",status=\"404\"} 1",
+        "http_requests_total{method=\"_OTHER\",path=\"unmatched\",status=\"404\"} 1",
+        &format!("http_request_duration_seconds_count{{method=\"GET\",path=\"{ROUTE}\"}} 1"),
+        &format!("http_request_duration_seconds_bucket{{method=\"GET\",path=\"{ROUTE}\",le=\"10\"}} 1"),
+    ] {
+        assert!(metrics.contains(series), "{series}\n{metrics}");
+    }
+    assert!(!metrics.contains(&id) && !metrics.contains("somewhere") && !metrics.contains("BREW"));
+    assert!(!metrics.contains("/readyz"), "only the API is counted");
+}

@@ -1,0 +1,105 @@
+//! Whatever lists the settings lists all of them, and no others.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use dev::harness::run;
+
+use crate::{
+    EXECUTABLE,
+    docs::{compliance::with_parts, is_complete},
+};
+
+/// Settings that are never shown, and never on a command line, where other users of the machine see them.
+const SECRETS: [&str; 3] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN"];
+
+/// Every setting that the executable knows, with its default.
+async fn settings() -> BTreeMap<String, Option<String>> {
+    let told = run(Path::new(EXECUTABLE), &["config"], &[]).await.stdout;
+    let setting = |line: &str| {
+        let unset = line.strip_prefix("# ").and_then(|comment| comment.strip_suffix(" is not set"));
+        match (unset, line.split_once('=')) {
+            (Some(name), _) => (name.to_owned(), None),
+            (None, Some((name, value))) => (name.to_owned(), Some(value.to_owned())),
+            (None, None) => panic!("{line}"),
+        }
+    };
+    told.lines().map(setting).collect()
+}
+
+async fn names() -> BTreeSet<String> {
+    settings().await.into_keys().collect()
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+#[tokio::test]
+async fn the_example_of_an_environment_has_every_setting_with_its_default() {
+    let text = with_parts(".env.example");
+    let example: BTreeMap<String, (bool, String)> = text
+        .lines()
+        .filter_map(|line| {
+            let (name, value) = line.split_once('=')?;
+            let bare = name.trim_start_matches("# ").trim_start_matches('#');
+            is_name(bare).then(|| (bare.to_owned(), (bare == name, value.trim_matches('"').to_owned())))
+        })
+        .collect();
+    let settings = settings().await;
+    let named = |settings: Vec<&String>| settings.into_iter().cloned().collect();
+    is_complete(
+        ".env.example",
+        &named(example.keys().collect()),
+        "the settings",
+        &named(settings.keys().collect()),
+    );
+    for (name, default) in settings {
+        let (active, value) = &example[&name];
+        if let Some(default) = default {
+            assert_eq!(
+                (*active, value),
+                (true, &default),
+                "{name}: a setting with a default stands there with it"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_setting_has_a_flag_but_for_secrets_and_what_is_opentelemetrys() {
+    let help = run(Path::new(EXECUTABLE), &["serve", "--help"], &[]).await.succeeded();
+    let flags: BTreeSet<_> = help
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("--"))
+        .filter(|flag| *flag != "help")
+        .map(|flag| flag.to_uppercase().replace('-', "_"))
+        .collect();
+    let expected: BTreeSet<_> = names()
+        .await
+        .into_iter()
+        .filter(|name| {
+            !SECRETS.contains(&name.as_str())
+                && !dev::harness::SECRETS.contains(&name.as_str())
+                && !name.starts_with("OTEL_")
+        })
+        .collect();
+    is_complete("serve --help", &flags, "the settings that have flags", &expected);
+}
+
+#[tokio::test]
+async fn the_documents_have_one_row_for_every_setting() {
+    let text = with_parts("docs/settings.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let listed: Vec<_> = rows
+        .filter_map(|row| row.split('|').nth(1))
+        .flat_map(|cell| cell.split('`'))
+        .filter(|word| is_name(word))
+        .map(str::to_owned)
+        .collect();
+    let names = names().await;
+    assert_eq!(listed.len(), names.len(), "no setting has two rows");
+    is_complete("docs/settings*.md", &listed.into_iter().collect(), "the settings", &names);
+}

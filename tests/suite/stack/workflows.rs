@@ -1,0 +1,196 @@
+//! The workflows of `.github`: what they run is pinned, and may do no more than it must.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    process::Command,
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{repository, run, tool};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Workflow {
+    name: String,
+    on: Value,
+    permissions: BTreeMap<String, String>,
+    concurrency: Value,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    jobs: BTreeMap<String, Job>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Job {
+    runs_on: Option<String>,
+    timeout_minutes: Option<u32>,
+    permissions: BTreeMap<String, String>,
+    #[serde(default)]
+    needs: Value,
+    uses: Option<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    outputs: BTreeMap<String, String>,
+    #[serde(default)]
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    id: Option<String>,
+    name: Option<String>,
+    uses: Option<String>,
+    run: Option<String>,
+    #[serde(default)]
+    with: BTreeMap<String, Value>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+}
+
+/// Each workflow by the name of its file: its text, and what it says.
+fn workflows() -> Vec<(String, String, Workflow)> {
+    let entries = fs::read_dir(repository().join(".github/workflows")).unwrap();
+    let read = |entry: std::io::Result<fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        let workflow = yaml_serde::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        (name, text, workflow)
+    };
+    let workflows: Vec<_> = entries.map(read).collect();
+    assert!(workflows.len() >= 3);
+    workflows
+}
+
+#[test]
+fn every_workflow_has_a_name_a_cause_and_an_end() {
+    for (file, _, workflow) in workflows() {
+        assert_eq!(format!("{}.yml", workflow.name), file);
+        assert!(!workflow.on.is_null() && !workflow.concurrency.is_null(), "{file}");
+        for (name, job) in workflow.jobs {
+            let ends = job.timeout_minutes.is_some() || job.uses.is_some();
+            assert!(ends, "{file}: {name} may run for six hours");
+            let runner = job.runs_on.unwrap_or_default();
+            assert!(!runner.ends_with("latest"), "{file}: {name} runs on whatever is new");
+        }
+    }
+}
+
+#[test]
+fn no_workflow_may_do_more_than_its_jobs_say() {
+    for (file, _, workflow) in workflows() {
+        assert!(
+            workflow.permissions.is_empty(),
+            "{file}: what is granted at the top is granted to every job"
+        );
+        for (name, job) in workflow.jobs {
+            assert!(!job.permissions.is_empty(), "{file}: {name} says nothing of its permissions");
+            let writes = job.permissions.values().any(|access| access == "write");
+            assert!(!writes || file == "release.yml", "{file}: {name} writes, and is no release");
+        }
+    }
+}
+
+#[test]
+fn every_action_is_pinned_to_a_commit_and_says_its_version() {
+    let mut pins: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (file, text, workflow) in workflows() {
+        let steps = workflow.jobs.values().flat_map(|job| &job.steps).filter_map(|step| step.uses.as_ref());
+        let used = steps.chain(workflow.jobs.values().filter_map(|job| job.uses.as_ref()));
+        for action in used.filter(|action| !action.starts_with("./")) {
+            let (name, commit) = action.split_once('@').unwrap_or_else(|| panic!("{file}: {action}"));
+            let is_a_commit = commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+            assert!(is_a_commit, "{file}: {action}");
+            let line = text.lines().find(|line| line.contains(action.as_str())).unwrap();
+            let version = line.split_once(" # v").unwrap_or_else(|| panic!("{file}: {line}")).1;
+            assert!(version.starts_with(|first: char| first.is_ascii_digit()), "{file}: {line}");
+            pins.entry(name.to_owned()).or_default().insert(format!("{commit} # v{version}"));
+        }
+    }
+    assert!(pins.len() > 5, "{pins:?}");
+    for (name, commits) in pins {
+        assert_eq!(commits.len(), 1, "{name} is used in one version: {commits:?}");
+    }
+}
+
+#[test]
+fn what_others_write_is_no_part_of_a_script_and_credentials_are_not_left_behind() {
+    for (file, _, workflow) in workflows() {
+        let environment =
+            workflow.env.values().chain(workflow.jobs.values().flat_map(|job| job.env.values()));
+        assert!(
+            !environment.clone().any(|value| value.contains("secrets.")),
+            "{file}: a secret for every step"
+        );
+        for step in workflow.jobs.into_values().flat_map(|job| job.steps) {
+            let script = step.run.clone().unwrap_or_default();
+            assert!(!script.contains("${{"), "{file}: {script}: give it as a variable of the step");
+            assert!(step.run.is_some() != step.uses.is_some(), "{file}: {:?} {:?}", step.name, step.id);
+            if step.uses.is_some_and(|action| action.starts_with("actions/checkout@")) {
+                assert_eq!(step.with.get("persist-credentials"), Some(&Value::Bool(false)), "{file}");
+            }
+            assert!(step.env.values().all(|value| value.starts_with("${{")), "{file}");
+        }
+    }
+}
+
+#[test]
+fn a_change_runs_what_everybody_runs_with_the_oldest_compiler_that_is_promised() {
+    let (_, _, ci) = workflows().into_iter().find(|(file, ..)| file == "ci.yml").unwrap();
+    let manifest = fs::read_to_string(repository().join("Cargo.toml")).unwrap();
+    assert!(manifest.contains(&format!("rust-version = \"{}\"", ci.env["RUST"])));
+    let image = fs::read_to_string(repository().join("Dockerfile")).unwrap();
+    assert!(image.contains(&format!("ARG RUST_IMAGE=rust:{}.", ci.env["RUST"])));
+    let runs =
+        |job: &str, script: &str| ci.jobs[job].steps.iter().any(|step| step.run.as_deref() == Some(script));
+    assert!(runs("linux", ".ci/run") && runs("macos", "cargo test --locked"));
+}
+
+#[test]
+fn a_release_waits_for_the_tests_and_tells_its_notes() {
+    let (_, _, release) = workflows().into_iter().find(|(file, ..)| file == "release.yml").unwrap();
+    assert_eq!(release.jobs["ci"].uses.as_deref(), Some("./.github/workflows/ci.yml"));
+    for (job, needed) in [("image", ["notes", "ci"]), ("release", ["notes", "image"])] {
+        assert_eq!(release.jobs[job].needs, serde_json::json!(needed));
+    }
+    assert!(!release.jobs["notes"].outputs.is_empty());
+    let notes =
+        |version: &str| Command::new(repository().join(".ci/changelog")).arg(version).output().unwrap();
+    let told = notes(env!("CARGO_PKG_VERSION"));
+    assert!(told.status.success() && String::from_utf8(told.stdout).unwrap().contains("### Added"));
+    assert!(!notes("99.0.0").status.success(), "a version that nobody wrote about is not released");
+}
+
+#[test]
+fn actionlint_finds_nothing() {
+    let Some(actionlint) = tool("actionlint") else { return };
+    // Each by its name: a project that was just made is no repository yet, in which it would look for them.
+    let files: Vec<_> =
+        workflows().into_iter().map(|(file, ..)| format!(".github/workflows/{file}")).collect();
+    let arguments =
+        ["-no-color", "-shellcheck=", "-pyflakes="].into_iter().chain(files.iter().map(String::as_str));
+    assert_eq!(run(&actionlint, ".", &arguments.collect::<Vec<_>>()), "");
+}
+
+/// Renovate finds a version by the module that stands beside it.
+#[test]
+fn the_versions_of_tools_stand_beside_the_modules_that_are_built() {
+    let text = fs::read_to_string(repository().join(".github/renovate.json")).unwrap();
+    let renovate: Value = serde_json::from_str(&text).unwrap();
+    let expression = &renovate["customManagers"][0]["matchStrings"][0];
+    assert_eq!(expression, r"\w+=(?<currentValue>[0-9.]+) # (?<depName>\S+)");
+    let tools = fs::read_to_string(repository().join(".ci/tools")).unwrap();
+    let mut looked_at = 0;
+    for (name, rest) in tools.lines().filter_map(|line| line.split_once('=')) {
+        let Some((version, module)) = rest.split_once(" # ") else { continue };
+        assert!(version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'), "{name}: {version}");
+        assert!(tools.contains(&format!("\nbuild {module} \"${name}\" ")), "{module} is not built");
+        looked_at += 1;
+    }
+    assert!(looked_at >= 5, "something was looked at: {looked_at}");
+}

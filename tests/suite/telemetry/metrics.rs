@@ -1,0 +1,241 @@
+//! Metrics: what they are called, that they are true, and that nobody can make as many as he likes.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use dev::{
+    harness::{CREATES, Collector, PATH, Service, TABLE, eventually},
+    process::Launch,
+};
+use rand::{RngExt as _, distr::Alphanumeric};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::{
+    builder,
+    docs::{compliance::with_parts, is_complete},
+    service,
+};
+
+/// Each family with its type and its labels.
+type Families = BTreeMap<String, (String, BTreeSet<String>)>;
+
+fn families(text: &str) -> Families {
+    let lines = text.lines().map(|line| Ok(line.to_owned()));
+    let scrape = prometheus_parse::Scrape::parse(lines).unwrap();
+    let typed = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let mut families: Families =
+        typed.map(|(name, kind)| (name.to_owned(), (kind.to_owned(), BTreeSet::new()))).collect();
+    for sample in scrape.samples {
+        let parts =
+            ["_sum", "_count", "_bucket"].into_iter().filter_map(|part| sample.metric.strip_suffix(part));
+        let names: Vec<_> = parts.chain([sample.metric.as_str()]).map(str::to_owned).collect();
+        let name = names.iter().find(|name| families.contains_key(*name)).unwrap();
+        let labels = sample.labels.keys().filter(|label| *label != "le").cloned();
+        families.get_mut(name).unwrap().1.extend(labels);
+    }
+    families
+}
+
+/// How many series there are.
+fn series(text: &str) -> usize {
+    text.lines().filter(|line| !line.starts_with('#')).count()
+}
+
+#[tokio::test]
+async fn the_document_lists_every_metric_with_its_type_and_labels() {
+    let service = service().await;
+    let told = families(&service.metrics().await);
+    let document = with_parts("docs/metrics.md");
+    let listed: Families = document
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|row| {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let labels = cells[3].split(", ").map(|label| label.trim_matches('`').to_owned());
+            let labels = labels.filter(|label| !label.is_empty()).collect();
+            let name = cells[1].trim_matches('`').to_owned();
+            assert!(cells[6].contains(&name), "an example of {name}: {row}");
+            assert!(cells[4..=5].iter().all(|cell| !cell.is_empty()), "unit and meaning of {name}: {row}");
+            (name, (cells[2].to_owned(), labels))
+        })
+        .collect();
+    is_complete("docs/metrics.md", &listed.into_iter().collect(), "/metrics", &told.into_iter().collect());
+}
+
+#[tokio::test]
+async fn ten_thousand_paths_and_methods_make_no_series() {
+    const REQUESTS: usize = 10_000;
+    const AT_ONCE: usize = 50;
+    let service = service().await;
+    let text = |length: usize| -> String {
+        rand::rng().sample_iter(Alphanumeric).take(length).map(char::from).collect()
+    };
+    // Each kind once, so that what they share is there.
+    let things = format!("{PATH}/");
+    let routes = [things.as_str(), "/v1/users/", "/v1/audit-events/", "/problems/", "/docs/", "/"];
+    for route in routes {
+        let _whatever = service.nobody().get(format!("{route}{}", text(8))).await;
+        let brewed = Method::from_bytes(text(5).as_bytes()).unwrap();
+        let _whatever = service.nobody().request(brewed, format!("{route}{}", text(8))).await;
+    }
+    let before = service.metrics().await;
+
+    let mut senders = JoinSet::new();
+    for sender in 0..AT_ONCE {
+        let nobody = service.nobody();
+        let requests: Vec<_> = (0..REQUESTS / AT_ONCE)
+            .map(|number| {
+                let path = format!("{}{}?{}", routes[(sender + number) % routes.len()], text(12), text(6));
+                let method = if number % 2 == 0 {
+                    Method::GET
+                } else {
+                    Method::from_bytes(text(6).as_bytes()).unwrap()
+                };
+                nobody.request(method, path)
+            })
+            .collect();
+        senders.spawn(async move {
+            for request in requests {
+                let _whatever = request.await;
+            }
+        });
+    }
+    while let Some(sent) = senders.join_next().await {
+        sent.unwrap();
+    }
+    let after = service.metrics().await;
+    let counted = |text: &str| -> usize {
+        let counts = text.lines().filter(|line| line.starts_with("http_requests_total{"));
+        counts.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
+    };
+    assert!(counted(&after) - counted(&before) >= REQUESTS, "all of them were counted");
+    // The names of statements stand in the code, and workers go on with theirs meanwhile.
+    let names = |text: &str| -> BTreeSet<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("query_type="));
+        lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
+    };
+    let grown: Vec<_> = names(&after).difference(&names(&before)).cloned().collect();
+    assert_eq!(grown, [""; 0], "{} series became {}", series(&before), series(&after));
+}
+
+async fn pool(service: &Service) -> [i64; 3] {
+    let metrics = service.metrics().await;
+    ["active", "idle", "max"].map(|gauge| {
+        let name = format!("db_connections_{gauge} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap()
+    })
+}
+
+#[tokio::test]
+async fn the_pools_gauges_are_true_while_connections_are_held() {
+    // A worker would take a connection of its own now and then.
+    let service = builder().with_idle_workers().start().await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let waiting: Vec<_> = (0..3).map(|_| customer.lists().in_background()).collect();
+    // Connections are opened when they are needed: of the fourth it is not said whether that was so far.
+    eventually("three connections are held", async || {
+        matches!(pool(&service).await, [3, 0 | 1, 4]).then_some(())
+    })
+    .await;
+    let one_more = customer.lists().in_background();
+    let another = customer.lists().in_background();
+    eventually("all of them are held", async || (pool(&service).await == [4, 0, 4]).then_some(())).await;
+    held.release().await;
+    for request in waiting.into_iter().chain([one_more, another]) {
+        let _listed = request.answer().await.is(200);
+    }
+    eventually("all of them are free", async || (pool(&service).await == [0, 4, 4]).then_some(())).await;
+}
+
+/// The page, as Prometheus asks for it.
+pub async fn openmetrics(service: &Service) -> String {
+    let client = reqwest::Client::new();
+    let page = client.get(service.ops_url().join("/metrics").unwrap());
+    let page = page.header("accept", "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3");
+    let answer = page.send().await.unwrap();
+    let media_type = answer.headers()["content-type"].to_str().unwrap().to_owned();
+    assert_eq!(media_type, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    answer.text().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).start().await;
+    let customer = service.customer().await;
+    let _created = customer.creates().header("x-correlation-id", "an-example").await.is(201);
+    let request = collector.has_request(PATH, "an-example").await;
+    let page = openmetrics(&service).await;
+    assert!(page.ends_with("# EOF\n"));
+    for series in [
+        format!("http_request_duration_seconds_bucket{{method=\"POST\",path=\"{PATH}\","),
+        format!("db_query_duration_seconds_bucket{{query_type=\"{CREATES}\","),
+    ] {
+        let exemplar = format!("# {{trace_id=\"{}\",span_id=\"", request.trace_id);
+        let found = page.lines().any(|line| line.starts_with(&series) && line.contains(&exemplar));
+        assert!(found, "{series} {exemplar}\n{page}");
+    }
+}
+
+#[tokio::test]
+async fn prometheus_itself_reads_the_page_and_finds_the_trace_of_a_request() {
+    let Some(prometheus) = tool("prometheus") else { return };
+    let service = service().await;
+    let _served = service.nobody().get("/problems").header("x-correlation-id", "scraped").await.is(200);
+    let line = service.logs_that("the access line", |line| line["correlation_id"] == "scraped").await;
+    let trace = line["trace_id"].as_str().unwrap().to_owned();
+
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prometheus");
+    let _there_may_be_none = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(&directory).unwrap();
+    let ops = service.ops_url();
+    let target = format!("{}:{}", ops.host_str().unwrap(), ops.port().unwrap());
+    let scrapes = json!({ "scrape_configs": [{
+        "job_name": "service", "scrape_interval": "1s", "scrape_timeout": "1s",
+        "static_configs": [{ "targets": [target] }]
+    }] });
+    std::fs::write(directory.join("prometheus.yml"), scrapes.to_string()).unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let running = Launch::new(prometheus)
+        .args([
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=data",
+            "--enable-feature=exemplar-storage",
+            &format!("--web.listen-address={free}"),
+        ])
+        .directory(&directory)
+        .start()
+        .unwrap();
+
+    let ask = async |question: &str| -> Option<Value> {
+        let answer = reqwest::get(format!("http://{free}/api/v1/{question}")).await.ok()?;
+        serde_json::from_str(&answer.text().await.ok()?).ok()
+    };
+    let found = eventually("Prometheus has the exemplar", async || {
+        let question = "query_exemplars?query=http_request_duration_seconds_bucket&start=0&end=9999999999";
+        let exemplars = ask(question).await?.to_string();
+        exemplars.contains(&trace).then_some(exemplars)
+    })
+    .await;
+    assert!(found.contains("/problems"), "{found}");
+    let state = ask("targets").await.unwrap();
+    let target = &state["data"]["activeTargets"][0];
+    assert_eq!((&target["health"], &target["lastError"]), (&json!("up"), &json!("")), "{state:#}");
+    drop(running);
+}
+
+/// A tool that not every machine has. Where all checks are run, it must be there.
+fn tool(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
+    assert!(found.is_some() || std::env::var_os("REQUIRE_TOOLS").is_none(), "{name} is not installed");
+    if found.is_none() {
+        eprintln!("skipped: {name} is not installed");
+    }
+    found
+}

@@ -1,0 +1,244 @@
+//! Nothing breaks when telemetry does: requests go on at full speed, what is lost is counted, memory is bounded.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use dev::harness::{Collector, Mood, PATH, REQUIRED, Service, TABLE, eventually, run, within};
+use tokio::net::TcpListener;
+
+use crate::{EXECUTABLE, audit::seals::everything_is_sealed, builder};
+
+/// Far below every timeout of an export, and far above what a request takes on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Until a queue of log lines is full, on a machine that is busy with something else too.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// More than what is lost may cost: the queues are short.
+const BOUND: u64 = 64 * 1024 * 1024;
+
+/// Sends requests, one after the other, each of which must be answered as if nothing were wrong.
+async fn serves(service: &Service, requests: usize) {
+    let customer = service.customer().await;
+    for _ in 0..requests {
+        let started = Instant::now();
+        let _listed = customer.lists().await.is(200);
+        assert!(started.elapsed() < AT_ONCE, "a request took {:?}", started.elapsed());
+    }
+}
+
+async fn counts_losses(service: &Service, metric: &str) {
+    eventually(&format!("{metric} counts"), async || (service.metric(metric).await > 0).then_some(())).await;
+}
+
+/// Everything still works, and the end, too.
+async fn works_and_ends(service: &Service) {
+    let _created = service.customer().await.creates().await.is(201);
+    let before = service.memory();
+    serves(service, 300).await;
+    let grown = service.memory().saturating_sub(before);
+    assert!(grown < BOUND, "it has grown by {grown} bytes");
+    assert_eq!(service.metric("panics_total").await, 0);
+    assert!(service.terminate().await.success(), "it ends in time");
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_costs_no_request_anything() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    for protocol in ["grpc", "http/protobuf"] {
+        let service = builder()
+            .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{address}"))
+            .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+            .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
+            .start()
+            .await;
+        serves(&service, 50).await;
+        counts_losses(&service, "trace_spans_dropped_total").await;
+        works_and_ends(&service).await;
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_takes_ten_seconds_costs_no_request_anything() {
+    let collector = Collector::start().await;
+    collector.is(Mood::Slow(Duration::from_secs(10)));
+    // A short queue, so that it overflows soon.
+    let service = builder().traced_by(&collector).setting("OTEL_BSP_MAX_QUEUE_SIZE", "32").start().await;
+    serves(&service, 100).await;
+    counts_losses(&service, "trace_spans_dropped_total").await;
+    assert!(collector.requests() > 0, "it was tried");
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn spans_go_on_when_a_collector_that_refused_them_is_well_again() {
+    let collector = Collector::start().await;
+    collector.is(Mood::Refusing);
+    let service = builder().traced_by(&collector).start().await;
+    serves(&service, 20).await;
+    counts_losses(&service, "trace_spans_dropped_total").await;
+    collector.is(Mood::Well);
+    let _served = service.customer().await.lists().header("x-correlation-id", "well-again").await.is(200);
+    let _taken = collector.has_request(PATH, "well-again").await;
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
+    // With every word of every library the pipe and the queue are full soon.
+    let service = builder().setting("RUST_LOG", "trace").start().await;
+    service.nobody_reads_its_output();
+    let before = service.memory();
+    within(PATIENCE, "lines are lost", async || {
+        serves(&service, 80).await;
+        (service.metric("log_lines_dropped_total").await > 0).then_some(())
+    })
+    .await;
+    let grown = service.memory().saturating_sub(before);
+    assert!(grown < BOUND, "it has grown by {grown} bytes");
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn a_reader_of_the_log_that_is_late_has_missed_nothing_of_the_audit_trail() {
+    let service =
+        builder().setting("RUST_LOG", "trace").setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    let customer = service.customer().await;
+    service.nobody_reads_its_output();
+    within(PATIENCE, "lines are lost", async || {
+        serves(&service, 80).await;
+        (service.metric("log_lines_dropped_total").await > 0).then_some(())
+    })
+    .await;
+    let lost = service.metric("log_lines_dropped_total").await;
+    let _created = customer.creates().header("x-correlation-id", "meanwhile").await.is(201);
+    everything_is_sealed(&service).await;
+    let head = service.database().number("select number from audit_seal_head").await;
+    assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost meanwhile");
+
+    service.somebody_reads_its_output_again();
+    let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
+    service.logs_that("the head", sealed).await;
+    let lines = service.logs();
+    let of_order = |target: &str| {
+        lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)
+    };
+    assert!(of_order("audit"), "what happened meanwhile is in the log");
+    assert!(!of_order("access"), "where there was no place for anything else");
+}
+
+#[tokio::test]
+async fn a_reader_of_the_log_that_has_gone_costs_no_request_anything() {
+    let service = builder().start().await;
+    service.its_output_is_closed();
+    serves(&service, 20).await;
+    counts_losses(&service, "log_lines_dropped_total").await;
+    works_and_ends(&service).await;
+}
+
+/// An empty directory of this test.
+fn directory(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _there_may_be_none = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// Makes today's log file, and tomorrow's, lead somewhere else.
+fn log_files_lead_to(target: &Path, directory: &Path) {
+    for day in [chrono::Utc::now(), chrono::Utc::now() + chrono::Duration::days(1)] {
+        let name = format!("{}.{}.log", env!("CARGO_PKG_NAME"), day.format("%Y-%m-%d"));
+        std::os::unix::fs::symlink(target, directory.join(name)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_log_costs_no_request_anything() {
+    let directory = directory("full-disk");
+    log_files_lead_to(Path::new("/dev/full"), &directory);
+    let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
+    serves(&service, 20).await;
+    counts_losses(&service, "log_lines_dropped_total").await;
+    let told = |line: &serde_json::Value| line["target"] == "access";
+    let _elsewhere_they_are_seen = service.logs_that("an access line", told).await;
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn a_log_file_that_can_no_longer_be_written_costs_no_request_anything() {
+    let directory = directory("broken-pipe");
+    // A pipe can be written for as long as somebody holds its other end, whoever runs the tests.
+    let pipe = directory.join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    log_files_lead_to(&pipe, &directory);
+    let reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
+    serves(&service, 5).await;
+    assert_eq!(service.metric("log_lines_dropped_total").await, 0);
+    drop(reader);
+    serves(&service, 20).await;
+    counts_losses(&service, "log_lines_dropped_total").await;
+    works_and_ends(&service).await;
+    let access = service.logs().into_iter().filter(|line| line["target"] == "access").count();
+    assert!(access >= 25, "elsewhere they are seen: {access}");
+}
+
+#[tokio::test]
+async fn a_log_directory_that_is_taken_away_costs_no_request_anything() {
+    let directory = directory("taken-away").join("logs");
+    let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
+    serves(&service, 5).await;
+    fs::remove_dir_all(&directory).unwrap();
+    fs::write(&directory, "").unwrap();
+    serves(&service, 20).await;
+    works_and_ends(&service).await;
+}
+
+#[tokio::test]
+async fn scrapes_wait_for_nobody_and_nobody_waits_for_them() {
+    let service = builder().start().await;
+    let pool = [(); 4];
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let waiting = pool.map(|()| customer.lists().in_background());
+    eventually("every connection is in use", async || {
+        (service.metric("db_connections_active").await == 4).then_some(())
+    })
+    .await;
+    for _ in 0..10 {
+        let started = Instant::now();
+        let _text = service.metrics().await;
+        assert!(started.elapsed() < AT_ONCE, "a scrape took {:?}", started.elapsed());
+    }
+    held.release().await;
+    for request in waiting {
+        let _listed = request.answer().await.is(200);
+    }
+
+    let client = dev::http::client(dev::harness::SOON).unwrap();
+    let url = service.ops_url().join("/metrics").unwrap();
+    let scrapes: Vec<_> = (0..40).map(|_| tokio::spawn(client.get(url.clone()).send())).collect();
+    serves(&service, 50).await;
+    for scrape in scrapes {
+        assert_eq!(scrape.await.unwrap().unwrap().status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_log_directory_that_cannot_be_written_is_said_at_once_and_by_name() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-directory");
+    fs::write(&file, "").unwrap();
+    let own = [
+        ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing"),
+        ("LOG_DIRECTORY", file.to_str().unwrap()),
+    ];
+    let settings = [&REQUIRED[..], &own].concat();
+    let finished = run(Path::new(EXECUTABLE), &["serve"], &settings).await;
+    assert_eq!(finished.code(), Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("LOG_DIRECTORY: no log file can be written in"), "{}", finished.stderr);
+}
