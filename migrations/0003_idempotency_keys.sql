@@ -5,7 +5,7 @@
 -- change is, and a concurrent twin waits on this primary key until the first has committed.
 --
 -- A change of one transaction (an order) stores its answer at once. A change that takes two with a foreign
--- call between them (a payment, a refund) is stored with the resource that it made and without an answer;
+-- call of another service between them is stored with the resource that it made and without an answer;
 -- whoever settles that resource stores the answer in the settling transaction.
 create table idempotency_keys (
   -- The caller's id, or `gateway` for the webhooks that were received.

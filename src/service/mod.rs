@@ -143,7 +143,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         let requests = api.drain(enough).await.cut;
         note_cut(&mut cut, requests, "connections of the API");
         let money = tracked.drain(enough).await;
-        note_cut(&mut cut, money, "payments in progress, which recovery continues, or audit events");
+        note_cut(&mut cut, money, "tasks that requests had started");
         // Between two units of work, never within one.
         let stopped = workers.stop(enough).await;
         note_cut(&mut cut, stopped.len(), "workers");
