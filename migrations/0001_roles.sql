@@ -19,5 +19,10 @@ $$;
 revoke all on schema public from public;
 grant usage on schema public to app_runtime;
 
+-- Every role may execute a new function by default. Here each function is granted to the roles that call it, in the
+-- migration that creates it. Trigger functions need no grant: whoever can execute one could use it as a trigger of
+-- their own temporary table.
+alter default privileges revoke execute on functions from public;
+
 -- Readiness compares this with the migrations in the binary.
 grant select on _sqlx_migrations to app_runtime;

@@ -39,6 +39,7 @@ create table audit_events (
 
 create function refuse_audit_change() returns trigger
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   raise exception 'the audit trail is append-only: % is refused', tg_op
@@ -62,41 +63,58 @@ create trigger audit_events_are_never_truncated
   before truncate on audit_events_default
   for each statement execute function refuse_audit_change();
 
--- Makes this month's partition and the next three, and says how many were missing.
+-- Creates the missing partitions of this month and the next three. Returns how many it created.
 --
--- The service's role may not create tables, and an audited service would stop when the month turns; so this
--- runs with its owner's rights. The fixed search_path keeps a caller from slipping in objects of its own.
+-- The service's role cannot create tables, and audited writes would go to the default partition when the month
+-- turns; so this function runs with the rights of its owner. The fixed search_path keeps a caller from substituting
+-- objects of its own, and the time zone makes months begin at midnight UTC whatever the session's time zone is.
+--
+-- Each partition is created as a table of its own and then attached. CREATE TABLE … PARTITION OF would lock the parent
+-- in ACCESS EXCLUSIVE mode: behind one long reader, such as pg_dump, every audited write would wait. ATTACH takes
+-- SHARE UPDATE EXCLUSIVE on the parent, which lets writers pass, and ACCESS EXCLUSIVE on the default partition, which
+-- only readers of the whole log use. They wait for at most lock_timeout; then this function fails, and its caller
+-- retries. The timeout is shorter than deadlock_timeout (1 s), so that this function is the one that gives way.
 create function make_audit_partitions() returns integer
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, YMD'
+set lock_timeout = '500ms'
 as $$
 declare
   month timestamptz;
   partition_name text;
   made integer := 0;
 begin
-  perform pg_advisory_xact_lock(hashtext('public.make_audit_partitions'));
   for month in
     select generate_series(
-      date_trunc('month', now(), 'UTC'),
-      date_trunc('month', now(), 'UTC') + interval '3 months',
-      interval '1 month'
+      date_trunc('month', now()), date_trunc('month', now()) + interval '3 months', interval '1 month'
     )
   loop
-    partition_name := 'audit_events_' || to_char(month at time zone 'UTC', 'YYYY_MM');
-    if to_regclass('public.' || partition_name) is null then
-      execute format(
-        'create table public.%I partition of public.audit_events for values from (%L) to (%L)',
-        partition_name, month, (month at time zone 'UTC' + interval '1 month') at time zone 'UTC'
-      );
+    partition_name := 'audit_events_' || to_char(month, 'YYYY_MM');
+    continue when to_regclass('public.' || partition_name) is not null;
+    -- Another replica may be creating the same partition.
+    perform pg_advisory_xact_lock(hashtext('public.make_audit_partitions'));
+    continue when to_regclass('public.' || partition_name) is not null;
+    begin
+      execute format('create table public.%I (like public.audit_events including all)', partition_name);
+      -- TRUNCATE of a partition does not fire the parent's trigger. ATTACH adds the triggers for rows.
       execute format(
         'create trigger audit_events_are_never_truncated before truncate on public.%I
            for each statement execute function public.refuse_audit_change()',
         partition_name
       );
+      execute format(
+        'alter table public.audit_events attach partition public.%I for values from (%L) to (%L)',
+        partition_name, month, month + interval '1 month'
+      );
       made := made + 1;
-    end if;
+    exception
+      -- The default partition has events of this month. The other months are not held up by that.
+      when check_violation then
+        raise warning 'partition % was not created: its events are in audit_events_default', partition_name;
+    end;
   end loop;
   return made;
 end
@@ -115,6 +133,8 @@ create index audit_events_by_type on audit_events (event_type, recorded_at desc,
 -- PL/pgSQL rather than SQL, because it keeps the plan of its statement between calls.
 create function record_audit_event(event jsonb) returns void
 language plpgsql
+set search_path = public, pg_temp
+set timezone = 'UTC'
 as $$
 begin
   insert into audit_events (
@@ -147,5 +167,4 @@ grant insert (
 ) on audit_events to app_runtime;
 grant usage on sequence audit_event_sequence to app_runtime;
 
-revoke execute on function make_audit_partitions() from public;
-grant execute on function make_audit_partitions() to app_runtime;
+grant execute on function record_audit_event(jsonb), make_audit_partitions() to app_runtime;

@@ -39,6 +39,8 @@ create function claim_idempotency_key(
   scope text, key text, fingerprint bytea, resource_id uuid, lease interval, response_status integer, response_body text
 ) returns boolean
 language plpgsql
+set search_path = public, pg_temp
+set timezone = 'UTC'
 as $$
 begin
   insert into idempotency_keys (
@@ -54,3 +56,4 @@ $$;
 
 grant select, insert, delete on idempotency_keys to app_runtime;
 grant update (lease_expires_at, response_status, response_body, completed_at) on idempotency_keys to app_runtime;
+grant execute on function claim_idempotency_key(text, text, bytea, uuid, interval, integer, text) to app_runtime;

@@ -49,6 +49,7 @@ create table order_items (
 -- An order that has ended keeps its status, and no order goes back.
 create function check_order_status() returns trigger
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   if (old.status, new.status) in (
@@ -73,6 +74,7 @@ create trigger order_status_moves_forward
 -- The one rule that no column constraint can say. Deferred, because an order comes before its items.
 create function check_order_total() returns trigger
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   if new.total_amount <> (select coalesce(sum(amount), 0) from order_items where order_id = new.id) then
@@ -109,6 +111,7 @@ from orders;
 -- the order, which is always taken before the payment's and the refund's, so that no two of them can deadlock.
 create function lock_order(order_id uuid) returns boolean
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   perform from orders where id = $1 for update;
@@ -119,6 +122,7 @@ $$;
 -- Locks an order that can be paid: unpaid, not cancelled, and with no payment under way.
 create function lock_payable_order(order_id uuid) returns boolean
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   perform from orders where id = $1 and status = 'pending_payment' and live_payment_id is null for update;
@@ -130,6 +134,7 @@ $$;
 create function order_belongs_to(order_id uuid, customer_id uuid) returns boolean
 language plpgsql
 stable
+set search_path = public, pg_temp
 as $$
 begin
   return exists (select from orders where id = $1 and orders.customer_id = $2);
@@ -138,6 +143,7 @@ $$;
 
 create function begin_order_payment(order_id uuid, payment_id uuid) returns void
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   update orders set live_payment_id = $2, updated_at = now() where id = $1;
@@ -147,6 +153,7 @@ $$;
 -- `new_status` is null when a payment ended without taking money: the order can be paid again.
 create function settle_order(order_id uuid, new_status text) returns void
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   update orders
@@ -163,3 +170,7 @@ grant select, insert on orders to app_runtime;
 grant update (status, live_payment_id, updated_at) on orders to app_runtime;
 grant select, insert on order_items to app_runtime;
 grant select on orders_with_items to app_runtime;
+grant execute on function
+  lock_order(uuid), lock_payable_order(uuid), order_belongs_to(uuid, uuid), begin_order_payment(uuid, uuid),
+  settle_order(uuid, text)
+to app_runtime;

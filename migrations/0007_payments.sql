@@ -2,7 +2,7 @@
 --
 -- A payment is stored as `processing` before the gateway is called, and leaves that state only by a certain
 -- outcome. `gateway_key` is its idempotency key and its reference at the gateway. The key is derived from what
--- the client repeats (src/payments/gateway_key.rs), so a retry charges once even if this table has lost the row.
+-- the client repeats (src/slices/payments/gateway_key.rs), so a retry charges once even if this table has lost the row.
 create table payments (
   id uuid primary key,
   order_id uuid not null,
@@ -106,6 +106,7 @@ create index refunds_processing on refunds (lease_expires_at) where status = 'pr
 -- The twin of `PaymentStatus::may_become` in src/slices/payments/model.rs.
 create function check_payment_status() returns trigger
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   if (old.status, new.status) in (
@@ -130,6 +131,7 @@ create trigger payment_status_moves_forward
 
 create function check_refund_status() returns trigger
 language plpgsql
+set search_path = public, pg_temp
 as $$
 begin
   if old.status = 'processing' then

@@ -26,15 +26,16 @@ create index audit_events_by_place on audit_events (epoch, xact_id, sequence);
 -- stop the sealing of all.
 --
 -- In a function, because PostgreSQL prepares the expression of a constraint for every statement, which costs 8 µs
--- for this one, and PL/pgSQL once. The schema is named, because the caller's search_path is not to be trusted.
+-- for this one, and PL/pgSQL once.
 create function metadata_has_one_form(metadata jsonb) returns boolean
 language plpgsql
 immutable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return not pg_catalog.jsonb_path_exists(metadata, '$.**{4 to last}')
-    and not pg_catalog.jsonb_path_exists(metadata, '$.** ? (@.type() == "null")')
-    and not pg_catalog.jsonb_path_exists(
+  return not jsonb_path_exists(metadata, '$.**{4 to last}')
+    and not jsonb_path_exists(metadata, '$.** ? (@.type() == "null")')
+    and not jsonb_path_exists(
       metadata,
       '$.** ? (@.type() == "number" && (@ != @.floor() || @ > 9007199254740991 || @ < -9007199254740991))'
     );
@@ -89,12 +90,20 @@ create table audit_seal_head (
 
 insert into audit_seal_head (number, hash) values (0, decode(repeat('00', 32), 'hex'));
 
--- With its owner's rights: the service may add a seal to the end of the chain, and move the end in no other way.
+-- Moves the end of the chain to a new seal. It runs with the rights of its owner: the service can add a seal to the end
+-- of the chain, and cannot move the end in another way.
+--
+-- A seal covers events that nobody can add to any more: of epochs that have begun, after the seal before it, and of
+-- transactions that have ended. Without that check one seal that ends at the largest transaction id would cover every
+-- later event without its digest, and the sealer would find nothing to seal.
 create function continue_audit_chain() returns trigger
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  previous public.audit_seals;
+  current_epoch integer := (select max(epoch) from public.audit_epochs);
 begin
   update public.audit_seal_head
   set number = new.number, hash = new.hash
@@ -102,6 +111,17 @@ begin
   if not found then
     raise exception 'seal % does not continue the chain', new.number
       using errcode = 'integrity_constraint_violation', constraint = 'seals_continue_the_chain';
+  end if;
+  select * into previous from public.audit_seals where number = new.number - 1;
+  if (new.epoch, new.first_xact_id, new.first_sequence) > (new.epoch, new.last_xact_id, new.last_sequence)
+    or (new.epoch, new.first_xact_id, new.first_sequence)
+      <= (coalesce(previous.epoch, 0), coalesce(previous.last_xact_id, 0), coalesce(previous.last_sequence, 0))
+    or new.epoch > current_epoch
+    or (new.epoch = current_epoch and new.last_xact_id >= pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+    or new.sealed_at > clock_timestamp()
+  then
+    raise exception 'seal % does not cover events that are complete', new.number
+      using errcode = 'integrity_constraint_violation', constraint = 'seals_cover_complete_events';
   end if;
   return null;
 end
@@ -111,20 +131,60 @@ create trigger seals_continue_the_chain
   after insert on audit_seals
   for each row execute function continue_audit_chain();
 
--- Begins an epoch if this is another cluster than that of the last one; says which, or null. The lock that the
--- default takes waits for everybody who is writing, so nothing is added to an epoch after its end.
+-- Exports: which seals have left in which file. Only the owner can record one. Verification accepts missing events only
+-- if a row here and a sealed event of the same id name the file, and the file or its hash is given to it.
+create table audit_exports (
+  -- The id of the sealed event. Both are written in one transaction, so `exported_at` is its `recorded_at`.
+  event_id uuid primary key,
+  exported_at timestamptz not null default now(),
+  first_seal bigint not null,
+  last_seal bigint not null,
+  file_sha256 text not null,
+  -- Two exports at once: the second one fails.
+  constraint seal_is_exported_once unique (first_seal),
+  constraint export_has_seals check (1 <= first_seal and first_seal <= last_seal),
+  constraint file_hash_is_a_sha256 check (file_sha256 ~ '^[0-9a-f]{64}$')
+);
+
+create trigger audit_exports_are_never_changed
+  before update or delete on audit_exports
+  for each row execute function refuse_audit_change();
+
+create trigger audit_exports_are_never_truncated
+  before truncate on audit_exports
+  for each statement execute function refuse_audit_change();
+
+-- Begins an epoch if this cluster is not the one of the latest epoch. Returns the new epoch, or null. The lock that
+-- changing the default takes waits for all writers, so nothing is added to an epoch after its end. It waits for at most
+-- lock_timeout, because later writers queue behind it.
+--
+-- Events that a running service wrote into the new cluster before this function ran have the latest epoch and low
+-- transaction ids. Those that would stand before the end of the chain, where nothing can be sealed any more, get the new
+-- epoch: they have no seal yet, because they were recorded after the last one.
 create function begin_audit_epoch(event jsonb) returns integer
 language plpgsql
+set search_path = public, pg_temp
+set lock_timeout = '2s'
 as $$
 declare
   cluster bigint := (select system_identifier from pg_control_system());
   latest audit_epochs;
+  last_seal audit_seals;
 begin
   select * into strict latest from audit_epochs order by epoch desc limit 1;
   if latest.system_identifier = cluster then
     return null;
   end if;
   execute format('alter table audit_events alter column epoch set default %s', latest.epoch + 1);
+  select * into last_seal from audit_seals order by number desc limit 1;
+  alter table audit_events disable trigger audit_events_are_never_changed;
+  update audit_events
+  set epoch = latest.epoch + 1
+  where epoch = latest.epoch
+    and last_seal.epoch = latest.epoch
+    and recorded_at > last_seal.sealed_at
+    and (xact_id, sequence) <= (last_seal.last_xact_id::text::xid8, last_seal.last_sequence);
+  alter table audit_events enable trigger audit_events_are_never_changed;
   insert into audit_epochs (epoch, system_identifier) values (latest.epoch + 1, cluster);
   perform record_audit_event(event);
   return latest.epoch + 1;
@@ -141,44 +201,69 @@ as $$
   select exists (select from public.audit_events_default)
 $$;
 
--- Drops the partitions of the months that ended before a time and whose every event stands at or before a place,
--- the last one that is exported; says which. For the owner, by `audit export`.
-create function drop_exported_audit_partitions(ended_before timestamptz, epoch integer, xact_id xid8, sequence bigint)
+-- Returns the partitions of the months that ended before a time and whose events all stand at or before a place, the end
+-- of the last export. It only reads.
+create function exported_audit_partitions(ended_before timestamptz, epoch integer, xact_id xid8, sequence bigint)
 returns setof text
 language plpgsql
+set search_path = public, pg_temp
+set timezone = 'UTC'
 as $$
 declare
   partition_name text;
-  month timestamptz;
   has_others boolean;
 begin
-  lock table audit_events in access exclusive mode;
   for partition_name in
     select child.relname
     from pg_inherits
     join pg_class as child on child.oid = pg_inherits.inhrelid
-    where pg_inherits.inhparent = 'audit_events'::regclass and child.relname ~ '^audit_events_\d{4}_\d{2}$'
+    where
+      pg_inherits.inhparent = 'audit_events'::regclass
+      and child.relname ~ '^audit_events_[0-9]{4}_[0-9]{2}$'
+      and to_date(right(child.relname, 7), 'YYYY_MM')::timestamptz + interval '1 month' <= ended_before
     order by child.relname
   loop
-    month := to_date(right(partition_name, 7), 'YYYY_MM')::timestamp at time zone 'UTC';
-    continue when (month at time zone 'UTC' + interval '1 month') at time zone 'UTC' > ended_before;
     execute format(
       'select exists (select from %I as event where (event.epoch, event.xact_id, event.sequence) > ($1, $2, $3))',
       partition_name
     ) into has_others using $2, $3, $4;
     if not has_others then
-      execute format('alter table audit_events detach partition %I', partition_name);
-      execute format('drop table %I', partition_name);
       return next partition_name;
     end if;
   end loop;
 end
 $$;
 
-grant select on audit_epochs, audit_seal_head to app_runtime;
-grant select, insert on audit_seals to app_runtime;
+-- Drops one of those partitions and records the event of it. Returns whether it was still one of them.
+--
+-- DROP needs ACCESS EXCLUSIVE locks on the partition, on the default partition and on the parent. Writers need the
+-- parent, so its lock is taken last, when every other lock is held. Each is waited for during at most lock_timeout, and
+-- the caller first waits until no older transaction holds a lock: `platform/src/audit/export.rs`. DETACH … CONCURRENTLY
+-- would do without, but PostgreSQL refuses it beside a default partition.
+--
+-- The timeout is shorter than deadlock_timeout (1 s), so that a reader that has locked the parent and waits for the
+-- partition is never the victim.
+create function drop_exported_audit_partition(
+  partition_name text, ended_before timestamptz, epoch integer, xact_id xid8, sequence bigint, event jsonb
+)
+returns boolean
+language plpgsql
+set search_path = public, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '500ms'
+as $$
+begin
+  execute format('lock table only %I, only audit_events_default in access exclusive mode', partition_name);
+  lock table only audit_events in access exclusive mode;
+  if partition_name not in (select exported_audit_partitions($2, $3, $4, $5)) then
+    return false;
+  end if;
+  execute format('drop table %I', partition_name);
+  perform record_audit_event(event);
+  return true;
+end
+$$;
 
-revoke execute on function audit_default_partition_is_used() from public;
-grant execute on function audit_default_partition_is_used() to app_runtime;
-revoke execute on function begin_audit_epoch(jsonb) from public;
-revoke execute on function drop_exported_audit_partitions(timestamptz, integer, xid8, bigint) from public;
+grant select on audit_epochs, audit_seal_head, audit_exports to app_runtime;
+grant select, insert on audit_seals to app_runtime;
+grant execute on function metadata_has_one_form(jsonb), audit_default_partition_is_used() to app_runtime;

@@ -10,6 +10,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use platform::{
     audit,
     database::{self, Database},
+    http::timestamp::Timestamp,
 };
 
 use super::{Outcome, flags, reader, runtime};
@@ -35,6 +36,15 @@ pub(super) fn command() -> Command {
                     file("log", "The same, with the heads in the service's own JSON log; several files where it is rolled")
                         .num_args(1..),
                 )
+                .arg(
+                    Arg::new("exported")
+                        .long("exported")
+                        .value_name("FILE|SHA256")
+                        .num_args(1..)
+                        .value_parser(str::parse::<audit::KeptExport>)
+                        .conflicts_with("export")
+                        .help("The exports of events that are no longer in the database, or their SHA-256: without, missing events are a finding"),
+                )
                 .args(settings()),
         )
         .subcommand(
@@ -57,7 +67,8 @@ pub(super) fn command() -> Command {
 
 fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     let date = |text: &str| text.parse::<NaiveDate>().map(|date| date.and_time(NaiveTime::MIN).and_utc());
-    text.parse().or_else(|_| date(text)).map_err(|_| "neither RFC 3339 nor a date".to_owned())
+    let time = text.parse().or_else(|_| date(text)).map_err(|_| "neither RFC 3339 nor a date".to_owned())?;
+    Timestamp::try_from(time).map(DateTime::from).map_err(|error| error.to_string())
 }
 
 pub(super) fn execute(arguments: &ArgMatches) -> Outcome {
@@ -94,9 +105,10 @@ fn verify_database(
     heads: audit::KnownHeads,
 ) -> Result<audit::Report, Box<dyn std::error::Error + Send + Sync>> {
     let settings = reader(arguments)?.finish(database::Settings::read)?;
+    let kept: Vec<_> = arguments.get_many("exported").unwrap_or_default().cloned().collect();
     runtime()?.block_on(async {
         let database = Database::connect_for_command(&settings, "audit verify").await?;
-        Ok(audit::verify(&database, heads, &progress()).await?)
+        Ok(audit::verify(&database, heads, &kept, &progress()).await?)
     })
 }
 
@@ -109,14 +121,12 @@ fn export(arguments: &ArgMatches) -> Outcome {
     runtime()?.block_on(async {
         let database = Database::connect_for_command(&owner, "audit export").await?;
         let done = audit::export(&database, until, audit_settings.retention_days, path, &progress()).await?;
-        println!(
-            "{}: {} events under seals {} to {}, SHA-256 {}",
-            path.display(),
-            done.events,
-            done.first_seal,
-            done.last_seal,
-            done.file_sha256
-        );
+        if let Some(audit::Written { first_seal, last_seal, events, file_sha256 }) = done.written {
+            println!(
+                "{}: {events} events under seals {first_seal} to {last_seal}, SHA-256 {file_sha256}",
+                path.display()
+            );
+        }
         for partition in done.dropped {
             println!("dropped: {partition}");
         }

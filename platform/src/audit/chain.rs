@@ -1,10 +1,16 @@
 //! The rules that a whole chain keeps, and the first place where one does not. No I/O: seals and their events are
 //! handed in, in order, one at a time.
 //!
-//! Events may be missing in one case only: an export event, itself in the chain, names the file that has them.
-use std::{collections::BTreeMap, fmt};
+//! Events may be missing in one case only: the owner recorded an export of them, an export event in the chain says the
+//! same, and the file or its hash is given to the verification ([`Exports`]).
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt, mem,
+};
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{
     canonical::{GENESIS, Place, Seal, StoredEvent},
@@ -19,7 +25,7 @@ pub type KnownHeads = BTreeMap<i64, Vec<u8>>;
 pub(super) struct Wrong {
     seal: i64,
     event: Option<String>,
-    what: &'static str,
+    what: Cow<'static, str>,
 }
 
 impl fmt::Display for Wrong {
@@ -32,22 +38,38 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// Events that left in a file.
+/// An export: which seals are in which file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Exported {
+    /// The id of its event.
+    pub event_id: Uuid,
     pub first_seal: i64,
     pub last_seal: i64,
     pub file_sha256: String,
 }
 
+/// The exports that verification knows of.
+#[derive(Debug, Default)]
+pub(super) struct Exports {
+    /// Those that the owner of the schema has recorded. The service's role can write an event that looks like an export,
+    /// but cannot add a record.
+    pub recorded: Vec<Exported>,
+    /// Those whose events are in files that were given: the events of earlier exports may have left with later ones.
+    pub in_files: Vec<Exported>,
+    /// The SHA-256 of each file that was given, or was given in place of a file. An administrator of the database can
+    /// record any export, but has not the file.
+    pub given: BTreeSet<String>,
+}
+
 impl Exported {
-    /// What an event tells of an export, if it is one.
-    pub(super) fn told_by(event: &StoredEvent) -> Option<Self> {
+    /// Reads an export from its event. `None` if the event is of another kind.
+    pub(super) fn from_event(event: &StoredEvent) -> Option<Self> {
         let is_export = (event.event_type.as_str(), event.action.as_str(), event.result.as_str())
             == ("audit", "export", "success");
         let number = |key| event.metadata.get(key).and_then(Value::as_i64);
         is_export.then_some(())?;
         Some(Self {
+            event_id: event.id,
             first_seal: number("first_seal")?,
             last_seal: number("last_seal")?,
             file_sha256: event.metadata.get("file_sha256")?.as_str()?.to_owned(),
@@ -86,7 +108,10 @@ pub(super) struct Verdict {
     pub end: Place,
     pub events: u64,
     pub exported: u64,
+    /// The recorded exports whose events are in the chain.
     pub exports: Vec<Exported>,
+    /// The export events in the chain.
+    pub export_events: Vec<Exported>,
     pub wrong: Option<Wrong>,
 }
 
@@ -118,7 +143,7 @@ impl Chain {
 
     fn fault(&mut self, seal: i64, event: Option<String>, what: &'static str) {
         if self.wrong.is_none() {
-            self.wrong = Some(Wrong { seal, event, what });
+            self.wrong = Some(Wrong { seal, event, what: what.into() });
         }
     }
 
@@ -162,7 +187,7 @@ impl Chain {
                 self.missing += u64::try_from(skipped).unwrap_or(u64::MAX);
             }
             open.matched += skipped + 1;
-            self.exports.extend(Exported::told_by(event));
+            self.exports.extend(Exported::from_event(event));
         } else {
             let number = open.number;
             let what = "it is not what was sealed: changed, moved, or slipped in";
@@ -180,27 +205,28 @@ impl Chain {
         }
     }
 
-    /// Nothing follows, and nothing may be missing: exports tell of files that came before this one.
-    pub(super) fn finish_without_exports(mut self) -> Verdict {
-        self.exports.clear();
-        self.finish()
-    }
-
-    /// Nothing follows.
-    pub(super) fn finish(mut self) -> Verdict {
+    /// Nothing follows. Events may be missing if one of `exports` has them; with none, no event may be missing.
+    pub(super) fn finish(mut self, exports: &Exports) -> Verdict {
         self.close();
-        let gone = self
-            .absent
-            .iter()
-            .find(|(seal, _)| {
-                !self.exports.iter().any(|range| (range.first_seal..=range.last_seal).contains(seal))
-            })
-            .cloned();
-        if let Some((seal, event)) = gone
-            && self.wrong.as_ref().is_none_or(|wrong| seal < wrong.seal)
-        {
-            self.wrong =
-                Some(Wrong { seal, event: Some(event), what: "it is missing, and no export has it" });
+        let is_sealed =
+            |export: &&Exported| self.exports.contains(export) || exports.in_files.contains(export);
+        let confirmed: Vec<_> = exports.recorded.iter().filter(is_sealed).cloned().collect();
+        for (seal, event) in mem::take(&mut self.absent) {
+            let has_seal = |export: &&Exported| (export.first_seal..=export.last_seal).contains(&seal);
+            let of_seal: Vec<_> = confirmed.iter().filter(has_seal).collect();
+            if of_seal.iter().any(|export| exports.given.contains(&export.file_sha256)) {
+                continue;
+            }
+            let what = match of_seal.first() {
+                None => Cow::Borrowed("it is missing, and no export has it"),
+                Some(Exported { file_sha256, .. }) => Cow::Owned(format!(
+                    "it is missing, and the export that has it was not given (SHA-256 {file_sha256})"
+                )),
+            };
+            if self.wrong.as_ref().is_none_or(|wrong| seal < wrong.seal) {
+                self.wrong = Some(Wrong { seal, event: Some(event), what });
+            }
+            break;
         }
         Verdict {
             logged_beyond: self.heads.keys().copied().find(|number| *number > self.head.number),
@@ -208,7 +234,8 @@ impl Chain {
             end: self.end,
             events: self.events,
             exported: self.missing,
-            exports: self.exports,
+            exports: confirmed,
+            export_events: self.exports,
             wrong: self.wrong,
         }
     }

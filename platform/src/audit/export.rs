@@ -3,6 +3,9 @@
 //! The file is gzip over lines of JSON: where it begins, each seal followed by its events, and where it ends. Each
 //! export goes on where the one before ended, so that all of them together are the trail. What the database then
 //! lets go of is what was written, synced, read back and verified, and what a sealed event says is in that file.
+//!
+//! Dropping a partition locks the whole table for a moment. So the locks are taken with a short timeout, and only when
+//! no older transaction holds one: otherwise every audited write would queue behind that transaction.
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Write},
@@ -19,10 +22,10 @@ use sqlx::PgConnection;
 use super::{
     Event, EventResult, EventType,
     canonical::{GENESIS, Place, Seal, StoredEvent},
-    chain::{Chain, KnownHeads},
-    record_with, sealing,
+    chain::{Chain, Exported, Exports, KnownHeads, Verdict},
+    failures, sealing,
     seals::{self, Head},
-    verify::{OnProgress, Report, VerifyError},
+    verify::{OnProgress, Report, VerifyError, add_head},
 };
 use crate::database::{Database, observe};
 
@@ -34,6 +37,9 @@ const SEALS: i64 = 50;
 /// How long the export's own event may take to be sealed.
 const UNTIL_SEALED: Duration = Duration::from_mins(1);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+
+/// How long a partition that is to be dropped may be in use by others.
+const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Why nothing was exported.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,16 @@ pub enum ExportError {
     /// The export's own event could not be sealed.
     #[error("the export is written, but its own event could not be sealed, so nothing was dropped: {0}")]
     OwnEvent(String),
+    /// A partition cannot be locked.
+    #[error(
+        "the export is written and recorded, but {partition} was not dropped: it is in use by {holder}; run the same command again later"
+    )]
+    InUse {
+        /// The partition.
+        partition: String,
+        /// The transaction that holds a lock on the audit log.
+        holder: String,
+    },
 }
 
 /// A line of the file.
@@ -76,18 +92,26 @@ enum Line {
 /// What was exported, and what left the database.
 #[derive(Debug)]
 pub struct Export {
+    /// `None` if everything was in earlier exports.
+    pub written: Option<Written>,
+    pub dropped: Vec<String>,
+}
+
+/// A file that was written and recorded.
+#[derive(Debug)]
+pub struct Written {
     pub first_seal: i64,
     pub last_seal: i64,
     pub events: u64,
     pub file_sha256: String,
-    pub dropped: Vec<String>,
 }
 
 /// Exports every event that was recorded before `until` and is in no earlier export, and then drops the partitions
-/// that ended before `until` and are past the retention. As the owner.
+/// that ended before `until`, are past the retention, and have no event that is in no export. As the owner.
 ///
 /// # Errors
-/// When the trail does not verify, or the file or the database refuses. Nothing is dropped then.
+/// The trail does not verify, or the file or the database refuses it: then nothing is dropped. Or a partition is in use:
+/// then the partitions before it are dropped, and another call goes on with it.
 pub async fn export(
     owner: &Database,
     until: DateTime<Utc>,
@@ -96,53 +120,81 @@ pub async fn export(
     on_progress: OnProgress<'_>,
 ) -> Result<Export, ExportError> {
     let mut connection = owner.acquire().await?;
-    let after = exported_until(&mut connection).await?;
+    cancel_with_this_process(&mut connection).await?;
     let place = last_place_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
     let last_seal = seal_that_covers(&mut connection, place).await?.ok_or(ExportError::NotSealed)?;
-    if last_seal <= after.number {
+    let exported = last_export(&mut connection).await?;
+    let (head, end) = exported.as_ref().map_or((Head::NONE, Place::START), |last| (last.head, last.end));
+    let written = if last_seal > head.number {
+        let events = write(&mut connection, (head, end), last_seal, path, on_progress).await?;
+        verify_export(path, KnownHeads::new(), on_progress)?;
+        let written =
+            Written { first_seal: head.number + 1, last_seal, events, file_sha256: sha256_of(path)? };
+        record(&mut connection, &written).await?;
+        Some(written)
+    } else {
+        None
+    };
+
+    // The one that was just recorded, or one whose partitions were in use.
+    let export = last_export(&mut connection).await?.ok_or(ExportError::Nothing)?;
+    wait_until_sealed(owner, &mut connection, export.event).await?;
+    let ended_before = until.min(Utc::now() - TimeDelta::days(i64::from(retention_days)));
+    let dropped = drop_partitions(&mut connection, ended_before, export.end).await?;
+    connection.release();
+    if written.is_none() && dropped.is_empty() {
         return Err(ExportError::Nothing);
     }
-    let written = write(&mut connection, after, last_seal, path, on_progress).await?;
-    verify_export(path, KnownHeads::new(), on_progress)?;
-    let file_sha256 = sha256_of(path)?;
+    Ok(Export { written, dropped })
+}
 
+/// Makes PostgreSQL cancel the connection's statement when this process ends, which it otherwise notices only at the
+/// statement's end: nothing that a command has started goes on without it.
+async fn cancel_with_this_process(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query!("set client_connection_check_interval = '1s'");
+    observe("pg_settings.update", statement.execute(connection)).await?;
+    Ok(())
+}
+
+/// Records an export: its event, and the row that only the owner can add.
+async fn record(connection: &mut PgConnection, written: &Written) -> Result<(), sqlx::Error> {
     let event = Event::new(EventType::Audit, "audit_events", "export", EventResult::Success)
-        .with("first_seal", after.number + 1)
-        .with("last_seal", last_seal)
+        .with("first_seal", written.first_seal)
+        .with("last_seal", written.last_seal)
         .with("event_count", written.events)
-        .with("file_sha256", file_sha256.clone());
-    record_with(&mut connection, event).await?.committed();
-    let own_place = newest_export(&mut connection).await?;
-    wait_until_sealed(owner, &mut connection, own_place).await?;
-    drop(connection);
-
-    let ended_before = until.min(Utc::now() - TimeDelta::days(i64::from(retention_days)));
-    let dropped = drop_partitions(owner, ended_before, written.end).await?;
-    Ok(Export { first_seal: after.number + 1, last_seal, events: written.events, file_sha256, dropped })
+        .with("file_sha256", written.file_sha256.clone());
+    let statement = sqlx::query!(
+        r#"
+        insert into audit_exports (event_id, first_seal, last_seal, file_sha256)
+        select ($1::jsonb ->> 'id')::uuid, $2, $3, $4
+        from record_audit_event($1)
+        "#,
+        event.to_json(),
+        written.first_seal,
+        written.last_seal,
+        written.file_sha256,
+    );
+    let recorded = observe("audit_exports.insert", statement.execute(connection)).await;
+    recorded.inspect_err(|error| failures::count(error, 1))?;
+    event.mirror();
+    Ok(())
 }
 
-struct Written {
-    events: u64,
-    end: Place,
-}
-
+/// Writes the seals after `head` up to `last_seal` with their events, which stand after `begins`. Returns how many events
+/// were written.
 async fn write(
     connection: &mut PgConnection,
-    after: Head,
+    (after, mut begins): (Head, Place),
     last_seal: i64,
     path: &Path,
     on_progress: OnProgress<'_>,
-) -> Result<Written, ExportError> {
+) -> Result<u64, ExportError> {
     let refused = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
     // Never over a file that may be the only copy of another export.
     let file = File::create_new(path).map_err(refused)?;
     let mut file = GzEncoder::new(BufWriter::new(file), Compression::default());
     let begin = Line::Begin { form: FORM.to_owned(), after_seal: after.number, after_hash: after.hash };
     write_line(&mut file, &begin).map_err(refused)?;
-    let mut begins = match seals::page(connection, after.number - 1, after.number, 1).await?.first() {
-        Some(seal) => seal.last(),
-        None => Place::START,
-    };
     let (mut number, mut events) = (after.number, 0);
     loop {
         let page = seals::page(connection, number, last_seal, SEALS).await?;
@@ -164,7 +216,7 @@ async fn write(
     let file = file.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
     // What the database lets go of afterwards must not be in a cache only.
     file.and_then(|file| file.sync_all()).map_err(refused)?;
-    Ok(Written { events, end: begins })
+    Ok(events)
 }
 
 fn write_line(file: &mut impl Write, line: &Line) -> io::Result<()> {
@@ -196,6 +248,27 @@ pub fn verify_export(
     heads: KnownHeads,
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VerifyError> {
+    Report::of(verify_file(path, heads, on_progress)?)
+}
+
+/// Adds a file that has events which may be missing from the database, to be verified by itself first. Its seals have to
+/// be those of the database: the hash of the last one is added to `heads`.
+pub(super) fn add_file(
+    path: &Path,
+    exports: &mut Exports,
+    heads: &mut KnownHeads,
+    on_progress: OnProgress<'_>,
+) -> Result<(), VerifyError> {
+    let verdict = verify_file(path, heads.clone(), on_progress)?;
+    if let Some(wrong) = verdict.wrong {
+        return Err(VerifyError::Wrong(format!("{}: {wrong}", path.display())));
+    }
+    exports.given.insert(sha256_of(path)?);
+    exports.in_files.extend(verdict.export_events);
+    add_head(heads, verdict.head.number, &verdict.head.hash)
+}
+
+fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> Result<Verdict, VerifyError> {
     let file = File::open(path).map_err(VerifyError::file(path))?;
     let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(file))).lines().map(|line| {
         let line = line.map_err(VerifyError::file(path))?;
@@ -222,7 +295,7 @@ pub fn verify_export(
             Line::End { last_seal, events } => {
                 let ends = (chain.head_number(), chain.events()) == (last_seal, events);
                 return match lines.next() {
-                    None if ends => Report::of(chain.finish_without_exports()),
+                    None if ends => Ok(chain.finish(&Exports::default())),
                     _ => Err(VerifyError::Wrong("the export does not end where it says".to_owned())),
                 };
             }
@@ -231,19 +304,47 @@ pub fn verify_export(
     Err(VerifyError::Wrong("the export has no end: it was cut off".to_owned()))
 }
 
-/// The last seal that is in an export.
-async fn exported_until(connection: &mut PgConnection) -> Result<Head, sqlx::Error> {
-    let statement = sqlx::query_scalar!(
+/// The last export that was recorded.
+struct LastExport {
+    /// Its last seal.
+    head: Head,
+    /// Where that seal ends.
+    end: Place,
+    /// Where its own event stands.
+    event: Place,
+}
+
+async fn last_export(connection: &mut PgConnection) -> Result<Option<LastExport>, sqlx::Error> {
+    let statement = sqlx::query!(
         r#"
-        select max((metadata ->> 'last_seal')::bigint)
-        from audit_events
-        where event_type = 'audit' and resource = 'audit_events' and action = 'export' and result = 'success'
+        select
+          number, hash, audit_seals.epoch, last_xact_id, last_sequence,
+          audit_events.epoch as event_epoch, audit_events.xact_id::text::bigint as "event_xact_id!",
+          audit_events.sequence as event_sequence
+        from audit_exports
+        join audit_seals on number = last_seal
+        join audit_events on (recorded_at, id) = (exported_at, event_id)
+        order by last_seal desc
+        limit 1
         "#
     );
-    let number = observe("audit_events.exports", statement.fetch_one(&mut *connection)).await?.unwrap_or(0);
-    let hash = seals::hash_of(connection, number).await?;
-    let hash = hash.and_then(|hash| hash.try_into().ok());
-    Ok(hash.map_or(Head::NONE, |hash| Head { number, hash }))
+    let Some(row) = observe("audit_exports.last", statement.fetch_optional(connection)).await? else {
+        return Ok(None);
+    };
+    Ok(Some(LastExport {
+        head: Head::read(row.number, &row.hash)?,
+        end: Place { epoch: row.epoch, xact_id: row.last_xact_id, sequence: row.last_sequence },
+        event: Place { epoch: row.event_epoch, xact_id: row.event_xact_id, sequence: row.event_sequence },
+    }))
+}
+
+/// Returns every export that the owner has recorded.
+pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<Exported>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        Exported,
+        "select event_id, first_seal, last_seal, file_sha256 from audit_exports order by first_seal"
+    );
+    observe("audit_exports.select", statement.fetch_all(connection)).await
 }
 
 /// The last place of an event that was recorded before a time.
@@ -282,21 +383,6 @@ async fn seal_that_covers(connection: &mut PgConnection, place: Place) -> Result
     observe("audit_seals.covering", statement.fetch_optional(connection)).await
 }
 
-/// Where the newest event of an export stands.
-async fn newest_export(connection: &mut PgConnection) -> Result<Place, sqlx::Error> {
-    let statement = sqlx::query!(
-        r#"
-        select epoch, xact_id::text::bigint as "xact_id!", sequence
-        from audit_events
-        where event_type = 'audit' and resource = 'audit_events' and action = 'export'
-        order by recorded_at desc, id desc
-        limit 1
-        "#
-    );
-    let row = observe("audit_events.newest_export", statement.fetch_one(connection)).await?;
-    Ok(Place { epoch: row.epoch, xact_id: row.xact_id, sequence: row.sequence })
-}
-
 /// Seals until a place is covered, beside the service that may be doing the same.
 async fn wait_until_sealed(
     owner: &Database,
@@ -319,27 +405,114 @@ async fn wait_until_sealed(
     Ok(())
 }
 
+/// Drops the partitions that ended before a time and whose events all stand at or before `end`, each in a transaction of
+/// its own, with the event of it. Returns their names.
 async fn drop_partitions(
-    owner: &Database,
+    connection: &mut PgConnection,
     ended_before: DateTime<Utc>,
     end: Place,
-) -> Result<Vec<String>, sqlx::Error> {
-    let mut transaction = owner.begin().await?;
+) -> Result<Vec<String>, ExportError> {
     let statement = sqlx::query_scalar!(
-        r#"select drop_exported_audit_partitions($1, $2, $3::text::xid8, $4) as "name!""#,
+        r#"select exported_audit_partitions($1, $2, $3::text::xid8, $4) as "name!""#,
         ended_before,
         end.epoch,
         end.xact_id.to_string(),
         end.sequence,
     );
-    let dropped = observe("audit_events.drop", statement.fetch_all(&mut *transaction)).await?;
-    if dropped.is_empty() {
-        return Ok(dropped);
+    let exported = observe("audit_events.exported", statement.fetch_all(&mut *connection)).await?;
+    let mut dropped = Vec::new();
+    for partition in exported {
+        if drop_partition(connection, &partition, ended_before, end).await? {
+            dropped.push(partition);
+        }
     }
-    let event = Event::new(EventType::Audit, "audit_events", "drop_partitions", EventResult::Success)
-        .with("partitions", dropped.clone());
-    let recorded = record_with(&mut transaction, event).await?;
-    transaction.commit().await?;
-    recorded.committed();
     Ok(dropped)
+}
+
+async fn drop_partition(
+    connection: &mut PgConnection,
+    partition: &str,
+    ended_before: DateTime<Utc>,
+    end: Place,
+) -> Result<bool, ExportError> {
+    let deadline = tokio::time::Instant::now() + UNLOCK_TIMEOUT;
+    loop {
+        wait_for_lock_holders(connection, partition, deadline).await?;
+        let event = Event::new(EventType::Audit, "audit_events", "drop_partitions", EventResult::Success)
+            .with("partitions", vec![partition.to_owned()]);
+        let statement = sqlx::query_scalar!(
+            r#"select drop_exported_audit_partition($1, $2, $3, $4::text::xid8, $5, $6) as "dropped!""#,
+            partition,
+            ended_before,
+            end.epoch,
+            end.xact_id.to_string(),
+            end.sequence,
+            event.to_json(),
+        );
+        match observe("audit_events.drop", statement.fetch_one(&mut *connection)).await {
+            Ok(dropped) => {
+                if dropped {
+                    event.mirror();
+                }
+                return Ok(dropped);
+            }
+            // A transaction that began meanwhile holds a lock for longer than `lock_timeout`: it is waited for next.
+            Err(error) if is_lock_timeout(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error();
+    error.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
+}
+
+/// Waits until every transaction has ended that holds a lock now, without asking for a lock: nobody queues behind this
+/// wait.
+async fn wait_for_lock_holders(
+    connection: &mut PgConnection,
+    partition: &str,
+    deadline: tokio::time::Instant,
+) -> Result<(), ExportError> {
+    let mut waited_for = lock_holders(connection, partition).await?;
+    while let Some(holder) = waited_for.first() {
+        if tokio::time::Instant::now() >= deadline {
+            return Err(ExportError::InUse { partition: partition.to_owned(), holder: holder.name.clone() });
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        let holders = lock_holders(connection, partition).await?;
+        waited_for.retain(|holder| holders.contains(holder));
+    }
+    Ok(())
+}
+
+/// A transaction that holds a lock on the audit log.
+#[derive(PartialEq)]
+struct LockHolder {
+    transaction: String,
+    name: String,
+}
+
+async fn lock_holders(
+    connection: &mut PgConnection,
+    partition: &str,
+) -> Result<Vec<LockHolder>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        LockHolder,
+        r#"
+        select distinct
+          virtualtransaction as "transaction!",
+          format('backend %s (%s)', pg_locks.pid, coalesce(nullif(application_name, ''), usename)) as "name!"
+        from pg_locks
+        left join pg_stat_activity on pg_stat_activity.pid = pg_locks.pid
+        where
+          granted
+          and database = (select oid from pg_database where datname = current_database())
+          and relation in ('audit_events'::regclass, 'audit_events_default'::regclass, to_regclass($1))
+          and pg_locks.pid is distinct from pg_backend_pid()
+        "#,
+        partition,
+    );
+    observe("pg_locks.select", statement.fetch_all(connection)).await
 }

@@ -24,7 +24,7 @@ mod verify;
 
 pub use chain::KnownHeads;
 pub use event::{Event, EventResult, EventType};
-pub use export::{Export, ExportError, export, verify_export};
+pub use export::{Export, ExportError, Written, export, verify_export};
 pub use failures::WriteFailures;
 pub use record::{Recorded, make_partitions, record, record_all_with, record_once_possible, record_with};
 pub use refusals::Refusals;
@@ -32,7 +32,7 @@ pub use sealing::{SealError, Sealing};
 pub use seals::cluster_is_known;
 pub use settings::Settings;
 pub use trail::{AuditEvent, Filter, list};
-pub use verify::{OnProgress, Report, VerifyError, read_heads, read_log, verify};
+pub use verify::{KeptExport, OnProgress, Report, VerifyError, read_heads, read_log, verify};
 
 /// Creates the series of the audit log, and counts the statements that failed because of it.
 pub fn initialize_metrics() {

@@ -1,6 +1,8 @@
 //! Sealing: one worker among all replicas writes a seal over the events that nobody can add to any more.
 //!
-//! Three things go wrong without care, and each has its line in [`Sealing::seal_next`]:
+//! Four things go wrong without care, and each has its line in [`seal_next`]:
+//! - The database may be replaced by one of another cluster while the process runs, whose transaction ids start again. So
+//!   the cluster is compared with that of the epoch before each seal.
 //! - An event's transaction may commit after one that began later. So only what stands before the oldest running
 //!   transaction is sealed, and that horizon is taken before the events are read.
 //! - Two sealers may work at once. The lock comes first, in a statement of its own: the head that the same statement
@@ -28,9 +30,6 @@ use crate::{
 /// Events in one seal at most: what is held in memory, and what one changed event makes suspect.
 const BATCH: i64 = 2000;
 
-/// Events that are looked at to say how far sealing is behind.
-const TAIL: i64 = 1;
-
 /// How far sealing may be behind before people are told, at least.
 const SHORTEST_PATIENCE: Duration = Duration::from_mins(1);
 
@@ -46,14 +45,26 @@ pub enum SealError {
         /// Of the last seal that this process has seen.
         number: i64,
     },
-    /// The place where the chain ends, and its last seal, are two.
-    #[error("the chain of seals was cut off: it ended with seal {remembered}, and the last is {found}")]
+    /// The recorded end of the chain is not the last seal: seals were removed, or added past the trigger that moves
+    /// the end.
+    #[error(
+        "the chain of seals does not end as recorded: it ended with seal {remembered}, and the last is {found}"
+    )]
     CutOff {
-        /// Where the chain ended.
+        /// The number of the seal that was recorded as the end.
         remembered: i64,
-        /// The last seal that there is.
+        /// The number of the last seal.
         found: i64,
     },
+    /// The last seal claims events that do not exist yet: it was forged, and nothing after it could be sealed.
+    #[error("seal {number} covers transactions that have not ended")]
+    BeyondHorizon {
+        /// The number of the last seal.
+        number: i64,
+    },
+    /// The database is one of another cluster than that of the latest epoch.
+    #[error("the database is in another PostgreSQL cluster than the audit log's latest epoch")]
+    OtherCluster,
 }
 
 /// The sealing of the trail. Cheap to clone.
@@ -110,30 +121,35 @@ impl Sealing {
     }
 
     fn tell_of(&self, error: &SealError) {
-        if matches!(error, SealError::Database(_)) {
-            return;
-        }
+        let (title, what_to_do, action) = match error {
+            SealError::Database(_) => return,
+            SealError::OtherCluster => (
+                "Audit events cannot be sealed in another PostgreSQL cluster",
+                "If the database was moved or restored on purpose, run `migrate`, which begins an epoch.",
+                "migrate",
+            ),
+            SealError::Rewritten { .. } | SealError::CutOff { .. } | SealError::BeyondHorizon { .. } => (
+                "The audit trail was tampered with",
+                "Keep the database as it is, and run `audit verify` with the logged heads.",
+                "investigate",
+            ),
+        };
         self.alerts.raise(Alert {
             severity: Severity::Critical,
-            title: "The audit trail was tampered with".to_owned(),
-            description: format!(
-                "{error}. Keep the database as it is, and run `audit verify` with the logged heads."
-            ),
-            metadata: [("action".to_owned(), "investigate".to_owned())].into(),
+            title: title.to_owned(),
+            description: format!("{error}. {what_to_do}"),
+            metadata: [("action".to_owned(), action.to_owned())].into(),
         });
     }
 
-    /// Another unit of work: measures how far sealing is behind. It is no part of sealing, whose failure is what it
-    /// has to show.
+    /// Another unit of work: measures the lag of sealing. It is separate from sealing, because it has to show when
+    /// sealing fails.
     ///
     /// # Errors
-    /// The statements'.
+    /// A statement failed, or no connection was available.
     pub async fn measure_lag(self) -> Result<Progress, sqlx::Error> {
         let mut connection = self.database.acquire().await?;
-        let after = seals::last(&mut connection).await?.map_or(Place::START, |seal| seal.last());
-        let tail = seals::tail(&mut connection, after, TAIL).await?;
-        let now = seals::horizon(&mut connection).await?.now;
-        let lag = tail.oldest.and_then(|oldest| (now - oldest).to_std().ok()).unwrap_or_default();
+        let lag = seals::lag(&mut connection).await?;
         SEAL_LAG.set(lag.as_secs_f64());
         if lag >= self.patience {
             let writer = seals::oldest_writer(&mut connection).await?;
@@ -141,7 +157,7 @@ impl Sealing {
                 severity: Severity::Warning,
                 title: "The audit trail is not being sealed".to_owned(),
                 description: format!(
-                    "Events wait for their seal since {} seconds. The oldest transaction that writes: {}",
+                    "Audit events have been unsealed for {} seconds. The oldest transaction that writes: {}",
                     lag.as_secs(),
                     writer.as_deref().unwrap_or("none")
                 ),
@@ -175,6 +191,14 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, Sea
         return Err(SealError::CutOff { remembered: remembered.number, found });
     }
     let horizon = seals::horizon(&mut transaction).await?;
+    if !horizon.same_cluster {
+        return Err(SealError::OtherCluster);
+    }
+    if let Some(last) = &last
+        && last.last() > Place::before_transaction(horizon.epoch, horizon.xact_id)
+    {
+        return Err(SealError::BeyondHorizon { number: last.number });
+    }
     let mut after = last.map_or(Place::START, |seal| seal.last());
     let mut events = Vec::new();
     // An epoch that is over is sealed whole before the next one is begun.

@@ -1,4 +1,6 @@
 //! Reading events in the order of their places, and the chain of seals over them.
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
@@ -16,7 +18,7 @@ impl Head {
     /// Of a chain without a seal.
     pub(super) const NONE: Self = Self { number: 0, hash: GENESIS };
 
-    fn read(number: i64, hash: &[u8]) -> Result<Self, sqlx::Error> {
+    pub(super) fn read(number: i64, hash: &[u8]) -> Result<Self, sqlx::Error> {
         let hash = hash.try_into().map_err(|_| sqlx::Error::Decode("a hash has 32 bytes".into()))?;
         Ok(Self { number, hash })
     }
@@ -29,6 +31,9 @@ pub(super) struct Horizon {
     pub epoch: i32,
     /// Every transaction before this one has ended.
     pub xact_id: i64,
+    /// Whether that epoch is of the cluster that the connection leads to. In another cluster transaction ids start
+    /// again, so they cannot be compared with those of the epoch.
+    pub same_cluster: bool,
     /// The database's clock.
     pub now: DateTime<Utc>,
 }
@@ -46,14 +51,18 @@ pub(super) async fn horizon(connection: &mut PgConnection) -> Result<Horizon, sq
     let statement = sqlx::query!(
         r#"
         select
-          max(epoch) as "epoch!",
+          epoch,
           pg_snapshot_xmin(pg_current_snapshot())::text::bigint as "xact_id!",
+          audit_epochs.system_identifier = cluster.system_identifier as "same_cluster!",
           clock_timestamp() as "now!"
-        from audit_epochs
+        from audit_epochs, pg_control_system() as cluster
+        order by epoch desc
+        limit 1
         "#
     );
     let row = observe("audit_epochs.horizon", statement.fetch_one(connection)).await?;
-    Ok(Horizon { epoch: row.epoch, xact_id: row.xact_id, now: row.now })
+    let (xact_id, same_cluster) = (row.xact_id, row.same_cluster);
+    Ok(Horizon { epoch: row.epoch, xact_id, same_cluster, now: row.now })
 }
 
 /// The last seal, if there is one.
@@ -203,6 +212,43 @@ pub(super) async fn tail(
     observe("audit_events.tail", statement.fetch_one(connection)).await
 }
 
+/// The age of the oldest event without a seal, by the database's clock; zero if there is none.
+///
+/// An event has no seal if it stands after the last seal, or if it was recorded after the last seal was made. The second
+/// condition does not depend on the range that the seal claims: with a forged range, or in another cluster whose
+/// transaction ids are lower, no event ever stands after the last seal. The minute allows for a clock that was set back.
+pub(super) async fn lag(connection: &mut PgConnection) -> Result<Duration, sqlx::Error> {
+    let last = last(connection).await?;
+    let after = last.as_ref().map_or(Place::START, Seal::last);
+    let statement = sqlx::query_scalar!(
+        r#"
+        select extract(epoch from clock_timestamp() - least(
+          (
+            select recorded_at
+            from audit_events
+            where (epoch, xact_id, sequence) > ($1, $2::text::xid8, $3)
+            order by epoch, xact_id, sequence
+            limit 1
+          ),
+          (
+            select recorded_at
+            from audit_events
+            where recorded_at > $4::timestamptz + interval '1 minute'
+            order by recorded_at
+            limit 1
+          )
+        ))::float8 as lag
+        "#,
+        after.epoch,
+        after.xact_id.to_string(),
+        after.sequence,
+        last.map(|seal| seal.sealed_at),
+    );
+    let seconds = observe("audit_events.lag", statement.fetch_one(connection)).await?;
+    // Negative if the clock was set back.
+    Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default())
+}
+
 /// Who keeps the horizon where it is: the oldest transaction that writes, anywhere in the cluster.
 pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
@@ -225,20 +271,11 @@ pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Optio
     observe("pg_stat_activity.select", statement.fetch_optional(connection)).await
 }
 
-/// Whether the present epoch is of this cluster. Where it is not, the ids of new transactions say nothing beside
-/// those of the old ones, and what is written now could stay without a seal.
+/// Returns whether the latest epoch is of this cluster. While it is not, events that are written cannot be sealed.
 ///
 /// # Errors
-/// The statement's.
+/// The statement failed, or no connection was available.
 pub async fn cluster_is_known(database: &Database) -> Result<bool, sqlx::Error> {
-    let statement = sqlx::query_scalar!(
-        r#"
-        select audit_epochs.system_identifier = cluster.system_identifier as "known!"
-        from audit_epochs, pg_control_system() as cluster
-        order by epoch desc
-        limit 1
-        "#
-    );
     let mut connection = database.acquire().await?;
-    observe("audit_epochs.select", statement.fetch_one(&mut *connection)).await
+    Ok(horizon(&mut connection).await?.same_cluster)
 }

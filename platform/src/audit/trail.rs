@@ -9,14 +9,12 @@ use super::{Event, EventResult, EventType, record_with};
 use crate::{
     database::{Database, observe},
     http::{
+        extract::Identifier,
         pagination::{Page, PageQuery, PageRequest},
         problem::Problem,
-        timestamp,
+        timestamp::{self, Timestamp},
     },
 };
-
-/// The longest name that a table can have in PostgreSQL, in bytes.
-const MAX_RESOURCE_BYTES: usize = 63;
 
 /// The filters and the page of a list of events.
 #[derive(Debug, Deserialize, Serialize, IntoParams)]
@@ -28,12 +26,14 @@ pub struct Filter {
     /// Only what this user did.
     pub user_id: Option<Uuid>,
     /// Only what was done to this table, or this part of the service.
-    #[param(max_length = 63)]
-    pub resource: Option<String>,
+    #[param(value_type = Option<String>, min_length = 1, max_length = 63, pattern = "^[a-z0-9_]*$")]
+    pub resource: Option<Identifier>,
     /// Only what was recorded at or after this time.
-    pub from: Option<DateTime<Utc>>,
+    #[param(value_type = Option<DateTime<Utc>>)]
+    pub from: Option<Timestamp>,
     /// Only what was recorded before this time.
-    pub to: Option<DateTime<Utc>>,
+    #[param(value_type = Option<DateTime<Utc>>)]
+    pub to: Option<Timestamp>,
     /// At most so many, 1 to 100.
     #[param(minimum = 1, maximum = 100, default = 20)]
     #[serde(skip_serializing)]
@@ -47,11 +47,8 @@ impl Filter {
     /// Returns the page that is asked for.
     ///
     /// # Errors
-    /// 400 for a limit out of range, a cursor that cannot be read, or a resource that no table can have.
+    /// 400 for a limit out of range, or a cursor that cannot be read.
     pub fn page(&self) -> Result<PageRequest<(DateTime<Utc>, Uuid)>, Problem> {
-        if self.resource.as_ref().is_some_and(|resource| resource.len() > MAX_RESOURCE_BYTES) {
-            return Err(Problem::malformed(format!("resource is at most {MAX_RESOURCE_BYTES} bytes long.")));
-        }
         PageQuery::new(self.limit, self.cursor.clone()).parse()
     }
 
@@ -148,9 +145,9 @@ pub async fn list(
         "#,
         filter.event_type.map(EventType::as_str),
         filter.user_id,
-        filter.resource,
-        filter.from,
-        filter.to,
+        filter.resource.as_deref(),
+        filter.from.map(DateTime::from) as Option<DateTime<Utc>>,
+        filter.to.map(DateTime::from) as Option<DateTime<Utc>>,
         before,
         before_id,
         page.rows(),

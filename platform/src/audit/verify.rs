@@ -7,6 +7,7 @@ use std::{
     fmt,
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use chrono::{DateTime, Utc};
@@ -16,8 +17,8 @@ use sqlx::PgConnection;
 use super::{
     Event, EventResult, EventType,
     canonical::{Place, StoredEvent},
-    chain::{Chain, Exported, KnownHeads, Verdict},
-    record,
+    chain::{Chain, Exported, Exports, KnownHeads, Verdict},
+    export, record,
     seals::{self, Head},
 };
 use crate::database::Database;
@@ -52,6 +53,24 @@ impl VerifyError {
     pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { path, source }
+    }
+}
+
+/// An export that is kept outside of the database: the file, or its SHA-256 where the file is too far away.
+#[derive(Debug, Clone)]
+pub enum KeptExport {
+    /// A file, which is verified too.
+    File(PathBuf),
+    /// The SHA-256 that `audit export` printed, in lower-case hexadecimal.
+    Sha256(String),
+}
+
+impl FromStr for KeptExport {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_hash = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        Ok(if is_hash { Self::Sha256(text.to_ascii_lowercase()) } else { Self::File(text.into()) })
     }
 }
 
@@ -90,7 +109,7 @@ impl fmt::Display for Report {
         if self.exported > 0 {
             writeln!(formatter, "{} sealed events are in exports and no longer here", self.exported)?;
         }
-        for Exported { first_seal, last_seal, file_sha256 } in &self.exports {
+        for Exported { first_seal, last_seal, file_sha256, .. } in &self.exports {
             writeln!(
                 formatter,
                 "exported: seals {first_seal} to {last_seal}, in the file with SHA-256 {file_sha256}"
@@ -108,17 +127,18 @@ impl fmt::Display for Report {
     }
 }
 
-/// Verifies the trail in the database, against the heads that were logged if there are any; and says in the trail
-/// that this was done.
+/// Verifies the trail in the database, against the heads that were logged if there are any, and records that this was
+/// done. Events may be missing only if they are in one of the exports that are given.
 ///
 /// # Errors
-/// The first seal and event that do not fit, or what keeps the trail from being read.
+/// The first seal and event that do not fit, or what keeps the trail or an export from being read.
 pub async fn verify(
     database: &Database,
     heads: KnownHeads,
+    kept: &[KeptExport],
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VerifyError> {
-    let verified = verify_database(database, heads, on_progress).await;
+    let verified = verify_database(database, heads, kept, on_progress).await;
     let result = if verified.is_ok() { EventResult::Success } else { EventResult::Failure };
     let event = Event::new(EventType::Audit, "audit_seals", "verify", result);
     let event = match &verified {
@@ -133,10 +153,19 @@ pub async fn verify(
 
 async fn verify_database(
     database: &Database,
-    heads: KnownHeads,
+    mut heads: KnownHeads,
+    kept: &[KeptExport],
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VerifyError> {
+    let mut exports = Exports::default();
+    for kept in kept {
+        match kept {
+            KeptExport::File(path) => export::add_file(path, &mut exports, &mut heads, on_progress)?,
+            KeptExport::Sha256(hash) => drop(exports.given.insert(hash.clone())),
+        }
+    }
     let mut connection = database.acquire().await?;
+    exports.recorded = export::recorded(&mut connection).await?;
     let remembered = seals::head(&mut connection).await?;
     let mut chain = Chain::after(Head::NONE, heads);
     let mut events = Events::default();
@@ -154,7 +183,7 @@ async fn verify_database(
         }
         on_progress(number, chain.events());
     }
-    let verdict = chain.finish();
+    let verdict = chain.finish(&exports);
     let (end, head, logged_beyond) = (verdict.end, verdict.head, verdict.logged_beyond);
     let mut report = Report::of(verdict)?;
     if head != remembered {
@@ -233,12 +262,22 @@ fn read_lines(
         let line = line.map_err(VerifyError::file(path))?;
         let Ok(line) = serde_json::from_slice::<Value>(&line) else { continue };
         let Some((number, hash)) = counts(&line).then(|| logged_head(&line)).flatten() else { continue };
-        let logged_before = heads.insert(number, hash.clone());
-        if logged_before.is_some_and(|before| before != hash) {
-            return Err(VerifyError::Wrong(format!("seal {number}: it was logged with two hashes")));
-        }
+        add_head(heads, number, &hash)?;
     }
     Ok(())
+}
+
+/// Adds a head.
+///
+/// # Errors
+/// The seal is known with another hash.
+pub(super) fn add_head(heads: &mut KnownHeads, number: i64, hash: &[u8]) -> Result<(), VerifyError> {
+    match heads.insert(number, hash.to_vec()) {
+        Some(before) if before != hash => {
+            Err(VerifyError::Wrong(format!("seal {number}: it was logged with two hashes")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn logged_head(line: &Value) -> Option<(i64, Vec<u8>)> {

@@ -10,7 +10,7 @@ pub enum Privileges {
     TooMany,
 }
 
-/// What the service's role may do.
+/// What the service's role may do with the tables of the audit log, each partition among them.
 ///
 /// # Errors
 /// The statement's.
@@ -18,16 +18,23 @@ pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> 
     let statement = sqlx::query_scalar!(
         r#"
         select
-          pg_roles.rolsuper
-          or pg_has_role(current_user, audit_events.relowner, 'member')
-          or has_table_privilege('audit_events', 'update')
-          or has_table_privilege('audit_events', 'delete')
-          or has_table_privilege('audit_events', 'truncate')
-          or has_table_privilege('audit_seals', 'update')
-          or has_table_privilege('audit_seals', 'delete')
-          or has_table_privilege('audit_seals', 'truncate') as "too_many!"
-        from pg_roles, pg_class as audit_events
-        where pg_roles.rolname = current_user and audit_events.oid = 'audit_events'::regclass
+          rolsuper
+          or exists (
+            select
+            from pg_class
+            where
+              relnamespace = 'public'::regnamespace
+              and relkind in ('r', 'p')
+              and starts_with(relname, 'audit_')
+              and (
+                pg_has_role(current_user, relowner, 'member')
+                or has_table_privilege(oid, 'update, delete, truncate')
+                or has_any_column_privilege(oid, 'update')
+                or (has_table_privilege(oid, 'insert') and relname <> 'audit_seals')
+              )
+          ) as "too_many!"
+        from pg_roles
+        where rolname = current_user
         "#
     );
     let mut connection = database.acquire().await?;

@@ -1,12 +1,14 @@
 //! What handlers take from requests, with every refusal a [`Problem`].
 //!
 //! axum's own extractors refuse in plain text. These replace them: `Json`, `Query` and `Path` under the same names.
+use std::ops::Deref;
+
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Request},
     http::{HeaderMap, header, request::Parts},
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_path_to_error::Segment;
 use uuid::Uuid;
 
@@ -134,6 +136,34 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
                 Err(Problem::malformed(format!("The query string cannot be read: {cause}.")))
             }
         }
+    }
+}
+
+/// A name in a query, such as that of a table: 1 to 63 lower-case letters, digits and `_`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Identifier(String);
+
+/// A text that is no [`Identifier`].
+#[derive(Debug, thiserror::Error)]
+#[error("a name has 1 to 63 characters, of a to z, 0 to 9 and _")]
+pub struct NotAnIdentifier;
+
+impl TryFrom<String> for Identifier {
+    type Error = NotAnIdentifier;
+
+    fn try_from(text: String) -> Result<Self, NotAnIdentifier> {
+        let of_a_name = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        let is_name = (1..=63).contains(&text.len()) && text.bytes().all(of_a_name);
+        if is_name { Ok(Self(text)) } else { Err(NotAnIdentifier) }
+    }
+}
+
+impl Deref for Identifier {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::problem::Problem;
+use super::{problem::Problem, timestamp::Timestamp};
 
 /// Which page is asked for.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -49,7 +49,7 @@ impl Key for (DateTime<Utc>, Uuid) {
     fn read(bytes: &[u8]) -> Option<Self> {
         let (micros, id) = bytes.split_first_chunk()?;
         let time = DateTime::from_timestamp_micros(i64::from_be_bytes(*micros))?;
-        Some((time, Uuid::read(id)?))
+        Some((Timestamp::try_from(time).ok()?.into(), Uuid::read(id)?))
     }
 }
 
@@ -137,6 +137,15 @@ mod tests {
             let (time, id) = (DateTime::from_timestamp_micros(micros).unwrap(), Uuid::from_u128(id));
             prop_assert_eq!(Uuid::read(&id.write()), Some(id));
             prop_assert_eq!(<(DateTime<Utc>, Uuid)>::read(&(time, id).write()), Some((time, id)));
+        }
+
+        #[test]
+        fn a_cursor_with_a_time_that_no_row_has_is_refused(
+            micros in prop_oneof![i64::MIN..-62_167_219_200_000_000, 253_402_300_800_000_000..=i64::MAX],
+            id: u128,
+        ) {
+            let bytes = [micros.to_be_bytes().as_slice(), Uuid::from_u128(id).as_bytes()].concat();
+            prop_assert_eq!(<(DateTime<Utc>, Uuid)>::read(&bytes), None);
         }
 
         #[test]

@@ -4,6 +4,7 @@ mod retention;
 pub(crate) mod seals;
 pub(crate) mod verification;
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use dev::harness::{PASSWORD, PATH, Service, TABLE, User};
 use serde_json::{Value, json};
@@ -173,6 +174,7 @@ async fn the_trail_is_read_and_sealed_by_its_indexes_however_long_it_is() {
         ("force_custom_plan", "limit $8", "null, null, null, null, null, now(), gen_random_uuid(), 21"),
         ("force_generic_plan", "<= ($4, $5::text::xid8, $6)", "1, '1', 1, 1, '9223372036854775807', 1, 2000"),
         ("force_generic_plan", "as unsealed", "1, '1', 1, 1"),
+        ("force_generic_plan", "select extract(epoch from clock_timestamp() - least(", "1, '1', 1, now()"),
     ] {
         let statement = statement(part);
         let explain =
@@ -236,5 +238,143 @@ async fn whoever_reads_the_trail_is_in_it() {
     for times in 1..=2 {
         let _read = auditor.get("/v1/audit-events").await.is(200);
         assert_eq!(service.audit_events(&by_auditor).await.len(), times);
+    }
+}
+
+#[tokio::test]
+async fn query_values_that_postgresql_cannot_store_are_malformed() {
+    let service = service().await;
+    let auditor = service.auditor().await;
+    let cursor = |micros: i64| {
+        URL_SAFE_NO_PAD.encode([micros.to_be_bytes().as_slice(), Uuid::nil().as_bytes()].concat())
+    };
+    for query in [
+        "resource=%00".to_owned(),
+        "resource=a%00b".to_owned(),
+        "resource=%C3%A4".to_owned(),
+        "resource=".to_owned(),
+        format!("resource={}", "a".repeat(64)),
+        "from=-4713-01-01T00:00:00Z".to_owned(),
+        "to=-262143-01-01T00:00:00Z".to_owned(),
+        "from=%2B262142-12-31T23:59:59Z".to_owned(),
+        "to=9999-12-31T23:59:59-01:00".to_owned(),
+        format!("cursor={}", cursor(i64::MIN)),
+        format!("cursor={}", cursor(i64::MAX)),
+        // A microsecond before the year 0 and the first of the year 10000.
+        format!("cursor={}", cursor(-62_167_219_200_000_001)),
+        format!("cursor={}", cursor(253_402_300_800_000_000)),
+    ] {
+        let refused = auditor.get(format!("/v1/audit-events?{query}")).await;
+        assert_eq!(refused.status, 400, "{query}: {refused}");
+    }
+    for query in [
+        "from=0000-01-01T00:00:00Z&to=9999-12-31T23:59:59.999999Z".to_owned(),
+        format!("resource={}", "a".repeat(63)),
+        format!("cursor={}", cursor(-62_167_219_200_000_000)),
+        format!("cursor={}", cursor(253_402_300_799_999_999)),
+    ] {
+        let _page = auditor.get(format!("/v1/audit-events?{query}")).await.is(200);
+    }
+}
+
+#[tokio::test]
+async fn no_query_value_of_any_route_is_an_internal_error() {
+    let service = service().await;
+    let admin = service.admin().await;
+    let hostile = [
+        "%00",
+        "a%00b",
+        "%FF%FE",
+        "%ED%A0%80",
+        "-4713-01-01T00:00:00Z",
+        "%2B262142-12-31T23:59:59Z",
+        "9223372036854775807",
+        "-9223372036854775809",
+        "gAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "_________38AAAAAAAAAAAAAAAAAAAAA",
+        "AAAAAAAAAAAAAAAAAAAAAA",
+    ];
+    let mut sent = 0;
+    for (method, path, operation) in crate::http::openapi::operations() {
+        let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
+        for parameter in parameters.iter().filter(|parameter| parameter["in"] == "query") {
+            assert_eq!(method, "GET", "only reading takes a query: {path}");
+            for value in hostile {
+                let query = format!("{path}?{}={value}", parameter["name"].as_str().unwrap());
+                let answer = admin.get(&query).await;
+                assert!(answer.status < 500, "{query}: {answer}");
+                sent += 1;
+            }
+        }
+    }
+    assert!(sent >= 7 * hostile.len(), "{sent}");
+}
+
+/// The functions of the schema: name, settings, source, and whether PUBLIC can execute them.
+async fn functions(service: &Service) -> Vec<Value> {
+    service
+        .database()
+        .rows(
+            "select proname as name, prosecdef as security_definer, coalesce(proconfig, '{}') as settings,
+               pg_get_functiondef(oid) as source, has_function_privilege('public', oid, 'execute') as public
+             from pg_proc where pronamespace = 'public'::regnamespace",
+        )
+        .await
+}
+
+#[tokio::test]
+async fn no_function_depends_on_the_settings_of_its_caller_or_is_open_to_everybody() {
+    let service = service().await;
+    let functions = functions(&service).await;
+    assert!(functions.len() > 5, "{functions:#?}");
+    for function in &functions {
+        let name = function["name"].as_str().unwrap();
+        let settings: Vec<_> = function["settings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|setting| setting.as_str().unwrap())
+            .collect();
+        let search_path = settings.iter().find_map(|setting| setting.strip_prefix("search_path="));
+        assert!(
+            search_path.is_some_and(|path| path.ends_with(", pg_temp")),
+            "{name}: add `set search_path = public, pg_temp`, or temporary tables come first: {settings:?}"
+        );
+        let source = function["source"].as_str().unwrap().to_lowercase();
+        let uses_times = ["timestamp", "interval", "date_trunc", "to_char", "to_date", "time zone"];
+        if uses_times.iter().any(|word| source.replace("clock_timestamp", "").contains(word)) {
+            assert!(settings.contains(&"TimeZone=UTC"), "{name}: add `set timezone = 'UTC'`: {settings:?}");
+        }
+        assert_eq!(
+            function["public"], false,
+            "{name}: grant execute to app_runtime if the service calls it, and to nobody else"
+        );
+        // With standard_conforming_strings = off a backslash is an escape.
+        let body = source.split("as $function$").nth(1).unwrap();
+        assert!(!body.contains('\\'), "{name}: avoid the backslash");
+    }
+}
+
+#[tokio::test]
+async fn in_staging_the_service_refuses_rights_on_any_table_of_the_audit_log() {
+    let service = service().await;
+    let partition = Utc::now().format("audit_events_%Y_%m");
+    for (right, table) in [
+        ("update (metadata)", "audit_events".to_owned()),
+        ("insert", "audit_events".to_owned()),
+        ("delete", partition.to_string()),
+        ("truncate", "audit_events_default".to_owned()),
+        ("insert", "audit_exports".to_owned()),
+        ("update", "audit_seal_head".to_owned()),
+    ] {
+        service.database().execute(format!("grant {right} on {table} to app_runtime")).await;
+        let stopped = service.command(&["serve"], &[("APP_ENV", "staging")]).await;
+        assert_eq!(stopped.code(), Some(1), "{right} on {table}: {}", stopped.stdout);
+        assert!(
+            stopped.stderr.contains("may rewrite the audit trail"),
+            "{right} on {table}: {}",
+            stopped.stderr
+        );
+        service.database().execute(format!("revoke {right} on {table} from app_runtime")).await;
     }
 }

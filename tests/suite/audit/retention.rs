@@ -1,13 +1,18 @@
 //! Exports verify by themselves, and only what is in one leaves the database.
-use std::io::{Read, Write};
+use std::{
+    io::{Read, Write},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
 
-use dev::harness::{Finished, Service};
+use dev::harness::{Finished, Service, eventually};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 
 use super::{
     seals::{everything_is_sealed, sealing_service, something_happens, verify},
     verification::{Scratch, documented_verifier, log_lines, python, tamper},
 };
+use crate::EXECUTABLE;
 
 async fn export(service: &Service, until: &str, to: &str) -> Finished {
     service.command(&["audit", "export", "--until", until, "--to", to], &[]).await
@@ -50,8 +55,15 @@ async fn a_partition_leaves_when_it_is_sealed_and_exported_and_the_chain_still_v
     assert_eq!(exports.len(), 1);
     assert!(exported.contains(exports[0]["metadata"]["file_sha256"].as_str().unwrap()), "{exported}");
     everything_is_sealed(&service).await;
-    let verified = verify(&service, &[]).await.succeeded();
-    assert!(verified.contains("in exports and no longer here"), "{verified}");
+    let hash = exports[0]["metadata"]["file_sha256"].as_str().unwrap();
+    for kept in [&february, hash] {
+        let verified = verify(&service, &["--exported", kept]).await.succeeded();
+        assert!(verified.contains("in exports and no longer here"), "{verified}");
+    }
+    let found = verify(&service, &[]).await;
+    assert_eq!(found.code(), Some(1), "{}", found.stdout);
+    let named = format!("it is missing, and the export that has it was not given (SHA-256 {hash})");
+    assert!(found.stderr.contains(&named), "{}", found.stderr);
     let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await;
     assert_eq!(again.code(), Some(1), "nothing is left of it: {}", again.stdout);
 
@@ -66,7 +78,11 @@ async fn a_partition_leaves_when_it_is_sealed_and_exported_and_the_chain_still_v
     assert_eq!(partitions(&service).await, 0);
     everything_is_sealed(&service).await;
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
-    verify(&service, &["--heads", &heads]).await.succeeded();
+    verify(&service, &["--heads", &heads, "--exported", &february, &march]).await.succeeded();
+    for one in [&february, &march] {
+        let found = verify(&service, &["--exported", one]).await;
+        assert!(found.stderr.contains("the export that has it was not given"), "{}", found.stderr);
+    }
     for file in [&february, &march] {
         verify(&service, &["--export", file, "--heads", &heads]).await.succeeded();
         let Some((whole, told)) = python(&documented_verifier(), &[file]) else { continue };
@@ -75,7 +91,7 @@ async fn a_partition_leaves_when_it_is_sealed_and_exported_and_the_chain_still_v
 
     // Without the export's own event, what is missing is missing.
     tamper(&service, "delete from audit_events where action = 'export'").await;
-    let found = verify(&service, &[]).await;
+    let found = verify(&service, &["--exported", &february, &march]).await;
     assert_eq!(found.code(), Some(1));
     assert!(found.stderr.contains("seal 1, event 1 of"), "{}", found.stderr);
 }
@@ -124,4 +140,127 @@ async fn an_export_that_was_changed_does_not_verify() {
     }
     std::fs::write(&file, &std::fs::read(&file).unwrap()[..100]).unwrap();
     assert_eq!(verify(&service, &["--export", &file]).await.code(), Some(1), "cut off");
+}
+
+#[tokio::test]
+async fn the_event_of_an_export_may_leave_with_a_later_one() {
+    let service = sealing_service().await;
+    let scratch = Scratch::new();
+    old_events(&service, "2021-02", 5).await;
+    everything_is_sealed(&service).await;
+    let february = scratch.path("2021-02.jsonl.gz");
+    export(&service, "2021-03-01", &february).await.succeeded();
+    everything_is_sealed(&service).await;
+    // Time passes: the month of that export is exported as well, and leaves.
+    let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
+    let later = scratch.path("later.jsonl.gz");
+    export(&service, &tomorrow, &later).await.succeeded();
+    everything_is_sealed(&service).await;
+    tamper(
+        &service,
+        "delete from audit_events where recorded_at < (select max(exported_at) from audit_exports)",
+    )
+    .await;
+    verify(&service, &["--exported", &february, &later]).await.succeeded();
+}
+
+/// A transaction that has read the whole audit log and goes on, as that of `pg_dump` does.
+async fn reader(service: &Service) -> dev::harness::Held {
+    service
+        .database()
+        .hold("set transaction isolation level repeatable read; select count(*) from audit_events")
+        .await
+}
+
+/// Audited writes, each within two seconds.
+async fn audited_writes(service: &Service, count: usize) {
+    let customer = service.customer().await;
+    for _ in 0..count {
+        let started = Instant::now();
+        let _created = customer.creates().await.is(201);
+        assert!(started.elapsed() < Duration::from_secs(2), "a write took {:?}", started.elapsed());
+    }
+}
+
+/// Waits until the export is recorded and sealed, so that only dropping is left.
+async fn exported(service: &Service) {
+    eventually("the export is recorded", async || {
+        (service.database().number("select count(*) from audit_exports").await == 1).then_some(())
+    })
+    .await;
+    everything_is_sealed(service).await;
+}
+
+#[tokio::test]
+async fn audited_writes_go_on_while_an_export_waits_for_a_reader() {
+    let service = sealing_service().await;
+    let scratch = Scratch::new();
+    old_events(&service, "2021-02", 5).await;
+    everything_is_sealed(&service).await;
+    let file = scratch.path("2021-02.jsonl.gz");
+
+    let reads = reader(&service).await;
+    let (finished, ()) = tokio::join!(export(&service, "2021-03-01", &file), async {
+        // The reader holds up nobody's seals: it writes nothing.
+        exported(&service).await;
+        audited_writes(&service, 10).await;
+        let left = service
+            .database()
+            .number("select count(*) from pg_class where relname = 'audit_events_2021_02'")
+            .await;
+        assert_eq!(left, 1, "the reader still needs it");
+        reads.release().await;
+        audited_writes(&service, 5).await;
+    });
+    assert!(finished.succeeded().contains("dropped: audit_events_2021_02"));
+    audited_writes(&service, 5).await;
+}
+
+fn start_export(service: &Service, file: &str) -> Child {
+    Command::new(EXECUTABLE)
+        .args(["audit", "export", "--until", "2021-03-01", "--to", file])
+        .env_clear()
+        .envs(service.database().settings())
+        .current_dir("/")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_export_that_is_ended_leaves_no_statement_behind_and_can_be_repeated() {
+    let service = sealing_service().await;
+    let scratch = Scratch::new();
+    old_events(&service, "2021-02", 5).await;
+    everything_is_sealed(&service).await;
+    let file = scratch.path("2021-02.jsonl.gz");
+
+    // The export meets this lock before it writes its file.
+    let held = service.database().lock("audit_exports").await;
+    let mut exporting = start_export(&service, &file);
+    let of_export = "select count(*) from pg_stat_activity
+                     where datname = current_database() and application_name = 'audit export' and state = 'active'";
+    eventually("the export waits within a statement", async || {
+        (service.database().number(of_export).await == 1).then_some(())
+    })
+    .await;
+    exporting.kill().unwrap();
+    exporting.wait().unwrap();
+    eventually("its statement is cancelled", async || {
+        (service.database().number(of_export).await == 0).then_some(())
+    })
+    .await;
+    held.release().await;
+
+    // Ended while it waits for a reader, the export is done, and the next run drops what is left to drop.
+    let reads = reader(&service).await;
+    let mut exporting = start_export(&service, &file);
+    exported(&service).await;
+    exporting.kill().unwrap();
+    exporting.wait().unwrap();
+    audited_writes(&service, 3).await;
+    reads.release().await;
+    let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await.succeeded();
+    assert_eq!(again, "dropped: audit_events_2021_02\n");
+    verify(&service, &["--exported", &file]).await.succeeded();
 }

@@ -273,29 +273,248 @@ async fn seals_are_appended_to_the_end_of_the_chain_and_never_rewritten() {
         "alter table audit_events alter column epoch set default 2",
         "alter table audit_events detach partition audit_events_default",
         "select begin_audit_epoch('{}')",
-        "select drop_exported_audit_partitions(now(), 1, '1', 1)",
+        "select exported_audit_partitions(now(), 1, '1', 1)",
+        "select drop_exported_audit_partition('audit_events_default', now(), 1, '1', 1, '{}')",
+        "insert into audit_exports (event_id, first_seal, last_seal, file_sha256)
+         values (gen_random_uuid(), 1, 1, repeat('0', 64))",
+        "update audit_exports set last_seal = 1",
+        "delete from audit_exports",
         "set session_replication_role = replica",
     ] {
         let refused = service.database().try_as_service(statement).await;
         assert_eq!(refused, Err("42501".to_owned()), "{statement}");
     }
-    let copy = |number: &str, previous: &str| {
-        format!(
-            "insert into audit_seals
-             select number + {number}, epoch, first_xact_id, first_sequence, last_xact_id, last_sequence, event_count,
-                    digests, sealed_at, {previous}, sha256(hash)
-             from audit_seals order by number desc limit 1"
-        )
-    };
-    for fork in [copy("2", "hash"), copy("1", "sha256(hash)")] {
+    for fork in [next_seal(&[("number", "number + 2")]), next_seal(&[("previous_hash", "sha256(hash)")])] {
         let refused = service.database().try_as_service(&fork).await;
         assert_eq!(refused, Err("23000".to_owned()), "{fork}");
     }
-    assert_eq!(
-        service.database().try_as_service(&copy("1", "hash")).await,
-        Ok(()),
-        "the end may be continued"
+    assert_eq!(service.database().try_as_service(&next_seal(&[])).await, Ok(()), "the end may be continued");
+}
+
+/// The statement that adds a seal without a fault of form behind the last one, but for these columns.
+fn next_seal(forged: &[(&str, &str)]) -> String {
+    let columns = [
+        ("number", "number + 1"),
+        ("epoch", "epoch"),
+        ("first_xact_id", "last_xact_id"),
+        ("first_sequence", "last_sequence + 1"),
+        ("last_xact_id", "last_xact_id"),
+        ("last_sequence", "last_sequence + 1"),
+        ("event_count", "event_count"),
+        ("digests", "digests"),
+        ("sealed_at", "sealed_at"),
+        ("previous_hash", "hash"),
+        ("hash", "sha256(hash)"),
+    ];
+    let values = columns.map(|(column, value)| {
+        forged.iter().find_map(|(name, value)| (*name == column).then_some(*value)).unwrap_or(value)
+    });
+    format!(
+        "insert into audit_seals ({}) select {} from audit_seals order by number desc limit 1",
+        columns.map(|(column, _)| column).join(", "),
+        values.join(", ")
+    )
+}
+
+#[tokio::test]
+async fn a_seal_covers_only_events_that_are_complete() {
+    let service = sealing_service().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    for forged in [
+        [("last_xact_id", "9223372036854775807")].as_slice(),
+        &[("last_xact_id", "pg_current_xact_id()::text::bigint")],
+        &[("epoch", "2")],
+        &[("first_sequence", "last_sequence")],
+        &[("first_xact_id", "last_xact_id - 1")],
+        &[("first_sequence", "last_sequence + 2")],
+        &[("sealed_at", "now() + interval '1 hour'")],
+    ] {
+        let refused = service.database().try_as_service(&next_seal(forged)).await;
+        assert_eq!(refused, Err("23000".to_owned()), "{forged:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger_of_its_own() {
+    let service = sealing_service().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    let attempt = "
+        create temporary table seals (like audit_seals);
+        create trigger moves_the_end after insert on seals for each row execute function continue_audit_chain();
+        insert into seals (number, previous_hash, hash) select number + 1, hash, sha256(hash) from audit_seal_head";
+    assert_eq!(service.database().try_as_service(attempt).await, Err("42501".to_owned()));
+    // A table of the same name, in the schema that comes first, does not catch an event.
+    let event = LATE.replace("'late'", "'caught'");
+    let attempt = format!(
+        "create temporary table audit_events (like public.audit_events including defaults);
+         set local search_path = pg_temp, public;
+         {event};
+         do $$ begin
+           if exists (select from pg_temp.audit_events) then raise exception 'the event was caught'; end if;
+         end $$"
     );
+    assert_eq!(service.database().try_as_service(&attempt).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_forged_seal_that_covers_the_future_is_reported_and_does_not_hide_the_lag() {
+    let service = sealing_service().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    // As somebody does whom no trigger stops.
+    let forged =
+        next_seal(&[("last_xact_id", "9223372036854775807"), ("sealed_at", "now() - interval '10 minutes'")]);
+    super::verification::tamper(
+        &service,
+        &format!(
+            "{forged}; update audit_seal_head set number = seals.number, hash = seals.hash
+                  from (select number, hash from audit_seals order by number desc limit 1) as seals"
+        ),
+    )
+    .await;
+    service.customer().await;
+    service
+        .logs_that("an alert is raised", |line| {
+            line.to_string().contains("covers transactions that have not ended")
+        })
+        .await;
+    eventually("the lag is measured", async || {
+        (service.gauge("audit_seal_lag_seconds").await >= 1.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_cluster_is_noticed_while_the_service_runs_and_its_events_stay_verifiable() {
+    let mut service = sealing_service().await;
+    service.customer().await;
+    everything_is_sealed(&service).await;
+    // As after a switch to a logical copy: another cluster, where transaction ids are lower.
+    service
+        .database()
+        .execute(
+            "update audit_epochs set system_identifier = 0;
+             insert into audit_events
+               (id, timestamp, event_type, resource, action, result, service_version, xact_id, recorded_at)
+             values (gen_random_uuid(), now(), 'data_change', 'things', 'low', 'success', 'x', '3',
+               now() + interval '2 minutes')",
+        )
+        .await;
+    let seals = service.database().number("select count(*) from audit_seals").await;
+    service
+        .logs_that("an alert is raised", |line| {
+            line.to_string().contains("Audit events cannot be sealed in another PostgreSQL cluster")
+        })
+        .await;
+    service.customer().await;
+    eventually("the lag is measured", async || {
+        (service.gauge("audit_seal_lag_seconds").await >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(
+        service.database().number("select count(*) from audit_seals").await,
+        seals,
+        "nothing is sealed"
+    );
+
+    service.command(&["migrate"], &[]).await.succeeded();
+    service.terminate().await;
+    service.restart().await;
+    everything_is_sealed(&service).await;
+    assert_eq!(service.audit_events("action = 'low' and epoch = 2").await.len(), 1);
+    verify(&service, &[]).await.succeeded();
+}
+
+/// What a partition is made of: columns, defaults, constraints, indexes, triggers, and rights.
+const SHAPE: &str = "
+    select
+      relname,
+      (select json_agg(json_build_array(attname, atttypid, attnotnull, pg_get_expr(adbin, adrelid)) order by attnum)
+       from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
+       where attrelid = child.oid and attnum > 0) as columns,
+      (select json_agg(pg_get_constraintdef(oid) order by conname) from pg_constraint where conrelid = child.oid) as constraints,
+      (select json_agg(index order by index) from (
+        select replace(pg_get_indexdef(indexrelid), relname, '') as index from pg_index where indrelid = child.oid
+      ) as of_child) as indexes,
+      (select json_agg(json_build_array(tgname, tgtype, tgfoid) order by tgname) from pg_trigger where tgrelid = child.oid)
+        as triggers,
+      relacl::text,
+      pg_get_expr(relpartbound, child.oid) as bounds
+    from pg_class as child
+    join pg_inherits on inhrelid = child.oid
+    where inhparent = 'audit_events'::regclass and relname <> 'audit_events_default'
+    order by relname";
+
+/// A service whose worker has looked for missing partitions, and does so again in hours only.
+async fn partitioned_service() -> Service {
+    let service = crate::service().await;
+    eventually("the partitions are looked after", async || {
+        let (_, health) = service.ops("/health").await;
+        let health: Value = serde_json::from_str(&health).ok()?;
+        let workers = health["workers"].as_array()?;
+        let worker = workers.iter().find(|worker| worker["name"] == "audit_partitions")?;
+        worker["last_success"].is_string().then_some(())
+    })
+    .await;
+    service
+}
+
+#[tokio::test]
+async fn a_partition_is_made_alike_in_any_session_and_no_writer_waits_for_it() {
+    let service = partitioned_service().await;
+    let made = service.database().rows(SHAPE).await;
+    assert_eq!(made.len(), 4);
+    let last = made[3]["relname"].as_str().unwrap();
+    service.database().execute(format!("drop table {last}")).await;
+
+    // As pg_dump does, for as long as it takes.
+    let mut reader = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
+    reader
+        .execute("begin isolation level repeatable read; select count(*) from audit_events; select 1")
+        .await
+        .unwrap();
+    let making =
+        "set timezone = 'America/New_York'; set datestyle = 'SQL, DMY'; set search_path = pg_catalog;
+                  set standard_conforming_strings = off; set intervalstyle = 'sql_standard';
+                  select public.make_audit_partitions()";
+    let mut maker = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    let customer = service.customer().await;
+    let (attempt, ()) = tokio::join!(maker.execute(making), async {
+        service.database().has_waiting(1).await;
+        for _ in 0..5 {
+            let started = std::time::Instant::now();
+            let _created = customer.creates().await.is(201);
+            assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
+        }
+    });
+    let error = attempt.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("55P03"), "it gives way: {error}");
+
+    reader.execute("rollback").await.unwrap();
+    maker.execute(making).await.unwrap();
+    assert_eq!(service.database().rows(SHAPE).await, made);
+}
+
+#[tokio::test]
+async fn a_month_whose_events_are_in_the_default_partition_does_not_hold_up_the_others() {
+    let service = partitioned_service().await;
+    let made = service.database().rows(SHAPE).await;
+    let [third, fourth] = [2, 3].map(|index| made[index]["relname"].as_str().unwrap());
+    service
+        .database()
+        .execute(format!(
+            "drop table {third}, {fourth};
+             insert into audit_events (id, timestamp, event_type, resource, action, result, service_version, recorded_at)
+             values (gen_random_uuid(), now(), 'audit', 'x', 'x', 'success', 'x',
+               date_trunc('month', now(), 'UTC') + interval '2 months 1 day')"
+        ))
+        .await;
+    service.database().execute("select make_audit_partitions()").await;
+    let made: Vec<_> =
+        service.database().rows(SHAPE).await.iter().map(|row| row["relname"].clone()).collect();
+    assert!(made.contains(&fourth.into()) && !made.contains(&third.into()), "{made:?}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 
 use dev::harness::Service;
 use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
 use super::seals::{everything_is_sealed, sealing_service, something_happens, verify};
@@ -320,4 +321,49 @@ fn the_documents_verifier_computes_the_documents_test_vector() {
     );
     let Some((_, told)) = python(&check, &[&vectors[0].to_string(), &vectors[1].to_string()]) else { return };
     assert_eq!(told.trim(), "True True");
+}
+
+#[tokio::test]
+async fn an_export_that_the_service_claims_does_not_excuse_missing_events() {
+    let mut service = a_sealed_trail().await;
+    let scratch = Scratch::new();
+    let heads = scratch.write("heads.jsonl", &log_lines(&service));
+    // Its role can write an event that looks like one of `audit export`.
+    let forged = "00".repeat(32);
+    let claim = format!(
+        "select record_audit_event(jsonb_build_object(
+           'id', gen_random_uuid(), 'timestamp', now(), 'event_type', 'audit', 'resource', 'audit_events',
+           'action', 'export', 'result', 'success', 'service_version', 'test',
+           'metadata', jsonb_build_object('first_seal', 1, 'last_seal', 1, 'event_count', 3, 'file_sha256', '{forged}')
+         ))"
+    );
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    connection.execute(AssertSqlSafe(claim)).await.unwrap();
+    service.restart().await;
+    everything_is_sealed(&service).await;
+    service.terminate().await;
+    verify(&service, &["--heads", &heads]).await.succeeded();
+
+    // A superuser deletes what the first seal covers.
+    tamper(
+        &service,
+        "delete from audit_events using audit_seals
+         where number = 1 and (audit_events.xact_id, sequence) <= (last_xact_id::text::xid8, last_sequence)",
+    )
+    .await;
+    for arguments in [vec!["--heads", &heads], vec!["--heads", &heads, "--exported", &forged]] {
+        let found = verify(&service, &arguments).await;
+        assert_eq!(found.code(), Some(1), "{arguments:?}: {}", found.stdout);
+        assert!(found.stderr.contains("it is missing, and no export has it"), "{}", found.stderr);
+    }
+    // Whoever owns the database can record it as an export, too, but has no file.
+    service
+        .database()
+        .execute(format!(
+            "insert into audit_exports (event_id, first_seal, last_seal, file_sha256)
+             select id, 1, 1, '{forged}' from audit_events where action = 'export'"
+        ))
+        .await;
+    let found = verify(&service, &["--heads", &heads]).await;
+    assert!(found.stderr.contains("the export that has it was not given"), "{}", found.stderr);
 }
