@@ -29,10 +29,11 @@ create table sessions (
 create index sessions_by_user on sessions (user_id);
 create index sessions_by_expiry on sessions (expires_at);
 
--- Failed logins (NIST SP 800-53 AC-7), counted before the password is looked at: for an account from one
--- address, and for the account alone (`*`) with a higher ceiling, so that a stranger's bad tries do not lock
--- somebody out of their own account. Unknown accounts are counted like known ones, or the difference would
--- tell which exist; hence a hash of the address in place of a foreign key.
+-- Failed logins (NIST SP 800-53 AC-7), counted before the password is verified: for an account from one address
+-- (IPv6: one network of 64 bits), and for the account alone (`*`) with a higher ceiling, so that a stranger's bad
+-- attempts do not lock the owner out. Unknown accounts are counted like known ones, because a difference would show
+-- which exist. Hence `account` is not a foreign key but a keyed hash of the e-mail address, the same that the audit
+-- log has (`pseudonym_key`).
 create table login_attempts (
   account bytea not null,
   address text not null,

@@ -1,6 +1,6 @@
--- Who tries to log in as somebody who does not exist often mistypes their own address, or puts their password into
--- the wrong field. So the trail has a keyed hash in its place: tries for the same account still belong together, and
--- a copy of the trail alone does not tell what was typed.
+-- Users who log in as nobody that exists often mistyped their own e-mail address, or put their password into the
+-- wrong field. So the audit log and `login_attempts` have a keyed hash in its place: attempts for the same account
+-- still belong together, and a copy of either alone does not show what was typed.
 create table pseudonym_key (
   there_is_one boolean primary key default true,
   key bytea not null,

@@ -1,55 +1,61 @@
-//! Failed logins, counted before the password is looked at (NIST SP 800-53 AC-7).
+//! Failed logins, counted before the password is verified (NIST SP 800-53 AC-7).
 //!
-//! Counting afterwards would let a hundred parallel tries through while the first is still being hashed. Unknown
-//! accounts are counted like known ones.
-use std::{net::IpAddr, time::Duration};
+//! Counting afterwards would let a hundred parallel attempts through while the first is still being hashed. Unknown
+//! accounts are counted like known ones. Attempts are counted by `ClientAddress::network`, as the rate limits are: a
+//! client with one address of an IPv6 network of 64 bits usually has all of them.
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use hmac::{Hmac, KeyInit, Mac};
 use platform::database::{Database, observe};
-use sha2::{Digest, Sha256};
+use sha2::Sha256;
 
 use super::Settings;
 
-/// In place of an address: the account alone.
+/// Stands in place of a network in the count for the account alone.
 const FROM_ANYWHERE: &str = "*";
 
-/// How much higher the ceiling for the account alone is, so that a stranger's few bad tries lock the stranger
-/// out, and not the owner.
+/// How much higher the ceiling for the account alone is. With the same ceiling, a stranger's five bad attempts would
+/// lock the owner out.
 const CEILING_FROM_ANYWHERE: i32 = 10;
 
-/// When an account is locked out, and for how long.
-#[derive(Debug, Clone, Copy)]
+/// When an account is locked out, and for how long. Cheap to clone.
+#[derive(Debug, Clone)]
 pub(super) struct Lockout {
     attempts: i32,
     lasts: Duration,
+    /// Read from the database before the first attempt. It never changes.
+    key: Arc<OnceLock<Vec<u8>>>,
 }
 
-/// What counting an attempt said.
+/// Result of counting an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Counted {
-    /// It may be tried.
+    /// The password may be verified.
     Allowed,
-    /// There were too many; this one and all further ones fail until the lockout ends.
+    /// There were too many attempts. This one and all later ones fail until the lockout ends.
     LockedOut {
         /// Whether this attempt is the one that began the lockout.
         just_now: bool,
     },
 }
 
-/// Stands for an e-mail address that is nobody's. With a key, because addresses can be guessed and tried; with the
-/// same one each time, because tries for the same account belong together.
-pub(super) struct Pseudonym(String);
+/// Stands for an e-mail address, in the table of attempts and in the audit log: they can be joined, and a copy of
+/// either does not show which addresses were typed. With a key, because addresses can be guessed and tried.
+pub(super) struct Pseudonym([u8; 32]);
 
 impl Pseudonym {
+    #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
     fn new(key: &[u8], email: &str) -> Self {
-        // HMAC takes keys of any length.
-        let hash = Hmac::<Sha256>::new_from_slice(key)
-            .map(|hmac| hmac.chain_update(email.trim().to_lowercase()).finalize().into_bytes());
-        Self(hash.map(hex::encode).unwrap_or_default())
+        let hmac = Hmac::<Sha256>::new_from_slice(key).expect("any length is a key");
+        Self(hmac.chain_update(email.trim().to_lowercase()).finalize().into_bytes().into())
     }
 
-    pub(super) fn into_text(self) -> String {
-        self.0
+    pub(super) fn to_hex(&self) -> String {
+        hex::encode(self.0)
     }
 }
 
@@ -57,67 +63,97 @@ impl Lockout {
     pub(super) fn new(settings: &Settings) -> Self {
         let attempts =
             i32::try_from(settings.attempts_before_lockout.get()).unwrap_or(i32::MAX / CEILING_FROM_ANYWHERE);
-        Self { attempts: attempts.min(i32::MAX / CEILING_FROM_ANYWHERE), lasts: settings.lockout }
+        Self {
+            attempts: attempts.min(i32::MAX / CEILING_FROM_ANYWHERE),
+            lasts: settings.lockout,
+            key: Arc::default(),
+        }
     }
 
-    fn ceiling(self, address: &str) -> i32 {
-        if address == FROM_ANYWHERE { self.attempts * CEILING_FROM_ANYWHERE } else { self.attempts }
+    /// Returns the pseudonym of an e-mail address, whether or not a user has it.
+    pub(super) async fn pseudonym(&self, database: &Database, email: &str) -> Result<Pseudonym, sqlx::Error> {
+        if let Some(key) = self.key.get() {
+            return Ok(Pseudonym::new(key, email));
+        }
+        let statement = sqlx::query_scalar!("select key from pseudonym_key");
+        let mut connection = database.acquire().await?;
+        let key = observe("pseudonym_key.select", statement.fetch_one(&mut *connection)).await?;
+        connection.release();
+        Ok(Pseudonym::new(self.key.get_or_init(|| key), email))
     }
 
-    /// Counts one attempt, atomically, and says what stands for the account in the trail. Attempts up to the ceiling prolong the memory of them; those beyond it do
-    /// not, so that a lockout ends when it was said to end.
+    /// Counts one attempt, atomically, for the account from this network, and for the account alone. An attempt that
+    /// the network's own lockout refuses does not count for the account alone: otherwise one network could lock the
+    /// owner out everywhere.
+    ///
+    /// Attempts up to the ceiling prolong the count. Those beyond it do not, so that a lockout ends when it was said
+    /// to end.
     pub(super) async fn count(
-        self,
+        &self,
         database: &Database,
-        email: &str,
-        address: IpAddr,
-    ) -> Result<(Counted, Pseudonym), sqlx::Error> {
-        let address = address.to_string();
-        let account = account(email);
+        account: &Pseudonym,
+        network: IpAddr,
+    ) -> Result<Counted, sqlx::Error> {
+        let (ceiling, ceiling_from_anywhere) = (self.attempts, self.attempts * CEILING_FROM_ANYWHERE);
         let statement = sqlx::query!(
             r#"
-            insert into login_attempts as known (account, address, attempts, expires_at)
-            select $1, who.address, 1, now() + make_interval(secs => $4)
-            from unnest($2::text[], $3::integer[]) as who (address, ceiling)
-            on conflict (account, address) do update
-            set
-              attempts = case when known.expires_at < now() then 1 else known.attempts + 1 end,
-              expires_at = case
-                when known.expires_at < now() or known.attempts < (
-                  select who.ceiling
-                  from unnest($2::text[], $3::integer[]) as who (address, ceiling)
-                  where who.address = known.address
-                ) then now() + make_interval(secs => $4)
-                else known.expires_at
-              end
-            returning
-              known.address, known.attempts,
-              (select pseudonym_key.key from pseudonym_key) as "key!"
+            with from_network as (
+              insert into login_attempts as known (account, address, attempts, expires_at)
+              values ($1, $2, 1, now() + make_interval(secs => $6))
+              on conflict (account, address) do update
+              set
+                attempts = case when known.expires_at < now() then 1 else known.attempts + 1 end,
+                expires_at = case
+                  when known.expires_at < now() or known.attempts < $3 then now() + make_interval(secs => $6)
+                  else known.expires_at
+                end
+              returning attempts
+            ), from_anywhere as (
+              insert into login_attempts as known (account, address, attempts, expires_at)
+              select $1, $4, 1, now() + make_interval(secs => $6)
+              from from_network
+              where from_network.attempts <= $3
+              on conflict (account, address) do update
+              set
+                attempts = case when known.expires_at < now() then 1 else known.attempts + 1 end,
+                expires_at = case
+                  when known.expires_at < now() or known.attempts < $5 then now() + make_interval(secs => $6)
+                  else known.expires_at
+                end
+              returning attempts
+            )
+            select
+              from_network.attempts as "from_network!",
+              from_anywhere.attempts as "from_anywhere?"
+            from from_network
+            left join from_anywhere on true
             "#,
-            account.as_slice(),
-            &[address.clone(), FROM_ANYWHERE.to_owned()],
-            &[self.ceiling(&address), self.ceiling(FROM_ANYWHERE)],
+            account.0.as_slice(),
+            network.to_string(),
+            ceiling,
+            FROM_ANYWHERE,
+            ceiling_from_anywhere,
             self.lasts.as_secs_f64(),
         );
         let mut connection = database.acquire().await?;
-        let counts = observe("login_attempts.upsert", statement.fetch_all(&mut *connection)).await?;
+        let attempts = observe("login_attempts.upsert", statement.fetch_one(&mut *connection)).await?;
         connection.release();
-        let over = |beyond: i32| {
-            counts.iter().any(|count| count.attempts > self.ceiling(&count.address).saturating_add(beyond))
-        };
-        let counted = if over(0) { Counted::LockedOut { just_now: !over(1) } } else { Counted::Allowed };
-        let key = counts.first().map_or(&[][..], |count| count.key.as_slice());
-        Ok((counted, Pseudonym::new(key, email)))
+        let beyond_network = attempts.from_network.saturating_sub(ceiling);
+        let beyond_anywhere =
+            attempts.from_anywhere.unwrap_or_default().saturating_sub(ceiling_from_anywhere);
+        Ok(match beyond_network.max(beyond_anywhere) {
+            ..=0 => Counted::Allowed,
+            beyond => Counted::LockedOut { just_now: beyond == 1 },
+        })
     }
 
-    /// Forgets the attempts from this address after a success, and takes them off the account's own count.
+    /// Deletes the attempts from this network after a success, and subtracts them from the account's own count.
     pub(super) async fn forget(
-        self,
+        &self,
         database: &Database,
-        email: &str,
-        address: IpAddr,
+        account: &Pseudonym,
+        network: IpAddr,
     ) -> Result<(), sqlx::Error> {
-        let account = account(email);
         let statement = sqlx::query!(
             r#"
             with forgotten as (
@@ -130,8 +166,8 @@ impl Lockout {
             from forgotten
             where account = $1 and address = $3
             "#,
-            account.as_slice(),
-            address.to_string(),
+            account.0.as_slice(),
+            network.to_string(),
             FROM_ANYWHERE,
         );
         let mut connection = database.acquire().await?;
@@ -141,10 +177,7 @@ impl Lockout {
     }
 }
 
-/// Deletes counts whose time is over, a batch at a time; says how many.
-///
-/// # Errors
-/// The statement's.
+/// Deletes a batch of expired counts and returns their number.
 pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
@@ -160,10 +193,8 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         "#
     );
     let mut connection = database.acquire().await?;
-    Ok(observe("login_attempts.delete", statement.execute(&mut *connection)).await?.rows_affected())
-}
-
-/// What stands for an account: a hash, so that the table does not collect the addresses of strangers.
-fn account(email: &str) -> [u8; 32] {
-    Sha256::digest(email.trim().to_lowercase()).into()
+    let deleted =
+        observe("login_attempts.delete", statement.execute(&mut *connection)).await?.rows_affected();
+    connection.release();
+    Ok(deleted)
 }

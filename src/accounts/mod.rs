@@ -4,6 +4,7 @@
 //! else; nothing that a stranger can send tells whether an account exists, neither by its answer nor by its time.
 mod attempts;
 mod authentication;
+mod blocklist;
 mod metrics;
 mod model;
 mod passwords;

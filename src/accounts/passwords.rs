@@ -1,9 +1,9 @@
 //! Passwords: hashing and verifying them with argon2id (RFC 9106), in bounded blocking work.
 //!
 //! A hash takes tens of milliseconds and tens of megabytes, by design. So it never runs on the async threads, and
-//! only so many run at once: otherwise a burst of logins takes the memory and the processors from everybody else.
-//! Logging in and registering have permits of their own, so that neither keeps the other waiting.
-use std::{sync::Arc, thread::available_parallelism};
+//! only so many run at once: otherwise a burst of logins takes the memory and the processors from all other requests.
+//! Logins and registrations have separate permits, so that neither keeps the other waiting.
+use std::{num::NonZeroU32, sync::Arc, thread::available_parallelism};
 
 use argon2::{
     Algorithm, Argon2, Params, Version,
@@ -14,6 +14,10 @@ use tokio::sync::Semaphore;
 
 use super::Settings;
 use super::model::Password;
+
+/// The memory of all hashes that are computed at once, in KiB, where no setting says how many those are: half of the
+/// 512 MiB that `deploy/kubernetes` gives a pod.
+const MAX_HASHING_MEMORY_KIB: u32 = 256 * 1024;
 
 /// Hashes and verifies passwords. Cheap to clone.
 #[derive(Clone)]
@@ -56,7 +60,12 @@ impl Passwords {
         );
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.unwrap_or_default());
         let nobody = argon2.hash_password(b"nobody").map(|hash| hash.to_string()).unwrap_or_default();
-        let permits = available_parallelism().map_or(1, std::num::NonZero::get).max(2) / 2;
+        let cores = available_parallelism().map_or(1, std::num::NonZero::get);
+        let permits = settings
+            .password_hashing_concurrency
+            .map_or_else(|| default_permits(cores, settings.argon2_memory_kib), NonZeroU32::get);
+        // No more than a semaphore can have.
+        let permits = usize::try_from(permits).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
             argon2,
             logins: Arc::new(Semaphore::new(permits)),
@@ -104,6 +113,13 @@ impl Passwords {
     }
 }
 
+/// Returns how many hashes logins may compute at once, and registrations beside them: half of the cores each, and
+/// together no more than fit into [`MAX_HASHING_MEMORY_KIB`].
+fn default_permits(cores: usize, memory_of_one_kib: NonZeroU32) -> u32 {
+    let by_cores = u32::try_from(cores / 2).unwrap_or(u32::MAX);
+    by_cores.min(MAX_HASHING_MEMORY_KIB / 2 / memory_of_one_kib).max(1)
+}
+
 /// A PHC string without its salt and its hash.
 fn parameters(hash: &str) -> Option<&str> {
     hash.rsplitn(3, '$').nth(2)
@@ -121,4 +137,18 @@ async fn bounded<T: Send + 'static>(
         result
     });
     done.await.map_err(|_| PasswordError::Abandoned)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashing_permits_follow_the_cores_within_a_bound_of_memory() {
+        let permits = |cores, memory_kib| default_permits(cores, NonZeroU32::new(memory_kib).unwrap());
+        assert_eq!([permits(1, 19_456), permits(2, 19_456), permits(8, 19_456)], [1, 1, 4]);
+        assert_eq!(permits(64, 19_456), 6, "twelve hashes of 19 MiB are 228 MiB");
+        assert_eq!(permits(64, 64), 32);
+        assert_eq!(permits(64, 1024 * 1024), 1, "one must be possible");
+    }
 }

@@ -1,8 +1,8 @@
 //! Registering, logging in and out, and who one is.
 use axum::{
     Extension, Json as JsonBody,
-    extract::State,
-    http::{HeaderValue, StatusCode, header},
+    extract::{FromRequestParts, State},
+    http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use platform::{
@@ -10,7 +10,7 @@ use platform::{
     http::{
         client_address::ClientAddress,
         extract::Json,
-        problem::{BAD_CREDENTIALS, Problem, ProblemBody, TOO_MANY_REQUESTS, UNAUTHENTICATED},
+        problem::{BAD_CREDENTIALS, FieldError, Problem, ProblemBody, TOO_MANY_REQUESTS, UNAUTHENTICATED},
     },
     identity::Caller,
 };
@@ -45,10 +45,9 @@ pub fn routes() -> OpenApiRouter<Accounts> {
 )]
 async fn register(
     State(accounts): State<Accounts>,
-    Extension(client): Extension<ClientAddress>,
+    _limit: LimitedClient,
     Json(new): Json<NewUser>,
 ) -> Result<Response, Problem> {
-    accounts.limit(client)?;
     let email =
         Email::parse(&new.email).ok_or_else(|| Problem::malformed("The e-mail address cannot be read."))?;
     let hash = accounts.passwords.hash(&new.password).await?;
@@ -69,15 +68,21 @@ async fn register(
 )]
 async fn log_in(
     State(accounts): State<Accounts>,
-    Extension(client): Extension<ClientAddress>,
+    LimitedClient(client): LimitedClient,
     Json(credentials): Json<Credentials>,
 ) -> Result<Response, Problem> {
-    accounts.limit(client)?;
-    let user = accounts.recognise(&credentials, client).await?;
     let token = Token::generate()?;
-    let expires_at = sessions::begin(&accounts.database, &user, &token, accounts.session_ttl).await?;
-    let session = NewSession { token: token.into_text(), expires_at, user };
-    Ok((StatusCode::CREATED, JsonBody(session)).into_response())
+    for _ in 0..MAX_VERIFICATIONS {
+        let known = accounts.recognise(&credentials, client).await?;
+        let hash = accounts.rehash_if_outdated(&known, &credentials.password).await?;
+        let ttl = accounts.session_ttl;
+        if let Some(expires_at) = sessions::begin(&accounts.database, &known.user, &hash, &token, ttl).await?
+        {
+            let session = NewSession { token: token.into_text(), expires_at, user: known.user };
+            return Ok((StatusCode::CREATED, JsonBody(session)).into_response());
+        }
+    }
+    Err(Problem::unavailable(1))
 }
 
 /// Log out
@@ -108,61 +113,87 @@ async fn show_me(State(accounts): State<Accounts>, caller: Caller) -> Result<Jso
 )]
 async fn change_password(
     State(accounts): State<Accounts>,
-    Extension(client): Extension<ClientAddress>,
     caller: Caller,
+    LimitedClient(client): LimitedClient,
     Json(change): Json<PasswordChange>,
 ) -> Result<StatusCode, Problem> {
-    accounts.limit(client)?;
-    let known = accounts.known(caller).await?;
-    let credentials = Credentials { email: known.user.email, password: change.current_password };
-    accounts.recognise(&credentials, client).await?;
-    let hash = accounts.passwords.hash(&change.new_password).await?;
-    users::change_password(&accounts.database, caller.user_id, &hash).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let user = accounts.known(caller).await?.user;
+    if let Some(weakness) = change.new_password.weakness(&user.email, &user.name) {
+        return Err(Problem::invalid(vec![FieldError::new("/new_password", weakness)]));
+    }
+    let credentials = Credentials { email: user.email, password: change.current_password };
+    for _ in 0..MAX_VERIFICATIONS {
+        let known = accounts.recognise(&credentials, client).await?;
+        let hash = accounts.passwords.hash(&change.new_password).await?;
+        if users::change_password(&accounts.database, &known, &hash).await? {
+            return Ok(StatusCode::NO_CONTENT);
+        }
+    }
+    Err(Problem::unavailable(1))
+}
+
+/// How often the credentials of one request are verified. The second time follows a hash that was replaced after the
+/// first: by another password, which refuses the request, or by a concurrent login that renewed the hash.
+const MAX_VERIFICATIONS: u32 = 2;
+
+/// A client that is within the limit of logins and registrations. An extractor, so that a request over the limit is
+/// refused before its body is read: hashing is expensive.
+struct LimitedClient(ClientAddress);
+
+impl FromRequestParts<Accounts> for LimitedClient {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, accounts: &Accounts) -> Result<Self, Problem> {
+        let client = Extension::<ClientAddress>::from_request_parts(parts, accounts).await;
+        let Extension(client) = client.map_err(|error| Problem::internal(&error))?;
+        let checked = accounts.by_address.check(&client.network());
+        checked.map_err(|seconds| Problem::new(TOO_MANY_REQUESTS).retry_after(seconds))?;
+        Ok(Self(client))
+    }
 }
 
 impl Accounts {
-    /// Hashing is dear: one address may ask for only so many.
-    fn limit(&self, client: ClientAddress) -> Result<(), Problem> {
-        let checked = self.by_address.check(&client.network());
-        checked.map_err(|seconds| Problem::new(TOO_MANY_REQUESTS).retry_after(seconds))
-    }
-
     async fn known(&self, caller: Caller) -> Result<users::Known, Problem> {
         users::by_id(&self.database, caller.user_id).await?.ok_or_else(|| Problem::new(UNAUTHENTICATED))
     }
 
-    /// Whose credentials these are. The attempt is counted before the password is looked at, and a hash is
-    /// computed in every case.
-    async fn recognise(&self, credentials: &Credentials, client: ClientAddress) -> Result<User, Problem> {
-        let (counted, pseudonym) =
-            self.lockout.count(&self.database, &credentials.email, client.address).await?;
+    /// Returns the user of these credentials, and the hash that they were verified against. The attempt is counted
+    /// before the password is verified, and a hash is computed in every case.
+    async fn recognise(
+        &self,
+        credentials: &Credentials,
+        client: ClientAddress,
+    ) -> Result<users::Known, Problem> {
+        let account = self.lockout.pseudonym(&self.database, &credentials.email).await?;
+        let counted = self.lockout.count(&self.database, &account, client.network()).await?;
         let known = match Email::parse(&credentials.email) {
             Some(email) => users::by_email(&self.database, &email).await?,
             None => None,
         };
-        let (user, hash) = known.map(|known| (known.user, known.password_hash)).unzip();
-        let fits = self.passwords.verify(&credentials.password, hash.clone()).await?;
-        match (fits, counted, user) {
-            (true, Counted::Allowed, Some(user)) => {
-                self.lockout.forget(&self.database, &credentials.email, client.address).await?;
-                self.renew(&user, &credentials.password, hash.unwrap_or_default()).await?;
-                Ok(user)
+        let hash = known.as_ref().map(|known| known.password_hash.clone());
+        let fits = self.passwords.verify(&credentials.password, hash).await?;
+        match (fits, counted, known) {
+            (true, Counted::Allowed, Some(known)) => {
+                self.lockout.forget(&self.database, &account, client.network()).await?;
+                Ok(known)
             }
-            (_, counted, user) => Err(self.refuse(counted, user, pseudonym).await),
+            (_, counted, known) => Err(self.refuse(counted, known.map(|known| known.user), &account).await),
         }
     }
 
-    /// Hashes the password anew if its hash has other parameters than those of today.
-    async fn renew(&self, user: &User, password: &Password, hash: String) -> Result<(), Problem> {
-        if self.passwords.is_outdated(&hash) {
+    /// Hashes the password again if its hash has other parameters than the settings. Returns the user's hash.
+    async fn rehash_if_outdated(&self, known: &users::Known, password: &Password) -> Result<String, Problem> {
+        let hash = &known.password_hash;
+        if self.passwords.is_outdated(hash) {
             let renewed = self.passwords.hash(password).await?;
-            users::renew_hash(&self.database, user, &hash, &renewed).await?;
+            if users::renew_hash(&self.database, &known.user, hash, &renewed).await? {
+                return Ok(renewed);
+            }
         }
-        Ok(())
+        Ok(hash.clone())
     }
 
-    async fn refuse(&self, counted: Counted, user: Option<User>, pseudonym: Pseudonym) -> Problem {
+    async fn refuse(&self, counted: Counted, user: Option<User>, account: &Pseudonym) -> Problem {
         let (reason, action) = match counted {
             Counted::Allowed => ("bad_credentials", "login"),
             Counted::LockedOut { just_now: true } => ("locked_out", "lockout"),
@@ -173,7 +204,7 @@ impl Accounts {
             .with("reason", reason);
         event = match user {
             Some(user) => event.by(user.id, user.role.as_str()),
-            None => event.with("unknown_account", pseudonym.into_text()),
+            None => event.with("unknown_account", account.to_hex()),
         };
         match self.refusals.record(event).await {
             Ok(()) => Problem::new(BAD_CREDENTIALS),

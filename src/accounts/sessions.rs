@@ -37,13 +37,18 @@ fn hash(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-/// Begins a session, and says so in the trail: a login that cannot be audited does not happen.
+/// Begins a session and audits the login in one statement, so that no login goes unaudited. Returns when it expires.
+///
+/// Returns `None`, and does nothing, if the user no longer has the hash that was verified. The lock on the user lets
+/// a password change that is in flight commit first. Without it, the change would not see this session, and the
+/// session would outlive the old password.
 pub(super) async fn begin(
     database: &Database,
     user: &User,
+    verified_hash: &str,
     token: &Token,
     ttl: std::time::Duration,
-) -> Result<DateTime<Utc>, sqlx::Error> {
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
     let (id, token_hash) = (Uuid::now_v7(), token.hash());
     let event = Event::new(EventType::Authentication, "sessions", "login", EventResult::Success)
         .by(user.id, user.role.as_str())
@@ -52,7 +57,10 @@ pub(super) async fn begin(
         r#"
         with begun as (
           insert into sessions (id, user_id, token_hash, expires_at)
-          values ($1, $2, $3, now() + make_interval(secs => $4))
+          select $1, users.id, $3, now() + make_interval(secs => $4)
+          from users
+          where users.id = $2 and users.password_hash = $6
+          for share
           returning expires_at
         )
         select expires_at as "expires_at!", record_audit_event($5)
@@ -63,12 +71,15 @@ pub(super) async fn begin(
         token_hash.as_slice(),
         ttl.as_secs_f64(),
         event.to_json(),
+        verified_hash,
     );
     let mut connection = database.acquire().await?;
-    let begun = observe("sessions.insert", statement.fetch_one(&mut *connection)).await?;
+    let begun = observe("sessions.insert", statement.fetch_optional(&mut *connection)).await?;
     connection.release();
-    event.mirror();
-    Ok(begun.expires_at)
+    Ok(begun.map(|begun| {
+        event.mirror();
+        begun.expires_at
+    }))
 }
 
 /// Whose token this is, if it is anybody's and its time is not over.
@@ -106,7 +117,9 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
         event.to_json(),
     );
     let mut connection = database.acquire().await?;
-    if observe("sessions.delete", statement.fetch_optional(&mut *connection)).await?.is_some() {
+    let ended = observe("sessions.delete", statement.fetch_optional(&mut *connection)).await?;
+    connection.release();
+    if ended.is_some() {
         event.mirror();
     }
     Ok(())

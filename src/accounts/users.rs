@@ -4,7 +4,6 @@ use platform::{
     database::{Database, observe, violated_constraint},
     http::problem::Problem,
 };
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
@@ -69,6 +68,7 @@ pub async fn create(
             _ => CreateError::Database(error),
         }
     })?;
+    connection.release();
     event.mirror();
     let name = name.trim().to_owned();
     Ok(User { id, email: email.as_str().to_owned(), name, role, created_at: created.created_at })
@@ -122,14 +122,27 @@ pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<Known>
     .transpose()
 }
 
-/// Changes a password and ends every session of the user, in one transaction.
+/// Changes a password and ends every session of the user, in one transaction. Returns `false`, and does nothing, if
+/// the user no longer has the hash that was verified: a concurrent change was faster.
 pub(super) async fn change_password(
     database: &Database,
-    id: Uuid,
+    verified: &Known,
     password_hash: &str,
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
+    let id = verified.user.id;
     let mut transaction = database.begin().await?;
-    let ended = update_password(&mut transaction, id, password_hash).await?;
+    let update = sqlx::query!(
+        "update users set password_hash = $2, updated_at = now() where id = $1 and password_hash = $3",
+        id,
+        password_hash,
+        verified.password_hash,
+    );
+    if observe("users.update", update.execute(&mut *transaction)).await?.rows_affected() == 0 {
+        transaction.rollback().await?;
+        return Ok(false);
+    }
+    let end = sqlx::query_scalar!("delete from sessions where user_id = $1 returning id", id);
+    let ended = observe("sessions.delete", end.fetch_all(&mut *transaction)).await?;
     let count = ended.len();
     let revoked =
         Event::new(EventType::Authentication, "sessions", "revoke", EventResult::Success).records(ended);
@@ -139,16 +152,17 @@ pub(super) async fn change_password(
     transaction.commit().await?;
     revoked.committed();
     changed.committed();
-    Ok(())
+    Ok(true)
 }
 
-/// Stores a hash of the same password with the present parameters, unless somebody has changed the password since.
+/// Stores a hash of the same password with the current parameters. Returns `false`, and does nothing, if the user no
+/// longer has the outdated one.
 pub(super) async fn renew_hash(
     database: &Database,
     user: &User,
     outdated: &str,
     password_hash: &str,
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
     let event =
         Event::change("users", "renew_password_hash").by(user.id, user.role.as_str()).records([user.id]);
     let statement = sqlx::query!(
@@ -167,25 +181,12 @@ pub(super) async fn renew_hash(
         event.to_json(),
     );
     let mut connection = database.acquire().await?;
-    if observe("users.update", statement.fetch_optional(&mut *connection)).await?.is_some() {
+    let renewed = observe("users.update", statement.fetch_optional(&mut *connection)).await?.is_some();
+    connection.release();
+    if renewed {
         event.mirror();
     }
-    Ok(())
-}
-
-async fn update_password(
-    connection: &mut PgConnection,
-    id: Uuid,
-    password_hash: &str,
-) -> Result<Vec<Uuid>, sqlx::Error> {
-    let update = sqlx::query!(
-        "update users set password_hash = $2, updated_at = now() where id = $1",
-        id,
-        password_hash
-    );
-    observe("users.update", update.execute(&mut *connection)).await?;
-    let end = sqlx::query_scalar!("delete from sessions where user_id = $1 returning id", id);
-    observe("sessions.delete", end.fetch_all(&mut *connection)).await
+    Ok(renewed)
 }
 
 /// A constraint keeps the column to these names; another one is a newer release's.

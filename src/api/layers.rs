@@ -5,8 +5,10 @@ use axum::{Router, middleware};
 use platform::http::{
     self,
     client_address::{self, TrustedProxies},
+    host,
     limits::{self, BodyLimit, InFlight, RateLimiter},
     observe, problem,
+    shares::{self, Shares},
 };
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -20,9 +22,10 @@ pub(super) fn around(
     by_address: Arc<RateLimiter<IpAddr>>,
     settings: &http::Settings,
 ) -> Router {
-    let trusted = TrustedProxies::new(&settings.trusted_proxies);
+    let trusted = TrustedProxies::new(&settings.trusted_proxies, settings.forwarded_header.clone());
     let in_flight = InFlight::new(settings.max_requests_in_flight);
-    let body_limit = BodyLimit(settings.body_limit);
+    let in_flight_by_address = Shares::new(settings.max_requests_in_flight_per_address);
+    let body_limit = BodyLimit { bytes: settings.body_limit, timeout: settings.body_timeout };
     routes.layer(
         ServiceBuilder::new()
             // First, because logs, limits and trust all depend on where the request comes from.
@@ -34,8 +37,12 @@ pub(super) fn around(
             .option_layer(limits::cors(&settings.cors_allowed_origins))
             // Inside of the observation, so that a panic is seen as the 500 that it becomes.
             .layer(CatchPanicLayer::custom(problem::from_panic))
+            // What follows works for requests that every server on the way reads alike.
+            .layer(middleware::from_fn(host::require_host))
             // Before anything that costs: an overloaded service says so at once.
             .layer(middleware::from_fn_with_state(in_flight, limits::shed))
+            // One address cannot take all of it: its slow bodies hold up its own requests alone.
+            .layer(middleware::from_fn_with_state(in_flight_by_address, shares::limit_in_flight_by_address))
             // From here on there is work to bound.
             .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))

@@ -210,7 +210,7 @@ fn create_user(arguments: &ArgMatches) -> Outcome {
     let name = arguments.get_one::<String>("name").cloned();
     let name = name.unwrap_or_else(|| email.as_str().split('@').next().unwrap_or_default().to_owned());
     let password = read_password()?;
-    if let Some(weakness) = password.weakness(&[email.as_str(), &name]) {
+    if let Some(weakness) = password.weakness(email.as_str(), &name) {
         return Err(format!("the password {weakness}").into());
     }
     runtime()?.block_on(async {

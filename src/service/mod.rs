@@ -109,9 +109,15 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let by_address = Arc::new(RateLimiter::<IpAddr>::per_second(config.http.rate_limit_address));
     initialize_metrics();
 
-    let limits =
-        Limits { max_connections: config.http.max_connections, header_timeout: config.http.header_timeout };
-    let ops = Listener::bind("OPS_ADDRESS", config.http.ops_address, limits).await?;
+    let limits = Limits {
+        max_connections: config.http.max_connections,
+        max_connections_per_address: config.http.max_connections_per_address,
+        proxies: config.http.trusted_proxies.clone(),
+        header_timeout: config.http.header_timeout,
+        write_timeout: config.http.write_timeout,
+        idle_timeout: config.http.idle_timeout,
+    };
+    let ops = Listener::bind("OPS_ADDRESS", config.http.ops_address, limits.clone()).await?;
     let api = Listener::bind("API_ADDRESS", config.http.api_address, limits).await?;
     let (ops_address, api_address) = (ops.local_address(), api.local_address());
 

@@ -1,12 +1,13 @@
 //! Where a request comes from, behind proxies.
 //!
-//! Anybody can write `X-Forwarded-For: 10.0.0.1` into a request. So the headers count only when the peer is a
-//! trusted proxy, and are read from the right: each proxy appends whom *it* saw, so the first address that is
-//! not itself a trusted proxy is the last one that somebody trustworthy wrote down. What stands further left
-//! is hearsay. An element that is no address ends the walk at the last trusted one.
+//! Any client can write `X-Forwarded-For: 10.0.0.1` into a request. So the header counts only when the peer is a
+//! trusted proxy, and is read from the right: each proxy appends the address of its own peer, so the first address
+//! that is not itself a trusted proxy is the last one that a trusted proxy wrote. The elements left of that address
+//! are the client's own. An element that is no address ends the walk at the last trusted one.
 //!
-//! A proxy writes `Forwarded` (RFC 7239) or `X-Forwarded-For`, and passes on the other as the client sent it.
-//! Where both are there and disagree, one of them is forged and we cannot know which: neither is believed.
+//! A proxy writes `Forwarded` (RFC 7239) or `X-Forwarded-For`, and passes on the other as the client sent it. So
+//! `FORWARDED_HEADER` names the one header that is read. If both were read, a client behind ingress-nginx or an AWS
+//! load balancer could hide its address by sending `Forwarded`.
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -17,8 +18,6 @@ use axum::{
     http::{HeaderMap, HeaderName, header},
 };
 use ipnet::IpNet;
-
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Where a request comes from: in its extensions, behind [`find`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,23 +44,31 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The networks whose proxies are believed. Cheap to clone.
+/// Returns whether an address is in one of these networks, in either spelling of an IPv4 address.
+pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
+    let mapped = match address {
+        IpAddr::V4(address) => Some(IpAddr::from(address.to_ipv6_mapped())),
+        IpAddr::V6(_) => None,
+    };
+    let within = |address: &IpAddr| networks.iter().any(|network| network.contains(address));
+    within(&address) || mapped.as_ref().is_some_and(within)
+}
+
+/// The networks of trusted proxies, and the header that those write. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct TrustedProxies(Arc<[IpNet]>);
+pub struct TrustedProxies {
+    networks: Arc<[IpNet]>,
+    header: HeaderName,
+}
 
 impl TrustedProxies {
-    /// These networks.
-    pub fn new(networks: &[IpNet]) -> Self {
-        Self(networks.into())
+    /// Proxies in these networks, which write `header`: `Forwarded` or `X-Forwarded-For`.
+    pub fn new(networks: &[IpNet], header: HeaderName) -> Self {
+        Self { networks: networks.into(), header }
     }
 
     fn contain(&self, address: IpAddr) -> bool {
-        let mapped = match address {
-            IpAddr::V4(address) => Some(IpAddr::from(address.to_ipv6_mapped())),
-            IpAddr::V6(_) => None,
-        };
-        let within = |address: &IpAddr| self.0.iter().any(|network| network.contains(address));
-        within(&address) || mapped.as_ref().is_some_and(within)
+        is_within(&self.networks, address)
     }
 
     /// The client of a request from `peer` with these headers.
@@ -70,26 +77,13 @@ impl TrustedProxies {
         if !self.contain(peer) {
             return ClientAddress { address: peer, through_trusted_proxy: false };
         }
-        let forwarded = self.walk(peer, headers, &header::FORWARDED, forwarded_elements);
-        let x_forwarded_for = self.walk(peer, headers, &X_FORWARDED_FOR, listed_elements);
-        let address = match (forwarded, x_forwarded_for) {
-            (Some(one), Some(other)) if one != other => peer,
-            (Some(address), _) | (None, Some(address)) => address,
-            (None, None) => peer,
-        };
-        ClientAddress { address, through_trusted_proxy: true }
+        ClientAddress { address: self.walk(peer, headers), through_trusted_proxy: true }
     }
 
-    /// From the right, past trusted hops. `None`: the header is not there.
-    fn walk(
-        &self,
-        peer: IpAddr,
-        headers: &HeaderMap,
-        name: &HeaderName,
-        elements: fn(&str) -> Vec<Option<IpAddr>>,
-    ) -> Option<IpAddr> {
-        let mut lines = headers.get_all(name).iter().rev().peekable();
-        lines.peek()?;
+    /// Follows the header from the right, past trusted hops. Returns the peer if the header is absent.
+    fn walk(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let elements = if self.header == header::FORWARDED { forwarded_elements } else { listed_elements };
+        let lines = headers.get_all(&self.header).iter().rev();
         let mut last = peer;
         // A line that is not text is one element that is no address.
         let hops =
@@ -101,7 +95,7 @@ impl TrustedProxies {
                 break;
             }
         }
-        Some(last)
+        last
     }
 }
 
@@ -207,8 +201,10 @@ mod tests {
 
     const PROXY: &str = "10.0.0.1";
 
-    fn proxies() -> TrustedProxies {
-        TrustedProxies::new(&["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()])
+    /// Proxies that write this header.
+    fn proxies(header: &'static str) -> TrustedProxies {
+        let networks = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        TrustedProxies::new(&networks, HeaderName::from_static(header))
     }
 
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
@@ -220,8 +216,10 @@ mod tests {
             .collect()
     }
 
+    /// The client of a request whose last line is the proxy's.
     fn client(peer: &str, lines: &[(&'static str, &str)]) -> String {
-        proxies().client(peer.parse().unwrap(), &headers(lines)).address.to_string()
+        let written = lines.last().map_or("x-forwarded-for", |(name, _)| name);
+        proxies(written).client(peer.parse().unwrap(), &headers(lines)).address.to_string()
     }
 
     #[test]
@@ -229,9 +227,10 @@ mod tests {
         for name in ["forwarded", "x-forwarded-for"] {
             assert_eq!(client("203.0.113.9", &[(name, "for=192.0.2.1"), (name, "192.0.2.1")]), "203.0.113.9");
         }
-        let found = proxies().client("203.0.113.9".parse().unwrap(), &HeaderMap::new());
+        let proxies = proxies("x-forwarded-for");
+        let found = proxies.client("203.0.113.9".parse().unwrap(), &HeaderMap::new());
         assert!(!found.through_trusted_proxy);
-        assert!(proxies().client(PROXY.parse().unwrap(), &HeaderMap::new()).through_trusted_proxy);
+        assert!(proxies.client(PROXY.parse().unwrap(), &HeaderMap::new()).through_trusted_proxy);
     }
 
     #[test]
@@ -298,18 +297,24 @@ mod tests {
     }
 
     #[test]
-    fn two_headers_that_disagree_are_both_ignored() {
-        let agreeing = [("forwarded", "for=192.0.2.1"), ("x-forwarded-for", "198.51.100.66, 192.0.2.1")];
-        assert_eq!(client(PROXY, &agreeing), "192.0.2.1");
-        let forged = [("forwarded", "for=198.51.100.66"), ("x-forwarded-for", "192.0.2.1")];
-        assert_eq!(client(PROXY, &forged), PROXY);
+    fn the_header_that_the_proxy_does_not_write_is_ignored() {
+        for forged in ["for=198.51.100.66", "for=\"open", ""] {
+            let lines = [("forwarded", forged), ("x-forwarded-for", "192.0.2.1")];
+            assert_eq!(client(PROXY, &lines), "192.0.2.1", "{forged}");
+        }
+        let lines = [("x-forwarded-for", "198.51.100.66"), ("forwarded", "for=192.0.2.1")];
+        assert_eq!(client(PROXY, &lines), "192.0.2.1");
+        let alone = headers(&[("forwarded", "for=198.51.100.66")]);
+        let found = proxies("x-forwarded-for").client(PROXY.parse().unwrap(), &alone);
+        assert_eq!(found.address.to_string(), PROXY);
     }
 
     #[test]
     fn an_ipv4_peer_is_itself_in_either_spelling() {
         assert_eq!(client("::ffff:10.0.0.1", &[("x-forwarded-for", "192.0.2.1")]), "192.0.2.1");
         assert_eq!(client("::ffff:203.0.113.9", &[]), "203.0.113.9");
-        let mapped = TrustedProxies::new(&["::ffff:10.0.0.0/104".parse().unwrap()]);
+        let networks = ["::ffff:10.0.0.0/104".parse().unwrap()];
+        let mapped = TrustedProxies::new(&networks, HeaderName::from_static("x-forwarded-for"));
         let headers = headers(&[("x-forwarded-for", "192.0.2.1")]);
         assert_eq!(mapped.client(PROXY.parse().unwrap(), &headers).address.to_string(), "192.0.2.1");
     }
@@ -328,7 +333,7 @@ mod tests {
     fn untrusted() -> impl Strategy<Value = IpAddr> {
         any::<IpAddr>()
             .prop_map(|address| address.to_canonical())
-            .prop_filter("a proxy's", |address| !proxies().contain(*address))
+            .prop_filter("a proxy's", |address| !proxies("forwarded").contain(*address))
     }
 
     proptest! {

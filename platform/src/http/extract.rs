@@ -1,7 +1,7 @@
 //! What handlers take from requests, with every refusal a [`Problem`].
 //!
 //! axum's own extractors refuse in plain text. These replace them: `Json`, `Query` and `Path` under the same names.
-use std::ops::Deref;
+use std::{error::Error, iter, ops::Deref};
 
 use axum::{
     body::Bytes,
@@ -10,6 +10,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_path_to_error::Segment;
+use tower_http::timeout::TimeoutError;
 use uuid::Uuid;
 
 use super::problem::{BODY_TOO_LARGE, FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
@@ -45,15 +46,22 @@ pub(super) async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Re
 /// The bytes of a body of any type.
 ///
 /// # Errors
-/// 413 where it is over the limit that the layers set, 400 where the client does not finish it.
+/// 413 where it is over the limit that the layers set, 400 where the client does not finish it, or not in time.
 pub async fn read_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     Bytes::from_request(request, state).await.map_err(|rejection| {
         if rejection.status() == BODY_TOO_LARGE.status {
             Problem::new(BODY_TOO_LARGE)
+        } else if is_timeout(&rejection) {
+            Problem::malformed("The body did not arrive in time.")
         } else {
             Problem::malformed("The body could not be read to its end.")
         }
     })
+}
+
+/// Returns whether an error is [`TimeoutError`], or has it among its causes.
+fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<TimeoutError>())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -130,7 +138,6 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
         match axum::extract::Query::from_request_parts(parts, state).await {
             Ok(axum::extract::Query(query)) => Ok(Self(query)),
             Err(rejection) => {
-                use std::error::Error;
                 let cause = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
                 let cause = without_value(&cause);
                 Err(Problem::malformed(format!("The query string cannot be read: {cause}.")))

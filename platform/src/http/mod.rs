@@ -2,6 +2,7 @@
 pub mod accept;
 pub mod client_address;
 pub mod extract;
+pub mod host;
 pub mod idempotency;
 pub mod limits;
 pub mod observe;
@@ -9,6 +10,7 @@ pub mod pagination;
 pub mod problem;
 pub mod server;
 mod settings;
+pub mod shares;
 pub mod timestamp;
 
 pub use self::settings::Settings;

@@ -21,6 +21,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use self::{health::Health, log_level::LogLevel};
 use super::{
     http::{
+        host::require_host,
         limits,
         problem::{self, Problem},
     },
@@ -42,6 +43,7 @@ pub fn router(health: Health, log_level: LogLevel) -> Router {
         .merge(log_level::routes(log_level))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::new(problem::METHOD_NOT_ALLOWED))
+        .layer(from_fn(require_host))
         .layer(CatchPanicLayer::custom(problem::from_panic))
         .layer(MapResponseLayer::new(limits::security_headers::<Body>))
         // Outermost, so that a panic and a refusal have their context too.
@@ -115,6 +117,7 @@ mod tests {
         let request = Request::builder()
             .method(method)
             .uri(path)
+            .header("host", "ops")
             .header("x-correlation-id", "probe-7")
             .body(Body::empty())
             .unwrap();

@@ -2,7 +2,7 @@
 //! it never repeats the text, which may be a secret.
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
@@ -83,6 +83,13 @@ pub fn text(text: &str) -> Result<String, String> {
 
 pub fn secret(text: &str) -> Result<SecretString, String> {
     Ok(SecretString::from(text))
+}
+
+pub fn forwarded_header(text: &str) -> Result<HeaderName, String> {
+    match text.parse::<HeaderName>() {
+        Ok(name) if ["x-forwarded-for", "forwarded"].contains(&name.as_str()) => Ok(name),
+        _ => Err("must be x-forwarded-for or forwarded".into()),
+    }
 }
 
 pub fn list_of_networks(text: &str) -> Result<Vec<IpNet>, String> {

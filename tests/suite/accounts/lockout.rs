@@ -108,6 +108,41 @@ async fn many_strangers_together_lock_an_account_out_after_all() {
 }
 
 #[tokio::test]
+async fn one_address_alone_locks_no_account_out_for_others() {
+    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let customer = service.customer().await;
+    for _ in 0..60 {
+        let _refused = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.is(401);
+    }
+    let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(201);
+    assert_eq!(service.audit_events("action = 'lockout'").await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_addresses_of_one_ipv6_network_are_locked_out_together() {
+    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let customer = service.customer().await;
+    for host in 1..=5 {
+        let address = format!("2001:db8:0:1::{host}");
+        let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.is(401);
+    }
+    let _locked = log_in_from(&service, "2001:db8:0:1:ffff::1", &customer.email, PASSWORD).await.is(401);
+    let _other_network = log_in_from(&service, "2001:db8:0:2::1", &customer.email, PASSWORD).await.is(201);
+    let lockouts = service.audit_events("action = 'lockout'").await;
+    assert_eq!((lockouts.len(), &lockouts[0]["ip_address"]), (1, &json!("2001:db8:0:1:ffff::1")));
+}
+
+#[tokio::test]
+async fn the_audit_log_and_the_attempts_have_one_pseudonym_of_an_account() {
+    let service = service().await;
+    let _wrong = log_in(&service, "nobody@example.com", WRONG).await.is(401);
+    let events = service.audit_events("action = 'login' and result = 'failure'").await;
+    let rows =
+        service.database().rows("select distinct encode(account, 'hex') as account from login_attempts");
+    assert_eq!(rows.await, [json!({ "account": events[0]["metadata"]["unknown_account"] })]);
+}
+
+#[tokio::test]
 async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
     let service = service().await;
     let customer = service.customer().await;
@@ -246,6 +281,16 @@ async fn fastest_refusals(service: &Service, [one, other]: [&str; 2]) -> (f64, f
         }
     }
     fastest
+}
+
+#[tokio::test]
+async fn an_address_over_its_limit_is_refused_before_its_body_is_read() {
+    let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "1").start().await;
+    let _first = log_in(&service, "a@example.com", WRONG).await.is(401);
+    for path in ["/v1/sessions", "/v1/users"] {
+        let request = service.nobody().post(path).header("content-type", "application/json");
+        let _refused = request.body("no JSON").await.is_problem(429, "too-many-requests");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 mod lockout;
 pub(crate) mod permissions;
 
-use dev::harness::{Answer, PASSWORD, PATH, Service, eventually};
+use std::time::{Duration, Instant};
+
+use dev::harness::{Answer, PASSWORD, PATH, Service, User, eventually};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -102,12 +104,143 @@ async fn a_password_that_is_tried_first_is_refused_wherever_one_is_chosen() {
         let _refused = register(&service, "grace@example.com", common).await.is_invalid_at(&["/password"]);
     }
     let customer = service.customer().await;
-    let change = json!({ "current_password": PASSWORD, "new_password": "iloveyou1" });
-    let _refused = customer.put("/v1/me/password").json(&change).await.is_invalid_at(&["/new_password"]);
-    let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
-    let refused = service.command(&create, &[("USER_PASSWORD", "password1")]).await;
-    assert_eq!(refused.code(), Some(1));
-    assert!(refused.stderr.contains("tried first"), "{}", refused.stderr);
+    let account = customer.email.split('@').next().unwrap();
+    for common in ["iloveyou1", &customer.email, account, "Ada Lovelace", "lovelace1815"] {
+        let _refused = changes_password(&customer, PASSWORD, common).await.is_invalid_at(&["/new_password"]);
+    }
+    let create = ["user", "create", "--email", "root.of.all@example.com", "--name", "Ada Lovelace"];
+    let create = [&create[..], &["--role", "admin"]].concat();
+    for common in ["password1", "root.of.all@example.com", "RootOfAll", "Ada Lovelace"] {
+        let refused = service.command(&create, &[("USER_PASSWORD", common)]).await;
+        assert_eq!(refused.code(), Some(1), "{common}");
+        assert!(refused.stderr.contains("tried first"), "{common}: {}", refused.stderr);
+    }
+}
+
+async fn changes_password(user: &User, current: &str, new: &str) -> Answer {
+    user.put("/v1/me/password").json(&json!({ "current_password": current, "new_password": new })).await
+}
+
+#[tokio::test]
+async fn an_email_address_has_no_display_name() {
+    let service = service().await;
+    let named = "Eve <victim@example.com>";
+    let _refused = register(&service, named, PASSWORD).await.is_invalid_at(&["/email"]);
+    let create = ["user", "create", "--email", named, "--role", "customer"];
+    assert_eq!(service.command(&create, &[("USER_PASSWORD", PASSWORD)]).await.code(), Some(1));
+    let _victim = register(&service, "victim@example.com", PASSWORD).await.is(201);
+    let _not_the_victim = log_in(&service, named, PASSWORD).await.is_problem(401, "bad-credentials");
+}
+
+/// Passwords like this cost an estimator of strength a second each.
+const HOSTILE: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8(";
+
+#[tokio::test]
+async fn hostile_passwords_do_not_slow_down_other_requests() {
+    let service = service().await;
+    // Other load on the machine passes. Work that blocks the service is there each time.
+    let mut slowest = Vec::new();
+    for _ in 0..5 {
+        let registrations = (0..20).map(|_| {
+            let email = format!("{}@example.com", Uuid::now_v7().simple());
+            let registration = json!({ "email": email, "password": HOSTILE, "name": "Eve" });
+            service.nobody().post("/v1/users").json(&registration).in_background()
+        });
+        let registrations = registrations.collect::<Vec<_>>();
+        let mut took = Duration::ZERO;
+        for _ in 0..5 {
+            let started = Instant::now();
+            assert_eq!(service.ops("/healthz").await.0, 200);
+            let _other = service.nobody().get("/problems").await.is(200);
+            took = took.max(started.elapsed());
+        }
+        for registration in registrations {
+            let _registered = registration.answer().await.is(201);
+        }
+        if took < Duration::from_millis(250) {
+            return;
+        }
+        slowest.push(took);
+    }
+    panic!("other requests were slowed down each time: {slowest:?}");
+}
+
+#[tokio::test]
+async fn a_login_that_is_verified_while_the_password_changes_begins_no_session() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let _other = register(&service, "grace@example.com", "another long password").await.is(201);
+    // A password change that commits after the login has read and verified the old hash.
+    let other_hash = "select password_hash from users where email = 'grace@example.com'";
+    let change = format!("update users set password_hash = ({other_hash}) where id = '{}'", customer.id);
+    let change = service.database().hold(&change).await;
+    let credentials = json!({ "email": customer.email, "password": PASSWORD });
+    let login = service.nobody().post("/v1/sessions").json(&credentials).in_background();
+    let waiting = "select count(*) from pg_stat_activity
+                   where datname = current_database() and wait_event_type = 'Lock'";
+    eventually("the login waits for the change", async || {
+        (service.database().number(waiting).await == 1).then_some(())
+    })
+    .await;
+    change.commit().await;
+    let _refused = login.answer().await.is_problem(401, "bad-credentials");
+    assert_eq!(service.database().number("select count(*) from sessions").await, 1, "the customer's own");
+}
+
+#[tokio::test]
+async fn of_two_concurrent_password_changes_one_is_made() {
+    // The hashes take long enough for both to be verified before either is stored.
+    let slow = builder().setting("ARGON2_MEMORY_KIB", "32768").setting("ARGON2_ITERATIONS", "8");
+    let service = slow.setting("REQUEST_TIMEOUT_MS", "60000").start().await;
+    let customer = service.customer().await;
+    let (one, other) = tokio::join!(
+        changes_password(&customer, PASSWORD, "the first new password"),
+        changes_password(&customer, PASSWORD, "the second new password"),
+    );
+    let mut statuses = [one.status, other.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [204, 401]);
+    let passwords = ["the first new password", "the second new password"];
+    let new = if one.status == 204 { passwords[0] } else { passwords[1] };
+    let _in = log_in(&service, &customer.email, new).await.is(201);
+    assert_eq!(service.audit_events("action = 'change_password'").await.len(), 1);
+}
+
+#[tokio::test]
+async fn concurrent_logins_with_an_outdated_hash_all_begin_a_session() {
+    let service = service().await;
+    let outdated = [("ARGON2_MEMORY_KIB", "16384"), ("ARGON2_ITERATIONS", "4"), ("USER_PASSWORD", PASSWORD)];
+    let create = ["user", "create", "--email", "grace@example.com", "--role", "customer"];
+    service.command(&create, &outdated).await.succeeded();
+    let credentials = json!({ "email": "grace@example.com", "password": PASSWORD });
+    let logins = [(); 2].map(|()| service.nobody().post("/v1/sessions").json(&credentials).in_background());
+    for login in logins {
+        let _in = login.answer().await.is(201);
+    }
+}
+
+#[tokio::test]
+async fn as_many_passwords_are_hashed_at_once_as_the_setting_allows() {
+    const HASH_BYTES: u64 = 64 * 1024 * 1024;
+    let peak = async |concurrency: &str| {
+        let service = builder()
+            .setting("PASSWORD_HASHING_CONCURRENCY", concurrency)
+            .setting("ARGON2_MEMORY_KIB", "65536")
+            .setting("REQUEST_TIMEOUT_MS", "60000")
+            .start()
+            .await;
+        let _one = log_in(&service, "nobody@example.com", WRONG).await.is(401);
+        let of_one = service.peak_memory();
+        let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
+        let logins =
+            [(); 8].map(|()| service.nobody().post("/v1/sessions").json(&credentials).in_background());
+        for login in logins {
+            let _wrong = login.answer().await.is(401);
+        }
+        service.peak_memory() - of_one
+    };
+    assert!(peak("1").await < HASH_BYTES / 2, "one at a time");
+    assert!(peak("4").await > HASH_BYTES, "several at once");
 }
 
 #[tokio::test]
@@ -168,8 +301,7 @@ async fn another_password_ends_every_session() {
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
     let somebody_else = service.customer().await;
-    let change = json!({ "current_password": PASSWORD, "new_password": "a new and longer password" });
-    let _changed = here.put("/v1/me/password").json(&change).await.is(204);
+    let _changed = changes_password(&here, PASSWORD, "a new and longer password").await.is(204);
 
     for ended in [&here, &there] {
         let _ended = ended.get("/v1/me").await.is_problem(401, "unauthenticated");
@@ -188,11 +320,9 @@ async fn another_password_ends_every_session() {
 async fn a_password_is_changed_by_whoever_knows_it_only() {
     let service = service().await;
     let customer = service.customer().await;
-    let change = |current: &str, new: &str| {
-        customer.put("/v1/me/password").json(&json!({ "current_password": current, "new_password": new }))
-    };
-    let _wrong = change(WRONG, "a new and longer password").await.is_problem(401, "bad-credentials");
-    let _weak = change(PASSWORD, "short").await.is_invalid_at(&["/new_password"]);
+    let wrong = changes_password(&customer, WRONG, "a new and longer password").await;
+    let _wrong = wrong.is_problem(401, "bad-credentials");
+    let _weak = changes_password(&customer, PASSWORD, "short").await.is_invalid_at(&["/new_password"]);
     let _unchanged = log_in(&service, &customer.email, PASSWORD).await.is(201);
     let _goes_on = customer.get("/v1/me").await.is(200);
 }

@@ -3,9 +3,10 @@ use std::time::Duration;
 
 use dev::harness::{Answer, Request, SOON, Service, TABLE, eventually};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::problems::tells_nothing_of_the_inside;
@@ -167,9 +168,28 @@ async fn who_is_limited_by_address_cannot_write_themselves_another_one() {
     for made_up in ["198.51.100.1, 192.0.2.1", "198.51.100.2, 192.0.2.1", "\"for=1\", 192.0.2.1"] {
         let _what_stands_left_is_hearsay = from(&proxied, "x-forwarded-for", made_up).await.is(429);
     }
-    let _limited = until_refused(from(&proxied, "forwarded", "for=\"[2001:db8::1]:80\"")).await.1.is(429);
+    let _limited = until_refused(from(&proxied, "x-forwarded-for", "2001:db8::1")).await.1.is(429);
     let _same_network = from(&proxied, "x-forwarded-for", "2001:db8::ffff").await.is(429);
     let _another = from(&proxied, "x-forwarded-for", "2001:db8:0:1::1").await.is(200);
+}
+
+#[tokio::test]
+async fn the_client_address_comes_from_the_header_that_the_proxy_writes() {
+    for (written, line, other, forged) in [
+        ("x-forwarded-for", "192.0.2.1", "forwarded", "for=198.51.100.66"),
+        ("forwarded", "for=\"192.0.2.1:80\"", "x-forwarded-for", "198.51.100.66"),
+    ] {
+        let service =
+            builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").setting("FORWARDED_HEADER", written);
+        let service = service.start().await;
+        let request = service.nobody().get("/v1/me").header(written, line).header(other, forged);
+        let _refused = request.header("authorization", "Bearer unknown").await.is(401);
+        let audited = service.audit_events("metadata ->> 'reason' = 'bad_token'").await;
+        assert_eq!(audited[0]["ip_address"], "192.0.2.1", "{written}");
+        let is_access_line = |line: &Value| line["target"] == "access" && line["route"] == "/v1/me";
+        let access = service.logs_that("the access line", is_access_line).await;
+        assert_eq!(access["client_address"], "192.0.2.1", "{written}");
+    }
 }
 
 /// A connection on which a test writes what no client would.
@@ -215,6 +235,131 @@ async fn a_client_that_takes_too_long_over_its_body_is_told_so_and_cut_off() {
     slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
     let answer = slow.is_closed().await;
     assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("/problems/timeout"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_takes_too_long_is_refused_before_the_deadline() {
+    let service = builder().setting("BODY_TIMEOUT_MS", "500").start().await;
+    for path in ["/v1/users", "/v1/sessions"] {
+        let mut slow = Wire::to(&service).await;
+        slow.writes(&format!("POST {path} HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n"))
+            .await;
+        slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
+        let answer = slow.is_closed().await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("did not arrive in time"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn one_address_with_slow_requests_leaves_the_others_their_place() {
+    let service = builder()
+        .setting("MAX_REQUESTS_IN_FLIGHT", "3")
+        .setting("MAX_REQUESTS_IN_FLIGHT_PER_ADDRESS", "2")
+        .setting("TRUSTED_PROXIES", "127.0.0.0/8")
+        .start()
+        .await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let from = |address: &str| customer.with_header("x-forwarded-for", address);
+    let waiting = [(); 2].map(|()| from("192.0.2.1").get(dev::harness::PATH).in_background());
+    service.database().has_waiting(2).await;
+    let refused = from("192.0.2.1").get("/problems").await.is_problem(429, "too-many-requests");
+    assert!(refused.header("retry-after").is_some(), "{refused}");
+    let _another_address = from("192.0.2.2").get("/problems").await.is(200);
+    held.release().await;
+    for request in waiting {
+        let _served = request.answer().await.is(200);
+    }
+    let _again = from("192.0.2.1").get("/problems").await.is(200);
+}
+
+#[tokio::test]
+async fn a_client_that_half_closes_its_connection_gets_its_response() {
+    let service = service().await;
+    let body = r#"{"email":"grace@example.com","password":"correct horse battery staple","name":"Grace"}"#;
+    let mut wire = Wire::to(&service).await;
+    wire.writes("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
+    wire.writes(&format!("content-length: {}\r\n\r\n{body}", body.len())).await;
+    wire.0.shutdown().await.unwrap();
+    let answer = wire.is_closed().await;
+    assert!(answer.starts_with("HTTP/1.1 201") && answer.contains("grace@example.com"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_without_one_valid_host_is_refused() {
+    let service = service().await;
+    for hosts in
+        ["", "host: shop\r\nhost: shop\r\n", "host: sh op\r\n", "host: user@shop\r\n", "host: shop:x\r\n"]
+    {
+        let mut wire = Wire::to(&service).await;
+        wire.writes(&format!("GET /problems HTTP/1.1\r\n{hosts}connection: close\r\n\r\n")).await;
+        let answer = wire.is_closed().await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("malformed-request"),
+            "{hosts}: {answer}"
+        );
+    }
+    assert_eq!(
+        service.metric("http_requests_total{method=\"GET\",path=\"/problems\",status=\"400\"}").await,
+        5
+    );
+    let mut old = Wire::to(&service).await;
+    old.writes("GET /problems HTTP/1.0\r\n\r\n").await;
+    assert!(old.is_closed().await.contains(" 200 "), "HTTP/1.0 has no Host");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let service = builder().setting("WRITE_TIMEOUT_MS", "1000").start().await;
+    let mut wire = Wire::to(&service).await;
+    // Many requests at once, so that their responses do not fit into what the kernel holds for the connection.
+    let request = "GET /openapi.json HTTP/1.1\r\nhost: shop\r\n\r\n";
+    let writing = async { while wire.0.write_all(request.repeat(100).as_bytes()).await.is_ok() {} };
+    let cut = tokio::time::timeout(SOON, writing).await;
+    assert!(cut.is_ok(), "the connection is still open");
+}
+
+#[tokio::test]
+async fn an_idle_http_2_connection_is_closed() {
+    let service = builder().setting("IDLE_TIMEOUT_MS", "1000").start().await;
+    let stream = TokioIo::new(Wire::to(&service).await.0);
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake::<_, _, String>(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let url = service.api_url().join("/problems").unwrap();
+    let request = hyper::Request::get(url.as_str()).body(String::new()).unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), 200);
+    assert!(tokio::time::timeout(SOON, connection).await.is_ok(), "the connection is still open");
+}
+
+#[tokio::test]
+async fn one_address_with_many_connections_leaves_the_others_theirs() {
+    let service = builder().setting("MAX_CONNECTIONS_PER_ADDRESS", "2").start().await;
+    let address = service.api_url().socket_addrs(|| None).unwrap()[0];
+    let connect = async |from: [u8; 4]| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        Wire(socket.connect(address).await.unwrap())
+    };
+    let request = "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n";
+    let mut open = [connect([127, 0, 0, 2]).await, connect([127, 0, 0, 2]).await];
+    for wire in &mut open {
+        wire.writes(request).await;
+        wire.is_answered().await;
+    }
+    assert_eq!(connect([127, 0, 0, 2]).await.is_closed().await, "");
+    assert_eq!(service.metric("connections_refused_total").await, 1);
+    let mut another = connect([127, 0, 0, 3]).await;
+    another.writes(request).await;
+    another.is_answered().await;
+    drop(open);
+    eventually("the address has its share again", async || {
+        let mut wire = connect([127, 0, 0, 2]).await;
+        let _closed = wire.0.write_all(request.as_bytes()).await;
+        let mut first = [0; 1];
+        matches!(wire.0.read(&mut first).await, Ok(1)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -38,6 +38,7 @@ async fn every_mistake_in_the_settings_is_reported_at_once_and_no_value() {
         ("MIGRATE_ON_START", "perhaps"),
         ("SESSION_TTL_SECONDS", "-1"),
         ("TRUSTED_PROXIES", "everybody"),
+        ("FORWARDED_HEADER", "x-real-ip"),
         ("CORS_ALLOWED_ORIGINS", "https://shop.example/"),
         ("LOG_FORMAT", "xml"),
         ("OPS_TOKEN", "too-short"),

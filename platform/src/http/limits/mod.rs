@@ -18,7 +18,10 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::{
+    cors::{AllowOrigin, CorsLayer},
+    timeout::DeadlineBody,
+};
 
 use super::problem::{self, Problem};
 use rate::{RATE_LIMIT, RATE_LIMIT_POLICY};
@@ -59,16 +62,22 @@ pub async fn deadline(State(limit): State<Duration>, mut request: Request, next:
     }
 }
 
-/// The largest body of a request, in bytes.
+/// The limits of a request's body.
 #[derive(Debug, Clone, Copy)]
-pub struct BodyLimit(pub usize);
+pub struct BodyLimit {
+    /// The largest body, in bytes.
+    pub bytes: usize,
+    /// How long the client may take to send all of it.
+    pub timeout: Duration,
+}
 
-/// Refuses a body that says it is too large, and ends reading one that turns out to be: whoever reads it then
-/// meets [`http_body_util::LengthLimitError`].
-pub async fn body_limit(State(BodyLimit(limit)): State<BodyLimit>, request: Request, next: Next) -> Response {
+/// Refuses a body whose announced length is over the limit. Ends a body that turns out to be too large with
+/// [`http_body_util::LengthLimitError`], and one that takes too long with [`tower_http::timeout::TimeoutError`].
+pub async fn body_limit(State(limit): State<BodyLimit>, request: Request, next: Next) -> Response {
     let announced = request.body().size_hint().lower();
-    if usize::try_from(announced).is_ok_and(|announced| announced <= limit) {
-        next.run(request.map(|body| Body::new(Limited::new(body, limit)))).await
+    if usize::try_from(announced).is_ok_and(|announced| announced <= limit.bytes) {
+        let limited = |body| Limited::new(DeadlineBody::new(limit.timeout, body), limit.bytes);
+        next.run(request.map(|body| Body::new(limited(body)))).await
     } else {
         Problem::new(problem::BODY_TOO_LARGE).into_response()
     }
@@ -213,8 +222,8 @@ mod tests {
                 Err(_) => StatusCode::IM_A_TEAPOT,
             }
         };
-        let router =
-            Router::new().route("/", post(handler)).layer(from_fn_with_state(BodyLimit(10), body_limit));
+        let limit = BodyLimit { bytes: 10, timeout: Duration::from_secs(10) };
+        let router = Router::new().route("/", post(handler)).layer(from_fn_with_state(limit, body_limit));
         let response = router.oneshot(Request::post("/").body(body).unwrap()).await.unwrap();
         (response.status(), read.load(Ordering::Relaxed))
     }

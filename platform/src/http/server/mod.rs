@@ -2,11 +2,11 @@
 //!
 //! `axum::serve` has no timeout for a client that sends its headers one byte a minute, and no end to a
 //! graceful shutdown, so the accept loop is our own: HTTP/1.1 and HTTP/2 without TLS (which ends at the load
-//! balancer), a limit on connections, a limit on how long a request's headers may take, and a drain with a
-//! deadline.
+//! balancer), a limit on connections and on those of one address, timeouts for a request's headers, for a client
+//! that does not read and for an idle connection, and a drain with a deadline.
 //!
 //! One connection is one task, and nothing that happens in it reaches the accept loop.
-mod header_timeout;
+mod timed_stream;
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -16,6 +16,9 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use ipnet::IpNet;
+use lazy_static::lazy_static;
+use prometheus::{IntCounter, register_int_counter};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -25,15 +28,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use self::header_timeout::{HeaderTimeout, Requests};
+use self::timed_stream::{Requests, TimedStream};
+use super::{
+    client_address,
+    shares::{Share, Shares},
+};
+use crate::telemetry::metrics::registered;
 
 /// All headers of one request together. A browser with many cookies sends a quarter of it. There are at most a
 /// hundred of them: hyper's default, since another number costs an allocation for every request.
 const HEADERS_LIMIT: u16 = 32 * 1024;
-
-/// How long a connection without a request is kept: longer than the 60 seconds after which common load
-/// balancers give theirs up. The side that closes first must not be the one that the next request goes to.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// How often an HTTP/2 client is asked whether it is still there, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -41,13 +45,30 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// After an error of `accept` that waiting may cure, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// What a listener puts up with.
-#[derive(Debug, Clone, Copy)]
+lazy_static! {
+    static ref REFUSED: IntCounter = registered(register_int_counter!(
+        "connections_refused_total",
+        "Connections closed at once because their address had too many open."
+    ));
+}
+
+/// The limits of a listener.
+#[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections open at once. One more is accepted when another has ended.
     pub max_connections: usize,
+    /// Connections open at once from one address; 0 is no limit. One more is closed at once, because it would take a
+    /// place from the other addresses while it waits.
+    pub max_connections_per_address: usize,
+    /// Networks whose addresses have no limit of their own: those of proxies, which bring the connections of many
+    /// clients.
+    pub proxies: Vec<IpNet>,
     /// How long a client may take over its request's headers.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of a response.
+    pub write_timeout: Duration,
+    /// How long a connection without a request is kept.
+    pub idle_timeout: Duration,
 }
 
 /// Why there is no listener.
@@ -119,15 +140,24 @@ impl Listener {
 
     /// Begins to accept. Each request carries its peer as [`ConnectInfo`].
     pub fn serve(self, router: Router) -> Server {
+        lazy_static::initialize(&REFUSED);
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
         let connections = TaskTracker::new();
         let accepting = tokio::spawn(accept(
             self.socket,
-            Semaphore::new(self.limits.max_connections.clamp(1, Semaphore::MAX_PERMITS)),
+            Admission {
+                permits: Arc::new(Semaphore::new(
+                    self.limits.max_connections.clamp(1, Semaphore::MAX_PERMITS),
+                )),
+                shares: Shares::new(self.limits.max_connections_per_address),
+                proxies: self.limits.proxies,
+            },
             Serving {
                 router,
-                protocol: protocol(),
+                protocol: protocol(self.limits.idle_timeout),
                 header_timeout: self.limits.header_timeout,
+                write_timeout: self.limits.write_timeout,
+                idle_timeout: self.limits.idle_timeout,
                 draining: draining.clone(),
                 cut: cut.clone(),
             },
@@ -137,14 +167,14 @@ impl Listener {
     }
 }
 
-fn protocol() -> auto::Builder<TokioExecutor> {
+fn protocol(idle_timeout: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
         // hyper counts from the end of the last request, so this is the limit on idleness; headers have
-        // theirs in `HeaderTimeout`.
-        .header_read_timeout(IDLE_TIMEOUT)
+        // theirs in `TimedStream`.
+        .header_read_timeout(idle_timeout)
         .max_buf_size(HEADERS_LIMIT.into());
     builder
         .http2()
@@ -196,21 +226,46 @@ struct Serving {
     router: Router,
     protocol: auto::Builder<TokioExecutor>,
     header_timeout: Duration,
+    write_timeout: Duration,
+    idle_timeout: Duration,
     draining: CancellationToken,
     cut: CancellationToken,
 }
 
-async fn accept(socket: TcpListener, permits: Semaphore, serving: Serving, connections: TaskTracker) {
-    let permits = Arc::new(permits);
+/// Decides which connections are accepted.
+struct Admission {
+    permits: Arc<Semaphore>,
+    shares: Shares,
+    proxies: Vec<IpNet>,
+}
+
+impl Admission {
+    /// Takes one of the address's share. `None` without an error: the address needs none.
+    fn share(&self, peer: SocketAddr) -> Result<Option<Share>, ()> {
+        let address = peer.ip().to_canonical();
+        if client_address::is_within(&self.proxies, address) {
+            return Ok(None);
+        }
+        self.shares.take(client_address::network(address)).map(Some).ok_or(())
+    }
+}
+
+async fn accept(socket: TcpListener, admission: Admission, serving: Serving, connections: TaskTracker) {
     let draining = serving.draining.clone();
     let endless = async {
         loop {
             // Before accepting: what waits for a permit waits in the kernel's queue, and costs us nothing.
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&admission.permits).acquire_owned().await else { return };
             match socket.accept().await {
-                Ok((stream, peer)) => {
-                    connections.spawn(serving.clone().connection(stream, peer, permit));
-                }
+                Ok((stream, peer)) => match admission.share(peer) {
+                    Ok(share) => {
+                        connections.spawn(serving.clone().connection(stream, peer, (permit, share)));
+                    }
+                    Err(()) => {
+                        REFUSED.inc();
+                        tracing::debug!(%peer, "rejected a connection: its address has too many open");
+                    }
+                },
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
                     tracing::error!(error = &error as &dyn std::error::Error, "cannot accept connections");
@@ -234,23 +289,28 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 }
 
 impl Serving {
-    async fn connection(self, stream: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
+    async fn connection(
+        self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        _while_it_is_open: (OwnedSemaphorePermit, Option<Share>),
+    ) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "the connection was gone before its first request");
             return;
         }
         let requests = Arc::new(Requests::default());
-        let stream = HeaderTimeout::new(stream, self.header_timeout, Arc::clone(&requests));
+        let stream = TimedStream::new(stream, self.header_timeout, self.write_timeout, Arc::clone(&requests));
         let router = self.router;
+        let counted = Arc::clone(&requests);
         let service = service_fn(move |request: Request<Incoming>| {
-            requests.begin(request.version());
+            let in_flight = counted.begin(request.version());
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(peer));
             let response = router.clone().call(request);
-            let requests = Arc::clone(&requests);
             async move {
                 let response = response.await;
-                requests.answer();
+                drop(in_flight);
                 response
             }
         });
@@ -263,6 +323,15 @@ impl Serving {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     result = connection => result,
+                    () = self.cut.cancelled() => return,
+                }
+            }
+            () = requests.idle(self.idle_timeout) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    result = connection => result,
+                    // A response is left that the client does not take.
+                    () = sleep(self.write_timeout) => return,
                     () = self.cut.cancelled() => return,
                 }
             }

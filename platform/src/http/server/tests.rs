@@ -7,7 +7,14 @@ use tokio::{
 
 use super::*;
 
-const LIMITS: Limits = Limits { max_connections: 100, header_timeout: Duration::from_millis(200) };
+const LIMITS: Limits = Limits {
+    max_connections: 100,
+    max_connections_per_address: 0,
+    proxies: Vec::new(),
+    header_timeout: Duration::from_millis(200),
+    write_timeout: PATIENCE,
+    idle_timeout: PATIENCE,
+};
 
 /// Far beyond what anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -131,6 +138,39 @@ async fn a_slow_body_is_not_a_slow_header() {
     slow.send("GET").await;
     assert_eq!(slow.is_closed().await, "");
     uploading.send("-last").await.reads("first-last").await;
+}
+
+#[tokio::test]
+async fn a_half_closed_connection_is_served_and_then_closed() {
+    let (_server, address, gate) = start(LIMITS).await;
+    let mut client = Client::connect(address).await;
+    client.asks_for("/held").await;
+    gate.entered.notified().await;
+    client.0.shutdown().await.unwrap();
+    // The end of what the client sends has arrived before the response is made.
+    assert!(timeout(Duration::from_millis(100), client.0.readable()).await.is_err());
+    gate.release.notify_one();
+    assert!(client.is_closed().await.ends_with("released"));
+}
+
+#[tokio::test]
+async fn a_client_that_has_gone_ends_its_request() {
+    let (server, address, gate) = start(LIMITS).await;
+    let mut client = Client::connect(address).await;
+    client.asks_for("/held").await;
+    gate.entered.notified().await;
+    drop(client);
+    assert_eq!(server.drain(deadline()).await, Drained { cut: 0 }, "nothing releases the request");
+}
+
+#[tokio::test]
+async fn a_proxy_has_as_many_connections_as_it_needs() {
+    let limits = Limits { max_connections_per_address: 1, ..LIMITS };
+    let (_server, address, _) =
+        start(Limits { proxies: vec!["127.0.0.0/8".parse().unwrap()], ..limits }).await;
+    let (mut one, mut other) = (Client::connect(address).await, Client::connect(address).await);
+    one.asks_for("/").await.reads("127.0.0.1").await;
+    other.asks_for("/").await.reads("127.0.0.1").await;
 }
 
 #[tokio::test]

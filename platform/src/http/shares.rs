@@ -1,0 +1,113 @@
+//! Bounds on what one network holds at once: its connections, its requests in flight.
+//!
+//! A bound on the whole alone lets one client take all of it.
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{
+    Extension,
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    client_address::ClientAddress,
+    problem::{self, Problem},
+};
+
+/// Numbers of the networks that hold anything.
+type Held = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// Counts what each network holds. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Shares {
+    held: Held,
+    max: usize,
+}
+
+/// One of a network's share, until it is dropped.
+#[derive(Debug)]
+#[must_use = "the share is returned when this is dropped"]
+pub struct Share {
+    held: Held,
+    network: IpAddr,
+}
+
+impl Shares {
+    /// Lets each network hold `max` at once. 0 is no bound.
+    pub fn new(max: usize) -> Self {
+        Self { held: Held::default(), max: if max == 0 { usize::MAX } else { max } }
+    }
+
+    /// Takes one for a [network](ClientAddress::network), unless it holds its whole share.
+    pub fn take(&self, network: IpAddr) -> Option<Share> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(network).or_default();
+        (*count < self.max).then(|| {
+            *count += 1;
+            Share { held: Arc::clone(&self.held), network }
+        })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = held.entry(self.network) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// Refuses a request of a network that has its whole share in flight.
+pub async fn limit_in_flight_by_address(
+    State(shares): State<Shares>,
+    Extension(client): Extension<ClientAddress>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match shares.take(client.network()) {
+        Some(_while_it_runs) => next.run(request).await,
+        None => Problem::new(problem::TOO_MANY_REQUESTS).retry_after(1).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_holds_its_share_and_leaves_the_others_theirs() {
+        let shares = Shares::new(2);
+        let [one, other] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
+        let held = [shares.take(one), shares.take(one)];
+        assert!(held.iter().all(Option::is_some));
+        assert!(shares.take(one).is_none());
+        assert!(shares.take(other).is_some());
+        drop(held);
+        assert!(shares.take(one).is_some());
+    }
+
+    #[test]
+    fn only_networks_that_hold_something_are_remembered() {
+        let shares = Shares::new(1);
+        let held: Vec<_> = (0..100).map(|last| shares.take([192, 0, 2, last].into())).collect();
+        assert_eq!(shares.held.lock().unwrap().len(), 100);
+        drop(held);
+        assert_eq!(shares.held.lock().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn zero_is_no_bound() {
+        let shares = Shares::new(0);
+        let held: Vec<_> = (0..1000).map(|_| shares.take([192, 0, 2, 1].into())).collect();
+        assert!(held.iter().all(Option::is_some));
+    }
+}
