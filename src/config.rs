@@ -13,6 +13,9 @@ use crate::{accounts, slices};
 /// The fewest characters of `OPS_TOKEN`.
 const MIN_OPS_TOKEN_LENGTH: usize = 16;
 
+/// The least time for draining: the last spans and log lines take up to two seconds of it.
+const MIN_DRAIN_TIME: Duration = Duration::from_secs(3);
+
 platform::settings! {
     /// Every setting, grouped by the module that uses it.
     pub struct Config {
@@ -53,10 +56,16 @@ impl Config {
     }
 
     fn check(&self, reader: &mut Reader) {
-        let Self { http, slices, shutdown, .. } = self;
+        let Self { process, database, http, slices, shutdown, .. } = self;
         slices.check(http, reader);
-        if shutdown.grace.is_some_and(|grace| grace >= shutdown.deadline) {
-            reader.mistake("SHUTDOWN_GRACE_SECONDS", "must be below SHUTDOWN_DEADLINE_SECONDS");
+        database.check(process.environment, reader);
+        // The effective value: outside of development and test there is a grace period although none is set.
+        if self.shutdown_grace() + MIN_DRAIN_TIME > shutdown.deadline {
+            let name =
+                if shutdown.grace.is_some() { "SHUTDOWN_GRACE_SECONDS" } else { "SHUTDOWN_DEADLINE_SECONDS" };
+            let rule =
+                "must leave at least 3 seconds between SHUTDOWN_GRACE_SECONDS and SHUTDOWN_DEADLINE_SECONDS";
+            reader.mistake(name, rule);
         }
         if http.ops_token.as_ref().is_some_and(|token| token.expose_secret().len() < MIN_OPS_TOKEN_LENGTH) {
             reader.mistake("OPS_TOKEN", format!("must have at least {MIN_OPS_TOKEN_LENGTH} characters"));

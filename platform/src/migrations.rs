@@ -6,15 +6,33 @@
 use std::time::Duration;
 
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, PgConnection,
-    migrate::{Migrate, Migrator},
-    postgres::PgConnectOptions,
+    AssertSqlSafe, Connection, PgConnection,
+    migrate::{AppliedMigration, Migrate, Migrator},
 };
 
 use crate::{
     audit::{Event, EventResult, EventType},
-    database::{ConnectError, Database, Settings, answered, wait_until_reachable},
+    database::{ConnectError, Settings, newest_version, sqlstate, unmet_requirements, wait_until_reachable},
 };
+
+const TABLE: &str = "_sqlx_migrations";
+
+/// Settings of the service's role. They would otherwise be start-up options of each connection, which a pooler in
+/// transaction mode rejects.
+///
+/// `force_generic_plan` because of statements over arrays: the planner takes their generic plan for dearer than it
+/// is, and plans them anew at every execution. The TCP settings end the sessions of a replica whose host is lost, within
+/// half a minute, and keep idle connections alive in firewalls. `client_connection_check_interval` ends the statement
+/// of a closed connection.
+const ROLE_SETTINGS: [(&str, &str); 7] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("tcp_keepalives_idle", "15s"),
+    ("tcp_keepalives_interval", "5s"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "30s"),
+    ("client_connection_check_interval", "1s"),
+];
 
 /// Why the schema could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +43,9 @@ pub enum MigrateError {
     /// A migration failed, was changed after it was applied, or is unknown to this binary.
     #[error("the migrations could not be applied: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
+    /// The database does not fulfil a requirement. Nothing was changed.
+    #[error("nothing was changed, because {}", .0.join("; "))]
+    Requirements(Vec<String>),
     /// The service's role could not be given its rights.
     #[error("the rights of role {role} could not be set: {source}")]
     Rights {
@@ -35,53 +56,86 @@ pub enum MigrateError {
     },
 }
 
-/// How the database's schema stands to this binary.
+/// The outcome of [`migrate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SchemaState {
-    /// As the binary expects.
-    Current,
-    /// Migrations are missing.
-    Older,
-    /// It has migrations that this binary does not know: a newer release is being rolled out.
-    Newer,
+pub struct Migrated {
+    /// The number of migrations that were applied.
+    pub applied: usize,
+    /// The newest migration of the database.
+    pub version: i64,
 }
 
-/// Returns the version of the newest migration.
-pub fn newest_version(migrations: &Migrator) -> i64 {
-    migrations.iter().map(|migration| migration.version).max().unwrap_or(0)
-}
-
-/// Applies what is missing as the owner, and gives the service's role its rights. Returns how many were applied.
+/// Applies what is missing as the owner, and gives the service's role its rights.
+///
+/// On the schema of a newer release nothing is applied, so that a release can be rolled back.
 ///
 /// # Errors
-/// When the database cannot be reached, a migration does not apply, or the rights cannot be given.
-pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<usize, MigrateError> {
+/// When the database cannot be reached or does not fulfil a requirement, a migration does not apply, or the rights
+/// cannot be given.
+pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migrated, MigrateError> {
     let owner = settings.owner();
     wait_until_reachable(owner, settings.startup_wait).await?;
     // No statement timeout: a migration takes as long as it takes, and so does waiting for another replica's.
-    let options = owner.clone().application_name("migrate").options([("statement_timeout", "0")]);
-    let mut connection = options.connect().await.map_err(sqlx::migrate::MigrateError::from)?;
+    let url = owner.clone().application_name("migrate").without_statement_timeout();
+    let mut connection = url.connect().await.map_err(sqlx::migrate::MigrateError::from)?;
+    let role = settings.url.username().to_owned();
+    let unmet = unmet_requirements(&mut connection, &role).await;
+    let unmet = unmet.map_err(sqlx::migrate::MigrateError::from)?;
+    if !unmet.is_empty() {
+        return Err(MigrateError::Requirements(unmet));
+    }
     // sqlx takes a lock of its own, but neither for its table nor for the rights.
     sqlx::raw_sql("select pg_advisory_lock(hashtext('migrate'))")
         .execute(&mut connection)
         .await
         .map_err(sqlx::migrate::MigrateError::from)?;
     let before = applied(&mut connection).await?;
-    migrations.run(&mut connection).await?;
+    if is_newer(&mut connection, migrations, &before).await? {
+        tracing::warn!("the schema is newer than this release: no migration is applied");
+    } else {
+        migrations.run(&mut connection).await?;
+    }
     let after = applied(&mut connection).await?;
     begin_audit_epoch(&mut connection).await.map_err(sqlx::migrate::MigrateError::from)?;
-    let role = settings.url.get_username().to_owned();
-    grant_rights(&mut connection, owner, &role, settings.statement_timeout)
+    grant_rights(&mut connection, owner.username(), &role, settings.statement_timeout)
         .await
         .map_err(|source| MigrateError::Rights { role, source })?;
     // The work is committed; how the connection says goodbye does not matter.
     let _goodbye = connection.close().await;
-    Ok(after - before)
+    let version = after.iter().map(|migration| migration.version).max().unwrap_or(0);
+    Ok(Migrated { applied: after.len() - before.len(), version })
 }
 
-async fn applied(connection: &mut PgConnection) -> Result<usize, MigrateError> {
-    connection.ensure_migrations_table("_sqlx_migrations").await?;
-    Ok(connection.list_applied_migrations("_sqlx_migrations").await?.len())
+async fn applied(connection: &mut PgConnection) -> Result<Vec<AppliedMigration>, MigrateError> {
+    connection.ensure_migrations_table(TABLE).await?;
+    Ok(connection.list_applied_migrations(TABLE).await?)
+}
+
+/// Returns whether the schema has every migration of this binary, unchanged, and newer ones. sqlx would reject those.
+///
+/// # Errors
+/// When a migration of this binary was changed or has failed.
+async fn is_newer(
+    connection: &mut PgConnection,
+    migrations: &Migrator,
+    applied: &[AppliedMigration],
+) -> Result<bool, sqlx::migrate::MigrateError> {
+    let is_known = |version| migrations.version_exists(version);
+    let unknown = || applied.iter().map(|migration| migration.version).filter(|version| !is_known(*version));
+    if unknown().next().is_none() || unknown().any(|version| version < newest_version(migrations)) {
+        return Ok(false);
+    }
+    if let Some(version) = connection.dirty_version(TABLE).await? {
+        return Err(sqlx::migrate::MigrateError::Dirty(version));
+    }
+    for migration in migrations.iter() {
+        match applied.iter().find(|applied| applied.version == migration.version) {
+            Some(applied) if applied.checksum == migration.checksum => {}
+            Some(_) => return Err(sqlx::migrate::MigrateError::VersionMismatch(migration.version)),
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 /// Notices that the database was loaded into another cluster, whose transaction ids say nothing beside the old ones.
@@ -98,70 +152,78 @@ async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Er
     Ok(())
 }
 
-/// Makes the service's login a member of `app_runtime`, and sets on it what would otherwise be start-up options
-/// of each connection, which a pooler in transaction mode refuses.
-///
-/// `force_generic_plan` because of statements over arrays: the planner takes their generic plan for dearer than it
-/// is, and plans them anew at every execution.
+/// Makes the service's login a member of `app_runtime`, and sets [`ROLE_SETTINGS`] and others on it.
 async fn grant_rights(
     connection: &mut PgConnection,
-    owner: &PgConnectOptions,
+    owner: &str,
     role: &str,
     statement_timeout: Duration,
 ) -> Result<(), sqlx::Error> {
-    let mut statements = vec![
-        ("alter role %1$I in database %2$I set plan_cache_mode = 'force_generic_plan'", String::new()),
-        (
-            "alter role %1$I in database %2$I set statement_timeout = %3$L",
-            statement_timeout.as_millis().to_string(),
-        ),
-        ("alter role %1$I in database %2$I set idle_in_transaction_session_timeout = %3$L", "10s".to_owned()),
-    ];
-    // What was committed before another service is called must survive whatever follows. Any other value is as durable, or
-    // more, and whoever runs the server has chosen it.
-    let commit: String = sqlx::query_scalar("select current_setting('synchronous_commit')")
-        .fetch_one(&mut *connection)
-        .await?;
-    if commit == "off" {
-        statements.push(("alter role %1$I in database %2$I set synchronous_commit = 'on'", String::new()));
+    if role != owner {
+        execute_formatted(connection, "grant app_runtime to %1$I", [role, "", ""]).await?;
     }
-    if role != owner.get_username() {
-        statements.insert(0, ("grant app_runtime to %1$I", String::new()));
+    let statement_timeout = statement_timeout.as_millis().to_string();
+    let mut settings = vec![("statement_timeout", &*statement_timeout)];
+    settings.extend(ROLE_SETTINGS);
+    // What was committed before another service is called must survive whatever follows. Any other value than `off` is
+    // as durable, or more, and whoever runs the server has chosen it.
+    if synchronous_commit(connection, role).await? == "off" {
+        settings.push(("synchronous_commit", "on"));
     }
-    for (template, value) in statements {
-        let statement: String = sqlx::query_scalar("select format($1, $2, current_database(), $3)")
-            .bind(template)
-            .bind(role)
-            .bind(value)
-            .fetch_one(&mut *connection)
-            .await?;
-        // Made by `format` with %I and %L, which quote.
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+    for (name, value) in settings {
+        let template = "alter role %1$I in database %4$I set %2$I = %3$L";
+        match execute_formatted(connection, template, [role, name, value]).await {
+            // 22023: a server on an operating system that cannot do it.
+            Err(error) if sqlstate(&error).is_some_and(|code| code == "22023") => {
+                tracing::warn!(
+                    setting = name,
+                    error = &error as &dyn std::error::Error,
+                    "role setting rejected"
+                );
+            }
+            other => other?,
+        }
     }
     Ok(())
 }
 
-/// Compares the database's schema with this binary's migrations.
-///
-/// # Errors
-/// When the database cannot be asked.
-pub async fn schema_state(database: &Database, migrations: &Migrator) -> Result<SchemaState, sqlx::Error> {
-    let mut connection = database.acquire().await?;
-    let statement = sqlx::query_scalar("select max(version) from _sqlx_migrations where success");
-    // Not observed: probes ask every second, and each would be a trace.
-    let applied: Result<Option<i64>, _> = answered(statement.fetch_one(&mut *connection)).await;
-    let applied = match applied {
-        // 42P01: the table of migrations is not there yet; 42501: nor is our right to read it.
-        Err(sqlx::Error::Database(error))
-            if error.code().is_some_and(|code| code == "42P01" || code == "42501") =>
-        {
-            None
-        }
-        other => other?,
-    };
-    Ok(match applied.unwrap_or(0).cmp(&newest_version(migrations)) {
-        std::cmp::Ordering::Less => SchemaState::Older,
-        std::cmp::Ordering::Equal => SchemaState::Current,
-        std::cmp::Ordering::Greater => SchemaState::Newer,
-    })
+/// Executes a statement made by `format`, whose `%I` and `%L` quote. The database's name is the last argument.
+async fn execute_formatted(
+    connection: &mut PgConnection,
+    template: &str,
+    [first, second, third]: [&str; 3],
+) -> Result<(), sqlx::Error> {
+    let statement: String = sqlx::query_scalar("select format($1, $2, $3, $4, current_database())")
+        .bind(template)
+        .bind(first)
+        .bind(second)
+        .bind(third)
+        .fetch_one(&mut *connection)
+        .await?;
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+    Ok(())
+}
+
+/// Returns `synchronous_commit` as a new session of `role` gets it: set on the role in this database, on the role, on the
+/// database, on all, or on the server. The last is what this session has, unless that is set on its own role.
+async fn synchronous_commit(connection: &mut PgConnection, role: &str) -> Result<String, sqlx::Error> {
+    let statement = sqlx::query_scalar(
+        "select coalesce(
+           (
+             select split_part(setting, '=', 2)
+             from pg_db_role_setting, unnest(setconfig) as setting
+             where setting like 'synchronous_commit=%'
+               and setdatabase in (0, (select oid from pg_database where datname = current_database()))
+               and setrole in (0, (select oid from pg_roles where rolname = $1))
+             order by setrole = 0, setdatabase = 0
+             limit 1
+           ),
+           (
+             select case when source in ('user', 'database user') then 'off' else setting end
+             from pg_settings
+             where name = 'synchronous_commit'
+           )
+         )",
+    );
+    statement.bind(role).fetch_one(connection).await
 }

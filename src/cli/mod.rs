@@ -17,7 +17,7 @@ use clap::{Arg, ArgMatches, Command};
 use platform::{
     database::{self, Database},
     migrations,
-    settings::{Mistakes, Reader, Setting},
+    settings::{Mistakes, Process, Reader, Setting},
     telemetry,
 };
 
@@ -182,12 +182,21 @@ fn serve(config: Config) -> Outcome {
 }
 
 fn migrate(reader: Reader) -> Outcome {
-    let settings = reader.finish(database::Settings::read)?;
-    let applied = runtime()?.block_on(migrations::migrate(&settings, &MIGRATIONS))?;
-    println!(
-        "{applied} migrations applied; the schema is at version {}",
-        migrations::newest_version(&MIGRATIONS)
-    );
+    let settings = reader.finish(|reader| {
+        let (process, database) = (Process::read(reader), database::Settings::read(reader)?);
+        database.check(process?.environment, reader);
+        Some(database)
+    })?;
+    let migrated = runtime()?.block_on(migrations::migrate(&settings, &MIGRATIONS))?;
+    let known = database::newest_version(&MIGRATIONS);
+    if migrated.version > known {
+        println!(
+            "nothing to do: the schema is at version {}, newer than {known} of this release",
+            migrated.version,
+        );
+    } else {
+        println!("{} migrations applied; the schema is at version {}", migrated.applied, migrated.version);
+    }
     Ok(())
 }
 

@@ -63,6 +63,9 @@ pub enum ServeError {
     /// The service could rewrite its own audit trail.
     #[error("DATABASE_URL's role may rewrite the audit trail, as a superuser, the owner, or by its rights: use the restricted role that `{} migrate` prepares", env!("CARGO_PKG_NAME"))]
     TooManyRights,
+    /// A confirmed commit could be lost.
+    #[error("synchronous_commit is off for DATABASE_URL's role, so that confirmed commits may be lost in a crash: run `{} migrate`, which sets it", env!("CARGO_PKG_NAME"))]
+    LossyCommits,
     /// The client that sends alerts cannot be set up.
     #[error("the client that sends alerts could not be set up: {0}")]
     Alerts(#[from] reqwest::Error),
@@ -96,7 +99,14 @@ pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeErro
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let mut signals = Signals::listen()?;
     install_tls_provider();
-    let database = startup::open(config).await?;
+    // Waiting for the database or for another replica's migrations can take long, and is given up at once.
+    let database = tokio::select! {
+        opened = startup::open(config) => opened?,
+        signal = signals.next() => {
+            tracing::info!(signal, "the service has ended before it was up");
+            return Ok(());
+        }
+    };
     let alerts = Alerts::start(&config.alerts, BuildInfo::current().name)?;
     let tracked = Tracked::new();
     // At most half of the requests in flight may wait for another service, so that a slow one cannot starve the rest.

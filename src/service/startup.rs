@@ -1,8 +1,10 @@
 //! Opening the database: a service that cannot work with it, or could rewrite its own trail, does not start.
+use std::future::ready;
+
 use platform::{
     audit,
-    database::{self, Database, Privileges},
-    migrations::{self, SchemaState},
+    database::{self, Database, Durability, Privileges, SchemaState},
+    migrations,
     ops::health::{Builder, CheckError},
 };
 use serde_json::json;
@@ -13,11 +15,12 @@ use crate::{BUILD, MIGRATIONS, config::Config};
 /// The database, looked at and found to be in order.
 pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     if config.database.migrate_on_start {
-        let applied = migrations::migrate(&config.database, &MIGRATIONS).await?;
-        tracing::info!(applied, "migrations are applied");
+        let migrated = migrations::migrate(&config.database, &MIGRATIONS).await?;
+        tracing::info!(applied = migrated.applied, "migrations are applied");
     }
     let database = Database::connect(&config.database, BUILD.name).await?;
-    match migrations::schema_state(&database, &MIGRATIONS).await? {
+    let schema = database::schema_state(&mut *database.acquire().await?, &MIGRATIONS).await?;
+    match schema {
         SchemaState::Older => return Err(ServeError::SchemaOlder),
         SchemaState::Newer => tracing::warn!("the database's schema is newer than this release"),
         SchemaState::Current => {}
@@ -34,30 +37,34 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
             "DATABASE_URL's role may rewrite the audit trail; outside of development and test that is refused"
         ),
     }
-    database::warn_of_session_settings(&database, &config.database).await?;
+    match database::check_session_settings(&database, &config.database).await? {
+        Durability::Durable => {}
+        Durability::Lossy if production_like => return Err(ServeError::LossyCommits),
+        Durability::Lossy => tracing::warn!(
+            "synchronous_commit is off: confirmed commits may be lost in a crash; outside of development and test that is refused"
+        ),
+    }
+    if production_like && config.database.url.may_be_plaintext() {
+        tracing::warn!("DATABASE_URL allows connections without TLS: sslmode=verify-full prevents it");
+    }
     Ok(database)
 }
 
 /// What readiness and `/health` look at of the database.
 pub(super) fn add_checks(health: Builder, database: &Database) -> Builder {
-    let (ping, schema, pool) = (database.clone(), database.clone(), database.clone());
+    let (monitor, pool) = (database.monitor(&MIGRATIONS), database.clone());
+    let schema = monitor.clone();
     health
         .required("database", move || {
-            let database = ping.clone();
-            async move {
-                let pinged = database.ping().await;
-                pinged.map(|()| None).map_err(|_| CheckError("the database does not answer"))
-            }
+            let available = monitor.available();
+            ready(available.map(|()| None).map_err(|reason| CheckError(reason.as_str())))
         })
         .required("migrations", move || {
-            let database = schema.clone();
-            async move {
-                match migrations::schema_state(&database, &MIGRATIONS).await {
-                    Ok(SchemaState::Current | SchemaState::Newer) => Ok(None),
-                    Ok(SchemaState::Older) => Err(CheckError("migrations are missing")),
-                    Err(_) => Err(CheckError("the migrations cannot be read")),
-                }
-            }
+            ready(match schema.schema() {
+                Some(SchemaState::Current | SchemaState::Newer) => Ok(None),
+                Some(SchemaState::Older) => Err(CheckError("migrations are missing")),
+                None => Err(CheckError("the migrations cannot be read")),
+            })
         })
         .section("pool", move || json!(pool.pool_state()))
 }

@@ -112,6 +112,27 @@ impl Database {
         &self.service_url
     }
 
+    /// Starts a standby of the server, which must be this database's own.
+    pub async fn standby(&self) -> Standby {
+        let started = self.server.standby(&|line| eprintln!("{line}")).await;
+        let server = started.unwrap_or_else(|error| panic!("{error}"));
+        let service_url = server.url(&self.name, &service_role(), PASSWORD);
+        Standby { server, service_url }
+    }
+
+    /// Runs a statement as the administrator of the server.
+    pub async fn execute_as_administrator(&self, statement: &str) {
+        let mut admin =
+            PgConnection::connect(self.server.admin_url_of(&self.name).as_str()).await.expect("it answers");
+        let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut admin).await;
+        run.unwrap_or_else(|error| panic!("{error}: {statement}"));
+    }
+
+    /// The name of the service's role.
+    pub fn service_role(&self) -> String {
+        service_role()
+    }
+
     /// Runs statements as the owner.
     pub async fn execute(&self, statements: impl Into<String>) {
         let statements = statements.into();
@@ -200,6 +221,25 @@ impl Database {
         let query = query.as_ref();
         let number = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.owner).await;
         number.unwrap_or_else(|error| panic!("{error}: {query}"))
+    }
+}
+
+/// A standby of the server of a [`Database`].
+#[derive(Debug)]
+pub struct Standby {
+    server: Server,
+    service_url: Url,
+}
+
+impl Standby {
+    /// The address of the database there, as the service's role.
+    pub fn service_url(&self) -> &Url {
+        &self.service_url
+    }
+
+    /// Makes it the primary.
+    pub async fn promote(&self) {
+        self.server.promote().await.unwrap_or_else(|error| panic!("{error}"));
     }
 }
 

@@ -46,7 +46,7 @@ pub use self::{
     client::{Attempt, Client, Exchange, Request, Witness},
     collector::{Collector, Mood},
     command::{Finished, run},
-    database::{Database, Held},
+    database::{Database, Held, Standby},
     service::Service,
     user::{PASSWORD, User},
 };

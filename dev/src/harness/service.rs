@@ -148,6 +148,13 @@ impl Service {
         self.restart().await;
     }
 
+    /// Starts it again with another value of a setting.
+    pub async fn restart_with(&mut self, setting: &str, value: &str) {
+        self.settings.retain(|(name, _)| name != setting);
+        self.settings.push((setting.to_owned(), value.to_owned()));
+        self.restart().await;
+    }
+
     /// Starts another replica: a further process with the same settings, database and neighbours.
     pub async fn replica(&self) -> Self {
         self.replica_with(&[]).await

@@ -118,6 +118,39 @@ impl Cluster {
         Ok(Self { child, binaries, account, files, purpose, admin_url })
     }
 
+    /// Starts a standby of this server, which follows it by streaming replication until it is promoted.
+    pub(super) async fn standby(&self, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+        let directory = unique_directory(&self.account);
+        std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
+        Watchdog::global()
+            .and_then(|watchdog| watchdog.remove(&directory))
+            .map_err(Error::io("start the watchdog"))?;
+        self.account.own(&directory, 0o700)?;
+        let files = Files { directory };
+        std::fs::copy(self.files.password(), files.password()).map_err(Error::io("copy the password"))?;
+        self.account.own(&files.password(), 0o600)?;
+        let backup = self
+            .account
+            .launch(&self.binaries.program("pg_basebackup"))
+            .args(["-D".as_ref(), files.data().as_os_str()])
+            .args([
+                "-d",
+                self.admin_url.as_str(),
+                "-X",
+                "stream",
+                "-c",
+                "fast",
+                "--write-recovery-conf",
+                "--no-sync",
+            ]);
+        run(backup).await?;
+        let (child, admin_url) =
+            Self::start_patiently(&self.binaries, &self.account, &files, &self.purpose, progress).await?;
+        let (binaries, account, purpose) =
+            (self.binaries.clone(), self.account.clone(), self.purpose.clone());
+        Ok(Self { child, binaries, account, files, purpose, admin_url })
+    }
+
     async fn start_patiently(
         binaries: &Binaries,
         account: &Account,

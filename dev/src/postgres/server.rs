@@ -206,6 +206,17 @@ impl Server {
         }
     }
 
+    /// Starts a standby of the server. One that this process has not started has none.
+    pub async fn standby(&self, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+        let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?.standby(progress).await?;
+        Ok(Self { admin_url: cluster.admin_url.clone(), mark: self.mark.clone(), cluster: Some(cluster) })
+    }
+
+    /// Makes a standby the primary, and waits until it is.
+    pub async fn promote(&self) -> Result<(), Error> {
+        self.execute(&["select pg_promote()".to_owned()]).await
+    }
+
     /// Stops the server if it is ours; a named one keeps running.
     pub async fn stop(self) -> Result<(), Error> {
         match self.cluster {

@@ -42,12 +42,24 @@ pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> 
     Ok(if too_many { Privileges::TooMany } else { Privileges::Restricted })
 }
 
-/// Says so in the log where what `migrate` sets on the service's role is not in force. The service works without,
-/// but slower and with less to stop a statement that runs away.
+/// Whether commits of the service survive a crash of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// A commit is on disk before it is confirmed.
+    Durable,
+    /// `synchronous_commit` is off: the last confirmed commits are lost in a crash.
+    Lossy,
+}
+
+/// Logs a warning where what `migrate` sets on the service's role is not in force: the service works without, but slower
+/// and with less to stop a statement that runs away. Returns whether commits are durable.
 ///
 /// # Errors
 /// The statement's.
-pub async fn warn_of_session_settings(database: &Database, settings: &Settings) -> Result<(), sqlx::Error> {
+pub async fn check_session_settings(
+    database: &Database,
+    settings: &Settings,
+) -> Result<Durability, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
         select
@@ -67,10 +79,5 @@ pub async fn warn_of_session_settings(database: &Database, settings: &Settings) 
             "the database does not give this role the settings that `migrate` sets on it; run it again"
         );
     }
-    if !session.commits_are_durable {
-        tracing::error!(
-            "synchronous_commit is off: what was answered may be forgotten after a crash; run `migrate` again"
-        );
-    }
-    Ok(())
+    Ok(if session.commits_are_durable { Durability::Durable } else { Durability::Lossy })
 }

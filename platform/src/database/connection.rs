@@ -4,20 +4,44 @@
 //! 0.9.0 waits along for a statement's answer, while the connection keeps its place in the pool. As many requests as
 //! the pool has places, and the service stays down long after the database is back. So nothing here waits for longer
 //! than a [`silence`].
+//!
+//! sqlx 0.9.0 neither sets TCP keepalive nor `TCP_USER_TIMEOUT` on its sockets, and takes none that has them. Instead
+//! the [monitor](super::monitor) pings one connection, and [`give_up_lost_peers`] ends what waits for a lost server.
 use std::{
     io,
     ops::{Deref, DerefMut},
+    pin::pin,
     sync::OnceLock,
     time::Duration,
 };
 
 use sqlx::{Executor, PgConnection};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit},
+    time::{sleep, timeout},
+};
 
-use super::pool::Pooled;
+use super::{
+    is_broken,
+    pool::{self, Pooled},
+};
 
 /// What a database that is there may take, beside the time of a statement: it is busy, or it has just ended the
 /// statement itself and says so.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The time for the ping of a connection whose last statement has no complete response.
+const RETURN_PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The part of that time in which the connection keeps its slot. A healthy server answers within it, so that usually
+/// no connection is opened beyond `DATABASE_MAX_CONNECTIONS`. A request can use the slot after it.
+const RETURN_SLOT_TIME: Duration = Duration::from_millis(50);
+
+/// The time that statements in flight have once the server is known to be lost: some may be on a new connection.
+const LOST_PEER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Notifies every statement in flight that the server is lost.
+static PEER_LOST: Notify = Notify::const_new();
 
 /// `DATABASE_STATEMENT_TIMEOUT_MS`, of the process's pool.
 static STATEMENT_TIMEOUT: OnceLock<Duration> = OnceLock::new();
@@ -40,31 +64,58 @@ fn silence() -> Duration {
 pub(crate) async fn answered<T>(
     answer: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    tokio::time::timeout(silence(), answer)
-        .await
-        .unwrap_or_else(|_silence| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
+    tokio::select! {
+        biased;
+        answer = answer => answer,
+        () = peer_is_lost() => Err(sqlx::Error::Io(io::ErrorKind::ConnectionAborted.into())),
+        () = sleep(silence()) => Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())),
+    }
 }
 
-/// A connection, on loan.
+async fn peer_is_lost() {
+    PEER_LOST.notified().await;
+    sleep(LOST_PEER_TIMEOUT).await;
+}
+
+/// Ends every statement that is still in flight after [`LOST_PEER_TIMEOUT`]. Called when the server no longer
+/// responds on an open connection, although a new connection can be opened.
+pub(super) fn give_up_lost_peers() {
+    PEER_LOST.notify_waiters();
+}
+
+/// A pooled connection.
 ///
-/// Dropped, it is asked whether it still works before anybody else gets it: its statement failed, or nobody waited for
-/// the end of it. [`Self::release`] spares it the question.
+/// When it is dropped, it is pinged before reuse, because its last statement may have been cancelled.
+/// [`Self::release`] skips the ping.
 #[derive(Debug)]
 pub struct Connection {
-    /// Nothing only while it is being dropped.
+    /// `None` only while it is being dropped.
     pooled: Option<Pooled>,
+    /// Dropped after `pooled`: the next request is to find the connection in the pool.
+    slot: Option<OwnedSemaphorePermit>,
     within_transaction: bool,
 }
 
 impl Connection {
-    pub(super) fn new(pooled: Pooled) -> Self {
-        Self { pooled: Some(pooled), within_transaction: false }
+    pub(super) fn new(pooled: Pooled, slot: OwnedSemaphorePermit) -> Self {
+        Self { pooled: Some(pooled), slot: Some(slot), within_transaction: false }
     }
 
     /// Gives it back at once, its last statement having been answered to the end.
     pub fn release(mut self) {
         if !self.within_transaction {
             drop(self.pooled.take());
+        }
+    }
+
+    /// Returns or closes the connection, as the result of its last statement demands. A statement that the server
+    /// has rejected is complete, too.
+    pub(super) fn finish<T>(mut self, result: &Result<T, sqlx::Error>) {
+        match result {
+            Err(error) if is_broken(error) => drop(self.pooled.take().map(Pooled::take)),
+            Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_)) => self.release(),
+            // The rest of the response may not have been read.
+            Err(_) => drop(self),
         }
     }
 }
@@ -87,19 +138,41 @@ impl DerefMut for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let Some(mut pooled) = self.pooled.take() else { return };
+        let Some(pooled) = self.pooled.take() else { return };
         if self.within_transaction {
             // Its end is the end of the transaction, and nobody else ever works inside of it.
             drop(Pooled::take(pooled));
             return;
         }
-        // It keeps its place in the pool meanwhile: what goes on in the database counts, too.
-        tokio::spawn(async move {
-            if answered(sqlx::Connection::ping(&mut *pooled)).await.is_err() {
-                drop(Pooled::take(pooled));
-            }
-        });
+        tokio::spawn(return_to_pool(pooled, self.slot.take()));
     }
+}
+
+/// Returns a connection to the pool if it answers a ping, and closes it otherwise. A statement that was given up and
+/// still runs on the server delays the answer.
+async fn return_to_pool(mut pooled: Pooled, mut slot: Option<OwnedSemaphorePermit>) {
+    let answer = {
+        let mut ping = pin!(timeout(RETURN_PING_TIMEOUT, sqlx::Connection::ping(&mut **pooled)));
+        tokio::select! {
+            biased;
+            answer = &mut ping => answer,
+            () = sleep(RETURN_SLOT_TIME) => {
+                drop(slot.take());
+                ping.await
+            }
+        }
+    };
+    // Another connection may have been opened in its place.
+    let is_surplus = || {
+        let status = Pooled::pool(&pooled).map(|pool| pool.status());
+        status.is_none_or(|status| status.size > pool::max_connections(&status))
+    };
+    if !matches!(answer, Ok(Ok(()))) || is_surplus() {
+        drop(Pooled::take(pooled));
+    } else {
+        drop(pooled);
+    }
+    drop(slot);
 }
 
 /// A transaction. It is rolled back, and its connection closed, if it is dropped before [`Transaction::commit`]:

@@ -6,40 +6,50 @@
 mod checks;
 mod connection;
 mod metrics;
+mod monitor;
 mod observe;
 mod pool;
+mod requirements;
+mod schema;
 mod settings;
+mod url;
 
 use std::{
     error::Error as _,
     future::poll_fn,
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::{PgConnection, migrate::Migrator, postgres::PgDatabaseError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub(crate) use self::connection::answered;
+pub(crate) use self::requirements::unmet as unmet_requirements;
 use self::{
     metrics::{ACQUIRE_DURATION, ACQUIRE_TIMEOUTS},
     pool::Pooled,
 };
 
 pub use self::{
-    checks::{Privileges, privileges, warn_of_session_settings},
+    checks::{Durability, Privileges, check_session_settings, privileges},
     connection::{Connection, Transaction},
+    monitor::Monitor,
     observe::{notify_of_failures, observe},
+    schema::{SchemaState, newest_version, schema_state},
     settings::Settings,
+    url::{DatabaseUrl, Unavailable},
 };
 
-/// How long one attempt to reach the database may take: a packet that is dropped on the way is never answered, and
-/// the next attempt may find another host behind the same name.
-const ATTEMPT: Duration = Duration::from_secs(5);
+/// The time for which a connection is still opened after its request has given up.
+const OPENING_TIME: Duration = Duration::from_secs(5);
 
 /// The pool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: pool::Pool,
+    /// As many as there are connections to lend.
+    slots: Arc<Semaphore>,
     acquire_timeout: Duration,
     statement_timeout: Duration,
 }
@@ -75,10 +85,12 @@ impl Database {
     pub async fn connect(settings: &Settings, application_name: &str) -> Result<Self, ConnectError> {
         wait_until_reachable(&settings.url, settings.startup_wait).await?;
         let max_connections = settings.max_connections.get();
-        let options = settings.url.clone().application_name(application_name);
-        let pool = pool::new(options, max_connections.try_into().unwrap_or(usize::MAX));
+        let max_connections = usize::try_from(max_connections).unwrap_or(Semaphore::MAX_PERMITS);
+        let pool = pool::new(settings.url.clone().application_name(application_name), max_connections);
+        let slots = Arc::new(Semaphore::new(max_connections));
         let database = Self {
             pool,
+            slots,
             acquire_timeout: settings.acquire_timeout,
             statement_timeout: settings.statement_timeout,
         };
@@ -105,7 +117,12 @@ impl Database {
     /// When none is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which is also how an unreachable database shows.
     pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let timer = ACQUIRE_DURATION.start_timer();
-        let mut connection = Box::pin(pool::get(self.pool.clone()));
+        let (pool, slots) = (self.pool.clone(), Arc::clone(&self.slots));
+        // The connection comes first, so that it is returned first where nobody takes it.
+        let mut connection = Box::pin(async move {
+            let slot = slots.acquire_owned().await.map_err(|_closed| sqlx::Error::PoolClosed)?;
+            Ok::<_, sqlx::Error>((pool::get(pool).await?, slot))
+        });
         // Nearly always one is free, and had without a task to wait for it.
         let acquired = match poll_fn(|context| Poll::Ready(connection.as_mut().poll(context))).await {
             Poll::Ready(acquired) => acquired,
@@ -115,7 +132,23 @@ impl Database {
         if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
             ACQUIRE_TIMEOUTS.inc();
         }
-        acquired.map(Connection::new)
+        acquired.map(|(pooled, slot)| Connection::new(pooled, slot))
+    }
+
+    /// Runs one statement outside of a transaction, under a name of the form `table.verb`: acquires a connection,
+    /// measures the statement as [`observe`] does, and returns the connection once the statement is complete.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`], and the statement's.
+    pub async fn run<T>(
+        &self,
+        name: &'static str,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let mut connection = self.acquire().await?;
+        let result = observe(name, statement(&mut connection)).await;
+        connection.finish(&result);
+        result
     }
 
     /// Waits for a connection to come back, or opens one.
@@ -126,10 +159,10 @@ impl Database {
     /// and the service would stay down under a load that it could bear.
     async fn wait_for(
         &self,
-        connection: impl Future<Output = Result<Pooled, sqlx::Error>> + Send + 'static,
-    ) -> Result<Pooled, sqlx::Error> {
+        connection: impl Future<Output = Result<(Pooled, OwnedSemaphorePermit), sqlx::Error>> + Send + 'static,
+    ) -> Result<(Pooled, OwnedSemaphorePermit), sqlx::Error> {
         // Whoever waits for a connection has less patience than the connection has time.
-        let opening = tokio::spawn(within(self.acquire_timeout + ATTEMPT, connection));
+        let opening = tokio::spawn(within(self.acquire_timeout + OPENING_TIME, connection));
         let opened = async { opening.await.unwrap_or(Err(sqlx::Error::PoolClosed)) };
         within(self.acquire_timeout, opened).await
     }
@@ -142,15 +175,9 @@ impl Database {
         Transaction::begin(self.acquire().await?).await
     }
 
-    /// Asks the database for an answer, and nothing else.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub async fn ping(&self) -> Result<(), sqlx::Error> {
-        let mut connection = self.acquire().await?;
-        answered(sqlx::Connection::ping(&mut *connection)).await?;
-        connection.release();
-        Ok(())
+    /// Starts the monitor of this database, whose schema is compared with these migrations.
+    pub fn monitor(&self, migrations: &'static Migrator) -> Monitor {
+        Monitor::start(self.pool.clone(), migrations)
     }
 
     /// Returns how long a statement may run at most.
@@ -165,12 +192,13 @@ impl Database {
         PoolState {
             active: count(status.size - status.available),
             idle: count(status.available),
-            max: count(status.max_size),
+            max: count(pool::max_connections(&status)),
         }
     }
 
     /// Closes every connection, waiting for those in use until `deadline`.
     pub async fn close(&self, deadline: Duration) {
+        self.slots.close();
         self.pool.close();
         let given_back = async {
             while self.pool.status().size > 0 {
@@ -207,11 +235,12 @@ pub fn violated_constraint(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error()?.constraint()
 }
 
-fn sqlstate(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {
+pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {
     error.as_database_error()?.code()
 }
 
-/// Whether asking again later may help: the database is away, too busy, restarting, or this statement lost a race.
+/// Returns whether a retry may help: the database is unreachable, overloaded, restarting, takes no writes until another
+/// host is promoted, or this statement lost a race.
 pub fn is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
@@ -220,32 +249,61 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(_) => sqlstate(error).is_some_and(|code| {
-            // Connection exceptions, insufficient resources, operator intervention (shutdown, cancelled by
-            // statement_timeout), serialization failure and deadlock.
-            ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03"
-        }),
+        sqlx::Error::Database(_) => {
+            sqlstate(error).is_some_and(|code| {
+                // Connection exceptions, insufficient resources, operator intervention (shutdown, cancelled by
+                // statement_timeout), serialization failure and deadlock.
+                ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03"
+            }) || is_outdated(error)
+        }
         _ => false,
     }
 }
 
-/// Waits until a connection can be made, asking again with growing pauses.
+/// Returns whether a connection is of no use after this error.
+fn is_broken(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
+            true
+        }
+        sqlx::Error::Database(_) => {
+            sqlstate(error).is_some_and(|code| {
+                // 57P01 to 57P03: the server shuts down, has crashed, or starts up.
+                code.starts_with("08") || ["57P01", "57P02", "57P03"].contains(&&*code)
+            }) || is_outdated(error)
+        }
+        _ => false,
+    }
+}
+
+/// Returns whether an error concerns every connection that is open now: the server takes no writes any more (25006), or
+/// the schema has changed under their prepared statements. New connections may not have that error.
+fn is_outdated(error: &sqlx::Error) -> bool {
+    is_outdated_plan(error) || sqlstate(error).is_some_and(|code| code == "25006")
+}
+
+/// Returns whether a prepared statement would return columns of other types than when it was prepared. PostgreSQL
+/// rejects it before it does anything. The SQLSTATE 0A000 alone has many other causes.
+fn is_outdated_plan(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    error.is_some_and(|error| error.code() == "0A000" && error.routine() == Some("RevalidateCachedQuery"))
+}
+
+/// Waits until a connection to a writable primary can be made, asking again with growing pauses.
 ///
 /// # Errors
-/// When nobody answers for `wait`, or at once when the answer is a refusal that waiting does not cure.
-pub async fn wait_until_reachable(options: &PgConnectOptions, wait: Duration) -> Result<(), ConnectError> {
-    use sqlx::{ConnectOptions, Connection};
-
-    let address = format!("{}:{}", options.get_host(), options.get_port());
+/// When there is none for `wait`, or at once when the answer is a refusal that waiting does not cure.
+pub async fn wait_until_reachable(url: &DatabaseUrl, wait: Duration) -> Result<(), ConnectError> {
+    let address = url.to_string();
     let started = Instant::now();
     let mut pause = Duration::from_millis(100);
     loop {
-        let left = wait.saturating_sub(started.elapsed()).clamp(Duration::from_secs(1), ATTEMPT);
-        let attempt = tokio::time::timeout(left, options.connect()).await;
+        let left = wait.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
+        let attempt = tokio::time::timeout(left, url.connect()).await;
         let error = match attempt {
             Ok(Ok(connection)) => {
                 // The answer is what counts; how it says goodbye does not.
-                let _goodbye = connection.close().await;
+                let _goodbye = sqlx::Connection::close(connection).await;
                 return Ok(());
             }
             Ok(Err(error)) => error,

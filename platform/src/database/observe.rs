@@ -9,10 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::postgres::PgConnectOptions;
 use tracing::{Instrument, Span, field};
 
-use super::{connection::answered, metrics::QUERY_DURATION, sqlstate};
+use super::{DatabaseUrl, connection::answered, is_outdated, metrics::QUERY_DURATION, pool, sqlstate};
 
 /// A statement that takes longer than this is named in the log.
 const SLOW: Duration = Duration::from_millis(500);
@@ -21,15 +20,16 @@ const SLOW: Duration = Duration::from_millis(500);
 static SERVER: OnceLock<Server> = OnceLock::new();
 
 struct Server {
-    host: String,
-    port: u16,
+    /// `None` where the URL names several hosts.
+    address: Option<(String, u16)>,
     database: Option<String>,
 }
 
 /// Spans say from now on where their statements ran.
-pub(super) fn remember_server(url: &PgConnectOptions) {
-    let database = url.get_database().map(str::to_owned);
-    let server = Server { host: url.get_host().to_owned(), port: url.get_port(), database };
+pub(super) fn remember_server(url: &DatabaseUrl) {
+    let database = url.database().map(str::to_owned);
+    let address = url.server().map(|(host, port)| (host.to_owned(), port));
+    let server = Server { address, database };
     let _the_first_stays = SERVER.set(server);
 }
 
@@ -45,6 +45,9 @@ pub async fn observe<T>(
         Running { name, span: open_span(name), started: Instant::now(), error: Some("cancelled".into()) };
     let result = answered(statement).instrument(running.span.clone()).await;
     running.end(&result);
+    if result.as_ref().is_err_and(is_outdated) {
+        pool::retire_open_connections();
+    }
     result.inspect_err(|error| {
         if let Some(on_failure) = ON_FAILURE.get() {
             on_failure(error);
@@ -66,6 +69,7 @@ fn open_span(name: &'static str) -> Span {
     let (table, verb) = name.split_once('.').unwrap_or((name, ""));
     let summary = Summary { table, verb };
     let server = SERVER.get();
+    let address = server.and_then(|server| server.address.as_ref());
     tracing::info_span!(
         "query",
         otel.name = %summary,
@@ -76,9 +80,9 @@ fn open_span(name: &'static str) -> Span {
         db.collection.name = table,
         db.query.summary = %summary,
         db.response.status_code = field::Empty,
-        server.address = server.map(|server| server.host.as_str()),
+        server.address = address.map(|(host, _)| host.as_str()),
         // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
-        server.port = server.map(|server| i64::from(server.port)),
+        server.port = address.map(|(_, port)| i64::from(*port)),
         error.r#type = field::Empty,
     )
 }

@@ -3,17 +3,22 @@
 //! sqlx has one, too, and pings each connection on its way back into it: a round trip for every statement, which no
 //! option turns off. Here a connection whose last statement was answered goes back as it is
 //! ([`super::Connection::release`]), and only the others are asked first: `docs/decisions/11-a-pool-that-does-not-ping.md`.
-use std::time::Duration;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult};
-use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::time::sleep;
 
-use super::sqlstate;
+use super::{DatabaseUrl, Unavailable, sqlstate};
 
 /// The oldest a connection gets: a load balancer in front of replicas of the database, or a changed address, is
-/// noticed after that time at the latest.
-const LIFETIME: Duration = Duration::from_mins(30);
+/// noticed after that time at the latest. Each connection gets a random part of up to a quarter less, so that
+/// connections that were opened together after a restart are not closed together.
+const MAX_LIFETIME: Duration = Duration::from_mins(30);
 
 /// How long one that nobody needs is kept.
 const IDLE_TIME: Duration = Duration::from_mins(10);
@@ -24,35 +29,89 @@ const LOOK_INTERVAL: Duration = Duration::from_mins(1);
 /// Between two attempts to connect, at the longest.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Counts how often all open connections were retired. A connection belongs to the generation in which it was opened.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// The size of deadpool's pool in terms of `DATABASE_MAX_CONNECTIONS`.
+const RETURNING_FACTOR: usize = 2;
+
+/// Returns `DATABASE_MAX_CONNECTIONS`.
+pub(super) fn max_connections(status: &deadpool::Status) -> usize {
+    status.max_size / RETURNING_FACTOR
+}
+
 pub(super) type Pool = managed::Pool<Connector>;
 pub(super) type Pooled = Object<Connector>;
 
+/// Retires every connection that is open now: none of them is used for another statement.
+pub(super) fn retire_open_connections() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub(super) struct Opened {
+    connection: PgConnection,
+    generation: u64,
+    lifetime: Duration,
+}
+
+impl Opened {
+    /// Returns whether the connection may be used for another statement.
+    fn is_current(&self, metrics: &Metrics) -> bool {
+        metrics.age() < self.lifetime && self.generation == GENERATION.load(Ordering::Relaxed)
+    }
+}
+
+impl Deref for Opened {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Opened {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+/// Returns a lifetime between three quarters of [`MAX_LIFETIME`] and all of it.
+pub(super) fn random_lifetime() -> Duration {
+    MAX_LIFETIME.mul_f64(1.0 - rand::random::<f64>() / 4.0)
+}
+
 /// Opens connections, and says whether one may be used again.
 #[derive(Debug)]
-pub(super) struct Connector(PgConnectOptions);
+pub(super) struct Connector(pub(super) DatabaseUrl);
 
 impl managed::Manager for Connector {
-    type Type = PgConnection;
+    type Type = Opened;
     type Error = sqlx::Error;
 
-    async fn create(&self) -> Result<PgConnection, sqlx::Error> {
+    async fn create(&self) -> Result<Opened, sqlx::Error> {
+        // Read first: a connection that was being opened when the others were retired is retired, too.
+        let generation = GENERATION.load(Ordering::Relaxed);
         // Boxed: it is large and rare, and would be a part of every future that needs a connection.
-        Box::pin(self.0.connect()).await
+        let connection = Box::pin(self.0.connect()).await?;
+        Ok(Opened { connection, generation, lifetime: random_lifetime() })
     }
 
     /// Without a question to the database: one that has died is found by the statement itself, and every change may
     /// be sent again under its idempotency key.
-    async fn recycle(&self, _connection: &mut PgConnection, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
-        if metrics.age() < LIFETIME { Ok(()) } else { Err(RecycleError::message("it is too old")) }
+    async fn recycle(&self, connection: &mut Opened, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        if connection.is_current(metrics) { Ok(()) } else { Err(RecycleError::message("it is retired")) }
     }
 }
 
-/// A pool with nothing in it yet.
+/// A pool with nothing in it yet. Its caller lends at most `max_connections`; as many again may be on their way back.
 ///
 /// The connection that came back last is the next to be used: it is the warmest, and what is not needed gets old.
 #[expect(clippy::expect_used, reason = "it fails only where timeouts are set and no runtime that keeps them")]
-pub(super) fn new(options: PgConnectOptions, max_connections: usize) -> Pool {
-    let builder = Pool::builder(Connector(options)).max_size(max_connections).queue_mode(QueueMode::Lifo);
+pub(super) fn new(url: DatabaseUrl, max_connections: usize) -> Pool {
+    let max_size = max_connections * RETURNING_FACTOR;
+    let builder = Pool::builder(Connector(url)).max_size(max_size).queue_mode(QueueMode::Lifo);
     let pool = builder.build().expect("no timeouts are set");
     tokio::spawn(close_unneeded(pool.weak()));
     pool
@@ -63,12 +122,17 @@ async fn close_unneeded(pool: managed::WeakPool<Connector>) {
     loop {
         sleep(LOOK_INTERVAL).await;
         let Some(pool) = pool.upgrade().filter(|pool| !pool.is_closed()) else { return };
-        let unneeded =
-            pool.retain(|_, metrics| metrics.last_used() < IDLE_TIME && metrics.age() < LIFETIME).removed;
-        for connection in unneeded {
-            // The server is told, and whether it hears it does not matter.
-            let _goodbye = tokio::time::timeout(LOOK_INTERVAL, sqlx::Connection::close(connection)).await;
-        }
+        close_idle(&pool, |metrics| metrics.last_used() >= IDLE_TIME).await;
+    }
+}
+
+/// Closes the idle connections that are retired or `unneeded`.
+pub(super) async fn close_idle(pool: &Pool, unneeded: impl Fn(&Metrics) -> bool) {
+    let unneeded =
+        pool.retain(|connection, metrics| connection.is_current(&metrics) && !unneeded(&metrics)).removed;
+    for Opened { connection, .. } in unneeded {
+        // The server is told, and whether it hears it does not matter.
+        let _goodbye = tokio::time::timeout(LOOK_INTERVAL, sqlx::Connection::close(connection)).await;
     }
 }
 
@@ -90,10 +154,27 @@ pub(super) async fn get(pool: Pool) -> Result<Pooled, sqlx::Error> {
     }
 }
 
-/// Whether to connect again in a moment may help: nobody listens, it starts up (57P03), or it has no place (53300).
+/// Returns whether connecting again in a moment may help: the connection is refused, the server starts up (57P03) or
+/// has no free slot (53300), or no host is a writable primary until one is promoted.
 fn passes(error: &sqlx::Error) -> bool {
+    if matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby) {
+        return true;
+    }
     match error {
         sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
         other => sqlstate(other).is_some_and(|code| code == "57P03" || code == "53300"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_opened_together_are_not_closed_together() {
+        let lifetimes: Vec<_> = (0..100).map(|_| random_lifetime()).collect();
+        let (shortest, longest) = (lifetimes.iter().min().unwrap(), lifetimes.iter().max().unwrap());
+        assert!(*longest <= MAX_LIFETIME && *shortest >= MAX_LIFETIME.mul_f64(0.75));
+        assert!(*longest > *shortest + Duration::from_mins(1), "{shortest:?} to {longest:?}");
     }
 }

@@ -1,17 +1,19 @@
 //! The settings of the database.
 use std::{num::NonZeroU32, time::Duration};
 
-use sqlx::postgres::PgConnectOptions;
-
-use crate::settings::values::{flag, milliseconds, positive, postgres_url, seconds};
+use super::DatabaseUrl;
+use crate::settings::{
+    Environment, Reader,
+    values::{flag, milliseconds, positive, seconds},
+};
 
 crate::groups! {
     /// PostgreSQL.
     database: Settings {
-        /// The database, as the service's restricted role.
-        "DATABASE_URL" url: PgConnectOptions = postgres_url, required, secret;
+        /// The database, as the service's restricted role. Several hosts (`a:5432,b:5433`): the first writable one is used.
+        "DATABASE_URL" url: DatabaseUrl = database_url, required, secret;
         /// The database, as its owner: for `migrate` and `MIGRATE_ON_START`. `DATABASE_URL` where it is not set.
-        "DATABASE_MIGRATION_URL" migration_url: PgConnectOptions = postgres_url, optional, secret;
+        "DATABASE_MIGRATION_URL" migration_url: DatabaseUrl = database_url, optional, secret;
         /// Connections in the pool.
         "DATABASE_MAX_CONNECTIONS" max_connections: NonZeroU32 = positive, default("16");
         /// How long a request waits for a connection, in milliseconds.
@@ -27,7 +29,25 @@ crate::groups! {
 
 impl Settings {
     /// Returns the owner's connection: `DATABASE_MIGRATION_URL`, or `DATABASE_URL` where that is not set.
-    pub fn owner(&self) -> &PgConnectOptions {
+    pub fn owner(&self) -> &DatabaseUrl {
         self.migration_url.as_ref().unwrap_or(&self.url)
     }
+
+    /// Rejects a connection without TLS over a network in production: it carries passwords and customers' data.
+    pub fn check(&self, environment: Environment, reader: &mut Reader) {
+        let urls =
+            [("DATABASE_URL", Some(&self.url)), ("DATABASE_MIGRATION_URL", self.migration_url.as_ref())];
+        for (name, url) in urls {
+            if environment == Environment::Production && url.is_some_and(DatabaseUrl::is_plaintext) {
+                reader.mistake(
+                    name,
+                    "must not turn TLS off (sslmode) for a host other than loopback in production",
+                );
+            }
+        }
+    }
+}
+
+fn database_url(text: &str) -> Result<DatabaseUrl, String> {
+    text.parse()
 }

@@ -61,7 +61,7 @@ pub async fn read_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<B
 
 /// Returns whether an error is [`TimeoutError`], or has it among its causes.
 fn is_timeout(error: &(dyn Error + 'static)) -> bool {
-    iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<TimeoutError>())
+    iter::successors(Some(error), |&error| error.source()).any(<dyn Error>::is::<TimeoutError>)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

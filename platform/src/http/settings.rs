@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 
 use crate::settings::values::{
-    address, count, forwarded_header, list_of_networks, list_of_origins, milliseconds, secret,
+    address, count, forwarded_header, list_of_networks, list_of_origins, milliseconds, positive, secret,
 };
 
 crate::groups! {
@@ -27,11 +27,11 @@ crate::groups! {
         /// The largest request body, in bytes.
         "REQUEST_BODY_LIMIT_BYTES" body_limit: usize = count, default("65536");
         /// Requests worked on at once; one more is refused with 503.
-        "MAX_REQUESTS_IN_FLIGHT" max_requests_in_flight: usize = count, default("512");
+        "MAX_REQUESTS_IN_FLIGHT" max_requests_in_flight: usize = positive, default("512");
         /// Requests of one address in flight at once; one more is refused with 429. 0 is off.
         "MAX_REQUESTS_IN_FLIGHT_PER_ADDRESS" max_requests_in_flight_per_address: usize = count, default("256");
         /// Connections open at once on the API listener; one more waits to be accepted.
-        "MAX_CONNECTIONS" max_connections: usize = count, default("10000");
+        "MAX_CONNECTIONS" max_connections: usize = positive, default("10000");
         /// Connections open at once from one address outside of `TRUSTED_PROXIES`; one more is closed. 0 is off.
         "MAX_CONNECTIONS_PER_ADDRESS" max_connections_per_address: usize = count, default("1000");
         /// How long a client may take over its request's headers, in milliseconds.

@@ -5,7 +5,6 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use axum::http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use secrecy::SecretString;
-use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
 use super::Environment;
@@ -33,7 +32,8 @@ pub fn count<T: FromStr>(text: &str) -> Result<T, String> {
 }
 
 pub fn positive<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "must be a whole number, 1 or more".into())
+    let is_zero = text.parse::<u128>() == Ok(0);
+    text.parse().ok().filter(|_| !is_zero).ok_or_else(|| "must be a whole number, 1 or more".into())
 }
 
 /// Longer than any sensible duration, and short enough that adding it to a time cannot overflow.
@@ -62,15 +62,6 @@ pub fn http_url(text: &str) -> Result<Url, String> {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
         _ => Err("must be an http or https URL".into()),
     }
-}
-
-pub fn postgres_url(text: &str) -> Result<PgConnectOptions, String> {
-    let expected =
-        || "must be a PostgreSQL URL, such as postgres://user:password@host:5432/database".to_owned();
-    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
-        return Err(expected());
-    }
-    text.parse().map_err(|_| expected())
 }
 
 pub fn directory(text: &str) -> Result<PathBuf, String> {

@@ -1,7 +1,7 @@
 //! The products table.
 use platform::{
     audit::Event,
-    database::{Database, observe, violated_constraint},
+    database::{Database, violated_constraint},
     http::{pagination::PageRequest, problem::Problem},
 };
 use uuid::Uuid;
@@ -22,10 +22,7 @@ pub(super) async fn list(database: &Database, page: PageRequest) -> Result<Vec<P
         page.after.unwrap_or(Uuid::nil()),
         page.rows(),
     );
-    let mut connection = database.acquire().await?;
-    let products = observe("products.list", statement.fetch_all(&mut *connection)).await?;
-    connection.release();
-    Ok(products)
+    database.run("products.list", async |connection| statement.fetch_all(connection).await).await
 }
 
 /// One product.
@@ -35,10 +32,7 @@ pub(super) async fn find(database: &Database, id: Uuid) -> Result<Option<Product
         "select id, sku, name, unit_amount, currency, active from products where id = $1",
         id
     );
-    let mut connection = database.acquire().await?;
-    let product = observe("products.select", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
-    Ok(product)
+    database.run("products.select", async |connection| statement.fetch_optional(connection).await).await
 }
 
 /// Adds a product, and says so in the trail.
@@ -64,12 +58,11 @@ pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Produ
         new.currency,
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let row = observe("products.insert", statement.fetch_one(&mut *connection)).await.map_err(|error| {
-        match violated_constraint(&error) {
-            Some("sku_is_taken_once") => Problem::conflict("There is already a product with this sku."),
-            _ => error.into(),
-        }
+    let created =
+        database.run("products.insert", async |connection| statement.fetch_one(connection).await).await;
+    let row = created.map_err(|error| match violated_constraint(&error) {
+        Some("sku_is_taken_once") => Problem::conflict("There is already a product with this sku."),
+        _ => error.into(),
     })?;
     event.mirror();
     Ok(Product {
@@ -119,8 +112,9 @@ pub(super) async fn change(
         change.active,
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let row = observe("products.update", statement.fetch_optional(&mut *connection)).await?;
+    let row = database
+        .run("products.update", async |connection| statement.fetch_optional(connection).await)
+        .await?;
     Ok(row.map(|row| {
         event.mirror();
         Product {

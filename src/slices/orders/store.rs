@@ -104,9 +104,8 @@ pub(super) async fn place(
         claim.fingerprint.as_bytes(),
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let placed = observe("orders.insert", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let placed =
+        database.run("orders.insert", async |connection| statement.fetch_optional(connection).await).await?;
     Ok(placed.map(|row| {
         ORDERS_CREATED.inc();
         event.mirror();
@@ -177,9 +176,8 @@ pub(super) async fn find(
         id,
         only_of,
     );
-    let mut connection = database.acquire().await?;
-    let row = observe("orders.select", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let row =
+        database.run("orders.select", async |connection| statement.fetch_optional(connection).await).await?;
     row.map(Order::try_from).transpose()
 }
 
@@ -195,7 +193,6 @@ pub(super) async fn list(
 ) -> Result<Vec<Order>, sqlx::Error> {
     let before = page.after.unwrap_or(Uuid::max());
     let with_status = with_status.map(OrderStatus::as_str);
-    let mut connection = database.acquire().await?;
     let rows = match (customer_id, with_status) {
         (Some(customer_id), with_status) => {
             let statement = sqlx::query_as!(
@@ -215,7 +212,9 @@ pub(super) async fn list(
                 before,
                 page.rows(),
             );
-            observe("orders.list_of_customer", statement.fetch_all(&mut *connection)).await?
+            database
+                .run("orders.list_of_customer", async |connection| statement.fetch_all(connection).await)
+                .await?
         }
         (None, Some(with_status)) => {
             let statement = sqlx::query_as!(
@@ -234,7 +233,9 @@ pub(super) async fn list(
                 before,
                 page.rows(),
             );
-            observe("orders.list_by_status", statement.fetch_all(&mut *connection)).await?
+            database
+                .run("orders.list_by_status", async |connection| statement.fetch_all(connection).await)
+                .await?
         }
         (None, None) => {
             let statement = sqlx::query_as!(
@@ -252,10 +253,9 @@ pub(super) async fn list(
                 before,
                 page.rows(),
             );
-            observe("orders.list", statement.fetch_all(&mut *connection)).await?
+            database.run("orders.list", async |connection| statement.fetch_all(connection).await).await?
         }
     };
-    connection.release();
     rows.into_iter().map(Order::try_from).collect()
 }
 
@@ -283,8 +283,9 @@ pub(super) async fn cancel(
         only_of,
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let cancelled = observe("orders.update", statement.fetch_optional(&mut *connection)).await?.is_some();
+    let cancelled =
+        database.run("orders.update", async |connection| statement.fetch_optional(connection).await).await?;
+    let cancelled = cancelled.is_some();
     if cancelled {
         event.mirror();
     }

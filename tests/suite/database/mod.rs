@@ -74,6 +74,55 @@ async fn what_is_committed_stays_committed_although_the_server_says_otherwise() 
 }
 
 #[tokio::test]
+async fn commits_become_durable_whatever_is_set_on_the_services_role() {
+    let service = service().await;
+    let database = service.database();
+    let role = database.service_role();
+    // The owner's sessions are durable, the service's are not.
+    for (on, value) in [(String::new(), "on"), (format!("role {role} in "), "off")] {
+        let statement =
+            if on.is_empty() { "alter database".to_owned() } else { format!("alter {on}database") };
+        database
+            .execute(format!(
+                "do $$ begin execute format('{statement} %I set synchronous_commit = {value}', current_database()); end $$"
+            ))
+            .await;
+    }
+    for environment in ["staging", "production"] {
+        let stopped = service.command(&["serve"], &[("APP_ENV", environment)]).await;
+        assert_eq!(stopped.code(), Some(1));
+        assert!(stopped.stderr.contains("synchronous_commit"), "{}", stopped.stderr);
+    }
+    migrate(database).await.succeeded();
+    let mut as_service = PgConnection::connect(database.service_url().as_str()).await.unwrap();
+    let effective: String = sqlx::query_scalar("select current_setting('synchronous_commit')")
+        .fetch_one(&mut as_service)
+        .await
+        .unwrap();
+    assert_eq!(effective, "on");
+}
+
+#[tokio::test]
+async fn a_lost_replica_is_noticed_by_the_server() {
+    let service = service().await;
+    let mut as_service = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    for (setting, expected) in [
+        ("tcp_keepalives_idle", "15"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "30000"),
+        ("client_connection_check_interval", "1s"),
+    ] {
+        let effective: String = sqlx::query_scalar("select current_setting($1)")
+            .bind(setting)
+            .fetch_one(&mut as_service)
+            .await
+            .unwrap();
+        assert_eq!(effective, expected, "{setting}");
+    }
+}
+
+#[tokio::test]
 async fn not_even_the_owner_rewrites_the_trail_by_accident() {
     let service = service().await;
     let _created = service.customer().await.creates().await.is(201);
@@ -149,6 +198,45 @@ async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
 }
 
 #[tokio::test]
+async fn an_older_release_leaves_a_newer_schema_alone() {
+    let database = Database::create_empty().await;
+    migrate(&database).await.succeeded();
+    let newer = r"insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+                  values (9999, 'of the next release', true, '\x00', 0)";
+    database.execute(newer).await;
+    let told = migrate(&database).await.succeeded();
+    assert!(told.starts_with("nothing to do: the schema is at version 9999"), "{told}");
+
+    database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
+    let refused = migrate(&database).await;
+    assert_eq!(refused.code(), Some(1));
+    assert!(refused.stderr.contains("migration 1"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_migrated_is_refused_before_the_first_change() {
+    let database = Database::create_empty().await;
+    let prefer_another_schema = "create schema shop;
+        do $$ begin execute format('alter database %I set search_path = shop, public', current_database()); end $$";
+    database.execute(prefer_another_schema).await;
+    let refused = migrate(&database).await;
+    assert_eq!(refused.code(), Some(1));
+    assert!(refused.stderr.contains("search_path is shop, and public is required"), "{}", refused.stderr);
+    let tables = "select count(*) from pg_class where relname = '_sqlx_migrations'";
+    assert_eq!(database.number(tables).await, 0);
+
+    let database = Database::create_empty().await;
+    let service_url = database.service_url().as_str();
+    let settings = [("DATABASE_URL", service_url), ("DATABASE_MIGRATION_URL", service_url)];
+    let refused = run(Path::new(EXECUTABLE), &["migrate"], &settings).await;
+    assert_eq!(refused.code(), Some(1));
+    for lacking in ["no right to create tables", "no right to create roles"] {
+        assert!(refused.stderr.contains(lacking), "{}", refused.stderr);
+    }
+    assert_eq!(refused.stderr.trim_end().lines().count(), 1, "{}", refused.stderr);
+}
+
+#[tokio::test]
 async fn a_schema_that_is_ahead_of_the_service_is_a_release_under_way() {
     let mut service = service().await;
     service.terminate().await;
@@ -180,7 +268,7 @@ async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_wit
     // Each with a little more patience than the one before: from cancelled at once to begun.
     for turns in 0..1000 {
         // A connection is open: what is cancelled is the beginning on it.
-        pool.ping().await.unwrap();
+        pool.acquire().await.unwrap().release();
         let patience = async {
             for _ in 0..turns {
                 tokio::task::yield_now().await;
@@ -201,7 +289,7 @@ async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_wit
     .await;
     // On whichever connection: what is written is there for others.
     for _ in 0..4 {
-        pool.ping().await.unwrap();
+        pool.acquire().await.unwrap().execute("select 1").await.unwrap();
     }
     assert_eq!(database.number(within).await, 0);
     pool.close(Duration::from_secs(10)).await;

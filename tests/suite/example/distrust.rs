@@ -91,8 +91,7 @@ async fn records_that_nobody_can_read_keep_no_customer_from_paying() {
     assert!(told(&service).await.iter().all(|told| told == "unreadable charge"));
 
     let orders = [(); 20].map(|()| customer.places_an_order());
-    let mut paid = 0;
-    for order in orders {
+    for (paid, order) in orders.into_iter().enumerate() {
         let order = order.await;
         eventually("the breaker is closed", async || {
             let answer = order.pay("pm_card_ok").await;
@@ -102,7 +101,6 @@ async fn records_that_nobody_can_read_keep_no_customer_from_paying() {
             (answer.status == 201).then_some(())
         })
         .await;
-        paid += 1;
     }
 }
 

@@ -43,11 +43,9 @@ async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
     let refused = customer.get("/v1/me").await.is_problem(503, "unavailable");
     assert!(refused.header("retry-after").is_some());
     assert!(service.metric("db_connection_acquire_timeouts_total").await >= 1);
-    eventually("it is not ready", async || (service.ops("/readyz").await.0 == 503).then_some(())).await;
     held.release().await;
     let _served = waiting.answer().await.is(200);
     let _well_again = customer.get("/v1/me").await.is(200);
-    eventually("it is ready again", async || (service.ops("/readyz").await.0 == 200).then_some(())).await;
 }
 
 #[tokio::test]

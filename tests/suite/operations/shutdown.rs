@@ -1,11 +1,14 @@
 //! Ending the service: what has begun is finished, and what cannot be is named.
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
-use dev::harness::{Service, Signal, TABLE, eventually};
+use dev::{
+    harness::{Database, REQUIRED, SOON, Service, Signal, TABLE, eventually},
+    process::Launch,
+};
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use crate::{builder, service};
+use crate::{EXECUTABLE, builder, service};
 
 #[tokio::test]
 async fn a_signal_ends_the_service_in_order() {
@@ -67,6 +70,45 @@ async fn what_cannot_end_in_time_is_cut_and_named() {
     assert!(service.logs().iter().any(|line| line.to_string().contains("cut short")));
     let _cut = attempt.give_up().await;
     held.release().await;
+}
+
+/// Starts the service, which waits for something of the database, and ends it by a signal once it says so.
+async fn ends_while_it_waits(settings: &[(&str, String)], waits: impl AsyncFn(&dev::process::Child)) {
+    let mut launch = Launch::new(EXECUTABLE).args(["serve"]).directory(Path::new("/")).env("APP_ENV", "test");
+    for (name, value) in REQUIRED {
+        launch = launch.env(name, value);
+    }
+    for (name, value) in settings {
+        launch = launch.env(name, value);
+    }
+    let started = launch.start().unwrap();
+    waits(&started).await;
+    started.signal(Signal::SIGTERM).unwrap();
+    let signalled = Instant::now();
+    assert_eq!(started.wait(SOON).await.unwrap().code(), Some(0));
+    assert!(signalled.elapsed().as_secs() < 10, "{:?}", signalled.elapsed());
+}
+
+#[tokio::test]
+async fn a_signal_is_obeyed_while_the_database_is_waited_for() {
+    let settings = [
+        ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nowhere".to_owned()),
+        ("DATABASE_STARTUP_WAIT_SECONDS", "60".to_owned()),
+    ];
+    ends_while_it_waits(&settings, async |started| {
+        let waiting = started.follow().find(SOON, |line| line.contains("waiting for the database")).await;
+        assert!(waiting.is_some());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_signal_is_obeyed_while_another_migration_is_waited_for() {
+    let database = Database::create_empty().await;
+    let _held = database.hold("select pg_advisory_xact_lock(hashtext('migrate'))").await;
+    let mut settings = database.settings().to_vec();
+    settings.push(("MIGRATE_ON_START", "true".to_owned()));
+    ends_while_it_waits(&settings, async |_| database.has_waiting(1).await).await;
 }
 
 #[tokio::test]

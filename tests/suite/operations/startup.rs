@@ -9,6 +9,7 @@ use dev::{
     process::Launch,
 };
 use serde_json::json;
+use tokio::{io::AsyncReadExt, net::TcpListener};
 
 use crate::{EXECUTABLE, builder, service};
 
@@ -69,6 +70,88 @@ async fn a_database_that_is_not_there_is_waited_for_and_then_named_without_its_p
         assert!(stopped.stderr.contains("127.0.0.1:1 could not be reached"), "{}", stopped.stderr);
         assert!(!stopped.stderr.contains("a-password") && !stopped.stdout.contains("a-password"));
     }
+}
+
+#[tokio::test]
+async fn an_address_of_ipv6_is_one_like_any_other() {
+    let url = "postgres://somebody@[::1]:1/service";
+    let settings =
+        [&sufficient()[..], &[("DATABASE_URL", url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
+    let stopped = command(&["migrate"], &settings).await;
+    assert!(stopped.stderr.contains("[::1]:1 could not be reached"), "{}", stopped.stderr);
+    // Where the machine has no IPv6 at all, that is the reason; a name is never looked up.
+    assert!(!stopped.stderr.contains("lookup"), "{}", stopped.stderr);
+}
+
+#[tokio::test]
+async fn a_parameter_of_the_database_url_without_effect_is_refused() {
+    for parameter in ["target_session_attrs=any", "channel_binding=require", "keepalives=1"] {
+        let url = format!("postgres://somebody:a-password@a,b/service?{parameter}");
+        let settings = [&sufficient()[..], &[("DATABASE_URL", &url)]].concat();
+        for arguments in [["serve"], ["migrate"]] {
+            let stopped = command(&arguments, &settings).await;
+            let name = parameter.split('=').next().unwrap();
+            assert_eq!(stopped.code(), Some(1));
+            assert!(stopped.stderr.contains("\n  DATABASE_URL "), "{}", stopped.stderr);
+            assert!(
+                stopped.stderr.contains(name) && !stopped.stderr.contains("a-password"),
+                "{}",
+                stopped.stderr
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn settings_that_cannot_work_together_are_refused() {
+    let remote = "postgres://somebody:a-password@db.internal/service?sslmode=disable";
+    for (settings, named) in [
+        (&[("APP_ENV", "production"), ("SHUTDOWN_DEADLINE_SECONDS", "5")][..], "SHUTDOWN_DEADLINE_SECONDS"),
+        (&[("SHUTDOWN_GRACE_SECONDS", "24"), ("SHUTDOWN_DEADLINE_SECONDS", "25")], "SHUTDOWN_GRACE_SECONDS"),
+        (&[("MAX_REQUESTS_IN_FLIGHT", "0")], "MAX_REQUESTS_IN_FLIGHT"),
+        (&[("MAX_CONNECTIONS", "0")], "MAX_CONNECTIONS"),
+        (&[("APP_ENV", "production"), ("DATABASE_URL", remote)], "DATABASE_URL"),
+        (&[("APP_ENV", "production"), ("DATABASE_MIGRATION_URL", remote)], "DATABASE_MIGRATION_URL"),
+    ] {
+        let stopped = command(&["config"], &[&sufficient()[..], settings].concat()).await;
+        assert_eq!(stopped.code(), Some(1), "{settings:?}");
+        assert!(stopped.stderr.contains(&format!("\n  {named} must ")), "{settings:?}: {}", stopped.stderr);
+    }
+    for settings in [
+        &[("APP_ENV", "production")][..],
+        &[("APP_ENV", "staging"), ("DATABASE_URL", remote)],
+        &[
+            ("APP_ENV", "production"),
+            ("DATABASE_URL", "postgres://somebody@127.0.0.1/service?sslmode=disable"),
+        ],
+    ] {
+        command(&["config"], &[&sufficient()[..], settings].concat()).await.succeeded();
+    }
+}
+
+/// A pooler in transaction mode rejects start-up parameters that it does not track.
+#[tokio::test]
+async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://somebody@{}/service?sslmode=disable", listener.local_addr().unwrap());
+    let settings =
+        [&sufficient()[..], &[("DATABASE_URL", &url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
+    let first_message = async {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        let length = connection.read_u32().await.unwrap();
+        let mut message = vec![0; usize::try_from(length).unwrap() - 4];
+        connection.read_exact(&mut message).await.unwrap();
+        drop((connection, listener));
+        message
+    };
+    let (message, _stopped) = tokio::join!(first_message, command(&["serve"], &settings));
+    // The version of the protocol, then names and values that end with a zero each.
+    let texts: Vec<_> = message[4..].split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let names: Vec<_> = texts.chunks(2).map(|pair| &*pair[0]).filter(|name| !name.is_empty()).collect();
+    // Of pgbouncer.ini's `track_extra_parameters` and the parameters that it always tracks.
+    let tracked = ["user", "database", "client_encoding", "DateStyle", "TimeZone", "application_name"];
+    assert!(names.contains(&"user"), "{names:?}");
+    assert!(names.iter().all(|name| tracked.contains(name)), "{names:?}");
 }
 
 /// Whether a command failed, and said why in one sentence that tells no password.

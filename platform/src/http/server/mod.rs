@@ -257,15 +257,14 @@ async fn accept(socket: TcpListener, admission: Admission, serving: Serving, con
             // Before accepting: what waits for a permit waits in the kernel's queue, and costs us nothing.
             let Ok(permit) = Arc::clone(&admission.permits).acquire_owned().await else { return };
             match socket.accept().await {
-                Ok((stream, peer)) => match admission.share(peer) {
-                    Ok(share) => {
+                Ok((stream, peer)) => {
+                    if let Ok(share) = admission.share(peer) {
                         connections.spawn(serving.clone().connection(stream, peer, (permit, share)));
-                    }
-                    Err(()) => {
+                    } else {
                         REFUSED.inc();
                         tracing::debug!(%peer, "rejected a connection: its address has too many open");
                     }
-                },
+                }
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
                     tracing::error!(error = &error as &dyn std::error::Error, "cannot accept connections");

@@ -1,0 +1,215 @@
+//! The monitor: a connection of its own that tells whether the database can be written to.
+//!
+//! Readiness reads its latest state. It never waits for the pool, so that a slow statement or a full pool does not take
+//! every replica out of rotation.
+//!
+//! The monitor also takes the place of TCP keepalive, which sqlx 0.9.0 does not set: where its connection no longer
+//! answers and a new one can be opened, the server behind all open connections is lost, and they are given up.
+use std::time::Duration;
+
+use sqlx::{PgConnection, migrate::Migrator};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    DatabaseUrl, SchemaState, Unavailable, connection,
+    pool::{self, Pool},
+    schema::schema_state,
+    url::examine,
+};
+
+/// The pause between two looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The time for the response to one look.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The age at which the connection is replaced. Only a new connection meets a changed default of the database, such as
+/// `default_transaction_read_only`, or another host behind the same name.
+const MAX_AGE: Duration = Duration::from_secs(10);
+
+/// The time for a new connection before the database counts as unreachable. The attempt itself goes on.
+const RECONNECT_TIME: Duration = Duration::from_millis(500);
+
+/// The latest state of the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct State {
+    /// The reason why it cannot be written to, if there is one.
+    unavailable: Option<Unavailable>,
+    /// `None` where it could not be read.
+    schema: Option<SchemaState>,
+}
+
+/// Reads the latest state of the database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Monitor(watch::Receiver<State>);
+
+impl Monitor {
+    /// Starts the monitor of this pool; it ends with the pool. The database is taken for available until the first
+    /// look: the pool has just been opened.
+    pub(super) fn start(pool: Pool, migrations: &'static Migrator) -> Self {
+        let state = State { unavailable: None, schema: Some(SchemaState::Current) };
+        let (states, latest) = watch::channel(state);
+        tokio::spawn(watch_database(pool, migrations, states));
+        Self(latest)
+    }
+
+    /// Returns whether a writable primary responds.
+    ///
+    /// # Errors
+    /// The reason, where none does.
+    pub fn available(&self) -> Result<(), Unavailable> {
+        let ended = self.0.has_changed().is_err().then_some(Unavailable::Unreachable);
+        self.0.borrow().unavailable.or(ended).map_or(Ok(()), Err)
+    }
+
+    /// Returns how the schema compares with this binary's; `None` where it could not be read.
+    pub fn schema(&self) -> Option<SchemaState> {
+        self.0.borrow().schema
+    }
+}
+
+/// The dedicated connection.
+struct Dedicated {
+    connection: PgConnection,
+    opened: Instant,
+}
+
+async fn watch_database(pool: Pool, migrations: &'static Migrator, states: watch::Sender<State>) {
+    let mut dedicated = None;
+    while !pool.is_closed() {
+        let (kept, state) = look(&pool, migrations, dedicated, &states).await;
+        dedicated = kept;
+        let known = states.borrow().unavailable;
+        report_change(known, state.unavailable);
+        states.send_replace(state);
+        sleep(INTERVAL).await;
+    }
+}
+
+fn report_change(known: Option<Unavailable>, unavailable: Option<Unavailable>) {
+    match unavailable {
+        Some(reason) if known != unavailable => {
+            tracing::warn!(reason = reason.as_str(), "database unavailable");
+        }
+        None if known.is_some() => tracing::info!("database available again"),
+        _ => {}
+    }
+}
+
+/// Looks at the database once. Returns the connection for the next look.
+async fn look(
+    pool: &Pool,
+    migrations: &Migrator,
+    dedicated: Option<Dedicated>,
+    states: &watch::Sender<State>,
+) -> (Option<Dedicated>, State) {
+    let url = &pool.manager().0;
+    let Some(mut dedicated) = dedicated else { return reconnect(url, migrations, states).await };
+    let mut examined = Box::pin(examine(&mut dedicated.connection));
+    let response = match timeout(RESPONSE_TIMEOUT, &mut examined).await {
+        Ok(response) => response,
+        Err(_elapsed) => {
+            let reconnected = tokio::select! {
+                biased;
+                response = &mut examined => Err(response),
+                reconnected = reconnect(url, migrations, states) => Ok(reconnected),
+            };
+            match reconnected {
+                Err(late) => late,
+                // Kept, so that the connections that are lost with it are given up once a new one can be opened.
+                Ok((None, state)) => {
+                    drop(examined);
+                    return (Some(dedicated), state);
+                }
+                // An overloaded server answers the earlier question first. A lost one never does.
+                Ok(reconnected) => match timeout(RESPONSE_TIMEOUT, &mut examined).await {
+                    Ok(late) => late,
+                    Err(_elapsed) => {
+                        tracing::warn!("an open database connection no longer responds, and a new one does");
+                        retire(pool).await;
+                        connection::give_up_lost_peers();
+                        return reconnected;
+                    }
+                },
+            }
+        }
+    };
+    drop(examined);
+    match response {
+        Ok(()) if dedicated.opened.elapsed() < MAX_AGE => inspect(dedicated, migrations).await,
+        Ok(()) => renew(pool, migrations, dedicated).await,
+        Err(error) => {
+            // The open connections are to a server that takes no writes or has ended this one. Retired, they are
+            // replaced by the first host that is a writable primary.
+            drop(dedicated);
+            retire(pool).await;
+            let (reconnected, state) = reconnect(url, migrations, states).await;
+            let demoted = is_demoted(&error).then(|| Unavailable::of(&error));
+            let unavailable = state.unavailable.map(|reason| demoted.unwrap_or(reason));
+            (reconnected, State { unavailable, ..state })
+        }
+    }
+}
+
+fn is_demoted(error: &sqlx::Error) -> bool {
+    matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby)
+}
+
+async fn retire(pool: &Pool) {
+    pool::retire_open_connections();
+    pool::close_idle(pool, |_| false).await;
+}
+
+/// Opens a new connection. While that takes long, the database is reported as unreachable.
+async fn reconnect(
+    url: &DatabaseUrl,
+    migrations: &Migrator,
+    states: &watch::Sender<State>,
+) -> (Option<Dedicated>, State) {
+    let mut connecting = std::pin::pin!(url.connect());
+    let connected = match timeout(RECONNECT_TIME, &mut connecting).await {
+        Ok(connected) => connected,
+        Err(_elapsed) => {
+            let unreachable = State { unavailable: Some(Unavailable::Unreachable), schema: None };
+            // A reason that is known already stays: it says more.
+            let known = states.borrow().unavailable;
+            if known.is_none() {
+                report_change(known, unreachable.unavailable);
+                states.send_replace(unreachable);
+            }
+            connecting.await
+        }
+    };
+    match connected {
+        Ok(connection) => inspect(Dedicated { connection, opened: Instant::now() }, migrations).await,
+        Err(error) => (None, State { unavailable: Some(Unavailable::of(&error)), schema: None }),
+    }
+}
+
+/// Replaces a connection that works by a new one. It is kept where no new one can be opened, unless that is because the
+/// database takes no writes.
+async fn renew(pool: &Pool, migrations: &Migrator, dedicated: Dedicated) -> (Option<Dedicated>, State) {
+    let connecting = timeout(RESPONSE_TIMEOUT, pool.manager().0.connect());
+    match connecting.await.unwrap_or_else(|_elapsed| Err(Unavailable::Unreachable.into())) {
+        Ok(connection) => {
+            let _goodbye = timeout(RESPONSE_TIMEOUT, sqlx::Connection::close(dedicated.connection)).await;
+            inspect(Dedicated { connection, opened: Instant::now() }, migrations).await
+        }
+        Err(error) if is_demoted(&error) => {
+            (Some(dedicated), State { unavailable: Some(Unavailable::of(&error)), schema: None })
+        }
+        Err(_) => inspect(dedicated, migrations).await,
+    }
+}
+
+/// Reads the schema's state on a connection that works.
+async fn inspect(mut dedicated: Dedicated, migrations: &Migrator) -> (Option<Dedicated>, State) {
+    let schema = timeout(RESPONSE_TIMEOUT, schema_state(&mut dedicated.connection, migrations)).await;
+    match schema {
+        Ok(Ok(schema)) => (Some(dedicated), State { unavailable: None, schema: Some(schema) }),
+        _ => (None, State { unavailable: None, schema: None }),
+    }
+}

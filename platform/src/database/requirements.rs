@@ -1,0 +1,133 @@
+//! The requirements on a database, checked by `migrate` before its first change.
+//!
+//! A database that fails in the middle of its migrations has to be repaired by hand. Each requirement that is not met is
+//! one sentence, and all of them are reported at once.
+use sqlx::PgConnection;
+
+/// The oldest major version that the migrations run on.
+const OLDEST_MAJOR: i32 = 15;
+
+/// The state of a database that the migrations depend on.
+#[derive(Debug, Clone, sqlx::FromRow)]
+#[expect(clippy::struct_excessive_bools, reason = "each is the answer to a question of its own")]
+struct Facts {
+    version: i32,
+    encoding: String,
+    current_schema: Option<String>,
+    role_exists: bool,
+    may_create: bool,
+    may_create_roles: bool,
+    may_grant: bool,
+    may_alter_role: bool,
+    owns_tables: bool,
+}
+
+/// Returns a sentence for each requirement that is not met, for an owner who prepares the database for `role`.
+pub(crate) async fn unmet(connection: &mut PgConnection, role: &str) -> Result<Vec<String>, sqlx::Error> {
+    let statement = sqlx::query_as(
+        "select
+           current_setting('server_version_num')::integer / 10000 as version,
+           current_setting('server_encoding') as encoding,
+           current_schema()::text as current_schema,
+           service.oid is not null as role_exists,
+           coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'create'), false) as may_create,
+           owner.rolsuper or owner.rolcreaterole or to_regclass('public._sqlx_migrations') is not null
+             as may_create_roles,
+           coalesce(
+             owner.rolsuper or runtime.oid is null or owner.oid = service.oid
+               or (owner.rolcreaterole and current_setting('server_version_num')::integer < 160000)
+               or pg_has_role(runtime.oid, 'member with admin option'),
+             false
+           ) as may_grant,
+           coalesce(
+             owner.rolsuper or owner.oid = service.oid
+               or (owner.rolcreaterole and current_setting('server_version_num')::integer < 160000)
+               or pg_has_role(service.oid, 'member with admin option'),
+             false
+           ) as may_alter_role,
+           not exists (
+             select
+             from pg_class
+             where oid = to_regclass('public._sqlx_migrations') and not pg_has_role(relowner, 'usage')
+           ) as owns_tables
+         from pg_roles as owner
+         left join pg_roles as service on service.rolname = $1
+         left join pg_roles as runtime on runtime.rolname = 'app_runtime'
+         where owner.rolname = current_user",
+    );
+    let facts: Facts = statement.bind(role).fetch_one(connection).await?;
+    Ok(facts.unmet(role))
+}
+
+impl Facts {
+    fn unmet(&self, role: &str) -> Vec<String> {
+        let schema = self.current_schema.as_deref().unwrap_or("none");
+        let requirements = [
+            (
+                self.version >= OLDEST_MAJOR,
+                format!("the server is PostgreSQL {}, and {OLDEST_MAJOR} or newer is required", self.version),
+            ),
+            (
+                self.encoding == "UTF8",
+                format!("the encoding of the database is {}, and UTF8 is required", self.encoding),
+            ),
+            (
+                schema == "public",
+                format!("the first schema of the owner's search_path is {schema}, and public is required"),
+            ),
+            (self.may_create, "the owner has no right to create tables in the schema public".to_owned()),
+            (self.may_create_roles, "the owner has no right to create roles (CREATEROLE)".to_owned()),
+            (
+                self.may_grant,
+                "the owner has no right to grant the existing role app_runtime (ADMIN OPTION)".to_owned(),
+            ),
+            (self.owns_tables, "the tables of the database belong to another role".to_owned()),
+            (self.role_exists, format!("the role {role} of DATABASE_URL does not exist")),
+            (
+                self.may_alter_role || !self.role_exists,
+                format!("the owner has no right to change settings of the role {role} (ADMIN OPTION)"),
+            ),
+        ];
+        requirements.into_iter().filter(|(is_met, _)| !is_met).map(|(_, sentence)| sentence).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sufficient() -> Facts {
+        Facts {
+            version: 15,
+            encoding: "UTF8".to_owned(),
+            current_schema: Some("public".to_owned()),
+            role_exists: true,
+            may_create: true,
+            may_create_roles: true,
+            may_grant: true,
+            may_alter_role: true,
+            owns_tables: true,
+        }
+    }
+
+    #[test]
+    fn each_requirement_is_one_sentence_that_names_what_is_wrong() {
+        assert_eq!(sufficient().unmet("app"), Vec::<String>::new());
+        for (facts, named) in [
+            (Facts { version: 14, ..sufficient() }, "PostgreSQL 14"),
+            (Facts { encoding: "SQL_ASCII".to_owned(), ..sufficient() }, "SQL_ASCII"),
+            (Facts { current_schema: Some("shop".to_owned()), ..sufficient() }, "search_path is shop"),
+            (Facts { current_schema: None, ..sufficient() }, "search_path is none"),
+            (Facts { role_exists: false, may_alter_role: false, ..sufficient() }, "role app of DATABASE_URL"),
+            (Facts { may_create: false, ..sufficient() }, "create tables"),
+            (Facts { may_create_roles: false, ..sufficient() }, "CREATEROLE"),
+            (Facts { may_grant: false, ..sufficient() }, "role app_runtime"),
+            (Facts { may_alter_role: false, ..sufficient() }, "settings of the role app"),
+            (Facts { owns_tables: false, ..sufficient() }, "another role"),
+        ] {
+            let unmet = facts.unmet("app");
+            assert_eq!(unmet.len(), 1, "{unmet:?}");
+            assert!(unmet[0].contains(named), "{unmet:?}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The comparison of a database's schema with the migrations of the service.
+use std::cmp::Ordering;
+
+use sqlx::{PgConnection, migrate::Migrator};
+
+use super::connection::answered;
+
+/// The state of a database's schema, compared with the migrations of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaState {
+    /// The schema has every migration.
+    Current,
+    /// Migrations are missing.
+    Older,
+    /// The schema has migrations that the service does not know: a newer release is being rolled out.
+    Newer,
+}
+
+/// Returns the version of the newest migration.
+pub fn newest_version(migrations: &Migrator) -> i64 {
+    migrations.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+/// Compares the schema of the database with the migrations.
+///
+/// # Errors
+/// When the statement fails for another reason than a missing table of migrations.
+pub async fn schema_state(
+    connection: &mut PgConnection,
+    migrations: &Migrator,
+) -> Result<SchemaState, sqlx::Error> {
+    let statement = sqlx::query_scalar("select max(version) from _sqlx_migrations where success");
+    // Not observed: probes ask every second, and each would be a trace.
+    let applied: Result<Option<i64>, _> = answered(statement.fetch_one(connection)).await;
+    let applied = match applied {
+        // 42P01: the table of migrations does not exist yet; 42501: the role may not read it yet.
+        Err(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| code == "42P01" || code == "42501") =>
+        {
+            None
+        }
+        other => other?,
+    };
+    Ok(match applied.unwrap_or(0).cmp(&newest_version(migrations)) {
+        Ordering::Less => SchemaState::Older,
+        Ordering::Equal => SchemaState::Current,
+        Ordering::Greater => SchemaState::Newer,
+    })
+}

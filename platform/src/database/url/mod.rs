@@ -1,0 +1,417 @@
+//! The address of the database: one PostgreSQL URL, which may name several hosts, and the connection to the one of
+//! them that is a writable primary.
+//!
+//! sqlx 0.9.0 knows one host, no `target_session_attrs`, keeps the brackets of an IPv6 address, and ignores
+//! parameters that it does not know. This module takes URLs as libpq writes them, and rejects every parameter that
+//! would have no effect.
+use std::{
+    borrow::Cow,
+    fmt::{self, Debug, Display, Formatter},
+    io,
+    net::IpAddr,
+    str::FromStr,
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions, PgConnection, Row,
+    postgres::{PgConnectOptions, PgSslMode},
+};
+use tokio::{
+    net::lookup_host,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use url::form_urlencoded;
+
+use super::sqlstate;
+
+/// The time for one connection attempt, unless the URL has a `connect_timeout`. A lost packet is never answered, and
+/// the next attempt may find another host behind the same name.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause before the next host is tried while the previous one has not answered yet (RFC 8305, section 8).
+const STAGGER_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The parameters that sqlx applies. `target_session_attrs`, `connect_timeout`, `host`, `hostaddr` and `port` are
+/// handled here.
+const SQLX_PARAMETERS: [&str; 14] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+];
+
+/// A PostgreSQL URL. Its `Debug` and `Display` forms contain hosts and ports only.
+#[derive(Clone)]
+pub struct DatabaseUrl {
+    first: PgConnectOptions,
+    others: Vec<PgConnectOptions>,
+    connect_timeout: Duration,
+}
+
+/// The reason why a database cannot be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.as_str())]
+pub enum Unavailable {
+    /// No host responds.
+    Unreachable,
+    /// A host responds and rejects the connection: wrong password, unknown database, too many connections.
+    Rejected,
+    /// `transaction_read_only` is on.
+    ReadOnly,
+    /// `pg_is_in_recovery()` is true.
+    Standby,
+}
+
+impl Unavailable {
+    /// The reason, as a fixed text.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "the database is unreachable",
+            Self::Rejected => "the database rejects connections",
+            Self::ReadOnly => "the database is read-only",
+            Self::Standby => "the database is a standby",
+        }
+    }
+
+    /// Returns the reason of a failed connection attempt.
+    pub(super) fn of(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(_) => Self::Rejected,
+            sqlx::Error::Io(error) => {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>());
+                inner.copied().unwrap_or(Self::Unreachable)
+            }
+            _ => Self::Unreachable,
+        }
+    }
+}
+
+impl From<Unavailable> for sqlx::Error {
+    fn from(reason: Unavailable) -> Self {
+        Self::Io(io::Error::other(reason))
+    }
+}
+
+impl DatabaseUrl {
+    /// The role that connects.
+    pub fn username(&self) -> &str {
+        self.first.get_username()
+    }
+
+    pub(super) fn database(&self) -> Option<&str> {
+        self.first.get_database()
+    }
+
+    /// Host and port, unless several hosts are named: then it is not known which one is used.
+    pub(super) fn server(&self) -> Option<(&str, u16)> {
+        self.others.is_empty().then(|| (self.first.get_host(), self.first.get_port()))
+    }
+
+    /// Returns whether some host is connected to without TLS over a network.
+    pub fn is_plaintext(&self) -> bool {
+        self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow))
+    }
+
+    /// Returns whether some host may be connected to without TLS over a network: `prefer` accepts a server without it.
+    pub fn may_be_plaintext(&self) -> bool {
+        self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer))
+    }
+
+    fn any_remote(&self, mode: impl Fn(PgSslMode) -> bool) -> bool {
+        self.servers().any(|server| !is_local(server) && mode(server.get_ssl_mode()))
+    }
+
+    /// Sets the application name, unless the URL has one.
+    #[must_use]
+    pub(crate) fn application_name(self, name: &str) -> Self {
+        self.map(|server| match server.get_application_name() {
+            Some(_) => server,
+            None => server.application_name(name),
+        })
+    }
+
+    /// Ends no statement of these connections after a time.
+    #[must_use]
+    pub(crate) fn without_statement_timeout(self) -> Self {
+        self.map(|server| server.options([("statement_timeout", "0")]))
+    }
+
+    fn map(self, change: impl Fn(PgConnectOptions) -> PgConnectOptions) -> Self {
+        Self {
+            first: change(self.first),
+            others: self.others.into_iter().map(&change).collect(),
+            connect_timeout: self.connect_timeout,
+        }
+    }
+
+    fn servers(&self) -> impl Iterator<Item = &PgConnectOptions> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    /// Connects to the first host that is a writable primary, in the order of the URL. Names are resolved at each
+    /// call, so that a changed DNS record is followed.
+    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let servers: Vec<_> = self.servers().cloned().collect();
+        let connect_timeout = self.connect_timeout;
+        race(servers.into_iter().map(move |server| connect_to_server(server, connect_timeout))).await
+    }
+}
+
+/// Returns whether no network lies between the service and this server.
+fn is_local(server: &PgConnectOptions) -> bool {
+    let host = server.get_host();
+    server.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Connects to one host, trying each address of its name.
+///
+/// With `sslmode=require` and above the name itself is passed on: TLS sends it to the server and verifies it. Its
+/// addresses are then tried by tokio, one after the other.
+async fn connect_to_server(
+    server: PgConnectOptions,
+    connect_timeout: Duration,
+) -> Result<PgConnection, sqlx::Error> {
+    let name_is_needed =
+        !matches!(server.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer);
+    if server.get_socket().is_some() || server.get_host().starts_with('/') || name_is_needed {
+        return connect_to_address(server, connect_timeout).await;
+    }
+    let resolved = timeout(connect_timeout, lookup_host((server.get_host(), server.get_port()))).await;
+    let addresses: Vec<_> = resolved.map_err(|_elapsed| Unavailable::Unreachable)??.collect();
+    race(addresses.into_iter().map(move |address| {
+        let server = server.clone().host(&address.ip().to_string());
+        connect_to_address(server, connect_timeout)
+    }))
+    .await
+}
+
+/// Opens a connection, and accepts it only if it is to a writable primary.
+async fn connect_to_address(
+    server: PgConnectOptions,
+    connect_timeout: Duration,
+) -> Result<PgConnection, sqlx::Error> {
+    let connect = async {
+        let mut connection = server.connect().await?;
+        examine(&mut connection).await.map(|()| connection)
+    };
+    timeout(connect_timeout, connect)
+        .await
+        .unwrap_or_else(|_elapsed| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
+}
+
+/// Checks that a connection is to a writable primary, in one round trip.
+///
+/// # Errors
+/// [`Unavailable::Standby`] or [`Unavailable::ReadOnly`] inside of [`sqlx::Error::Io`], or the statement's error.
+pub(super) async fn examine(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let statement = "select pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
+    let state = sqlx::raw_sql(statement).fetch_one(connection).await?;
+    if state.try_get(0)? {
+        Err(Unavailable::Standby.into())
+    } else if state.try_get(1)? {
+        Err(Unavailable::ReadOnly.into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Runs connection attempts in order. The next one starts when the previous one has failed, or has taken longer than
+/// [`STAGGER_INTERVAL`]. Returns the first connection, or the error that explains most.
+async fn race<F>(mut attempts: impl ExactSizeIterator<Item = F> + Send) -> Result<PgConnection, sqlx::Error>
+where
+    F: Future<Output = Result<PgConnection, sqlx::Error>> + Send + 'static,
+{
+    let mut running = JoinSet::new();
+    let mut failure = sqlx::Error::from(Unavailable::Unreachable);
+    loop {
+        if let Some(attempt) = attempts.next() {
+            running.spawn(attempt);
+        } else if running.is_empty() {
+            return Err(failure);
+        }
+        tokio::select! {
+            Some(finished) = running.join_next() => match finished {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) if explains(&error) >= explains(&failure) => failure = error,
+                Ok(Err(_)) | Err(_) => {}
+            },
+            () = sleep(STAGGER_INTERVAL), if attempts.len() > 0 => {}
+        }
+    }
+}
+
+/// Ranks the errors of several hosts: a standby among unreachable hosts is what an operator must know.
+fn explains(error: &sqlx::Error) -> u8 {
+    match Unavailable::of(error) {
+        Unavailable::Standby | Unavailable::ReadOnly => 2,
+        Unavailable::Rejected if sqlstate(error).is_none_or(|code| code != "57P03") => 1,
+        Unavailable::Rejected | Unavailable::Unreachable => 0,
+    }
+}
+
+impl Display for DatabaseUrl {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        for (index, server) in self.servers().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            let host =
+                server.get_socket().map_or(Cow::Borrowed(server.get_host()), |path| path.to_string_lossy());
+            let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+            write!(formatter, "{separator}{open}{host}{close}:{}", server.get_port())?;
+        }
+        Ok(())
+    }
+}
+
+impl Debug for DatabaseUrl {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        write!(formatter, "DatabaseUrl({self})")
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = String;
+
+    /// Parses a URL. The error never contains the text, which has a password in it.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected =
+            || "must be a PostgreSQL URL, such as postgres://user:password@host:5432/database".to_owned();
+        let rest = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"));
+        let rest = rest.ok_or_else(expected)?;
+        let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
+        let (user, hosts) =
+            authority.rsplit_once('@').map_or((None, authority), |(user, hosts)| (Some(user), hosts));
+
+        let mut parameters = Parameters::parse(query)?;
+        let hosts = match parameters.hosts.take() {
+            Some(hosts) => hosts,
+            None => hosts.split(',').map(split_port).collect::<Option<_>>().ok_or_else(expected)?,
+        };
+        let ports = parameters.ports.take().unwrap_or_default();
+        if ports.len() > 1 && ports.len() != hosts.len() {
+            return Err("must name as many ports as hosts, or one".into());
+        }
+
+        let user = user.map_or_else(String::new, |user| format!("{user}@"));
+        let servers = hosts.into_iter().enumerate().map(|(index, (host, port))| {
+            let host = if host.is_empty() { default_host() } else { host };
+            let port = ports.get(index).or_else(|| ports.first()).copied().or(port);
+            let written = if host.contains(':') {
+                format!("[{host}]")
+            } else {
+                form_urlencoded::byte_serialize(host.as_bytes()).collect()
+            };
+            let port = port.map_or_else(String::new, |port| format!(":{port}"));
+            let url = format!("postgres://{user}{written}{port}{path}?{}", parameters.passed_on);
+            let options: PgConnectOptions = url.parse().map_err(|_| expected())?;
+            // A pooler such as PgBouncer rejects this start-up parameter. Without it PostgreSQL 12 and later send the
+            // shortest text that is exact, and sqlx reads numbers in binary form anyway.
+            let options = options.extra_float_digits(None);
+            // sqlx keeps the brackets of an IPv6 address, and cannot resolve it then.
+            Ok(if host.starts_with('/') { options } else { options.host(&host) })
+        });
+        let mut servers = servers.collect::<Result<Vec<_>, String>>()?.into_iter();
+        let first = servers.next().ok_or_else(expected)?;
+        let others = servers.collect();
+        Ok(Self { first, others, connect_timeout: parameters.connect_timeout.unwrap_or(CONNECT_TIMEOUT) })
+    }
+}
+
+/// The host that sqlx uses where a URL names none: `PGHOST`, or a socket in the usual place.
+fn default_host() -> String {
+    PgConnectOptions::new_without_pgpass().get_host().to_owned()
+}
+
+/// Splits `host`, `host:port`, `[address]` or `[address]:port`. Percent-encoded sockets are decoded.
+fn split_port(text: &str) -> Option<(String, Option<u16>)> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(address) => {
+            let (address, port) = address.split_once(']')?;
+            address.parse::<std::net::Ipv6Addr>().ok()?;
+            (address, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) })
+        }
+        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+    };
+    let host = if host.contains('%') {
+        let encoded = host.replace('+', "%2B");
+        form_urlencoded::parse(encoded.as_bytes()).next().map(|(host, _)| host.into_owned())?
+    } else {
+        host.to_owned()
+    };
+    let port = port.filter(|port| !port.is_empty());
+    Some((host, port.map(str::parse).transpose().ok()?))
+}
+
+/// The parameters of a URL.
+#[derive(Default)]
+struct Parameters {
+    hosts: Option<Vec<(String, Option<u16>)>>,
+    ports: Option<Vec<u16>>,
+    connect_timeout: Option<Duration>,
+    /// What sqlx applies, as a query.
+    passed_on: String,
+}
+
+impl Parameters {
+    fn parse(query: &str) -> Result<Self, String> {
+        let mut parsed = Self::default();
+        let mut passed_on = form_urlencoded::Serializer::new(String::new());
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "host" | "hostaddr" => {
+                    parsed.hosts = Some(value.split(',').map(|host| (host.to_owned(), None)).collect());
+                }
+                "port" => {
+                    let ports: Result<_, _> = value.split(',').map(str::parse).collect();
+                    parsed.ports = Some(ports.map_err(|_| "has a port that is no number".to_owned())?);
+                }
+                "connect_timeout" => {
+                    let seconds: Option<u64> =
+                        value.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
+                    let seconds = seconds.ok_or("has a connect_timeout that is not 1 to 3600 seconds")?;
+                    parsed.connect_timeout = Some(Duration::from_secs(seconds));
+                }
+                // Both are what is demanded of every connection anyway.
+                "target_session_attrs" if matches!(&*value, "read-write" | "primary") => {}
+                "target_session_attrs" => {
+                    return Err(
+                        "must have read-write or primary for target_session_attrs: the service writes".into(),
+                    );
+                }
+                known if SQLX_PARAMETERS.contains(&known) || is_option(known) => {
+                    passed_on.append_pair(known, &value);
+                }
+                // A part of a password that is not percent-encoded is never such a name: its `@` is in it.
+                unknown if unknown.bytes().all(|byte| byte.is_ascii_lowercase() || b"_-".contains(&byte)) => {
+                    return Err(format!("has the parameter `{unknown}`, which is not supported"));
+                }
+                _ => return Err("has a parameter that is not supported".into()),
+            }
+        }
+        parsed.passed_on = passed_on.finish();
+        Ok(parsed)
+    }
+}
+
+/// `options` or `options[name]`.
+fn is_option(name: &str) -> bool {
+    name == "options" || name.strip_prefix("options[").is_some_and(|name| name.ends_with(']'))
+}
+
+#[cfg(test)]
+mod tests;
