@@ -6,10 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Charge, ChargeStatus, DeclineCode, Error, Event, Faults, RefundStatus, Settings, Simulator, Timings,
-    Webhooks,
-};
 use axum::{
     Router,
     body::Bytes,
@@ -21,6 +17,11 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use uuid::Uuid;
+
+use super::{
+    Charge, ChargeStatus, DeclineCode, Error, Event, Faults, RefundStatus, Settings, Simulator, Timings,
+    Webhooks,
+};
 
 const API_KEY: &str = "sk_test";
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
@@ -61,7 +62,7 @@ impl Till {
     async fn open_with(settings: Settings) -> Self {
         Self {
             gateway: Simulator::start_with(settings, quick()).await.unwrap(),
-            client: dev::http::client(SOON).unwrap(),
+            client: crate::http::client(SOON).unwrap(),
         }
     }
 
