@@ -6,10 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Charge, ChargeStatus, DeclineCode, Error, Event, Faults, RefundStatus, Settings, Simulator, Timings,
-    Webhooks,
-};
 use axum::{
     Router,
     body::Bytes,
@@ -21,6 +17,11 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use uuid::Uuid;
+
+use super::{
+    Charge, ChargeStatus, DeclineCode, Error, Event, Faults, RefundStatus, Settings, Simulator, Timings,
+    Webhooks,
+};
 
 const API_KEY: &str = "sk_test";
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";

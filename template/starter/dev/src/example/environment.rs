@@ -76,9 +76,10 @@ impl Neighbours {
 
     /// Returns the commands that follow the login on the screen: a heading, and lines for any shell.
     pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
+        let body = r#"{"name":"First"}"#;
+        let id = r#"s/^{"id":"\([^"]*\)".*/\1/p"#;
         let create = format!(
-            "ID=$(curl -s {api}v1/notes {JSON} {AUTHORIZED} {NEW_KEY} -d '{{\"name\":\"First\"}}' \
-             | sed -n 's/^{{\"id\":\"\\([^\"]*\\)\".*/\\1/p') && echo \"$ID\"",
+            "ID=$(curl -s {api}v1/notes {JSON} {AUTHORIZED} {NEW_KEY} -d '{body}' | sed -n '{id}') && echo \"$ID\"",
         );
         let read = format!("curl -s {api}v1/notes/$ID {AUTHORIZED}; echo");
         ("Log in, create a note, read it:", vec![create, read])
