@@ -163,7 +163,8 @@ impl Database {
 
     /// Copies the whole database, for [`Self::restore`]. Nothing but the test may be connected to it.
     pub async fn back_up(&self) {
-        let copy = format!("create database \"{0}_backup\" template \"{0}\"", self.name);
+        let owner = owner_role();
+        let copy = format!("create database \"{0}_backup\" template \"{0}\" owner \"{owner}\"", self.name);
         self.administer(&[&copy]).await;
     }
 

@@ -203,8 +203,8 @@ async fn the_database_keeps_the_rules_of_money_by_itself() {
         assert_eq!(service.database().try_as_service(statement).await, check_violation, "{statement}");
     }
     let second = format!(
-        "insert into payments (id, order_id, amount, currency, gateway_request, correlation_id)
-         values (gen_random_uuid(), '{}', 2580, 'EUR', '', 'x')",
+        "insert into payments (id, order_id, gateway_key, amount, currency, gateway_request, correlation_id)
+         values (gen_random_uuid(), '{}', gen_random_uuid(), 2580, 'EUR', '', 'x')",
         order.id
     );
     assert_eq!(service.database().try_as_service(&second).await, Err("23505".to_owned()), "one live payment");
@@ -495,6 +495,24 @@ async fn every_mistake_in_the_settings_of_payments_is_reported_at_once_and_no_va
 }
 
 #[tokio::test]
+async fn a_short_or_empty_webhook_secret_is_refused() {
+    let long = "whsec_YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw==";
+    for secret in ["whsec_", "whsec_YSB3ZWJob29rIHNlY3JldA==", &format!("{long} whsec_")] {
+        let settings = [&sufficient()[..], &[("GATEWAY_WEBHOOK_SECRET", secret)]].concat();
+        let stopped = command(&["config"], &settings).await;
+        assert_eq!(stopped.code(), Some(1), "{secret}");
+        assert!(
+            stopped.stderr.contains("\n  GATEWAY_WEBHOOK_SECRET must be whsec_ and"),
+            "{}",
+            stopped.stderr
+        );
+    }
+    let rotated = format!("{long} {long}");
+    let settings = [&sufficient()[..], &[("GATEWAY_WEBHOOK_SECRET", rotated.as_str())]].concat();
+    command(&["config"], &settings).await.succeeded();
+}
+
+#[tokio::test]
 async fn the_settings_of_payments_are_shown_without_secrets() {
     let told = command(&["config"], &sufficient()).await.succeeded();
     for line in ["DATABASE_URL=<redacted>", "GATEWAY_API_KEY=<redacted>", "GATEWAY_WEBHOOK_SECRET=<redacted>"]
@@ -509,7 +527,7 @@ async fn the_settings_of_payments_are_shown_without_secrets() {
     ] {
         assert!(told.lines().any(|known| known == line), "{line} in {told}");
     }
-    for secret in ["a-password", "an-api-key", "YSB3ZWJob29rIHNlY3JldA"] {
+    for secret in ["a-password", "an-api-key", "YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw"] {
         assert!(!told.contains(secret), "{told}");
     }
 }

@@ -364,7 +364,13 @@ async fn a_refund_whose_commit_is_unknown_is_not_sent() {
     let lock = service.database().hold(&format!("select from payments where id = '{id}' for update")).await;
     let request = support.refund(id, Some(1000));
     let attempt = request.clone().in_background();
-    service.database().has_waiting(1).await;
+    eventually("the transaction waits", async || {
+        let waiting =
+            "select count(*) from pg_locks where not granted and locktype in ('transactionid', 'tuple')
+                       and pid in (select pid from pg_stat_activity where datname = current_database())";
+        (service.database().number(waiting).await > 0).then_some(())
+    })
+    .await;
     service.link().interrupt();
     let answer = attempt.answer().await.is_problem(503, "unavailable");
     assert!(answer.header("retry-after").is_some(), "{answer}");
