@@ -1,4 +1,4 @@
-//! The settings of logs and traces.
+//! Settings of logs and traces.
 use std::path::PathBuf;
 
 use url::Url;

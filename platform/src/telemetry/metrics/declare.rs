@@ -91,9 +91,9 @@ macro_rules! metrics {
     (@initialize $NAME:ident $($labels:tt)?) => { lazy_static::initialize(&$NAME); };
 }
 
-/// A family of series, which are told apart by the values of labels.
+/// A family of series, which differ in their label values.
 pub trait Family {
-    /// Creates the series with these values of the labels, at zero.
+    /// Creates the series with these label values, at zero.
     fn create(&self, values: &[&str]);
 }
 
@@ -109,7 +109,7 @@ impl Family for TracedHistograms {
     }
 }
 
-/// Creates a series for every combination of the labels' values.
+/// Creates a series for every combination of the label values.
 pub fn create_series(family: &impl Family, values: &[Vec<&'static str>]) {
     let mut combinations = vec![Vec::new()];
     for label in values {
