@@ -1,8 +1,8 @@
 //! The rules of the chain of seals, and the position of the first violation. This module does no I/O: the caller
 //! passes seals and their events in order, one at a time.
 //!
-//! Events may be missing only under three conditions. The owner recorded their export, an export event in the chain
-//! confirms it, and the verification is given the file or its hash ([`Exports`]).
+//! Events may be missing only if three conditions hold. The owner recorded their export, an export event in the chain
+//! confirms it, and the verification has the file or its hash ([`Exports`]).
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},

@@ -4,8 +4,8 @@
 //! `record_audit_event`. Neither exists without the other. A denial has no change, so [`record`] writes its event
 //! alone. Each committed event is also written as a log line.
 //!
-//! Events are sealed a few seconds later ([`Sealing`]), so that [`verify`] detects later changes, whatever database
-//! rights made them. Old events are exported to files that can be verified without the database ([`export`]).
+//! Events are sealed a few seconds later ([`Sealing`]). Then [`verify`] detects every later change, even by a role with
+//! all privileges. Old events are exported to files that can be verified without the database ([`export`]).
 //!
 //! Passwords, tokens and card data are never recorded.
 mod canonical;

@@ -1,4 +1,4 @@
-//! Sealing: one worker among all replicas seals the events that can no longer change.
+//! Sealing: one worker among all replicas seals each range of events once no further event can be added to it.
 //!
 //! Four failures are possible, and [`seal_next`] handles each:
 //! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start

@@ -83,7 +83,7 @@ pub struct AuditEvent {
     /// When it was written down, by the database's clock: what the list is ordered and filtered by.
     #[serde(serialize_with = "timestamp::serialize")]
     pub recorded_at: DateTime<Utc>,
-    // Text, and not the type: what a newer release has written is shown by this one, too.
+    // Text instead of the enum, so that this release can list events that a newer release has written.
     #[schema(value_type = EventType, inline)]
     event_type: String,
     /// Who it was; `null` where nobody was logged in.

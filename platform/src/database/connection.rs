@@ -87,7 +87,7 @@ pub(super) fn give_up_lost_peers() {
 
 /// A pooled connection.
 ///
-/// When it is dropped, it is pinged before reuse, because its last statement may have been cancelled.
+/// A dropped connection is pinged before reuse, because its last statement may have been cancelled.
 /// [`Self::release`] skips the ping.
 #[derive(Debug)]
 pub struct Connection {

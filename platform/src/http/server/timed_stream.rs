@@ -55,7 +55,7 @@ impl Requests {
             && !self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Returns whether a request of the connection is waiting for its response.
+    /// Returns whether the connection's only request is waiting for its response. Always `false` on HTTP/2.
     fn is_in_flight(&self) -> bool {
         self.begun.load(Ordering::Relaxed) != self.answered.load(Ordering::Relaxed)
             && !self.multiplexed.load(Ordering::Relaxed)

@@ -18,9 +18,9 @@ const B3_FLAGS: &str = "x-b3-flags";
 /// The header format that a B3 propagator writes. Each reads both formats, as the specification requires.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum B3Headers {
-    /// `b3: {trace id}-{span id}-{sampled}`
+    /// One header: `b3: {trace id}-{span id}-{sampled}`
     Single,
-    /// `x-b3-traceid`, `x-b3-spanid`, `x-b3-sampled`
+    /// Three headers: `x-b3-traceid`, `x-b3-spanid`, `x-b3-sampled`
     Multiple,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct B3Propagator {
     fields: Vec<String>,
 }
 
-/// `uber-trace-id: {trace id}:{span id}:{parent, which is always 0}:{flags}`
+/// Jaeger's format: `uber-trace-id: {trace id}:{span id}:{parent, which is always 0}:{flags}`
 #[derive(Debug)]
 pub(super) struct JaegerPropagator {
     fields: Vec<String>,
