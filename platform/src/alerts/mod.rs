@@ -135,7 +135,7 @@ impl Alerts {
         let alertmanager = settings.alertmanager_url.as_ref().map(|base| Receiver::Alertmanager {
             url: alertmanager_api(base),
             service: service.to_owned(),
-            // Long enough that the next repetition arrives before, and that people see the alert.
+            // Long enough that the next repetition arrives before the alert ends, and that operators see the alert.
             firing_for: repeat_interval.saturating_mul(2).max(SHORTEST_FIRING),
         });
         let receivers: Arc<[Receiver]> = webhook.into_iter().chain(alertmanager).collect();

@@ -1,4 +1,4 @@
-//! A pooled connection, and a transaction on one. Both give up a statement that gets no response.
+//! A pooled connection, and a transaction on one. Statements on both fail if the database does not respond.
 //!
 //! A database host that is lost closes no connection, and TCP reports the loss only after a quarter of an hour. Until
 //! then, sqlx 0.9.0 waits for a statement's response, and the connection occupies its slot in the pool meanwhile. As

@@ -62,7 +62,7 @@ async fn ready(State(health): State<Health>) -> Response {
     (status, Json(readiness)).into_response()
 }
 
-/// Returns the health report, always with 200. It is for people; load balancers use `/readyz`.
+/// Returns the health report, always with 200. It is for operators; load balancers use `/readyz`.
 async fn report(State(health): State<Health>) -> Json<health::Report> {
     Json(health.report().await)
 }

@@ -149,8 +149,8 @@ impl Breaker {
     }
 
     /// Acquires a permit for a call that no request waits for. While the breaker is half-open, such calls run one at
-    /// a time, in addition to the probes of [`Self::acquire`]. A busy worker could otherwise take all probes, and
-    /// customers' requests would be rejected meanwhile.
+    /// a time, in addition to the probes of [`Self::acquire`]. A busy worker could otherwise use up all probes,
+    /// and customers' requests would be rejected.
     ///
     /// # Errors
     /// The breaker is open, or half-open with such a call in flight.

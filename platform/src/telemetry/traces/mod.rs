@@ -90,8 +90,9 @@ fn is_exported(settings: &Traces) -> bool {
     has_endpoint && !names(&exporters).any(|name| name == "none")
 }
 
-/// Builds the exporter. The exporter reads endpoint, headers and compression from the environment itself. Only so can
-/// it distinguish the general endpoint, to which HTTP adds a path, from the traces endpoint, which is used unchanged.
+/// Builds the exporter. The exporter itself reads endpoint, headers and compression from the environment. Otherwise it
+/// could not distinguish the general endpoint, to which HTTP adds a path, from the traces endpoint, which is used
+/// unchanged.
 fn exporter(settings: &Traces) -> Result<SpanExporter, TracesError> {
     let protocol = set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
     let timeout = timeout();
