@@ -1,12 +1,12 @@
-//! The build that runs: the service's name and version, its commit and its compiler.
+//! The running build: the service's name and version, its commit and its compiler.
 //!
-//! This crate is compiled once for any service and any commit, so the service states its own build, first thing in
+//! This crate is compiled independently of the service and its commit, so the service sets its build at the start of
 //! the process. Log lines, spans, audit events, metrics and `/health` read it from here.
 use std::sync::OnceLock;
 
 use serde::Serialize;
 
-/// The service and the build of it.
+/// The service and its build.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct BuildInfo {
     /// The name of the package, the executable and the service.
@@ -20,14 +20,14 @@ pub struct BuildInfo {
     pub rustc: &'static str,
 }
 
-/// The build of the unit tests of this crate, which run without a service.
+/// The build of this crate's unit tests, which run without a service.
 const NO_SERVICE: BuildInfo =
     BuildInfo { name: "service", version: "0.0.0", commit: "unknown", rustc: "unknown" };
 
 static CURRENT: OnceLock<BuildInfo> = OnceLock::new();
 
 impl BuildInfo {
-    /// States the build of this process. Only the first call counts.
+    /// Sets the build of this process. Only the first call counts.
     pub fn set(self) {
         let _already_set = CURRENT.set(self);
     }

@@ -1,10 +1,11 @@
-//! What hot functions cost, in instructions: unlike time, their number does not depend on how busy a machine is.
+//! Instruction counts of hot functions. Unlike time, the number of instructions does not depend on the machine's
+//! load.
 //!
-//! Callgrind counts them while a unit test runs that calls the function: so a private function can be counted, and
-//! its own module keeps what it is called with. The tests' own build is counted, which is not optimised: a release
-//! build of everything would take longer than all the tests, and what makes a function dearer (one more pass, one
-//! more allocation, one more formatting) makes it dearer in both.
-// Another target's numbers, and those of an optimised build, are others.
+//! Callgrind counts them while a unit test runs that calls the function. So private functions can be counted, and
+//! their arguments stay in their own module. The tests count their own build, which is not optimized, because a
+//! release build of everything would take longer than all the tests. An additional pass, allocation or formatting
+//! makes a function more expensive in both builds.
+// Other targets and optimized builds have other counts.
 #![cfg(all(debug_assertions, target_arch = "x86_64", target_os = "linux"))]
 
 use std::{
@@ -14,9 +15,9 @@ use std::{
     process::{self, Command},
 };
 
-/// A function, the unit test that calls it, and how many instructions one call takes.
+/// A function, the unit test that calls it, and the number of instructions per call.
 ///
-/// To renew a number, put in the one that the failed test tells, in the commit that is the reason for it.
+/// To update a number, copy it from the message of the failed test, in the commit that changes the cost.
 const HOT: [(&str, &str, u64); 7] = [
     (
         "platform::telemetry::logs::json::write",
@@ -55,8 +56,8 @@ const HOT: [(&str, &str, u64); 7] = [
     ),
 ];
 
-/// How far, in percent, a number may move before somebody has to look: compilers differ by less. In both directions,
-/// since a function that has become cheaper could otherwise become as dear again unseen.
+/// Tolerance in percent. Compilers differ by less. It applies in both directions, because otherwise a function that
+/// became cheaper could become expensive again unnoticed.
 const MARGIN: u64 = 15;
 
 #[test]
@@ -79,7 +80,7 @@ fn hot_functions_take_as_many_instructions_as_they_did() {
     assert!(moved.is_empty(), "{moved:#?}");
 }
 
-/// The instructions of one call of a function, in the mean over those that a test of this very program makes.
+/// Returns the mean number of instructions per call of a function in a test of this executable.
 fn instructions(function: &str, test: &str) -> u64 {
     let profile =
         env::temp_dir().join(format!("{}-{}.callgrind", process::id(), function.replace("::", "-")));
@@ -98,10 +99,11 @@ fn instructions(function: &str, test: &str) -> u64 {
     instructions / calls
 }
 
-/// How often a function was called, and how many instructions these calls took with all that they called.
+/// Returns the number of a function's calls, and the instructions of these calls, including the functions that they
+/// call.
 ///
-/// In Callgrind's format a call is three lines: `cfn=` with the function's name, `calls=` with how many there were, and
-/// a line number with the instructions that they took.
+/// In Callgrind's format a call is three lines. They are `cfn=` with the function's name, `calls=` with the number of
+/// calls, and a line number with the number of instructions.
 fn calls_of(function: &str, profile: &Path) -> (u64, u64) {
     let profile = fs::read_to_string(profile).unwrap();
     let (mut calls, mut instructions) = (0, 0);

@@ -1,17 +1,18 @@
-//! The parts that every service needs. This crate knows no domain: a service depends on it, never the reverse.
+//! The parts that every service needs. A service depends on this crate, never the reverse, and the crate contains no
+//! domain logic.
 //!
 //! - [`settings`]: tables of settings, each declared by the module that uses them
 //! - [`http`]: the listener, limits, extractors, problems, pagination and idempotency keys
-//! - [`identity`]: the caller of a request, and the extractors that demand a role
+//! - [`identity`]: the caller of a request, and the extractors that require a role
 //! - [`database`]: the pool, transactions, timed statements
-//! - [`migrations`]: bringing the schema to the newest version
+//! - [`migrations`]: migrating the schema to the newest version
 //! - [`audit`]: the tamper-evident audit log: recording, sealing, verification, export
 //! - [`telemetry`]: logs, traces, metrics and correlation ids
 //! - [`ops`]: the operations listener: probes, metrics, log level
-//! - [`alerts`]: alerts that the service sends itself
+//! - [`alerts`]: alerts that the service itself sends
 //! - [`resilience`]: circuit breaker, retries, crash points
 //! - [`workers`]: periodic work and tracked work
-//! - [`shutdown`]: signals and the time that the end may take
+//! - [`shutdown`]: signals and the timeouts of a shutdown
 //! - [`build_info`]: the name, version and commit of the service
 pub mod alerts;
 pub mod audit;

@@ -1,8 +1,8 @@
-//! The schema: bringing a database up to this binary's migrations, and telling whether it is there.
+//! The schema: applying this binary's migrations to a database, and checking that they are applied.
 //!
-//! Migrations run forward only, are checksummed, and stand under an advisory lock, so that several replicas may
-//! start at once. They run on a connection of their own which is closed afterwards: sqlx 0.9.0 keeps the lock
-//! when a migration fails, and a pooled connection would go on holding it.
+//! Migrations only run forward, are checksummed, and run under an advisory lock, so that several replicas may start
+//! at once. They run on a separate connection, which is closed afterwards. The reason is that sqlx 0.9.0 keeps the
+//! lock if a migration fails, and a pooled connection would continue to hold it.
 use std::time::Duration;
 
 use sqlx::{
@@ -17,13 +17,14 @@ use crate::{
 
 const TABLE: &str = "_sqlx_migrations";
 
-/// Settings of the service's role. They would otherwise be start-up options of each connection, which a pooler in
-/// transaction mode rejects.
+/// Settings of the service's role. As start-up options of each connection, a pooler in transaction mode would reject
+/// them.
 ///
-/// `force_generic_plan` because of statements over arrays: the planner takes their generic plan for dearer than it
-/// is, and plans them anew at every execution. The TCP settings end the sessions of a replica whose host is lost, within
-/// half a minute, and keep idle connections alive in firewalls. `client_connection_check_interval` ends the statement
-/// of a closed connection.
+/// - `force_generic_plan` is for statements over arrays. The planner overestimates the cost of their generic plan,
+///   and plans them again at every execution.
+/// - The TCP settings end the sessions of a replica whose host is lost, within half a minute. They also keep idle
+///   connections alive in firewalls.
+/// - `client_connection_check_interval` ends the statement of a closed connection.
 const ROLE_SETTINGS: [(&str, &str); 7] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("idle_in_transaction_session_timeout", "10s"),
@@ -34,10 +35,10 @@ const ROLE_SETTINGS: [(&str, &str); 7] = [
     ("client_connection_check_interval", "1s"),
 ];
 
-/// Why the schema could not be brought up to date.
+/// The error of a failed migration.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// See there.
+    /// No connection to the database.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// A migration failed, was changed after it was applied, or is unknown to this binary.
@@ -46,12 +47,12 @@ pub enum MigrateError {
     /// The database does not fulfil a requirement. Nothing was changed.
     #[error("nothing was changed, because {}", .0.join("; "))]
     Requirements(Vec<String>),
-    /// The service's role could not be given its rights.
+    /// The service's role could not be granted its privileges.
     #[error("the rights of role {role} could not be set: {source}")]
     Rights {
         /// The user of `DATABASE_URL`.
         role: String,
-        /// What the database said.
+        /// The database's error.
         source: sqlx::Error,
     },
 }
@@ -65,17 +66,17 @@ pub struct Migrated {
     pub version: i64,
 }
 
-/// Applies what is missing as the owner, and gives the service's role its rights.
+/// Applies missing migrations as the owner, and grants the service's role its privileges.
 ///
-/// On the schema of a newer release nothing is applied, so that a release can be rolled back.
+/// If the schema belongs to a newer release, nothing is applied, so that a release can be rolled back.
 ///
 /// # Errors
-/// When the database cannot be reached or does not fulfil a requirement, a migration does not apply, or the rights
-/// cannot be given.
+/// The database is unreachable or does not fulfil a requirement, a migration fails, or the privileges cannot be
+/// granted.
 pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migrated, MigrateError> {
     let owner = settings.owner();
     wait_until_reachable(owner, settings.startup_wait).await?;
-    // No statement timeout: a migration takes as long as it takes, and so does waiting for another replica's.
+    // No statement timeout, because a migration, and waiting for another replica's migration, may take any time.
     let url = owner.clone().application_name("migrate").without_statement_timeout();
     let mut connection = url.connect().await.map_err(sqlx::migrate::MigrateError::from)?;
     let role = settings.url.username().to_owned();
@@ -84,7 +85,7 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     if !unmet.is_empty() {
         return Err(MigrateError::Requirements(unmet));
     }
-    // sqlx takes a lock of its own, but neither for its table nor for the rights.
+    // sqlx takes a lock of its own, but that covers neither its table nor the privileges.
     sqlx::raw_sql("select pg_advisory_lock(hashtext('migrate'))")
         .execute(&mut connection)
         .await
@@ -100,7 +101,7 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     grant_rights(&mut connection, owner.username(), &role, settings.statement_timeout)
         .await
         .map_err(|source| MigrateError::Rights { role, source })?;
-    // The work is committed; how the connection says goodbye does not matter.
+    // The work is committed, so an error while closing the connection does not matter.
     let _goodbye = connection.close().await;
     let version = after.iter().map(|migration| migration.version).max().unwrap_or(0);
     Ok(Migrated { applied: after.len() - before.len(), version })
@@ -114,7 +115,7 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<AppliedMigration>,
 /// Returns whether the schema has every migration of this binary, unchanged, and newer ones. sqlx would reject those.
 ///
 /// # Errors
-/// When a migration of this binary was changed or has failed.
+/// A migration of this binary was changed or has failed.
 async fn is_newer(
     connection: &mut PgConnection,
     migrations: &Migrator,
@@ -138,7 +139,8 @@ async fn is_newer(
     Ok(true)
 }
 
-/// Notices that the database was loaded into another cluster, whose transaction ids say nothing beside the old ones.
+/// Starts a new audit epoch if the database was loaded into another cluster. Transaction ids of two clusters cannot
+/// be compared.
 async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let event = Event::new(EventType::Audit, "audit_epochs", "begin", EventResult::Success);
     let begun: Option<i32> = sqlx::query_scalar("select begin_audit_epoch($1)")
@@ -165,15 +167,15 @@ async fn grant_rights(
     let statement_timeout = statement_timeout.as_millis().to_string();
     let mut settings = vec![("statement_timeout", &*statement_timeout)];
     settings.extend(ROLE_SETTINGS);
-    // What was committed before another service is called must survive whatever follows. Any other value than `off` is
-    // as durable, or more, and whoever runs the server has chosen it.
+    // A commit that precedes the call of another service must survive any crash. Every value except `off` is durable
+    // enough, and the server's operator has chosen it.
     if synchronous_commit(connection, role).await? == "off" {
         settings.push(("synchronous_commit", "on"));
     }
     for (name, value) in settings {
         let template = "alter role %1$I in database %4$I set %2$I = %3$L";
         match execute_formatted(connection, template, [role, name, value]).await {
-            // 22023: a server on an operating system that cannot do it.
+            // 22023: the server's operating system does not support the setting.
             Err(error) if sqlstate(&error).is_some_and(|code| code == "22023") => {
                 tracing::warn!(
                     setting = name,
@@ -187,7 +189,8 @@ async fn grant_rights(
     Ok(())
 }
 
-/// Executes a statement made by `format`, whose `%I` and `%L` quote. The database's name is the last argument.
+/// Executes a statement built by `format`, with the quoting of `%I` and `%L`. The database's name is the last
+/// argument.
 async fn execute_formatted(
     connection: &mut PgConnection,
     template: &str,
@@ -204,8 +207,9 @@ async fn execute_formatted(
     Ok(())
 }
 
-/// Returns `synchronous_commit` as a new session of `role` gets it: set on the role in this database, on the role, on the
-/// database, on all, or on the server. The last is what this session has, unless that is set on its own role.
+/// Returns the value of `synchronous_commit` in a new session of `role`. It may be set on the role in this database,
+/// on the role, on the database, on all, or on the server. The server's value is that of this session, unless it is
+/// set on this session's own role.
 async fn synchronous_commit(connection: &mut PgConnection, role: &str) -> Result<String, sqlx::Error> {
     let statement = sqlx::query_scalar(
         "select coalesce(

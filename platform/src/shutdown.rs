@@ -1,4 +1,4 @@
-//! The end of the process: the signals that begin it, and the time that it may take.
+//! The shutdown of the process: its signals and its timeouts.
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -15,7 +15,7 @@ crate::groups! {
     }
 }
 
-/// SIGTERM and SIGINT. Listened to from the start: a signal that comes during start-up is not lost.
+/// SIGTERM and SIGINT. The handlers are installed at start, so that a signal during start-up is not lost.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,

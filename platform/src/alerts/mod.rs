@@ -1,11 +1,11 @@
-//! Alerts that the service sends itself, for what must not wait for a scrape and a rule: a breaker that
-//! opened, a trail that was tampered with.
+//! Alerts that the service itself sends. They report events that must not wait for a scrape and an alert rule, such
+//! as an open circuit breaker or a manipulated audit log.
 //!
-//! Raising an alert never waits and never fails: the work that raises it is worth more than the alert. It is
-//! logged, put into a bounded queue, and sent from there by a task of its own, with retries. The same alert
-//! (severity and title) goes out at most once per interval, so that a flapping dependency wakes nobody twice.
+//! Raising an alert never waits and never fails, because it must not disturb the work that raises it. The alert is
+//! logged and put into a bounded queue, and a separate task sends it, with retries. The same alert (severity and
+//! title) is sent at most once per interval, so that a flapping dependency does not page repeatedly.
 //!
-//! What became of each is in `alerts_sent_total`.
+//! The outcome of each alert is counted in `alerts_sent_total`.
 mod receiver;
 mod settings;
 
@@ -34,50 +34,51 @@ crate::metrics! {
     static SENT: counter = "alerts_sent_total" { outcome in [SENT_TO_ALL, FAILED, SUPPRESSED, DROPPED] };
 }
 
-/// Every receiver took it.
+/// Every receiver accepted the alert.
 const SENT_TO_ALL: &str = "sent";
-/// At least one receiver did not take it.
+/// At least one receiver did not accept the alert.
 const FAILED: &str = "failed";
-/// The same alert was raised within the interval.
+/// The same alert was already raised within the interval.
 const SUPPRESSED: &str = "suppressed";
-/// There was no room in the queue.
+/// The queue was full.
 const DROPPED: &str = "dropped";
 
-/// More alerts than this at once are one incident, and somebody knows of it by then.
+/// Capacity of the queue. More alerts at once belong to one incident, which the queued alerts already report.
 const QUEUE: usize = 64;
 
-/// How long a receiver may take over one attempt.
+/// Timeout of one attempt at a receiver.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long Alertmanager shows an alert at least: an event has no end of its own.
+/// Minimum time for which Alertmanager shows an alert, because an event has no end of its own.
 const SHORTEST_FIRING: Duration = Duration::from_mins(5);
 
-/// How urgent an alert is.
+/// The severity of an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Somebody has to act now.
+    /// Immediate action is required.
     Critical,
-    /// Somebody has to act soon.
+    /// Action is required soon.
     Warning,
-    /// Nobody has to act.
+    /// No action is required.
     Info,
 }
 
-/// Something that people should know.
+/// An alert.
 #[derive(Debug, Clone)]
 pub struct Alert {
-    /// How urgent it is.
+    /// The severity.
     pub severity: Severity,
-    /// What happened, in few words, and the same ones each time.
+    /// A short title that is the same for each occurrence.
     pub title: String,
-    /// What it means, and what to do.
+    /// The meaning of the alert, and the required action.
     pub description: String,
-    /// What helps to find the cause. No secrets and no personal data: it leaves the house.
+    /// Details that help to find the cause. They must not contain secrets or personal data, because they are sent to
+    /// third parties.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// An alert on its way. Its JSON is what webhooks get.
+/// A raised alert, ready to send. Its JSON is the body for webhooks.
 #[derive(Debug, Serialize)]
 struct Raised {
     severity: Severity,
@@ -86,7 +87,7 @@ struct Raised {
     #[serde(serialize_with = "rfc3339")]
     timestamp: DateTime<Utc>,
     metadata: BTreeMap<String, String>,
-    /// The record that the alert is about, where each record has an alert of its own.
+    /// The id of the record that the alert is about, if each record has its own alert.
     #[serde(skip)]
     key: Option<String>,
 }
@@ -101,12 +102,12 @@ pub struct Alerts(Arc<Inner>);
 
 struct Inner {
     repeat_interval: Duration,
-    /// `None`: there are no receivers.
+    /// `None` if there are no receivers.
     transport: Option<Transport>,
     raised: Arc<Recent>,
 }
 
-/// The receivers, and the two ways to them.
+/// The receivers, the HTTP client, and the queue.
 struct Transport {
     client: reqwest::Client,
     receivers: Arc<[Receiver]>,
@@ -115,14 +116,14 @@ struct Transport {
 
 enum Message {
     Alert(Raised),
-    /// Everything before this is done when the sender is told.
+    /// Notifies the sender once all earlier messages are processed.
     Flush(oneshot::Sender<()>),
 }
 
 impl Alerts {
-    /// Starts to send what is raised. With no receiver configured, alerts are only logged.
+    /// Starts the task that sends raised alerts. Without configured receivers, alerts are only logged.
     ///
-    /// `service` tells receivers where alerts come from. Needs the process's TLS provider to be installed.
+    /// `service` identifies the source of the alerts to receivers. The process's TLS provider must be installed.
     ///
     /// # Errors
     /// The HTTP client cannot be built.
@@ -134,14 +135,14 @@ impl Alerts {
         let alertmanager = settings.alertmanager_url.as_ref().map(|base| Receiver::Alertmanager {
             url: alertmanager_api(base),
             service: service.to_owned(),
-            // Until the next one has surely come, and long enough to be seen.
+            // Long enough that the next repetition arrives before the alert ends, and that operators see the alert.
             firing_for: repeat_interval.saturating_mul(2).max(SHORTEST_FIRING),
         });
         let receivers: Arc<[Receiver]> = webhook.into_iter().chain(alertmanager).collect();
         let transport = if receivers.is_empty() {
             None
         } else {
-            // A POST that is redirected would arrive as a GET.
+            // A redirected POST would arrive as a GET.
             let client =
                 reqwest::Client::builder().timeout(TIMEOUT).redirect(redirect::Policy::none()).build()?;
             let (queue, messages) = mpsc::channel(QUEUE);
@@ -151,14 +152,14 @@ impl Alerts {
         Ok(Self(Arc::new(Inner { repeat_interval, transport, raised })))
     }
 
-    /// Returns whether alerts are sent anywhere.
+    /// Returns whether alerts are sent to any receiver.
     pub fn has_receivers(&self) -> bool {
         self.0.transport.is_some()
     }
 
     /// Sends an alert to each receiver once, and returns whether at least one has accepted it.
     ///
-    /// For alerts that are stored until then: whoever stores them decides when to send them again. `key` identifies
+    /// For alerts that the caller stores until they are accepted. The caller decides when to retry. `key` identifies
     /// the record that the alert is about, so that Alertmanager keeps the alerts of two records apart.
     pub async fn deliver(&self, alert: Alert, key: &str) -> bool {
         let Some(transport) = &self.0.transport else { return false };
@@ -174,7 +175,7 @@ impl Alerts {
         accepted > 0
     }
 
-    /// Raises an alert: never waits, never fails. It carries the present correlation id.
+    /// Raises an alert. Never waits, never fails. The alert carries the current correlation id.
     pub fn raise(&self, alert: Alert) {
         let Alert { severity, title, description, mut metadata } = alert;
         let key = (severity, title.clone());
@@ -201,7 +202,7 @@ impl Alerts {
         }
     }
 
-    /// Waits until everything that was raised before is sent or given up: whether that was so at the deadline.
+    /// Waits until every alert raised before is sent or given up. Returns `false` if the deadline passed first.
     pub async fn flush(&self, deadline: Instant) -> bool {
         let Some(Transport { queue, .. }) = &self.0.transport else { return true };
         let (tell, told) = oneshot::channel();
@@ -212,12 +213,12 @@ impl Alerts {
 
 type Key = (Severity, String);
 
-/// When each alert was last raised.
+/// The times at which each alert was last raised.
 #[derive(Default)]
 struct Recent(Mutex<HashMap<Key, Instant>>);
 
 impl Recent {
-    /// Whether this alert may go out; remembers that it did.
+    /// Returns whether this alert may be sent, and records that it was.
     fn remember(&self, key: &Key, interval: Duration) -> bool {
         let mut raised = self.lock();
         raised.retain(|_, at| at.elapsed() < interval);
@@ -228,7 +229,7 @@ impl Recent {
         is_new
     }
 
-    /// It reached nobody: the next one may go out.
+    /// Removes the record of an alert that no receiver accepted, so that the next one may be sent.
     fn forget(&self, key: &Key) {
         self.lock().remove(key);
     }
@@ -238,7 +239,7 @@ impl Recent {
     }
 }
 
-/// Sends one alert after the other, and each to all receivers side by side.
+/// Sends alerts one after the other, each to all receivers concurrently.
 async fn send_all(
     client: reqwest::Client,
     receivers: Arc<[Receiver]>,

@@ -1,4 +1,4 @@
-//! Who gets alerts, in which form, and how often it is tried.
+//! The receivers of alerts, their formats, and the retries.
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -10,7 +10,8 @@ use url::Url;
 use super::Raised;
 use crate::resilience::retry::Backoff;
 
-/// Attempts at one receiver: with the pauses between them, about as long as a receiver takes to restart.
+/// Number of attempts per receiver. With the pauses between them, they take about as long as the restart of a
+/// receiver.
 const ATTEMPTS: u32 = 5;
 
 const BETWEEN_ATTEMPTS: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
@@ -19,9 +20,9 @@ const BETWEEN_ATTEMPTS: Backoff = Backoff::new(Duration::from_millis(500), Durat
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
     Accepted,
-    /// The receiver refused the alert: another attempt would be refused, too.
+    /// The receiver rejected the alert, and would reject a retry, too.
     Refused,
-    /// Another attempt may succeed.
+    /// A retry may succeed.
     Failed,
 }
 
@@ -31,7 +32,7 @@ impl Attempt {
     }
 }
 
-/// Sends an alert to one receiver, with retries while they may help. Returns whether the receiver accepted it.
+/// Sends an alert to one receiver. Retries if a retry may succeed. Returns whether the receiver accepted the alert.
 pub(super) async fn deliver(client: reqwest::Client, receiver: &'static str, url: Url, body: Value) -> bool {
     for retry in 0..ATTEMPTS {
         if retry > 0 {
@@ -61,7 +62,7 @@ pub(super) async fn attempt(
             if may_pass(status) { Attempt::Failed } else { Attempt::Refused }
         }
         Err(error) => {
-            // Its address may be a secret: that is how many webhooks know their senders.
+            // The URL may be a secret, because many webhooks authenticate their senders by it.
             let error = error.without_url();
             tracing::warn!(receiver, error = &error as &dyn std::error::Error, "alert was not accepted");
             Attempt::Failed
@@ -73,7 +74,7 @@ fn may_pass(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
-/// Who gets alerts.
+/// A receiver of alerts.
 pub(super) enum Receiver {
     Webhook(Url),
     Alertmanager { url: Url, service: String, firing_for: Duration },
@@ -104,7 +105,8 @@ impl Receiver {
                 let firing_for = TimeDelta::from_std(*firing_for).unwrap_or(TimeDelta::MAX);
                 let ends_at =
                     alert.timestamp.checked_add_signed(firing_for).unwrap_or(DateTime::<Utc>::MAX_UTC);
-                // Alertmanager merges alerts with equal labels, so only what is the same each time is one.
+                // Alertmanager merges alerts with equal labels, so only values that are the same for each occurrence
+                // are labels.
                 let mut labels =
                     json!({ "alertname": alert.title, "severity": alert.severity, "service": service });
                 if let (Some(labels), Some(key)) = (labels.as_object_mut(), &alert.key) {
@@ -128,7 +130,7 @@ pub(super) fn alertmanager_api(base: &Url) -> Url {
     url
 }
 
-/// Alertmanager's names: letters, digits and underscores, not beginning with a digit.
+/// Converts a name to a valid Alertmanager label: letters, digits and underscores, not starting with a digit.
 pub(super) fn label_name(name: &str) -> String {
     let mut label: String = name
         .chars()

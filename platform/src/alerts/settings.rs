@@ -1,4 +1,4 @@
-//! The settings of the alerts that the service itself sends.
+//! Settings of the alerts that the service itself sends.
 use std::time::Duration;
 
 use url::Url;

@@ -8,10 +8,10 @@ use tokio::{net::TcpListener, time::advance};
 
 use super::{receiver::label_name, *};
 
-/// Far beyond what anything here takes.
+/// Test timeout, far longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A receiver that answers with these statuses, one after the other, and tells what it got.
+/// Starts a receiver that responds with these statuses, one after the other, and returns what it received.
 async fn receiver(statuses: &'static [u16]) -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) {
     type Script = (mpsc::UnboundedSender<(String, Value)>, Arc<Mutex<std::slice::Iter<'static, u16>>>);
     async fn take(State((tell, script)): State<Script>, uri: Uri, Json(body): Json<Value>) -> StatusCode {
@@ -28,7 +28,7 @@ async fn receiver(statuses: &'static [u16]) -> (SocketAddr, mpsc::UnboundedRecei
     (address, told)
 }
 
-/// A receiver that takes connections and never answers.
+/// Starts a receiver that accepts connections and never responds.
 async fn silent_receiver() -> (SocketAddr, TcpListener) {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     (socket.local_addr().unwrap(), socket)

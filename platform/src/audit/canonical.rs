@@ -1,8 +1,7 @@
-//! The canonical form of events and seals, and their hashes (docs/audit.md has it for other languages).
+//! The canonical form of events and seals, and their hashes. docs/audit.md specifies the form for other languages.
 //!
-//! What is hashed is what was read back from the database, never what was about to be written: the database may
-//! round a time or order the keys of metadata. Every field has its length before it, so that no two different
-//! events have the same form, whatever stands in them.
+//! Events are hashed as read back from the database, never as sent. The database may round a time or reorder the keys
+//! of metadata. Each field is prefixed with its length, so that no two different events have the same form.
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,20 +11,20 @@ use uuid::Uuid;
 /// A SHA-256.
 pub(super) type Hash = [u8; 32];
 
-/// What the first seal has in place of the hash of a seal before it.
+/// The value that replaces the previous seal's hash in the first seal.
 pub(super) const GENESIS: Hash = [0; 32];
 
-/// Names the form in every hash, so that there can be another one later.
+/// Names of the forms. Each hash includes one, so that a later version can introduce another form.
 const EVENT_FORM: &str = "audit-event/1";
 const SEAL_FORM: &str = "audit-seal/1";
 
-/// In place of a length: there is no value.
+/// The length that marks an absent value.
 const ABSENT: u32 = u32::MAX;
 
-/// The largest whole number that every language's JSON reads exactly.
+/// The largest integer that the JSON parser of every language reads exactly.
 const LARGEST_INTEGER: f64 = 9_007_199_254_740_991.0;
 
-/// Where an event stands in the trail; the order of the fields is the order of events.
+/// An event's position in the audit log. The order of the fields is the order of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub epoch: i32,
@@ -34,21 +33,21 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Before every event.
+    /// The position before every event.
     pub(super) const START: Self = Self { epoch: 0, xact_id: 0, sequence: 0 };
 
-    /// After every event of an epoch whose transaction is older than `horizon`.
+    /// Returns the position after every event of an epoch whose transaction is older than `horizon`.
     pub(super) fn before_transaction(epoch: i32, horizon: i64) -> Self {
         Self { epoch, xact_id: horizon - 1, sequence: i64::MAX }
     }
 
-    /// After every event of an epoch.
+    /// Returns the position after every event of an epoch.
     pub(super) fn end_of(epoch: i32) -> Self {
         Self { epoch, xact_id: i64::MAX, sequence: i64::MAX }
     }
 }
 
-/// An event as it stands in the trail, in the database or in an export.
+/// An event as stored in the database or in an export.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StoredEvent {
@@ -73,12 +72,12 @@ pub(super) struct StoredEvent {
 }
 
 impl StoredEvent {
-    /// Where it stands.
+    /// Returns the event's position.
     pub(super) fn place(&self) -> Place {
         Place { epoch: self.epoch, xact_id: self.xact_id, sequence: self.sequence }
     }
 
-    /// The SHA-256 of its canonical form.
+    /// Returns the SHA-256 of the event's canonical form.
     pub(super) fn digest(&self) -> Hash {
         let mut form = Form::new(EVENT_FORM);
         form.text(&self.epoch.to_string());
@@ -105,7 +104,7 @@ impl StoredEvent {
     }
 }
 
-/// A seal as it stands in the database or in an export.
+/// A seal as stored in the database or in an export.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Seal {
@@ -126,17 +125,17 @@ pub(super) struct Seal {
 }
 
 impl Seal {
-    /// Where it begins.
+    /// Returns the position of the seal's first event.
     pub(super) fn first(&self) -> Place {
         Place { epoch: self.epoch, xact_id: self.first_xact_id, sequence: self.first_sequence }
     }
 
-    /// Where it ends.
+    /// Returns the position of the seal's last event.
     pub(super) fn last(&self) -> Place {
         Place { epoch: self.epoch, xact_id: self.last_xact_id, sequence: self.last_sequence }
     }
 
-    /// The SHA-256 of its canonical form: what `hash` has to be.
+    /// Returns the SHA-256 of the seal's canonical form, which `hash` must equal.
     pub(super) fn computed_hash(&self) -> Hash {
         let mut form = Form::new(SEAL_FORM);
         form.text(&self.number.to_string());
@@ -153,7 +152,7 @@ impl Seal {
     }
 }
 
-/// Fields, each with its length before it, on their way into a hash.
+/// A hash over fields, each prefixed with its length.
 struct Form(Sha256);
 
 impl Form {
@@ -164,7 +163,7 @@ impl Form {
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
-        // No field comes near to four gigabytes: PostgreSQL stops at one.
+        // No field is close to four gigabytes, because PostgreSQL limits a value to one.
         self.0.update(u32::try_from(bytes.len()).unwrap_or(ABSENT).to_be_bytes());
         self.0.update(bytes);
     }
@@ -189,8 +188,8 @@ fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// JSON without spaces, keys in the order of their bytes, whole numbers in decimal, and in strings only those
-/// characters escaped that must be.
+/// Writes JSON without spaces. Keys are sorted by their bytes, integers are decimal, and strings escape only the
+/// characters that must be escaped.
 fn write_json(value: &Value, out: &mut String) {
     match value {
         Value::Array(items) => {
@@ -205,7 +204,7 @@ fn write_json(value: &Value, out: &mut String) {
                 write_json(value, out);
             });
         }
-        // PostgreSQL remembers that a number was written as 1.0.
+        // PostgreSQL preserves that a number was written as 1.0.
         Value::Number(number) => match number.as_f64() {
             Some(float) if !number.is_i64() && float.fract() == 0.0 && float.abs() <= LARGEST_INTEGER => {
                 out.push_str(&Value::from(whole(float)).to_string());
@@ -255,7 +254,7 @@ mod tests {
         .unwrap()
     }
 
-    /// The text of a fenced block of docs/audit.md, behind a line that has these words.
+    /// Returns the text of the first fenced block of docs/audit.md after a line with these words.
     fn documented(after: &str) -> &'static str {
         let document = include_str!("../../../docs/audit.md").split_once(after).unwrap().1;
         document.split("```").nth(1).unwrap().split_once('\n').unwrap().1.trim()

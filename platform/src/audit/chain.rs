@@ -1,8 +1,8 @@
-//! The rules that a whole chain keeps, and the first place where one does not. No I/O: seals and their events are
-//! handed in, in order, one at a time.
+//! The rules of the chain of seals, and the position of the first violation. This module does no I/O: the caller
+//! passes seals and their events in order, one at a time.
 //!
-//! Events may be missing in one case only: the owner recorded an export of them, an export event in the chain says the
-//! same, and the file or its hash is given to the verification ([`Exports`]).
+//! Events may be missing only if three conditions hold. The owner recorded their export, an export event in the chain
+//! confirms it, and the verification has the file or its hash ([`Exports`]).
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -17,10 +17,10 @@ use super::{
     seals::Head,
 };
 
-/// Hashes of seals that were written down elsewhere, by their numbers.
+/// Hashes of seals that were recorded elsewhere, by their numbers.
 pub type KnownHeads = BTreeMap<i64, Vec<u8>>;
 
-/// What does not fit, and where.
+/// The first violation, and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wrong {
     seal: i64,
@@ -38,31 +38,32 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// An export: which seals are in which file.
+/// An export: the range of its seals, and its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Exported {
-    /// The id of its event.
+    /// The id of the export's event.
     pub event_id: Uuid,
     pub first_seal: i64,
     pub last_seal: i64,
     pub file_sha256: String,
 }
 
-/// The exports that verification knows of.
+/// The exports that the verification takes into account.
 #[derive(Debug, Default)]
 pub(super) struct Exports {
-    /// Those that the owner of the schema has recorded. The service's role can write an event that looks like an export,
+    /// The exports that the schema owner recorded. The service's role can write an event that resembles an export,
     /// but cannot add a record.
     pub recorded: Vec<Exported>,
-    /// Those whose events are in files that were given: the events of earlier exports may have left with later ones.
+    /// The exports whose events are in the given files. The events of earlier exports may themselves have been
+    /// exported and dropped later.
     pub in_files: Vec<Exported>,
-    /// The SHA-256 of each file that was given, or was given in place of a file. An administrator of the database can
-    /// record any export, but has not the file.
+    /// The SHA-256 of each given file, and each SHA-256 that was given instead of a file. A database administrator
+    /// can record any export, but does not have the file.
     pub given: BTreeSet<String>,
 }
 
 impl Exported {
-    /// Reads an export from its event. `None` if the event is of another kind.
+    /// Reads an export from its event. Returns `None` for an event of another kind.
     pub(super) fn from_event(event: &StoredEvent) -> Option<Self> {
         let is_export = (event.event_type.as_str(), event.action.as_str(), event.result.as_str())
             == ("audit", "export", "success");
@@ -77,7 +78,7 @@ impl Exported {
     }
 }
 
-/// The seal whose events are being looked at.
+/// The seal whose events are being checked.
 struct Open {
     number: i64,
     digests: Vec<u8>,
@@ -85,13 +86,13 @@ struct Open {
     absent: Option<usize>,
 }
 
-/// The chain as far as it was looked at.
+/// The part of the chain that has been checked.
 pub(super) struct Chain {
     heads: KnownHeads,
     head: Head,
     end: Place,
     open: Option<Open>,
-    /// Seals with events that are not there, and the first of these.
+    /// Seals with missing events, and the first missing event of each.
     absent: Vec<(i64, String)>,
     exports: Vec<Exported>,
     wrong: Option<Wrong>,
@@ -99,10 +100,11 @@ pub(super) struct Chain {
     missing: u64,
 }
 
-/// What came of it.
+/// The result of the check.
 #[derive(Debug)]
 pub(super) struct Verdict {
-    /// The first seal beyond the end whose hash was written down elsewhere: it was there once.
+    /// The first seal after the end of the chain whose hash was recorded elsewhere, which proves that the seal
+    /// existed.
     pub logged_beyond: Option<i64>,
     pub head: Head,
     pub end: Place,
@@ -116,7 +118,7 @@ pub(super) struct Verdict {
 }
 
 impl Chain {
-    /// A chain from its beginning, or from behind a seal that is taken on trust.
+    /// Starts a check at the beginning of the chain, or after a seal that is trusted.
     pub(super) fn after(head: Head, heads: KnownHeads) -> Self {
         Self {
             heads,
@@ -131,12 +133,12 @@ impl Chain {
         }
     }
 
-    /// The last seal that was looked at.
+    /// Returns the number of the last checked seal.
     pub(super) fn head_number(&self) -> i64 {
         self.head.number
     }
 
-    /// Events that were looked at.
+    /// Returns the number of checked events.
     pub(super) fn events(&self) -> u64 {
         self.events
     }
@@ -147,7 +149,7 @@ impl Chain {
         }
     }
 
-    /// The next seal; its events follow.
+    /// Checks the next seal. Its events follow.
     pub(super) fn seal(&mut self, seal: &Seal) {
         self.close();
         let expected = self.head.number + 1;
@@ -175,7 +177,7 @@ impl Chain {
         }
     }
 
-    /// The next event of the present seal's range.
+    /// Checks the next event in the current seal's range.
     pub(super) fn event(&mut self, event: &StoredEvent) {
         self.events += 1;
         let Some(open) = &mut self.open else { return };
@@ -205,7 +207,7 @@ impl Chain {
         }
     }
 
-    /// Nothing follows. Events may be missing if one of `exports` has them; with none, no event may be missing.
+    /// Ends the check. Events may be missing only if one of `exports` contains them.
     pub(super) fn finish(mut self, exports: &Exports) -> Verdict {
         self.close();
         let is_sealed =

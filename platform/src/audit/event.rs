@@ -1,4 +1,4 @@
-//! One audit event, with the fields that NIST SP 800-53 AU-3 asks for.
+//! An audit event, with the fields that NIST SP 800-53 AU-3 requires.
 use std::net::IpAddr;
 
 use chrono::{DateTime, Utc};
@@ -32,7 +32,7 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// Every kind.
+    /// All event types.
     pub(super) const ALL: [Self; 6] = [
         Self::Authentication,
         Self::Authorization,
@@ -42,7 +42,7 @@ impl EventType {
         Self::Audit,
     ];
 
-    /// As it is written in SQL, JSON and metrics.
+    /// Returns the name in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Authentication => "authentication",
@@ -68,10 +68,10 @@ pub enum EventResult {
 }
 
 impl EventResult {
-    /// Every way.
+    /// All results.
     pub(super) const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Denied];
 
-    /// As it is written in SQL, JSON and metrics.
+    /// Returns the name in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -81,7 +81,7 @@ impl EventResult {
     }
 }
 
-/// One event. Who, from where, and under which ids it happened comes from the present context.
+/// An audit event. The user, address, and ids come from the current context.
 #[derive(Debug, Clone, Serialize)]
 #[expect(clippy::struct_field_names, reason = "`event_type` is the name of the column, too")]
 pub struct Event {
@@ -103,7 +103,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event on `resource` (a table's name), in the present context.
+    /// Returns an event on `resource` (a table's name), with the current context.
     pub fn new(
         event_type: EventType,
         resource: &'static str,
@@ -130,12 +130,12 @@ impl Event {
         }
     }
 
-    /// A change that is about to be made.
+    /// Returns the event of a change that is about to be made.
     pub fn change(resource: &'static str, action: &'static str) -> Self {
         Self::new(EventType::DataChange, resource, action, EventResult::Success)
     }
 
-    /// Says which rows it is about.
+    /// Adds the ids of the affected rows.
     #[must_use]
     pub fn records(self, ids: impl IntoIterator<Item = Uuid>) -> Self {
         let ids: Vec<_> = ids.into_iter().map(|id| Value::String(id.to_string())).collect();
@@ -143,7 +143,8 @@ impl Event {
         self.with("record_ids", ids).with("record_count", count)
     }
 
-    /// Adds a detail, if there is one. Never a secret, and never a fraction: it could not be sealed.
+    /// Adds a detail, if there is a value. A secret must never be added. A fractional number cannot be sealed, so it
+    /// must not be added either.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         let value = value.into();
@@ -153,7 +154,7 @@ impl Event {
         self
     }
 
-    /// Says who it was, where the context does not know it: at a login, the user is learnt during the request.
+    /// Sets the user, if the context has none. During a login, the user becomes known only while the request runs.
     #[must_use]
     pub fn by(mut self, user_id: Uuid, role: &'static str) -> Self {
         self.user_id = Some(user_id);
@@ -161,23 +162,23 @@ impl Event {
         self
     }
 
-    /// Says where it came from, where the context does not know it.
+    /// Sets the client address, if the context has none.
     #[must_use]
     pub(super) fn from(mut self, address: Option<IpAddr>) -> Self {
         self.ip_address = address;
         self
     }
 
-    /// As the parameter of `record_audit_event`.
+    /// Returns the event as the parameter of `record_audit_event`.
     pub fn to_json(&self) -> Value {
-        // A struct of strings, numbers and maps with string keys always serialises.
+        // A struct of strings, numbers and maps with string keys always serializes.
         serde_json::to_value(self).unwrap_or_default()
     }
 
-    /// Mirrors the committed event as a log line and in the metrics.
+    /// Writes the committed event to the log and counts it in the metrics.
     pub fn mirror(&self) {
         super::metrics::EVENTS.with_label_values(&[self.event_type.as_str(), self.result.as_str()]).inc();
-        // A struct of strings, numbers and maps with string keys always serialises.
+        // A struct of strings, numbers and maps with string keys always serializes.
         let audit_log = serde_json::to_string(self).unwrap_or_default();
         match self.result {
             EventResult::Success => {

@@ -1,11 +1,12 @@
 //! Exports: seals and their events in a file that can be verified without the database.
 //!
-//! The file is gzip over lines of JSON: where it begins, each seal followed by its events, and where it ends. Each
-//! export goes on where the one before ended, so that all of them together are the trail. What the database then
-//! lets go of is what was written, synced, read back and verified, and what a sealed event says is in that file.
+//! The file is gzip over JSON lines: a start line, each seal followed by its events, and an end line. Each export
+//! continues where the previous export ended, so all exports together are the complete audit log. The database drops
+//! only events that were written, synced, read back and verified. A sealed event must also record that they are in
+//! the file.
 //!
-//! Dropping a partition locks the whole table for a moment. So the locks are taken with a short timeout, and only when
-//! no older transaction holds one: otherwise every audited write would queue behind that transaction.
+//! Dropping a partition locks the whole table briefly. So the locks are taken with a short timeout, and only when no
+//! older transaction holds a lock. Otherwise every audited write would queue behind that transaction.
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Write},
@@ -31,26 +32,26 @@ use crate::database::{Database, observe};
 
 const FORM: &str = "audit-export/1";
 
-/// Seals in one page.
+/// Number of seals per page.
 const SEALS: i64 = 50;
 
-/// How long the export's own event may take to be sealed.
+/// Maximum time for the export's own event to be sealed.
 const UNTIL_SEALED: Duration = Duration::from_mins(1);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
-/// How long a partition that is to be dropped may be in use by others.
+/// Maximum time to wait for other transactions that use a partition to be dropped.
 const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Why nothing was exported.
+/// The error of a failed export.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The database is away, or refused.
+    /// The database is unreachable, or rejected a statement.
     #[error("the trail cannot be exported: {0}")]
     Database(#[from] sqlx::Error),
-    /// What was read, or what was written, does not verify.
+    /// The audit log or the written file does not verify.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// Nothing was recorded before that time, or everything of it is exported already.
+    /// No events were recorded before that time, or all of them are already exported.
     #[error("there is nothing to export: no sealed event before that time that is not in an earlier export")]
     Nothing,
     /// Sealing is behind.
@@ -89,10 +90,10 @@ enum Line {
     },
 }
 
-/// What was exported, and what left the database.
+/// The result of an export: the written file, and the dropped partitions.
 #[derive(Debug)]
 pub struct Export {
-    /// `None` if everything was in earlier exports.
+    /// `None` if all events were in earlier exports.
     pub written: Option<Written>,
     pub dropped: Vec<String>,
 }
@@ -106,12 +107,12 @@ pub struct Written {
     pub file_sha256: String,
 }
 
-/// Exports every event that was recorded before `until` and is in no earlier export, and then drops the partitions
-/// that ended before `until`, are past the retention, and have no event that is in no export. As the owner.
+/// Exports the events that were recorded before `until` and are in no earlier export. Then drops the partitions that
+/// ended before `until`, are past the retention, and contain only exported events. Runs as the schema owner.
 ///
 /// # Errors
-/// The trail does not verify, or the file or the database refuses it: then nothing is dropped. Or a partition is in use:
-/// then the partitions before it are dropped, and another call goes on with it.
+/// The audit log does not verify, or the file or the database fails: then nothing is dropped. Or a partition is in
+/// use: then the partitions before it are dropped, and another call continues with it.
 pub async fn export(
     owner: &Database,
     until: DateTime<Utc>,
@@ -136,7 +137,7 @@ pub async fn export(
         None
     };
 
-    // The one that was just recorded, or one whose partitions were in use.
+    // The export that was just recorded, or an earlier one whose partitions were in use.
     let export = last_export(&mut connection).await?.ok_or(ExportError::Nothing)?;
     wait_until_sealed(owner, &mut connection, export.event).await?;
     let ended_before = until.min(Utc::now() - TimeDelta::days(i64::from(retention_days)));
@@ -148,8 +149,8 @@ pub async fn export(
     Ok(Export { written, dropped })
 }
 
-/// Makes PostgreSQL cancel the connection's statement when this process ends, which it otherwise notices only at the
-/// statement's end: nothing that a command has started goes on without it.
+/// Makes PostgreSQL cancel the connection's statement when this process ends. By default PostgreSQL notices only at
+/// the end of the statement, so the statement would outlive the command.
 async fn cancel_with_this_process(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!("set client_connection_check_interval = '1s'");
     observe("pg_settings.update", statement.execute(connection)).await?;
@@ -180,8 +181,8 @@ async fn record(connection: &mut PgConnection, written: &Written) -> Result<(), 
     Ok(())
 }
 
-/// Writes the seals after `head` up to `last_seal` with their events, which stand after `begins`. Returns how many events
-/// were written.
+/// Writes the seals after `head` up to `last_seal`, with their events, which come after `begins`. Returns the number
+/// of events.
 async fn write(
     connection: &mut PgConnection,
     (after, mut begins): (Head, Place),
@@ -190,7 +191,7 @@ async fn write(
     on_progress: OnProgress<'_>,
 ) -> Result<u64, ExportError> {
     let refused = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
-    // Never over a file that may be the only copy of another export.
+    // Existing files are never overwritten, because one may be the only copy of another export.
     let file = File::create_new(path).map_err(refused)?;
     let mut file = GzEncoder::new(BufWriter::new(file), Compression::default());
     let begin = Line::Begin { form: FORM.to_owned(), after_seal: after.number, after_hash: after.hash };
@@ -214,7 +215,7 @@ async fn write(
     }
     write_line(&mut file, &Line::End { last_seal, events }).map_err(refused)?;
     let file = file.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
-    // What the database lets go of afterwards must not be in a cache only.
+    // The data must be on disk, not only in a cache, before the database drops it.
     file.and_then(|file| file.sync_all()).map_err(refused)?;
     Ok(events)
 }
@@ -238,11 +239,11 @@ fn sha256_of(path: &Path) -> Result<String, VerifyError> {
     }
 }
 
-/// Verifies an export by itself, against the heads that were logged if there are any. What comes before its first
-/// seal is the business of the export before it.
+/// Verifies an export without the database, and against logged heads if there are any. The export before it covers
+/// everything before its first seal.
 ///
 /// # Errors
-/// The first seal and event that do not fit, or what keeps the file from being read.
+/// The first seal and event that do not verify, or the reason that the file cannot be read.
 pub fn verify_export(
     path: &Path,
     heads: KnownHeads,
@@ -251,8 +252,8 @@ pub fn verify_export(
     Report::of(verify_file(path, heads, on_progress)?)
 }
 
-/// Adds a file that has events which may be missing from the database, to be verified by itself first. Its seals have to
-/// be those of the database: the hash of the last one is added to `heads`.
+/// Adds a file that contains events which may be missing from the database. The file is first verified without the
+/// database. Its seals must be those of the database, so the hash of its last seal is added to `heads`.
 pub(super) fn add_file(
     path: &Path,
     exports: &mut Exports,
@@ -306,11 +307,11 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
 
 /// The last export that was recorded.
 struct LastExport {
-    /// Its last seal.
+    /// The export's last seal.
     head: Head,
-    /// Where that seal ends.
+    /// The position of that seal's end.
     end: Place,
-    /// Where its own event stands.
+    /// The position of the export's own event.
     event: Place,
 }
 
@@ -347,7 +348,7 @@ pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<Export
     observe("audit_exports.select", statement.fetch_all(connection)).await
 }
 
-/// The last place of an event that was recorded before a time.
+/// Returns the position of the last event that was recorded before a time.
 async fn last_place_before(
     connection: &mut PgConnection,
     until: DateTime<Utc>,
@@ -366,7 +367,7 @@ async fn last_place_before(
     Ok(row.map(|row| Place { epoch: row.epoch, xact_id: row.xact_id, sequence: row.sequence }))
 }
 
-/// The seal whose range has a place in it, if there is one already.
+/// Returns the seal whose range contains a position, if there is one.
 async fn seal_that_covers(connection: &mut PgConnection, place: Place) -> Result<Option<i64>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"
@@ -383,7 +384,7 @@ async fn seal_that_covers(connection: &mut PgConnection, place: Place) -> Result
     observe("audit_seals.covering", statement.fetch_optional(connection)).await
 }
 
-/// Seals until a place is covered, beside the service that may be doing the same.
+/// Seals until a position is covered. The running service may seal at the same time.
 async fn wait_until_sealed(
     owner: &Database,
     connection: &mut PgConnection,
@@ -405,8 +406,8 @@ async fn wait_until_sealed(
     Ok(())
 }
 
-/// Drops the partitions that ended before a time and whose events all stand at or before `end`, each in a transaction of
-/// its own, with the event of it. Returns their names.
+/// Drops the partitions that ended before a time and whose events all come at or before `end`. Each partition is
+/// dropped in its own transaction, which also writes the event of it. Returns the partitions' names.
 async fn drop_partitions(
     connection: &mut PgConnection,
     ended_before: DateTime<Utc>,
@@ -456,7 +457,8 @@ async fn drop_partition(
                 }
                 return Ok(dropped);
             }
-            // A transaction that began meanwhile holds a lock for longer than `lock_timeout`: it is waited for next.
+            // A transaction that began meanwhile holds a lock for longer than `lock_timeout`. The next attempt waits
+            // for it.
             Err(error) if is_lock_timeout(&error) => {}
             Err(error) => return Err(error.into()),
         }
@@ -468,8 +470,8 @@ fn is_lock_timeout(error: &sqlx::Error) -> bool {
     error.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
-/// Waits until every transaction has ended that holds a lock now, without asking for a lock: nobody queues behind this
-/// wait.
+/// Waits until every transaction that now holds a lock has ended. Does not request a lock, so no other statement
+/// queues behind this wait.
 async fn wait_for_lock_holders(
     connection: &mut PgConnection,
     partition: &str,

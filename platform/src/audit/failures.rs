@@ -1,4 +1,4 @@
-//! Events that could not be written: counted, and told to people (NIST SP 800-53 AU-5).
+//! Audit events that could not be written: counted and alerted (NIST SP 800-53 AU-5).
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::postgres::PgDatabaseError;
@@ -13,31 +13,31 @@ pub(super) fn notice(error: &sqlx::Error) {
     }
 }
 
-/// A statement that was to write so many events, and did nothing else, has failed.
+/// Counts the events of a failed statement that only wrote events.
 pub(super) fn count(error: &sqlx::Error, events: usize) {
     let noticed = usize::from(is_of_the_trail(error));
     WRITE_FAILURES.inc_by(u64::try_from(events.saturating_sub(noticed)).unwrap_or(u64::MAX));
 }
 
-/// Whether the function that writes the trail has failed, as part of whatever statement.
+/// Returns whether the function that writes the audit log has failed, in any statement.
 fn is_of_the_trail(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     error.and_then(PgDatabaseError::r#where).is_some_and(|place| place.contains("record_audit_event"))
 }
 
-/// Tells people of events that could not be written.
+/// Alerts about events that could not be written.
 pub struct WriteFailures {
     alerts: Alerts,
     told: AtomicU64,
 }
 
 impl WriteFailures {
-    /// Tells them through `alerts`.
+    /// Sends the alerts through `alerts`.
     pub fn new(alerts: Alerts) -> Self {
         Self { alerts, told: AtomicU64::new(0) }
     }
 
-    /// Raises an alert if there were any since the last time.
+    /// Raises an alert if events could not be written since the last call.
     pub fn tell(&self) {
         let failures = WRITE_FAILURES.get();
         let told = self.told.swap(failures, Ordering::Relaxed);

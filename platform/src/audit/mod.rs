@@ -1,13 +1,13 @@
-//! The audit trail: who did what, provably (NIST SP 800-53 AU-2, AU-3, AU-12).
+//! The audit log: a verifiable record of each user's actions (NIST SP 800-53 AU-2, AU-3, AU-12).
 //!
 //! The rule: a change and its audit event commit in **one** statement or transaction, by the SQL function
-//! `record_audit_event`; neither exists without the other. A refusal has no change to travel with and is
-//! written alone, by [`record`]. Once committed, each event is mirrored as a log line.
+//! `record_audit_event`. Neither exists without the other. A denial has no change, so [`record`] writes its event
+//! alone. Each committed event is also written as a log line.
 //!
-//! What is written is sealed a few seconds later ([`Sealing`]), so that [`verify`] finds whatever somebody changes
-//! afterwards, with whatever rights; what is too old leaves in files that verify by themselves ([`export`]).
+//! Events are sealed a few seconds later ([`Sealing`]). Then [`verify`] detects every later change, even by a role with
+//! all privileges. Old events are exported to files that can be verified without the database ([`export`]).
 //!
-//! Never in it: passwords, tokens, card data.
+//! Passwords, tokens and card data are never recorded.
 mod canonical;
 mod chain;
 mod event;

@@ -1,4 +1,4 @@
-//! Writing events.
+//! Writing audit events.
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -11,25 +11,25 @@ use crate::{
     resilience::retry::Backoff,
 };
 
-/// Pauses until the database is back.
+/// Backoff between attempts while the database is unreachable.
 const UNTIL_WRITTEN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
-/// An event that was written with a transaction which may yet be rolled back. Mirror it once that is committed.
+/// An event of a transaction that may still be rolled back. It must be mirrored after the commit.
 #[must_use = "mirror it after the commit"]
 #[derive(Debug)]
 pub struct Recorded(Event);
 
 impl Recorded {
-    /// Mirrors the event in log and metrics; to be called after the commit.
+    /// Writes the event to the log and counts it in the metrics. Must be called after the commit.
     pub fn committed(self) {
         self.0.mirror();
     }
 }
 
-/// Writes an event within a transaction that makes the change.
+/// Writes an event within the transaction that makes the change.
 ///
 /// # Errors
-/// The statement's. The transaction then fails as a whole, which is the point.
+/// The statement failed. The whole transaction then fails, so no change is committed without its event.
 pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<Recorded, sqlx::Error> {
     let statement = sqlx::query!("select record_audit_event($1)", event.to_json());
     let written = observe("audit_events.insert", statement.execute(connection)).await;
@@ -37,10 +37,10 @@ pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<
     Ok(Recorded(event))
 }
 
-/// Writes several events within a transaction that makes the changes, in one statement.
+/// Writes several events in one statement, within the transaction that makes the changes.
 ///
 /// # Errors
-/// The statement's. The transaction then fails as a whole.
+/// The statement failed. The whole transaction then fails.
 pub async fn record_all_with(
     connection: &mut PgConnection,
     events: Vec<Event>,
@@ -55,10 +55,10 @@ pub async fn record_all_with(
     Ok(events.into_iter().map(Recorded).collect())
 }
 
-/// Writes an event that has no change to travel with: a refusal, a login.
+/// Writes an event that has no change, such as a denial or a login.
 ///
 /// # Errors
-/// The statement's. A caller that would grant something refuses it instead.
+/// The statement failed. A caller that was about to grant access must deny it instead.
 pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error> {
     let mut connection = database.acquire().await.inspect_err(|error| failures::count(error, 1))?;
     record_with(&mut connection, event).await?.committed();
@@ -66,9 +66,9 @@ pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error
     Ok(())
 }
 
-/// Writes an event of something that must be possible while the database is away, as soon as it is back.
+/// Writes an event of an action that must work while the database is unreachable. Retries until the database is back.
 ///
-/// Without an end: to be run as tracked work, so that a shutdown says so if it has to cut it short.
+/// Retries without a limit, so it must run as tracked work. A shutdown then logs that the work was cancelled.
 pub async fn record_once_possible(database: &Database, event: Event) {
     for retry in 0.. {
         match record(database, event.clone()).await {
@@ -83,11 +83,11 @@ pub async fn record_once_possible(database: &Database, event: Event) {
     }
 }
 
-/// Makes the partitions of this month and the next three, where they are missing. Tells people of events that found
-/// no partition of their own: they keep that month's from being made.
+/// Creates the missing partitions of this month and the next three. Raises an alert for events that were stored
+/// outside of a monthly partition, because they prevent that month's partition from being created.
 ///
 /// # Errors
-/// The statements'.
+/// A statement failed, or no connection was available.
 pub async fn make_partitions(database: &Database, alerts: &Alerts) -> Result<(), sqlx::Error> {
     let mut connection = database.acquire().await?;
     let statement = sqlx::query_scalar!(r#"select audit_default_partition_is_used() as "used!""#);

@@ -1,7 +1,7 @@
-//! Refusals, so many from one address: a flood of them must not become a flood of writes, nor bury the trail.
+//! Denials, aggregated by address. A flood of denials must not cause a flood of writes, or hide other events.
 //!
-//! The first hundred of an address in a minute are events of their own; those beyond are counted, and become one
-//! event when the minute is over. Nothing is lost but their details.
+//! The first hundred denials of an address in a minute are separate events. Further denials are counted and become
+//! one event at the end of the minute. Only their details are lost.
 use std::{
     collections::HashMap,
     mem,
@@ -12,32 +12,29 @@ use std::{
 use super::{Event, EventResult, EventType, record};
 use crate::{database::Database, http::client_address::network};
 
-/// Events of one address in a minute; those beyond are counted.
+/// Maximum number of separate events per address and minute. Further denials are only counted.
 const WRITTEN: u64 = 100;
 
-/// Addresses that are told apart; those beyond are counted together.
+/// Maximum number of addresses that are counted separately. Further addresses share one count.
 const ADDRESSES: usize = 10_000;
 
-/// Writes refusals. Cheap to clone.
+/// The writer of denials. Cheap to clone.
 #[derive(Clone)]
 pub struct Refusals {
     database: Database,
     seen: Arc<Mutex<Seen>>,
 }
 
-/// Refusals of the present minute, by address; `None` is everybody for whom there was no place.
+/// Denials of the current minute, by address. `None` counts the addresses beyond the maximum.
 type Seen = HashMap<Option<IpAddr>, u64>;
 
 impl Refusals {
-    /// Writes them to `database`.
+    /// Writes denials to `database`.
     pub fn new(database: Database) -> Self {
         Self { database, seen: Arc::default() }
     }
 
-    /// Writes a refusal, or counts it.
-    ///
-    /// # Errors
-    /// The statement's.
+    /// Writes a denial, or counts it.
     pub async fn record(&self, event: Event) -> Result<(), sqlx::Error> {
         if self.count(event.ip_address.map(network)) { record(&self.database, event).await } else { Ok(()) }
     }
@@ -50,10 +47,10 @@ impl Refusals {
         *count <= WRITTEN
     }
 
-    /// Begins another minute, and writes what was only counted in the last one.
+    /// Starts a new minute, and writes the denials that were only counted in the previous one.
     ///
     /// # Errors
-    /// The statement's; what could not be written is kept for the next time.
+    /// The statement failed. The counts that could not be written are kept for the next call.
     pub async fn tell(&self) -> Result<(), sqlx::Error> {
         let mut counted: Vec<_> = mem::take(&mut *self.seen()).into_iter().collect();
         counted.retain(|(_, count)| *count > WRITTEN);

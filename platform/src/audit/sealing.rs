@@ -1,12 +1,12 @@
-//! Sealing: one worker among all replicas writes a seal over the events that nobody can add to any more.
+//! Sealing: one worker among all replicas seals each range of events once no further event can be added to it.
 //!
-//! Four things go wrong without care, and each has its line in [`seal_next`]:
-//! - The database may be replaced by one of another cluster while the process runs, whose transaction ids start again. So
-//!   the cluster is compared with that of the epoch before each seal.
-//! - An event's transaction may commit after one that began later. So only what stands before the oldest running
-//!   transaction is sealed, and that horizon is taken before the events are read.
-//! - Two sealers may work at once. The lock comes first, in a statement of its own: the head that the same statement
-//!   reads would be that of the moment before the lock was had.
+//! Four failures are possible, and [`seal_next`] handles each:
+//! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start
+//!   again. So the cluster is compared with that of the current epoch before each seal.
+//! - An event's transaction may commit after one that began later. So only events before the oldest running
+//!   transaction are sealed, and that horizon is taken before the events are read.
+//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head that the same
+//!   statement reads would be from the moment before the lock was granted.
 //! - The process may end between the commit and the log line. So the head is logged at start and at each interval.
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -27,26 +27,27 @@ use crate::{
     workers::Progress,
 };
 
-/// Events in one seal at most: what is held in memory, and what one changed event makes suspect.
+/// Maximum number of events in one seal. It limits the memory used, and the number of events that one changed event
+/// makes suspect.
 const BATCH: i64 = 2000;
 
-/// How far sealing may be behind before people are told, at least.
+/// Minimum sealing lag before an alert is raised.
 const SHORTEST_PATIENCE: Duration = Duration::from_mins(1);
 
-/// Why nothing was sealed.
+/// The error of a failed seal.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    /// The database is away, or refused the seal.
+    /// The database is unreachable, or rejected the seal.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
-    /// The chain is not the one that this process has seen.
+    /// The chain differs from the one that this process has read before.
     #[error("the chain of seals was rewritten: seal {number} is not the one that was sealed")]
     Rewritten {
-        /// Of the last seal that this process has seen.
+        /// The number of the last seal that this process has read.
         number: i64,
     },
-    /// The recorded end of the chain is not the last seal: seals were removed, or added past the trigger that moves
-    /// the end.
+    /// The recorded end of the chain is not the last seal. Seals were removed, or were added without the trigger that
+    /// moves the end.
     #[error(
         "the chain of seals does not end as recorded: it ended with seal {remembered}, and the last is {found}"
     )]
@@ -56,29 +57,29 @@ pub enum SealError {
         /// The number of the last seal.
         found: i64,
     },
-    /// The last seal claims events that do not exist yet: it was forged, and nothing after it could be sealed.
+    /// The last seal claims events that do not exist yet. It was forged, and no later event could be sealed.
     #[error("seal {number} covers transactions that have not ended")]
     BeyondHorizon {
         /// The number of the last seal.
         number: i64,
     },
-    /// The database is one of another cluster than that of the latest epoch.
+    /// The database belongs to another cluster than that of the latest epoch.
     #[error("the database is in another PostgreSQL cluster than the audit log's latest epoch")]
     OtherCluster,
 }
 
-/// The sealing of the trail. Cheap to clone.
+/// The sealing of the audit log. Cheap to clone.
 #[derive(Clone)]
 pub struct Sealing {
     database: Database,
     alerts: Alerts,
     patience: Duration,
-    /// The last head that this process has seen.
+    /// The last head that this process has read.
     seen: Arc<Mutex<Option<Head>>>,
 }
 
 impl Sealing {
-    /// Seals the trail in `database` every `interval`.
+    /// Seals the audit log in `database` every `interval`.
     pub fn new(database: Database, alerts: Alerts, interval: Duration) -> Self {
         Self {
             database,
@@ -88,10 +89,10 @@ impl Sealing {
         }
     }
 
-    /// A unit of work: seals the next batch, and logs where the chain ends.
+    /// Seals the next batch, and logs the head of the chain. One unit of work.
     ///
     /// # Errors
-    /// When the database cannot take the seal, or somebody has rewritten the chain.
+    /// The database cannot store the seal, or the chain was rewritten.
     pub async fn run(self) -> Result<Progress, SealError> {
         let sealed = match seal_next(&self.database).await {
             Ok(sealed) => sealed,
@@ -102,7 +103,7 @@ impl Sealing {
         };
         let Some(Sealed { head, more }) = sealed else { return Ok(Progress::Idle) };
         self.descends_from_what_was_seen(head).await.inspect_err(|error| self.tell_of(error))?;
-        // The log store is the copy that whoever owns the database does not own.
+        // The database owner does not control the log store, so the log store keeps an independent copy of the head.
         tracing::info!(target: "audit", seal_number = head.number, seal_hash = hex::encode(head.hash), "audit trail sealed");
         Ok(if more { Progress::More } else { Progress::Idle })
     }
@@ -142,8 +143,8 @@ impl Sealing {
         });
     }
 
-    /// Another unit of work: measures the lag of sealing. It is separate from sealing, because it has to show when
-    /// sealing fails.
+    /// Measures the sealing lag. This unit of work is separate from sealing, because it must also report when sealing
+    /// fails.
     ///
     /// # Errors
     /// A statement failed, or no connection was available.
@@ -168,15 +169,15 @@ impl Sealing {
     }
 }
 
-/// What a batch came to.
+/// The result of sealing a batch.
 pub(super) struct Sealed {
-    /// Where the chain ends now.
+    /// The new head of the chain.
     pub head: Head,
-    /// Whether there is more to seal.
+    /// `true` if more events can be sealed.
     pub more: bool,
 }
 
-/// Seals the next batch. `None`: somebody else is sealing.
+/// Seals the next batch. Returns `None` if another process is sealing.
 #[instrument(name = "seal batch", skip_all, fields(seal_number, event_count))]
 pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, SealError> {
     let mut transaction = database.begin().await?;
@@ -201,7 +202,7 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, Sea
     }
     let mut after = last.map_or(Place::START, |seal| seal.last());
     let mut events = Vec::new();
-    // An epoch that is over is sealed whole before the next one is begun.
+    // An epoch that has ended is sealed completely before the next one is started.
     for epoch in after.epoch.max(1)..=horizon.epoch {
         let until = if epoch == horizon.epoch {
             Place::before_transaction(epoch, horizon.xact_id)

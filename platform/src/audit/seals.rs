@@ -1,4 +1,4 @@
-//! Reading events in the order of their places, and the chain of seals over them.
+//! Reading events in the order of their positions, and the chain of seals over them.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use super::canonical::{GENESIS, Hash, Place, Seal, StoredEvent};
 use crate::database::{Database, observe};
 
-/// Where the chain ends.
+/// The head (last seal) of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     pub number: i64,
@@ -15,7 +15,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Of a chain without a seal.
+    /// The head of a chain without seals.
     pub(super) const NONE: Self = Self { number: 0, hash: GENESIS };
 
     pub(super) fn read(number: i64, hash: &[u8]) -> Result<Self, sqlx::Error> {
@@ -24,21 +24,21 @@ impl Head {
     }
 }
 
-/// Up to where events can be sealed: behind it, nobody can add one any more.
+/// The limit up to which events can be sealed. No event can be added before it any more.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Horizon {
-    /// The epoch of the events that are being written.
+    /// The current epoch, in which events are being written.
     pub epoch: i32,
     /// Every transaction before this one has ended.
     pub xact_id: i64,
-    /// Whether that epoch is of the cluster that the connection leads to. In another cluster transaction ids start
-    /// again, so they cannot be compared with those of the epoch.
+    /// `true` if the epoch belongs to the cluster of this connection. In another cluster transaction ids start again,
+    /// so they cannot be compared with those of the epoch.
     pub same_cluster: bool,
     /// The database's clock.
     pub now: DateTime<Utc>,
 }
 
-/// Whether this transaction is the only one that seals, from now until its end.
+/// Takes the sealing lock. Returns whether this transaction is the only one that seals, until the transaction ends.
 pub(super) async fn lock(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"select pg_try_advisory_xact_lock(hashtext('public.audit_seals')) as "locked!""#
@@ -46,7 +46,7 @@ pub(super) async fn lock(connection: &mut PgConnection) -> Result<bool, sqlx::Er
     observe("audit_seals.lock", statement.fetch_one(connection)).await
 }
 
-/// The horizon of this moment. To be taken before the events are read, never after.
+/// Returns the current horizon. It must be taken before the events are read, never after.
 pub(super) async fn horizon(connection: &mut PgConnection) -> Result<Horizon, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
@@ -65,7 +65,7 @@ pub(super) async fn horizon(connection: &mut PgConnection) -> Result<Horizon, sq
     Ok(Horizon { epoch: row.epoch, xact_id, same_cluster, now: row.now })
 }
 
-/// The last seal, if there is one.
+/// Returns the last seal, if there is one.
 pub(super) async fn last(connection: &mut PgConnection) -> Result<Option<Seal>, sqlx::Error> {
     let statement = sqlx::query_as!(
         Seal,
@@ -81,7 +81,7 @@ pub(super) async fn last(connection: &mut PgConnection) -> Result<Option<Seal>, 
     observe("audit_seals.last", statement.fetch_optional(connection)).await
 }
 
-/// The seals after a number up to another one, in order, so many at most.
+/// Returns seals after one number up to another, in order and up to a limit.
 pub(super) async fn page(
     connection: &mut PgConnection,
     after: i64,
@@ -106,7 +106,7 @@ pub(super) async fn page(
     observe("audit_seals.page", statement.fetch_all(connection)).await
 }
 
-/// The hash of a seal, if there is that seal.
+/// Returns the hash of a seal, if the seal exists.
 pub(super) async fn hash_of(
     connection: &mut PgConnection,
     number: i64,
@@ -115,14 +115,14 @@ pub(super) async fn hash_of(
     observe("audit_seals.hash", statement.fetch_optional(connection)).await
 }
 
-/// Where the chain ends, as the database remembers it beside the seals.
+/// Returns the head of the chain, which the database stores separately from the seals.
 pub(super) async fn head(connection: &mut PgConnection) -> Result<Head, sqlx::Error> {
     let statement = sqlx::query!("select number, hash from audit_seal_head");
     let row = observe("audit_seal_head.select", statement.fetch_one(connection)).await?;
     Head::read(row.number, &row.hash)
 }
 
-/// Adds a seal to the end of the chain. The database refuses one that does not continue it.
+/// Appends a seal to the chain. The database rejects a seal that does not continue the chain.
 pub(super) async fn insert(connection: &mut PgConnection, seal: &Seal) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         r#"
@@ -148,7 +148,7 @@ pub(super) async fn insert(connection: &mut PgConnection, seal: &Seal) -> Result
     Ok(())
 }
 
-/// The events after one place up to another one, in order, so many at most.
+/// Returns events after one position up to another, in order and up to a limit.
 pub(super) async fn events(
     connection: &mut PgConnection,
     after: Place,
@@ -180,13 +180,13 @@ pub(super) async fn events(
     observe("audit_events.page", statement.fetch_all(connection)).await
 }
 
-/// What stands after a place: how many events at most, and since when the first of them waits.
+/// The events after a position: their number, up to a limit, and the time of the first one.
 pub(super) struct Tail {
     pub count: i64,
     pub oldest: Option<DateTime<Utc>>,
 }
 
-/// The events after a place, counted up to a limit.
+/// Counts the events after a position, up to a limit.
 pub(super) async fn tail(
     connection: &mut PgConnection,
     after: Place,
@@ -212,11 +212,12 @@ pub(super) async fn tail(
     observe("audit_events.tail", statement.fetch_one(connection)).await
 }
 
-/// The age of the oldest event without a seal, by the database's clock; zero if there is none.
+/// Returns the age of the oldest event without a seal, by the database's clock. Returns zero if there is none.
 ///
-/// An event has no seal if it stands after the last seal, or if it was recorded after the last seal was made. The second
-/// condition does not depend on the range that the seal claims: with a forged range, or in another cluster whose
-/// transaction ids are lower, no event ever stands after the last seal. The minute allows for a clock that was set back.
+/// An event has no seal if it comes after the last seal, or if it was recorded after the last seal was made. The
+/// second condition does not depend on the range that the seal claims. With a forged range, or in another cluster
+/// whose transaction ids are lower, no event ever comes after the last seal. The tolerance of one minute allows for a
+/// clock that was set back.
 pub(super) async fn lag(connection: &mut PgConnection) -> Result<Duration, sqlx::Error> {
     let last = last(connection).await?;
     let after = last.as_ref().map_or(Place::START, Seal::last);
@@ -249,7 +250,7 @@ pub(super) async fn lag(connection: &mut PgConnection) -> Result<Duration, sqlx:
     Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default())
 }
 
-/// Who keeps the horizon where it is: the oldest transaction that writes, anywhere in the cluster.
+/// Returns the transaction that holds back the horizon: the oldest one that writes, anywhere in the cluster.
 pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"
@@ -271,7 +272,7 @@ pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Optio
     observe("pg_stat_activity.select", statement.fetch_optional(connection)).await
 }
 
-/// Returns whether the latest epoch is of this cluster. While it is not, events that are written cannot be sealed.
+/// Returns whether the latest epoch belongs to this cluster. While it does not, new events cannot be sealed.
 ///
 /// # Errors
 /// The statement failed, or no connection was available.

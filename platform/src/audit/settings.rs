@@ -1,4 +1,4 @@
-//! The settings of the audit log.
+//! Settings of the audit log.
 use std::time::Duration;
 
 use crate::settings::values::{count, seconds};

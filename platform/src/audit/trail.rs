@@ -44,7 +44,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Returns the page that is asked for.
+    /// Returns the requested page.
     ///
     /// # Errors
     /// 400 for a limit out of range, or a cursor that cannot be read.
@@ -52,9 +52,9 @@ impl Filter {
         PageQuery::new(self.limit, self.cursor.clone()).parse()
     }
 
-    /// What was asked for, without what was not; for the trail.
+    /// Returns the filters that are set, for the audit event of the query.
     pub(super) fn to_json(&self) -> Value {
-        // A struct of texts and times always serialises.
+        // A struct of strings and times always serializes.
         let mut filter = serde_json::to_value(self).unwrap_or_default();
         if let Some(fields) = filter.as_object_mut() {
             fields.retain(|_, value| !value.is_null());
@@ -83,7 +83,7 @@ pub struct AuditEvent {
     /// When it was written down, by the database's clock: what the list is ordered and filtered by.
     #[serde(serialize_with = "timestamp::serialize")]
     pub recorded_at: DateTime<Utc>,
-    // Text, and not the type: what a newer release has written is shown by this one, too.
+    // Text instead of the enum, so that this release can list events that a newer release has written.
     #[schema(value_type = EventType, inline)]
     event_type: String,
     /// Who it was; `null` where nobody was logged in.
@@ -111,18 +111,16 @@ pub struct AuditEvent {
     service_version: String,
 }
 
-/// A page of the trail, newest first. Whoever reads it is in it: both happen in one transaction, or neither.
-///
-/// # Errors
-/// The statements'.
+/// Returns a page of the audit log, newest first. The same transaction records the query as an audit event.
 pub async fn list(
     database: &Database,
     filter: &Filter,
     page: PageRequest<(DateTime<Utc>, Uuid)>,
 ) -> Result<Page<AuditEvent>, sqlx::Error> {
     let mut transaction = database.begin().await?;
-    // The conditions below are optional. A plan for all values could use the index of none of them, so this
-    // statement, which no request is in a hurry for, is planned for its values each time.
+    // The conditions below are optional, and a generic plan could not use an index for any of them. So this statement
+    // is planned for its actual values each time. The planning time does not matter, because no request depends on a
+    // fast response.
     let planning = sqlx::query!("set local plan_cache_mode = force_custom_plan");
     observe("audit_events.plan", planning.execute(&mut *transaction)).await?;
     let (before, before_id) = page.after.unzip();

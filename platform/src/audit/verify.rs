@@ -1,7 +1,8 @@
-//! Verification: that the trail is what was sealed, and the chain what was logged.
+//! Verification that the audit log is unchanged since it was sealed, and that the chain matches the logged heads.
 //!
-//! It streams: a page of seals and a page of events are in memory, however long the trail is. It trusts nothing
-//! that it reads, and changes nothing, but for the event that says it was done.
+//! Verification streams: only one page of seals and one page of events are in memory, however long the audit log is.
+//! Verification trusts none of the data that it reads. It changes nothing, and only adds the event that records the
+//! verification.
 use std::{
     collections::VecDeque,
     fmt,
@@ -23,28 +24,28 @@ use super::{
 };
 use crate::database::Database;
 
-/// Seals in one page.
+/// Number of seals per page.
 const SEALS: i64 = 50;
-/// Events in one page.
+/// Number of events per page.
 const EVENTS: i64 = 5000;
-/// Events without a seal that are counted at most.
+/// Maximum number of unsealed events that are counted.
 const TAIL: i64 = 100_000;
 
-/// Why a trail was not found to be whole.
+/// The error of a failed verification.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// Something does not fit.
+    /// The audit log or a file violates a rule.
     #[error("the trail does not verify: {0}")]
     Wrong(String),
-    /// The database is away.
+    /// The database is unreachable.
     #[error("the trail cannot be read: {0}")]
     Database(#[from] sqlx::Error),
     /// A file cannot be read.
     #[error("{}: {source}", .path.display())]
     File {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
 }
@@ -56,7 +57,7 @@ impl VerifyError {
     }
 }
 
-/// An export that is kept outside of the database: the file, or its SHA-256 where the file is too far away.
+/// An export that is kept outside of the database: the file, or its SHA-256 if the file is not at hand.
 #[derive(Debug, Clone)]
 pub enum KeptExport {
     /// A file, which is verified too.
@@ -74,10 +75,10 @@ impl FromStr for KeptExport {
     }
 }
 
-/// How far it is: seals and events so far.
+/// A callback for progress: the numbers of checked seals and events.
 pub type OnProgress<'a> = &'a (dyn Fn(i64, u64) + Send + Sync);
 
-/// A trail that is whole.
+/// The report of a successful verification.
 #[derive(Debug)]
 pub struct Report {
     head: Head,
@@ -127,11 +128,11 @@ impl fmt::Display for Report {
     }
 }
 
-/// Verifies the trail in the database, against the heads that were logged if there are any, and records that this was
-/// done. Events may be missing only if they are in one of the exports that are given.
+/// Verifies the audit log in the database, and against logged heads if there are any. Records the verification as an
+/// event. Events may be missing only if one of the given exports contains them.
 ///
 /// # Errors
-/// The first seal and event that do not fit, or what keeps the trail or an export from being read.
+/// The first seal and event that do not verify, or the reason that the audit log or an export cannot be read.
 pub async fn verify(
     database: &Database,
     heads: KnownHeads,
@@ -198,10 +199,10 @@ async fn verify_database(
     Ok(report)
 }
 
-/// Events in the order of their places, a page at a time.
+/// Events in the order of their positions, read one page at a time.
 struct Events {
     page: VecDeque<StoredEvent>,
-    /// Everything up to here is in the page, or was.
+    /// Position up to which events have been read.
     read: Place,
 }
 
@@ -212,7 +213,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// The next event if it stands at or before `last`; pages reach up to `until`.
+    /// Returns the next event if its position is at or before `last`. Pages extend to `until`.
     async fn next(
         &mut self,
         connection: &mut PgConnection,
@@ -233,20 +234,20 @@ impl Events {
     }
 }
 
-/// Adds the heads in a file of JSON lines, such as a query of the log store gives: whatever has `seal_number` and
-/// `seal_hash` is one. Other lines are passed over.
+/// Adds the heads in a file of JSON lines, such as the result of a log store query. Each line with `seal_number` and
+/// `seal_hash` is a head. Other lines are ignored.
 ///
 /// # Errors
-/// When the file cannot be read, or a seal has two hashes.
+/// The file cannot be read, or a seal has two hashes.
 pub fn read_heads(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError> {
     read_lines(path, heads, |_| true)
 }
 
-/// Adds the heads in a log of the service as it was written (`LOG_FORMAT=json`, or a file of `LOG_DIRECTORY`): they are
-/// in lines of the target `audit`. The last line may be cut off, and what is no JSON is somebody else's.
+/// Adds the heads in an original log of the service (`LOG_FORMAT=json`, or a file of `LOG_DIRECTORY`). Heads are in
+/// lines of the target `audit`. A truncated last line and lines that are not JSON are ignored.
 ///
 /// # Errors
-/// When the file cannot be read, or a seal has two hashes.
+/// The file cannot be read, or a seal has two hashes.
 pub fn read_log(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError> {
     read_lines(path, heads, |line| line.get("target").and_then(Value::as_str) == Some("audit"))
 }
@@ -257,7 +258,7 @@ fn read_lines(
     counts: impl Fn(&Value) -> bool,
 ) -> Result<(), VerifyError> {
     let file = std::fs::File::open(path).map_err(VerifyError::file(path))?;
-    // Bytes, not text: a line that somebody else wrote may be anything.
+    // Lines are read as bytes, because lines of other programs may not be UTF-8.
     for line in BufReader::new(file).split(b'\n') {
         let line = line.map_err(VerifyError::file(path))?;
         let Ok(line) = serde_json::from_slice::<Value>(&line) else { continue };
@@ -270,7 +271,7 @@ fn read_lines(
 /// Adds a head.
 ///
 /// # Errors
-/// The seal is known with another hash.
+/// The seal is already known with another hash.
 pub(super) fn add_head(heads: &mut KnownHeads, number: i64, hash: &[u8]) -> Result<(), VerifyError> {
     match heads.insert(number, hash.to_vec()) {
         Some(before) if before != hash => {

@@ -1,19 +1,19 @@
-//! What is looked at in the database before the service relies on it.
+//! Checks of the database before the service uses it.
 use super::{Database, Settings, observe};
 
-/// Whether the service could rewrite its own audit trail.
+/// The role's ability to rewrite its own audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privileges {
-    /// It cannot.
+    /// The role cannot rewrite the audit log.
     Restricted,
-    /// It can: as a superuser, as the owner, or by rights that somebody gave it.
+    /// The role can rewrite the audit log: it is a superuser, the owner, or was granted too many privileges.
     TooMany,
 }
 
-/// What the service's role may do with the tables of the audit log, each partition among them.
+/// Returns the role's privileges on the tables of the audit log and on each of their partitions.
 ///
 /// # Errors
-/// The statement's.
+/// The statement failed, or no connection was available.
 pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"
@@ -42,20 +42,20 @@ pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> 
     Ok(if too_many { Privileges::TooMany } else { Privileges::Restricted })
 }
 
-/// Whether commits of the service survive a crash of the server.
+/// The durability of the service's commits after a crash of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// A commit is on disk before it is confirmed.
     Durable,
-    /// `synchronous_commit` is off: the last confirmed commits are lost in a crash.
+    /// `synchronous_commit` is off: a crash loses the last confirmed commits.
     Lossy,
 }
 
-/// Logs a warning where what `migrate` sets on the service's role is not in force: the service works without, but slower
-/// and with less to stop a statement that runs away. Returns whether commits are durable.
+/// Logs a warning if the settings that `migrate` sets on the service's role are not in force. The service works
+/// without them, but slower, and with fewer limits on a runaway statement. Returns whether commits are durable.
 ///
 /// # Errors
-/// The statement's.
+/// The statement failed, or no connection was available.
 pub async fn check_session_settings(
     database: &Database,
     settings: &Settings,

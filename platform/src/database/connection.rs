@@ -1,12 +1,13 @@
-//! A connection on loan from the pool, and a transaction on one: what is not answered is given up.
+//! A pooled connection, and a transaction on one. Statements on both fail if the database does not respond.
 //!
-//! A database host that vanishes sends no goodbye, and TCP waits for a quarter of an hour before it says so. sqlx
-//! 0.9.0 waits along for a statement's answer, while the connection keeps its place in the pool. As many requests as
-//! the pool has places, and the service stays down long after the database is back. So nothing here waits for longer
-//! than a [`silence`].
+//! A database host that is lost closes no connection, and TCP reports the loss only after a quarter of an hour. Until
+//! then, sqlx 0.9.0 waits for a statement's response, and the connection occupies its slot in the pool meanwhile. As
+//! many such requests as the pool has slots would keep the service down long after the database is back. So every
+//! wait here is limited by [`silence`].
 //!
-//! sqlx 0.9.0 neither sets TCP keepalive nor `TCP_USER_TIMEOUT` on its sockets, and takes none that has them. Instead
-//! the [monitor](super::monitor) pings one connection, and [`give_up_lost_peers`] ends what waits for a lost server.
+//! sqlx 0.9.0 sets neither TCP keepalive nor `TCP_USER_TIMEOUT` on its sockets, and accepts no socket from outside.
+//! Instead the [monitor](super::monitor) pings one connection, and [`give_up_lost_peers`] ends the statements that
+//! wait for a lost server.
 use std::{
     io,
     ops::{Deref, DerefMut},
@@ -26,41 +27,42 @@ use super::{
     pool::{self, Pooled},
 };
 
-/// What a database that is there may take, beside the time of a statement: it is busy, or it has just ended the
-/// statement itself and says so.
+/// Additional time for a response, beyond the statement timeout. A healthy database may be busy, or may just have
+/// cancelled the statement itself.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The time for the ping of a connection whose last statement has no complete response.
+/// Timeout of the ping of a connection whose last statement has no complete response.
 const RETURN_PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The part of that time in which the connection keeps its slot. A healthy server answers within it, so that usually
-/// no connection is opened beyond `DATABASE_MAX_CONNECTIONS`. A request can use the slot after it.
+/// The part of [`RETURN_PING_TIMEOUT`] during which the connection keeps its slot. A healthy server responds within
+/// it, so that usually no connection is opened beyond `DATABASE_MAX_CONNECTIONS`. Afterwards a request can use the
+/// slot.
 const RETURN_SLOT_TIME: Duration = Duration::from_millis(50);
 
-/// The time that statements in flight have once the server is known to be lost: some may be on a new connection.
+/// Time that statements in flight have once the server is known to be lost, because some may run on a new connection.
 const LOST_PEER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Notifies every statement in flight that the server is lost.
 static PEER_LOST: Notify = Notify::const_new();
 
-/// `DATABASE_STATEMENT_TIMEOUT_MS`, of the process's pool.
+/// The value of `DATABASE_STATEMENT_TIMEOUT_MS` for the process's pool.
 static STATEMENT_TIMEOUT: OnceLock<Duration> = OnceLock::new();
 
-/// Statements end by themselves from now on after `timeout`, at the latest.
+/// Sets the timeout after which the server itself cancels a statement. Only the first call counts.
 pub(super) fn expect_answers_within(timeout: Duration) {
     let _the_first_stays = STATEMENT_TIMEOUT.set(timeout);
 }
 
-/// How long the database may say nothing. It ends each statement itself, and says so: whoever is silent for much
-/// longer than that is gone.
+/// Returns the maximum time without a response. The database cancels each statement at its timeout and reports that,
+/// so a server that stays silent for much longer is lost.
 fn silence() -> Duration {
     STATEMENT_TIMEOUT.get().copied().unwrap_or_default() + GRACE
 }
 
-/// Waits for an answer of the database.
+/// Waits for a response of the database.
 ///
 /// # Errors
-/// The answer's; or that there was none.
+/// The statement's error, or an I/O error if there was no response.
 pub(crate) async fn answered<T>(
     answer: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
@@ -85,13 +87,13 @@ pub(super) fn give_up_lost_peers() {
 
 /// A pooled connection.
 ///
-/// When it is dropped, it is pinged before reuse, because its last statement may have been cancelled.
+/// A dropped connection is pinged before reuse, because its last statement may have been cancelled.
 /// [`Self::release`] skips the ping.
 #[derive(Debug)]
 pub struct Connection {
-    /// `None` only while it is being dropped.
+    /// `None` only while the connection is being dropped.
     pooled: Option<Pooled>,
-    /// Dropped after `pooled`: the next request is to find the connection in the pool.
+    /// Dropped after `pooled`, so that the next request finds the connection in the pool.
     slot: Option<OwnedSemaphorePermit>,
     within_transaction: bool,
 }
@@ -101,20 +103,20 @@ impl Connection {
         Self { pooled: Some(pooled), slot: Some(slot), within_transaction: false }
     }
 
-    /// Gives it back at once, its last statement having been answered to the end.
+    /// Returns the connection immediately. Its last statement must be complete.
     pub fn release(mut self) {
         if !self.within_transaction {
             drop(self.pooled.take());
         }
     }
 
-    /// Returns or closes the connection, as the result of its last statement demands. A statement that the server
+    /// Returns or closes the connection, depending on the result of its last statement. A statement that the server
     /// has rejected is complete, too.
     pub(super) fn finish<T>(mut self, result: &Result<T, sqlx::Error>) {
         match result {
             Err(error) if is_broken(error) => drop(self.pooled.take().map(Pooled::take)),
             Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_)) => self.release(),
-            // The rest of the response may not have been read.
+            // A part of the response may still be unread.
             Err(_) => drop(self),
         }
     }
@@ -140,7 +142,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let Some(pooled) = self.pooled.take() else { return };
         if self.within_transaction {
-            // Its end is the end of the transaction, and nobody else ever works inside of it.
+            // Closing the connection ends the transaction, so no later request can run inside of it.
             drop(Pooled::take(pooled));
             return;
         }
@@ -148,8 +150,8 @@ impl Drop for Connection {
     }
 }
 
-/// Returns a connection to the pool if it answers a ping, and closes it otherwise. A statement that was given up and
-/// still runs on the server delays the answer.
+/// Returns a connection to the pool if it responds to a ping, and closes it otherwise. An abandoned statement that
+/// still runs on the server delays the response.
 async fn return_to_pool(mut pooled: Pooled, mut slot: Option<OwnedSemaphorePermit>) {
     let answer = {
         let mut ping = pin!(timeout(RETURN_PING_TIMEOUT, sqlx::Connection::ping(&mut **pooled)));
@@ -175,31 +177,32 @@ async fn return_to_pool(mut pooled: Pooled, mut slot: Option<OwnedSemaphorePermi
     drop(slot);
 }
 
-/// A transaction. It is rolled back, and its connection closed, if it is dropped before [`Transaction::commit`]:
-/// by an error, by a client that leaves, at a deadline, or even within its first statement.
+/// A transaction. If dropped before [`Transaction::commit`], it is rolled back and its connection closed. That
+/// happens after an error, a client's disconnect, or a deadline, even during its first statement.
 #[derive(Debug)]
 pub struct Transaction(Connection);
 
 impl Transaction {
     pub(super) async fn begin(mut connection: Connection) -> Result<Self, sqlx::Error> {
-        // Before there is one: whoever stops waiting for it leaves it begun.
+        // Set before BEGIN is sent: if the caller stops waiting, the transaction may still begin on the server.
         connection.within_transaction = true;
         answered(connection.execute("begin")).await?;
         Ok(Self(connection))
     }
 
-    /// Makes it true.
+    /// Commits the transaction.
     ///
     /// # Errors
-    /// The database's. Where it says nothing, it is not known whether it has become true.
+    /// The commit failed. Without a response from the database, the outcome is unknown.
     pub async fn commit(self) -> Result<(), sqlx::Error> {
         self.end("commit").await
     }
 
-    /// Undoes it, and keeps the connection, which dropping it would not: for what turns out to be nothing to do.
+    /// Rolls the transaction back and returns the connection to the pool. Dropping the transaction would close the
+    /// connection. For transactions that turn out to have no work.
     ///
     /// # Errors
-    /// The database's. It is undone all the same.
+    /// The rollback failed. The transaction is rolled back all the same.
     pub async fn rollback(self) -> Result<(), sqlx::Error> {
         self.end("rollback").await
     }

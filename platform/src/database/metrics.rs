@@ -1,4 +1,4 @@
-//! The metrics of the database: the pool, and each named statement.
+//! Metrics of the database: the pool, and each named statement.
 use prometheus::{
     IntGauge,
     core::{Collector, Desc},
@@ -18,7 +18,7 @@ crate::metrics! {
     pub(super) static QUERY_DURATION: histogram(BUCKETS) = "db_query_duration_seconds" { query_type };
 }
 
-/// The pool's gauges. They are read from the pool when metrics are gathered, so they are true at that moment.
+/// The pool's gauges. They are read from the pool at each scrape, so that they are current.
 struct Pool {
     database: Database,
     active: IntGauge,
@@ -26,7 +26,7 @@ struct Pool {
     max: IntGauge,
 }
 
-/// Adds the pool's gauges to the metrics of the process, which has one pool.
+/// Registers the pool's gauges. A process has one pool.
 pub(super) fn watch_pool(database: Database) {
     initialize();
     let gauge = |name, help| IntGauge::new(name, help);

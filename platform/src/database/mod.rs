@@ -1,8 +1,8 @@
-//! The database: its pool, its migrations, its transactions, and how long everything takes.
+//! The database: its pool, migrations, transactions, and timeouts.
 //!
 //! - Every statement runs inside [`observe`], which gives it a name in traces, metrics and the slow-query log.
-//! - A transaction begins with [`Database::begin`] and nowhere else: see [`Transaction`] for what goes wrong otherwise.
-//! - Prefer one statement to a transaction. It is one round trip, and it cannot be left half open.
+//! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this prevents.
+//! - Prefer one statement to a transaction. It is one round trip, and cannot be left half complete.
 mod checks;
 mod connection;
 mod metrics;
@@ -41,47 +41,48 @@ pub use self::{
     url::{DatabaseUrl, Unavailable},
 };
 
-/// The time for which a connection is still opened after its request has given up.
+/// Time that opening a connection may take after its request has timed out.
 const OPENING_TIME: Duration = Duration::from_secs(5);
 
 /// The pool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: pool::Pool,
-    /// As many as there are connections to lend.
+    /// One permit per connection that may be in use.
     slots: Arc<Semaphore>,
     acquire_timeout: Duration,
     statement_timeout: Duration,
 }
 
-/// Why the database could not be had at start.
+/// The error when the database is unavailable at start.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody answered in time.
+    /// The database did not respond in time.
     #[error("the database at {address} could not be reached within {waited:?}: {source}")]
     Unreachable {
-        /// Host and port; no credentials.
+        /// Host and port, without credentials.
         address: String,
-        /// As long as `DATABASE_STARTUP_WAIT_SECONDS` says.
+        /// The wait, which `DATABASE_STARTUP_WAIT_SECONDS` sets.
         waited: Duration,
-        /// What the last attempt met.
+        /// The error of the last attempt.
         source: sqlx::Error,
     },
-    /// It answered, and refused.
+    /// The database responded, and rejected the connection.
     #[error("the database at {address} refuses the connection: {source}")]
     Refused {
-        /// Host and port; no credentials.
+        /// Host and port, without credentials.
         address: String,
-        /// What it said.
+        /// The database's error.
         source: sqlx::Error,
     },
 }
 
 impl Database {
-    /// Connects, and waits for a database that is not there yet: a service and its database often start together.
+    /// Connects, and waits for a database that is not up yet, because a service and its database often start
+    /// together.
     ///
     /// # Errors
-    /// When it stays unreachable for `DATABASE_STARTUP_WAIT_SECONDS`, or at once when it refuses.
+    /// The database stays unreachable for `DATABASE_STARTUP_WAIT_SECONDS`. A rejected connection fails immediately.
     pub async fn connect(settings: &Settings, application_name: &str) -> Result<Self, ConnectError> {
         wait_until_reachable(&settings.url, settings.startup_wait).await?;
         let max_connections = settings.max_connections.get();
@@ -100,30 +101,30 @@ impl Database {
         Ok(database)
     }
 
-    /// Connects for a command. Nobody queues up behind it as behind a request, so that it waits for a connection of a
-    /// busy database as long as for a database that starts.
+    /// Connects for a command. No other requests queue behind a command, so it waits as long for a connection of a
+    /// busy database as for a database that starts.
     ///
     /// # Errors
-    /// As [`Self::connect`].
+    /// See [`Self::connect`].
     pub async fn connect_for_command(settings: &Settings, command: &str) -> Result<Self, ConnectError> {
         let database = Self::connect(settings, command).await?;
         let acquire_timeout = database.acquire_timeout.max(settings.startup_wait);
         Ok(Self { acquire_timeout, ..database })
     }
 
-    /// A connection, for statements outside of a transaction.
+    /// Acquires a connection, for statements outside of a transaction.
     ///
     /// # Errors
-    /// When none is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which is also how an unreachable database shows.
+    /// No connection is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which also happens if the database is unreachable.
     pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let timer = ACQUIRE_DURATION.start_timer();
         let (pool, slots) = (self.pool.clone(), Arc::clone(&self.slots));
-        // The connection comes first, so that it is returned first where nobody takes it.
+        // The connection comes first in the tuple, so that it is returned before its slot if the receiver is gone.
         let mut connection = Box::pin(async move {
             let slot = slots.acquire_owned().await.map_err(|_closed| sqlx::Error::PoolClosed)?;
             Ok::<_, sqlx::Error>((pool::get(pool).await?, slot))
         });
-        // Nearly always one is free, and had without a task to wait for it.
+        // Usually a connection is free, and is acquired without spawning a task.
         let acquired = match poll_fn(|context| Poll::Ready(connection.as_mut().poll(context))).await {
             Poll::Ready(acquired) => acquired,
             Poll::Pending => self.wait_for(connection).await,
@@ -135,11 +136,11 @@ impl Database {
         acquired.map(|(pooled, slot)| Connection::new(pooled, slot))
     }
 
-    /// Runs one statement outside of a transaction, under a name of the form `table.verb`: acquires a connection,
+    /// Runs one statement outside of a transaction, under a name of the form `table.verb`. Acquires a connection,
     /// measures the statement as [`observe`] does, and returns the connection once the statement is complete.
     ///
     /// # Errors
-    /// As [`Self::acquire`], and the statement's.
+    /// The statement failed, or no connection was available ([`Self::acquire`]).
     pub async fn run<T>(
         &self,
         name: &'static str,
@@ -151,17 +152,17 @@ impl Database {
         result
     }
 
-    /// Waits for a connection to come back, or opens one.
+    /// Waits until a connection is returned, or opens one.
     ///
-    /// A connection that is being opened is opened to its end, though whoever needed it has given up by then: it is
-    /// the next one's. After a restart of the database every replica opens all of its connections at once, and each of
-    /// them takes longer for that. Given up with the request that asked for it, none might ever be ready in time,
-    /// and the service would stay down under a load that it could bear.
+    /// A connection attempt continues even if its request has timed out, and the next request uses the connection.
+    /// After a restart of the database all replicas open all of their connections at once, and connecting is slow. If
+    /// attempts were cancelled with their requests, no connection might ever be ready in time. The service would stay
+    /// down under a load that it could handle.
     async fn wait_for(
         &self,
         connection: impl Future<Output = Result<(Pooled, OwnedSemaphorePermit), sqlx::Error>> + Send + 'static,
     ) -> Result<(Pooled, OwnedSemaphorePermit), sqlx::Error> {
-        // Whoever waits for a connection has less patience than the connection has time.
+        // The request's timeout is shorter than that of the connection attempt.
         let opening = tokio::spawn(within(self.acquire_timeout + OPENING_TIME, connection));
         let opened = async { opening.await.unwrap_or(Err(sqlx::Error::PoolClosed)) };
         within(self.acquire_timeout, opened).await
@@ -170,22 +171,22 @@ impl Database {
     /// Begins a transaction.
     ///
     /// # Errors
-    /// As [`Self::acquire`], and when the connection breaks.
+    /// No connection was available ([`Self::acquire`]), or the connection broke.
     pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         Transaction::begin(self.acquire().await?).await
     }
 
-    /// Starts the monitor of this database, whose schema is compared with these migrations.
+    /// Starts the monitor of this database. It compares the schema with these migrations.
     pub fn monitor(&self, migrations: &'static Migrator) -> Monitor {
         Monitor::start(self.pool.clone(), migrations)
     }
 
-    /// Returns how long a statement may run at most.
+    /// Returns the statement timeout.
     pub fn statement_timeout(&self) -> Duration {
         self.statement_timeout
     }
 
-    /// How the pool's connections are used.
+    /// Returns the numbers of the pool's connections.
     pub fn pool_state(&self) -> PoolState {
         let status = self.pool.status();
         let count = |connections: usize| u32::try_from(connections).unwrap_or(u32::MAX);
@@ -196,7 +197,7 @@ impl Database {
         }
     }
 
-    /// Closes every connection, waiting for those in use until `deadline`.
+    /// Closes every connection. Waits until `deadline` for connections in use.
     pub async fn close(&self, deadline: Duration) {
         self.slots.close();
         self.pool.close();
@@ -211,7 +212,7 @@ impl Database {
     }
 }
 
-/// What comes of it, if it comes in time.
+/// Returns the result of a future, or a timeout error if the time has passed.
 async fn within<T>(
     patience: Duration,
     connection: impl Future<Output = Result<T, sqlx::Error>>,
@@ -219,18 +220,18 @@ async fn within<T>(
     tokio::time::timeout(patience, connection).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// How the pool's connections are used.
+/// The numbers of the pool's connections.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct PoolState {
-    /// Working for somebody.
+    /// Connections in use.
     pub active: u32,
-    /// Open and free.
+    /// Open and idle connections.
     pub idle: u32,
-    /// As many as there can be.
+    /// The maximum number of connections.
     pub max: u32,
 }
 
-/// The name of the constraint that refused a statement, if one did.
+/// Returns the name of the constraint that rejected a statement, if there is one.
 pub fn violated_constraint(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error()?.constraint()
 }
@@ -239,8 +240,8 @@ pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>>
     error.as_database_error()?.code()
 }
 
-/// Returns whether a retry may help: the database is unreachable, overloaded, restarting, takes no writes until another
-/// host is promoted, or this statement lost a race.
+/// Returns whether a retry may succeed. The database is unreachable, overloaded, restarting, or not writable until
+/// another host is promoted. Or the statement lost a race.
 pub fn is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
@@ -251,8 +252,8 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
         | sqlx::Error::WorkerCrashed => true,
         sqlx::Error::Database(_) => {
             sqlstate(error).is_some_and(|code| {
-                // Connection exceptions, insufficient resources, operator intervention (shutdown, cancelled by
-                // statement_timeout), serialization failure and deadlock.
+                // 08: connection exception. 53: insufficient resources. 57: operator intervention (shutdown, or
+                // cancelled by statement_timeout). 40: serialization failure and deadlock. 55P03: lock not available.
                 ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03"
             }) || is_outdated(error)
         }
@@ -260,7 +261,7 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Returns whether a connection is of no use after this error.
+/// Returns whether a connection is unusable after this error.
 fn is_broken(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
@@ -268,7 +269,7 @@ fn is_broken(error: &sqlx::Error) -> bool {
         }
         sqlx::Error::Database(_) => {
             sqlstate(error).is_some_and(|code| {
-                // 57P01 to 57P03: the server shuts down, has crashed, or starts up.
+                // 57P01 to 57P03: the server is shutting down, has crashed, or is starting.
                 code.starts_with("08") || ["57P01", "57P02", "57P03"].contains(&&*code)
             }) || is_outdated(error)
         }
@@ -276,23 +277,23 @@ fn is_broken(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Returns whether an error concerns every connection that is open now: the server takes no writes any more (25006), or
-/// the schema has changed under their prepared statements. New connections may not have that error.
+/// Returns whether an error affects every open connection. Either the server is no longer writable (25006), or the
+/// schema has changed under their prepared statements. New connections may be unaffected.
 fn is_outdated(error: &sqlx::Error) -> bool {
     is_outdated_plan(error) || sqlstate(error).is_some_and(|code| code == "25006")
 }
 
-/// Returns whether a prepared statement would return columns of other types than when it was prepared. PostgreSQL
-/// rejects it before it does anything. The SQLSTATE 0A000 alone has many other causes.
+/// Returns whether the column types of a prepared statement have changed since it was prepared. PostgreSQL rejects
+/// such a statement before executing it. The SQLSTATE 0A000 alone has many other causes.
 fn is_outdated_plan(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     error.is_some_and(|error| error.code() == "0A000" && error.routine() == Some("RevalidateCachedQuery"))
 }
 
-/// Waits until a connection to a writable primary can be made, asking again with growing pauses.
+/// Waits until a connection to a writable primary can be opened. Retries with growing pauses.
 ///
 /// # Errors
-/// When there is none for `wait`, or at once when the answer is a refusal that waiting does not cure.
+/// No connection could be opened within `wait`. An error that waiting cannot resolve is returned immediately.
 pub async fn wait_until_reachable(url: &DatabaseUrl, wait: Duration) -> Result<(), ConnectError> {
     let address = url.to_string();
     let started = Instant::now();
@@ -302,15 +303,15 @@ pub async fn wait_until_reachable(url: &DatabaseUrl, wait: Duration) -> Result<(
         let attempt = tokio::time::timeout(left, url.connect()).await;
         let error = match attempt {
             Ok(Ok(connection)) => {
-                // The answer is what counts; how it says goodbye does not.
+                // The connection succeeded, so an error while closing it does not matter.
                 let _goodbye = sqlx::Connection::close(connection).await;
                 return Ok(());
             }
             Ok(Err(error)) => error,
             Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
         };
-        // 57P03: it is starting up. Everything else that it says itself (a wrong password, an unknown
-        // database) stays true for as long as one waits.
+        // 57P03: the server is starting. 53: it lacks resources, such as connection slots. Its other errors (a wrong
+        // password, an unknown database) persist however long the service waits.
         let refused = sqlstate(&error).is_some_and(|code| code != "57P03" && !code.starts_with("53"));
         if refused {
             return Err(ConnectError::Refused { address, source: error });

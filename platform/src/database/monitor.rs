@@ -1,10 +1,11 @@
-//! The monitor: a connection of its own that tells whether the database can be written to.
+//! The monitor: a separate connection that checks whether the database can be written to.
 //!
-//! Readiness reads its latest state. It never waits for the pool, so that a slow statement or a full pool does not take
-//! every replica out of rotation.
+//! Readiness reads the monitor's latest state and never waits for the pool. So a slow statement or a full pool does
+//! not take every replica out of rotation.
 //!
-//! The monitor also takes the place of TCP keepalive, which sqlx 0.9.0 does not set: where its connection no longer
-//! answers and a new one can be opened, the server behind all open connections is lost, and they are given up.
+//! The monitor also replaces TCP keepalive, which sqlx 0.9.0 does not set. If its connection no longer responds and a
+//! new one can be opened, the server behind all open connections is lost. Then all open connections are retired, and
+//! statements in flight fail.
 use std::time::Duration;
 
 use sqlx::{PgConnection, migrate::Migrator};
@@ -20,25 +21,25 @@ use super::{
     url::examine,
 };
 
-/// The pause between two looks.
+/// Pause between two checks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time for the response to one look.
+/// Timeout of one check.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The age at which the connection is replaced. Only a new connection meets a changed default of the database, such as
-/// `default_transaction_read_only`, or another host behind the same name.
+/// Age at which the connection is replaced. Only a new connection is affected by a changed default of the database,
+/// such as `default_transaction_read_only`, or reaches another host with the same name.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// The time for a new connection before the database counts as unreachable. The attempt itself goes on.
+/// Time for a new connection before the database counts as unreachable. The attempt itself continues.
 const RECONNECT_TIME: Duration = Duration::from_millis(500);
 
 /// The latest state of the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State {
-    /// The reason why it cannot be written to, if there is one.
+    /// The reason why the database cannot be written to, if there is one.
     unavailable: Option<Unavailable>,
-    /// `None` where it could not be read.
+    /// `None` if the schema's state could not be read.
     schema: Option<SchemaState>,
 }
 
@@ -47,8 +48,8 @@ struct State {
 pub struct Monitor(watch::Receiver<State>);
 
 impl Monitor {
-    /// Starts the monitor of this pool; it ends with the pool. The database is taken for available until the first
-    /// look: the pool has just been opened.
+    /// Starts the monitor of this pool. It ends with the pool. Until the first check the database counts as
+    /// available, because the pool has just been opened.
     pub(super) fn start(pool: Pool, migrations: &'static Migrator) -> Self {
         let state = State { unavailable: None, schema: Some(SchemaState::Current) };
         let (states, latest) = watch::channel(state);
@@ -59,13 +60,13 @@ impl Monitor {
     /// Returns whether a writable primary responds.
     ///
     /// # Errors
-    /// The reason, where none does.
+    /// The reason why none responds.
     pub fn available(&self) -> Result<(), Unavailable> {
         let ended = self.0.has_changed().is_err().then_some(Unavailable::Unreachable);
         self.0.borrow().unavailable.or(ended).map_or(Ok(()), Err)
     }
 
-    /// Returns how the schema compares with this binary's; `None` where it could not be read.
+    /// Returns how the schema compares with this binary's, or `None` if its state could not be read.
     pub fn schema(&self) -> Option<SchemaState> {
         self.0.borrow().schema
     }
@@ -99,7 +100,7 @@ fn report_change(known: Option<Unavailable>, unavailable: Option<Unavailable>) {
     }
 }
 
-/// Looks at the database once. Returns the connection for the next look.
+/// Checks the database once. Returns the connection for the next check.
 async fn look(
     pool: &Pool,
     migrations: &Migrator,
@@ -119,12 +120,12 @@ async fn look(
             };
             match reconnected {
                 Err(late) => late,
-                // Kept, so that the connections that are lost with it are given up once a new one can be opened.
+                // Kept, so that the other lost connections are closed once a new one can be opened.
                 Ok((None, state)) => {
                     drop(examined);
                     return (Some(dedicated), state);
                 }
-                // An overloaded server answers the earlier question first. A lost one never does.
+                // An overloaded server responds to the earlier statement first. A lost server never does.
                 Ok(reconnected) => match timeout(RESPONSE_TIMEOUT, &mut examined).await {
                     Ok(late) => late,
                     Err(_elapsed) => {
@@ -142,8 +143,8 @@ async fn look(
         Ok(()) if dedicated.opened.elapsed() < MAX_AGE => inspect(dedicated, migrations).await,
         Ok(()) => renew(pool, migrations, dedicated).await,
         Err(error) => {
-            // The open connections are to a server that takes no writes or has ended this one. Retired, they are
-            // replaced by the first host that is a writable primary.
+            // The server of the open connections is not writable, or has closed this connection. After they are
+            // retired, new connections go to the first host that is a writable primary.
             drop(dedicated);
             retire(pool).await;
             let (reconnected, state) = reconnect(url, migrations, states).await;
@@ -163,7 +164,7 @@ async fn retire(pool: &Pool) {
     pool::close_idle(pool, |_| false).await;
 }
 
-/// Opens a new connection. While that takes long, the database is reported as unreachable.
+/// Opens a new connection. If the attempt takes long, the database is reported as unreachable.
 async fn reconnect(
     url: &DatabaseUrl,
     migrations: &Migrator,
@@ -174,7 +175,7 @@ async fn reconnect(
         Ok(connected) => connected,
         Err(_elapsed) => {
             let unreachable = State { unavailable: Some(Unavailable::Unreachable), schema: None };
-            // A reason that is known already stays: it says more.
+            // An earlier reason is kept, because it is more specific.
             let known = states.borrow().unavailable;
             if known.is_none() {
                 report_change(known, unreachable.unavailable);
@@ -189,8 +190,8 @@ async fn reconnect(
     }
 }
 
-/// Replaces a connection that works by a new one. It is kept where no new one can be opened, unless that is because the
-/// database takes no writes.
+/// Replaces a working connection with a new one. If no new one can be opened, the old one is kept and still counts as
+/// available, unless the database is no longer writable.
 async fn renew(pool: &Pool, migrations: &Migrator, dedicated: Dedicated) -> (Option<Dedicated>, State) {
     let connecting = timeout(RESPONSE_TIMEOUT, pool.manager().0.connect());
     match connecting.await.unwrap_or_else(|_elapsed| Err(Unavailable::Unreachable.into())) {
@@ -205,7 +206,7 @@ async fn renew(pool: &Pool, migrations: &Migrator, dedicated: Dedicated) -> (Opt
     }
 }
 
-/// Reads the schema's state on a connection that works.
+/// Reads the schema's state on a working connection.
 async fn inspect(mut dedicated: Dedicated, migrations: &Migrator) -> (Option<Dedicated>, State) {
     let schema = timeout(RESPONSE_TIMEOUT, schema_state(&mut dedicated.connection, migrations)).await;
     match schema {

@@ -1,7 +1,7 @@
-//! What a statement leaves behind: a span, its time in a histogram, and a log line if it is slow.
+//! Observability of statements: a span, a duration in a histogram, and a log line for slow statements.
 //!
-//! A statement that is given up (its request ran into its deadline, its client has gone) leaves all of that, too:
-//! those are the slow ones.
+//! Cancelled statements are recorded, too: the request ran into its deadline, or its client disconnected. Those are
+//! often the slow ones.
 use std::{
     borrow::Cow,
     fmt::{self, Display, Formatter},
@@ -13,19 +13,19 @@ use tracing::{Instrument, Span, field};
 
 use super::{DatabaseUrl, connection::answered, is_outdated, metrics::QUERY_DURATION, pool, sqlstate};
 
-/// A statement that takes longer than this is named in the log.
+/// Duration above which a statement is logged as slow.
 const SLOW: Duration = Duration::from_millis(500);
 
-/// The server that the process has its pool at.
+/// The server of the process's pool.
 static SERVER: OnceLock<Server> = OnceLock::new();
 
 struct Server {
-    /// `None` where the URL names several hosts.
+    /// `None` if the URL names several hosts.
     address: Option<(String, u16)>,
     database: Option<String>,
 }
 
-/// Spans say from now on where their statements ran.
+/// Stores the server, which spans name from now on. Only the first call counts.
 pub(super) fn remember_server(url: &DatabaseUrl) {
     let database = url.database().map(str::to_owned);
     let address = url.server().map(|(host, port)| (host.to_owned(), port));
@@ -36,7 +36,7 @@ pub(super) fn remember_server(url: &DatabaseUrl) {
 /// Runs a statement under a name of the form `table.verb`.
 ///
 /// # Errors
-/// The statement's.
+/// The statement failed.
 pub async fn observe<T>(
     name: &'static str,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
@@ -55,16 +55,18 @@ pub async fn observe<T>(
     })
 }
 
-/// The function that is called with the error of every statement that failed.
+/// The function that is called with the error of every failed statement.
 static ON_FAILURE: OnceLock<fn(&sqlx::Error)> = OnceLock::new();
 
-/// Calls `on_failure` with the error of every statement that fails from now on. The audit log needs this: a change and
-/// its audit event are one statement, and only the error shows which of them failed. Only the first call counts.
+/// Calls `on_failure` with the error of every statement that fails from now on. The audit log needs this, because a
+/// change and its audit event are one statement, and only the error shows which of them failed. Only the first call
+/// counts.
 pub fn notify_of_failures(on_failure: fn(&sqlx::Error)) {
     let _the_first_stays = ON_FAILURE.set(on_failure);
 }
 
-/// By the stable semantic conventions for databases. What is declared empty is recorded at the end.
+/// Opens the span with the stable OpenTelemetry semantic conventions for databases. Fields that are declared empty
+/// are recorded at the end of the statement.
 fn open_span(name: &'static str) -> Span {
     let (table, verb) = name.split_once('.').unwrap_or((name, ""));
     let summary = Summary { table, verb };
@@ -81,13 +83,13 @@ fn open_span(name: &'static str) -> Span {
         db.query.summary = %summary,
         db.response.status_code = field::Empty,
         server.address = address.map(|(host, _)| host.as_str()),
-        // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
+        // Signed, because the OpenTelemetry bridge exports unsigned numbers as strings.
         server.port = address.map(|(_, port)| i64::from(*port)),
         error.r#type = field::Empty,
     )
 }
 
-/// `INSERT users`
+/// The span's summary, such as `INSERT users`.
 #[derive(Clone, Copy)]
 struct Summary {
     table: &'static str,
@@ -103,12 +105,12 @@ impl Display for Summary {
     }
 }
 
-/// A statement on its way. Dropped before it has a result, it is recorded as cancelled.
+/// A statement in flight. If dropped before it has a result, it is recorded as cancelled.
 struct Running {
     name: &'static str,
     span: Span,
     started: Instant,
-    /// What went wrong, as it is called in the span.
+    /// The error's name in the span.
     error: Option<Cow<'static, str>>,
 }
 

@@ -1,8 +1,8 @@
-//! The pool of connections, which is deadpool's.
+//! The connection pool, which is deadpool's.
 //!
-//! sqlx has one, too, and pings each connection on its way back into it: a round trip for every statement, which no
-//! option turns off. Here a connection whose last statement was answered goes back as it is
-//! ([`super::Connection::release`]), and only the others are asked first: `docs/decisions/11-a-pool-that-does-not-ping.md`.
+//! sqlx's own pool pings each connection when it is returned. This adds a round trip to every statement, and no
+//! option disables it. Here a connection whose last statement completed is returned without a ping
+//! ([`super::Connection::release`]). Only the others are pinged: `docs/decisions/11-a-pool-that-does-not-ping.md`.
 use std::{
     ops::{Deref, DerefMut},
     sync::atomic::{AtomicU64, Ordering},
@@ -15,24 +15,25 @@ use tokio::time::sleep;
 
 use super::{DatabaseUrl, Unavailable, sqlstate};
 
-/// The oldest a connection gets: a load balancer in front of replicas of the database, or a changed address, is
-/// noticed after that time at the latest. Each connection gets a random part of up to a quarter less, so that
-/// connections that were opened together after a restart are not closed together.
+/// Maximum lifetime of a connection. After that time at the latest, the pool notices a load balancer in front of the
+/// database's replicas, or a changed address. The lifetime of each connection is randomly shortened by up to a
+/// quarter. So connections that were opened together after a restart are not closed together.
 const MAX_LIFETIME: Duration = Duration::from_mins(30);
 
-/// How long one that nobody needs is kept.
+/// Time after which an idle connection is closed.
 const IDLE_TIME: Duration = Duration::from_mins(10);
 
-/// How often one looks for those.
+/// Interval at which idle connections are closed.
 const LOOK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Between two attempts to connect, at the longest.
+/// Maximum pause between two connection attempts.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Counts how often all open connections were retired. A connection belongs to the generation in which it was opened.
+/// Number of times that all open connections were retired. A connection belongs to the generation in which it was
+/// opened.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
-/// The size of deadpool's pool in terms of `DATABASE_MAX_CONNECTIONS`.
+/// The size of deadpool's pool, as a multiple of `DATABASE_MAX_CONNECTIONS`.
 const RETURNING_FACTOR: usize = 2;
 
 /// Returns `DATABASE_MAX_CONNECTIONS`.
@@ -43,7 +44,7 @@ pub(super) fn max_connections(status: &deadpool::Status) -> usize {
 pub(super) type Pool = managed::Pool<Connector>;
 pub(super) type Pooled = Object<Connector>;
 
-/// Retires every connection that is open now: none of them is used for another statement.
+/// Retires every open connection, so that none runs another statement.
 pub(super) fn retire_open_connections() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
@@ -82,7 +83,7 @@ pub(super) fn random_lifetime() -> Duration {
     MAX_LIFETIME.mul_f64(1.0 - rand::random::<f64>() / 4.0)
 }
 
-/// Opens connections, and says whether one may be used again.
+/// Opens connections, and decides whether one may be reused.
 #[derive(Debug)]
 pub(super) struct Connector(pub(super) DatabaseUrl);
 
@@ -91,23 +92,25 @@ impl managed::Manager for Connector {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Opened, sqlx::Error> {
-        // Read first: a connection that was being opened when the others were retired is retired, too.
+        // Read first, so that a connection that was being opened during the retirement is retired, too.
         let generation = GENERATION.load(Ordering::Relaxed);
-        // Boxed: it is large and rare, and would be a part of every future that needs a connection.
+        // Boxed, because it is large and rare, and would be part of every future that needs a connection.
         let connection = Box::pin(self.0.connect()).await?;
         Ok(Opened { connection, generation, lifetime: random_lifetime() })
     }
 
-    /// Without a question to the database: one that has died is found by the statement itself, and every change may
-    /// be sent again under its idempotency key.
+    /// Does not ping the server. The next statement itself detects a broken connection, and every change can be
+    /// retried under its idempotency key.
     async fn recycle(&self, connection: &mut Opened, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
         if connection.is_current(metrics) { Ok(()) } else { Err(RecycleError::message("it is retired")) }
     }
 }
 
-/// A pool with nothing in it yet. Its caller lends at most `max_connections`; as many again may be on their way back.
+/// Creates an empty pool. The caller uses at most `max_connections`, and as many again may be in the process of being
+/// returned.
 ///
-/// The connection that came back last is the next to be used: it is the warmest, and what is not needed gets old.
+/// The most recently returned connection is reused first. Its caches are warm, and connections that are not needed
+/// become idle.
 #[expect(clippy::expect_used, reason = "it fails only where timeouts are set and no runtime that keeps them")]
 pub(super) fn new(url: DatabaseUrl, max_connections: usize) -> Pool {
     let max_size = max_connections * RETURNING_FACTOR;
@@ -117,7 +120,7 @@ pub(super) fn new(url: DatabaseUrl, max_connections: usize) -> Pool {
     pool
 }
 
-/// Closes connections that are not needed any more, as long as there is a pool.
+/// Closes idle connections until the pool is dropped or closed.
 async fn close_unneeded(pool: managed::WeakPool<Connector>) {
     loop {
         sleep(LOOK_INTERVAL).await;
@@ -131,12 +134,12 @@ pub(super) async fn close_idle(pool: &Pool, unneeded: impl Fn(&Metrics) -> bool)
     let unneeded =
         pool.retain(|connection, metrics| connection.is_current(&metrics) && !unneeded(&metrics)).removed;
     for Opened { connection, .. } in unneeded {
-        // The server is told, and whether it hears it does not matter.
+        // The server is notified, but the outcome does not matter.
         let _goodbye = tokio::time::timeout(LOOK_INTERVAL, sqlx::Connection::close(connection)).await;
     }
 }
 
-/// A connection. Waits for one that is free, and while the server is not there or starts up.
+/// Returns a connection. Waits for a free one, and retries while the server is down or starting.
 pub(super) async fn get(pool: Pool) -> Result<Pooled, sqlx::Error> {
     let mut pause = Duration::from_millis(10);
     loop {
@@ -148,14 +151,14 @@ pub(super) async fn get(pool: Pool) -> Result<Pooled, sqlx::Error> {
             }
             Err(PoolError::Backend(error)) => return Err(error),
             Err(PoolError::Closed) => return Err(sqlx::Error::PoolClosed),
-            // What else there is, is about settings and hooks that are not used here.
+            // The other errors concern timeouts and hooks, which this pool does not use.
             Err(_) => return Err(sqlx::Error::WorkerCrashed),
         }
     }
 }
 
-/// Returns whether connecting again in a moment may help: the connection is refused, the server starts up (57P03) or
-/// has no free slot (53300), or no host is a writable primary until one is promoted.
+/// Returns whether a later attempt may succeed. Either the connection was refused, or the server is starting (57P03)
+/// or has no free slot (53300). Or no host is a writable primary until one is promoted.
 fn passes(error: &sqlx::Error) -> bool {
     if matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby) {
         return true;

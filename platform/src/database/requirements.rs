@@ -1,10 +1,10 @@
-//! The requirements on a database, checked by `migrate` before its first change.
+//! The requirements on a database, which `migrate` checks before its first change.
 //!
-//! A database that fails in the middle of its migrations has to be repaired by hand. Each requirement that is not met is
-//! one sentence, and all of them are reported at once.
+//! A database that fails in the middle of its migrations must be repaired by hand. Each unmet requirement is one
+//! sentence, and all of them are reported at once.
 use sqlx::PgConnection;
 
-/// The oldest major version that the migrations run on.
+/// The oldest supported major version of PostgreSQL.
 const OLDEST_MAJOR: i32 = 15;
 
 /// The state of a database that the migrations depend on.
@@ -22,7 +22,7 @@ struct Facts {
     owns_tables: bool,
 }
 
-/// Returns a sentence for each requirement that is not met, for an owner who prepares the database for `role`.
+/// Returns a sentence for each unmet requirement, for an owner who prepares the database for `role`.
 pub(crate) async fn unmet(connection: &mut PgConnection, role: &str) -> Result<Vec<String>, sqlx::Error> {
     let statement = sqlx::query_as(
         "select

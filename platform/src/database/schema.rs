@@ -12,7 +12,7 @@ pub enum SchemaState {
     Current,
     /// Migrations are missing.
     Older,
-    /// The schema has migrations that the service does not know: a newer release is being rolled out.
+    /// The schema has migrations that are missing in the service, because a newer release is being rolled out.
     Newer,
 }
 
@@ -24,13 +24,13 @@ pub fn newest_version(migrations: &Migrator) -> i64 {
 /// Compares the schema of the database with the migrations.
 ///
 /// # Errors
-/// When the statement fails for another reason than a missing table of migrations.
+/// The statement failed for another reason than a missing or unreadable table of migrations.
 pub async fn schema_state(
     connection: &mut PgConnection,
     migrations: &Migrator,
 ) -> Result<SchemaState, sqlx::Error> {
     let statement = sqlx::query_scalar("select max(version) from _sqlx_migrations where success");
-    // Not observed: probes ask every second, and each would be a trace.
+    // Not observed, because the statement runs every second, and each would be a trace.
     let applied: Result<Option<i64>, _> = answered(statement.fetch_one(connection)).await;
     let applied = match applied {
         // 42P01: the table of migrations does not exist yet; 42501: the role may not read it yet.

@@ -1,4 +1,4 @@
-//! The settings of the database.
+//! Settings of the database.
 use std::{num::NonZeroU32, time::Duration};
 
 use super::DatabaseUrl;
@@ -28,12 +28,12 @@ crate::groups! {
 }
 
 impl Settings {
-    /// Returns the owner's connection: `DATABASE_MIGRATION_URL`, or `DATABASE_URL` where that is not set.
+    /// Returns the owner's connection: `DATABASE_MIGRATION_URL`, or `DATABASE_URL` if that is not set.
     pub fn owner(&self) -> &DatabaseUrl {
         self.migration_url.as_ref().unwrap_or(&self.url)
     }
 
-    /// Rejects a connection without TLS over a network in production: it carries passwords and customers' data.
+    /// Rejects a connection over a network without TLS in production, because it carries passwords and customer data.
     pub fn check(&self, environment: Environment, reader: &mut Reader) {
         let urls =
             [("DATABASE_URL", Some(&self.url)), ("DATABASE_MIGRATION_URL", self.migration_url.as_ref())];

@@ -1,4 +1,5 @@
-//! What the client accepts. The API speaks JSON only, and says so (406) rather than send what was not asked for.
+//! Content negotiation. The API responds with JSON only, so a request whose `Accept` excludes JSON is rejected with
+//! 406.
 use axum::{
     extract::Request,
     http::{HeaderMap, header},
@@ -8,7 +9,7 @@ use axum::{
 
 use super::problem::{NOT_ACCEPTABLE, Problem};
 
-/// Refuses requests whose `Accept` leaves no room for JSON.
+/// Rejects requests whose `Accept` header excludes JSON.
 pub async fn require_json(request: Request, next: Next) -> Response {
     if accepts_json(request.headers()) {
         next.run(request).await
@@ -23,7 +24,7 @@ fn accepts_json(headers: &HeaderMap) -> bool {
     values.peek().is_none() || values.flat_map(|value| value.split(',')).any(range_covers_json)
 }
 
-/// Whether a media range (RFC 9110, section 12.5.1) covers JSON and is not weighed out with `q=0`.
+/// Returns whether a media range (RFC 9110, section 12.5.1) covers JSON and is not excluded by `q=0`.
 fn range_covers_json(range: &str) -> bool {
     let mut parts = range.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();

@@ -1,11 +1,12 @@
-//! Where a request comes from, behind proxies.
+//! The client address of a request that passed through proxies.
 //!
-//! Any client can write `X-Forwarded-For: 10.0.0.1` into a request. So the header counts only when the peer is a
-//! trusted proxy, and is read from the right: each proxy appends the address of its own peer, so the first address
-//! that is not itself a trusted proxy is the last one that a trusted proxy wrote. The elements left of that address
-//! are the client's own. An element that is no address ends the walk at the last trusted one.
+//! Any client can send `X-Forwarded-For: 10.0.0.1`. So the header is used only when the peer is a trusted proxy.
+//! The header is read from the right, because each proxy appends the address of its own peer. The first address that
+//! is not a trusted proxy is the client: it is the last address that a trusted proxy wrote. The elements to the left
+//! of that address come from the client and are ignored. The search stops at an element that is not an address, and
+//! the last trusted address is used.
 //!
-//! A proxy writes `Forwarded` (RFC 7239) or `X-Forwarded-For`, and passes on the other as the client sent it. So
+//! A proxy writes either `Forwarded` (RFC 7239) or `X-Forwarded-For`, and forwards the other header unchanged. So
 //! `FORWARDED_HEADER` names the one header that is read. If both were read, a client behind ingress-nginx or an AWS
 //! load balancer could hide its address by sending `Forwarded`.
 use std::{
@@ -19,24 +20,24 @@ use axum::{
 };
 use ipnet::IpNet;
 
-/// Where a request comes from: in its extensions, behind [`find`].
+/// The client of a request. [`find`] stores it in the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientAddress {
-    /// The client, as far as trusted proxies know. An IPv4 address is never written as IPv6.
+    /// The client's address as reported by trusted proxies. An IPv4-mapped IPv6 address is stored as IPv4.
     pub address: IpAddr,
-    /// Whether the peer is a trusted proxy, so that what it says of traces is believed too.
+    /// `true` if the peer is a trusted proxy. Then its trace headers are trusted too.
     pub through_trusted_proxy: bool,
 }
 
 impl ClientAddress {
-    /// What limits by address count together: one IPv4 address, or one IPv6 network of 64 bits, since whoever
-    /// has one address there usually has all of them.
+    /// Returns the key that per-address limits count by: one IPv4 address, or one IPv6 network of 64 bits. A client
+    /// with one IPv6 address usually controls the whole /64 network.
     pub fn network(self) -> IpAddr {
         network(self.address)
     }
 }
 
-/// See [`ClientAddress::network`].
+/// Returns the key that per-address limits count by; see [`ClientAddress::network`].
 pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => address.into(),
@@ -44,7 +45,7 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Returns whether an address is in one of these networks, in either spelling of an IPv4 address.
+/// Returns whether an address is in one of these networks. IPv4 and IPv4-mapped IPv6 addresses are treated alike.
 pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
     let mapped = match address {
         IpAddr::V4(address) => Some(IpAddr::from(address.to_ipv6_mapped())),
@@ -54,7 +55,7 @@ pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
     within(&address) || mapped.as_ref().is_some_and(within)
 }
 
-/// The networks of trusted proxies, and the header that those write. Cheap to clone.
+/// The networks of trusted proxies, and the header that these proxies write. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TrustedProxies {
     networks: Arc<[IpNet]>,
@@ -62,7 +63,7 @@ pub struct TrustedProxies {
 }
 
 impl TrustedProxies {
-    /// Proxies in these networks, which write `header`: `Forwarded` or `X-Forwarded-For`.
+    /// Trusts proxies in these networks, which write `header`: `Forwarded` or `X-Forwarded-For`.
     pub fn new(networks: &[IpNet], header: HeaderName) -> Self {
         Self { networks: networks.into(), header }
     }
@@ -71,7 +72,7 @@ impl TrustedProxies {
         is_within(&self.networks, address)
     }
 
-    /// The client of a request from `peer` with these headers.
+    /// Returns the client of a request from `peer` with these headers.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let peer = peer.to_canonical();
         if !self.contain(peer) {
@@ -80,12 +81,12 @@ impl TrustedProxies {
         ClientAddress { address: self.walk(peer, headers), through_trusted_proxy: true }
     }
 
-    /// Follows the header from the right, past trusted hops. Returns the peer if the header is absent.
+    /// Follows the header from the right, past trusted proxies. Returns the peer if the header is absent.
     fn walk(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let elements = if self.header == header::FORWARDED { forwarded_elements } else { listed_elements };
         let lines = headers.get_all(&self.header).iter().rev();
         let mut last = peer;
-        // A line that is not text is one element that is no address.
+        // A line that is not text counts as one element that is not an address.
         let hops =
             lines.flat_map(|line| line.to_str().map_or_else(|_| vec![None], elements).into_iter().rev());
         for hop in hops {
@@ -99,9 +100,10 @@ impl TrustedProxies {
     }
 }
 
-/// Puts the [`ClientAddress`] into the request's extensions.
+/// Stores the [`ClientAddress`] in the request's extensions.
 ///
-/// A request from nowhere has none, and goes no further than to what asks for it.
+/// A request without a peer address gets no `ClientAddress`, and is rejected by the first extractor that requires
+/// one.
 pub fn find(proxies: &TrustedProxies, mut request: Request) -> Request {
     if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
         let client = proxies.client(peer.ip(), request.headers());
@@ -110,18 +112,18 @@ pub fn find(proxies: &TrustedProxies, mut request: Request) -> Request {
     request
 }
 
-/// The elements of one `X-Forwarded-For` line.
+/// Parses the elements of one `X-Forwarded-For` line.
 fn listed_elements(line: &str) -> Vec<Option<IpAddr>> {
     line.split(',').map(|element| node(element.trim())).collect()
 }
 
-/// The `for` of each element of one `Forwarded` line. A line that is not well-formed has no element that
-/// could be believed: a quote that the client left open swallows what the proxy wrote behind it.
+/// Parses the `for` parameter of each element of one `Forwarded` line. A malformed line counts as one element without
+/// an address, because an unclosed quote from the client would hide the element that the proxy appended.
 fn forwarded_elements(line: &str) -> Vec<Option<IpAddr>> {
     parse_forwarded(line).unwrap_or_else(|| vec![None])
 }
 
-/// `for=192.0.2.60;proto=http, for="[2001:db8::1]:4711"`, as RFC 7239 section 4 has it.
+/// Parses a line such as `for=192.0.2.60;proto=http, for="[2001:db8::1]:4711"` (RFC 7239, section 4).
 fn parse_forwarded(line: &str) -> Option<Vec<Option<IpAddr>>> {
     let mut elements = Vec::new();
     let mut seen_for: Option<Option<IpAddr>> = None;
@@ -148,7 +150,7 @@ fn parse_forwarded(line: &str) -> Option<Vec<Option<IpAddr>>> {
     Some(elements)
 }
 
-/// The value that `text` begins with, a token or a quoted string, and what follows it.
+/// Splits `text` into its leading value, a token or a quoted string, and the rest.
 fn forwarded_value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([';', ',', ' ', '\t']).unwrap_or(text.len());
@@ -166,13 +168,14 @@ fn forwarded_value(text: &str) -> Option<(String, &str)> {
     }
 }
 
-/// RFC 7230's token, and `:`, `[` and `]`, which some proxies leave unquoted.
+/// Returns whether `text` is a token of RFC 7230. Also accepts `:`, `[` and `]`, which some proxies do not quote.
 fn is_token(text: &str) -> bool {
     let in_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:[]".contains(&byte);
     !text.is_empty() && text.bytes().all(in_token)
 }
 
-/// An address with or without a port. `None` for `unknown`, for names that hide one, and for anything else.
+/// Parses an address with or without a port. Returns `None` for `unknown`, for obfuscated names and for anything
+/// else.
 fn node(text: &str) -> Option<IpAddr> {
     let bare = || text.parse::<IpAddr>().ok();
     let bracketed = || {
@@ -187,7 +190,7 @@ fn node(text: &str) -> Option<IpAddr> {
     bare().or_else(bracketed).or_else(with_port).map(|address| address.to_canonical())
 }
 
-/// A number, or a name that hides one (`_` and a token).
+/// Returns whether `text` is a port number, or an obfuscated port (`_` and a token).
 fn is_port(text: &str) -> bool {
     text.parse::<u16>().is_ok() || text.strip_prefix('_').is_some_and(is_token)
 }
@@ -201,7 +204,7 @@ mod tests {
 
     const PROXY: &str = "10.0.0.1";
 
-    /// Proxies that write this header.
+    /// Returns proxies that write this header.
     fn proxies(header: &'static str) -> TrustedProxies {
         let networks = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         TrustedProxies::new(&networks, HeaderName::from_static(header))
@@ -216,7 +219,7 @@ mod tests {
             .collect()
     }
 
-    /// The client of a request whose last line is the proxy's.
+    /// Returns the client of a request whose last header line was written by the proxy.
     fn client(peer: &str, lines: &[(&'static str, &str)]) -> String {
         let written = lines.last().map_or("x-forwarded-for", |(name, _)| name);
         proxies(written).client(peer.parse().unwrap(), &headers(lines)).address.to_string()
@@ -346,10 +349,10 @@ mod tests {
                 ("forwarded", IpAddr::V6(address)) => format!("for=\"[{address}]\""),
                 (_, address) => address.to_string(),
             };
-            // As another line, what the client wrote changes nothing.
+            // The client's text on a separate line changes nothing.
             let lines = [(name, forged.as_str()), (name, written.as_str())];
             prop_assert_eq!(client(PROXY, &lines), address.to_string());
-            // In the same line it may spoil the line; then the client is only known as the proxy.
+            // On the same line the client's text can make the line malformed. Then the proxy's address is used.
             let line = format!("{forged}, {written}");
             let found = client(PROXY, &[(name, &line)]);
             prop_assert!(found == address.to_string() || found == PROXY, "{found}");

@@ -1,6 +1,7 @@
-//! What handlers take from requests, with every refusal a [`Problem`].
+//! Extractors whose rejections are [`Problem`]s.
 //!
-//! axum's own extractors refuse in plain text. These replace them: `Json`, `Query` and `Path` under the same names.
+//! axum's own extractors reject in plain text. The extractors here replace them: `Json` and `Query` under the same
+//! names, and `Id` for the id in a path.
 use std::{error::Error, iter, ops::Deref};
 
 use axum::{
@@ -15,9 +16,9 @@ use uuid::Uuid;
 
 use super::problem::{BODY_TOO_LARGE, FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
 
-/// A request body whose rules go beyond what its types can say.
+/// A request body with rules that its types cannot express.
 pub trait Validate {
-    /// Everything that is wrong with it, not only the first.
+    /// Returns all errors, not only the first.
     fn validate(&self) -> Vec<FieldError>;
 }
 
@@ -35,7 +36,7 @@ impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Json<T> 
     }
 }
 
-/// The bytes of a JSON body, or why they cannot be had.
+/// Reads the bytes of a JSON body. Rejects another `Content-Type` with 415.
 pub(super) async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     if !is_json(request.headers()) {
         return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE).detail("Send Content-Type: application/json."));
@@ -43,10 +44,10 @@ pub(super) async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Re
     read_bytes(request, state).await
 }
 
-/// The bytes of a body of any type.
+/// Reads the bytes of a body of any type.
 ///
 /// # Errors
-/// 413 where it is over the limit that the layers set, 400 where the client does not finish it, or not in time.
+/// 413 if the body exceeds the limit that the layers set. 400 if the client does not send the whole body in time.
 pub async fn read_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     Bytes::from_request(request, state).await.map_err(|rejection| {
         if rejection.status() == BODY_TOO_LARGE.status {
@@ -72,14 +73,14 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// Reads JSON, whatever it says.
+/// Parses any JSON value.
 pub(super) fn parse_json(body: &[u8]) -> Result<serde_json::Value, Problem> {
     serde_json::from_slice(body).map_err(|error| {
         Problem::malformed(format!("The body is not JSON: line {}, column {}.", error.line(), error.column()))
     })
 }
 
-/// Turns JSON into what a handler wants, or says by JSON Pointer what does not fit.
+/// Converts JSON into the type that a handler expects. The errors name the invalid fields by JSON Pointer.
 pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -> Result<T, Problem> {
     let decoded: T = serde_path_to_error::deserialize(value).map_err(|error| {
         let pointer: String = error.path().iter().filter_map(segment_pointer).collect();
@@ -91,7 +92,7 @@ pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -
     }
 }
 
-/// What was expected, and not what came instead: that may be a password in the wrong place.
+/// Returns the message without the value that was sent, because that value may be a misplaced password.
 fn without_value(message: &str) -> String {
     let tells_the_value =
         ["invalid type: ", "invalid value: ", "unknown variant "].iter().any(|kind| message.contains(kind));
@@ -109,12 +110,13 @@ fn segment_pointer(segment: &Segment) -> Option<String> {
     }
 }
 
-/// A name as a part of a JSON Pointer (RFC 6901, section 3).
+/// Escapes a name as a part of a JSON Pointer (RFC 6901, section 3).
 fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-/// Serde reports a missing field at its parent, and names it in the message only.
+/// Returns the error for one field. Serde reports a missing field at its parent, and names the field only in the
+/// message.
 fn field_error(pointer: &str, message: &str) -> FieldError {
     let named = |prefix: &str| message.strip_prefix(prefix)?.split('`').next().map(escaped);
     if let Some(field) = named("missing field `") {
@@ -146,12 +148,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// A name in a query, such as that of a table: 1 to 63 lower-case letters, digits and `_`.
+/// A name in a query, such as a table's name: 1 to 63 lower-case letters, digits and `_`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Identifier(String);
 
-/// A text that is no [`Identifier`].
+/// The error for text that is not an [`Identifier`].
 #[derive(Debug, thiserror::Error)]
 #[error("a name has 1 to 63 characters, of a to z, 0 to 9 and _")]
 pub struct NotAnIdentifier;
@@ -174,7 +176,7 @@ impl Deref for Identifier {
     }
 }
 
-/// The id in a path. What is no UUID is the id of nothing: 404.
+/// The id in a path. Text that is not a UUID is rejected with 404, like an unknown id.
 #[derive(Debug, Clone, Copy)]
 pub struct Id(pub Uuid);
 

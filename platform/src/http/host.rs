@@ -1,7 +1,7 @@
-//! The `Host` of a request, as RFC 9112 section 3.2 requires it.
+//! Validation of the `Host` header, as RFC 9112, section 3.2, requires.
 //!
-//! Requests are routed by path alone, whatever the host. Proxies and caches in front decide by it, so a request whose
-//! host they may read differently is refused.
+//! The router ignores the host, but proxies and caches in front of the service route by it. They may parse an invalid
+//! host differently, so such a request is rejected.
 use std::net::Ipv6Addr;
 
 use axum::{
@@ -13,12 +13,12 @@ use axum::{
 
 use super::problem::Problem;
 
-/// Refuses an HTTP/1.1 request without `Host`, and every request with several or one that is no host.
+/// Rejects an HTTP/1.1 request without a `Host` header, and any request with several or an invalid one.
 pub async fn require_host(request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let is_valid = match (hosts.next(), hosts.next()) {
         (Some(host), None) => is_host(host),
-        // HTTP/1.0 has none, and HTTP/2 has `:authority`.
+        // HTTP/1.0 has no `Host`, and HTTP/2 has `:authority`.
         (None, _) => request.version() != Version::HTTP_11,
         (Some(_), Some(_)) => false,
     };
@@ -29,7 +29,7 @@ pub async fn require_host(request: Request, next: Next) -> Response {
     }
 }
 
-/// `uri-host [ ":" port ]`, where each part may be empty (RFC 3986, section 3.2).
+/// Returns whether the value is `uri-host [ ":" port ]`, where each part may be empty (RFC 3986, section 3.2).
 fn is_host(value: &HeaderValue) -> bool {
     let Ok(text) = value.to_str() else { return false };
     let (host_is_valid, rest) = match text.strip_prefix('[').map(|text| text.split_once(']')) {

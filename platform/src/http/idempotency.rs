@@ -1,13 +1,13 @@
-//! Idempotency keys (draft-ietf-httpapi-idempotency-key-header): the same request twice has one effect.
+//! Idempotency keys (draft-ietf-httpapi-idempotency-key-header): a repeated request has one effect.
 //!
-//! The rule: the key is claimed, and the answer stored, **in the same transaction as the change**. A key that
-//! was claimed beforehand may belong to a change that never came; one claimed afterwards lets a twin through.
+//! The rule: the key is claimed, and the response stored, **in the same transaction as the change**. If the key were
+//! claimed before, the change might never be committed. If it were claimed after, a concurrent duplicate could run.
 //!
-//! The order of checks in a handler is always the same, so that a replay is answered before anything can refuse
-//! it, and nobody replays another's: who calls, role and ownership, **the key**, validation, the change.
+//! Every handler checks in the same order: authentication, role and ownership, **the key**, validation, the change.
+//! So a replay is sent before validation can reject it, and no caller can replay another caller's response.
 //!
-//! A replay is given the first answer, byte for byte. Where there is none yet (work that another service has
-//! not answered), see [`Previous`].
+//! A replay is the first response, byte for byte. For work that has no stored response yet, because another service
+//! has not responded, see [`Previous`].
 use std::time::Duration;
 
 use axum::{
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::database::{Database, observe};
 
-/// How long an answer is kept, counted from the completion of the work.
+/// Retention of a stored response, counted from the completion of the work.
 const KEPT: Duration = Duration::from_hours(24);
 
 /// The key that a client chose: 1 to 255 visible ASCII characters.
@@ -35,13 +35,12 @@ const KEPT: Duration = Duration::from_hours(24);
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The draft writes the key as a structured-field string, in quotes; most clients send it bare.
+        // The draft defines the key as a structured-field string, in quotes. Most clients send it without quotes.
         let bare = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
         let visible = bare.bytes().all(|byte| byte.is_ascii_graphic());
         (visible && (1..=255).contains(&bare.len())).then(|| Self(bare.to_owned()))
@@ -62,10 +61,11 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// What a request was, so that another one under the same key is told apart: SHA-256 of method, path and body.
+/// Identifies a request, to detect another request with the same key: the SHA-256 of its method, path and body.
 ///
-/// Of the body as it came, not of the types that it is read into: a field that this release ignores, or reads
-/// differently than the last one did, counts too. The keys of JSON objects are sorted, and white space does not count.
+/// The hash covers the body as received, not the types that it is parsed into. So a field counts even if this release
+/// ignores it, or parses it differently from the previous release. JSON object keys are sorted, and white space is
+/// ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
@@ -80,12 +80,11 @@ impl Fingerprint {
         Self(digest.finalize().into())
     }
 
-    /// Of a message whose bytes are all there is to it.
+    /// Hashes a message that consists of these bytes only.
     pub fn of_bytes(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// As it is stored.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -103,17 +102,17 @@ fn sorted(value: &Value) -> Value {
     }
 }
 
-/// A request that must have its effect once: its key, its fingerprint, and its body.
+/// A request that must take effect once: its key, its fingerprint, and its body.
 ///
-/// The body is read and not yet judged: [`Self::body`] is looked at after the key, so that what was once
-/// accepted is replayed whatever the rules are now.
+/// The body is read but not yet validated. Handlers use [`Self::body`] only after the key, so that an accepted
+/// request is replayed even if the validation rules have changed.
 #[derive(Debug)]
 pub struct Idempotent<T> {
     /// The client's key.
     pub key: IdempotencyKey,
-    /// What the request is.
+    /// The fingerprint of the request.
     pub fingerprint: Fingerprint,
-    /// What it says, or why that is not valid.
+    /// The valid body, or the problem that rejects it.
     pub body: Result<T, Problem>,
 }
 
@@ -131,19 +130,18 @@ impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Idempote
     }
 }
 
-/// The claim of a key, as a statement needs it for `claim_idempotency_key`.
+/// The claim of a key: the parameters of `claim_idempotency_key`.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The caller's id, or the name of a service that calls by a signature.
+    /// The caller's id, or the name of a service that authenticates by a signature.
     pub scope: String,
-    /// The key.
     pub key: String,
-    /// What the request is.
+    /// The fingerprint of the request.
     pub fingerprint: Fingerprint,
 }
 
 impl Claim {
-    /// A caller's claim.
+    /// Returns a user's claim.
     pub fn of_user<T>(user_id: Uuid, request: &Idempotent<T>) -> Self {
         Self {
             scope: user_id.to_string(),
@@ -153,20 +151,20 @@ impl Claim {
     }
 }
 
-/// What an earlier request under the same key came to.
+/// The result of an earlier request with the same key.
 #[derive(Debug)]
 pub struct Previous {
-    /// What it made.
+    /// The id of the resource that the earlier request created.
     pub resource_id: Uuid,
-    /// What it was answered. `None` if what it made is not settled yet and its caller is not being answered any
-    /// more: then the answer is the present state.
+    /// The stored response. `None` if the resource is not settled yet and the first caller is no longer waiting. Then
+    /// the response is the current state.
     pub answer: Option<Replayable>,
 }
 
-/// Looks for an earlier request under the same key.
+/// Looks for an earlier request with the same key.
 ///
 /// # Errors
-/// 422 if the key belongs to another request, 409 while the first caller is still being answered.
+/// 422 if the key belongs to another request. 409 while the first request is still in flight.
 pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Option<Previous>, Problem> {
     let statement = sqlx::query!(
         r#"
@@ -205,20 +203,22 @@ pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Op
 /// The outcome of an attempt to make a change.
 #[derive(Debug)]
 pub enum Change {
-    /// The change is committed, with its response: the id of what was created, and the response.
+    /// The change is committed, together with its response. The fields are the id of the created resource and the
+    /// response.
     Made(Uuid, Replayable),
-    /// Nothing was changed: the key is taken, or for this reason if it is not.
+    /// Nothing was changed. Either the key is already claimed, or the request is rejected with this problem.
     Refused(Problem),
 }
 
-/// Runs a change once: makes it with `change`, or replays the stored response of an earlier request with the same key.
+/// Runs a change once: makes it with `change`, or replays the stored response of an earlier request with the same
+/// key.
 ///
-/// `change` claims the key in the transaction that makes the change. So the key is looked up only after a refusal, and
-/// a replay is still answered before anything refuses it, an invalid body included. `location` returns the path of what
-/// was created.
+/// `change` claims the key in the transaction that makes the change. So the key is looked up only after a refusal. A
+/// replay is still sent before any check rejects the request, even if its body is invalid. `location` returns the
+/// path of the created resource.
 ///
 /// # Errors
-/// The refusal, where no earlier request has a response; 422 if the key belongs to another request.
+/// The refusal, if no earlier request has a response. 422 if the key belongs to another request.
 pub async fn run<T>(
     database: &Database,
     user_id: Uuid,
@@ -241,11 +241,8 @@ pub async fn run<T>(
     earlier.and_then(|earlier| Some(earlier.answer?.at(location(earlier.resource_id)))).ok_or(refusal)
 }
 
-/// Claims the id of an event that somebody may send more than once, within the transaction of its effect; false if
-/// it was received before.
-///
-/// # Errors
-/// The statement's.
+/// Claims the id of an event, within the transaction of its effect, because the sender may send the event repeatedly.
+/// Returns `false` if the event was already received.
 pub async fn claim_event(
     connection: &mut PgConnection,
     scope: &str,
@@ -262,10 +259,7 @@ pub async fn claim_event(
     observe("idempotency_keys.insert", statement.fetch_one(connection)).await
 }
 
-/// Stores the answer for the key that made `resource_id`, within the transaction that settles it.
-///
-/// # Errors
-/// The statement's.
+/// Stores the response for the key that created `resource_id`, within the transaction that settles the resource.
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,
@@ -285,11 +279,8 @@ pub async fn complete(
     Ok(())
 }
 
-/// Says that the first caller has been answered without a settled outcome, so that a repetition is told the
-/// present state from now on.
-///
-/// # Errors
-/// The statement's.
+/// Records that the first caller received a response without a settled outcome. From now on, retries receive the
+/// current state.
 pub async fn release(connection: &mut PgConnection, resource_id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         "update idempotency_keys set lease_expires_at = null where resource_id = $1 and completed_at is null",
@@ -299,10 +290,7 @@ pub async fn release(connection: &mut PgConnection, resource_id: Uuid) -> Result
     Ok(())
 }
 
-/// Deletes answers whose time is over, a batch at a time; says how many. A key whose work is not complete stays.
-///
-/// # Errors
-/// The statement's.
+/// Deletes one batch of expired responses, and returns their number. Keys whose work is incomplete are kept.
 pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
@@ -322,7 +310,7 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     Ok(observe("idempotency_keys.delete", statement.execute(&mut *connection)).await?.rows_affected())
 }
 
-/// An answer that can be given again: its status and its very bytes.
+/// A response that can be replayed: its status and its exact bytes.
 #[derive(Debug, Clone)]
 pub struct Replayable {
     status: StatusCode,
@@ -332,28 +320,28 @@ pub struct Replayable {
 }
 
 impl Replayable {
-    /// An answer with a JSON body that is text already.
+    /// Returns a response whose body is already JSON text.
     pub fn from_json(status: StatusCode, body: String) -> Self {
         Self { status, body, location: None, replayed: false }
     }
 
-    /// An answer with a body that serialises to JSON.
+    /// Returns a response with a body that is serialized to JSON.
     ///
     /// # Errors
-    /// 500 where it does not serialise.
+    /// 500 if the body cannot be serialized.
     pub fn new(status: StatusCode, body: &impl Serialize) -> Result<Self, Problem> {
         let body = serde_json::to_string(body).map_err(|error| Problem::internal(&error))?;
         Ok(Self::from_json(status, body))
     }
 
-    /// Says where the resource is.
+    /// Adds the `Location` header.
     #[must_use]
     pub fn at(mut self, location: String) -> Self {
         self.location = Some(location);
         self
     }
 
-    /// Says that it is not the first answer.
+    /// Marks the response as a replay.
     #[must_use]
     pub fn replayed(mut self) -> Self {
         self.replayed = true;

@@ -1,4 +1,4 @@
-//! HTTP, inbound.
+//! Inbound HTTP: the listener, middleware, request extractors and problem responses.
 pub mod accept;
 pub mod client_address;
 pub mod extract;

@@ -1,11 +1,11 @@
-//! What every request leaves behind: its correlation, a span, the `http_*` metrics, and one access line.
+//! Observability of every request: its correlation id, a span, the `http_*` metrics, and one access log line.
 //!
-//! All of it happens here and nowhere else, around everything that may refuse a request, so that a refusal
-//! is seen like any answer. Labels are the matched route and a known method, never what a client typed:
-//! otherwise anybody could make as many series as he likes.
+//! This middleware wraps every layer that can reject a request, so rejections are recorded like other responses.
+//! Metric labels are the matched route and a known method, never text from the client. Otherwise a client could
+//! create any number of series.
 //!
-//! A client that goes away ends its request's future. It is recorded then too, as status 499: requests that
-//! are given up are how clients say that we are too slow.
+//! A client that disconnects ends its request's future. The request is then recorded with status 499, because
+//! abandoned requests show that the service is too slow.
 use std::{fmt::Display, thread, time::Instant};
 
 use axum::{
@@ -36,13 +36,14 @@ crate::metrics! {
 
 static CORRELATION_ID: HeaderName = HeaderName::from_static(traces::CORRELATION_HEADER);
 
-/// The route of a request that matched none.
+/// The `path` label of a request that matched no route.
 const UNMATCHED: &str = "unmatched";
 
-/// How much of a text that the client chose is kept.
+/// Maximum length, in bytes, of recorded text that the client chose.
 const LONGEST_TEXT: usize = 256;
 
-/// Makes the series of a route exist from the first scrape: its success, and the failures that rules look at.
+/// Creates the series of a route before the first scrape: for its success status, and for the failures that alert
+/// rules use.
 pub fn expect(method: &Method, route: &str, success: StatusCode) {
     let method = label(method);
     let failures =
@@ -54,8 +55,8 @@ pub fn expect(method: &Method, route: &str, success: StatusCode) {
     initialize();
 }
 
-/// The middleware. It stands outside of every other but the one that finds the client's address, and inside
-/// the router, which has matched the route by then: `Router::layer`.
+/// Records a request. This middleware is inside only the one that finds the client's address, and outside all others.
+/// It is added by `Router::layer`, so the route is already matched.
 pub async fn observe(request: Request, next: Next) -> Response {
     let exchange = Exchange::begin(&request);
     let (span, context) = (exchange.span.clone(), exchange.context.clone());
@@ -64,7 +65,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// A request on its way to its response. Dropped before it has one, it is recorded as given up.
+/// A request in flight. If dropped before it has a response, it is recorded as abandoned.
 struct Exchange {
     started: Instant,
     method: &'static str,
@@ -102,7 +103,8 @@ impl Exchange {
         exchange
     }
 
-    /// By the stable semantic conventions for HTTP servers. What is declared empty is recorded at the end.
+    /// Opens the span with the stable OpenTelemetry semantic conventions for HTTP servers. Fields that are declared
+    /// empty are recorded at the end of the request.
     fn open_span(&self, request: &Request) -> Span {
         let route = self.route.as_ref().map(MatchedPath::as_str);
         let original = (self.method == "_OTHER").then(|| shortened(request.method().as_str()));
@@ -137,7 +139,8 @@ impl Exchange {
         self.user_agent.as_ref().and_then(|value| value.to_str().ok()).map(shortened)
     }
 
-    /// What became of the request; without a response the client has gone away, or we have panicked.
+    /// Returns the status to record. A request without a response was abandoned by its client (499), or its handler
+    /// panicked (500).
     fn status(&self) -> StatusCode {
         self.status.unwrap_or_else(|| {
             if thread::panicking() {
@@ -157,17 +160,17 @@ impl Drop for Exchange {
 
         IN_FLIGHT.dec();
         REQUESTS.with_label_values(&[self.method, route, status.as_str()]).inc();
-        // Within the span, whose trace the histogram remembers.
+        // Inside the span, because the histogram stores the span's trace as an exemplar.
         self.span.in_scope(|| DURATION.observe(&[self.method, route], elapsed));
 
-        // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
+        // Signed, because the OpenTelemetry bridge exports unsigned numbers as strings.
         self.span.record("http.response.status_code", i64::from(status.as_u16()));
         if status.is_server_error() {
             self.span.record("otel.status_code", "error");
             self.span.record("error.type", status.as_str());
         }
 
-        // In the context, so that the line tells who the user turned out to be.
+        // Inside the context, because the access log line includes the authenticated user.
         let line = || {
             tracing::info!(
                 target: "access",
@@ -186,13 +189,14 @@ impl Drop for Exchange {
     }
 }
 
-/// What the client sent, if it is well-formed, and otherwise a new one: an odd header is no reason to refuse.
+/// Returns the client's correlation id, or a new one if the client's is missing or malformed. A malformed id is no
+/// reason to reject the request.
 fn correlation_id(headers: &HeaderMap) -> CorrelationId {
     let sent = headers.get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
     sent.and_then(CorrelationId::parse).unwrap_or_else(CorrelationId::generate)
 }
 
-/// The method as a label: the known ones by name, whatever else there is as one.
+/// Returns the method as a label: known methods by name, all others as `_OTHER`.
 fn label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -208,7 +212,7 @@ fn label(method: &Method) -> &'static str {
     }
 }
 
-/// The span's name: `GET /v1/things/{id}`, or the method alone where no route matched.
+/// The span's name: `GET /v1/things/{id}`, or the method alone if no route matched.
 struct Name<'a> {
     method: &'static str,
     route: Option<&'a str>,
@@ -229,7 +233,7 @@ fn version(version: Version) -> &'static str {
     }
 }
 
-/// The beginning of a text that may be long.
+/// Returns the beginning of the text, at most [`LONGEST_TEXT`] bytes.
 fn shortened(text: &str) -> &str {
     text.get(..text.floor_char_boundary(LONGEST_TEXT)).unwrap_or(text)
 }

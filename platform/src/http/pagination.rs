@@ -1,7 +1,7 @@
-//! Lists, page by page, by keyset: a page starts after the last id of the one before.
+//! Keyset pagination of lists: a page starts after the last id of the previous page.
 //!
-//! Unlike with an offset, a page costs the same however far in it is, and none is skipped or seen twice when
-//! something is added meanwhile. The cursor is opaque, so that what it holds can change.
+//! Compared with an offset, every page has the same cost, and rows added meanwhile cause no skipped or repeated rows.
+//! The cursor is opaque, so its content can change.
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -21,12 +21,12 @@ pub struct PageQuery {
     cursor: Option<String>,
 }
 
-/// What a list is ordered by, as far as it fits into a cursor: no two rows have the same.
+/// The sort key of a list, as stored in a cursor. It is unique for each row.
 pub trait Key: Copy {
-    /// As bytes.
+    /// Returns the key as bytes.
     fn write(self) -> Vec<u8>;
 
-    /// Reads what [`Self::write`] wrote; `None` for anything else.
+    /// Parses the bytes that [`Self::write`] returned. Returns `None` for any other bytes.
     fn read(bytes: &[u8]) -> Option<Self>;
 }
 
@@ -40,7 +40,8 @@ impl Key for Uuid {
     }
 }
 
-/// For lists in the order of a time, of which two rows may have the same one.
+/// The sort key of lists in the order of a time. The id makes the key unique, because two rows may have the same
+/// time.
 impl Key for (DateTime<Utc>, Uuid) {
     fn write(self) -> Vec<u8> {
         [self.0.timestamp_micros().to_be_bytes().as_slice(), self.1.as_bytes()].concat()
@@ -53,25 +54,25 @@ impl Key for (DateTime<Utc>, Uuid) {
     }
 }
 
-/// A page that can be asked for.
+/// A page request that has been validated.
 #[derive(Debug, Clone, Copy)]
 pub struct PageRequest<K = Uuid> {
-    /// At most so many.
+    /// Maximum number of rows in the page.
     pub limit: i64,
-    /// After this one; from the beginning if `None`.
+    /// The key that the page starts after; `None` for the first page.
     pub after: Option<K>,
 }
 
 impl PageQuery {
-    /// A page as a list with filters of its own asks for it.
+    /// Builds the query of a list that has filters of its own.
     pub fn new(limit: Option<i64>, cursor: Option<String>) -> Self {
         Self { limit, cursor }
     }
 
-    /// Checks the page that was asked for.
+    /// Validates the page query.
     ///
     /// # Errors
-    /// 400 for a limit out of bounds or a cursor that is not ours.
+    /// 400 for a limit out of range, or a cursor that this service did not issue.
     pub fn parse<K: Key>(&self) -> Result<PageRequest<K>, Problem> {
         let limit = self.limit.unwrap_or(20);
         if !(1..=100).contains(&limit) {
@@ -99,12 +100,12 @@ pub struct Page<T> {
 }
 
 impl<K: Key> PageRequest<K> {
-    /// How many rows to ask the database for: one more than is shown, to know whether there is another page.
+    /// Returns the number of rows to select: one more than the page shows, to detect whether another page follows.
     pub fn rows(self) -> i64 {
         self.limit + 1
     }
 
-    /// Makes the page from as many rows as [`Self::rows`] asked for.
+    /// Builds the page from the selected rows, of which there are at most [`Self::rows`].
     pub fn page<T>(self, mut rows: Vec<T>, key: impl Fn(&T) -> K) -> Page<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let more = rows.len() > limit;

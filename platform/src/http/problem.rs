@@ -1,8 +1,7 @@
-//! Errors as callers see them: RFC 9457 `application/problem+json`.
+//! Error responses: RFC 9457 `application/problem+json`.
 //!
-//! Whatever refuses a request, a handler or a layer, says so with a [`Problem`]: one of the kinds listed
-//! here, each documented at its `type` URI, `/problems/{slug}`. An internal error's cause goes to the log
-//! and never to the caller.
+//! Every handler or layer that rejects a request returns a [`Problem`]. Its kind is documented at its `type` URI,
+//! `/problems/{slug}`. The cause of an internal error is logged and never sent to the caller.
 use std::{borrow::Cow, sync::Arc};
 
 use axum::{
@@ -23,20 +22,20 @@ use crate::{
     telemetry::{correlation, traces},
 };
 
-/// A kind of problem: what its `type` URI documents.
+/// A kind of problem, which its `type` URI documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
     /// The last part of the `type` URI.
     pub slug: &'static str,
     /// The HTTP status.
     pub status: StatusCode,
-    /// The same for every occurrence.
+    /// The title, which is the same for every occurrence.
     pub title: &'static str,
-    /// For the documentation: when it happens, and what to do.
+    /// The text of the documentation page: the condition, and the caller's remedy.
     pub about: &'static str,
 }
 
-/// Declares kinds of problems, and `KINDS`, the list of them. The doc comment is the text of the problem's page.
+/// Declares kinds of problems, and the list `KINDS`. The doc comment is the text of the problem's page.
 #[macro_export]
 macro_rules! problem_kinds {
     ($($(#[doc = $about:literal])* $NAME:ident = $status:ident $slug:literal $title:literal;)*) => {
@@ -100,13 +99,13 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    /// An error at `pointer`.
+    /// Returns an error at `pointer`.
     pub fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), message: message.into() }
     }
 }
 
-/// A refusal, on its way to becoming a response.
+/// The rejection of a request, before it becomes a response.
 #[derive(Debug)]
 pub struct Problem {
     kind: &'static Kind,
@@ -116,87 +115,87 @@ pub struct Problem {
     denial: Option<Box<Denial>>,
 }
 
-/// Says that a problem is a refused permission. It travels with the response, as an extension, to the one layer
-/// that counts and audits refusals.
+/// Marks a problem as a denied permission. The response carries it as an extension to the layer that counts and
+/// audits denials.
 #[derive(Debug, Clone, Copy)]
 pub struct Denial {
-    /// Why, for `authorization_denials_total{reason}`.
+    /// The reason, for `authorization_denials_total{reason}`.
     pub reason: &'static str,
-    /// The table of what was asked for, where there is one.
+    /// The table of the requested record, or `routes` if the role is not allowed.
     pub resource: &'static str,
-    /// Its id.
+    /// The id of the requested record.
     pub record_id: Option<Uuid>,
 }
 
 impl Problem {
-    /// A problem of this kind, without more to say.
+    /// Returns a problem of this kind without details.
     pub fn new(kind: &'static Kind) -> Self {
         Self { kind, detail: None, errors: Vec::new(), retry_after_seconds: None, denial: None }
     }
 
-    /// Says what was special about this occurrence. It is shown to the caller.
+    /// Adds details about this occurrence. They are sent to the caller.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
-    /// Says when to come back.
+    /// Adds the `Retry-After` header, in seconds.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_seconds = Some(seconds);
         self
     }
 
-    /// The status it will have.
+    /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
         self.kind.status
     }
 
-    /// 400: the request cannot be read.
+    /// Returns 400: the request cannot be read.
     pub fn malformed(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(MALFORMED).detail(detail)
     }
 
-    /// 422: these fields are not valid.
+    /// Returns 422: these fields are not valid.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         Self { errors, ..Self::new(INVALID) }
     }
 
-    /// 404: nothing here.
+    /// Returns 404 for an unknown resource.
     pub fn not_found() -> Self {
         Self::new(NOT_FOUND)
     }
 
-    /// 404: no such record, or one that is somebody else's. The two are told apart neither by the answer nor by
-    /// its time: both are audited as a refusal.
+    /// Returns 404 for a record that does not exist or belongs to another user. The caller can distinguish the two
+    /// neither by the response nor by its timing, because both are audited as a denial.
     pub fn not_yours(resource: &'static str, id: Uuid) -> Self {
         Self::not_found().denied(Denial { reason: "not_owner", resource, record_id: Some(id) })
     }
 
-    /// 403: the caller's role does not allow it.
+    /// Returns 403: the caller's role does not allow the request.
     pub fn forbidden() -> Self {
         Self::new(FORBIDDEN).denied(Denial { reason: "role", resource: "routes", record_id: None })
     }
 
-    /// Marks the problem as a refused permission.
+    /// Marks the problem as a denied permission.
     #[must_use]
     pub fn denied(mut self, denial: Denial) -> Self {
         self.denial = Some(Box::new(denial));
         self
     }
 
-    /// 409: the present state does not allow it.
+    /// Returns 409: the current state does not allow the request.
     pub fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(CONFLICT).detail(detail)
     }
 
-    /// 503: nothing was done, and the same request may be sent again.
+    /// Returns 503: nothing was done, and the caller may retry the same request.
     pub fn unavailable(retry_after_seconds: u64) -> Self {
         Self::new(UNAVAILABLE).retry_after(retry_after_seconds)
     }
 
-    /// 500: logs the cause, and tells the caller nothing of it.
+    /// Returns 500. Logs the cause, and hides it from the caller.
     pub fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = cause, "request failed");
         Self::new(INTERNAL)
@@ -250,7 +249,7 @@ pub struct ProblemBody {
     pub errors: Vec<FieldError>,
 }
 
-/// `application/problem+json`, as RFC 9457 registers it.
+/// The media type `application/problem+json`, registered by RFC 9457.
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
 impl IntoResponse for Problem {
@@ -283,8 +282,8 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Serves the pages behind `type`: `/problems` lists every kind, `/problems/{slug}` explains one. `more` are the
-/// kinds that the service declares itself.
+/// Serves the pages of the `type` URIs: `/problems` lists every kind, `/problems/{slug}` explains one. `more` are the
+/// kinds that the service itself declares.
 pub fn routes<S: Clone + Send + Sync + 'static>(more: &[&'static Kind]) -> Router<S> {
     let mut kinds = [KINDS, more].concat();
     kinds.sort_by_key(|kind| kind.status);
@@ -307,7 +306,7 @@ pub fn routes<S: Clone + Send + Sync + 'static>(more: &[&'static Kind]) -> Route
         )
 }
 
-/// The response to a panic: what was in it goes to the log through the panic hook, and not to the caller.
+/// Returns the response to a panic. The panic hook logs the message, and the caller does not receive it.
 pub fn from_panic(_payload: Box<dyn std::any::Any + Send + 'static>) -> Response<Body> {
     Problem::new(INTERNAL).into_response()
 }

@@ -1,4 +1,4 @@
-//! The settings of the two listeners.
+//! Settings of the two listeners.
 use std::{net::SocketAddr, time::Duration};
 
 use axum::http::{HeaderName, HeaderValue};

@@ -1,6 +1,6 @@
-//! Bounds on what one network holds at once: its connections, its requests in flight.
+//! Limits on the connections and in-flight requests of one client network.
 //!
-//! A bound on the whole alone lets one client take all of it.
+//! With only a global limit, one client could use all of it.
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -19,17 +19,17 @@ use super::{
     problem::{self, Problem},
 };
 
-/// Numbers of the networks that hold anything.
+/// The count of each network. Networks with a count of zero are removed.
 type Held = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
-/// Counts what each network holds. Cheap to clone.
+/// Per-network counters with a common maximum. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shares {
     held: Held,
     max: usize,
 }
 
-/// One of a network's share, until it is dropped.
+/// One slot of a network's share. Dropping it frees the slot.
 #[derive(Debug)]
 #[must_use = "the share is returned when this is dropped"]
 pub struct Share {
@@ -38,12 +38,12 @@ pub struct Share {
 }
 
 impl Shares {
-    /// Lets each network hold `max` at once. 0 is no bound.
+    /// Allows each network to hold `max` slots at once. 0 disables the limit.
     pub fn new(max: usize) -> Self {
         Self { held: Held::default(), max: if max == 0 { usize::MAX } else { max } }
     }
 
-    /// Takes one for a [network](ClientAddress::network), unless it holds its whole share.
+    /// Takes a slot for a [network](ClientAddress::network). Returns `None` if the network's share is used up.
     pub fn take(&self, network: IpAddr) -> Option<Share> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.entry(network).or_default();
@@ -66,7 +66,7 @@ impl Drop for Share {
     }
 }
 
-/// Refuses a request of a network that has its whole share in flight.
+/// Rejects a request with 429 if its network already has the maximum number of requests in flight.
 pub async fn limit_in_flight_by_address(
     State(shares): State<Shares>,
     Extension(client): Extension<ClientAddress>,

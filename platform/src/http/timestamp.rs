@@ -1,16 +1,16 @@
-//! Times in JSON: RFC 3339, UTC, always with microseconds, which is what PostgreSQL keeps.
+//! Times in JSON: RFC 3339, UTC, always with microseconds, which is PostgreSQL's precision.
 //!
-//! One width everywhere, so that a time written by SQL and the same time written here are the same text. Times of requests
-//! are a [`Timestamp`]: chrono reads years that PostgreSQL cannot store.
+//! All times have the same width, so that SQL and Rust format the same time as the same text. Times in requests are
+//! read as [`Timestamp`], because chrono accepts years that PostgreSQL cannot store.
 use chrono::{DateTime, Datelike, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A time that has a year of four digits in UTC, as RFC 3339 demands.
+/// A time whose year has four digits in UTC, as RFC 3339 requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "DateTime<Utc>")]
 pub struct Timestamp(DateTime<Utc>);
 
-/// A time with another year.
+/// The error for a time with any other year.
 #[derive(Debug, thiserror::Error)]
 #[error("the year of a time must be between 0000 and 9999, in UTC")]
 pub struct YearOutOfRange;
@@ -29,15 +29,12 @@ impl From<Timestamp> for DateTime<Utc> {
     }
 }
 
-/// For `#[serde(serialize_with = "timestamp::serialize")]`.
-///
-/// # Errors
-/// The serializer's.
+/// Serializes a time, for `#[serde(serialize_with = "timestamp::serialize")]`.
 pub fn serialize<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format(time))
 }
 
-/// As text: `2026-01-31T12:00:00.000000Z`.
+/// Formats a time, such as `2026-01-31T12:00:00.000000Z`.
 pub fn format(time: &DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
@@ -57,7 +54,7 @@ mod tests {
             ("-4713-01-01T00:00:00Z", false),
             ("+10000-01-01T00:00:00Z", false),
             ("+262142-12-31T23:59:59Z", false),
-            // Of the year 10000 and of the year before 0000, in UTC.
+            // In UTC these times are in the year 10000 and in the year before 0000.
             ("9999-12-31T23:59:59-01:00", false),
             ("0000-01-01T00:00:00+01:00", false),
         ] {

@@ -1,4 +1,4 @@
-//! The second listener: probes, metrics and the log level. It is never exposed to the public.
+//! The operations listener: probes, metrics and the log level. It must never be exposed to the public.
 pub mod health;
 pub mod log_level;
 
@@ -32,7 +32,7 @@ use super::{
     },
 };
 
-/// Everything that this listener answers.
+/// Returns the routes of this listener.
 pub fn router(health: Health, log_level: LogLevel) -> Router {
     Router::new()
         .route("/healthz", get(alive))
@@ -46,11 +46,11 @@ pub fn router(health: Health, log_level: LogLevel) -> Router {
         .layer(from_fn(require_host))
         .layer(CatchPanicLayer::custom(problem::from_panic))
         .layer(MapResponseLayer::new(limits::security_headers::<Body>))
-        // Outermost, so that a panic and a refusal have their context too.
+        // Outermost, so that panics and rejections have a context too.
         .layer(from_fn(accompany))
 }
 
-/// Whether the process itself is alive: asks nobody.
+/// Returns that the process is alive, without checking any dependency.
 async fn alive() -> Json<Value> {
     let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
     Json(json!({ "status": "ok", "timestamp": timestamp }))
@@ -62,7 +62,7 @@ async fn ready(State(health): State<Health>) -> Response {
     (status, Json(readiness)).into_response()
 }
 
-/// For people: always 200, since it is `/readyz` that decides.
+/// Returns the health report, always with 200. It is for operators; load balancers use `/readyz`.
 async fn report(State(health): State<Health>) -> Json<health::Report> {
     Json(health.report().await)
 }
@@ -72,8 +72,8 @@ async fn scrape(headers: HeaderMap) -> Result<Response, Problem> {
     Ok(([(header::CONTENT_TYPE, media_type)], text).into_response())
 }
 
-/// Gives each request a context, as the API's have one, and a line that only those who ask for it see: probes
-/// and scrapes come every few seconds. They are in no metric and no trace.
+/// Gives each request a context, as on the API listener, and logs it below the default level, because probes and
+/// scrapes arrive every few seconds. These requests are in no metric and no trace.
 async fn accompany(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let sent = request.headers().get(CORRELATION_HEADER).and_then(|value| value.to_str().ok());

@@ -1,14 +1,14 @@
-//! Places where a test may make the process die, so that it is proved that dying there does not matter.
+//! Crash points: places where a test can end the process, to prove that a crash there loses nothing.
 //!
-//! Each stands between two steps of something that must not be lost. With `CRASH_AT` set to its name, the process
-//! ends there as by a power cut: no destructor runs, nothing is flushed, no connection is closed in order. With
-//! `PANIC_AT` it is the task that ends there, as by a mistake in the code, the first time that it comes by. Builds
-//! without debug assertions have none of this: what is released cannot be told to die.
+//! Each crash point is between two steps of work that must not be lost. If `CRASH_AT` names it, the process ends
+//! there as in a power failure. No destructor runs, no buffer is flushed, and no connection is closed in order. If
+//! `PANIC_AT` names it, the task panics there once, as with a bug. Builds without debug assertions contain no crash
+//! points, so a release build cannot be crashed this way.
 
-/// The process may die here.
+/// Ends the process if `CRASH_AT` names this crash point.
 ///
 /// # Panics
-/// With `PANIC_AT` set to this place, the first time.
+/// `PANIC_AT` names this crash point. Only the first call panics.
 #[cfg(debug_assertions)]
 pub fn point(name: &str) {
     use std::{
@@ -29,7 +29,7 @@ pub fn point(name: &str) {
     assert!(!panics, "a test wants a panic at {name}");
 }
 
-/// The process may not die here: see the module.
+/// Does nothing, because builds without debug assertions have no crash points.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub const fn point(_name: &str) {}

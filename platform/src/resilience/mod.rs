@@ -1,4 +1,4 @@
-//! Living with dependencies that fail.
+//! Resilience against failing dependencies: circuit breaker, retries, and crash points for tests.
 pub mod breaker;
 pub mod crash;
 pub mod retry;

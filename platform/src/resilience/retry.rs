@@ -1,70 +1,69 @@
-//! When to try again, and when to leave it.
+//! Retries: the backoff between them, and the budget that limits them.
 //!
-//! Two rules keep retries from making an outage worse. Callers that failed together must not come back
-//! together: [`Backoff`] draws each pause at random. And a dependency that fails every call must not get
-//! every call several times: a [`Budget`] lets only a fraction of calls be repeated. Whether an outcome
-//! *may* be repeated at all is for the caller to know.
+//! Two rules keep retries from making an outage worse. Callers that failed together must not retry together, so
+//! [`Backoff`] randomizes each pause. And if a dependency fails every call, its load must not multiply, so a
+//! [`Budget`] allows retries for only a fraction of calls. The caller decides whether a call *may* be retried at all.
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
-/// Exponential backoff with full jitter: each pause is drawn evenly from zero up to a ceiling that doubles.
+/// Exponential backoff with full jitter: each pause is drawn uniformly from zero up to a ceiling that doubles.
 ///
-/// Full jitter finished the same work with the fewest calls in Marc Brooker's simulation ("Exponential
-/// Backoff And Jitter", AWS Architecture Blog, 2015).
+/// In Marc Brooker's simulation, full jitter finished the same work with the fewest calls ("Exponential Backoff And
+/// Jitter", AWS Architecture Blog, 2015).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     /// The ceiling of the first pause.
     pub base: Duration,
-    /// No ceiling is higher.
+    /// The maximum ceiling.
     pub cap: Duration,
 }
 
 impl Backoff {
-    /// Pauses of up to `base`, then twice that, then four times that, and never more than `cap`.
+    /// Returns a backoff with ceilings of `base`, twice that, four times that, and at most `cap`.
     pub const fn new(base: Duration, cap: Duration) -> Self {
         Self { base, cap }
     }
 
-    /// The longest pause before retry number `retry`, counted from 0.
+    /// Returns the longest pause before retry number `retry`, counted from 0.
     pub fn ceiling(self, retry: u32) -> Duration {
         2_u32.checked_pow(retry).map_or(self.cap, |factor| self.base.saturating_mul(factor)).min(self.cap)
     }
 
-    /// The pause before retry number `retry`, counted from 0.
+    /// Returns a random pause before retry number `retry`, counted from 0.
     pub fn pause(self, retry: u32) -> Duration {
         self.ceiling(retry).mul_f64(rand::random::<f64>())
     }
 }
 
-/// How many retries all callers of one dependency may make together: a percentage of their calls, and a
-/// reserve for those who call seldom.
+/// The retry budget that all callers of one dependency share: a percentage of their calls, and a reserve for rare
+/// calls.
 #[derive(Debug)]
 pub struct Budget {
     percent: u32,
     capacity: u32,
-    /// In hundredths of a retry.
+    /// The balance in hundredths of a retry.
     balance: AtomicU32,
 }
 
-/// What one retry costs; a call earns as many hundredths as the budget has percent.
+/// The cost of one retry in hundredths. Each call earns as many hundredths as the budget has percent.
 const RETRY: u32 = 100;
 
 impl Budget {
-    /// Lets `percent` of 100 calls be repeated, and `reserve` retries at once after a time without any.
+    /// Allows retries for `percent` of 100 calls, and `reserve` retries at once after a time without retries.
     pub const fn new(percent: u32, reserve: u32) -> Self {
         let capacity = reserve.saturating_mul(RETRY);
         Self { percent, capacity, balance: AtomicU32::new(capacity) }
     }
 
-    /// Earns a call's share of a retry. To be told of every first attempt, and of no other.
+    /// Earns a call's share of a retry. Must be called for each first attempt, and not for retries.
     pub fn earn(&self) {
         let earned = |balance: u32| Some(balance.saturating_add(self.percent).min(self.capacity));
         let _always_succeeds = self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, earned);
     }
 
-    /// Spends one retry, if there is one.
+    /// Spends one retry. Returns `false` if none is left.
     pub fn spend(&self) -> bool {
         let spent = |balance: u32| balance.checked_sub(RETRY);
         self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent).is_ok()

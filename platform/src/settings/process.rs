@@ -1,4 +1,4 @@
-//! The setting that every other default may depend on: the environment.
+//! The environment, which the defaults of other settings depend on.
 use super::values::environment;
 
 /// The environment that the process runs in.
@@ -8,7 +8,7 @@ pub enum Environment {
     Development,
     /// A test of the suite.
     Test,
-    /// Like production, without its users.
+    /// A copy of production without its users.
     Staging,
     /// Production.
     Production,
@@ -25,7 +25,7 @@ impl Environment {
         }
     }
 
-    /// Returns true for staging and production, where insecure settings are refused.
+    /// Returns `true` for staging and production, where insecure settings are rejected.
     pub fn is_production_like(self) -> bool {
         matches!(self, Self::Staging | Self::Production)
     }

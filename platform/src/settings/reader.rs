@@ -1,4 +1,4 @@
-//! The machinery behind the table of settings: where values come from, and how mistakes are gathered.
+//! The implementation of the settings tables: the sources of values, and the collection of mistakes.
 use std::{collections::BTreeMap, fmt};
 
 /// One row of the table of settings.
@@ -6,22 +6,22 @@ use std::{collections::BTreeMap, fmt};
 pub struct Setting {
     /// The environment variable.
     pub name: &'static str,
-    /// What it means, with its unit: the doc comment in the table.
+    /// The meaning, with its unit: the doc comment in the table.
     pub meaning: &'static str,
-    /// The group it belongs to.
+    /// The group of the setting.
     pub group: &'static str,
-    /// Its default; `None` where a default cannot be safe or means "none".
+    /// The default. `None` if a default would be unsafe, or if unset means "none".
     pub default: Option<&'static str>,
-    /// Whether the service refuses to start without it.
+    /// `true` if the service does not start without it.
     pub required: bool,
-    /// Whether it is never shown, and has no flag.
+    /// `true` if the value is never printed and has no flag.
     pub secret: bool,
-    /// Whether the command line has a flag for it.
+    /// `true` if the command line has a flag for it.
     pub has_flag: bool,
 }
 
 impl Setting {
-    /// Its name on the command line, without the dashes.
+    /// Returns the name on the command line, without the dashes.
     pub fn flag(&self) -> String {
         self.name.to_lowercase().replace('_', "-")
     }
@@ -29,31 +29,31 @@ impl Setting {
 
 type Source = Box<dyn Fn(&str) -> Option<String>>;
 
-/// Reads settings by name, and remembers every mistake.
+/// Reads settings by name, and collects every mistake.
 pub struct Reader {
     source: Source,
     mistakes: BTreeMap<&'static str, String>,
 }
 
 impl Reader {
-    /// Reads from `source`: flags before the environment. An empty value is an unset one, since that is
-    /// what shells and compose files make of a variable without a value.
+    /// Reads from `source`, where flags override the environment. An empty value counts as unset, because shells and
+    /// compose files pass a variable without a value as an empty one.
     pub fn new(source: impl Fn(&str) -> Option<String> + 'static) -> Self {
         let source = Box::new(move |name: &str| source(name).filter(|value| !value.trim().is_empty()));
         Self { source, mistakes: BTreeMap::new() }
     }
 
-    /// The effective value as text; the default where nothing is set.
+    /// Returns the effective value as text, or the default if the setting is unset.
     pub fn effective(&self, setting: &Setting) -> Option<String> {
         (self.source)(setting.name).or_else(|| setting.default.map(str::to_owned))
     }
 
-    /// Adds a mistake that is seen only when several settings are looked at together.
+    /// Adds a mistake that concerns the combination of several settings.
     pub fn mistake(&mut self, name: &'static str, rule: impl Into<String>) {
         self.mistakes.entry(name).or_insert(rule.into());
     }
 
-    /// Ends reading: what `read` made, or every mistake.
+    /// Ends reading. Returns the result of `read`.
     ///
     /// # Errors
     /// All mistakes, together.
@@ -89,10 +89,11 @@ impl Reader {
     }
 }
 
-/// Turns text into a value, or says what was expected. What it says never contains the text: it may be a secret.
+/// Parses text into a value. The error states the expected format, and never contains the text, which may be a
+/// secret.
 pub type Parse<T> = fn(&str) -> Result<T, String>;
 
-/// Every mistake in the settings, one to a line.
+/// All mistakes in the settings, one per line.
 #[derive(Debug)]
 pub struct Mistakes(BTreeMap<&'static str, String>);
 
@@ -117,7 +118,7 @@ impl fmt::Display for Mistakes {
 
 /// Declares groups of settings: for each a struct that reads itself, and its rows of the table.
 ///
-/// A row reads `"NAME" field: Type = parser, default("text") | required | optional [, secret | no_flag];`
+/// The syntax of a row is `"NAME" field: Type = parser, default("text") | required | optional [, secret | no_flag];`
 #[macro_export]
 macro_rules! groups {
     ($($(#[doc = $about:literal])* $group:ident: $Group:ident {
@@ -143,7 +144,7 @@ macro_rules! groups {
                 Self::SETTINGS.iter()
             }
 
-            /// Reads this group alone, for the commands that need no other.
+            /// Reads this group alone, for commands that require no other.
             pub fn read(reader: &mut $crate::settings::Reader) -> Option<Self> {
                 $(let $field = reader.$kind($name, $parser $(, $default)?);)*
                 Some(Self { $($field: $field?,)* })
@@ -175,7 +176,7 @@ macro_rules! settings {
                 std::iter::empty()$(.chain(<$Group>::settings()))*
             }
 
-            /// Reads every group before it looks at the first failure, so that every mistake is reported.
+            /// Reads every group before it returns the first failure, so that every mistake is reported.
             pub fn read(reader: &mut $crate::settings::Reader) -> Option<Self> {
                 $(let $group = <$Group>::read(reader);)*
                 Some(Self { $($group: $group?,)* })

@@ -1,5 +1,5 @@
-//! How the text of a setting becomes a value. What each function says on failure is what was expected;
-//! it never repeats the text, which may be a secret.
+//! Parsers for the text of settings. Each error states the expected format and never repeats the text, which may be a
+//! secret.
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use axum::http::{HeaderName, HeaderValue};
@@ -36,7 +36,7 @@ pub fn positive<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().ok().filter(|_| !is_zero).ok_or_else(|| "must be a whole number, 1 or more".into())
 }
 
-/// Longer than any sensible duration, and short enough that adding it to a time cannot overflow.
+/// Maximum duration in seconds. It exceeds any sensible duration, and adding it to a time cannot overflow.
 const LONGEST_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
 
 pub fn seconds(text: &str) -> Result<Duration, String> {
@@ -96,7 +96,7 @@ pub fn list_of_origins(text: &str) -> Result<Vec<HeaderValue>, String> {
     let expected = "must be origins such as https://shop.example, separated by commas";
     items(text)
         .map(|item| match Url::parse(item) {
-            // An origin has no path: one with a trailing slash would silently match no browser.
+            // An origin has no path. With a trailing slash, it would match no browser's `Origin` header.
             Ok(url) if url.origin().ascii_serialization() == item => {
                 HeaderValue::from_str(item).map_err(|_| expected.into())
             }

@@ -1,8 +1,8 @@
-//! The context of the work at hand: which request, or which run of a worker, this is, and for whom.
+//! The context of the current work: the request or the worker's run, and the user.
 //!
-//! It travels with the task, not with a span: a log line, an audit event, a problem body and an outbound
-//! call all read it from here, and none of them depends on which spans the log level lets through. Work
-//! that goes on in a task of its own takes it along with [`Context::scope`].
+//! The context belongs to the task, not to a span. Log lines, audit events, problem bodies and outbound calls all
+//! read it, so none of them depends on the spans that the log level enables. Work that continues in another task
+//! takes the context along with [`Context::scope`].
 use std::{
     fmt,
     net::IpAddr,
@@ -16,25 +16,25 @@ tokio::task_local! {
     static CURRENT: Context;
 }
 
-/// What belongs together across services: chosen by the client if well-formed, otherwise by us.
+/// The id that correlates work across services. The client chooses it if it is well-formed, otherwise the service
+/// generates it.
 ///
-/// 1 to 128 characters of `[A-Za-z0-9._-]`, so that it can stand in a header, a log line and a query unescaped.
+/// It has 1 to 128 characters of `[A-Za-z0-9._-]`, so that headers, log lines and queries contain it unescaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CorrelationId(Arc<str>);
 
 impl CorrelationId {
-    /// A new one: a UUID, version 7.
+    /// Generates a new id: a UUID, version 7.
     pub fn generate() -> Self {
         Self(Uuid::now_v7().to_string().into())
     }
 
-    /// A client's, if it is well-formed.
+    /// Parses a client's id. Returns `None` if it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         let well_formed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         ((1..=128).contains(&text.len()) && text.bytes().all(well_formed)).then(|| Self(text.into()))
     }
 
-    /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -46,7 +46,7 @@ impl fmt::Display for CorrelationId {
     }
 }
 
-/// Which request or run this is, and for whom. Cheap to clone.
+/// The request or worker's run, and its user. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Context(Arc<Inner>);
 
@@ -59,22 +59,23 @@ struct Inner {
     user: OnceLock<User>,
 }
 
-/// Who a request turned out to come from.
+/// The authenticated user of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct User {
     /// The user's id.
     pub id: Uuid,
-    /// The user's role, as it is written in JSON.
+    /// The user's role, as written in JSON.
     pub role: &'static str,
 }
 
 impl Context {
-    /// The context of a request.
+    /// Returns the context of a request.
     pub fn for_request(correlation_id: CorrelationId, path: &str, client_address: Option<IpAddr>) -> Self {
         Self::new(correlation_id, Some(path.into()), client_address)
     }
 
-    /// The context of work that no request waits for: a run of a worker, or what another began.
+    /// Returns the context of work that no request waits for, such as a worker's run, or work that another task
+    /// started.
     pub fn for_work(correlation_id: CorrelationId) -> Self {
         Self::new(correlation_id, None, None)
     }
@@ -84,32 +85,32 @@ impl Context {
         Self(Arc::new(Inner { correlation_id, request_id, path, client_address, user: OnceLock::new() }))
     }
 
-    /// What the client may choose.
+    /// Returns the correlation id, which the client may choose.
     pub fn correlation_id(&self) -> &CorrelationId {
         &self.0.correlation_id
     }
 
-    /// What the client cannot choose: tells two requests under one correlation id apart.
+    /// Returns the request id, which the client cannot choose. It distinguishes two requests with one correlation id.
     pub fn request_id(&self) -> Uuid {
         self.0.request_id
     }
 
-    /// The path of the request, without its query.
+    /// Returns the path of the request, without its query.
     pub fn path(&self) -> Option<&str> {
         self.0.path.as_deref()
     }
 
-    /// Where the request came from, behind trusted proxies.
+    /// Returns the client's address, as found behind trusted proxies.
     pub fn client_address(&self) -> Option<IpAddr> {
         self.0.client_address
     }
 
-    /// Who the request turned out to come from.
+    /// Returns the authenticated user, if there is one.
     pub fn user(&self) -> Option<User> {
         self.0.user.get().copied()
     }
 
-    /// Remembers who the request comes from; authentication says so once.
+    /// Stores the user. Authentication calls this once.
     pub fn identify(&self, user: User) {
         let _already_known = self.0.user.set(user);
     }
@@ -119,18 +120,18 @@ impl Context {
         CURRENT.scope(self, work)
     }
 
-    /// Runs `work`, which does not wait, in this context: for blocking threads.
+    /// Runs `work`, which is not async, in this context. For blocking threads.
     pub fn sync_scope<T>(self, work: impl FnOnce() -> T) -> T {
         CURRENT.sync_scope(self, work)
     }
 }
 
-/// The context of the present task, where there is one.
+/// Returns the context of the current task, if there is one.
 pub fn current() -> Option<Context> {
     CURRENT.try_with(Context::clone).ok()
 }
 
-/// The present correlation id, or a new one outside of any context.
+/// Returns the current correlation id, or a new one outside of any context.
 pub fn current_id() -> CorrelationId {
     CURRENT.try_with(|context| context.correlation_id().clone()).unwrap_or_else(|_| CorrelationId::generate())
 }

@@ -23,7 +23,7 @@ pub fn current_trace_parent() -> Option<String> {
     })
 }
 
-/// Reads the ids of the current span. `opentelemetry::Context::current()` does not know them, because context
+/// Reads the ids of the current span. `opentelemetry::Context::current()` does not return them, because context
 /// activation is off.
 pub(super) fn current<T>(read: impl FnOnce(&SpanContext) -> T) -> Option<T> {
     let context = Span::current().context();

@@ -1,8 +1,8 @@
-//! Logs, traces, metrics, and the correlation that ties them together.
+//! Logs, traces, metrics, and the correlation between them.
 //!
-//! [`init`] sets all of it up, once, before anything else happens; [`Telemetry::flush`] ends it, after
-//! everything else. Between the two nobody needs a handle: code logs, opens spans and counts, and the
-//! context of the task says for whom.
+//! [`init`] sets up everything once, before any other code runs. [`Telemetry::flush`] ends telemetry, after all other
+//! code. In between no handle is needed: code logs, opens spans and counts, and the task's context adds the request
+//! and the user.
 pub mod correlation;
 mod current_span;
 pub mod logs;
@@ -29,27 +29,27 @@ pub use self::logs::LogFilter;
 pub use self::settings::{LogFormat, Logs, Traces};
 use crate::{build_info::BuildInfo, settings::Process};
 
-/// Why telemetry cannot be set up.
+/// The error when telemetry cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// The filter cannot be read.
+    /// The filter is invalid.
     #[error("RUST_LOG is not a filter: {0}")]
     Filter(String),
     /// The logs cannot be opened.
     #[error(transparent)]
     Logs(#[from] logs::LogsError),
-    /// The exporter of traces cannot be built.
+    /// The trace exporter cannot be built.
     #[error(transparent)]
     Traces(#[from] traces::TracesError),
-    /// The exporter of traces lives in the runtime.
+    /// There is no Tokio runtime, which the trace exporter needs.
     #[error("telemetry must be set up within the runtime")]
     NoRuntime,
-    /// There is one for a process.
+    /// Telemetry is already set up in this process.
     #[error("telemetry is set up already")]
     Twice,
 }
 
-/// The telemetry of the process, as long as it runs.
+/// The telemetry of the process.
 pub struct Telemetry {
     filter: LogFilter,
     spans: Option<SdkTracerProvider>,
@@ -59,8 +59,7 @@ pub struct Telemetry {
 /// Sets up logs, traces and metrics for the whole process.
 ///
 /// # Errors
-/// A setting that cannot be met: a filter that is not one, a directory that cannot be written, a protocol
-/// that is not known.
+/// A setting cannot be applied: an invalid filter, a directory that is not writable, or an unknown protocol.
 pub fn init(process: &Process, logs: &Logs, traces: &Traces) -> Result<Telemetry, InitError> {
     let runtime = Handle::try_current().map_err(|_| InitError::NoRuntime)?;
     let service = traces::service_name(traces);
@@ -70,17 +69,18 @@ pub fn init(process: &Process, logs: &Logs, traces: &Traces) -> Result<Telemetry
     traces::propagate(traces);
     let (sinks, guards) = logs::open(logs)?;
 
-    // The layer of the logs comes first: the handle that changes its filter knows the type below it.
-    // Without a hint from both of its halves, a filter has none, and every `trace!` would be asked about.
+    // The log layer comes first, because the handle that changes its filter depends on the type below it. A combined
+    // filter has a level hint only if both of its halves have one. Without a hint, the filter would be evaluated for
+    // every `trace!`.
     let events = dynamic_filter_fn(|metadata, _| may_be_told(metadata))
         .with_callsite_filter(asked_each_time)
         .with_max_level_hint(LevelFilter::TRACE);
-    // Nobody may silence the audit trail by asking for less of everything else.
+    // Audit log lines pass at `info`, whatever the filter is.
     let audit =
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
     let lines = Lines::new(&service, sinks).with_filter(events.and(wanted.or(audit)));
     let spans_layer = spans.as_ref().map(|provider| {
-        // Each of these costs every span something, and none tells more than the span's name does.
+        // Each of these costs time in every span, and none adds information to the span's name.
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer(BuildInfo::current().name))
             .with_location(false)
@@ -101,23 +101,25 @@ pub fn init(process: &Process, logs: &Logs, traces: &Traces) -> Result<Telemetry
     Ok(Telemetry { filter, spans, lines: guards })
 }
 
-/// What may become a line, whatever the filter asks for. Spans leave none, so what they carry need not be kept for any.
-/// And at `trace` libraries write down what passes through them, headers and values: nobody may ask for that.
+/// Returns whether metadata may become a log line, whatever the filter is. Spans never become lines, so their fields
+/// need not be stored for lines. At `trace`, libraries log the headers and values that they process, so no filter can
+/// enable that.
 fn may_be_told(metadata: &Metadata<'_>) -> bool {
     let is_ours = ["app", "platform", "access", "audit"]
         .contains(&metadata.target().split("::").next().unwrap_or_default());
     metadata.is_event() && (*metadata.level() <= Level::DEBUG || is_ours)
 }
 
-/// Events are never wanted *always*, though they are: whoever only asks whether something would be logged, as sqlx
-/// does after each statement through the `log` crate, leaves the answer behind in the thread (tracing-subscriber
-/// 0.3.23), and the next event that is not asked about takes it for its own, and is lost.
+/// Returns the interest in an event: `sometimes`, never `always`, even for events that are always enabled. The reason
+/// is a bug in tracing-subscriber 0.3.23. After each statement, sqlx checks through the `log` crate whether an event
+/// would be logged. The result of such a check stays in the thread. The next event with interest `always` would use
+/// that result instead of its own, and be lost.
 fn asked_each_time(metadata: &Metadata<'_>) -> Interest {
     if may_be_told(metadata) { Interest::sometimes() } else { Interest::never() }
 }
 
-/// What becomes a span, or an event of one: our spans, and what was worth a warning within them. Whatever the
-/// export itself does must not become spans again: it would never end.
+/// Returns whether metadata becomes a span or a span event: the service's spans, and warnings within them. The
+/// export's own activity must not become spans, because exporting them would create further spans endlessly.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     const OF_THE_EXPORT: [&str; 7] = ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tonic", "tower"];
     let level = if metadata.is_span() { Level::INFO } else { Level::WARN };
@@ -125,20 +127,20 @@ fn is_traced(metadata: &Metadata<'_>) -> bool {
 }
 
 impl Telemetry {
-    /// What is logged, to be read and changed.
+    /// Returns the log filter, to be read and changed.
     pub fn log_filter(&self) -> LogFilter {
         self.filter.clone()
     }
 
-    /// Sends the spans and writes the lines that are still under way. Whatever is logged afterwards is lost,
-    /// so this comes last.
+    /// Exports the remaining spans and writes the remaining log lines. Later lines are lost, so this must be the last
+    /// step.
     ///
-    /// Spans have until `deadline`, less what the writing threads may take at most; a collector that does not
-    /// answer until then loses them.
+    /// Span export ends at `deadline`, minus the maximum time of the writing threads. If the collector does not
+    /// respond by then, the spans are lost.
     pub async fn flush(self, deadline: Duration) {
         const WRITING: Duration = Duration::from_millis(1_200);
         let Self { spans, lines, .. } = self;
-        // Both block, and the gRPC client needs the runtime's own threads meanwhile.
+        // Both block, and the gRPC client meanwhile needs the runtime's own threads.
         let flushed = task::spawn_blocking(move || {
             let sending = deadline.saturating_sub(WRITING).max(deadline / 2);
             if let Some(Err(error)) = spans.map(|spans| spans.shutdown_with_timeout(sending)) {

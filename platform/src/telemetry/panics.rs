@@ -1,6 +1,6 @@
-//! Panics: one `error` line each, and a count.
+//! Panics: each is logged as one `error` line, and counted.
 //!
-//! The default hook writes to standard error, past the log: nobody would find a panic by its correlation id.
+//! The default hook writes to standard error, outside of the log, without the correlation id.
 use std::{
     backtrace::Backtrace,
     panic::{self, PanicHookInfo},
@@ -12,7 +12,7 @@ crate::metrics! {
     static PANICS: counter = "panics_total";
 }
 
-/// From here on, panics are logged and counted.
+/// Installs the hook that logs and counts panics.
 pub(super) fn start() {
     initialize();
     panic::set_hook(Box::new(report));
@@ -42,7 +42,7 @@ mod tests {
 
     use super::*;
 
-    /// Keeps every field of what is logged as text.
+    /// Stores every logged field as text.
     #[derive(Clone, Default)]
     struct Memory(Arc<Mutex<Vec<(String, String)>>>);
 

@@ -1,16 +1,16 @@
-//! The settings of logs and traces.
+//! Settings of logs and traces.
 use std::path::PathBuf;
 
 use url::Url;
 
 use crate::settings::values::{count, directory, flag, http_url, text};
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For a person at a terminal.
+    /// Text for a terminal.
     Pretty,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 

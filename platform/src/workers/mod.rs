@@ -1,9 +1,9 @@
 //! Work that no request waits for.
 //!
-//! [`Workers`] do a unit of work at an interval, for as long as the process runs: a unit that fails or panics
-//! is logged and tried again after a pause, and never ends its worker. Shutdown comes between two units.
+//! [`Workers`] run a unit of work at an interval, as long as the process runs. If a unit fails or panics, the failure
+//! is logged, and the worker tries again after a pause. Shutdown stops workers between two units.
 //!
-//! [`Tracked`] work was begun by a request, and shutdown waits for it, too.
+//! [`Tracked`] work is started by a request, and shutdown waits for it, too.
 mod tracked;
 
 use std::{
@@ -36,19 +36,20 @@ crate::metrics! {
     static LAST_SUCCESS: float_gauge = "worker_last_success_timestamp_seconds" { worker };
 }
 
-/// Pauses after failures. They start short, so that a worker with a long interval is soon back after a
-/// hiccup, and stay short enough that one with a short interval is soon back after an outage.
+/// Backoff after failures. The first pauses are short, so that a worker with a long interval recovers quickly from a
+/// short failure. The longest pause is short, so that a worker with a short interval recovers quickly after an
+/// outage.
 const AFTER_FAILURE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
-/// An interval of zero would keep a core busy with nothing.
+/// Minimum interval. An interval of zero would keep a core busy without work.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What a unit of work found.
+/// The result of a unit of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing more to do: the next unit comes after the interval.
+    /// No more work is left. The next unit runs after the interval.
     Idle,
-    /// There is more: the next unit comes at once.
+    /// More work is left. The next unit runs immediately.
     More,
 }
 
@@ -78,26 +79,26 @@ struct State {
     ended: bool,
 }
 
-/// How one worker is, for `/health`.
+/// The status of one worker, for `/health`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// Its name.
+    /// The worker's name.
     pub name: &'static str,
-    /// Seconds between two units when there is nothing to do.
+    /// Seconds between two units when no work is left.
     pub interval_seconds: f64,
-    /// When a unit last succeeded in this process.
+    /// Time of the last successful unit in this process.
     pub last_success: Option<DateTime<Utc>>,
-    /// Units that failed since then.
+    /// Number of failed units since then.
     pub consecutive_failures: u32,
 }
 
 impl Workers {
-    /// No workers yet.
+    /// Returns an empty set of workers.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Starts a worker: does `unit` now, and then `interval` after the last one found nothing more to do.
+    /// Starts a worker. It runs `unit` immediately, and then `interval` after each unit that left no more work.
     ///
     /// The name is the worker's label in `worker_last_success_timestamp_seconds`.
     pub fn spawn<F, W, E>(&self, name: &'static str, interval: Duration, unit: F)
@@ -123,7 +124,7 @@ impl Workers {
         });
     }
 
-    /// How each worker is, in the order in which they were started.
+    /// Returns the status of each worker, in the order in which they were started.
     pub fn status(&self) -> Vec<Status> {
         let status = |worker: &Arc<Worker>| {
             let State { last_success, consecutive_failures, .. } = *worker.lock();
@@ -133,9 +134,9 @@ impl Workers {
         self.workers().iter().map(status).collect()
     }
 
-    /// Ends every worker between two units of work; those that are still within one at the deadline are cut.
+    /// Stops every worker between two units of work. At the deadline, units that still run are aborted.
     ///
-    /// The names of those that were cut.
+    /// Returns the names of the aborted workers.
     pub async fn stop(&self, deadline: Instant) -> Vec<&'static str> {
         self.0.stopping.cancel();
         self.0.tasks.close();
@@ -169,7 +170,7 @@ impl Worker {
         *self.lock() = State { last_success: Some(Utc::now()), consecutive_failures: 0, ended: false };
     }
 
-    /// Counts a failure, and says how long to leave the worker alone.
+    /// Counts a failure, and returns the pause before the next unit.
     fn failed(&self) -> Duration {
         let mut state = self.lock();
         let pause = AFTER_FAILURE.pause(state.consecutive_failures);
@@ -208,7 +209,7 @@ where
     }
 }
 
-/// Runs one unit in a context and a span of its own. `None`: it failed, and the log says how.
+/// Runs one unit in a context and a span of its own. Returns `None` if the unit failed, and logs the failure.
 async fn run<F, W, E>(worker: &Worker, unit: Arc<F>) -> Option<Progress>
 where
     F: Fn() -> W + Send + Sync + 'static,
@@ -224,7 +225,8 @@ where
         worker = worker.name,
     );
     let judged = async move {
-        // A task of its own: a panic ends the unit and not its worker. Dropped with this future, it is aborted.
+        // The unit runs in a separate task, so that a panic does not end the worker. The task is aborted if this
+        // future is dropped.
         let unit = AbortOnDropHandle::new(spawn_in_present_context(async move { unit().await }));
         match unit.await {
             Ok(Ok(progress)) => Some(progress),
@@ -246,11 +248,11 @@ where
 }
 
 fn report_panic(worker: &'static str, ended: &JoinError) {
-    // What was in the panic is logged and counted by the panic hook.
+    // The panic hook logs and counts the panic itself.
     tracing::error!(worker, panicked = ended.is_panic(), "worker ended within a unit of work");
 }
 
-/// Runs `work` in a task of its own, with the present correlation context and span.
+/// Runs `work` in a separate task, with the current correlation context and span.
 pub(super) fn spawn_in_present_context<F>(work: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,

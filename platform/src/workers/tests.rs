@@ -17,7 +17,7 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
-/// A worker whose units answer as `script` says, and the times at which they ran.
+/// Starts a worker whose units return the results of `script`, and records the times at which they ran.
 fn scripted(
     workers: &Workers,
     name: &'static str,
@@ -28,7 +28,7 @@ fn scripted(
     workers.spawn(name, INTERVAL, move || {
         let number = count.fetch_add(1, Ordering::Relaxed);
         let _ = ran.send(Instant::now());
-        // Some panic before there is a future, some within it.
+        // Some units panic before they return a future, some within the future.
         let early = number.is_multiple_of(2).then(|| script(number));
         async move { early.unwrap_or_else(|| script(number)) }
     });

@@ -1,9 +1,9 @@
-//! The address of the database: one PostgreSQL URL, which may name several hosts, and the connection to the one of
-//! them that is a writable primary.
+//! The database URL: one PostgreSQL URL that may name several hosts, and the connection to the writable primary among
+//! them.
 //!
-//! sqlx 0.9.0 knows one host, no `target_session_attrs`, keeps the brackets of an IPv6 address, and ignores
-//! parameters that it does not know. This module takes URLs as libpq writes them, and rejects every parameter that
-//! would have no effect.
+//! sqlx 0.9.0 supports only one host, and has no `target_session_attrs`. It keeps the brackets of an IPv6 address,
+//! and ignores unknown parameters. This module accepts URLs in libpq's syntax, and rejects every parameter that would
+//! have no effect.
 use std::{
     borrow::Cow,
     fmt::{self, Debug, Display, Formatter},
@@ -26,15 +26,15 @@ use url::form_urlencoded;
 
 use super::sqlstate;
 
-/// The time for one connection attempt, unless the URL has a `connect_timeout`. A lost packet is never answered, and
-/// the next attempt may find another host behind the same name.
+/// Timeout of one connection attempt, unless the URL has a `connect_timeout`. A lost packet gets no response, and the
+/// next attempt may reach another host with the same name.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pause before the next host is tried while the previous one has not answered yet (RFC 8305, section 8).
+/// Pause before the next host is tried while the previous one has not responded yet (RFC 8305, section 8).
 const STAGGER_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The parameters that sqlx applies. `target_session_attrs`, `connect_timeout`, `host`, `hostaddr` and `port` are
-/// handled here.
+/// The parameters that sqlx applies. This module handles `target_session_attrs`, `connect_timeout`, `host`,
+/// `hostaddr` and `port`.
 const SQLX_PARAMETERS: [&str; 14] = [
     "sslmode",
     "ssl-mode",
@@ -75,7 +75,7 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// The reason, as a fixed text.
+    /// Returns the reason as a fixed text.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unreachable => "the database is unreachable",
@@ -105,7 +105,7 @@ impl From<Unavailable> for sqlx::Error {
 }
 
 impl DatabaseUrl {
-    /// The role that connects.
+    /// Returns the role that connects.
     pub fn username(&self) -> &str {
         self.first.get_username()
     }
@@ -114,17 +114,18 @@ impl DatabaseUrl {
         self.first.get_database()
     }
 
-    /// Host and port, unless several hosts are named: then it is not known which one is used.
+    /// Returns host and port, or `None` if the URL names several hosts, because the actual one is unknown.
     pub(super) fn server(&self) -> Option<(&str, u16)> {
         self.others.is_empty().then(|| (self.first.get_host(), self.first.get_port()))
     }
 
-    /// Returns whether some host is connected to without TLS over a network.
+    /// Returns whether a connection to some host over a network is without TLS.
     pub fn is_plaintext(&self) -> bool {
         self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow))
     }
 
-    /// Returns whether some host may be connected to without TLS over a network: `prefer` accepts a server without it.
+    /// Returns whether a connection to some host over a network may be without TLS. `prefer` accepts a server without
+    /// TLS.
     pub fn may_be_plaintext(&self) -> bool {
         self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer))
     }
@@ -142,7 +143,7 @@ impl DatabaseUrl {
         })
     }
 
-    /// Ends no statement of these connections after a time.
+    /// Disables the statement timeout of these connections.
     #[must_use]
     pub(crate) fn without_statement_timeout(self) -> Self {
         self.map(|server| server.options([("statement_timeout", "0")]))
@@ -161,7 +162,7 @@ impl DatabaseUrl {
     }
 
     /// Connects to the first host that is a writable primary, in the order of the URL. Names are resolved at each
-    /// call, so that a changed DNS record is followed.
+    /// call, so that a changed DNS record takes effect.
     pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let servers: Vec<_> = self.servers().cloned().collect();
         let connect_timeout = self.connect_timeout;
@@ -169,7 +170,7 @@ impl DatabaseUrl {
     }
 }
 
-/// Returns whether no network lies between the service and this server.
+/// Returns whether this server is reached without a network.
 fn is_local(server: &PgConnectOptions) -> bool {
     let host = server.get_host();
     server.get_socket().is_some()
@@ -180,8 +181,8 @@ fn is_local(server: &PgConnectOptions) -> bool {
 
 /// Connects to one host, trying each address of its name.
 ///
-/// With `sslmode=require` and above the name itself is passed on: TLS sends it to the server and verifies it. Its
-/// addresses are then tried by tokio, one after the other.
+/// With `sslmode=require` and above the name itself is passed to sqlx, because TLS sends it to the server and
+/// verifies it. Then tokio tries its addresses, one after the other.
 async fn connect_to_server(
     server: PgConnectOptions,
     connect_timeout: Duration,
@@ -200,7 +201,7 @@ async fn connect_to_server(
     .await
 }
 
-/// Opens a connection, and accepts it only if it is to a writable primary.
+/// Opens a connection, and accepts it only if the server is a writable primary.
 async fn connect_to_address(
     server: PgConnectOptions,
     connect_timeout: Duration,
@@ -214,7 +215,7 @@ async fn connect_to_address(
         .unwrap_or_else(|_elapsed| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
 }
 
-/// Checks that a connection is to a writable primary, in one round trip.
+/// Checks in one round trip that the server is a writable primary.
 ///
 /// # Errors
 /// [`Unavailable::Standby`] or [`Unavailable::ReadOnly`] inside of [`sqlx::Error::Io`], or the statement's error.
@@ -231,7 +232,7 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<(), sqlx::E
 }
 
 /// Runs connection attempts in order. The next one starts when the previous one has failed, or has taken longer than
-/// [`STAGGER_INTERVAL`]. Returns the first connection, or the error that explains most.
+/// [`STAGGER_INTERVAL`]. Returns the first connection, or the most informative error.
 async fn race<F>(mut attempts: impl ExactSizeIterator<Item = F> + Send) -> Result<PgConnection, sqlx::Error>
 where
     F: Future<Output = Result<PgConnection, sqlx::Error>> + Send + 'static,
@@ -255,7 +256,7 @@ where
     }
 }
 
-/// Ranks the errors of several hosts: a standby among unreachable hosts is what an operator must know.
+/// Ranks the errors of several hosts by their use to an operator. A standby ranks above unreachable hosts.
 fn explains(error: &sqlx::Error) -> u8 {
     match Unavailable::of(error) {
         Unavailable::Standby | Unavailable::ReadOnly => 2,
@@ -286,7 +287,7 @@ impl Debug for DatabaseUrl {
 impl FromStr for DatabaseUrl {
     type Err = String;
 
-    /// Parses a URL. The error never contains the text, which has a password in it.
+    /// Parses a URL. The error never contains the text, because the text contains a password.
     fn from_str(text: &str) -> Result<Self, String> {
         let expected =
             || "must be a PostgreSQL URL, such as postgres://user:password@host:5432/database".to_owned();
@@ -319,10 +320,10 @@ impl FromStr for DatabaseUrl {
             let port = port.map_or_else(String::new, |port| format!(":{port}"));
             let url = format!("postgres://{user}{written}{port}{path}?{}", parameters.passed_on);
             let options: PgConnectOptions = url.parse().map_err(|_| expected())?;
-            // A pooler such as PgBouncer rejects this start-up parameter. Without it PostgreSQL 12 and later send the
-            // shortest text that is exact, and sqlx reads numbers in binary form anyway.
+            // PgBouncer and similar poolers reject this start-up parameter. Without it PostgreSQL 12 and later send
+            // the shortest exact text, and sqlx reads numbers in binary form anyway.
             let options = options.extra_float_digits(None);
-            // sqlx keeps the brackets of an IPv6 address, and cannot resolve it then.
+            // sqlx keeps the brackets of an IPv6 address, and then cannot resolve it.
             Ok(if host.starts_with('/') { options } else { options.host(&host) })
         });
         let mut servers = servers.collect::<Result<Vec<_>, String>>()?.into_iter();
@@ -332,7 +333,7 @@ impl FromStr for DatabaseUrl {
     }
 }
 
-/// The host that sqlx uses where a URL names none: `PGHOST`, or a socket in the usual place.
+/// Returns the host that sqlx uses for a URL without a host: `PGHOST`, or a socket in the default directory.
 fn default_host() -> String {
     PgConnectOptions::new_without_pgpass().get_host().to_owned()
 }
@@ -363,7 +364,7 @@ struct Parameters {
     hosts: Option<Vec<(String, Option<u16>)>>,
     ports: Option<Vec<u16>>,
     connect_timeout: Option<Duration>,
-    /// What sqlx applies, as a query.
+    /// The parameters that sqlx applies, as a query string.
     passed_on: String,
 }
 
@@ -386,7 +387,7 @@ impl Parameters {
                     let seconds = seconds.ok_or("has a connect_timeout that is not 1 to 3600 seconds")?;
                     parsed.connect_timeout = Some(Duration::from_secs(seconds));
                 }
-                // Both are what is demanded of every connection anyway.
+                // Every connection is checked for both anyway.
                 "target_session_attrs" if matches!(&*value, "read-write" | "primary") => {}
                 "target_session_attrs" => {
                     return Err(
@@ -396,7 +397,7 @@ impl Parameters {
                 known if SQLX_PARAMETERS.contains(&known) || is_option(known) => {
                     passed_on.append_pair(known, &value);
                 }
-                // A part of a password that is not percent-encoded is never such a name: its `@` is in it.
+                // A part of a password that is not percent-encoded never matches, because it contains the `@`.
                 unknown if unknown.bytes().all(|byte| byte.is_ascii_lowercase() || b"_-".contains(&byte)) => {
                     return Err(format!("has the parameter `{unknown}`, which is not supported"));
                 }
@@ -408,7 +409,7 @@ impl Parameters {
     }
 }
 
-/// `options` or `options[name]`.
+/// Returns whether the name is `options` or `options[name]`.
 fn is_option(name: &str) -> bool {
     name == "options" || name.strip_prefix("options[").is_some_and(|name| name.ends_with(']'))
 }

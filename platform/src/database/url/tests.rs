@@ -54,7 +54,7 @@ fn no_parameter_is_ignored() {
     }
     let timeout = |text: &str| text.parse::<DatabaseUrl>().unwrap().connect_timeout;
     assert_eq!(timeout("postgres://user@a/db?connect_timeout=7"), Duration::from_secs(7));
-    // A password that is not percent-encoded ends up in the name of a parameter.
+    // A password that is not percent-encoded is parsed as part of a parameter's name.
     assert_eq!(mistake("postgres://user:top?secret@a/db"), "has a parameter that is not supported");
 }
 

@@ -1,7 +1,7 @@
-//! What a request may cost, and what an answer may do in a browser.
+//! Limits on requests, and the security headers of responses.
 //!
-//! Each limit is a middleware of its own, refuses with a [`Problem`] before anything is done, and stands in
-//! the order that the API's router gives it.
+//! Each limit is a separate middleware that rejects with a [`Problem`] before any work is done. The API's router sets
+//! their order.
 mod rate;
 
 use std::{sync::Arc, time::Duration};
@@ -28,19 +28,19 @@ use rate::{RATE_LIMIT, RATE_LIMIT_POLICY};
 
 pub use rate::{RateLimiter, Standing, limit_by_address};
 
-/// How many requests are worked on at once. Cheap to clone.
+/// The limit on the number of requests in flight. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct InFlight(Arc<Semaphore>);
 
 impl InFlight {
-    /// At most `max` at once.
+    /// Allows at most `max` requests at once.
     pub fn new(max: usize) -> Self {
         Self(Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))))
     }
 }
 
-/// Refuses a request at once when too many are worked on already: one that waits here would only make the
-/// others' wait longer, and its client has given up by the time it is its turn.
+/// Rejects a request immediately if too many requests are in flight. Queueing it would only delay the other requests,
+/// and its client would time out before its turn.
 pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, next: Next) -> Response {
     match permits.try_acquire() {
         Ok(_while_it_runs) => next.run(request).await,
@@ -48,11 +48,11 @@ pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, n
     }
 }
 
-/// When a request's time is over. Whoever has an answer that must not be lost gives it before that.
+/// The request's deadline. Handlers that must return a result respond before it.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
 
-/// Drops a request that takes longer than this, and its work with it.
+/// Drops a request that exceeds its time limit, together with its work.
 pub async fn deadline(State(limit): State<Duration>, mut request: Request, next: Next) -> Response {
     let deadline = Instant::now() + limit;
     request.extensions_mut().insert(Deadline(deadline));
@@ -65,14 +65,14 @@ pub async fn deadline(State(limit): State<Duration>, mut request: Request, next:
 /// The limits of a request's body.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyLimit {
-    /// The largest body, in bytes.
+    /// Maximum size of the body, in bytes.
     pub bytes: usize,
-    /// How long the client may take to send all of it.
+    /// Maximum time for the client to send the whole body.
     pub timeout: Duration,
 }
 
-/// Refuses a body whose announced length is over the limit. Ends a body that turns out to be too large with
-/// [`http_body_util::LengthLimitError`], and one that takes too long with [`tower_http::timeout::TimeoutError`].
+/// Rejects a body whose announced length exceeds the limit. A body that turns out to be too large fails with
+/// [`http_body_util::LengthLimitError`]. A body that takes too long fails with [`tower_http::timeout::TimeoutError`].
 pub async fn body_limit(State(limit): State<BodyLimit>, request: Request, next: Next) -> Response {
     let announced = request.body().size_hint().lower();
     if usize::try_from(announced).is_ok_and(|announced| announced <= limit.bytes) {
@@ -83,8 +83,8 @@ pub async fn body_limit(State(limit): State<BodyLimit>, request: Request, next: 
     }
 }
 
-/// What browsers are told of every answer, unless it says something else itself: no guessing of media types,
-/// no referrer, no storing, and nothing in it is a page.
+/// Adds security headers for browsers, unless the response already has them. They forbid media type sniffing,
+/// referrers, caching, and rendering the response as a page.
 pub fn security_headers<B>(mut response: Response<B>) -> Response<B> {
     let headers = response.headers_mut();
     set_if_absent(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
@@ -98,8 +98,8 @@ fn set_if_absent(headers: &mut HeaderMap, name: HeaderName, value: &'static str)
     headers.entry(name).or_insert(HeaderValue::from_static(value));
 }
 
-/// Lets pages of these origins call the API. `None` where there are no such origins: CORS is off, and a
-/// preflight is a request like any other.
+/// Allows pages of these origins to call the API. Returns `None` without origins: CORS is off, and a preflight is
+/// handled like any other request.
 pub fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
     const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -228,7 +228,7 @@ mod tests {
         (response.status(), read.load(Ordering::Relaxed))
     }
 
-    /// A body that does not say how long it is: this many chunks of five bytes.
+    /// A body without an announced length: this many chunks of five bytes.
     struct Chunks(usize);
 
     impl HttpBody for Chunks {

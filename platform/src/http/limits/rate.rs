@@ -1,7 +1,7 @@
-//! How often somebody may call, and telling them before it is too often.
+//! Rate limits, and the headers that announce them to callers.
 //!
-//! Limits are per process: an exact count across replicas would cost a round trip for every request, and what is
-//! protected here is this process.
+//! Limits are per process. An exact count across replicas would cost one round trip per request, and the limits
+//! protect only this process.
 use std::{hash::Hash, net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::{
@@ -23,22 +23,23 @@ use crate::http::{
     problem::{self, Problem},
 };
 
-/// How often each `K` may do something; in this process, and not across replicas.
+/// Limits the rate of each key `K`, in this process and not across replicas.
 #[derive(Debug)]
 pub struct RateLimiter<K: Hash + Eq + Clone> {
-    /// `None`: there is no limit.
+    /// `None` disables the limit.
     limiter: Option<Limiter<K>>,
 }
 
 type Limiter<K> =
     governor::RateLimiter<K, DefaultKeyedStateStore<K>, DefaultClock, StateInformationMiddleware>;
 
-/// How somebody stands to a limit, for the headers that say so (draft-ietf-httpapi-ratelimit-headers-10).
+/// The state of a caller's rate limit, for the `RateLimit` headers (draft-ietf-httpapi-ratelimit-headers-10).
 #[derive(Debug, Clone, Copy)]
 pub struct Standing {
     quota: Quota,
     remaining: u32,
-    /// Until the next request would be let through, or, while requests are, until the quota is whole again.
+    /// Time until the next request is allowed. While requests are allowed: time until the full quota is available
+    /// again.
     reset: Duration,
 }
 
@@ -46,12 +47,12 @@ pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 impl Standing {
-    /// Whole seconds, and at least one: whoever comes back then is not too early.
+    /// Returns whole seconds, rounded up and at least one, so that a caller that waits this long is not too early.
     fn reset_seconds(&self) -> u64 {
         self.reset.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
     }
 
-    /// Adds what the limit is and what is left of it, beside what other limits have said.
+    /// Adds the limit and the remaining quota to the headers that other limits have set.
     pub fn tell(&self, policy: &str, response: &mut Response) {
         let quota = self.quota.burst_size();
         let window = self.quota.burst_size_replenished_in().as_secs();
@@ -66,7 +67,7 @@ impl Standing {
         }
     }
 
-    /// The answer to a request too many.
+    /// Returns the 429 response.
     pub fn refusal(&self, policy: &str) -> Response {
         let problem = Problem::new(problem::TOO_MANY_REQUESTS).retry_after(self.reset_seconds());
         let mut response = problem.into_response();
@@ -75,18 +76,18 @@ impl Standing {
     }
 }
 
-/// A client may save up this many seconds of its rate.
+/// Size of a client's burst, in seconds of its steady rate.
 const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(10).unwrap();
 
 impl<K: Hash + Eq + Clone> RateLimiter<K> {
-    /// `rate` a second steadily, and bursts of ten times that. 0 is no limit.
+    /// Allows `rate` requests a second steadily, and bursts of ten times that. 0 disables the limit.
     pub fn per_second(rate: u32) -> Self {
         let quota =
             |rate: NonZeroU32| Quota::per_second(rate).allow_burst(rate.saturating_mul(BURST_SECONDS));
         Self::new(NonZeroU32::new(rate).map(quota))
     }
 
-    /// `rate` a minute, which may come all at once. 0 is no limit.
+    /// Allows `rate` requests a minute, which may arrive all at once. 0 disables the limit.
     pub fn per_minute(rate: u32) -> Self {
         Self::new(NonZeroU32::new(rate).map(Quota::per_minute))
     }
@@ -96,10 +97,10 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
         Self { limiter: quota.map(limiter) }
     }
 
-    /// Counts one more. `None`: there is no limit.
+    /// Counts one request. Returns `None` if the limit is disabled.
     ///
     /// # Errors
-    /// It is one too many.
+    /// The request exceeds the limit.
     pub fn count(&self, key: &K) -> Result<Option<Standing>, Standing> {
         let Some(limiter) = &self.limiter else { return Ok(None) };
         match limiter.check_key(key) {
@@ -115,17 +116,17 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
         }
     }
 
-    /// Counts one more.
+    /// Counts one request.
     ///
     /// # Errors
-    /// It is one too many: in how many seconds the next will not be.
+    /// The request exceeds the limit. The error is the number of seconds until the next request is allowed.
     pub fn check(&self, key: &K) -> Result<(), u64> {
         self.count(key).map(drop).map_err(|standing| standing.reset_seconds())
     }
 
-    /// Forgets whoever has been quiet for long enough to have its whole burst again.
+    /// Removes the keys whose full burst is available again.
     ///
-    /// To be called every minute or so: otherwise every address that ever called is remembered.
+    /// Must be called about every minute. Otherwise the limiter keeps every address that ever sent a request.
     pub fn forget_quiet(&self) {
         if let Some(limiter) = &self.limiter {
             limiter.retain_recent();
@@ -133,13 +134,13 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
         }
     }
 
-    /// How many are remembered.
+    /// Returns the number of stored keys.
     pub fn remembered(&self) -> usize {
         self.limiter.as_ref().map_or(0, DefaultKeyedRateLimiter::len)
     }
 }
 
-/// Refuses whoever calls too often, by [network](ClientAddress::network): before anybody looks at who it is.
+/// Rejects too frequent requests by [network](ClientAddress::network), before authentication.
 pub async fn limit_by_address(
     State(limiter): State<Arc<RateLimiter<IpAddr>>>,
     Extension(client): Extension<ClientAddress>,
@@ -158,7 +159,7 @@ pub async fn limit_by_address(
     }
 }
 
-/// The name of the limit by address in the `RateLimit` headers.
+/// The name of the per-address limit in the `RateLimit` headers.
 const BY_ADDRESS: &str = "address";
 
 #[cfg(test)]

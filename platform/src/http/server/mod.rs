@@ -1,11 +1,13 @@
-//! Listening, serving and draining.
+//! The HTTP server: listening, serving and draining.
 //!
-//! `axum::serve` has no timeout for a client that sends its headers one byte a minute, and no end to a
-//! graceful shutdown, so the accept loop is our own: HTTP/1.1 and HTTP/2 without TLS (which ends at the load
-//! balancer), a limit on connections and on those of one address, timeouts for a request's headers, for a client
-//! that does not read and for an idle connection, and a drain with a deadline.
+//! `axum::serve` has no timeout for a client that sends its headers slowly, and no deadline for a graceful shutdown.
+//! So this module has its own accept loop, with:
+//! - HTTP/1.1 and HTTP/2 without TLS, which ends at the load balancer
+//! - a limit on all connections and on those of one address
+//! - timeouts for a request's headers, for a client that does not read, and for an idle connection
+//! - a drain with a deadline
 //!
-//! One connection is one task, and nothing that happens in it reaches the accept loop.
+//! Each connection is one task, so an error in a connection never stops the accept loop.
 mod timed_stream;
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
@@ -35,14 +37,15 @@ use super::{
 };
 use crate::telemetry::metrics::registered;
 
-/// All headers of one request together. A browser with many cookies sends a quarter of it. There are at most a
-/// hundred of them: hyper's default, since another number costs an allocation for every request.
+/// Maximum size, in bytes, of all headers of one request. A browser with many cookies sends a quarter of it. The
+/// number of headers is limited to a hundred, hyper's default, because another number costs an allocation per
+/// request.
 const HEADERS_LIMIT: u16 = 32 * 1024;
 
-/// How often an HTTP/2 client is asked whether it is still there, and how long it may take to say so.
+/// Interval of the pings to an HTTP/2 client, and the time that the client has to respond to a ping.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// After an error of `accept` that waiting may cure, such as too many open files.
+/// Pause after an `accept` error that may be temporary, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 lazy_static! {
@@ -55,54 +58,53 @@ lazy_static! {
 /// The limits of a listener.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections open at once. One more is accepted when another has ended.
+    /// Maximum number of open connections. Further connections wait until another one ends.
     pub max_connections: usize,
-    /// Connections open at once from one address; 0 is no limit. One more is closed at once, because it would take a
-    /// place from the other addresses while it waits.
+    /// Maximum number of open connections from one address; 0 disables the limit. A further connection is closed
+    /// immediately, because a waiting one would occupy a slot that other addresses need.
     pub max_connections_per_address: usize,
-    /// Networks whose addresses have no limit of their own: those of proxies, which bring the connections of many
-    /// clients.
+    /// Networks that are exempt from the per-address limit: proxies, which forward the connections of many clients.
     pub proxies: Vec<IpNet>,
-    /// How long a client may take over its request's headers.
+    /// Maximum time for a client to send a request's headers.
     pub header_timeout: Duration,
-    /// How long a client may take nothing of a response.
+    /// Maximum time during which a client reads nothing of a response.
     pub write_timeout: Duration,
-    /// How long a connection without a request is kept.
+    /// Time that a connection without a request is kept open.
     pub idle_timeout: Duration,
 }
 
-/// Why there is no listener.
+/// The error when a listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Somebody else has the port.
+    /// Another process uses the port.
     #[error("cannot listen on {address} ({setting}): another process already does")]
     InUse {
-        /// The setting that asked for it.
+        /// The setting of the address.
         setting: &'static str,
-        /// What it asked for.
+        /// The configured address.
         address: SocketAddr,
     },
     /// The machine does not have that address.
     #[error("cannot listen on {address} ({setting}): this machine does not have that address")]
     NotAvailable {
-        /// The setting that asked for it.
+        /// The setting of the address.
         setting: &'static str,
-        /// What it asked for.
+        /// The configured address.
         address: SocketAddr,
     },
-    /// Anything else.
+    /// Any other error.
     #[error("cannot listen on {address} ({setting}): {source}")]
     Bind {
-        /// The setting that asked for it.
+        /// The setting of the address.
         setting: &'static str,
-        /// What it asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
-/// A bound address that accepts nothing yet.
+/// A bound address that does not accept connections yet.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
@@ -111,10 +113,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds `address`, which `setting` asked for.
+    /// Binds `address`, which comes from `setting`.
     ///
     /// # Errors
-    /// One sentence that names the setting and the address.
+    /// The address cannot be bound. The message names the setting and the address.
     pub async fn bind(
         setting: &'static str,
         address: SocketAddr,
@@ -133,12 +135,12 @@ impl Listener {
         Ok(Self { socket, address, limits })
     }
 
-    /// Where it listens; port 0 has become a real one.
+    /// Returns the bound address, with the actual port if the configured one was 0.
     pub fn local_address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Begins to accept. Each request carries its peer as [`ConnectInfo`].
+    /// Starts to accept connections. Each request carries its peer as [`ConnectInfo`].
     pub fn serve(self, router: Router) -> Server {
         lazy_static::initialize(&REFUSED);
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -172,8 +174,8 @@ fn protocol(idle_timeout: Duration) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // hyper counts from the end of the last request, so this is the limit on idleness; headers have
-        // theirs in `TimedStream`.
+        // hyper starts this timeout at the end of the last request, so it limits idle time. The timeout for headers
+        // is in `TimedStream`.
         .header_read_timeout(idle_timeout)
         .max_buf_size(HEADERS_LIMIT.into());
     builder
@@ -185,7 +187,7 @@ fn protocol(idle_timeout: Duration) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// A listener at work. To be ended by [`Server::drain`].
+/// A running listener. It must be ended by [`Server::drain`].
 #[derive(Debug)]
 pub struct Server {
     accepting: JoinHandle<()>,
@@ -194,20 +196,20 @@ pub struct Server {
     cut: CancellationToken,
 }
 
-/// How a drain ended.
+/// The result of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Connections that were still open at the deadline, and were cut.
+    /// Number of connections that were still open at the deadline, and were closed forcibly.
     pub cut: usize,
 }
 
 impl Server {
-    /// Accepts nothing more, lets requests under way finish until `deadline`, and cuts the rest.
+    /// Stops accepting, lets requests in flight finish until `deadline`, and then closes the remaining connections.
     ///
-    /// Connections without a request under way are closed at once.
+    /// Connections without a request in flight are closed immediately.
     pub async fn drain(self, deadline: Instant) -> Drained {
         self.draining.cancel();
-        // The listening socket is closed with the accept loop.
+        // The listening socket closes when the accept loop ends.
         let _ended = self.accepting.await;
         self.connections.close();
         if timeout_at(deadline, self.connections.wait()).await.is_ok() {
@@ -220,7 +222,7 @@ impl Server {
     }
 }
 
-/// What every connection needs.
+/// The state that all connections share.
 #[derive(Clone)]
 struct Serving {
     router: Router,
@@ -232,7 +234,7 @@ struct Serving {
     cut: CancellationToken,
 }
 
-/// Decides which connections are accepted.
+/// The rule that decides which connections are accepted.
 struct Admission {
     permits: Arc<Semaphore>,
     shares: Shares,
@@ -240,7 +242,7 @@ struct Admission {
 }
 
 impl Admission {
-    /// Takes one of the address's share. `None` without an error: the address needs none.
+    /// Takes a slot of the address's share. Returns `Ok(None)` if the address is exempt.
     fn share(&self, peer: SocketAddr) -> Result<Option<Share>, ()> {
         let address = peer.ip().to_canonical();
         if client_address::is_within(&self.proxies, address) {
@@ -254,7 +256,8 @@ async fn accept(socket: TcpListener, admission: Admission, serving: Serving, con
     let draining = serving.draining.clone();
     let endless = async {
         loop {
-            // Before accepting: what waits for a permit waits in the kernel's queue, and costs us nothing.
+            // The permit is acquired before `accept`, because a connection that waits in the kernel's queue costs
+            // this process nothing.
             let Ok(permit) = Arc::clone(&admission.permits).acquire_owned().await else { return };
             match socket.accept().await {
                 Ok((stream, peer)) => {
@@ -279,7 +282,7 @@ async fn accept(socket: TcpListener, admission: Admission, serving: Serving, con
     }
 }
 
-/// The client was gone before its connection was accepted.
+/// Returns whether the client disconnected before its connection was accepted.
 fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -315,7 +318,7 @@ impl Serving {
         });
         let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(stream), service));
         let result = tokio::select! {
-            // In this order: a request that is here already when draining begins is still answered.
+            // This order matters: a request that has arrived when the drain starts is still handled.
             biased;
             result = connection.as_mut() => result,
             () = self.draining.cancelled() => {
@@ -329,14 +332,14 @@ impl Serving {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     result = connection => result,
-                    // A response is left that the client does not take.
+                    // A response is pending that the client does not read.
                     () = sleep(self.write_timeout) => return,
                     () = self.cut.cancelled() => return,
                 }
             }
         };
         if let Err(error) = result {
-            // Clients come and go as they like: not a matter for anybody's night.
+            // Clients disconnect all the time, so this is logged at debug level.
             tracing::debug!(%peer, error, "connection ended early");
         }
     }

@@ -16,10 +16,10 @@ const LIMITS: Limits = Limits {
     idle_timeout: PATIENCE,
 };
 
-/// Far beyond what anything here takes.
+/// Test timeout, far longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Requests to `/held` are answered when `release` is notified; `entered` tells that one is being held.
+/// Control of requests to `/held`: `entered` is notified when a request arrives, and `release` lets it respond.
 #[derive(Clone, Default)]
 struct Gate {
     entered: Arc<Notify>,
@@ -62,7 +62,7 @@ impl Client {
         self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
     }
 
-    /// Reads until `end` has come.
+    /// Reads until `end` arrives.
     async fn reads(&mut self, end: &str) -> String {
         let mut text = String::new();
         let reading = async {
@@ -74,10 +74,10 @@ impl Client {
         text
     }
 
-    /// Reads whatever comes until the server closes the connection.
+    /// Reads everything until the server closes the connection.
     async fn is_closed(&mut self) -> String {
         let mut bytes = Vec::new();
-        // A reset is an end, too.
+        // A reset also counts as closed.
         let _ = timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await.unwrap();
         String::from_utf8(bytes).unwrap()
     }
@@ -147,7 +147,7 @@ async fn a_half_closed_connection_is_served_and_then_closed() {
     client.asks_for("/held").await;
     gate.entered.notified().await;
     client.0.shutdown().await.unwrap();
-    // The end of what the client sends has arrived before the response is made.
+    // The end of the client's input has arrived before the response is made.
     assert!(timeout(Duration::from_millis(100), client.0.readable()).await.is_err());
     gate.release.notify_one();
     assert!(client.is_closed().await.ends_with("released"));

@@ -1,15 +1,16 @@
-//! A stream that fails when a request's headers take too long, or when the client does not take its response.
+//! A stream that fails when a request's headers arrive too slowly, or when the client does not read its response.
 //!
-//! **Headers.** The time runs from accepting the connection, since a client that sends nothing holds a connection too,
-//! and again from the first byte that follows a request. hyper's own timeout cannot tell an idle connection from a slow
-//! client, and does not run at all until the first bytes have shown the protocol's version. On HTTP/2 pings take over
-//! after the first request.
+//! **Headers.** The timeout starts when the connection is accepted, because a client that sends nothing also holds a
+//! connection. It starts again at the first byte after a request. hyper's own timeout cannot distinguish an idle
+//! connection from a slow client. It also does not start until the first bytes have revealed the protocol's version.
+//! On HTTP/2, pings replace this timeout after the first request.
 //!
 //! **Responses.** hyper 1 waits without a limit for a client that does not read.
 //!
-//! **Half-closed connections.** A client may end its side of the connection after its request and still wait for the
-//! response. To the server this looks like a client that has gone away. hyper ends the request at once, or, with
-//! `half_close`, never. So the end is held back for [`HALF_CLOSE_TIMEOUT`] while a request is in flight.
+//! **Half-closed connections.** A client may close its side of the connection after its request and still wait for
+//! the response. The server cannot distinguish such a client from one that has disconnected. hyper ends the request
+//! immediately, or never if `half_close` is set. So the end of the input is withheld for [`HALF_CLOSE_TIMEOUT`] while
+//! a request is in flight.
 use std::{
     io,
     pin::Pin,
@@ -28,10 +29,10 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-/// How long a request goes on whose client has ended its side of the connection.
+/// Time that a request continues after its client has closed its side of the connection.
 const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a connection's service knows of its requests, for its [`TimedStream`].
+/// Counters of a connection's requests, which the service updates for its [`TimedStream`].
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     begun: AtomicUsize,
@@ -40,27 +41,28 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// Counts a request whose headers have arrived whole, as in flight until what is returned is dropped.
+    /// Counts a request whose headers have arrived completely. The request is in flight until the returned value is
+    /// dropped.
     pub(super) fn begin(self: &Arc<Self>, version: Version) -> InFlight {
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.multiplexed.store(version == Version::HTTP_2, Ordering::Relaxed);
         InFlight(Arc::clone(self))
     }
 
-    /// Whether what arrives now can only be the headers of a request.
+    /// Returns whether the next bytes can only be the headers of a request.
     fn headers_are_next(&self) -> bool {
         self.begun.load(Ordering::Relaxed) == self.answered.load(Ordering::Relaxed)
             && !self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Whether the only request of the connection waits for its response.
+    /// Returns whether the connection's only request is waiting for its response. Always `false` on HTTP/2.
     fn is_in_flight(&self) -> bool {
         self.begun.load(Ordering::Relaxed) != self.answered.load(Ordering::Relaxed)
             && !self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Waits until an HTTP/2 connection has had no request for `timeout`, and for less than twice that. Its pings
-    /// keep it alive without end otherwise. HTTP/1 has hyper's own timeout.
+    /// Waits until an HTTP/2 connection has been idle for `timeout`, or at most twice that. Without this, its pings
+    /// would keep an idle connection open forever. HTTP/1 has hyper's own timeout.
     pub(super) async fn idle(&self, timeout: Duration) {
         loop {
             let begun = self.begun.load(Ordering::Relaxed);
@@ -75,7 +77,7 @@ impl Requests {
     }
 }
 
-/// A request in flight: until its response, or until HTTP/2 has cancelled it.
+/// A request in flight. It is dropped with its response, or when HTTP/2 cancels the request.
 pub(super) struct InFlight(Arc<Requests>);
 
 impl Drop for InFlight {
@@ -90,15 +92,15 @@ pub(super) struct TimedStream {
     header_timeout: Duration,
     write_timeout: Duration,
     requests: Arc<Requests>,
-    /// How many requests had begun when it last looked.
+    /// Number of requests that had begun at the last check.
     seen: usize,
-    /// Since when headers are awaited.
+    /// Time since which headers are expected.
     since: Option<Instant>,
-    /// Made only when headers do not come in one piece, which is seldom.
+    /// Timer for the headers. It is created only if the headers arrive in several pieces, which is rare.
     alarm: Option<Pin<Box<Sleep>>>,
-    /// Set while the client takes nothing of what is written.
+    /// Timer that is set while the client reads nothing of the response.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Set when the client has ended its side while a request was in flight.
+    /// Timer that is set when the client closed its side while a request was in flight.
     half_closed: Option<Pin<Box<Sleep>>>,
 }
 
@@ -128,7 +130,8 @@ impl TimedStream {
         self.alarm.get_or_insert_with(|| Box::pin(sleep_until(since + timeout))).as_mut().poll(context)
     }
 
-    /// Ready when the end of what the client sends may be reported: its response is written, or took too long.
+    /// Returns ready when the end of the client's input may be reported: the response is written, or the timeout has
+    /// passed.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.requests.is_in_flight() && self.stalled.is_none() {
             return Poll::Ready(Ok(()));
@@ -137,7 +140,7 @@ impl TimedStream {
         held.as_mut().poll(context).map(Ok)
     }
 
-    /// Fails a write that has been pending for too long. Each write that succeeds begins the time again.
+    /// Fails a write that has been pending for too long. Each successful write restarts the timeout.
     fn poll_written<T>(
         &mut self,
         context: &mut Context<'_>,

@@ -1,12 +1,11 @@
-//! Whether the process lives, whether it may be given requests, and how it is.
+//! Liveness, readiness, and the health report.
 //!
-//! Being alive asks nobody: a liveness probe that touched the database would restart every replica when the
-//! database is down. Being ready asks what the service cannot do without; what it can do without only makes
-//! it *degraded*.
+//! Liveness checks no dependency. If it checked the database, an outage of the database would restart every replica.
+//! Readiness checks the required dependencies. A failed optional dependency only makes the service *degraded*.
 //!
-//! Checks run side by side under one deadline, and their outcome is shared for a moment, so that probes never
-//! become load. What a check says is shown to whoever can reach the listener: a fixed sentence, and no
-//! credentials; the details of a failure go to the log.
+//! Checks run concurrently under one deadline, and their results are shared for a short time, so that probes cause
+//! little load. Every client of the listener can read a check's message. So messages are fixed sentences without
+//! credentials, and the details of a failure are logged.
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -26,73 +25,73 @@ use tokio::{
 
 use crate::build_info::BuildInfo;
 
-/// All checks of a round together.
+/// Deadline of all checks of a round together.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// How long the outcome of a round is shared.
+/// Time for which the results of a round are shared.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 
-/// How one component is.
+/// The status of one component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// It does what it should.
+    /// The component works.
     Healthy,
-    /// It does not, and the service can do without.
+    /// The component has failed, and the service works without it.
     Degraded,
-    /// It does not, and the service cannot do without.
+    /// The component has failed, and the service requires it.
     Unhealthy,
 }
 
-/// Why a check failed, in a sentence that is written in the code: it cannot contain a secret.
+/// The reason why a check failed. It is a constant sentence, so it cannot contain a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CheckError(pub &'static str);
 
-/// What a check says: nothing or something worth knowing when all is well, otherwise why it is not.
+/// The result of a check: an optional message on success, the reason on failure.
 pub type CheckResult = Result<Option<String>, CheckError>;
 
-/// What `/health` says about one component.
+/// The entry of one component in `/health`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Component {
-    /// How it is.
+    /// The status.
     pub status: Status,
-    /// What is worth knowing.
+    /// An explanation or additional information.
     pub message: Option<String>,
-    /// How long the check took, in milliseconds.
+    /// Duration of the check in milliseconds.
     pub latency_ms: Option<u64>,
 }
 
-/// The answer to a readiness probe.
+/// The response to a readiness probe.
 #[derive(Debug, Clone, Serialize)]
 pub struct Readiness {
     /// `ready` or `not_ready`.
     pub status: &'static str,
-    /// How each component is.
+    /// The status of each component.
     pub checks: BTreeMap<&'static str, Status>,
 }
 
 impl Readiness {
-    /// Whether the service may be given requests.
+    /// Returns whether the service is ready for requests.
     pub fn is_ready(&self) -> bool {
         !self.checks.values().any(|status| *status == Status::Unhealthy)
     }
 }
 
-/// The answer to `/health`.
+/// The response to `/health`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// `ok`, `degraded` or `unhealthy`: the worst of the checks.
+    /// `ok`, `degraded` or `unhealthy`: the worst status of all checks.
     pub status: &'static str,
     /// The package's version.
     pub version: &'static str,
-    /// How long the process has been running, in seconds.
+    /// Time since the start of the process, in seconds.
     pub uptime_seconds: u64,
-    /// The build that runs.
+    /// The running build.
     pub build: BuildInfo,
-    /// How each component is.
+    /// The result of each check.
     pub checks: BTreeMap<&'static str, Component>,
-    /// What else is worth knowing, by name.
+    /// Additional sections, by name.
     #[serde(flatten)]
     pub sections: Map<String, Value>,
 }
@@ -116,19 +115,19 @@ struct Inner {
 #[derive(Clone)]
 struct NamedCheck {
     name: &'static str,
-    /// What a failure makes of the component.
+    /// The component's status if the check fails.
     failed: Status,
     check: Check,
 }
 
-/// The outcome of all checks, at one time.
+/// The results of all checks at one time.
 #[derive(Debug, Clone)]
 struct Round {
     finished: Instant,
     components: Arc<BTreeMap<&'static str, Component>>,
 }
 
-/// Names what [`Health`] is made of.
+/// Collects the checks and sections of [`Health`].
 pub struct Builder {
     build: BuildInfo,
     checks: Vec<NamedCheck>,
@@ -136,7 +135,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Without this, the service is not ready.
+    /// Adds a check of a required dependency. While it fails, the service is not ready.
     #[must_use]
     pub fn required<F, C>(self, name: &'static str, check: F) -> Self
     where
@@ -146,7 +145,7 @@ impl Builder {
         self.check(name, Status::Unhealthy, check)
     }
 
-    /// Without this, the service is degraded.
+    /// Adds a check of an optional dependency. While it fails, the service is degraded.
     #[must_use]
     pub fn optional<F, C>(self, name: &'static str, check: F) -> Self
     where
@@ -166,7 +165,7 @@ impl Builder {
         self
     }
 
-    /// Adds a section to `/health`. It must not wait for anything.
+    /// Adds a section to `/health`. The function must not block.
     #[must_use]
     pub fn section(
         mut self,
@@ -177,7 +176,7 @@ impl Builder {
         self
     }
 
-    /// The health of a process that starts now.
+    /// Builds the health of a process that starts now.
     pub fn build(self) -> Health {
         let (_, no_round) = watch::channel(None);
         Health(Arc::new(Inner {
@@ -192,17 +191,17 @@ impl Builder {
 }
 
 impl Health {
-    /// Begins with no checks.
+    /// Returns a builder without checks.
     pub fn builder(build: BuildInfo) -> Builder {
         Builder { build, checks: Vec::new(), sections: Vec::new() }
     }
 
-    /// From now on the service is not ready: load balancers are to look elsewhere. There is no way back.
+    /// Makes the service not ready, permanently, so that load balancers send requests elsewhere.
     pub fn fail_readiness(&self) {
         self.0.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the service may be given requests, and why not.
+    /// Returns whether the service is ready for requests, and the status of each component.
     pub async fn readiness(&self) -> Readiness {
         let checks = self.components().await.into_iter().map(|(name, component)| (name, component.status));
         let mut readiness = Readiness { status: "ready", checks: checks.collect() };
@@ -212,7 +211,7 @@ impl Health {
         readiness
     }
 
-    /// Everything there is to know.
+    /// Returns the full report.
     pub async fn report(&self) -> Report {
         let checks = self.components().await;
         let worst = checks.values().map(|component| component.status).max_by_key(|status| *status as u8);
@@ -232,7 +231,7 @@ impl Health {
 
     async fn components(&self) -> BTreeMap<&'static str, Component> {
         let mut components = self.latest_round().await;
-        // Never shared: a process that begins to drain must not look ready for a moment longer.
+        // Never shared, so that a draining process is immediately reported as not ready.
         let status =
             if self.0.draining.load(Ordering::Relaxed) { Status::Unhealthy } else { Status::Healthy };
         let message = (status == Status::Unhealthy).then(|| "the process is shutting down".to_owned());
@@ -245,16 +244,16 @@ impl Health {
         let finished = round.wait_for(Option::is_some).await;
         match finished.as_deref() {
             Ok(Some(round)) => (*round.components).clone(),
-            // The round's task is gone: the runtime is ending, and nobody may rely on this process.
+            // The round's task has ended because the runtime is shutting down. So every check counts as failed.
             _ => {
                 self.0.checks.iter().map(|check| (check.name, check.component(Err(UNKNOWN), None))).collect()
             }
         }
     }
 
-    /// The round under way or just finished; a new one where there is none.
+    /// Returns the round that is in progress or has just finished. Starts a new one if there is none.
     ///
-    /// A round is a task of its own, so that a probe that gives up does not take the others' round with it.
+    /// A round is a separate task, so that a probe that disconnects does not cancel the round of the others.
     fn join_round(&self) -> watch::Receiver<Option<Round>> {
         let mut latest = self.0.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let usable = match &*latest.borrow() {
@@ -275,7 +274,7 @@ const UNKNOWN: CheckError = CheckError("not known");
 const TOO_SLOW: CheckError = CheckError("no answer within the deadline");
 const PANICKED: CheckError = CheckError("the check itself failed");
 
-/// Runs all checks side by side.
+/// Runs all checks concurrently.
 async fn run(checks: &[NamedCheck]) -> Round {
     let began = Instant::now();
     let running: Vec<_> = checks

@@ -1,9 +1,10 @@
-//! Who may change what is logged: whoever turns logging off can hide what comes next.
+//! The authorization of log level changes. A caller that turns logging off could hide later actions.
 //!
-//! - The request must be meant for this listener: its `Host` is loopback or the listener's own address. A web
-//!   page in an operator's browser can point its own name at this address (DNS rebinding), and its requests
-//!   then come from the operator's machine; but they carry that name.
-//! - A caller who is not on loopback shows the operations token; where none is set, only loopback may change it.
+//! - The request's `Host` must be loopback or the listener's own address. A web page in an operator's browser can
+//!   resolve its own name to this address (DNS rebinding). Its requests then come from the operator's machine, but
+//!   their `Host` is that name.
+//! - A caller that is not on loopback must send the operations token. Without a configured token, only loopback may
+//!   change the level.
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::{HeaderMap, Uri, header, uri::Authority};
@@ -12,24 +13,24 @@ use subtle::ConstantTimeEq;
 
 use crate::http::problem::{self, Problem};
 
-/// Whom a listener lets change the log level.
+/// The rule that decides which callers may change the log level.
 pub(super) struct Admission {
-    /// Of the listener.
+    /// The listener's address.
     pub(super) address: SocketAddr,
-    /// Opens it to callers who are not on loopback.
+    /// The token for callers that are not on loopback.
     pub(super) token: Option<SecretString>,
 }
 
-/// Why a caller may not.
+/// The reason of a rejection.
 pub(super) struct Refusal {
     /// `foreign_host`, `not_loopback` or `bad_token`.
     pub(super) reason: &'static str,
-    /// What the caller is told.
+    /// The problem that the caller receives.
     pub(super) problem: Problem,
 }
 
 impl Admission {
-    /// Whether this caller may change the level.
+    /// Checks whether this caller may change the level.
     pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         if !self.is_own_name(uri, headers) {
             let detail = "The Host must be loopback or the address of this listener.";
@@ -57,7 +58,7 @@ impl Admission {
         }
     }
 
-    /// Whether the request names loopback or this listener, and not what somebody's DNS says is here.
+    /// Returns whether the request names loopback or this listener by address, rather than a name from DNS.
     fn is_own_name(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let mut hosts = headers.get_all(header::HOST).iter();
         let named = match (uri.authority(), hosts.next(), hosts.next()) {
@@ -71,7 +72,8 @@ impl Admission {
         let Some(named) = named else { return false };
         let host = named.host().trim_start_matches('[').trim_end_matches(']');
         match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
-            // A listener on all addresses has each of them; and no DNS can point at a number.
+            // A listener on all addresses accepts each of them. An IP address in `Host` cannot come from DNS
+            // rebinding.
             Ok(address) => {
                 address.is_loopback()
                     || address == self.address.ip().to_canonical()

@@ -1,8 +1,8 @@
-//! Changing what is logged while the process runs.
+//! Changing the log filter while the process runs.
 //!
-//! Reading is open to all who reach the listener; who may change it, [`Admission`] says.
+//! Every client of the listener may read it. [`Admission`] decides which callers may change it.
 //!
-//! A change may have an end, after which the default returns: a debug level that was forgotten costs money.
+//! A change may be temporary, after which the default returns, because a forgotten debug level is expensive.
 mod admission;
 
 use std::{
@@ -31,13 +31,13 @@ use crate::{
     workers::spawn_in_present_context,
 };
 
-/// A filter that is longer names more targets than anybody reads.
+/// Maximum size of the body in bytes, which allows for more targets than a useful filter names.
 const BODY_LIMIT: usize = 4 * 1024;
 
-/// A level that is to stay longer belongs into the configuration.
+/// Maximum duration of a temporary change, in seconds. A longer change belongs in the configuration.
 const LONGEST_SECONDS: u64 = 7 * 24 * 60 * 60;
 
-/// The log level of the process, and who may change it. Cheap to clone.
+/// The log level of the process, and the rule that decides which callers may change it. Cheap to clone.
 #[derive(Clone)]
 pub struct LogLevel(Arc<Inner>);
 
@@ -48,38 +48,38 @@ struct Inner {
     tell: Box<dyn Fn(Happened) + Send + Sync>,
 }
 
-/// What happened to the log level.
+/// An event of the log level.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Happened {
-    /// It was changed.
+    /// The log level was changed.
     Changed(Changed),
-    /// Somebody wanted to change it who may not.
+    /// An unauthorized change was rejected.
     Refused {
         /// `foreign_host`, `not_loopback` or `bad_token`.
         reason: &'static str,
     },
 }
 
-/// One filter took the place of another.
+/// The replacement of one filter by another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {
-    /// `change` if somebody wanted it, `restore` if a change has ended.
+    /// `change` for a caller's change, `restore` for the end of a temporary change.
     pub action: &'static str,
-    /// The filter until now.
+    /// The filter before the change.
     pub before: String,
-    /// The filter from now on.
+    /// The filter after the change.
     pub after: String,
-    /// After how many seconds it ends, if it does.
+    /// Duration of a temporary change, in seconds.
     pub ttl_seconds: Option<u64>,
 }
 
-/// A change that has an end.
+/// A temporary change.
 struct Temporary {
     expires_at: DateTime<Utc>,
     end: AbortHandle,
 }
 
-/// What is logged.
+/// The current log level, as returned to callers.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Level {
     filter: String,
@@ -87,7 +87,7 @@ struct Level {
     expires_at: Option<DateTime<Utc>>,
 }
 
-/// What is to be logged.
+/// The requested change.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Change {
@@ -96,8 +96,9 @@ struct Change {
 }
 
 impl LogLevel {
-    /// The log level behind the listener at `address`; `token` opens it to callers who are not on loopback.
-    /// `tell` is called with each change and each refusal, in the context of whoever is behind it, and must not wait.
+    /// Returns the log level of the listener at `address`. Callers that are not on loopback must send `token`. `tell`
+    /// is called with each change and each rejection, in the context of the request that caused it, and must not
+    /// block.
     pub fn new(
         filter: LogFilter,
         address: SocketAddr,
@@ -157,8 +158,8 @@ impl LogLevel {
 
     fn restore(&self) {
         let mut temporary = self.0.temporary();
-        // A newer change may have come between the end of the sleep and the lock: then this task is aborted,
-        // but it goes on until it waits next.
+        // A newer change may have come between the end of the sleep and the lock. Then this task is aborted, but
+        // continues until its next await.
         if temporary.as_ref().is_none_or(|temporary| Some(temporary.end.id()) != tokio::task::try_id()) {
             return;
         }
@@ -228,7 +229,7 @@ fn parse(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Cha
     let media_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
-    // A page of another origin can send any text without asking, but not this media type.
+    // A page of another origin can send text without a CORS preflight, but not this media type.
     if !media_type.eq_ignore_ascii_case("application/json") {
         return Err(Problem::new(problem::UNSUPPORTED_MEDIA_TYPE));
     }
@@ -250,7 +251,7 @@ fn parse(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Cha
     Ok(change)
 }
 
-/// As RFC 6901 writes it. A change has no arrays.
+/// Escapes a segment as RFC 6901 requires. A change has no arrays.
 fn pointer_segment(segment: &Segment) -> Option<String> {
     match segment {
         Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),

@@ -8,7 +8,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::{settings::Environment, telemetry::logs::reloadable};
 
-/// The filter lives as long as the layer that it is in, which a test does not log through.
+/// Returns the filter, and leaks its layer, because the filter lives only as long as the layer.
 fn filter() -> LogFilter {
     let (layer, filter) = reloadable(Environment::Production, None).unwrap();
     Box::leak(Box::new(layer));

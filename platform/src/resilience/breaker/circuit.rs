@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{Open, Settings, State};
 
-/// What a call came to.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Succeeded,
@@ -13,18 +13,18 @@ pub(super) enum Verdict {
     None,
 }
 
-/// Who waits for a call.
+/// The kind of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
-    /// A request.
+    /// A request waits for the call.
     Foreground,
-    /// A worker.
+    /// A worker makes the call.
     Background,
 }
 
 /// The states and their transitions, without a clock.
 pub(super) struct Circuit {
-    /// Counts transitions. A verdict on a call of an earlier epoch says nothing about this one.
+    /// Number of transitions. The verdict of a call from an earlier epoch is ignored.
     pub(super) epoch: u64,
     phase: Phase,
 }
@@ -41,7 +41,7 @@ impl Phase {
     }
 }
 
-/// What to wait for when all probes are under way: one of them will have an outcome soon.
+/// The retry time while all probes are in flight. One of them will have an outcome soon.
 pub(super) const PROBES_UNDER_WAY: Open = Open { retry_after: Duration::from_secs(1) };
 
 impl Circuit {
@@ -68,8 +68,8 @@ impl Circuit {
         }
     }
 
-    /// Admits a call. When half-open, one background call at a time is admitted beside the probes of the others: it
-    /// may close the breaker, and it never takes a probe away from them.
+    /// Admits a call. In the half-open state, one background call at a time is admitted in addition to the foreground
+    /// probes. A background call may close the breaker, and never uses up a foreground probe.
     pub(super) fn admit(&mut self, call: Call, settings: &Settings, now: Instant) -> Result<u64, Open> {
         self.half_open_if_due(now);
         match (&mut self.phase, call) {
@@ -125,7 +125,8 @@ impl Circuit {
     }
 }
 
-/// Outcomes of the last while, in slots of a tenth of it: old ones leave without being stored one by one.
+/// The outcomes of a sliding window, counted in slots of a tenth of its length. Old outcomes expire by slot, without
+/// being stored one by one.
 struct Window {
     length: Duration,
     slots: VecDeque<Slot>,

@@ -1,16 +1,16 @@
-//! The circuit breaker: leaves a dependency alone that fails, and looks now and then whether it is back.
+//! The circuit breaker: stops calls to a failing dependency, and probes regularly for its recovery.
 //!
-//! *Closed*, every call is let through, and failures are counted over a sliding window. When enough of
-//! enough calls failed it *opens*: calls are refused at once, so that nobody waits for an answer that does
-//! not come, and the dependency can recover. After a while it is *half-open*: a few probes are let through,
-//! and their outcome decides.
+//! *Closed*: every call is admitted, and failures are counted over a sliding window. If the share of failed calls is
+//! high enough, and there were enough calls, the breaker *opens*. *Open*: calls are rejected immediately. So callers
+//! do not wait for a response that will not come, and the dependency can recover. After a while the breaker is
+//! *half-open*: a few probes are admitted, and their outcome decides.
 //!
-//! The caller gives the verdict, because only the caller knows that a declined card is an answer and a
-//! timeout is not. A call that was cancelled before its verdict counts as nothing. The crates that exist
-//! (failsafe, recloser, tower-circuitbreaker) wrap the call as a function or as a tower service and judge its
-//! `Result`; none has a permit whose verdict comes later, or not at all.
+//! The caller reports the verdict, because only the caller can distinguish a response such as a declined card from a
+//! timeout. A call that was cancelled before its verdict does not count. The existing crates (failsafe, recloser,
+//! tower-circuitbreaker) wrap the call as a function or a tower service and judge its `Result`. None has a permit
+//! whose verdict comes later, or not at all.
 //!
-//! State is per process: each replica finds out for itself.
+//! State is per process: each replica detects outages by itself.
 mod circuit;
 
 use std::{
@@ -29,38 +29,39 @@ crate::metrics! {
     static STATE: gauge = "circuit_breaker_state" { service };
 }
 
-/// When a breaker opens, for how long, and what closes it.
+/// The rules for opening and closing a breaker.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// How far back outcomes count.
+    /// Length of the sliding window.
     pub window: Duration,
-    /// Fewer outcomes than this in the window never open it: two failures of two calls prove little.
+    /// Minimum number of outcomes in the window before the breaker can open. Two failures of two calls prove little.
     pub minimum_calls: u32,
-    /// The share of failures, of 1, that opens it.
+    /// The share of failures, from 0 to 1, that opens the breaker.
     pub failure_ratio: f64,
-    /// How long it refuses every call. At most [`LONGEST_OPEN`]; more is taken as that.
+    /// Time for which an open breaker rejects every call. Limited to [`LONGEST_OPEN`].
     pub open_for: Duration,
-    /// How many probes run at once when half-open, and how many must succeed to close it.
+    /// Maximum number of concurrent probes when half-open, and the number of successful probes that closes the
+    /// breaker.
     pub probes: u32,
 }
 
-/// A dependency that is back is found within this time: what waits for it must not wait much longer.
+/// Maximum time for which a breaker stays open. It limits the delay until a recovered dependency is detected.
 pub const LONGEST_OPEN: Duration = Duration::from_secs(10);
 
-/// How a breaker treats calls.
+/// The state of a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Calls are let through.
+    /// Calls are admitted.
     Closed,
-    /// A few probes are let through.
+    /// A few probes are admitted.
     HalfOpen,
-    /// No call is let through.
+    /// No call is admitted.
     Open,
 }
 
 impl State {
-    /// Its value in `circuit_breaker_state`.
+    /// Returns the value in `circuit_breaker_state`.
     pub fn as_metric(self) -> i64 {
         match self {
             Self::Closed => 0,
@@ -80,16 +81,16 @@ impl fmt::Display for State {
     }
 }
 
-/// The call was refused: nothing was sent.
+/// The error of a rejected call. Nothing was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the circuit breaker is open")]
 pub struct Open {
-    /// When a call may be let through again.
+    /// Time until a call may be admitted again.
     pub retry_after: Duration,
 }
 
 impl Open {
-    /// For `Retry-After`: whole seconds, at least one.
+    /// Returns the value for `Retry-After`: whole seconds, at least one.
     pub fn retry_after_seconds(self) -> u64 {
         self.retry_after.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
     }
@@ -110,7 +111,7 @@ struct Inner {
 type Hook = Box<dyn Fn(State) + Send + Sync>;
 
 impl Breaker {
-    /// A closed breaker for the dependency `name`, which is its label in `circuit_breaker_state`.
+    /// Returns a closed breaker for the dependency `name`, which is its label in `circuit_breaker_state`.
     pub fn new(name: &'static str, settings: Settings) -> Self {
         let settings = Settings { open_for: settings.open_for.min(LONGEST_OPEN), ..settings };
         let gauge = STATE.with_label_values(&[name]);
@@ -126,12 +127,12 @@ impl Breaker {
         self
     }
 
-    /// The name of the dependency.
+    /// Returns the name of the dependency.
     pub fn name(&self) -> &'static str {
         self.0.name
     }
 
-    /// The state at this moment. An open breaker whose time has passed is half-open, whoever looks first.
+    /// Returns the current state. The first call after an open breaker's time has passed makes the breaker half-open.
     pub fn state(&self) -> State {
         self.0.change(|circuit, _, now| {
             circuit.half_open_if_due(now);
@@ -139,17 +140,17 @@ impl Breaker {
         })
     }
 
-    /// Asks for leave to make one call, whose verdict the permit takes.
+    /// Acquires a permit for one call. The caller reports the verdict to the permit.
     ///
     /// # Errors
-    /// The breaker is open, or half-open with all its probes under way.
+    /// The breaker is open, or half-open with all of its probes in flight.
     pub fn acquire(&self) -> Result<Permit, Open> {
         self.permit(Call::Foreground)
     }
 
-    /// The same for a call that no request waits for. While the breaker is half-open, such calls run one at a time,
-    /// beside the probes of [`Self::acquire`]: a worker with much to do must not take all probes, because the requests
-    /// of customers would be refused meanwhile.
+    /// Acquires a permit for a call that no request waits for. While the breaker is half-open, such calls run one at
+    /// a time, in addition to the probes of [`Self::acquire`]. A busy worker could otherwise use up all probes,
+    /// and customers' requests would be rejected.
     ///
     /// # Errors
     /// The breaker is open, or half-open with such a call in flight.
@@ -170,14 +171,15 @@ impl fmt::Debug for Breaker {
 }
 
 impl Inner {
-    /// Every change of the circuit goes through here, so that none escapes the gauge, the log and the hook.
+    /// Makes a change of the circuit. Every change uses this function, so that the gauge, the log and the hook record
+    /// all transitions.
     fn change<T>(&self, change: impl FnOnce(&mut Circuit, &Settings, Instant) -> T) -> T {
         let (result, before, after) = {
             let mut circuit = self.lock();
             let before = circuit.state();
             let result = change(&mut circuit, &self.settings, Instant::now());
             let after = circuit.state();
-            // Under the lock: of two transitions, the later one has the last word.
+            // Under the lock, so that the gauge always has the value of the latest transition.
             self.gauge.set(after.as_metric());
             (result, before, after)
         };
@@ -205,23 +207,23 @@ impl Inner {
     }
 }
 
-/// Leave to make one call. Dropped without a verdict, the call counts as neither success nor failure.
+/// A permit for one call. If dropped without a verdict, the call counts as neither success nor failure.
 #[derive(Debug)]
 #[must_use = "the call's outcome must be reported"]
 pub struct Permit {
     breaker: Arc<Inner>,
-    /// Its epoch, and who waits for it.
+    /// The call's epoch and kind.
     call: (u64, Call),
     judged: bool,
 }
 
 impl Permit {
-    /// The dependency answered, whatever it said.
+    /// Reports that the dependency responded, whatever the response.
     pub fn succeeded(self) {
         self.judge(Verdict::Succeeded);
     }
 
-    /// The dependency did not do its part.
+    /// Reports that the dependency failed.
     pub fn failed(self) {
         self.judge(Verdict::Failed);
     }

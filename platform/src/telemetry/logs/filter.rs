@@ -1,17 +1,17 @@
-//! What is logged, and how that changes while the process runs.
+//! The log filter, and changing it while the process runs.
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::settings::Environment;
 
-/// What is heard of libraries where everything of ours is: at `debug` each tells more than all of us together.
+/// The development filter: `debug`, but `info` for libraries, whose `debug` lines would outnumber the service's own.
 const DEVELOPMENT: &str =
     "debug,h2=info,hyper=info,opentelemetry=info,reqwest=info,rustls=info,sqlx=info,tonic=info,tower=info";
 
 const OTHERWISE: &str = "info";
 
-/// Reads and changes what is logged. Cheap to clone.
+/// Reads and changes the log filter. Cheap to clone.
 #[derive(Clone)]
 pub struct LogFilter(Arc<Inner>);
 
@@ -21,8 +21,8 @@ struct Inner {
     current: RwLock<String>,
 }
 
-/// The filter of the log lines, and the handle that changes it. Only the filter can be changed, never a
-/// layer: what is registered with a layer (and traces live from that) does not survive its replacement.
+/// Returns the filter of the log lines, and the handle that changes it. Only the filter can be changed, not a layer.
+/// Replacing a layer would lose the data that is registered with it, which traces depend on.
 pub(crate) fn reloadable(
     environment: Environment,
     configured: Option<&str>,
@@ -35,26 +35,26 @@ pub(crate) fn reloadable(
 }
 
 impl LogFilter {
-    /// The filter in force.
+    /// Returns the current filter.
     pub fn current(&self) -> String {
         self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The filter that the process started with.
+    /// Returns the filter that the process started with.
     pub fn default_filter(&self) -> &str {
         &self.0.default
     }
 
-    /// Puts another filter in force, at once.
+    /// Replaces the filter immediately.
     ///
     /// # Errors
-    /// What is wrong with the expression; nothing changes then.
+    /// The expression is invalid. Then the filter does not change.
     pub fn set(&self, expression: &str) -> Result<(), String> {
         let filter = parse(expression)?;
         let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
         self.0.handle.reload(filter).map_err(|error| error.to_string())?;
         expression.clone_into(&mut current);
-        // Libraries that log through the `log` crate ask there first.
+        // Libraries that use the `log` crate check this level first.
         tracing_log::log::set_max_level(tracing_log::AsLog::as_log(
             &tracing::level_filters::LevelFilter::current(),
         ));

@@ -1,8 +1,8 @@
-//! Lines for machines: one JSON object each.
+//! Log lines for machines: one JSON object each.
 //!
-//! The same keys stand at the top of every line; the event's own fields follow at the same level, where a
-//! query finds them without knowing who logged. A field that is called like one of those keys is written as
-//! `field.NAME`: an object with a key twice is read differently by every reader.
+//! Every line starts with the same keys. The event's own fields follow at the same level, so that queries find them
+//! whichever module logged them. A field with the name of one of those keys is written as `field.NAME`, because JSON
+//! parsers disagree about duplicate keys.
 use std::{error::Error, fmt::Debug};
 
 use chrono::SecondsFormat;
@@ -25,7 +25,7 @@ const KEYS: [&str; 11] = [
     "span_id",
 ];
 
-/// What every line says of the process, ready to be copied.
+/// The fields that describe the process, serialized once and copied into each line.
 pub(super) struct Origin(Vec<u8>);
 
 impl Origin {
@@ -37,7 +37,7 @@ impl Origin {
     }
 }
 
-/// Writes one line, with its end.
+/// Writes one line, with its newline.
 pub(super) fn write(line: &Line<'_>, origin: &Origin, Buffers { line: out, text }: &mut Buffers) {
     out.extend_from_slice(b"{\"timestamp\":");
     value(out, &line.at.to_rfc3339_opts(SecondsFormat::Micros, true));
@@ -83,7 +83,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Writes what `write` makes of the buffer for text.
+    /// Writes a field whose text `write` formats into the buffer.
     fn text(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
         if is_told_elsewhere(field.name()) {
             return;
@@ -139,7 +139,7 @@ fn member<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, content: &T) {
     value(out, content);
 }
 
-/// Writes a value that cannot fail to be one: a text, a number or a truth value.
+/// Writes a value whose serialization cannot fail: a string, a number or a boolean.
 fn value<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
     let _cannot_fail = serde_json::to_writer(out, value);
 }
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
     use crate::telemetry::correlation::{self, CorrelationId, User};
 
-    /// Formats events as [`super::write`] does, into memory.
+    /// Formats events like [`super::write`], into memory.
     struct Memory(Arc<Mutex<Vec<String>>>);
 
     impl<S: Subscriber> Layer<S> for Memory {

@@ -1,12 +1,12 @@
-//! Logs: one line for one event, on standard output and, where a directory is set, in daily files.
+//! Logs: one line per event, on standard output and, if a directory is set, in daily files.
 //!
-//! A line takes its correlation id and its user from the [task's context](correlation), and its trace from
-//! the present span: never from the fields of spans. So a line is whole whatever the filter lets through,
-//! and nothing is formatted when a span opens.
+//! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the
+//! current span, never from span fields. So a line is complete whatever the filter is, and opening a span formats
+//! nothing.
 //!
-//! Writing never waits. Lines go through a bounded queue to a thread of their own; what does not fit, and
-//! what cannot be written (a full disk, a closed pipe), is lost and counted in `log_lines_dropped_total`. The
-//! audit trail's lines pass every filter and have queues of their own: nobody silences them or crowds them out.
+//! Logging never blocks. Lines go through a bounded queue to a separate thread. Lines that do not fit, or cannot be
+//! written (a full disk, a closed pipe), are lost and counted in `log_lines_dropped_total`. Audit log lines pass
+//! every filter and have queues of their own, so neither a filter nor other lines can suppress them.
 mod filter;
 mod json;
 mod pretty;
@@ -27,7 +27,7 @@ use self::{json::Origin, sinks::Sink};
 use super::{correlation, current_span};
 use crate::build_info::BuildInfo;
 
-/// A duration as lines tell it: in milliseconds, to the microsecond.
+/// Converts a duration for log lines: milliseconds, rounded to the microsecond.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
@@ -38,14 +38,14 @@ pub(super) struct Lines {
     sinks: Vec<Sink>,
 }
 
-/// How a sink's lines look.
+/// The format of a sink's lines.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Format {
     Json,
     Pretty { coloured: bool },
 }
 
-/// An event, and what surrounds it.
+/// An event, and its context.
 struct Line<'a> {
     at: DateTime<Utc>,
     event: &'a Event<'a>,
@@ -54,11 +54,11 @@ struct Line<'a> {
     trace: Option<(TraceId, SpanId)>,
 }
 
-/// Where a line is put together: kept by each thread, so that a line needs no memory of its own.
+/// Buffers in which a line is formatted. Each thread reuses its own, so that a line allocates no memory.
 #[derive(Default)]
 struct Buffers {
     line: Vec<u8>,
-    /// For values on their way to being escaped.
+    /// Buffer for values before they are escaped.
     text: String,
 }
 
@@ -85,21 +85,21 @@ impl Lines {
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        // Events of the `log` crate carry their real target in fields.
+        // Events of the `log` crate carry their actual target in fields.
         let normalized = event.normalized_metadata();
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let line =
             Line { at: Utc::now(), event, metadata, context: correlation::current(), trace: trace(metadata) };
         BUFFERS.with(|buffers| match buffers.try_borrow_mut() {
             Ok(mut buffers) => self.write(&line, &mut buffers),
-            // A value that logs while it is being formatted.
+            // The buffers are in use if a value logs while it is being formatted.
             Err(_) => self.write(&line, &mut Buffers::default()),
         });
     }
 }
 
-/// The trace and the span that an event belongs to. The SDK may report while it holds a span's lock, and
-/// asking for that span's ids would wait for the same lock: its own events belong to none.
+/// Returns the trace and the span of an event. The SDK may log while it holds a span's lock, and reading the ids
+/// would wait for the same lock. So the SDK's own events have no trace.
 fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
     if metadata.target().starts_with("opentelemetry") {
         return None;
@@ -108,7 +108,8 @@ fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
 }
 
 impl Line<'_> {
-    /// Puts the event's `message` into `text`; where it has none, its name, which is at least a place in the code.
+    /// Writes the event's `message` into `text`. An event without a message is logged under its name, which contains
+    /// its place in the code.
     fn message(&self, text: &mut String) {
         struct Message<'a>(&'a mut String);
         impl tracing::field::Visit for Message<'_> {
@@ -131,17 +132,17 @@ impl Line<'_> {
     }
 }
 
-/// Whether lines of this target are the audit trail's.
+/// Returns whether lines of this target belong to the audit log.
 pub(super) fn is_audit(target: &str) -> bool {
     target == "audit" || target.starts_with("audit::")
 }
 
-/// Appends to a text. A value whose formatting fails is cut off there: a log line must not fail for it.
+/// Appends to a text. A value whose formatting fails is truncated there, because a log line must not fail for it.
 fn display(text: &mut String, value: std::fmt::Arguments<'_>) {
     let _cut_off = std::fmt::Write::write_fmt(text, value);
 }
 
-/// Appends an error and what caused it: `a: b: c`.
+/// Appends an error and its causes: `a: b: c`.
 fn chain(text: &mut String, error: &(dyn std::error::Error + 'static)) {
     display(text, format_args!("{error}"));
     let mut cause = error.source();
@@ -151,8 +152,8 @@ fn chain(text: &mut String, error: &(dyn std::error::Error + 'static)) {
     }
 }
 
-/// Whether a field is one that lines leave out: the message has its own place, and what the `log` crate says
-/// of an event is in its metadata.
+/// Returns whether lines omit this field. The message has its own place, and the fields of the `log` crate are in the
+/// event's metadata.
 fn is_told_elsewhere(name: &str) -> bool {
     name == "message" || name.starts_with("log.")
 }

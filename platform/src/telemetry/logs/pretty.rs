@@ -1,4 +1,4 @@
-//! Lines for a person at a terminal: time, level, target, message, fields, and dimmed behind them the ids.
+//! Log lines for a terminal: time, level, target, message, fields, and the ids in a dimmed colour.
 use std::{
     error::Error,
     fmt::{Arguments, Debug, Display, Write as _},
@@ -15,8 +15,8 @@ use super::{Buffers, Line, chain, display, is_told_elsewhere};
 const DIM: &str = "\u{1b}[2m";
 const RESET: &str = "\u{1b}[0m";
 
-/// Writes one line, with its end. A text that has several lines goes on indented, so that none of them can
-/// pass for a line of the log.
+/// Writes one line, with its newline. The further lines of a multi-line text are indented, so that none of them can
+/// be mistaken for a log line.
 pub(super) fn write(line: &Line<'_>, coloured: bool, Buffers { line: out, text }: &mut Buffers) {
     let (dim, reset) = if coloured { (DIM, RESET) } else { ("", "") };
     let (colour, level) = (if coloured { colour(*line.metadata.level()) } else { "" }, line.metadata.level());
@@ -100,7 +100,7 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// A text that does to the terminal nothing but show itself.
+/// A text whose control characters are escaped, so that it cannot control the terminal.
 struct Tame<'a>(&'a str);
 
 impl Display for Tame<'_> {

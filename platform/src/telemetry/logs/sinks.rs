@@ -1,4 +1,4 @@
-//! Where lines go, and what becomes of those that cannot go there.
+//! Log sinks, their queues, and the counting of lost lines.
 use std::{
     error::Error,
     fs,
@@ -29,41 +29,41 @@ use crate::{
     telemetry::settings::{LogFormat, Logs},
 };
 
-/// Why the logs cannot be opened.
+/// The error when the logs cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum LogsError {
-    /// The directory is not there and cannot be made, or does not let us write.
+    /// The directory cannot be created, or is not writable.
     #[error("LOG_DIRECTORY: no log file can be written in {directory}")]
     Directory {
-        /// The directory that was set.
+        /// The configured directory.
         directory: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A mistake in the code.
+    /// A metric could not be registered, which is a bug.
     #[error("log_lines_dropped_total cannot be declared")]
     Metric(#[from] prometheus::Error),
 }
 
-/// Lines that wait for one sink at most: a few megabytes, and about a second of a busy service. A reader
-/// that has stopped costs that and no more.
+/// Maximum number of queued lines per sink: a few megabytes, and about a second of a busy service. If the reader
+/// stalls, at most these lines are held in memory.
 const LONGEST_QUEUE: usize = 8_192;
 
-/// Lines of the audit trail that wait for one sink at most: far longer, about half a minute of a busy service. They
-/// have a queue to themselves, so that no flood of other lines, nor a reader that is merely late, costs one of them.
-/// A reader that has stopped for good must not stop the service: what does not fit then is counted, the event is
-/// in the database, and the head of its seals is logged again at each interval.
+/// Maximum number of queued audit log lines per sink: about half a minute of a busy service. Audit log lines have a
+/// queue of their own, so that neither a flood of other lines nor a slow reader causes their loss. A reader that
+/// stalls permanently must not stop the service, so lines that do not fit are dropped and counted. Their events are
+/// in the database, and the head of the seals is logged again at each interval.
 const LONGEST_AUDIT_QUEUE: usize = 16_384;
 
-/// A queue, and at its other end a thread that writes.
+/// A queue, and a thread that writes its lines.
 pub(in crate::telemetry) struct Sink {
     pub(super) format: Format,
     wanted: Wanted,
     queue: NonBlocking,
 }
 
-/// Which lines a sink takes. The audit trail is kept apart everywhere: its lines must not be lost for others, and
-/// its files are read by others, and kept longer.
+/// The lines that a sink accepts. Audit log lines always have sinks of their own. They must not be dropped because of
+/// other lines, and their files have other readers and a longer retention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Audit,
@@ -83,10 +83,11 @@ impl Wanted {
 pub(in crate::telemetry) struct Guards(Vec<WorkerGuard>);
 
 impl Guards {
-    /// Lets every thread write what it has, until `deadline` at most.
+    /// Lets each thread write its queued lines, until `deadline` at most.
     ///
-    /// Each is ended from a thread of its own. Where nobody reads the output any more, the guard wants to say so,
-    /// and says it there: it waits for ever, and must keep neither the other sinks nor the process waiting.
+    /// Each guard is dropped on a separate thread. If nobody reads the output any more, dropping a guard blocks
+    /// forever, because the guard reports this on the same output. This must delay neither the other sinks nor the
+    /// process.
     pub(in crate::telemetry) fn finish(self, deadline: Duration) {
         let (finished, all) = mpsc::channel::<()>();
         for guard in self.0 {
@@ -97,22 +98,22 @@ impl Guards {
             });
         }
         drop(finished);
-        // It ends when every thread has dropped its end of the channel.
+        // The channel disconnects when every thread has dropped its sender.
         let _all_or_too_late = all.recv_timeout(deadline);
     }
 }
 
-/// Opens every sink that the settings ask for. Files are JSON always: they are for machines.
+/// Opens all configured sinks. Files are always JSON, because programs read them.
 pub(in crate::telemetry) fn open(settings: &Logs) -> Result<(Vec<Sink>, Guards), LogsError> {
     let mut opened = Opened::default();
-    // Two threads, one output: each writes whole lines under the lock that standard output has.
+    // Two threads share one output. Each writes whole lines under the lock of standard output.
     let format = stdout_format(settings.format);
     opened.add("log-stdout", format, Wanted::EverythingElse, io::stdout());
     opened.add("log-stdout-audit", format, Wanted::Audit, io::stdout());
     if let Some(directory) = &settings.directory {
         let files = [
             ("log-file", BuildInfo::current().name, Wanted::EverythingElse),
-            // Pruning goes by the beginning of a name, so neither may be the beginning of the other.
+            // Pruning selects files by their name prefix, so neither name may be a prefix of the other.
             ("log-audit", "audit", Wanted::Audit),
         ];
         for (thread, name, wanted) in files {
@@ -125,13 +126,13 @@ pub(in crate::telemetry) fn open(settings: &Logs) -> Result<(Vec<Sink>, Guards),
     Ok((opened.sinks, Guards(opened.guards)))
 }
 
-/// A new file every day (UTC). The one that is being written is always kept.
+/// Opens daily files (UTC). The file that is being written is always kept.
 fn daily_files(
     directory: &Path,
     name: &str,
     kept: usize,
 ) -> Result<RollingFileAppender, Box<dyn Error + Send + Sync>> {
-    // The appender would make it too, but first it complains on standard error that it is not there.
+    // The appender would also create the directory, but first logs on standard error that it is missing.
     fs::create_dir_all(directory)?;
     let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
@@ -176,7 +177,7 @@ impl Opened {
 }
 
 impl Sink {
-    /// Whether lines of this target go there.
+    /// Returns whether the sink accepts lines of this target.
     pub(super) fn takes(&self, target: &str) -> bool {
         match self.wanted {
             Wanted::Audit => is_audit(target),
@@ -184,21 +185,21 @@ impl Sink {
         }
     }
 
-    /// Puts a line into the queue, or counts it as lost.
+    /// Queues a line, or counts it as lost.
     pub(super) fn write(&self, line: &[u8]) {
         let _never_fails = self.queue.clone().write(line);
     }
 }
 
-/// How long a thread rests after it has written, while lines gather that it then writes together. Woken for each line,
-/// it would cost a request a wake-up, a write and a change of threads.
+/// Pause of the writing thread after each write, so that it writes the next lines together. Waking the thread for
+/// each line would cost each request a wake-up, a write and a thread switch.
 const GATHERING: Duration = Duration::from_millis(2);
 
-/// So much is written at once, whatever more there is.
+/// Maximum number of bytes in one write.
 const LARGEST_BATCH_BYTES: usize = 64 * 1024;
 
-/// Writes the lines together that come together, and counts those whose writing fails: the writing thread passes over
-/// them in silence. It flushes as soon as its queue is empty.
+/// Writes queued lines together, and counts lines whose write fails, because the writing thread ignores errors.
+/// Flushes as soon as the queue is empty.
 struct Batch<W> {
     inner: W,
     lines: Vec<u8>,
@@ -207,7 +208,7 @@ struct Batch<W> {
 }
 
 impl<W: Write> Batch<W> {
-    /// Where only a part can be written, all of it counts as lost.
+    /// A partial write counts all of its lines as lost.
     fn write_out(&mut self) -> io::Result<()> {
         let written = self.inner.write_all(&self.lines).and_then(|()| self.inner.flush());
         if written.is_err() {
@@ -232,14 +233,14 @@ impl<W: Write> Write for Batch<W> {
     fn flush(&mut self) -> io::Result<()> {
         if self.count > 0 {
             self.write_out()?;
-            // The next lines gather in the queue meanwhile, and nobody has to be woken for them.
+            // Meanwhile the next lines gather in the queue, without a wake-up for each.
             thread::sleep(GATHERING);
         }
         Ok(())
     }
 }
 
-/// The lines that were lost, counted by others: by each queue, and by [`Batch`].
+/// The counters of lost lines: one of each queue, and the one of [`Batch`].
 #[derive(Default)]
 struct Losses {
     overflowed: Vec<ErrorCounter>,
@@ -259,7 +260,7 @@ impl Losses {
     }
 }
 
-/// `log_lines_dropped_total`, read at each scrape.
+/// The metric `log_lines_dropped_total`, read at each scrape.
 struct LossesCollector {
     description: Desc,
     options: Opts,
@@ -272,7 +273,7 @@ impl Collector for LossesCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        // The options were good enough for the description.
+        // The same options have already produced a valid description.
         let Ok(counter) = IntCounter::with_opts(self.options.clone()) else { return Vec::new() };
         counter.inc_by(self.losses.total());
         counter.collect()
@@ -307,7 +308,7 @@ mod tests {
         assert_eq!(opened.losses.total(), 2);
     }
 
-    /// Tells what it is to write, and waits until it may go on.
+    /// A writer that sends its data to the test, and waits until the test lets it continue.
     struct Slow {
         writes: mpsc::Sender<Vec<u8>>,
         go_on: mpsc::Receiver<()>,

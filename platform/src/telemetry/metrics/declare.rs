@@ -3,7 +3,7 @@ use prometheus::core::{MetricVec, MetricVecBuilder};
 
 use super::TracedHistograms;
 
-/// Declares metrics. The doc comment is the help, and the labels stand in braces:
+/// Declares metrics. The doc comment is the help text, and the labels are in braces:
 ///
 /// ```
 /// enum Cause { Dropped, BoiledDry }
@@ -31,10 +31,11 @@ use super::TracedHistograms;
 /// BOILING.observe(&["small"], std::time::Duration::from_secs(5));
 /// ```
 ///
-/// A kind is `counter`, `gauge` (whole numbers), `float_gauge` or `histogram(BUCKETS)` (seconds). The macro also makes
-/// a function `initialize`, which is called once at start: it creates every series whose label values are listed with
-/// `in`. Without it a series appears only with its first event: `rate()` misses that event, and a rule on a series
-/// that does not exist is silent.
+/// A kind is `counter`, `gauge` (integers), `float_gauge` or `histogram(BUCKETS)` (seconds).
+///
+/// The macro also generates a function `initialize`, which must be called once at start. `initialize` creates every
+/// series whose label values are listed with `in`. Otherwise a series would appear only with its first event. Then
+/// `rate()` misses that event, and an alert rule on the missing series never fires.
 #[macro_export]
 macro_rules! metrics {
     ($(
@@ -48,7 +49,7 @@ macro_rules! metrics {
                 $crate::metrics!(@new $kind $(($buckets))? $name, concat!($($help),+).trim() $(, [$($label),+])?);
         )+}
 
-        /// Creates every series whose labels are known, so that no rule meets a missing one.
+        /// Creates every series whose label values are listed, so that no alert rule depends on a missing series.
         pub fn initialize() {
             $($crate::metrics!(@initialize $NAME $({ $($label $(in $values)?),+ })?);)+
         }
@@ -91,9 +92,9 @@ macro_rules! metrics {
     (@initialize $NAME:ident $($labels:tt)?) => { lazy_static::initialize(&$NAME); };
 }
 
-/// A family of series, which are told apart by the values of labels.
+/// A family of series, which differ in their label values.
 pub trait Family {
-    /// Creates the series with these values of the labels, at zero.
+    /// Creates the series with these label values, at zero.
     fn create(&self, values: &[&str]);
 }
 
@@ -109,7 +110,7 @@ impl Family for TracedHistograms {
     }
 }
 
-/// Creates a series for every combination of the labels' values.
+/// Creates a series for every combination of the label values.
 pub fn create_series(family: &impl Family, values: &[Vec<&'static str>]) {
     let mut combinations = vec![Vec::new()];
     for label in values {

@@ -1,7 +1,7 @@
-//! Metrics: the text that Prometheus scrapes, and how a slice declares its own.
+//! Metrics: the text that Prometheus scrapes, and the declaration of metrics.
 //!
-//! A metric is declared with [`metrics!`](crate::metrics) in the module whose work it counts, and is changed nowhere
-//! else.
+//! Each metric is declared with [`metrics!`](crate::metrics) in the module whose work it counts. Only that module
+//! changes it.
 mod declare;
 mod openmetrics;
 mod runtime;
@@ -22,20 +22,20 @@ crate::metrics! {
     static BUILD_INFO: gauge = "build_info" { version, commit };
 }
 
-/// The metric, once it is registered.
+/// Returns the metric after its registration.
 ///
 /// # Panics
-/// The name is taken or not valid: a mistake in the code, which the first start after it shows.
+/// The name is taken or invalid. This is a bug, which the first start reveals.
 #[expect(clippy::expect_used, reason = "a mistake in the code, met at start-up and never later")]
 pub fn registered<M>(metric: prometheus::Result<M>) -> M {
     metric.expect("a metric is declared once, under a valid name")
 }
 
-/// Everything that the process counts, with its media type: as `OpenMetrics` for whoever prefers that, and
-/// otherwise in Prometheus' older text format.
+/// Returns all metrics of the process, with their media type: `OpenMetrics` if the client prefers it, and Prometheus'
+/// older text format otherwise.
 ///
 /// # Errors
-/// Two metrics contradict each other: a mistake in the code.
+/// Two metrics contradict each other, which is a bug.
 pub fn render(headers: &HeaderMap) -> prometheus::Result<(&'static str, String)> {
     let families = prometheus::gather();
     if openmetrics::is_preferred(headers) {

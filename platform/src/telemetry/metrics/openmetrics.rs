@@ -1,5 +1,5 @@
-//! The `OpenMetrics` text format, version 1.0.0, over what the `prometheus` crate gathers, which writes the
-//! older format only. It is here for the exemplars; everything else is the same in both.
+//! The `OpenMetrics` text format, version 1.0.0, for the metrics of the `prometheus` crate, which writes only the
+//! older format. It is needed for exemplars; the rest of the content is the same in both formats.
 use std::{fmt::Write, time::UNIX_EPOCH};
 
 use axum::http::{HeaderMap, header};
@@ -10,7 +10,8 @@ use super::traced::{Exemplar, Exemplars};
 /// The format's media type.
 pub(super) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether the client would rather have this format than the older one: Prometheus says so by weights.
+/// Returns whether the client prefers this format to the older one. Prometheus expresses its preference with `q`
+/// weights.
 pub(super) fn is_preferred(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let (mut ours, mut older) = (0.0_f32, 0.0_f32);
@@ -27,11 +28,11 @@ pub(super) fn is_preferred(headers: &HeaderMap) -> bool {
     ours > 0.0 && ours >= older
 }
 
-/// Writes every family.
+/// Encodes all families.
 pub(super) fn encode(families: &[MetricFamily]) -> String {
     let mut text = String::new();
     for family in families {
-        // To write into a text does not fail.
+        // Writing to a string never fails.
         let _never_fails = write_family(&mut text, family);
     }
     text.push_str("# EOF\n");
@@ -40,7 +41,7 @@ pub(super) fn encode(families: &[MetricFamily]) -> String {
 
 fn write_family(text: &mut String, family: &MetricFamily) -> std::fmt::Result {
     let (kind, type_name) = (family.get_field_type(), type_name(family.get_field_type()));
-    // A counter's family is called without the ending that its samples have.
+    // The family name of a counter omits the `_total` suffix of its samples.
     let name = match kind {
         MetricType::COUNTER => family.name().strip_suffix("_total").unwrap_or(family.name()),
         _ => family.name(),
@@ -62,7 +63,7 @@ fn write_family(text: &mut String, family: &MetricFamily) -> std::fmt::Result {
                 let newest = exemplars.as_ref().map_or_else(Vec::new, |exemplars| exemplars.newest(metric));
                 write_histogram(text, name, metric, newest)?;
             }
-            // Nothing here declares one.
+            // The service declares none of these.
             MetricType::SUMMARY | MetricType::UNTYPED => {}
         }
     }
@@ -127,7 +128,8 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('\n', "\\n").replace('"', "\\\"")
 }
 
-/// A bound is part of the series' name: the format wants it to look like a float.
+/// Formats a bucket bound. The bound is part of the series' name, and the format requires it to be written as a
+/// float.
 fn canonical(bound: f64) -> String {
     if bound.is_finite() { format!("{bound:?}") } else { number(bound) }
 }
@@ -178,7 +180,7 @@ mod tests {
         for accept in [
             "application/openmetrics-text",
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            // Prometheus 2 and 3.
+            // The `Accept` headers of Prometheus 2 and 3.
             "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
             "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
         ] {

@@ -1,4 +1,4 @@
-//! How busy the runtime is: work that waits here waits for nothing but a thread.
+//! Metrics of the runtime's load. A task in the runtime's queues waits only for a worker thread.
 use prometheus::{
     Counter, IntGauge, Opts,
     core::{Collector, Desc},
@@ -6,7 +6,7 @@ use prometheus::{
 };
 use tokio::runtime::{Handle, RuntimeMetrics};
 
-/// Read from the runtime when metrics are gathered, so that they are true at that moment.
+/// Metrics that are read from the runtime at each scrape, so that they are current.
 struct Runtime {
     metrics: RuntimeMetrics,
     workers: IntGauge,
@@ -15,7 +15,7 @@ struct Runtime {
     busy: Counter,
 }
 
-/// Adds the runtime's metrics to those of the process, which has one runtime.
+/// Registers the runtime's metrics. A process has one runtime.
 pub(super) fn watch(runtime: &Handle) {
     let registered =
         Runtime::new(runtime.metrics()).and_then(|runtime| prometheus::register(Box::new(runtime)));

@@ -1,9 +1,9 @@
-//! Histograms whose buckets remember the trace of a recent request: exemplars, which lead from a spike of
-//! latency to a trace that was part of it.
+//! Histograms with exemplars: each bucket stores the trace of a recent request. An exemplar leads from a latency
+//! spike to a trace that was part of it.
 //!
-//! The `prometheus` crate has none, so they are kept beside the histogram, and only the `OpenMetrics` format
-//! shows them. To remember never waits: where another thread is about to remember one for the same bucket,
-//! that one will do.
+//! The `prometheus` crate has no exemplars, so they are stored separately, and only the `OpenMetrics` format exposes
+//! them. Storing an exemplar never waits. If another thread is storing one for the same bucket, that exemplar is
+//! used.
 use std::{
     collections::HashMap,
     sync::{Arc, LazyLock, Mutex, PoisonError, RwLock},
@@ -16,17 +16,17 @@ use prometheus::{HistogramVec, core::Collector, proto::Metric, register_histogra
 use super::registered;
 use crate::telemetry::current_span;
 
-/// Every family that has exemplars, by its name.
+/// All families that have exemplars, by name.
 static FAMILIES: LazyLock<RwLock<HashMap<String, Arc<Exemplars>>>> = LazyLock::new(RwLock::default);
 
-/// A family of histograms in seconds, with exemplars. Its time is that of one piece of work, whose span is the
-/// present one.
+/// A family of histograms in seconds, with exemplars. Each observation is the duration of one operation, whose span
+/// must be the current one.
 pub struct TracedHistograms {
     histograms: HistogramVec,
     exemplars: Arc<Exemplars>,
 }
 
-/// One of the measurements in a bucket.
+/// One of the observations in a bucket.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Exemplar {
     pub(super) trace_id: TraceId,
@@ -37,20 +37,20 @@ pub(super) struct Exemplar {
 
 /// The exemplars of a family.
 pub(super) struct Exemplars {
-    /// In the order in which values of labels are given.
+    /// Label names, in the order in which the label values are given.
     labels: Vec<String>,
     bounds: Vec<f64>,
-    /// By the values of the labels, one after the other; for each bucket the newest.
+    /// By the concatenated label values: the newest exemplar of each bucket.
     series: RwLock<HashMap<String, Arc<Buckets>>>,
 }
 
 type Buckets = [Mutex<Option<Exemplar>>];
 
 impl TracedHistograms {
-    /// Registers a family with these labels and upper bounds of its buckets.
+    /// Registers a family with these labels and bucket bounds.
     ///
     /// # Panics
-    /// As [`registered`].
+    /// See [`registered`].
     pub fn new(name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Self {
         let histograms = registered(register_histogram_vec!(name, help, labels, bounds.to_vec()));
         let described = histograms.desc();
@@ -63,12 +63,12 @@ impl TracedHistograms {
         Self { histograms, exemplars }
     }
 
-    /// Makes a series exist.
+    /// Creates a series.
     pub fn declare(&self, labels: &[&str]) {
         self.histograms.with_label_values(labels);
     }
 
-    /// Counts a piece of work that took this long.
+    /// Records the duration of one operation.
     pub fn observe(&self, labels: &[&str], took: Duration) {
         let seconds = took.as_secs_f64();
         self.histograms.with_label_values(labels).observe(seconds);
@@ -88,7 +88,7 @@ impl TracedHistograms {
 }
 
 impl Exemplars {
-    /// Those of the family of this name, if it has any.
+    /// Returns the exemplars of the family with this name, if it has any.
     pub(super) fn of(family: &str) -> Option<Arc<Self>> {
         FAMILIES.read().unwrap_or_else(PoisonError::into_inner).get(family).cloned()
     }
@@ -105,14 +105,14 @@ impl Exemplars {
         let key = key(labels.iter().copied());
         let known = self.series.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         known.unwrap_or_else(|| {
-            // One more for whatever is above every bound.
+            // One more bucket for values above every bound.
             let empty = || (0..=self.bounds.len()).map(|_| Mutex::default()).collect();
             let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(series.entry(key).or_insert_with(empty))
         })
     }
 
-    /// The newest exemplar of each bucket of a series, in the order of the bounds.
+    /// Returns the newest exemplar of each bucket of a series, in the order of the bounds.
     pub(super) fn newest(&self, series: &Metric) -> Vec<Option<Exemplar>> {
         let value = |name: &String| {
             let found = series.get_label().iter().find(|label| label.name() == name);
@@ -125,7 +125,7 @@ impl Exemplars {
     }
 }
 
-/// Separated by what no value holds.
+/// Joins label values with a separator that no value contains.
 fn key<'a>(values: impl Iterator<Item = &'a str>) -> String {
     values.fold(String::new(), |mut key, value| {
         key.push_str(value);

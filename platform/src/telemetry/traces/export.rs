@@ -1,8 +1,8 @@
-//! Export that counts what it loses.
+//! Span export that counts lost spans.
 //!
-//! The SDK drops spans in two places, when its queue is full and when an export fails, and keeps the count of
-//! the first to itself. So the queue is bounded here, where the count can be seen, to the same length: inside,
-//! it never overflows.
+//! The SDK drops spans when its queue is full and when an export fails, and does not expose the count of the first.
+//! So this module limits the queue to the same length and counts the dropped spans. The SDK's own queue then never
+//! overflows.
 use std::{
     env,
     sync::{
@@ -24,14 +24,14 @@ crate::metrics! {
     static DROPPED: counter = "trace_spans_dropped_total";
 }
 
-/// The specification's.
+/// The queue size that the OpenTelemetry specification defines as the default.
 const DEFAULT_QUEUE: usize = 2_048;
 
 pub(super) fn start() {
     initialize();
 }
 
-/// Exports in batches from a thread of its own, and counts what is lost.
+/// Exports spans in batches from a separate thread, and counts lost spans.
 pub(super) fn counted(exporter: impl SpanExporter + 'static) -> impl SpanProcessor + 'static {
     let configured = env::var("OTEL_BSP_MAX_QUEUE_SIZE").ok().and_then(|size| size.parse().ok());
     let capacity = configured.filter(|size| *size > 0).unwrap_or(DEFAULT_QUEUE);
@@ -45,7 +45,7 @@ pub(super) fn counted(exporter: impl SpanExporter + 'static) -> impl SpanProcess
 #[derive(Debug)]
 struct BoundedProcessor {
     inner: BatchSpanProcessor,
-    /// Ended, and not yet taken by the exporter.
+    /// Number of spans that have ended and that the exporter has not taken yet.
     queued: Arc<AtomicUsize>,
     capacity: usize,
 }

@@ -1,13 +1,12 @@
-//! Traces: where spans go, whom we believe about them, and how a trace goes on in other services.
+//! Traces: span export, trust in incoming trace headers, and propagation to other services.
 //!
-//! The SDK reads most of the `OTEL_*` variables by itself; what stands here is what it leaves to us. Without
-//! an endpoint nothing is exported, and spans still have ids for the logs.
+//! The SDK reads most `OTEL_*` variables itself, and this module handles the rest. Without an endpoint nothing is
+//! exported, but spans still have ids for the logs.
 //!
-//! **Whom we believe.** A `traceparent` joins our spans to the caller's trace, whoever the caller is: it only
-//! names ids. Its *sampled* flag is an order to spend money or to look away, and its baggage is what it wants
-//! us to believe; both are taken from trusted peers only. For anybody else the decision is
-//! made anew, as for a trace that begins here (see [`Edge`]), so that no stranger can hide from the traces
-//! or flood them.
+//! **Trust.** A `traceparent` joins the service's spans to the trace of any caller, because it only names ids. The
+//! *sampled* flag and the baggage are accepted from trusted peers only. The flag would let a caller cause export
+//! costs or suppress tracing, and baggage may contain false data. For other callers the sampling decision is made
+//! again, as for a new trace (see [`Edge`]). So an untrusted caller can neither hide from the traces nor flood them.
 mod export;
 mod propagators;
 mod sampling;
@@ -44,26 +43,27 @@ pub use super::current_span::{current_span_id, current_trace_id, current_trace_p
 use super::settings::Traces;
 use crate::{build_info::BuildInfo, settings::Process};
 
-/// Where the correlation id travels.
+/// The header that carries the correlation id.
 pub const CORRELATION_HEADER: &str = "x-correlation-id";
 
-/// Below the specification's ten seconds: a collector that does not answer must not keep the process alive.
+/// Timeout of one export. It is shorter than the specification's ten seconds, so that an unresponsive collector
+/// cannot delay the end of the process.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why traces cannot be set up.
+/// The error when traces cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
-    /// A protocol that we do not speak.
+    /// The protocol is not supported.
     #[error("OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf")]
     Protocol,
-    /// The exporter refused its settings.
+    /// The exporter rejected its settings.
     #[error("the exporter of traces cannot be built")]
     Exporter(#[from] ExporterBuildError),
 }
 
-/// The provider of spans, or `None` where `OTEL_SDK_DISABLED` says so.
+/// Returns the provider of spans, or `None` if `OTEL_SDK_DISABLED` is set.
 ///
-/// Must be called within the runtime: the gRPC client lives there.
+/// Must be called within the runtime, because the gRPC client needs it.
 pub(super) fn provider(
     service: &str,
     process: &Process,
@@ -82,23 +82,25 @@ pub(super) fn provider(
     Ok(Some(builder.build()))
 }
 
-/// Whether spans leave the process: there is somewhere to send them, and `OTEL_TRACES_EXPORTER`, which the SDK does
-/// not read, has nothing against it.
+/// Returns whether spans are exported: an endpoint is set, and `OTEL_TRACES_EXPORTER`, which the SDK does not read,
+/// permits the export.
 fn is_exported(settings: &Traces) -> bool {
     let has_endpoint = settings.endpoint.is_some() || set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").is_some();
     let exporters = set("OTEL_TRACES_EXPORTER").unwrap_or_default();
     has_endpoint && !names(&exporters).any(|name| name == "none")
 }
 
-/// The exporter. It reads endpoint, headers and compression from the environment itself: only there does it
-/// tell the general endpoint, to which HTTP adds a path, from the one for traces, which is taken as it is.
+/// Builds the exporter. The exporter itself reads endpoint, headers and compression from the environment. Otherwise it
+/// could not distinguish the general endpoint, to which HTTP adds a path, from the traces endpoint, which is used
+/// unchanged.
 fn exporter(settings: &Traces) -> Result<SpanExporter, TracesError> {
     let protocol = set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
     let timeout = timeout();
     let exporter = match protocol.as_deref().unwrap_or(&settings.protocol) {
         "grpc" => SpanExporter::builder().with_tonic().with_timeout(timeout).build()?,
         "http/protobuf" => {
-            // The HTTP client is built here, on the way to any other, and needs to know its cryptography.
+            // The HTTP client is built here, before any other client, and requires an installed cryptography
+            // provider.
             let _already_installed = rustls::crypto::ring::default_provider().install_default();
             SpanExporter::builder().with_http().with_timeout(timeout).build()?
         }
@@ -107,7 +109,7 @@ fn exporter(settings: &Traces) -> Result<SpanExporter, TracesError> {
     Ok(exporter)
 }
 
-/// How long one export may take; the specification's variables have it in milliseconds.
+/// Returns the timeout of one export. The specification's variables are in milliseconds.
 fn timeout() -> Duration {
     ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"]
         .into_iter()
@@ -115,8 +117,8 @@ fn timeout() -> Duration {
         .map_or(EXPORT_TIMEOUT, Duration::from_millis)
 }
 
-/// What every span says of the process. What `OTEL_RESOURCE_ATTRIBUTES` says has the last word, but for the
-/// name, which all signals share.
+/// Returns the attributes that describe the process in every span. `OTEL_RESOURCE_ATTRIBUTES` overrides them, except
+/// for the service name, which all signals share.
 fn resource(service: &str, process: &Process) -> Resource {
     Resource::builder_empty()
         .with_attributes([
@@ -129,8 +131,8 @@ fn resource(service: &str, process: &Process) -> Resource {
         .build()
 }
 
-/// The name of the service in every signal: `OTEL_SERVICE_NAME`, or `service.name` among the resource's
-/// attributes, or the package's.
+/// Returns the service name of every signal: `OTEL_SERVICE_NAME`, or the resource attribute `service.name`, or the
+/// package name.
 pub(super) fn service_name(settings: &Traces) -> String {
     let among_attributes = || {
         let attributes = settings.resource_attributes.as_deref()?;
@@ -162,10 +164,10 @@ pub(super) fn propagate(settings: &Traces) {
     global::set_text_map_propagator(TextMapCompositePropagator::new(propagators.collect()));
 }
 
-/// What somebody should know about these settings, once there is a log to say it in.
+/// Returns warnings about these settings, to be logged once the log is set up.
 ///
-/// The specification wants a value that is not known to be warned about and ignored. The SDK does that
-/// before there is a log, so we say it again.
+/// The specification requires that an unknown value is ignored with a warning. The SDK warns before the log is set
+/// up, so the service repeats the warning.
 pub(super) fn warnings(settings: &Traces) -> Vec<String> {
     let mut warnings = Vec::new();
     for name in names(&settings.propagators) {
@@ -199,7 +201,7 @@ pub(super) fn warnings(settings: &Traces) -> Vec<String> {
     warnings
 }
 
-/// Links `span` to the one that began its work, as [`current_trace_parent`] stored it.
+/// Links `span` to the span that started its work, as stored by [`current_trace_parent`].
 pub fn link(span: &Span, trace_parent: Option<&str>) {
     let Some(trace_parent) = trace_parent else { return };
     let carrier = HashMap::from([("traceparent".to_owned(), trace_parent.to_owned())]);
@@ -210,14 +212,14 @@ pub fn link(span: &Span, trace_parent: Option<&str>) {
     }
 }
 
-/// Lets an outbound call go on in this trace and under this correlation id. Baggage stays: whom we call is another
-/// house, and what callers have put into it is not ours to give away.
+/// Adds the trace and the correlation id to an outbound call. Baggage is removed: the called service is a third
+/// party, and the callers' baggage must not be disclosed to it.
 pub fn inject(headers: &mut HeaderMap) {
     let context = Span::current().context().with_cleared_baggage();
     global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut HeaderInjector(headers));
     });
-    // The propagator writes it empty; the specification would rather not have it then.
+    // The propagator writes an empty header, which the specification discourages.
     if headers.get("tracestate").is_some_and(HeaderValue::is_empty) {
         headers.remove("tracestate");
     }
@@ -226,9 +228,9 @@ pub fn inject(headers: &mut HeaderMap) {
     }
 }
 
-/// Joins `span`, which nobody has entered yet, to the trace that the request's headers name.
+/// Joins `span`, which must not have been entered yet, to the trace that the request's headers name.
 ///
-/// `trusted` says whether the peer is one whose sampled flag and baggage we believe.
+/// If the peer is `trusted`, its sampled flag and baggage are accepted.
 pub fn set_parent_from(headers: &HeaderMap, span: &Span, trusted: bool) {
     let found = global::get_text_map_propagator(|propagator| {
         let says_something = propagator.fields().any(|field| headers.contains_key(field));
@@ -242,7 +244,7 @@ pub fn set_parent_from(headers: &HeaderMap, span: &Span, trusted: bool) {
         }
         parent = Edge::untrusted(ids);
     }
-    // It fails where there is no layer for traces, or the span is filtered out: then there is nothing to join.
+    // This fails if there is no trace layer, or the span is filtered out. Then there is no span to join.
     let _no_traces = span.set_parent(parent);
 }
 
@@ -250,7 +252,7 @@ fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
-/// An environment variable that is not in the table of settings; empty is unset.
+/// Reads an environment variable that is not in the table of settings. An empty value counts as unset.
 fn set(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.trim().is_empty())
 }

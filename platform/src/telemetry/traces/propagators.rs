@@ -1,8 +1,7 @@
-//! The propagators of `OTEL_PROPAGATORS` that the SDK does not have: B3 and Jaeger's.
+//! The propagators of `OTEL_PROPAGATORS` that the SDK lacks: B3 and Jaeger.
 //!
-//! Both carry what `traceparent` carries, in another order. Their crates have been given up (the one for
-//! Jaeger's stayed behind at 0.32, the one for B3 is deprecated), while services that speak nothing else are
-//! still called.
+//! Both formats carry the content of `traceparent` in another order. Their crates are no longer maintained: the one
+//! for Jaeger stopped at 0.32, and the one for B3 is deprecated. Some called services still support no other format.
 use opentelemetry::{
     Context, SpanId, TraceFlags, TraceId,
     propagation::{Extractor, Injector, TextMapPropagator, text_map_propagator::FieldIter},
@@ -16,23 +15,23 @@ const B3_SPAN_ID: &str = "x-b3-spanid";
 const B3_SAMPLED: &str = "x-b3-sampled";
 const B3_FLAGS: &str = "x-b3-flags";
 
-/// How B3 is written. Both ways are read by either: the specification wants it so.
+/// The header format that a B3 propagator writes. Each reads both formats, as the specification requires.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum B3Headers {
-    /// `b3: {trace id}-{span id}-{sampled}`
+    /// One header: `b3: {trace id}-{span id}-{sampled}`
     Single,
-    /// `x-b3-traceid`, `x-b3-spanid`, `x-b3-sampled`
+    /// Three headers: `x-b3-traceid`, `x-b3-spanid`, `x-b3-sampled`
     Multiple,
 }
 
-/// B3, as Zipkin made it.
+/// Zipkin's B3 format.
 #[derive(Debug)]
 pub(super) struct B3Propagator {
     headers: B3Headers,
     fields: Vec<String>,
 }
 
-/// `uber-trace-id: {trace id}:{span id}:{parent, which is always 0}:{flags}`
+/// Jaeger's format: `uber-trace-id: {trace id}:{span id}:{parent, which is always 0}:{flags}`
 #[derive(Debug)]
 pub(super) struct JaegerPropagator {
     fields: Vec<String>,
@@ -94,7 +93,8 @@ fn multiple(extractor: &dyn Extractor) -> Option<SpanContext> {
     remote(extractor.get(B3_TRACE_ID)?, extractor.get(B3_SPAN_ID)?, sampled)
 }
 
-/// Whoever leaves the decision to us would see what we see of his trace.
+/// Returns whether the B3 state means sampled. A missing state leaves the decision to this service. It counts as
+/// sampled, so that the caller's trace includes the spans of this service.
 fn is_sampled_in_b3(state: Option<&str>) -> bool {
     state.is_none_or(|state| matches!(state, "1" | "d" | "true"))
 }
@@ -119,7 +119,7 @@ impl TextMapPropagator for JaegerPropagator {
 }
 
 fn jaeger(extractor: &dyn Extractor) -> Option<SpanContext> {
-    // Some clients encode the colons, as in a URL.
+    // Some clients percent-encode the colons, as in a URL.
     let header = extractor.get(JAEGER)?.replace("%3A", ":");
     let mut parts = header.split(':');
     let (trace_id, span_id, _parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -131,7 +131,7 @@ fn extended(context: &Context, found: Option<SpanContext>) -> Context {
     found.map_or_else(|| context.clone(), |ids| context.with_remote_span_context(ids))
 }
 
-/// Both formats allow shorter ids; what is missing are zeros in front.
+/// Returns a remote span context. Both formats allow shorter ids, which are padded with zeros on the left.
 fn remote(trace_id: &str, span_id: &str, sampled: bool) -> Option<SpanContext> {
     let plain = |id: &str, longest: usize| {
         (1..=longest).contains(&id.len()) && id.bytes().all(|digit| digit.is_ascii_hexdigit())
@@ -158,7 +158,7 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    /// What is read of these headers: trace, span, and whether it is sampled.
+    /// Returns the trace id, the span id and the sampled flag that the propagator reads from these headers.
     fn read(propagator: &dyn TextMapPropagator, pairs: &[(&str, &str)]) -> Option<(String, String, bool)> {
         let context = propagator.extract_with_context(&Context::new(), &headers(pairs));
         let span = context.span();

@@ -1,32 +1,33 @@
-//! Which traces are kept when the one who began them is a stranger.
+//! Sampling of traces that untrusted callers started.
 use opentelemetry::{
     Context, KeyValue, TraceId,
     trace::{Link, SpanContext, SpanKind, TraceContextExt},
 };
 use opentelemetry_sdk::trace::{Config, IdGenerator, RandomIdGenerator, SamplingResult, ShouldSample};
 
-/// The sampler that `OTEL_TRACES_SAMPLER` names, asked as for a new trace wherever the parent is a stranger's.
+/// The sampler that `OTEL_TRACES_SAMPLER` names. It treats a span with an untrusted parent like the start of a new
+/// trace.
 ///
-/// It decides by an id of its own making then: samplers by ratio look at the trace id, which a stranger
-/// chooses. Spans within the service follow the decision of their parent as always.
+/// For such a span the decision uses a newly generated trace id, because ratio samplers decide by the trace id, which
+/// the caller chose. Spans within the service follow the decision of their parent as usual.
 #[derive(Debug, Clone)]
 pub(super) struct Edge {
     configured: Box<dyn ShouldSample>,
     ids: RandomIdGenerator,
 }
 
-/// Marks a context that came from a stranger. It is inherited by the contexts of the spans within, where it
-/// means nothing: their parents are not remote.
+/// Marks a context from an untrusted caller. The contexts of inner spans inherit the mark, where it has no effect
+/// because their parents are not remote.
 #[derive(Debug)]
 struct Untrusted;
 
 impl Edge {
-    /// Around the sampler that the SDK finds in the environment.
+    /// Wraps the sampler that the SDK reads from the environment.
     pub(super) fn from_environment() -> Self {
         Self { configured: Config::default().sampler, ids: RandomIdGenerator::default() }
     }
 
-    /// A stranger's span as a parent: its ids and nothing else.
+    /// Returns a parent context with the ids of an untrusted caller's span, and without its baggage.
     pub(super) fn untrusted(parent: SpanContext) -> Context {
         Context::new().with_remote_span_context(parent).with_value(Untrusted)
     }
