@@ -1,4 +1,4 @@
-//! The roles of users, and the extractors that demand one of them.
+//! The roles of users, and the extractors that require one of them.
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -28,7 +28,7 @@ impl Role {
         }
     }
 
-    /// Parses what [`Self::as_str`] returns.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Customer, Self::Support, Self::Auditor, Self::Admin]
             .into_iter()
