@@ -7,7 +7,6 @@
 --
 -- Roles belong to the cluster and not to the database. The role may therefore exist already, or another database's
 -- migration may create it at the same time.
--- migration may be creating it at this very moment.
 do $$
 begin
   create role app_runtime nologin;

@@ -38,7 +38,7 @@ pub(super) enum Counted {
     Allowed,
     /// Too many attempts were made. This attempt and all later ones fail until the lockout ends.
     LockedOut {
-        /// Whether this attempt began the lockout.
+        /// True for the attempt that began the lockout.
         just_now: bool,
     },
 }

@@ -52,14 +52,14 @@ platform::callers! {
 }
 
 impl OwnerOrStaff {
-    /// Returns the customer whose records alone may be read; `None` for staff, who may read all.
+    /// Returns the only customer whose records the caller may read, or `None` for staff, who may read all.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }
 }
 
 impl CustomerOrSupport {
-    /// Returns the customer whose records alone may be changed; `None` for support, which may change all.
+    /// Returns the only customer whose records the caller may change, or `None` for support, which may change all.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }

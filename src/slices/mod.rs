@@ -38,7 +38,7 @@ impl Settings {
     }
 }
 
-/// The slices' part of the `OpenAPI` document that is not made from their routes.
+/// The slices' part of the `OpenAPI` document that is not generated from their routes.
 #[derive(OpenApi)]
 #[openapi(
     info(description = "Orders and payments. Amounts are in minor units, times in RFC 3339 (UTC)."),

@@ -18,9 +18,9 @@ pub(super) struct Placed {
     pub(super) body: String,
 }
 
-/// Places an order at the current prices: claims the key, looks up the prices, and stores the order, its items, the
-/// response and the audit event. Returns `None`, and stores nothing, if the key is taken or a product cannot be
-/// ordered.
+/// Places an order at the current prices: claims the key, looks up the prices, and stores the order with its items. It
+/// also stores the response and the audit event. Returns `None`, and stores nothing, if the key is taken, a product
+/// cannot be ordered, or the products have different currencies.
 ///
 /// All of it is one statement, because each round trip costs the service as much as all of its own work on the request.
 /// The statement is also its own transaction, which no cancelled request can leave open. Two parts are for the planner:

@@ -120,7 +120,7 @@ pub(super) async fn record(
 }
 
 impl Payments {
-    /// Records a discrepancy in a transaction of its own, and sends an alert if it is new.
+    /// Records a discrepancy in a separate transaction, and sends an alert if it is new.
     pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), Problem> {
         let mut transaction = self.0.database.begin().await?;
         let Some(recorded) = record(&mut transaction, found).await? else {

@@ -275,7 +275,7 @@ fn created(payment: &Payment) -> Result<Replayable, Problem> {
 }
 
 /// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise
-/// the response is 503, and the client retries with the same key. A 504 would not tell the client how to continue.
+/// the response is 503, and the client retries with the same key. A 504 would leave the client without a next step.
 pub(super) async fn finish_by<T>(
     deadline: Instant,
     work: tokio::task::JoinHandle<Result<Replayable, Problem>>,

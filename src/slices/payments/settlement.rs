@@ -354,7 +354,7 @@ async fn refund_not_settled(
 }
 
 impl Payments {
-    /// Settles a payment in a transaction of its own. Returns its current state, which is still `processing` if a
+    /// Settles a payment in a separate transaction. Returns its current state, which is still `processing` if a
     /// guard refused the settlement.
     pub(super) async fn settle(
         &self,
@@ -370,7 +370,7 @@ impl Payments {
         Ok(settled.committed(self))
     }
 
-    /// Settles a refund in a transaction of its own. Returns its current state, which is still `processing` if a
+    /// Settles a refund in a separate transaction. Returns its current state, which is still `processing` if a
     /// guard refused the settlement.
     pub(super) async fn settle_refund(
         &self,

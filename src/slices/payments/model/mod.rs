@@ -136,7 +136,7 @@ pub enum RefundStatus {
 }
 
 impl RefundStatus {
-    /// As it is written in SQL and JSON.
+    /// Returns the name as written in SQL and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Processing => "processing",
@@ -145,7 +145,7 @@ impl RefundStatus {
         }
     }
 
-    /// Reads what [`Self::as_str`] writes.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Processing, Self::Succeeded, Self::Failed].into_iter().find(|status| status.as_str() == text)
     }

@@ -151,7 +151,7 @@ pub fn judge_charge(
 /// A certain outcome of a refund. Only the gateway's own report or an operator ends a refund.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefundSettlement {
-    /// Whether the money was refunded.
+    /// True if the money was refunded.
     pub succeeded: bool,
     /// The gateway's id of the refund; `None` if an operator ends it.
     pub gateway_refund_id: Option<String>,

@@ -35,7 +35,7 @@ pub(super) struct OpenPayment {
     pub(super) trace_parent: Option<String>,
     /// Time since the charge was first sent, on the database's clock.
     pub(super) age: Duration,
-    /// Whether the payment needs review: an alert was recorded.
+    /// True if the payment needs review; an alert was recorded for it.
     pub(super) parked: bool,
 }
 

@@ -18,7 +18,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 
-/// The reason why a slice cannot start. Notes always can.
+/// Error of starting a slice. Notes cannot fail to start.
 pub type StartError = std::convert::Infallible;
 
 platform::settings! {
@@ -31,7 +31,7 @@ impl Settings {
     pub fn check(&self, _http: &http::Settings, _reader: &mut Reader) {}
 }
 
-/// The slices' part of the `OpenAPI` document that is not made from their routes.
+/// The slices' part of the `OpenAPI` document that is not generated from their routes.
 #[derive(OpenApi)]
 #[openapi(
     info(description = "Times are in RFC 3339 (UTC)."),
