@@ -266,8 +266,8 @@ impl Payments {
         }
     }
 
-    /// Polls for a refund's outcome. If the gateway has no refund and the key is still valid, resends the refund. An empty
-    /// list is never proof.
+    /// Polls for a refund's outcome. If the gateway has no refund and the key is still valid, resends the refund. An
+    /// empty list is never proof.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
     async fn learn_refund(&self, refund: &OpenRefund) -> Result<Learned, Problem> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());

@@ -228,8 +228,8 @@ impl Gateway {
     /// Lists the gateway's objects for a reference. A response about another reference counts as a failure of the
     /// gateway; a wrong record of this reference does not (see [`Unknown::is_outage`]).
     ///
-    /// Only recovery lists objects, as a background call. While the breaker is half-open, a background call does not use
-    /// up the trial calls of customers' requests.
+    /// Only recovery lists objects, as a background call. While the breaker is half-open, a background call does not
+    /// use up the trial calls of customers' requests.
     async fn list<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -257,8 +257,8 @@ impl Gateway {
         }
     }
 
-    /// Makes one timed call, with the trace context and the correlation id. A result that is already certain is recorded
-    /// in the breaker here. Otherwise the caller records the result when it judges the object.
+    /// Makes one timed call, with the trace context and the correlation id. A result that is already certain is
+    /// recorded in the breaker here. Otherwise the caller records the result when it judges the object.
     async fn call<T: DeserializeOwned>(
         &self,
         request: reqwest::RequestBuilder,
