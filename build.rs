@@ -1,6 +1,6 @@
-//! Tells the binary which commit and which compiler it comes from.
+//! Passes the commit and the compiler version to the binary.
 //!
-//! It also lets cargo see new migrations: they are compiled in, and nothing else says that a file was added.
+//! It also makes cargo notice new migrations: they are compiled in, and cargo does not detect added files by itself.
 use std::{
     env,
     path::Path,
@@ -9,7 +9,7 @@ use std::{
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // A path that does not exist counts as changed, every time.
+    // Cargo treats a missing path as changed, and would rebuild every time.
     if Path::new("migrations").exists() {
         println!("cargo:rerun-if-changed=migrations");
     }
@@ -22,12 +22,12 @@ fn main() {
     println!("cargo:rustc-env=BUILD_RUSTC={}", version.unwrap_or_else(|| "unknown".into()));
 }
 
-/// `GIT_COMMIT`, for builds that have no repository at hand (containers); otherwise what git says.
+/// Returns `GIT_COMMIT`, which builds without a repository (containers) set; otherwise the commit that git reports.
 fn commit() -> Option<String> {
     if let Some(commit) = env::var("GIT_COMMIT").ok().filter(|commit| !commit.trim().is_empty()) {
         return Some(commit.trim().to_owned());
     }
-    // Every commit and every checkout adds a line to this log.
+    // Every commit and every checkout adds a line to this file.
     let moves = answer(Command::new("git").args(["rev-parse", "--git-path", "logs/HEAD"]))?;
     if Path::new(&moves).exists() {
         println!("cargo:rerun-if-changed={moves}");
@@ -35,7 +35,7 @@ fn commit() -> Option<String> {
     answer(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]))
 }
 
-/// What a command printed, if it ran, succeeded and printed something.
+/// Returns the output of a command, if the command ran, succeeded and printed something.
 fn answer(command: &mut Command) -> Option<String> {
     let Output { status, stdout, .. } = command.output().ok()?;
     let text = String::from_utf8(stdout).ok()?.trim().to_owned();

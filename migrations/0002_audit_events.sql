@@ -1,19 +1,19 @@
--- The audit trail: who did what, when, to what, from where, and with which result (NIST SP 800-53 AU-3).
+-- The audit log: who did what, when, to which resource, from where, and with which result (NIST SP 800-53 AU-3).
 --
--- It is append-only, and a hole in the service must not change that. So the service's role may insert some
--- columns and read; triggers refuse the rest to everybody, the owner included. What says where an event
--- stands in time (`recorded_at`, `sequence`, `xact_id`) is filled in by the database and cannot be inserted:
--- nobody writes an event into the past.
+-- The log is append-only, and a vulnerability of the service must not change that. The service's role may insert some
+-- columns and read. Triggers reject every other change by every role, including the owner. The database fills in the
+-- columns for an event's position in time (`recorded_at`, `sequence`, `xact_id`). They cannot be inserted, so no event
+-- can be backdated.
 --
--- Partitions by month, so that years of events leave as whole tables, never by DELETE.
+-- The table is partitioned by month, so that old events are removed as whole tables, never by DELETE.
 create sequence audit_event_sequence;
 
 create table audit_events (
   id uuid not null,
-  -- The service's clock. `recorded_at` beside it is the database's.
+  -- The service's clock; `recorded_at` has the database's clock.
   "timestamp" timestamptz not null,
   event_type text not null,
-  -- No foreign key: the trail outlives what it tells about.
+  -- No foreign key, because an event outlives the user that it refers to.
   user_id uuid,
   role text,
   resource text not null,
@@ -27,7 +27,7 @@ create table audit_events (
   service_version text not null,
   recorded_at timestamptz not null default now(),
   sequence bigint not null default nextval('audit_event_sequence'),
-  -- Not the system column xmin, which is 32 bits wide and is frozen away.
+  -- Not the system column xmin, which has only 32 bits and is frozen by VACUUM.
   xact_id xid8 not null default pg_current_xact_id(),
   primary key (recorded_at, id),
   constraint event_type_is_known check (
@@ -55,25 +55,26 @@ create trigger audit_events_are_never_truncated
   before truncate on audit_events
   for each statement execute function refuse_audit_change();
 
--- Catches what no month's partition takes. An event here means that partitions were not made in time.
+-- Takes events that no month's partition takes. A row here means that partitions were not created in time.
 create table audit_events_default partition of audit_events default;
 
--- TRUNCATE of a partition does not meet its parent's trigger: each partition has its own.
+-- TRUNCATE of a partition does not fire the parent's trigger, so each partition has its own.
 create trigger audit_events_are_never_truncated
   before truncate on audit_events_default
   for each statement execute function refuse_audit_change();
 
 -- Creates the missing partitions of this month and the next three. Returns how many it created.
 --
--- The service's role cannot create tables, and audited writes would go to the default partition when the month
--- turns; so this function runs with the rights of its owner. The fixed search_path keeps a caller from substituting
--- objects of its own, and the time zone makes months begin at midnight UTC whatever the session's time zone is.
+-- The function runs with the rights of its owner, because the service's role cannot create tables. Without new
+-- partitions, audited writes would go to the default partition when a month begins. The fixed search_path keeps a
+-- caller from substituting its own objects. The time zone makes months begin at midnight UTC in every session.
 --
--- Each partition is created as a table of its own and then attached. CREATE TABLE … PARTITION OF would lock the parent
--- in ACCESS EXCLUSIVE mode: behind one long reader, such as pg_dump, every audited write would wait. ATTACH takes
--- SHARE UPDATE EXCLUSIVE on the parent, which lets writers pass, and ACCESS EXCLUSIVE on the default partition, which
--- only readers of the whole log use. They wait for at most lock_timeout; then this function fails, and its caller
--- retries. The timeout is shorter than deadlock_timeout (1 s), so that this function is the one that gives way.
+-- Each partition is created as a separate table and then attached. CREATE TABLE … PARTITION OF would lock the parent in
+-- ACCESS EXCLUSIVE mode: behind one long reader, such as pg_dump, every audited write would wait. ATTACH takes SHARE
+-- UPDATE EXCLUSIVE on the parent, which does not block writers. ATTACH also takes ACCESS EXCLUSIVE on the default
+-- partition, which only readers of the whole log use. Those readers wait for at most lock_timeout; then this function
+-- fails, and its caller retries. The timeout is shorter than deadlock_timeout (1 s), so that this function gives way in
+-- a deadlock.
 create function make_audit_partitions() returns integer
 language plpgsql
 security definer
@@ -122,15 +123,15 @@ $$;
 
 select make_audit_partitions();
 
--- The trail is read newest first: whole (by the primary key), or of one user, resource or type.
+-- The log is read newest first: completely (by the primary key), or by user, resource or type.
 create index audit_events_by_user on audit_events (user_id, recorded_at desc, id desc);
 create index audit_events_by_resource on audit_events (resource, recorded_at desc, id desc);
 create index audit_events_by_type on audit_events (event_type, recorded_at desc, id desc);
 
--- Records one event, so that a statement of any module can do so within itself: a change and its audit
--- event commit together or not at all. The event is one JSON object with the columns' names.
+-- Records one event. Statements of all modules call it, so that a change and its audit event are committed together or
+-- not at all. The event is one JSON object with the columns' names.
 --
--- PL/pgSQL rather than SQL, because it keeps the plan of its statement between calls.
+-- The function is PL/pgSQL rather than SQL, because PL/pgSQL caches the plan of its statement between calls.
 create function record_audit_event(event jsonb) returns void
 language plpgsql
 set search_path = public, pg_temp

@@ -1,30 +1,29 @@
--- Idempotency keys (draft-ietf-httpapi-idempotency-key-header): what was asked under a key, and what was
--- answered.
+-- Idempotency keys (draft-ietf-httpapi-idempotency-key-header): the request and the response of each key.
 --
--- The row is written in the transaction of the change that it stands for. So it is there if and only if the
--- change is, and a concurrent twin waits on this primary key until the first has committed.
+-- The row is written in the transaction of the change that it belongs to. The row therefore exists if and only if the
+-- change does. A concurrent duplicate waits on this primary key until the first request has committed.
 --
--- A change of one transaction (an order) stores its answer at once. A change that takes two with a foreign
--- call of another service between them is stored with the resource that it made and without an answer;
--- whoever settles that resource stores the answer in the settling transaction.
+-- A change of one transaction (an order) stores its response at once. A change of two transactions, with a call to
+-- another service between them, is stored with its resource and without a response. The transaction that settles the
+-- resource stores the response.
 create table idempotency_keys (
-  -- The caller's id, or `gateway` for the webhooks that were received.
+  -- The caller's id, or `gateway` for received webhooks.
   scope text not null,
   key text not null,
-  -- SHA-256 of method, path and body: the same key with another request is a mistake of the client.
+  -- SHA-256 of method, path and body. The same key with another request is an error of the client.
   fingerprint bytea not null,
   resource_id uuid,
-  -- Until then the first caller is still being answered.
+  -- Until this time, the first request is still being processed.
   lease_expires_at timestamptz,
   response_status smallint,
   response_body text,
   created_at timestamptz not null default now(),
   completed_at timestamptz,
   primary key (scope, key),
-  -- The length by itself: to count to 255 within the pattern costs 35 µs for each key.
+  -- The length is checked separately, because counting to 255 within the pattern takes 35 µs for each key.
   constraint key_is_visible_ascii check (key !~ '[^!-~]' and length(key) between 1 and 255),
   constraint fingerprint_is_a_sha256 check (octet_length(fingerprint) = 32),
-  -- A refusal leaves no key behind: the caller may repair the request and use the key again.
+  -- A refused request stores no key: the client may correct the request and use the key again.
   constraint only_success_is_stored check (response_status between 200 and 299),
   constraint a_completed_key_has_its_answer check (
     (completed_at is null) = (response_status is null) and (completed_at is null) = (response_body is null)
@@ -34,7 +33,7 @@ create table idempotency_keys (
 create index idempotency_keys_under_way on idempotency_keys (resource_id) where completed_at is null;
 create index idempotency_keys_by_completion on idempotency_keys (completed_at) where completed_at is not null;
 
--- Claims a key; false if somebody else has it. Waits while somebody else is claiming it.
+-- Claims a key. Returns false if the key is taken. Waits while another transaction is claiming it.
 create function claim_idempotency_key(
   scope text, key text, fingerprint bytea, resource_id uuid, lease interval, response_status integer, response_body text
 ) returns boolean

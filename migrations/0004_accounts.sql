@@ -1,10 +1,10 @@
--- Users, their sessions, and the attempts to become one of them.
+-- Users, their sessions, and login attempts.
 create table users (
   id uuid primary key,
-  -- Stored in lower case: two people never share an address that differs in case only.
+  -- Stored in lower case, so that no two users have addresses that differ only in case.
   email text not null,
   name text not null,
-  -- A PHC string (argon2id): it carries its own parameters, so they can be raised later.
+  -- A PHC string (argon2id). It contains its own parameters, so that the parameters can be raised later.
   password_hash text not null,
   role text not null,
   created_at timestamptz not null default now(),
@@ -17,8 +17,8 @@ create table users (
 create table sessions (
   id uuid primary key,
   user_id uuid not null references users (id) on delete cascade,
-  -- SHA-256 of the token. The token has 256 random bits, so no salt and no slow hash is needed, and a copy
-  -- of this table opens no session.
+  -- SHA-256 of the token. The token has 256 random bits, so it needs neither a salt nor a slow hash. A copy of this
+  -- table does not grant access to any session.
   token_hash bytea not null,
   created_at timestamptz not null default now(),
   expires_at timestamptz not null,
@@ -29,11 +29,11 @@ create table sessions (
 create index sessions_by_user on sessions (user_id);
 create index sessions_by_expiry on sessions (expires_at);
 
--- Failed logins (NIST SP 800-53 AC-7), counted before the password is verified: for an account from one address
--- (IPv6: one network of 64 bits), and for the account alone (`*`) with a higher ceiling, so that a stranger's bad
--- attempts do not lock the owner out. Unknown accounts are counted like known ones, because a difference would show
--- which exist. Hence `account` is not a foreign key but a keyed hash of the e-mail address, the same that the audit
--- log has (`pseudonym_key`).
+-- Failed logins (NIST SP 800-53 AC-7), counted before the password is verified. They are counted for an account from
+-- one address (IPv6: one network of 64 bits), and for the account alone (`*`). The ceiling for the account alone is
+-- higher, so that a stranger's failed attempts do not lock the owner out. Unknown accounts are counted like known ones,
+-- because a difference would reveal which accounts exist. `account` is therefore not a foreign key but a keyed hash of
+-- the e-mail address, the same as in the audit log (`pseudonym_key`).
 create table login_attempts (
   account bytea not null,
   address text not null,

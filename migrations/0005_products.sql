@@ -1,12 +1,12 @@
--- What can be ordered, and at which price from now on. An order keeps the price that it was placed at, so
--- changing one here changes no order.
+-- Products that can be ordered, with their current prices. An order keeps the price at which it was placed, so a price
+-- change here changes no order.
 create table products (
-  -- UUIDv7: in order of creation, which is also the order of the list.
+  -- UUIDv7: sorts by creation, which is also the order of the list.
   id uuid primary key,
   sku text not null,
   name text not null,
-  -- Minor units (cents). The bound keeps every total of an order (100 lines of 1000 pieces) below 2^53,
-  -- which is where JSON numbers stop being exact for many readers: totals cannot overflow.
+  -- Minor units (cents). The bound keeps every total of an order (100 lines of 1000 pieces) below 2^53. Above that,
+  -- many JSON readers lose precision. Totals cannot overflow.
   unit_amount bigint not null,
   -- ISO 4217.
   currency text not null,

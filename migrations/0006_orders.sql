@@ -1,20 +1,19 @@
--- Orders: what was ordered, at which price, and whether it is paid.
+-- Orders: their items, prices and payment status.
 create table orders (
-  -- UUIDv7: in order of creation, which is also the order of the lists.
+  -- UUIDv7: sorts by creation, which is also the order of the lists.
   id uuid primary key,
   customer_id uuid not null references users (id),
   status text not null default 'pending_payment',
   currency text not null,
   total_amount bigint not null,
-  -- The payment that is under way or has succeeded; none after a decline, and none in a cancelled order.
+  -- The payment that is in progress or has succeeded. Null after a decline, and in a cancelled order.
   --
-  -- Paying and cancelling race. A guard that reads the payments table would run on an old snapshot; both
-  -- guard on this column instead, and the second to come finds it changed. Its foreign key stands in the
-  -- migration of payments.
+  -- Paying and cancelling race. A guard that reads the payments table would use an old snapshot. Both guards therefore
+  -- use this column, and the second statement sees its change. The migration of payments adds the foreign key.
   live_payment_id uuid,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
-  -- For the foreign key by which a payment cannot differ from its order.
+  -- Referenced by the foreign key that keeps a payment's amount and currency equal to its order's.
   constraint payments_agree_with_this unique (id, total_amount, currency),
   constraint order_status_is_known check (
     status in ('pending_payment', 'paid', 'cancelled', 'partially_refunded', 'refunded')
@@ -34,7 +33,7 @@ create table order_items (
   order_id uuid not null references orders (id),
   line_number integer not null,
   product_id uuid not null references products (id),
-  -- Name and price of the moment when the order was placed.
+  -- Name and price at the time of the order.
   name text not null,
   unit_amount bigint not null,
   quantity integer not null,
@@ -46,7 +45,7 @@ create table order_items (
   constraint amount_is_price_times_quantity check (amount = unit_amount * quantity)
 );
 
--- An order that has ended keeps its status, and no order goes back.
+-- An order in a final status keeps it, and no status moves backward.
 create function check_order_status() returns trigger
 language plpgsql
 set search_path = public, pg_temp
@@ -71,7 +70,7 @@ create trigger order_status_moves_forward
   for each row when (old.status <> new.status)
   execute function check_order_status();
 
--- The one rule that no column constraint can say. Deferred, because an order comes before its items.
+-- The one rule that a column constraint cannot express. Deferred, because an order is inserted before its items.
 create function check_order_total() returns trigger
 language plpgsql
 set search_path = public, pg_temp
@@ -90,7 +89,7 @@ create constraint trigger total_amount_is_the_sum_of_the_items
   deferrable initially deferred
   for each row execute function check_order_total();
 
--- An order as it is shown.
+-- Orders as the API returns them.
 create view orders_with_items with (security_invoker = true) as
 select
   orders.id, orders.customer_id, orders.status, orders.currency, orders.total_amount, orders.live_payment_id,
@@ -107,8 +106,8 @@ select
   ) as items
 from orders;
 
--- What happens to an order when it is paid, for the statements of payments to call. Each runs under a lock on
--- the order, which is always taken before the payment's and the refund's, so that no two of them can deadlock.
+-- Functions that the statements of payments call to change an order. Each runs under a lock on the order. That lock is
+-- always taken before the locks on the payment and the refund, so that these statements cannot deadlock.
 create function lock_order(order_id uuid) returns boolean
 language plpgsql
 set search_path = public, pg_temp
@@ -119,7 +118,7 @@ begin
 end
 $$;
 
--- Locks an order that can be paid: unpaid, not cancelled, and with no payment under way.
+-- Locks an order that can be paid: unpaid, not cancelled, and without a payment in progress.
 create function lock_payable_order(order_id uuid) returns boolean
 language plpgsql
 set search_path = public, pg_temp
@@ -130,7 +129,7 @@ begin
 end
 $$;
 
--- Whose order it is, for whoever may see only their own.
+-- Returns whether an order belongs to a customer, for callers who may read only their own orders.
 create function order_belongs_to(order_id uuid, customer_id uuid) returns boolean
 language plpgsql
 stable
@@ -150,7 +149,7 @@ begin
 end
 $$;
 
--- `new_status` is null when a payment ended without taking money: the order can be paid again.
+-- `new_status` is null when a payment ended without taking money. The order can then be paid again.
 create function settle_order(order_id uuid, new_status text) returns void
 language plpgsql
 set search_path = public, pg_temp
@@ -165,7 +164,7 @@ begin
 end
 $$;
 
--- No update of amounts and no delete: what was ordered stays what was ordered.
+-- Neither amounts can be updated nor rows deleted: the ordered items stay unchanged.
 grant select, insert on orders to app_runtime;
 grant update (status, live_payment_id, updated_at) on orders to app_runtime;
 grant select, insert on order_items to app_runtime;

@@ -1,8 +1,8 @@
--- Payments and refunds: what was asked of the payment gateway, and what it is certain to have done.
+-- Payments and refunds: the requests to the payment gateway, and their certain outcomes.
 --
--- A payment is stored as `processing` before the gateway is called, and leaves that state only by a certain
--- outcome. `gateway_key` is its idempotency key and its reference at the gateway. The key is derived from what
--- the client repeats (src/slices/payments/gateway_key.rs), so a retry charges once even if this table has lost the row.
+-- A payment is stored as `processing` before the gateway is called, and leaves that status only by a certain outcome.
+-- `gateway_key` is its idempotency key and its reference at the gateway. The key is derived from data that the client
+-- repeats (src/slices/payments/gateway_key.rs), so a retry charges once even if this table has lost the row.
 create table payments (
   id uuid primary key,
   order_id uuid not null,
@@ -11,29 +11,29 @@ create table payments (
   amount bigint not null,
   currency text not null,
   refunded_amount bigint not null default 0,
-  -- Refunds that succeeded or may yet: what is left to refund is `amount - refund_reserved_amount`.
+  -- Succeeded and open refunds. The refundable amount is `amount - refund_reserved_amount`.
   refund_reserved_amount bigint not null default 0,
   failure_reason text,
-  -- Byte for byte what is sent, also when it is sent again: the gateway refuses another body under one key.
+  -- The exact bytes of every send, because the gateway rejects another body under the same key.
   gateway_request text not null,
   gateway_charge_id text,
-  -- Sends of the charge that may have reached the gateway. Each is counted and committed before it is made, and
-  -- taken back only if no connection was made. A rejection means "never charged" only if this is 1.
+  -- Number of sends of the charge that may have reached the gateway. Each is counted and committed before the send. It
+  -- is subtracted only if nothing was sent. A rejection means "never charged" only if this number is 1.
   attempts integer not null default 1,
   first_sent_at timestamptz not null default now(),
-  -- Who holds the lease talks to the gateway; afterwards recovery takes its turn. It spreads the work. The
-  -- money is safe without it.
+  -- Only the holder of the lease calls the gateway; after its expiry, recovery takes over. The lease distributes the
+  -- work. Payments are charged once even without it.
   lease_expires_at timestamptz,
-  -- Set when an outcome stayed unknown for so long that a person must look. It slows the asking and never
-  -- ends it.
+  -- Set when the outcome was unknown for too long and an operator must review the payment. Polling continues more
+  -- slowly.
   parked_at timestamptz,
-  -- What the request that began this ran under, so that recovery and webhooks can be followed back to it.
+  -- The context of the request that began the payment, so that recovery and webhooks can be traced back to the request.
   correlation_id text not null,
   trace_parent text,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   settled_at timestamptz,
-  -- A payment cannot be of another amount or currency than its order.
+  -- The amount and currency of a payment always equal those of its order.
   constraint payment_agrees_with_its_order foreign key (order_id, amount, currency)
     references orders (id, total_amount, currency),
   constraint a_gateway_key_makes_one_payment unique (gateway_key),
@@ -66,7 +66,7 @@ create unique index one_live_payment_per_order on payments (order_id) where stat
 create index payments_of_order on payments (order_id);
 create index payments_processing on payments (lease_expires_at) where status = 'processing';
 
--- Deferred, because the order points at the payment in the statement that makes it.
+-- Deferred, because the order references the payment in the statement that inserts the payment.
 alter table orders
   add constraint live_payment_exists foreign key (live_payment_id) references payments (id)
   deferrable initially deferred;
@@ -103,7 +103,7 @@ create table refunds (
 create index refunds_of_payment on refunds (payment_id);
 create index refunds_processing on refunds (lease_expires_at) where status = 'processing';
 
--- The twin of `PaymentStatus::may_become` in src/slices/payments/model.rs.
+-- Mirrors `PaymentStatus::may_become` in src/slices/payments/model/mod.rs.
 create function check_payment_status() returns trigger
 language plpgsql
 set search_path = public, pg_temp
@@ -147,7 +147,7 @@ create trigger refund_status_moves_forward
   for each row when (old.status <> new.status)
   execute function check_refund_status();
 
--- No update of amounts, requests or references, and no delete: what was asked stays what was asked.
+-- Amounts, requests and references cannot be updated, and rows cannot be deleted.
 grant select, insert on payments to app_runtime;
 grant update (
   status, refunded_amount, refund_reserved_amount, failure_reason, gateway_charge_id, attempts,

@@ -1,12 +1,13 @@
--- Seals: what makes it evident that the trail was changed, even by those whom no right and no trigger stops.
+-- Seals: they make changes of the audit log evident, even changes by roles that no privilege and no trigger restricts.
 --
--- One worker among all replicas takes the events that nobody can add to any more, in batches, and writes a seal
--- over each batch: the digest of every event, and a hash over these, over the range, and over the hash of the
--- seal before. Whoever changes, removes or slips in an event has to make every later seal anew; and the newest
--- hashes stand in the log, outside of this database. docs/audit.md has the canonical form and a test vector.
+-- One worker among all replicas takes complete ranges of events in batches, and writes a seal over each batch. A range
+-- is complete when no transaction can add an event to it any more. A seal has the digest of every event, and a hash
+-- over the digests, the range, and the previous seal's hash. To change, remove or insert an event, an attacker must
+-- recompute every later seal. The newest hashes are also in the service's log, outside of this database. docs/audit.md
+-- has the canonical form and a test vector.
 --
--- An event's place is (epoch, xact_id, sequence). Transaction ids only grow within a cluster, and begin anew in
--- another one that a dump was loaded into; `migrate` sees that by the cluster's identifier, and begins an epoch.
+-- An event's position is (epoch, xact_id, sequence). Transaction ids only increase within a cluster. They restart when
+-- a dump is loaded into another cluster. `migrate` detects that by the cluster's identifier, and begins a new epoch.
 create table audit_epochs (
   epoch integer primary key,
   system_identifier bigint not null,
@@ -16,17 +17,17 @@ create table audit_epochs (
 insert into audit_epochs (epoch, system_identifier)
 select 1, system_identifier from pg_control_system();
 
--- Like the other columns of an event's place, it is not among those that the service may fill in.
+-- Like the other columns of an event's position, the service cannot set it.
 alter table audit_events add column epoch integer not null default 1;
 
 create index audit_events_by_place on audit_events (epoch, xact_id, sequence);
 
--- What is hashed must be readable in one way only, by any language: whole numbers that a double holds, no null
--- (what is not there is left out), and no more depth than anybody needs. One event that cannot be read would
--- stop the sealing of all.
+-- Hashed metadata must have one canonical form in every language. Numbers are integers that a double can represent.
+-- There is no null (absent keys are omitted), and the depth is limited. One event that cannot be parsed would stop all
+-- sealing.
 --
--- In a function, because PostgreSQL prepares the expression of a constraint for every statement, which costs 8 µs
--- for this one, and PL/pgSQL once.
+-- The check is a function because of its cost. PostgreSQL prepares a constraint's expression for every statement, which
+-- takes 8 µs here; PL/pgSQL prepares it once.
 create function metadata_has_one_form(metadata jsonb) returns boolean
 language plpgsql
 immutable
@@ -48,8 +49,8 @@ alter table audit_events
     "timestamp" >= '2000-01-01 00:00:00+00' and "timestamp" < '10000-01-01 00:00:00+00'
   );
 
--- A seal covers every event after the place where the one before ends, up to its own last place: so there is no
--- gap to put an event into. Transaction ids are plain numbers here; nothing compares them with the present.
+-- A seal covers every event after the end of the previous seal, up to its own last position. There are no gaps for
+-- inserted events. Transaction ids are plain numbers here, because they are never compared with current ones.
 create table audit_seals (
   number bigint not null,
   epoch integer not null,
@@ -58,13 +59,13 @@ create table audit_seals (
   last_xact_id bigint not null,
   last_sequence bigint not null,
   event_count integer not null,
-  -- SHA-256 of each event, in order: they tell which event does not fit, and let a partition leave.
+  -- SHA-256 of each event, in order. They identify a changed event, and allow the removal of an exported partition.
   digests bytea not null,
   sealed_at timestamptz not null,
   previous_hash bytea not null,
   hash bytea not null,
   primary key (number),
-  -- A chain and not a tree, whatever two sealers do at once.
+  -- Keeps the seals a chain and not a tree, even with two concurrent sealers.
   constraint seal_is_followed_once unique (previous_hash),
   constraint seals_are_counted_from_one check (number >= 1),
   constraint seal_has_events check (event_count >= 1),
@@ -80,7 +81,7 @@ create trigger audit_seals_are_never_truncated
   before truncate on audit_seals
   for each statement execute function refuse_audit_change();
 
--- Where the chain ends. Without it, a missing last seal would look like one that is not made yet.
+-- The end of the chain. Without it, a deleted last seal would look like a seal that has not been written yet.
 create table audit_seal_head (
   there_is_one boolean primary key default true,
   number bigint not null,
@@ -90,12 +91,12 @@ create table audit_seal_head (
 
 insert into audit_seal_head (number, hash) values (0, decode(repeat('00', 32), 'hex'));
 
--- Moves the end of the chain to a new seal. It runs with the rights of its owner: the service can add a seal to the end
--- of the chain, and cannot move the end in another way.
+-- Moves the end of the chain to a new seal. The function runs with the rights of its owner. The service can append a
+-- seal to the chain, and cannot move the end in another way.
 --
--- A seal covers events that nobody can add to any more: of epochs that have begun, after the seal before it, and of
--- transactions that have ended. Without that check one seal that ends at the largest transaction id would cover every
--- later event without its digest, and the sealer would find nothing to seal.
+-- A seal covers only events that are complete: of existing epochs, after the previous seal, and of transactions that
+-- have ended. Without that check, one seal up to the largest transaction id would cover every later event without its
+-- digest. The sealer would then find nothing to seal.
 create function continue_audit_chain() returns trigger
 language plpgsql
 security definer
@@ -131,8 +132,9 @@ create trigger seals_continue_the_chain
   after insert on audit_seals
   for each row execute function continue_audit_chain();
 
--- Exports: which seals have left in which file. Only the owner can record one. Verification accepts missing events only
--- if a row here and a sealed event of the same id name the file, and the file or its hash is given to it.
+-- Exports: the range of seals that each file contains. Only the owner can record an export. Verification accepts
+-- missing events only if a row here and a sealed event of the same id name the file. Verification also needs the file
+-- or its hash.
 create table audit_exports (
   -- The id of the sealed event. Both are written in one transaction, so `exported_at` is its `recorded_at`.
   event_id uuid primary key,
@@ -140,7 +142,7 @@ create table audit_exports (
   first_seal bigint not null,
   last_seal bigint not null,
   file_sha256 text not null,
-  -- Two exports at once: the second one fails.
+  -- Of two concurrent exports, the second fails.
   constraint seal_is_exported_once unique (first_seal),
   constraint export_has_seals check (1 <= first_seal and first_seal <= last_seal),
   constraint file_hash_is_a_sha256 check (file_sha256 ~ '^[0-9a-f]{64}$')
@@ -154,13 +156,13 @@ create trigger audit_exports_are_never_truncated
   before truncate on audit_exports
   for each statement execute function refuse_audit_change();
 
--- Begins an epoch if this cluster is not the one of the latest epoch. Returns the new epoch, or null. The lock that
--- changing the default takes waits for all writers, so nothing is added to an epoch after its end. It waits for at most
+-- Begins an epoch if this cluster is not the cluster of the latest epoch. Returns the new epoch, or null. The lock for
+-- changing the default waits for all writers, so no event is added to an epoch after its end. The wait is limited by
 -- lock_timeout, because later writers queue behind it.
 --
--- Events that a running service wrote into the new cluster before this function ran have the latest epoch and low
--- transaction ids. Those that would stand before the end of the chain, where nothing can be sealed any more, get the new
--- epoch: they have no seal yet, because they were recorded after the last one.
+-- A running service may have written events into the new cluster before this function ran. Those events have the latest
+-- epoch and low transaction ids. Events before the end of the chain could never be sealed, so they get the new epoch.
+-- They have no seal yet, because they were recorded after the last seal.
 create function begin_audit_epoch(event jsonb) returns integer
 language plpgsql
 set search_path = public, pg_temp
@@ -191,7 +193,7 @@ begin
 end
 $$;
 
--- The default partition cannot be asked by the service, which has no rights on partitions.
+-- Returns whether the default partition has rows. The service cannot query it, because it has no rights on partitions.
 create function audit_default_partition_is_used() returns boolean
 language sql
 stable
@@ -201,8 +203,8 @@ as $$
   select exists (select from public.audit_events_default)
 $$;
 
--- Returns the partitions of the months that ended before a time and whose events all stand at or before a place, the end
--- of the last export. It only reads.
+-- Returns the partitions of months that ended before a time. All their events must be at or before a position, the end
+-- of the last export. The function only reads.
 create function exported_audit_partitions(ended_before timestamptz, epoch integer, xact_id xid8, sequence bigint)
 returns setof text
 language plpgsql
@@ -234,15 +236,15 @@ begin
 end
 $$;
 
--- Drops one of those partitions and records the event of it. Returns whether it was still one of them.
+-- Drops one of those partitions and records an audit event. Returns whether the partition was still one of them.
 --
--- DROP needs ACCESS EXCLUSIVE locks on the partition, on the default partition and on the parent. Writers need the
--- parent, so its lock is taken last, when every other lock is held. Each is waited for during at most lock_timeout, and
--- the caller first waits until no older transaction holds a lock: `platform/src/audit/export.rs`. DETACH … CONCURRENTLY
--- would do without, but PostgreSQL refuses it beside a default partition.
+-- DROP needs ACCESS EXCLUSIVE locks on the partition, the default partition and the parent. Writers need the parent, so
+-- its lock is taken last, when every other lock is held. Each wait is limited by lock_timeout. The caller first waits
+-- until no older transaction holds a lock: `platform/src/audit/export.rs`. DETACH … CONCURRENTLY would avoid these
+-- locks, but PostgreSQL does not support it with a default partition.
 --
--- The timeout is shorter than deadlock_timeout (1 s), so that a reader that has locked the parent and waits for the
--- partition is never the victim.
+-- The timeout is shorter than deadlock_timeout (1 s). A reader that has locked the parent and waits for the partition
+-- is therefore never the victim of a deadlock.
 create function drop_exported_audit_partition(
   partition_name text, ended_before timestamptz, epoch integer, xact_id xid8, sequence bigint, event jsonb
 )

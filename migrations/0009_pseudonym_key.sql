@@ -1,6 +1,6 @@
--- Users who log in as nobody that exists often mistyped their own e-mail address, or put their password into the
--- wrong field. So the audit log and `login_attempts` have a keyed hash in its place: attempts for the same account
--- still belong together, and a copy of either alone does not show what was typed.
+-- Key of the pseudonyms. Failed logins of unknown accounts often contain a mistyped e-mail address, or a password in
+-- the wrong field. The audit log and `login_attempts` therefore store a keyed hash instead. Attempts for the same
+-- account can still be joined, and a copy of either table alone does not reveal the input.
 create table pseudonym_key (
   there_is_one boolean primary key default true,
   key bytea not null,

@@ -1,4 +1,4 @@
-//! The route that lists audit events: who may read the audit log is for the service to decide.
+//! The route that lists audit events. It is part of the service because the service decides who may read the audit log.
 use axum::{Json, extract::State};
 use platform::{
     audit::{self, AuditEvent, Filter},

@@ -10,10 +10,10 @@ use secrecy::ExposeSecret;
 
 use crate::{accounts, slices};
 
-/// The fewest characters of `OPS_TOKEN`.
+/// Minimum length of `OPS_TOKEN`, in characters.
 const MIN_OPS_TOKEN_LENGTH: usize = 16;
 
-/// The least time for draining: the last spans and log lines take up to two seconds of it.
+/// Minimum time for draining. Exporting the last spans and log lines takes up to two seconds of it.
 const MIN_DRAIN_TIME: Duration = Duration::from_secs(3);
 
 platform::settings! {
@@ -46,7 +46,7 @@ impl Config {
     /// Reads every setting, and checks the rules between them.
     ///
     /// # Errors
-    /// All mistakes, together.
+    /// All mistakes in the settings, together.
     pub fn load(reader: Reader) -> Result<Self, Mistakes> {
         reader.finish(|reader| {
             let config = Self::read(reader)?;
@@ -59,7 +59,7 @@ impl Config {
         let Self { process, database, http, slices, shutdown, .. } = self;
         slices.check(http, reader);
         database.check(process.environment, reader);
-        // The effective value: outside of development and test there is a grace period although none is set.
+        // The rule uses the effective grace period: outside of development and test, it has a default.
         if self.shutdown_grace() + MIN_DRAIN_TIME > shutdown.deadline {
             let name =
                 if shutdown.grace.is_some() { "SHUTDOWN_GRACE_SECONDS" } else { "SHUTDOWN_DEADLINE_SECONDS" };

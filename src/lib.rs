@@ -1,16 +1,16 @@
-//! The service. Start with [`service`], which runs a process from its start to its end, or with [`api`], which
-//! receives requests.
+//! The service. Start with [`service`], which runs the process from start to end, or with [`api`], which receives
+//! requests.
 //!
 //! - [`cli`]: the command line
 //! - [`config`]: the settings, assembled from the groups that the modules declare
-//! - [`service`]: the wiring: everything that lives as long as the process is created and ended there
-//! - [`api`]: the API's router: the routes, the layers in their one order, the `OpenAPI` document
+//! - [`service`]: the wiring: creates and ends everything that lives as long as the process
+//! - [`api`]: the API's router: the routes, the layers and their order, the `OpenAPI` document
 //! - [`accounts`]: users, roles, sessions, and the authentication layer
 //! - [`audit_events`]: the route that lists audit events
-//! - [`slices`]: the list of the domain's slices, each of which is a module beside it
+//! - [`slices`]: the list of the domain's slices, each of which is a submodule
 //!
-//! A slice is read in one sitting: `model.rs` has the rules and no I/O, `store.rs` the SQL, `routes.rs` the HTTP.
-//! Slices use the crate `platform` and what other slices re-export in their `mod.rs`.
+//! Each slice is short: `model.rs` has the rules and no I/O, `store.rs` the SQL, `routes.rs` the HTTP. Slices use the
+//! crate `platform`, and the items that other slices re-export in their `mod.rs`.
 pub mod accounts;
 pub mod api;
 pub mod audit_events;

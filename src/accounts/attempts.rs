@@ -1,8 +1,8 @@
 //! Failed logins, counted before the password is verified (NIST SP 800-53 AC-7).
 //!
-//! Counting afterwards would let a hundred parallel attempts through while the first is still being hashed. Unknown
-//! accounts are counted like known ones. Attempts are counted by `ClientAddress::network`, as the rate limits are: a
-//! client with one address of an IPv6 network of 64 bits usually has all of them.
+//! If attempts were counted after verification, a hundred parallel attempts could pass while the first is still being
+//! hashed. Unknown accounts are counted like known ones. Attempts are counted by `ClientAddress::network`, like the
+//! rate limits. A client with one address of an IPv6 network of 64 bits usually has all of them.
 use std::{
     net::IpAddr,
     sync::{Arc, OnceLock},
@@ -15,19 +15,19 @@ use sha2::Sha256;
 
 use super::Settings;
 
-/// Stands in place of a network in the count for the account alone.
+/// Replaces the network in the count for the account alone.
 const FROM_ANYWHERE: &str = "*";
 
-/// How much higher the ceiling for the account alone is. With the same ceiling, a stranger's five bad attempts would
-/// lock the owner out.
+/// Factor between the ceiling for the account alone and the ceiling for one network. With the same ceiling, five bad
+/// attempts by a stranger would lock the owner out.
 const CEILING_FROM_ANYWHERE: i32 = 10;
 
-/// When an account is locked out, and for how long. Cheap to clone.
+/// Limit of failed logins and duration of a lockout. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Lockout {
     attempts: i32,
     lasts: Duration,
-    /// Read from the database before the first attempt. It never changes.
+    /// Key of the pseudonyms, read from the database before the first attempt. The key never changes.
     key: Arc<OnceLock<Vec<u8>>>,
 }
 
@@ -36,15 +36,16 @@ pub(super) struct Lockout {
 pub(super) enum Counted {
     /// The password may be verified.
     Allowed,
-    /// There were too many attempts. This one and all later ones fail until the lockout ends.
+    /// Too many attempts were made. This attempt and all later ones fail until the lockout ends.
     LockedOut {
-        /// Whether this attempt is the one that began the lockout.
+        /// True for the attempt that began the lockout.
         just_now: bool,
     },
 }
 
-/// Stands for an e-mail address, in the table of attempts and in the audit log: they can be joined, and a copy of
-/// either does not show which addresses were typed. With a key, because addresses can be guessed and tried.
+/// Keyed hash of an e-mail address, in the table of attempts and in the audit log. Rows of both can be joined by the
+/// hash, and a copy of either does not reveal the addresses. The hash has a key because e-mail addresses can be
+/// guessed.
 pub(super) struct Pseudonym([u8; 32]);
 
 impl Pseudonym {
@@ -82,12 +83,12 @@ impl Lockout {
         Ok(Pseudonym::new(self.key.get_or_init(|| key), email))
     }
 
-    /// Counts one attempt, atomically, for the account from this network, and for the account alone. An attempt that
-    /// the network's own lockout refuses does not count for the account alone: otherwise one network could lock the
-    /// owner out everywhere.
+    /// Counts one attempt, atomically, for the account from this network and for the account alone. An attempt that the
+    /// network's own lockout refuses does not count for the account alone. Otherwise one network could lock the owner
+    /// out everywhere.
     ///
-    /// Attempts up to the ceiling prolong the count. Those beyond it do not, so that a lockout ends when it was said
-    /// to end.
+    /// Attempts up to the ceiling extend the expiry of the count. Attempts beyond the ceiling do not, so that a lockout
+    /// ends after its configured duration.
     pub(super) async fn count(
         &self,
         database: &Database,

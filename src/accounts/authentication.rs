@@ -1,5 +1,5 @@
-//! The authentication layer: token in, [`Caller`] out. And, on the way back, every refused permission is counted
-//! and audited here, so that no handler can forget it.
+//! The authentication layer: it turns the token of a request into a [`Caller`]. The layer also counts and audits every
+//! denied access on the way back, so that no handler can forget it.
 use std::sync::Arc;
 
 use axum::{
@@ -25,10 +25,10 @@ use super::{
     sessions,
 };
 
-/// The name of the limit by caller in the `RateLimit` headers.
+/// Name of the limit by caller in the `RateLimit` headers.
 const BY_CALLER: &str = "caller";
 
-/// What the layer works with. Cheap to clone.
+/// State of the authentication layer. Cheap to clone.
 #[derive(Clone)]
 pub struct Authentication {
     database: Database,
@@ -37,19 +37,19 @@ pub struct Authentication {
 }
 
 impl Authentication {
-    /// Authenticates against `database`, and lets each caller send so many requests a second.
+    /// Authenticates against `database`, and limits each caller to `requests_per_second`.
     pub fn new(database: Database, refusals: Refusals, requests_per_second: u32) -> Self {
         Self { database, refusals, by_caller: Arc::new(RateLimiter::per_second(requests_per_second)) }
     }
 
-    /// Forgets the callers that have been quiet, so that their number stays bounded.
+    /// Removes the counts of idle callers, so that the memory for them stays bounded.
     pub fn forget_quiet(&self) {
         self.by_caller.forget_quiet();
     }
 }
 
-/// Finds out who calls. A request without a token goes on without a caller, since some routes are for anyone; one
-/// with a token that is not valid is refused, whatever the route (RFC 6750, section 3.1).
+/// Authenticates the request. A request without a token continues without a caller, because some routes are public. A
+/// request with an invalid token is refused on every route (RFC 6750, section 3.1).
 pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
     let mut standing = None;
     if let Some(token) = bearer_token(request.headers()) {
@@ -82,7 +82,8 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
     response
 }
 
-/// The refusal stands whether or not it could be written; a failure to write is counted and logged.
+/// Counts and audits a denied access. The access stays denied if the audit event cannot be recorded; that failure is
+/// counted and logged.
 async fn record_denial(refusals: &Refusals, denial: Denial) {
     AUTHORIZATION_DENIALS.with_label_values(&[denial.reason]).inc();
     let event = Event::new(EventType::Authorization, denial.resource, "access", EventResult::Denied)
@@ -96,7 +97,8 @@ async fn record_denial(refusals: &Refusals, denial: Denial) {
     }
 }
 
-/// As [`record_denial`]. The token itself is not written: it may be somebody's, mistyped.
+/// Counts and audits an invalid token. The token itself is not recorded, because it may be a mistyped valid token. A
+/// failure to audit is handled as in [`record_denial`].
 async fn record_bad_token(refusals: &Refusals) {
     AUTHENTICATION_FAILURES.with_label_values(&["bad_token"]).inc();
     let event = Event::new(EventType::Authentication, "sessions", "authenticate", EventResult::Failure)

@@ -1,14 +1,14 @@
 //! Passwords that attackers try first (NIST SP 800-63B-4, section 3.1.1.2), refused wherever a password is chosen.
 //!
-//! A look-up, and not an estimate of strength: the time of an estimate depends on the text, so that a caller without
-//! a session chooses how long the process computes. The whole password is compared, never a part of it.
+//! The check is a look-up instead of an estimate of strength. The time of an estimate depends on the password, so an
+//! unauthenticated client could choose the cost of the computation. The whole password is compared, never a part of it.
 use passwords::analyzer::is_common_password;
 
 /// Returns whether the password is a common one, or the name of its user or of this service.
 pub(super) fn contains(password: &str, email: &str, name: &str) -> bool {
     let account = email.split('@').next().unwrap_or_default();
     let names = [email, account, name, env!("CARGO_PKG_NAME")].into_iter().chain(name.split_whitespace());
-    // Where the list has capitals, it has them for a password that is common in that case alone.
+    // Entries of the list with capital letters are common in that case only.
     is_common_password(password)
         || is_common_password(password.to_lowercase())
         || names.map(folded).any(|name| is_derived(&folded(password), &name))
@@ -20,7 +20,7 @@ fn is_derived(password: &str, name: &str) -> bool {
     same(password, name) || same(password.trim_matches(char::is_numeric), name.trim_matches(char::is_numeric))
 }
 
-/// The letters and digits of a text, in lower case.
+/// Returns the letters and digits of a text, in lower case.
 fn folded(text: &str) -> String {
     text.to_lowercase().chars().filter(|character| character.is_alphanumeric()).collect()
 }

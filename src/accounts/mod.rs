@@ -1,7 +1,11 @@
-//! Users, their sessions, and who is calling.
+//! Users, their sessions, and authentication.
 //!
-//! The rules: a password is seen by [`passwords`] alone; a token exists in the clear in one response and nowhere
-//! else; nothing that a stranger can send tells whether an account exists, neither by its answer nor by its time.
+//! Three rules:
+//!
+//! - Only [`passwords`] handles passwords.
+//! - A token exists in clear text in one response and nowhere else.
+//! - No request of an unauthenticated client reveals whether an account exists, neither by its response nor by its
+//!   response time.
 mod attempts;
 mod authentication;
 mod blocklist;
@@ -27,7 +31,7 @@ pub use self::sessions::sweep as sweep_sessions;
 pub use self::settings::Settings;
 pub use self::users::{CreateError, create as create_user};
 
-/// What the routes of accounts work with. Cheap to clone.
+/// State of the account routes. Cheap to clone.
 #[derive(Clone)]
 pub struct Accounts {
     database: Database,
@@ -39,7 +43,7 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// Accounts in `database`, under these settings.
+    /// Creates the state of the account routes.
     pub fn new(database: Database, refusals: Refusals, settings: &Settings) -> Self {
         Self {
             database,
@@ -51,7 +55,7 @@ impl Accounts {
         }
     }
 
-    /// Forgets the addresses that have been quiet, so that their number stays bounded.
+    /// Removes the counts of idle addresses, so that the memory for them stays bounded.
     pub fn forget_quiet(&self) {
         self.by_address.forget_quiet();
     }

@@ -1,4 +1,4 @@
-//! Users, and the rules for what they may call themselves.
+//! Users, and the rules for their e-mail addresses, names and passwords.
 use chrono::{DateTime, Utc};
 use email_address::{EmailAddress, Options};
 use platform::http::{extract::Validate, problem::FieldError, timestamp};
@@ -32,41 +32,41 @@ pub struct User {
 pub struct Email(String);
 
 impl Email {
-    /// Reads an address (RFC 5321, at most 254 characters), and nothing around it, such as a display name.
+    /// Parses an address (RFC 5321, at most 254 characters). Text around the address, such as a display name, is an
+    /// error.
     pub fn parse(text: &str) -> Option<Self> {
         let email = text.trim().to_lowercase();
-        // NUL is text to JSON and not to PostgreSQL; no address needs a control character.
+        // JSON strings may contain NUL, PostgreSQL text may not. No address needs a control character.
         let printable = !email.chars().any(char::is_control);
         let options = Options::default().without_display_text();
         let is_address = || EmailAddress::parse_with_options(&email, options).is_ok();
         (printable && email.len() <= 254 && is_address()).then_some(Self(email))
     }
 
-    /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A password on its way to being hashed. It cannot be printed.
+/// A password that has not been hashed yet. It cannot be printed.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(transparent)]
 pub struct Password(SecretString);
 
 impl Password {
-    /// The fewest characters of a new password: those of NIST SP 800-63B-3. Revision 4 asks for 15 where the password
-    /// is the only factor.
+    /// Fewest characters of a new password, as in NIST SP 800-63B-3. Revision 4 requires 15 where the password is the
+    /// only factor.
     pub const MIN_CHARACTERS: usize = 8;
-    /// The largest password, in bytes: the client must not choose the time of hashing.
+    /// Maximum length of a password in bytes. Without it, the client could choose the time of hashing.
     pub const MAX_BYTES: usize = 1024;
 
-    /// A password that was read from elsewhere than a request.
+    /// Wraps a password that was not read from a request.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
     }
 
-    /// Returns the rule that this breaks as the new password of the user with this e-mail address and name, if any.
-    /// The rules are about length and the blocklist; there are none about composition.
+    /// Returns the rule that this new password breaks, if any, for the user with this e-mail address and name. The
+    /// rules cover the length and the blocklist; there are no composition rules.
     pub fn weakness(&self, email: &str, name: &str) -> Option<&'static str> {
         let password = self.0.expose_secret();
         if password.chars().count() < Self::MIN_CHARACTERS {
@@ -139,7 +139,7 @@ pub struct Credentials {
 }
 
 impl Validate for Credentials {
-    /// Nothing is refused as invalid that could simply be wrong: both are the same 401.
+    /// Checks only the size of the password. Anything else that is wrong gets the same 401 as wrong credentials.
     fn validate(&self) -> Vec<FieldError> {
         if self.password.expose().len() > Password::MAX_BYTES {
             return vec![FieldError::new("/password", "must have at most 1024 bytes")];
@@ -161,7 +161,8 @@ pub struct PasswordChange {
 }
 
 impl Validate for PasswordChange {
-    /// The rules for the new password need the user, whom only the handler knows.
+    /// Checks only the size of the current password. The rules for the new password need the user, which only the
+    /// handler has.
     fn validate(&self) -> Vec<FieldError> {
         if self.current_password.expose().len() > Password::MAX_BYTES {
             return vec![FieldError::new("/current_password", "must have at most 1024 bytes")];
@@ -208,7 +209,7 @@ mod tests {
         for common in ["Passw0rd", "grace.hopper", "Grace Hopper", "grace.hopper@example.com"] {
             assert!(weakness(common).is_some(), "{common}");
         }
-        // No rule of composition: small letters only are as good.
+        // There is no composition rule: a password of lower-case letters alone is accepted.
         for fits in ["correct horse battery staple", "mxqzvkwt", "customer-password"] {
             assert_eq!(weakness(fits), None, "{fits}");
         }

@@ -1,8 +1,8 @@
-//! Passwords: hashing and verifying them with argon2id (RFC 9106), in bounded blocking work.
+//! Passwords: hashing and verifying with argon2id (RFC 9106), in bounded blocking work.
 //!
-//! A hash takes tens of milliseconds and tens of megabytes, by design. So it never runs on the async threads, and
-//! only so many run at once: otherwise a burst of logins takes the memory and the processors from all other requests.
-//! Logins and registrations have separate permits, so that neither keeps the other waiting.
+//! A hash takes tens of milliseconds and tens of megabytes by design. Hashes therefore never run on the async threads,
+//! and their number at once is limited. Otherwise a burst of logins would take the memory and the processors from all
+//! other requests. Logins and registrations have separate permits, so that neither can block the other.
 use std::{num::NonZeroU32, sync::Arc, thread::available_parallelism};
 
 use argon2::{
@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 use super::Settings;
 use super::model::Password;
 
-/// The memory of all hashes that are computed at once, in KiB, where no setting says how many those are: half of the
-/// 512 MiB that `deploy/kubernetes` gives a pod.
+/// Memory in KiB of all hashes computed at once, unless a setting limits their number. It is half of the 512 MiB that
+/// `deploy/kubernetes` gives a pod.
 const MAX_HASHING_MEMORY_KIB: u32 = 256 * 1024;
 
 /// Hashes and verifies passwords. Cheap to clone.
@@ -25,17 +25,17 @@ pub struct Passwords {
     argon2: Argon2<'static>,
     logins: Arc<Semaphore>,
     registrations: Arc<Semaphore>,
-    /// The hash that is verified for accounts that do not exist, so that they take as long as those that do.
+    /// Hash that is verified for accounts that do not exist, so that they take as long as existing accounts.
     nobody: Arc<str>,
 }
 
-/// Why a password could not be hashed.
+/// Error of hashing or verifying a password.
 #[derive(Debug, thiserror::Error)]
 pub enum PasswordError {
-    /// The algorithm refused.
+    /// The hash algorithm failed.
     #[error("the password could not be hashed: {0}")]
     Hash(#[from] argon2::password_hash::Error),
-    /// The hash in the database is not one.
+    /// The stored password hash is not a valid PHC string.
     #[error("the stored password hash cannot be read: {0}")]
     Stored(argon2::password_hash::phc::Error),
     /// The process is shutting down, or a thread panicked.
@@ -50,7 +50,7 @@ impl From<PasswordError> for Problem {
 }
 
 impl Passwords {
-    /// Hashes with the settings' parameters.
+    /// Creates a hasher with the parameters of the settings.
     pub fn new(settings: &Settings) -> Self {
         let params = Params::new(
             settings.argon2_memory_kib.get(),
@@ -64,7 +64,7 @@ impl Passwords {
         let permits = settings
             .password_hashing_concurrency
             .map_or_else(|| default_permits(cores, settings.argon2_memory_kib), NonZeroU32::get);
-        // No more than a semaphore can have.
+        // A semaphore has a maximum number of permits.
         let permits = usize::try_from(permits).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
             argon2,
@@ -77,7 +77,7 @@ impl Passwords {
     /// Hashes a new password.
     ///
     /// # Errors
-    /// When the algorithm refuses, or the process ends.
+    /// If the hash algorithm fails, or the process is shutting down.
     pub async fn hash(&self, password: &Password) -> Result<String, PasswordError> {
         let (argon2, password) = (self.argon2.clone(), password.clone());
         bounded(&self.registrations, move || {
@@ -86,10 +86,11 @@ impl Passwords {
         .await
     }
 
-    /// Whether the password fits the hash. Without a hash (there is no such user) it takes as long, and does not.
+    /// Returns whether the password matches the hash. Without a hash (the user does not exist), the verification takes
+    /// as long and returns `false`.
     ///
     /// # Errors
-    /// When the hash cannot be read, or the process ends.
+    /// If the stored hash cannot be parsed, or the process is shutting down.
     pub(super) async fn verify(
         &self,
         password: &Password,
@@ -106,21 +107,21 @@ impl Passwords {
         .await
     }
 
-    /// Whether a hash was made with other parameters than those of the settings: the password is seen at a login
-    /// only, so that is when it can be hashed anew.
+    /// Returns whether the parameters of a hash differ from those of the settings. Callers check this at a login,
+    /// because only then is the password available for a new hash.
     pub(super) fn is_outdated(&self, hash: &str) -> bool {
         parameters(hash) != parameters(&self.nobody)
     }
 }
 
-/// Returns how many hashes logins may compute at once, and registrations beside them: half of the cores each, and
-/// together no more than fit into [`MAX_HASHING_MEMORY_KIB`].
+/// Returns the number of hashes that logins may compute at once; registrations may compute as many in addition. Each
+/// gets half of the cores. Together they are limited by [`MAX_HASHING_MEMORY_KIB`].
 fn default_permits(cores: usize, memory_of_one_kib: NonZeroU32) -> u32 {
     let by_cores = u32::try_from(cores / 2).unwrap_or(u32::MAX);
     by_cores.min(MAX_HASHING_MEMORY_KIB / 2 / memory_of_one_kib).max(1)
 }
 
-/// A PHC string without its salt and its hash.
+/// Returns a PHC string without its salt and its hash.
 fn parameters(hash: &str) -> Option<&str> {
     hash.rsplitn(3, '$').nth(2)
 }
@@ -132,7 +133,7 @@ async fn bounded<T: Send + 'static>(
     let permit = permits.clone().acquire_owned().await.map_err(|_| PasswordError::Abandoned)?;
     let done = tokio::task::spawn_blocking(move || {
         let result = work();
-        // Held to the end of the work itself: who waits for it may be gone long before.
+        // The permit is held until the work ends, because the task that waits for the result may be cancelled earlier.
         drop(permit);
         result
     });

@@ -1,4 +1,4 @@
-//! The roles of users, and the extractors that demand one of them.
+//! The roles of users, and the extractors that require one of them.
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -28,7 +28,7 @@ impl Role {
         }
     }
 
-    /// Parses what [`Self::as_str`] returns.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Customer, Self::Support, Self::Auditor, Self::Admin]
             .into_iter()
@@ -52,14 +52,14 @@ platform::callers! {
 }
 
 impl OwnerOrStaff {
-    /// Returns the customer whose records alone may be read; `None` for staff, who may read all.
+    /// Returns the only customer whose records the caller may read, or `None` for staff, who may read all.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }
 }
 
 impl CustomerOrSupport {
-    /// Returns the customer whose records alone may be changed; `None` for support, which may change all.
+    /// Returns the only customer whose records the caller may change, or `None` for support, which may change all.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }

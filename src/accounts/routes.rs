@@ -1,4 +1,4 @@
-//! Registering, logging in and out, and who one is.
+//! Registration, login, logout and the current user.
 use axum::{
     Extension, Json as JsonBody,
     extract::{FromRequestParts, State},
@@ -25,7 +25,7 @@ use super::{
     users,
 };
 
-/// The routes of accounts.
+/// Returns the routes of accounts.
 pub fn routes() -> OpenApiRouter<Accounts> {
     OpenApiRouter::new()
         .routes(routes!(register))
@@ -132,12 +132,13 @@ async fn change_password(
     Err(Problem::unavailable(1))
 }
 
-/// How often the credentials of one request are verified. The second time follows a hash that was replaced after the
-/// first: by another password, which refuses the request, or by a concurrent login that renewed the hash.
+/// Maximum number of verifications of one request's credentials. The second verification follows if the hash was
+/// replaced after the first. Either another password replaced it, and the request is refused, or a concurrent login
+/// renewed the hash.
 const MAX_VERIFICATIONS: u32 = 2;
 
-/// A client that is within the limit of logins and registrations. An extractor, so that a request over the limit is
-/// refused before its body is read: hashing is expensive.
+/// A client within the limit of logins and registrations. It is an extractor, so that a request over the limit is
+/// refused before its body is read, because hashing is expensive.
 struct LimitedClient(ClientAddress);
 
 impl FromRequestParts<Accounts> for LimitedClient {
@@ -157,8 +158,8 @@ impl Accounts {
         users::by_id(&self.database, caller.user_id).await?.ok_or_else(|| Problem::new(UNAUTHENTICATED))
     }
 
-    /// Returns the user of these credentials, and the hash that they were verified against. The attempt is counted
-    /// before the password is verified, and a hash is computed in every case.
+    /// Returns the user of these credentials, and the hash that the password was verified against. The attempt is
+    /// counted before the password is verified, and a hash is computed in every case.
     async fn recognise(
         &self,
         credentials: &Credentials,
@@ -181,7 +182,7 @@ impl Accounts {
         }
     }
 
-    /// Hashes the password again if its hash has other parameters than the settings. Returns the user's hash.
+    /// Hashes the password again if the parameters of its hash differ from the settings. Returns the user's hash.
     async fn rehash_if_outdated(&self, known: &users::Known, password: &Password) -> Result<String, Problem> {
         let hash = &known.password_hash;
         if self.passwords.is_outdated(hash) {

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use super::{model::User, users::role};
 
-/// What a client shows to be recognised.
+/// Bearer token of a session.
 pub(super) struct Token(String);
 
 impl Token {
-    /// A new one, from the operating system's randomness.
+    /// Generates a token from the operating system's random numbers.
     pub(super) fn generate() -> Result<Self, Problem> {
         let mut bytes = [0; 32];
         SysRng.try_fill_bytes(&mut bytes).map_err(|error| Problem::internal(&error))?;
@@ -37,7 +37,7 @@ fn hash(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-/// Begins a session and audits the login in one statement, so that no login goes unaudited. Returns when it expires.
+/// Begins a session and audits the login in one statement, so that no login goes unaudited. Returns its expiry.
 ///
 /// Returns `None`, and does nothing, if the user no longer has the hash that was verified. The lock on the user lets
 /// a password change that is in flight commit first. Without it, the change would not see this session, and the
@@ -82,7 +82,7 @@ pub(super) async fn begin(
     }))
 }
 
-/// Whose token this is, if it is anybody's and its time is not over.
+/// Returns the caller of an unexpired session with this token.
 pub(super) async fn caller(database: &Database, token: &str) -> Result<Option<Caller>, sqlx::Error> {
     let token_hash = hash(token);
     let statement = sqlx::query!(
@@ -125,10 +125,7 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
     Ok(())
 }
 
-/// Deletes sessions whose time is over, a batch at a time, and says in the trail whose they were; says how many.
-///
-/// # Errors
-/// The statements'.
+/// Deletes a batch of expired sessions and records each in the audit log. Returns their number.
 pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     let mut transaction = database.begin().await?;
     let statement = sqlx::query!(

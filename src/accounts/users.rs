@@ -11,13 +11,13 @@ use super::{
     model::{Email, User},
 };
 
-/// Why a user was not made.
+/// Error of creating a user.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// Somebody else has the address.
+    /// Another user has the e-mail address.
     #[error("there is already a user with this e-mail address")]
     EmailTaken,
-    /// The database refused, or is away.
+    /// The statement failed, or the database is unreachable.
     #[error("the user could not be stored: {0}")]
     Database(#[from] sqlx::Error),
 }
@@ -31,10 +31,10 @@ impl From<CreateError> for Problem {
     }
 }
 
-/// Stores a user, and that it was done.
+/// Stores a user and its audit event.
 ///
 /// # Errors
-/// When the address is taken, or the database cannot take it.
+/// If the e-mail address is taken, or the statement fails.
 pub async fn create(
     database: &Database,
     email: &Email,
@@ -74,13 +74,13 @@ pub async fn create(
     Ok(User { id, email: email.as_str().to_owned(), name, role, created_at: created.created_at })
 }
 
-/// A user and what proves that it is them.
+/// A user with its password hash.
 pub(super) struct Known {
     pub(super) user: User,
     pub(super) password_hash: String,
 }
 
-/// Who has this address.
+/// Returns the user with this e-mail address.
 pub(super) async fn by_email(database: &Database, email: &Email) -> Result<Option<Known>, sqlx::Error> {
     let statement = sqlx::query!(
         "select id, email, name, password_hash, role, created_at from users where email = $1",
@@ -102,7 +102,7 @@ pub(super) async fn by_email(database: &Database, email: &Email) -> Result<Optio
     .transpose()
 }
 
-/// Who has this id.
+/// Returns the user with this id.
 pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<Known>, sqlx::Error> {
     let statement =
         sqlx::query!("select id, email, name, password_hash, role, created_at from users where id = $1", id);
@@ -122,8 +122,8 @@ pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<Known>
     .transpose()
 }
 
-/// Changes a password and ends every session of the user, in one transaction. Returns `false`, and does nothing, if
-/// the user no longer has the hash that was verified: a concurrent change was faster.
+/// Changes a password and ends every session of the user, in one transaction. Returns `false`, and changes nothing, if
+/// the user no longer has the verified hash because of a concurrent change.
 pub(super) async fn change_password(
     database: &Database,
     verified: &Known,
@@ -155,8 +155,8 @@ pub(super) async fn change_password(
     Ok(true)
 }
 
-/// Stores a hash of the same password with the current parameters. Returns `false`, and does nothing, if the user no
-/// longer has the outdated one.
+/// Stores a hash of the same password with the current parameters. Returns `false`, and changes nothing, if the user no
+/// longer has the outdated hash.
 pub(super) async fn renew_hash(
     database: &Database,
     user: &User,
@@ -189,7 +189,7 @@ pub(super) async fn renew_hash(
     Ok(renewed)
 }
 
-/// A constraint keeps the column to these names; another one is a newer release's.
+/// Parses a role. A constraint limits the column to these names; an unknown name comes from a newer release.
 pub(super) fn role(text: &str) -> Result<Role, sqlx::Error> {
     Role::parse(text).ok_or_else(|| sqlx::Error::Decode(format!("unknown role {text:?}").into()))
 }

@@ -1,4 +1,4 @@
-//! What every request meets on its way to a handler, and every answer on its way back.
+//! The layers around every route, in the order in which a request passes them.
 use std::{net::IpAddr, sync::Arc};
 
 use axum::{Router, middleware};
@@ -15,7 +15,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::accounts::{self, Authentication};
 
-/// What a request meets, from the outside in. The order is the point:
+/// Adds the layers around the routes, from the outermost to the innermost. Most layers depend on this order.
 pub(super) fn around(
     routes: Router,
     authentication: Authentication,
@@ -28,27 +28,27 @@ pub(super) fn around(
     let body_limit = BodyLimit { bytes: settings.body_limit, timeout: settings.body_timeout };
     routes.layer(
         ServiceBuilder::new()
-            // First, because logs, limits and trust all depend on where the request comes from.
+            // First, because logs, limits and trusted proxies all depend on the client's address.
             .map_request(move |request| client_address::find(&trusted, request))
-            // Around everything that can refuse, so that every refusal is seen in logs, metrics and traces.
+            // Outside of every layer that can refuse a request, so that logs, metrics and traces include every refusal.
             .layer(middleware::from_fn(observe::observe))
-            // Outside of whatever answers, so that refusals have these headers too.
+            // Outside of every layer that can respond, so that refusals have these headers too.
             .map_response(limits::security_headers)
             .option_layer(limits::cors(&settings.cors_allowed_origins))
-            // Inside of the observation, so that a panic is seen as the 500 that it becomes.
+            // Inside of the observation, so that a panic is recorded as a response with status 500.
             .layer(CatchPanicLayer::custom(problem::from_panic))
-            // What follows works for requests that every server on the way reads alike.
+            // The layers from here on accept only requests whose host every server on the way reads alike.
             .layer(middleware::from_fn(host::require_host))
-            // Before anything that costs: an overloaded service says so at once.
+            // Before any expensive layer, so that an overloaded service responds at once.
             .layer(middleware::from_fn_with_state(in_flight, limits::shed))
-            // One address cannot take all of it: its slow bodies hold up its own requests alone.
+            // The limit for one address: its slow bodies delay only requests from the same address.
             .layer(middleware::from_fn_with_state(in_flight_by_address, shares::limit_in_flight_by_address))
-            // From here on there is work to bound.
+            // From here on, requests cause work, which needs a deadline and a maximum body size.
             .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
-            // Before authentication, whose lookup of the session it protects.
+            // Before authentication, because it protects the lookup of the session.
             .layer(middleware::from_fn_with_state(by_address, limits::limit_by_address))
-            // Last: who calls, the caller's own limit, and on the way back the audit of what was refused.
+            // Last: authentication, the limit by caller and, on the way back, the audit of denied accesses.
             .layer(middleware::from_fn_with_state(authentication, accounts::authenticate)),
     )
 }

@@ -35,9 +35,9 @@ use crate::{
 
 const DOCUMENT: &str = "/openapi.json";
 
-/// The states that the routes work with.
+/// The states of all routes.
 pub struct App {
-    /// For the routes that need nothing else.
+    /// State of the routes that need only the database.
     pub database: Database,
     /// Users and sessions.
     pub accounts: Accounts,
@@ -45,7 +45,7 @@ pub struct App {
     pub slices: Slices,
 }
 
-/// The routes of a module: their part of the document, and the router once there is a state for it.
+/// The routes of a module: their part of the document, and a function that creates the router from the state.
 struct Module {
     document: OpenApi,
     router: Box<dyn FnOnce(&App) -> Router>,
@@ -58,8 +58,8 @@ impl Module {
     }
 }
 
-/// Returns the routes of every module. The router and the `OpenAPI` document are both made from this list, so that no
-/// route is served that the document does not have.
+/// Returns the routes of every module. The router and the `OpenAPI` document are both created from this list, so that
+/// the document contains every served route.
 fn modules() -> [Module; 3] {
     [
         Module::new(accounts::routes(), |app| app.accounts.clone()),
@@ -95,7 +95,7 @@ pub fn router(
 ))]
 struct Description;
 
-/// Returns the `OpenAPI` document; it needs no running service.
+/// Returns the `OpenAPI` document. It needs no running service.
 pub fn document() -> OpenApi {
     let mut document = slices::Description::openapi();
     document.merge(Description::openapi());
@@ -105,10 +105,11 @@ pub fn document() -> OpenApi {
     openapi::completed(document)
 }
 
-/// Serves the page and the document that it shows. The page's policy lets it load from here only: it works without
-/// internet access, and cannot be made to show the document of another server.
+/// Serves the documentation page and the document that the page shows. The page's content security policy allows only
+/// resources of this service. The page therefore works without internet access, and cannot show the document of another
+/// server.
 ///
-/// The document is kept as the text that is sent: its tree would take 1.5 MiB for as long as the process runs.
+/// The document is kept as serialized text, because its tree would use 1.5 MiB for the lifetime of the process.
 #[expect(clippy::expect_used, reason = "a mistake in the code, met at start-up and never later")]
 fn documentation(document: &OpenApi) -> Router {
     let text = Bytes::from(serde_json::to_vec(document).expect("a document is JSON"));

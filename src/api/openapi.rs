@@ -1,7 +1,7 @@
-//! The `OpenAPI` document: made from the handlers, and completed with what every route has in common.
+//! The `OpenAPI` document: generated from the handlers, and completed with the parts that all routes have in common.
 //!
-//! The refusals that come from the layers and the extractors follow from what a route is, so they are added here by
-//! rule rather than by hand at each handler, where one would be forgotten.
+//! The refusals by layers and extractors follow from the properties of a route. They are added here by rule, because a
+//! list at each handler would become incomplete.
 use axum::http::{Method, StatusCode};
 use platform::http::{
     observe,
@@ -36,7 +36,7 @@ impl Modify for Common {
     }
 }
 
-/// A document with what all routes have in common.
+/// Returns the document with the parts that all routes have in common.
 pub(super) fn completed(mut document: Document) -> Document {
     document.merge(Base::openapi());
     for (path, item) in &mut document.paths.paths {
@@ -48,7 +48,7 @@ pub(super) fn completed(mut document: Document) -> Document {
     document
 }
 
-/// Makes the metrics' series of every route exist from the first scrape.
+/// Creates the metric series of every route, so that they exist from the first scrape.
 pub(super) fn expect_routes(document: &Document) {
     for (path, item) in &document.paths.paths {
         let operations = [

@@ -1,4 +1,4 @@
-//! `audit verify` and `audit export`.
+//! The commands `audit verify` and `audit export`.
 use std::{
     path::{Path, PathBuf},
     sync::Mutex,
@@ -15,7 +15,7 @@ use platform::{
 
 use super::{Outcome, flags, reader, runtime};
 
-/// Between two lines that tell how far it is.
+/// Interval between two lines of progress.
 const BETWEEN_LINES: Duration = Duration::from_secs(2);
 
 pub(super) fn command() -> Command {
@@ -134,7 +134,7 @@ fn export(arguments: &ArgMatches) -> Outcome {
     })
 }
 
-/// Tells on standard error how far it is, now and then.
+/// Returns a function that prints the progress to standard error, at most once per [`BETWEEN_LINES`].
 fn progress() -> impl Fn(i64, u64) + Send + Sync {
     let told = Mutex::new(Instant::now());
     move |seals, events| {

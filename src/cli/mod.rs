@@ -1,9 +1,9 @@
 //! The command line: `serve`, `migrate`, `user create`, `audit verify`, `audit export`, `openapi`, `config`, `probe`, and
 //! the commands of the slices.
 //!
-//! Exit codes: 0 done, 1 failed (with one sentence on stderr), 2 wrong usage. Every setting of the table in
-//! [`config`](crate::config) has a flag on the commands that use it, but for secrets: other users of a machine can
-//! read its command lines.
+//! Exit codes: 0 for success, 1 for failure (with one sentence on stderr), 2 for wrong usage. Every setting of the
+//! table in [`config`](crate::config) has a flag on the commands that use it. Secrets have no flag, because other users
+//! of the machine can read its command lines.
 mod audit;
 
 use std::{
@@ -29,10 +29,10 @@ use crate::{
     service, slices,
 };
 
-/// A probe that takes longer is no sign of health.
+/// Timeout of a probe. A slower response counts as unhealthy.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs the command that the process was started with.
+/// Runs the command of the process's arguments.
 pub fn run() -> ExitCode {
     BUILD.set();
     let matches = command().get_matches();
@@ -142,7 +142,8 @@ fn flags(used: impl Fn(&Setting) -> bool) -> Vec<Arg> {
     Config::settings().filter(|setting| setting.has_flag && used(setting)).map(flag).collect()
 }
 
-/// Flags before the environment; in development, a `.env` file fills in what neither has.
+/// Reads settings from flags first, then from the environment. In development, a `.env` file adds variables that the
+/// environment does not have.
 fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + Send + Sync>> {
     let given: HashMap<String, String> = Config::settings()
         .filter_map(|setting| {
@@ -155,7 +156,7 @@ fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + 
         match dotenvy::dotenv() {
             Ok(_) => {}
             Err(error) if error.not_found() => {}
-            // The line that cannot be read may be the one with the password.
+            // The error would contain the malformed line, which may be the one with the password.
             Err(dotenvy::Error::LineParse(..)) => {
                 return Err("the .env file has a line that is not of the form NAME=value".into());
             }
@@ -176,7 +177,7 @@ fn serve(config: Config) -> Outcome {
         service::serve(config, telemetry).await?;
         Outcome::Ok(())
     });
-    // What was cut at the deadline must not keep the process alive.
+    // Work that was cut at the deadline must not keep the process alive.
     runtime.shutdown_background();
     served
 }
@@ -200,7 +201,7 @@ fn migrate(reader: Reader) -> Outcome {
     Ok(())
 }
 
-/// Runs a command of a slice, which works on the database with the service's role.
+/// Runs a command of a slice, which uses the database with the service's role.
 fn slice_command(name: &str, arguments: &ArgMatches) -> Outcome {
     let settings = reader(arguments)?.finish(database::Settings::read)?;
     runtime()?.block_on(async {
@@ -253,7 +254,7 @@ fn read_password() -> Result<Password, Box<dyn std::error::Error + Send + Sync>>
     Ok(Password::new(input.trim_end_matches(['\r', '\n'])))
 }
 
-/// Prints the effective settings in the form of a `.env` file, and then every mistake in them.
+/// Prints the effective settings in the form of a `.env` file, followed by every mistake in them.
 fn show_config(reader: Reader) -> Outcome {
     for setting in Config::settings() {
         match reader.effective(setting) {

@@ -1,4 +1,4 @@
-//! What keeps the audit trail: its workers, and the events of the process itself.
+//! The workers of the audit log, and the audit events of the process itself.
 use std::time::Duration;
 
 use platform::{
@@ -11,16 +11,16 @@ use platform::{
 
 use crate::config::Config;
 
-/// How often the partitions of the coming months are looked after.
+/// Interval of creating the partitions of the coming months.
 const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 
-/// How often the refusals that were only counted are written.
+/// Interval of recording the refusals that were only counted.
 const REFUSAL_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How often one looks for audit events that could not be written.
+/// Interval of checking for audit events that could not be recorded.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Starts the workers that seal the trail, watch over it, and make room for it.
+/// Starts the workers that seal the audit log, monitor it, and create its partitions.
 pub(super) fn start(
     workers: &Workers,
     config: &Config,
@@ -50,8 +50,8 @@ pub(super) fn start(
     });
 }
 
-/// Audits each change of what is logged, and each that was refused. The change does not wait for it: whoever looks
-/// for the reason why the database is away must be able to.
+/// Returns the function that audits each change of the log filter and each refused change. A change does not wait for
+/// its audit event, so that an operator can raise the log level while the database is unreachable.
 pub(super) fn log_level(
     database: &Database,
     refusals: &Refusals,

@@ -1,9 +1,9 @@
-//! The wiring: the only place where all modules meet.
+//! The wiring: the only module that connects all others.
 //!
-//! Everything that lives as long as the process is created in [`serve`], handed down, and ended there in reverse
-//! order. The parts that take more than a line stand beside it:
+//! Everything that lives as long as the process is created in [`serve`], passed down, and ended there in reverse order.
+//! Parts that need more than a line have their own modules:
 //!
-//! - `startup`: the checks of the database before anything is served
+//! - `startup`: the checks of the database before the service accepts requests
 //! - `audit_workers`: the workers of the audit log, and the events of the process itself
 mod audit_workers;
 mod startup;
@@ -36,46 +36,43 @@ use crate::{
     slices::{self, Slices},
 };
 
-/// How often expired sessions, answers and the like are swept.
+/// Interval of deleting expired sessions, idempotency keys and login attempts.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// What is left of the shutdown's deadline for the last spans and log lines.
+/// Part of the shutdown deadline that is reserved for exporting the last spans and log lines.
 const TO_FLUSH: Duration = Duration::from_secs(2);
 
-/// Why the service did not start, or did not end well.
+/// Error of starting or ending the service.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// See there.
     #[error(transparent)]
     Database(#[from] database::ConnectError),
-    /// See there.
     #[error(transparent)]
     Migration(#[from] migrations::MigrateError),
-    /// The database answers, and something in it cannot be read.
+    /// The database responds, but a startup check failed to read it.
     #[error("the database could not be checked: {0}")]
     Check(#[from] sqlx::Error),
-    /// The database has not the migrations that this binary needs.
+    /// The database lacks migrations that this binary needs.
     #[error("the database's schema is older than this release: run `{} migrate`, or set MIGRATE_ON_START=true", env!("CARGO_PKG_NAME"))]
     SchemaOlder,
-    /// New events would seem to be older than old ones.
+    /// The database was loaded into another cluster. New audit events would appear to be older than existing ones.
     #[error("the database was loaded into another PostgreSQL cluster: run `{} migrate`, which begins an epoch of its audit trail", env!("CARGO_PKG_NAME"))]
     OtherCluster,
-    /// The service could rewrite its own audit trail.
+    /// The service's role could rewrite the audit log.
     #[error("DATABASE_URL's role may rewrite the audit trail, as a superuser, the owner, or by its rights: use the restricted role that `{} migrate` prepares", env!("CARGO_PKG_NAME"))]
     TooManyRights,
-    /// A confirmed commit could be lost.
+    /// Confirmed commits could be lost in a crash.
     #[error("synchronous_commit is off for DATABASE_URL's role, so that confirmed commits may be lost in a crash: run `{} migrate`, which sets it", env!("CARGO_PKG_NAME"))]
     LossyCommits,
-    /// The client that sends alerts cannot be set up.
+    /// The HTTP client for alerts could not be created.
     #[error("the client that sends alerts could not be set up: {0}")]
     Alerts(#[from] reqwest::Error),
-    /// A slice cannot start.
+    /// A slice could not start.
     #[error(transparent)]
     Slice(#[from] slices::StartError),
-    /// See there.
     #[error(transparent)]
     Listener(#[from] ServerError),
-    /// Signals cannot be listened to.
+    /// Signal handlers could not be installed.
     #[error("signals cannot be listened to: {0}")]
     Signals(#[from] std::io::Error),
     /// The shutdown's deadline passed.
@@ -83,10 +80,10 @@ pub enum ServeError {
     Cut(String),
 }
 
-/// Runs the service until a signal ends it. Whatever is started here is stopped here, in reverse order.
+/// Runs the service until a signal ends it. Everything that is started here is stopped here, in reverse order.
 ///
 /// # Errors
-/// When it cannot start whole, or could not end in time.
+/// If the service could not start completely, or did not end before the shutdown deadline.
 pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeError> {
     let served = run(&config, &telemetry).await;
     if let Err(error) = &served {
@@ -99,7 +96,7 @@ pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeErro
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let mut signals = Signals::listen()?;
     install_tls_provider();
-    // Waiting for the database or for another replica's migrations can take long, and is given up at once.
+    // Waiting for the database or for another replica's migrations can take long. A signal ends the wait at once.
     let database = tokio::select! {
         opened = startup::open(config) => opened?,
         signal = signals.next() => {
@@ -151,7 +148,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let deadline = Instant::now() + config.shutdown.deadline;
     tracing::info!(signal, "the service is shutting down");
     let wound_down = async {
-        // Load balancers look away first, and have the time to notice.
+        // Readiness fails first, and the grace period gives load balancers time to stop sending requests.
         health.fail_readiness();
         tokio::time::sleep(config.shutdown_grace()).await;
         let enough = deadline - TO_FLUSH;
@@ -160,15 +157,15 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         note_cut(&mut cut, requests, "connections of the API");
         let money = tracked.drain(enough).await;
         note_cut(&mut cut, money, "tasks that requests had started");
-        // Between two units of work, never within one.
+        // Workers stop between two units of work, never within one.
         let stopped = workers.stop(enough).await;
         note_cut(&mut cut, stopped.len(), "workers");
-        // The refusals of the last minute that were only counted.
+        // Records the refusals of the last minute that were only counted.
         if let Err(error) = refusals.tell().await {
             tracing::error!(error = &error as &dyn std::error::Error, "refusals could not be audited");
         }
         alerts.flush(enough).await;
-        // Last, so that the end can still be watched.
+        // Last, so that the shutdown can be observed until its end.
         ops.drain(enough).await;
         database.close(enough.saturating_duration_since(Instant::now())).await;
         cut
@@ -192,9 +189,9 @@ fn note_cut(cut: &mut Vec<String>, count: usize, what: &str) {
     }
 }
 
-/// One provider of cryptography for everything that speaks TLS.
+/// Installs one provider of cryptography for all TLS connections.
 pub fn install_tls_provider() {
-    // It fails only if there is one already, which is as good.
+    // Fails only if a provider is installed already, which is acceptable.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }
 
@@ -203,7 +200,7 @@ fn initialize_metrics() {
     accounts::initialize_metrics();
 }
 
-/// Returns what readiness and `/health` check.
+/// Returns the checks of readiness and `/health`.
 fn health(database: &Database, slices: &Slices, workers: &Workers) -> Health {
     let workers = workers.clone();
     let health = startup::add_checks(Health::builder(BuildInfo::current()), database);

@@ -1,4 +1,5 @@
-//! Opening the database: a service that cannot work with it, or could rewrite its own trail, does not start.
+//! Startup checks of the database. The service does not start with an unusable database, or if it could rewrite the
+//! audit log.
 use std::future::ready;
 
 use platform::{
@@ -12,7 +13,8 @@ use serde_json::json;
 use super::ServeError;
 use crate::{BUILD, MIGRATIONS, config::Config};
 
-/// The database, looked at and found to be in order.
+/// Connects to the database, and checks its schema, cluster, privileges and session settings. Outside of development
+/// and test, excess privileges and lossy commits are errors.
 pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     if config.database.migrate_on_start {
         let migrated = migrations::migrate(&config.database, &MIGRATIONS).await?;
@@ -50,7 +52,7 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     Ok(database)
 }
 
-/// What readiness and `/health` look at of the database.
+/// Adds the database's checks to readiness and `/health`.
 pub(super) fn add_checks(health: Builder, database: &Database) -> Builder {
     let (monitor, pool) = (database.monitor(&MIGRATIONS), database.clone());
     let schema = monitor.clone();

@@ -1,5 +1,5 @@
-//! The slices of the domain. Outside of this directory nothing names one of them: another slice is a directory here,
-//! and its lines in this file. CONTRIBUTING.md has the recipe.
+//! The slices of the domain. No code outside of this directory names a slice: a new slice is a directory here, and its
+//! lines in this file. CONTRIBUTING.md has the steps.
 mod catalog;
 mod orders;
 mod payments;
@@ -38,7 +38,7 @@ impl Settings {
     }
 }
 
-/// The slices' part of the `OpenAPI` document that is not made from their routes.
+/// The slices' part of the `OpenAPI` document that is not generated from their routes.
 #[derive(OpenApi)]
 #[openapi(
     info(description = "Orders and payments. Amounts are in minor units, times in RFC 3339 (UTC)."),
@@ -51,10 +51,10 @@ impl Settings {
 )]
 pub struct Description;
 
-/// The kinds of problems that the slices declare beside the platform's.
+/// The kinds of problems that the slices add to those of the platform.
 pub const PROBLEM_KINDS: &[&Kind] = payments::PROBLEM_KINDS;
 
-/// Returns the routes of every slice: the router and the `OpenAPI` document are made from this list.
+/// Returns the routes of every slice. The router and the `OpenAPI` document are created from this list.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().merge(catalog::routes()).merge(orders::routes()).merge(payments::routes())
 }
@@ -67,7 +67,7 @@ pub fn commands() -> Vec<Command> {
 /// Runs a command of a slice.
 ///
 /// # Errors
-/// The reason in one sentence.
+/// The reason of the failure, in one sentence.
 pub async fn execute(
     name: &str,
     arguments: &ArgMatches,
@@ -79,7 +79,7 @@ pub async fn execute(
     }
 }
 
-/// The state of the slices: a handler takes the part that it needs with `State`. Cheap to clone.
+/// The state of the slices. Handlers extract the part that they need with `State`. Cheap to clone.
 #[derive(Clone)]
 pub struct Slices {
     database: Database,
@@ -90,7 +90,7 @@ impl Slices {
     /// Starts the slices. At most `max_waiting` requests may wait for another service at once.
     ///
     /// # Errors
-    /// A setting that a slice cannot work with.
+    /// If a slice cannot work with its settings.
     pub fn start(
         settings: &Settings,
         database: &Database,
@@ -109,7 +109,7 @@ impl Slices {
         self.payments.start_workers(workers);
     }
 
-    /// Adds what readiness and `/health` check of the slices.
+    /// Adds the slices' checks to readiness and `/health`.
     pub fn add_checks(&self, health: health::Builder) -> health::Builder {
         self.payments.add_checks(health)
     }

@@ -1,7 +1,7 @@
 //! Products and their prices.
 //!
-//! The rule: a price is that of the moment. Orders keep the price that they were placed at; who changes a price
-//! here changes no order.
+//! A price is the current price. Orders keep the price at which they were placed, so a price change here changes no
+//! order.
 mod model;
 mod routes;
 mod store;

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// The highest price of one piece, in minor units. It keeps every total below 2^53, where JSON numbers stop being
-/// exact for many readers. Its twin in SQL is the constraint `unit_amount_is_in_bounds`.
+/// The highest price of one piece, in minor units. It keeps every total below 2^53, above which many JSON readers lose
+/// precision. Mirrors the constraint `unit_amount_is_in_bounds`.
 pub const HIGHEST_UNIT_AMOUNT: i64 = 10_000_000_000;
 
 /// Something that can be ordered.

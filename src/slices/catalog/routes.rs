@@ -1,4 +1,4 @@
-//! Browsing products, and keeping them.
+//! Routes that list, show, add and change products.
 use axum::{
     Json as JsonBody,
     extract::State,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{accounts::Admin, slices::Slices};
 
-/// The routes of the catalog.
+/// Returns the routes of the catalog.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new()
         .routes(routes!(list_products, create_product))

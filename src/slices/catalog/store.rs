@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::model::{NewProduct, Product, ProductChange};
 
-/// A page of products, oldest first.
+/// Returns a page of products, oldest first.
 pub(super) async fn list(database: &Database, page: PageRequest) -> Result<Vec<Product>, sqlx::Error> {
     let statement = sqlx::query_as!(
         Product,
@@ -25,7 +25,7 @@ pub(super) async fn list(database: &Database, page: PageRequest) -> Result<Vec<P
     database.run("products.list", async |connection| statement.fetch_all(connection).await).await
 }
 
-/// One product.
+/// Returns one product.
 pub(super) async fn find(database: &Database, id: Uuid) -> Result<Option<Product>, sqlx::Error> {
     let statement = sqlx::query_as!(
         Product,
@@ -35,7 +35,7 @@ pub(super) async fn find(database: &Database, id: Uuid) -> Result<Option<Product
     database.run("products.select", async |connection| statement.fetch_optional(connection).await).await
 }
 
-/// Adds a product, and says so in the trail.
+/// Stores a product with its audit event.
 pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Product, Problem> {
     let id = Uuid::now_v7();
     let event = Event::change("products", "create").records([id]).with("unit_amount", new.unit_amount);
@@ -75,7 +75,7 @@ pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Produ
     })
 }
 
-/// Changes a product, and says so in the trail, with the price before and after.
+/// Changes a product and records the change in the audit log, with the price before and after.
 pub(super) async fn change(
     database: &Database,
     id: Uuid,

@@ -1,7 +1,10 @@
-//! Orders: what was ordered, at which price, and whether it is paid.
+//! Orders: their items, prices and payment status.
 //!
-//! The rules: prices come from the catalog and never from the client; an order keeps the price that it was placed
-//! at; only an order that nobody is paying can be cancelled.
+//! Three rules:
+//!
+//! - Prices come from the catalog and never from the client.
+//! - An order keeps the price at which it was placed.
+//! - Only an unpaid order without a payment in progress can be cancelled.
 mod metrics;
 mod model;
 mod routes;

@@ -26,7 +26,7 @@ impl OrderStatus {
     pub const ALL: [Self; 5] =
         [Self::PendingPayment, Self::Paid, Self::Cancelled, Self::PartiallyRefunded, Self::Refunded];
 
-    /// As it is written in SQL and JSON.
+    /// Returns the name as written in SQL and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PendingPayment => "pending_payment",
@@ -37,7 +37,7 @@ impl OrderStatus {
         }
     }
 
-    /// Reads what [`Self::as_str`] writes.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == text)
     }
@@ -107,9 +107,9 @@ pub struct BasketItem {
     pub quantity: i32,
 }
 
-/// The most lines of an order.
+/// Maximum number of lines of an order.
 pub const MOST_LINES: usize = 100;
-/// The most pieces of a line.
+/// Maximum number of pieces of a line.
 pub const MOST_PIECES: i32 = 1000;
 
 impl Validate for Basket {

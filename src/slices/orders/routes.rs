@@ -1,4 +1,4 @@
-//! Placing, reading and cancelling orders.
+//! Routes that place, show, list and cancel orders.
 use axum::{Json as JsonBody, extract::State, http::StatusCode};
 use platform::{
     database::Database,
@@ -23,7 +23,7 @@ use crate::{
     slices::Slices,
 };
 
-/// The routes of orders.
+/// Returns the routes of orders.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new()
         .routes(routes!(place_order, list_orders))
@@ -57,7 +57,7 @@ fn location(id: Uuid) -> String {
     format!("/v1/orders/{id}")
 }
 
-/// Returns the reason why a basket was not ordered. Most requests never need it.
+/// Returns the reason why a basket was not ordered. Most requests never need this query.
 async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Problem> {
     let wanted: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
     let mut connection = database.acquire().await?;
@@ -77,7 +77,7 @@ async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Proble
     } else if currencies.len() > 1 {
         Problem::invalid(vec![FieldError::new("/items", "must all have the same currency")])
     } else {
-        // It could be ordered by now: the catalog changed in between.
+        // The catalog has changed in between: the basket could be ordered now.
         Problem::unavailable(1)
     })
 }

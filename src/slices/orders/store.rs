@@ -12,20 +12,22 @@ use super::{
     model::{Basket, Order, OrderItem, OrderStatus},
 };
 
-/// What placing came to: the order as JSON, exactly as it is stored for replays.
+/// The placed order: its id, and the JSON body as stored for idempotent replay.
 pub(super) struct Placed {
     pub(super) id: Uuid,
     pub(super) body: String,
 }
 
-/// Places an order at the prices of this moment: claims the key, looks up the prices, stores the order, its items,
-/// the answer and the audit event. `None` if the key is taken or something in the basket cannot be ordered; then
-/// nothing was stored.
+/// Places an order at the current prices: claims the key, looks up the prices, and stores the order with its items. It
+/// also stores the response and the audit event. Returns `None`, and stores nothing, if the key is taken, a product
+/// cannot be ordered, or the products have different currencies.
 ///
-/// One statement, since each round trip costs the service as much as all of its own work on the request. It is
-/// also its own transaction, which no cancelled request can leave half open. Two things in it are for the planner:
-/// `offset 0` keeps the lookup of products an index lookup for each line (an array's length is unknown to it, and
-/// it would rather scan them all), and `materialized` makes each step happen once, and in order.
+/// All of it is one statement, because each round trip costs the service as much as all of its own work on the request.
+/// The statement is also its own transaction, which no cancelled request can leave open. Two parts are for the planner:
+///
+/// - `offset 0` keeps the lookup of products an index lookup for each line. The planner does not know the length of the
+///   array, and would scan all products.
+/// - `materialized` makes each step run once, and in order.
 pub(super) async fn place(
     database: &Database,
     claim: &Claim,
@@ -113,7 +115,7 @@ pub(super) async fn place(
     }))
 }
 
-/// Which of these products can be ordered now, and in which currency each.
+/// Returns those of the products that can be ordered now, each with its currency.
 pub(super) async fn orderable(
     connection: &mut PgConnection,
     products: &[Uuid],
@@ -151,13 +153,13 @@ impl TryFrom<Row> for Order {
     }
 }
 
-/// A constraint keeps the column to these names; another one is a newer release's.
+/// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
 fn status(text: &str) -> Result<OrderStatus, sqlx::Error> {
     OrderStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown order status {text:?}").into()))
 }
 
-/// One order; only if it is this customer's, where one is given.
+/// Returns one order. With `only_of`, returns it only if it is this customer's.
 pub(super) async fn find(
     database: &Database,
     id: Uuid,
@@ -181,10 +183,10 @@ pub(super) async fn find(
     row.map(Order::try_from).transpose()
 }
 
-/// A page of orders, newest first.
+/// Returns a page of orders, newest first.
 ///
-/// Three statements rather than one with optional conditions: prepared once for all values, that one would have
-/// to walk through everybody's orders to find one customer's.
+/// Three statements replace one with optional conditions. A single prepared statement has one plan for all values, and
+/// would scan the orders of all customers to find those of one.
 pub(super) async fn list(
     database: &Database,
     customer_id: Option<Uuid>,
@@ -259,7 +261,7 @@ pub(super) async fn list(
     rows.into_iter().map(Order::try_from).collect()
 }
 
-/// Cancels an order that nobody has paid or is paying; says whether it did.
+/// Cancels an order that is unpaid and has no payment in progress. Returns whether the order was cancelled.
 pub(super) async fn cancel(
     database: &Database,
     id: Uuid,
@@ -292,7 +294,7 @@ pub(super) async fn cancel(
     Ok(cancelled)
 }
 
-/// Writes down that staff has read customers' orders. What cannot be written is not shown.
+/// Records that staff has read customers' orders. If the event cannot be recorded, the orders are not shown.
 pub(super) async fn record_access(
     database: &Database,
     ids: impl IntoIterator<Item = Uuid>,
@@ -301,23 +303,21 @@ pub(super) async fn record_access(
     record(database, event).await
 }
 
-/// What paying needs to know of an order.
+/// The data of an order that paying needs.
 #[derive(Debug, Clone)]
 pub struct Payable {
-    /// Where it stands.
+    /// The order's status.
     pub status: OrderStatus,
-    /// What is to be paid, in minor units.
+    /// The amount to pay, in minor units.
     pub total_amount: i64,
     /// ISO 4217.
     pub currency: String,
-    /// The payment that is under way or has succeeded.
+    /// The payment that is in progress or has succeeded.
     pub live_payment_id: Option<Uuid>,
 }
 
-/// This customer's order, for paying it. It decides nothing: the statement that begins a payment guards itself.
-///
-/// # Errors
-/// The statement's.
+/// Returns this customer's order, for paying it. It decides nothing: the statement that begins a payment has its own
+/// guard.
 pub async fn payable(
     connection: &mut PgConnection,
     id: Uuid,

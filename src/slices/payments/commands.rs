@@ -1,4 +1,4 @@
-//! `payments discrepancy list`, `payments discrepancy close` and `payments end`.
+//! The commands `payments discrepancy list`, `payments discrepancy close` and `payments end`.
 use std::error::Error;
 
 use clap::{Arg, ArgMatches, Command};
@@ -9,7 +9,7 @@ use super::{Ended, close_discrepancy, end_without_money, open_discrepancies};
 
 type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 
-/// The longest reason, in characters. It is stored in the audit log.
+/// Maximum length of a reason in characters. It is stored in the audit log.
 const MAX_REASON: usize = 500;
 
 pub fn command() -> Command {

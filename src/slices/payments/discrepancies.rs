@@ -1,11 +1,11 @@
-//! Discrepancies: what the gateway reports and what is stored do not fit. Nothing is settled by one.
+//! Discrepancies: differences between the gateway's reports and the stored records. A discrepancy settles nothing.
 //!
-//! Recovery polls every few seconds and finds the same discrepancy each time, so each is stored, audited and logged
-//! **once**: an audit log that is full of one mistake hides the next.
+//! Recovery polls every few seconds and finds the same discrepancy each time. Each is therefore stored, audited and
+//! logged **once**, because repetitions of one error in the audit log would hide the next.
 //!
-//! The alert is sent from the table until a receiver accepts it, because an alert that was only in memory would be lost
-//! by a crash after the commit or by a receiver that is down. Each record has its own alert. A discrepancy stays open,
-//! and is counted in `payment_discrepancies_open`, until a person closes it with a reason.
+//! The alert is sent from the table until a receiver accepts it. An alert only in memory would be lost by a crash after
+//! the commit, or while the receiver is down. Each record has its own alert. A discrepancy stays open, and is counted
+//! in `payment_discrepancies_open`, until an operator closes it with a reason.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -23,36 +23,37 @@ use uuid::Uuid;
 
 use super::{Payments, store::interval};
 
-/// The discrepancy of a payment or refund that has had no outcome for `PAYMENT_PARK_AFTER_SECONDS`. Its settlement
-/// closes it.
+/// Discrepancy of a payment or refund that has had no outcome for `PAYMENT_PARK_AFTER_SECONDS`. Its settlement closes
+/// the discrepancy.
 pub(super) const OUTCOME_UNKNOWN: &str = "outcome unknown";
 
-/// The longest text of the gateway that is stored, in characters.
+/// Maximum length of a stored text of the gateway, in characters.
 const MAX_TEXT: usize = 500;
 
-/// The alerts that one replica sends at once.
+/// Maximum number of alerts that one replica sends at once.
 const ALERT_BATCH: i64 = 16;
 
-/// The time after which an alert that no receiver has accepted is sent again. Longer than one attempt takes.
+/// Time after which an alert that no receiver has accepted is sent again. It is longer than one attempt takes.
 const ALERT_RETRY_INTERVAL: Duration = Duration::from_secs(20);
 
-/// What does not fit.
+/// A difference between the gateway's report and the stored record.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Discrepancy<'a> {
     /// The table of the record.
     pub(super) resource: &'static str,
-    /// The record's id; the gateway's reference where there is no such record; `None` without a usable reference.
+    /// The record's id, or the gateway's reference if no record has it. `None` without a usable reference.
     pub(super) id: Option<Uuid>,
-    /// In a word or two; it is in the alert's title.
+    /// Kind of the discrepancy in a few words, used in the alert's title.
     pub(super) what: &'static str,
-    /// What the gateway reports.
+    /// Value that the gateway reports.
     pub(super) gateway_says: &'a str,
-    /// What is stored.
+    /// Value that is stored.
     pub(super) we_say: &'a str,
 }
 
 impl Discrepancy<'_> {
-    /// The same for every occurrence of a discrepancy. The stored state is no part of it, because it changes meanwhile.
+    /// Returns the digest that identifies all occurrences of a discrepancy. It excludes the stored state, because that
+    /// changes meanwhile.
     fn digest(&self, gateway_says: &str) -> [u8; 32] {
         let id = self.id.unwrap_or_default();
         Sha256::new()
@@ -67,8 +68,8 @@ impl Discrepancy<'_> {
     }
 }
 
-/// A text of the gateway in a form that PostgreSQL stores: bounded, and without control characters. PostgreSQL refuses
-/// a NUL in a text, so one NUL from the gateway would otherwise be a 500.
+/// Returns a text of the gateway in a form that PostgreSQL stores: bounded, and without control characters. PostgreSQL
+/// rejects NUL in text, so one NUL from the gateway would otherwise cause a 500.
 fn printable(text: &str) -> String {
     let mut printable = String::new();
     for character in text.chars().take(MAX_TEXT) {
@@ -81,10 +82,7 @@ fn printable(text: &str) -> String {
     printable
 }
 
-/// Records a discrepancy within a transaction. `None` if it has been recorded before.
-///
-/// # Errors
-/// The statements'.
+/// Records a discrepancy within a transaction. Returns `None` if it was recorded before.
 pub(super) async fn record(
     connection: &mut PgConnection,
     found: &Discrepancy<'_>,
@@ -122,7 +120,7 @@ pub(super) async fn record(
 }
 
 impl Payments {
-    /// Records a discrepancy in a transaction of its own, and alerts if it is a new one.
+    /// Records a discrepancy in a separate transaction, and sends an alert if it is new.
     pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), Problem> {
         let mut transaction = self.0.database.begin().await?;
         let Some(recorded) = record(&mut transaction, found).await? else {
@@ -147,8 +145,8 @@ impl Payments {
         self.discrepancy(&found).await
     }
 
-    /// Sends the alerts that no receiver has accepted yet, in a task of its own: a receiver that is down must not
-    /// delay a payment.
+    /// Sends the alerts that no receiver has accepted yet. They are sent in a separate task, because a receiver that is
+    /// down must not delay a payment.
     pub(super) fn alert_discrepancies(&self) {
         if self.0.alerts.has_receivers() {
             let payments = self.clone();
@@ -247,29 +245,26 @@ async fn alert_accepted(database: &Database, id: Uuid) -> Result<(), sqlx::Error
     Ok(())
 }
 
-/// A discrepancy that nobody has closed, for the command line.
+/// An open discrepancy, for the command line.
 #[derive(Debug)]
 pub struct OpenDiscrepancy {
-    /// Its id.
+    /// The discrepancy's id.
     pub id: Uuid,
     /// `payments` or `refunds`.
     pub resource: String,
-    /// The payment or refund, or the gateway's reference.
+    /// The id of the payment or refund, or the gateway's reference.
     pub record_id: Option<Uuid>,
-    /// What does not fit.
+    /// Kind of the discrepancy.
     pub what: String,
-    /// What the gateway reports.
+    /// Value that the gateway reports.
     pub gateway_says: String,
-    /// What was stored when it was found.
+    /// Value that was stored at the time of recording.
     pub we_say: String,
-    /// When it was found.
+    /// Time of recording.
     pub recorded_at: DateTime<Utc>,
 }
 
-/// Lists the discrepancies that nobody has closed, oldest first.
-///
-/// # Errors
-/// The statement's.
+/// Returns the open discrepancies, oldest first.
 pub async fn open_discrepancies(database: &Database) -> Result<Vec<OpenDiscrepancy>, sqlx::Error> {
     let statement = sqlx::query_as!(
         OpenDiscrepancy,
@@ -284,10 +279,10 @@ pub async fn open_discrepancies(database: &Database) -> Result<Vec<OpenDiscrepan
     observe("discrepancies.list", statement.fetch_all(&mut *connection)).await
 }
 
-/// Closes an open discrepancy, with its audit event. Returns whether there was one.
+/// Closes an open discrepancy, with its audit event. Returns whether it was open.
 ///
 /// # Errors
-/// The statements'. Nothing is closed then.
+/// If a statement fails; then nothing is closed.
 pub async fn close_discrepancy(database: &Database, id: Uuid, reason: &str) -> Result<bool, sqlx::Error> {
     let mut transaction = database.begin().await?;
     let statement = sqlx::query!(

@@ -1,23 +1,23 @@
 //! The idempotency key and the reference of a payment or refund at the gateway.
 //!
-//! It is derived from what the client repeats: the caller, the `Idempotency-Key`, and the fingerprint of the request
-//! (method, path and body). A retry therefore reaches the gateway under the same key even if the database has lost the
-//! payment, for example after a restore, and the gateway charges once. A random key would charge a second time.
+//! The key is derived from data that the client repeats: the caller, the `Idempotency-Key`, and the request's
+//! fingerprint (method, path and body). A retry therefore has the same key even if the database has lost the payment,
+//! for example after a restore, and the gateway charges once. A random key would charge a second time.
 use platform::http::idempotency::Claim;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::{Builder, Uuid};
 
-/// A gateway key: a `UUIDv8` made of a SHA-256.
+/// A gateway key: a `UUIDv8` derived from a SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GatewayKey(pub Uuid);
 
 impl GatewayKey {
-    /// The key of the payment or refund that a request asks for.
+    /// Derives the key of the payment or refund that a request begins.
     ///
-    /// Neither a caller's id nor an `Idempotency-Key` contains a zero byte, and the fingerprint has a fixed length, so
-    /// two different claims never hash the same bytes.
+    /// Neither a caller's id nor an `Idempotency-Key` contains a zero byte, and the fingerprint has a fixed length.
+    /// Different claims therefore never hash the same bytes.
     pub fn derive(claim: &Claim) -> Self {
         let hash = Sha256::new()
             .chain_update(&claim.scope)

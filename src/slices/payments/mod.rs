@@ -1,13 +1,14 @@
-//! Payments and refunds: money is taken once, given back once, and never lost track of.
+//! Payments and refunds: money is taken once, refunded once, and always accounted for.
 //!
-//! The rules, each of which prevents a double charge that others have made:
+//! Five rules, each of which prevents a known cause of double charges:
+//!
 //! - A payment is stored as `processing`, with the exact request, **before** the gateway is called. It leaves that
-//!   state only by something certain; a timeout is not certain.
-//! - Its idempotency key at the gateway is derived from what the client repeats ([`gateway_key`]): a retry never
-//!   charges again, even if the database has lost the payment.
-//! - No transaction and no row lock is open while the gateway is being called.
-//! - Everything that learns of an outcome (the caller's request, recovery, a webhook) goes through one function,
-//!   [`settlement`], whose guarded update lets one of them win; the others read again.
+//!   state only by a certain outcome; a timeout is not certain.
+//! - Its idempotency key at the gateway is derived from data that the client repeats ([`gateway_key`]). A retry
+//!   therefore never charges again, even if the database has lost the payment.
+//! - No transaction and no row lock is open during a call to the gateway.
+//! - The caller's request, recovery and webhooks all settle through one function, [`settlement`]. Its guarded update
+//!   lets one of them settle the payment; the others read the result.
 //! - Locks are taken in one order: the order's row, the payment's, the refund's.
 pub mod commands;
 mod discrepancies;
@@ -49,7 +50,7 @@ pub fn initialize_metrics() {
     metrics::initialize();
 }
 
-/// What payments work with. Cheap to clone.
+/// State of payments. Cheap to clone.
 #[derive(Clone)]
 pub struct Payments(Arc<Inner>);
 
@@ -57,23 +58,23 @@ struct Inner {
     database: Database,
     gateway: Gateway,
     alerts: Alerts,
-    /// Where work that moves money is finished although its caller has left.
+    /// Finishes work that moves money even if its caller has disconnected.
     tracked: Tracked,
-    /// One for each secret: there are several while the secret is rotated.
+    /// One verifier for each secret; there are several while the secret is rotated.
     webhooks: Vec<standardwebhooks::Webhook>,
-    /// How long one replica has a payment or refund to itself.
+    /// Time for which one replica may process a payment or refund exclusively.
     lease: std::time::Duration,
     recovery_interval: std::time::Duration,
     park_after: std::time::Duration,
 }
 
-/// The reason why payments cannot start.
+/// Error of starting payments.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The gateway's client cannot be built.
+    /// The gateway's client could not be created.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
-    /// The webhook secret cannot be decoded; the settings have checked that it can.
+    /// The webhook secret could not be decoded. The settings are validated earlier, so this should not happen.
     #[error("GATEWAY_WEBHOOK_SECRET cannot be used: {0}")]
     WebhookSecret(#[from] standardwebhooks::WebhookError),
 }
@@ -83,7 +84,7 @@ impl Payments {
     /// gateway cannot starve the other routes.
     ///
     /// # Errors
-    /// An API key that cannot stand in a header, or a webhook secret that cannot be decoded.
+    /// If the API key is not a valid header value, or a webhook secret cannot be decoded.
     pub fn start(
         settings: &Settings,
         database: &Database,
@@ -110,7 +111,7 @@ impl Payments {
             .spawn("payment_recovery", self.0.recovery_interval, move || recovery::recover(payments.clone()));
     }
 
-    /// Adds the gateway to what readiness checks, and the breaker's state to `/health`.
+    /// Adds the gateway to the readiness checks, and the breaker's state to `/health`.
     pub fn add_checks(&self, health: health::Builder) -> health::Builder {
         let (checked, breaker) = (self.0.gateway.clone(), self.0.gateway.breaker().clone());
         health

@@ -1,8 +1,9 @@
-//! What only a person can decide: that a payment or refund without an outcome moved no money.
+//! The decision that only an operator can make: that a payment or refund without an outcome moved no money.
 //!
 //! The service never guesses. An operator who has the gateway's own statement ends the record by a command, with a
-//! reason that is in the audit log. A payment's order can then be paid again, and a refund releases its amount. If the
-//! gateway reports money afterwards, nothing changes, and the contradiction is recorded as a discrepancy.
+//! reason that is recorded in the audit log. A payment's order can then be paid again, and a refund releases its
+//! amount. If the gateway reports money afterwards, nothing changes, and the contradiction is recorded as a
+//! discrepancy.
 use platform::{database::Database, http::problem::Problem};
 use uuid::Uuid;
 
@@ -19,18 +20,18 @@ pub enum Ended {
     Payment,
     /// The refund has failed.
     Refund,
-    /// It is settled already, with this status.
+    /// The payment or refund was settled before, with this status.
     Settled(&'static str),
-    /// Recovery may still find its outcome: it is neither parked nor has it an open discrepancy.
+    /// Recovery may still find the outcome: the record is neither parked, nor does it have an open discrepancy.
     NeedsNoReview,
-    /// There is no payment and no refund with this id.
+    /// No payment and no refund has this id.
     NotFound,
 }
 
 /// Ends a payment or refund that has no outcome, as one that moved no money.
 ///
 /// # Errors
-/// The statements'. Nothing is ended then.
+/// If a statement fails; then nothing is ended.
 pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> Result<Ended, Problem> {
     let mut transaction = database.begin().await?;
     if let Some(found) = store::find(&mut transaction, id, None).await? {

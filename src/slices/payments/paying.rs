@@ -1,11 +1,11 @@
-//! Paying an order: two transactions around one foreign call (after Brandur Leach's "atomic phases").
+//! Paying an order: two transactions around one call to the gateway (after Brandur Leach's "atomic phases").
 //!
-//! 1. One statement: the key is claimed, the order taken, the payment stored as `processing` with its first lease.
-//! 2. The gateway is called under the payment's gateway key, with retries where they may help and there is time.
-//! 3. One transaction: what is certain is settled, and the response stored.
+//! 1. One statement claims the key, reserves the order, and stores the payment as `processing` with its first lease.
+//! 2. The gateway is called under the payment's gateway key. The call is retried if that may help and time is left.
+//! 3. One transaction settles the certain outcome and stores the response.
 //!
-//! Without a certain outcome of 2 the payment stays `processing`, the response is 202, and recovery takes over.
-//! From 1 on the work runs in a task of its own: a client that leaves, or a deadline, does not abandon a charge.
+//! If step 2 has no certain outcome, the payment stays `processing`, the response is 202, and recovery takes over. From
+//! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
 use axum::http::StatusCode;
 use platform::{
     http::{
@@ -31,7 +31,8 @@ use super::{
 };
 use crate::slices::orders::{self, OrderStatus, Payable};
 
-/// The body of a charge. Its fields are written in this order, and the text is stored: a resend has the same bytes.
+/// The body of a charge. It is stored as serialized, with its fields in this order, so that a resend has the same
+/// bytes.
 #[derive(Serialize)]
 struct ChargeRequest<'a> {
     amount: i64,
@@ -88,8 +89,8 @@ impl Payments {
         Ok(created(&found.payment)?.replayed())
     }
 
-    /// The current state of the payment that an earlier request began under this gateway key. Clients use a key again
-    /// after its 24 hours, when its response is deleted: that must not begin a second payment.
+    /// Returns the current state of the payment that an earlier request began under this gateway key. A response is
+    /// deleted 24 hours after it was stored. A later request with the same key must not begin a second payment.
     async fn existing_payment(&self, key: GatewayKey) -> Result<Option<Replayable>, Problem> {
         let mut connection = self.0.database.acquire().await?;
         let found = store::find_by_gateway_key(&mut connection, key).await?;
@@ -133,14 +134,14 @@ impl Payments {
             return self.not_begun(order_id, gateway_key, &claim).await;
         };
         crash::point("payment.begun");
-        // The receiver is gone if the deadline has passed; the work goes on all the same.
+        // The receiver is dropped if the deadline has passed; the work continues nevertheless.
         let _deadline_passed = begun.send(payment.clone());
         let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
         created(&payment)
     }
 
-    /// Between reading the order and taking it, a concurrent duplicate or another payment took it; or the key was used
-    /// so long ago that its response is deleted.
+    /// Responds if the payment could not begin. A concurrent request may have taken the order since it was read. Or the
+    /// key was used so long ago that its response is deleted.
     async fn not_begun(
         &self,
         order_id: Uuid,
@@ -160,7 +161,7 @@ impl Payments {
         Err(Problem::conflict("The order was paid, cancelled, or is being paid by another request."))
     }
 
-    /// Calls the gateway until the outcome is certain or the time of one request is over.
+    /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
     async fn charge(
         &self,
         payment: Payment,
@@ -212,7 +213,7 @@ impl Payments {
                 break self.leave_to_recovery(payment, reason).await;
             };
             if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
-                // A webhook was faster.
+                // A webhook has settled the payment meanwhile.
                 break self.present(payment.id).await;
             }
             (calls, permit) = (calls + 1, next);
@@ -228,7 +229,7 @@ impl Payments {
         Ok(payment)
     }
 
-    /// Lets recovery take over, and retries of the request read the current state.
+    /// Hands the payment over to recovery, and lets retries of the request read the current state.
     async fn leave_to_recovery(&self, payment: Payment, reason: FailureReason) -> Result<Payment, Problem> {
         PAYMENT_FAILURES.with_label_values(&[reason.as_str()]).inc();
         store::release_payment(&self.0.database, payment.id, self.0.recovery_interval, false).await?;
@@ -257,7 +258,7 @@ fn why_not_payable(order: &Payable) -> Option<Problem> {
     Some(Problem::conflict(detail))
 }
 
-/// The failure reason that a call without a certain outcome is counted under.
+/// Returns the failure reason under which a call without a certain outcome is counted.
 fn reason_of(unknown: &Unknown) -> FailureReason {
     if unknown.is_timeout() { FailureReason::GatewayTimeout } else { FailureReason::GatewayError }
 }
@@ -266,15 +267,15 @@ fn location(id: Uuid) -> String {
     format!("/v1/payments/{id}")
 }
 
-/// An attempt's outcome is data: 201 for a settled payment however it ended, 202 while that is not known.
+/// Returns the response for a payment: 201 for a settled one, whatever its outcome, and 202 while it is `processing`.
 fn created(payment: &Payment) -> Result<Replayable, Problem> {
     let processing = payment.status == PaymentStatus::Processing;
     let status = if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED };
     Ok(Replayable::new(status, payment)?.at(location(payment.id)))
 }
 
-/// Waits for the work until `deadline`. Past that, the answer is what has begun (202), or that nothing has (503):
-/// never a 504, which would leave the caller with nothing to hold on to.
+/// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise
+/// the response is 503, and the client retries with the same key. A 504 would leave the client without a next step.
 pub(super) async fn finish_by<T>(
     deadline: Instant,
     work: tokio::task::JoinHandle<Result<Replayable, Problem>>,

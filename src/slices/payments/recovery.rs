@@ -1,8 +1,8 @@
 //! Recovery: polls the gateway for every unknown outcome until it is known.
 //!
-//! Any number of replicas may run it: a lease, taken by a committed update, keeps two of them from polling for the same
-//! payment at the same time. The lease spreads the work and nothing more; that a payment is charged once rests on the
-//! gateway's idempotency key and on the guard of the settlement.
+//! Any number of replicas may run recovery. A lease, taken by a committed update, keeps two replicas from polling for
+//! the same payment at the same time. The lease only distributes the work. The gateway's idempotency key and the guard
+//! of the settlement ensure that a payment is charged once.
 use std::time::Duration;
 
 use platform::{
@@ -30,32 +30,33 @@ use super::{
     store::{self, OpenPayment, OpenRefund},
 };
 
-/// The payments, and also the refunds, that one replica leases at once. Each call is bounded, so that all of them end
-/// before their lease does.
+/// Maximum number of payments, and also of refunds, that one replica leases at once. Each call has a timeout, so that
+/// all calls end before their lease does.
 const BATCH: i64 = 16;
 
-/// The longest pause before the gateway is polled again for a payment, parked or not: "once the gateway is well, every
-/// unknown payment is settled within a minute".
+/// The longest pause between two polls for a payment, parked or not, unless the recovery interval is longer. Once the
+/// gateway works again, every unknown payment should be settled within a minute.
 const MAX_PAUSE: Duration = Duration::from_secs(20);
 
-/// What recovery has found out about a payment or refund.
+/// Result of polling for one payment or refund.
 enum Learned {
-    /// It is settled.
+    /// The payment or refund is settled.
     Settled,
-    /// Its outcome is still unknown.
+    /// The outcome is still unknown.
     Unknown,
-    /// The gateway's record of it contradicts ours: only a person can decide.
+    /// The gateway's record contradicts the stored one: only an operator can decide.
     NeedsReview,
 }
 
-/// One run: polls for whatever is due, sends alerts that no receiver has accepted, and refreshes the gauges.
+/// Runs recovery once: polls for due payments and refunds, sends alerts that no receiver has accepted, refreshes
+/// gauges.
 ///
 /// # Errors
-/// The database's. A call of the gateway that fails is no error here: it is repeated in a later run.
+/// If a statement of the run itself fails. Failed polls are not errors, because a later run repeats them.
 pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
     let lease = payments.0.lease;
-    // Side by side, so that the lease of neither runs while the other is waited for.
+    // Concurrently, so that neither lease loses time while the other is awaited.
     let (due, due_refunds) = tokio::try_join!(
         store::lease_payments(database, lease, BATCH),
         store::lease_refunds(database, lease, BATCH)
@@ -91,7 +92,7 @@ pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     Ok(if full { Progress::More } else { Progress::Idle })
 }
 
-/// A recovered payment goes on under the correlation id of the request that began it.
+/// Returns the context of the request that began the payment or refund, with its correlation id.
 fn context_of(correlation_id: &str) -> Context {
     Context::for_work(CorrelationId::parse(correlation_id).unwrap_or_else(CorrelationId::generate))
 }
@@ -106,15 +107,15 @@ impl Payments {
         };
         let pause = pause_at(payment.age, self.0.recovery_interval);
         if let Err(error) = store::release_payment(&self.0.database, payment.id, pause, park).await {
-            // The lease ends by itself.
+            // The lease expires by itself.
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, payment_id = %payment.id, "failed to release a lease");
         }
     }
 
-    /// Returns whether a payment or refund needs review; `None` if it is settled.
+    /// Returns whether a payment or refund needs review, or `None` if it is settled.
     ///
-    /// What failed here counts as unknown: an error that comes again each time must not keep it from being parked.
+    /// A failed poll counts as unknown, so that a permanent error cannot keep the record from being parked.
     async fn needs_review(
         &self,
         resource: &'static str,
@@ -144,14 +145,14 @@ impl Payments {
                 we_say: "processing",
             };
             if self.discrepancy(&unknown).await.is_err() {
-                // A later run records it, and parks then.
+                // A later run records the discrepancy and parks the payment or refund.
                 return Some(false);
             }
         }
         Some(true)
     }
 
-    /// Polls for a payment's outcome, and resends the charge where that decides.
+    /// Polls for a payment's outcome. If the gateway has no charge and the key is still valid, resends the charge.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
     async fn learn_payment(&self, payment: &OpenPayment) -> Result<Learned, Problem> {
         traces::link(&Span::current(), payment.trace_parent.as_deref());
@@ -188,8 +189,8 @@ impl Payments {
         }
     }
 
-    /// Resends the charge: the gateway has no charge, but a first call may still be in flight, so that only the
-    /// response to the same charge under the same key decides.
+    /// Resends the charge. The gateway has no charge, but a first call may still be in flight. Only the response to the
+    /// same charge under the same key is certain.
     async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<Learned, Problem> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(Learned::Unknown);
@@ -241,7 +242,7 @@ impl Payments {
         match judged {
             Ok(settlement) => {
                 let settled = self.settle(payment.id, payment.order_id, settlement).await?;
-                // A charge that has settled another payment settles no second one.
+                // A charge that has settled another payment cannot settle a second one.
                 let refused = settled.status == PaymentStatus::Processing;
                 Ok(if refused { Learned::NeedsReview } else { Learned::Settled })
             }
@@ -265,7 +266,8 @@ impl Payments {
         }
     }
 
-    /// Polls for a refund's outcome, and resends the refund where that decides. An empty list is never proof.
+    /// Polls for a refund's outcome. If the gateway has no refund and the key is still valid, resends the refund. An
+    /// empty list is never proof.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
     async fn learn_refund(&self, refund: &OpenRefund) -> Result<Learned, Problem> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
@@ -343,7 +345,7 @@ impl Payments {
     }
 }
 
-/// The older, the longer the pause: from the interval up to [`MAX_PAUSE`].
+/// Returns the pause before the next poll. It grows with the age, from the interval up to [`MAX_PAUSE`].
 fn pause_at(age: Duration, interval: Duration) -> Duration {
     (age / 4).clamp(interval, MAX_PAUSE.max(interval))
 }

@@ -1,6 +1,8 @@
-//! Refunding: the same three steps as paying. What differs: the amount is reserved in the payment's row, so that
-//! concurrent refunds together never exceed the payment. And only the gateway's own `failed`, or an operator, ends a
-//! refund without money, because neither a rejection nor an empty list proves that no money was refunded.
+//! Refunding a payment, in the same three steps as paying, with two differences:
+//!
+//! - The amount is reserved in the payment's row, so that concurrent refunds together never exceed the payment.
+//! - Only the gateway's `failed`, or an operator, ends a refund without money. Neither a rejection nor an empty list
+//!   proves that no money was refunded.
 use axum::http::StatusCode;
 use platform::{
     http::{
@@ -25,7 +27,7 @@ use super::{
     store::{self, BeginRefund, Found, FoundRefund, OpenRefund},
 };
 
-/// The body of a refund, stored and sent like that of a charge.
+/// The body of a refund, stored and sent like the body of a charge.
 #[derive(Serialize)]
 struct RefundRequest {
     amount: i64,
@@ -66,7 +68,8 @@ impl Payments {
         finish_by(deadline, work, has_begun, created).await
     }
 
-    /// The current state of the refund that an earlier request began under this gateway key; see the same of payments.
+    /// Returns the current state of the refund that an earlier request began under this gateway key. Mirrors
+    /// `existing_payment`.
     async fn existing_refund(&self, key: GatewayKey) -> Result<Option<Replayable>, Problem> {
         let mut connection = self.0.database.acquire().await?;
         let found = store::find_refund_by_gateway_key(&mut connection, key).await?;
@@ -112,7 +115,7 @@ impl Payments {
             return self.existing_refund(gateway_key).await?.ok_or_else(taken);
         };
         crash::point("refund.begun");
-        // The receiver is gone if the deadline has passed; the work goes on all the same.
+        // The receiver is dropped if the deadline has passed; the work continues nevertheless.
         let _deadline_passed = begun.send(refund);
         let mut connection = self.0.database.acquire().await?;
         let found = store::find_refund(&mut connection, id).await?.ok_or_else(Problem::not_found)?;
@@ -120,12 +123,12 @@ impl Payments {
         created(&self.send_refund(&found.open, permit).await?)
     }
 
-    /// Calls the gateway until the outcome is certain or the time of one request is over.
+    /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
     async fn send_refund(&self, open: &OpenRefund, permit: Permit) -> Result<Refund, Problem> {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut calls = 1;
         let mut permit = permit;
-        // Whether only a person can end the refund.
+        // Set if only an operator can end the refund.
         let mut park = false;
         loop {
             let key = open.gateway_key;
@@ -171,7 +174,7 @@ impl Payments {
             tokio::time::sleep(pause).await;
             let Ok(next) = self.0.gateway.breaker().acquire() else { break };
             if store::count_refund_attempt(&self.0.database, open.id).await?.is_none() {
-                // A webhook was faster.
+                // A webhook has settled the refund meanwhile.
                 break;
             }
             (calls, permit) = (calls + 1, next);
@@ -195,7 +198,7 @@ async fn replay(connection: &mut sqlx::PgConnection, previous: Previous) -> Resu
     Ok(created(&refund)?.replayed())
 }
 
-/// How much, resolved once. It decides nothing: the statement that reserves it guards itself.
+/// Returns the amount to refund. It decides nothing: the statement that reserves the amount has its own guard.
 fn amount_to_give_back(found: &Found, amount: Option<i64>) -> Result<i64, Problem> {
     if found.payment.status == PaymentStatus::Processing {
         return Err(Problem::conflict("The payment's outcome is not known yet."));
@@ -215,7 +218,7 @@ fn amount_to_give_back(found: &Found, amount: Option<i64>) -> Result<i64, Proble
     }
 }
 
-/// 201 for a settled refund however it ended, 202 while that is not known.
+/// Returns the response for a refund: 201 for a settled one, whatever its outcome, and 202 while it is `processing`.
 fn created(refund: &Refund) -> Result<Replayable, Problem> {
     let processing = refund.status == RefundStatus::Processing;
     Replayable::new(if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED }, refund)

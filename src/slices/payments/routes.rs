@@ -1,4 +1,4 @@
-//! Paying, refunding, and hearing from the gateway.
+//! Routes that pay orders, refund payments, and receive the gateway's webhooks.
 use axum::{
     Extension, Json as JsonBody,
     extract::{Request, State},
@@ -24,10 +24,10 @@ use crate::{
     slices::Slices,
 };
 
-/// Time that is kept for the answer itself, so that it leaves before the request's deadline ends everything.
+/// Time reserved for sending the response, so that it is sent before the request's deadline.
 const TO_ANSWER: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// The routes of payments.
+/// Returns the routes of payments.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new()
         .routes(routes!(pay_order))
@@ -129,8 +129,8 @@ fn answer_by(deadline: Deadline) -> Instant {
     deadline.0.checked_sub(TO_ANSWER).unwrap_or(deadline.0)
 }
 
-/// What has begun is answered before this (see [`answer_by`]), so only what has not is late: a 503 says so, where the
-/// 504 of the deadline would leave it open.
+/// Limits the work to the request's deadline. Work that has begun responds earlier (see [`answer_by`]), so only work
+/// that has not begun is late. Its response is a 503, because the 504 of the deadline would leave the result unknown.
 async fn in_time(
     deadline: Deadline,
     work: impl Future<Output = Result<Replayable, Problem>>,
@@ -149,7 +149,7 @@ impl Payments {
         Ok(found.map(|found| found.payment))
     }
 
-    /// Writes down that staff has read a customer's payment. What cannot be written is not shown.
+    /// Records that staff has read a customer's payment. If the event cannot be recorded, the payment is not shown.
     async fn record_access(&self, id: Uuid) -> Result<(), sqlx::Error> {
         use platform::audit::{Event, EventResult, EventType, record};
         let event = Event::new(EventType::DataAccess, "payments", "read", EventResult::Success).records([id]);

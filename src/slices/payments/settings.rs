@@ -13,13 +13,14 @@ use secrecy::{ExposeSecret, SecretString};
 use standardwebhooks::{Webhook, WebhookError};
 use url::Url;
 
-/// Standard Webhooks' own minimum.
+/// Minimum length of a webhook secret in bytes, defined by Standard Webhooks.
 const MIN_WEBHOOK_SECRET_BYTES: usize = 24;
 
-/// The key is the gateway's choice: this finds a key that was cut off or left a placeholder.
+/// Minimum length of the API key in characters. The gateway defines its format; this check detects a truncated key or a
+/// placeholder.
 const MIN_API_KEY_CHARACTERS: usize = 8;
 
-/// What a lease exceeds the statement and the gateway calls by.
+/// Time by which a lease exceeds the statement and the gateway calls.
 const LEASE_MARGIN: Duration = Duration::from_millis(500);
 
 platform::groups! {
@@ -41,15 +42,15 @@ platform::groups! {
 }
 
 impl Settings {
-    /// The time for which one replica has a payment without an outcome to itself.
+    /// Returns the time for which one replica may process a payment without an outcome exclusively.
     ///
-    /// It runs from within the statement that takes it. It exceeds the rest of that statement and the gateway calls
-    /// after it, so that recovery never takes over a payment that its request is still sending.
+    /// A lease starts within the statement that takes it. The lease exceeds the rest of that statement and the gateway
+    /// calls after it. Recovery therefore never takes over a payment that its request is still sending.
     pub fn lease(&self, statement_timeout: Duration) -> Duration {
         self.recovery_lease().max(statement_timeout + self.gateway_timeout + LEASE_MARGIN)
     }
 
-    /// Returns a verifier of webhooks for each secret that is valid while secrets are rotated.
+    /// Returns one webhook verifier for each configured secret; there are several while secrets are rotated.
     pub fn webhooks(&self) -> Result<Vec<Webhook>, WebhookError> {
         self.webhook_secrets.iter().map(|secret| Webhook::new(secret.expose_secret())).collect()
     }
@@ -58,7 +59,7 @@ impl Settings {
         self.recovery_interval * 3
     }
 
-    /// The rules between these settings and others.
+    /// Checks the rules between these settings and those of the listener.
     pub fn check(&self, http: &http::Settings, reader: &mut Reader) {
         if self.gateway_timeout >= http.request_timeout {
             reader.mistake("GATEWAY_TIMEOUT_MS", "must be below REQUEST_TIMEOUT_MS");
@@ -70,8 +71,8 @@ impl Settings {
     }
 }
 
-/// One secret or, while it is rotated, several. Standard Webhooks asks for 24 to 64 random bytes; with an empty key,
-/// anybody could sign an event that marks an order as paid.
+/// Parses one secret or, during a rotation, several. Standard Webhooks requires 24 to 64 random bytes. With an empty
+/// key, anyone could sign an event that marks an order as paid.
 fn webhook_secrets(text: &str) -> Result<Vec<SecretString>, String> {
     let long_enough = |secret: &str| {
         let key = secret.strip_prefix("whsec_").and_then(|key| BASE64_STANDARD.decode(key).ok());

@@ -1,11 +1,13 @@
-//! Settlement: the one way by which a payment or a refund leaves `processing`.
+//! Settlement: the only code that ends the status `processing` of a payment or a refund.
 //!
-//! Each of the request that began it, recovery, a webhook and an operator calls [`settle`] or [`settle_refund`] within
-//! a transaction. The update is guarded by `status = 'processing'`, so one of them wins, and the others read what it
-//! wrote. A second outcome that differs changes nothing and is recorded as a discrepancy.
+//! The request that began it, recovery, a webhook and an operator all call [`settle`] or [`settle_refund`] within a
+//! transaction. The update is guarded by `status = 'processing'`, so one of them settles it, and the others read the
+//! result. A second outcome that differs changes nothing and is recorded as a discrepancy.
 //!
-//! Two more guards stand in the update, because only there are they safe from races. A rejection settles a payment only
-//! if no other attempt may have reached the gateway. And a charge or refund of the gateway settles one record.
+//! The update has two more guards, which are safe from races only there:
+//!
+//! - A rejection settles a payment only if no other attempt may have reached the gateway.
+//! - A charge or refund of the gateway settles one record.
 //!
 //! The response for the idempotency key is stored in the same transaction.
 use axum::http::StatusCode;
@@ -33,16 +35,16 @@ use super::{
 /// The result of settling. [`Settled::committed`] counts, mirrors and alerts, after the commit.
 #[must_use = "call committed() after the commit"]
 pub(super) struct Settled<T> {
-    /// Its current state. Still `processing` if a guard refused the settlement.
+    /// The payment or refund in its current state. It is still `processing` if a guard refused the settlement.
     subject: T,
     how: How,
 }
 
 enum How {
-    /// This call settled it.
+    /// This call settled the payment or refund.
     Now(Recorded),
-    /// This call changed nothing: it is settled already, in the same way or in one that is a recorded discrepancy, or
-    /// a guard refused the settlement.
+    /// This call changed nothing. Either a guard refused the settlement, or an earlier one had the same outcome or one
+    /// that is a recorded discrepancy.
     Unchanged,
     /// This call changed nothing and recorded a discrepancy.
     Discrepancy(Recorded),
@@ -57,7 +59,8 @@ impl<T> Settled<T> {
         Self { subject, how: discrepancy.map_or(How::Unchanged, How::Discrepancy) }
     }
 
-    /// Its current state, and whether this call settled it.
+    /// Mirrors the audit event and alerts. Returns the current state, and whether this call settled the payment or
+    /// refund.
     fn mirror(self, payments: &Payments) -> (T, bool) {
         match self.how {
             How::Unchanged => (self.subject, false),
@@ -73,7 +76,8 @@ impl<T> Settled<T> {
         }
     }
 
-    /// To be called after the commit, by a command: what is counted is the service's.
+    /// Mirrors the audit event, and must be called after the commit. For commands, which do not export the service's
+    /// metrics.
     pub(super) fn committed_by_command(self) -> (T, bool) {
         let Self { subject, how } = self;
         let settled_now = matches!(how, How::Now(_));
@@ -85,7 +89,7 @@ impl<T> Settled<T> {
 }
 
 impl Settled<Payment> {
-    /// To be called after the commit. Returns the payment's current state.
+    /// Counts and mirrors the settlement, and must be called after the commit. Returns the payment's current state.
     pub(super) fn committed(self, payments: &Payments) -> Payment {
         let (payment, settled_now) = self.mirror(payments);
         if settled_now {
@@ -99,7 +103,7 @@ impl Settled<Payment> {
 }
 
 impl Settled<Refund> {
-    /// To be called after the commit. Returns the refund's current state.
+    /// Mirrors the settlement, and must be called after the commit. Returns the refund's current state.
     pub(super) fn committed(self, payments: &Payments) -> Refund {
         self.mirror(payments).0
     }
@@ -108,7 +112,7 @@ impl Settled<Refund> {
 /// Settles a payment of an order, within a transaction.
 ///
 /// # Errors
-/// The statements'. Nothing is settled then.
+/// If a statement fails; then nothing is settled.
 #[instrument(name = "settle payment", skip_all, fields(%payment_id, outcome = settlement.status().as_str()))]
 pub(super) async fn settle(
     connection: &mut PgConnection,
@@ -180,8 +184,8 @@ pub(super) async fn settle(
     Ok(Settled::now(payment, recorded))
 }
 
-/// Two records were being settled by one charge or refund of the gateway at the same time. The next attempt sees the
-/// other record, and records a discrepancy.
+/// Converts an error of the settling statement. If one charge or refund of the gateway settled two records
+/// concurrently, the error is retryable. The next attempt finds the other record, and records a discrepancy.
 fn retry_after_a_race(error: sqlx::Error) -> Problem {
     match violated_constraint(&error) {
         Some("a_charge_settles_one_payment" | "a_gateway_refund_settles_one_refund") => {
@@ -191,7 +195,7 @@ fn retry_after_a_race(error: sqlx::Error) -> Problem {
     }
 }
 
-/// The payment that was not settled: because it was settled before, or because a guard refused it.
+/// Returns the payment that was not settled, because it was settled before or a guard refused the settlement.
 async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
@@ -202,7 +206,7 @@ async fn not_settled(
     let is_open = status.may_become(settlement.status());
     let is_its_charge = |charge_id: &str| found.charge_id.as_deref() == Some(charge_id);
     let discrepancy = match settlement {
-        // Another attempt may have reached the gateway, so the rejection of this one proves nothing.
+        // Another attempt may have reached the gateway, so the rejection of this attempt proves nothing.
         Settlement::Rejected if found.attempts != 1 => None,
         Settlement::Succeeded { charge_id } | Settlement::Declined { charge_id, .. } if is_open => {
             if !store::charge_is_taken(&mut *connection, payment_id, charge_id).await? {
@@ -211,7 +215,7 @@ async fn not_settled(
             Some(("charge of another payment", charge_id.as_str()))
         }
         Settlement::Rejected | Settlement::Failed { .. } if is_open => {
-            // The order's row is missing, which nothing here causes.
+            // The order's row is missing. No code of the service can cause that.
             return Err(Problem::unavailable(1));
         }
         Settlement::Succeeded { charge_id } if status.took_money() && is_its_charge(charge_id) => None,
@@ -234,10 +238,10 @@ async fn not_settled(
     Ok(Settled::unchanged(found.payment, recorded))
 }
 
-/// Settles a refund, and with it what its payment and its order say, within a transaction.
+/// Settles a refund, and updates its payment and its order, within a transaction.
 ///
 /// # Errors
-/// The statements'. Nothing is settled then.
+/// If a statement fails; then nothing is settled.
 #[instrument(name = "settle refund", skip_all, fields(refund_id = %open.id, succeeded = settlement.succeeded))]
 pub(super) async fn settle_refund(
     connection: &mut PgConnection,
@@ -324,7 +328,7 @@ pub(super) async fn settle_refund(
     Ok(Settled::now(refund, recorded))
 }
 
-/// Mirrors [`not_settled`]: another refund of the gateway for a settled refund is a discrepancy, whatever its status.
+/// Mirrors [`not_settled`]. Another refund of the gateway for a settled refund is a discrepancy, whatever its status.
 async fn refund_not_settled(
     connection: &mut PgConnection,
     open: &OpenRefund,
@@ -350,7 +354,7 @@ async fn refund_not_settled(
 }
 
 impl Payments {
-    /// Settles a payment in a transaction of its own. Returns its current state, which is still `processing` if a
+    /// Settles a payment in a separate transaction. Returns its current state, which is still `processing` if a
     /// guard refused the settlement.
     pub(super) async fn settle(
         &self,
@@ -366,7 +370,7 @@ impl Payments {
         Ok(settled.committed(self))
     }
 
-    /// Settles a refund in a transaction of its own. Returns its current state, which is still `processing` if a
+    /// Settles a refund in a separate transaction. Returns its current state, which is still `processing` if a
     /// guard refused the settlement.
     pub(super) async fn settle_refund(
         &self,

@@ -1,8 +1,8 @@
-//! Webhooks of the payment gateway (Standard Webhooks): signed, perhaps repeated, perhaps late, perhaps never.
+//! Webhooks of the payment gateway (Standard Webhooks). They are signed, and may be repeated, late or missing.
 //!
-//! The signature is verified over the raw bytes before anything in them is believed. The event's id is claimed, and
-//! its effect made, in one transaction; the response is 2xx only after the commit. A webhook is a hint that arrives
-//! early: everything works without any.
+//! The signature is verified over the raw bytes before any of the content is used. One transaction claims the event's
+//! id and applies the event; the response is 2xx only after the commit. Webhooks only make outcomes known earlier:
+//! everything works without any.
 //!
 //! A signed event that is unusable is acknowledged and recorded as a discrepancy, because the gateway would send the
 //! same bytes again.
@@ -30,12 +30,12 @@ use super::{
     store::{self, FoundRefund},
 };
 
-/// In place of a caller's id in the scope of an idempotency key.
+/// Scope of the events' idempotency keys, in place of a caller's id.
 const SCOPE: &str = "gateway";
 
-/// An event of the gateway. Fields and types that are not known here are a newer gateway's, and ignored.
+/// An event of the gateway. Unknown fields and types come from a newer gateway and are ignored.
 ///
-/// `data` is read later: a text in it that is unusable must not make the event malformed.
+/// `data` is parsed later, because an unusable text in it must not make the event malformed.
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(rename = "type")]
@@ -45,13 +45,13 @@ struct Event<'a> {
 }
 
 impl Event<'_> {
-    /// Reads the object that the event is about.
+    /// Parses the object that the event is about.
     fn data<T: for<'de> Deserialize<'de>>(&self) -> Result<T, String> {
         let data = self.data.ok_or("the event has no data")?;
         serde_json::from_str(data.get()).map_err(|error| error.to_string())
     }
 
-    /// The reference, if at least that is usable.
+    /// Returns the reference, if at least that is usable.
     fn reference(&self) -> Option<GatewayKey> {
         #[derive(Deserialize)]
         struct Referring {
@@ -61,7 +61,7 @@ impl Event<'_> {
     }
 }
 
-/// What an event did, to be mirrored after the commit.
+/// Effect of an event, to be mirrored after the commit.
 enum Effect {
     Nothing,
     Payment(Settled<Payment>),
@@ -98,13 +98,14 @@ impl Payments {
         Ok(())
     }
 
-    /// The event's id, if the signature is valid: verified in constant time, within five minutes, by any of several
-    /// signatures and any of the configured secrets.
+    /// Returns the event's id if the signature is valid. It is verified in constant time and within five minutes. One
+    /// of several signatures may match one of the configured secrets.
     fn verify<'a>(&self, headers: &'a HeaderMap, body: &[u8]) -> Result<&'a str, Problem> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let id = header(HEADER_WEBHOOK_ID)
             .filter(|id| (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()));
-        // The library subtracts without looking; no time has more than eleven digits before the year 5138.
+        // The library subtracts timestamps without an overflow check. No time before the year 5138 has more than eleven
+        // digits.
         let sane_time = header(HEADER_WEBHOOK_TIMESTAMP).is_some_and(|time| time.len() <= 11);
         let signed = || self.0.webhooks.iter().any(|webhook| webhook.verify(body, headers).is_ok());
         match id {
@@ -131,7 +132,8 @@ async fn apply(connection: &mut PgConnection, event_id: &str, event: &Event<'_>)
     }
 }
 
-/// Records an event whose data is not what its type promises, under the record that it refers to, if there is one.
+/// Records an event whose data does not match its type. The discrepancy names the record of the event's reference, if
+/// there is one.
 async fn unusable(
     connection: &mut PgConnection,
     resource: &'static str,

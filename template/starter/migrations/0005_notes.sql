@@ -1,6 +1,6 @@
 -- Notes of customers: the pattern for a table of your own.
 create table notes (
-  -- UUIDv7: in order of creation, which is also the order of the lists.
+  -- UUIDv7: sorts by creation, which is also the order of the lists.
   id uuid primary key,
   owner_id uuid not null references users (id),
   name text not null,

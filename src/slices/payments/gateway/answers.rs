@@ -1,7 +1,6 @@
-//! The gateway's responses, and what a response leaves open.
+//! The gateway's responses, and the outcomes that a response leaves open.
 //!
-//! A text of the gateway that is stored has a bounded type, so that a response that PostgreSQL would refuse is found
-//! where it is parsed.
+//! Stored texts of the gateway have bounded types, so that parsing rejects a response that PostgreSQL could not store.
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -10,16 +9,15 @@ use serde::Deserialize;
 
 use crate::slices::payments::gateway_key::GatewayKey;
 
-/// The longest id of the gateway, in bytes.
+/// Maximum length of a gateway id in bytes.
 const MAX_ID_BYTES: usize = 255;
 
-/// An id that the gateway made: 1 to 255 visible ASCII characters.
+/// An id that the gateway generated: 1 to 255 visible ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct GatewayId(String);
 
 impl GatewayId {
-    /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -43,11 +41,11 @@ impl TryFrom<String> for GatewayId {
 pub struct Charge {
     /// The gateway's id.
     pub id: GatewayId,
-    /// Our payment's gateway key.
+    /// The gateway key of our payment.
     pub reference: GatewayKey,
-    /// How it ended.
+    /// The result of the charge.
     pub status: ChargeStatus,
-    /// Why the bank said no.
+    /// The reason of a decline.
     pub decline_code: Option<String>,
     /// In minor units.
     pub amount: i64,
@@ -55,13 +53,13 @@ pub struct Charge {
     pub currency: String,
 }
 
-/// How a charge ended.
+/// Result of a charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChargeStatus {
     /// The money was taken.
     Succeeded,
-    /// The bank said no.
+    /// The bank declined the charge.
     Declined,
 }
 
@@ -70,28 +68,28 @@ pub enum ChargeStatus {
 pub struct GatewayRefund {
     /// The gateway's id.
     pub id: GatewayId,
-    /// Our refund's gateway key.
+    /// The gateway key of our refund.
     pub reference: GatewayKey,
     /// The charge that it refunds.
     pub charge_id: GatewayId,
-    /// How it ended.
+    /// The result of the refund.
     pub status: GatewayRefundStatus,
     /// In minor units.
     pub amount: i64,
 }
 
-/// How a refund ended.
+/// Result of a refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GatewayRefundStatus {
-    /// The money was given back.
+    /// The money was refunded.
     Succeeded,
-    /// It was not.
+    /// The money was not refunded.
     Failed,
 }
 
-/// An object of the gateway that was not yet held against what was asked for. Until then, the breaker does not know
-/// whether the gateway did its part either.
+/// An object of the gateway that has not been compared with the request yet. Until then, the breaker has not recorded
+/// the call as a success or a failure.
 #[derive(Debug)]
 #[must_use = "the answer must be judged"]
 pub struct Answer<T> {
@@ -100,7 +98,8 @@ pub struct Answer<T> {
 }
 
 impl<T> Answer<T> {
-    /// Judges the object, and tells the breaker: an answer to something else than was asked is a failure, like none.
+    /// Compares the object with the request, and records the result in the breaker. An object that does not match
+    /// counts as a failure, like no response.
     pub fn judge<J, E>(self, judge: impl FnOnce(&T) -> Result<J, E>) -> (T, Result<J, E>) {
         let judged = judge(&self.object);
         match &judged {
@@ -111,20 +110,20 @@ impl<T> Answer<T> {
     }
 }
 
-/// What sending something to the gateway came to.
+/// Result of a request to the gateway.
 #[derive(Debug)]
 pub enum Sent<T> {
-    /// It answered with the object. What it says is certain, if it is what was asked for.
+    /// The gateway returned the object. The outcome is certain if the object matches the request.
     Made(Answer<T>),
-    /// It refused the request (4xx). Certain only if no earlier attempt went unanswered.
+    /// The gateway rejected the request (4xx). This is certain only if no other attempt may have reached the gateway.
     Refused(StatusCode),
-    /// It knows the key with another body (409). That must never happen, and says nothing about the outcome.
+    /// The gateway has another body under this key (409). That must never happen, and leaves the outcome unknown.
     Conflict,
-    /// Nobody knows what happened.
+    /// The outcome is unknown.
     Unknown(Unknown),
 }
 
-/// Why nobody knows what happened.
+/// Reason for an unknown outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum Unknown {
     /// There was no response in time.
@@ -136,27 +135,27 @@ pub enum Unknown {
     /// The connection failed, before or after the request was sent.
     #[error("the connection to the gateway failed: {0}")]
     Connection(#[source] reqwest::Error),
-    /// It answered with a status that promises nothing.
+    /// The gateway responded with a status that proves nothing.
     #[error("the gateway answered {status}")]
     Status {
-        /// 5xx or 429.
+        /// 5xx, 3xx, 408, 425 or 429; for a list, any error.
         status: StatusCode,
-        /// When it wants to be asked again.
+        /// The pause that the gateway requests before a retry.
         retry_after: Option<Duration>,
     },
-    /// The response is not JSON, or too long.
+    /// The response is not JSON, or is too long.
     #[error("the gateway's response is malformed: {0}")]
     Malformed(String),
-    /// The response is JSON, and not the object that it should be: a person must look at the gateway's record.
+    /// The response is JSON, but not the expected object. An operator must inspect the gateway's record.
     #[error("the gateway's record is unreadable: {0}")]
     Unreadable(String),
-    /// The breaker is open, or no time is left: nothing was sent.
+    /// The breaker is open, or no time is left. Nothing was sent.
     #[error("the gateway was not called")]
     NotCalled,
 }
 
 impl Unknown {
-    /// When the gateway wants to be asked again.
+    /// Returns the pause that the gateway requests before a retry.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
@@ -169,7 +168,7 @@ impl Unknown {
         matches!(self, Self::NotConnected(_) | Self::NotCalled)
     }
 
-    /// Returns whether the call failed by its duration.
+    /// Returns whether the call timed out.
     pub fn is_timeout(&self) -> bool {
         match self {
             Self::TimedOut => true,
@@ -178,11 +177,11 @@ impl Unknown {
         }
     }
 
-    /// Returns whether the breaker counts it as a failure of the gateway. A request that the gateway rejects or
-    /// limits is none.
+    /// Returns whether the breaker counts the call as a failure of the gateway. Rejected and rate-limited requests do
+    /// not count.
     ///
-    /// An unreadable record of a payment that was begun earlier is none either: the gateway would return it for ever,
-    /// and a few such records would keep the breaker open although every other payment works.
+    /// An unreadable record of a payment that began earlier does not count either. The gateway would return it for
+    /// ever, and a few such records would keep the breaker open although every other payment works.
     pub(super) fn is_outage(&self, of_a_stored_record: bool) -> bool {
         match self {
             Self::Status { status, .. } => status.is_server_error(),

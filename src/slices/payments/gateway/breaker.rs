@@ -8,7 +8,7 @@ use platform::{
 
 use super::SERVICE;
 
-/// Returns the breaker, which opens when half of at least ten calls of the last 30 seconds failed.
+/// Returns the breaker. It opens if at least half of at least ten calls in the last 30 seconds failed.
 pub(super) fn breaker(alerts: &Alerts) -> Breaker {
     let settings = breaker::Settings {
         window: Duration::from_secs(30),

@@ -1,7 +1,7 @@
 //! The client of the payment gateway.
 //!
-//! It says what the gateway answered, and above all what an answer does **not** say. Only a charge or refund
-//! object is an outcome. A timeout, a cut connection, a 5xx, a 429 and anything malformed leave it unknown.
+//! It distinguishes certain outcomes from unknown ones. Only a charge or refund object is a certain outcome. A timeout,
+//! a failed connection, a malformed response and the statuses 3xx, 408, 425, 429 and 5xx leave the outcome unknown.
 mod answers;
 mod breaker;
 mod metrics;
@@ -36,23 +36,23 @@ use platform::{
     telemetry::traces,
 };
 
-/// In `service` labels and in the breaker's name.
+/// Name of the gateway in `service` labels and in the breaker.
 pub const SERVICE: &str = "payment_gateway";
 
-/// No answer of the gateway is nearly as long. A longer one is not read.
+/// Maximum length of a response in bytes, far above any real response. A longer response is not read.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
-/// The longest pause that a `Retry-After` of the gateway can ask for. It ends every retry within a request, and no
-/// number from outside reaches the arithmetic of times.
+/// The longest `Retry-After` of the gateway that is used. It ends every retry within a request, and keeps larger
+/// numbers from the gateway out of time arithmetic.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// Between two attempts of one request.
+/// Pause between two attempts of one request.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
 
-/// More attempts within one request are recovery's.
+/// Maximum number of retries within one request. Later attempts are left to recovery.
 const MOST_RETRIES: u32 = 3;
 
-/// The client. Cheap to clone.
+/// The gateway's client. Cheap to clone.
 #[derive(Clone)]
 pub struct Gateway(Arc<Inner>);
 
@@ -62,30 +62,30 @@ struct Inner {
     timeout: Duration,
     breaker: Breaker,
     budget: Budget,
-    /// A bulkhead: a slow gateway takes this many requests with it, and the others go on.
+    /// A bulkhead: a slow gateway can block only this many requests.
     slots: Arc<Semaphore>,
 }
 
-/// Leave to begin something new at the gateway; kept until that is done with.
+/// Permission to begin a new operation at the gateway. It is held until the operation ends.
 #[derive(Debug)]
 pub struct Admission {
-    /// For the first call.
+    /// The breaker's permit for the first call.
     pub permit: Permit,
-    /// The place in the bulkhead.
+    /// The slot in the bulkhead.
     pub slot: OwnedSemaphorePermit,
 }
 
-/// Why nothing new is begun.
+/// Reason why no new operation can begin.
 #[derive(Debug)]
 pub enum NotAdmitted {
     /// The breaker is open.
     Open(Open),
-    /// As many requests as may wait for the gateway do.
+    /// All slots for requests that wait for the gateway are in use.
     Busy,
 }
 
 impl NotAdmitted {
-    /// When to come back.
+    /// Returns the pause in seconds before the client should retry.
     pub fn retry_after_seconds(&self) -> u64 {
         match self {
             Self::Open(open) => open.retry_after_seconds(),
@@ -95,10 +95,10 @@ impl NotAdmitted {
 }
 
 impl Gateway {
-    /// A client for the gateway of these settings, for which at most `most_waiting` requests wait at once.
+    /// Creates a client with these settings. At most `most_waiting` requests wait for the gateway at once.
     ///
     /// # Errors
-    /// When the client cannot be set up, or the API key cannot stand in a header.
+    /// If the client cannot be created, or the API key is not a valid header value.
     pub fn new(settings: &Settings, alerts: &Alerts, most_waiting: usize) -> Result<Self, GatewayError> {
         let mut authorization =
             HeaderValue::from_str(&format!("Bearer {}", settings.gateway_api_key.expose_secret()))
@@ -107,7 +107,7 @@ impl Gateway {
         let client = reqwest::Client::builder()
             .default_headers(HeaderMap::from_iter([(header::AUTHORIZATION, authorization)]))
             .connect_timeout(settings.gateway_timeout.min(Duration::from_secs(1)))
-            // A redirected charge would be sent somewhere that nobody configured.
+            // A followed redirect could send a charge to a host that is not configured.
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(GatewayError::Client)?;
@@ -122,20 +122,20 @@ impl Gateway {
         })))
     }
 
-    /// How long all attempts of one request may take together.
+    /// Returns the time limit for all attempts of one request together.
     pub fn timeout(&self) -> Duration {
         self.0.timeout
     }
 
-    /// The breaker that every call goes through.
+    /// Returns the breaker of all calls except readiness checks.
     pub fn breaker(&self) -> &Breaker {
         &self.0.breaker
     }
 
-    /// Leave to begin something new.
+    /// Returns permission to begin a new operation.
     ///
     /// # Errors
-    /// When the gateway is known to be away, or too many wait for it already; says when to come back.
+    /// If the breaker is open, or too many requests wait for the gateway. The error has the pause before a retry.
     pub fn admit(&self) -> Result<Admission, NotAdmitted> {
         let slot = Arc::clone(&self.0.slots).try_acquire_owned().map_err(|_| NotAdmitted::Busy)?;
         self.0.budget.earn();
@@ -143,8 +143,8 @@ impl Gateway {
         Ok(Admission { permit, slot })
     }
 
-    /// How long to wait before asking again within one request, or `None` if it should not be asked again: there
-    /// were enough attempts, or too many of late (retries must not be what keeps a gateway down).
+    /// Returns the pause before a retry within one request. Returns `None` after the last retry, or if the retry budget
+    /// is used up, because retries must not keep an overloaded gateway down.
     pub fn pause_before_retry(&self, attempts: i32, unknown: &Unknown) -> Option<Duration> {
         let retry = u32::try_from(attempts).ok()?.checked_sub(1)?;
         if retry >= MOST_RETRIES || !self.0.budget.spend() {
@@ -153,12 +153,12 @@ impl Gateway {
         Some(unknown.retry_after().unwrap_or_default().max(BACKOFF.pause(retry)))
     }
 
-    /// Sends a charge: exactly these bytes, under the payment's key.
+    /// Sends a charge with exactly this body, under the payment's key.
     pub async fn charge(&self, key: GatewayKey, body: &str, permit: Permit, until: Instant) -> Sent<Charge> {
         self.send(&["v1", "charges"], key, body, permit, until).await
     }
 
-    /// Sends a refund of a charge: exactly these bytes, under the refund's key.
+    /// Sends a refund of a charge with exactly this body, under the refund's key.
     pub async fn refund(
         &self,
         charge_id: &str,
@@ -170,33 +170,34 @@ impl Gateway {
         self.send(&["v1", "charges", charge_id, "refunds"], key, body, permit, until).await
     }
 
-    /// The charges that the gateway has for a payment.
+    /// Returns the gateway's charges for a payment.
     ///
     /// # Errors
-    /// Whatever keeps us from knowing.
+    /// If the call has no certain outcome, or the gateway rejects it.
     pub async fn charges(&self, key: GatewayKey, until: Instant) -> Result<Vec<Charge>, Unknown> {
         self.list("charges", key, |charge: &Charge| charge.reference, until).await
     }
 
-    /// The refunds that the gateway has for one of ours.
+    /// Returns the gateway's refunds for one of our refunds.
     ///
     /// # Errors
-    /// Whatever keeps us from knowing.
+    /// If the call has no certain outcome, or the gateway rejects it.
     pub async fn refunds(&self, key: GatewayKey, until: Instant) -> Result<Vec<GatewayRefund>, Unknown> {
         self.list("refunds", key, |refund: &GatewayRefund| refund.reference, until).await
     }
 
-    /// Whether it answers, for readiness. It does not go through the breaker: a probe must not use up its trials.
+    /// Checks that the gateway responds, for readiness. The check bypasses the breaker, so that it does not use up the
+    /// trial calls of a half-open breaker.
     ///
     /// # Errors
-    /// Whatever keeps it from saying that it is well.
+    /// If the gateway is unreachable, or responds with an error.
     pub async fn is_well(&self) -> Result<(), Unknown> {
         let url = self.url(&["healthz"]);
         let response = self.0.client.get(url).timeout(self.0.timeout).send().await.map_err(from_reqwest)?;
         if response.status().is_success() { Ok(()) } else { Err(status(&response)) }
     }
 
-    /// Segment by segment, so that an id from outside cannot lead to another path.
+    /// Builds a URL segment by segment, so that an external id cannot change the path.
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.0.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -224,10 +225,11 @@ impl Gateway {
         self.call(request, "POST", url, permit, until).await
     }
 
-    /// Lists what the gateway has for a reference. A response about another reference is the gateway's failure; its
-    /// record of this one is not, however wrong (see [`Unknown::is_outage`]).
+    /// Lists the gateway's objects for a reference. A response about another reference counts as a failure of the
+    /// gateway; a wrong record of this reference does not (see [`Unknown::is_outage`]).
     ///
-    /// Only recovery lists, as a background call: while the breaker is half-open, it takes no probe of a customer.
+    /// Only recovery lists objects, as a background call. While the breaker is half-open, a background call does not
+    /// use up the trial calls of customers' requests.
     async fn list<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -255,8 +257,8 @@ impl Gateway {
         }
     }
 
-    /// One call: with the trace and the correlation id on it, and timed. What is certain about the gateway already
-    /// is told to the breaker; the rest is with whoever judges the object.
+    /// Makes one timed call, with the trace context and the correlation id. A result that is already certain is
+    /// recorded in the breaker here. Otherwise the caller records the result when it judges the object.
     async fn call<T: DeserializeOwned>(
         &self,
         request: reqwest::RequestBuilder,
@@ -268,7 +270,7 @@ impl Gateway {
         let started = Instant::now();
         let left = until.saturating_duration_since(started);
         if left.is_zero() {
-            // A future that is polled once may send the request before its time-out is looked at.
+            // A future that is polled once may send the request before its timeout is checked.
             return Sent::Unknown(Unknown::NotCalled);
         }
         let span = self.open_span(method, &url);
@@ -305,7 +307,7 @@ impl Gateway {
         }
     }
 
-    /// By the stable semantic conventions for HTTP clients. What is declared empty is recorded at the end.
+    /// Opens a span by the stable semantic conventions for HTTP clients. Fields declared empty are recorded at the end.
     fn open_span(&self, method: &'static str, url: &Url) -> Span {
         tracing::info_span!(
             "gateway",
@@ -316,22 +318,22 @@ impl Gateway {
             http.response.status_code = field::Empty,
             url.full = %url,
             server.address = self.0.base.host_str(),
-            // Signed: the bridge to OpenTelemetry writes unsigned numbers as texts.
+            // Signed, because the bridge to OpenTelemetry exports unsigned numbers as strings.
             server.port = self.0.base.port_or_known_default().map(i64::from),
             error.type = field::Empty,
         )
     }
 }
 
-/// What the gateway replied, where that says something.
+/// A definite response of the gateway.
 enum Reply<T> {
-    /// 2xx, and the object in it.
+    /// 2xx, with the object of the body.
     Object(StatusCode, T),
-    /// 4xx.
+    /// 4xx, except 408, 425 and 429.
     Refused(StatusCode),
 }
 
-/// A client's span has failed wherever it was not given what it asked for: by a 4xx, too.
+/// Records the result in the client's span. A 4xx is an error of a client's span, too.
 fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
     let status = match reply {
         Ok(Reply::Object(status, _) | Reply::Refused(status)) | Err(Unknown::Status { status, .. }) => {
@@ -355,18 +357,19 @@ fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
     span.record("error.type", error);
 }
 
-/// Why there is no client.
+/// Error of creating the client.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// The API key cannot stand in a header.
+    /// The API key is not a valid header value.
     #[error("GATEWAY_API_KEY has characters that cannot stand in a header")]
     ApiKey,
-    /// The client cannot be set up.
+    /// The HTTP client could not be created.
     #[error("the client of the payment gateway could not be set up: {0}")]
     Client(#[source] reqwest::Error),
 }
 
-/// The object or the refusal; [`Unknown`] for whatever promises nothing, and for what is no such object.
+/// Sends the request and parses the response. Returns [`Unknown`] for a status that proves nothing, and for a body that
+/// is not the expected object.
 async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<Reply<T>, Unknown> {
     let mut response = request.send().await.map_err(from_reqwest)?;
     let promises_nothing = response.status().is_server_error()
@@ -390,7 +393,8 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
     }
     match serde_json::from_slice(&body) {
         Ok(object) => Ok(Reply::Object(response.status(), object)),
-        // `IgnoredAny` does not look into texts: a lone surrogate makes a text unreadable, and the body is still JSON.
+        // `IgnoredAny` does not decode strings. A lone surrogate makes a string unreadable, although the body is still
+        // JSON.
         Err(error) if serde_json::from_slice::<IgnoredAny>(&body).is_ok() => {
             Err(Unknown::Unreadable(error.to_string()))
         }
@@ -399,7 +403,7 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
 }
 
 fn from_reqwest(error: reqwest::Error) -> Unknown {
-    // The URL holds our references; the log has them already, in fields of their own.
+    // The URL contains our references, which the log has in separate fields.
     let error = error.without_url();
     if error.is_connect() {
         Unknown::NotConnected(error)
@@ -416,7 +420,7 @@ fn status(response: &reqwest::Response) -> Unknown {
     Unknown::Status { status: response.status(), retry_after }
 }
 
-/// Whole seconds, at most [`MAX_RETRY_AFTER`]. A date, the other form of the header, is ignored.
+/// Parses a whole number of seconds, at most [`MAX_RETRY_AFTER`]. The header's other form, a date, is ignored.
 fn parse_retry_after(text: &str) -> Option<Duration> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs).min(MAX_RETRY_AFTER))

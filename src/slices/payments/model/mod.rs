@@ -40,7 +40,7 @@ impl PaymentStatus {
         Self::Refunded,
     ];
 
-    /// As it is written in SQL and JSON.
+    /// Returns the name as written in SQL and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Processing => "processing",
@@ -52,12 +52,13 @@ impl PaymentStatus {
         }
     }
 
-    /// Reads what [`Self::as_str`] writes.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == text)
     }
 
-    /// Whether a payment may go from here to there. Its twin in SQL is the trigger `payment_status_moves_forward`.
+    /// Returns whether a payment may change from this status to `next`. Mirrors the SQL trigger
+    /// `payment_status_moves_forward`.
     pub fn may_become(self, next: Self) -> bool {
         use PaymentStatus::{Declined, Failed, PartiallyRefunded, Processing, Refunded, Succeeded};
         matches!(
@@ -68,7 +69,7 @@ impl PaymentStatus {
         )
     }
 
-    /// Whether the gateway took the money, whatever was given back since.
+    /// Returns whether the gateway took the money, regardless of later refunds.
     pub fn took_money(self) -> bool {
         matches!(self, Self::Succeeded | Self::PartiallyRefunded | Self::Refunded)
     }
@@ -135,7 +136,7 @@ pub enum RefundStatus {
 }
 
 impl RefundStatus {
-    /// As it is written in SQL and JSON.
+    /// Returns the name as written in SQL and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Processing => "processing",
@@ -144,7 +145,7 @@ impl RefundStatus {
         }
     }
 
-    /// Reads what [`Self::as_str`] writes.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Processing, Self::Succeeded, Self::Failed].into_iter().find(|status| status.as_str() == text)
     }

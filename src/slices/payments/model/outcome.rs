@@ -1,4 +1,4 @@
-//! What is certain about a payment or a refund, and what is not. No I/O.
+//! Certain and unknown outcomes of payments and refunds. No I/O.
 use std::time::Duration;
 
 use super::PaymentStatus;
@@ -7,22 +7,22 @@ use crate::slices::payments::{
     gateway_key::GatewayKey,
 };
 
-/// Why no money was taken, from a closed list: it is a label of `payment_failures_total`.
+/// Reason why a payment took no money. The list is closed, because it is a label of `payment_failures_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureReason {
-    /// The bank: not enough money.
+    /// The bank: insufficient funds.
     InsufficientFunds,
-    /// The bank: the card is too old.
+    /// The bank: the card has expired.
     CardExpired,
-    /// The bank or the gateway: this looks like fraud.
+    /// The bank or the gateway suspects fraud.
     FraudSuspected,
-    /// The bank: another reason.
+    /// The bank declined for another reason.
     DeclinedOther,
-    /// The gateway rejected the request itself, or an operator has found that it never took money for it.
+    /// The gateway rejected the request, or an operator found that the gateway never took money for it.
     GatewayRejected,
-    /// The gateway did not answer in time; for a payment that failed of it: and has never charged.
+    /// The gateway did not respond in time. A payment that failed for this reason was never charged.
     GatewayTimeout,
-    /// The gateway answered with an error; the outcome is not known.
+    /// The gateway responded with an error; the outcome is unknown.
     GatewayError,
 }
 
@@ -38,7 +38,7 @@ impl FailureReason {
         Self::GatewayError,
     ];
 
-    /// As it is written in SQL, JSON and metrics.
+    /// Returns the name as written in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InsufficientFunds => "insufficient_funds",
@@ -61,33 +61,33 @@ impl FailureReason {
     }
 }
 
-/// What is certain about a payment.
+/// A certain outcome of a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
     /// The money was taken.
     Succeeded {
-        /// The charge that took it.
+        /// The charge that took the money.
         charge_id: String,
     },
-    /// The bank said no.
+    /// The bank declined the charge.
     Declined {
-        /// The charge that was tried.
+        /// The declined charge.
         charge_id: String,
-        /// Why.
+        /// The reason of the decline.
         reason: FailureReason,
     },
-    /// The gateway rejected a request (4xx). Certain only if this is the only request that may have reached the
-    /// gateway, which the settling statement checks.
+    /// The gateway rejected a request (4xx). This is certain only if no other request may have reached the gateway,
+    /// which the settling statement checks.
     Rejected,
     /// Nothing was charged, and nothing will be.
     Failed {
-        /// Why.
+        /// The reason of the failure.
         reason: FailureReason,
     },
 }
 
 impl Settlement {
-    /// The payment's status from now on.
+    /// Returns the payment's status after the settlement.
     pub fn status(&self) -> PaymentStatus {
         match self {
             Self::Succeeded { .. } => PaymentStatus::Succeeded,
@@ -96,7 +96,7 @@ impl Settlement {
         }
     }
 
-    /// The gateway's charge, if there is one.
+    /// Returns the gateway's charge, if any.
     pub fn charge_id(&self) -> Option<&str> {
         match self {
             Self::Succeeded { charge_id } | Self::Declined { charge_id, .. } => Some(charge_id),
@@ -104,7 +104,7 @@ impl Settlement {
         }
     }
 
-    /// Why no money was taken.
+    /// Returns the reason why no money was taken.
     pub fn reason(&self) -> Option<FailureReason> {
         match self {
             Self::Succeeded { .. } => None,
@@ -114,15 +114,15 @@ impl Settlement {
     }
 }
 
-/// What the gateway says does not fit what was asked of it. Nothing is settled by it, and a person must look.
+/// A difference between the gateway's object and the request. It settles nothing, and an operator must review it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the gateway's {0} differs from what was asked for")]
 pub struct Mismatch(pub &'static str);
 
-/// Judges a charge: whether it is this payment's at all, and what it settles.
+/// Checks that a charge belongs to this payment, and returns the settlement.
 ///
 /// # Errors
-/// When reference, amount or currency are another's.
+/// If the reference, the amount or the currency differs.
 pub fn judge_charge(
     key: GatewayKey,
     amount: i64,
@@ -148,19 +148,19 @@ pub fn judge_charge(
     })
 }
 
-/// What is certain about a refund. Only the gateway's own word ends one.
+/// A certain outcome of a refund. Only the gateway's own report or an operator ends a refund.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefundSettlement {
-    /// Whether the money was given back.
+    /// True if the money was refunded.
     pub succeeded: bool,
-    /// The gateway's refund; none if an operator ends it.
+    /// The gateway's id of the refund; `None` if an operator ends it.
     pub gateway_refund_id: Option<String>,
 }
 
-/// Judges a refund, like [`judge_charge`].
+/// Checks a refund, like [`judge_charge`].
 ///
 /// # Errors
-/// When reference, amount or charge are another's.
+/// If the reference, the amount or the charge differs.
 pub fn judge_refund(
     key: GatewayKey,
     amount: i64,
@@ -180,25 +180,26 @@ pub fn judge_refund(
     Ok(RefundSettlement { succeeded, gateway_refund_id: Some(refund.id.as_str().to_owned()) })
 }
 
-/// The gateway forgets an idempotency key after 24 hours. Until an hour before that the same charge may be resent;
-/// afterwards recovery only polls.
+/// Time within which a charge may be resent. The gateway deletes an idempotency key after 24 hours; one hour before
+/// that, resends stop, and recovery only polls.
 const RESEND_WITHIN: Duration = Duration::from_hours(23);
-/// An hour after the gateway has forgotten the key, no request under it can be on its way any more.
+/// Age at which a payment without a charge was never charged. One hour after the gateway has deleted the key, no
+/// request under that key can still be in flight.
 const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 
-/// What to do about a payment for which the gateway knows no charge.
+/// Next step for a payment for which the gateway has no charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoCharge {
-    /// A first call may still be in flight: resend the same charge under the same key, and let its response decide.
+    /// A first call may still be in flight. Resend the same charge under the same key, and use its response.
     Resend,
-    /// Too late to resend, too early to be sure.
+    /// It is too late to resend, and too early for certainty.
     Poll,
-    /// It was never charged, and never will be.
+    /// The payment was never charged, and never will be.
     NeverCharged,
 }
 
 impl NoCharge {
-    /// By how long ago the charge was first sent, on the database's clock.
+    /// Returns the next step by the time since the charge was first sent, on the database's clock.
     pub fn after(since_first_sent: Duration) -> Self {
         if since_first_sent < RESEND_WITHIN {
             Self::Resend

@@ -1,4 +1,4 @@
-//! The payments and refunds tables: beginning, leasing, and reading. Settling stands in `settlement.rs`.
+//! The payments table: beginning, leasing and reading. `settlement.rs` has the statements that settle.
 mod refunds;
 
 use std::time::Duration;
@@ -21,7 +21,7 @@ use platform::{
     http::idempotency::Claim,
 };
 
-/// A payment without an outcome: what to send, and what is known about the sends so far.
+/// A payment without an outcome: the request to send, and the state of earlier sends.
 #[derive(Debug, Clone)]
 pub(super) struct OpenPayment {
     pub(super) id: Uuid,
@@ -29,13 +29,13 @@ pub(super) struct OpenPayment {
     pub(super) gateway_key: GatewayKey,
     pub(super) amount: i64,
     pub(super) currency: String,
-    /// Byte for byte what is sent.
+    /// The exact bytes that are sent.
     pub(super) gateway_request: String,
     pub(super) correlation_id: String,
     pub(super) trace_parent: Option<String>,
-    /// Since the charge was first sent, on the database's clock.
+    /// Time since the charge was first sent, on the database's clock.
     pub(super) age: Duration,
-    /// Needs review: a person has been alerted.
+    /// True if the payment needs review; an alert was recorded for it.
     pub(super) parked: bool,
 }
 
@@ -53,9 +53,9 @@ pub(super) struct Begin<'a> {
     pub(super) lease: Duration,
 }
 
-/// Transaction one of a payment, as one statement: locks the order if it can be paid, claims the key, stores the
-/// payment with its first lease, points the order at it, and writes the audit event. `None` if the order cannot be
-/// paid (any more) or one of the two keys is taken; then nothing was stored.
+/// Runs the first transaction of a payment as one statement. It locks the order if it can be paid, claims the key, and
+/// stores the payment with its first lease. It also links the order to the payment, and records the audit event.
+/// Returns `None`, and stores nothing, if the order cannot be paid or one of the two keys is taken.
 ///
 /// The lease begins after the wait for the order's lock, so that a long wait does not shorten it.
 pub(super) async fn begin_payment(
@@ -124,7 +124,7 @@ pub(super) async fn begin_payment(
     }))
 }
 
-/// Counts another send of the charge, committed before it is made; the new count, or `None` if the payment was
+/// Counts another send of the charge, and commits before the send. Returns the new count, or `None` if the payment was
 /// settled meanwhile and must not be sent again.
 pub(super) async fn count_attempt(database: &Database, payment_id: Uuid) -> Result<Option<i32>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
@@ -137,7 +137,7 @@ pub(super) async fn count_attempt(database: &Database, payment_id: Uuid) -> Resu
     Ok(attempts)
 }
 
-/// Takes back an attempt of which it is certain that nothing was sent.
+/// Subtracts an attempt that has certainly sent nothing.
 pub(super) async fn uncount_attempt(database: &Database, payment_id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         "update payments set attempts = attempts - 1 where id = $1 and status = 'processing' and attempts > 0",
@@ -192,7 +192,7 @@ pub(super) async fn lease_payments(
     Ok(open.collect())
 }
 
-/// Ends a lease early: recovery polls the gateway after this pause. `park` says that the payment needs review.
+/// Ends a lease early: recovery polls the gateway after this pause. `park` marks the payment as needing review.
 pub(super) async fn release_payment(
     database: &Database,
     id: Uuid,
@@ -214,20 +214,20 @@ pub(super) async fn release_payment(
     Ok(())
 }
 
-/// A payment with what else its callers need to know.
+/// A payment with further data for its callers.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) payment: Payment,
     pub(super) charge_id: Option<String>,
-    /// Sends of the charge that may have reached the gateway.
+    /// Number of sends of the charge that may have reached the gateway.
     pub(super) attempts: i32,
-    /// What may still be refunded.
+    /// Amount that may still be refunded.
     pub(super) refundable_amount: i64,
-    /// The span that began it.
+    /// The trace context of the request that began the payment.
     pub(super) trace_parent: Option<String>,
 }
 
-/// One payment; only if its order is this customer's, where one is given.
+/// Returns one payment. With `only_of`, returns it only if its order is this customer's.
 pub(super) async fn find(
     connection: &mut PgConnection,
     id: Uuid,
@@ -236,7 +236,7 @@ pub(super) async fn find(
     select(connection, Some(id), None, only_of).await
 }
 
-/// The payment that was begun under a gateway key.
+/// Returns the payment that was begun under a gateway key.
 pub(super) async fn find_by_gateway_key(
     connection: &mut PgConnection,
     key: GatewayKey,
@@ -291,17 +291,17 @@ async fn select(
     .transpose()
 }
 
-/// The number of unknown outcomes and of open discrepancies in the whole database.
+/// Numbers of unknown outcomes and of open discrepancies in the whole database.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unsettled {
     pub(super) count: i64,
     pub(super) parked: i64,
     pub(super) oldest: Option<DateTime<Utc>>,
-    /// Without those that [`parked`](Self::parked) counts already.
+    /// Excludes discrepancies for an unknown outcome, which [`parked`](Self::parked) counts.
     pub(super) discrepancies: i64,
 }
 
-/// Counts what is not settled and what nobody has closed.
+/// Counts unsettled payments and refunds, and open discrepancies.
 pub(super) async fn unsettled(database: &Database) -> Result<Unsettled, sqlx::Error> {
     let statement = sqlx::query_as!(
         Unsettled,
@@ -322,18 +322,18 @@ pub(super) async fn unsettled(database: &Database) -> Result<Unsettled, sqlx::Er
     observe("payments.count", statement.fetch_one(&mut *connection)).await
 }
 
-/// A constraint keeps the column to these names; another one is a newer release's.
+/// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
 pub(super) fn payment_status(text: &str) -> Result<PaymentStatus, sqlx::Error> {
     PaymentStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown payment status {text:?}").into()))
 }
 
-/// An age from the database. It is negative if the database's clock was set back.
+/// Converts an age from the database. It is negative if the database's clock was set back, and then counts as zero.
 fn age(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }
 
-/// Whether another payment was settled by this charge of the gateway.
+/// Returns whether this charge of the gateway has settled another payment.
 pub(super) async fn charge_is_taken(
     connection: &mut PgConnection,
     payment_id: Uuid,
@@ -347,7 +347,7 @@ pub(super) async fn charge_is_taken(
     observe("payments.select", statement.fetch_one(connection)).await
 }
 
-/// Whether a payment or refund is parked or has an open discrepancy.
+/// Returns whether a payment or refund is parked or has an open discrepancy.
 pub(super) async fn needs_review(connection: &mut PgConnection, id: Uuid) -> Result<bool, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"

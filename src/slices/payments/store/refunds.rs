@@ -1,4 +1,4 @@
-//! The refunds table: beginning, leasing, and reading; and what of its payment it reserves.
+//! The refunds table: beginning, leasing and reading. A refund reserves its amount in the payment's row.
 use std::time::Duration;
 
 use platform::{
@@ -17,7 +17,7 @@ use super::{
     age, interval,
 };
 
-/// A refund without an outcome: what to send.
+/// A refund without an outcome: the request to send.
 #[derive(Debug, Clone)]
 pub(in crate::slices::payments) struct OpenRefund {
     pub(in crate::slices::payments) id: Uuid,
@@ -49,9 +49,9 @@ pub(in crate::slices::payments) struct BeginRefund<'a> {
     pub(in crate::slices::payments) lease: Duration,
 }
 
-/// Transaction one of a refund, as one statement: locks the payment if so much of it is left, claims the key,
-/// reserves the amount, stores the refund with its first lease, and writes the audit event. `None` if so much is
-/// not left (any more) or one of the two keys is taken; then nothing was stored.
+/// Runs the first transaction of a refund as one statement. It locks the payment if the amount is still refundable,
+/// claims the key, and reserves the amount. It also stores the refund with its first lease, and records the audit
+/// event. Returns `None`, and stores nothing, if the amount is no longer refundable or one of the two keys is taken.
 pub(in crate::slices::payments) async fn begin_refund(
     database: &Database,
     new: &BeginRefund<'_>,
@@ -224,7 +224,7 @@ pub(in crate::slices::payments) async fn release_refund(
     Ok(())
 }
 
-/// A refund with what else its callers need to know.
+/// A refund with further data for its callers.
 #[derive(Debug, Clone)]
 pub(in crate::slices::payments) struct FoundRefund {
     pub(in crate::slices::payments) refund: Refund,
@@ -232,7 +232,7 @@ pub(in crate::slices::payments) struct FoundRefund {
     pub(in crate::slices::payments) gateway_refund_id: Option<String>,
 }
 
-/// One refund.
+/// Returns one refund.
 pub(in crate::slices::payments) async fn find_refund(
     connection: &mut PgConnection,
     id: Uuid,
@@ -240,7 +240,7 @@ pub(in crate::slices::payments) async fn find_refund(
     select(connection, Some(id), None).await
 }
 
-/// The refund that was begun under a gateway key.
+/// Returns the refund that was begun under a gateway key.
 pub(in crate::slices::payments) async fn find_refund_by_gateway_key(
     connection: &mut PgConnection,
     key: GatewayKey,

@@ -1,5 +1,5 @@
-//! The slices of the domain. Outside of this directory nothing names one of them: another slice is a directory here,
-//! and its lines in this file. CONTRIBUTING.md has the recipe.
+//! The slices of the domain. No code outside of this directory names a slice: a new slice is a directory here, and its
+//! lines in this file. CONTRIBUTING.md has the steps.
 mod notes;
 
 use std::error::Error;
@@ -18,7 +18,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 
-/// The reason why a slice cannot start. Notes always can.
+/// Error of starting a slice. Notes cannot fail to start.
 pub type StartError = std::convert::Infallible;
 
 platform::settings! {
@@ -31,7 +31,7 @@ impl Settings {
     pub fn check(&self, _http: &http::Settings, _reader: &mut Reader) {}
 }
 
-/// The slices' part of the `OpenAPI` document that is not made from their routes.
+/// The slices' part of the `OpenAPI` document that is not generated from their routes.
 #[derive(OpenApi)]
 #[openapi(
     info(description = "Times are in RFC 3339 (UTC)."),
@@ -39,10 +39,10 @@ impl Settings {
 )]
 pub struct Description;
 
-/// The kinds of problems that the slices declare beside the platform's.
+/// The kinds of problems that the slices add to those of the platform.
 pub const PROBLEM_KINDS: &[&Kind] = &[];
 
-/// Returns the routes of every slice: the router and the `OpenAPI` document are made from this list.
+/// Returns the routes of every slice. The router and the `OpenAPI` document are created from this list.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().merge(notes::routes())
 }
@@ -55,7 +55,7 @@ pub fn commands() -> Vec<Command> {
 /// Runs a command of a slice.
 ///
 /// # Errors
-/// The reason in one sentence.
+/// The reason of the failure, in one sentence.
 #[expect(clippy::unused_async, reason = "a command of a slice may wait for the database")]
 pub async fn execute(
     _name: &str,
@@ -65,7 +65,7 @@ pub async fn execute(
     Ok(())
 }
 
-/// The state of the slices: a handler takes the part that it needs with `State`. Cheap to clone.
+/// The state of the slices. Handlers extract the part that they need with `State`. Cheap to clone.
 #[derive(Clone)]
 pub struct Slices {
     database: Database,
@@ -75,7 +75,7 @@ impl Slices {
     /// Starts the slices. At most `max_waiting` requests may wait for another service at once.
     ///
     /// # Errors
-    /// A setting that a slice cannot work with.
+    /// If a slice cannot work with its settings.
     pub fn start(
         _settings: &Settings,
         database: &Database,
@@ -90,7 +90,7 @@ impl Slices {
     /// Starts the periodic work of the slices.
     pub fn start_workers(&self, _workers: &Workers) {}
 
-    /// Adds what readiness and `/health` check of the slices.
+    /// Adds the slices' checks to readiness and `/health`.
     pub fn add_checks(&self, health: health::Builder) -> health::Builder {
         health
     }

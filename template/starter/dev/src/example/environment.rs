@@ -1,4 +1,5 @@
-//! The services that `cargo dev` starts beside ours: none. A simulator of one is started here, and named in the settings.
+//! The services that `cargo dev` starts in addition to ours: none. Start a simulator here, and add its address to the
+//! settings.
 use std::{
     future::{Ready, ready},
     io,
@@ -16,7 +17,7 @@ use crate::environment::{
 /// The trace that `/traces/first` shows.
 pub(crate) const FIRST_TRACE: &str = "the first note that is created";
 
-/// The flags with which every port of the example is a free one.
+/// Flags that select a free port for every port of the example.
 pub const ANY_PORTS: &[&str] = &[];
 
 /// Part of what the last command on the screen prints.
@@ -25,20 +26,20 @@ pub const LAST_RESPONSE: &str = "\"name\":\"First\"";
 /// Part of the last line of an environment that was stopped.
 pub const LAST_LINE: &str = "stopped";
 
-/// Why a service is not there, or cannot be stopped.
+/// Error of starting or stopping a service.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {}
 
-/// The addresses that were free before anything was started.
+/// Addresses that were free before any service was started.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports;
 
-/// Finds the ports that the flags name.
+/// Returns the ports that the flags select.
 pub(crate) fn find_ports(_flags: &Flags, _progress: &dyn Fn(&str)) -> Ready<Result<Ports, ports::Error>> {
     ready(Ok(Ports))
 }
 
-/// Deletes what the services have kept of earlier runs.
+/// Deletes the data that the services stored in earlier runs.
 #[expect(clippy::unnecessary_wraps, reason = "files are deleted here, as soon as there are any")]
 pub(crate) fn erase(_directory: &Path) -> io::Result<()> {
     Ok(())
@@ -49,7 +50,7 @@ pub(crate) struct Neighbours;
 
 #[expect(clippy::unused_self, reason = "a simulator knows its address")]
 impl Neighbours {
-    /// Starts them. What they keep is kept in the directory.
+    /// Starts the services. They store their data in the directory.
     pub(crate) fn start(
         _ports: Ports,
         _directory: &Path,
@@ -60,7 +61,7 @@ impl Neighbours {
         ready(Ok(Self))
     }
 
-    /// Returns the settings by which the service finds them.
+    /// Returns the settings with the addresses of the services.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
@@ -69,12 +70,12 @@ impl Neighbours {
         Addresses
     }
 
-    /// Returns lines of the screen: a name, and what is there.
+    /// Returns lines for the terminal, each a name and an address.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 
-    /// Returns the commands that follow the login on the screen: a heading, and lines for any shell.
+    /// Returns the commands that the terminal shows after the login: a heading, and lines for any shell.
     pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
         let body = r#"{"name":"First"}"#;
         let id = r#"s/^{"id":"\([^"]*\)".*/\1/p"#;

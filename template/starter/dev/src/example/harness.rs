@@ -1,4 +1,4 @@
-//! The part of the test harness that knows notes.
+//! The part of the test harness that is specific to notes.
 #![allow(clippy::missing_panics_doc, reason = "a test fails by a panic, in its helpers too")]
 use std::future::{Ready, ready};
 
@@ -9,24 +9,24 @@ use uuid::Uuid;
 use super::Addresses;
 use crate::harness::{Builder, Database, Request, Service, User};
 
-/// The table on which tests act that are about no slice: customers create and read what is theirs.
+/// Table for tests that are independent of a slice: customers create and read their own rows.
 pub const TABLE: &str = "notes";
-/// Where a note is created, and where notes are listed.
+/// Path that creates and lists notes.
 pub const PATH: &str = "/v1/notes";
-/// Where one of them is read.
+/// Route that shows a note.
 pub const ROUTE: &str = "/v1/notes/{id}";
-/// The statement that creates one, as it is named in metrics.
+/// Name of the statement that creates a note, as in metrics.
 pub const CREATES: &str = "notes.insert";
-/// The statement that lists a customer's.
+/// Name of the statement that lists a customer's notes.
 pub const LISTS: &str = "notes.list_of_owner";
 
-/// Settings without which the service does not start, besides the database.
+/// Settings that the service requires in addition to the database.
 pub const REQUIRED: [(&str, &str); 0] = [];
-/// Settings that are never shown, besides the platform's.
+/// Secret settings in addition to those of the platform.
 pub const SECRETS: [&str; 0] = [];
-/// What readiness looks at besides the service itself.
+/// Readiness checks of other services.
 pub const NEIGHBOUR_CHECKS: [&str; 0] = [];
-/// Series that are there from the first scrape, besides the platform's.
+/// Series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
 
 /// Returns a body that creates a note.
@@ -34,17 +34,17 @@ pub fn body() -> Value {
     json!({ "name": "First" })
 }
 
-/// The services that ours calls: none. A simulator of one is started here, and named in the settings.
+/// The services that ours calls: none. Start a simulator here, and add its address to the settings.
 pub(crate) struct Neighbours;
 
 #[expect(clippy::unused_self, reason = "a simulator knows its address")]
 impl Neighbours {
-    /// Starts them.
+    /// Starts the services.
     pub(crate) fn start() -> Ready<Self> {
         ready(Self)
     }
 
-    /// Returns the settings by which the service finds them, unless a test sets others.
+    /// Returns the settings with the addresses of the services, unless a test sets others.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
@@ -53,47 +53,47 @@ impl Neighbours {
         Addresses
     }
 
-    /// Gives them the service's address.
+    /// Passes the address of our service to the other services.
     pub(crate) fn find_the_service_at(&self, _api: &Url) {}
 }
 
-/// Puts into a new database what every test finds there: nothing.
+/// Inserts the initial data of every test into a new database: none.
 pub(crate) fn stock(_database: &Database) -> Ready<()> {
     ready(())
 }
 
 impl Builder {
-    /// With workers that leave the database alone for longer than a test takes.
+    /// Sets intervals of the workers that are longer than a test, so that the workers do not use the database.
     pub fn with_idle_workers(self) -> Self {
         self.setting("AUDIT_SEAL_INTERVAL_SECONDS", "600")
     }
 
-    /// With a deadline of requests.
+    /// Sets the deadline of requests.
     pub fn with_a_deadline_of_ms(self, milliseconds: u32) -> Self {
         self.setting("REQUEST_TIMEOUT_MS", &milliseconds.to_string())
     }
 }
 
 impl User {
-    /// What is theirs.
+    /// Returns a request that lists the user's notes.
     pub fn lists(&self) -> Request {
         self.get(PATH)
     }
 
-    /// Creates something that is theirs, for tests that are about no slice; under a new key, and not sent yet.
+    /// Returns a request that creates a note under a new key, for tests that are independent of a slice.
     pub fn creates(&self) -> Request {
         self.creates_note("First")
     }
 
-    /// Creates a note of this name, under a new key; not sent yet.
+    /// Returns a request that creates a note with this name under a new key.
     pub fn creates_note(&self, name: &str) -> Request {
         self.post(PATH).json(&json!({ "name": name })).new_key()
     }
 
-    /// Does once whatever customers do: how many requests were answered as they should be.
+    /// Runs every operation of a customer once. Returns how many requests had the expected response.
     ///
     /// # Errors
-    /// What was not.
+    /// The first unexpected response.
     pub async fn does_what_customers_do(&self) -> Result<usize, String> {
         let created = self.creates().await;
         if created.status != 201 {
@@ -106,7 +106,7 @@ impl User {
 }
 
 impl Service {
-    /// What holds whatever fails: every row is there with the event that tells of it, and no event without its row.
+    /// Asserts that every row has its audit event, and every audit event its row.
     pub async fn invariants_hold(&self) {
         let query = format!(
             "select count(*)

@@ -1,12 +1,12 @@
-//! Everything in this crate that knows what the service is for: notes.
+//! Everything in this crate that is specific to the domain of the service: notes.
 //!
-//! The rest of the crate uses only the names that are exported below and the functions of [`environment`], [`harness`] and
-//! [`traffic`] that it calls.
+//! The rest of the crate uses only the names that are exported below, and the functions of [`environment`], [`harness`]
+//! and [`traffic`] that it calls.
 //!
-//! - [`environment`]: the services that `cargo dev` starts beside ours
-//! - [`harness`]: the part of the test harness that knows notes
+//! - [`environment`]: the services that `cargo dev` starts in addition to ours
+//! - [`harness`]: the part of the test harness that is specific to notes
 //! - `panels`: the charts and figures of the console
-//! - `traffic`: what customers do
+//! - `traffic`: the requests of simulated customers
 pub mod environment;
 pub mod harness;
 mod panels;
@@ -33,7 +33,7 @@ use crate::console::Comparison;
 pub enum Command {}
 
 impl Command {
-    /// Runs it. `say` prints a line for people.
+    /// Runs the command. `say` prints a line for people.
     pub fn run(self, _say: &dyn Fn(&str)) -> Ready<Result<ExitCode, Box<dyn Error>>> {
         match self {}
     }
@@ -47,7 +47,7 @@ pub struct Flags {}
 #[derive(Clone, Debug)]
 pub struct Addresses;
 
-/// Returns what compares the service's tables with the records of the services that ours calls.
+/// Returns the comparison of the service's tables with the records of the services that ours calls.
 pub fn comparison(_owner_url: &Url, _neighbours: &Addresses) -> Option<Comparison> {
     None
 }
@@ -55,17 +55,17 @@ pub fn comparison(_owner_url: &Url, _neighbours: &Addresses) -> Option<Compariso
 /// Faults of the services that ours calls: the name of each, and its line in `--help`.
 pub(crate) const FAULTS: &[(&str, &str)] = &[];
 
-/// Why the faults of a service could not be set.
+/// Error of setting the faults of a service.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to set the faults of {0}")]
 pub struct FaultError(&'static str);
 
-/// Replaces the faults of the services that ours calls by those of these names.
+/// Replaces the faults of the services that ours calls by the faults with these names.
 pub(crate) fn set_faults(_neighbours: &Addresses, _names: &[&str]) -> Ready<Result<(), FaultError>> {
     ready(Ok(()))
 }
 
-/// Puts into the environment's database what its users find there: nothing.
+/// Inserts the initial data of the environment into its database: none.
 pub(crate) fn stock(_owner_url: &Url, _progress: &dyn Fn(&str)) -> Ready<Result<(), sqlx::Error>> {
     ready(Ok(()))
 }

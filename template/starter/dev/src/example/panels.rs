@@ -1,4 +1,4 @@
-//! What the console and the terminal show of notes.
+//! The charts and figures of notes on the console and the terminal.
 use std::collections::BTreeMap;
 
 use crate::console::panels::{Panel, or_dash};
@@ -14,7 +14,7 @@ pub(crate) const PANELS: &[Panel] = &[Panel {
 /// Single numbers.
 pub(crate) const FIGURES: &[(&str, &str)] = &[("created", "sum(notes_created_total)")];
 
-/// Selects the id of the trace that `/traces/first` leads to: that of the first note created since `$1`.
+/// Selects the trace id for `/traces/first`: the trace of the first note created since `$1`.
 pub(crate) const FIRST_TRACE: &str = "
     select trace_id
     from audit_events

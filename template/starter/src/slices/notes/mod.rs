@@ -1,7 +1,7 @@
 //! Notes of customers: the pattern for a slice of your own.
 //!
-//! Customers read and change their own notes. Support and administrators read all of them, which is audited. A note of
-//! another customer is answered as one that does not exist (404).
+//! Customers read and change their own notes. Support and administrators read all of them, which is audited. The
+//! response for another customer's note is the same as for a missing note (404).
 mod metrics;
 mod model;
 mod routes;

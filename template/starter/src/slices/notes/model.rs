@@ -32,7 +32,7 @@ pub struct NoteFields {
     pub name: String,
 }
 
-/// The longest name, in characters; mirrored by the constraint `note_name_is_in_bounds`.
+/// Maximum length of a name in characters; mirrored by the constraint `note_name_is_in_bounds`.
 const MAX_NAME_CHARACTERS: usize = 200;
 
 impl Validate for NoteFields {

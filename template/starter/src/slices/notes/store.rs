@@ -12,8 +12,8 @@ use super::{
     model::{Note, NoteFields},
 };
 
-/// Creates a note: claims the key, and stores the row, the response and the audit event. Returns `None` if the key is
-/// taken; then nothing was stored.
+/// Creates a note: claims the key, and stores the row, the response and the audit event. Returns `None`, and stores
+/// nothing, if the key is taken.
 ///
 /// A single statement costs one round trip, and is a transaction that no cancelled request can leave open.
 pub(super) async fn create(
@@ -22,7 +22,7 @@ pub(super) async fn create(
     owner_id: Uuid,
     fields: &NoteFields,
 ) -> Result<Option<Note>, Problem> {
-    // PostgreSQL keeps microseconds: the response must show what is read later.
+    // PostgreSQL stores microseconds: the response must have the same time as later reads.
     let now = Utc::now().trunc_subsecs(6);
     let name = fields.name.trim().to_owned();
     let created = Note { id: Uuid::now_v7(), owner_id, name, created_at: now, updated_at: now };
@@ -86,8 +86,8 @@ pub(super) async fn find(
 
 /// Returns a page of notes, newest first.
 ///
-/// There are two statements because one with an optional condition has one plan for all values, which would scan the
-/// notes of every customer.
+/// There are two statements, because one with an optional condition has one plan for all values. That plan would scan
+/// the notes of every customer.
 pub(super) async fn list(
     database: &Database,
     owner_id: Option<Uuid>,

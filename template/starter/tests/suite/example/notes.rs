@@ -1,4 +1,4 @@
-//! Creating, reading and changing notes; and what an idempotency key promises.
+//! Creating, reading and changing notes, and their idempotency keys.
 use dev::harness::{PATH, Request, Service, User, body};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -9,7 +9,7 @@ use crate::{
     service,
 };
 
-/// How many there are.
+/// Returns the number of notes.
 async fn count(service: &Service) -> i64 {
     service.database().number("select count(*) from notes").await
 }
@@ -91,7 +91,7 @@ async fn what_staff_reads_of_customers_is_audited_and_what_customers_read_is_not
     assert!(read.iter().all(|event| event["user_id"] == json!(support.id)));
 }
 
-/// The names in a list, page by page.
+/// Returns the names in a list, read page by page.
 async fn names(user: &User) -> Vec<String> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -210,7 +210,7 @@ async fn no_statement_reads_through_everybodys() {
              analyze notes",
         )
         .await;
-    // As the service: with its rights, and with the plan mode that `migrate` has set on its role.
+    // Uses the service's role: with its rights, and with the plan mode that `migrate` has set on the role.
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     let mut looked_at = 0;
     for (number, (statement, parameters)) in statements().into_iter().enumerate() {

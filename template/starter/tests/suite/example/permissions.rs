@@ -1,11 +1,11 @@
-//! The table of who may do what: the routes of notes.
+//! The permission table: the routes of notes.
 use dev::harness::{Client, PATH, Request, User, body};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::accounts::permissions::{Row, Subject};
 
-/// What the requests of the table are about.
+/// Records that the requests of the table use.
 pub(crate) struct Things {
     /// A note of the owner.
     note: Uuid,
@@ -17,7 +17,7 @@ impl Things {
     }
 }
 
-/// Where an auditor may change nothing.
+/// Paths at which an auditor may change nothing.
 pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
 
 #[rustfmt::skip]

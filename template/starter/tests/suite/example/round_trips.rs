@@ -1,11 +1,12 @@
-//! How many round trips to the database the routes of notes make.
+//! Number of database round trips of the routes of notes.
 use dev::harness::{PATH, body};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::database::round_trips::{counted_service, taken};
 
-/// Whoever adds to one of these has made the route more expensive by as much, and says here why.
+/// Expected round trips of each route. A change that raises a number makes the route more expensive, and states the
+/// reason here.
 const ROUND_TRIPS: [(&str, u16, usize); 4] = [
     ("POST /v1/notes", 201, 2),
     ("POST /v1/notes, again", 201, 3),
@@ -33,7 +34,7 @@ async fn notes_make_no_more_round_trips_than_they_need() {
     assert_eq!(counted, ROUND_TRIPS);
 }
 
-/// Otherwise the time of a refusal shows which notes there are.
+/// A difference in time would reveal which notes exist.
 #[tokio::test]
 async fn a_refusal_takes_as_much_of_the_database_whether_or_not_there_is_such_a_note() {
     let service = counted_service().await;

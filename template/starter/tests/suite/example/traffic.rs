@@ -1,4 +1,4 @@
-//! An ordinary day: customers who create, read, repeat themselves and make mistakes.
+//! Ordinary traffic: customers create and read notes, repeat requests and send invalid ones.
 use std::time::Duration;
 
 use dev::{

@@ -1,17 +1,17 @@
-//! What customers remember, what all of them know, and what they have achieved.
+//! State of simulated customers, and counts of their successful requests.
 use std::{fmt, sync::atomic::AtomicU64};
 
 use serde::Serialize;
 
 use crate::traffic::api::Call;
 
-/// What one customer remembers: the note that they created last.
+/// State of one customer: the note that the customer created last.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     pub(super) last: Option<Created>,
 }
 
-/// A note, and how it was created.
+/// A created note, and the request that created it.
 #[derive(Debug, Clone)]
 pub(super) struct Created {
     pub(super) id: String,
@@ -19,13 +19,13 @@ pub(super) struct Created {
     pub(super) response: String,
 }
 
-/// What all customers know: how many names they have given.
+/// State that all customers share: the number of generated names.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(super) names: AtomicU64,
 }
 
-/// What customers have achieved.
+/// Counts of the customers' successful requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub created: u64,

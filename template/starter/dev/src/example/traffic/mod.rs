@@ -1,4 +1,4 @@
-//! What customers do: they create notes, read them, repeat themselves and make mistakes.
+//! Requests of simulated customers: they create and read notes, repeat requests and send invalid ones.
 pub(crate) mod memory;
 
 use std::sync::{Mutex, atomic::Ordering};
@@ -18,14 +18,14 @@ use crate::traffic::{
 const PATH: &str = "/v1/notes";
 const PAGE: usize = 5;
 
-/// Sends one request of somebody without a session.
+/// Sends one request without a session.
 pub(crate) async fn look_around(visit: &Visit<'_>) {
     if let Came::Promised(_) = visit.ask(&Call::get(PATH), |answer| is_refused(answer, 401)).await {
         visit.report().refusals += 1;
     }
 }
 
-/// Sends one request of a customer who is logged in. `stranger` is another one.
+/// Sends one request of a customer who is logged in. `stranger` is another customer.
 pub(crate) async fn act(
     visit: &Visit<'_>,
     customer: &Mutex<Customer>,
@@ -80,7 +80,7 @@ async fn list(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str) {
     visit.ask_as(customer, &call, |answer| is_page(answer, PAGE)).await;
 }
 
-/// Sends once more what was answered before.
+/// Repeats a request that was successful before.
 async fn repeat(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, last: Created) {
     let came = visit
         .ask_as(customer, &last.call.by(token), |answer| {
@@ -94,7 +94,7 @@ async fn repeat(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, last
     }
 }
 
-/// Sends something that has to be refused.
+/// Sends a request that the service must refuse.
 async fn blunder(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, strangers: &str, which: u32) {
     let create = |body| Call::post(PATH, &body).by(token);
     let (call, status) = match which {
