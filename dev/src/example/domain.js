@@ -1,4 +1,4 @@
-// What the page says of what the service is for: its figures, its faults, its books.
+// The domain part of the page: its figures, faults and reconciliation.
 import { number } from "./format.js";
 
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };

@@ -20,8 +20,8 @@ without() {
     done
 }
 
-# A zombie has ended; in a container there is often nobody who takes note of that. A `ps` that does not know
-# these options answers nothing, and then the process counts as alive.
+# Treats a zombie as ended, because in a container often no process reaps it. A `ps` without these options prints
+# nothing, and then the process counts as alive.
 any_alive() {
     for pid in "$@"; do
         kill -s 0 -- "$pid" || continue
@@ -41,14 +41,14 @@ signal() {
     done
 }
 
-# end FIRST LAST TENTHS PID…: asks by signal FIRST, waits, insists by signal LAST.
+# end FIRST LAST TENTHS PID…: sends signal FIRST, waits, then sends signal LAST.
 end() {
     first=$1
     last=$2
     tenths=$3
     shift 3
     signal "$first" "$@"
-    # One that is stopped would take the first signal only when it continues.
+    # A stopped process would receive the first signal only when it continues.
     signal CONT "$@"
     while [ "$tenths" -gt 0 ] && any_alive "$@"; do
         sleep 0.1

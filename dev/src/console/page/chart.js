@@ -1,4 +1,4 @@
-// A line chart of the last minutes, with the times at which faults were on behind the lines.
+// A line chart of the last minutes, with the times of active faults in the background.
 import { h, svg } from "./dom.js";
 import { clock, measure } from "./format.js";
 

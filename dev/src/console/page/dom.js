@@ -1,4 +1,4 @@
-// Making elements. Whatever comes from outside becomes text or an attribute, and never markup.
+// Creates elements. External data becomes text or an attribute, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 

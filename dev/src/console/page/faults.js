@@ -1,4 +1,4 @@
-// Switches for what can go wrong, what to watch, and whether the books still agree.
+// Switches for faults, the related panels, and the result of the reconciliation.
 import { ask, h, nothing, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
 import { BOOKS, FAULTS as OWN_FAULTS, TRAFFIC, numbers } from "./domain.js";

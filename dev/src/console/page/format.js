@@ -1,4 +1,4 @@
-// Numbers and times as people read them.
+// Numbers and times in readable form.
 
 /** Milliseconds, with three digits that mean something. */
 export function duration(milliseconds) {

@@ -1,4 +1,4 @@
-// The log, live: the newest lines that fit what stands in the address.
+// The live log: the newest lines that match the filter in the URL.
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { clock } from "./format.js";
 
@@ -92,7 +92,7 @@ function render(found, more) {
   else last ??= undefined;
   found.forEach((one) => replicas.add(one.replica));
   if (list.querySelector(".nothing") && found.length > 0) list.replaceChildren();
-  // The newest stand at the top, where somebody who reads is not moved away from what is read.
+  // New lines are added at the top, so that the lines being read do not scroll away.
   list.prepend(...found.reverse().map((one) => line(one, { replica: replicas.size > 1 })));
   while (list.childElementCount > SHOWN) list.lastElementChild.remove();
   if (list.childElementCount === 0) list.append(nothing("No line that is kept fits."));

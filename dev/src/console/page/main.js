@@ -1,4 +1,4 @@
-// The shell: which view an address means, what is pushed to it, and the keys that work everywhere.
+// The shell: selects the view from the URL, handles pushed events, and handles keys that work in every view.
 import { ask, h, replace } from "./dom.js";
 import { ago } from "./format.js";
 import * as alerts from "./alerts.js";
@@ -55,7 +55,7 @@ document.addEventListener("click", (event) => {
 });
 addEventListener("popstate", show);
 
-// What is pushed.
+// Pushed events.
 
 const connection = document.getElementById("connection");
 
@@ -123,7 +123,7 @@ async function countAlerts() {
   badge.textContent = count;
 }
 
-// Light and dark.
+// Light and dark theme.
 
 const THEMES = ["system", "light", "dark"];
 const theme = document.getElementById("theme");
@@ -137,7 +137,7 @@ const nextTheme = () => setTheme(THEMES[(THEMES.indexOf(localStorage.getItem("th
 theme.addEventListener("click", nextTheme);
 setTheme(THEMES.includes(localStorage.getItem("theme")) ? localStorage.getItem("theme") : "system");
 
-// Keys.
+// Keyboard shortcuts.
 
 const keys = document.getElementById("keys");
 document.getElementById("help").addEventListener("click", () => keys.showModal());

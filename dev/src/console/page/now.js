@@ -1,4 +1,4 @@
-// How it goes: condition, figures, charts, routes.
+// The overview: health, figures, charts, routes.
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { ago, bytes, duration, number } from "./format.js";
 import { chart } from "./chart.js";

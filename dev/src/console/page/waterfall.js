@@ -1,4 +1,4 @@
-// One trace: its spans as a waterfall, and its log lines beside it.
+// One trace: its spans as a waterfall, and its log lines.
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { FIRST } from "./domain.js";
 import { clock, duration, short, statusClass } from "./format.js";
