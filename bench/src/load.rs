@@ -1,14 +1,15 @@
 //! HTTP load from this process: a closed loop for capacity, an open loop for latency.
 //!
-//! The load generator is our own and small. The fixed-rate generators available through `cargo` (oha, goose, rlt) each
-//! lack something. They cannot send a different `Idempotency-Key` with each request, or measure a late request from its
-//! sending, or use more CPU per request than the service. wrk has no open loop at all.
+//! The load generator is our own and small, because none of the available ones is suitable. The fixed-rate generators
+//! available through `cargo` (oha, goose, rlt) have one of three problems. They cannot send a different
+//! `Idempotency-Key` with each request, they measure a late request from its sending, or they use more CPU per request
+//! than the service. wrk has no open loop at all.
 //!
 //! *Closed*: each client sends its next request after the response to the previous one. A closed loop measures capacity
-//! and says nothing about latency: a stalled service simply receives fewer requests (coordinated omission).
+//! and does not measure latency: a stalled service simply receives fewer requests (coordinated omission).
 //!
 //! *Open*: requests are due at fixed times, regardless of responses. Latency is measured **from the time at which a
-//! request was due**, so the figure includes waiting in the service and waiting for a free connection.
+//! request was due**. So the figure includes waiting in the service and waiting for a free connection.
 use std::{
     collections::VecDeque,
     net::SocketAddr,

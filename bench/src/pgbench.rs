@@ -3,7 +3,7 @@
 //! Its scripts run prepared statements as the service's role. They are either the transaction that most services would
 //! send ([`naive_order`]), or **our own statements** ([`own_order`] and similar functions). Our statements are read
 //! from `.sqlx`, which continuous integration compares with the sources, and parameters replace `$1`. Arrays are
-//! parameters, as in the service: with `ARRAY[:a, :b]` the planner would know the number of elements.
+//! parameters, as in the service: `ARRAY[:a, :b]` would show the planner the number of elements.
 //!
 //! pgbench variables are numbers, not texts, so two things differ from the service. SQL builds ids from numbers, which
 //! costs a microsecond. Texts (baskets, tokens) come from [`VARIANTS`] scripts, of which pgbench picks one at random.

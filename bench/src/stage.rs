@@ -127,9 +127,8 @@ impl Stage {
         // Settings that `migrate` puts on the service's role belong to the database and are not copied from the
         // template.
         self.migrate(&database).await?;
-        // Analyzes only tables with rows. If statistics say that a table is empty, the planner chooses a sequential
-        // scan, and a connection keeps that plan while the table grows. Tables of a new service have no such
-        // statistics.
+        // Analyzes only tables with rows. If the statistics show an empty table, the planner chooses a sequential scan,
+        // and a connection keeps that plan while the table grows. Tables of a new service have no such statistics.
         database.execute("vacuum analyze products, users, sessions").await?;
         Ok(database)
     }

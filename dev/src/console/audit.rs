@@ -1,7 +1,7 @@
 //! The view *Audit*: the newest events and seals, and the service's own verification of the chain.
 //!
-//! The console reads as the owner of the schema and bypasses the API, because the API would record every read of the
-//! audit log in the audit log.
+//! The console reads as the owner of the schema and bypasses the API. The API would record each of these reads in the
+//! audit log.
 use std::{
     fs::File,
     io::{BufRead as _, BufReader},

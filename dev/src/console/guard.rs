@@ -2,8 +2,8 @@
 //! browser.
 //!
 //! The console can switch faults and shows log lines, so it responds only under its own local addresses. Requests from
-//! pages of another origin are rejected, whatever the browser sends. A foreign host name that resolves to 127.0.0.1
-//! (DNS rebinding) is not among the console's addresses and is rejected too.
+//! pages of another origin are rejected, regardless of the browser's request headers. A foreign host name that resolves
+//! to 127.0.0.1 (DNS rebinding) is not among the console's addresses and is rejected too.
 use std::net::SocketAddr;
 
 use axum::{

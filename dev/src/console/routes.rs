@@ -105,7 +105,7 @@ struct Told {
 
 impl Told {
     async fn next(&mut self) -> Option<Event> {
-        // The first event is sent at once, so that the page knows that it is connected.
+        // The first event is sent at once, so that the page can show that it is connected.
         if !std::mem::take(&mut self.first) {
             self.pulse.changed().await.ok()?;
             sleep(BETWEEN_PULSES).await;

@@ -44,7 +44,7 @@ impl Account {
         }
     }
 
-    /// Gives the path to this user, with the given mode.
+    /// Makes this user the owner of the path, and sets the mode.
     pub(super) fn own(&self, path: &Path, mode: u32) -> Result<(), Error> {
         let doing = || Error::io(format!("set the owner of {}", path.display()));
         if let Self::Other { uid, gid, .. } = self {

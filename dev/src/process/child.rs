@@ -255,7 +255,7 @@ impl Child {
         Ok(status)
     }
 
-    /// Sends SIGTERM, waits for `grace`, then sends SIGKILL. The exit status shows which signal ended the process.
+    /// Sends SIGTERM, waits for `grace`, then sends SIGKILL. The exit status shows whether SIGKILL was necessary.
     pub async fn stop(&self, grace: Duration) -> Result<ExitStatus, WaitError> {
         self.stop_by(Signal::SIGTERM, grace).await
     }

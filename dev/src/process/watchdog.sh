@@ -1,12 +1,12 @@
-# Ends what a process left behind. Standard input is a pipe from that process; orders come in lines,
-# and the end of input means that it is gone, however it went:
+# Ends the processes that a parent process left running. Standard input is a pipe from the parent with one order per line.
+# The end of input means that the parent has ended, for any reason. Orders:
 #
 #   process PID        a process group: TERM, and KILL after five seconds
 #   server PID         a PostgreSQL server: fast shutdown, immediate after ten seconds
-#   forget PID         has ended and is ours no longer
-#   remove DIRECTORY   is deleted when everything has ended
+#   forget PID         has ended and is no longer watched
+#   remove DIRECTORY   is deleted after all processes and servers have ended
 #
-# Servers end after processes, so that a service can finish what it is writing.
+# Servers are stopped after processes, so that a service can complete its writes.
 
 trap '' HUP INT TERM
 
@@ -70,7 +70,7 @@ while read -r order subject; do
     esac
 done
 
-# The lists are meant to be split into words.
+# The lists are split into words intentionally.
 # shellcheck disable=SC2086
 {
     end TERM KILL 50 $processes

@@ -26,7 +26,7 @@ pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
     let covered = seconds(last.at - first.at);
     let between = covered / count(samples.len() - 1);
     let (mut to_start, mut to_end) = (seconds(first.at - range.start), seconds(range.end - last.at));
-    // If a sample is more than 1.1 sample intervals from an edge, the series is assumed to begin or end there.
+    // If a sample is at least 1.1 average intervals from an edge, the series is assumed to begin or end there.
     if to_start >= between * 1.1 {
         to_start = between / 2.0;
     }

@@ -1,7 +1,11 @@
 //! The gateway's API, and the controls that a real gateway does not have (`/ledger`, `/faults`).
 //!
-//! A request passes, in this order: the record of requests, the fault that rejects requests, the check of the API key,
-//! the decision in the books, and the faults that delay, malform or lose the response.
+//! A request passes these steps in order:
+//! - the record of requests
+//! - the fault that rejects requests
+//! - the check of the API key
+//! - the decision in the books
+//! - the faults that delay, malform or lose the response
 use std::sync::Arc;
 
 use axum::{
