@@ -281,7 +281,7 @@ fn conclude(
     }
 }
 
-/// Empties the log, so that it covers a single run.
+/// Deletes the log of the previous run, so that the log covers a single run.
 fn begin_anew(log: &Path) -> Result<(), Error> {
     match std::fs::remove_file(log) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {

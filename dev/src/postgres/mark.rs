@@ -44,8 +44,8 @@ impl Mark {
         Some(Self::Tests { host, pid, started })
     }
 
-    /// Returns whether the test run of this mark is over: its process has ended, or it is a day old and ran on another
-    /// machine.
+    /// Returns whether the test run of this mark is over: its process on this machine has ended, or the run started
+    /// more than a day ago.
     pub(super) fn is_stale(&self) -> bool {
         match self {
             Self::Environment(_) => false,

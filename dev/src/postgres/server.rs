@@ -193,7 +193,7 @@ impl Server {
         Ok(connection.close().await?)
     }
 
-    /// Stops the server with a signal and restarts it. A server that this process has not started is not restarted.
+    /// Stops the server with a signal and restarts it. Fails for a server that this process has not started.
     pub async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
         match &mut self.cluster {
             Some(cluster) => {
@@ -205,7 +205,7 @@ impl Server {
         }
     }
 
-    /// Starts a standby of the server. A server that this process has not started has no standby.
+    /// Starts a standby of the server. Fails for a server that this process has not started.
     pub async fn standby(&self, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?.standby(progress).await?;
         Ok(Self { admin_url: cluster.admin_url.clone(), mark: self.mark.clone(), cluster: Some(cluster) })

@@ -1,5 +1,5 @@
-# Ends the processes that a parent process left running. Standard input is a pipe from the parent with one order per line.
-# The end of input means that the parent has ended, for any reason. Orders:
+# Ends the processes that a parent process left running. Standard input is a pipe from the parent, with one order per
+# line. The end of input means that the parent has ended, for any reason. Orders:
 #
 #   process PID        a process group: TERM, and KILL after five seconds
 #   server PID         a PostgreSQL server: fast shutdown, immediate after ten seconds

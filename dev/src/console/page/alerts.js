@@ -4,7 +4,7 @@ import { ago, clock, number } from "./format.js";
 
 let root, state;
 
-/** Returns whether a rule is firing or pending. Excludes the Watchdog alert, which always fires to prove that alerting works. */
+/** Returns whether a rule is firing or pending. Excludes the Watchdog alert, which always fires. */
 export const rings = ({ name, standing }) => name !== "Watchdog" && ["firing", "pending", "true"].includes(standing.state);
 
 export async function open(element) {

@@ -18,7 +18,7 @@ function ceiling(value) {
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
-/** Returns the lines of a chart: `[name, [[at, value]]]`. Named lines come first, which keeps their position and colour. */
+/** Returns the lines of a chart: `[name, [[at, value]]]`. Named lines come first, to keep their position and colour. */
 function linesOf(points, id, order) {
   const lines = new Map();
   for (const point of points) {

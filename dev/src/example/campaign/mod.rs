@@ -149,7 +149,7 @@ async fn strike(stage: &mut Stage, strikes: &[Strike], progress: &dyn Fn(&str)) 
 }
 
 /// Waits until every replica is ready and every outcome that was unknown at the end of the faults is known. Missing
-/// outcomes at the deadline, and differences found by the reconciliation, are violations.
+/// outcomes at the deadline, differences found by the reconciliation, and a broken audit chain are violations.
 async fn settle(stage: &mut Stage, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
     let healed = DateTime::<Utc>::from(SystemTime::now());
     let deadline = Instant::now() + SETTLING;

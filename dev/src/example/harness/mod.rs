@@ -139,7 +139,7 @@ pub(crate) async fn stock(database: &Database) {
 }
 
 impl Builder {
-    /// Sets intervals for the workers that are longer than any test, so that they do not use the database.
+    /// Sets worker intervals longer than any test, so that the workers do not use the database during a test.
     pub fn with_idle_workers(self) -> Self {
         self.setting("AUDIT_SEAL_INTERVAL_SECONDS", "600").setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
     }

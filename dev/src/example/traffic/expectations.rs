@@ -13,7 +13,7 @@ pub(crate) fn is_product(product: &Value) -> Kept {
     keeps("a product has a price", number(product, "unit_amount").is_some_and(|amount| amount > 0))
 }
 
-/// Checks that the amounts of an order add up.
+/// Checks that an order has all fields, and that its amounts add up.
 pub(crate) fn is_order(order: &Value) -> Kept {
     for field in ["id", "customer_id", "status", "currency", "created_at", "updated_at"] {
         keeps(&format!("an order has `{field}`"), !text(order, field).is_empty())?;
@@ -49,7 +49,7 @@ pub(crate) fn is_payment(payment: &Value, order_id: &str, amount: i64, currency:
     keeps("a bad card never pays", !bad_card || refused || status == "processing")
 }
 
-/// Checks that the status of a payment response states whether the payment is settled.
+/// Checks that the status code matches the payment's state: 202 while it is processing, otherwise 201.
 pub(crate) fn says_whether_it_is_settled(answer: &Answer) -> Kept {
     match text(&answer.body, "status") {
         "processing" => has_status(answer, 202),
