@@ -11,7 +11,7 @@ const LASTING: Range<u16> = 10_000..32_000;
 
 const ATTEMPTS: usize = 100;
 
-/// Listens on a free port of this machine below the ephemeral ports. Uses any free port after [`ATTEMPTS`] failures.
+/// Listens on a free port of this machine below the ephemeral ports. Uses any free port after `ATTEMPTS` failures.
 pub(crate) fn listen() -> io::Result<TcpListener> {
     let listen = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let free = (0..ATTEMPTS).find_map(|_| listen(rand::random_range(LASTING)).ok());

@@ -59,7 +59,7 @@ fn set(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Connects, and checks that this role has the required rights.
+/// Connects, and checks the version of the server and the rights of this role.
 async fn usable(value: &str) -> Result<Url, String> {
     let url = Url::parse(value).map_err(|error| format!("it is no URL ({error})"))?;
     if !["postgres", "postgresql"].contains(&url.scheme()) {
