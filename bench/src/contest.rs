@@ -1,4 +1,4 @@
-//! Contenders that do the same job, one after the other, for several rounds.
+//! Contenders that do the same job, run in turn for several rounds.
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
@@ -12,7 +12,7 @@ use crate::{
     statistics::{Spread, ratio, spread},
 };
 
-/// Whose CPU time it is.
+/// The process whose CPU time is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     Service,
@@ -21,7 +21,7 @@ pub enum Who {
     Load,
 }
 
-/// The processes that are looked at.
+/// The observed processes.
 #[derive(Clone, Copy, Debug)]
 pub struct Watched {
     pub postmaster: u32,
@@ -33,7 +33,7 @@ pub struct Watched {
 type Times = BTreeMap<Who, f64>;
 
 impl Watched {
-    /// What each has used until now, in seconds. Empty where the system does not say.
+    /// Returns the CPU time of each process so far, in seconds. Empty on a system that does not report CPU times.
     fn times(self) -> Times {
         let one = |who, pid: Option<u32>| Some((who, cpu::of_process(pid?)?.as_secs_f64()));
         [
@@ -48,17 +48,17 @@ impl Watched {
     }
 }
 
-/// What one run of one contender came to.
+/// The result of one run of one contender.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// Answers a second.
+    /// Responses per second.
     pub rate: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// Microseconds of CPU for each answer.
+    /// Microseconds of CPU time per response.
     pub cpu: Times,
     pub failures: u64,
-    /// At the end of the window, in MiB.
+    /// Resident memory at the end of the window, in MiB.
     pub resident: Option<f64>,
 }
 
@@ -80,7 +80,7 @@ impl Sample {
         }
     }
 
-    /// What these use for an answer, together; not a number where the system does not say.
+    /// Returns the CPU time of these processes per response, in total. NaN on a system that does not report CPU times.
     pub fn cpu_of(&self, who: &[Who]) -> f64 {
         let all = who.iter().filter_map(|who| self.cpu.get(who));
         if self.cpu.is_empty() { f64::NAN } else { all.sum() }
@@ -91,13 +91,13 @@ fn at(latencies: &Histogram<u64>, quantile: f64) -> u64 {
     latencies.value_at_quantile(quantile)
 }
 
-/// Counts here are far below 2^52.
+/// Converts a count. Counts here are far below 2^52, so the conversion is exact.
 #[expect(clippy::cast_precision_loss, reason = "counts of a run are far below 2^52")]
 pub fn count(number: u64) -> f64 {
     number as f64
 }
 
-/// One run against a server that speaks HTTP.
+/// Measures one run against an HTTP server.
 pub async fn over_http(
     stage: &Stage,
     server: &Server,
@@ -116,7 +116,7 @@ pub async fn over_http(
     Ok(Sample::new(&measured, times, Some(server.pid())))
 }
 
-/// One run of pgbench.
+/// Measures one run of pgbench.
 pub async fn with_pgbench(
     stage: &Stage,
     database: &Database,
@@ -144,7 +144,7 @@ impl Rounds {
         spread(self.of(figure))
     }
 
-    /// How often as much of it there is as of the other's, round by round.
+    /// Returns the ratio of this contender's figure to the other's, round by round.
     pub fn ratio(&self, other: &Self, figure: impl Fn(&Sample) -> f64 + Copy) -> Option<Spread> {
         ratio(&self.of(figure), &other.of(figure))
     }

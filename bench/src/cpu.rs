@@ -1,29 +1,29 @@
-//! The CPU time of processes, from `/proc`: on a small machine the steadiest figure that there is. Elsewhere than on
-//! Linux there is none, and the tables leave it out.
+//! CPU time of processes, read from `/proc`. CPU time is the steadiest figure on a small machine. Systems other than
+//! Linux have no such figure, and the tables omit it.
 //!
-//! A process is counted with all of its threads, those that have ended included. A PostgreSQL server is its
-//! postmaster and one process for each connection; what a connection has used that ended in between is in the
-//! postmaster's count of the children that it has waited for, so that nothing gets lost.
+//! The CPU time of a process includes all of its threads, ended threads included. A PostgreSQL server consists of its
+//! postmaster and one process per connection. The postmaster accumulates the CPU time of children that it has waited
+//! for, so the time of closed connections is counted too.
 use std::{fs, path::Path, time::Duration};
 
-/// In which the kernel tells times to programs, on every architecture that Rust runs Linux on.
+/// Unit in which the kernel reports times to programs, on every architecture that Rust supports on Linux.
 const TICKS_A_SECOND: u64 = 100;
 
-/// One line of `/proc/PID/stat`, as far as it is about time.
+/// The times in one line of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     parent: u32,
-    /// In clock ticks, in user and in system mode.
+    /// User and system time of the process itself, in clock ticks.
     own: u64,
-    /// Of the children that have ended and were waited for.
+    /// Time of ended children that the process has waited for, in clock ticks.
     ended_children: u64,
 }
 
 fn parse(stat: &str) -> Option<Stat> {
-    // The name stands in parentheses, and may hold spaces and parentheses itself: what follows is after the last.
+    // The name is in parentheses and may contain spaces and parentheses. The other fields follow the last closing one.
     let (_, fields) = stat.rsplit_once(") ")?;
     let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-    // Counted from the state, which is the third field of proc(5).
+    // Fields are counted from the state, which is the third field of proc(5).
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
     Some(Stat {
         parent: number(4)?.try_into().ok()?,
@@ -40,12 +40,12 @@ fn time(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 1_000 / TICKS_A_SECOND)
 }
 
-/// What this process has used since it began.
+/// Returns the CPU time of this process since its start.
 pub fn of_process(pid: u32) -> Option<Duration> {
     Some(time(stat(pid)?.own))
 }
 
-/// What a PostgreSQL server has used since it began, all of its processes together.
+/// Returns the CPU time of all processes of a PostgreSQL server since its start.
 pub fn of_server(postmaster: u32) -> Option<Duration> {
     let server = stat(postmaster)?;
     let processes =
@@ -54,7 +54,7 @@ pub fn of_server(postmaster: u32) -> Option<Duration> {
     Some(time(server.own + server.ended_children + children.map(|child| child.own).sum::<u64>()))
 }
 
-/// The memory of a process that is resident now, in MiB.
+/// Returns the current resident memory of a process, in MiB.
 pub fn resident_mib(pid: u32) -> Option<f64> {
     parse_resident(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
@@ -65,7 +65,7 @@ fn parse_resident(status: &str) -> Option<f64> {
     Some(f64::from(kib) / 1024.0)
 }
 
-/// The processor's name, and how many of them there are.
+/// Returns the processor's model name and the number of processors.
 pub fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let information = fs::read_to_string(Path::new("/proc/cpuinfo")).unwrap_or_default();

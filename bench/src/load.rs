@@ -1,14 +1,15 @@
-//! The load: HTTP requests from this process, in a closed loop for capacity and in an open one for latency.
+//! HTTP load from this process: a closed loop for capacity, an open loop for latency.
 //!
-//! It is our own, and tiny, because the load generators that schedule requests at a fixed rate and could be had with
-//! `cargo` (oha, goose, rlt) either cannot give each request an `Idempotency-Key` of its own, or count a late request
-//! from when it was sent, or use more CPU for a request than the service does; wrk has no open loop at all.
+//! The load generator is our own and small, because none of the available ones is suitable. The fixed-rate generators
+//! available through `cargo` (oha, goose, rlt) have one of three problems. They cannot send a different
+//! `Idempotency-Key` with each request, they measure a late request from its sending, or they use more CPU per request
+//! than the service. wrk has no open loop at all.
 //!
-//! *Closed*: each client sends its next request when it has the answer to the last. This says how much can be done,
-//! and nothing about latency: a service that stalls is simply asked less (coordinated omission).
+//! *Closed*: each client sends its next request after the response to the previous one. A closed loop measures capacity
+//! and does not measure latency: a stalled service simply receives fewer requests (coordinated omission).
 //!
-//! *Open*: requests are due at fixed times, whether or not anything was answered, and each is measured **from when it
-//! was due**. So whatever waits, in the service or for a free connection, is in the figure.
+//! *Open*: requests are due at fixed times, regardless of responses. Latency is measured **from the time at which a
+//! request was due**. So the figure includes waiting in the service and waiting for a free connection.
 use std::{
     collections::VecDeque,
     net::SocketAddr,
@@ -31,34 +32,34 @@ use tokio::{
     task::JoinSet,
 };
 
-/// How requests follow each other.
+/// The schedule of the requests.
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
     Closed { clients: usize },
     Open { per_second: f64, connections: usize },
 }
 
-/// How long is measured, and how long nothing is before.
+/// The duration of the measurement, and of the warm-up before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     pub warm_up: Duration,
     pub length: Duration,
 }
 
-/// Makes the request of a number. Numbers are never used twice in a run.
+/// Builds the request with a given number. A number is never used twice in a run.
 pub type Requests = Arc<dyn Fn(u64) -> Request<Full<Bytes>> + Send + Sync>;
 
-/// What came of the requests whose answer came within the window.
+/// The result of the requests whose response arrived within the window.
 #[derive(Debug)]
 pub struct Measured {
     pub length: Duration,
     pub latencies: Histogram<u64>,
-    /// Answers with another status than 2xx, and requests without one. A run with any of them measures an error.
+    /// Responses with a status other than 2xx, and requests without a response. A run with failures measures an error.
     pub failures: u64,
 }
 
 impl Measured {
-    /// Answers of the window.
+    /// Returns the number of responses in the window.
     pub fn answers(&self) -> u64 {
         self.latencies.len()
     }
@@ -68,7 +69,7 @@ const WARMING_UP: u8 = 0;
 const MEASURING: u8 = 1;
 const OVER: u8 = 2;
 
-/// What the clients share.
+/// State shared by the clients.
 struct Run {
     phase: AtomicU8,
     next: AtomicU64,
@@ -76,14 +77,14 @@ struct Run {
     requests: Requests,
 }
 
-/// What one client has seen.
+/// Observations of one client.
 struct Seen {
     latencies: Histogram<u64>,
     failures: u64,
     example: Option<String>,
 }
 
-/// Sends requests until the window is over. `look` is called at its beginning and at its end.
+/// Sends requests until the window ends. Calls `look` at the beginning and at the end of the window.
 pub async fn run<T>(
     address: SocketAddr,
     shape: Shape,
@@ -92,7 +93,7 @@ pub async fn run<T>(
     mut look: impl FnMut() -> T,
 ) -> anyhow::Result<(Measured, [T; 2])> {
     let run = Arc::new(Run { phase: AtomicU8::new(WARMING_UP), next: AtomicU64::new(0), address, requests });
-    // One thread: what it uses is not there for what it measures.
+    // The load uses a single thread, because its CPU time is not available to the measured service.
     let clients = thread::spawn({
         let run = Arc::clone(&run);
         move || {
@@ -121,7 +122,7 @@ pub async fn run<T>(
     Ok((measured, [before, after]))
 }
 
-/// In microseconds, up to a minute, to three digits.
+/// Creates a histogram in microseconds, up to a minute, with three significant digits.
 fn histogram() -> anyhow::Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
 }
@@ -138,7 +139,8 @@ impl Run {
             Shape::Open { per_second, connections } => {
                 let (due, queue) = mpsc::unbounded_channel();
                 let run = Arc::clone(&self);
-                // A thread of its own sleeps to the microsecond; a timer of the runtime would, to the millisecond.
+                // A dedicated thread sleeps with microsecond precision. A timer of the runtime has millisecond
+                // precision.
                 thread::spawn(move || run.keep_time(per_second, &due));
                 let queue = Arc::new(Mutex::new(queue));
                 for _ in 0..connections {
@@ -149,7 +151,7 @@ impl Run {
         clients.join_all().await.into_iter().collect()
     }
 
-    /// Says when a request is due, until the run is over.
+    /// Sends the due time of each request, until the run ends.
     fn keep_time(&self, per_second: f64, due: &mpsc::UnboundedSender<Instant>) {
         let began = Instant::now();
         for number in 0_u32.. {
@@ -199,7 +201,7 @@ impl Run {
     }
 }
 
-/// All requests of a number at once, each on a connection of its own; says what each was answered and after how long.
+/// Sends a number of requests concurrently, each on its own connection. Returns the status and the latency of each.
 pub async fn at_once(
     address: SocketAddr,
     requests: VecDeque<Request<Full<Bytes>>>,

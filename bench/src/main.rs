@@ -1,14 +1,15 @@
-//! `cargo bench-all`: the service beside the limit and beside others, in one run on one machine, as ratios.
+//! `cargo bench-all`: compares the service with the limit and with other services, in one run on one machine, as
+//! ratios.
 //!
-//! Contenders run in turn and interleaved, for several rounds, each for a few seconds: what the machine does meanwhile
-//! meets all of them. Absolute figures of a shared machine mean little; ratios and CPU time for each request do.
+//! Contenders run interleaved, for several rounds of a few seconds, so that other activity of the machine affects all
+//! of them. Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.
 //!
-//! - [`stage`]: the database server, and databases that are all alike
+//! - [`stage`]: the database server and its identical databases
 //! - [`service`], [`peers`], [`pgbench`]: the contenders
-//! - [`receiver`]: where traces go
+//! - [`receiver`]: the receiver of traces
 //! - [`load`], [`requests`]: the load
-//! - [`contest`], [`cpu`], [`statistics`]: what is measured, and what is made of it
-//! - [`cases`]: what is compared with what
+//! - [`contest`], [`cpu`], [`statistics`]: measurements and their evaluation
+//! - [`cases`]: the comparisons
 //! - [`report`]: the tables
 mod cases;
 mod contest;
@@ -129,7 +130,7 @@ async fn measure_in(
     Ok(tables)
 }
 
-/// Where and how it was measured.
+/// Describes the machine and the setup of the measurement.
 fn header(stage: &Stage, size: Size) -> String {
     let window = size.window();
     format!(

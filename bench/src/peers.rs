@@ -1,5 +1,5 @@
-//! Services that do the same job as others would write them, in `bench/peers`: each in its own language's ways, with
-//! the same database, the same size of the pool, and the same traces.
+//! Services in other languages that do the same job (`bench/peers`). Each is written in its language's usual style,
+//! with the same database, the same pool size, and the same traces.
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::bail;
@@ -13,20 +13,20 @@ use crate::{
     stage::{Database, Stage, free_address},
 };
 
-/// Connections of every contender's pool.
+/// Pool size of every contender.
 pub const POOL: u32 = 16;
 
-/// A build from scratch on a slow machine.
+/// Deadline of a build from scratch on a slow machine.
 const BUILD_DEADLINE: Duration = Duration::from_mins(30);
 
-/// A peer that is built.
+/// A built peer.
 #[derive(Debug)]
 pub struct Peer {
     pub name: &'static str,
     executable: PathBuf,
 }
 
-/// How a peer is built, and what comes out.
+/// Build instructions of a peer, and the resulting program.
 struct Recipe {
     name: &'static str,
     directory: &'static str,
@@ -52,7 +52,7 @@ const RECIPES: [Recipe; 2] = [
     },
 ];
 
-/// Builds the peers whose tools are on this machine.
+/// Builds the peers whose tools are installed on this machine.
 pub async fn build(progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Peer>> {
     let mut built = Vec::new();
     for recipe in &RECIPES {
@@ -80,7 +80,7 @@ pub async fn build(progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Peer>> {
 }
 
 impl Peer {
-    /// Starts it on a database, with its log in a file.
+    /// Starts the peer on a database, with its log in a file.
     pub async fn start(
         &self,
         stage: &Stage,

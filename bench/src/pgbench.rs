@@ -1,13 +1,12 @@
-//! PostgreSQL's own benchmark, which says what the database can do with nobody in front of it.
+//! PostgreSQL's own benchmark, which measures the database without a service in front of it.
 //!
 //! Its scripts run prepared statements as the service's role. They are either the transaction that most services would
-//! send ([`naive_order`]), or **our own statements** ([`own_order`] and the like): their text is read from `.sqlx`,
-//! which continuous integration compares with the sources, and parameters take the place of `$1`. Arrays are parameters, too,
-//! as in the service: `ARRAY[:a, :b]` would tell the planner how many there are.
+//! send ([`naive_order`]), or **our own statements** ([`own_order`] and similar functions). Our statements are read
+//! from `.sqlx`, which continuous integration compares with the sources, and parameters replace `$1`. Arrays are
+//! parameters, as in the service: `ARRAY[:a, :b]` would show the planner the number of elements.
 //!
-//! pgbench has numbers for variables and no texts, so that two things differ from the service: ids are put together
-//! from numbers in SQL, which costs a microsecond, and the texts (baskets, tokens) are those of [`VARIANTS`] scripts
-//! which it picks from at random.
+//! pgbench variables are numbers, not texts, so two things differ from the service. SQL builds ids from numbers, which
+//! costs a microsecond. Texts (baskets, tokens) come from [`VARIANTS`] scripts, of which pgbench picks one at random.
 use std::{
     fmt::Write as _,
     fs,
@@ -26,17 +25,17 @@ use crate::{
     stage::{self, CUSTOMERS, Database, Stage, sql_id},
 };
 
-/// As many scripts, each with a customer and a basket of its own.
+/// Number of scripts, each with its own customer and basket.
 const VARIANTS: u64 = 8;
 
-/// pgbench has this long to end after its time.
+/// Time after the run within which pgbench must exit.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What pgbench sends: one script for each variant.
+/// Input of pgbench: one script for each variant.
 #[derive(Clone, Debug)]
 pub struct Scripts(Vec<String>);
 
-/// The text of the one statement of the service that holds all of these texts.
+/// Returns the text of the only statement of the service that contains all of these parts.
 fn own(parts: &[&str]) -> anyhow::Result<String> {
     #[derive(Deserialize)]
     struct Description {
@@ -55,7 +54,7 @@ fn own(parts: &[&str]) -> anyhow::Result<String> {
     }
 }
 
-/// Hides the colons within texts (`'HH24:MI'`), which pgbench takes for variables even there.
+/// Hides colons within string literals (`'HH24:MI'`), because pgbench reads variables even there.
 fn without_colons(statement: &str) -> String {
     let mut written = String::new();
     for (number, piece) in statement.split('\'').enumerate() {
@@ -73,7 +72,7 @@ fn without_colons(statement: &str) -> String {
     written
 }
 
-/// Puts expressions in the place of `$1`, `$2`, ….
+/// Replaces `$1`, `$2`, … with expressions.
 fn with_arguments(statement: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let statement = without_colons(statement);
     let mut pieces = statement.split('$');
@@ -92,7 +91,8 @@ fn each_variant(script: impl Fn(u64) -> anyhow::Result<String>) -> anyhow::Resul
     (0..VARIANTS).map(script).collect::<anyhow::Result<_>>().map(Scripts)
 }
 
-/// `\set` of a number that no other transaction has, in ascending order for each client as ids of the service are.
+/// `\set` commands for a number that is unique to the transaction. Numbers ascend for each client, like the service's
+/// ids.
 const NEXT: &str = "\\set i :i + 1\n\\set n :run * 1000000000000 + :client_id * 1000000000 + :i\n";
 
 fn session(variant: u64) -> anyhow::Result<String> {
@@ -100,14 +100,14 @@ fn session(variant: u64) -> anyhow::Result<String> {
     with_arguments(&statement, &[&format!(":token{variant}")])
 }
 
-/// `POST /v1/orders` as the service does it: who calls, and everything else in one statement.
+/// Returns `POST /v1/orders` as the service executes it: the authentication, and one statement for everything else.
 pub fn own_order() -> anyhow::Result<Scripts> {
     let statement = own(&["insert into orders", "claim_idempotency_key("])?;
     let id = sql_id("04000000-0000-7000-8000-", ":n");
     let event = format!("(:event::jsonb || jsonb_build_object('id', {id}))");
     each_variant(|variant| {
         let customer = format!(":customer{variant}");
-        // pgbench makes a parameter of each occurrence of a variable, so each says its type.
+        // pgbench turns each occurrence of a variable into a parameter, so each occurrence has an explicit type.
         let arguments = [
             &*id,
             &format!("{customer}::uuid"),
@@ -123,7 +123,8 @@ pub fn own_order() -> anyhow::Result<Scripts> {
     })
 }
 
-/// The same as most services would send it: ten round trips, one for each thing that is done. Who calls is known.
+/// Returns the same transaction as most services would send it: ten round trips, one per step. The caller is already
+/// authenticated.
 pub fn naive_order() -> anyhow::Result<Scripts> {
     let id = sql_id("04000000-0000-7000-8000-", ":n");
     let product = |number: &str| sql_id("03000000-0000-7000-8000-", number);
@@ -163,7 +164,7 @@ pub fn naive_order() -> anyhow::Result<Scripts> {
     })
 }
 
-/// `GET /v1/orders/{id}`: who calls, and the order.
+/// Returns `GET /v1/orders/{id}`: the authentication and the order.
 pub fn own_read(orders: u64) -> anyhow::Result<Scripts> {
     let statement = own(&["from orders_with_items", "where id = $1"])?;
     let id = sql_id("01000000-0000-7000-8000-", ":n");
@@ -175,7 +176,8 @@ pub fn own_read(orders: u64) -> anyhow::Result<Scripts> {
     })
 }
 
-/// `GET /v1/orders`: who calls, and the newest twenty of their orders, and one more that says whether there are more.
+/// Returns `GET /v1/orders`: the authentication, and the newest 21 orders of the caller. The 21st shows that there is a
+/// next page.
 pub fn own_list() -> anyhow::Result<Scripts> {
     let statement = own(&["from orders_with_items", "where customer_id = $1"])?;
     each_variant(|variant| {
@@ -185,7 +187,7 @@ pub fn own_list() -> anyhow::Result<Scripts> {
     })
 }
 
-/// What the scripts need, as texts.
+/// Returns pgbench's variable definitions for the scripts.
 fn definitions() -> Vec<(String, String)> {
     let mut definitions = vec![
         ("i".to_owned(), "0".to_owned()),
@@ -214,13 +216,13 @@ fn definitions() -> Vec<(String, String)> {
     definitions
 }
 
-/// SHA-256 of the token of a customer, as PostgreSQL reads it.
+/// Returns the SHA-256 hash of a customer's token, as a PostgreSQL literal.
 fn hash_of_token(number: u64) -> String {
     format!("\\x{}", hex::encode(Sha256::digest(stage::token(number))))
 }
 
-/// Runs the scripts with as many connections. `look` is called at the beginning of the window and at its end, with
-/// the process id of pgbench.
+/// Runs the scripts with the given number of connections. Calls `look` with pgbench's process id, at the beginning and
+/// at the end of the window.
 pub async fn run<T>(
     stage: &Stage,
     database: &Database,
@@ -240,7 +242,7 @@ pub async fn run<T>(
         .args(["--host", "127.0.0.1", "--port", &url.port().unwrap_or(5432).to_string()])
         .args(["--username", url.username(), "--protocol=prepared", "--no-vacuum", "--jobs=1", "--log"])
         .args([format!("--client={clients}"), format!("--define=run={number}")])
-        // Whole seconds, so that one more than needed.
+        // pgbench accepts whole seconds only, so the time is rounded up by one second.
         .args([format!("--time={}", (window.warm_up + window.length).as_secs() + 1)]);
     for (name, value) in definitions() {
         launch = launch.args([format!("--define={name}={value}")]);
@@ -286,7 +288,7 @@ fn logs(directory: &std::path::Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(logs)
 }
 
-/// Of a line of pgbench's log: how long the transaction took, and when it ended, in microseconds.
+/// Parses a line of pgbench's log. Returns the duration and the end of the transaction, in microseconds.
 fn transaction(line: &str) -> Option<(u64, u128)> {
     let mut fields = line.split_ascii_whitespace();
     let latency = fields.nth(2)?.parse().ok()?;

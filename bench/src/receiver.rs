@@ -1,4 +1,4 @@
-//! A receiver of traces in a process of its own, so that what it uses is counted apart: this program, run again.
+//! A receiver of traces: this program, run again as a separate process, so that its CPU time is counted separately.
 use std::{
     net::SocketAddr,
     sync::{
@@ -26,7 +26,7 @@ impl Sink for Counting {
     }
 }
 
-/// Takes spans and counts them, until this process is ended.
+/// Receives and counts spans, until the process is ended.
 pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let spans = Counting::default();
     let counted = spans.clone();
@@ -35,7 +35,7 @@ pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
     Ok(axum::serve(TcpListener::bind(address).await?, router).await?)
 }
 
-/// Starts it.
+/// Starts the receiver.
 pub async fn start() -> anyhow::Result<Server> {
     let address = free_address()?;
     let launch =
@@ -43,20 +43,20 @@ pub async fn start() -> anyhow::Result<Server> {
     Server::launch(launch, address, None, &format!("http://{address}/spans")).await
 }
 
-/// The spans that it has taken.
+/// Returns the number of received spans.
 pub async fn spans(receiver: &Server) -> anyhow::Result<u64> {
     let client = dev::http::client(std::time::Duration::from_secs(5))?;
     Ok(client.get(format!("http://{}/spans", receiver.address)).send().await?.text().await?.parse()?)
 }
 
-/// The bare framework: one JSON route of axum, and nothing around it. What `body` is, it answers to everything.
+/// Serves the bare framework: one JSON route of axum, without middleware. Every response has the given body.
 pub async fn serve_bare(address: SocketAddr, body: String) -> anyhow::Result<()> {
     let body: serde_json::Value = serde_json::from_str(&body)?;
     let route = get(async move || axum::Json(body.clone()));
     Ok(axum::serve(TcpListener::bind(address).await?, Router::new().route("/{*any}", route)).await?)
 }
 
-/// Starts it, with an answer as long as that of the service's trivial route.
+/// Starts the bare framework, with a response as long as that of the service's trivial route.
 pub async fn start_bare() -> anyhow::Result<Server> {
     let address = free_address()?;
     let body = serde_json::json!({

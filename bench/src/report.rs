@@ -1,9 +1,9 @@
-//! What is printed and written: Markdown that reads well as it is.
+//! The output: Markdown that is also readable as plain text.
 use std::fmt::{self, Display, Formatter};
 
 use crate::statistics::{Spread, rounded};
 
-/// A table with what it says.
+/// A table and its explanation.
 #[derive(Debug, Default)]
 pub struct Section {
     pub title: String,
@@ -18,7 +18,7 @@ pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// What was wanted, and what was measured.
+/// The goal and the measured value.
 #[derive(Debug)]
 pub struct Goal {
     pub what: String,
@@ -42,12 +42,12 @@ impl Table {
     }
 }
 
-/// A figure as a cell.
+/// Formats a figure as a cell.
 pub fn cell(figure: Option<Spread>) -> String {
     figure.map_or_else(|| "–".to_owned(), |figure| figure.to_string())
 }
 
-/// A figure that was taken once.
+/// Formats a figure that was measured once.
 pub fn single(figure: Option<f64>) -> String {
     figure.filter(|figure| figure.is_finite()).map_or_else(|| "–".to_owned(), rounded)
 }
@@ -114,11 +114,12 @@ impl Display for Section {
     }
 }
 
-/// Where the tables begin and end in a document that says more.
+/// Marks where the tables begin and end in a document with other content.
 const BEGIN: &str = "<!-- The tables below are written by `cargo bench-all --markdown`. -->\n";
 const END: &str = "<!-- The tables above are written by `cargo bench-all --markdown`. -->\n";
 
-/// The document with new tables: between the marks where it has them, otherwise nothing but the tables.
+/// Returns the document with new tables. The tables replace the text between the marks, or the whole document if there
+/// are no marks.
 pub fn put_into(document: &str, tables: &str) -> String {
     let around = document.split_once(BEGIN).and_then(|(before, rest)| {
         let (_, after) = rest.split_once(END)?;

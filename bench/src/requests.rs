@@ -21,7 +21,7 @@ fn request(
     let has_body = body.is_some();
     let mut request = Request::new(Full::new(body.map_or_else(Bytes::new, Bytes::from)));
     *request.method_mut() = method;
-    // Paths and header values here are made of plain letters and digits.
+    // Paths and header values here consist of plain letters and digits.
     if let Ok(uri) = path.try_into() {
         *request.uri_mut() = uri;
     }
@@ -41,12 +41,12 @@ fn bearer(number: u64) -> (&'static str, String) {
     ("authorization", format!("Bearer {}", token(number)))
 }
 
-/// Numbers that follow each other, far apart and evenly: a step that shares no factor with any bound here.
+/// Spreads consecutive numbers evenly below a bound. The step has no common factor with any bound used here.
 fn scattered(number: u64, bound: u64) -> u64 {
     number.wrapping_mul(0x9E37_79B9_7F4A_7C15) % bound
 }
 
-/// The body of an order of two lines.
+/// Returns the body of an order with two lines.
 pub fn basket(number: u64) -> String {
     let first = scattered(number, PRODUCTS / 2);
     json!({
@@ -58,7 +58,7 @@ pub fn basket(number: u64) -> String {
     .to_string()
 }
 
-/// Orders, each under a key of its own; `run` tells runs apart.
+/// Returns requests that place orders, each with its own idempotency key. `run` makes the keys of each run unique.
 pub fn place_orders(run: u64) -> Requests {
     Arc::new(move |number| {
         let key = ("idempotency-key", format!("run-{run}-order-{number}"));
@@ -66,7 +66,7 @@ pub fn place_orders(run: u64) -> Requests {
     })
 }
 
-/// One of so many orders that nobody has asked for lately, as its customer.
+/// Returns requests that read orders as their customers, spread over the given number of orders.
 pub fn read_orders(orders: u64) -> Requests {
     Arc::new(move |number| {
         let order_number = scattered(number, orders / CUSTOMERS) * CUSTOMERS + number % CUSTOMERS;
@@ -74,17 +74,17 @@ pub fn read_orders(orders: u64) -> Requests {
     })
 }
 
-/// The newest orders of each customer in turn.
+/// Returns requests for the newest orders of each customer in turn.
 pub fn list_orders() -> Requests {
     Arc::new(|number| request(Method::GET, ORDERS.to_owned(), None, &[bearer(number)]))
 }
 
-/// A route that does nothing but answer.
+/// Returns requests to a route that does no work.
 pub fn ask(path: &'static str) -> Requests {
     Arc::new(move |_| request(Method::GET, path.to_owned(), None, &[]))
 }
 
-/// Pays an order as its customer.
+/// Returns a request that pays an order as its customer.
 pub fn pay(order: &str, customer: u64) -> Request<Full<Bytes>> {
     let body = json!({ "payment_method": "pm_card_ok" }).to_string();
     let key = ("idempotency-key", format!("pay-{order}"));

@@ -1,4 +1,4 @@
-//! The contenders that speak HTTP: the service itself, and what it is compared with.
+//! The HTTP contenders: the service itself and the servers that it is compared with.
 use std::{
     net::SocketAddr,
     path::Path,
@@ -11,27 +11,27 @@ use dev::process::{Child, Launch};
 
 use crate::stage::{Database, GATEWAY_API_KEY, GATEWAY_WEBHOOK_SECRET, Stage, free_address};
 
-/// A start takes less than a second.
+/// Deadline of a start, which usually takes less than a second.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How much the service says of itself.
+/// The amount of telemetry that the service emits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Seeing {
-    /// Logs are off (`RUST_LOG=off`; the audit trail's lines cannot be silenced), the SDK of traces is disabled, and
-    /// standard output is `/dev/null`. Correlation ids and metrics, which have no switch, stay.
+    /// Logs are off (`RUST_LOG=off`; the lines of the audit log cannot be silenced), the trace SDK is disabled, and
+    /// standard output is `/dev/null`. Correlation ids and metrics have no switch and stay on.
     Nothing,
-    /// JSON logs into a file, metrics, and this share of all traces to a receiver.
+    /// JSON logs to a file, metrics, and the given share of all traces to a receiver.
     Everything { sampled: f64 },
 }
 
-/// A process that answers HTTP.
+/// A running HTTP server.
 pub struct Server {
     pub address: SocketAddr,
-    /// The operations listener, where there is one.
+    /// The operations listener, if the server has one.
     pub ops: Option<SocketAddr>,
-    /// From the start of the process until it answered that it is ready.
+    /// Time from the start of the process until its first ready response.
     pub until_ready: Duration,
     child: Child,
 }
@@ -39,7 +39,7 @@ pub struct Server {
 impl Server {
     /// Starts the service on a database.
     ///
-    /// Rate limits are off, since all load has one address and few callers.
+    /// Rate limits are off, because the whole load comes from one address and few callers.
     pub async fn start(
         stage: &Stage,
         database: &Database,
@@ -83,7 +83,7 @@ impl Server {
         Self::launch(launch, address, Some(ops), &format!("http://{ops}/readyz")).await
     }
 
-    /// Starts any other server, which is ready as soon as `ready` is answered, whatever the answer.
+    /// Starts any other server. The server is ready as soon as it responds to `ready` with any status.
     pub async fn launch(
         launch: Launch,
         address: SocketAddr,
@@ -113,7 +113,7 @@ impl Server {
         self.child.pid()
     }
 
-    /// A scrape of its operations listener.
+    /// Scrapes the operations listener of this server.
     pub async fn metrics(&self) -> anyhow::Result<String> {
         let ops = self.ops.context("it has no operations listener")?;
         let client = dev::http::client(Duration::from_secs(5))?;
@@ -121,14 +121,14 @@ impl Server {
         Ok(answer.error_for_status()?.text().await?)
     }
 
-    /// The value of a series on the operations listener.
+    /// Returns the value of a series of the operations listener.
     pub async fn metric(&self, series: &str) -> anyhow::Result<f64> {
         let text = self.metrics().await?;
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.with_context(|| format!("there is no {series}"))?.trim().parse().context("a number")
     }
 
-    /// Ends it, and waits for that.
+    /// Stops the server and waits for its exit.
     pub async fn stop(self) -> anyhow::Result<ExitStatus> {
         Ok(self.child.stop(STOP_DEADLINE).await?)
     }

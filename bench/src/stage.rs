@@ -1,8 +1,8 @@
-//! Where everything is measured: a PostgreSQL server of our own, with databases that are all alike.
+//! The test bed: our own PostgreSQL server with identical databases.
 //!
-//! The server is as safe as one in production (`fsync`, `synchronous_commit` and full pages are on) and has the
-//! settings that it was delivered with, but for `shared_preload_libraries`, of which it has none. Each case has a
-//! database of its own with [`PRODUCTS`], [`CUSTOMERS`] and sessions; orders are put into it as they are wanted.
+//! The server is as durable as in production: `fsync`, `synchronous_commit` and full page writes are on. All other
+//! settings are PostgreSQL's defaults, except for an empty `shared_preload_libraries`. Each case has its own database
+//! with [`PRODUCTS`], [`CUSTOMERS`] and sessions. Orders are added as a case needs them.
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -20,10 +20,10 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::sleep;
 use url::Url;
 
-/// As many as a shop has, so that a plan which reads all of them is seen.
+/// Number of products, as many as in a real shop, so that a plan which reads all products shows in the figures.
 pub const PRODUCTS: u64 = 1_000;
 
-/// Everybody has a session.
+/// Number of customers. Every customer has a session.
 pub const CUSTOMERS: u64 = 100;
 
 pub const GATEWAY_API_KEY: &str = "sk_for_measurements";
@@ -32,26 +32,26 @@ pub const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIG1lYXN1cmVtZW50cywgbmV2ZXIg
 const OWNER: &str = "bench_owner";
 const SERVICE: &str = "bench_service";
 
-/// Of both roles: the server listens on this machine only, and ends with this process.
+/// Password of both roles. The server listens on this machine only, and ends with this process.
 const PASSWORD: &str = "for-measurements-only";
 
 const TEMPLATE: &str = "bench_template";
 
-/// Ten million events.
+/// Deadline for sealing ten million events.
 const SEALING_DEADLINE: Duration = Duration::from_mins(30);
 
-/// A migration, a seed.
+/// Deadline of a migration or a seed.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
-/// The server, the service's executable and the gateway.
+/// The database server, the service's executable and the gateway.
 pub struct Stage {
     pub executable: PathBuf,
     pub gateway: Simulator,
-    /// Of the PostgreSQL server.
+    /// Process id of the PostgreSQL server.
     pub postmaster: u32,
-    /// Where PostgreSQL's programs are.
+    /// Directory of PostgreSQL's programs.
     pub programs: PathBuf,
-    /// The server's version, for the record.
+    /// The server's version, for the report.
     pub version: String,
     pub directory: PathBuf,
     server: Server,
@@ -61,16 +61,16 @@ pub struct Stage {
 #[derive(Clone, Debug)]
 pub struct Database {
     pub name: String,
-    /// As the service's restricted role.
+    /// Connects as the service's restricted role.
     pub url: Url,
     pub owner_url: Url,
-    /// As the server's administrator.
+    /// Connects as the server's administrator.
     pub admin_url: Url,
 }
 
 impl Stage {
-    /// Builds the service in the profile that this program was built in, unless there is an executable to measure,
-    /// starts the server, and makes the template of all databases.
+    /// Builds the service in this program's own profile, unless an executable is given. Starts the server and creates
+    /// the template of all databases.
     pub async fn set(
         directory: PathBuf,
         executable: Option<PathBuf>,
@@ -120,19 +120,20 @@ impl Stage {
         }
     }
 
-    /// A fresh database.
+    /// Creates a fresh database.
     pub async fn database(&self, name: &str) -> anyhow::Result<Database> {
         self.server.create_database_from_template(name, TEMPLATE, Some(OWNER)).await?;
         let database = self.address(name);
-        // What `migrate` sets on the service's role belongs to the database and is not copied.
+        // Settings that `migrate` puts on the service's role belong to the database and are not copied from the
+        // template.
         self.migrate(&database).await?;
-        // Only what has rows. Where the planner knows that a table is empty, it reads all of it, and a connection keeps
-        // that plan while the table grows. Nobody tells it so about the tables of a new service.
+        // Analyzes only tables with rows. If the statistics show an empty table, the planner chooses a sequential scan,
+        // and a connection keeps that plan while the table grows. Tables of a new service have no such statistics.
         database.execute("vacuum analyze products, users, sessions").await?;
         Ok(database)
     }
 
-    /// Drops a database that is not needed any more.
+    /// Drops a database after its last use.
     pub async fn drop(&self, database: &Database) -> anyhow::Result<()> {
         Ok(self.server.drop_database(&database.name).await?)
     }
@@ -152,14 +153,14 @@ impl Stage {
         Ok(())
     }
 
-    /// Writes what is still in memory, so that no run pays for the one before it.
+    /// Writes a checkpoint, so that no run pays for the writes of the previous run.
     pub async fn checkpoint(&self) -> anyhow::Result<()> {
         let mut admin = PgConnection::connect(self.server.admin_url().as_str()).await?;
         sqlx::raw_sql("checkpoint").execute(&mut admin).await?;
         Ok(admin.close().await?)
     }
 
-    /// Ends the server.
+    /// Stops the gateway and the server.
     pub async fn strike(self) -> anyhow::Result<()> {
         self.gateway.stop().await;
         Ok(self.server.stop().await?)
@@ -179,9 +180,9 @@ impl Database {
         Ok(connection.close().await?)
     }
 
-    /// Puts orders into it, up to a number in all, evenly among the customers: order `n` is [`order`]'s, of the
-    /// customer `n % CUSTOMERS`, and has two lines. Triggers and foreign keys are not asked, since millions would
-    /// take an hour; nothing here breaks them.
+    /// Adds orders up to a total number, distributed evenly among the customers. Order `n` has the id [`order`]
+    /// returns, belongs to customer `n % CUSTOMERS`, and has two lines. Triggers and foreign keys are disabled, because
+    /// with them millions of orders would take an hour. The inserted rows violate none of them.
     pub async fn has_orders(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(
             &format!(
@@ -203,8 +204,8 @@ impl Database {
         .await
     }
 
-    /// Puts events into the audit trail, up to a number in all; the service seals them as any others. Their ids grow, as
-    /// those do that the service makes.
+    /// Adds audit events up to a total number. The service seals them like any other events. Their ids ascend, like the
+    /// ids of the service.
     pub async fn has_audit_events(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(&format!(
             "insert into audit_events (
@@ -240,7 +241,7 @@ vacuum analyze audit_events",
     }
 }
 
-/// In SQL, the id that [`order`] and its like write.
+/// Returns the SQL expression of the ids that [`order`] and similar functions return.
 pub fn sql_id(kind: &str, number: &str) -> String {
     format!("('{kind}' || lpad(to_hex(({number})::bigint), 12, '0'))::uuid")
 }
@@ -257,7 +258,7 @@ pub fn product(number: u64) -> String {
     format!("03000000-0000-7000-8000-{:012x}", number % PRODUCTS)
 }
 
-/// The token of a customer's session.
+/// Returns the token of a customer's session.
 pub fn token(number: u64) -> String {
     format!("token-of-customer-{}", number % CUSTOMERS)
 }
@@ -278,7 +279,7 @@ insert into sessions (id, user_id, token_hash, expires_at)
     )
 }
 
-/// An address that nobody listens on yet.
+/// Returns an unused address.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

@@ -1,10 +1,10 @@
-//! What is made of several rounds: the median of what was measured, how far the rounds lie apart, and ratios.
+//! Statistics over several rounds: the median of the measurements, their range, and ratios.
 //!
-//! A ratio is taken within each round and then the median of the rounds: contenders run one after the other, so
-//! what the machine does meanwhile (another tenant, a warmer clock) meets both, and falls out.
+//! A ratio is computed within each round, followed by the median over the rounds. Contenders run one after the other,
+//! so other activity of the machine (another tenant, a changed clock rate) affects both and cancels out.
 use std::fmt::{self, Display, Formatter};
 
-/// The median of some rounds, with the least and the most of them.
+/// The median, the minimum and the maximum of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
@@ -12,7 +12,7 @@ pub struct Spread {
     pub most: f64,
 }
 
-/// `None` where nothing was measured.
+/// Returns the spread of the finite values, or `None` without values.
 pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
@@ -28,13 +28,13 @@ pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     Some(Spread { median, least, most })
 }
 
-/// `of` to `to`, round by round. Both have one value for each round, in the same order.
+/// Returns the ratio `of` / `to`, round by round. Both have one value per round, in the same order.
 pub fn ratio(of: &[f64], to: &[f64]) -> Option<Spread> {
     let rounds = of.iter().zip(to).filter(|(_, to)| **to > 0.0);
     spread(rounds.map(|(of, to)| of / to))
 }
 
-/// As precise as such a figure is: three digits.
+/// Formats a value with three significant digits.
 pub fn rounded(value: f64) -> String {
     match value.abs() {
         magnitude if magnitude >= 99.95 => format!("{value:.0}"),
@@ -43,7 +43,7 @@ pub fn rounded(value: f64) -> String {
     }
 }
 
-/// `1320 [1290–1400]`
+/// Formats as `1320 [1290–1400]`.
 impl Display for Spread {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let Self { median, least, most } = *self;
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_ratio_compares_what_ran_side_by_side() {
-        // The machine was half as fast in the second round, for both.
+        // The machine was half as fast in the second round, for both contenders.
         let found = ratio(&[200.0, 100.0, 210.0], &[100.0, 50.0, 100.0]);
         assert_eq!(found, Some(Spread { median: 2.0, least: 2.0, most: 2.1 }));
         assert_eq!(ratio(&[1.0], &[0.0]), None);

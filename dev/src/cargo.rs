@@ -1,7 +1,7 @@
-//! Cargo, run once more from inside: to build the service and to expand its queries again.
+//! Runs cargo a second time, to build the service and to expand its queries again.
 //!
-//! `cargo run` has replaced itself with this process, so the lock on the build directory is free, and an inner
-//! build of the same packages finds nearly everything done.
+//! `cargo run` has replaced itself with this process, so the lock on the build directory is free. An inner build of the
+//! same packages finds nearly everything up to date.
 use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
@@ -11,15 +11,15 @@ use crate::{
     project,
 };
 
-/// A clean build on a slow machine. It is the user who interrupts a build, hardly ever this.
+/// Deadline of a clean build on a slow machine. Usually the user interrupts a build before this deadline.
 const BUILD_DEADLINE: Duration = Duration::from_hours(2);
 
-/// Why there is no result.
+/// The reason for a missing result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cargo cannot be run: {0}")]
     Start(#[from] io::Error),
-    /// Cargo itself has said why, on the terminal.
+    /// Cargo failed, and has printed the reason on the terminal.
     #[error("cargo {0} failed")]
     Failed(String),
     #[error("cargo built no executable {0}")]
@@ -28,7 +28,7 @@ pub enum Error {
     Wait(#[from] WaitError),
 }
 
-/// Builds the service in the profile that this program was built in, and says where its executable is.
+/// Builds the service in this program's own profile. Returns the path of the executable.
 pub async fn build_service() -> Result<PathBuf, Error> {
     let name = project::name();
     let mut arguments = vec!["build", "--bin", name, "--message-format=json-render-diagnostics"];
@@ -43,9 +43,9 @@ pub async fn build_service() -> Result<PathBuf, Error> {
     executable.ok_or(Error::NoExecutable(name))
 }
 
-/// Runs cargo in the checkout and waits for its success, its messages on the terminal.
+/// Runs cargo in the checkout and waits for its success. Cargo prints its messages on the terminal.
 pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Child, Error> {
-    // The very cargo that runs this, or the user's when this was started without one.
+    // Uses the same cargo that runs this program, or the user's cargo if this program was started without cargo.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut launch = Launch::new(cargo)
         .envs(users_environment())
@@ -62,9 +62,9 @@ pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Chi
     Err(Error::Failed(arguments.first().copied().unwrap_or_default().to_owned()))
 }
 
-/// The environment without what `cargo run` has added to it for this program. Some build scripts (that of
-/// `ring`) depend on these variables: handed down, they would have half of the dependencies compiled again at
-/// every change between the outer and the inner cargo.
+/// Returns the environment without the variables that `cargo run` has added for this program. Some build scripts (that
+/// of `ring`) depend on these variables. If they were inherited, every switch between the outer and the inner cargo
+/// would recompile half of the dependencies.
 fn users_environment() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| {
         let name = name.to_string_lossy();
@@ -72,7 +72,7 @@ fn users_environment() -> impl Iterator<Item = (OsString, OsString)> {
     })
 }
 
-/// One of cargo's messages, if it is about something built.
+/// A message of cargo about a built artifact.
 #[derive(Deserialize)]
 struct Artifact {
     executable: Option<PathBuf>,

@@ -1,7 +1,8 @@
-//! Faults of the service's surroundings, switched while the service runs: in the database, at the login, and in the
-//! services that ours calls (see [`example::FAULTS`]).
+//! Faults of the service's dependencies, switched at run time: in the database, at the login, and in the external
+//! services (see [`example::FAULTS`]).
 //!
-//! `cargo dev --scenario` switches them by the clock, and the console by hand: both use one [`Switchboard`].
+//! `cargo dev --scenario` switches them on a schedule, and the console switches them on request. Both use one
+//! [`Switchboard`].
 use std::{
     collections::{BTreeMap, VecDeque},
     convert::Infallible,
@@ -27,14 +28,14 @@ use crate::{
     http,
 };
 
-/// How many ended faults are remembered.
+/// Number of remembered ended faults.
 const REMEMBERED: usize = 50;
 
-/// A fault, by its name on the command line and in addresses.
+/// A fault, identified by its name on the command line and in URLs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Fault(&'static str);
 
-/// The faults that every service has, each with its line in `--help`.
+/// The faults of every service, each with its line in `--help`.
 const COMMON: [(Fault, &str); 2] = [
     (
         Fault::SLOW_DATABASE,
@@ -52,22 +53,22 @@ impl Fault {
     pub const SLOW_DATABASE: Self = Self("slow-database");
     pub const LOGIN_ATTACK: Self = Self("login-attack");
 
-    /// Returns every fault, in the order in which they are shown.
+    /// Returns every fault in display order.
     pub fn all() -> &'static [Self] {
         &ALL
     }
 
-    /// Returns the fault of this name.
+    /// Returns the fault with this name.
     pub fn named(name: &str) -> Option<Self> {
         ALL.iter().copied().find(|fault| fault.0 == name)
     }
 
-    /// Returns its name on the command line and in addresses.
+    /// Returns the name on the command line and in URLs.
     pub fn name(self) -> &'static str {
         self.0
     }
 
-    /// Returns whether it strikes one of the services that ours calls.
+    /// Returns whether the fault affects an external service.
     fn is_of_example(self) -> bool {
         example::FAULTS.iter().any(|(name, _)| *name == self.0)
     }
@@ -92,7 +93,7 @@ impl<'de> Deserialize<'de> for Fault {
     }
 }
 
-/// What faults work on.
+/// The targets of faults.
 #[derive(Clone, Debug)]
 pub struct Stage {
     pub neighbours: Addresses,
@@ -100,18 +101,18 @@ pub struct Stage {
     pub api: Url,
 }
 
-/// A time for which a fault was on.
+/// A period during which a fault was on.
 #[derive(Clone, Debug, Serialize)]
 pub struct Period {
     pub fault: Fault,
     pub began: DateTime<Utc>,
-    /// Nothing, as long as it is on.
+    /// `None` while the fault is on.
     pub ended: Option<DateTime<Utc>>,
 }
 
 struct Active {
     began: DateTime<Utc>,
-    /// What plays it, unless one of the services that ours calls does.
+    /// The task that causes the fault; `None` if an external service causes it.
     player: Option<AbortHandle>,
 }
 
@@ -121,14 +122,14 @@ struct Switches {
     ended: VecDeque<Period>,
 }
 
-/// The switches. Clones switch the same faults; all of them end with the last clone.
+/// The switches of faults. Clones switch the same faults; dropping the last clone ends them all.
 #[derive(Clone)]
 pub struct Switchboard(Arc<Board>);
 
 struct Board {
     stage: Stage,
     switches: Mutex<Switches>,
-    /// Held while the faults are sent to a service that ours calls, so that it has those that were switched last.
+    /// Held while the faults are sent to an external service, so that the last switch is sent last.
     sending: tokio::sync::Mutex<()>,
     changed: watch::Sender<()>,
 }
@@ -141,13 +142,13 @@ impl Drop for Board {
 }
 
 impl Switchboard {
-    /// With everything off.
+    /// Creates a switchboard with all faults off.
     pub fn new(stage: Stage) -> Self {
         let (sending, changed) = (tokio::sync::Mutex::default(), watch::Sender::new(()));
         Self(Arc::new(Board { stage, switches: Mutex::default(), sending, changed }))
     }
 
-    /// Switches a fault on or off. What is so already stays so.
+    /// Switches a fault on or off. Has no effect if the fault already has that state.
     pub async fn set(&self, fault: Fault, on: bool) -> Result<(), Error> {
         if self.is_on(fault) == on {
             return Ok(());
@@ -161,7 +162,7 @@ impl Switchboard {
         if fault.is_of_example() { self.send().await } else { Ok(()) }
     }
 
-    /// Switches everything off, including what others have set at the services that ours calls.
+    /// Switches all faults off, including those that others have set at the external services.
     pub async fn clear(&self) -> Result<(), Error> {
         for fault in Fault::all() {
             self.end(*fault);
@@ -170,12 +171,12 @@ impl Switchboard {
         self.send().await
     }
 
-    /// Whether it is on.
+    /// Returns whether the fault is on.
     pub fn is_on(&self, fault: Fault) -> bool {
         self.switches().active.contains_key(&fault)
     }
 
-    /// What was on, and what is, oldest first.
+    /// Returns past and current periods, oldest first.
     pub fn periods(&self) -> Vec<Period> {
         let switches = self.switches();
         let active = switches.active.iter();
@@ -183,7 +184,7 @@ impl Switchboard {
         switches.ended.iter().cloned().chain(active).collect()
     }
 
-    /// Told about every change.
+    /// Returns a receiver that is notified of every change.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.0.changed.subscribe()
     }
@@ -215,7 +216,7 @@ impl Switchboard {
         }
     }
 
-    /// Sends the faults that are on to the services that ours calls.
+    /// Sends the active faults to the external services.
     async fn send(&self) -> Result<(), Error> {
         let _sending = self.0.sending.lock().await;
         let on: Vec<&str> = self.switches().active.keys().map(|fault| fault.name()).collect();
@@ -239,7 +240,8 @@ async fn lock_table(owner_url: &Url) -> Result<Infallible, sqlx::Error> {
     }
 }
 
-/// Accounts that nobody has, so that nobody's real login is locked afterwards. The service counts them alike.
+/// Guesses passwords of nonexistent accounts, so that no real account is locked afterwards. The service counts the
+/// attempts in the same way.
 async fn guess_passwords(api: &Url) -> Option<Infallible> {
     let client = http::client(Duration::from_secs(10)).ok()?;
     let sessions = api.join("/v1/sessions").ok()?;
@@ -247,7 +249,7 @@ async fn guess_passwords(api: &Url) -> Option<Infallible> {
     let mut guess = 0_u64;
     loop {
         let login = json!({ "email": format!("root{}@example.com", guess % 3), "password": format!("guess-{guess}") });
-        // Refusal is what is to be seen; whether this one was answered at all makes no difference.
+        // The fault consists of rejected logins. The result of a single request is irrelevant.
         let _ = client.post(sessions.clone()).json(&login).send().await;
         guess += 1;
         next += Duration::from_millis(200);

@@ -1,25 +1,26 @@
-//! The local environment of the service, and the harness of its tests.
+//! The local environment of the service, and the test harness.
 //!
-//! It runs the service's executable and talks to it over sockets, as a user would; it never links it.
+//! This crate runs the service's executable and communicates with it over sockets, like a user. It never links the
+//! service.
 //!
-//! - [`postgres`]: finds or starts a PostgreSQL server, and makes databases on it
+//! - [`postgres`]: finds or starts a PostgreSQL server, and creates databases on it
 //! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
-//! - [`project`]: the name and the place of the checkout that this is built in
-//! - [`environment`]: the whole service on one machine, which is what `cargo dev` runs
-//! - [`signals`]: what ends a tool of this crate
-//! - [`cargo`]: cargo, run once more from inside
-//! - [`console`]: the page on which one sees it all
-//! - [`link`]: a TCP link that can be cut, slowed and stalled
+//! - [`project`]: the name and the path of the checkout that this crate is built in
+//! - [`environment`]: the whole service on one machine, as run by `cargo dev`
+//! - [`signals`]: signals that end a tool of this crate
+//! - [`cargo`]: nested runs of cargo
+//! - [`console`]: the page with all telemetry
+//! - [`link`]: a TCP proxy that can cut, slow and stall connections
 //! - `ports`: ports that are still free after a restart
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
-//! - [`example`]: everything that knows what the service is for
-//! - [`faults`]: faults of the surroundings, switched while the service runs
-//! - [`harness`]: the harness of the tests: a service with a database of its own
-//! - [`http`]: the HTTP client that the tools share
-//! - [`inbox`]: the page that shows received alerts, where a pager would ring
+//! - [`example`]: all domain code of this crate
+//! - [`faults`]: faults of dependencies, switched at run time
+//! - [`harness`]: the test harness: a service with its own database
+//! - [`http`]: the HTTP client of the tools
+//! - [`inbox`]: the page with received alerts, in place of a pager
 //! - [`otlp`]: receives traces over OTLP
 //! - [`secret`]: secrets of the tools
-//! - [`traffic`]: drives gentle, realistic traffic
+//! - [`traffic`]: generates light, realistic traffic
 pub mod cargo;
 pub mod console;
 pub mod environment;

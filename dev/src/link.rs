@@ -1,9 +1,8 @@
-//! The wire between two parts of the system, for tests that cut, slow or stall it.
+//! A TCP proxy between two parts of the system, for tests that cut, slow or stall the connections.
 //!
-//! What is at its far end can be away in three ways, and whoever needs it must survive each: connections are closed
-//! at once (a restart), nothing is said any more (a lock-up, a lost route), or the host is gone for good and another
-//! one has its address. With several far ends it is a balancer as well: each connection goes to the next one that
-//! accepts it.
+//! A server can fail in three ways, and its clients must survive each. It closes connections at once (a restart), it
+//! stops responding (a lock-up, a lost route), or another host takes over its address. With several servers the proxy
+//! is also a load balancer: each connection goes to the next server that accepts it.
 mod round_trips;
 
 use std::{
@@ -30,21 +29,21 @@ use url::Url;
 
 use self::round_trips::Answers;
 
-/// Longer than a part of this machine takes to accept, however busy it is.
+/// Timeout far above the time that a server on this machine takes to accept, even under load.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
-    /// Everything passes, each piece after this time.
+    /// Passes all data, each piece after this delay.
     Flowing(Duration),
     Frozen,
     Cut,
 }
 
-/// At once, as a wire should be.
+/// Passes all data without delay.
 const WELL: Flow = Flow::Flowing(Duration::ZERO);
 
-/// A wire. It is gone when this is dropped.
+/// A TCP proxy. Dropping the value ends it.
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
@@ -56,9 +55,9 @@ pub struct Link {
 struct Wire {
     far_ends: Vec<SocketAddr>,
     turn: AtomicUsize,
-    /// What new connections follow.
+    /// State of new connections.
     flow: Mutex<watch::Sender<Flow>>,
-    /// What connections to hosts that are gone follow: nothing ever comes.
+    /// State of connections to hosts that were replaced. No more data passes on these connections.
     lost: Mutex<Vec<watch::Sender<Flow>>>,
     refused: AtomicUsize,
     round_trips: AtomicUsize,
@@ -66,7 +65,7 @@ struct Wire {
 }
 
 impl Link {
-    /// A wire to these.
+    /// Opens a proxy to these servers.
     pub async fn open(far_ends: Vec<SocketAddr>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
@@ -83,69 +82,68 @@ impl Link {
         Ok(Self { address, wire, accepting })
     }
 
-    /// A wire to the database server that this URL names.
+    /// Opens a proxy to the database server of this URL.
     pub async fn to(server: &Url) -> io::Result<Self> {
         Self::open(server.socket_addrs(|| Some(5432))?).await
     }
 
-    /// Where it is entered.
+    /// Returns the proxy's own address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The same URL, by way of this wire.
+    /// Returns the same URL with the proxy's address.
     pub fn leads_to(&self, url: &Url) -> Url {
         let mut url = url.clone();
-        // Both fail only for a URL without a host, which no server has been reached at.
+        // Both calls fail only for a URL without a host. Such a server could not have been reached.
         url.set_ip_host(self.address.ip()).ok();
         url.set_port(Some(self.address.port())).ok();
         url
     }
 
-    /// Nothing passes any more, in either direction; connections stay open and say nothing.
+    /// Stops all data in both directions, while connections stay open.
     pub fn freeze(&self) {
         self.set(Flow::Frozen);
     }
 
-    /// Everything passes late.
+    /// Delays all data.
     pub fn slow(&self, delay: Duration) {
         self.set(Flow::Flowing(delay));
     }
 
-    /// Closes every connection, and each new one at once.
+    /// Closes every connection, and each new connection at once.
     pub fn cut(&self) {
         self.set(Flow::Cut);
     }
 
-    /// Closes every connection; new ones are well.
+    /// Closes every connection. New connections work.
     pub fn interrupt(&self) {
         self.replace().send_replace(Flow::Cut);
     }
 
-    /// Everything passes again, also what was held up meanwhile.
+    /// Lets all data pass again, including data held back in the meantime.
     pub fn mend(&self) {
         self.set(WELL);
     }
 
-    /// Another host takes the place of the far end: new connections are well, and the old ones never hear again.
+    /// Replaces the server's host: new connections work, and old connections never receive data again.
     pub fn fails_over(&self) {
         let old = self.replace();
         old.send_replace(Flow::Frozen);
         lock(&self.wire.lost).push(old);
     }
 
-    /// How many connections were closed as soon as they came.
+    /// Returns the number of connections that were closed on arrival.
     pub fn refused(&self) -> usize {
         self.wire.refused.load(Ordering::Relaxed)
     }
 
-    /// How many round trips have been made so far, by all connections, where the far end is a database server that is
-    /// spoken to without TLS.
+    /// Returns the number of round trips so far on all connections, for a database server without TLS.
     pub fn round_trips(&self) -> usize {
         self.wire.round_trips.load(Ordering::Relaxed)
     }
 
-    /// How many bytes the far end has sent so far, on all connections.
+    /// Returns the number of bytes that the server has sent so far on all connections.
     pub fn bytes_back(&self) -> usize {
         self.wire.bytes_back.load(Ordering::Relaxed)
     }
@@ -170,7 +168,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Wire {
-    /// A connection to the next far end that accepts it; `None` if none does.
+    /// Connects to the next server that accepts; `None` if none does.
     async fn connect(&self) -> Option<TcpStream> {
         for _ in &self.far_ends {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.far_ends.len();
@@ -197,7 +195,7 @@ async fn accept(listener: TcpListener, wire: Arc<Wire>) {
 }
 
 async fn connect(client: TcpStream, wire: Arc<Wire>, mut flow: watch::Receiver<Flow>) {
-    // Nobody accepts: the client sees its connection closed, as it would without a wire.
+    // No server accepts. The client sees a closed connection, as without the proxy.
     let Some(server) = wire.connect().await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
@@ -213,7 +211,7 @@ async fn connect(client: TcpStream, wire: Arc<Wire>, mut flow: watch::Receiver<F
     }
 }
 
-/// Passes on what comes, for as long as both sides are there, and shows it to somebody.
+/// Copies data while both sides are connected, and passes each piece to an observer.
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,

@@ -1,4 +1,4 @@
-//! The command `cargo dev`: the command line, and nothing that is not about it.
+//! The command line of `cargo dev`.
 use std::{
     io::{self, Write as _},
     net::SocketAddr,
@@ -130,7 +130,7 @@ async fn main() -> ExitCode {
     })
 }
 
-/// One line for people, in one piece. Nobody may be there to read it any more, which must not stop the work.
+/// Prints one line for people in a single write. A closed standard error must not stop the work.
 fn say(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
@@ -154,7 +154,7 @@ async fn environment(arguments: Environment) -> Outcome {
         console_port: arguments.console_port,
         extra: arguments.set,
     };
-    // It shows nothing where standard error is no terminal.
+    // The bar is invisible if standard error is not a terminal.
     let bar = if settings.logs { ProgressBar::hidden() } else { ProgressBar::no_length() };
     bar.set_style(ProgressStyle::with_template("{wide_msg}")?);
     let say = |line: &str| bar.suspend(|| say(line));

@@ -1,7 +1,7 @@
-//! Receiving traces over OTLP, on the wire that every exporter speaks.
+//! A receiver of traces over OTLP, in the protocols of all exporters.
 //!
-//! One router answers both protocols, since both are HTTP: gRPC on HTTP/2, and protobuf on `/v1/traces`; either
-//! may be compressed by gzip. What is done with the spans is for a [`Sink`].
+//! One router serves both protocols, because both are HTTP: gRPC on HTTP/2, and protobuf on `/v1/traces`. Both allow
+//! gzip compression. A [`Sink`] processes the spans.
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
@@ -27,23 +27,23 @@ use serde_json::{Value, json};
 use tonic::{Status, codec::CompressionEncoding, service::Routes};
 use tower_http::decompression::RequestDecompressionLayer;
 
-/// The largest request, unpacked: an exporter sends 512 spans at once unless told otherwise.
+/// Maximum size of an uncompressed request in bytes. By default an exporter sends 512 spans at once.
 const LARGEST_REQUEST: usize = 16 * 1024 * 1024;
 
-/// The attributes of a span, an event or a resource. Texts and numbers stay apart, as they are on the wire.
+/// Attributes of a span, an event or a resource. Texts and numbers stay distinct, as in the protocol.
 pub type Attributes = BTreeMap<String, Value>;
 
-/// A span, as it was sent.
+/// A span as sent.
 #[derive(Debug, Clone)]
 pub struct Span {
     pub trace_id: String,
     pub span_id: String,
-    /// Empty for the first of its trace.
+    /// Empty for the root span of a trace.
     pub parent_id: String,
     pub name: String,
     pub kind: SpanKind,
     pub status: SpanStatus,
-    /// What the status says, mostly nothing.
+    /// Message of the status, usually empty.
     pub status_message: String,
     pub attributes: Attributes,
     pub events: Vec<Event>,
@@ -51,11 +51,11 @@ pub struct Span {
     /// Nanoseconds since 1970.
     pub started: u64,
     pub ended: u64,
-    /// What the sender says of itself, shared by the spans of one request.
+    /// Resource attributes of the sender, shared by the spans of one request.
     pub resource: Arc<Attributes>,
 }
 
-/// Something that happened at one moment of a span.
+/// An event at one time within a span.
 #[derive(Debug, Clone, Serialize)]
 pub struct Event {
     /// Nanoseconds since 1970.
@@ -64,20 +64,20 @@ pub struct Event {
     pub attributes: Attributes,
 }
 
-/// Another span that this one has to do with, mostly of another trace.
+/// A link to another span, usually of another trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Link {
     pub trace_id: String,
     pub span_id: String,
 }
 
-/// Takes what comes in.
+/// A consumer of received spans.
 pub trait Sink: Clone + Send + Sync + 'static {
-    /// Takes the spans of one request, or says that it does not; then the sender may try again.
+    /// Takes the spans of one request. Returns false to reject them, so that the sender may retry.
     fn take(&self, spans: Vec<Span>) -> impl Future<Output = bool> + Send;
 }
 
-/// Everything that an exporter asks for.
+/// Returns a router with all routes of an exporter.
 pub fn router<S: Sink>(sink: S) -> Router {
     let grpc = TraceServiceServer::new(Receiver(sink.clone()))
         .accept_compressed(CompressionEncoding::Gzip)
@@ -87,7 +87,7 @@ pub fn router<S: Sink>(sink: S) -> Router {
         .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
         .layer(RequestDecompressionLayer::new())
         .with_state(sink);
-    // Without its own fallback, so that it can be merged into a router with pages.
+    // Without its own fallback the router can be merged into a router with pages.
     Routes::new(grpc).into_axum_router().reset_fallback().merge(protobuf)
 }
 

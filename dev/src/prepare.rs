@@ -1,11 +1,10 @@
 //! Regenerates `.sqlx`, the descriptions of the queries that the service is compiled against.
 //!
-//! This is what `cargo sqlx prepare` does, without a tool to install and without a database to set up: the
-//! migrations of this checkout go into an empty temporary database, and the query macros describe themselves
-//! against it.
+//! This corresponds to `cargo sqlx prepare`, without installing a tool and without setting up a database. The
+//! migrations of this checkout run on an empty temporary database, and the query macros describe themselves against it.
 //!
-//! Each directory of sources that may be replaced as a whole has its queries with it; sqlx finds them there because of
-//! `SQLX_OFFLINE_DIR` in `.cargo/config.toml`, and because it looks into the directory of the package.
+//! Each replaceable source directory contains the descriptions of its own queries. sqlx finds them through
+//! `SQLX_OFFLINE_DIR` in `.cargo/config.toml`, and because sqlx also searches the directory of the package.
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -24,7 +23,7 @@ use crate::{
     project,
 };
 
-/// Why the queries could not be described.
+/// The reason why the queries could not be described.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -41,12 +40,12 @@ pub enum Error {
     File { path: PathBuf, source: io::Error },
 }
 
-/// The directories of descriptions, each with the sources whose queries it describes. The sources of `src` are those
-/// that no other line names.
+/// The directories of descriptions, each with the sources whose queries it describes. The `src` entry excludes the
+/// sources of the other entries.
 const CACHES: [(&str, &str); 3] =
     [("platform/.sqlx", "platform/src"), ("src/slices/.sqlx", "src/slices"), (".sqlx", "src")];
 
-/// How the committed descriptions differ from those of the code; paths of files.
+/// File paths that differ between the committed descriptions and the current ones.
 #[derive(Debug, Default)]
 pub struct Difference {
     pub missing: Vec<String>,
@@ -72,7 +71,8 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Describes every query again, and returns how the committed descriptions differed. Updates them unless `check` is set.
+/// Describes every query again, and returns the differences from the committed descriptions. Updates them unless
+/// `check` is set.
 pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Error> {
     let server = Server::find_or_start(Purpose::Tests, progress).await?;
     let database = format!("{}_prepare_{}", project::identifier(), std::process::id());
@@ -94,7 +94,7 @@ pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Err
     Ok(difference)
 }
 
-/// Puts each description into the caches of the sources that have its query.
+/// Assigns each description to the caches of the sources that contain its query.
 fn by_cache(described: &Descriptions) -> Result<Descriptions, Error> {
     let mut sorted = Descriptions::new();
     for (cache, directory) in CACHES {
@@ -143,7 +143,7 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     migrator.run(&mut connection).await?;
     connection.close().await?;
 
-    // A build directory of its own, within the usual one: that stays compiled for the usual settings.
+    // A separate build directory within the usual one, so that the usual one stays compiled for the usual settings.
     let usual =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project::root().join("target"), PathBuf::from);
     let target =
@@ -163,10 +163,10 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
         ("SQLX_OFFLINE", "false"),
         ("SQLX_OFFLINE_DIR", directory.as_str()),
     ];
-    // A macro that is not expanded again describes nothing, and cargo does not know that the database changed.
+    // The macros must be expanded again to describe their queries, because cargo does not detect a changed database.
     let packages = ["--package", "platform", "--package", project::name()];
     cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
-    // Only the libraries have query macros.
+    // Only the libraries contain query macros.
     cargo::run(&[&["check", "--lib"], &packages[..]].concat(), &environment).await?;
     read(&queries)
 }

@@ -1,12 +1,12 @@
-//! The checkout that this crate is built in: its name and its place.
+//! The checkout that this crate is built in: its name and its path.
 //!
-//! The name is read from the service's manifest and written nowhere here, so that a project which is renamed,
-//! or made from this one, gets databases, directories and messages under its own name.
+//! The name comes from the service's manifest and is not repeated here. So a renamed or derived project gets databases,
+//! directories and messages under its own name.
 use std::path::{Path, PathBuf};
 
 const MANIFEST: &str = include_str!("../../Cargo.toml");
 
-/// The package, the executable and the service: one name.
+/// Returns the common name of the package, the executable and the service.
 pub fn name() -> &'static str {
     MANIFEST
         .lines()
@@ -15,12 +15,12 @@ pub fn name() -> &'static str {
         .unwrap_or("service")
 }
 
-/// The name as SQL identifiers like it: `a-b` is `a_b`.
+/// Returns the name as an SQL identifier: `a-b` becomes `a_b`.
 pub fn identifier() -> String {
     name().replace('-', "_")
 }
 
-/// The directory of the workspace.
+/// Returns the workspace directory.
 pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()

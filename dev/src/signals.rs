@@ -3,7 +3,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Ctrl-C and TERM, caught from the moment that this is made.
+/// A receiver of SIGINT (Ctrl-C) and SIGTERM, which are caught from its creation on.
 #[derive(Debug)]
 pub struct Interrupts {
     interrupt: Signal,
@@ -15,7 +15,7 @@ impl Interrupts {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    /// The next of either.
+    /// Waits for the next signal of either kind.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}

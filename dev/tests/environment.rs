@@ -1,4 +1,4 @@
-//! `cargo dev`, as somebody at a terminal meets it.
+//! Tests of `cargo dev`, as a user at a terminal sees it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,11 +18,11 @@ use dev::{
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 
-/// The first start builds the service.
+/// Deadline of the first start, which builds the service.
 const BUILT: Duration = Duration::from_mins(20);
 const SOON: Duration = Duration::from_mins(1);
 
-/// A directory in which an environment keeps its data, away from the checkout's own.
+/// A data directory for an environment, separate from the checkout's own.
 struct Data(PathBuf);
 
 impl Data {
@@ -33,7 +33,7 @@ impl Data {
     fn cargo_dev(&self, more: &[&str]) -> Child {
         let data = self.0.to_str().unwrap();
         Launch::new(env!("CARGO_BIN_EXE_dev"))
-            // Its inner cargo is the one that runs these tests, with all that the user has configured.
+            // The inner cargo is the one that runs these tests, with the user's configuration.
             .envs(std::env::vars_os())
             .args(["--data", data, "--api-port", "0", "--ops-port", "0", "--console-port", "0"])
             .args(ANY_PORTS)
@@ -58,7 +58,7 @@ fn text(child: &Child) -> String {
     child.lines().into_iter().map(|line| line.text + "\n").collect()
 }
 
-/// What this process has started and still has.
+/// Returns the running child processes of a process.
 async fn children_of(parent: u32) -> Vec<String> {
     let ps = Launch::new("ps").args(["-A", "-o", "pid=,ppid="]).start().unwrap();
     ps.wait(SOON).await.unwrap();

@@ -1,4 +1,4 @@
-//! A PostgreSQL server, found or started, and databases on it.
+//! Tests of finding or starting a PostgreSQL server, and of its databases.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -73,7 +73,7 @@ async fn what_someone_else_made_is_refused() {
     assert!(matches!(&refused, Error::NotOurs { made, .. } if made == "production"), "{refused}");
     let refused = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
     assert!(matches!(refused, Error::NotOurs { .. }), "{refused}");
-    // Made by us, but for something else.
+    // A database of ours, for another purpose.
     let mark = Mark::Environment("/elsewhere".to_owned());
     let comment = format!("comment on database precious is '{mark}'");
     let mut connection = PgConnection::connect(server.admin_url().as_str()).await.unwrap();
@@ -128,7 +128,7 @@ async fn a_development_server_keeps_its_data_and_its_port() {
     let server = start().await.unwrap();
     assert_eq!(server.find_database("kept").await.unwrap(), Presence::Ours);
     assert_eq!(server.admin_url().port(), port);
-    // As a crash leaves it, and with the port taken meanwhile.
+    // Simulates the state after a crash, with the port taken in the meantime.
     drop(server);
     let taken = std::net::TcpListener::bind(("127.0.0.1", port.unwrap())).unwrap();
     let server = start().await.unwrap();
@@ -143,7 +143,7 @@ async fn a_development_server_keeps_its_data_and_its_port() {
     std::fs::remove_dir_all(directory).unwrap();
 }
 
-/// Runs one of the ignored tests below as a process of its own, with the environment that it needs.
+/// Runs one of the ignored tests below as a separate process, with the required environment.
 async fn helper(name: &str, prepare: impl FnOnce(Launch) -> Launch) -> String {
     let test = std::env::current_exe().unwrap();
     let launch = Launch::new(test).args(["--exact", "--ignored", "--nocapture", name]);
@@ -162,7 +162,7 @@ async fn a_user_who_is_not_root_starts_one_too() {
         return;
     }
     let nobody = User::from_name("nobody").unwrap().expect("a user nobody");
-    // The test's own executable may lie where only root can go.
+    // The test's own executable may be in a directory that only root can enter.
     let directory = std::env::temp_dir().join(unique("dev-nobody"));
     std::fs::create_dir(&directory).unwrap();
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -201,7 +201,7 @@ async fn a_named_server_is_used_and_cleared_of_dead_runs() {
     let output = helper("a_server_answers", |launch| launch.env("DEV_DATABASE_URL", &url)).await;
     assert!(output.contains("using the PostgreSQL of DEV_DATABASE_URL"), "{output}");
     assert!(!output.contains("starting"), "{output}");
-    // The run above is over: the next one drops what it made.
+    // The run above is over, so the next run drops its objects.
     let output = helper("a_server_answers", |launch| launch.env("DATABASE_URL", &url)).await;
     assert!(output.contains("using the PostgreSQL of DATABASE_URL"), "{output}");
     assert!(output.contains("dropping answers_"), "{output}");
@@ -222,7 +222,7 @@ async fn a_named_server_that_cannot_be_used_is_an_error() {
     let closed = "postgres://nobody@127.0.0.1:1/postgres";
     let output = helper("a_server_is_refused", |launch| launch.env("DEV_DATABASE_URL", closed)).await;
     assert!(output.contains("DEV_DATABASE_URL is set but cannot be used: "), "{output}");
-    // A DATABASE_URL was hardly meant for this: it is passed over.
+    // `DATABASE_URL` was most likely meant for another purpose, so an unusable one is skipped.
     let output = helper("a_server_answers", |launch| launch.env("DATABASE_URL", closed)).await;
     assert!(output.contains("passed over DATABASE_URL: "), "{output}");
 }

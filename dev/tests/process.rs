@@ -1,4 +1,4 @@
-//! Child processes, and what becomes of them when their parent dies.
+//! Tests of child processes, and of their end when the parent dies.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -20,7 +20,7 @@ fn shell(script: &str) -> Child {
     Launch::new("sh").args(["-c", script]).start().unwrap()
 }
 
-/// A zombie has ended: only its parent has not looked yet.
+/// Returns whether a process is running. A zombie has ended, and its parent has not reaped it yet.
 async fn is_running(pid: &str) -> bool {
     let ps = Launch::new("ps").args(["-o", "stat=", "-p", pid]).start().unwrap();
     ps.wait(SOON).await.unwrap();
@@ -84,7 +84,7 @@ async fn a_child_sees_only_the_environment_that_it_is_given() {
         child.lines().iter().filter_map(|line| Some(line.text.split_once('=')?.0.to_owned())).collect();
     assert!(names.contains(&"GIVEN".to_owned()));
     assert!(names.contains(&"PATH".to_owned()));
-    // Cargo sets these for the test itself.
+    // Cargo sets these variables for the test itself.
     assert!(!names.iter().any(|name| name.starts_with("CARGO")), "{names:?}");
 }
 
@@ -121,7 +121,7 @@ async fn a_dropped_child_is_gone_with_all_that_it_started() {
     becomes_true("the grandchild ends", async || !is_running(&grandchild).await).await;
 }
 
-/// Runs one of the ignored tests below as a process of its own.
+/// Runs one of the ignored tests below as a separate process.
 fn helper(name: &str) -> Child {
     Launch::new(std::env::current_exe().unwrap())
         .args(["--exact", "--ignored", "--nocapture", name])
@@ -171,7 +171,7 @@ async fn a_parent_that_exits_ends_its_children_and_its_runner_does_not_hang() {
     let parent = helper("a_parent_that_just_ends");
     let line = parent.follow().find(SOON, |line| line.contains("left behind: ")).await.unwrap();
     let child = line.text.split("left behind: ").last().unwrap().to_owned();
-    // The output ends only when no process holds it any more, and the watchdog must not be the one.
+    // The output ends once no process holds the pipe. The watchdog must not hold it.
     let mut rest = parent.follow();
     tokio::time::timeout(SOON, async { while rest.next().await.is_some() {} })
         .await

@@ -1,4 +1,4 @@
-//! The same requests while tables grow.
+//! The same requests against growing tables.
 use super::{Run, Size, figures, next_run};
 use crate::{
     contest::{Rounds, over_http},

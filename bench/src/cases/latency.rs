@@ -1,4 +1,4 @@
-//! Latency at fixed rates, from when each request was due.
+//! Latency at fixed request rates, measured from the time at which each request was due.
 use std::collections::BTreeMap;
 
 use super::{Run, Size, next_run};
@@ -12,13 +12,13 @@ use crate::{
     stage::Database,
 };
 
-/// Requests a second, below what two cores can do together with the load itself.
+/// Requests per second, below the capacity of two cores that also run the load.
 const RATE: [f64; 1] = [300.0];
 
-/// With `--long`: from hardly any to nearly all.
+/// Rates of a run with `--long`, from light load to nearly full load.
 const RATES: [f64; 3] = [150.0, 300.0, 600.0];
 
-/// More than are ever needed at once unless the contender has stalled.
+/// Upper bound of open connections, reached only when the contender has stalled.
 const CONNECTIONS: usize = 64;
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {

@@ -1,4 +1,4 @@
-//! What is measured. Each case tells what it compares, runs it, and says what was wanted.
+//! The benchmark cases. Each case describes its comparison, runs the comparison, and states the goal.
 mod growth;
 mod latency;
 mod payments;
@@ -18,14 +18,14 @@ use crate::{
     stage::Stage,
 };
 
-/// How much is measured.
+/// The length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// Seconds, to see that everything works. Its figures mean nothing.
+    /// A few seconds, as a check that everything works. The figures are meaningless.
     Smoke,
     /// Five minutes.
     Short,
-    /// Three quarters of an hour, with tables of ten million rows and builds from scratch.
+    /// 45 minutes, with tables of ten million rows and builds from scratch.
     Long,
 }
 
@@ -48,7 +48,7 @@ impl Size {
     }
 }
 
-/// What a case works with.
+/// Input of a case.
 pub struct Run<'a> {
     pub stage: &'a Stage,
     pub size: Size,
@@ -92,14 +92,14 @@ impl Case {
     }
 }
 
-/// Numbers for runs, so that no two use the same idempotency keys or ids.
+/// Returns a number for the next run, so that no two runs share idempotency keys or ids.
 fn next_run() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// The table that most cases have.
+/// Builds the table that most cases share.
 fn figures(contenders: &[(String, &Rounds)]) -> Table {
     let mut table = Table::new(&[
         "contender",
@@ -126,16 +126,16 @@ fn figures(contenders: &[(String, &Rounds)]) -> Table {
     table
 }
 
-/// Not a number where nobody says it.
+/// Returns the CPU time per response, or NaN on a system that does not report CPU times.
 fn cpu_of(sample: &crate::contest::Sample, who: Who) -> f64 {
     sample.cpu.get(&who).copied().unwrap_or(f64::NAN)
 }
 
-/// What failed, which should be nothing.
+/// Lists the failed requests. The expected number is zero.
 fn failures(contenders: &[(String, &Rounds)]) -> String {
     let mut told = String::new();
     for (name, rounds) in contenders.iter().filter(|(_, rounds)| rounds.failures() > 0) {
-        // Writing into a string cannot fail.
+        // Writing to a string cannot fail.
         let _cannot_fail = write!(told, " **{}: {} requests failed.**", name, rounds.failures());
     }
     told

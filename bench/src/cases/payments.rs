@@ -1,4 +1,4 @@
-//! Payments while the gateway takes its time: what waits for it must hold nothing.
+//! Payments against a slow gateway. Requests that wait for the gateway must hold no database connection.
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
@@ -22,7 +22,7 @@ use crate::{
 const GATEWAY: Duration = Duration::from_millis(200);
 const POOL: u32 = 16;
 
-/// How long all of them may take to reach the gateway.
+/// Time within which all payments must have reached the gateway.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
@@ -31,7 +31,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     database.has_orders(0, 2 * payments).await?;
     let settings = [
         ("DATABASE_MAX_CONNECTIONS", POOL.to_string()),
-        // Half of the places are the most that may wait for the gateway.
+        // At most half of the in-flight requests may wait for the gateway.
         ("MAX_REQUESTS_IN_FLIGHT", (4 * payments).to_string()),
         ("GATEWAY_TIMEOUT_MS", "8000".to_owned()),
     ];
@@ -92,7 +92,7 @@ fn requests(
     orders.map(|number| pay(&order(number), number % CUSTOMERS)).collect()
 }
 
-/// When every payment is with the gateway: connections that are in use, and sessions that hold a transaction open.
+/// Returns the connections in use and the sessions with an open transaction, while every payment waits for the gateway.
 async fn while_all_wait(
     run: &Run<'_>,
     server: &Server,
@@ -104,7 +104,7 @@ async fn while_all_wait(
     let arrived =
         run.stage.gateway.wait_for(|ledger| ledger.counts().charges_succeeded >= wanted, DEADLINE).await;
     arrived.context("not all payments came to the gateway")?;
-    // A worker may hold a connection for a moment: what counts is what the payments hold all the time.
+    // A worker may briefly hold a connection. The minimum shows what the payments hold all the time.
     let (mut held, mut within) = (f64::INFINITY, i64::MAX);
     for _ in 0..10 {
         held = held.min(server.metric("db_connections_active").await?);

@@ -1,4 +1,4 @@
-//! The process itself: how fast it starts, what it weighs, how long it takes to build.
+//! The process itself: start time, memory, and build time.
 use std::{fs, time::Instant};
 
 use dev::{cargo, project};
@@ -24,7 +24,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         (run.progress)(&format!("process, round {round}"));
         let server = Server::start(run.stage, &database, seeing, None, &[]).await?;
         until_ready.push(server.until_ready.as_secs_f64() * 1e3);
-        // Its workers have had their first turn by then.
+        // The workers have completed their first run by then.
         sleep(Duration::from_secs(1)).await;
         idle.extend(cpu::resident_mib(server.pid()));
         series_idle.push(series(&server.metrics().await?));
@@ -63,12 +63,12 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     })
 }
 
-/// How many series a scrape has.
+/// Returns the number of series in a scrape.
 fn series(scrape: &str) -> f64 {
     count(scrape.lines().filter(|line| !line.starts_with('#')).map(|_series| 1).sum())
 }
 
-/// A build of everything into a directory of its own, and one after a change.
+/// Times a build from scratch in a separate directory, and a rebuild after a change.
 async fn builds(run: &Run<'_>) -> anyhow::Result<(f64, f64)> {
     let target = run.stage.directory.join("target");
     let directory = target.display().to_string();
@@ -82,7 +82,7 @@ async fn builds(run: &Run<'_>) -> anyhow::Result<(f64, f64)> {
     let clean = timed(&["build", "--release", "--bin", name, "--target-dir", &directory]).await?;
     (run.progress)("process: an incremental build");
     timed(&["build", "--bin", name, "--target-dir", &directory]).await?;
-    // Cargo looks at the time of the file, so that touching it is a change.
+    // Cargo compares the modification times of files, so touching a file counts as a change.
     let source = project::root().join("src/slices/orders/store.rs");
     fs::File::options().append(true).open(&source)?.set_modified(std::time::SystemTime::now())?;
     let incremental = timed(&["build", "--bin", name, "--target-dir", &directory]).await?;

@@ -1,4 +1,4 @@
-//! `GET /v1/orders/{id}` and the list, beside pgbench with our own statements, and beside the peers.
+//! `GET /v1/orders/{id}` and the list, compared with pgbench (running our own statements) and with the peers.
 use std::collections::BTreeMap;
 
 use super::{Run, failures, figures, next_run};

@@ -1,4 +1,4 @@
-//! What it costs to see what the service does.
+//! The cost of observability.
 use super::{Run, cpu_of, next_run};
 use crate::{
     contest::{Rounds, Sample, Who, over_http},
@@ -10,7 +10,7 @@ use crate::{
     statistics::ratio,
 };
 
-/// A route with nothing behind it: a small JSON document from memory.
+/// A route that does no work: a small JSON document from memory.
 const TRIVIAL: &str = "/problems/not-found";
 
 const CLIENTS: usize = 32;
@@ -46,7 +46,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     Ok(section(&framework, &levels))
 }
 
-/// Each run has a fresh database, so that orders are compared at the same size of it.
+/// Measures in a fresh database for each run, so that all runs compare orders at the same table sizes.
 async fn measure(
     run: &Run<'_>,
     level: &mut Level,
@@ -60,7 +60,7 @@ async fn measure(
     let shape = Shape::Closed { clients: CLIENTS };
     let sample = over_http(run.stage, &server, Some(&receiver), shape, run.size.window(), requests).await?;
     level.dropped += server.metric("trace_spans_dropped_total").await?;
-    // Its end sends what is left.
+    // The server flushes its remaining spans when it stops.
     server.stop().await?;
     level.spans += receiver::spans(&receiver).await?;
     receiver.stop().await?;
@@ -68,7 +68,7 @@ async fn measure(
     Ok(sample)
 }
 
-/// The same answer from axum with nothing around it.
+/// Measures bare axum with the same response.
 async fn axum_alone(run: &Run<'_>) -> anyhow::Result<Sample> {
     let server = receiver::start_bare().await?;
     let shape = Shape::Closed { clients: CLIENTS };
@@ -77,7 +77,8 @@ async fn axum_alone(run: &Run<'_>) -> anyhow::Result<Sample> {
     Ok(sample)
 }
 
-/// Service and database: what is paid for an order. The receiver is somebody else's process, and stands beside.
+/// Returns the cost of an order: CPU time of the service and of the database. The receiver is a separate process and is
+/// reported separately.
 fn of_order(sample: &Sample) -> f64 {
     sample.cpu_of(&[Who::Service, Who::Database])
 }

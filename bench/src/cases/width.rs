@@ -1,4 +1,4 @@
-//! The same request from more and more clients, and through more and more connections.
+//! The same request with growing numbers of clients and of connections.
 use super::{Run, Size, failures, figures, next_run};
 use crate::{
     contest::{Rounds, over_http},

@@ -1,4 +1,4 @@
-//! `POST /v1/orders` in full, beside what the database can do alone and beside the peers.
+//! The complete `POST /v1/orders`, compared with the database alone and with the peers.
 use std::collections::BTreeMap;
 
 use super::{Run, failures, figures, next_run};
@@ -25,7 +25,7 @@ enum Kind<'a> {
     Peer(&'a Peer),
 }
 
-/// A contender with a database of its own: the service seals every audit event that it finds in its database.
+/// A contender with its own database, because the service seals every audit event in its database.
 struct Contender<'a> {
     name: String,
     kind: Kind<'a>,

@@ -1,6 +1,6 @@
-//! A real Prometheus and a real Alertmanager, where their programs are on this machine.
+//! A real Prometheus and a real Alertmanager, if both programs are installed on this machine.
 //!
-//! They get the project's own rules and routes; what Alertmanager sends arrives in the inbox.
+//! They use the project's own rules and routes. Alertmanager sends its notifications to the inbox.
 use std::{
     env, fs, io,
     net::{Ipv4Addr, TcpListener},
@@ -25,7 +25,7 @@ use crate::{
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Both, running. They end when this is dropped.
+/// A running Prometheus and a running Alertmanager. Dropping the value ends both.
 pub(super) struct Alerting {
     pub(super) prometheus: Url,
     pub(super) alertmanager: Url,
@@ -33,7 +33,7 @@ pub(super) struct Alerting {
     _processes: [Child; 2],
 }
 
-/// Why they do not run.
+/// The reason why they are not running.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]
@@ -61,7 +61,7 @@ struct Group {
     rules: Vec<Evaluated>,
 }
 
-/// A rule as Prometheus tells of it.
+/// The state of a rule, as reported by Prometheus.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Evaluated {
@@ -81,7 +81,7 @@ struct Raised {
 }
 
 impl Alerting {
-    /// Starts both for this target, or finds that there is none to start.
+    /// Starts both for this target. Returns `None` if the programs are not installed.
     pub(super) fn start(directory: &Path, target: &Url, inbox: &str) -> Result<Option<Self>, Error> {
         let (Some(prometheus), Some(alertmanager)) = (program("prometheus"), program("alertmanager")) else {
             return Ok(None);
@@ -104,7 +104,7 @@ impl Alerting {
                 job("alertmanager", &alertmanager_address),
             ],
         });
-        // JSON is YAML.
+        // JSON is valid YAML.
         fs::write(path("prometheus.yml"), serde_json::to_string_pretty(&configuration)?)?;
         let prometheus = Launch::new(prometheus)
             .args([
@@ -121,7 +121,7 @@ impl Alerting {
                 format!("--config.file={}", path("alertmanager.yml").display()),
                 format!("--storage.path={}", path("alertmanager").display()),
                 format!("--web.listen-address={alertmanager_address}"),
-                // Alone: no other replica to gossip with.
+                // There is no other replica to gossip with.
                 "--cluster.listen-address=".to_owned(),
             ])
             .log_to(&path("alertmanager.log"))
@@ -135,7 +135,7 @@ impl Alerting {
         }))
     }
 
-    /// Puts Prometheus' word in the place of the console's.
+    /// Replaces the console's rule states with those of Prometheus.
     pub(super) async fn judge(&self, rules: &mut [Rule]) -> Result<(), Error> {
         let url = self.prometheus.join("api/v1/rules?type=alert")?;
         let answer: Answer = self.client.get(url).send().await?.error_for_status()?.json().await?;
@@ -162,13 +162,13 @@ impl Alerting {
     }
 }
 
-/// A program of the `PATH`.
+/// Returns the path of a program in `PATH`.
 fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
-/// These programs do not say which port they were given: it is chosen for them.
+/// Returns a free address. These programs do not report a port that the system chose, so the console chooses it.
 fn free_address() -> io::Result<String> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string())
 }

@@ -1,4 +1,4 @@
-//! The page: plain files, as they are edited, in the binary.
+//! The files of the page, embedded in the binary unmodified.
 use axum::{
     extract::Path,
     http::{StatusCode, header},
@@ -7,7 +7,7 @@ use axum::{
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// Every file beside the page itself: its name, its type, its content.
+/// All files except the page itself: name, type and content.
 const FILES: [(&str, &str, &str); 14] = [
     ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
@@ -25,7 +25,7 @@ const FILES: [(&str, &str, &str); 14] = [
     ("audit.js", SCRIPT, include_str!("page/audit.js")),
 ];
 
-/// One page for every view: which it is stands in the address.
+/// Returns the one page of all views. The URL selects the view.
 pub(super) async fn page() -> Html<&'static str> {
     Html(include_str!("page/index.html"))
 }

@@ -1,6 +1,7 @@
 //! The view *Audit*: the newest events and seals, and the service's own verification of the chain.
 //!
-//! Read as the owner of the schema and past the API, which would write every look at the trail into the trail.
+//! The console reads as the owner of the schema and bypasses the API. The API would record each of these reads in the
+//! audit log.
 use std::{
     fs::File,
     io::{BufRead as _, BufReader},
@@ -20,10 +21,10 @@ use crate::{
     project,
 };
 
-/// How many events and seals are shown.
+/// Maximum number of displayed events and seals.
 const SHOWN: i64 = 60;
 
-/// A verification reads the whole trail.
+/// Deadline of a verification, which reads the whole audit log.
 const DEADLINE: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Serialize, sqlx::FromRow)]
@@ -83,24 +84,24 @@ pub(super) async fn trail(owner_url: &Url) -> Result<Trail, sqlx::Error> {
     Ok(Trail { events, seals })
 }
 
-/// What `audit verify` said.
+/// The output of `audit verify`.
 #[derive(Debug, Serialize)]
 pub(super) struct Verification {
     whole: bool,
-    /// The command, for whoever wants to do it by hand.
+    /// The command, for running the verification by hand.
     command: String,
     said: String,
     seconds: f64,
 }
 
-/// Whether a head of the chain was logged. The log of a long run is larger than memory should be, so it is read line
-/// by line.
+/// Returns whether the log contains a head of the chain. The file is read line by line, because the log of a long run
+/// can be larger than memory.
 fn has_heads(log: &Path) -> bool {
     let lines = File::open(log).map(|file| BufReader::new(file).lines());
     lines.is_ok_and(|lines| lines.map_while(Result::ok).any(|line| line.contains("\"seal_hash\"")))
 }
 
-/// Runs the service's `audit verify` as its restricted role, against the heads in the log where there is one.
+/// Runs the service's `audit verify` as its restricted role, against the heads in the log if there is a log.
 pub(super) async fn verify(
     executable: &Path,
     database_url: &Url,
@@ -119,7 +120,7 @@ pub(super) async fn verify(
         .start()?;
     let status = process.wait(DEADLINE).await?;
     let mut lines = process.lines();
-    // What is found stands on standard output, what went wrong on the other.
+    // Findings are on standard output, errors on standard error.
     lines.sort_by_key(|line| line.stream == Stream::Stderr);
     let said: Vec<String> = lines.into_iter().map(|line| line.text).collect();
     let seconds = began.elapsed().as_secs_f64();

@@ -1,8 +1,9 @@
-//! Who may ask the console: this machine's own pages and programs, and nobody who borrows a browser.
+//! Access control of the console: only pages and programs of this machine are allowed, not foreign websites in a local
+//! browser.
 //!
-//! The console can switch faults and shows log lines, so it answers only under the addresses that it is reached by
-//! on this machine. A page of another origin is refused whatever its browser lets it send, and a name of somebody
-//! else's that is pointed at 127.0.0.1 (DNS rebinding) is not one of those addresses.
+//! The console can switch faults and shows log lines, so it responds only under its own local addresses. Requests from
+//! pages of another origin are rejected, regardless of the browser's request headers. A foreign host name that resolves
+//! to 127.0.0.1 (DNS rebinding) is not among the console's addresses and is rejected too.
 use std::net::SocketAddr;
 
 use axum::{
@@ -12,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-/// Scripts and styles are files of the console; nothing else is loaded, embedded or sent anywhere.
+/// Allows only scripts and styles from the console's own files. Pages load, embed and send nothing else.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -31,14 +32,14 @@ pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, n
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    // Another build of the page may be behind the same address a minute later.
+    // Another build may serve a different page under the same address a minute later.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
 fn may_ask(request: &Request, address: SocketAddr) -> Result<(), &'static str> {
     let headers = request.headers();
-    // HTTP/2 has it in the address of the request.
+    // HTTP/2 sends the host in the URI of the request.
     let host = request.uri().authority().map(Authority::as_str).or_else(|| text(headers, &header::HOST));
     let own = [address.to_string(), format!("localhost:{}", address.port())];
     if !host.is_some_and(|host| own.iter().any(|own| own == host)) {

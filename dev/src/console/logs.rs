@@ -1,6 +1,6 @@
 //! The newest log lines of every replica.
 //!
-//! The bound: [`MOST_LINES`] lines and [`MOST_BYTES`] of text; the oldest make room.
+//! Bounds: [`MOST_LINES`] lines and [`MOST_BYTES`] of text. The oldest lines are dropped first.
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
@@ -9,31 +9,31 @@ use serde_json::{Map, Value};
 pub(super) const MOST_LINES: usize = 20_000;
 pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
 
-/// The levels, the worst first.
+/// Levels, most severe first.
 const LEVELS: [&str; 5] = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
 
-/// What one line takes beside its text.
+/// Memory of a line in addition to its text, in bytes.
 const OVERHEAD: usize = 128;
 
 #[derive(Debug, Default)]
 pub(super) struct Logs {
     lines: VecDeque<Kept>,
     bytes: usize,
-    /// The number of the next line.
+    /// Number of the next line.
     next: u64,
 }
 
-/// A line as it is kept: parsed again when it is looked at, which takes no memory meanwhile.
+/// A stored line. It is parsed for each display, so the parsed form takes no memory in between.
 #[derive(Debug)]
 struct Kept {
     replica: u16,
     text: Box<str>,
 }
 
-/// A line as it is shown.
+/// A displayed line.
 #[derive(Debug, Serialize)]
 pub(super) struct Line {
-    /// Counted from the first.
+    /// Sequence number of the line.
     number: u64,
     replica: u16,
     timestamp: String,
@@ -43,23 +43,23 @@ pub(super) struct Line {
     correlation_id: String,
     trace_id: String,
     span_id: String,
-    /// Everything else that it says.
+    /// All other fields of the line.
     fields: Map<String, Value>,
 }
 
-/// Which lines are asked for.
+/// Selects log lines.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
-    /// This level and those that are worse.
+    /// Minimum severity.
     level: String,
-    /// The beginning of the target.
+    /// Prefix of the target.
     target: String,
-    /// Any part of the line, upper or lower case.
+    /// Any part of the line, case-insensitive.
     text: String,
     correlation_id: String,
     trace_id: String,
-    /// Only lines after this one.
+    /// Only lines after this number.
     after: Option<u64>,
 }
 
@@ -74,7 +74,7 @@ impl Logs {
         }
     }
 
-    /// The newest that fit, oldest first.
+    /// Returns the newest lines that match the filter, oldest first.
     pub(super) fn list(&self, filter: &Filter, limit: usize) -> Vec<Line> {
         let needle = filter.text.to_lowercase();
         let numbered = self.lines.iter().rev().zip((0..self.next).rev());
@@ -86,14 +86,14 @@ impl Logs {
         lines
     }
 
-    /// How many lines, and how many bytes of them.
+    /// Returns the number of lines and their size in bytes.
     pub(super) fn size(&self) -> (usize, usize) {
         (self.lines.len(), self.bytes)
     }
 }
 
 impl Line {
-    /// A line that is no JSON, such as the message of a crash, is a message and nothing else.
+    /// Parses a line. A line that is not JSON, such as a crash message, becomes a message without fields.
     fn read(kept: &Kept, number: u64) -> Self {
         let mut fields: Map<String, Value> = serde_json::from_str(&kept.text).unwrap_or_default();
         if fields.is_empty() {
@@ -122,12 +122,12 @@ impl Line {
 }
 
 impl Filter {
-    /// The lines of one trace.
+    /// Returns the filter for the lines of one trace.
     pub(super) fn of_trace(trace_id: &str) -> Self {
         Self { trace_id: trace_id.to_owned(), ..Self::default() }
     }
 
-    /// Looks at the text alone, which spares parsing almost every line that is not wanted.
+    /// Checks the text alone, which avoids parsing most lines that do not match.
     fn may_fit(&self, line: &Kept, needle: &str) -> bool {
         (self.trace_id.is_empty() || line.text.contains(&self.trace_id))
             && (self.correlation_id.is_empty() || line.text.contains(&self.correlation_id))

@@ -1,15 +1,15 @@
-//! The console: one page on which everything that the service tells of itself is seen, without Docker.
+//! The console: one page that shows all telemetry of the service, without Docker.
 //!
-//! It stands where any backend would stand. It receives spans over OTLP, reads the log lines that the service
-//! prints, and scrapes `/metrics`; the service knows nothing of it. What it keeps is bounded, and the bounds stand
-//! beside what they bound: [`traces`], [`logs`], [`metrics`].
+//! The console takes the place of any telemetry backend. It receives spans over OTLP, reads the log lines that the
+//! service prints, and scrapes `/metrics`. The service has no code for the console. All stored data is bounded; the
+//! bounds are documented in [`traces`], [`logs`], [`metrics`].
 //!
-//! - [`traces`], [`logs`], [`metrics`]: what came in
-//! - [`now`], [`panels`]: the first view, and its charts and figures
-//! - [`rules`], [`alerting`]: the project's alerts, and a real Prometheus for them where there is one
-//! - [`audit`]: the trail, and its verification
-//! - [`watching`]: what goes on all the time: scraping, following the log, comparing the books
-//! - [`guard`]: who may ask
+//! - [`traces`], [`logs`], [`metrics`]: received telemetry
+//! - [`now`], [`panels`]: the first view, with its charts and figures
+//! - [`rules`], [`alerting`]: the project's alerts, and a real Prometheus for them if it is installed
+//! - [`audit`]: the audit log and its verification
+//! - [`watching`]: background tasks: scraping, reading the log, reconciliation
+//! - [`guard`]: access control
 //! - [`routes`], [`assets`]: the server
 mod alerting;
 mod assets;
@@ -60,7 +60,7 @@ use crate::{
     traffic::Switch,
 };
 
-/// Why there is no console.
+/// The reason why the console is not running.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the console cannot listen on {address}: {source}")]
@@ -75,26 +75,26 @@ pub enum Error {
     Inbox(io::Error),
 }
 
-/// What is watched: the service, and what it works with.
+/// The observed service and its dependencies.
 #[derive(Clone)]
 pub struct Scene {
     pub executable: PathBuf,
-    /// As the service's role.
+    /// Connects as the service's role.
     pub database_url: Url,
-    /// As the owner of the schema.
+    /// Connects as the owner of the schema.
     pub owner_url: Url,
-    /// Where the service's log lines are, for the heads of the audit chain in them.
+    /// The file with the service's log lines, which contain the heads of the audit chain.
     pub log: Option<PathBuf>,
     pub faults: Switchboard,
-    /// How the books are compared, where the service has any with somebody else.
+    /// Reconciliation with an external ledger, if the service has one.
     pub books: Option<Comparison>,
     pub traffic: Option<Switch>,
-    /// Where a real Prometheus may keep its data; without it none is started.
+    /// Data directory of a real Prometheus. `None` starts no Prometheus.
     pub prometheus: Option<PathBuf>,
     pub scrape_interval: Duration,
 }
 
-/// How often the service is scraped unless somebody is in a hurry: a scrape costs it as much as a few requests.
+/// Default interval of scrapes. A scrape costs the service as much as a few requests.
 pub const SCRAPE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One process of the service.
@@ -104,30 +104,30 @@ struct Replica {
     health: Arc<Mutex<Condition>>,
 }
 
-/// What a replica says of its condition.
+/// Health of a replica.
 #[derive(Debug, Clone, Default, Serialize)]
 struct Condition {
-    /// `/readyz`: the status, and the body.
+    /// Status and body of `/readyz`.
     ready_status: Option<u16>,
     ready: Value,
-    /// `/health`.
+    /// Body of `/health`.
     health: Value,
 }
 
-/// What came of comparing the service's tables with those of somebody else.
+/// The result of comparing the service's tables with those of an external system.
 #[derive(Debug, Clone, Serialize)]
 pub struct Books {
     pub at: DateTime<Utc>,
     pub holds: bool,
     pub says: String,
-    /// In numbers; nothing, where they could not be compared.
+    /// The result in numbers, or `None` if the comparison failed.
     pub verdict: Option<Value>,
 }
 
-/// Compares them once.
+/// Runs one reconciliation.
 pub type Comparison = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Books> + Send>> + Send + Sync>;
 
-/// Everything that the page shows.
+/// State of the page.
 struct State {
     address: SocketAddr,
     began: DateTime<Utc>,
@@ -136,25 +136,25 @@ struct State {
     metrics: Mutex<Store>,
     overview: Mutex<Overview>,
     rules: Mutex<Rules>,
-    /// As they stood at the last look.
+    /// The rules at the last evaluation.
     standing: Mutex<Vec<Rule>>,
     replicas: Mutex<Vec<Replica>>,
     books: Mutex<Option<Books>>,
     scene: OnceLock<Scene>,
     alerting: OnceLock<Alerting>,
     inbox: Inbox,
-    /// The trace that a newcomer is led to.
+    /// The trace to which a newcomer is directed.
     first: OnceLock<String>,
-    /// What has changed, for the pages that are open.
+    /// Change notifications for the open pages.
     pulse: watch::Sender<Pulse>,
     /// The newest figures.
     latest: watch::Sender<Option<Point>>,
     client: reqwest::Client,
-    /// So that two impatient clicks do not verify twice at once.
+    /// Prevents two concurrent verifications after a double click.
     verifying: tokio::sync::Mutex<()>,
 }
 
-/// Counts the changes of each kind.
+/// Change counters, one per kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 struct Pulse {
     traces: u64,
@@ -171,12 +171,12 @@ impl State {
     }
 }
 
-/// Nothing of what is guarded is half changed when a thread panics.
+/// Locks a mutex and ignores poisoning, because a panic leaves no guarded value half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A running console. It ends when this is dropped.
+/// A running console. Dropping the value ends the console.
 pub struct Console {
     state: Arc<State>,
     tasks: Mutex<JoinSet<()>>,
@@ -184,7 +184,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// Starts it; from now on it receives spans, and shows what there is. Port 0 is any free one.
+    /// Starts the console, which from then on receives spans and serves the page. Port 0 selects any free port.
     pub async fn start(address: SocketAddr, rules: &std::path::Path) -> Result<Self, Error> {
         let listener =
             TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
@@ -215,23 +215,23 @@ impl Console {
         });
         let router = routes::router(Arc::clone(&state));
         let server = tokio::spawn(async move {
-            // It has nothing to lose: what breaks off is asked for again.
+            // Aborted requests lose nothing, because the page repeats them.
             let _ = axum::serve(listener, router).await;
         });
         Ok(Self { state, tasks: Mutex::default(), server })
     }
 
-    /// Where the page is, and where spans are sent: `OTEL_EXPORTER_OTLP_ENDPOINT`, with either protocol.
+    /// Returns the URL of the page. The same URL receives spans: `OTEL_EXPORTER_OTLP_ENDPOINT`, with either protocol.
     pub fn url(&self) -> String {
         format!("http://{}", self.state.address)
     }
 
-    /// Where the service sends alerts of its own: `ALERT_WEBHOOK_URL`.
+    /// Returns the URL for the service's own alerts: `ALERT_WEBHOOK_URL`.
     pub fn alerts_url(&self) -> String {
         format!("http://{}/service", self.state.inbox.address())
     }
 
-    /// Watches a service from now on. Only the first call has an effect.
+    /// Starts observing a service. Only the first call has an effect.
     pub fn watch(&self, scene: Scene) {
         if self.state.scene.set(scene.clone()).is_ok() {
             self.spawn(watching::scrape(Arc::clone(&self.state), scene.scrape_interval));
@@ -244,7 +244,7 @@ impl Console {
         }
     }
 
-    /// Scrapes this process of the service, too, and reads its log.
+    /// Scrapes this process of the service too, and reads its log.
     pub fn follow(&self, ops: Url, log: Follower) {
         let mut replicas = lock(&self.state.replicas);
         replicas.push(Replica { ops, health: Arc::default() });
@@ -253,14 +253,14 @@ impl Console {
         self.spawn(watching::read_log(Arc::clone(&self.state), number, log));
     }
 
-    /// Ends it, and with it what it has started.
+    /// Stops the console and everything it has started.
     pub async fn stop(self) {
         self.server.abort();
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         tasks.shutdown().await;
     }
 
-    /// How it goes, from now on.
+    /// Returns the status lines from now on.
     pub fn essentials(&self) -> Essentials {
         Essentials(self.state.latest.subscribe())
     }
@@ -276,11 +276,11 @@ impl Drop for Console {
     }
 }
 
-/// Says how it goes, in one line, whenever there are new figures.
+/// Formats a one-line status for each new set of figures.
 pub struct Essentials(watch::Receiver<Option<Point>>);
 
 impl Essentials {
-    /// The next line; never, once the console has ended.
+    /// Returns the next line. Never resolves after the console has ended.
     pub async fn next(&mut self) -> String {
         while self.0.changed().await.is_ok() {
             if let Some(point) = self.0.borrow_and_update().as_ref() {

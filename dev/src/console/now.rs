@@ -1,4 +1,4 @@
-//! The view *Now*: the values of its charts' expressions, of the last quarter of an hour.
+//! The view *Now*: the values of its chart expressions over the last quarter of an hour.
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
@@ -9,10 +9,10 @@ use super::{
 };
 use crate::example;
 
-/// How far back rates look. Long enough for some scrapes, and short enough to see a fault within seconds.
+/// Window of rates: long enough for several scrapes, short enough to show a fault within seconds.
 const WINDOW: &str = "30s";
 
-/// The columns of the table of routes: each for every method and path.
+/// Columns of the table of routes. Each expression is grouped by method and path.
 const COLUMNS: [(&str, &str); 4] = [
     ("rate", "sum by (method, path) (rate(http_requests_total[WINDOW]))"),
     ("errors", r#"sum by (method, path) (rate(http_requests_total{status=~"5.."}[WINDOW]))"#),
@@ -26,19 +26,19 @@ const COLUMNS: [(&str, &str); 4] = [
     ),
 ];
 
-/// A chart, without its values.
+/// A chart without its values.
 #[derive(Debug, Serialize)]
 pub(super) struct Chart {
     id: &'static str,
     title: &'static str,
     unit: &'static str,
-    /// The names of its lines, in their order; a name in braces stands for those of a label.
+    /// Names of the lines, in display order. A name in braces stands for the values of that label.
     lines: Vec<&'static str>,
-    /// What to ask Prometheus for the same.
+    /// The same queries for Prometheus.
     expressions: Vec<String>,
 }
 
-/// Everything that was computed after one scrape.
+/// All figures computed after one scrape.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Point {
     /// Milliseconds since 1970.
@@ -48,7 +48,7 @@ pub(super) struct Point {
     pub(super) figures: BTreeMap<&'static str, f64>,
 }
 
-/// A route, as the table shows it.
+/// A row of the table of routes.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Route {
     method: String,
@@ -59,7 +59,7 @@ pub(super) struct Route {
 
 type Named<'a> = (&'a str, Expression);
 
-/// The expressions, and what they came to.
+/// The expressions and their results.
 pub(super) struct Overview {
     panels: Vec<(&'static str, Vec<Named<'static>>)>,
     columns: Vec<Named<'static>>,
@@ -68,7 +68,7 @@ pub(super) struct Overview {
     pub(super) routes: Vec<Route>,
 }
 
-/// Every chart, in the order in which the page shows them.
+/// Returns every chart in display order.
 fn panels() -> impl Iterator<Item = &'static Panel> {
     OF_REQUESTS.iter().chain(example::PANELS).chain(OF_THE_DATABASE)
 }
@@ -82,7 +82,7 @@ fn compiled(expressions: &'static [(&'static str, &'static str)]) -> Result<Vec<
     expressions.iter().map(read).collect()
 }
 
-/// The charts of the view.
+/// Returns the charts of the view.
 pub(super) fn charts() -> Vec<Chart> {
     let chart = |panel: &Panel| Chart {
         id: panel.id,
@@ -106,7 +106,7 @@ impl Overview {
         })
     }
 
-    /// Computes everything anew.
+    /// Recomputes all figures.
     pub(super) fn look(&mut self, store: &Store, at: i64) -> Point {
         let value = |expression: &Expression| {
             let elements = expression.value(store, at).map(super::metrics::Value::into_elements);
@@ -162,7 +162,7 @@ impl Point {
     }
 }
 
-/// A name in braces is that of the label that names the line.
+/// Replaces a name in braces with the value of that label.
 fn line_name(name: &str, element: &Element) -> String {
     match name.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
         Some(label) => element.labels.get(label).cloned().unwrap_or_default(),

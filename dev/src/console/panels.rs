@@ -1,15 +1,15 @@
-//! The charts and figures of the view *Now* that every service has.
+//! The charts and figures of the view *Now* that apply to every service.
 
-/// A chart: its lines are the elements of its expressions.
+/// A chart. The elements of its expressions are its lines.
 pub(crate) struct Panel {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
     pub(crate) unit: &'static str,
-    /// The name of a line, or the label that names several; `WINDOW` stands for the window.
+    /// Name of a line, or the label that names several lines, and its expression. `WINDOW` stands for the window.
     pub(crate) lines: &'static [(&'static str, &'static str)],
 }
 
-/// The charts that come before those of the example.
+/// The charts before those of the example.
 pub(super) const OF_REQUESTS: &[Panel] = &[
     Panel {
         id: "requests",
@@ -42,7 +42,7 @@ pub(super) const OF_REQUESTS: &[Panel] = &[
     },
 ];
 
-/// The charts that come after those of the example.
+/// The charts after those of the example.
 pub(super) const OF_THE_DATABASE: &[Panel] = &[
     Panel {
         id: "database",
@@ -79,7 +79,7 @@ pub(super) const FIGURES: &[(&str, &str)] = &[
     ("in_flight", "sum(http_requests_in_flight)"),
 ];
 
-/// Returns a figure with that many digits, or a dash while there is none.
+/// Formats a figure with the given number of digits, or a dash without a figure.
 pub(crate) fn or_dash(figure: Option<f64>, digits: usize) -> String {
     figure.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }

@@ -1,7 +1,7 @@
-//! What the page asks for.
+//! The API of the page.
 //!
-//! Changes are pushed: `/api/stream` says what kind of thing has changed, and the page asks again for what it shows,
-//! with its own filters. The newest figures are pushed whole.
+//! The server pushes changes: `/api/stream` sends the kind of data that has changed, and the page fetches the displayed
+//! data again with its own filters. The newest figures are pushed completely.
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
@@ -29,13 +29,13 @@ use super::{
 };
 use crate::{faults::Fault, otlp, project};
 
-/// Traces in one list.
+/// Maximum number of traces in a list.
 const TRACES_SHOWN: usize = 200;
 
-/// Log lines in one list.
+/// Maximum number of log lines in a list.
 const LINES_SHOWN: usize = 500;
 
-/// A page is told at most this often; a person sees no more.
+/// Minimum interval between pushes to a page. A person cannot perceive more.
 const BETWEEN_PULSES: Duration = Duration::from_millis(400);
 
 pub(super) fn router(state: Arc<Shared>) -> Router {
@@ -67,7 +67,7 @@ pub(super) fn router(state: Arc<Shared>) -> Router {
         .layer(from_fn_with_state(address, guard::guard))
 }
 
-/// What could not be done, in one sentence.
+/// An error with a one-sentence explanation.
 struct Failed(StatusCode, String);
 
 impl IntoResponse for Failed {
@@ -96,7 +96,7 @@ async fn stream(State(state): State<Arc<Shared>>) -> Sse<impl Stream<Item = Resu
     Sse::new(events).keep_alive(KeepAlive::default())
 }
 
-/// What a page has been told.
+/// The last state sent to a page.
 struct Told {
     latest: watch::Receiver<Option<Point>>,
     pulse: watch::Receiver<Pulse>,
@@ -105,7 +105,7 @@ struct Told {
 
 impl Told {
     async fn next(&mut self) -> Option<Event> {
-        // At once for the first time, so that the page knows that it is connected.
+        // The first event is sent at once, so that the page can show that it is connected.
         if !std::mem::take(&mut self.first) {
             self.pulse.changed().await.ok()?;
             sleep(BETWEEN_PULSES).await;
@@ -128,11 +128,11 @@ struct Now {
     points: Vec<Point>,
     routes: Vec<now::Route>,
     replicas: BTreeMap<String, Condition>,
-    /// What the console itself keeps.
+    /// Data stored by the console itself.
     kept: Kept,
 }
 
-/// How much is kept, and how much could be.
+/// Amount of stored data, and its limit.
 #[derive(Serialize)]
 struct Kept {
     traces: usize,
@@ -147,7 +147,7 @@ struct Kept {
     samples: usize,
 }
 
-/// With `?points=false` without the history, for a page that has it already.
+/// `?points=false` omits the history, for a page that already has it.
 #[derive(Deserialize)]
 struct NowQuery {
     points: Option<bool>,

@@ -1,4 +1,4 @@
-//! The project's own alerting rules, read from its rule files, and what their expressions come to at the moment.
+//! The project's own alerting rules, read from its rule files, and the current values of their expressions.
 use std::{fs, io, path::Path};
 
 use chrono::{DateTime, Utc};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::{Element, Expression, Labels, RETENTION, Store};
 
-/// Why the rules are not there.
+/// The reason why the rules cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the rule files cannot be read: {0}")]
@@ -26,7 +26,7 @@ struct Group {
     rules: Vec<Written>,
 }
 
-/// A rule as it is written. A recording rule has no `alert`.
+/// A rule in a rule file. A recording rule has no `alert`.
 #[derive(Deserialize)]
 struct Written {
     alert: Option<String>,
@@ -39,7 +39,7 @@ struct Written {
     annotations: Labels,
 }
 
-/// A rule as it is shown.
+/// A displayed rule.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Rule {
     pub(super) name: String,
@@ -47,31 +47,32 @@ pub(super) struct Rule {
     summary: String,
     expression: String,
     hold: String,
-    /// The name of its runbook.
+    /// Name of the runbook.
     runbook: String,
     pub(super) standing: Standing,
 }
 
-/// How it stands.
+/// State of a rule.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Standing {
-    /// `firing`, `pending` or `inactive` by Prometheus' word; `true`, `false` or `unknown` by the console's.
+    /// `firing`, `pending` or `inactive` as reported by Prometheus; `true`, `false` or `unknown` as computed by the
+    /// console.
     pub(super) state: String,
     pub(super) since: Option<DateTime<Utc>>,
-    /// What is compared with the limit, and with which.
+    /// The value that the condition compares with its limit, and the comparison.
     pub(super) value: Option<f64>,
     pub(super) limit: Option<String>,
-    /// What Prometheus says of each alert, or why nothing can be said.
+    /// Prometheus' description of each alert, or the reason why the state is unknown.
     pub(super) notes: Vec<String>,
 }
 
-/// The rules, and since when the console has found them to be true.
+/// The rules, and the time since which the console has evaluated each to true.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     rules: Vec<(Rule, Result<Expression, String>, Option<Watched>)>,
 }
 
-/// The part of a condition that a person looks at: `errors / requests` of `errors / requests > 0.05 and …`.
+/// The displayed part of a condition: `errors / requests` of `errors / requests > 0.05 and …`.
 #[derive(Debug)]
 struct Watched {
     expression: Expression,
@@ -94,7 +95,7 @@ impl Rules {
         Ok(Self { rules })
     }
 
-    /// Evaluates every rule, and says how it stands by the console's own arithmetic.
+    /// Evaluates every rule and returns its state as computed by the console.
     pub(super) fn look(&mut self, store: &Store, at: i64) -> Vec<Rule> {
         for (rule, expression, watched) in &mut self.rules {
             let since = rule.standing.since;
@@ -139,7 +140,7 @@ fn rule(written: Written) -> Option<(Rule, Result<Expression, String>, Option<Wa
     Some((rule, parsed, watched))
 }
 
-/// The console scrapes, and records no rules; and it forgets after a while.
+/// Rejects expressions that the console cannot evaluate: it records no rules and has a short retention.
 fn within_reach(expression: &Expression) -> Result<(), String> {
     if let Some(recorded) = expression.metrics().into_iter().find(|name| name.contains(':')) {
         return Err(format!("needs the recorded series {recorded}, which only a real Prometheus keeps"));
@@ -158,7 +159,7 @@ fn watched(expression: &parser::Expr) -> Option<Watched> {
     match expression {
         parser::Expr::Paren(inner) => watched(&inner.expr),
         parser::Expr::Binary(binary) => match binary.op.id() {
-            // What else it depends on is seen when the rule is opened.
+            // The other operand is visible when the rule is opened.
             joint @ (T_LAND | T_LUNLESS) => watched(&binary.lhs).map(|part| Watched {
                 limit: format!("{} {}", part.limit, if joint == T_LAND { "and …" } else { "unless …" }),
                 ..part
@@ -185,7 +186,7 @@ fn standing(expression: &Expression, store: &Store, at: i64, since: Option<DateT
     }
 }
 
-/// Of several, the one farthest from zero.
+/// Returns the value that is farthest from zero.
 fn worst(elements: &[Element]) -> Option<f64> {
     let values = elements.iter().map(|element| element.value).filter(|value| value.is_finite());
     values.max_by(|one, other| one.abs().total_cmp(&other.abs()))

@@ -1,7 +1,7 @@
-//! The newest traces, put together from spans as they come in.
+//! The newest traces, assembled from received spans.
 //!
-//! The bound: [`MOST_TRACES`] traces and [`MOST_BYTES`] of spans; the oldest trace makes room. A trace keeps its first
-//! [`MOST_SPANS`] spans and counts the others.
+//! Bounds: [`MOST_TRACES`] traces and [`MOST_BYTES`] of spans. The oldest trace is dropped first. A trace stores its
+//! first [`MOST_SPANS`] spans and counts the others.
 use std::collections::{HashMap, VecDeque};
 
 use serde::Serialize;
@@ -16,10 +16,10 @@ const MOST_SPANS: usize = 500;
 #[derive(Debug, Default)]
 pub(super) struct Traces {
     by_id: HashMap<String, Trace>,
-    /// Their ids, oldest first.
+    /// Trace ids, oldest first.
     order: VecDeque<String>,
     bytes: usize,
-    /// Never forgotten: `cargo dev` has a link to it on the screen.
+    /// Id of a trace that is never dropped, because the screen of `cargo dev` links to it.
     pinned: Option<String>,
 }
 
@@ -27,15 +27,15 @@ pub(super) struct Traces {
 struct Trace {
     spans: Vec<Span>,
     bytes: usize,
-    /// Spans that there was no room for.
+    /// Number of spans dropped at the limit.
     left_out: usize,
 }
 
-/// Which traces are asked for.
+/// Selects traces.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
-    /// `GET /v1/me`, or any part of it.
+    /// Any part of the route, as in `GET /v1/me`.
     route: String,
     /// `2xx`, `404`, or `error`.
     status: String,
@@ -49,7 +49,7 @@ pub(super) struct Filter {
 pub(super) struct Summary {
     trace_id: String,
     name: String,
-    /// The server's answer, where it was a request.
+    /// Status of the response, if the trace is a request.
     status: Option<i64>,
     /// Milliseconds since 1970.
     started: f64,
@@ -58,7 +58,7 @@ pub(super) struct Summary {
     errors: usize,
     correlation_id: Option<String>,
     instance: String,
-    /// Its first span has not ended yet: it is named by one that has.
+    /// True while the root span has not ended. The trace is then named after a span that has ended.
     under_way: bool,
 }
 
@@ -69,13 +69,13 @@ pub(super) struct Detail {
     summary: Summary,
     waterfall: Vec<Bar>,
     left_out: usize,
-    /// What the service says of itself.
+    /// Resource attributes of the service.
     resource: Attributes,
-    /// Traces that this one is linked from.
+    /// Traces that link to this trace.
     linked_from: Vec<Link>,
 }
 
-/// One span of the waterfall, in the order and at the depth at which it is shown.
+/// One span of the waterfall, in display order and with its depth.
 #[derive(Debug, Serialize)]
 pub(super) struct Bar {
     span_id: String,
@@ -85,7 +85,7 @@ pub(super) struct Bar {
     kind: &'static str,
     error: bool,
     status_message: String,
-    /// Milliseconds from the beginning of the trace.
+    /// Milliseconds since the start of the trace.
     offset_ms: f64,
     duration_ms: f64,
     attributes: Attributes,
@@ -126,7 +126,7 @@ impl Traces {
         trace.spans.push(span);
     }
 
-    /// Keeps this one, however many come after it.
+    /// Protects this trace from being dropped.
     pub(super) fn pin(&mut self, trace_id: &str) {
         self.pinned = Some(trace_id.to_owned());
     }
@@ -135,12 +135,12 @@ impl Traces {
         self.by_id.contains_key(trace_id)
     }
 
-    /// How many traces, and how many bytes of spans.
+    /// Returns the number of traces, and the size of all spans in bytes.
     pub(super) fn size(&self) -> (usize, usize) {
         (self.by_id.len(), self.bytes)
     }
 
-    /// The newest that fit.
+    /// Returns the newest traces that match the filter.
     pub(super) fn list(&self, filter: &Filter, limit: usize) -> Vec<Summary> {
         let newest = self.order.iter().rev().filter_map(|id| self.by_id.get(id));
         let mut fitting: Vec<_> =
@@ -168,7 +168,7 @@ impl Traces {
 }
 
 impl Trace {
-    /// The span that all others are below, as far as they have come in.
+    /// Returns the topmost span among the received spans.
     fn root(&self) -> Option<&Span> {
         let without_parent =
             self.spans.iter().filter(|span| !self.spans.iter().any(|other| other.span_id == span.parent_id));
@@ -190,7 +190,7 @@ impl Trace {
             errors: self.spans.iter().filter(|span| span.status == SpanStatus::Error).count(),
             correlation_id: text("correlation_id"),
             instance: instance(root),
-            // A request's parent may be a span of somebody else's, which never comes.
+            // The parent of a request may be a caller's span that the console never receives.
             under_way: !root.parent_id.is_empty()
                 && !matches!(root.kind, SpanKind::Server | SpanKind::Consumer),
         })
@@ -200,12 +200,12 @@ impl Trace {
         let began = self.spans.iter().map(|span| span.started).min().unwrap_or_default();
         let mut children: HashMap<&str, Vec<&Span>> = HashMap::new();
         for span in &self.spans {
-            // A span whose parent has not come stands at the top.
+            // A span without a received parent is displayed at the top level.
             let known = self.spans.iter().any(|other| other.span_id == span.parent_id);
             children.entry(if known { &span.parent_id } else { "" }).or_default().push(span);
         }
         for siblings in children.values_mut() {
-            // Popped from the end below.
+            // Spans are popped from the end below.
             siblings.sort_by_key(|span| std::cmp::Reverse(span.started));
         }
         let mut bars = Vec::new();
@@ -267,7 +267,7 @@ impl Filter {
     }
 }
 
-/// Which process it was: replicas have one name and an id each.
+/// Identifies the process. Replicas share a name, and each has its own id.
 fn instance(span: &Span) -> String {
     span.resource.get("service.instance.id").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
@@ -277,7 +277,7 @@ fn milliseconds(nanoseconds: u64) -> f64 {
     (nanoseconds / 1_000) as f64 / 1_000.0
 }
 
-/// About what it takes in memory.
+/// Returns the approximate size of a span in memory, in bytes.
 fn size_of_span(span: &Span) -> usize {
     let of = |attributes: &Attributes| -> usize {
         attributes.iter().map(|(name, value)| 96 + name.len() + value.as_str().map_or(0, str::len)).sum()

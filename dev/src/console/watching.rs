@@ -1,4 +1,4 @@
-//! What goes on as long as the console runs.
+//! Background tasks of the console.
 use std::{path::Path, sync::Arc, time::Duration};
 
 use chrono::Utc;
@@ -11,17 +11,17 @@ use tokio::{
 use super::{Alerting, Comparison, Condition, Replica, Scene, State, lock, now::Point};
 use crate::{example, process::Follower, project};
 
-/// How often the rules are looked at.
+/// Interval of rule evaluations.
 const ALERTS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often the books are compared, at most: it reads both of them whole.
+/// Minimum interval of reconciliations, because a reconciliation reads both sides completely.
 const BOOKS_INTERVAL: Duration = Duration::from_secs(30);
 
-/// After a comparison there is none for this many times as long as it took, so that long books take no larger part of
-/// the machine than short ones.
+/// Minimum pause after a reconciliation, as a multiple of its duration. The pause limits the load of large tables to
+/// that of small tables.
 const BOOKS_REST: u32 = 20;
 
-/// Scrapes every replica, asks for its health, and computes the figures from what came.
+/// Scrapes every replica, requests its health, and computes the figures.
 pub(super) async fn scrape(state: Arc<State>, every: Duration) {
     let mut clock = interval(every);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -40,7 +40,7 @@ pub(super) async fn scrape(state: Arc<State>, every: Duration) {
     }
 }
 
-/// The answer of one replica: its address, and its metrics.
+/// The response of one replica: its address and its metrics.
 type Scraped = (String, Option<String>);
 
 async fn ask(client: reqwest::Client, replica: Replica) -> Scraped {
@@ -73,7 +73,7 @@ fn compute(state: &State, answers: &[Scraped]) -> Option<Point> {
     Some(lock(&state.overview).look(&metrics, at))
 }
 
-/// Reads what a replica prints until it has ended.
+/// Reads a replica's output until the replica ends.
 pub(super) async fn read_log(state: Arc<State>, replica: u16, mut log: Follower) {
     while let Some(line) = log.next().await {
         lock(&state.logs).push(replica, line.text);
@@ -81,7 +81,7 @@ pub(super) async fn read_log(state: Arc<State>, replica: u16, mut log: Follower)
     }
 }
 
-/// Compares the books, again and again.
+/// Runs the reconciliation periodically.
 pub(super) async fn compare_books(state: Arc<State>, compare: Comparison) {
     loop {
         let began = Instant::now();
@@ -92,7 +92,7 @@ pub(super) async fn compare_books(state: Arc<State>, compare: Comparison) {
     }
 }
 
-/// Waits for the trace that a newcomer is led to, and keeps it.
+/// Waits for the trace to which a newcomer is directed, and pins the trace.
 pub(super) async fn find_first(state: Arc<State>, scene: Scene) {
     loop {
         if let Ok(Some(trace_id)) = first(&state, &scene).await
@@ -115,7 +115,7 @@ async fn first(state: &State, scene: &Scene) -> Result<Option<String>, sqlx::Err
     Ok(found)
 }
 
-/// Evaluates the rules, by a real Prometheus where there is one.
+/// Evaluates the rules, with a real Prometheus if there is one.
 pub(super) async fn alert(state: Arc<State>, scene: Scene) {
     loop {
         begin_alerting(&state, scene.prometheus.as_deref());
@@ -124,7 +124,7 @@ pub(super) async fn alert(state: Arc<State>, scene: Scene) {
             lock(&state.rules).look(&metrics, Utc::now().timestamp_millis())
         };
         if let Some(alerting) = state.alerting.get() {
-            // Until it answers, the console's own word stands.
+            // Until Prometheus responds, the console's own states remain.
             let _ = alerting.judge(&mut rules).await;
         }
         *lock(&state.standing) = rules;
@@ -133,7 +133,7 @@ pub(super) async fn alert(state: Arc<State>, scene: Scene) {
     }
 }
 
-/// Once the first replica is there to be scraped.
+/// Starts Prometheus as soon as the first replica can be scraped.
 fn begin_alerting(state: &State, directory: Option<&Path>) {
     let target = lock(&state.replicas).first().map(|replica| replica.ops.clone());
     if let (Some(directory), Some(target), None) = (directory, target, state.alerting.get())
@@ -143,7 +143,7 @@ fn begin_alerting(state: &State, directory: Option<&Path>) {
     }
 }
 
-/// Tells the pages that are open about every switch, whoever switched it.
+/// Notifies the open pages of every fault switch, regardless of the caller.
 pub(super) async fn report_switches(state: Arc<State>, scene: Scene) {
     let mut changes = scene.faults.changes();
     while changes.changed().await.is_ok() {

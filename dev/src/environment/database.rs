@@ -1,4 +1,4 @@
-//! The database of the environment: made, migrated, and with a user of every role in it.
+//! The database of the environment: creation, migration, and one user of every role.
 use std::{path::Path, time::Duration};
 
 use rand::distr::{Alphanumeric, SampleString as _};
@@ -12,11 +12,11 @@ use crate::{
     project,
 };
 
-/// How long a command of the service may take.
+/// Deadline of a command of the service.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
-/// One user of every role. The passwords are no secret: they open a database on this machine, and stay the same
-/// because the database does.
+/// One user of every role. The passwords are not secret, because they protect only a database on this machine. They are
+/// constant, because the database persists between runs.
 pub(super) const LOGINS: [Login; 4] = [
     Login { role: "customer", email: "customer@example.com", password: "customer-password" },
     SUPPORT,
@@ -27,7 +27,7 @@ pub(super) const LOGINS: [Login; 4] = [
 pub(crate) const SUPPORT: Login =
     Login { role: "support", email: "support@example.com", password: "support-password" };
 
-/// A user of the service, as the screen shows it.
+/// A user of the service, as displayed on the screen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Login {
     pub(crate) role: &'static str,
@@ -38,13 +38,13 @@ pub(crate) struct Login {
 /// A database that is ready for the service.
 #[derive(Debug)]
 pub(crate) struct Database {
-    /// As the role that the service runs with.
+    /// Connects as the role that the service runs with.
     pub(crate) url: Url,
-    /// As the role that owns the schema.
+    /// Connects as the role that owns the schema.
     pub(crate) owner_url: Url,
 }
 
-/// Makes what is missing and leaves what is there.
+/// Creates missing parts and leaves existing ones unchanged.
 pub(crate) async fn prepare(
     server: &Server,
     executable: &Path,
@@ -86,7 +86,7 @@ pub(crate) async fn prepare(
     Ok(Database { url, owner_url })
 }
 
-/// Makes the users that are missing in a migrated database.
+/// Creates missing users in a migrated database.
 pub(super) async fn make_users(
     executable: &Path,
     url: &Url,
@@ -111,7 +111,7 @@ async fn create_user(executable: &Path, url: &Url, login: &Login) -> Result<(), 
     run(create, "user create").await
 }
 
-/// Runs a command of the service, far from any `.env`, which it would read in development.
+/// Runs a command of the service, in a directory without a `.env` file, which the service would read in development.
 async fn run(launch: Launch, command: &'static str) -> Result<(), Error> {
     let child = launch
         .directory(Path::new("/"))

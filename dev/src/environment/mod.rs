@@ -1,14 +1,14 @@
-//! The whole service on one machine: what `cargo dev` runs.
+//! The whole service on one machine, as run by `cargo dev`.
 //!
-//! [`run`] is the story. Whatever it starts is stopped there in reverse order; what it cannot stop because it
-//! was killed itself, the [watchdog](crate::process::Watchdog) stops.
+//! [`run`] is the entry point. It stops everything that it has started, in reverse order. If it was killed itself, the
+//! [watchdog](crate::process::Watchdog) stops the rest.
 //!
-//! - `place`: where the data of a checkout lives, and who has it
-//! - `ports`: whether the ports are free
-//! - `database`: the database, with users in it
+//! - `place`: the data directory of a checkout, and its lock
+//! - `ports`: the check for free ports
+//! - `database`: the database and its users
 //! - `service`: the service as a child process
-//! - `scenario`: a fault that comes and goes
-//! - `screen`: where everything is
+//! - `scenario`: a fault that is switched on and off
+//! - `screen`: the overview of all addresses
 pub(crate) mod database;
 mod place;
 pub(crate) mod ports;
@@ -51,19 +51,19 @@ use crate::{
     traffic::{self, Traffic},
 };
 
-/// How often the books are compared while the service runs.
+/// Interval of reconciliations while the service runs.
 const CHECK_INTERVAL: Duration = Duration::from_mins(10);
 
-/// What the user asked for.
+/// Options of the user.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Delete the data of earlier runs.
+    /// Deletes the data of earlier runs.
     pub fresh: bool,
-    /// Show the service's log on the terminal.
+    /// Shows the service's log on the terminal.
     pub logs: bool,
-    /// Where the data is kept instead of the checkout's own place.
+    /// Data directory that replaces the default of the checkout.
     pub data: Option<PathBuf>,
-    /// Requests a second; `None` is no traffic.
+    /// Requests per second; `None` for no traffic.
     pub rate: Option<f64>,
     pub seed: u64,
     pub scenario: Option<Fault>,
@@ -71,16 +71,16 @@ pub struct Settings {
     pub ops_port: u16,
     pub console_port: u16,
     pub example: example::Flags,
-    /// Further settings of the service, by their names.
+    /// Further settings of the service, by name.
     pub extra: Vec<(String, String)>,
 }
 
 impl Settings {
-    /// What the service is told of its surroundings, and then what the user wants.
+    /// Returns the settings for the environment, followed by the user's own settings.
     fn of_the_service(&self, console: &Console, neighbours: &Neighbours) -> Vec<(String, String)> {
         let surroundings = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", console.url()),
-            // Seconds are long for somebody who watches.
+            // The default delay of several seconds is too long for an observer.
             ("OTEL_BSP_SCHEDULE_DELAY", "1000".to_owned()),
             ("ALERT_WEBHOOK_URL", console.alerts_url()),
         ];
@@ -90,7 +90,7 @@ impl Settings {
     }
 }
 
-/// Why the environment is not there, or no longer.
+/// The reason why the environment did not start or has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("it runs already:\n{0}")]
@@ -140,8 +140,8 @@ pub enum Error {
     Interrupted,
 }
 
-/// Starts everything, runs until a signal or the end of the service, and stops everything. What happens is told to
-/// `progress`, and how it goes, in one line that replaces the one before, to `status`.
+/// Starts everything, runs until a signal or the end of the service, and stops everything. Events are reported to
+/// `progress`. The one-line status is reported to `status`, each line replacing the previous one.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
     let mut place = Place::take(settings.data.as_deref())?;
     let ports = Ports::find(settings.api_port, settings.ops_port, progress).await?;
@@ -246,7 +246,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     }
 }
 
-/// Fills a migrated database with users and what they find there, where it is missing.
+/// Creates missing users and example data in a migrated database.
 pub async fn seed(
     executable: &Path,
     url: &Url,
@@ -258,7 +258,7 @@ pub async fn seed(
     Ok(())
 }
 
-/// Says how it ended.
+/// Reports how the run ended.
 fn conclude(
     service: ExitStatus,
     books: Option<Books>,
@@ -281,7 +281,7 @@ fn conclude(
     }
 }
 
-/// The log tells of one run.
+/// Deletes the log of the previous run, so that the log covers a single run.
 fn begin_anew(log: &Path) -> Result<(), Error> {
     match std::fs::remove_file(log) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -291,7 +291,7 @@ fn begin_anew(log: &Path) -> Result<(), Error> {
     }
 }
 
-/// What the console watches.
+/// Returns the service and the dependencies that the console observes.
 fn scene(
     executable: PathBuf,
     database: &Database,
@@ -321,7 +321,7 @@ async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&
     }
 }
 
-/// Compares the books again and again, and reports each result.
+/// Runs the reconciliation periodically and reports each result.
 async fn watch_books(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> Infallible {
     let Some(compare) = compare else { return std::future::pending().await };
     let mut clock = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
@@ -331,7 +331,7 @@ async fn watch_books(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> I
     }
 }
 
-/// Keeps the line that says how it goes up to date.
+/// Keeps the status line up to date.
 async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible {
     let mut essentials = console.essentials();
     loop {

@@ -1,4 +1,4 @@
-//! Where one checkout keeps its data from run to run, and the lock that lets one run at a time have it.
+//! The data directory of a checkout, kept between runs, and the lock that admits one run at a time.
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write as _},
@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::Error;
 use crate::project;
 
-/// A checkout's directory, ours alone while this lives.
+/// A checkout's data directory, locked while this value lives.
 #[derive(Debug)]
 pub(super) struct Place {
     directory: PathBuf,
@@ -20,11 +20,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Takes the given directory, or else the one of this checkout, or says who has it.
+    /// Locks the given directory, or the default of this checkout. The error names the run that holds the lock.
     pub(super) fn take(given: Option<&Path>) -> Result<Self, Error> {
         let directory = given.map_or_else(|| directory_of(&project::root()), Path::to_owned);
         let failed = |source| Error::Place { path: directory.clone(), source };
-        // The database's user passes through when we are root; nobody else can list what is here.
+        // If we are root, the database's user must be able to traverse this directory. Other users cannot list its
+        // contents.
         DirBuilder::new().recursive(true).mode(0o711).create(&directory).map_err(failed)?;
         let directory = directory.canonicalize().map_err(failed)?;
         let failed = |source| Error::Place { path: directory.clone(), source };
@@ -49,12 +50,12 @@ impl Place {
         Ok(Self { directory, lock })
     }
 
-    /// Tells whoever finds the place taken where to look.
+    /// Records a line for a later run that finds the directory locked.
     pub(super) fn announce(&mut self, line: &str) -> io::Result<()> {
         writeln!(self.lock, "{line}")
     }
 
-    /// The error of a file in it.
+    /// Returns the error for a file in the directory.
     pub(super) fn failed(&self, source: io::Error) -> Error {
         Error::Place { path: self.directory.clone(), source }
     }
@@ -68,8 +69,8 @@ impl Place {
     }
 }
 
-/// One directory for each checkout, so that two of them do not share a database: named after the checkout for
-/// people, and after its whole path for certainty.
+/// Returns the directory of a checkout, so that two checkouts never share a database. Its name contains the checkout's
+/// name for readability and a hash of the whole path for uniqueness.
 fn directory_of(checkout: &Path) -> PathBuf {
     let path = checkout.display().to_string();
     let digest = hex::encode(Sha256::digest(path.as_bytes()));
@@ -78,7 +79,7 @@ fn directory_of(checkout: &Path) -> PathBuf {
     state_directory().join(format!("{}-dev", project::name())).join(key)
 }
 
-/// Where this system keeps what programs remember. Root's home is closed to the database's user.
+/// Returns the system's directory for program state. Root's home directory is inaccessible to the database's user.
 fn state_directory() -> PathBuf {
     if geteuid().is_root() {
         return "/var/lib".into();

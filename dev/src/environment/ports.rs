@@ -1,4 +1,4 @@
-//! The ports of the environment, looked at before anything is started.
+//! The ports of the environment, checked before anything is started.
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-/// Why a port cannot be had.
+/// The reason why a port is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("port {port}, for {what}, is taken: free it, or choose another one with {flag}")]
@@ -16,10 +16,10 @@ pub enum Error {
     Unusable { port: u16, source: io::Error },
 }
 
-/// What an earlier run needs to go when it was killed: its watchdog asks politely first.
+/// Time that a killed earlier run needs to disappear, because its watchdog first requests a graceful stop.
 const PATIENCE: Duration = Duration::from_secs(7);
 
-/// Where the service listens, on this machine only.
+/// The service's ports, on this machine only.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
     pub(super) api: SocketAddr,
@@ -27,7 +27,7 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Makes sure that each is free, and names the first that is not.
+    /// Checks that each port is free. The error names the first occupied port.
     pub(super) async fn find(api: u16, ops: u16, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         Ok(Self {
             api: free("the API", "--api-port", api, progress).await?,
@@ -36,7 +36,7 @@ impl Ports {
     }
 }
 
-/// A port of this machine, once it is free.
+/// Returns a port of this machine, once it is free.
 pub(crate) async fn free(
     what: &'static str,
     flag: &'static str,
@@ -47,7 +47,7 @@ pub(crate) async fn free(
     let mut told = false;
     loop {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            // Port 0 is any free one.
+            // Port 0 selects any free port.
             Ok(listener) => return listener.local_addr().map_err(|source| Error::Unusable { port, source }),
             Err(source) if source.kind() != io::ErrorKind::AddrInUse => {
                 return Err(Error::Unusable { port, source });

@@ -1,4 +1,4 @@
-//! A fault that comes and goes by the clock, so that the way back can be seen too.
+//! A fault that is switched on and off at fixed intervals, so that the recovery is visible too.
 use std::{convert::Infallible, time::Duration};
 
 use tokio::time::sleep;
@@ -8,7 +8,7 @@ use crate::faults::{Fault, Switchboard};
 const CALM: Duration = Duration::from_secs(45);
 const FAULT: Duration = Duration::from_mins(2);
 
-/// Plays calm and fault in turns until it is dropped.
+/// Alternates between normal operation and the fault, until the future is dropped.
 pub(super) async fn play(fault: Fault, switchboard: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
     let name = fault.name();
     loop {

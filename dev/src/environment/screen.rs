@@ -1,4 +1,4 @@
-//! The one screen that says where everything is.
+//! The screen that lists all addresses and commands.
 use std::{fmt, path::Path};
 
 use url::Url;
@@ -6,13 +6,13 @@ use url::Url;
 use super::database::LOGINS;
 use crate::project;
 
-/// Arguments of `curl`: the type of a body, the session of the login above, and a new idempotency key.
+/// Arguments of `curl`: the content type, the session of the login above, and a new idempotency key.
 pub(crate) const JSON: &str = "-H 'content-type: application/json'";
 pub(crate) const AUTHORIZED: &str = "-H \"authorization: Bearer $TOKEN\"";
 pub(crate) const NEW_KEY: &str =
     "-H \"idempotency-key: $(uuidgen 2>/dev/null || cat /proc/sys/kernel/random/uuid)\"";
 
-/// What there is to see.
+/// Contents of the screen.
 pub(super) struct Screen<'a> {
     pub(super) console: &'a str,
     pub(super) api: &'a Url,
@@ -22,9 +22,9 @@ pub(super) struct Screen<'a> {
     pub(super) owner_url: &'a Url,
     pub(super) service_log: &'a Path,
     pub(super) traffic: Option<f64>,
-    /// Of the services that ours calls: a name, and what is there.
+    /// External services: a name and its URL.
     pub(super) neighbours: &'a [(&'static str, String)],
-    /// Commands that follow the login: a heading, and lines for any shell.
+    /// Commands after the login: a heading, and lines for any shell.
     pub(super) commands: &'a (&'static str, Vec<String>),
 }
 
@@ -58,8 +58,8 @@ impl fmt::Display for Screen<'_> {
 }
 
 impl Screen<'_> {
-    /// Writes lines that do what they say when they are pasted into any shell, one after the other. Only the first
-    /// field of an answer is taken out of it, because nothing but `sed` can be counted on.
+    /// Writes commands that work when pasted into any shell, in order. A command extracts only the first field of a
+    /// response, because `sed` is the only tool that is certainly available.
     fn write_commands(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [customer, ..] = LOGINS;
         writeln!(

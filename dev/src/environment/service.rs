@@ -1,4 +1,4 @@
-//! The service itself, as a child process.
+//! The service as a child process.
 use std::{path::Path, process::ExitStatus, time::Duration};
 
 use tokio::time::{Instant, sleep};
@@ -9,27 +9,28 @@ use crate::{
     process::{Child, Follower, Launch, Stream},
 };
 
-/// A start takes a second; a machine that compiles something else at the same time may need more.
+/// Deadline of a start. A start takes a second; a machine that also compiles may need more.
 const READY_DEADLINE: Duration = Duration::from_mins(1);
 
-/// Longer than the service's own deadline, so that it is the one to cut something short, and to say what.
+/// Deadline of a stop. It exceeds the service's own shutdown deadline, so the service itself interrupts and reports
+/// unfinished work.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The last lines of a service that has ended, for the one who wonders why.
+/// Number of last log lines to print after the service has ended.
 const LAST_LINES: usize = 20;
 
-/// What the service is started with.
+/// Input for starting the service.
 pub(super) struct Start<'a> {
     pub(super) executable: &'a Path,
     pub(super) database: &'a Database,
     pub(super) ports: Ports,
     pub(super) log: &'a Path,
     pub(super) echo: bool,
-    /// Further settings, by their names.
+    /// Further settings, by name.
     pub(super) settings: &'a [(String, String)],
 }
 
-/// The service, under way.
+/// The running service.
 #[derive(Debug)]
 pub(super) struct Service {
     child: Child,
@@ -41,7 +42,7 @@ impl Service {
         let echo: &[Stream] = if start.echo { &[Stream::Stdout, Stream::Stderr] } else { &[] };
         let mut launch = Launch::new(start.executable)
             .args(["serve"])
-            // Far from any `.env`, which the service would read in development.
+            // A directory without a `.env` file, which the service would read in development.
             .directory(Path::new("/"))
             .env("APP_ENV", "development")
             .env("DATABASE_URL", start.database.url.as_str())
@@ -73,12 +74,12 @@ impl Service {
         Err(Error::NotReady { waited: READY_DEADLINE, last_lines: self.last_lines() })
     }
 
-    /// What it prints, from its start.
+    /// Returns the service's output from its start.
     pub(super) fn log(&self) -> Follower {
         self.child.follow()
     }
 
-    /// Ends when the service does, with the reason as far as it told one.
+    /// Waits for the service to end. Returns the reason, if the service logged one.
     pub(super) async fn ended(&self) -> Error {
         let forever = Duration::from_hours(24 * 365);
         match self.child.wait(forever).await {
@@ -87,7 +88,7 @@ impl Service {
         }
     }
 
-    /// Asks the service to end, and waits until it has.
+    /// Requests a graceful stop of the service, and waits for its exit.
     pub(super) async fn stop(self) -> Result<ExitStatus, Error> {
         Ok(self.child.stop(STOP_DEADLINE).await?)
     }

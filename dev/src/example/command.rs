@@ -50,7 +50,7 @@ pub struct Campaign {
 }
 
 impl Command {
-    /// Runs it. `say` prints a line for people.
+    /// Runs the command. `say` prints a line for the user.
     pub async fn run(self, say: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
         match self {
             Self::Gateway(arguments) => arguments.run(say).await,

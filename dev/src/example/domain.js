@@ -1,9 +1,9 @@
-// What the page says of what the service is for: its figures, its faults, its books.
+// The domain part of the page: its figures, faults and reconciliation.
 import { number } from "./format.js";
 
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };
 
-/** The tiles beside those that every service has. */
+/** The tiles in addition to those of every service. */
 export function ownTiles(figures, tile) {
   const { processing = 0 } = figures;
   const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];
@@ -15,7 +15,7 @@ export function ownTiles(figures, tile) {
   ];
 }
 
-/** The faults beside those that every service has: the name of each, what it does, and where to watch what. */
+/** The faults in addition to those of every service: name, effect, and the views that show the effect. */
 export const FAULTS = {
   "gateway-outage": ["Gateway outage", "The payment gateway answers 503 to everything.",
     [["/now", "Watch the breaker open and payments be refused at once"], ["/traces?status=5xx", "the refusals as traces"], ["/alerts", "PaymentFailureRatioHigh"]]],
@@ -27,18 +27,18 @@ export const FAULTS = {
     [["/now", "Watch the declined payments"], ["/alerts", "how no alarm of an outage sounds: a declined card is an answer"]]],
 };
 
-/** Who comes, when there is traffic. */
+/** Description of the traffic. */
 export const TRAFFIC = "Customers who register, browse, order, pay and make mistakes.";
 
-/** What is compared, and what has to hold. */
+/** Description of the reconciliation and its invariants. */
 export const BOOKS = ["Our tables against the gateway's ledger, to the cent", "every charge has exactly one settled payment, every settled payment exactly one charge."];
 
-/** A verdict on the books, in numbers. */
+/** Formats the numbers of a reconciliation. */
 export const numbers = (found) => [["orders", found.orders], ["payments", found.payments], ["in flight", found.payments_in_flight], ["refunds", found.refunds], ["charges at the gateway", found.charges]];
 
-/** What is waited for at the first trace. */
+/** Description of the event that the first trace waits for. */
 export const FIRST = "Waiting for the first order that is paid…";
 
-/** Where somebody begins who sees this for the first time: texts, and links with theirs. */
+/** The introduction for new users: texts, and links with their texts. */
 export const TOUR = ["Follow ", ["/traces/first", "the first paid order through its trace"], ", ",
   ["/faults", "take the payment gateway away"], " and watch the breaker open and payments heal here, then "];

@@ -1,4 +1,4 @@
-//! The payment gateway that `cargo dev` starts beside the service, and the ledger that it keeps from run to run.
+//! The payment gateway that `cargo dev` starts with the service, and its ledger, which is kept between runs.
 use std::{
     io,
     net::SocketAddr,
@@ -25,14 +25,14 @@ use crate::environment::{
     screen::{AUTHORIZED, JSON, NEW_KEY},
 };
 
-/// The time for payments of unknown outcome to settle at the end: the first attempt's lease has to run out before the
-/// recovery worker takes over.
+/// Time for payments of unknown outcome to settle at the end. The first attempt's lease must expire before the recovery
+/// worker takes over.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The trace that `/traces/first` shows.
 pub(crate) const FIRST_TRACE: &str = "the first order that is paid";
 
-/// The flags with which every port of the example is a free one.
+/// Flags that select a free port for every port of the example.
 pub const ANY_PORTS: &[&str] = &["--gateway-port", "0"];
 
 /// Part of what the last command on the screen prints.
@@ -41,7 +41,7 @@ pub const LAST_RESPONSE: &str = "\"status\":\"succeeded\"";
 /// Part of the last line of an environment that was stopped.
 pub const LAST_LINE: &str = "the books agree";
 
-/// Why the gateway is not there, or cannot be stopped.
+/// The reason why the gateway did not start or cannot be stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -54,13 +54,13 @@ pub enum Error {
     Url(#[from] url::ParseError),
 }
 
-/// The addresses that were free before anything was started.
+/// The addresses, checked to be free before anything is started.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
     gateway: SocketAddr,
 }
 
-/// Finds the ports that the flags name.
+/// Checks the ports that the flags name.
 pub(crate) async fn find_ports(flags: &Flags, progress: &dyn Fn(&str)) -> Result<Ports, ports::Error> {
     let gateway = ports::free("the payment gateway", "--gateway-port", flags.gateway_port, progress).await?;
     Ok(Ports { gateway })
@@ -78,17 +78,17 @@ pub(crate) fn erase(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The services that ours calls, in one environment: the payment gateway.
+/// The external services of an environment: the payment gateway.
 pub(crate) struct Neighbours {
     gateway: Simulator,
     settings: gateway::Settings,
     owner_url: Url,
-    /// A product that can be ordered.
+    /// A product for the example order.
     product: Uuid,
 }
 
 impl Neighbours {
-    /// Starts the gateway, and fills the catalogue. The gateway's ledger is kept in the directory.
+    /// Starts the gateway and creates the catalogue. The gateway's ledger is in the directory.
     pub(crate) async fn start(
         ports: Ports,
         directory: &Path,
@@ -108,7 +108,7 @@ impl Neighbours {
         Ok(Self { gateway, settings, owner_url: owner_url.clone(), product })
     }
 
-    /// Returns the settings by which the service finds them.
+    /// Returns the settings with the addresses of the external services.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
             ("GATEWAY_URL", self.gateway.url().to_string()),
@@ -121,13 +121,13 @@ impl Neighbours {
         Addresses { gateway: self.gateway.url() }
     }
 
-    /// Returns lines of the screen: a name, and what is there.
+    /// Returns lines of the screen: a name and its URL.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         let gateway = self.gateway.url();
         vec![("gateway", format!("{gateway}ledger (what it charged), {gateway}faults"))]
     }
 
-    /// Returns the commands that follow the login on the screen: a heading, and lines for any shell.
+    /// Returns the commands after the login on the screen: a heading, and lines for any shell.
     pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
         let product = self.product;
         let place = format!(
@@ -142,7 +142,7 @@ impl Neighbours {
         ("Log in, place an order, pay it:", vec![place, pay])
     }
 
-    /// Ends every fault of the gateway, and waits until each payment has an outcome, or the time for it is over.
+    /// Ends every fault of the gateway. Waits until each payment has an outcome, or the timeout has passed.
     pub(crate) async fn settle(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.gateway.faults().clear();
         let deadline = Instant::now() + SETTLE_TIMEOUT;
@@ -165,7 +165,8 @@ impl Neighbours {
     }
 }
 
-/// Returns the file of the ledger for this database. Another database never saw its charges.
+/// Returns the ledger file for this database. A different database needs a different ledger, because it contains none
+/// of the charges.
 async fn ledger_of(owner_url: &Url, directory: &Path) -> Result<PathBuf, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
     let identity: String = sqlx::query_scalar(

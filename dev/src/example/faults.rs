@@ -1,4 +1,4 @@
-//! Faults of the payment gateway. They are set through its own API, where anybody can look them up.
+//! Faults of the payment gateway, set through its own API, where they can also be read.
 use std::time::Duration;
 
 use super::{gateway::Faults, neighbours::Addresses};
@@ -11,7 +11,7 @@ const SLOW: &str = "gateway-slow";
 const LOST_ANSWERS: &str = "lost-answers";
 const DECLINE_STORM: &str = "decline-storm";
 
-/// The name of each, and its line in `--help`.
+/// The name of each fault, and its line in `--help`.
 pub(crate) const FAULTS: &[(&str, &str)] = &[
     (
         OUTAGE,
@@ -25,7 +25,7 @@ pub(crate) const FAULTS: &[(&str, &str)] = &[
     (DECLINE_STORM, "Four of five payments are declined, and no alarm of an outage may sound"),
 ];
 
-/// Why the gateway's faults could not be set.
+/// The reason why the gateway's faults could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("failed to set the faults of the gateway: {0}")]
@@ -34,7 +34,7 @@ pub enum Error {
     Url(#[from] url::ParseError),
 }
 
-/// Replaces the gateway's faults by those of these names. Names of other faults are ignored.
+/// Replaces the gateway's faults with those of the given names. Names of other faults are ignored.
 pub(crate) async fn set(neighbours: &Addresses, names: &[&str]) -> Result<(), Error> {
     let url = neighbours.gateway.join("/faults")?;
     let response = http::client(GATEWAY_TIMEOUT)?.put(url).json(&of_names(names)).send().await?;

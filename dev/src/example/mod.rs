@@ -1,20 +1,20 @@
-//! The example domain: orders, and the payment gateway that takes the money.
+//! The example domain: orders, and the payment gateway.
 //!
-//! Everything in this crate that knows what the service is for is in this directory. The rest of the crate uses only the
-//! names that are exported below and the functions of [`environment`], [`harness`] and [`traffic`] that it calls. So a
-//! project replaces this directory by one of its own, which offers the same names.
+//! This directory contains all domain code of the crate. The rest of the crate uses only the names exported below and
+//! the functions of [`environment`], [`harness`] and [`traffic`] that it calls. So a project replaces this directory
+//! with its own, which exports the same names.
 //!
-//! - [`campaign`]: attacks a service of several replicas, and checks that no money is lost or taken twice
+//! - [`campaign`]: tests a service of several replicas under faults, and checks that no money is lost or taken twice
 //! - `command`: further commands and flags of `cargo dev`
 //! - [`environment`]: the gateway, ledger and products that `cargo dev` starts the service with
 //! - `faults`: faults of the gateway
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
-//! - [`harness`]: the part of the test harness that knows orders and payments
+//! - [`harness`]: the domain part of the test harness, for orders and payments
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
-//! - `neighbours`: the services that ours calls, as the rest of this crate knows them
+//! - `neighbours`: the interface of the external services for the rest of this crate
 //! - `panels`: the charts and figures of the console
 //! - `stock`: products of the environment
-//! - `traffic`: what customers do
+//! - `traffic`: the actions of customers
 pub mod campaign;
 mod command;
 pub mod environment;

@@ -1,16 +1,16 @@
-//! The services that ours calls, as the rest of this crate knows them.
+//! The interface of the external services for the rest of this crate.
 use url::Url;
 
 use super::invariants;
 use crate::console::Comparison;
 
-/// The addresses of the services that ours calls.
+/// The addresses of the external services.
 #[derive(Clone, Debug)]
 pub struct Addresses {
     pub gateway: Url,
 }
 
-/// Returns what compares the service's tables with the records of those services.
+/// Returns the comparison of the service's tables with the records of the external services.
 pub fn comparison(owner_url: &Url, neighbours: &Addresses) -> Option<Comparison> {
     Some(invariants::for_the_console(owner_url.clone(), neighbours.gateway.clone()))
 }

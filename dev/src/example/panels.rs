@@ -1,4 +1,4 @@
-//! What the console and the terminal show of orders and payments.
+//! The console's and the terminal's figures of orders and payments.
 use std::collections::BTreeMap;
 
 use crate::console::panels::{Panel, or_dash};
@@ -50,8 +50,8 @@ pub(crate) const FIGURES: &[(&str, &str)] = &[
     ("breaker", "max(circuit_breaker_state)"),
 ];
 
-/// Selects the id of the trace that `/traces/first` leads to: that of the first order paid since `$1`. It is stored
-/// with the payment as `00-TRACE-SPAN-01`.
+/// Selects the id of the trace that `/traces/first` redirects to: the trace of the first order paid since `$1`. The
+/// payment stores the trace as `00-TRACE-SPAN-01`.
 pub(crate) const FIRST_TRACE: &str = "
     select split_part(trace_parent, '-', 2)
     from payments
@@ -59,7 +59,7 @@ pub(crate) const FIRST_TRACE: &str = "
     order by created_at
     limit 1";
 
-/// Returns the end of the line on the terminal.
+/// Returns the end of the status line on the terminal.
 pub(crate) fn essentials(figures: &BTreeMap<&str, f64>) -> String {
     let figure = |name: &str| or_dash(figures.get(name).copied(), 0);
     let breaker = match figures.get("breaker") {

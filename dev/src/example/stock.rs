@@ -1,9 +1,9 @@
-//! What there is to order in the database of the environment.
+//! Products in the database of the environment.
 use sqlx::{Connection as _, PgConnection};
 use url::Url;
 use uuid::Uuid;
 
-/// What can be bought; amounts in cents.
+/// Products for sale; amounts in cents.
 const PRODUCTS: [(&str, &str, i64); 12] = [
     ("BEAN-ETH-250", "Coffee, Ethiopia Guji, 250 g", 1190),
     ("BEAN-COL-250", "Coffee, Colombia Huila, 250 g", 1090),
@@ -19,7 +19,7 @@ const PRODUCTS: [(&str, &str, i64); 12] = [
     ("GIFT-CARD-50", "Gift card", 5000),
 ];
 
-/// Fills an empty catalogue, and gives a product that can be ordered.
+/// Fills an empty catalogue, and returns a product for sale.
 pub(crate) async fn offer(owner_url: &Url, progress: &dyn Fn(&str)) -> Result<Uuid, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
     let product = offer_in(&mut connection, progress).await?;

@@ -1,9 +1,9 @@
-//! What the API answered, and what a test expects of it.
+//! The API's response, with assertions for tests.
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -12,7 +12,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Itself, if it has this status.
+    /// Returns the response if it has this status.
     #[track_caller]
     #[must_use]
     pub fn is(self, status: u16) -> Self {
@@ -20,7 +20,7 @@ impl Answer {
         self
     }
 
-    /// Itself, if it is a problem of this kind (the last part of its `type`) and status.
+    /// Returns the response if it is a problem of this kind (the last part of its `type`) and status.
     #[track_caller]
     #[must_use]
     pub fn is_problem(self, status: u16, kind: &str) -> Self {
@@ -30,7 +30,7 @@ impl Answer {
         self
     }
 
-    /// Itself, if it is a 422 that points at exactly these fields.
+    /// Returns the response if it is a 422 with exactly these pointers.
     #[track_caller]
     #[must_use]
     pub fn is_invalid_at(self, pointers: &[&str]) -> Self {
@@ -42,31 +42,31 @@ impl Answer {
         problem
     }
 
-    /// Its body as JSON.
+    /// Returns the body as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self}"))
     }
 
-    /// A member of its body that is text.
+    /// Returns a text member of the body.
     #[track_caller]
     pub fn text(&self, member: &str) -> String {
         let json = self.json();
         json[member].as_str().unwrap_or_else(|| panic!("no text `{member}`: {self}")).to_owned()
     }
 
-    /// The `id` in its body.
+    /// Returns the `id` in the body.
     #[track_caller]
     pub fn id(&self) -> Uuid {
         self.text("id").parse().unwrap_or_else(|error| panic!("{error}: {self}"))
     }
 
-    /// A header, if it is there and text.
+    /// Returns a header, if the header is present and valid text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether it says that an earlier request under its key did the work.
+    /// Returns whether the response is a replay of an earlier response under the same key.
     pub fn is_replayed(&self) -> bool {
         self.header("idempotency-replayed") == Some("true")
     }

@@ -1,8 +1,8 @@
-//! A load balancer before several replicas: what stands before the service wherever there is more than one of it.
+//! A load balancer in front of several replicas, as in any deployment with more than one replica.
 //!
-//! It does what the common ones do, and nothing to make the service look better: it asks each replica whether it is
-//! ready, gives each request to one that was ready when last asked, in turn, and never sends a request twice. A
-//! request that its replica does not answer is a 502.
+//! The balancer behaves like common ones, without features that would hide faults of the service. It probes the
+//! readiness of each replica. It distributes requests in turn over the replicas that were ready at the last probe, and
+//! never sends a request twice. A request without a response from its replica is a 502.
 use std::{
     net::Ipv4Addr,
     sync::{
@@ -24,13 +24,13 @@ use url::Url;
 
 use super::{SOON, Service, User, client::Api};
 
-/// How often each replica is asked whether it is ready.
+/// Interval of readiness probes of each replica.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The largest body that is passed on.
+/// Maximum size of a forwarded body, in bytes.
 const BODY_LIMIT: usize = 1024 * 1024;
 
-/// A balancer at work. It ends when this is dropped.
+/// A running balancer. Dropping the value stops it.
 pub struct Balancer {
     url: Url,
     pool: Arc<Pool>,
@@ -51,7 +51,7 @@ struct Replica {
 }
 
 impl Balancer {
-    /// Before nobody yet.
+    /// Starts a balancer without replicas.
     pub async fn start() -> Self {
         let pool = Arc::new(Pool {
             client: crate::http::client(SOON).expect("a client can be made"),
@@ -66,18 +66,18 @@ impl Balancer {
         Self { url: Url::parse(&format!("http://{address}/")).expect("an address makes a URL"), pool, tasks }
     }
 
-    /// Puts the present process of a service behind it.
+    /// Adds the current process of a service as a replica.
     pub fn add(&self, service: &Service) {
         let (api, ops) = (service.api_url().clone(), service.ops_url().clone());
         self.pool.replicas().push(Replica { api, ops, ready: false });
     }
 
-    /// How many replicas were ready when they were last asked.
+    /// Returns the number of replicas that were ready at the last probe.
     pub fn ready(&self) -> usize {
         self.pool.replicas().iter().filter(|replica| replica.ready).count()
     }
 
-    /// A user with the same session, whose requests come here.
+    /// Returns a user with the same session, whose requests go through this balancer.
     pub fn serves(&self, user: &User) -> User {
         user.at(&Arc::new(Api::new(self.url.clone(), None)))
     }

@@ -1,4 +1,4 @@
-//! A real Chromium without a screen, driven over the protocol `WebDriver`.
+//! A real headless Chromium, controlled over the protocol `WebDriver`.
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -16,7 +16,8 @@ use crate::{
     project,
 };
 
-/// A browser with one window. It ends when this is dropped; [`Browser::has_no_errors`] says that all was well.
+/// A browser with one window. Dropping the value ends the browser; [`Browser::has_no_errors`] asserts that no error
+/// occurred.
 pub struct Browser {
     client: Client,
     site: String,
@@ -24,12 +25,12 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts this program by its driver, and opens a page of this site.
+    /// Starts the browser through its driver, and opens a page of this site.
     pub async fn open(program: &Path, driver: &Path, site: &str, path: &str) -> Self {
         let (driver, port) = start(driver).await;
         let options = json!({
             "binary": program,
-            // Whoever runs tests as root has no sandbox; a container's shared memory is small.
+            // Root has no sandbox, and a container's shared memory is small.
             "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"],
         });
         let capabilities =
@@ -46,23 +47,23 @@ impl Browser {
         browser
     }
 
-    /// Goes to a page by its address, as from a bookmark.
+    /// Opens a page by its URL, like a bookmark.
     pub async fn go(&self, path: &str) {
         self.client.goto(&format!("{}{path}", self.site)).await.unwrap();
     }
 
-    /// The path and the query of where it is.
+    /// Returns the path and the query of the current page.
     pub async fn place(&self) -> String {
         let url = self.client.current_url().await.unwrap();
         format!("{}{}", url.path(), url.query().map(|query| format!("?{query}")).unwrap_or_default())
     }
 
-    /// What a script returns.
+    /// Runs a script and returns its result.
     pub async fn run(&self, script: &str) -> Value {
         self.client.execute(script, Vec::new()).await.unwrap()
     }
 
-    /// Waits until an element has this text in it.
+    /// Waits until an element contains this text.
     pub async fn shows(&self, selector: &str, text: &str) {
         let script = "const found = [...document.querySelectorAll(arguments[0])]; \
                       return found.some((one) => one.textContent.includes(arguments[1]))";
@@ -77,7 +78,7 @@ impl Browser {
         }
     }
 
-    /// Waits until there is no such element.
+    /// Waits until no such element exists.
     pub async fn has_no(&self, selector: &str) {
         let found = Locator::Css(selector);
         eventually("it goes away", async || {
@@ -91,16 +92,16 @@ impl Browser {
         .await;
     }
 
-    /// Clicks on the element, as soon as it can be.
+    /// Clicks on the element as soon as it is clickable.
     pub async fn click(&self, selector: &str) {
         eventually(&format!("{selector} can be clicked"), async || {
-            // The page may replace it between finding and clicking it.
+            // The page may replace the element between the search and the click.
             self.client.find(Locator::Css(selector)).await.ok()?.click().await.ok()
         })
         .await;
     }
 
-    /// Presses a key, by its name, on whatever has the focus.
+    /// Presses a key, given by its name, in the focused element.
     pub async fn press(&self, key: &str) {
         let (text, code) = if key == "Enter" { ("\r", 13) } else { (key, 0) };
         let down = json!({ "type": "keyDown", "key": key, "text": text, "windowsVirtualKeyCode": code });
@@ -108,20 +109,20 @@ impl Browser {
         self.develop("Input.dispatchKeyEvent", json!({ "type": "keyUp", "key": key })).await;
     }
 
-    /// Sets the size of the page, as a window or a phone has it.
+    /// Sets the size of the page, to that of a window or of a phone.
     pub async fn is_as_wide_as(&self, width: u32, height: u32) {
         let metrics =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
         self.develop("Emulation.setDeviceMetricsOverride", metrics).await;
     }
 
-    /// Prefers light or dark, as the system of its user does.
+    /// Sets the preferred colour scheme, light or dark.
     pub async fn prefers(&self, scheme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         self.develop("Emulation.setEmulatedMedia", features).await;
     }
 
-    /// A picture of what is seen, in `target/console` of the checkout.
+    /// Saves a screenshot in `target/console` of the checkout.
     pub async fn picture(&self, name: &str) -> PathBuf {
         let directory = project::root().join("target/console");
         std::fs::create_dir_all(&directory).unwrap();
@@ -130,7 +131,7 @@ impl Browser {
         path
     }
 
-    /// Nothing was logged in the browser's console that is worse than information.
+    /// Asserts that the browser's console contains no warnings or errors.
     pub async fn has_no_errors(self) {
         let logged = self.command("se/log", json!({ "type": "browser" })).await;
         let worse = |entry: &&Value| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING"));
@@ -139,7 +140,7 @@ impl Browser {
         self.client.close().await.unwrap();
     }
 
-    /// A command of the developers' tools.
+    /// Sends a command of the developer tools.
     async fn develop(&self, command: &str, parameters: Value) {
         self.command("goog/cdp/execute", json!({ "cmd": command, "params": parameters })).await;
     }
@@ -149,8 +150,8 @@ impl Browser {
     }
 }
 
-/// Starts the driver, and gives its port. It chooses one that is free for IPv6, and ends where the same one is taken for
-/// IPv4; so it is started again.
+/// Starts the driver, and returns its port. The driver chooses a port that is free for IPv6, and exits if the same port
+/// is in use for IPv4. In that case this function starts the driver again.
 async fn start(driver: &Path) -> (Child, u16) {
     let mut said = Vec::new();
     for _ in 0..5 {
@@ -165,7 +166,7 @@ async fn start(driver: &Path) -> (Child, u16) {
     panic!("{said:#?}")
 }
 
-/// A command that the driver has beyond the standard.
+/// A command of the driver beyond the standard.
 #[derive(Debug)]
 struct Extension {
     path: &'static str,

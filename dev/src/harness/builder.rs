@@ -1,18 +1,18 @@
-//! Starting a service for a test.
+//! Builder that starts a service for a test.
 use std::{path::PathBuf, sync::Arc};
 
 use super::{Collector, Database, Link, Service, Witness, service::Surroundings};
 use crate::example::harness::Neighbours;
 
-/// What every service of the tests is started with, unless a test says otherwise.
+/// Default settings of every service in tests.
 const SETTINGS: [(&str, &str); 10] = [
     ("API_ADDRESS", "127.0.0.1:0"),
     ("OPS_ADDRESS", "127.0.0.1:0"),
     ("LOG_FORMAT", "json"),
     ("DATABASE_MAX_CONNECTIONS", "4"),
-    // On a machine that is busy with other tests, a connection may take its time.
+    // On a machine that is busy with other tests, a connection can take long.
     ("DATABASE_ACQUIRE_TIMEOUT_MS", "10000"),
-    // As cheap as argon2 gets.
+    // The lowest cost of argon2.
     ("ARGON2_MEMORY_KIB", "64"),
     ("ARGON2_ITERATIONS", "1"),
     ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0"),
@@ -20,7 +20,7 @@ const SETTINGS: [(&str, &str); 10] = [
     ("RATE_LIMIT_ADDRESS_PER_SECOND", "0"),
 ];
 
-/// A service that is about to be started.
+/// A service before its start.
 #[derive(Debug, Clone)]
 #[must_use = "start() starts it"]
 pub struct Builder {
@@ -45,44 +45,44 @@ impl Builder {
         }
     }
 
-    /// With another value of a setting.
+    /// Sets a setting.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.retain(|(known, _)| known != name);
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// With somebody who takes its spans, soon after they have ended.
+    /// Sends spans to this collector, soon after they have ended.
     pub fn traced_by(self, collector: &Collector) -> Self {
         self.setting("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
             .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
     }
 
-    /// With somebody who sees every request and its answer.
+    /// Adds a witness that sees every request and its response.
     pub fn witness(mut self, witness: Witness) -> Self {
         self.witness = Some(witness);
         self
     }
 
-    /// On an empty database, which the service has to migrate itself.
+    /// Uses an empty database, which the service must migrate itself.
     pub fn without_schema(mut self) -> Self {
         self.has_schema = false;
         self
     }
 
-    /// With a [`Link`] between it and its database.
+    /// Adds a [`Link`] between the service and its database.
     pub fn behind_a_link(mut self) -> Self {
         self.behind_a_link = true;
         self
     }
 
-    /// On a PostgreSQL server of its own.
+    /// Uses a dedicated PostgreSQL server.
     pub fn on_a_server_of_its_own(mut self) -> Self {
         self.has_server = true;
         self
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts the service, and waits until it is ready.
     pub async fn start(self) -> Service {
         let database = if self.has_server {
             Database::create_alone(&self.executable, &self.settings).await
@@ -101,7 +101,7 @@ impl Builder {
         } else {
             None
         };
-        // After them, so that what a test says goes: a deployment that says nothing is a test's.
+        // The test's settings come last, so that they take precedence. A deployment without settings is that of a test.
         for (name, value) in neighbours.settings().into_iter().chain(database.settings()) {
             if !settings.iter().any(|(known, _)| known == name) {
                 settings.push((name.to_owned(), value));

@@ -1,4 +1,4 @@
-//! Requests to the API and their answers.
+//! Requests to the API, and their responses.
 use std::{
     future::IntoFuture,
     pin::Pin,
@@ -14,22 +14,22 @@ use uuid::Uuid;
 
 use super::{Answer, Service};
 
-/// Longer than the service's own deadline, so that it is the service that gives up.
+/// Timeout that exceeds the service's own deadline, so that the service times out first.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// What was asked, and what was answered, for a [`Witness`].
+/// A request and its response, for a [`Witness`].
 #[derive(Debug)]
 pub struct Exchange<'a> {
     pub method: &'a Method,
-    /// Without the query.
+    /// The path without the query.
     pub path: &'a str,
     pub answer: &'a Answer,
 }
 
-/// Sees every exchange of a whole run, and panics at one that breaks a rule.
+/// A function that sees every exchange of a whole run, and panics if an exchange violates a rule.
 pub type Witness = fn(&Exchange<'_>);
 
-/// The way to a service; it stays the same when the service is started again on another port.
+/// Connection to a service. It stays valid when the service restarts on another port.
 #[derive(Debug)]
 pub(super) struct Api {
     client: reqwest::Client,
@@ -47,7 +47,7 @@ impl Api {
         self.url.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The way to another replica, with the same witness.
+    /// Returns a connection to another replica, with the same witness.
     pub(super) fn moved_to(&self, url: Url) -> Self {
         Self { client: self.client.clone(), url: RwLock::new(url), witness: self.witness }
     }
@@ -57,7 +57,7 @@ impl Api {
     }
 }
 
-/// Somebody who sends requests: with a session, or without one.
+/// A sender of requests, with or without a session.
 #[derive(Debug, Clone)]
 pub struct Client {
     api: Arc<Api>,
@@ -73,7 +73,7 @@ impl Client {
         Self { api: Arc::clone(api), headers: self.headers.clone() }
     }
 
-    /// The same client, sending a header with every request.
+    /// Returns the same client with an additional header in every request.
     #[must_use]
     pub fn with_header(&self, name: &str, value: &str) -> Self {
         let mut client = self.clone();
@@ -82,7 +82,7 @@ impl Client {
         client
     }
 
-    /// The same client with this session.
+    /// Returns the same client with this session.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Self {
         self.with_header("authorization", &format!("Bearer {token}"))
@@ -108,7 +108,7 @@ impl Client {
         self.request(Method::DELETE, path)
     }
 
-    /// A request of any method; `path` may have a query.
+    /// Returns a request of any method; `path` may have a query.
     pub fn request(&self, method: Method, path: impl Into<String>) -> Request {
         Request {
             api: Arc::clone(&self.api),
@@ -120,7 +120,7 @@ impl Client {
     }
 }
 
-/// A request. It is sent when it is awaited, and a clone of it is the same request once more.
+/// A request. Awaiting a request sends it. A clone is a retry of the same request.
 #[derive(Debug, Clone)]
 #[must_use = "a request is sent when it is awaited"]
 pub struct Request {
@@ -132,58 +132,58 @@ pub struct Request {
 }
 
 impl Request {
-    /// With this body.
+    /// Sets the JSON body.
     pub fn json(self, body: &Value) -> Self {
         self.header("content-type", "application/json").body(body.to_string())
     }
 
-    /// With these bytes as the body, and no media type.
+    /// Sets these bytes as the body, without a media type.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
     }
 
-    /// Under this idempotency key.
+    /// Sets the idempotency key.
     pub fn key(self, key: &str) -> Self {
         self.header("idempotency-key", key)
     }
 
-    /// Under an idempotency key that was never used before.
+    /// Sets a new idempotency key.
     pub fn new_key(self) -> Self {
         self.key(&Uuid::now_v7().to_string())
     }
 
-    /// With this header in place of an earlier one.
+    /// Sets a header, replacing an earlier value.
     pub fn header(self, name: &str, value: &str) -> Self {
         self.without_header(name).also_header(name, value)
     }
 
-    /// With this header beside earlier ones of the same name.
+    /// Adds a header to earlier ones of the same name.
     pub fn also_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Without this header.
+    /// Removes a header.
     pub fn without_header(mut self, name: &str) -> Self {
         self.headers.retain(|(known, _)| known != name);
         self
     }
 
-    /// The same request to another replica.
+    /// Sends the request to another replica.
     pub fn at(mut self, service: &Service) -> Self {
         self.api = service.api();
         self
     }
 
-    /// Sends it, and goes on before it is answered.
+    /// Sends the request without waiting for the response.
     pub fn in_background(self) -> Attempt {
         let task = tokio::spawn(self.clone().try_send());
         Attempt { request: self, task }
     }
 
-    /// Sends it again and again until it has a final answer, as a careful client does whose server may be killed:
-    /// whatever says "not yet" (202, 409, 503, 504), or nothing, is followed by the same request under the same key.
+    /// Retries the request until a final response, like a careful client of a server that may be killed. A preliminary
+    /// response (202, 409, 503, 504) or a missing one is followed by the same request under the same key.
     pub async fn insist(self) -> Answer {
         let started = Instant::now();
         loop {
@@ -196,7 +196,7 @@ impl Request {
         }
     }
 
-    /// Sends it; the error is that no whole answer came.
+    /// Sends the request. The error means that no complete response was received.
     pub async fn try_send(self) -> Result<Answer, reqwest::Error> {
         let (path, query) = self.path.split_once('?').unwrap_or((&self.path, ""));
         let mut url = self.api.url();
@@ -228,7 +228,7 @@ impl IntoFuture for Request {
     }
 }
 
-/// A request that is under way.
+/// A request in flight.
 #[derive(Debug)]
 pub struct Attempt {
     request: Request,
@@ -236,26 +236,26 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Its answer.
+    /// Waits for the response.
     pub async fn answer(self) -> Answer {
         let answer = self.task.await.expect("the request's task ends by itself");
         answer.unwrap_or_else(|error| panic!("there was no answer: {error:?}"))
     }
 
-    /// Its answer; `None` if the connection ended without one.
+    /// Waits for the response; `None` if the connection ended without one.
     pub async fn try_answer(self) -> Option<Answer> {
         self.task.await.expect("the request's task ends by itself").ok()
     }
 
-    /// Breaks the connection off before there is an answer.
+    /// Closes the connection before the response.
     pub async fn give_up(self) -> Request {
         self.task.abort();
-        // Its connection is closed when the task has ended.
+        // The connection is closed once the task has ended.
         self.task.await.ok();
         self.request
     }
 
-    /// The same request once more.
+    /// Returns the same request, for a retry.
     pub fn again(&self) -> Request {
         self.request.clone()
     }

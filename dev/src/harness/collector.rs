@@ -1,4 +1,4 @@
-//! A collector of traces: takes what a service sends over OTLP and keeps it. It can be as unwell as collectors are.
+//! A trace collector that receives and stores the spans of a service over OTLP. It can simulate faults of collectors.
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
@@ -10,19 +10,19 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use super::eventually;
 use crate::otlp::{self, Span, SpanKind};
 
-/// How a collector meets what it is sent.
+/// The behaviour of a collector.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Mood {
-    /// It takes it.
+    /// Accepts requests.
     #[default]
     Well,
-    /// It takes it, so much later.
+    /// Accepts requests after a delay.
     Slow(Duration),
-    /// It refuses it, as one does that is over its limits.
+    /// Rejects requests, like a collector above its limits.
     Refusing,
 }
 
-/// A running collector. It ends when this is dropped.
+/// A running collector. Dropping the value stops it.
 #[derive(Debug)]
 pub struct Collector {
     address: SocketAddr,
@@ -30,20 +30,20 @@ pub struct Collector {
     server: JoinHandle<()>,
 }
 
-/// What has come in so far, and how it is met.
+/// The received spans, and the current behaviour.
 #[derive(Debug, Clone, Default)]
 struct Inbox(Arc<Mutex<Contents>>);
 
 #[derive(Debug, Default)]
 struct Contents {
     mood: Mood,
-    /// Requests that came in, met well or not.
+    /// Number of received requests, accepted or not.
     requests: usize,
     spans: Vec<Span>,
 }
 
 impl Collector {
-    /// Starts one that is well.
+    /// Starts a collector that accepts requests.
     pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
         let address = listener.local_addr().expect("a listener has an address");
@@ -53,22 +53,22 @@ impl Collector {
         Self { address, inbox, server }
     }
 
-    /// For `OTEL_EXPORTER_OTLP_ENDPOINT`, with either protocol.
+    /// Returns the value for `OTEL_EXPORTER_OTLP_ENDPOINT`, with either protocol.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// From now on it meets what it is sent like this.
+    /// Sets the behaviour for further requests.
     pub fn is(&self, mood: Mood) {
         self.inbox.lock().mood = mood;
     }
 
-    /// How many requests came in, met well or not.
+    /// Returns the number of received requests, accepted or not.
     pub fn requests(&self) -> usize {
         self.inbox.lock().requests
     }
 
-    /// Everything that it has taken, in the order in which it came.
+    /// Returns all accepted spans, in order of arrival.
     pub fn spans(&self) -> Vec<Span> {
         self.inbox.lock().spans.clone()
     }
@@ -78,7 +78,7 @@ impl Collector {
         eventually(what, async || self.spans().into_iter().find(&fits)).await
     }
 
-    /// Waits for the span of a request to this route, sent under this correlation id.
+    /// Waits for the span of a request to this route with this correlation id.
     pub async fn has_request(&self, route: &str, correlation_id: &str) -> Span {
         self.has(&format!("{route} {correlation_id}"), |span| {
             let attributes = &span.attributes;
@@ -89,7 +89,7 @@ impl Collector {
         .await
     }
 
-    /// The spans right below this one, in the order in which they began.
+    /// Returns the child spans of this span, in order of their start.
     pub fn below(&self, parent: &Span) -> Vec<Span> {
         let mut children = self.spans();
         children.retain(|span| span.trace_id == parent.trace_id && span.parent_id == parent.span_id);

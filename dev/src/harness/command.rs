@@ -1,11 +1,11 @@
-//! A command of the executable, run to its end.
+//! A command of the executable, run until its exit.
 use std::{path::Path, process::ExitStatus};
 
 use crate::process::{Child, Launch, Stream};
 
 use super::SOON;
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Finished {
     pub status: ExitStatus,
@@ -14,20 +14,20 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Its exit code; `None` if a signal ended it.
+    /// Returns the exit code; `None` if a signal ended the command.
     pub fn code(&self) -> Option<i32> {
         self.status.code()
     }
 
-    /// Its standard output, if it succeeded.
+    /// Asserts success, and returns standard output.
     pub fn succeeded(self) -> String {
         assert!(self.status.success(), "{}: {}{}", self.status, self.stdout, self.stderr);
         self.stdout
     }
 }
 
-/// Runs a command of the executable with these settings and no others: neither the environment nor a `.env` file
-/// of whoever runs the tests reaches it.
+/// Runs a command of the executable with these settings only. The command inherits neither the environment nor a `.env`
+/// file of the test runner.
 pub async fn run(executable: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
     finish(start(executable, arguments, settings)).await
 }

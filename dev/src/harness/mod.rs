@@ -1,15 +1,15 @@
-//! The harness of the tests: the real executable, with a database and neighbours of its own.
+//! The test harness: the real executable with its own database and simulated dependencies.
 //!
-//! A test starts a [`Service`], lets a [`User`] act on it over sockets, and looks at what came of it: answers,
-//! logs, metrics, rows, what its neighbours saw. It links nothing of the service, so it knows only what a client or
-//! an operator can know, and it can do to the process what the world does: terminate it, kill it, start it again.
+//! A test starts a [`Service`], acts as a [`User`] over sockets, and checks the results: responses, logs, metrics,
+//! rows, and the requests to the dependencies. The harness does not link the service, so tests use only what a client
+//! or an operator can see. A test can terminate, kill and restart the process, as in production.
 //!
-//! The rules that tests live by:
-//! - Nothing sleeps. What takes time is waited for with [`eventually`], which has a deadline.
-//! - Nothing is shared but the PostgreSQL server: each service has a fresh database, cloned from a template that
-//!   the executable's own `migrate` made once for the run.
-//! - What knows what the service is for stands in [`example::harness`](crate::example::harness).
-//! - A helper that cannot do its work panics and says what it saw: there is nobody to handle an error here.
+//! Rules of tests:
+//! - Tests do not sleep. They wait for conditions with [`eventually`], which has a deadline.
+//! - Tests share only the PostgreSQL server. Each service has a fresh database, cloned from a template. The
+//!   executable's own `migrate` creates the template once per run.
+//! - Domain code is in [`example::harness`](crate::example::harness).
+//! - A helper that fails panics and reports its observations, because tests handle no errors.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -51,22 +51,21 @@ pub use self::{
     user::{PASSWORD, User},
 };
 
-/// Far longer than anything takes, on a machine that is busy with something else too. Nothing waits this long
-/// unless a test fails.
+/// Timeout far above the duration of any operation, on a busy machine too. Only a failing test waits this long.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// Waits until `look` finds something, and returns it.
+/// Waits until `look` returns a value, and returns this value.
 ///
 /// # Panics
-/// With `what` if it does not come about [`SOON`].
+/// Panics with `what` if there is no value within [`SOON`].
 pub async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
     within(SOON, what, look).await
 }
 
-/// Waits until `look` finds something, for what may take longer than [`SOON`].
+/// Waits until `look` returns a value, for operations that can take longer than [`SOON`].
 ///
 /// # Panics
-/// With `what` if it does not come about in time.
+/// Panics with `what` if there is no value within the deadline.
 pub async fn within<T>(deadline: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {

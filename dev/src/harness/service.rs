@@ -1,4 +1,4 @@
-//! A running service, from start to end.
+//! A running service, from start to exit.
 use std::{
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -21,7 +21,7 @@ use crate::{
     process::{Child, Follower, Signal, Stream},
 };
 
-/// The executable, running `serve`.
+/// A process of the executable that runs `serve`.
 #[derive(Debug)]
 struct Process {
     child: Child,
@@ -48,7 +48,7 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// Where a test fails, what the service has said last often says why.
+    /// Prints the last output of the service if the test failed, because the output often contains the reason.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the service at {} said last:", self.api);
@@ -59,7 +59,7 @@ impl Drop for Process {
     }
 }
 
-/// A service with a database and neighbours of its own. All of it ends when this is dropped.
+/// A service with its own database and simulated dependencies. Dropping the value ends all of them.
 pub struct Service {
     executable: PathBuf,
     settings: Vec<(String, String)>,
@@ -68,7 +68,7 @@ pub struct Service {
     pub(crate) surroundings: Surroundings,
 }
 
-/// What a service works with. Its replicas share it.
+/// The dependencies of a service, shared by its replicas.
 #[derive(Clone)]
 pub(crate) struct Surroundings {
     pub(crate) neighbours: Arc<Neighbours>,
@@ -77,7 +77,7 @@ pub(crate) struct Surroundings {
 }
 
 impl Service {
-    /// A service of this executable, with the settings of tests.
+    /// Returns a builder for a service of this executable, with the settings of tests.
     pub fn builder(executable: impl Into<PathBuf>) -> Builder {
         Builder::new(executable.into())
     }
@@ -87,7 +87,7 @@ impl Service {
         Self::builder(executable).start().await
     }
 
-    /// Starts it in these surroundings, and waits until it is ready.
+    /// Starts a service with these dependencies, and waits until it is ready.
     pub(super) async fn launch(
         executable: PathBuf,
         settings: Vec<(String, String)>,
@@ -110,9 +110,9 @@ impl Service {
         eventually("the service is ready", async || (self.ops("/readyz").await.0 == 200).then_some(())).await;
     }
 
-    // Its life.
+    // Lifecycle.
 
-    /// Kills it like a power cut: it has no moment to finish anything.
+    /// Kills the process with SIGKILL, like a power failure, without any shutdown.
     pub async fn kill_9(&self) {
         self.signal(Signal::SIGKILL);
         self.ends().await;
@@ -123,18 +123,18 @@ impl Service {
         self.process.child.signal(signal).expect("the service runs");
     }
 
-    /// Waits for its end, and says how it ended.
+    /// Waits for the exit, and returns the exit status.
     pub async fn ends(&self) -> ExitStatus {
         self.process.child.wait(SOON).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Asks it to end, waits for that, and says how it ended.
+    /// Requests a graceful stop, waits for the exit, and returns the exit status.
     pub async fn terminate(&self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.ends().await
     }
 
-    /// Starts it again, with the same database and neighbours, on other ports. Everybody's sessions go on.
+    /// Restarts the service with the same database and dependencies, on other ports. Sessions stay valid.
     pub async fn restart(&mut self) {
         self.process = Process::start(&self.executable, &self.settings).await;
         self.api.move_to(self.process.api.clone());
@@ -142,25 +142,25 @@ impl Service {
         self.is_ready().await;
     }
 
-    /// Starts it again without one of its settings.
+    /// Restarts the service without one of its settings.
     pub async fn restart_without(&mut self, setting: &str) {
         self.settings.retain(|(name, _)| name != setting);
         self.restart().await;
     }
 
-    /// Starts it again with another value of a setting.
+    /// Restarts the service with a changed setting.
     pub async fn restart_with(&mut self, setting: &str, value: &str) {
         self.settings.retain(|(name, _)| name != setting);
         self.settings.push((setting.to_owned(), value.to_owned()));
         self.restart().await;
     }
 
-    /// Starts another replica: a further process with the same settings, database and neighbours.
+    /// Starts another replica: a second process with the same settings, database and dependencies.
     pub async fn replica(&self) -> Self {
         self.replica_with(&[]).await
     }
 
-    /// Starts another replica with other values of some settings.
+    /// Starts another replica with some settings changed.
     pub async fn replica_with(&self, others: &[(&str, &str)]) -> Self {
         let mut settings = self.settings.clone();
         for (name, value) in others {
@@ -187,14 +187,14 @@ impl Service {
         command::run(&self.executable, arguments, &settings).await
     }
 
-    // Its users.
+    // Users.
 
-    /// Somebody without a session.
+    /// Returns a client without a session.
     pub fn nobody(&self) -> Client {
         Client::new(Arc::clone(&self.api))
     }
 
-    /// A new customer, registered and logged in.
+    /// Registers and logs in a new customer.
     pub async fn customer(&self) -> User {
         let email = format!("customer-{}@example.com", Uuid::now_v7().simple());
         let registration = json!({ "email": email, "password": PASSWORD, "name": "Ada Lovelace" });
@@ -202,17 +202,17 @@ impl Service {
         self.log_in(&email).await
     }
 
-    /// A new member of support, logged in.
+    /// Creates and logs in a new support user.
     pub async fn support(&self) -> User {
         self.staff("support").await
     }
 
-    /// A new admin, logged in.
+    /// Creates and logs in a new admin.
     pub async fn admin(&self) -> User {
         self.staff("admin").await
     }
 
-    /// A new auditor, logged in.
+    /// Creates and logs in a new auditor.
     pub async fn auditor(&self) -> User {
         self.staff("auditor").await
     }
@@ -224,12 +224,12 @@ impl Service {
         self.log_in(&email).await
     }
 
-    /// Logs in a user that has the password of all users of tests.
+    /// Logs in a user who has the common password of all test users.
     pub async fn log_in(&self, email: &str) -> User {
         User::log_in(&self.nobody(), &self.surroundings.database, email).await
     }
 
-    /// A user with the same session, whose requests go to this replica.
+    /// Returns a user with the same session, whose requests go to this replica.
     pub fn serves(&self, user: &User) -> User {
         user.at(&self.api)
     }
@@ -238,42 +238,42 @@ impl Service {
         Arc::clone(&self.api)
     }
 
-    // Its surroundings.
+    // Dependencies.
 
-    /// Returns the addresses of the services that it calls.
+    /// Returns the addresses of the external services.
     pub fn neighbours(&self) -> Addresses {
         self.surroundings.neighbours.addresses()
     }
 
-    /// The database, as its owner.
+    /// Returns the database, as its owner.
     pub fn database(&self) -> &Database {
         &self.surroundings.database
     }
 
-    /// The wire to the database, of a service that was built with one.
+    /// Returns the TCP proxy to the database, for a service built with a proxy.
     pub fn link(&self) -> Arc<Link> {
         Arc::clone(self.surroundings.link.as_ref().expect("the service was built behind a link"))
     }
 
-    /// The audit events that fit a condition, oldest first.
+    /// Returns the audit events that match a condition, oldest first.
     pub async fn audit_events(&self, condition: &str) -> Vec<Value> {
         let query = format!("select * from audit_events where {condition} order by sequence");
         self.database().rows(query).await
     }
 
-    // Its operations.
+    // Operations.
 
-    /// Where the API listens.
+    /// Returns the URL of the API.
     pub fn api_url(&self) -> &Url {
         &self.process.api
     }
 
-    /// Where operations listens.
+    /// Returns the URL of the operations listener.
     pub fn ops_url(&self) -> &Url {
         &self.process.ops
     }
 
-    /// Sends a request to the operations listener; `None` if there is no answer.
+    /// Sends a request to the operations listener; `None` without a response.
     pub async fn operate(&self, method: Method, path: &str, body: &str) -> Option<(u16, String)> {
         let url = self.process.ops.join(path).expect("a path makes a URL");
         let client = crate::http::client(SOON).expect("a client can be made");
@@ -282,24 +282,24 @@ impl Service {
         Some((response.status().as_u16(), response.text().await.ok()?))
     }
 
-    /// The status and the body of a page of the operations listener; 0 if there is no answer.
+    /// Returns the status and the body of a page of the operations listener; status 0 without a response.
     pub async fn ops(&self, path: &str) -> (u16, String) {
         self.operate(Method::GET, path, "").await.unwrap_or_default()
     }
 
-    /// Everything that it counts and measures, in Prometheus' text format.
+    /// Returns all metrics in Prometheus' text format.
     pub async fn metrics(&self) -> String {
         let (status, text) = self.ops("/metrics").await;
         assert_eq!(status, 200, "{text}");
         text
     }
 
-    /// The value of a series that counts, such as `panics_total`.
+    /// Returns the value of a counter, such as `panics_total`.
     pub async fn metric(&self, series: &str) -> i64 {
         self.value(series).await
     }
 
-    /// The value of a series that measures, such as `worker_last_success_timestamp_seconds{worker="sweep"}`.
+    /// Returns the value of a gauge, such as `worker_last_success_timestamp_seconds{worker="sweep"}`.
     pub async fn gauge(&self, series: &str) -> f64 {
         self.value(series).await
     }
@@ -310,27 +310,27 @@ impl Service {
         value.unwrap_or_else(|| panic!("there is no series {series}"))
     }
 
-    /// Nobody reads its log lines any more, though somebody holds the pipe.
+    /// Stops reading the service's output, while the pipe stays open.
     pub fn nobody_reads_its_output(&self) {
         self.process.child.stall_stdout();
     }
 
-    /// Somebody reads its log lines again, and misses none of those that are still to be had.
+    /// Resumes reading the service's output, including all lines still in the pipe.
     pub fn somebody_reads_its_output_again(&self) {
         self.process.child.read_stdout_again();
     }
 
-    /// Whoever read its log lines has gone.
+    /// Closes the reading end of the service's output.
     pub fn its_output_is_closed(&self) {
         self.process.child.close_stdout();
     }
 
-    /// How much memory it uses, in bytes.
+    /// Returns the resident memory of the process, in bytes.
     pub fn memory(&self) -> u64 {
         self.memory_by("VmRSS:")
     }
 
-    /// The most memory that the process has had so far, in bytes.
+    /// Returns the peak resident memory of the process, in bytes.
     pub fn peak_memory(&self) -> u64 {
         self.memory_by("VmHWM:")
     }
@@ -342,12 +342,12 @@ impl Service {
         size.and_then(|size| size.trim().parse::<u64>().ok()).expect("it says so") * 1024
     }
 
-    /// Reads what the present process prints, from its start.
+    /// Returns the output of the current process from its start.
     pub fn follow(&self) -> Follower {
         self.process.child.follow()
     }
 
-    /// The log lines of the present process.
+    /// Returns the log lines of the current process.
     pub fn logs(&self) -> Vec<Value> {
         let lines = self.process.child.lines().into_iter().filter(|line| line.stream == Stream::Stdout);
         lines
@@ -358,13 +358,13 @@ impl Service {
             .collect()
     }
 
-    /// What the present process has printed on its standard error.
+    /// Returns the standard error of the current process.
     pub fn stderr(&self) -> Vec<String> {
         let lines = self.process.child.lines().into_iter().filter(|line| line.stream == Stream::Stderr);
         lines.map(|line| line.text).collect()
     }
 
-    /// Waits for a log line of the present process.
+    /// Waits for a log line of the current process.
     pub async fn logs_that(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         eventually(what, async || self.logs().into_iter().find(&fits)).await
     }

@@ -9,14 +9,14 @@ use super::{
     database::Database,
 };
 
-/// Everybody's.
+/// Password of every test user.
 pub const PASSWORD: &str = "correct horse battery staple";
 
-/// Somebody who is logged in. Their requests are those of the [`Client`] in them.
+/// A logged-in user. Its requests are those of the contained [`Client`].
 #[derive(Debug, Clone)]
 pub struct User {
     client: Client,
-    /// That of their service, to look at what was stored for them.
+    /// Database of the user's service, for checking the stored data.
     pub database: Arc<Database>,
     pub id: Uuid,
     pub email: String,

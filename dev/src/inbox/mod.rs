@@ -1,7 +1,7 @@
-//! The far end of alerting: a page that shows every alert that arrived, and the runbooks that alerts link to.
+//! The receiver of alerts: a page with every received alert, and the runbooks that alerts link to.
 //!
-//! In production this is a pager, a queue and an outside service that waits for a heartbeat; here it is a place to
-//! look at. It keeps the latest alerts in memory, whoever sent them: Alertmanager, or the service itself.
+//! In production a pager, a queue and an external heartbeat monitor take its place. The inbox keeps the latest alerts
+//! in memory, from Alertmanager and from the service itself.
 mod page;
 mod routes;
 
@@ -16,19 +16,19 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-/// How many alerts are remembered.
+/// Maximum number of remembered alerts.
 const REMEMBERED: usize = 1000;
 
-/// What an inbox is started with.
+/// Settings of an inbox.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where to listen; port 0 picks a free one.
+    /// The listen address; port 0 selects a free port.
     pub address: SocketAddr,
-    /// The directory of the runbooks; without it their links lead nowhere.
+    /// Directory of the runbooks. Without a directory the runbook links lead nowhere.
     pub runbooks: Option<PathBuf>,
 }
 
-/// An alert, as it was when it arrived.
+/// An alert as received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Received {
     pub received_at: DateTime<Utc>,
@@ -36,7 +36,7 @@ pub struct Received {
     pub source: String,
     /// `firing` or `resolved`.
     pub status: String,
-    /// When it began, by the clock of its sender.
+    /// Start time according to the sender's clock.
     pub started_at: Option<DateTime<Utc>>,
     pub name: String,
     pub severity: String,
@@ -46,14 +46,14 @@ pub struct Received {
     pub dashboard_url: Option<String>,
 }
 
-/// What has arrived.
+/// The received alerts and heartbeats.
 #[derive(Debug, Default)]
 struct Arrivals {
     alerts: VecDeque<Received>,
     heartbeat_at: Option<DateTime<Utc>>,
 }
 
-/// What the routes share.
+/// State shared by the routes.
 struct Shared {
     arrivals: Mutex<Arrivals>,
     runbooks: Option<PathBuf>,
@@ -72,7 +72,7 @@ impl Shared {
     }
 }
 
-/// A running inbox. Dropping it stops it.
+/// A running inbox. Dropping the value stops it.
 pub struct Inbox {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -81,7 +81,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Starts an inbox; when this returns, it answers.
+    /// Starts an inbox. The inbox accepts requests when this function returns.
     pub async fn start(settings: Settings) -> std::io::Result<Self> {
         let listener = TcpListener::bind(settings.address).await?;
         let address = listener.local_addr()?;
@@ -93,28 +93,28 @@ impl Inbox {
             let until = async move {
                 let _ = stopped.wait_for(|stop| *stop).await;
             };
-            // It has nothing to lose: what breaks off is sent again.
+            // Aborted requests lose nothing, because senders retry.
             let _ = axum::serve(listener, router).with_graceful_shutdown(until).await;
         });
         Ok(Self { address, shared, stop, task })
     }
 
-    /// Where it listens.
+    /// Returns the listen address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What has arrived, newest first.
+    /// Returns the received alerts, newest first.
     pub fn alerts(&self) -> Vec<Received> {
         self.shared.look(|arrivals| arrivals.alerts.iter().cloned().collect())
     }
 
-    /// When Alertmanager last said that alerting works from end to end.
+    /// Returns the time of Alertmanager's last heartbeat, which shows that alerting works end to end.
     pub fn heartbeat_at(&self) -> Option<DateTime<Utc>> {
         self.shared.look(|arrivals| arrivals.heartbeat_at)
     }
 
-    /// Stops it.
+    /// Stops the inbox.
     pub async fn stop(self) {
         self.stop.send_replace(true);
         let _ = self.task.await;

@@ -1,4 +1,4 @@
-//! The page: the latest alerts, newest first, each with the way to its runbook and its dashboard.
+//! The page: the latest alerts, newest first, each with links to its runbook and dashboard.
 use std::fmt::Write as _;
 
 use super::{Arrivals, Received};
@@ -61,7 +61,7 @@ fn article(alert: &Received) -> String {
     )
 }
 
-/// Text that comes from outside is shown, and is never markup.
+/// Escapes external text, so that it is displayed and never becomes markup.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,4 +1,4 @@
-//! What can be sent to the inbox, and what can be looked at.
+//! The routes of the inbox, for senders and readers.
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
@@ -25,7 +25,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// What Alertmanager sends to a webhook, as far as it is shown.
+/// The displayed part of Alertmanager's webhook body.
 #[derive(Deserialize)]
 struct Notification {
     alerts: Vec<Notified>,
@@ -57,7 +57,7 @@ async fn from_alertmanager(State(shared): State<Arc<Shared>>, Json(sent): Json<N
     }
 }
 
-/// What the service sends itself.
+/// The body of the service's own alerts.
 #[derive(Deserialize)]
 struct Raised {
     severity: String,
@@ -94,7 +94,7 @@ async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
 }
 
 async fn runbook(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
-    // A name and never a path.
+    // A name is never a path.
     if !name.chars().all(|letter| letter.is_ascii_alphanumeric()) {
         return StatusCode::NOT_FOUND.into_response();
     }

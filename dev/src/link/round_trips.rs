@@ -1,31 +1,32 @@
-//! Counts round trips to PostgreSQL on the wire, where none can hide: whatever a driver sends, a statement, `begin`,
-//! a ping of its pool, it waits for one `ReadyForQuery` (PostgreSQL's documentation, "Message Flow").
+//! Counter of round trips to PostgreSQL on the wire, where it sees every round trip. For each message exchange (a
+//! statement, `begin`, a ping of the pool) the driver waits for one `ReadyForQuery` (PostgreSQL's documentation,
+//! "Message Flow").
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The type of a `ReadyForQuery`.
+/// Type byte of a `ReadyForQuery`.
 const READY_FOR_QUERY: u8 = b'Z';
 
-/// What the server says to somebody who asks for TLS that it does not have: this byte alone, no message.
+/// Response of a server without TLS to a request for TLS: this single byte, not a message.
 const NO_TLS: u8 = b'N';
 
-/// The type of a message, and its length, which counts itself and not the type.
+/// Size of a message's header in bytes: the type and the length. The length includes itself but not the type.
 const HEADER: usize = 5;
 
-/// Reads what a server says on one connection, piece by piece, as it comes.
+/// Parser of a server's output on one connection, piece by piece.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
     begun: bool,
     header: Vec<u8>,
-    /// Bytes of the present message that are still to come.
+    /// Remaining bytes of the current message.
     rest: usize,
 }
 
 impl Answers {
-    /// Counts the round trips that end with this piece.
+    /// Counts the round trips that end in this piece.
     pub(super) fn count(&mut self, mut piece: &[u8], round_trips: &AtomicUsize) {
         if !self.begun && !piece.is_empty() {
             self.begun = true;
-            // No server begins with a `NoticeResponse`, which has the same byte for its type.
+            // A server never begins with a `NoticeResponse`, which has the same type byte.
             piece = piece.strip_prefix(&[NO_TLS]).unwrap_or(piece);
         }
         while !piece.is_empty() {

@@ -1,7 +1,7 @@
-//! The user that the server's programs run as.
+//! The operating-system user of the server's programs.
 //!
-//! PostgreSQL refuses root. In a container root is often the only user that anyone thinks of, so there it
-//! runs as an unprivileged one, with data where that user can reach it.
+//! PostgreSQL refuses to run as root. Containers often have root as the only user, so there PostgreSQL runs as an
+//! unprivileged user, with its data where that user has access.
 use std::{
     fmt, fs,
     os::unix::fs::{PermissionsExt as _, chown},
@@ -13,12 +13,12 @@ use nix::unistd::{User, geteuid};
 use super::Error;
 use crate::process::Launch;
 
-/// Who runs the server.
+/// The user that runs the server.
 #[derive(Clone, Debug)]
 pub(super) enum Account {
     /// The user of this process.
     Own,
-    /// We are root, and this user takes its place.
+    /// This unprivileged user, because the process runs as root.
     Other { name: String, uid: u32, gid: u32 },
 }
 
@@ -35,7 +35,7 @@ impl Account {
             .ok_or(Error::NoAccount)
     }
 
-    /// A program that runs as this user.
+    /// Prepares a program to run as this user.
     pub(super) fn launch(&self, program: &Path) -> Launch {
         let launch = Launch::new(program).directory(Path::new("/"));
         match self {
@@ -44,7 +44,7 @@ impl Account {
         }
     }
 
-    /// Makes the path this user's alone.
+    /// Makes this user the owner of the path, and sets the mode.
     pub(super) fn own(&self, path: &Path, mode: u32) -> Result<(), Error> {
         let doing = || Error::io(format!("set the owner of {}", path.display()));
         if let Self::Other { uid, gid, .. } = self {
@@ -53,8 +53,8 @@ impl Account {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(doing())
     }
 
-    /// Where a directory that this user can use may be made and forgotten. Root's `TMPDIR` may lie where
-    /// no one else can go.
+    /// Returns a directory for temporary directories that this user can access. Root's `TMPDIR` may be inaccessible to
+    /// other users.
     pub(super) fn temporary_directory(&self) -> PathBuf {
         match self {
             Self::Own => std::env::temp_dir(),

@@ -1,4 +1,4 @@
-//! The server programs of this machine.
+//! The PostgreSQL installations of this machine.
 use std::{
     collections::BTreeSet,
     fmt,
@@ -9,7 +9,7 @@ use std::{
 use super::{Error, OLDEST_MAJOR, account::Account};
 use crate::process::Launch;
 
-/// A directory with `initdb` and `postgres` in it.
+/// A directory that contains `initdb` and `postgres`.
 #[derive(Clone, Debug)]
 pub(super) struct Binaries {
     pub(super) directory: PathBuf,
@@ -22,8 +22,8 @@ impl Binaries {
         self.directory.join(name)
     }
 
-    /// Asks the server program for its version, as the user that would run it: so that a directory which
-    /// that user cannot enter is found out here.
+    /// Runs the server program to get its version, as the user that would run the server. This also detects a directory
+    /// that this user cannot enter.
     pub(super) async fn inspect(directory: &Path, account: &Account) -> Result<Self, String> {
         let postgres = account.launch(&directory.join("postgres")).args(["--version"]);
         let output = run(postgres).await.map_err(|error| match account {
@@ -43,7 +43,7 @@ impl fmt::Display for Binaries {
     }
 }
 
-/// Every usable installation, in the order of the search. Those that are passed over are told of.
+/// Returns every usable installation in search order. Skipped installations are reported.
 pub(super) async fn installed(account: &Account, progress: &dyn Fn(&str)) -> Vec<Binaries> {
     let mut usable = Vec::new();
     for directory in directories().await {
@@ -58,11 +58,11 @@ pub(super) async fn installed(account: &Account, progress: &dyn Fn(&str)) -> Vec
     usable
 }
 
-/// The directories that hold the programs, without repetition: most of these places are links to another.
+/// Returns the directories of the programs without duplicates, because most locations are links to another.
 async fn directories() -> Vec<PathBuf> {
     let mut candidates: Vec<PathBuf> =
         std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
-    // Debian keeps the server programs out of the PATH, so that several versions can be there.
+    // Debian keeps the server programs out of `PATH`, so that several versions can be installed.
     candidates.extend(newest_first("/usr/lib/postgresql", "", "bin"));
     candidates.extend(newest_first("/usr", "pgsql-", "bin"));
     if let Ok(directory) = run(Launch::new("pg_config").args(["--bindir"])).await {
@@ -76,13 +76,13 @@ async fn directories() -> Vec<PathBuf> {
     candidates
         .into_iter()
         .filter(|directory| directory.join("initdb").is_file())
-        // The programs find their libraries and templates from their real place.
+        // The programs find their libraries and templates relative to their real path.
         .filter_map(|directory| directory.join("postgres").canonicalize().ok()?.parent().map(Path::to_owned))
         .filter(|directory| seen.insert(directory.clone()))
         .collect()
 }
 
-/// `parent/PREFIX<number>/child`, the greatest number first.
+/// Returns the directories `parent/PREFIX<number>/child`, highest number first.
 fn newest_first(parent: &str, prefix: &str, child: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
     let mut versions: Vec<(f64, PathBuf)> = entries
@@ -95,7 +95,7 @@ fn newest_first(parent: &str, prefix: &str, child: &str) -> Vec<PathBuf> {
     versions.into_iter().map(|(_, directory)| directory).collect()
 }
 
-/// Runs a program that ends by itself, and gives what it printed. Its failure is an error with that text.
+/// Runs a program to its exit, and returns its output. A failure is an error with this output.
 pub(super) async fn run(launch: Launch) -> Result<String, Error> {
     let program = launch.program();
     let child = launch.start().map_err(Error::io(format!("run {program}")))?;

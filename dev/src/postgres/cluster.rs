@@ -1,4 +1,4 @@
-//! A server of our own: made, started as our child, and stopped.
+//! A PostgreSQL server of our own: created, run as a child process, and stopped.
 use std::{
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
@@ -22,26 +22,26 @@ use crate::{
     project,
 };
 
-/// The superuser of a cluster of ours.
+/// The superuser of our clusters.
 const SUPERUSER: &str = "postgres";
 
-/// How long a start may take: the recovery after a crash of the machine reads the whole log once more.
+/// Deadline of a start. After a crash of the machine, recovery reads the whole log.
 const START_DEADLINE: Duration = Duration::from_mins(1);
 
-/// How long a server may take to end.
+/// Deadline of a stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// In the log of a server whose port somebody else has.
+/// Message in the log of a server whose port is in use.
 const PORT_TAKEN: &str = "could not bind";
 
-/// Between two looks at something that another process does.
+/// Interval of checks for another process's progress.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Attempts at a start that failed for a reason which passes.
+/// Maximum number of attempts at a start that fails for a temporary reason.
 const ATTEMPTS: usize = 5;
 
-/// Test servers serve every test of a binary at once, each with services and pools of its own, and forget
-/// everything at the end: what is written need never reach a disk.
+/// Settings of test servers. A test server serves all tests of a binary concurrently, each with its own services and
+/// pools. Its data is deleted at the end, so no write needs to reach a disk.
 const FOR_TESTS: [&str; 5] = [
     "max_connections=400",
     "max_prepared_transactions=4",
@@ -61,7 +61,7 @@ pub(super) struct Cluster {
     pub(super) admin_url: Url,
 }
 
-/// What belongs to one cluster, in one directory that is the server's user's alone.
+/// The files of one cluster, in a directory that only the server's user can access.
 #[derive(Debug)]
 struct Files {
     directory: PathBuf,
@@ -118,7 +118,7 @@ impl Cluster {
         Ok(Self { child, binaries, account, files, purpose, admin_url })
     }
 
-    /// Starts a standby of this server, which follows it by streaming replication until it is promoted.
+    /// Starts a standby of this server. The standby follows by streaming replication until it is promoted.
     pub(super) async fn standby(&self, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let directory = unique_directory(&self.account);
         std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
@@ -162,14 +162,14 @@ impl Cluster {
         loop {
             let started = Self::start_once(binaries, account, files, purpose).await;
             let Err(Error::Start { .. }) = &started else { return started };
-            // The whole of it: the processes of a killed server end only now, and write into it after the reason.
+            // The whole log is read: processes of a killed server end only now, and write to the log after the reason.
             let log = text_of(&files.log());
             if attempt == ATTEMPTS || !passes(&log) {
                 return started;
             }
             progress("starting PostgreSQL once more: its port or its memory was still taken");
             if log.contains(PORT_TAKEN) {
-                // It is remembered otherwise.
+                // Otherwise the next attempt would use the remembered port again.
                 std::fs::remove_file(files.port()).ok();
             }
             sleep(Duration::from_millis(200)).await;
@@ -177,8 +177,7 @@ impl Cluster {
         }
     }
 
-    /// Ends the server by a signal and starts it again on the same data and, where that is still free, the same
-    /// port.
+    /// Stops the server with a signal and restarts it on the same data. The port is the same if it is still free.
     pub(super) async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.child.stop_by(signal, STOP_DEADLINE).await?;
         (self.child, self.admin_url) =
@@ -195,7 +194,7 @@ impl Cluster {
     ) -> Result<(Child, Url), Error> {
         let password = std::fs::read_to_string(files.password()).map_err(Error::io("read the password"))?;
         let port = free_port(&files.port()).map_err(Error::io("find a free port"))?;
-        // What stands in the log of an earlier start must not be taken for the reason of this one's failure.
+        // The log of an earlier start must not be mistaken for the reason of this failure.
         std::fs::write(files.log(), "").map_err(Error::io("write the log of PostgreSQL"))?;
 
         let port_setting = format!("port={port}");
@@ -222,8 +221,8 @@ impl Cluster {
         Ok((child, admin_url))
     }
 
-    /// Fast shutdown: open transactions are rolled back, the data is left clean. A temporary server has no
-    /// data worth that, and is gone at once.
+    /// Stops the server with a fast shutdown: open transactions are rolled back, and the data is consistent. A
+    /// temporary server is killed at once, because its data is not needed.
     pub(super) async fn stop(self) -> Result<(), Error> {
         let signal = if self.purpose.is_temporary() { Signal::SIGQUIT } else { Signal::SIGINT };
         self.child.stop_by(signal, STOP_DEADLINE).await?;
@@ -248,13 +247,13 @@ pub async fn erase(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Erro
     std::fs::remove_dir_all(files.directory).map_err(Error::io("delete the database server's data"))
 }
 
-/// A short name in a shared place: created by no one else before us, because it cannot be guessed.
+/// Returns a short, unpredictable name in a shared directory, so that no other user can have created it before.
 fn unique_directory(account: &Account) -> PathBuf {
     let unique = Alphanumeric.sample_string(&mut rand::rng(), 10);
     account.temporary_directory().join(format!("{}-test-{unique}", project::name()))
 }
 
-/// The installation whose major version made the data; the first one for data yet to be made.
+/// Returns the installation whose major version created the data, or the first installation if there is no data yet.
 fn fitting<'a>(installed: &'a [Binaries], data: &Path) -> Result<&'a Binaries, Error> {
     let version = std::fs::read_to_string(data.join("PG_VERSION")).ok();
     let made_by: Option<u32> = version.and_then(|version| version.trim().parse().ok());
@@ -276,12 +275,13 @@ async fn initialise(
     std::fs::write(files.password(), password).map_err(Error::io("write the password"))?;
     account.own(&files.password(), 0o600)?;
 
-    // Under another name until it is whole: an interrupted `initdb` would look like a cluster.
+    // The directory has another name until `initdb` completes, because an interrupted `initdb` would look like a
+    // cluster.
     let unfinished = files.directory.join("unfinished");
     if unfinished.exists() {
         std::fs::remove_dir_all(&unfinished).map_err(Error::io("remove an unfinished data directory"))?;
     }
-    // The same order of texts on every machine. Only Linux is sure to have the variant that also knows the
+    // The same sort order of texts on every machine. Only Linux certainly has the UTF-8 variant, which also classifies
     // letters beyond ASCII.
     let locale = if cfg!(target_os = "linux") { "--locale=C.UTF-8" } else { "--locale=C" };
     let mut initdb = account
@@ -296,12 +296,12 @@ async fn initialise(
     std::fs::rename(unfinished, files.data()).map_err(Error::io("name the data directory"))
 }
 
-/// Stops a server that still runs on the data, after its parent and the watchdog were both killed.
-/// PostgreSQL itself clears up after one that is dead.
+/// Stops a server that still runs on the data after its parent and the watchdog were both killed. PostgreSQL itself
+/// cleans up after a dead server.
 async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
     let lock = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let Some(pid) = lock.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };
-    // The number may be another process's by now.
+    // Another process may have this id by now.
     let command = run(Launch::new("ps").args(["-o", "command=", "-p", &format!("{pid}")])).await;
     if !command.is_ok_and(|command| command.contains(&data.display().to_string())) {
         return Ok(());
@@ -309,7 +309,7 @@ async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> 
     progress(&format!("stopping the PostgreSQL that an earlier run left behind (pid {pid})"));
     let pid = Pid::from_raw(pid);
     for signal in [Signal::SIGINT, Signal::SIGQUIT] {
-        // It may end by itself between the look and the signal.
+        // The process may end between the check and the signal.
         kill(pid, signal).ok();
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
@@ -322,8 +322,8 @@ async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> 
     Ok(())
 }
 
-/// The port of the last time, so that a database tool's bookmark stays right, or any other that is free.
-/// Someone may take it before PostgreSQL does; then the start is repeated.
+/// Returns the port of the last run, so that bookmarks of database tools stay valid, or another free port. Another
+/// process may take the port before PostgreSQL does; in that case the start is repeated.
 fn free_port(remembered: &Path) -> std::io::Result<u16> {
     let last = std::fs::read_to_string(remembered).ok().and_then(|port| port.trim().parse().ok());
     let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
@@ -338,7 +338,7 @@ async fn accepts_connections(child: &Child, url: &Url, log: &Path) -> Result<(),
     let failed = |reason| Error::Start { reason, log: end_of(log) };
     let deadline = Instant::now() + START_DEADLINE;
     while Instant::now() < deadline {
-        // Looked at first: a stranger's server on the port must not be taken for ours.
+        // The exit is checked first, so that another server on the port is not mistaken for ours.
         if child.exited().is_some() {
             return Err(failed("it ended"));
         }
@@ -351,7 +351,7 @@ async fn accepts_connections(child: &Child, url: &Url, log: &Path) -> Result<(),
     Err(failed("it accepts no connections"))
 }
 
-/// Whether the failure that the log tells of is over in a moment.
+/// Returns whether the failure in the log is temporary.
 fn passes(log: &str) -> bool {
     [PORT_TAKEN, "pre-existing shared memory block"].iter().any(|reason| log.contains(reason))
 }

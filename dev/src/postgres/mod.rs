@@ -1,11 +1,10 @@
-//! A PostgreSQL server to work on, found or started, and databases on it.
+//! A PostgreSQL server, found or started, and its databases.
 //!
-//! The order of the search: a server that the user names, the server programs of this machine, a download.
-//! Each step says what it found and why it goes on, because "why does it use *that* database" is the first
-//! question when something is odd.
+//! The search order: a server named by the user, the programs of this machine, a download. Each step reports its result
+//! and the reason to continue, because "why does it use *that* database" is the first question after a surprise.
 //!
-//! The rule on a server that is not ours: only what carries our [`Mark`] is changed or dropped. A database
-//! of the same name that someone else made is an error, never a target.
+//! On a server that is not ours, only objects with our [`Mark`] are changed or dropped. A database of the same name
+//! without the mark is an error.
 mod account;
 mod binaries;
 mod cluster;
@@ -25,39 +24,39 @@ use tokio::sync::OnceCell;
 
 use crate::process::WaitError;
 
-/// The oldest major version that the migrations run on.
+/// The oldest major version that the migrations support.
 const OLDEST_MAJOR: u32 = 15;
 
-/// What the server is for, which decides where its data lives and how safe it is.
+/// The purpose of the server, which determines the location and the durability of its data.
 #[derive(Clone, Debug)]
 pub enum Purpose {
-    /// Kept in this directory from run to run, and safe against a crash of the machine. The caller makes
-    /// sure that no one else starts a server there.
+    /// Kept in this directory between runs, and durable across a crash of the machine. The caller ensures that only one
+    /// process starts a server there.
     Development { directory: PathBuf },
-    /// Temporary and fast: nothing survives the process, so nothing is flushed to disk.
+    /// Temporary and fast: the data ends with the process, so it is not flushed to disk.
     Tests,
-    /// Temporary, always a server of our own, and as safe as one in production: it will be killed.
+    /// Temporary, always a server of our own, and as durable as in production, because tests kill this server.
     Durable,
 }
 
 impl Purpose {
-    /// Whether the data ends with the process.
+    /// Returns whether the data ends with the process.
     fn is_temporary(&self) -> bool {
         matches!(self, Self::Tests | Self::Durable)
     }
 
-    /// Whether safety is given up for speed.
+    /// Returns whether durability is traded for speed.
     fn is_fast(&self) -> bool {
         matches!(self, Self::Tests)
     }
 
-    /// Whether a server that the user names will do.
+    /// Returns whether a server named by the user is acceptable.
     fn may_be_named(&self) -> bool {
         !matches!(self, Self::Durable)
     }
 }
 
-/// Why there is no server, or why it refused.
+/// The reason why there is no server, or why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{setting} is set but cannot be used: {reason}")]
@@ -101,8 +100,8 @@ impl Error {
     }
 }
 
-/// The one server of this test process: started by the first test that asks, ended by the watchdog after
-/// the last one.
+/// Returns the only server of this test process. The first caller starts the server, and the watchdog stops it after
+/// the last test.
 pub async fn for_tests() -> Result<&'static Server, Error> {
     static SERVER: OnceCell<Server> = OnceCell::const_new();
     let start = || Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}"));

@@ -1,4 +1,4 @@
-//! The order in which a server is looked for.
+//! The search order for a server.
 use std::time::Duration;
 
 use sqlx::{Connection as _, PgConnection};
@@ -7,12 +7,12 @@ use url::Url;
 
 use super::{Error, OLDEST_MAJOR, Purpose, account::Account, binaries, cluster::Cluster, download};
 
-/// A server that answers.
+/// A running server.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// The user named it. It runs with or without us.
+    /// A server named by the user, which runs independently of this process.
     Named(Url),
-    /// We started it.
+    /// A server that this process has started.
     Started(Cluster),
 }
 
@@ -31,9 +31,9 @@ pub(super) async fn find(purpose: &Purpose, progress: &dyn Fn(&str)) -> Result<F
     Ok(Found::Started(Cluster::start(&installed, &account, purpose, progress).await?))
 }
 
-/// The server of `DEV_DATABASE_URL`, which must then be usable, or of a `DATABASE_URL` in the environment,
-/// which was most likely meant for something else and is used only if it happens to fit. A `.env` file is
-/// not read: what stands there is for the service.
+/// Returns the server of `DEV_DATABASE_URL`, which must be usable, or of a `DATABASE_URL` in the environment.
+/// `DATABASE_URL` was most likely meant for another purpose and is used only if it is suitable. A `.env` file is not
+/// read, because it contains the settings of the service.
 async fn named(progress: &dyn Fn(&str)) -> Result<Option<Url>, Error> {
     let setting = "DEV_DATABASE_URL";
     if let Some(value) = set(setting) {
@@ -59,7 +59,7 @@ fn set(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Connects, and asks whether this role may do what is needed.
+/// Connects, and checks the version of the server and the rights of this role.
 async fn usable(value: &str) -> Result<Url, String> {
     let url = Url::parse(value).map_err(|error| format!("it is no URL ({error})"))?;
     if !["postgres", "postgresql"].contains(&url.scheme()) {
@@ -90,7 +90,7 @@ async fn usable(value: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// The address without what is secret in it.
+/// Returns the URL without its secret parts.
 fn place(url: &Url) -> String {
     let host = url.host_str().unwrap_or("a local socket");
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))

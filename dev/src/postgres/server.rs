@@ -12,35 +12,35 @@ use super::{
 };
 use crate::process::Signal;
 
-/// A server that answers, and the right to make databases and roles on it.
+/// A running server, with the right to create databases and roles.
 #[derive(Debug)]
 pub struct Server {
     admin_url: Url,
-    /// What is written on everything that is made through this.
+    /// Comment of every object created through this server.
     mark: Mark,
     cluster: Option<Cluster>,
 }
 
-/// Whether there is a database of a name, and whose it is.
+/// Existence and ownership of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
     Absent,
     Ours,
-    /// Someone else's, or made for another environment; the comment on it.
+    /// A database without our mark, or of another environment, and its comment.
     Foreign(String),
 }
 
-/// What a login may do beside logging in.
+/// Rights of a login in addition to logging in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rights {
-    /// Makes roles and hands them out, as the owner of a schema does in its migrations.
+    /// Creates and grants roles, as the migrations of a schema owner do.
     Owner,
-    /// Nothing but what it is granted.
+    /// Only explicitly granted rights.
     Restricted,
 }
 
 impl Server {
-    /// Finds a server or starts one; `progress` gets a line on each step. See the module for the order.
+    /// Finds or starts a server. `progress` receives a line on each step. The module documents the search order.
     pub async fn find_or_start(purpose: Purpose, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let mark = Mark::of(&purpose);
         Ok(match search::find(&purpose, progress).await? {
@@ -55,34 +55,34 @@ impl Server {
         })
     }
 
-    /// The address that everything here is done through, password included.
+    /// Returns the administrator's URL, including the password.
     pub fn admin_url(&self) -> &Url {
         &self.admin_url
     }
 
-    /// The address of a database on this server for the given login.
+    /// Returns the URL of a database on this server for the given login.
     pub fn url(&self, database: &str, role: &str, password: &str) -> Url {
         let mut url = self.admin_url.clone();
-        // Both fail only for a URL without a host, which no server has been reached at.
+        // Both calls fail only for a URL without a host. Such a server could not have been reached.
         url.set_username(role).ok();
         url.set_password(Some(password)).ok();
         url.set_path(database);
         url
     }
 
-    /// The address of a database on this server for the administrator.
+    /// Returns the administrator's URL of a database on this server.
     pub fn admin_url_of(&self, database: &str) -> Url {
         let mut url = self.admin_url.clone();
         url.set_path(database);
         url
     }
 
-    /// The server's log, if it is ours.
+    /// Returns the server's log file, if the server is ours.
     pub fn log(&self) -> Option<PathBuf> {
         self.cluster.as_ref().map(Cluster::log)
     }
 
-    /// Whether a database of this name exists, and whether it is ours to change.
+    /// Returns whether a database with this name exists, and whether we are allowed to change it.
     pub async fn find_database(&self, name: &str) -> Result<Presence, Error> {
         let mut connection = self.connect().await?;
         let presence = self.database(&mut connection, name).await;
@@ -90,12 +90,12 @@ impl Server {
         presence
     }
 
-    /// Makes an empty database that belongs to `owner`, a login of ours, or to the administrator.
+    /// Creates an empty database. Its owner is `owner`, a login of ours, or the administrator.
     pub async fn create_database(&self, name: &str, owner: Option<&str>) -> Result<(), Error> {
         self.create(name, "template0", owner).await
     }
 
-    /// Makes a copy of a database, to which no one may be connected meanwhile.
+    /// Creates a copy of a database. Nobody may be connected to the original at the same time.
     pub async fn create_database_from_template(
         &self,
         name: &str,
@@ -116,7 +116,7 @@ impl Server {
         self.execute(&[create, mark]).await
     }
 
-    /// Drops a database of ours, with whoever is connected to it. It need not exist.
+    /// Drops a database of ours and closes its connections. A missing database is not an error.
     pub async fn drop_database(&self, name: &str) -> Result<(), Error> {
         match self.find_database(name).await? {
             Presence::Absent => Ok(()),
@@ -127,8 +127,7 @@ impl Server {
         }
     }
 
-    /// Makes a role that logs in with this password, or gives the one that was made here before a new
-    /// password.
+    /// Creates a login with this password, or changes the password of a login that was created here before.
     pub async fn create_login(&self, role: &str, password: &str, rights: Rights) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let comment: Option<(Option<String>,)> = sqlx::query_as(
@@ -149,7 +148,7 @@ impl Server {
             Presence::Absent => vec![
                 format!("create role {name} {attributes}"),
                 format!("comment on role {name} is {}", sql::text(&self.mark.to_string())),
-                // Who is no superuser may give a database to this role only as its member.
+                // Without superuser rights, only a member of this role can create a database for it.
                 format!(
                     "do $$ begin if not (select rolsuper from pg_roles where rolname = current_user) then grant {name} to current_user; end if; end $$"
                 ),
@@ -165,8 +164,8 @@ impl Server {
         Ok(connection.close().await?)
     }
 
-    /// Lets an owner's migrations hand out roles and change settings on them, as far as the roles exist yet.
-    /// Since PostgreSQL 16 the right to make roles does not include those that someone else has made.
+    /// Lets an owner's migrations grant roles and change settings on them, for roles that already exist. Since
+    /// PostgreSQL 16, `CREATEROLE` does not apply to roles created by others.
     pub async fn allow_to_grant(&self, owner: &str, roles: &[&str]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let lacking: Vec<String> = sqlx::query_scalar(
@@ -185,7 +184,7 @@ impl Server {
         self.execute(&lacking.iter().map(grant).collect::<Vec<_>>()).await
     }
 
-    /// Runs statements as the administrator in the server's main database, one by one.
+    /// Runs statements one by one as the administrator, in the server's main database.
     async fn execute(&self, statements: &[String]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         for statement in statements {
@@ -194,7 +193,7 @@ impl Server {
         Ok(connection.close().await?)
     }
 
-    /// Ends the server by a signal, and starts it again. One that this process has not started is left alone.
+    /// Stops the server with a signal and restarts it. Fails for a server that this process has not started.
     pub async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
         match &mut self.cluster {
             Some(cluster) => {
@@ -206,18 +205,18 @@ impl Server {
         }
     }
 
-    /// Starts a standby of the server. One that this process has not started has none.
+    /// Starts a standby of the server. Fails for a server that this process has not started.
     pub async fn standby(&self, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?.standby(progress).await?;
         Ok(Self { admin_url: cluster.admin_url.clone(), mark: self.mark.clone(), cluster: Some(cluster) })
     }
 
-    /// Makes a standby the primary, and waits until it is.
+    /// Promotes a standby to primary, and waits until it is the primary.
     pub async fn promote(&self) -> Result<(), Error> {
         self.execute(&["select pg_promote()".to_owned()]).await
     }
 
-    /// Stops the server if it is ours; a named one keeps running.
+    /// Stops the server if it is ours. A named server keeps running.
     pub async fn stop(self) -> Result<(), Error> {
         match self.cluster {
             Some(cluster) => cluster.stop().await,
@@ -225,7 +224,7 @@ impl Server {
         }
     }
 
-    /// A connection for one task, closed after it: one that is kept would belong to the runtime of the test
+    /// Opens a connection for one task, closed afterwards. A stored connection would belong to the runtime of the test
     /// that opened it, and end with that test.
     async fn connect(&self) -> Result<PgConnection, Error> {
         Ok(PgConnection::connect(self.admin_url.as_str()).await?)
@@ -254,7 +253,7 @@ impl Server {
         if ours { Presence::Ours } else { Presence::Foreign(comment) }
     }
 
-    /// Drops what test runs that were killed have left on a server that outlives them.
+    /// Drops objects left by killed test runs on a server that outlives them.
     async fn drop_stale(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let databases: Vec<(String, Option<String>)> =
@@ -273,7 +272,7 @@ impl Server {
             self.execute(&[format!("drop database if exists {} with (force)", sql::name(&database))]).await?;
         }
         for role in roles.into_iter().filter_map(stale) {
-            // One that still owns something elsewhere stays, and does no harm.
+            // A role that still owns objects elsewhere stays, without harm.
             self.execute(&[format!("drop role if exists {}", sql::name(&role))]).await.ok();
         }
         Ok(())

@@ -1,11 +1,11 @@
-//! Names and texts inside statements that take no parameters (`create database`, `comment on`).
+//! Quoting of names and texts in statements without parameters (`create database`, `comment on`).
 
-/// An identifier, whatever is in it.
+/// Quotes an identifier with any content.
 pub(super) fn name(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A string, whatever is in it. `E''` with doubled backslashes means the same under every server setting.
+/// Quotes a string with any content. `E''` with doubled backslashes has the same meaning under every server setting.
 pub(super) fn text(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -1,4 +1,4 @@
-//! One child process: started with an environment of its own, watched, read, signalled and ended.
+//! One child process: its environment, output, signals and exit.
 use std::{
     ffi::{OsStr, OsString},
     fs::{File, OpenOptions},
@@ -22,8 +22,8 @@ use super::{
     watchdog::{Ending, Watchdog},
 };
 
-/// What a program needs of its surroundings to run at all. Everything else, above all a developer's own
-/// `DATABASE_URL` or `RUST_LOG`, stays outside, so that a child behaves alike on every machine.
+/// Environment variables that programs require to run at all. All other variables, such as a developer's own
+/// `DATABASE_URL` or `RUST_LOG`, are removed, so that a child behaves identically on every machine.
 const KEPT_ENVIRONMENT: [&str; 12] = [
     "PATH",
     "HOME",
@@ -39,14 +39,14 @@ const KEPT_ENVIRONMENT: [&str; 12] = [
     "LLVM_PROFILE_FILE",
 ];
 
-/// How often a child is asked whether it has ended. Blocking in `wait` instead would reap it at a moment
-/// of its own, between our look at it and our signal, which could then reach a stranger.
+/// Interval of checks for a child's exit. A blocking `wait` would reap the child at an arbitrary time. If that time is
+/// between our check and our signal, the signal could reach another process.
 const EXIT_POLL: Duration = Duration::from_millis(10);
 
-/// How long a server that is dropped may take to shut down.
+/// Time that a dropped server has for its shutdown.
 const SERVER_GRACE: Duration = Duration::from_secs(10);
 
-/// A process that is about to be started.
+/// A process before its start.
 #[derive(Debug)]
 pub struct Launch {
     command: Command,
@@ -57,7 +57,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Starts with almost nothing of this process's environment; see [`Launch::envs`].
+    /// Starts with a minimal environment; see [`Launch::envs`].
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.env_clear();
@@ -69,12 +69,12 @@ impl Launch {
         Self { command, ending: Ending::Process, log: None, capture: true, echo: &[] }
     }
 
-    /// The program's name, for messages.
+    /// Returns the program's name for messages.
     pub fn program(&self) -> String {
         self.command.get_program().to_string_lossy().into_owned()
     }
 
-    /// Hands down more of this process's environment, for a tool that the user has configured through it.
+    /// Passes more of this process's environment on, for a tool that the user configures through the environment.
     #[must_use]
     pub fn envs(mut self, variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         self.command.envs(variables);
@@ -103,45 +103,46 @@ impl Launch {
         self
     }
 
-    /// Runs as another user; only root may.
+    /// Runs as another user, which only root is allowed to do.
     #[must_use]
     pub fn account(mut self, uid: u32, gid: u32) -> Self {
         self.command.uid(uid).gid(gid);
         self
     }
 
-    /// How the watchdog ends it; [`Ending::Process`] unless set.
+    /// Sets how the watchdog ends the process; [`Ending::Process`] by default.
     #[must_use]
     pub fn ending(mut self, ending: Ending) -> Self {
         self.ending = ending;
         self
     }
 
-    /// Appends every line to this file too, which makes room when it is full.
+    /// Appends every line to this file too. A full file is rotated.
     #[must_use]
     pub fn log_to(mut self, file: &Path) -> Self {
         self.log = Some(file.to_owned());
         self
     }
 
-    /// Lets the child write to the log file by itself, past this process, which then sees no lines.
+    /// Lets the child write to the log file directly, so that this process sees no lines.
     #[must_use]
     pub fn uncaptured(mut self) -> Self {
         self.capture = false;
         self
     }
 
-    /// Shows the lines of these streams on this process's standard error too.
+    /// Copies the lines of these streams to this process's standard error too.
     #[must_use]
     pub fn echo(mut self, streams: &'static [Stream]) -> Self {
         self.echo = streams;
         self
     }
 
-    /// Starts the process in a group of its own, under the watchdog's eye.
+    /// Starts the process in its own process group, watched by the watchdog.
     pub fn start(mut self) -> io::Result<Child> {
         let watchdog = Watchdog::global()?;
-        // Also where the output is captured: a log that rotates is silent about a file that cannot be opened.
+        // The file is opened even if the output is captured, because a rotating log does not report a file that cannot
+        // be opened.
         let log = self.log.as_deref().map(append).transpose()?;
         self.command.stdin(Stdio::null()).process_group(0);
         let output = if self.capture {
@@ -189,23 +190,23 @@ fn notice_exit(
     watchdog: &Watchdog,
 ) {
     loop {
-        // Bound first: the lock must not be held while sleeping.
+        // A separate variable, so that the lock is released before the sleep.
         let ended = lock(process).try_wait();
         match ended {
             Ok(None) => std::thread::sleep(EXIT_POLL),
             Ok(Some(status)) => {
-                // A watchdog that is gone has nothing to forget.
+                // If the watchdog has ended, there is nothing to forget.
                 watchdog.forget(pid).ok();
                 exit.send_replace(Some(status));
                 return;
             }
-            // Not ours to wait for any more, which only a foreign `waitpid` can cause.
+            // The child was already reaped, which only a foreign `waitpid` can cause.
             Err(_) => return,
         }
     }
 }
 
-/// Why [`Child::wait`] has no exit status.
+/// The reason why [`Child::wait`] has no exit status.
 #[derive(Debug, thiserror::Error)]
 pub enum WaitError {
     #[error("process {pid} still runs after {}s", .waited.as_secs_f32())]
@@ -231,17 +232,17 @@ impl Child {
         self.pid
     }
 
-    /// Its exit status, if it has ended.
+    /// Returns the exit status, if the process has ended.
     pub fn exited(&self) -> Option<ExitStatus> {
         *self.exit.borrow()
     }
 
-    /// Sends a signal to the process itself. One that has ended is an error of kind `NotFound`.
+    /// Sends a signal to the process itself. For an ended process the error kind is `NotFound`.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         self.if_running(|pid| kill(pid, signal))
     }
 
-    /// Waits for the end, and until what it printed has been read.
+    /// Waits for the exit, and until the output has been read.
     pub async fn wait(&self, deadline: Duration) -> Result<ExitStatus, WaitError> {
         let pid = self.pid;
         let mut exit = self.exit.clone();
@@ -254,12 +255,12 @@ impl Child {
         Ok(status)
     }
 
-    /// Asks by TERM, waits for `grace`, then kills. The status tells which of the two it took.
+    /// Sends SIGTERM, waits for `grace`, then sends SIGKILL. The exit status shows whether SIGKILL was necessary.
     pub async fn stop(&self, grace: Duration) -> Result<ExitStatus, WaitError> {
         self.stop_by(Signal::SIGTERM, grace).await
     }
 
-    /// As [`Child::stop`], asking by another signal.
+    /// Stops the process like [`Child::stop`], with another first signal.
     pub async fn stop_by(&self, signal: Signal, grace: Duration) -> Result<ExitStatus, WaitError> {
         match self.signal(signal) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -274,53 +275,53 @@ impl Child {
         }
     }
 
-    /// The lines that are still in memory, oldest first.
+    /// Returns the lines that are still in memory, oldest first.
     pub fn lines(&self) -> Vec<Line> {
         self.output.lines()
     }
 
-    /// The newest lines, oldest first.
+    /// Returns the newest lines, oldest first.
     pub fn tail(&self, count: usize) -> Vec<Line> {
         self.output.tail(count)
     }
 
-    /// Stops reading its standard output, as a log shipper does that hangs: the pipe stays open and fills.
+    /// Stops reading standard output, like a stalled log shipper: the pipe stays open and fills.
     pub fn stall_stdout(&self) {
         self.output.stall();
     }
 
-    /// Goes on reading its standard output after [`Child::stall_stdout`].
+    /// Resumes reading standard output after [`Child::stall_stdout`].
     pub fn read_stdout_again(&self) {
         self.output.read_again();
     }
 
-    /// Closes its standard output, as a log shipper does that has died.
+    /// Closes standard output, like a log shipper that has died.
     pub fn close_stdout(&self) {
         self.output.close();
     }
 
-    /// Reads from the oldest line in memory.
+    /// Returns a reader that starts at the oldest line in memory.
     pub fn follow(&self) -> Follower {
         self.output.follow(false)
     }
 
-    /// Reads what is printed from now on.
+    /// Returns a reader of further output.
     pub fn follow_from_now(&self) -> Follower {
         self.output.follow(true)
     }
 
-    /// Kills the whole group, with whatever the process has started in it. A database server is told to drop
-    /// everything instead: its own children, each in a group of its own, would outlive a killed parent.
+    /// Kills the whole process group, including the child's own children. A database server receives an immediate
+    /// shutdown instead: its own children have their own process groups and would outlive a killed parent.
     fn kill(&self) {
         let action = |pid| match self.ending {
             Ending::Process => killpg(pid, Signal::SIGKILL),
             Ending::Server => kill(pid, Signal::SIGQUIT),
         };
-        // The one error is that it has ended already, which is what is wanted.
+        // The only error is that the process has already ended, which is the intended state.
         self.if_running(action).ok();
     }
 
-    /// Holds the lock that reaping takes too, so that the number cannot become another process's meanwhile.
+    /// Holds the lock that reaping takes too, so that the process id cannot be reused in the meantime.
     fn if_running(&self, action: impl FnOnce(Pid) -> nix::Result<()>) -> io::Result<()> {
         let mut process = lock(&self.process);
         if process.try_wait()?.is_some() {
@@ -332,10 +333,9 @@ impl Child {
 }
 
 impl Drop for Child {
-    /// A process is killed; a database server gets a moment to leave clean data. When this returns, the ports
-    /// are free again.
+    /// Kills a process. A database server first gets time for a clean shutdown. Afterwards the ports are free again.
     fn drop(&mut self) {
-        // Whoever stalls would wait for ever.
+        // A stalled reader would wait forever.
         self.output.close();
         if self.ending == Ending::Server && self.if_running(|pid| kill(pid, Signal::SIGINT)).is_ok() {
             let deadline = Instant::now() + SERVER_GRACE;

@@ -1,6 +1,6 @@
-//! What a child has printed: the newest lines in memory, for readers at their own pace.
+//! The output of a child: the newest lines in memory, read by any number of readers at their own speed.
 //!
-//! The bound: [`MOST_LINES`] lines and [`MOST_BYTES`] of text; the oldest make room.
+//! Bounds: [`MOST_LINES`] lines and [`MOST_BYTES`] of text. The oldest lines are dropped first.
 use std::{
     collections::VecDeque,
     fmt,
@@ -19,37 +19,37 @@ use super::lock;
 const MOST_LINES: usize = 20_000;
 const MOST_BYTES: usize = 16 * 1024 * 1024;
 
-/// Of a log file, in bytes. There is one more, `.1`, with what was before.
+/// Maximum size of a log file, in bytes. The previous part of the log is in a second file, `.1`.
 const LARGEST_LOG: usize = 64 * 1024 * 1024;
 
-/// A line that never ends is cut here.
+/// Maximum length of a line in bytes. Longer lines are cut here.
 const LONGEST_LINE: u64 = 1024 * 1024;
 
-/// Where a line was printed.
+/// The source of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
     Stderr,
 }
 
-/// One line without its newline; bytes that are no UTF-8 are replaced.
+/// A line without its newline. Invalid UTF-8 is replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     pub stream: Stream,
     pub text: String,
 }
 
-/// What a reader can do to whoever prints.
+/// The state of the reader of standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
     Reads,
-    /// It is there and does not read: what is printed fills the pipe.
+    /// Does not read, so the pipe fills.
     Stalls,
-    /// It has gone, and closed its end of the pipe.
+    /// Has closed its end of the pipe.
     Gone,
 }
 
-/// The copy in a file. Full, it is moved aside in place of the one before it.
+/// The copy in a file. A full file replaces the previous `.1` file.
 struct Log(FileRotate<AppendCount>);
 
 impl Log {
@@ -65,7 +65,7 @@ impl fmt::Debug for Log {
     }
 }
 
-/// The memory shared by the two reading threads and every reader.
+/// Memory shared by the two reading threads and every reader.
 #[derive(Debug)]
 pub(super) struct Output {
     state: Mutex<State>,
@@ -76,9 +76,9 @@ pub(super) struct Output {
 #[derive(Debug)]
 struct State {
     kept: VecDeque<Line>,
-    /// Of their texts.
+    /// Total size of the texts.
     bytes: usize,
-    /// The number of the first line in `kept`, counted from the child's start.
+    /// Number of the first line in `kept`, counted from the child's start.
     first: u64,
     streams_open: usize,
     reader: Reader,
@@ -112,7 +112,7 @@ impl Output {
         Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), read_on: Condvar::new() })
     }
 
-    /// Reads the stream to its end on a thread of its own.
+    /// Reads the stream to its end on a separate thread.
     pub(super) fn read(self: &Arc<Self>, stream: Stream, source: impl Read + Send + 'static) {
         lock(&self.state).streams_open += 1;
         let output = Arc::clone(self);
@@ -133,7 +133,7 @@ impl Output {
         });
     }
 
-    /// Whether the reader of a stream goes on; waits where it stalls.
+    /// Returns whether reading continues. Waits while the reader stalls.
     fn reads_on(&self, stream: Stream) -> bool {
         let mut state = lock(&self.state);
         while stream == Stream::Stdout && state.reader == Reader::Stalls {
@@ -147,24 +147,24 @@ impl Output {
         self.read_on.notify_all();
     }
 
-    /// From the next line on nobody reads the standard output, though its pipe stays open.
+    /// Stops reading standard output after the next line. The pipe stays open.
     pub(super) fn stall(&self) {
         self.set_reader(Reader::Stalls);
     }
 
-    /// Somebody reads the standard output again, from where the reading stopped.
+    /// Resumes reading standard output where reading stopped.
     pub(super) fn read_again(&self) {
         self.set_reader(Reader::Reads);
     }
 
-    /// With the next line the standard output's pipe is closed.
+    /// Closes the pipe of standard output at the next line.
     pub(super) fn close(&self) {
         self.set_reader(Reader::Gone);
     }
 
     fn push(&self, line: Line) {
         let mut state = lock(&self.state);
-        // A full disk or a closed terminal must not stop the reading: the child would block on its pipe.
+        // A full disk or a closed terminal must not stop the reading, because the child would block on its pipe.
         let whole = format!("{}\n", line.text);
         if let Some(Log(log)) = &mut state.log {
             log.write_all(whole.as_bytes()).ok();
@@ -186,7 +186,7 @@ impl Output {
         state.kept.iter().skip(state.kept.len().saturating_sub(count)).cloned().collect()
     }
 
-    /// Waits until both streams have ended. A grandchild may hold them open, so the wait has an end.
+    /// Waits until both streams have ended, up to a deadline, because a grandchild may keep them open.
     pub(super) async fn drained(&self, deadline: Duration) {
         let mut changes = self.changes.subscribe();
         timeout(deadline, changes.wait_for(|()| lock(&self.state).streams_open == 0)).await.ok();
@@ -200,7 +200,7 @@ impl Output {
     }
 }
 
-/// Reads a child's lines in their order. One that is slower than the memory is long misses the oldest.
+/// A reader of a child's lines, in order. A reader that falls behind the memory misses the oldest lines.
 #[derive(Debug)]
 pub struct Follower {
     output: Arc<Output>,
@@ -209,7 +209,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// The next line, or `None` when the child has closed its output.
+    /// Returns the next line, or `None` once the child has closed its output.
     pub async fn next(&mut self) -> Option<Line> {
         loop {
             self.changes.borrow_and_update();
@@ -229,7 +229,7 @@ impl Follower {
         }
     }
 
-    /// The next line that fits, or `None` at the deadline or when the child has closed its output.
+    /// Returns the next matching line, or `None` at the deadline or once the child has closed its output.
     pub async fn find(&mut self, deadline: Duration, fits: impl Fn(&str) -> bool) -> Option<Line> {
         let search = async {
             loop {

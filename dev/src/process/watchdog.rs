@@ -1,7 +1,7 @@
-//! A small process beside this one that reads a pipe from it, and cleans up when the pipe ends.
+//! A small process that reads a pipe from this process, and cleans up when the pipe ends.
 //!
-//! It is a shell with a script, because it must work from every executable that uses this library (each test
-//! binary is one) without one of them having to know how to run itself again.
+//! The watchdog is a shell script, because it must work from every executable that uses this library (including each
+//! test binary). With a script, no executable needs code to run itself again.
 use std::{
     fmt::Display,
     io::{self, Write as _},
@@ -13,30 +13,30 @@ use std::{
 
 use super::lock;
 
-/// How the watchdog ends a process.
+/// The method by which the watchdog ends a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Its process group gets TERM, and KILL after five seconds.
+    /// Sends SIGTERM to the process group, and SIGKILL after five seconds.
     Process,
-    /// A PostgreSQL server: fast shutdown after every [`Ending::Process`] has ended, then harder.
+    /// Stops a PostgreSQL server after every [`Ending::Process`] has ended: fast shutdown first, then immediate.
     Server,
 }
 
-/// The orders' end of the watchdog's pipe.
+/// The writing end of the watchdog's pipe.
 #[derive(Debug)]
 pub struct Watchdog {
     orders: Mutex<ChildStdin>,
 }
 
 impl Watchdog {
-    /// The watchdog of this process, started at the first use.
+    /// Returns the watchdog of this process, started on first use.
     pub fn global() -> io::Result<&'static Self> {
         static GLOBAL: OnceLock<Watchdog> = OnceLock::new();
         if let Some(watchdog) = GLOBAL.get() {
             return Ok(watchdog);
         }
-        // Of two threads that come here at once one starts a watchdog in vain: its pipe closes right away
-        // and it ends with nothing to do.
+        // If two threads call this function at once, one of them starts a second watchdog. Its pipe closes at once, so
+        // the second watchdog ends without effect.
         let started = Self::start()?;
         Ok(GLOBAL.get_or_init(|| started))
     }
@@ -46,10 +46,11 @@ impl Watchdog {
             .args(["-c", include_str!("watchdog.sh"), "watchdog"])
             .current_dir("/")
             .stdin(Stdio::piped())
-            // A test runner reads until the last holder of its pipe closes it: that must not be us.
+            // A test runner reads its pipe until every process has closed it, so the watchdog must not keep the pipe
+            // open.
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Ctrl-C goes to the whole foreground group, and would end the watchdog before its work.
+            // Ctrl-C signals the whole foreground group, and would end the watchdog before its work.
             .process_group(0)
             .spawn()?;
         let orders = shell.stdin.take().ok_or_else(|| io::Error::other("the watchdog has no input"))?;
@@ -64,17 +65,18 @@ impl Watchdog {
         }
     }
 
-    /// The process has ended and its number may soon be someone else's.
+    /// Unregisters an ended process, whose id may soon belong to another process.
     pub fn forget(&self, pid: u32) -> io::Result<()> {
         self.order("forget", pid)
     }
 
-    /// Deletes the directory when this process has ended, and with it everything that is watched.
+    /// Deletes the directory once this process and everything watched have ended.
     pub fn remove(&self, directory: &Path) -> io::Result<()> {
         self.order("remove", directory.display())
     }
 
-    /// One write for the whole line: shorter than a pipe's atomic unit, so that a crash cannot cut it in two.
+    /// Writes the whole line in a single write. The line is shorter than the atomic size of a pipe, so a crash cannot
+    /// cut it.
     fn order(&self, order: &str, subject: impl Display) -> io::Result<()> {
         lock(&self.orders).write_all(format!("{order} {subject}\n").as_bytes())
     }

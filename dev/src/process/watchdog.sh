@@ -1,12 +1,12 @@
-# Ends what a process left behind. Standard input is a pipe from that process; orders come in lines,
-# and the end of input means that it is gone, however it went:
+# Ends the processes that a parent process left running. Standard input is a pipe from the parent, with one order per
+# line. The end of input means that the parent has ended, for any reason. Orders:
 #
 #   process PID        a process group: TERM, and KILL after five seconds
 #   server PID         a PostgreSQL server: fast shutdown, immediate after ten seconds
-#   forget PID         has ended and is ours no longer
-#   remove DIRECTORY   is deleted when everything has ended
+#   forget PID         has ended and is no longer watched
+#   remove DIRECTORY   is deleted after all processes and servers have ended
 #
-# Servers end after processes, so that a service can finish what it is writing.
+# Servers are stopped after processes, so that a service can complete its writes.
 
 trap '' HUP INT TERM
 
@@ -20,8 +20,8 @@ without() {
     done
 }
 
-# A zombie has ended; in a container there is often nobody who takes note of that. A `ps` that does not know
-# these options answers nothing, and then the process counts as alive.
+# Treats a zombie as ended, because in a container often no process reaps it. A `ps` without these options prints
+# nothing, and then the process counts as alive.
 any_alive() {
     for pid in "$@"; do
         kill -s 0 -- "$pid" || continue
@@ -41,14 +41,14 @@ signal() {
     done
 }
 
-# end FIRST LAST TENTHS PID…: asks by signal FIRST, waits, insists by signal LAST.
+# end FIRST LAST TENTHS PID…: sends signal FIRST, waits, then sends signal LAST.
 end() {
     first=$1
     last=$2
     tenths=$3
     shift 3
     signal "$first" "$@"
-    # One that is stopped would take the first signal only when it continues.
+    # A stopped process would receive the first signal only when it continues.
     signal CONT "$@"
     while [ "$tenths" -gt 0 ] && any_alive "$@"; do
         sleep 0.1
@@ -70,7 +70,7 @@ while read -r order subject; do
     esac
 done
 
-# The lists are meant to be split into words.
+# The lists are split into words intentionally.
 # shellcheck disable=SC2086
 {
     end TERM KILL 50 $processes

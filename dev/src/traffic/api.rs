@@ -1,23 +1,23 @@
-//! One request to the service, and its answer.
+//! One request to the service, and its response.
 use std::time::Duration;
 
 use reqwest::{Method, header::HeaderMap};
 use serde_json::Value;
 use url::Url;
 
-/// Longer than the service's own deadline, so that it is the service that gives up.
+/// Timeout that exceeds the service's own deadline, so that the service times out first.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A request.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) method: Method,
-    /// With the query.
+    /// The path with the query.
     pub(crate) path: String,
     pub(crate) token: Option<String>,
     pub(crate) key: Option<String>,
     pub(crate) body: Option<String>,
-    /// Whether the service responds before its own deadline, whatever happens.
+    /// True if the service always responds before its own deadline.
     pub(crate) never_times_out: bool,
 }
 
@@ -48,13 +48,13 @@ impl Call {
     }
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) text: String,
-    /// Null if it is no JSON.
+    /// The body as JSON, or null if it is not JSON.
     pub(crate) body: Value,
 }
 
@@ -63,13 +63,13 @@ impl Answer {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether it says that an earlier request under its key did the work.
+    /// Returns whether the response is a replay of an earlier response under the same key.
     pub(crate) fn is_replayed(&self) -> bool {
         self.header("idempotency-replayed") == Some("true")
     }
 }
 
-/// The way to the service.
+/// A client of the service.
 pub(crate) struct Api {
     url: Url,
     client: reqwest::Client,
@@ -80,7 +80,7 @@ impl Api {
         Ok(Self { url, client: crate::http::client(PATIENCE)? })
     }
 
-    /// `None` if no whole answer came.
+    /// Sends a call. Returns `None` without a complete response.
     pub(crate) async fn send(&self, call: &Call, correlation_id: &str) -> Option<Answer> {
         let url = self.url.join(&call.path).ok()?;
         let mut request =

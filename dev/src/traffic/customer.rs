@@ -1,4 +1,4 @@
-//! A customer, as every service has them.
+//! A customer, independent of the domain.
 use crate::example::traffic::memory::Memory;
 
 /// A customer.
@@ -6,13 +6,13 @@ use crate::example::traffic::memory::Memory;
 pub(crate) struct Customer {
     pub(crate) identity: Option<Identity>,
     pub(crate) token: Option<String>,
-    /// Whether a registration or a login is in flight.
+    /// True while a registration or a login is in flight.
     pub(crate) at_the_door: bool,
-    /// What they remember of what they have done.
+    /// The customer's memory of earlier actions.
     pub(crate) memory: Memory,
 }
 
-/// Who a customer is to the service.
+/// A customer's account and session at the service.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     pub(crate) id: String,

@@ -1,4 +1,4 @@
-//! Registering and logging in.
+//! Registration and login.
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ impl Visit<'_> {
             .await;
         match came {
             Came::Promised(answer) => lock(customer).token = Some(text(&answer.body, "token").to_owned()),
-            // The service may have lost its users since: a database that was begun anew.
+            // The service may have lost its users since, for example after its database was recreated.
             Came::Wrong => *lock(customer) = Customer { at_the_door: true, ..Customer::default() },
             Came::ComeAgain => {}
         }

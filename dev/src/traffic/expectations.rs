@@ -1,9 +1,9 @@
-//! What the contract promises about an answer: each a pure function that says what is wrong with it.
+//! The API contract of every response: pure functions that return the violation.
 use serde_json::Value;
 
 use super::api::Answer;
 
-/// Nothing, or the promise that was not kept.
+/// The result of a check: success, or the violated rule.
 pub(crate) type Kept = Result<(), String>;
 
 pub(crate) fn keeps(promise: &str, kept: bool) -> Kept {
@@ -26,7 +26,7 @@ pub(crate) fn has_status(answer: &Answer, status: u16) -> Kept {
     keeps(&format!("the status is {status}"), answer.status == status)
 }
 
-/// RFC 9457, with what the service adds.
+/// Checks a problem response: RFC 9457 and the service's extensions.
 pub(crate) fn is_problem(answer: &Answer) -> Kept {
     let media_type = answer.header("content-type").unwrap_or_default();
     keeps("a refusal is application/problem+json", media_type.starts_with("application/problem+json"))?;
@@ -37,7 +37,7 @@ pub(crate) fn is_problem(answer: &Answer) -> Kept {
     Ok(())
 }
 
-/// A refusal with this status and everything that belongs to it.
+/// Checks an error response with this status and its required parts.
 pub(crate) fn is_refused(answer: &Answer, status: u16) -> Kept {
     has_status(answer, status)?;
     is_problem(answer)?;
@@ -48,7 +48,7 @@ pub(crate) fn is_refused(answer: &Answer, status: u16) -> Kept {
     }
 }
 
-/// A page of a list, of at most `limit`.
+/// Checks a page of a list with at most `limit` entries.
 pub(crate) fn is_page(answer: &Answer, limit: usize) -> Kept {
     has_status(answer, 200)?;
     keeps("a page has `data`", answer.body.get("data").is_some_and(Value::is_array))?;

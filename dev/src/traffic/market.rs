@@ -1,4 +1,4 @@
-//! Where customers and the service meet: who comes, and when.
+//! The schedule of customers: which customer sends a request, and when.
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -15,10 +15,11 @@ use super::{
 };
 use crate::example::traffic::{self as example, memory::Shared};
 
-/// Between two registrations or logins. The service counts those of one address, and this is the only address.
+/// Minimum interval of registrations and logins. The service limits them per address, and all customers share one
+/// address.
 const AT_THE_DOOR: Duration = Duration::from_millis(2500);
 
-/// The service as its customers know it.
+/// The service and all its customers.
 pub(super) struct Market {
     api: Api,
     seed: u64,
@@ -44,12 +45,12 @@ impl Market {
         lock(&self.report).clone()
     }
 
-    /// Counts a request that was not sent because too many were under way.
+    /// Counts a request that was not sent because too many were in flight.
     pub(super) fn crowded(&self) {
         lock(&self.report).not_sent += 1;
     }
 
-    /// One request by one customer.
+    /// Sends one request of one customer.
     pub(super) async fn visit(self: Arc<Self>, tick: u64) {
         let mut rng = StdRng::seed_from_u64(self.seed ^ tick.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let visit = Visit::new(&self.shared, &self.api, &self.report);
@@ -69,7 +70,7 @@ impl Market {
         example::act(&visit, customer, stranger.copied(), rng).await;
     }
 
-    /// A customer who is to register or to log in, if it is time for one.
+    /// Returns a customer who should register or log in, if the interval has passed.
     fn who_may_enter(&self) -> Option<&Mutex<Customer>> {
         let mut door_opens = lock(&self.door_opens);
         if Instant::now() < *door_opens {

@@ -1,19 +1,19 @@
-//! Gentle, realistic traffic: customers who register, log in, do what the service is for, and make mistakes.
+//! Light, realistic traffic: customers who register, log in, use the service, and make mistakes.
 //!
-//! It is open-loop: requests begin at their rate whether or not the service keeps up, as people do, so that a
-//! slow service is seen to be slow instead of being asked less. Every answer is held against the service's
-//! contract; what the contract does not promise is counted and kept as an unexpected answer.
+//! The traffic is open-loop: requests start at their rate regardless of the service's speed, like real users. A closed
+//! loop would send fewer requests to a slow service and hide the slowness. Every response is checked against the
+//! service's API contract. Violations are counted and stored as unexpected responses.
 //!
-//! One tick of the clock is one request by one customer, chosen by the seed and by what that customer is about.
+//! Each tick of the clock sends one request of one customer, chosen by the seed and by the state of that customer.
 //!
-//! - [`api`]: one request and its answer
-//! - [`customer`]: who a customer is
-//! - [`expectations`]: what the contract promises about every answer
-//! - [`visit`]: one request of one customer: it is sent, and what comes back is counted
-//! - [`door`]: registering and logging in
-//! - [`market`]: where customers and the service meet: who comes, and when
-//! - [`example::traffic`](crate::example): what customers do
-//! - [`report`]: what has happened so far
+//! - [`api`]: one request and its response
+//! - [`customer`]: the identity of a customer
+//! - [`expectations`]: the API contract of every response
+//! - [`visit`]: one request of one customer: sending it, and counting the response
+//! - [`door`]: registration and login
+//! - [`market`]: the schedule of customers
+//! - [`example::traffic`](crate::example): the actions of customers
+//! - [`report`]: the statistics so far
 pub(crate) mod api;
 pub(crate) mod customer;
 mod door;
@@ -34,48 +34,48 @@ use url::Url;
 use self::market::Market;
 pub use self::report::{Report, Unexpected};
 
-/// Requests under way at once. More than this are not begun; they would only pile up.
+/// Maximum number of requests in flight. Further requests are not sent, because they would only queue.
 const AT_ONCE: usize = 64;
 
-/// How long requests under way may take to end after [`Traffic::stop`].
+/// Time for requests in flight to end after [`Traffic::stop`].
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What traffic there is to be.
+/// Settings of the traffic.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The service's API.
+    /// URL of the service's API.
     pub api: Url,
     pub rate_per_second: f64,
-    /// The same seed makes the same choices, as far as the answers are the same.
+    /// Seed of all choices. The same seed makes the same choices as long as the responses are the same.
     pub seed: u64,
-    /// How many customers come. They come one by one: the service limits logins from one address.
+    /// Number of customers. They register one by one, because the service limits logins from one address.
     pub customers: usize,
 }
 
 impl Settings {
-    /// What one machine hardly notices and a dashboard shows well.
+    /// Returns default settings: a load that one machine hardly notices, and that is visible on a dashboard.
     pub fn new(api: Url) -> Self {
         Self { api, rate_per_second: 5.0, seed: 1, customers: 8 }
     }
 }
 
-/// Whether requests are begun at the moment. Clones switch the same traffic.
+/// A switch that pauses and resumes the traffic. Clones switch the same traffic.
 #[derive(Clone, Debug)]
 pub struct Switch(watch::Sender<bool>);
 
 impl Switch {
-    /// Whether it is on.
+    /// Returns whether the traffic is on.
     pub fn is_on(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// From now on requests are begun, or none.
+    /// Starts or stops sending new requests.
     pub fn set(&self, on: bool) {
         self.0.send_replace(on);
     }
 }
 
-/// Traffic under way. Dropping it ends it; [`Traffic::stop`] also says what has happened.
+/// Running traffic. Dropping the value ends it; [`Traffic::stop`] also returns the report.
 pub struct Traffic {
     market: Arc<Market>,
     switch: Switch,
@@ -84,7 +84,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Begins at once, whether or not the service is there yet.
+    /// Starts at once, even if the service is not reachable yet.
     pub fn start(settings: Settings) -> Result<Self, reqwest::Error> {
         let pause = Duration::from_secs_f64(1.0 / settings.rate_per_second.clamp(0.01, 1000.0));
         let market = Arc::new(Market::open(settings)?);
@@ -94,17 +94,17 @@ impl Traffic {
         Ok(Self { market, switch, stop, task })
     }
 
-    /// To pause it, and to let it go on.
+    /// Returns the switch that pauses and resumes the traffic.
     pub fn switch(&self) -> Switch {
         self.switch.clone()
     }
 
-    /// What has happened so far.
+    /// Returns the report so far.
     pub fn report(&self) -> Report {
         self.market.report()
     }
 
-    /// Begins no more requests, gives those under way a moment, and says what has happened.
+    /// Sends no further requests, waits briefly for those in flight, and returns the report.
     pub async fn stop(self) -> Report {
         self.stop.send_replace(true);
         let _ = self.task.await;
@@ -136,7 +136,7 @@ async fn run(market: Arc<Market>, pause: Duration, switch: Switch, mut stop: wat
     requests.shutdown().await;
 }
 
-/// Ends when the traffic is to stop, or when nobody is left who could say so.
+/// Waits until the traffic is stopped, or until the sender of the stop signal is dropped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }

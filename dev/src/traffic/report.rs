@@ -1,54 +1,54 @@
-//! What has happened so far, for a person to read and for a test to judge.
+//! Statistics of the traffic so far, for users and for tests.
 use std::fmt;
 
 use serde::Serialize;
 
 use crate::example::traffic::memory::Counts;
 
-/// Samples of unexpected answers that are kept.
+/// Maximum number of stored samples of unexpected responses.
 const SAMPLES: usize = 20;
 
-/// How many characters of a body are kept.
+/// Maximum number of stored characters of a body.
 const EXCERPT: usize = 400;
 
-/// What has happened so far.
+/// Statistics so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Requests that were sent.
     pub requests: u64,
-    /// Customers that have registered.
+    /// Registered customers.
     pub customers: u64,
-    /// What they have achieved.
+    /// Results of the customers' actions.
     pub counts: Counts,
-    /// Answers seen again under the same key, as promised.
+    /// Correct replays under the same key.
     pub replays: u64,
-    /// Requests that were wrong on purpose, and refused as promised.
+    /// Deliberately invalid requests that were rejected correctly.
     pub refusals: u64,
-    /// Sessions that had ended and were begun anew.
+    /// Expired sessions that were replaced by a new login.
     pub sessions_renewed: u64,
-    /// 429, 503 and 504: the service was busy and said so.
+    /// Responses 429, 503 and 504 of a busy service.
     pub turned_away: u64,
-    /// Requests without an answer: no connection, or none in time.
+    /// Requests without a response, for lack of a connection or because of a timeout.
     pub unanswered: u64,
-    /// Requests that were not sent because too many were under way.
+    /// Requests that were not sent because too many were in flight.
     pub not_sent: u64,
-    /// Answers that the contract does not promise.
+    /// Responses that violate the API contract.
     pub unexpected: u64,
-    /// The first of them.
+    /// The first unexpected responses.
     pub samples: Vec<Unexpected>,
 }
 
-/// An answer that the contract does not promise.
+/// A response that violates the API contract.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unexpected {
     pub method: String,
     pub path: String,
     pub status: u16,
-    /// What was expected instead.
+    /// The expectation.
     pub why: String,
-    /// The beginning of the answer.
+    /// The beginning of the body.
     pub body: String,
-    /// To find it in logs and traces.
+    /// Correlation id, for searching logs and traces.
     pub correlation_id: String,
 }
 

@@ -1,4 +1,4 @@
-//! One request of one customer: it is sent, and what comes back is counted.
+//! One request of one customer: sending it, and counting the response.
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -11,19 +11,19 @@ use super::{
 };
 use crate::example::traffic::memory::Shared;
 
-/// What a request came to.
+/// The outcome of a request.
 pub(crate) enum Came {
-    /// The answer that the contract promises.
+    /// The response that the API contract promises.
     Promised(Answer),
-    /// None, or one that asks to come again: what was done is not known, and the same request may be repeated.
+    /// No response, or a response that requests a retry. The effect is unknown, and the same request may be retried.
     ComeAgain,
-    /// One that the contract does not promise. It is counted, and the matter is left alone.
+    /// A response that violates the API contract. The response is counted, and the request is not retried.
     Wrong,
 }
 
-/// One request under way.
+/// One request in flight.
 pub(crate) struct Visit<'a> {
-    /// What all customers know.
+    /// Memory shared by all customers.
     pub(crate) shared: &'a Shared,
     api: &'a Api,
     report: &'a Mutex<Report>,
@@ -40,8 +40,8 @@ impl<'a> Visit<'a> {
         lock(self.report)
     }
 
-    /// Sends a call and counts what came. `promised` says what is wrong with an answer that is neither missing
-    /// nor one of those by which a busy service turns everybody away.
+    /// Sends a call and counts its outcome. `promised` returns the violation of a response. It does not see missing
+    /// responses or the responses of a busy service.
     pub(crate) async fn ask(&self, call: &Call, promised: impl FnOnce(&Answer) -> Kept) -> Came {
         self.report().requests += 1;
         let Some(answer) = self.api.send(call, &self.correlation_id).await else {
@@ -74,8 +74,8 @@ impl<'a> Visit<'a> {
         }
     }
 
-    /// The same for a customer who is logged in. A session may end at any time; then the customer logs in again
-    /// before anything else, and the request may be repeated.
+    /// Sends a call of a logged-in customer. A session may end at any time. In that case the customer logs in again
+    /// before anything else, and the request may be retried.
     pub(crate) async fn ask_as(
         &self,
         customer: &Mutex<Customer>,
@@ -101,7 +101,7 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// Returns whether a busy service may answer this call so.
+/// Returns whether a busy service may give this response to this call.
 fn turns_away(call: &Call, answer: &Answer) -> bool {
     match answer.status {
         429 | 503 => true,

@@ -1,24 +1,24 @@
-//! Reading Prometheus' text format, as far as samples go.
+//! Parser of samples in Prometheus' text format.
 //!
-//! The `prometheus-parse` crate ends the labels at the first `}`, which the label of a route may contain.
+//! The `prometheus-parse` crate ends the labels at the first `}`. The label of a route may contain this character.
 use super::Labels;
 
-/// The name of the metric, among its labels, as Prometheus has it.
+/// The label that holds the name of the metric, as in Prometheus.
 pub(super) const NAME: &str = "__name__";
 
-/// The samples of a text: what identifies a series, unparsed, and the value.
+/// Returns the samples of a text: the unparsed name and labels of a series, and its value.
 pub(super) fn samples(text: &str) -> impl Iterator<Item = (&str, f64)> {
     text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
         let (head, rest) = match line.rfind('}') {
             Some(end) => line.split_at(end + 1),
             None => line.split_once(' ')?,
         };
-        // A timestamp may follow.
+        // A timestamp may follow the value.
         Some((head, rest.split_whitespace().next()?.parse().ok()?))
     })
 }
 
-/// The labels of a series, its name among them; `None` if that is not what the text is.
+/// Parses the labels of a series, including its name. Returns `None` for an invalid text.
 pub(super) fn labels(head: &str) -> Option<Labels> {
     let (name, mut rest) = head.split_once('{').unwrap_or((head, "}"));
     let mut labels = Labels::from([(NAME.to_owned(), name.trim().to_owned())]);
@@ -34,7 +34,7 @@ pub(super) fn labels(head: &str) -> Option<Labels> {
     }
 }
 
-/// A value up to its closing quote, and what follows.
+/// Splits the text at the closing quote, into the value and the rest.
 fn unquoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut letters = text.char_indices();

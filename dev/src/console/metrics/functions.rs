@@ -1,7 +1,7 @@
-//! What the functions of `PromQL` do with the samples of a range, and with the buckets of a histogram.
+//! `PromQL` functions over the samples of a range and over histogram buckets.
 use super::store::Sample;
 
-/// A range of time in milliseconds; its beginning is not part of it.
+/// A time range in milliseconds, excluding its beginning.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Range {
     pub(super) start: i64,
@@ -14,7 +14,7 @@ impl Range {
     }
 }
 
-/// `increase`: how much a counter grew in the range, resets seen through, extrapolated to the edges of the range.
+/// Computes `increase`: the growth of a counter over the range, corrected for resets and extrapolated to both edges.
 pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
     let [first, .., last] = samples else { return None };
     let resets = samples.windows(2).filter_map(|pair| match pair {
@@ -26,12 +26,12 @@ pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
     let covered = seconds(last.at - first.at);
     let between = covered / count(samples.len() - 1);
     let (mut to_start, mut to_end) = (seconds(first.at - range.start), seconds(range.end - last.at));
-    // A sample that is farther from an edge than the next one would be tells that the series began or ended there.
+    // If a sample is at least 1.1 average intervals from an edge, the series is assumed to begin or end there.
     if to_start >= between * 1.1 {
         to_start = between / 2.0;
     }
     if grown > 0.0 && first.value >= 0.0 {
-        // A counter is not extrapolated to below zero.
+        // A counter is not extrapolated below zero.
         to_start = to_start.min(covered * (first.value / grown));
     }
     if to_end >= between * 1.1 {
@@ -40,7 +40,7 @@ pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
     Some(grown * ((covered + to_start + to_end) / covered))
 }
 
-/// `changes`: how often the value was another one than before.
+/// Computes `changes`: how often the value differs from the previous value.
 pub(super) fn changes(samples: &[Sample]) -> Option<f64> {
     let changed = samples.windows(2).filter(|pair| match pair {
         [before, after] => before.value.to_bits() != after.value.to_bits(),
@@ -49,19 +49,20 @@ pub(super) fn changes(samples: &[Sample]) -> Option<f64> {
     (!samples.is_empty()).then(|| count(changed.count()))
 }
 
-/// `avg_over_time`: the mean of the samples.
+/// Computes `avg_over_time`: the mean of the samples.
 pub(super) fn mean(samples: &[Sample]) -> Option<f64> {
     let sum: f64 = samples.iter().map(|sample| sample.value).sum();
     (!samples.is_empty()).then(|| sum / count(samples.len()))
 }
 
-/// `histogram_quantile`: interpolated within the bucket that has it. Buckets are upper bounds with cumulative counts.
+/// Computes `histogram_quantile`, interpolated within the bucket that contains the quantile. Buckets are upper bounds
+/// with cumulative counts.
 pub(super) fn quantile(wanted: f64, mut buckets: Vec<(f64, f64)>) -> f64 {
     if !(0.0..=1.0).contains(&wanted) {
         return if wanted.is_nan() { f64::NAN } else { wanted.signum() * f64::INFINITY };
     }
     buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
-    // Rates of buckets that were scraped between two observations may be out of order by a hair.
+    // Rates of buckets can be slightly out of order if the scrape ran between two updates of the histogram.
     let mut largest = f64::NEG_INFINITY;
     for (_, counted) in &mut buckets {
         largest = largest.max(*counted);
@@ -102,7 +103,8 @@ mod tests {
         let samples = [(1_000, 10.0), (2_000, 14.0), (3_000, 1.0), (4_000, 3.0)]
             .map(|(at, value)| Sample { at, value });
         let grown = increase(&samples, Range { start: 0, end: 4_000 }).unwrap();
-        // 4 before the restart and 3 after it in three seconds, and a third of that for the second before.
+        // The counter grew by 4 before the restart and by 3 after it, in three seconds. A third is added for the second
+        // before.
         assert!((grown - 7.0 * 4.0 / 3.0).abs() < 1e-9, "{grown}");
         assert_eq!(increase(&samples[..1], Range { start: 0, end: 4_000 }), None);
     }

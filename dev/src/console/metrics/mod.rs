@@ -1,14 +1,14 @@
-//! What the service measures: scraped, kept for a quarter of an hour, and asked in `PromQL`.
+//! Metrics of the service: scraped, kept for a quarter of an hour, and queried in `PromQL`.
 //!
-//! Every figure of the page is the value of an expression that can be pasted into Prometheus, and has the value
-//! that Prometheus would give for the same samples; a test compares the two. So the rules of extrapolation,
-//! staleness and interpolation are Prometheus', to the letter, and no shorter arithmetic stands beside them.
+//! Every figure of the page is the value of an expression that can be pasted into Prometheus. Prometheus returns the
+//! same value for the same samples; a test compares the two. So extrapolation, staleness and interpolation follow
+//! Prometheus' rules exactly, without simplified arithmetic.
 //!
-//! - [`exposition`]: reading the text format
+//! - [`exposition`]: parser of the text format
 //! - [`store`]: the samples
-//! - [`query`]: the language, as far as it is needed here
-//! - [`functions`]: what functions do with samples
-//! - [`value`]: what an expression comes to
+//! - [`query`]: the supported part of the language
+//! - [`functions`]: functions over samples
+//! - [`value`]: the result of an expression
 //! - [`vectors`]: aggregation and binary operators
 mod exposition;
 mod functions;
@@ -28,7 +28,7 @@ pub use self::{
 /// The labels of a series. The name of the metric is `__name__`.
 pub type Labels = BTreeMap<String, String>;
 
-/// The value of one series at one moment.
+/// The value of one series at one time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Element {
     pub labels: Labels,
@@ -36,7 +36,7 @@ pub struct Element {
 }
 
 impl Element {
-    /// A value without a name, as every operation gives it.
+    /// Creates an element without a metric name, which is the result of every operation.
     fn unnamed(mut labels: Labels, value: f64) -> Self {
         labels.remove(exposition::NAME);
         Self { labels, value }

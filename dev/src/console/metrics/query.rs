@@ -1,4 +1,5 @@
-//! `PromQL`, as far as the page and the project's rules use it. What is beyond that is refused by name, never guessed.
+//! The part of `PromQL` that the page and the project's rules use. Everything else is rejected with an error that names
+//! it.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use promql_parser::parser::{self, Call, Expr, MatrixSelector, Offset, VectorSelector};
@@ -12,30 +13,30 @@ use super::{
     vectors,
 };
 
-/// How far back the present value of a series may lie, unless the series has ended.
+/// Maximum age of a series' current value in milliseconds, unless the series has ended.
 const LOOKBACK: i64 = 5 * 60 * 1000;
 
-/// An expression that has been read.
+/// A parsed expression.
 #[derive(Debug, Clone)]
 pub struct Expression(Arc<Expr>);
 
 impl Expression {
-    /// Reads an expression.
+    /// Parses an expression.
     pub fn parse(text: &str) -> Result<Self, Error> {
         parser::parse(text).map(|expression| Self(Arc::new(expression))).map_err(Error::Syntax)
     }
 
-    /// Its value at a time, in milliseconds since 1970.
+    /// Evaluates the expression at a time, in milliseconds since 1970.
     pub fn value(&self, store: &Store, at: i64) -> Result<Value, Error> {
         Moment { store, at }.value(&self.0)
     }
 
-    /// The longest range that it looks back over.
+    /// Returns the longest range that the expression looks back over.
     pub fn longest_range(&self) -> Duration {
         longest_range(&self.0)
     }
 
-    /// The metrics that it asks for.
+    /// Returns the metrics that the expression uses.
     pub fn metrics(&self) -> Vec<String> {
         let mut names = Vec::new();
         collect_names(&self.0, &mut names);
@@ -70,7 +71,7 @@ fn collect_names(expression: &Expr, names: &mut Vec<String>) {
     }
 }
 
-/// The store as it is asked at one time.
+/// The store at one evaluation time.
 struct Moment<'a> {
     store: &'a Store,
     at: i64,
@@ -150,7 +151,7 @@ impl Moment<'_> {
         Ok(Value::Vector(values.collect()))
     }
 
-    /// One where there is nothing, with the labels that were asked for.
+    /// Evaluates `absent`: returns one element with the selector's labels if there is no series.
     fn absent(&self, expression: &Expr) -> Result<Value, Error> {
         if !self.vector(expression)?.is_empty() {
             return Ok(Value::Vector(Vec::new()));

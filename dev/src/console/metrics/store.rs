@@ -11,16 +11,16 @@ use super::{
     exposition::{self, NAME},
 };
 
-/// How long samples are kept.
+/// Retention time of samples.
 pub const RETENTION: Duration = Duration::from_mins(15);
 
-/// Series that are kept. One more than this is not begun; a service has half as many.
+/// Maximum number of series. The store rejects further series. A service has half as many.
 const MOST_SERIES: usize = 5_000;
 
-/// The value that says that a series has ended, as Prometheus marks it.
+/// The value that marks the end of a series, as in Prometheus.
 const STALE: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
 
-/// A value at a time, in milliseconds since 1970.
+/// A value and its time, in milliseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Sample {
     pub(super) at: i64,
@@ -39,19 +39,20 @@ pub(super) struct Series {
     pub(super) samples: VecDeque<Sample>,
 }
 
-/// The series that were scraped, of one target or of several.
+/// The scraped series of one or several targets.
 #[derive(Debug, Default)]
 pub struct Store {
     series: BTreeMap<u64, Series>,
-    /// The series of a name.
+    /// Series by name.
     names: HashMap<String, BTreeSet<u64>>,
-    /// The series of a target, by the text that it wrote for them.
+    /// Series by target, and by the text that the target wrote for them.
     heads: HashMap<String, HashMap<String, u64>>,
     next: u64,
 }
 
 impl Store {
-    /// Takes what a target answered; `None` if it did not. What it has no longer is marked as ended.
+    /// Stores the response of a target; `None` if the target did not respond. Series missing from the response are
+    /// marked as ended.
     pub fn scraped(&mut self, at: i64, job: &str, instance: &str, text: Option<&str>) {
         let up = if text.is_some() { "up 1" } else { "up 0" };
         let mut known = self.heads.remove(instance).unwrap_or_default();
@@ -118,7 +119,7 @@ impl Store {
         }
     }
 
-    /// The series that a selector means.
+    /// Returns the series that a selector matches.
     pub(super) fn select<'a>(
         &'a self,
         name: Option<&str>,
@@ -133,7 +134,7 @@ impl Store {
         })
     }
 
-    /// How many series and samples there are.
+    /// Returns the number of series and of samples.
     pub fn size(&self) -> (usize, usize) {
         (self.series.len(), self.series.values().map(|series| series.samples.len()).sum())
     }
@@ -152,7 +153,7 @@ mod tests {
         let mut store = Store::default();
         let mut sizes = Vec::new();
         for scrape in 0..4_000_i64 {
-            // A label that never repeats, as an error's number could be.
+            // A label value that never repeats, such as an error's number.
             let text = format!("steady 1\nfleeting{{number=\"{scrape}\"}} 1\n");
             store.scraped(scrape * 2_000, "service", "one", Some(&text));
             sizes.push(store.size());

@@ -1,7 +1,7 @@
-//! The value of an expression, or the reason why there is none.
+//! The value of an expression, or the reason why it has none.
 use super::{Element, Labels};
 
-/// Why an expression has no value here.
+/// The reason why an expression has no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("it cannot be read: {0}")]
@@ -16,7 +16,7 @@ impl Error {
     }
 }
 
-/// What an expression comes to.
+/// The result of an expression.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     Scalar(f64),
@@ -24,7 +24,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// Its elements; a number is one without labels.
+    /// Returns the elements. A number becomes one element without labels.
     pub fn into_elements(self) -> Vec<Element> {
         match self {
             Self::Scalar(value) => vec![Element { labels: Labels::new(), value }],
@@ -33,7 +33,7 @@ impl Value {
     }
 }
 
-/// Changes the values, and takes the names away: it is not that metric any more.
+/// Changes the values and removes the metric names, because the result is no longer that metric.
 pub(super) fn map(elements: Vec<Element>, change: impl Fn(f64) -> f64) -> Vec<Element> {
     let changed = |element: Element| Element::unnamed(element.labels, change(element.value));
     elements.into_iter().map(changed).collect()

@@ -1,4 +1,4 @@
-//! Aggregation, and operators between two sides.
+//! Aggregation and binary operators.
 use std::collections::{BTreeMap, BTreeSet};
 
 use promql_parser::parser::{
@@ -15,7 +15,7 @@ use super::{
     value::{Error, Value, map},
 };
 
-/// `sum by (…)` and its like.
+/// Evaluates `sum by (…)` and similar aggregations.
 pub(super) fn aggregate(aggregate: &AggregateExpr, elements: Vec<Element>) -> Result<Value, Error> {
     let combine: fn(&[f64]) -> f64 = match aggregate.op.id() {
         T_SUM => |values| values.iter().sum(),
@@ -39,7 +39,7 @@ pub(super) fn aggregate(aggregate: &AggregateExpr, elements: Vec<Element>) -> Re
     Ok(Value::Vector(combined.collect()))
 }
 
-/// The labels that a modifier leaves.
+/// Returns the labels that a modifier keeps.
 fn kept(mut labels: Labels, modifier: &LabelModifier) -> Labels {
     let named = |label: &String| modifier.labels().labels.contains(label);
     labels
@@ -47,7 +47,7 @@ fn kept(mut labels: Labels, modifier: &LabelModifier) -> Labels {
     labels
 }
 
-/// An operator between two sides.
+/// Evaluates a binary operator.
 pub(super) fn binary(binary: &BinaryExpr, left: Value, right: Value) -> Result<Value, Error> {
     let modifier = binary.modifier.as_ref();
     if modifier.is_some_and(|modifier| modifier.return_bool) {
@@ -86,7 +86,7 @@ pub(super) fn binary(binary: &BinaryExpr, left: Value, right: Value) -> Result<V
     }
 }
 
-/// What an operator does with two values: it makes one of them, or keeps the left where something holds.
+/// Effect of an operator on two values: an arithmetic result, or a filter that keeps the left value.
 enum Operation {
     Arithmetic(fn(f64, f64) -> f64),
     Filter(fn(f64, f64) -> bool),
@@ -111,7 +111,7 @@ fn operation(operator: TokenId, binary: &BinaryExpr) -> Result<Operation, Error>
     })
 }
 
-/// What has to be the same on both sides.
+/// Returns the labels that must be equal on both sides.
 fn signature(labels: &Labels, matching: Option<&LabelModifier>) -> Labels {
     let mut labels = labels.clone();
     if let Some(matching) = matching {

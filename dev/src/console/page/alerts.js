@@ -1,10 +1,10 @@
-// The project's own alerts, and what has arrived where a pager would ring.
+// The project's own alerts, and the received notifications.
 import { ask, h, nothing, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
 
 let root, state;
 
-/** Whether a rule would wake somebody, or is about to. The alert that always fires proves that alerting works. */
+/** Returns whether a rule is firing or pending. Excludes the Watchdog alert, which always fires. */
 export const rings = ({ name, standing }) => name !== "Watchdog" && ["firing", "pending", "true"].includes(standing.state);
 
 export async function open(element) {
@@ -19,7 +19,7 @@ async function load() {
   const found = await ask("/api/alerts");
   if (!root.classList.contains("view-alerts")) return;
   state = found;
-  // Whoever reads an expression is not interrupted.
+  // Keeps opened details open, so that a refresh does not interrupt reading an expression.
   const opened = new Set([...root.querySelectorAll("details[open]")].map((one) => one.dataset.rule));
   render(opened);
 }

@@ -1,4 +1,4 @@
-// Who did what, the seals over it, and the proof that nothing was changed.
+// Audit events, their seals, and the verification that nothing was changed.
 import { ask, h, nothing, replace } from "./dom.js";
 import { clock } from "./format.js";
 

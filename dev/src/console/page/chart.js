@@ -1,24 +1,24 @@
-// A line chart of the last minutes, with the times at which faults were on behind the lines.
+// A line chart of the last minutes, with the times of active faults in the background.
 import { h, svg } from "./dom.js";
 import { clock, measure } from "./format.js";
 
 const WIDTH = 320, HEIGHT = 120, LEFT = 44, RIGHT = 6, TOP = 8, BOTTOM = 16;
 
-/** The colour of a line: by its meaning where it has one, otherwise by its place. */
+/** Returns the colour of a line: by its meaning if it has one, otherwise by its position. */
 const MEANINGS = {
   "5xx": "bad", failed: "bad", error: "bad", server_error: "bad", timeout: "warn", connect_error: "bad",
   "4xx": "warn", declined: "warn", parked: "bad", succeeded: "good", success: "good",
 };
 const tone = (name, place) => MEANINGS[name] ?? `line${place % 4}`;
 
-/** A round number that is not below this one. */
+/** Returns a round number that is at least this number. */
 function ceiling(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
-/** The lines of a chart: `[name, [[at, value]]]`. Those that it names come first, so that each keeps its place and colour. */
+/** Returns the lines of a chart: `[name, [[at, value]]]`. Named lines come first, to keep their position and colour. */
 function linesOf(points, id, order) {
   const lines = new Map();
   for (const point of points) {
@@ -31,7 +31,7 @@ function linesOf(points, id, order) {
   return [...lines].sort(([one], [other]) => place(one) - place(other) || one.localeCompare(other));
 }
 
-/** A path through the values; what is missing is a gap. */
+/** Returns a path through the values, with a gap for each missing value. */
 function path(values, x, y, gap) {
   let previous = -Infinity;
   return values.map(([at, value]) => {
@@ -41,7 +41,7 @@ function path(values, x, y, gap) {
   }).join("");
 }
 
-/** The element of a chart. `periods` are the times at which faults were on. */
+/** Creates the element of a chart. `periods` are the times during which faults were on. */
 export function chart({ id, title, unit, lines: order, expressions }, points, periods, span) {
   const lines = linesOf(points, id, order);
   const end = points.at(-1)?.at ?? Date.now();

@@ -1,4 +1,4 @@
-// Making elements. Whatever comes from outside becomes text or an attribute, and never markup.
+// Creates elements. External data becomes text or an attribute, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -13,14 +13,14 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** An HTML element; texts among the children become text nodes. */
+/** Creates an HTML element. Strings among the children become text nodes. */
 export const h = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
 
-/** The same for SVG. */
+/** Creates an SVG element. */
 export const svg = (name, attributes = {}, ...children) =>
   fill(document.createElementNS(SVG, name), attributes, children);
 
-/** Puts these in the place of what an element has, and keeps the focus where it was if its `data-key` is still there. */
+/** Replaces the children of an element. The focus stays if an element with the same `data-key` still exists. */
 export function replace(element, ...children) {
   const focused = element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
   element.replaceChildren(...children.flat(3).filter(Boolean));
@@ -29,7 +29,7 @@ export function replace(element, ...children) {
   again?.focus({ preventScroll: true });
 }
 
-/** Asks the console. A refusal is an error that has its reason. */
+/** Sends a request to the console. An error response throws an error with its reason. */
 export async function ask(path, body) {
   const options = body === undefined
     ? {}
@@ -41,11 +41,11 @@ export async function ask(path, body) {
   return json;
 }
 
-/** The parameters of an address, without those that are empty. */
+/** Returns the query parameters of a URL, without empty ones. */
 export function query(parameters) {
   const set = Object.entries(parameters).filter(([, value]) => value !== "" && value !== null && value !== undefined);
   return set.length === 0 ? "" : `?${new URLSearchParams(set)}`;
 }
 
-/** What stands where there is nothing yet. */
+/** Creates the placeholder for an empty view. */
 export const nothing = (...why) => h("p", { class: "nothing" }, ...why);

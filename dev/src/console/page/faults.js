@@ -1,9 +1,9 @@
-// Switches for what can go wrong, what to watch, and whether the books still agree.
+// Switches for faults, the related panels, and the result of the reconciliation.
 import { ask, h, nothing, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
 import { BOOKS, FAULTS as OWN_FAULTS, TRAFFIC, numbers } from "./domain.js";
 
-/** Each fault: its name, what it does, and where to watch what. */
+/** The faults: name, effect, and the views that show the effect. */
 const FAULTS = {
   ...OWN_FAULTS,
   "slow-database": ["Slow database", "A table that customers use is locked for a second and a half, again and again.",
@@ -12,7 +12,7 @@ const FAULTS = {
     [["/audit", "Watch the failures in the audit trail"], ["/traces?route=sessions&status=4xx", "the refusals"], ["/alerts", "LoginAttack"]]],
 };
 
-/** A fault by the name that people read. */
+/** Returns the display name of a fault. */
 export const title = (fault) => FAULTS[fault]?.[0] ?? fault;
 
 let root, state, failed;

@@ -1,6 +1,6 @@
-// Numbers and times as people read them.
+// Numbers and times in readable form.
 
-/** Milliseconds, with three digits that mean something. */
+/** Formats milliseconds with three significant digits. */
 export function duration(milliseconds) {
   if (!Number.isFinite(milliseconds)) return "–";
   if (milliseconds < 1) return `${Math.round(milliseconds * 1000)} µs`;
@@ -11,7 +11,7 @@ export function duration(milliseconds) {
   return `${(milliseconds / 60_000).toFixed(1)} min`;
 }
 
-/** A number with as many digits as it needs. */
+/** Formats a number with as many digits as needed. */
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");
@@ -19,7 +19,7 @@ export function number(value) {
   return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
 }
 
-/** A value with the unit of its chart. */
+/** Formats a value with the unit of its chart. */
 export function measure(value, unit) {
   if (!Number.isFinite(value)) return "–";
   return unit === "s" ? duration(value * 1000) : `${number(value)}${unit}`;
@@ -27,7 +27,7 @@ export function measure(value, unit) {
 
 const pad = (value, digits = 2) => String(value).padStart(digits, "0");
 
-/** The time of day; `when` is anything that a Date is made of. */
+/** Formats the time of day; `when` is any argument of `Date`. */
 export function clock(when, withMilliseconds = false) {
   const date = new Date(when);
   if (Number.isNaN(date.getTime())) return "";
@@ -35,7 +35,7 @@ export function clock(when, withMilliseconds = false) {
   return withMilliseconds ? `${time}.${pad(date.getMilliseconds(), 3)}` : time;
 }
 
-/** How long ago. */
+/** Formats the time since a moment. */
 export function ago(when) {
   const seconds = Math.max(0, Math.round((Date.now() - new Date(when)) / 1000));
   if (seconds < 60) return `${seconds} s`;
@@ -43,14 +43,14 @@ export function ago(when) {
   return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
 }
 
-/** Bytes. */
+/** Formats a number of bytes. */
 export function bytes(size) {
   return size < 1024 * 1024 ? `${Math.round(size / 1024)} KiB` : `${(size / 1024 / 1024).toFixed(1)} MiB`;
 }
 
-/** How an answer is coloured. */
+/** Returns the colour class of a response. */
 export const statusClass = (status) =>
   status >= 500 ? "bad" : status >= 400 ? "warn" : status ? "good" : "muted";
 
-/** The end of a replica's id, which is where two of them differ. */
+/** Returns the end of a replica's id, which distinguishes replicas. */
 export const short = (id) => (id.length > 12 ? id.slice(-6) : id);

@@ -1,11 +1,11 @@
-// The log, live: the newest lines that fit what stands in the address.
+// The live log: the newest lines that match the filter in the URL.
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { clock } from "./format.js";
 
 const FILTERS = ["level", "target", "text", "correlation_id", "trace_id"];
 const LEVELS = [["", "all levels"], ["ERROR", "errors"], ["WARN", "warnings and errors"], ["INFO", "info and worse"], ["DEBUG", "debug and worse"]];
 
-/** Lines on the page; the console keeps more, and a filter finds them. */
+/** Maximum number of lines on the page. The console stores more lines, which a filter finds. */
 const SHOWN = 500;
 
 let root, list, count, filters, navigate, paused, busy, last, replicas;
@@ -46,12 +46,12 @@ function form() {
     h("a", { class: "button", href: "/logs" }, "Clear"));
 }
 
-/** What a reader looks for first. */
+/** Fields displayed first, because they are the most important ones. */
 const FIRST = ["error", "status", "method", "path", "duration_ms", "seal_number"];
 const LAST = ["user_id", "client_address", "audit_log"];
 const weight = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : LAST.includes(name) ? 99 : 50);
 
-/** A line, with the way to its trace. Its fields open on demand. */
+/** Creates a line with a link to its trace. A click shows its fields. */
 export function line(one, { chosen = false, onspan = null, replica = false } = {}) {
   const fields = Object.entries(one.fields).sort(([left], [right]) => weight(left) - weight(right));
   const where = onspan
@@ -92,7 +92,7 @@ function render(found, more) {
   else last ??= undefined;
   found.forEach((one) => replicas.add(one.replica));
   if (list.querySelector(".nothing") && found.length > 0) list.replaceChildren();
-  // The newest stand at the top, where somebody who reads is not moved away from what is read.
+  // New lines are added at the top, so that the lines being read do not scroll away.
   list.prepend(...found.reverse().map((one) => line(one, { replica: replicas.size > 1 })));
   while (list.childElementCount > SHOWN) list.lastElementChild.remove();
   if (list.childElementCount === 0) list.append(nothing("No line that is kept fits."));

@@ -1,4 +1,4 @@
-// The shell: which view an address means, what is pushed to it, and the keys that work everywhere.
+// The shell: selects the view from the URL, handles pushed events, and handles keys that work in every view.
 import { ask, h, replace } from "./dom.js";
 import { ago } from "./format.js";
 import * as alerts from "./alerts.js";
@@ -9,7 +9,7 @@ import * as now from "./now.js";
 import * as traces from "./traces.js";
 import * as waterfall from "./waterfall.js";
 
-/** What a view is: `open(element, address)` builds it, `update(changed, point)` is told what is new, `close()` ends it. */
+/** The views: `open(element, address)` builds a view, `update(changed, point)` handles changes, `close()` ends it. */
 const VIEWS = { now, traces, waterfall, logs, alerts, faults, audit };
 const ORDER = ["now", "traces", "logs", "alerts", "faults", "audit"];
 
@@ -38,7 +38,7 @@ function show() {
   current.open(element, address, go);
 }
 
-/** Goes to an address of the console without loading the page again; `instead` leaves no trace in the history. */
+/** Navigates to a URL of the console without reloading the page; `instead` replaces the entry in the history. */
 function go(address, { instead = false, stay = false } = {}) {
   history[instead ? "replaceState" : "pushState"](null, "", address);
   if (stay) return;
@@ -55,7 +55,7 @@ document.addEventListener("click", (event) => {
 });
 addEventListener("popstate", show);
 
-// What is pushed.
+// Pushed events.
 
 const connection = document.getElementById("connection");
 
@@ -64,7 +64,7 @@ function connected(is, title) {
   connection.title = title;
 }
 
-/** A browser opens six connections to a host at most, so a page that nobody looks at gives its own back. */
+/** The stream of changes. A hidden page closes it, because a browser opens at most six connections to a host. */
 let stream = null;
 function listen(wanted) {
   if (wanted === (stream !== null)) return;
@@ -91,12 +91,12 @@ function told({ data }) {
   current?.update?.(changed, point);
 }
 
-/** A question that was cut off, by leaving the page or by the end of cargo dev, is no error of the page. */
+/** Ignores requests that were aborted by leaving the page or by the end of cargo dev. They are no error of the page. */
 addEventListener("unhandledrejection", (event) => {
   if (event.reason instanceof TypeError && event.reason.message.includes("fetch")) event.preventDefault();
 });
 
-/** Whatever is wrong on purpose is said on every view, with the way back. */
+/** Shows the active faults on every view, with a switch to end them. */
 const banner = document.getElementById("banner");
 async function showBanner() {
   const state = await ask("/api/faults").catch(() => null);
@@ -123,7 +123,7 @@ async function countAlerts() {
   badge.textContent = count;
 }
 
-// Light and dark.
+// Light and dark theme.
 
 const THEMES = ["system", "light", "dark"];
 const theme = document.getElementById("theme");
@@ -137,12 +137,12 @@ const nextTheme = () => setTheme(THEMES[(THEMES.indexOf(localStorage.getItem("th
 theme.addEventListener("click", nextTheme);
 setTheme(THEMES.includes(localStorage.getItem("theme")) ? localStorage.getItem("theme") : "system");
 
-// Keys.
+// Keyboard shortcuts.
 
 const keys = document.getElementById("keys");
 document.getElementById("help").addEventListener("click", () => keys.showModal());
 
-/** The rows that `j` and `k` go through. */
+/** Returns the rows that `j` and `k` select. */
 function step(by) {
   const rows = [...element.querySelectorAll("[data-row]")].filter((row) => row.offsetParent !== null);
   const at = rows.indexOf(document.activeElement?.closest?.("[data-row]"));

@@ -1,4 +1,4 @@
-// How it goes: condition, figures, charts, routes.
+// The overview: health, figures, charts, routes.
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { ago, bytes, duration, number } from "./format.js";
 import { chart } from "./chart.js";
@@ -91,12 +91,12 @@ function conditions() {
   });
 }
 
-/** Where somebody begins who sees this for the first time. */
+/** Creates the introduction for new users. */
 const tour = () => h("p", { class: "tour" }, "New here? ",
   TOUR.map((part) => typeof part === "string" ? part : h("a", { href: part[0] }, part[1])),
   h("a", { href: "/audit" }, "verify the audit chain"), ".");
 
-/** What the shaded times of the charts are. */
+/** Creates the legend of the shaded periods in the charts. */
 function shades(from) {
   const within = periods.filter(({ ended }) => !ended || new Date(ended).getTime() > from);
   return [...new Set(within.map(({ fault }) => title(fault)))].map((name) => [" ", h("span", { class: "shade" }, name)]);

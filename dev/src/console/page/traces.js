@@ -1,4 +1,4 @@
-// The newest traces, filtered by what stands in the address.
+// The newest traces that match the filter in the URL.
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { clock, duration, short, statusClass } from "./format.js";
 
@@ -43,7 +43,7 @@ function form() {
 }
 
 async function load() {
-  // One question at a time; what comes meanwhile is asked once more afterwards.
+  // Only one request runs at a time. Changes in the meantime cause one more request afterwards.
   if (busy) { again = true; return; }
   busy = true;
   const asked = root;

@@ -1,4 +1,4 @@
-// One trace: its spans as a waterfall, and its log lines beside it.
+// One trace: its spans as a waterfall, and its log lines.
 import { ask, h, nothing, query, replace } from "./dom.js";
 import { FIRST } from "./domain.js";
 import { clock, duration, short, statusClass } from "./format.js";
@@ -16,7 +16,7 @@ export async function open(element, address, go) {
   await load();
 }
 
-/** Spans come in batches: until the trace is some seconds old, more may follow. */
+/** Spans arrive in batches. More spans may follow until the trace is some seconds old. */
 export function update(changed) {
   const young = !trace || Date.now() - trace.started < 15_000;
   return young && (changed.has("traces") || changed.has("logs")) ? load() : undefined;
@@ -49,7 +49,7 @@ function choose(span) {
 
 const system = (bar) => (bar.attributes["db.system.name"] ? "database" : bar.kind === "client" ? "outbound" : bar.kind);
 
-/** Where a call went: its name alone is the method. */
+/** Returns the target of a call, because the name of the span is only the method. */
 function whither({ attributes: { "url.full": url } }) {
   if (!URL.canParse(url)) return "";
   const { host, pathname } = new URL(url);

@@ -1,4 +1,4 @@
-//! Somebody of support who gives money back, in parts, and insists until they are told what came of it.
+//! A support employee who issues partial refunds and retries each until its outcome is known.
 use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -12,26 +12,26 @@ use uuid::Uuid;
 use super::Error;
 use crate::{environment, http};
 
-/// Between two refunds.
+/// Pause between two refunds.
 const PAUSE: Duration = Duration::from_millis(400);
 
-/// Between two attempts at one.
+/// Pause between two attempts at the same refund.
 const BEFORE_RETRY: Duration = Duration::from_millis(250);
 
-/// What the clerk has been told.
+/// Results of the refunds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Told {
     pub succeeded: u32,
     pub failed: u32,
-    /// Somebody else was faster, or nothing was left.
+    /// Refunds rejected because another refund was faster or nothing was refundable.
     pub refused: u32,
-    /// Attempts that had to be made again.
+    /// Number of retries.
     pub repeated: u32,
-    /// Answers that the contract does not promise.
+    /// Responses that the API contract does not allow.
     pub unexpected: Vec<String>,
 }
 
-/// A clerk at work.
+/// A running clerk.
 pub(super) struct Clerk {
     stop: watch::Sender<bool>,
     work: JoinHandle<Told>,
@@ -69,7 +69,7 @@ impl Desk {
                 token = self.log_in().await;
                 continue;
             };
-            // The database may be away; there is another moment.
+            // The database may be down. The next iteration tries again.
             let Ok(Some(payment)) = self.some_payment().await else { continue };
             let amount = dice.random_bool(0.5).then(|| dice.random_range(1..500));
             if self.give_back(&bearer, payment, amount).await == Some(StatusCode::UNAUTHORIZED) {
@@ -98,7 +98,7 @@ impl Desk {
         Ok(payment)
     }
 
-    /// One refund, asked for under one key until the answer says how it ended.
+    /// Issues one refund, retried under the same key until the response states the outcome.
     async fn give_back(&mut self, token: &str, payment: Uuid, amount: Option<i64>) -> Option<StatusCode> {
         let key = Uuid::now_v7().to_string();
         let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));

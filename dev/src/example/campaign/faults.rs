@@ -1,11 +1,11 @@
-//! What can go wrong, and the draw that decides what does.
+//! The possible faults, and their random selection.
 use std::{fmt, time::Duration};
 
 use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
 use crate::example::gateway::{Faults, Spoil, Webhooks};
 
-/// The places where a replica can be told to die: see `platform::resilience::crash` in the service.
+/// The points at which a replica can be made to crash: see `platform::resilience::crash` in the service.
 pub const CRASH_POINTS: [&str; 16] = [
     "payment.beginning",
     "payment.begun",
@@ -25,7 +25,7 @@ pub const CRASH_POINTS: [&str; 16] = [
     "webhook.received",
 ];
 
-/// A part that the replicas, or their callers, reach over a link.
+/// A component that the replicas or their callers reach through a TCP proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     Api,
@@ -43,31 +43,31 @@ impl fmt::Display for Part {
     }
 }
 
-/// One thing that goes wrong. What lasts does so until the round is over.
+/// A single fault. A lasting fault lasts until the end of the round.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// `kill -9` of a replica.
     Kill { replica: usize },
-    /// A replica that dies where it is told to, once it comes there.
+    /// A replica that crashes when it reaches the given point.
     Crash { replica: usize, point: &'static str },
-    /// A replica that goes on with a disk under its log that is full.
+    /// A replica that continues with a full disk under its log.
     FullDisk { replica: usize },
-    /// PostgreSQL is restarted, in order.
+    /// A graceful restart of PostgreSQL.
     RestartDatabase,
     /// `kill -9` of PostgreSQL.
     KillDatabase,
-    /// Every connection to a part is cut at once.
+    /// All connections to a component are cut at once.
     Cut(Part),
-    /// Everything on the way to and from a part is late.
+    /// All traffic to and from a component is delayed.
     Slow(Part, Duration),
-    /// Nothing passes to or from a part any more.
+    /// All traffic to and from a component stops.
     Stall(Part),
-    /// The gateway itself, and its webhooks.
+    /// Faults of the gateway itself and of its webhooks.
     Gateway(Faults),
 }
 
 impl Fault {
-    /// Under which it is counted.
+    /// Returns the name under which the fault is counted.
     pub fn name(&self) -> String {
         match self {
             Self::Kill { .. } => "kill -9 of a replica".to_owned(),
@@ -114,7 +114,7 @@ fn gateway_fault(faults: &Faults) -> &'static str {
     }
 }
 
-/// A fault, and the moment of the round when it strikes.
+/// A fault, and its time within the round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Strike {
     pub after: Duration,
@@ -134,13 +134,13 @@ impl fmt::Display for Strike {
     }
 }
 
-/// The faults of one round, in the order in which they strike: a death, a fault of the gateway, and often a third.
+/// Draws the faults of one round, in chronological order: a crash, a gateway fault, and often a third fault.
 pub fn draw(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<Strike> {
     let mut faults = vec![death(dice, replicas), Fault::Gateway(of_gateway(dice))];
     if dice.random_bool(0.6) {
         faults.push(of_network_or_database(dice, replicas));
     }
-    // The last strikes early enough to be felt.
+    // The last fault starts early enough to have an effect.
     let latest = length.mul_f64(0.6);
     let mut strikes: Vec<_> =
         faults.into_iter().map(|fault| Strike { after: latest.mul_f64(dice.random()), fault }).collect();
@@ -225,7 +225,8 @@ mod tests {
                 fault => fault.name(),
             })
             .collect();
-        // Deaths, a full disk, the database's two, three faults of three parts, the gateway's thirteen, and every place.
+        // Kill, full disk, two database faults, three faults of three components, thirteen of the gateway, and every
+        // crash point.
         assert_eq!(drawn.len(), 1 + 1 + 2 + 9 + 13 + CRASH_POINTS.len(), "{drawn:#?}");
     }
 }

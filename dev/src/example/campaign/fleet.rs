@@ -1,4 +1,4 @@
-//! The replicas, as a supervisor keeps them: whoever dies is started again.
+//! The replicas and their supervisor, which restarts dead replicas.
 use std::{
     ffi::OsStr,
     io,
@@ -14,20 +14,20 @@ use crate::{
 
 use super::full_disk::FullDisk;
 
-/// Longer than the service's own deadline.
+/// Deadline of a stop, longer than the service's own shutdown deadline.
 const STOP_DEADLINE: Duration = Duration::from_secs(40);
 
-/// Lines of a replica's log that are shown when it does not become ready.
+/// Number of log lines shown for a replica that does not become ready.
 const LAST_WORDS: usize = 12;
 
-/// Several processes of one executable, with the same settings and ports of their own.
+/// Several processes of one executable, with the same settings and separate ports.
 pub(super) struct Fleet {
     executable: PathBuf,
     settings: Vec<(&'static str, String)>,
     replicas: Vec<Replica>,
     client: reqwest::Client,
     full_disk: FullDisk,
-    /// How often one has died.
+    /// Number of replica deaths.
     pub(super) deaths: u32,
 }
 
@@ -38,7 +38,7 @@ struct Replica {
 }
 
 impl Fleet {
-    /// Starts that many.
+    /// Starts the given number of replicas.
     pub(super) fn start(
         executable: PathBuf,
         settings: Vec<(&'static str, String)>,
@@ -60,7 +60,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Addresses that are free at the moment: for the API and for operations.
+    /// Returns currently free addresses for the API and for operations.
     pub(super) fn addresses(count: usize) -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
         let listeners: Vec<_> = (0..count * 2).map(|_| ports::listen()).collect::<io::Result<_>>()?;
         let addresses: Vec<_> = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
@@ -88,20 +88,20 @@ impl Fleet {
         launch.start()
     }
 
-    /// `kill -9`.
+    /// Sends SIGKILL to a replica (`kill -9`).
     pub(super) fn kill(&self, replica: usize) {
         if let Some(replica) = self.replicas.get(replica) {
-            // It may be dead already.
+            // The replica may already be dead.
             let _ = replica.child.signal(Signal::SIGKILL);
         }
     }
 
-    /// Replaces a replica by one that dies when it comes to this place.
+    /// Replaces a replica with one that crashes at the given point.
     pub(super) async fn crash(&mut self, replica: usize, point: &str) -> Result<(), super::Error> {
         self.replace(replica, "CRASH_AT", point.as_ref()).await
     }
 
-    /// Replaces a replica by one whose log goes to a disk that is full. It stays until it dies of something else.
+    /// Replaces a replica with one whose log is on a full disk. The replacement stays until another fault ends it.
     pub(super) async fn fill_disk(&mut self, replica: usize) -> Result<(), super::Error> {
         match self.full_disk.path()?.map(Path::to_owned) {
             Some(directory) => self.replace(replica, "LOG_DIRECTORY", directory.as_os_str()).await,
@@ -125,7 +125,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Starts whoever has died again.
+    /// Restarts dead replicas.
     pub(super) fn revive(&mut self) -> io::Result<()> {
         for number in 0..self.replicas.len() {
             let dead = self.replicas.get(number).filter(|replica| replica.child.exited().is_some());
@@ -139,7 +139,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Whether every replica is.
+    /// Returns whether every replica is ready.
     pub(super) async fn are_ready(&self) -> bool {
         for replica in &self.replicas {
             if self.readiness(replica).await.is_err() {
@@ -149,7 +149,7 @@ impl Fleet {
         true
     }
 
-    /// What `/readyz` says where it does not say that the replica is ready.
+    /// Returns the response of `/readyz` as an error if the replica is not ready.
     async fn readiness(&self, replica: &Replica) -> Result<(), String> {
         let asked = self.client.get(format!("http://{}/readyz", replica.ops)).send().await;
         let answer = asked.map_err(|error| format!("no answer: {error}"))?;
@@ -160,7 +160,7 @@ impl Fleet {
         Err(format!("{status} {}", answer.text().await.unwrap_or_default()))
     }
 
-    /// How each replica is, and for one that is not ready what it said last.
+    /// Returns the state of each replica, with the last output of those that are not ready.
     pub(super) async fn condition(&self) -> Vec<String> {
         let mut told = Vec::new();
         for (number, replica) in self.replicas.iter().enumerate() {
@@ -176,7 +176,7 @@ impl Fleet {
         told
     }
 
-    /// Asks every replica to end, and waits until it has.
+    /// Requests a graceful stop of every replica, and waits for their exit.
     pub(super) async fn stop(self) -> Result<(), super::Error> {
         for replica in &self.replicas {
             replica.child.stop(STOP_DEADLINE).await?;

@@ -1,4 +1,4 @@
-//! A directory whose files are on a disk that is full: they lead to the device that always is.
+//! A directory whose files are on a full disk: they are links to `/dev/full`.
 use std::{
     fs, io,
     os::unix::fs::symlink,
@@ -10,10 +10,10 @@ use uuid::Uuid;
 
 use crate::project;
 
-/// Linux and FreeBSD have it.
+/// A device that exists on Linux and FreeBSD.
 const FULL: &str = "/dev/full";
 
-/// The directory. It is made when it is first asked for, and removed with this.
+/// The directory, created on first use and removed on drop.
 pub(super) struct FullDisk(PathBuf);
 
 impl FullDisk {
@@ -21,7 +21,8 @@ impl FullDisk {
         Self(std::env::temp_dir().join(format!("full-disk-{}", Uuid::now_v7().simple())))
     }
 
-    /// With the log files of today and tomorrow in it; `None` where there is no such device.
+    /// Returns the directory, with links for the log files of today and tomorrow. `None` on a system without the
+    /// device.
     pub(super) fn path(&self) -> io::Result<Option<&Path>> {
         if !Path::new(FULL).exists() {
             return Ok(None);
@@ -41,7 +42,7 @@ impl FullDisk {
 
 impl Drop for FullDisk {
     fn drop(&mut self) {
-        // It holds links only.
+        // The directory contains only links.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

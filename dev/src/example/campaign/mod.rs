@@ -1,15 +1,16 @@
-//! An attack on a service of several replicas, for as long as one likes: no payment is lost, none is made twice.
+//! A test campaign against a service of several replicas, of any length: no payment is lost, and none is made twice.
 //!
-//! A round has two halves. First faults strike, drawn by the seed, while customers order and pay and a clerk gives
-//! money back. Then everything is made well again, and within a stated time every outcome must be known and the
-//! books must agree. The same seed draws the same faults in the same order; what they hit depends on the moment.
+//! A round has two halves. In the first half faults drawn from the seed occur, while customers order and pay and a
+//! clerk issues refunds. In the second half all faults end. Within a fixed time every outcome must then be known, and
+//! the reconciliation must find no difference. The same seed draws the same faults in the same order; their effect
+//! depends on timing.
 //!
-//! - [`faults`]: what can go wrong, and the draw
-//! - `fleet`: the replicas, which are started again when they die
+//! - [`faults`]: the possible faults, and their random selection
+//! - `fleet`: the replicas, which are restarted when they die
 //! - `full_disk`: a directory in which nothing can be written
-//! - `stage`: everything that takes part, and what a fault does to it
-//! - `clerk`: gives money back, and insists
-//! - `report`: what was done, and what came of it
+//! - `stage`: all components, and the execution of faults
+//! - `clerk`: issues refunds and retries them
+//! - `report`: the faults and the results
 mod clerk;
 pub mod faults;
 mod fleet;
@@ -38,37 +39,37 @@ use crate::{
     traffic::{self, Traffic},
 };
 
-/// How long faults strike in a round.
+/// Duration of the faults in a round.
 const STRIKES: Duration = Duration::from_secs(8);
 
-/// Between two looks at what is due.
+/// Interval of checks for due faults.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Once everything is well, every outcome is known within this time, and every replica is ready.
+/// Time after the end of all faults within which every outcome must be known and every replica ready.
 const SETTLING: Duration = Duration::from_mins(1);
 
-/// What is attacked, and for how long.
+/// The tested service, and the length of the campaign.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The service's executable, with debug assertions: only then can it be told where to die.
+    /// The service's executable, built with debug assertions. Crash points exist only in such a build.
     pub executable: PathBuf,
-    /// Draws the faults and the traffic.
+    /// Seed of the faults and the traffic.
     pub seed: u64,
     pub length: Length,
     pub replicas: usize,
-    /// Requests of the customers, a second.
+    /// Customer requests per second.
     pub rate_per_second: f64,
 }
 
-/// How long a campaign is.
+/// Length of a campaign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     Rounds(u32),
-    /// As many rounds as begin within this time.
+    /// All rounds that begin within this time.
     Time(Duration),
 }
 
-/// Why a campaign could not be carried on. What it finds out about the service is in the [`Report`].
+/// The reason why a campaign was aborted. Findings about the service are in the [`Report`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -91,7 +92,7 @@ pub enum Error {
     Wait(#[from] WaitError),
 }
 
-/// Carries a campaign out. It ends early at the first round that leaves something that must not be.
+/// Runs a campaign. The campaign ends early at the first round with a violation.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, Error> {
     let mut stage = Stage::set(&settings, progress).await?;
     let traffic = Traffic::start(traffic::Settings {
@@ -133,7 +134,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
     Ok(report)
 }
 
-/// Lets each fault strike at its moment. Whoever dies is started again.
+/// Executes each fault at its time. Restarts dead replicas.
 async fn strike(stage: &mut Stage, strikes: &[Strike], progress: &dyn Fn(&str)) -> Result<(), Error> {
     let started = Instant::now();
     let mut due = strikes.iter().peekable();
@@ -147,8 +148,8 @@ async fn strike(stage: &mut Stage, strikes: &[Strike], progress: &dyn Fn(&str)) 
     Ok(())
 }
 
-/// Waits until every replica is ready and every outcome is known that was not when everything became well. What
-/// is still missing when the time is over, and whatever does not agree in the books, is a violation.
+/// Waits until every replica is ready and every outcome that was unknown at the end of the faults is known. Missing
+/// outcomes at the deadline, differences found by the reconciliation, and a broken audit chain are violations.
 async fn settle(stage: &mut Stage, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
     let healed = DateTime::<Utc>::from(SystemTime::now());
     let deadline = Instant::now() + SETTLING;
@@ -173,7 +174,7 @@ async fn settle(stage: &mut Stage, progress: &dyn Fn(&str)) -> Result<Vec<String
     Ok(violations)
 }
 
-/// Payments and refunds that were begun before `moment` and whose outcome is not known.
+/// Counts payments and refunds from before `moment` with an unknown outcome.
 async fn unknown_since(owner_url: &str, moment: DateTime<Utc>) -> Result<i64, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url).await?;
     let unknown = sqlx::query_scalar(

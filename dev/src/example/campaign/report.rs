@@ -1,25 +1,25 @@
-//! What was done to the system, and what came of it.
+//! The faults of a campaign and their results.
 use std::{collections::BTreeMap, fmt};
 
 use super::{clerk::Told, faults::Strike};
 use crate::{example::invariants::Verdict, traffic};
 
-/// What a campaign has found out.
+/// The results of a campaign.
 #[derive(Debug, Clone)]
 pub struct Report {
     pub seed: u64,
     pub rounds: u32,
-    /// How often each fault has struck.
+    /// Number of occurrences of each fault.
     pub faults: BTreeMap<String, u32>,
-    /// Replicas that were killed or died where they were told to.
+    /// Number of replicas that were killed or crashed at a crash point.
     pub died: u32,
-    /// What must not be, and in which round it was found.
+    /// Violations, with the round of each.
     pub violations: Vec<String>,
     pub clerk: Told,
     pub traffic: traffic::Report,
-    /// The books at the end.
+    /// The reconciliation at the end.
     pub verdict: Option<Verdict>,
-    /// What has struck in each round, for whoever looks for the cause.
+    /// The faults of each round, for the search for a cause.
     history: Vec<String>,
 }
 
@@ -52,7 +52,7 @@ impl Report {
         self.violations.extend(violations.into_iter().map(|what| format!("round {round}: {what}")));
     }
 
-    /// Whether everything that must be true was, and every answer was one that the contract promises.
+    /// Returns whether all invariants held and all responses followed the API contract.
     pub fn holds(&self) -> bool {
         self.violations.is_empty()
             && self.clerk.unexpected.is_empty()

@@ -1,4 +1,4 @@
-//! Everything that takes part, and what a fault does to it.
+//! All components of a campaign, and the execution of faults.
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -24,23 +24,23 @@ use crate::{
 const GATEWAY_API_KEY: &str = "sk_for_campaigns";
 const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBlbHNld2hlcmU=";
 
-/// A trail of an hour is read in far less.
+/// Deadline of a verification. The audit log of an hour is verified in far less.
 const VERIFICATION: Duration = Duration::from_mins(2);
 
-/// A database, a gateway and several replicas, with links between them.
+/// A database, a gateway and several replicas, with TCP proxies between them.
 pub(super) struct Stage {
     executable: PathBuf,
     server: Server,
     owner_url: Url,
-    /// As the service's role, past the link that is attacked.
+    /// Connects as the service's role, bypassing the proxy with faults.
     database_url: Url,
     gateway: Simulator,
     fleet: Fleet,
-    /// Between callers and replicas, webhooks included; it balances.
+    /// Proxy and load balancer between callers and replicas, also for webhooks.
     api: Link,
-    /// Between replicas and database.
+    /// Proxy between replicas and database.
     database: Link,
-    /// Between replicas and gateway.
+    /// Proxy between replicas and gateway.
     charges: Link,
 }
 
@@ -69,13 +69,13 @@ impl Stage {
             ("GATEWAY_URL", format!("http://{}", charges.address())),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
-            // As fast as is sound, so that an hour holds many rounds.
+            // The shortest safe timeouts, so that an hour contains many rounds.
             ("GATEWAY_TIMEOUT_MS", "1000".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
             ("ARGON2_MEMORY_KIB", "64".to_owned()),
             ("ARGON2_ITERATIONS", "1".to_owned()),
-            // Every caller has this machine's address.
+            // All callers share this machine's address.
             ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0".to_owned()),
             ("RATE_LIMIT_ADDRESS_PER_SECOND", "0".to_owned()),
         ];
@@ -93,12 +93,12 @@ impl Stage {
         })
     }
 
-    /// Where callers go.
+    /// Returns the URL for callers.
     pub(super) fn api_url(&self) -> Result<Url, url::ParseError> {
         Url::parse(&format!("http://{}/", self.api.address()))
     }
 
-    /// The database, past the link that is attacked.
+    /// Returns the URL of the database, bypassing the proxy with faults.
     pub(super) fn owner_url(&self) -> &Url {
         &self.owner_url
     }
@@ -111,7 +111,7 @@ impl Stage {
         }
     }
 
-    /// Lets a fault strike.
+    /// Executes a fault.
     pub(super) async fn suffer(&mut self, fault: &Fault, progress: &dyn Fn(&str)) -> Result<(), Error> {
         match fault {
             Fault::Kill { replica } => self.fleet.kill(*replica),
@@ -127,7 +127,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Ends every fault that lasts.
+    /// Ends all lasting faults.
     pub(super) fn heal(&self) {
         for part in [Part::Api, Part::Database, Part::Gateway] {
             self.link(part).mend();
@@ -143,7 +143,7 @@ impl Stage {
         self.fleet.are_ready().await
     }
 
-    /// How each replica is, for whoever looks for the cause.
+    /// Returns the state of each replica, for the search for a cause.
     pub(super) async fn condition(&self) -> Vec<String> {
         self.fleet.condition().await
     }
@@ -152,17 +152,17 @@ impl Stage {
         self.fleet.deaths
     }
 
-    /// Outcomes that were unknown at this moment, and still are.
+    /// Counts the outcomes that were unknown at this moment and still are.
     pub(super) async fn unknown_since(&self, moment: DateTime<Utc>) -> Result<i64, Error> {
         Ok(super::unknown_since(self.owner_url.as_str(), moment).await?)
     }
 
-    /// Compares the books.
+    /// Runs the reconciliation.
     pub(super) async fn check(&self) -> Result<Verdict, Error> {
         Ok(invariants::check(self.owner_url.as_str(), &self.gateway.url()).await?)
     }
 
-    /// Verifies the audit trail's chain of seals; what is wrong with it, if anything.
+    /// Verifies the hash chain of the audit log. Returns the problem, or `None`.
     pub(super) async fn verify_trail(&self) -> Result<Option<String>, Error> {
         let verifying = Launch::new(&self.executable)
             .args(["audit", "verify"])
@@ -175,7 +175,7 @@ impl Stage {
         Ok((!status.success()).then(|| told.join(" ")))
     }
 
-    /// Ends everything, in order.
+    /// Stops all components in order.
     pub(super) async fn strike_down(self) -> Result<(), Error> {
         self.fleet.stop().await?;
         self.gateway.stop().await;

@@ -1,10 +1,10 @@
-//! The gateway's decisions: what a request does, given its key and what was done before.
+//! The gateway's decisions: the effect of a request, based on its key and the earlier requests.
 //!
-//! Everything here happens under one lock and ends with an entry in the ledger or without one. How and when the
-//! answer travels is decided elsewhere.
+//! Each decision is made under one lock and ends with or without an entry in the ledger. The delivery of the response
+//! is decided elsewhere.
 //!
-//! The bound: a key is forgotten after [`KEY_LIFETIME`], used again or not, and takes about 200 bytes until then. Of
-//! the request it keeps the digest: enough to tell another one from it.
+//! Bound: a key expires after [`KEY_LIFETIME`], regardless of use, and takes about 200 bytes until then. Only a digest
+//! of the request is stored, which suffices to detect a different request.
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -21,45 +21,45 @@ use super::{
     ledger::{Asked, Done, Entry, Journal, Ledger, Place},
 };
 
-/// How long a key is remembered.
+/// Lifetime of a key.
 const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
 
-/// How often the keys are looked through for those to forget.
+/// Interval of the search for expired keys.
 const SWEEP_INTERVAL: TimeDelta = TimeDelta::minutes(10);
 
-/// Why nothing was done.
+/// The reason why a request had no effect.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// The payment method turns the request away with this status.
+    /// The payment method rejects the request with this status.
     TurnedAway(u16),
-    /// The key belongs to another request.
+    /// The key belongs to a different request.
     KeyReused,
-    /// There is no such charge.
+    /// The charge does not exist.
     NoSuchCharge,
     /// The ledger could not be written.
     Broken(Error),
 }
 
-/// What was done, now or when the key was first used.
+/// The result of a request, executed now or at the first use of its key.
 #[derive(Debug)]
 pub(super) struct Outcome<T> {
     pub(super) done: T,
-    /// Whether this request did it.
+    /// True if this request created the result.
     pub(super) is_new: bool,
-    /// When it may be told, to this request as to every other one under the key. `None` is never.
+    /// Time of the response to this request and to every other request with the same key. `None` means never.
     pub(super) answer_at: Option<Instant>,
-    /// The status in place of a 201, where the payment method hides what was done.
+    /// The status in place of a 201, if the payment method hides the result.
     pub(super) hidden_by: Option<u16>,
 }
 
 #[derive(Clone, Copy)]
 struct Key {
-    /// Of what was asked for under it.
+    /// Digest of the request.
     digest: [u8; 32],
     since: DateTime<Utc>,
     uses: u32,
     done: Option<Place>,
-    /// When the first request's answer is due.
+    /// Time of the response to the first request.
     due: Instant,
 }
 
@@ -68,14 +68,14 @@ struct Key {
 pub(super) struct Books {
     ledger: Ledger,
     keys: HashMap<String, Key>,
-    /// When the keys were last looked through.
+    /// Time of the last search for expired keys.
     swept: DateTime<Utc>,
     journal: Option<Journal>,
     closed: bool,
 }
 
 impl Books {
-    /// Books that begin with what the file holds and go on in it.
+    /// Opens the books with the entries of the file, and appends to the file from then on.
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
         let mut books = Self::default();
         let journal = Journal::open(path, |Entry { at, asked, done }| {
@@ -97,13 +97,13 @@ impl Books {
         self.keys.clear();
     }
 
-    /// Nothing is entered from now on.
+    /// Rejects all further entries.
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.journal = None;
     }
 
-    /// Carries out a charge, unless it was carried out before under this key.
+    /// Executes a charge, unless it was already executed under this key.
     pub(super) fn charge(
         &mut self,
         asked: Asked,
@@ -129,8 +129,8 @@ impl Books {
         Ok(Outcome { done: charge, is_new: true, answer_at, hidden_by })
     }
 
-    /// Carries out a refund, unless it was carried out before under this key. It fails if the charge took no
-    /// money or less than would be given back altogether.
+    /// Executes a refund, unless it was already executed under this key. The refund fails if the charge took no money,
+    /// or if the sum of refunds would exceed the charge.
     pub(super) fn refund(
         &mut self,
         asked: Asked,
@@ -155,13 +155,13 @@ impl Books {
         Ok(Outcome { done: refund, is_new: true, answer_at, hidden_by: None })
     }
 
-    /// Enters a charge that nobody asked for.
+    /// Records a charge without a request.
     pub(super) fn enter(&mut self, charge: Charge) -> Result<(), Error> {
         self.write(Entry { at: Utc::now(), asked: None, done: Done::Charge(charge) }).map(|_| ())
     }
 
-    /// Counts a use of the key, and refuses it if it stands for another request. A key that is new, or older
-    /// than its lifetime, begins here; its answer is due after `patience`.
+    /// Counts a use of the key, and rejects the request if the key belongs to a different request. A new or expired key
+    /// is registered, and its response is due after `patience`.
     fn claim(&mut self, asked: &Asked, patience: Duration) -> Result<Key, Refusal> {
         let now = Utc::now();
         if now - self.swept >= SWEEP_INTERVAL {

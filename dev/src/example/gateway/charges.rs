@@ -1,8 +1,8 @@
-//! Charges and refunds as the API tells them, and what each test payment method does.
+//! Charges and refunds in the format of the API, and the behaviour of each test payment method.
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// What a client asks for with `POST /v1/charges`.
+/// The body of `POST /v1/charges`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ChargeRequest {
@@ -13,7 +13,7 @@ pub(super) struct ChargeRequest {
 }
 
 impl ChargeRequest {
-    /// What is wrong with it, if anything.
+    /// Returns the validation error, if any.
     pub(super) fn mistake(&self) -> Option<&'static str> {
         if self.amount <= 0 {
             return Some("amount must be positive, in minor units");
@@ -24,7 +24,7 @@ impl ChargeRequest {
     }
 }
 
-/// What a client asks for with `POST /v1/charges/{id}/refunds`.
+/// The body of `POST /v1/charges/{id}/refunds`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RefundRequest {
@@ -33,13 +33,13 @@ pub(super) struct RefundRequest {
 }
 
 impl RefundRequest {
-    /// What is wrong with it, if anything.
+    /// Returns the validation error, if any.
     pub(super) fn mistake(&self) -> Option<&'static str> {
         (self.amount <= 0).then_some("amount must be positive, in minor units")
     }
 }
 
-/// An attempt to take money that came to an end.
+/// A completed attempt to take money.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Charge {
     /// `ch_` and a `UUIDv7`.
@@ -47,11 +47,11 @@ pub struct Charge {
     /// The client's payment.
     pub reference: Uuid,
     pub status: ChargeStatus,
-    /// Why it was declined.
+    /// The reason of a decline.
     pub decline_code: Option<DeclineCode>,
-    /// In minor units.
+    /// Amount in minor units.
     pub amount: i64,
-    /// ISO 4217.
+    /// ISO 4217 code.
     pub currency: String,
 }
 
@@ -68,7 +68,7 @@ impl Charge {
     }
 }
 
-/// How a charge ended.
+/// The outcome of a charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChargeStatus {
@@ -76,18 +76,18 @@ pub enum ChargeStatus {
     Declined,
 }
 
-/// Why a charge was declined.
+/// The reason of a decline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeclineCode {
     InsufficientFunds,
     CardExpired,
     FraudSuspected,
-    /// One of the many codes that a client does not know by name.
+    /// One of the many codes that a client has no special handling for.
     DoNotHonor,
 }
 
-/// An attempt to give money back that came to an end.
+/// A completed attempt to refund money.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refund {
     /// `re_` and a `UUIDv7`.
@@ -96,7 +96,7 @@ pub struct Refund {
     pub reference: Uuid,
     pub charge_id: String,
     pub status: RefundStatus,
-    /// In minor units of the charge's currency.
+    /// Amount in minor units of the charge's currency.
     pub amount: i64,
 }
 
@@ -112,7 +112,7 @@ impl Refund {
     }
 }
 
-/// How a refund ended.
+/// The outcome of a refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefundStatus {
@@ -120,7 +120,7 @@ pub enum RefundStatus {
     Failed,
 }
 
-/// The payment methods that the simulator knows. Any other one is refused.
+/// The payment methods of the simulator. Any other method is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PaymentMethod {
     #[serde(rename = "pm_card_ok")]
@@ -131,25 +131,25 @@ pub enum PaymentMethod {
     Expired,
     #[serde(rename = "pm_card_fraud")]
     Fraud,
-    /// Charged at once and answered after 30 seconds.
+    /// Charges at once and responds after 30 seconds.
     #[serde(rename = "pm_card_slow")]
     Slow,
-    /// Charged and never answered, however often it is sent.
+    /// Charges and never responds, however often the request is sent.
     #[serde(rename = "pm_card_timeout")]
     Timeout,
-    /// 500 and not charged, for the first three requests under a key.
+    /// Responds with 500 without charging, for the first three requests under a key.
     #[serde(rename = "pm_card_error")]
     Error,
-    /// Charged, and answered with a 500 however often it is sent.
+    /// Charges and responds with 500, however often the request is sent.
     #[serde(rename = "pm_card_error_after_charge")]
     ErrorAfterCharge,
-    /// The first, third, fifth … request under a key is a 503. Nothing is charged before the second.
+    /// Responds with 503 to the first, third, fifth … request under a key. The second request charges.
     #[serde(rename = "pm_card_flaky")]
     Flaky,
 }
 
 impl PaymentMethod {
-    /// The status with which the `nth` request under a key (from 1) is turned away before anything is done.
+    /// Returns the status with which the `nth` request under a key (from 1) is rejected before any effect.
     pub(super) fn turns_away(self, nth: u32) -> Option<u16> {
         match self {
             Self::Error if nth <= 3 => Some(500),

@@ -1,4 +1,5 @@
-//! What goes wrong, on top of what the payment methods do, and the dice that decide when.
+//! Faults in addition to the behaviour of the payment methods, and the random generator that selects the affected
+//! requests.
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -7,37 +8,37 @@ use serde::{Deserialize, Serialize};
 
 use super::{charges::DeclineCode, spoiling::Spoil};
 
-/// The faults of the gateway, all of them off by default. Rates are shares of the requests, from 0 to 1.
+/// The faults of the gateway, all off by default. Rates are fractions of the requests, from 0 to 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// Requests that are answered with `error_status` before anything is done.
+    /// Fraction of requests that receive `error_status` before any effect.
     pub error_rate: f64,
-    /// Charges and refunds that are made and then answered with `error_status`.
+    /// Fraction of charges and refunds that are executed and then receive `error_status`.
     pub error_rate_after_charge: f64,
-    /// The status of both, from 400 to 599.
+    /// Status of both error rates, from 400 to 599.
     pub error_status: u16,
-    /// Sent with both as `Retry-After`, whatever it says; not sent where it is empty.
+    /// Value of `Retry-After` in both error responses, sent unmodified. An empty value omits the header.
     pub retry_after: String,
-    /// Charges that are declined whatever the payment method says.
+    /// Fraction of charges that are declined regardless of the payment method.
     pub decline_rate: f64,
-    /// Added to every answer.
+    /// Delay added to every response, in milliseconds.
     pub latency_ms: u64,
-    /// Requests are carried out, and their answers held back until this is off again.
+    /// Executes requests and holds back the responses until this is switched off.
     pub hold_answers: bool,
-    /// Requests that are carried out and then see their connection cut in place of an answer.
+    /// Fraction of requests that are executed and then have their connection cut before the response.
     pub cut_rate: f64,
-    /// Requests that are carried out and then answered with something wrong.
+    /// Fraction of requests that are executed and then receive a malformed response.
     pub spoil_rate: f64,
-    /// What is wrong with it.
+    /// The kind of malformed response.
     pub spoil: Spoil,
-    /// How webhooks arrive.
+    /// The delivery of webhooks.
     pub webhooks: Webhooks,
-    /// The same seed and the same order of requests make the same faults.
+    /// Seed of the random generator. The same seed with the same order of requests causes the same faults.
     pub seed: u64,
 }
 
-/// How webhooks arrive.
+/// The delivery of webhooks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Webhooks {
@@ -68,7 +69,7 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// What is wrong with them, if anything.
+    /// Returns the validation error, if any.
     pub(super) fn mistake(&self) -> Option<&'static str> {
         let rates = [
             self.error_rate,
@@ -84,7 +85,7 @@ impl Faults {
     }
 }
 
-/// What will go wrong with one request.
+/// The faults of one request.
 #[derive(Debug, Clone)]
 pub(super) struct Fate {
     pub(super) error_before: bool,
@@ -97,8 +98,8 @@ pub(super) struct Fate {
     pub(super) latency: Duration,
 }
 
-/// The source of chance. It is thrown the same number of times for every request, so that one fault's rate does
-/// not change when the others strike.
+/// The random generator. It draws the same number of values for every request, so that the rate of one fault does not
+/// depend on the others.
 pub(super) struct Dice {
     rng: StdRng,
 }

@@ -1,10 +1,10 @@
-//! What the gateway has done: charges and refunds, in memory and, line by line, in a file.
+//! The gateway's executed charges and refunds: in memory, and one per line in a file.
 //!
-//! A line is written and flushed to the disk before its charge is answered. So after a restart, `kill -9`
-//! included, the gateway knows every charge that anybody was ever told about.
+//! A line is written and flushed to the disk before the response to its charge. So after a restart, `kill -9` included,
+//! the gateway still has every charge that any client received a response for.
 //!
-//! A charge or refund takes about 200 bytes in memory, for ever; what was asked for it stands in the file alone. At
-//! the traffic of `cargo dev` that is less than a megabyte an hour.
+//! A charge or refund takes about 200 bytes of memory, permanently. Its request is stored in the file only. With the
+//! traffic of `cargo dev` the ledger grows by less than a megabyte an hour.
 use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},
@@ -23,7 +23,7 @@ use super::{
     charges::{Charge, ChargeStatus, Refund, RefundStatus},
 };
 
-/// Every charge and refund, in the order in which they were made.
+/// Every charge and refund, in order of execution.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     pub charges: Vec<Charge>,
@@ -35,27 +35,27 @@ pub struct Ledger {
 pub struct Counts {
     pub charges_succeeded: usize,
     pub charges_declined: usize,
-    /// Distinct payments with a charge that succeeded: fewer than `charges_succeeded` means that somebody paid
+    /// Number of distinct payments with a successful charge. Fewer than `charges_succeeded` means that a customer paid
     /// twice.
     pub payments_charged: usize,
     pub refunds_succeeded: usize,
     pub refunds_failed: usize,
-    /// Distinct refunds of the client that succeeded.
+    /// Number of the client's distinct successful refunds.
     pub refunds_made: usize,
 }
 
 impl Ledger {
-    /// The charges for a payment.
+    /// Returns the charges for a payment.
     pub fn charges_for(&self, reference: Uuid) -> impl Iterator<Item = &Charge> {
         self.charges.iter().filter(move |charge| charge.reference == reference)
     }
 
-    /// The refunds for a refund of the client.
+    /// Returns the gateway's refunds for a refund of the client.
     pub fn refunds_for(&self, reference: Uuid) -> impl Iterator<Item = &Refund> {
         self.refunds.iter().filter(move |refund| refund.reference == reference)
     }
 
-    /// The part of it that concerns these references.
+    /// Returns the part of the ledger with these references.
     pub(super) fn of(&self, references: RangeInclusive<Uuid>) -> Self {
         let charges = self.charges.iter().filter(|charge| references.contains(&charge.reference));
         let refunds = self.refunds.iter().filter(|refund| references.contains(&refund.reference));
@@ -75,7 +75,7 @@ impl Ledger {
         }
     }
 
-    /// Enters what was done, and says where.
+    /// Records a charge or refund, and returns its position.
     pub(super) fn enter(&mut self, done: Done) -> Place {
         match done {
             Done::Charge(charge) => {
@@ -93,7 +93,7 @@ impl Ledger {
         self.charges.iter().find(|charge| charge.id == id)
     }
 
-    /// What has been given back of a charge.
+    /// Returns the refunded amount of a charge.
     pub(super) fn refunded_amount(&self, charge_id: &str) -> i64 {
         self.refunds
             .iter()
@@ -103,33 +103,33 @@ impl Ledger {
     }
 }
 
-/// What a client asked for under a key. The same key with anything else in it is another request.
+/// A client's request under a key. The same key with any difference is a different request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Asked {
     pub(super) key: String,
     pub(super) path: String,
-    /// Byte for byte.
+    /// The body, byte for byte.
     pub(super) body: String,
 }
 
 impl Asked {
     pub(super) fn digest(&self) -> [u8; 32] {
-        // No path has a newline in it, so nothing of one can pass for the other.
+        // A path contains no newline, so path and body cannot be confused.
         Sha256::new().chain_update(&self.path).chain_update("\n").chain_update(&self.body).finalize().into()
     }
 }
 
-/// One line of the ledger's file: what was done, and under which key. Keys outlive a restart too, or a client
-/// that sends its charge again would be charged again.
+/// One line of the ledger's file: the result and its key. Keys must survive a restart, because otherwise a retry of a
+/// charge would charge again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) at: DateTime<Utc>,
-    /// Absent where nobody asked.
+    /// Absent for an entry without a request.
     pub(super) asked: Option<Asked>,
     pub(super) done: Done,
 }
 
-/// What was done.
+/// A charge or a refund.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Done {
@@ -137,7 +137,7 @@ pub(super) enum Done {
     Refund(Refund),
 }
 
-/// Where something stands in the ledger.
+/// The position of an entry in the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Charge(usize),
@@ -151,9 +151,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes the file, and hands over what it holds, one entry after the other. A last line without its
-    /// end was being written when the process died: nobody was told about it, so it is dropped. Any other damage is
-    /// an error.
+    /// Opens or creates the file, and passes its entries on in order. An incomplete last line was being written when
+    /// the process died. No client received a response for it, so it is dropped. Any other damage is an error.
     pub(super) fn open(path: PathBuf, mut take: impl FnMut(Entry)) -> Result<Self, Error> {
         let unusable = |source| Error::LedgerFile { path: path.clone(), source };
         let mut options = OpenOptions::new();

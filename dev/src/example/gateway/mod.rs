@@ -1,23 +1,23 @@
-//! The payment-gateway simulator: a real HTTP server with the gateway's API, a ledger of what it did, and
-//! faults that can be switched while it runs.
+//! The payment-gateway simulator: a real HTTP server with the gateway's API, a ledger of its charges, and faults that
+//! can be switched at run time.
 //!
-//! It is the other side of every promise about money, so it is stricter than it needs to be (unknown fields are
-//! refused, a key is compared byte for byte) and as unreliable as it is told to be. The rule that it lives by:
-//! **what it did and what it answered are two things**. A charge is in the ledger before any answer is
-//! attempted, and no lost, late or wrong answer changes the ledger.
+//! The simulator tests every guarantee about money, so it is stricter than necessary: unknown fields are rejected, and
+//! a key is compared byte for byte. It is as unreliable as its faults make it. Its main principle: **the effect and the
+//! response are independent**. A charge is in the ledger before any response is attempted, and no lost, late or wrong
+//! response changes the ledger.
 //!
-//! It runs for days beside `cargo dev`, so what it keeps in memory is bounded: what happened lately by count and by
-//! bytes ([`requests`]), idempotency keys by their lifetime ([`books`]). The ledger grows, as a ledger does, by less
-//! than 200 bytes a charge ([`ledger`]).
+//! It runs for days with `cargo dev`, so its memory is bounded. Recent requests are bounded by count and bytes
+//! ([`requests`]), idempotency keys by their lifetime ([`books`]). The ledger grows without bound, by less than 200
+//! bytes per charge ([`ledger`]).
 //!
-//! - [`charges`]: charges, refunds, and what each test payment method does
-//! - [`ledger`]: what was done, in memory and in a file
+//! - [`charges`]: charges, refunds, and the behaviour of each test payment method
+//! - [`ledger`]: the executed charges and refunds, in memory and in a file
 //! - [`books`]: idempotency keys, and the decision about each request
-//! - [`faults`]: what goes wrong, and the seeded dice that decide when
-//! - [`requests`]: the requests that came in, for tests to look at
+//! - [`faults`]: faults, and the seeded random generator that selects the affected requests
+//! - [`requests`]: the received requests, for inspection by tests
 //! - [`routes`]: the API
 //! - [`server`]: the socket
-//! - [`spoiling`]: answers that are not what they should be
+//! - [`spoiling`]: malformed responses
 //! - [`webhooks`]: signing and delivering events
 mod books;
 mod charges;
@@ -57,37 +57,37 @@ pub use self::{
     webhooks::{Delivery, Event},
 };
 
-/// Events that wait for their delivery. One that finds the queue full is lost, which the gateway's contract
-/// allows: a client has to live without webhooks anyway.
+/// Capacity of the queue of undelivered events. An event that finds the queue full is lost. The gateway's contract
+/// allows this loss: a client must work without webhooks anyway.
 const EVENT_QUEUE: usize = 4096;
 
-/// What a simulator is started with.
+/// Settings of a simulator.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where to listen; port 0 picks a free one.
+    /// The listen address; port 0 selects a free port.
     pub address: SocketAddr,
-    /// What clients send as their bearer token.
+    /// The clients' bearer token.
     pub api_key: String,
-    /// The secret that webhooks are signed with: `whsec_` and base64.
+    /// The signing secret of webhooks: `whsec_` and base64.
     pub webhook_secret: String,
-    /// Where webhooks go. Without one, none are sent until [`Simulator::set_webhook_url`] names one.
+    /// The webhook URL. Without a URL no webhooks are sent until [`Simulator::set_webhook_url`] sets one.
     pub webhook_url: Option<Url>,
-    /// Where the ledger survives a restart. Without one it lives as long as the simulator.
+    /// File in which the ledger survives a restart. Without a file the ledger lives as long as the simulator.
     pub ledger_file: Option<PathBuf>,
 }
 
-/// How long the simulator's slownesses last. Tests make them shorter.
+/// Durations of the simulator's delays. Tests shorten them.
 #[derive(Debug, Clone, Copy)]
 pub struct Timings {
-    /// Until `pm_card_slow` is answered.
+    /// Delay of the response to `pm_card_slow`.
     pub slow_answer: Duration,
-    /// From a charge or refund to its webhook.
+    /// Delay between a charge or refund and its webhook.
     pub webhook_delay: Duration,
-    /// The same while webhooks are late.
+    /// The delay while webhooks are late.
     pub webhook_lateness: Duration,
-    /// Before the second attempt at a webhook; doubled before each one after it.
+    /// Delay before the second attempt at a webhook, doubled before each further attempt.
     pub webhook_backoff: Duration,
-    /// Attempts at one webhook, the first one included.
+    /// Maximum number of attempts at one webhook, including the first.
     pub webhook_attempts: u32,
 }
 
@@ -103,7 +103,7 @@ impl Default for Timings {
     }
 }
 
-/// Why the simulator could not start or do what it was asked to.
+/// The reason why the simulator could not start or execute a command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the gateway simulator cannot listen on {address}: {source}")]
@@ -130,7 +130,7 @@ pub enum Error {
     Deadline(Duration),
 }
 
-/// What the routes, the webhook worker and the controls of tests share.
+/// State shared by the routes, the webhook worker and the test controls.
 struct Gateway {
     api_key: String,
     timings: Timings,
@@ -144,7 +144,7 @@ struct Gateway {
     webhook_url: Mutex<Option<Url>>,
     queue: mpsc::Sender<Queued>,
     client: reqwest::Client,
-    /// Told whenever something has happened that somebody may be waiting for.
+    /// Notified after every change that a caller may be waiting for.
     changed: watch::Sender<()>,
 }
 
@@ -153,7 +153,7 @@ impl Gateway {
         self.changed.send_replace(());
     }
 
-    /// Replaces the faults, and begins their chances anew.
+    /// Replaces the faults and restarts their random generator.
     fn set_faults(&self, faults: Faults) {
         *lock(&self.dice) = Dice::new(faults.seed);
         self.faults.send_replace(faults);
@@ -164,17 +164,17 @@ impl Gateway {
     }
 }
 
-/// Ends when the simulator is to stop.
+/// Waits until the simulator is stopped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// A lock that a panicking test left behind still guards sound data: every change is made in one step.
+/// Locks a mutex and ignores poisoning. The data is valid after a panic, because every change is made in one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A running simulator. Dropping it stops it; [`Simulator::stop`] also waits for the end.
+/// A running simulator. Dropping the value stops the simulator; [`Simulator::stop`] also waits for the end.
 pub struct Simulator {
     gateway: Arc<Gateway>,
     address: SocketAddr,
@@ -184,12 +184,12 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Starts a simulator; when this returns, it answers.
+    /// Starts a simulator. The simulator accepts requests when this function returns.
     pub async fn start(settings: Settings) -> Result<Self, Error> {
         Self::start_with(settings, Timings::default()).await
     }
 
-    /// The same with other timings.
+    /// Starts a simulator with the given timings.
     pub async fn start_with(settings: Settings, timings: Timings) -> Result<Self, Error> {
         let books = match settings.ledger_file {
             None => Books::default(),
@@ -228,73 +228,73 @@ impl Simulator {
         Ok(Self { gateway, address, url: url_of(address)?, stop, tasks: Mutex::new(tasks) })
     }
 
-    /// Where it listens.
+    /// Returns the listen address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it is reached from this machine.
+    /// Returns the URL from this machine.
     pub fn url(&self) -> Url {
         self.url.clone()
     }
 
-    /// Sends webhooks there from now on, those that wait for a further attempt too.
+    /// Sets the URL of all further webhook deliveries, including retries.
     pub fn set_webhook_url(&self, url: Url) {
         *lock(&self.gateway.webhook_url) = Some(url);
     }
 
-    /// Stops listening, cuts every connection (answers that are held or never come included), and ends the
-    /// delivery of webhooks. Stopping twice is stopping once.
+    /// Stops listening, cuts every connection (including those with held or missing responses), and ends the delivery
+    /// of webhooks. A second call has no effect.
     pub async fn stop(&self) {
         self.stop.send_replace(true);
         let tasks = std::mem::take(&mut *lock(&self.tasks));
         for task in tasks {
             let _ = task.await;
         }
-        // A request that was cut may still be deciding on another thread. Nothing is written after this, so that
-        // the next simulator with this ledger file is the only one.
+        // A cut request may still be running on another thread. Closing the books prevents further writes, so that the
+        // next simulator is the only writer of this ledger file.
         lock(&self.gateway.books).close();
     }
 
-    /// What goes wrong at the moment, and the control over it.
+    /// Returns the control of the current faults.
     pub fn faults(&self) -> FaultControl<'_> {
         FaultControl { gateway: &self.gateway }
     }
 
-    /// From now on requests are carried out and recorded, and their answers are held back.
+    /// Executes and records further requests, and holds back their responses.
     pub fn hold_responses(&self) {
         self.gateway.hold_answers(true);
     }
 
-    /// Lets the answers go that are held back.
+    /// Releases the held responses.
     pub fn release(&self) {
         self.gateway.hold_answers(false);
     }
 
-    /// What has been done so far.
+    /// Returns the current ledger.
     pub fn ledger(&self) -> Ledger {
         lock(&self.gateway.books).ledger().clone()
     }
 
-    /// The charges for a payment, declined ones included. More than one is the accident that all of this is to
-    /// prevent.
+    /// Returns the charges for a payment, including declined ones. More than one successful charge is the error that
+    /// this design prevents.
     pub fn charges_for(&self, reference: Uuid) -> Vec<Charge> {
         lock(&self.gateway.books).ledger().charges_for(reference).cloned().collect()
     }
 
-    /// Enters a charge that nobody asked for: a second one, or one of another amount.
+    /// Records a charge without a request: a second charge, or one of a different amount.
     pub fn record(&self, charge: Charge) -> Result<(), Error> {
         lock(&self.gateway.books).enter(charge)?;
         self.gateway.happened();
         Ok(())
     }
 
-    /// The latest requests to the API, oldest first.
+    /// Returns the latest API requests, oldest first.
     pub fn requests(&self) -> Vec<RecordedRequest> {
         lock(&self.gateway.requests).to_vec()
     }
 
-    /// How often a charge or refund was asked for under this key, among the latest requests.
+    /// Returns the number of charge and refund requests with this key, among the latest requests.
     pub fn calls_for(&self, key: &str) -> usize {
         lock(&self.gateway.requests)
             .iter()
@@ -302,7 +302,7 @@ impl Simulator {
             .count()
     }
 
-    /// Waits until the ledger is as expected.
+    /// Waits until the ledger satisfies the condition.
     pub async fn wait_for(
         &self,
         mut expected: impl FnMut(&Ledger) -> bool,
@@ -311,7 +311,7 @@ impl Simulator {
         self.wait_until(|simulator| expected(lock(&simulator.gateway.books).ledger()), deadline).await
     }
 
-    /// Waits until something that this simulator tells (requests, events, deliveries, ledger) is as expected.
+    /// Waits until the simulator's state (requests, events, deliveries, ledger) satisfies the condition.
     pub async fn wait_until(
         &self,
         mut expected: impl FnMut(&Self) -> bool,
@@ -327,35 +327,35 @@ impl Simulator {
         tokio::time::timeout(deadline, arrival).await.map_err(|_| Error::Deadline(deadline))?
     }
 
-    /// Forgets every idempotency key, as if 24 hours had passed. The ledger stays, and from now on the same key
+    /// Expires every idempotency key, as if 24 hours had passed. The ledger is unchanged, and a request with an old key
     /// charges again.
     pub fn forget_keys(&self) {
         lock(&self.gateway.books).forget_keys();
     }
 
-    /// The latest events, in the order in which they came about, whether or not they were delivered.
+    /// Returns the latest events in order of creation, delivered or not.
     pub fn events(&self) -> Vec<Event> {
         lock(&self.gateway.events).to_vec()
     }
 
-    /// The latest attempts to deliver an event.
+    /// Returns the latest delivery attempts.
     pub fn deliveries(&self) -> Vec<Delivery> {
         lock(&self.gateway.deliveries).to_vec()
     }
 
-    /// Sends an event now, once, whatever the faults say, and says which status it was answered with. It may be
-    /// a repeated one or one that never came about here.
+    /// Delivers an event once, immediately and regardless of faults. Returns the response status. The event may be a
+    /// repeated or an invented one.
     pub async fn deliver_webhook(&self, event: &Event) -> Result<u16, Error> {
         webhooks::deliver(&self.gateway, event).await
     }
 
-    /// The `webhook-signature` header for a body that is sent under this id at this time.
+    /// Returns the `webhook-signature` header for a body sent with this id at this time.
     pub fn sign(&self, body: &str, id: &str, timestamp: DateTime<Utc>) -> Result<String, Error> {
         self.gateway.signer.sign(id, timestamp.timestamp(), body.as_bytes()).map_err(Error::Signing)
     }
 }
 
-/// Where a server that listens on `address` is reached from this machine.
+/// Returns the URL from this machine of a server that listens on `address`.
 fn url_of(address: SocketAddr) -> Result<Url, url::ParseError> {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -371,23 +371,23 @@ impl Drop for Simulator {
     }
 }
 
-/// The control over a simulator's faults.
+/// The control of a simulator's faults.
 pub struct FaultControl<'a> {
     gateway: &'a Gateway,
 }
 
 impl FaultControl<'_> {
-    /// What goes wrong at the moment.
+    /// Returns the current faults.
     pub fn get(&self) -> Faults {
         self.gateway.faults.borrow().clone()
     }
 
-    /// Replaces them all.
+    /// Replaces all faults.
     pub fn set(&self, faults: Faults) {
         self.gateway.set_faults(faults);
     }
 
-    /// Back to normal.
+    /// Switches all faults off.
     pub fn clear(&self) {
         self.set(Faults::default());
     }

@@ -1,6 +1,6 @@
-//! What came in and went out lately, for tests and people to look at.
+//! The latest requests and deliveries, for inspection by tests and users.
 //!
-//! The bound, for each kind: [`MOST`] of them and [`MOST_BYTES`]; the oldest make room.
+//! Bounds of each kind: [`MOST`] entries and [`MOST_BYTES`]. The oldest entries are dropped first.
 use std::collections::VecDeque;
 
 use chrono::{DateTime, Utc};
@@ -8,18 +8,18 @@ use chrono::{DateTime, Utc};
 const MOST: usize = 10_000;
 const MOST_BYTES: usize = 1024 * 1024;
 
-/// A request as it arrived, before anything was decided about it.
+/// A received request, recorded before any decision about it.
 #[derive(Debug, Clone)]
 pub struct RecordedRequest {
     pub at: DateTime<Utc>,
     pub method: String,
-    /// With the query.
+    /// The path with the query.
     pub path: String,
     pub idempotency_key: Option<String>,
     pub correlation_id: Option<String>,
     pub traceparent: Option<String>,
     pub baggage: Option<String>,
-    /// A copy: as a slice of what was read from the socket, a body of 150 bytes would hold on to the 8 KiB around it.
+    /// A copy of the body. A slice of the socket's read buffer would keep 8 KiB in memory for a body of 150 bytes.
     pub body: String,
 }
 
@@ -31,12 +31,12 @@ impl Weighed for RecordedRequest {
     }
 }
 
-/// Something whose size in memory is known.
+/// A type with a known size in memory.
 pub(super) trait Weighed {
     fn bytes(&self) -> usize;
 }
 
-/// The latest of something.
+/// The latest entries of one kind.
 pub(super) struct Recent<T> {
     items: VecDeque<T>,
     bytes: usize,

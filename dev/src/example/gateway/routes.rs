@@ -1,7 +1,11 @@
-//! The gateway's API, and the switches that no real gateway has (`/ledger`, `/faults`).
+//! The gateway's API, and the controls that a real gateway does not have (`/ledger`, `/faults`).
 //!
-//! A request meets, in this order: the record of requests, the fault that turns it away, its API key, the
-//! decision in the books, and then the faults that delay, spoil or lose the answer.
+//! A request passes these steps in order:
+//! - the record of requests
+//! - the fault that rejects requests
+//! - the check of the API key
+//! - the decision in the books
+//! - the faults that delay, malform or lose the response
 use std::sync::Arc;
 
 use axum::{
@@ -38,7 +42,7 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/charges/{id}/refunds", post(refund))
         .route("/v1/refunds", get(refunds))
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), authenticate))
-        // An outage is not choosy: who asks whether the gateway is well meets it too.
+        // An outage affects the health check too.
         .route("/healthz", get(healthz))
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), suffer_faults))
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), record));
@@ -49,7 +53,7 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
         .with_state(gateway)
 }
 
-/// A refusal: `{"error": "…"}`.
+/// An error response: `{"error": "…"}`.
 struct Refused(u16, String);
 
 impl Refused {
@@ -125,7 +129,7 @@ async fn suffer_faults(State(gateway): State<Arc<Gateway>>, mut request: Request
         response = spoil.spoil(response).await;
     }
     tokio::time::sleep(fate.latency).await;
-    // The sender lives in `gateway`, so this ends only when answers are let go.
+    // `gateway` owns the sender, so the wait ends only when the responses are released.
     let _ = gateway.faults.subscribe().wait_for(|faults| !faults.hold_answers).await;
     if fate.cut {
         response.extensions_mut().insert(Cut);
@@ -142,7 +146,7 @@ async fn authenticate(State(gateway): State<Arc<Gateway>>, request: Request, nex
     ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response()
 }
 
-/// A money-moving request after its checks.
+/// A validated request that moves money.
 struct Order<T> {
     asked: Asked,
     request: T,
@@ -208,8 +212,8 @@ fn announce(gateway: &Gateway, event: Result<Event, super::Error>, correlation_i
     }
 }
 
-/// Takes a decision on a thread that may block (the ledger is flushed to the disk), so that it is carried to its
-/// end even if the client goes away, and answers when the answer is due.
+/// Runs a decision on a blocking thread, because the ledger is flushed to the disk. The decision completes even if the
+/// client disconnects. The response is sent when it is due.
 async fn decide<T: Serialize + Send + 'static>(
     gateway: Arc<Gateway>,
     decision: impl FnOnce(&Gateway) -> Result<Outcome<T>, Refusal> + Send + 'static,
@@ -262,7 +266,7 @@ struct LedgerPage {
     ledger: Ledger,
 }
 
-/// Which references are asked for, both ends included; all of them unless something is said.
+/// Range of requested references, both ends included. The default is all references.
 #[derive(Deserialize)]
 #[serde(default)]
 struct References {
@@ -276,8 +280,8 @@ impl Default for References {
     }
 }
 
-/// What was done, and its counts: the whole ledger, or that of some references, so that whoever compares it with
-/// books of their own can do so page by page.
+/// Returns charges, refunds and their counts: the whole ledger, or the part with the requested references. The range
+/// allows a reconciliation page by page.
 async fn ledger(State(gateway): State<Arc<Gateway>>, Query(asked): Query<References>) -> Json<LedgerPage> {
     let ledger = lock(&gateway.books).ledger().of(asked.from..=asked.through);
     Json(LedgerPage { counts: ledger.counts(), ledger })
@@ -287,7 +291,7 @@ async fn show_faults(State(gateway): State<Arc<Gateway>>) -> Json<Faults> {
     Json(gateway.faults.borrow().clone())
 }
 
-/// Replaces the faults: what the body does not name is normal.
+/// Replaces the faults. Fields missing in the body take their defaults.
 async fn set_faults(State(gateway): State<Arc<Gateway>>, body: Bytes) -> Result<Json<Faults>, Refused> {
     let faults: Faults = parse(&body)?;
     if let Some(mistake) = faults.mistake() {
@@ -302,7 +306,7 @@ async fn clear_faults(State(gateway): State<Arc<Gateway>>) -> Json<Faults> {
     Json(Faults::default())
 }
 
-/// 400 for what is no JSON, 422 for JSON of another shape.
+/// Parses a body. Returns 400 for invalid JSON, 422 for JSON of another shape.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
     serde_json::from_slice(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => Refused::invalid(&error),

@@ -1,4 +1,4 @@
-//! The socket: accepts connections, and can cut one instead of answering.
+//! The socket: accepts connections, and can cut a connection instead of responding.
 use std::{fmt, time::Duration};
 
 use axum::{Router, extract::Request, response::Response};
@@ -12,7 +12,7 @@ use tokio::{
 
 use super::stopped;
 
-/// Put into a response's extensions: the connection is cut in its place.
+/// A response extension that cuts the connection instead of sending the response.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut;
 
@@ -24,7 +24,7 @@ impl fmt::Display for Cut {
 
 impl std::error::Error for Cut {}
 
-/// Serves until `stop` says so, and then cuts what is open.
+/// Serves requests until `stop` is set, and then cuts all open connections.
 pub(super) async fn run(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
@@ -35,7 +35,8 @@ pub(super) async fn run(listener: TcpListener, router: Router, mut stop: watch::
                 Ok((stream, _)) => {
                     connections.spawn(serve(stream, router.clone()));
                 }
-                // Out of file descriptors, most likely: others have to end before one can begin.
+                // Most likely the process has no free file descriptor. A descriptor becomes free when another
+                // connection ends.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             },
         }
@@ -51,11 +52,12 @@ async fn serve(stream: TcpStream, router: Router) {
         async move { answer.await.map_or_else(|never| match never {}, cut_or_answer) }
     });
     let _ = stream.set_nodelay(true);
-    // However it ends, the client sees it; there is nobody else to tell.
+    // The client sees every outcome of the connection, so the server reports none.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// hyper closes a connection without an answer when its service fails.
+/// Returns the response, or an error for a connection to cut. hyper closes a connection without a response when its
+/// service fails.
 fn cut_or_answer(response: Response) -> Result<Response, Cut> {
     if response.extensions().get::<Cut>().is_some() { Err(Cut) } else { Ok(response) }
 }

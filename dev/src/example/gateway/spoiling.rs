@@ -1,4 +1,4 @@
-//! Answers that are not what they should be. What the books say stays true.
+//! Malformed responses. The ledger stays correct.
 use axum::{
     body::{Body, to_bytes},
     http::{HeaderValue, header},
@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-/// What is wrong with a spoiled answer.
+/// The kind of malformed response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spoil {
-    /// It is no JSON.
+    /// Invalid JSON.
     #[default]
     Garbage,
-    /// It is longer than anybody should read.
+    /// A body larger than any client should read.
     Huge,
-    /// It tells of another amount.
+    /// A different amount.
     Amount,
-    /// It tells of another currency.
+    /// A different currency.
     Currency,
-    /// It tells of somebody else's payment.
+    /// The reference of a different payment.
     Reference,
-    /// Its id has a NUL in it, which PostgreSQL cannot store.
+    /// An id with a NUL character, which PostgreSQL cannot store.
     Nul,
-    /// Its id has half of a surrogate pair in it, which is no text.
+    /// An id with half of a surrogate pair, which is invalid text.
     Surrogate,
-    /// A list has a status that no client knows; other answers are right.
+    /// An unknown status in a list. Other responses are correct.
     Record,
 }
 
-/// Far above what a client has any reason to accept.
+/// Body size in bytes, far above any reasonable limit of a client.
 const HUGE: usize = 4 * 1024 * 1024;
 
 impl Spoil {
-    /// Spoils a success; a refusal stays one.
+    /// Malforms a successful response. An error response is unchanged.
     pub(super) async fn spoil(self, response: Response) -> Response {
         if !response.status().is_success() {
             return response;
@@ -65,7 +65,7 @@ impl Spoil {
                 for (name, value) in fields {
                     match (self, name.as_str()) {
                         (Self::Amount, "amount") => *value = (value.as_i64().unwrap_or_default() + 1).into(),
-                        // ISO 4217's code for tests: no order has it.
+                        // ISO 4217's code for tests, which no order uses.
                         (Self::Currency, "currency") => *value = "XTS".into(),
                         (Self::Nul, "id") => *value = "ch_\0".into(),
                         (Self::Record, "status") => *value = "under_review".into(),

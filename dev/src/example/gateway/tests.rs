@@ -1,4 +1,4 @@
-//! The payment-gateway simulator keeps the gateway's promises: every one of them, over sockets.
+//! Tests of the payment-gateway simulator: it keeps every guarantee of the gateway's contract, over sockets.
 use std::{
     net::SocketAddr,
     path::PathBuf,
@@ -25,7 +25,7 @@ use super::{
 
 const API_KEY: &str = "sk_test";
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
-/// Far longer than anything here takes, on a machine that is busy with something else too.
+/// Timeout far above the duration of any test, on a busy machine too.
 const SOON: Duration = Duration::from_secs(20);
 
 fn settings() -> Settings {
@@ -48,7 +48,7 @@ fn quick() -> Timings {
     }
 }
 
-/// A simulator and a client that pays with it.
+/// A simulator, and a client that pays with it.
 struct Till {
     gateway: Simulator,
     client: reqwest::Client,
@@ -514,7 +514,7 @@ async fn requests_are_recorded_with_what_ties_them_to_their_cause() {
     assert_eq!(request.body, payment.body());
 }
 
-/// A receiver of webhooks: it keeps every one, and answers them with the given statuses, then with 204.
+/// A receiver that records every webhook. It responds with the given statuses, then with 204.
 struct Receiver {
     url: url::Url,
     received: watch::Receiver<Vec<(HeaderMap, Bytes)>>,
@@ -650,7 +650,7 @@ async fn an_event_is_repeated_or_made_up_by_hand() {
     assert_eq!(till.gateway.sign("{}", "msg_1", now).unwrap(), expected);
 }
 
-/// A ledger file of its own, removed at the end.
+/// A separate ledger file, removed at the end.
 struct LedgerFile(PathBuf);
 
 impl LedgerFile {

@@ -1,5 +1,5 @@
-//! Events: signed as Standard Webhooks (<https://www.standardwebhooks.com>), and delivered at least once or, as
-//! it is with webhooks, after a while not at all.
+//! Events, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). An event is delivered at least
+//! once, or lost after the last attempt.
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -23,20 +23,20 @@ use super::{
     stopped,
 };
 
-/// For one attempt.
+/// Timeout of one attempt.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Deliveries side by side. Late events wait in one of these places too, hence so many.
+/// Maximum number of concurrent deliveries. The number is high because each delayed event occupies a slot too.
 const AT_ONCE: usize = 512;
 
-/// Something that the gateway tells by webhook.
+/// A notification of the gateway by webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// `msg_` and a `UUIDv7`; the same for every delivery of the same event.
+    /// `msg_` and a `UUIDv7`, the same for every delivery of the event.
     pub id: String,
-    /// Of the call that caused it.
+    /// Correlation id of the request that caused the event.
     pub correlation_id: Option<String>,
-    /// The JSON that is sent and signed.
+    /// The JSON body, as sent and signed.
     pub body: String,
 }
 
@@ -49,7 +49,7 @@ struct Body<'a, T> {
 }
 
 impl Event {
-    /// An event of this type (`charge.succeeded` …) about a charge, a refund or anything else.
+    /// Creates an event of this type (`charge.succeeded` …) about a charge, a refund or another object.
     pub fn new(kind: &str, data: &impl Serialize) -> Result<Self, Error> {
         let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
         Ok(Self {
@@ -59,7 +59,7 @@ impl Event {
         })
     }
 
-    /// The event that tells of a charge.
+    /// Creates the event of a charge.
     pub fn of_charge(charge: &Charge) -> Result<Self, Error> {
         let kind = match charge.status {
             ChargeStatus::Succeeded => "charge.succeeded",
@@ -68,7 +68,7 @@ impl Event {
         Self::new(kind, charge)
     }
 
-    /// The event that tells of a refund.
+    /// Creates the event of a refund.
     pub fn of_refund(refund: &Refund) -> Result<Self, Error> {
         let kind = match refund.status {
             RefundStatus::Succeeded => "refund.succeeded",
@@ -77,7 +77,7 @@ impl Event {
         Self::new(kind, refund)
     }
 
-    /// The same, caused by the call with this correlation id.
+    /// Sets the correlation id of the request that caused the event.
     #[must_use]
     pub fn caused_by(self, correlation_id: Option<String>) -> Self {
         Self { correlation_id, ..self }
@@ -96,12 +96,12 @@ impl Weighed for Event {
 pub struct Delivery {
     pub event_id: String,
     pub at: DateTime<Utc>,
-    /// What the receiver answered, if it did.
+    /// Status of the receiver's response, if the receiver responded.
     pub status: Option<u16>,
 }
 
 impl Delivery {
-    /// Whether the receiver has taken the event.
+    /// Returns whether the receiver accepted the event.
     pub fn succeeded(&self) -> bool {
         self.status.is_some_and(|status| (200..300).contains(&status))
     }
@@ -113,13 +113,13 @@ impl Weighed for Delivery {
     }
 }
 
-/// An event that waits for its time.
+/// A queued event, and its delivery time.
 pub(super) struct Queued {
     event: Event,
     due: Instant,
 }
 
-/// Queues an event as the faults of the moment have it.
+/// Queues an event, subject to the current faults.
 pub(super) fn tell(gateway: &Gateway, event: Event) {
     let timings = &gateway.timings;
     let delays = match gateway.faults.borrow().webhooks {
@@ -135,7 +135,7 @@ pub(super) fn tell(gateway: &Gateway, event: Event) {
     gateway.happened();
 }
 
-/// Delivers what is queued until `stop` says so; what is still queued then is lost.
+/// Delivers queued events until `stop` is set. Events still queued at that time are lost.
 pub(super) async fn run(
     gateway: Arc<Gateway>,
     mut queued: mpsc::Receiver<Queued>,
@@ -167,7 +167,7 @@ async fn deliver_with_patience(gateway: Arc<Gateway>, Queued { event, due }: Que
     }
 }
 
-/// One attempt at an event; says what the receiver answered.
+/// Makes one delivery attempt, and returns the status of the response.
 pub(super) async fn deliver(gateway: &Gateway, event: &Event) -> Result<u16, Error> {
     let url = lock(&gateway.webhook_url).clone().ok_or(Error::NoWebhookUrl)?;
     let now = Utc::now();

@@ -1,4 +1,4 @@
-//! What the harness knows of what the service is for: orders, and the gateway that takes the money.
+//! The domain part of the test harness: orders, and the payment gateway.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -27,41 +27,41 @@ use super::{
 };
 use crate::harness::{Answer, Builder, Database, Request, Service, User};
 
-/// What services show their gateway.
+/// The API key that services send to their gateway.
 pub const GATEWAY_API_KEY: &str = "sk_for_tests";
 const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZQ==";
 
-/// A product of every new database: 12.90 EUR.
+/// A product in every new database: 12.90 EUR.
 pub const MUG: &str = "01900000-0000-7000-8000-000000000001";
-/// Another one: 34.50 EUR.
+/// A second product: 34.50 EUR.
 pub const TEAPOT: &str = "01900000-0000-7000-8000-000000000002";
 /// A product in another currency: 19.00 USD.
 pub const LAMP: &str = "01900000-0000-7000-8000-000000000003";
-/// A product that cannot be ordered any more.
+/// A product that is no longer for sale.
 pub const RETIRED: &str = "01900000-0000-7000-8000-000000000004";
 
-/// The table on which tests act that are about no slice: customers create and read what is theirs.
+/// The table used by tests of the platform. Customers create rows and read their own.
 pub const TABLE: &str = "orders";
-/// Where that is created and listed.
+/// The path where rows of the table are created and listed.
 pub const PATH: &str = "/v1/orders";
-/// Where one of them is read.
+/// The route of a single row.
 pub const ROUTE: &str = "/v1/orders/{id}";
-/// The statement that creates one, as it is named in metrics.
+/// The statement that creates a row, as named in metrics.
 pub const CREATES: &str = "orders.insert";
-/// The statement that lists a customer's.
+/// The statement that lists a customer's rows, as named in metrics.
 pub const LISTS: &str = "orders.list_of_customer";
 
-/// Settings without which the service does not start, besides the database; nothing of them is reached.
+/// Required settings of the service, in addition to the database. The addresses are never contacted.
 pub const REQUIRED: [(&str, &str); 3] = [
     ("GATEWAY_URL", "http://127.0.0.1:1"),
     ("GATEWAY_API_KEY", "an-api-key"),
     ("GATEWAY_WEBHOOK_SECRET", "whsec_YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw=="),
 ];
-/// Settings that are never shown, besides the platform's.
+/// Settings that are never shown, in addition to the platform's.
 pub const SECRETS: [&str; 2] = ["GATEWAY_API_KEY", "GATEWAY_WEBHOOK_SECRET"];
-/// What readiness looks at besides the service itself.
+/// Readiness checks, in addition to the service's own.
 pub const NEIGHBOUR_CHECKS: [&str; 1] = ["external_api"];
-/// Series that are there from the first scrape, besides the platform's.
+/// Series that exist from the first scrape, in addition to the platform's.
 pub const SERIES: [&str; 10] = [
     "orders_created_total 0",
     "payments_total{outcome=\"succeeded\"} 0",
@@ -75,18 +75,18 @@ pub const SERIES: [&str; 10] = [
     "circuit_breaker_state{service=\"payment_gateway\"} 0",
 ];
 
-/// What a body says that creates one.
+/// Returns the body of a request that creates a row.
 pub fn body() -> serde_json::Value {
     json!({ "items": [{ "product_id": MUG, "quantity": 1 }] })
 }
 
-/// The services that ours calls: a payment gateway.
+/// The external services: a payment gateway.
 pub(crate) struct Neighbours {
     gateway: Simulator,
 }
 
 impl Neighbours {
-    /// Starts them.
+    /// Starts the external services.
     pub(crate) async fn start() -> Self {
         let settings = Settings {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -100,13 +100,13 @@ impl Neighbours {
         Self { gateway: started.unwrap_or_else(|error| panic!("{error}")) }
     }
 
-    /// How the service finds them, unless a test says otherwise.
+    /// Returns the settings with their addresses. A test can override them.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
             ("GATEWAY_URL", self.gateway.url().to_string()),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
-            // Long for a gateway on this machine, and short for a test that waits for it to pass.
+            // Long for a gateway on this machine, and short for a test that waits until the timeout.
             ("GATEWAY_TIMEOUT_MS", "2500".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
         ]
@@ -117,14 +117,14 @@ impl Neighbours {
         Addresses { gateway: self.gateway.url() }
     }
 
-    /// How they find the service: where it has the gateway's webhooks sent.
+    /// Sets the URL to which the gateway sends its webhooks.
     pub(crate) fn find_the_service_at(&self, api: &Url) {
         let url = api.join("/v1/gateway/events").expect("a path makes a URL");
         self.gateway.set_webhook_url(url);
     }
 }
 
-/// Puts into a new database what every test finds there: a few products.
+/// Creates the products that every test uses, in a new database.
 pub(crate) async fn stock(database: &Database) {
     database
         .execute(format!(
@@ -139,12 +139,12 @@ pub(crate) async fn stock(database: &Database) {
 }
 
 impl Builder {
-    /// With workers that leave the database alone for longer than a test takes.
+    /// Sets worker intervals longer than any test, so that the workers do not use the database during a test.
     pub fn with_idle_workers(self) -> Self {
         self.setting("AUDIT_SEAL_INTERVAL_SECONDS", "600").setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
     }
 
-    /// With a deadline of requests, and whatever has to end before it.
+    /// Sets the deadline of requests, and the shorter timeouts that depend on it.
     pub fn with_a_deadline_of_ms(self, milliseconds: u32) -> Self {
         self.setting("REQUEST_TIMEOUT_MS", &milliseconds.to_string())
             .setting("GATEWAY_TIMEOUT_MS", &(milliseconds - milliseconds / 10).to_string())
@@ -152,20 +152,20 @@ impl Builder {
 }
 
 impl User {
-    /// What is theirs.
+    /// Returns a request that lists the customer's own rows.
     pub fn lists(&self) -> Request {
         self.get(PATH)
     }
 
-    /// Creates something that is theirs, for tests that are about no slice; under a new key, and not sent yet.
+    /// Returns an unsent request that creates a row under a new key, for tests of the platform.
     pub fn creates(&self) -> Request {
         self.orders(&[(MUG, 1)])
     }
 
-    /// Does once whatever customers do: how many requests were answered as they should be.
+    /// Performs every action of customers once. Returns the number of correctly answered requests.
     ///
     /// # Errors
-    /// What was not.
+    /// Describes the first incorrect response.
     pub async fn does_what_customers_do(&self) -> Result<usize, String> {
         let placed = self.orders(&[(MUG, 1)]).await;
         if placed.status != 201 {
@@ -180,7 +180,7 @@ impl User {
         }
     }
 
-    /// An order of these products and quantities, under a new key; not sent yet.
+    /// Returns an unsent order of these products and quantities, under a new key.
     pub fn orders(&self, items: &[(&str, i64)]) -> Request {
         let items: Vec<_> = items
             .iter()
@@ -205,13 +205,14 @@ impl User {
         self.pay(order.id, payment_method).await
     }
 
-    /// A payment of an order under a new key; not sent yet.
+    /// Returns an unsent payment of an order, under a new key.
     pub fn pay(&self, order: Uuid, payment_method: &str) -> Request {
         let body = json!({ "payment_method": payment_method });
         self.post(format!("/v1/orders/{order}/payments")).json(&body).new_key()
     }
 
-    /// A refund of a payment under a new key; not sent yet. Without an amount it is of all that is left.
+    /// Returns an unsent refund of a payment, under a new key. Without an amount, all of the remaining amount is
+    /// refunded.
     pub fn refund(&self, payment: Uuid, amount: Option<i64>) -> Request {
         let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));
         self.post(format!("/v1/payments/{payment}/refunds")).json(&body).new_key()
@@ -219,18 +220,18 @@ impl User {
 }
 
 impl Service {
-    /// The payment gateway.
+    /// Returns the payment gateway.
     pub fn gateway(&self) -> &Simulator {
         &self.surroundings.neighbours.gateway
     }
 
-    /// From now on the gateway tells nothing by itself: it has to be asked.
+    /// Disables the gateway's webhooks, so that the service must poll the gateway.
     pub fn gateway_sends_no_webhooks(&self) {
         let faults = self.gateway().faults();
         faults.set(Faults { webhooks: Webhooks::Never, ..faults.get() });
     }
 
-    /// The idempotency key and reference at the gateway of a payment or refund.
+    /// Returns the idempotency key of a payment or refund, which is also its reference at the gateway.
     pub async fn gateway_key(&self, id: Uuid) -> Uuid {
         let key = format!(
             "select gateway_key from payments where id = '{id}'
@@ -240,17 +241,17 @@ impl Service {
         row["gateway_key"].as_str().and_then(|key| key.parse().ok()).expect("a gateway key is a UUID")
     }
 
-    /// The gateway's charges for a payment, declined ones included.
+    /// Returns the gateway's charges for a payment, including declined ones.
     pub async fn charges_for(&self, payment: Uuid) -> Vec<Charge> {
         self.gateway().charges_for(self.gateway_key(payment).await)
     }
 
-    /// The number of requests that were sent for a payment or refund, among the gateway's latest.
+    /// Returns the number of requests for a payment or refund, among the gateway's latest requests.
     pub async fn sends_of(&self, id: Uuid) -> usize {
         self.gateway().calls_for(&self.gateway_key(id).await.to_string())
     }
 
-    /// Compares the service's tables with the gateway's ledger: every rule about money holds.
+    /// Compares the service's tables with the gateway's ledger, and checks that all invariants hold.
     pub async fn invariants_hold(&self) {
         let verdict = invariants::check(self.database().owner_url().as_str(), &self.gateway().url()).await;
         let verdict = verdict.unwrap_or_else(|error| panic!("{error}"));

@@ -1,4 +1,4 @@
-//! The rules that concern both sides: every charge has its payment, and every payment its charge.
+//! Invariants that concern both sides: every charge has its payment, and every payment has its charge.
 use std::collections::HashMap;
 
 use uuid::Uuid;
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::example::gateway::{self, Charge, ChargeStatus, Ledger, RefundStatus};
 
-/// `before` was read before the ledger, and `after` after it.
+/// Compares the ledger with the tables. `before` was read before the ledger, `after` was read after the ledger.
 pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Violation> {
     let mut violations = Vec::new();
     let mut found = |rule, detail| violations.push(Violation { rule, detail });
@@ -80,7 +80,8 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
     violations
 }
 
-/// A payment in flight agrees with whatever the gateway has done, as long as it was done with the right amount.
+/// Checks a charge against its payment. While the payment is in flight, any outcome at the gateway is consistent,
+/// provided that the amount is correct.
 fn charge_agrees(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'static str, String)) {
     if (charge.amount, &charge.currency) != (payment.amount, &payment.currency) {
         found(

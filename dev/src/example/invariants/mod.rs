@@ -1,18 +1,18 @@
-//! What must be true of the money at every moment, as an executable check: the service's tables against the
-//! gateway's ledger, to the cent.
+//! The invariants of money as an executable check: the service's tables are compared with the gateway's ledger, to the
+//! cent.
 //!
-//! It is safe to run against a live system. Payments are read before the ledger and again after it, each time as
-//! one snapshot, because what follows from what is ordered in time: a settled payment was charged *before* it
-//! was settled, so whatever the first reading shows as settled must be in the ledger; and a payment is written
-//! down *before* it is charged, so whatever the ledger shows must be in the second reading. Nothing here depends
-//! on waiting, and work in flight is counted and never taken for a violation.
+//! The check is safe on a live system. Payments are read once before the ledger and once after it, each time as one
+//! snapshot. The order of reads matters for two reasons. A payment is charged *before* it is settled, so every payment
+//! settled in the first snapshot must be in the ledger. A payment is recorded *before* it is charged, so every charge
+//! in the ledger must be in the second snapshot. The check never waits. Work in flight is counted, and is never a
+//! violation.
 //!
-//! Books of any length are compared in the same memory: page by page, [`PAGE`] payments and refunds in each, since
-//! what is compared has one gateway key on both sides. Of the violations the first [`MOST_VIOLATIONS`] are told, and the others
+//! The memory of a comparison is constant. Each page compares [`PAGE`] payments and refunds, because the compared rows
+//! have the same gateway key on both sides. The first [`MOST_VIOLATIONS`] violations are reported, the others are
 //! counted.
 //!
-//! - [`tables`]: the service's side, and the rules that concern it alone
-//! - [`comparison`]: the rules that concern both sides
+//! - [`tables`]: the service's side, and the invariants that concern it alone
+//! - [`comparison`]: the invariants that concern both sides
 mod comparison;
 mod tables;
 #[cfg(test)]
@@ -32,15 +32,15 @@ use crate::{
     example::gateway::Ledger,
 };
 
-/// Payments and refunds that are compared at once: a megabyte or two.
+/// Number of payments and refunds in a page: one or two megabytes.
 pub const PAGE: i64 = 1_000;
 
-/// Violations that are told one by one.
+/// Maximum number of violations reported individually.
 pub const MOST_VIOLATIONS: usize = 100;
 
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why nothing can be said.
+/// The reason why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the service's tables cannot be read: {0}")]
@@ -51,12 +51,12 @@ pub enum Error {
     Url(#[from] url::ParseError),
 }
 
-/// Something that must not be.
+/// A violated invariant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Violation {
-    /// The rule, as the sentence that is not true any more.
+    /// The invariant, as a sentence that should be true.
     pub rule: &'static str,
-    /// Where it is broken.
+    /// The location of the violation.
     pub detail: String,
 }
 
@@ -66,7 +66,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Those that are told, and how many more there are.
+/// The reported violations, and the number of further ones.
 #[derive(Debug, Clone, Default)]
 struct Violations {
     told: Vec<Violation>,
@@ -83,28 +83,28 @@ impl Violations {
     }
 }
 
-/// What was looked at, and what was found.
+/// The extent and the result of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     pub orders: i64,
     pub payments: usize,
     pub refunds: usize,
     pub idempotency_keys: i64,
-    /// In the gateway's ledger, declined ones included.
+    /// Number of charges in the gateway's ledger, including declined ones.
     pub charges: usize,
-    /// Payments whose outcome is not known yet.
+    /// Number of payments with an unknown outcome.
     pub payments_in_flight: usize,
-    /// Refunds whose outcome is not known yet.
+    /// Number of refunds with an unknown outcome.
     pub refunds_in_flight: usize,
-    /// How many pages the comparison took.
+    /// Number of compared pages.
     pub pages: usize,
     pub violations: Vec<Violation>,
-    /// Violations beyond those that are told.
+    /// Number of violations beyond the reported ones.
     pub untold: usize,
 }
 
 impl Verdict {
-    /// Whether everything that must be true is.
+    /// Returns whether all invariants hold.
     pub fn holds(&self) -> bool {
         self.violations.is_empty()
     }
@@ -146,7 +146,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Compares the service's tables with the ledger of the gateway at this address. It reads only.
+/// Compares the service's tables with the ledger of the gateway at this address. The comparison is read-only.
 pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> {
     let client = crate::http::client(GATEWAY_TIMEOUT)?;
     let mut connection = PgConnection::connect(database_url).await?;
@@ -169,7 +169,7 @@ pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> 
     Ok(Verdict { violations: told, untold, ..verdict })
 }
 
-/// How many payments and refunds have no outcome yet.
+/// Counts the payments and refunds without an outcome.
 pub async fn in_flight(database_url: &str) -> Result<i64, Error> {
     let mut connection = PgConnection::connect(database_url).await?;
     let in_flight = tables::in_flight(&mut connection).await?;
@@ -177,7 +177,7 @@ pub async fn in_flight(database_url: &str) -> Result<i64, Error> {
     Ok(in_flight)
 }
 
-/// The same for the console, which says what came of it.
+/// Returns the comparison in the form that the console needs.
 pub fn for_the_console(owner_url: Url, gateway: Url) -> Comparison {
     Arc::new(move || {
         let (owner_url, gateway) = (owner_url.clone(), gateway.clone());

@@ -1,7 +1,7 @@
-//! The service's side of the comparison, and the rules that concern it alone, each read as one snapshot.
+//! The service's side of the comparison, and the invariants that concern it alone. Each side is read as one snapshot.
 //!
-//! Many of these rules are constraints of the database as well. They stand here too, because a constraint that
-//! was dropped or written wrongly says nothing.
+//! Many of these invariants are also database constraints. They are checked here too, because a dropped or wrong
+//! constraint reports nothing.
 use std::ops::RangeInclusive;
 
 use futures_util::TryStreamExt as _;
@@ -12,11 +12,11 @@ use super::{Violation, Violations};
 
 const SNAPSHOT: &str = "begin isolation level repeatable read read only";
 
-/// A payment, as far as the gateway is concerned.
+/// The fields of a payment that concern the gateway.
 #[derive(Debug, Clone, FromRow)]
 pub(super) struct Payment {
     pub(super) id: Uuid,
-    /// Its reference at the gateway.
+    /// Idempotency key and reference at the gateway.
     pub(super) gateway_key: Uuid,
     pub(super) status: String,
     pub(super) amount: i64,
@@ -29,17 +29,17 @@ impl Payment {
         self.status == "processing"
     }
 
-    /// Whether money was taken, even if some of it was given back since.
+    /// Returns whether money was taken, even if some of it has been refunded since.
     pub(super) fn has_taken_money(&self) -> bool {
         ["succeeded", "partially_refunded", "refunded"].contains(&self.status.as_str())
     }
 }
 
-/// A refund, as far as the gateway is concerned.
+/// The fields of a refund that concern the gateway.
 #[derive(Debug, Clone, FromRow)]
 pub(super) struct Refund {
     pub(super) id: Uuid,
-    /// Its reference at the gateway.
+    /// Idempotency key and reference at the gateway.
     pub(super) gateway_key: Uuid,
     pub(super) status: String,
     pub(super) amount: i64,
@@ -52,7 +52,7 @@ impl Refund {
     }
 }
 
-/// The payments and refunds with gateway keys in one range, at one moment.
+/// A snapshot of the payments and refunds with gateway keys in one range.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Page {
     pub(super) payments: Vec<Payment>,
@@ -95,8 +95,8 @@ impl Page {
     }
 }
 
-/// Where a page that begins with `from` ends, so that it has no more than this many payments and refunds. The last
-/// one is open: what comes while the others are looked at belongs to it.
+/// Returns the end of a page that begins with `from` and has at most this many payments and refunds. The last page has
+/// no end, so it includes rows created during the comparison.
 pub(super) async fn end_of_page(
     connection: &mut PgConnection,
     from: Uuid,
@@ -121,7 +121,7 @@ pub(super) async fn end_of_page(
     Ok(last.unwrap_or(Uuid::max()))
 }
 
-/// What concerns the service's tables alone, at one moment.
+/// A snapshot of the invariants that concern the service's tables alone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tables {
     pub(super) orders: i64,
@@ -141,7 +141,7 @@ impl Tables {
     }
 }
 
-/// How many payments and refunds have no outcome yet.
+/// Counts the payments and refunds without an outcome.
 pub(super) async fn in_flight(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(
         "
@@ -153,7 +153,7 @@ pub(super) async fn in_flight(connection: &mut PgConnection) -> Result<i64, sqlx
     .await
 }
 
-/// A rule, and the query that finds where it is broken: one line of text for each place.
+/// Invariants, each with a query for its violations: one line of text per violation.
 const RULES: [(&str, &str); 5] = [
     (
         "an order's total is the sum of its items",
@@ -227,13 +227,13 @@ const RULES: [(&str, &str); 5] = [
 /// A table whose rows are created under idempotency keys.
 struct Effect {
     table: &'static str,
-    /// The condition under which a row is settled; `None` if a row is complete once it is there.
+    /// The condition under which a row is settled; `None` if a row is complete on creation.
     settled: Option<&'static str>,
-    /// Whether each creation, and each settlement, has an event in the audit log.
+    /// True if each creation and each settlement has an event in the audit log.
     is_audited: bool,
 }
 
-/// Every table whose rows are created under idempotency keys. A new one has its row here.
+/// Every table whose rows are created under idempotency keys. Add a row here for each such new table.
 const EFFECTS: [Effect; 4] = [
     Effect { table: "orders", settled: None, is_audited: true },
     Effect { table: "products", settled: None, is_audited: false },
@@ -241,12 +241,12 @@ const EFFECTS: [Effect; 4] = [
     Effect { table: "refunds", settled: Some("status <> 'processing'"), is_audited: true },
 ];
 
-/// Joins one `select` for each table.
+/// Joins one `select` per table.
 fn union(selects: impl Iterator<Item = String>) -> String {
     selects.collect::<Vec<_>>().join(" union all ")
 }
 
-/// The same as [`RULES`], for every one of [`EFFECTS`].
+/// Returns invariants in the form of [`RULES`], each for all of [`EFFECTS`].
 fn rules_of_effects() -> [(&'static str, String); 3] {
     let tables = EFFECTS.map(|effect| effect.table).join(", ");
     let complete = union(EFFECTS.iter().map(|Effect { table, settled, .. }| {

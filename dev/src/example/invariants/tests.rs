@@ -1,5 +1,5 @@
-//! The invariant checker finds what must not be. Its tables are those of the migrations without their constraints and
-//! triggers, so that every rule can be broken; the service's own tables make most of this impossible.
+//! Tests that the check finds violated invariants. The tables are those of the migrations without constraints and
+//! triggers, so that every invariant can be violated. The service's own tables prevent most violations.
 use std::net::SocketAddr;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, migrate::Migrator};
@@ -15,8 +15,8 @@ use crate::{
     project,
 };
 
-/// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without ever being paid (4).
-/// The payment of order N has the id 10 + N.
+/// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without payment (4). The payment of
+/// order N has the id 10 + N.
 const BOOKS: &str = "
     drop schema if exists books cascade;
     create schema books;
@@ -55,7 +55,7 @@ const BOOKS: &str = "
       ) told;
 ";
 
-/// A change, and the rule that it breaks.
+/// A change, and the invariant that it violates.
 const CRIMES: [(&str, &str); 17] = [
     (
         "delete from audit_events where resource = 'orders' and metadata -> 'record_ids' ->> 0 = id(1)::text",
@@ -112,10 +112,10 @@ const CRIMES: [(&str, &str); 17] = [
     ),
 ];
 
-/// Two pages and a half.
+/// Two and a half pages.
 const MANY: i64 = invariants::PAGE * 5 / 2;
 
-/// So many orders, each of them paid: order N by payment N, and that by the charge `ch_N`.
+/// The given number of paid orders: order N has payment N, with the charge `ch_N`.
 const MANY_BOOKS: &str = "
     truncate orders, order_items, payments, idempotency_keys, audit_events;
     create function many(kind int, number bigint) returns uuid language sql as
@@ -165,7 +165,8 @@ fn charge(number: u128, status: ChargeStatus) -> Charge {
     }
 }
 
-/// Makes a database with the tables of the migrations, of which [`BOOKS`] makes copies in a schema that comes first.
+/// Creates a database with the tables of the migrations. [`BOOKS`] copies them into a schema that precedes theirs in
+/// the search path.
 async fn migrated(server: &Server, name: &str) -> (Url, PgConnection) {
     server.create_database(name, None).await.unwrap();
     let url = server.admin_url_of(name);
@@ -226,7 +227,7 @@ async fn long_books_are_compared_page_by_page_and_nothing_escapes_between_the_pa
     assert!(verdict.holds(), "{verdict}");
     assert_eq!((verdict.pages, verdict.charges), (3, verdict.payments));
 
-    // The first and the last of each page, and what comes before and after all of them.
+    // The first and the last of each page, and ids before and after all pages.
     let page = invariants::PAGE;
     let crimes = [0, 1, page, page + 1, 2 * page, 2 * page + 1, MANY, MANY + 1];
     for number in crimes {

@@ -1,4 +1,4 @@
-//! Requests that are wrong on purpose, each with the refusal that the contract promises.
+//! Deliberately invalid requests, each with the error that the API contract promises.
 use std::sync::Mutex;
 
 use reqwest::Method;
@@ -13,7 +13,7 @@ use crate::traffic::{
     visit::{Came, Visit, lock},
 };
 
-/// A request that is wrong on purpose.
+/// A deliberately invalid request.
 #[derive(Debug)]
 pub(super) enum Blunder {
     UnknownField(Value),
@@ -31,7 +31,7 @@ pub(super) enum Blunder {
 }
 
 impl Visit<'_> {
-    /// Does something that has to be refused.
+    /// Sends an invalid request, and checks that it is rejected.
     pub(super) async fn blunder(&self, customer: &Mutex<Customer>, token: &str, blunder: Blunder) {
         let fresh = Uuid::now_v7().to_string();
         let order = |body: &Value| Call::post("/v1/orders", body).by(token).under(&fresh);

@@ -1,4 +1,4 @@
-//! What a customer does next.
+//! The next action of a customer.
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -8,11 +8,11 @@ use super::{
     memory::{Answered, Memory, PayRequest, Placed, Product, State},
 };
 
-/// Orders beyond which a customer brings some to an end before placing more.
+/// Number of unfinished orders above which a customer finishes some before placing more.
 const TOO_MANY_UNFINISHED: usize = 5;
 
-/// Payment methods and how often each is used, of a hundred. Most of them are good; of those that leave the
-/// outcome open there are so few that the service's breaker stays closed.
+/// Payment methods, and their percentage of all payments. Most of them succeed. Methods that leave the outcome unknown
+/// are rare enough that the service's circuit breaker stays closed.
 const METHODS: [(&str, u32); 9] = [
     ("pm_card_ok", 80),
     ("pm_card_declined", 6),
@@ -25,8 +25,8 @@ const METHODS: [(&str, u32); 9] = [
     ("pm_card_error_after_charge", 1),
 ];
 
-/// What a customer does next. Whatever it needs is taken out of the customer's memory until it is done, so that
-/// nobody does two things to one order at once.
+/// The next action of a customer. The action takes its data out of the customer's memory until it completes, so that
+/// two actions never use the same order concurrently.
 #[derive(Debug)]
 pub(super) enum Action {
     Browse { cursor: Option<String> },
@@ -43,7 +43,7 @@ pub(super) enum Action {
 }
 
 impl Memory {
-    /// What this customer does next. `strangers_order` is an order of somebody else.
+    /// Chooses the next action of this customer. `strangers_order` belongs to another customer.
     pub(super) fn next(
         &mut self,
         rng: &mut StdRng,
@@ -77,7 +77,7 @@ impl Memory {
         }
     }
 
-    /// Pays an order, or goes on with a payment whose outcome is not known yet.
+    /// Pays an order, or continues a payment with an unknown outcome.
     fn pay(&mut self, rng: &mut StdRng) -> Option<Action> {
         if rng.random_bool(0.3)
             && let Some(action) = self.go_on_paying(rng)
@@ -85,7 +85,7 @@ impl Memory {
             return Some(action);
         }
         let order = self.take(|state| matches!(state, State::Unpaid { .. }))?;
-        // Whose card was declined takes out another one.
+        // After a decline the customer uses another card.
         let method = match order.state {
             State::Unpaid { declined_before: true } => "pm_card_ok",
             _ => {
@@ -127,7 +127,7 @@ impl Memory {
     }
 }
 
-/// One to five products of one currency.
+/// Returns one to five products of one currency.
 fn basket(rng: &mut StdRng, products: &[Product]) -> Value {
     let currency = products.choose(rng).map(|product| product.currency.clone());
     let choice: Vec<_> =

@@ -1,4 +1,4 @@
-//! What the contract promises about products, orders and payments: each a pure function that says what is wrong.
+//! The API contract of products, orders and payments: pure functions that return the violation.
 use serde_json::Value;
 
 use crate::traffic::{
@@ -13,7 +13,7 @@ pub(crate) fn is_product(product: &Value) -> Kept {
     keeps("a product has a price", number(product, "unit_amount").is_some_and(|amount| amount > 0))
 }
 
-/// An order that adds up.
+/// Checks that an order has all fields, and that its amounts add up.
 pub(crate) fn is_order(order: &Value) -> Kept {
     for field in ["id", "customer_id", "status", "currency", "created_at", "updated_at"] {
         keeps(&format!("an order has `{field}`"), !text(order, field).is_empty())?;
@@ -33,7 +33,7 @@ pub(crate) fn is_order(order: &Value) -> Kept {
     )
 }
 
-/// A payment of this order, in a state that is possible for its method.
+/// Checks that a payment belongs to this order, in a state that its payment method allows.
 pub(crate) fn is_payment(payment: &Value, order_id: &str, amount: i64, currency: &str, method: &str) -> Kept {
     keeps("a payment has an id", !text(payment, "id").is_empty())?;
     keeps("a payment is of its order", text(payment, "order_id") == order_id)?;
@@ -49,7 +49,7 @@ pub(crate) fn is_payment(payment: &Value, order_id: &str, amount: i64, currency:
     keeps("a bad card never pays", !bad_card || refused || status == "processing")
 }
 
-/// The status of a payment's answer says whether it is settled.
+/// Checks that the status code matches the payment's state: 202 while it is processing, otherwise 201.
 pub(crate) fn says_whether_it_is_settled(answer: &Answer) -> Kept {
     match text(&answer.body, "status") {
         "processing" => has_status(answer, 202),

@@ -1,4 +1,4 @@
-//! What customers remember, what all of them know, and what they have achieved.
+//! Memory of each customer, memory shared by all customers, and the results.
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
@@ -11,17 +11,17 @@ use serde_json::Value;
 
 use crate::traffic::api::Call;
 
-/// Orders that a customer still thinks of, if most of them are finished.
+/// Maximum number of remembered orders, provided that most of them are finished.
 const REMEMBERED: usize = 12;
 
-/// What can be ordered.
+/// A product for sale.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Product {
     pub(super) id: String,
     pub(super) currency: String,
 }
 
-/// An order that the customer has placed.
+/// A placed order.
 #[derive(Debug, Clone)]
 pub(super) struct Placed {
     pub(super) id: String,
@@ -30,14 +30,14 @@ pub(super) struct Placed {
     pub(super) state: State,
 }
 
-/// How far an order has come.
+/// The progress of an order.
 #[derive(Debug, Clone)]
 pub(super) enum State {
     Unpaid {
         declined_before: bool,
     },
-    /// The payment's outcome is not known yet. The same request can be sent again, or, if the first one was
-    /// answered, the payment asked for.
+    /// The outcome of the payment is unknown. The customer can retry the same request, or poll the payment after a
+    /// first response.
     Paying {
         payment_id: Option<String>,
         request: PayRequest,
@@ -52,14 +52,14 @@ impl State {
     }
 }
 
-/// A payment request that can be sent again exactly as it was.
+/// A payment request that can be retried unmodified.
 #[derive(Debug, Clone)]
 pub(super) struct PayRequest {
     pub(super) key: String,
     pub(super) method: &'static str,
 }
 
-/// A request that changed something, and its answer.
+/// A request that changed something, and its response.
 #[derive(Debug, Clone)]
 pub(super) struct Answered {
     pub(super) call: Call,
@@ -67,19 +67,19 @@ pub(super) struct Answered {
     pub(super) body: Value,
 }
 
-/// What one customer remembers.
+/// Memory of one customer.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    /// Where the next page of products begins.
+    /// The cursor of the next page of products.
     pub(super) cursor: Option<String>,
     pub(super) orders: VecDeque<Placed>,
-    /// Placing an order, left without a clear answer.
+    /// Orders whose placement had no definite response.
     pub(super) unsure: Vec<(String, Value)>,
     pub(super) answered: Option<Answered>,
 }
 
 impl Memory {
-    /// Remembers an order, and forgets the oldest finished one if there are too many.
+    /// Remembers an order, and forgets the oldest finished order above the limit.
     pub(super) fn remember(&mut self, order: Placed) {
         self.orders.push_back(order);
         if self.orders.len() > REMEMBERED
@@ -102,13 +102,13 @@ impl Memory {
     }
 }
 
-/// What all customers know: the products that can be ordered.
+/// Memory shared by all customers: the products for sale.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(super) products: Mutex<BTreeMap<String, Product>>,
 }
 
-/// What customers have achieved.
+/// Results of the customers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub orders: u64,
@@ -116,13 +116,13 @@ pub struct Counts {
     pub payments: Payments,
 }
 
-/// Payments by what is known of them.
+/// Payments by their last known state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Payments {
     pub succeeded: u64,
     pub declined: u64,
     pub failed: u64,
-    /// Begun, and their outcome not seen yet.
+    /// Started, with an unknown outcome.
     pub processing: u64,
 }
 

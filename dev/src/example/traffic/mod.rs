@@ -1,9 +1,9 @@
-//! What customers do: they browse, order, pay, change their mind and make mistakes.
+//! The actions of customers: they browse, order, pay, cancel and make mistakes.
 //!
-//! - [`memory`]: what customers remember, what all of them know, and what they have achieved
-//! - [`choices`]: what a customer does next
-//! - [`shopping`], [`paying`], [`blunders`]: what customers do, each with what is promised about it
-//! - [`expectations`]: the promises that several of them share
+//! - [`memory`]: memory of each customer, memory shared by all customers, and the results
+//! - [`choices`]: the next action of a customer
+//! - [`shopping`], [`paying`], [`blunders`]: the actions, each with its part of the API contract
+//! - [`expectations`]: the parts of the API contract that several actions share
 mod blunders;
 mod choices;
 mod expectations;
@@ -20,12 +20,12 @@ use crate::traffic::{
     visit::{Visit, lock},
 };
 
-/// Sends one request of somebody without a session.
+/// Sends one request without a session.
 pub(crate) async fn look_around(visit: &Visit<'_>) {
     visit.browse(None, None).await;
 }
 
-/// Sends one request of a customer who is logged in. `stranger` is another one.
+/// Sends one request of a logged-in customer. `stranger` is another customer.
 pub(crate) async fn act(
     visit: &Visit<'_>,
     customer: &Mutex<Customer>,

@@ -1,4 +1,4 @@
-//! Paying, and finding out what became of a payment.
+//! Paying, and determining the outcome of a payment.
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ impl Visit<'_> {
         let path = format!("/v1/orders/{}/payments", order.id);
         let call =
             Call::post(path, &json!({ "payment_method": request.method })).by(token).under(&request.key);
-        // At the deadline it is 202.
+        // At the deadline the response is 202.
         let call = Call { never_times_out: true, ..call };
         let mut under_way = false;
         let came = self
@@ -85,7 +85,7 @@ impl Visit<'_> {
         }
     }
 
-    /// Counts what has become of a payment, and lets the customer remember it.
+    /// Counts the state of a payment, and updates the customer's memory.
     fn learn(&self, customer: &Mutex<Customer>, order: Placed, request: PayRequest, payment: &Value) {
         let was_processing = matches!(order.state, State::Paying { payment_id: Some(_), .. });
         let mut report = self.report();

@@ -1,4 +1,4 @@
-//! Everything about products and orders, and the way from what a customer wants to do to where it is done.
+//! Actions on products and orders, and the dispatch from an action to its function.
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -171,15 +171,15 @@ impl Visit<'_> {
                 keeps("a cancelled order says so", text(&answer.body, "status") == "cancelled")
             })
             .await;
-        // Without an answer nobody knows whether it is cancelled, and a second try may rightly be refused: the
-        // order is left alone.
+        // Without a response the cancellation is uncertain, and a second attempt may be rejected correctly. The
+        // customer leaves the order alone.
         if let Came::Promised(_) = came {
             self.report().counts.cancelled += 1;
             lock(customer).memory.remember(Placed { state: State::Cancelled, ..order });
         }
     }
 
-    /// Sends once more what was answered before.
+    /// Sends an already answered request once more.
     async fn repeat(&self, customer: &Mutex<Customer>, token: &str, answered: Answered) {
         let came = self
             .ask_as(customer, &answered.call.by(token), |answer| {
