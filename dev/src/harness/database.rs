@@ -201,9 +201,10 @@ impl Database {
 
     /// Waits until that many statements in this database wait for a lock.
     pub async fn has_waiting(&self, statements: i64) {
-        // Databases that are clones of one template have their tables' object ids in common.
-        let waiting = "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
-                       where not granted and datname = current_database()";
+        // A lock on a row has no database in `pg_locks`; its session has.
+        let waiting = "select count(*) from pg_locks
+                       where not granted
+                         and pid in (select pid from pg_stat_activity where datname = current_database())";
         eventually("statements wait for a lock", async || {
             (self.number(waiting).await >= statements).then_some(())
         })

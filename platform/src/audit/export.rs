@@ -24,9 +24,10 @@ use super::{
     Event, EventResult, EventType,
     canonical::{GENESIS, Place, Seal, StoredEvent},
     chain::{Chain, Exported, Exports, KnownHeads, Verdict},
-    failures, sealing,
+    failures,
+    report::{OnProgress, Report, VerifyError, add_head},
+    sealing,
     seals::{self, Head},
-    verify::{OnProgress, Report, VerifyError, add_head},
 };
 use crate::database::{Database, observe};
 

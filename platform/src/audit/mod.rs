@@ -16,6 +16,7 @@ mod failures;
 mod metrics;
 mod record;
 mod refusals;
+mod report;
 mod sealing;
 mod seals;
 mod settings;
@@ -28,11 +29,12 @@ pub use export::{Export, ExportError, Written, export, verify_export};
 pub use failures::WriteFailures;
 pub use record::{Recorded, make_partitions, record, record_all_with, record_once_possible, record_with};
 pub use refusals::Refusals;
+pub use report::{OnProgress, Report, VerifyError};
 pub use sealing::{SealError, Sealing};
 pub use seals::cluster_is_known;
 pub use settings::Settings;
 pub use trail::{AuditEvent, Filter, list};
-pub use verify::{KeptExport, OnProgress, Report, VerifyError, read_heads, read_log, verify};
+pub use verify::{KeptExport, read_heads, read_log, verify};
 
 /// Creates the series of the audit log, and counts the statements that failed because of it.
 pub fn initialize_metrics() {

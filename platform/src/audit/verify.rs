@@ -5,21 +5,20 @@
 //! verification.
 use std::{
     collections::VecDeque,
-    fmt,
-    io::{self, BufRead, BufReader},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::{
     Event, EventResult, EventType,
     canonical::{Place, StoredEvent},
-    chain::{Chain, Exported, Exports, KnownHeads, Verdict},
+    chain::{Chain, Exports, KnownHeads},
     export, record,
+    report::{OnProgress, Report, VerifyError, add_head},
     seals::{self, Head},
 };
 use crate::database::Database;
@@ -30,32 +29,6 @@ const SEALS: i64 = 50;
 const EVENTS: i64 = 5000;
 /// Maximum number of unsealed events that are counted.
 const TAIL: i64 = 100_000;
-
-/// The error of a failed verification.
-#[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
-    /// The audit log or a file violates a rule.
-    #[error("the trail does not verify: {0}")]
-    Wrong(String),
-    /// The database is unreachable.
-    #[error("the trail cannot be read: {0}")]
-    Database(#[from] sqlx::Error),
-    /// A file cannot be read.
-    #[error("{}: {source}", .path.display())]
-    File {
-        /// The path of the file.
-        path: PathBuf,
-        /// The operating system's error.
-        source: io::Error,
-    },
-}
-
-impl VerifyError {
-    pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::File { path, source }
-    }
-}
 
 /// An export that is kept outside of the database: the file, or its SHA-256 if the file is not at hand.
 #[derive(Debug, Clone)]
@@ -72,59 +45,6 @@ impl FromStr for KeptExport {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let is_hash = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         Ok(if is_hash { Self::Sha256(text.to_ascii_lowercase()) } else { Self::File(text.into()) })
-    }
-}
-
-/// A callback for progress: the numbers of checked seals and events.
-pub type OnProgress<'a> = &'a (dyn Fn(i64, u64) + Send + Sync);
-
-/// The report of a successful verification.
-#[derive(Debug)]
-pub struct Report {
-    head: Head,
-    events: u64,
-    exported: u64,
-    exports: Vec<Exported>,
-    tail: Option<(i64, Option<DateTime<Utc>>)>,
-}
-
-impl Report {
-    pub(super) fn of(verdict: Verdict) -> Result<Self, VerifyError> {
-        let Verdict { head, events, exported, exports, wrong, .. } = verdict;
-        match wrong {
-            Some(wrong) => Err(VerifyError::Wrong(wrong.to_string())),
-            None => Ok(Self { head, events, exported, exports, tail: None }),
-        }
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            formatter,
-            "the trail verifies: {} events, up to seal {} with hash {}",
-            self.events,
-            self.head.number,
-            hex::encode(self.head.hash)
-        )?;
-        if self.exported > 0 {
-            writeln!(formatter, "{} sealed events are in exports and no longer here", self.exported)?;
-        }
-        for Exported { first_seal, last_seal, file_sha256, .. } in &self.exports {
-            writeln!(
-                formatter,
-                "exported: seals {first_seal} to {last_seal}, in the file with SHA-256 {file_sha256}"
-            )?;
-        }
-        match self.tail {
-            Some((0, _)) => writeln!(formatter, "every event is sealed"),
-            Some((count, oldest)) => writeln!(
-                formatter,
-                "not sealed yet, and so not verified: {count} events, the oldest of {}",
-                oldest.map_or_else(|| "an unknown time".to_owned(), |time| time.to_rfc3339())
-            ),
-            None => Ok(()),
-        }
     }
 }
 
@@ -266,19 +186,6 @@ fn read_lines(
         add_head(heads, number, &hash)?;
     }
     Ok(())
-}
-
-/// Adds a head.
-///
-/// # Errors
-/// The seal is already known with another hash.
-pub(super) fn add_head(heads: &mut KnownHeads, number: i64, hash: &[u8]) -> Result<(), VerifyError> {
-    match heads.insert(number, hash.to_vec()) {
-        Some(before) if before != hash => {
-            Err(VerifyError::Wrong(format!("seal {number}: it was logged with two hashes")))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn logged_head(line: &Value) -> Option<(i64, Vec<u8>)> {

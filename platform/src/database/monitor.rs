@@ -107,7 +107,7 @@ async fn look(
     dedicated: Option<Dedicated>,
     states: &watch::Sender<State>,
 ) -> (Option<Dedicated>, State) {
-    let url = &pool.manager().0;
+    let url = &pool.manager().0.clone().of_monitor();
     let Some(mut dedicated) = dedicated else { return reconnect(url, migrations, states).await };
     let mut examined = Box::pin(examine(&mut dedicated.connection));
     let response = match timeout(RESPONSE_TIMEOUT, &mut examined).await {
@@ -193,7 +193,8 @@ async fn reconnect(
 /// Replaces a working connection with a new one. If no new one can be opened, the old one is kept and still counts as
 /// available, unless the database is no longer writable.
 async fn renew(pool: &Pool, migrations: &Migrator, dedicated: Dedicated) -> (Option<Dedicated>, State) {
-    let connecting = timeout(RESPONSE_TIMEOUT, pool.manager().0.connect());
+    let url = pool.manager().0.clone().of_monitor();
+    let connecting = timeout(RESPONSE_TIMEOUT, url.connect());
     match connecting.await.unwrap_or_else(|_elapsed| Err(Unavailable::Unreachable.into())) {
         Ok(connection) => {
             let _goodbye = timeout(RESPONSE_TIMEOUT, sqlx::Connection::close(dedicated.connection)).await;

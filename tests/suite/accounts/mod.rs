@@ -176,12 +176,7 @@ async fn a_login_that_is_verified_while_the_password_changes_begins_no_session()
     let change = service.database().hold(&change).await;
     let credentials = json!({ "email": customer.email, "password": PASSWORD });
     let login = service.nobody().post("/v1/sessions").json(&credentials).in_background();
-    let waiting = "select count(*) from pg_stat_activity
-                   where datname = current_database() and wait_event_type = 'Lock'";
-    eventually("the login waits for the change", async || {
-        (service.database().number(waiting).await == 1).then_some(())
-    })
-    .await;
+    service.database().has_waiting(1).await;
     change.commit().await;
     let _refused = login.answer().await.is_problem(401, "bad-credentials");
     assert_eq!(service.database().number("select count(*) from sessions").await, 1, "the customer's own");

@@ -264,7 +264,7 @@ async fn every_line_of_a_request_says_which_request_and_for_whom() {
     // What the task says that goes on with the payment, beside what the request itself says.
     let told = service
         .logs_that("the gateway's failure", |line| {
-            line["correlation_id"] == "one-payment" && line["target"] == "app::payments::gateway"
+            line["correlation_id"] == "one-payment" && line["target"] == "app::slices::payments::gateway"
         })
         .await;
     // The webhook that follows has the same correlation id, and is a request of its own.

@@ -143,6 +143,14 @@ impl DatabaseUrl {
         })
     }
 
+    /// Appends ` monitor` to the application name, which tells the monitor's connection apart in `pg_stat_activity`.
+    pub(super) fn of_monitor(self) -> Self {
+        self.map(|server| {
+            let name = format!("{} monitor", server.get_application_name().unwrap_or_default());
+            server.application_name(&name)
+        })
+    }
+
     /// Disables the statement timeout of these connections.
     #[must_use]
     pub(crate) fn without_statement_timeout(self) -> Self {

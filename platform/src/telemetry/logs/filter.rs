@@ -73,8 +73,12 @@ fn parse(expression: &str) -> Result<EnvFilter, String> {
     if expression.trim().is_empty() {
         return Err("an empty filter would log nothing but errors: say error, or off".to_owned());
     }
+    // `app` names the code of the service, which is in two crates.
+    let own = expression.split(',').filter_map(|directive| directive.trim().strip_prefix("app"));
+    let own = own.filter(|rest| rest.is_empty() || rest.starts_with('='));
+    let directives: Vec<_> = own.map(|rest| format!("platform{rest}")).collect();
     EnvFilter::builder()
-        .parse(expression)
+        .parse([&[expression.to_owned()], directives.as_slice()].concat().join(","))
         .map_err(|error| format!("{error}: a filter is a list such as info,app::accounts=debug"))
 }
 

@@ -1,0 +1,104 @@
+//! The result of a verification: a report, or the first error.
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    chain::{Exported, KnownHeads, Verdict},
+    seals::Head,
+};
+
+/// The error of a failed verification.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The audit log or a file violates a rule.
+    #[error("the trail does not verify: {0}")]
+    Wrong(String),
+    /// The database is unreachable.
+    #[error("the trail cannot be read: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A file cannot be read.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// The path of the file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+}
+
+impl VerifyError {
+    pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, source }
+    }
+}
+
+/// A callback for progress: the numbers of checked seals and events.
+pub type OnProgress<'a> = &'a (dyn Fn(i64, u64) + Send + Sync);
+
+/// The report of a successful verification.
+#[derive(Debug)]
+pub struct Report {
+    pub(super) head: Head,
+    events: u64,
+    exported: u64,
+    exports: Vec<Exported>,
+    pub(super) tail: Option<(i64, Option<DateTime<Utc>>)>,
+}
+
+impl Report {
+    pub(super) fn of(verdict: Verdict) -> Result<Self, VerifyError> {
+        let Verdict { head, events, exported, exports, wrong, .. } = verdict;
+        match wrong {
+            Some(wrong) => Err(VerifyError::Wrong(wrong.to_string())),
+            None => Ok(Self { head, events, exported, exports, tail: None }),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            formatter,
+            "the trail verifies: {} events, up to seal {} with hash {}",
+            self.events,
+            self.head.number,
+            hex::encode(self.head.hash)
+        )?;
+        if self.exported > 0 {
+            writeln!(formatter, "{} sealed events are in exports and no longer here", self.exported)?;
+        }
+        for Exported { first_seal, last_seal, file_sha256, .. } in &self.exports {
+            writeln!(
+                formatter,
+                "exported: seals {first_seal} to {last_seal}, in the file with SHA-256 {file_sha256}"
+            )?;
+        }
+        match self.tail {
+            Some((0, _)) => writeln!(formatter, "every event is sealed"),
+            Some((count, oldest)) => writeln!(
+                formatter,
+                "not sealed yet, and so not verified: {count} events, the oldest of {}",
+                oldest.map_or_else(|| "an unknown time".to_owned(), |time| time.to_rfc3339())
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Adds a head.
+///
+/// # Errors
+/// The seal is already known with another hash.
+pub(super) fn add_head(heads: &mut KnownHeads, number: i64, hash: &[u8]) -> Result<(), VerifyError> {
+    match heads.insert(number, hash.to_vec()) {
+        Some(before) if before != hash => {
+            Err(VerifyError::Wrong(format!("seal {number}: it was logged with two hashes")))
+        }
+        _ => Ok(()),
+    }
+}
