@@ -13,8 +13,9 @@ use super::{
 };
 use crate::service;
 
-/// Series that need not exist: alerts, while none fires, and the routes that a project leaves out of the latency indicator.
-const AT_TIMES: [&str; 2] = ["ALERTS", "slo:latency_excluded_path:info"];
+/// Series that need not exist: alerts, while none fires, the routes that a project leaves out of the latency indicator, and
+/// those of targets that do not run here.
+const AT_TIMES: [&str; 3] = ["ALERTS", "slo:latency_excluded_path:info", "pg_up"];
 
 /// What is asked of Prometheus, and where that stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
