@@ -82,6 +82,36 @@ async fn the_cause_of_an_incident_suppresses_its_symptoms() {
 }
 
 #[tokio::test]
+async fn a_database_outage_pages_once_with_the_name_of_its_cause() {
+    let Some(program) = tool("alertmanager") else { return };
+    let inbox = inbox().await;
+    let alertmanager = Server::alertmanager(&program, &inbox.address().to_string()).await;
+    let alert = |name: &str, incident: &str, role: &str, job: &str| {
+        let labels = json!({
+            "alertname": name, "severity": "critical", "job": job, "incident": incident, "incident_role": role
+        });
+        json!({ "labels": labels, "annotations": {} })
+    };
+    let alerts = json!([
+        alert("DatabaseDown", "database", "cause", "service"),
+        alert("AuditWriteFailures", "database", "symptom", "service"),
+        alert("CauseOfAnother", "another", "cause", "service"),
+        alert("SymptomOfAnother", "another", "symptom", "service"),
+        alert("HighErrorRate", "", "symptom", "service"),
+        alert("HighErrorRate", "", "symptom", "elsewhere"),
+        alert("Unrelated", "", "", "service"),
+    ]);
+    alertmanager.tell("api/v2/alerts", &alerts).await;
+    eventually("the cause and what does not follow from it arrive", async || {
+        (inbox.alerts().len() >= 3).then_some(())
+    })
+    .await;
+    let mut arrived: Vec<_> = inbox.alerts().into_iter().map(|alert| alert.name).collect();
+    arrived.sort_unstable();
+    assert_eq!(arrived, ["DatabaseDown", "HighErrorRate", "Unrelated"]);
+}
+
+#[tokio::test]
 async fn an_alert_leads_to_its_runbook() {
     let inbox = inbox().await;
     let client = dev::http::client(dev::harness::SOON).unwrap();
