@@ -1,11 +1,11 @@
 //! The `notes` table.
 use chrono::{SubsecRound, Utc};
-use uuid::Uuid;
 use platform::{
     audit::{Event, EventResult, EventType, record},
-    database::{Database, observe},
+    database::Database,
     http::{idempotency::Claim, pagination::PageRequest, problem::Problem},
 };
+use uuid::Uuid;
 
 use super::{
     metrics::CREATED,
@@ -52,9 +52,8 @@ pub(super) async fn create(
         created.created_at,
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let stored = observe("notes.insert", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let stored =
+        database.run("notes.insert", async |connection| statement.fetch_optional(connection).await).await?;
     Ok(stored.map(|_| {
         CREATED.inc();
         event.mirror();
@@ -78,9 +77,8 @@ pub(super) async fn find(
         id,
         owner,
     );
-    let mut connection = database.acquire().await?;
-    let found = observe("notes.select", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let found =
+        database.run("notes.select", async |connection| statement.fetch_optional(connection).await).await?;
     Ok(found)
 }
 
@@ -94,7 +92,6 @@ pub(super) async fn list(
     page: PageRequest,
 ) -> Result<Vec<Note>, sqlx::Error> {
     let before = page.after.unwrap_or(Uuid::max());
-    let mut connection = database.acquire().await?;
     if let Some(owner_id) = owner_id {
         let statement = sqlx::query_as!(
             Note,
@@ -109,9 +106,9 @@ pub(super) async fn list(
             before,
             page.rows(),
         );
-        let page = observe("notes.list_of_owner", statement.fetch_all(&mut *connection)).await?;
-        connection.release();
-        return Ok(page);
+        return database
+            .run("notes.list_of_owner", async |connection| statement.fetch_all(connection).await)
+            .await;
     }
     let statement = sqlx::query_as!(
         Note,
@@ -125,9 +122,7 @@ pub(super) async fn list(
         before,
         page.rows(),
     );
-    let page = observe("notes.list", statement.fetch_all(&mut *connection)).await?;
-    connection.release();
-    Ok(page)
+    database.run("notes.list", async |connection| statement.fetch_all(connection).await).await
 }
 
 /// Changes a note of this owner, and records the audit event.
@@ -156,9 +151,8 @@ pub(super) async fn change(
         fields.name.trim(),
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let changed = observe("notes.update", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let changed =
+        database.run("notes.update", async |connection| statement.fetch_optional(connection).await).await?;
     Ok(changed.map(|row| {
         event.mirror();
         Note {
@@ -176,7 +170,6 @@ pub(super) async fn record_access(
     database: &Database,
     ids: impl IntoIterator<Item = Uuid>,
 ) -> Result<(), sqlx::Error> {
-    let event =
-        Event::new(EventType::DataAccess, "notes", "read", EventResult::Success).records(ids);
+    let event = Event::new(EventType::DataAccess, "notes", "read", EventResult::Success).records(ids);
     record(database, event).await
 }
