@@ -1,4 +1,4 @@
-//! Work that a request started and that must finish even if the client disconnects, such as a payment in progress.
+//! Work that a request started and that must finish even if the client disconnects.
 //! Shutdown waits for it.
 use tokio::{
     task::JoinHandle,

@@ -17,7 +17,6 @@ use platform::{
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-
 /// Error of starting a slice. Notes cannot fail to start.
 pub type StartError = std::convert::Infallible;
 

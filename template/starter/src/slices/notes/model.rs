@@ -1,9 +1,9 @@
 //! Notes, and the rules for their fields.
 use chrono::{DateTime, Utc};
+use platform::http::{extract::Validate, problem::FieldError, timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
-use platform::http::{extract::Validate, problem::FieldError, timestamp};
 
 /// A note.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -41,7 +41,8 @@ impl Validate for NoteFields {
         if fits && !self.name.chars().any(char::is_control) {
             return Vec::new();
         }
-        let rule = format!("must have 1 to {MAX_NAME_CHARACTERS} characters, none of them a control character");
+        let rule =
+            format!("must have 1 to {MAX_NAME_CHARACTERS} characters, none of them a control character");
         vec![FieldError::new("/name", rule)]
     }
 }

@@ -1,7 +1,5 @@
 //! The routes of notes.
 use axum::{Json as JsonBody, extract::State, http::StatusCode};
-use utoipa_axum::{router::OpenApiRouter, routes};
-use uuid::Uuid;
 use platform::{
     database::Database,
     http::{
@@ -11,6 +9,8 @@ use platform::{
         problem::Problem,
     },
 };
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
 
 use super::{
     model::{Note, NoteFields},
@@ -23,9 +23,7 @@ use crate::{
 
 /// Returns the routes of notes.
 pub fn routes() -> OpenApiRouter<Slices> {
-    OpenApiRouter::new()
-        .routes(routes!(create_note, list_notes))
-        .routes(routes!(show_note, change_note))
+    OpenApiRouter::new().routes(routes!(create_note, list_notes)).routes(routes!(show_note, change_note))
 }
 
 /// Create a new note
