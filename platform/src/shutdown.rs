@@ -8,7 +8,7 @@ use crate::settings::values::seconds;
 crate::groups! {
     /// Shutdown.
     shutdown: Settings {
-        /// How long readiness fails before the listeners close, in seconds. Unset: 0 in development and test, otherwise 5.
+        /// Time from the failure of readiness to the closing of the listeners, in seconds. Unset: 0 in development and test, otherwise 5.
         "SHUTDOWN_GRACE_SECONDS" grace: Duration = seconds, optional;
         /// The whole shutdown, counted from the signal, in seconds.
         "SHUTDOWN_DEADLINE_SECONDS" deadline: Duration = seconds, default("25");

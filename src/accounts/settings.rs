@@ -6,7 +6,7 @@ use platform::settings::values::{count, positive, seconds};
 platform::groups! {
     /// Users and sessions.
     accounts: Settings {
-        /// How long a session lasts, in seconds.
+        /// Lifetime of a session, in seconds.
         "SESSION_TTL_SECONDS" session_ttl: Duration = seconds, default("43200");
         /// Memory of one password hash, in KiB.
         "ARGON2_MEMORY_KIB" argon2_memory_kib: NonZeroU32 = positive, default("19456");
@@ -20,7 +20,7 @@ platform::groups! {
         "LOGIN_RATE_PER_ADDRESS_PER_MINUTE" login_rate: u32 = count, default("30");
         /// Failed logins, for one account from one address, before it is locked out there (NIST AC-7).
         "LOGIN_ATTEMPTS_BEFORE_LOCKOUT" attempts_before_lockout: NonZeroU32 = positive, default("5");
-        /// How long a lockout lasts, in seconds.
+        /// Duration of a lockout, in seconds.
         "LOCKOUT_SECONDS" lockout: Duration = seconds, default("900");
     }
 }

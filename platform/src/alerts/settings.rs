@@ -12,7 +12,7 @@ crate::groups! {
         "ALERT_WEBHOOK_URL" webhook_url: Url = http_url, optional;
         /// An Alertmanager (v2 API).
         "ALERTMANAGER_URL" alertmanager_url: Url = http_url, optional;
-        /// The same alert is sent at most once in this many seconds.
+        /// Least time between two sends of the same alert, in seconds.
         "ALERT_REPEAT_INTERVAL_SECONDS" repeat_interval: Duration = seconds, default("300");
     }
 }

@@ -16,11 +16,11 @@ crate::groups! {
         "DATABASE_MIGRATION_URL" migration_url: DatabaseUrl = database_url, optional, secret;
         /// Connections in the pool.
         "DATABASE_MAX_CONNECTIONS" max_connections: NonZeroU32 = positive, default("16");
-        /// How long a request waits for a connection, in milliseconds.
+        /// Longest wait of a request for a connection, in milliseconds.
         "DATABASE_ACQUIRE_TIMEOUT_MS" acquire_timeout: Duration = milliseconds, default("2000");
         /// The longest statement, in milliseconds; `migrate` sets it on the service's role.
         "DATABASE_STATEMENT_TIMEOUT_MS" statement_timeout: Duration = milliseconds, default("5000");
-        /// How long `serve` and the commands wait for a database that cannot be reached yet, in seconds.
+        /// Longest wait of `serve` and the commands for a database that is not reachable yet, in seconds.
         "DATABASE_STARTUP_WAIT_SECONDS" startup_wait: Duration = seconds, default("30");
         /// Apply pending migrations in `serve`, before it listens.
         "MIGRATE_ON_START" migrate_on_start: bool = flag, default("false");

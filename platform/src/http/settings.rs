@@ -12,9 +12,9 @@ use crate::settings::values::{
 crate::groups! {
     /// The two listeners, and the limits of what they accept.
     http: Settings {
-        /// Where the API listens; port 0 takes a free one, and the start-up log line says which.
+        /// Address of the API; port 0 takes a free port, which the start-up log line contains.
         "API_ADDRESS" api_address: SocketAddr = address, default("127.0.0.1:8080");
-        /// Where operations listens: probes, metrics, log level. Never exposed to the public.
+        /// Address of the operations listener: probes, metrics, log level. Never exposed to the public.
         "OPS_ADDRESS" ops_address: SocketAddr = address, default("127.0.0.1:9000");
         /// Lets callers other than loopback change the log level on the operations listener.
         "OPS_TOKEN" ops_token: SecretString = secret, optional, secret;
@@ -34,13 +34,13 @@ crate::groups! {
         "MAX_CONNECTIONS" max_connections: usize = positive, default("10000");
         /// Connections open at once from one address outside of `TRUSTED_PROXIES`; one more is closed. 0 is off.
         "MAX_CONNECTIONS_PER_ADDRESS" max_connections_per_address: usize = count, default("1000");
-        /// How long a client may take over its request's headers, in milliseconds.
+        /// Longest time for the headers of a request, in milliseconds.
         "HEADER_TIMEOUT_MS" header_timeout: Duration = milliseconds, default("5000");
-        /// How long a client may take to send its request's body, in milliseconds.
+        /// Longest time for the body of a request, in milliseconds.
         "BODY_TIMEOUT_MS" body_timeout: Duration = milliseconds, default("5000");
-        /// How long a client may take nothing of its response, in milliseconds.
+        /// Longest time in which a client reads nothing of its response, in milliseconds.
         "WRITE_TIMEOUT_MS" write_timeout: Duration = milliseconds, default("30000");
-        /// How long a connection without a request is kept, in milliseconds: longer than the load balancer keeps its own.
+        /// Longest time of a connection without a request, in milliseconds: longer than that of the load balancer.
         "IDLE_TIMEOUT_MS" idle_timeout: Duration = milliseconds, default("75000");
         /// Origins (comma-separated) that browsers may call from. None: CORS is off.
         "CORS_ALLOWED_ORIGINS" cors_allowed_origins: Vec<HeaderValue> = list_of_origins, default("");

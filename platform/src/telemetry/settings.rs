@@ -27,16 +27,16 @@ crate::groups! {
     logs: Logs {
         /// `pretty` or `json`. Unset: pretty on a terminal, otherwise json.
         "LOG_FORMAT" format: LogFormat = log_format, optional;
-        /// What is logged, as a `tracing` filter. Unset: by `APP_ENV`.
+        /// Log filter, in the form of `tracing`; `app` names all code of the service. Unset: by `APP_ENV`.
         "RUST_LOG" filter: String = text, optional;
         /// Also write daily files there.
         "LOG_DIRECTORY" directory: PathBuf = directory, optional;
-        /// How many of these files are kept.
+        /// Number of these files that are kept.
         "LOG_FILES_KEPT" files_kept: usize = count, default("14");
     }
     /// Traces: the variables of the OpenTelemetry specification, which says more about each.
     traces: Traces {
-        /// Where spans are sent. Unset: nowhere, and logs still carry trace ids.
+        /// Receiver of spans. Unset: none, and logs still carry trace ids.
         "OTEL_EXPORTER_OTLP_ENDPOINT" endpoint: Url = http_url, optional, no_flag;
         /// `grpc` or `http/protobuf`.
         "OTEL_EXPORTER_OTLP_PROTOCOL" protocol: String = text, default("grpc"), no_flag;
@@ -44,11 +44,11 @@ crate::groups! {
         "OTEL_SERVICE_NAME" service_name: String = text, optional, no_flag;
         /// More attributes of every span, as `key=value,key=value`.
         "OTEL_RESOURCE_ATTRIBUTES" resource_attributes: String = text, optional, no_flag;
-        /// Which traces are kept.
+        /// Sampler of traces.
         "OTEL_TRACES_SAMPLER" sampler: String = text, default("parentbased_always_on"), no_flag;
         /// The sampler's argument: a ratio, for the samplers that take one.
         "OTEL_TRACES_SAMPLER_ARG" sampler_argument: String = text, optional, no_flag;
-        /// How a trace comes in from and goes out to others.
+        /// Propagators of the trace context.
         "OTEL_PROPAGATORS" propagators: String = text, default("tracecontext,baggage"), no_flag;
         /// No spans at all.
         "OTEL_SDK_DISABLED" disabled: bool = flag, default("false"), no_flag;

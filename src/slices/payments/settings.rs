@@ -34,7 +34,7 @@ platform::groups! {
         "GATEWAY_WEBHOOK_SECRET" webhook_secrets: Vec<SecretString> = webhook_secrets, required, secret;
         /// All attempts of one request together, in milliseconds; below `REQUEST_TIMEOUT_MS`.
         "GATEWAY_TIMEOUT_MS" gateway_timeout: Duration = milliseconds, default("3000");
-        /// How often the gateway is polled for unknown outcomes, in seconds. A lease lasts three times that, or as long as a statement and a gateway call if that is longer.
+        /// Interval at which the gateway is polled for unknown outcomes, in seconds. A lease lasts three times that, or as long as a statement and a gateway call if that is longer.
         "PAYMENT_RECOVERY_INTERVAL_SECONDS" recovery_interval: Duration = seconds, default("5");
         /// Age at which a payment without an outcome is parked with an alert (never guessed), in seconds.
         "PAYMENT_PARK_AFTER_SECONDS" park_after: Duration = seconds, default("82800");
