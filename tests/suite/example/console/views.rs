@@ -52,7 +52,7 @@ async fn each_view_shows_what_has_happened() {
 
     browser.click("nav a[data-view=audit]").await;
     browser.shows(".events", "payments").await;
-    browser.shows(".seals", "#1").await;
+    browser.shows(".seals", "events").await;
     browser.click("#verify").await;
     browser.shows("#verification", "The chain is whole").await;
     stage
