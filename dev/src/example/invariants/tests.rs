@@ -27,7 +27,9 @@ const BOOKS: &str = "
         execute format('create table books.%I as table public.%I with no data', name, name);
       end loop;
     end $$;
-    alter table payments alter refunded_amount set default 0, alter refund_reserved_amount set default 0;
+    alter table payments alter refunded_amount set default 0, alter refund_reserved_amount set default 0,
+      drop gateway_key, add gateway_key uuid generated always as (id) stored;
+    alter table refunds drop gateway_key, add gateway_key uuid generated always as (id) stored;
     create function id(number int) returns uuid language sql as
       $$ select format('00000000-0000-7000-8000-0000000000%s', lpad(number::text, 2, '0'))::uuid $$;
 
