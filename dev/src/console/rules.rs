@@ -215,4 +215,12 @@ mod tests {
         assert_eq!((pool.standing.state.as_str(), pool.standing.value), ("true", Some(0.95)));
         assert_eq!(pool.standing.limit.as_deref(), Some("> 0.9"));
     }
+
+    #[test]
+    fn a_limit_with_an_exception_is_shown_as_such() {
+        let limit = |text: &str| watched(&parser::parse(text).unwrap()).map(|part| part.limit);
+        assert_eq!(limit("a >= 5 unless b > 0").as_deref(), Some(">= 5 unless …"));
+        assert_eq!(limit("(a > 5) and b > 0").as_deref(), Some("> 5 and …"));
+        assert_eq!(limit("a"), None);
+    }
 }
