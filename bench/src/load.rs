@@ -51,14 +51,14 @@ pub type Requests = Arc<dyn Fn(u64) -> Request<Full<Bytes>> + Send + Sync>;
 
 /// The result of the requests whose response arrived within the window.
 #[derive(Debug)]
-pub struct Measured {
+pub struct LoadResult {
     pub length: Duration,
     pub latencies: Histogram<u64>,
     /// Responses with a status other than 2xx, and requests without a response. A run with failures measures an error.
     pub failures: u64,
 }
 
-impl Measured {
+impl LoadResult {
     /// Returns the number of responses in the window.
     pub fn answers(&self) -> u64 {
         self.latencies.len()
@@ -78,7 +78,7 @@ struct Run {
 }
 
 /// Observations of one client.
-struct Seen {
+struct ClientResult {
     latencies: Histogram<u64>,
     failures: u64,
     example: Option<String>,
@@ -91,7 +91,7 @@ pub async fn run<T>(
     window: Window,
     requests: Requests,
     mut look: impl FnMut() -> T,
-) -> anyhow::Result<(Measured, [T; 2])> {
+) -> anyhow::Result<(LoadResult, [T; 2])> {
     let run = Arc::new(Run { phase: AtomicU8::new(WARMING_UP), next: AtomicU64::new(0), address, requests });
     // The load uses a single thread, because its CPU time is not available to the measured service.
     let clients = thread::spawn({
@@ -109,7 +109,7 @@ pub async fn run<T>(
     let (length, after) = (began.elapsed(), look());
     let ended = tokio::task::spawn_blocking(move || clients.join()).await?;
     let Ok(seen) = ended else { bail!("the load generator has panicked") };
-    let mut measured = Measured { length, latencies: histogram()?, failures: 0 };
+    let mut measured = LoadResult { length, latencies: histogram()?, failures: 0 };
     let mut example = None;
     for seen in seen? {
         measured.latencies.add(&seen.latencies)?;
@@ -128,7 +128,7 @@ fn histogram() -> anyhow::Result<Histogram<u64>> {
 }
 
 impl Run {
-    async fn drive(self: Arc<Self>, shape: Shape) -> anyhow::Result<Vec<Seen>> {
+    async fn drive(self: Arc<Self>, shape: Shape) -> anyhow::Result<Vec<ClientResult>> {
         let mut clients = JoinSet::new();
         match shape {
             Shape::Closed { clients: count } => {
@@ -166,12 +166,12 @@ impl Run {
     async fn client(
         self: Arc<Self>,
         queue: Option<Arc<Mutex<mpsc::UnboundedReceiver<Instant>>>>,
-    ) -> anyhow::Result<Seen> {
+    ) -> anyhow::Result<ClientResult> {
         let stream = TcpStream::connect(self.address).await.context("connect to the contender")?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let mut seen = Seen { latencies: histogram()?, failures: 0, example: None };
+        let mut seen = ClientResult { latencies: histogram()?, failures: 0, example: None };
         while self.phase.load(Ordering::Relaxed) != OVER {
             let due = match &queue {
                 None => Instant::now(),

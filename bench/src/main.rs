@@ -12,8 +12,8 @@
 //! - [`cases`]: the comparisons
 //! - [`report`]: the tables
 mod cases;
-mod contest;
 mod cpu;
+mod interleave;
 mod load;
 mod peers;
 mod pgbench;
@@ -21,8 +21,8 @@ mod receiver;
 mod report;
 mod requests;
 mod service;
-mod stage;
 mod statistics;
+mod test_bed;
 
 use std::{
     fmt::Write as _,
@@ -36,7 +36,7 @@ use clap::{Parser, Subcommand, ValueEnum as _};
 
 use self::{
     cases::{Case, Run, Size},
-    stage::Stage,
+    test_bed::TestBed,
 };
 
 /// Measures the service beside pgbench and beside its peers
@@ -115,7 +115,7 @@ async fn measure_in(
     progress: &dyn Fn(&str),
 ) -> anyhow::Result<String> {
     let peers = peers::build(progress).await?;
-    let stage = Stage::set(directory.to_owned(), executable, progress).await?;
+    let stage = TestBed::set(directory.to_owned(), executable, progress).await?;
     let run = Run { stage: &stage, size, peers: &peers, progress };
     let began = Instant::now();
     let mut tables = header(&stage, size);
@@ -131,10 +131,10 @@ async fn measure_in(
 }
 
 /// Describes the machine and the setup of the measurement.
-fn header(stage: &Stage, size: Size) -> String {
+fn header(stage: &TestBed, size: Size) -> String {
     let window = size.window();
     format!(
-        "Measured on {machine}, shared by the load, the contender and the database (PostgreSQL {version}, as it is \
+        "LoadResult on {machine}, shared by the load, the contender and the database (PostgreSQL {version}, as it is \
          delivered; `fsync` and `synchronous_commit` on), with `{size}`: rounds of {length} s after {warm_up} s of \
          warming up. A figure is the median of {rounds} rounds, with the least and the most of them; a ratio is taken \
          in each round.\n",

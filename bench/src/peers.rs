@@ -10,7 +10,7 @@ use dev::{
 
 use crate::{
     service::Server,
-    stage::{Database, Stage, free_address},
+    test_bed::{Database, TestBed, free_address},
 };
 
 /// Pool size of every contender.
@@ -83,7 +83,7 @@ impl Peer {
     /// Starts the peer on a database, with its log in a file.
     pub async fn start(
         &self,
-        stage: &Stage,
+        stage: &TestBed,
         database: &Database,
         receiver: Option<SocketAddr>,
     ) -> anyhow::Result<Server> {

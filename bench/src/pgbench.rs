@@ -21,15 +21,15 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    load::{Measured, Window},
-    stage::{self, CUSTOMERS, Database, Stage, sql_id},
+    load::{LoadResult, Window},
+    test_bed::{self, CUSTOMERS, Database, TestBed, sql_id},
 };
 
 /// Number of scripts, each with its own customer and basket.
 const VARIANTS: u64 = 8;
 
 /// Time after the run within which pgbench must exit.
-const GRACE: Duration = Duration::from_secs(30);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Input of pgbench: one script for each variant.
 #[derive(Clone, Debug)]
@@ -201,16 +201,17 @@ fn definitions() -> Vec<(String, String)> {
             "event".to_owned(),
             format!(
                 r#"{{"timestamp":"2026-01-01T00:00:00.000000Z","event_type":"data_change","user_id":"{}","role":"customer","resource":"orders","action":"create","result":"success","ip_address":"127.0.0.1","metadata":{{"lines":2,"record_ids":["{}"],"record_count":1}},"correlation_id":"correlation","request_id":"{}","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","service_version":"0.1.0"}}"#,
-                stage::customer(1),
-                stage::order(1),
-                stage::order(1),
+                test_bed::customer(1),
+                test_bed::order(1),
+                test_bed::order(1),
             ),
         ),
     ];
     for variant in 0..VARIANTS {
-        let products = format!("{{{},{}}}", stage::product(61 * variant), stage::product(500 + 61 * variant));
+        let products =
+            format!("{{{},{}}}", test_bed::product(61 * variant), test_bed::product(500 + 61 * variant));
         definitions.push((format!("products{variant}"), products));
-        definitions.push((format!("customer{variant}"), stage::customer(variant)));
+        definitions.push((format!("customer{variant}"), test_bed::customer(variant)));
         definitions.push((format!("token{variant}"), hash_of_token(variant)));
     }
     definitions
@@ -218,20 +219,20 @@ fn definitions() -> Vec<(String, String)> {
 
 /// Returns the SHA-256 hash of a customer's token, as a PostgreSQL literal.
 fn hash_of_token(number: u64) -> String {
-    format!("\\x{}", hex::encode(Sha256::digest(stage::token(number))))
+    format!("\\x{}", hex::encode(Sha256::digest(test_bed::token(number))))
 }
 
 /// Runs the scripts with the given number of connections. Calls `look` with pgbench's process id, at the beginning and
 /// at the end of the window.
 pub async fn run<T>(
-    stage: &Stage,
+    stage: &TestBed,
     database: &Database,
     scripts: &Scripts,
     clients: usize,
     window: Window,
     number: u64,
     mut look: impl FnMut(u32) -> T,
-) -> anyhow::Result<(Measured, [T; 2])> {
+) -> anyhow::Result<(LoadResult, [T; 2])> {
     let directory = stage.directory.join("pgbench");
     fs::remove_dir_all(&directory).ok();
     fs::create_dir_all(&directory)?;
@@ -257,7 +258,7 @@ pub async fn run<T>(
     let (before, began) = (look(child.pid()), SystemTime::now());
     tokio::time::sleep(window.length).await;
     let (ended, after) = (SystemTime::now(), look(child.pid()));
-    let status = child.wait(window.length + window.warm_up + GRACE).await?;
+    let status = child.wait(window.length + window.warm_up + EXIT_TIMEOUT).await?;
     let printed: Vec<String> = child.lines().into_iter().map(|line| line.text).collect();
     if !status.success() || printed.iter().any(|line| line.contains("error:")) {
         bail!("pgbench failed: {}", printed.join("\n"));
@@ -274,7 +275,7 @@ pub async fn run<T>(
         }
     }
     let length = ended.duration_since(began)?;
-    Ok((Measured { length, latencies, failures: 0 }, [before, after]))
+    Ok((LoadResult { length, latencies, failures: 0 }, [before, after]))
 }
 
 fn logs(directory: &std::path::Path) -> anyhow::Result<Vec<PathBuf>> {

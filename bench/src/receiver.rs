@@ -14,12 +14,12 @@ use dev::{
 };
 use tokio::net::TcpListener;
 
-use crate::{service::Server, stage::free_address};
+use crate::{service::Server, test_bed::free_address};
 
 #[derive(Clone, Default)]
-struct Counting(Arc<AtomicU64>);
+struct CountingReceiver(Arc<AtomicU64>);
 
-impl Sink for Counting {
+impl Sink for CountingReceiver {
     async fn take(&self, spans: Vec<Span>) -> bool {
         self.0.fetch_add(spans.len() as u64, Ordering::Relaxed);
         true
@@ -28,7 +28,7 @@ impl Sink for Counting {
 
 /// Receives and counts spans, until the process is ended.
 pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
-    let spans = Counting::default();
+    let spans = CountingReceiver::default();
     let counted = spans.clone();
     let count = get(async move || counted.0.load(Ordering::Relaxed).to_string());
     let router = otlp::router(spans).route("/spans", count);

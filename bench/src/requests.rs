@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     load::Requests,
-    stage::{CUSTOMERS, PRODUCTS, order, product, token},
+    test_bed::{CUSTOMERS, PRODUCTS, order, product, token},
 };
 
 const ORDERS: &str = "/v1/orders";

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use dev::process::{Child, Launch};
 
-use crate::stage::{Database, GATEWAY_API_KEY, GATEWAY_WEBHOOK_SECRET, Stage, free_address};
+use crate::test_bed::{Database, GATEWAY_API_KEY, GATEWAY_WEBHOOK_SECRET, TestBed, free_address};
 
 /// Deadline of a start, which usually takes less than a second.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
@@ -18,7 +18,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The amount of telemetry that the service emits.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Seeing {
+pub enum Telemetry {
     /// Logs are off (`RUST_LOG=off`; the lines of the audit log cannot be silenced), the trace SDK is disabled, and
     /// standard output is `/dev/null`. Correlation ids and metrics have no switch and stay on.
     Nothing,
@@ -41,16 +41,16 @@ impl Server {
     ///
     /// Rate limits are off, because the whole load comes from one address and few callers.
     pub async fn start(
-        stage: &Stage,
+        stage: &TestBed,
         database: &Database,
-        seeing: Seeing,
+        seeing: Telemetry,
         receiver: Option<SocketAddr>,
         settings: &[(&str, String)],
     ) -> anyhow::Result<Self> {
         let (address, ops) = (free_address()?, free_address()?);
         let log = match seeing {
-            Seeing::Nothing => Path::new("/dev/null").to_owned(),
-            Seeing::Everything { .. } => stage.directory.join("service.log"),
+            Telemetry::Nothing => Path::new("/dev/null").to_owned(),
+            Telemetry::Everything { .. } => stage.directory.join("service.log"),
         };
         let mut launch = Launch::new(&stage.executable)
             .args(["serve"])
@@ -69,8 +69,8 @@ impl Server {
             .log_to(&log)
             .uncaptured();
         launch = match seeing {
-            Seeing::Nothing => launch.env("RUST_LOG", "off").env("OTEL_SDK_DISABLED", "true"),
-            Seeing::Everything { sampled } => launch
+            Telemetry::Nothing => launch.env("RUST_LOG", "off").env("OTEL_SDK_DISABLED", "true"),
+            Telemetry::Everything { sampled } => launch
                 .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
                 .env("OTEL_TRACES_SAMPLER_ARG", sampled.to_string()),
         };

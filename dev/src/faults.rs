@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Number of remembered ended faults.
-const REMEMBERED: usize = 50;
+const MAX_PERIODS: usize = 50;
 
 /// A fault, identified by its name on the command line and in URLs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -95,8 +95,8 @@ impl<'de> Deserialize<'de> for Fault {
 
 /// The targets of faults.
 #[derive(Clone, Debug)]
-pub struct Stage {
-    pub neighbours: Addresses,
+pub struct FaultTargets {
+    pub external_services: Addresses,
     pub owner_url: Url,
     pub api: Url,
 }
@@ -124,17 +124,17 @@ struct Switches {
 
 /// The switches of faults. Clones switch the same faults; dropping the last clone ends them all.
 #[derive(Clone)]
-pub struct Switchboard(Arc<Board>);
+pub struct Switchboard(Arc<SwitchboardState>);
 
-struct Board {
-    stage: Stage,
+struct SwitchboardState {
+    stage: FaultTargets,
     switches: Mutex<Switches>,
     /// Held while the faults are sent to an external service, so that the last switch is sent last.
     sending: tokio::sync::Mutex<()>,
     changed: watch::Sender<()>,
 }
 
-impl Drop for Board {
+impl Drop for SwitchboardState {
     fn drop(&mut self) {
         let switches = self.switches.get_mut().unwrap_or_else(PoisonError::into_inner);
         switches.active.values().filter_map(|active| active.player.as_ref()).for_each(AbortHandle::abort);
@@ -143,9 +143,9 @@ impl Drop for Board {
 
 impl Switchboard {
     /// Creates a switchboard with all faults off.
-    pub fn new(stage: Stage) -> Self {
+    pub fn new(stage: FaultTargets) -> Self {
         let (sending, changed) = (tokio::sync::Mutex::default(), watch::Sender::new(()));
-        Self(Arc::new(Board { stage, switches: Mutex::default(), sending, changed }))
+        Self(Arc::new(SwitchboardState { stage, switches: Mutex::default(), sending, changed }))
     }
 
     /// Switches a fault on or off. Has no effect if the fault already has that state.
@@ -211,7 +211,7 @@ impl Switchboard {
             player.abort();
         }
         switches.ended.push_back(Period { fault, began, ended: Some(Utc::now()) });
-        if switches.ended.len() > REMEMBERED {
+        if switches.ended.len() > MAX_PERIODS {
             switches.ended.pop_front();
         }
     }
@@ -220,7 +220,7 @@ impl Switchboard {
     async fn send(&self) -> Result<(), Error> {
         let _sending = self.0.sending.lock().await;
         let on: Vec<&str> = self.switches().active.keys().map(|fault| fault.name()).collect();
-        example::set_faults(&self.0.stage.neighbours, &on).await
+        example::set_faults(&self.0.stage.external_services, &on).await
     }
 
     fn switches(&self) -> MutexGuard<'_, Switches> {

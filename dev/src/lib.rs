@@ -21,6 +21,7 @@
 //! - [`otlp`]: receives traces over OTLP
 //! - [`secret`]: secrets of the tools
 //! - [`traffic`]: generates light, realistic traffic
+pub mod alert_inbox;
 pub mod cargo;
 pub mod console;
 pub mod environment;
@@ -28,8 +29,6 @@ pub mod example;
 pub mod faults;
 pub mod harness;
 pub mod http;
-pub mod inbox;
-pub mod link;
 pub mod otlp;
 mod ports;
 pub mod postgres;
@@ -38,4 +37,5 @@ pub mod process;
 pub mod project;
 pub mod secret;
 pub mod signals;
+pub mod tcp_proxy;
 pub mod traffic;

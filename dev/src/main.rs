@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use dev::{environment, example, faults::Fault, inbox, prepare, secret, signals::Interrupts, traffic};
+use dev::{alert_inbox, environment, example, faults::Fault, prepare, secret, signals::Interrupts, traffic};
 use indicatif::{ProgressBar, ProgressStyle};
 use url::Url;
 
@@ -181,8 +181,8 @@ async fn traffic(arguments: Traffic) -> Outcome {
 
 async fn alerts(arguments: Alerts) -> Outcome {
     let mut interrupts = Interrupts::listen()?;
-    let settings = inbox::Settings { address: arguments.address, runbooks: Some(arguments.runbooks) };
-    let inbox = inbox::Inbox::start(settings).await?;
+    let settings = alert_inbox::Settings { address: arguments.address, runbooks: Some(arguments.runbooks) };
+    let inbox = alert_inbox::Inbox::start(settings).await?;
     say(&format!("alerts are shown on http://{}", inbox.address()));
     interrupts.next().await;
     inbox.stop().await;

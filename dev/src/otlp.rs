@@ -28,7 +28,7 @@ use tonic::{Status, codec::CompressionEncoding, service::Routes};
 use tower_http::decompression::RequestDecompressionLayer;
 
 /// Maximum size of an uncompressed request in bytes. By default an exporter sends 512 spans at once.
-const LARGEST_REQUEST: usize = 16 * 1024 * 1024;
+const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
 /// Attributes of a span, an event or a resource. Texts and numbers stay distinct, as in the protocol.
 pub type Attributes = BTreeMap<String, Value>;
@@ -81,10 +81,10 @@ pub trait Sink: Clone + Send + Sync + 'static {
 pub fn router<S: Sink>(sink: S) -> Router {
     let grpc = TraceServiceServer::new(Receiver(sink.clone()))
         .accept_compressed(CompressionEncoding::Gzip)
-        .max_decoding_message_size(LARGEST_REQUEST);
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
     let protobuf = Router::new()
         .route("/v1/traces", post(take_protobuf::<S>))
-        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(RequestDecompressionLayer::new())
         .with_state(sink);
     // Without its own fallback the router can be merged into a router with pages.

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 
 /// Deadline of the first start, which builds the service.
 const BUILT: Duration = Duration::from_mins(20);
-const SOON: Duration = Duration::from_mins(1);
+const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A data directory for an environment, separate from the checkout's own.
 struct Data(PathBuf);
@@ -61,7 +61,7 @@ fn text(child: &Child) -> String {
 /// Returns the running child processes of a process.
 async fn children_of(parent: u32) -> Vec<String> {
     let ps = Launch::new("ps").args(["-A", "-o", "pid=,ppid="]).start().unwrap();
-    ps.wait(SOON).await.unwrap();
+    ps.wait(WAIT_TIMEOUT).await.unwrap();
     let children = ps.lines().into_iter().filter_map(|line| {
         let fields: Vec<String> = line.text.split_whitespace().map(ToOwned::to_owned).collect();
         (fields[1] == parent.to_string()).then(|| fields[0].clone())
@@ -71,7 +71,7 @@ async fn children_of(parent: u32) -> Vec<String> {
 
 async fn is_running(pid: &str) -> bool {
     let ps = Launch::new("ps").args(["-o", "stat=", "-p", pid]).start().unwrap();
-    ps.wait(SOON).await.unwrap();
+    ps.wait(WAIT_TIMEOUT).await.unwrap();
     ps.lines().first().is_some_and(|line| !line.text.trim().starts_with('Z'))
 }
 
@@ -84,7 +84,7 @@ async fn it_starts_says_how_to_use_it_and_stops() {
     let screen = text(&environment);
     let examples: Vec<&str> = screen.lines().skip_while(|line| !line.starts_with("TOKEN=")).take(3).collect();
     let pasted = Launch::new("sh").args(["-c", &examples.join("\n")]).start().unwrap();
-    pasted.wait(SOON).await.unwrap();
+    pasted.wait(WAIT_TIMEOUT).await.unwrap();
     assert!(text(&pasted).contains(LAST_RESPONSE), "{}", text(&pasted));
 
     let second = data.cargo_dev(&[]);
@@ -93,7 +93,7 @@ async fn it_starts_says_how_to_use_it_and_stops() {
     assert!(said.contains(&format!("pid {}", environment.pid())) && said.contains("API http://"), "{said}");
 
     environment.signal(Signal::SIGINT).unwrap();
-    let status = environment.wait(SOON).await.unwrap();
+    let status = environment.wait(WAIT_TIMEOUT).await.unwrap();
     let said = text(&environment);
     assert!(said.contains(LAST_LINE) && said.contains("traffic: "), "{said}");
     assert!(status.success(), "{said}");
@@ -103,7 +103,7 @@ async fn it_starts_says_how_to_use_it_and_stops() {
     is_up(&environment).await;
     assert!(!text(&environment).contains("making the database"));
     environment.signal(Signal::SIGTERM).unwrap();
-    assert!(environment.wait(SOON).await.unwrap().success(), "{}", text(&environment));
+    assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn after_kill_9_no_process_is_left() {
 
     environment.signal(Signal::SIGKILL).unwrap();
 
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     for pid in children {
         while is_running(&pid).await {
             assert!(Instant::now() < deadline, "process {pid} is left");
@@ -139,7 +139,7 @@ async fn a_database_of_other_migrations_is_named_with_the_flag_for_a_new_one() {
     sqlx::raw_sql(edited).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     environment.signal(Signal::SIGTERM).unwrap();
-    assert!(environment.wait(SOON).await.unwrap().success(), "{}", text(&environment));
+    assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
 
     let refused = data.cargo_dev(&["--no-traffic"]);
     assert_eq!(refused.wait(BUILT).await.unwrap().code(), Some(1));
@@ -150,7 +150,7 @@ async fn a_database_of_other_migrations_is_named_with_the_flag_for_a_new_one() {
     let environment = data.cargo_dev(&["--no-traffic", "--fresh"]);
     is_up(&environment).await;
     environment.signal(Signal::SIGTERM).unwrap();
-    assert!(environment.wait(SOON).await.unwrap().success(), "{}", text(&environment));
+    assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_port_that_is_taken_is_named_with_the_flag_for_another() {
         .args(["--data", data.0.to_str().unwrap(), "--api-port", "0", "--ops-port", &port])
         .start()
         .unwrap();
-    assert_eq!(environment.wait(SOON).await.unwrap().code(), Some(1));
+    assert_eq!(environment.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1));
     let said = text(&environment);
     assert!(said.contains(&format!("port {port}, for the operations listener, is taken")), "{said}");
     assert!(said.contains("--ops-port"), "{said}");

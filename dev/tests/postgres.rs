@@ -9,7 +9,7 @@
 use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use dev::{
-    postgres::{self, Error, Mark, Presence, Purpose, Rights, Server},
+    postgres::{self, Error, Ownership, Presence, Purpose, Rights, Server},
     process::Launch,
 };
 use nix::{
@@ -74,7 +74,7 @@ async fn what_someone_else_made_is_refused() {
     let refused = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
     assert!(matches!(refused, Error::NotOurs { .. }), "{refused}");
     // A database of ours, for another purpose.
-    let mark = Mark::Environment("/elsewhere".to_owned());
+    let mark = Ownership::Environment("/elsewhere".to_owned());
     let comment = format!("comment on database precious is '{mark}'");
     let mut connection = PgConnection::connect(server.admin_url().as_str()).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(comment)).execute(&mut connection).await.unwrap();

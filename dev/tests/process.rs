@@ -14,7 +14,7 @@ use dev::{
 };
 use tokio::time::{Instant, sleep};
 
-const SOON: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn shell(script: &str) -> Child {
     Launch::new("sh").args(["-c", script]).start().unwrap()
@@ -23,14 +23,14 @@ fn shell(script: &str) -> Child {
 /// Returns whether a process is running. A zombie has ended, and its parent has not reaped it yet.
 async fn is_running(pid: &str) -> bool {
     let ps = Launch::new("ps").args(["-o", "stat=", "-p", pid]).start().unwrap();
-    ps.wait(SOON).await.unwrap();
+    ps.wait(WAIT_TIMEOUT).await.unwrap();
     ps.lines().first().is_some_and(|line| !line.text.trim().starts_with('Z'))
 }
 
 async fn becomes_true(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition().await {
-        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -38,7 +38,7 @@ async fn becomes_true(what: &str, condition: impl AsyncFn() -> bool) {
 #[tokio::test]
 async fn lines_are_captured_from_both_streams() {
     let child = shell("echo out; echo err >&2; printf unfinished");
-    let status = child.wait(SOON).await.unwrap();
+    let status = child.wait(WAIT_TIMEOUT).await.unwrap();
     assert!(status.success());
     let mut lines: Vec<String> = child.lines().into_iter().map(|line| line.text).collect();
     lines.sort();
@@ -48,23 +48,23 @@ async fn lines_are_captured_from_both_streams() {
 
 #[tokio::test]
 async fn a_log_that_is_full_makes_room_and_loses_no_line_before_its_turn() {
-    const LARGEST: u64 = 64 * 1024 * 1024;
+    const MAX_OUTPUT_BYTES: u64 = 64 * 1024 * 1024;
     let directory = std::env::temp_dir().join(format!("dev-log-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     let (log, older) = (directory.join("child.log"), directory.join("child.log.1"));
     let lines = "yes $(head -c 9999 /dev/zero | tr '\\0' x) | head -n 7000";
     let child = Launch::new("sh").args(["-c", lines]).log_to(&log).start().unwrap();
-    assert!(child.wait(SOON).await.unwrap().success());
+    assert!(child.wait(WAIT_TIMEOUT).await.unwrap().success());
     let size = |file: &Path| std::fs::metadata(file).map_or(0, |metadata| metadata.len());
     becomes_true("all of it is written", async || size(&log) + size(&older) == 70_000_000).await;
-    assert!((LARGEST..LARGEST + 10_000).contains(&size(&older)), "{} bytes", size(&older));
+    assert!((MAX_OUTPUT_BYTES..MAX_OUTPUT_BYTES + 10_000).contains(&size(&older)), "{} bytes", size(&older));
     std::fs::remove_dir_all(directory).unwrap();
 }
 
 #[tokio::test]
 async fn a_line_can_be_waited_for() {
     let child = shell("echo one; sleep 0.2; echo two; sleep 60");
-    let line = child.follow().find(SOON, |line| line.starts_with("tw")).await.unwrap();
+    let line = child.follow().find(WAIT_TIMEOUT, |line| line.starts_with("tw")).await.unwrap();
     assert_eq!(line.text, "two");
     let never = child.follow_from_now().find(Duration::from_millis(50), |_| true).await;
     assert_eq!(never, None);
@@ -73,13 +73,13 @@ async fn a_line_can_be_waited_for() {
 #[tokio::test]
 async fn waiting_for_a_line_ends_with_the_child() {
     let child = shell("echo one");
-    assert_eq!(child.follow().find(SOON, |line| line == "two").await, None);
+    assert_eq!(child.follow().find(WAIT_TIMEOUT, |line| line == "two").await, None);
 }
 
 #[tokio::test]
 async fn a_child_sees_only_the_environment_that_it_is_given() {
     let child = Launch::new("env").env("GIVEN", "yes").start().unwrap();
-    child.wait(SOON).await.unwrap();
+    child.wait(WAIT_TIMEOUT).await.unwrap();
     let names: Vec<String> =
         child.lines().iter().filter_map(|line| Some(line.text.split_once('=')?.0.to_owned())).collect();
     assert!(names.contains(&"GIVEN".to_owned()));
@@ -92,11 +92,11 @@ async fn a_child_sees_only_the_environment_that_it_is_given() {
 async fn a_child_is_asked_first_and_then_killed() {
     use std::os::unix::process::ExitStatusExt as _;
     let polite = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
-    polite.follow().find(SOON, |line| line == "ready").await.unwrap();
-    assert_eq!(polite.stop(SOON).await.unwrap().code(), Some(7));
+    polite.follow().find(WAIT_TIMEOUT, |line| line == "ready").await.unwrap();
+    assert_eq!(polite.stop(WAIT_TIMEOUT).await.unwrap().code(), Some(7));
 
     let stubborn = shell("trap '' TERM; echo ready; while :; do sleep 0.05; done");
-    stubborn.follow().find(SOON, |line| line == "ready").await.unwrap();
+    stubborn.follow().find(WAIT_TIMEOUT, |line| line == "ready").await.unwrap();
     let status = stubborn.stop(Duration::from_millis(200)).await.unwrap();
     assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
 }
@@ -107,7 +107,7 @@ async fn waiting_has_a_deadline_and_an_ended_child_takes_no_signal() {
     let waited = child.wait(Duration::from_millis(20)).await;
     assert!(matches!(waited, Err(WaitError::StillRunning { .. })), "{waited:?}");
     child.signal(Signal::SIGKILL).unwrap();
-    child.wait(SOON).await.unwrap();
+    child.wait(WAIT_TIMEOUT).await.unwrap();
     let error = child.signal(Signal::SIGTERM).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
 }
@@ -133,8 +133,10 @@ fn helper(name: &str) -> Child {
 async fn after_kill_9_of_the_parent_nothing_is_left() {
     let parent = helper("a_parent_with_children_and_a_database");
     let mut lines = parent.follow();
-    let found =
-        lines.find(SOON * 2, |line| line.contains("left behind: ")).await.expect("the helper is ready");
+    let found = lines
+        .find(WAIT_TIMEOUT * 2, |line| line.contains("left behind: "))
+        .await
+        .expect("the helper is ready");
     let names: Vec<&str> = found.text.split("left behind: ").last().unwrap().split(' ').collect();
     let [child, stopped, postgres, directory] = names.as_slice() else { panic!("{names:?}") };
     for pid in [child, stopped, postgres] {
@@ -169,11 +171,11 @@ async fn a_parent_with_children_and_a_database() {
 #[tokio::test]
 async fn a_parent_that_exits_ends_its_children_and_its_runner_does_not_hang() {
     let parent = helper("a_parent_that_just_ends");
-    let line = parent.follow().find(SOON, |line| line.contains("left behind: ")).await.unwrap();
+    let line = parent.follow().find(WAIT_TIMEOUT, |line| line.contains("left behind: ")).await.unwrap();
     let child = line.text.split("left behind: ").last().unwrap().to_owned();
     // The output ends once no process holds the pipe. The watchdog must not hold it.
     let mut rest = parent.follow();
-    tokio::time::timeout(SOON, async { while rest.next().await.is_some() {} })
+    tokio::time::timeout(WAIT_TIMEOUT, async { while rest.next().await.is_some() {} })
         .await
         .expect("the output ends");
     becomes_true("the child ends", async || !is_running(&child).await).await;

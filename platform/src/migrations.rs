@@ -59,7 +59,7 @@ pub enum MigrateError {
 
 /// The outcome of [`migrate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Migrated {
+pub struct MigrationReport {
     /// The number of migrations that were applied.
     pub applied: usize,
     /// The newest migration of the database.
@@ -73,7 +73,7 @@ pub struct Migrated {
 /// # Errors
 /// The database is unreachable or does not fulfil a requirement, a migration fails, or the privileges cannot be
 /// granted.
-pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migrated, MigrateError> {
+pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<MigrationReport, MigrateError> {
     let owner = settings.owner();
     wait_until_reachable(owner, settings.startup_wait).await?;
     // No statement timeout, because a migration, and waiting for another replica's migration, may take any time.
@@ -104,7 +104,7 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     // The work is committed, so an error while closing the connection does not matter.
     let _goodbye = connection.close().await;
     let version = after.iter().map(|migration| migration.version).max().unwrap_or(0);
-    Ok(Migrated { applied: after.len() - before.len(), version })
+    Ok(MigrationReport { applied: after.len() - before.len(), version })
 }
 
 async fn applied(connection: &mut PgConnection) -> Result<Vec<AppliedMigration>, MigrateError> {

@@ -33,7 +33,7 @@ pub(super) struct Lockout {
 
 /// Result of counting an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counted {
+pub(super) enum AttemptResult {
     /// The password may be verified.
     Allowed,
     /// Too many attempts were made. This attempt and all later ones fail until the lockout ends.
@@ -94,7 +94,7 @@ impl Lockout {
         database: &Database,
         account: &Pseudonym,
         network: IpAddr,
-    ) -> Result<Counted, sqlx::Error> {
+    ) -> Result<AttemptResult, sqlx::Error> {
         let (ceiling, ceiling_from_anywhere) = (self.attempts, self.attempts * CEILING_FROM_ANYWHERE);
         let statement = sqlx::query!(
             r#"
@@ -143,8 +143,8 @@ impl Lockout {
         let beyond_anywhere =
             attempts.from_anywhere.unwrap_or_default().saturating_sub(ceiling_from_anywhere);
         Ok(match beyond_network.max(beyond_anywhere) {
-            ..=0 => Counted::Allowed,
-            beyond => Counted::LockedOut { just_now: beyond == 1 },
+            ..=0 => AttemptResult::Allowed,
+            beyond => AttemptResult::LockedOut { just_now: beyond == 1 },
         })
     }
 

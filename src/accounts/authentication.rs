@@ -43,8 +43,8 @@ impl Authentication {
     }
 
     /// Removes the counts of idle callers, so that the memory for them stays bounded.
-    pub fn forget_quiet(&self) {
-        self.by_caller.forget_quiet();
+    pub fn prune_idle(&self) {
+        self.by_caller.prune_idle();
     }
 }
 
@@ -74,7 +74,7 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
     }
     let mut response = next.run(request).await;
     if let Some(standing) = standing {
-        standing.tell(BY_CALLER, &mut response);
+        standing.insert_headers(BY_CALLER, &mut response);
     }
     if let Some(denial) = response.extensions().get::<Denial>() {
         record_denial(&layer.refusals, *denial).await;

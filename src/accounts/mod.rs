@@ -56,7 +56,7 @@ impl Accounts {
     }
 
     /// Removes the counts of idle addresses, so that the memory for them stays bounded.
-    pub fn forget_quiet(&self) {
-        self.by_address.forget_quiet();
+    pub fn prune_idle(&self) {
+        self.by_address.prune_idle();
     }
 }

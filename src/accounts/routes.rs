@@ -18,7 +18,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Accounts, Role,
-    attempts::{Counted, Pseudonym},
+    attempts::{AttemptResult, Pseudonym},
     metrics::AUTHENTICATION_FAILURES,
     model::{Credentials, Email, NewSession, NewUser, Password, PasswordChange, User},
     sessions::{self, Token},
@@ -73,12 +73,13 @@ async fn log_in(
 ) -> Result<Response, Problem> {
     let token = Token::generate()?;
     for _ in 0..MAX_VERIFICATIONS {
-        let known = accounts.recognise(&credentials, client).await?;
-        let hash = accounts.rehash_if_outdated(&known, &credentials.password).await?;
+        let current_user = accounts.recognise(&credentials, client).await?;
+        let hash = accounts.rehash_if_outdated(&current_user, &credentials.password).await?;
         let ttl = accounts.session_ttl;
-        if let Some(expires_at) = sessions::begin(&accounts.database, &known.user, &hash, &token, ttl).await?
+        if let Some(expires_at) =
+            sessions::begin(&accounts.database, &current_user.user, &hash, &token, ttl).await?
         {
-            let session = NewSession { token: token.into_text(), expires_at, user: known.user };
+            let session = NewSession { token: token.into_text(), expires_at, user: current_user.user };
             return Ok((StatusCode::CREATED, JsonBody(session)).into_response());
         }
     }
@@ -101,7 +102,7 @@ async fn log_out(State(accounts): State<Accounts>, caller: Caller) -> Result<Sta
     responses((status = 200, description = "You", body = User))
 )]
 async fn show_me(State(accounts): State<Accounts>, caller: Caller) -> Result<JsonBody<User>, Problem> {
-    Ok(JsonBody(accounts.known(caller).await?.user))
+    Ok(JsonBody(accounts.current_user(caller).await?.user))
 }
 
 /// Change the password
@@ -117,15 +118,15 @@ async fn change_password(
     LimitedClient(client): LimitedClient,
     Json(change): Json<PasswordChange>,
 ) -> Result<StatusCode, Problem> {
-    let user = accounts.known(caller).await?.user;
+    let user = accounts.current_user(caller).await?.user;
     if let Some(weakness) = change.new_password.weakness(&user.email, &user.name) {
         return Err(Problem::invalid(vec![FieldError::new("/new_password", weakness)]));
     }
     let credentials = Credentials { email: user.email, password: change.current_password };
     for _ in 0..MAX_VERIFICATIONS {
-        let known = accounts.recognise(&credentials, client).await?;
+        let current_user = accounts.recognise(&credentials, client).await?;
         let hash = accounts.passwords.hash(&change.new_password).await?;
-        if users::change_password(&accounts.database, &known, &hash).await? {
+        if users::change_password(&accounts.database, &current_user, &hash).await? {
             return Ok(StatusCode::NO_CONTENT);
         }
     }
@@ -154,7 +155,7 @@ impl FromRequestParts<Accounts> for LimitedClient {
 }
 
 impl Accounts {
-    async fn known(&self, caller: Caller) -> Result<users::Known, Problem> {
+    async fn current_user(&self, caller: Caller) -> Result<users::UserRecord, Problem> {
         users::by_id(&self.database, caller.user_id).await?.ok_or_else(|| Problem::new(UNAUTHENTICATED))
     }
 
@@ -164,41 +165,47 @@ impl Accounts {
         &self,
         credentials: &Credentials,
         client: ClientAddress,
-    ) -> Result<users::Known, Problem> {
+    ) -> Result<users::UserRecord, Problem> {
         let account = self.lockout.pseudonym(&self.database, &credentials.email).await?;
         let counted = self.lockout.count(&self.database, &account, client.network()).await?;
-        let known = match Email::parse(&credentials.email) {
+        let current_user = match Email::parse(&credentials.email) {
             Some(email) => users::by_email(&self.database, &email).await?,
             None => None,
         };
-        let hash = known.as_ref().map(|known| known.password_hash.clone());
+        let hash = current_user.as_ref().map(|current_user| current_user.password_hash.clone());
         let fits = self.passwords.verify(&credentials.password, hash).await?;
-        match (fits, counted, known) {
-            (true, Counted::Allowed, Some(known)) => {
+        match (fits, counted, current_user) {
+            (true, AttemptResult::Allowed, Some(current_user)) => {
                 self.lockout.forget(&self.database, &account, client.network()).await?;
-                Ok(known)
+                Ok(current_user)
             }
-            (_, counted, known) => Err(self.refuse(counted, known.map(|known| known.user), &account).await),
+            (_, counted, current_user) => {
+                Err(self.refuse(counted, current_user.map(|current_user| current_user.user), &account).await)
+            }
         }
     }
 
     /// Hashes the password again if the parameters of its hash differ from the settings. Returns the user's hash.
-    async fn rehash_if_outdated(&self, known: &users::Known, password: &Password) -> Result<String, Problem> {
-        let hash = &known.password_hash;
+    async fn rehash_if_outdated(
+        &self,
+        current_user: &users::UserRecord,
+        password: &Password,
+    ) -> Result<String, Problem> {
+        let hash = &current_user.password_hash;
         if self.passwords.is_outdated(hash) {
             let renewed = self.passwords.hash(password).await?;
-            if users::renew_hash(&self.database, &known.user, hash, &renewed).await? {
+            if users::renew_hash(&self.database, &current_user.user, hash, &renewed).await? {
                 return Ok(renewed);
             }
         }
         Ok(hash.clone())
     }
 
-    async fn refuse(&self, counted: Counted, user: Option<User>, account: &Pseudonym) -> Problem {
+    async fn refuse(&self, counted: AttemptResult, user: Option<User>, account: &Pseudonym) -> Problem {
         let (reason, action) = match counted {
-            Counted::Allowed => ("bad_credentials", "login"),
-            Counted::LockedOut { just_now: true } => ("locked_out", "lockout"),
-            Counted::LockedOut { just_now: false } => ("locked_out", "login"),
+            AttemptResult::Allowed => ("bad_credentials", "login"),
+            AttemptResult::LockedOut { just_now: true } => ("locked_out", "lockout"),
+            AttemptResult::LockedOut { just_now: false } => ("locked_out", "login"),
         };
         AUTHENTICATION_FAILURES.with_label_values(&[reason]).inc();
         let mut event = Event::new(EventType::Authentication, "sessions", action, EventResult::Failure)

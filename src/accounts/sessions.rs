@@ -150,6 +150,6 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     }
     let recorded = audit::record_all_with(&mut transaction, events).await?;
     transaction.commit().await?;
-    recorded.into_iter().for_each(audit::Recorded::committed);
+    recorded.into_iter().for_each(audit::PendingEvent::committed);
     Ok(u64::try_from(expired.len()).unwrap_or(u64::MAX))
 }

@@ -75,13 +75,13 @@ pub async fn create(
 }
 
 /// A user with its password hash.
-pub(super) struct Known {
+pub(super) struct UserRecord {
     pub(super) user: User,
     pub(super) password_hash: String,
 }
 
 /// Returns the user with this e-mail address.
-pub(super) async fn by_email(database: &Database, email: &Email) -> Result<Option<Known>, sqlx::Error> {
+pub(super) async fn by_email(database: &Database, email: &Email) -> Result<Option<UserRecord>, sqlx::Error> {
     let statement = sqlx::query!(
         "select id, email, name, password_hash, role, created_at from users where email = $1",
         email.as_str()
@@ -97,13 +97,13 @@ pub(super) async fn by_email(database: &Database, email: &Email) -> Result<Optio
             role: role(&row.role)?,
             created_at: row.created_at,
         };
-        Ok(Known { user, password_hash: row.password_hash })
+        Ok(UserRecord { user, password_hash: row.password_hash })
     })
     .transpose()
 }
 
 /// Returns the user with this id.
-pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<Known>, sqlx::Error> {
+pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<UserRecord>, sqlx::Error> {
     let statement =
         sqlx::query!("select id, email, name, password_hash, role, created_at from users where id = $1", id);
     let mut connection = database.acquire().await?;
@@ -117,7 +117,7 @@ pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<Known>
             role: role(&row.role)?,
             created_at: row.created_at,
         };
-        Ok(Known { user, password_hash: row.password_hash })
+        Ok(UserRecord { user, password_hash: row.password_hash })
     })
     .transpose()
 }
@@ -126,7 +126,7 @@ pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<Known>
 /// the user no longer has the verified hash because of a concurrent change.
 pub(super) async fn change_password(
     database: &Database,
-    verified: &Known,
+    verified: &UserRecord,
     password_hash: &str,
 ) -> Result<bool, sqlx::Error> {
     let id = verified.user.id;

@@ -41,7 +41,7 @@ pub(super) fn command() -> Command {
                         .long("exported")
                         .value_name("FILE|SHA256")
                         .num_args(1..)
-                        .value_parser(str::parse::<audit::KeptExport>)
+                        .value_parser(str::parse::<audit::ExternalExport>)
                         .conflicts_with("export")
                         .help("The exports of events that are no longer in the database, or their SHA-256: without, missing events are a finding"),
                 )
@@ -121,7 +121,7 @@ fn export(arguments: &ArgMatches) -> Outcome {
     runtime()?.block_on(async {
         let database = Database::connect_for_command(&owner, "audit export").await?;
         let done = audit::export(&database, until, audit_settings.retention_days, path, &progress()).await?;
-        if let Some(audit::Written { first_seal, last_seal, events, file_sha256 }) = done.written {
+        if let Some(audit::ExportSummary { first_seal, last_seal, events, file_sha256 }) = done.written {
             println!(
                 "{}: {events} events under seals {first_seal} to {last_seal}, SHA-256 {file_sha256}",
                 path.display()

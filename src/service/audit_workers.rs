@@ -3,10 +3,10 @@ use std::time::Duration;
 
 use platform::{
     alerts::Alerts,
-    audit::{self, Event, EventResult, EventType, Refusals, Sealing, WriteFailures},
+    audit::{self, Event, EventResult, EventType, Refusals, Sealer, WriteFailures},
     database::Database,
-    ops::log_level::{self, Happened},
-    workers::{Progress, Tracked, Workers},
+    ops::log_level::{self, LogLevelEvent},
+    workers::{BackgroundTasks, Progress, Workers},
 };
 
 use crate::config::Config;
@@ -29,18 +29,18 @@ pub(super) fn start(
     refusals: &Refusals,
 ) {
     let interval = config.audit.seal_interval;
-    let sealing = Sealing::new(database.clone(), alerts.clone(), interval);
+    let sealing = Sealer::new(database.clone(), alerts.clone(), interval);
     let measured = sealing.clone();
     workers.spawn("audit_sealing", interval, move || sealing.clone().run());
     workers.spawn("audit_seal_lag", interval, move || measured.clone().measure_lag());
     let refusals = refusals.clone();
     workers.spawn("audit_refusals", REFUSAL_INTERVAL, move || {
         let refusals = refusals.clone();
-        async move { refusals.tell().await.map(|()| Progress::Idle) }
+        async move { refusals.flush().await.map(|()| Progress::Idle) }
     });
     let failures = WriteFailures::new(alerts.clone());
     workers.spawn("audit_write_failures", FAILURE_INTERVAL, move || {
-        failures.tell();
+        failures.raise_alert();
         std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))
     });
     let (database, alerts) = (database.clone(), alerts.clone());
@@ -55,11 +55,11 @@ pub(super) fn start(
 pub(super) fn log_level(
     database: &Database,
     refusals: &Refusals,
-    tracked: &Tracked,
-) -> impl Fn(log_level::Happened) + use<> {
+    tracked: &BackgroundTasks,
+) -> impl Fn(log_level::LogLevelEvent) + use<> {
     let (database, refusals, tracked) = (database.clone(), refusals.clone(), tracked.clone());
     move |happened| match happened {
-        Happened::Changed(changed) => {
+        LogLevelEvent::Changed(changed) => {
             let event =
                 Event::new(EventType::Configuration, "log_level", changed.action, EventResult::Success)
                     .with("before", changed.before)
@@ -68,7 +68,7 @@ pub(super) fn log_level(
             let database = database.clone();
             drop(tracked.run(async move { audit::record_once_possible(&database, event).await }));
         }
-        Happened::Refused { reason } => {
+        LogLevelEvent::Refused { reason } => {
             let event = Event::new(EventType::Authorization, "log_level", "change", EventResult::Denied)
                 .with("reason", reason);
             let refusals = refusals.clone();

@@ -24,7 +24,7 @@ use platform::{
     ops::{self, health::Health, log_level::LogLevel},
     shutdown::Signals,
     telemetry::Telemetry,
-    workers::{Progress, Tracked, Workers},
+    workers::{BackgroundTasks, Progress, Workers},
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -105,7 +105,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         }
     };
     let alerts = Alerts::start(&config.alerts, BuildInfo::current().name)?;
-    let tracked = Tracked::new();
+    let tracked = BackgroundTasks::new();
     // At most half of the requests in flight may wait for another service, so that a slow one cannot starve the rest.
     let max_waiting = (config.http.max_requests_in_flight / 2).max(1);
     let slices = Slices::start(&config.slices, &database, &alerts, &tracked, max_waiting)?;
@@ -161,7 +161,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         let stopped = workers.stop(enough).await;
         note_cut(&mut cut, stopped.len(), "workers");
         // Records the refusals of the last minute that were only counted.
-        if let Err(error) = refusals.tell().await {
+        if let Err(error) = refusals.flush().await {
             tracing::error!(error = &error as &dyn std::error::Error, "refusals could not be audited");
         }
         alerts.flush(enough).await;
@@ -227,9 +227,9 @@ fn start_workers(
     let (accounts, authentication, by_address) =
         (accounts.clone(), authentication.clone(), by_address.clone());
     workers.spawn("rate_limits", SWEEP_INTERVAL, move || {
-        accounts.forget_quiet();
-        authentication.forget_quiet();
-        by_address.forget_quiet();
+        accounts.prune_idle();
+        authentication.prune_idle();
+        by_address.prune_idle();
         std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))
     });
 }

@@ -14,7 +14,7 @@ use platform::{
     http::{self, problem::Kind},
     ops::health,
     settings::Reader,
-    workers::{Tracked, Workers},
+    workers::{BackgroundTasks, Workers},
 };
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -95,7 +95,7 @@ impl Slices {
         settings: &Settings,
         database: &Database,
         alerts: &Alerts,
-        tracked: &Tracked,
+        tracked: &BackgroundTasks,
         max_waiting: usize,
     ) -> Result<Self, StartError> {
         orders::initialize_metrics();

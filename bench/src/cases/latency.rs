@@ -3,13 +3,13 @@ use std::collections::BTreeMap;
 
 use super::{Run, Size, next_run};
 use crate::{
-    contest::{Rounds, Who, over_http},
+    interleave::{MeasuredProcess, Rounds, over_http},
     load::Shape,
     peers::{POOL, Peer},
     report::{Section, Table, cell},
     requests::place_orders,
-    service::{Seeing, Server},
-    stage::Database,
+    service::{Server, Telemetry},
+    test_bed::Database,
 };
 
 /// Requests per second, below the capacity of two cores that also run the load.
@@ -38,7 +38,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                 run.stage.checkpoint().await?;
                 let server = match peer {
                     None => {
-                        let seeing = Seeing::Everything { sampled: 0.1 };
+                        let seeing = Telemetry::Everything { sampled: 0.1 };
                         let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
                         Server::start(run.stage, database, seeing, Some(receiver.address), &pool).await?
                     }
@@ -71,7 +71,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                 cell(rounds.spread(|sample| sample.rate)),
                 cell(rounds.spread(|sample| sample.p50_ms)),
                 cell(rounds.spread(|sample| sample.p99_ms)),
-                cell(rounds.spread(|sample| sample.cpu_of(&[Who::Service]))),
+                cell(rounds.spread(|sample| sample.cpu_of(&[MeasuredProcess::Service]))),
             ]);
         }
     }

@@ -1,21 +1,21 @@
 //! The benchmark cases. Each case describes its comparison, runs the comparison, and states the goal.
-mod growth;
+mod concurrency;
 mod latency;
 mod payments;
 mod process;
 mod read;
-mod seeing;
-mod width;
+mod table_size;
+mod telemetry_overhead;
 mod write;
 
 use std::{fmt::Write as _, time::Duration};
 
 use crate::{
-    contest::{Rounds, Who},
+    interleave::{MeasuredProcess, Rounds},
     load::Window,
     peers::Peer,
     report::{Section, Table, cell},
-    stage::Stage,
+    test_bed::TestBed,
 };
 
 /// The length of a run.
@@ -50,7 +50,7 @@ impl Size {
 
 /// Input of a case.
 pub struct Run<'a> {
-    pub stage: &'a Stage,
+    pub stage: &'a TestBed,
     pub size: Size,
     pub peers: &'a [Peer],
     pub progress: &'a dyn Fn(&str),
@@ -64,7 +64,7 @@ pub enum Case {
     /// `GET /v1/orders/{id}` and the list beside pgbench and the peers
     Read,
     /// What logs, metrics and traces cost
-    Seeing,
+    Telemetry,
     /// Latency at fixed rates, in an open loop
     Latency,
     /// As orders and audit events grow
@@ -82,10 +82,10 @@ impl Case {
         match self {
             Self::Write => write::run(run).await,
             Self::Read => read::run(run).await,
-            Self::Seeing => seeing::run(run).await,
+            Self::Telemetry => telemetry_overhead::run(run).await,
             Self::Latency => latency::run(run).await,
-            Self::Growth => growth::run(run).await,
-            Self::Width => width::run(run).await,
+            Self::Growth => table_size::run(run).await,
+            Self::Width => concurrency::run(run).await,
             Self::Payments => payments::run(run).await,
             Self::Process => process::run(run).await,
         }
@@ -117,9 +117,9 @@ fn figures(contenders: &[(String, &Rounds)]) -> Table {
             cell(rounds.spread(|sample| sample.rate)),
             cell(rounds.spread(|sample| sample.p50_ms)),
             cell(rounds.spread(|sample| sample.p99_ms)),
-            cell(rounds.spread(|sample| cpu_of(sample, Who::Service))),
-            cell(rounds.spread(|sample| cpu_of(sample, Who::Database))),
-            cell(rounds.spread(|sample| cpu_of(sample, Who::Load))),
+            cell(rounds.spread(|sample| cpu_of(sample, MeasuredProcess::Service))),
+            cell(rounds.spread(|sample| cpu_of(sample, MeasuredProcess::Database))),
+            cell(rounds.spread(|sample| cpu_of(sample, MeasuredProcess::Load))),
             cell(rounds.spread(|sample| sample.resident.unwrap_or(f64::NAN))),
         ]);
     }
@@ -127,7 +127,7 @@ fn figures(contenders: &[(String, &Rounds)]) -> Table {
 }
 
 /// Returns the CPU time per response, or NaN on a system that does not report CPU times.
-fn cpu_of(sample: &crate::contest::Sample, who: Who) -> f64 {
+fn cpu_of(sample: &crate::interleave::Sample, who: MeasuredProcess) -> f64 {
     sample.cpu.get(&who).copied().unwrap_or(f64::NAN)
 }
 

@@ -14,9 +14,9 @@ use crate::{
     load::at_once,
     report::{Section, Table, single},
     requests::pay,
-    service::{Seeing, Server},
-    stage::{CUSTOMERS, Database, order},
+    service::{Server, Telemetry},
     statistics::spread,
+    test_bed::{CUSTOMERS, Database, order},
 };
 
 const GATEWAY: Duration = Duration::from_millis(200);
@@ -35,7 +35,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         ("MAX_REQUESTS_IN_FLIGHT", (4 * payments).to_string()),
         ("GATEWAY_TIMEOUT_MS", "8000".to_owned()),
     ];
-    let seeing = Seeing::Everything { sampled: 0.1 };
+    let seeing = Telemetry::Everything { sampled: 0.1 };
     let server = Server::start(run.stage, &database, seeing, None, &settings).await?;
 
     (run.progress)(&format!("payments: {payments} at once, with a gateway of {GATEWAY:?}"));
@@ -68,7 +68,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     row(format!("{payments} sent at once: all answered after, s"), single(Some(all.as_secs_f64())));
     row("the middle one was answered after, ms".to_owned(), single(took.map(|took| took.median)));
     row("the last one was answered after, ms".to_owned(), single(took.map(|took| took.most)));
-    row("payments a second".to_owned(), single(Some(crate::contest::count(payments) / all.as_secs_f64())));
+    row("payments a second".to_owned(), single(Some(crate::interleave::count(payments) / all.as_secs_f64())));
     row(
         format!("{payments} waiting for the gateway: connections of the pool in use"),
         format!("{held:.0} of {POOL}"),

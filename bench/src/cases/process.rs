@@ -6,18 +6,18 @@ use tokio::time::{Duration, sleep};
 
 use super::{Run, Size, next_run};
 use crate::{
-    contest::{count, over_http},
     cpu,
+    interleave::{count, over_http},
     load::Shape,
     report::{Section, Table, cell, single},
     requests::place_orders,
-    service::{Seeing, Server},
+    service::{Server, Telemetry},
     statistics::spread,
 };
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let database = run.stage.database("bench_process").await?;
-    let seeing = Seeing::Everything { sampled: 0.1 };
+    let seeing = Telemetry::Everything { sampled: 0.1 };
     let (mut until_ready, mut idle, mut loaded, mut scrape) = (vec![], vec![], vec![], vec![]);
     let (mut series_idle, mut series_loaded) = (vec![], vec![]);
     for round in 1..=run.size.rounds() {

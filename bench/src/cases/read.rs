@@ -3,13 +3,13 @@ use std::collections::BTreeMap;
 
 use super::{Run, failures, figures, next_run};
 use crate::{
-    contest::{Rounds, over_http, with_pgbench},
+    interleave::{Rounds, over_http, with_pgbench},
     load::{Requests, Shape},
     peers::{POOL, Peer},
     pgbench::{self, Scripts},
     report::{Bound, Goal, Section},
     requests::{list_orders, read_orders},
-    service::{Seeing, Server},
+    service::{Server, Telemetry},
 };
 
 const CLIENTS: usize = 16;
@@ -45,7 +45,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                     continue;
                 }
                 Kind::Service(requests) => {
-                    let seeing = Seeing::Everything { sampled: 0.1 };
+                    let seeing = Telemetry::Everything { sampled: 0.1 };
                     let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
                     let receiver = Some(receiver.address);
                     (Server::start(run.stage, &database, seeing, receiver, &pool).await?, requests.clone())
@@ -78,7 +78,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
              orders, {CLIENTS} clients in a closed loop, beside pgbench with our own statements: the lookup of the \
              session, and the order or the list.{}",
             failures(&all),
-            CUSTOMERS = crate::stage::CUSTOMERS,
+            CUSTOMERS = crate::test_bed::CUSTOMERS,
         ),
         tables: vec![figures(&all)],
         goals: vec![goal("one order"), goal("list")],

@@ -3,14 +3,14 @@ use std::collections::BTreeMap;
 
 use super::{Run, failures, figures, next_run};
 use crate::{
-    contest::{Rounds, over_http, with_pgbench},
+    interleave::{Rounds, over_http, with_pgbench},
     load::Shape,
     peers::{POOL, Peer},
     pgbench::{self, Scripts},
     report::{Bound, Goal, Section, Table, cell},
     requests::place_orders,
-    service::{Seeing, Server},
-    stage::Database,
+    service::{Server, Telemetry},
+    test_bed::Database,
 };
 
 const CLIENTS: [usize; 2] = [8, 32];
@@ -48,7 +48,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                         with_pgbench(run.stage, database, scripts, clients, window, number).await?
                     }
                     Kind::Service => {
-                        let seeing = Seeing::Everything { sampled: 0.1 };
+                        let seeing = Telemetry::Everything { sampled: 0.1 };
                         let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
                         let server =
                             Server::start(run.stage, database, seeing, Some(receiver.address), &pool).await?;

@@ -15,7 +15,7 @@ use url::Url;
 
 use super::{
     metrics::Labels,
-    rules::{Rule, Standing},
+    rules::{Rule, RuleState},
 };
 use crate::{
     http,
@@ -26,7 +26,7 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running Prometheus and a running Alertmanager. Dropping the value ends both.
-pub(super) struct Alerting {
+pub(super) struct AlertingStack {
     pub(super) prometheus: Url,
     pub(super) alertmanager: Url,
     client: reqwest::Client,
@@ -58,29 +58,29 @@ struct Groups {
 
 #[derive(Deserialize)]
 struct Group {
-    rules: Vec<Evaluated>,
+    rules: Vec<RuleResult>,
 }
 
 /// The state of a rule, as reported by Prometheus.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Evaluated {
+struct RuleResult {
     name: String,
     state: String,
     labels: Labels,
-    alerts: Vec<Raised>,
+    alerts: Vec<ActiveAlert>,
     #[serde(default)]
     last_error: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raised {
+struct ActiveAlert {
     annotations: Labels,
     active_at: DateTime<Utc>,
 }
 
-impl Alerting {
+impl AlertingStack {
     /// Starts both for this target. Returns `None` if the programs are not installed.
     pub(super) fn start(directory: &Path, target: &Url, inbox: &str) -> Result<Option<Self>, Error> {
         let (Some(prometheus), Some(alertmanager)) = (program("prometheus"), program("alertmanager")) else {
@@ -140,7 +140,7 @@ impl Alerting {
         let url = self.prometheus.join("api/v1/rules?type=alert")?;
         let answer: Answer = self.client.get(url).send().await?.error_for_status()?.json().await?;
         let mut evaluated: Vec<_> = answer.data.groups.into_iter().flat_map(|group| group.rules).collect();
-        for Evaluated { name, labels, .. } in &mut evaluated {
+        for RuleResult { name, labels, .. } in &mut evaluated {
             if let (Some(long), Some(short)) = (labels.get("long"), labels.get("short")) {
                 *name = format!("{name} {long}/{short}");
             }
@@ -151,7 +151,7 @@ impl Alerting {
             };
             let told = found.alerts.iter().filter_map(|alert| alert.annotations.get("description").cloned());
             let error = Some(&found.last_error).filter(|error| !error.is_empty()).cloned();
-            rule.standing = Standing {
+            rule.standing = RuleState {
                 state: found.state.clone(),
                 since: found.alerts.iter().map(|alert| alert.active_at).min(),
                 notes: told.chain(error).collect(),

@@ -1,13 +1,13 @@
 //! The newest log lines of every replica.
 //!
-//! Bounds: [`MOST_LINES`] lines and [`MOST_BYTES`] of text. The oldest lines are dropped first.
+//! Bounds: [`MAX_LINES`] lines and [`MAX_BYTES`] of text. The oldest lines are dropped first.
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub(super) const MOST_LINES: usize = 20_000;
-pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
+pub(super) const MAX_LINES: usize = 20_000;
+pub(super) const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// Levels, most severe first.
 const LEVELS: [&str; 5] = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
@@ -17,7 +17,7 @@ const OVERHEAD: usize = 128;
 
 #[derive(Debug, Default)]
 pub(super) struct Logs {
-    lines: VecDeque<Kept>,
+    lines: VecDeque<StoredLine>,
     bytes: usize,
     /// Number of the next line.
     next: u64,
@@ -25,7 +25,7 @@ pub(super) struct Logs {
 
 /// A stored line. It is parsed for each display, so the parsed form takes no memory in between.
 #[derive(Debug)]
-struct Kept {
+struct StoredLine {
     replica: u16,
     text: Box<str>,
 }
@@ -66,9 +66,9 @@ pub(super) struct Filter {
 impl Logs {
     pub(super) fn push(&mut self, replica: u16, text: String) {
         self.bytes += text.len() + OVERHEAD;
-        self.lines.push_back(Kept { replica, text: text.into_boxed_str() });
+        self.lines.push_back(StoredLine { replica, text: text.into_boxed_str() });
         self.next += 1;
-        while self.lines.len() > MOST_LINES || self.bytes > MOST_BYTES {
+        while self.lines.len() > MAX_LINES || self.bytes > MAX_BYTES {
             let Some(oldest) = self.lines.pop_front() else { break };
             self.bytes -= oldest.text.len() + OVERHEAD;
         }
@@ -94,7 +94,7 @@ impl Logs {
 
 impl Line {
     /// Parses a line. A line that is not JSON, such as a crash message, becomes a message without fields.
-    fn read(kept: &Kept, number: u64) -> Self {
+    fn read(kept: &StoredLine, number: u64) -> Self {
         let mut fields: Map<String, Value> = serde_json::from_str(&kept.text).unwrap_or_default();
         if fields.is_empty() {
             fields.insert("message".to_owned(), Value::from(&*kept.text));
@@ -128,7 +128,7 @@ impl Filter {
     }
 
     /// Checks the text alone, which avoids parsing most lines that do not match.
-    fn may_fit(&self, line: &Kept, needle: &str) -> bool {
+    fn may_fit(&self, line: &StoredLine, needle: &str) -> bool {
         (self.trace_id.is_empty() || line.text.contains(&self.trace_id))
             && (self.correlation_id.is_empty() || line.text.contains(&self.correlation_id))
             && (needle.is_empty() || line.text.to_lowercase().contains(needle))
@@ -174,14 +174,14 @@ mod tests {
     #[test]
     fn neither_many_lines_nor_long_ones_take_more_room_than_there_is() {
         let mut logs = Logs::default();
-        for number in 0..MOST_LINES + 100 {
+        for number in 0..MAX_LINES + 100 {
             logs.push(1, line("INFO", &number.to_string()));
         }
-        assert_eq!(logs.size().0, MOST_LINES);
-        assert_eq!(logs.list(&Filter::default(), 1)[0].message, (MOST_LINES + 99).to_string());
+        assert_eq!(logs.size().0, MAX_LINES);
+        assert_eq!(logs.list(&Filter::default(), 1)[0].message, (MAX_LINES + 99).to_string());
         for _ in 0..100 {
             logs.push(1, "x".repeat(1024 * 1024));
         }
-        assert!(logs.size().1 <= MOST_BYTES);
+        assert!(logs.size().1 <= MAX_BYTES);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) mod panels;
 mod routes;
 mod rules;
 mod traces;
-mod watching;
+mod watcher;
 
 use std::{
     io,
@@ -44,17 +44,17 @@ use tokio::{
 use url::Url;
 
 use self::{
-    alerting::Alerting,
+    alerting::AlertingStack,
     logs::Logs,
     metrics::Store,
-    now::{Overview, Point},
+    now::{Overview, Snapshot},
     rules::{Rule, Rules},
     traces::Traces,
 };
 use crate::{
+    alert_inbox::{self, Inbox},
     faults::Switchboard,
     http,
-    inbox::{self, Inbox},
     otlp::{self, Span},
     process::Follower,
     traffic::Switch,
@@ -77,7 +77,7 @@ pub enum Error {
 
 /// The observed service and its dependencies.
 #[derive(Clone)]
-pub struct Scene {
+pub struct ObservedSystem {
     pub executable: PathBuf,
     /// Connects as the service's role.
     pub database_url: Url,
@@ -116,7 +116,7 @@ struct Condition {
 
 /// The result of comparing the service's tables with those of an external system.
 #[derive(Debug, Clone, Serialize)]
-pub struct Books {
+pub struct ReconciliationResult {
     pub at: DateTime<Utc>,
     pub holds: bool,
     pub says: String,
@@ -125,7 +125,8 @@ pub struct Books {
 }
 
 /// Runs one reconciliation.
-pub type Comparison = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Books> + Send>> + Send + Sync>;
+pub type Comparison =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ReconciliationResult> + Send>> + Send + Sync>;
 
 /// State of the page.
 struct State {
@@ -139,16 +140,16 @@ struct State {
     /// The rules at the last evaluation.
     standing: Mutex<Vec<Rule>>,
     replicas: Mutex<Vec<Replica>>,
-    books: Mutex<Option<Books>>,
-    scene: OnceLock<Scene>,
-    alerting: OnceLock<Alerting>,
+    books: Mutex<Option<ReconciliationResult>>,
+    scene: OnceLock<ObservedSystem>,
+    alerting: OnceLock<AlertingStack>,
     inbox: Inbox,
     /// The trace to which a newcomer is directed.
     first: OnceLock<String>,
     /// Change notifications for the open pages.
-    pulse: watch::Sender<Pulse>,
+    pulse: watch::Sender<ChangeCounters>,
     /// The newest figures.
-    latest: watch::Sender<Option<Point>>,
+    latest: watch::Sender<Option<Snapshot>>,
     client: reqwest::Client,
     /// Prevents two concurrent verifications after a double click.
     verifying: tokio::sync::Mutex<()>,
@@ -156,7 +157,7 @@ struct State {
 
 /// Change counters, one per kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-struct Pulse {
+struct ChangeCounters {
     traces: u64,
     logs: u64,
     now: u64,
@@ -166,7 +167,7 @@ struct Pulse {
 }
 
 impl State {
-    fn changed(&self, what: impl FnOnce(&mut Pulse)) {
+    fn changed(&self, what: impl FnOnce(&mut ChangeCounters)) {
         self.pulse.send_modify(what);
     }
 }
@@ -189,7 +190,7 @@ impl Console {
         let listener =
             TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
-        let inbox = inbox::Settings {
+        let inbox = alert_inbox::Settings {
             address: SocketAddr::new(address.ip(), 0),
             runbooks: Some(crate::project::root().join("docs/runbooks")),
         };
@@ -232,15 +233,15 @@ impl Console {
     }
 
     /// Starts observing a service. Only the first call has an effect.
-    pub fn watch(&self, scene: Scene) {
+    pub fn watch(&self, scene: ObservedSystem) {
         if self.state.scene.set(scene.clone()).is_ok() {
-            self.spawn(watching::scrape(Arc::clone(&self.state), scene.scrape_interval));
+            self.spawn(watcher::scrape(Arc::clone(&self.state), scene.scrape_interval));
             if let Some(compare) = scene.books.clone() {
-                self.spawn(watching::compare_books(Arc::clone(&self.state), compare));
+                self.spawn(watcher::compare_books(Arc::clone(&self.state), compare));
             }
-            self.spawn(watching::find_first(Arc::clone(&self.state), scene.clone()));
-            self.spawn(watching::alert(Arc::clone(&self.state), scene.clone()));
-            self.spawn(watching::report_switches(Arc::clone(&self.state), scene));
+            self.spawn(watcher::find_first(Arc::clone(&self.state), scene.clone()));
+            self.spawn(watcher::alert(Arc::clone(&self.state), scene.clone()));
+            self.spawn(watcher::report_switches(Arc::clone(&self.state), scene));
         }
     }
 
@@ -250,7 +251,7 @@ impl Console {
         replicas.push(Replica { ops, health: Arc::default() });
         let number = u16::try_from(replicas.len()).unwrap_or(u16::MAX);
         drop(replicas);
-        self.spawn(watching::read_log(Arc::clone(&self.state), number, log));
+        self.spawn(watcher::read_log(Arc::clone(&self.state), number, log));
     }
 
     /// Stops the console and everything it has started.
@@ -261,8 +262,8 @@ impl Console {
     }
 
     /// Returns the status lines from now on.
-    pub fn essentials(&self) -> Essentials {
-        Essentials(self.state.latest.subscribe())
+    pub fn essentials(&self) -> StatusLines {
+        StatusLines(self.state.latest.subscribe())
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -277,9 +278,9 @@ impl Drop for Console {
 }
 
 /// Formats a one-line status for each new set of figures.
-pub struct Essentials(watch::Receiver<Option<Point>>);
+pub struct StatusLines(watch::Receiver<Option<Snapshot>>);
 
-impl Essentials {
+impl StatusLines {
     /// Returns the next line. Never resolves after the console has ended.
     pub async fn next(&mut self) -> String {
         while self.0.changed().await.is_ok() {

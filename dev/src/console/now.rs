@@ -40,7 +40,7 @@ pub(super) struct Chart {
 
 /// All figures computed after one scrape.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Point {
+pub(super) struct Snapshot {
     /// Milliseconds since 1970.
     pub(super) at: i64,
     /// The lines of each chart.
@@ -64,7 +64,7 @@ pub(super) struct Overview {
     panels: Vec<(&'static str, Vec<Named<'static>>)>,
     columns: Vec<Named<'static>>,
     figures: Vec<Named<'static>>,
-    pub(super) points: VecDeque<Point>,
+    pub(super) points: VecDeque<Snapshot>,
     pub(super) routes: Vec<Route>,
 }
 
@@ -107,7 +107,7 @@ impl Overview {
     }
 
     /// Recomputes all figures.
-    pub(super) fn look(&mut self, store: &Store, at: i64) -> Point {
+    pub(super) fn look(&mut self, store: &Store, at: i64) -> Snapshot {
         let value = |expression: &Expression| {
             let elements = expression.value(store, at).map(super::metrics::Value::into_elements);
             elements.unwrap_or_default().into_iter().filter(|element| element.value.is_finite())
@@ -138,7 +138,7 @@ impl Overview {
         self.routes =
             named.filter(|route| route.values.get("rate").is_some_and(|rate| *rate > 0.0)).collect();
 
-        let point = Point { at, charts, figures };
+        let point = Snapshot { at, charts, figures };
         self.points.push_back(point.clone());
         let oldest = at - i64::try_from(RETENTION.as_millis()).unwrap_or(i64::MAX);
         while self.points.front().is_some_and(|point| point.at < oldest) {
@@ -148,7 +148,7 @@ impl Overview {
     }
 }
 
-impl Point {
+impl Snapshot {
     /// Returns the one line that shows the state on a terminal of 80 columns.
     pub(super) fn essentials(&self) -> String {
         let figure = |name: &str| self.figures.get(name).copied();

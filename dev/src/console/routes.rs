@@ -22,9 +22,9 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    Condition, Pulse, Receiver, Scene, State as Shared, assets, audit, guard, lock, logs,
+    ChangeCounters, Condition, ObservedSystem, Receiver, State as Shared, assets, audit, guard, lock, logs,
     metrics::RETENTION,
-    now::{self, Point},
+    now::{self, Snapshot},
     traces,
 };
 use crate::{faults::Fault, otlp, project};
@@ -68,27 +68,28 @@ pub(super) fn router(state: Arc<Shared>) -> Router {
 }
 
 /// An error with a one-sentence explanation.
-struct Failed(StatusCode, String);
+struct ErrorResponse(StatusCode, String);
 
-impl IntoResponse for Failed {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         (self.0, Json(json!({ "error": self.1 }))).into_response()
     }
 }
 
-impl<E: std::error::Error> From<E> for Failed {
+impl<E: std::error::Error> From<E> for ErrorResponse {
     fn from(error: E) -> Self {
         Self(StatusCode::BAD_GATEWAY, error.to_string())
     }
 }
 
-fn scene(state: &Shared) -> Result<&Scene, Failed> {
-    let starting = || Failed(StatusCode::SERVICE_UNAVAILABLE, "the service is being started".to_owned());
+fn scene(state: &Shared) -> Result<&ObservedSystem, ErrorResponse> {
+    let starting =
+        || ErrorResponse(StatusCode::SERVICE_UNAVAILABLE, "the service is being started".to_owned());
     state.scene.get().ok_or_else(starting)
 }
 
 async fn stream(State(state): State<Arc<Shared>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let told = Told { latest: state.latest.subscribe(), pulse: state.pulse.subscribe(), first: true };
+    let told = EventStream { latest: state.latest.subscribe(), pulse: state.pulse.subscribe(), first: true };
     let events = stream::unfold(told, |mut told| async move {
         let event = told.next().await?;
         Some((Ok(event), told))
@@ -97,13 +98,13 @@ async fn stream(State(state): State<Arc<Shared>>) -> Sse<impl Stream<Item = Resu
 }
 
 /// The last state sent to a page.
-struct Told {
-    latest: watch::Receiver<Option<Point>>,
-    pulse: watch::Receiver<Pulse>,
+struct EventStream {
+    latest: watch::Receiver<Option<Snapshot>>,
+    pulse: watch::Receiver<ChangeCounters>,
     first: bool,
 }
 
-impl Told {
+impl EventStream {
     async fn next(&mut self) -> Option<Event> {
         // The first event is sent at once, so that the page can show that it is connected.
         if !std::mem::take(&mut self.first) {
@@ -125,16 +126,16 @@ struct Now {
     began: DateTime<Utc>,
     retention_seconds: u64,
     charts: Vec<now::Chart>,
-    points: Vec<Point>,
+    points: Vec<Snapshot>,
     routes: Vec<now::Route>,
     replicas: BTreeMap<String, Condition>,
     /// Data stored by the console itself.
-    kept: Kept,
+    kept: StorageUse,
 }
 
 /// Amount of stored data, and its limit.
 #[derive(Serialize)]
-struct Kept {
+struct StorageUse {
     traces: usize,
     most_traces: usize,
     trace_bytes: usize,
@@ -177,19 +178,19 @@ async fn now(State(state): State<Arc<Shared>>, Query(query): Query<NowQuery>) ->
     })
 }
 
-fn kept(state: &Shared) -> Kept {
+fn kept(state: &Shared) -> StorageUse {
     let (traces, trace_bytes) = lock(&state.traces).size();
     let (lines, line_bytes) = lock(&state.logs).size();
     let (series, samples) = lock(&state.metrics).size();
-    Kept {
+    StorageUse {
         traces,
-        most_traces: traces::MOST_TRACES,
+        most_traces: traces::MAX_TRACES,
         trace_bytes,
-        most_trace_bytes: traces::MOST_BYTES,
+        most_trace_bytes: traces::MAX_BYTES,
         lines,
-        most_lines: logs::MOST_LINES,
+        most_lines: logs::MAX_LINES,
         line_bytes,
-        most_line_bytes: logs::MOST_BYTES,
+        most_line_bytes: logs::MAX_BYTES,
         series,
         samples,
     }
@@ -202,9 +203,12 @@ async fn traces(
     Json(lock(&state.traces).list(&filter, TRACES_SHOWN))
 }
 
-async fn trace(State(state): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<Value>, Failed> {
+async fn trace(
+    State(state): State<Arc<Shared>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ErrorResponse> {
     let Some(detail) = lock(&state.traces).detail(&id) else {
-        return Err(Failed(
+        return Err(ErrorResponse(
             StatusCode::NOT_FOUND,
             "the console has no such trace, or has it no longer".to_owned(),
         ));
@@ -232,7 +236,7 @@ async fn alerts(State(state): State<Arc<Shared>>) -> Json<Value> {
     }))
 }
 
-async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, Failed> {
+async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, ErrorResponse> {
     let scene = scene(&state)?;
     Ok(Json(json!({
         "faults": Fault::all(),
@@ -244,15 +248,15 @@ async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, Failed>
 }
 
 #[derive(Deserialize)]
-struct Switched {
+struct SwitchRequest {
     on: bool,
 }
 
 async fn set_fault(
     State(state): State<Arc<Shared>>,
     Path(fault): Path<Fault>,
-    Json(Switched { on }): Json<Switched>,
-) -> Result<StatusCode, Failed> {
+    Json(SwitchRequest { on }): Json<SwitchRequest>,
+) -> Result<StatusCode, ErrorResponse> {
     scene(&state)?.faults.set(fault, on).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -260,7 +264,7 @@ async fn set_fault(
 async fn back_to_normal(
     State(state): State<Arc<Shared>>,
     Json(_nothing): Json<Value>,
-) -> Result<StatusCode, Failed> {
+) -> Result<StatusCode, ErrorResponse> {
     let scene = scene(&state)?;
     scene.faults.clear().await?;
     if let Some(traffic) = &scene.traffic {
@@ -272,22 +276,22 @@ async fn back_to_normal(
 
 async fn set_traffic(
     State(state): State<Arc<Shared>>,
-    Json(Switched { on }): Json<Switched>,
-) -> Result<StatusCode, Failed> {
-    let none = || Failed(StatusCode::CONFLICT, "there is no traffic to switch".to_owned());
+    Json(SwitchRequest { on }): Json<SwitchRequest>,
+) -> Result<StatusCode, ErrorResponse> {
+    let none = || ErrorResponse(StatusCode::CONFLICT, "there is no traffic to switch".to_owned());
     scene(&state)?.traffic.as_ref().ok_or_else(none)?.set(on);
     state.changed(|pulse| pulse.faults += 1);
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn trail(State(state): State<Arc<Shared>>) -> Result<Json<audit::Trail>, Failed> {
+async fn trail(State(state): State<Arc<Shared>>) -> Result<Json<audit::Trail>, ErrorResponse> {
     Ok(Json(audit::trail(&scene(&state)?.owner_url).await?))
 }
 
 async fn verify(
     State(state): State<Arc<Shared>>,
     Json(_nothing): Json<Value>,
-) -> Result<Json<audit::Verification>, Failed> {
+) -> Result<Json<audit::Verification>, ErrorResponse> {
     let scene = scene(&state)?;
     let _one_at_a_time = state.verifying.lock().await;
     Ok(Json(audit::verify(&scene.executable, &scene.database_url, scene.log.as_deref()).await?))

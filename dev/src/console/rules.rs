@@ -23,12 +23,12 @@ struct File {
 
 #[derive(Deserialize)]
 struct Group {
-    rules: Vec<Written>,
+    rules: Vec<RuleSource>,
 }
 
 /// A rule in a rule file. A recording rule has no `alert`.
 #[derive(Deserialize)]
-struct Written {
+struct RuleSource {
     alert: Option<String>,
     expr: String,
     #[serde(rename = "for", default)]
@@ -49,12 +49,12 @@ pub(super) struct Rule {
     hold: String,
     /// Name of the runbook.
     runbook: String,
-    pub(super) standing: Standing,
+    pub(super) standing: RuleState,
 }
 
 /// State of a rule.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct Standing {
+pub(super) struct RuleState {
     /// `firing`, `pending` or `inactive` as reported by Prometheus; `true`, `false` or `unknown` as computed by the
     /// console.
     pub(super) state: String,
@@ -69,12 +69,12 @@ pub(super) struct Standing {
 /// The rules, and the time since which the console has evaluated each to true.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
-    rules: Vec<(Rule, Result<Expression, String>, Option<Watched>)>,
+    rules: Vec<(Rule, Result<Expression, String>, Option<Comparison>)>,
 }
 
 /// The displayed part of a condition: `errors / requests` of `errors / requests > 0.05 and …`.
 #[derive(Debug)]
-struct Watched {
+struct Comparison {
     expression: Expression,
     limit: String,
 }
@@ -100,14 +100,14 @@ impl Rules {
         for (rule, expression, watched) in &mut self.rules {
             let since = rule.standing.since;
             rule.standing = match &expression {
-                Err(why) => Standing { notes: vec![why.clone()], ..Standing::default() },
+                Err(why) => RuleState { notes: vec![why.clone()], ..RuleState::default() },
                 Ok(expression) => standing(expression, store, at, since),
             };
             if rule.standing.state.is_empty() {
                 "unknown".clone_into(&mut rule.standing.state);
                 continue;
             }
-            if let Some(Watched { expression, limit }) = watched {
+            if let Some(Comparison { expression, limit }) = watched {
                 let value = expression.value(store, at).map(super::metrics::Value::into_elements);
                 rule.standing.value = worst(&value.unwrap_or_default());
                 rule.standing.limit = Some(limit.clone());
@@ -117,8 +117,8 @@ impl Rules {
     }
 }
 
-fn rule(written: Written) -> Option<(Rule, Result<Expression, String>, Option<Watched>)> {
-    let Written { alert, expr, hold, labels, mut annotations } = written;
+fn rule(written: RuleSource) -> Option<(Rule, Result<Expression, String>, Option<Comparison>)> {
+    let RuleSource { alert, expr, hold, labels, mut annotations } = written;
     let expression = expr.trim().to_owned();
     let mut name = alert?;
     let runbook = name.clone();
@@ -132,7 +132,7 @@ fn rule(written: Written) -> Option<(Rule, Result<Expression, String>, Option<Wa
         expression: expression.clone(),
         hold,
         runbook,
-        standing: Standing::default(),
+        standing: RuleState::default(),
     };
     let parsed = Expression::parse(&expression).map_err(|error| error.to_string());
     let parsed = parsed.and_then(|expression| within_reach(&expression).map(|()| expression));
@@ -154,17 +154,17 @@ fn within_reach(expression: &Expression) -> Result<(), String> {
     Ok(())
 }
 
-fn watched(expression: &parser::Expr) -> Option<Watched> {
+fn watched(expression: &parser::Expr) -> Option<Comparison> {
     use parser::token::{T_GTE, T_GTR, T_LAND, T_LSS, T_LTE, T_LUNLESS};
     match expression {
         parser::Expr::Paren(inner) => watched(&inner.expr),
         parser::Expr::Binary(binary) => match binary.op.id() {
             // The other operand is visible when the rule is opened.
-            joint @ (T_LAND | T_LUNLESS) => watched(&binary.lhs).map(|part| Watched {
+            joint @ (T_LAND | T_LUNLESS) => watched(&binary.lhs).map(|part| Comparison {
                 limit: format!("{} {}", part.limit, if joint == T_LAND { "and …" } else { "unless …" }),
                 ..part
             }),
-            T_GTR | T_GTE | T_LSS | T_LTE => Some(Watched {
+            T_GTR | T_GTE | T_LSS | T_LTE => Some(Comparison {
                 expression: Expression::parse(&binary.lhs.to_string()).ok()?,
                 limit: format!("{} {}", binary.op, binary.rhs),
             }),
@@ -174,14 +174,16 @@ fn watched(expression: &parser::Expr) -> Option<Watched> {
     }
 }
 
-fn standing(expression: &Expression, store: &Store, at: i64, since: Option<DateTime<Utc>>) -> Standing {
+fn standing(expression: &Expression, store: &Store, at: i64, since: Option<DateTime<Utc>>) -> RuleState {
     match expression.value(store, at).map(super::metrics::Value::into_elements) {
-        Err(error) => Standing { notes: vec![error.to_string()], ..Standing::default() },
-        Ok(elements) if elements.is_empty() => Standing { state: "false".to_owned(), ..Standing::default() },
-        Ok(_) => Standing {
+        Err(error) => RuleState { notes: vec![error.to_string()], ..RuleState::default() },
+        Ok(elements) if elements.is_empty() => {
+            RuleState { state: "false".to_owned(), ..RuleState::default() }
+        }
+        Ok(_) => RuleState {
             state: "true".to_owned(),
             since: since.or_else(|| DateTime::from_timestamp_millis(at)),
-            ..Standing::default()
+            ..RuleState::default()
         },
     }
 }

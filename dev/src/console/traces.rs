@@ -1,7 +1,7 @@
 //! The newest traces, assembled from received spans.
 //!
-//! Bounds: [`MOST_TRACES`] traces and [`MOST_BYTES`] of spans. The oldest trace is dropped first. A trace stores its
-//! first [`MOST_SPANS`] spans and counts the others.
+//! Bounds: [`MAX_TRACES`] traces and [`MAX_BYTES`] of spans. The oldest trace is dropped first. A trace stores its
+//! first [`MAX_SPANS`] spans and counts the others.
 use std::collections::{HashMap, VecDeque};
 
 use serde::Serialize;
@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use crate::otlp::{Attributes, Event, Link, Span, SpanKind, SpanStatus};
 
-pub(super) const MOST_TRACES: usize = 2_000;
-pub(super) const MOST_BYTES: usize = 32 * 1024 * 1024;
-const MOST_SPANS: usize = 500;
+pub(super) const MAX_TRACES: usize = 2_000;
+pub(super) const MAX_BYTES: usize = 32 * 1024 * 1024;
+const MAX_SPANS: usize = 500;
 
 #[derive(Debug, Default)]
 pub(super) struct Traces {
@@ -99,7 +99,7 @@ impl Traces {
         for span in spans {
             self.add(span);
         }
-        while self.order.len() > MOST_TRACES || self.bytes > MOST_BYTES {
+        while self.order.len() > MAX_TRACES || self.bytes > MAX_BYTES {
             let Some(oldest) = self.order.pop_front() else { break };
             if self.pinned.as_ref() == Some(&oldest) && !self.order.is_empty() {
                 self.order.push_back(oldest);
@@ -116,7 +116,7 @@ impl Traces {
             self.order.push_back(span.trace_id.clone());
             Trace::default()
         });
-        if trace.spans.len() >= MOST_SPANS {
+        if trace.spans.len() >= MAX_SPANS {
             trace.left_out += 1;
             return;
         }
@@ -337,10 +337,10 @@ mod tests {
         let mut traces = Traces::default();
         traces.take(vec![span(0, "first", "", 1)]);
         traces.pin(&format!("{:032x}", 0));
-        for trace in 1..3 * MOST_TRACES {
+        for trace in 1..3 * MAX_TRACES {
             traces.take(vec![span(trace, "a", "", 1)]);
         }
-        assert_eq!(traces.size().0, MOST_TRACES);
+        assert_eq!(traces.size().0, MAX_TRACES);
         assert!(traces.has(&format!("{:032x}", 0)), "the pinned one is there");
 
         let mut large = span(1, "a", "", 1);
@@ -348,12 +348,12 @@ mod tests {
         for trace in 10_000..10_100 {
             traces.take(vec![Span { trace_id: trace.to_string(), ..large.clone() }]);
         }
-        assert!(traces.size().1 <= MOST_BYTES);
+        assert!(traces.size().1 <= MAX_BYTES);
 
-        for number in 0..2 * MOST_SPANS {
+        for number in 0..2 * MAX_SPANS {
             traces.take(vec![span(1, &number.to_string(), "", 1)]);
         }
         let detail = traces.detail(&format!("{:032x}", 1)).unwrap();
-        assert_eq!((detail.waterfall.len(), detail.left_out), (MOST_SPANS, MOST_SPANS));
+        assert_eq!((detail.waterfall.len(), detail.left_out), (MAX_SPANS, MAX_SPANS));
     }
 }

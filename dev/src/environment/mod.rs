@@ -9,8 +9,8 @@
 //! - `service`: the service as a child process
 //! - `scenario`: a fault that is switched on and off
 //! - `screen`: the overview of all addresses
+mod data_dir;
 pub(crate) mod database;
-mod place;
 pub(crate) mod ports;
 mod scenario;
 pub(crate) mod screen;
@@ -30,20 +30,20 @@ use tokio::time::{Instant, interval_at};
 use url::Url;
 
 use self::{
+    data_dir::DataDir,
     database::Database,
-    place::Place,
     ports::Ports,
     screen::Screen,
     service::{Service, Start},
 };
 use crate::{
     cargo,
-    console::{self, Books, Comparison, Console, Scene},
+    console::{self, Comparison, Console, ObservedSystem, ReconciliationResult},
     example::{
         self,
-        environment::{self as neighbours, Neighbours},
+        environment::{self as external, ExternalServices},
     },
-    faults::{Fault, Stage, Switchboard},
+    faults::{Fault, FaultTargets, Switchboard},
     postgres::{self, Purpose, Server},
     process::WaitError,
     project,
@@ -77,16 +77,20 @@ pub struct Settings {
 
 impl Settings {
     /// Returns the settings for the environment, followed by the user's own settings.
-    fn of_the_service(&self, console: &Console, neighbours: &Neighbours) -> Vec<(String, String)> {
-        let surroundings = [
+    fn of_the_service(
+        &self,
+        console: &Console,
+        external_services: &ExternalServices,
+    ) -> Vec<(String, String)> {
+        let dependencies = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", console.url()),
             // The default delay of several seconds is too long for an observer.
             ("OTEL_BSP_SCHEDULE_DELAY", "1000".to_owned()),
             ("ALERT_WEBHOOK_URL", console.alerts_url()),
         ];
-        let surroundings = neighbours.settings().into_iter().chain(surroundings);
-        let surroundings = surroundings.map(|(name, value)| (name.to_owned(), value));
-        surroundings.chain(self.extra.iter().cloned()).collect()
+        let dependencies = external_services.settings().into_iter().chain(dependencies);
+        let dependencies = dependencies.map(|(name, value)| (name.to_owned(), value));
+        dependencies.chain(self.extra.iter().cloned()).collect()
     }
 }
 
@@ -96,7 +100,7 @@ pub enum Error {
     #[error("it runs already:\n{0}")]
     AlreadyRuns(String),
     #[error("the data in {} cannot be used: {source}", .path.display())]
-    Place { path: PathBuf, source: io::Error },
+    DataDir { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Port(#[from] ports::Error),
     #[error(transparent)]
@@ -125,7 +129,7 @@ pub enum Error {
     #[error(transparent)]
     Wait(#[from] WaitError),
     #[error(transparent)]
-    Neighbours(#[from] neighbours::Error),
+    ExternalServices(#[from] external::Error),
     #[error(transparent)]
     Console(#[from] console::Error),
     #[error("an HTTP client cannot be made: {0}")]
@@ -143,9 +147,9 @@ pub enum Error {
 /// Starts everything, runs until a signal or the end of the service, and stops everything. Events are reported to
 /// `progress`. The one-line status is reported to `status`, each line replacing the previous one.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
-    let mut place = Place::take(settings.data.as_deref())?;
+    let mut place = DataDir::take(settings.data.as_deref())?;
     let ports = Ports::find(settings.api_port, settings.ops_port, progress).await?;
-    let neighbour_ports = neighbours::find_ports(&settings.example, progress).await?;
+    let external_ports = external::find_ports(&settings.example, progress).await?;
     let console_address =
         ports::free("the console", "--console-port", settings.console_port, progress).await?;
     progress("building the service");
@@ -153,15 +157,16 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     if settings.fresh {
         progress("deleting the data of earlier runs");
         postgres::erase(place.directory(), progress).await?;
-        neighbours::erase(place.directory()).map_err(|source| place.failed(source))?;
+        external::erase(place.directory()).map_err(|source| place.failed(source))?;
     }
     let purpose = Purpose::Development { directory: place.directory().to_owned() };
     let server = Server::find_or_start(purpose, progress).await?;
     let database = database::prepare(&server, &executable, settings.fresh, progress).await?;
 
     let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
-    let neighbours =
-        Neighbours::start(neighbour_ports, place.directory(), &database.owner_url, &api, progress).await?;
+    let external_services =
+        ExternalServices::start(external_ports, place.directory(), &database.owner_url, &api, progress)
+            .await?;
     let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     let service_log = place.service_log();
@@ -172,7 +177,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         ports,
         log: &service_log,
         echo: settings.logs,
-        settings: &settings.of_the_service(&console, &neighbours),
+        settings: &settings.of_the_service(&console, &external_services),
     })
     .await?;
     let traffic = settings.rate.map(|rate_per_second| {
@@ -182,9 +187,13 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     });
     let traffic = traffic.transpose()?;
 
-    let addresses = neighbours.addresses();
+    let addresses = external_services.addresses();
     let compare = example::comparison(&database.owner_url, &addresses);
-    let stage = Stage { neighbours: addresses, owner_url: database.owner_url.clone(), api: api.clone() };
+    let stage = FaultTargets {
+        external_services: addresses,
+        owner_url: database.owner_url.clone(),
+        api: api.clone(),
+    };
     let faults = Switchboard::new(stage);
     console.follow(ops.clone(), service.log());
     let alerting = place.directory().join("alerting");
@@ -207,12 +216,12 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         console: &console_url,
         api: &api,
         ops: &ops,
-        first_trace: neighbours::FIRST_TRACE,
+        first_trace: external::FIRST_TRACE,
         owner_url: &database.owner_url,
         service_log: &service_log,
         traffic: settings.rate,
-        neighbours: &neighbours.lines(),
-        commands: &neighbours.commands(&api),
+        external_services: &external_services.lines(),
+        commands: &external_services.commands(&api),
     };
     progress(&screen.to_string());
 
@@ -230,10 +239,10 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         drop(faults);
         console.stop().await;
         let report = OptionFuture::from(traffic.map(Traffic::stop)).await;
-        neighbours.settle(progress).await?;
+        external_services.settle(progress).await?;
         let status = service.stop().await?;
         let books = OptionFuture::from(compare.map(|compare| compare())).await;
-        neighbours.stop().await;
+        external_services.stop().await;
         server.stop().await?;
         if let Some(report) = report {
             progress(&format!("traffic: {report}"));
@@ -254,14 +263,14 @@ pub async fn seed(
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     database::make_users(executable, url, owner_url, progress).await?;
-    example::stock(owner_url, progress).await?;
+    example::seed_products(owner_url, progress).await?;
     Ok(())
 }
 
 /// Reports how the run ended.
 fn conclude(
     service: ExitStatus,
-    books: Option<Books>,
+    books: Option<ReconciliationResult>,
     service_log: &Path,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
@@ -269,8 +278,8 @@ fn conclude(
         progress(&format!("the service ended with {service}: see {}", service_log.display()));
     }
     match books {
-        Some(Books { holds: false, says, .. }) => Err(Error::BooksDisagree(says)),
-        Some(Books { says, .. }) => {
+        Some(ReconciliationResult { holds: false, says, .. }) => Err(Error::BooksDisagree(says)),
+        Some(ReconciliationResult { says, .. }) => {
             progress(&says);
             Ok(())
         }
@@ -285,7 +294,7 @@ fn conclude(
 fn begin_anew(log: &Path) -> Result<(), Error> {
     match std::fs::remove_file(log) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Place { path: log.to_owned(), source })
+            Err(Error::DataDir { path: log.to_owned(), source })
         }
         Ok(()) | Err(_) => Ok(()),
     }
@@ -300,8 +309,8 @@ fn scene(
     traffic: Option<&Traffic>,
     log: PathBuf,
     alerting: PathBuf,
-) -> Scene {
-    Scene {
+) -> ObservedSystem {
+    ObservedSystem {
         executable,
         database_url: database.url.clone(),
         owner_url: database.owner_url.clone(),

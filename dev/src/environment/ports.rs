@@ -17,7 +17,7 @@ pub enum Error {
 }
 
 /// Time that a killed earlier run needs to disappear, because its watchdog first requests a graceful stop.
-const PATIENCE: Duration = Duration::from_secs(7);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The service's ports, on this machine only.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ pub(crate) async fn free(
     port: u16,
     progress: &dyn Fn(&str),
 ) -> Result<SocketAddr, Error> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let mut told = false;
     loop {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {

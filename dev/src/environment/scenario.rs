@@ -5,15 +5,15 @@ use tokio::time::sleep;
 
 use crate::faults::{Fault, Switchboard};
 
-const CALM: Duration = Duration::from_secs(45);
+const CALM_TIME: Duration = Duration::from_secs(45);
 const FAULT: Duration = Duration::from_mins(2);
 
 /// Alternates between normal operation and the fault, until the future is dropped.
 pub(super) async fn play(fault: Fault, switchboard: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
     let name = fault.name();
     loop {
-        progress(&format!("{name}: begins in {} s", CALM.as_secs()));
-        sleep(CALM).await;
+        progress(&format!("{name}: begins in {} s", CALM_TIME.as_secs()));
+        sleep(CALM_TIME).await;
         progress(&format!("{name}: now, for {} s", FAULT.as_secs()));
         switch(fault, true, switchboard, progress).await;
         sleep(FAULT).await;

@@ -23,7 +23,7 @@ pub(super) struct Screen<'a> {
     pub(super) service_log: &'a Path,
     pub(super) traffic: Option<f64>,
     /// External services: a name and its URL.
-    pub(super) neighbours: &'a [(&'static str, String)],
+    pub(super) external_services: &'a [(&'static str, String)],
     /// Commands after the login: a heading, and lines for any shell.
     pub(super) commands: &'a (&'static str, Vec<String>),
 }
@@ -38,7 +38,7 @@ impl fmt::Display for Screen<'_> {
         writeln!(f, "  its description {api}docs")?;
         writeln!(f, "  metrics         {ops}metrics")?;
         writeln!(f, "  health          {ops}health")?;
-        for (name, place) in self.neighbours {
+        for (name, place) in self.external_services {
             writeln!(f, "  {name:<15} {place}")?;
         }
         writeln!(f, "  database        psql '{owner_url}'")?;

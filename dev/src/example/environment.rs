@@ -15,10 +15,9 @@ use uuid::Uuid;
 
 use super::{
     command::Flags,
+    external_services::Addresses,
     gateway::{self, Simulator},
-    invariants,
-    neighbours::Addresses,
-    stock,
+    invariants, seed_products,
 };
 use crate::environment::{
     ports,
@@ -79,7 +78,7 @@ pub(crate) fn erase(directory: &Path) -> io::Result<()> {
 }
 
 /// The external services of an environment: the payment gateway.
-pub(crate) struct Neighbours {
+pub(crate) struct ExternalServices {
     gateway: Simulator,
     settings: gateway::Settings,
     owner_url: Url,
@@ -87,7 +86,7 @@ pub(crate) struct Neighbours {
     product: Uuid,
 }
 
-impl Neighbours {
+impl ExternalServices {
     /// Starts the gateway and creates the catalogue. The gateway's ledger is in the directory.
     pub(crate) async fn start(
         ports: Ports,
@@ -96,7 +95,7 @@ impl Neighbours {
         api: &Url,
         progress: &dyn Fn(&str),
     ) -> Result<Self, Error> {
-        let product = stock::offer(owner_url, progress).await?;
+        let product = seed_products::offer(owner_url, progress).await?;
         let settings = gateway::Settings {
             address: ports.gateway,
             api_key: random(32),

@@ -1,7 +1,7 @@
 //! Faults of the payment gateway, set through its own API, where they can also be read.
 use std::time::Duration;
 
-use super::{gateway::Faults, neighbours::Addresses};
+use super::{external_services::Addresses, gateway::Faults};
 use crate::http;
 
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,8 +35,8 @@ pub enum Error {
 }
 
 /// Replaces the gateway's faults with those of the given names. Names of other faults are ignored.
-pub(crate) async fn set(neighbours: &Addresses, names: &[&str]) -> Result<(), Error> {
-    let url = neighbours.gateway.join("/faults")?;
+pub(crate) async fn set(external_services: &Addresses, names: &[&str]) -> Result<(), Error> {
+    let url = external_services.gateway.join("/faults")?;
     let response = http::client(GATEWAY_TIMEOUT)?.put(url).json(&of_names(names)).send().await?;
     response.error_for_status()?;
     Ok(())

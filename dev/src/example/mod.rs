@@ -11,31 +11,31 @@
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`harness`]: the domain part of the test harness, for orders and payments
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
-//! - `neighbours`: the interface of the external services for the rest of this crate
+//! - `external_services`: the interface of the external services for the rest of this crate
 //! - `panels`: the charts and figures of the console
-//! - `stock`: products of the environment
+//! - `seed_products`: products of the environment
 //! - `traffic`: the actions of customers
 pub mod campaign;
 mod command;
 pub mod environment;
+mod external_services;
 mod faults;
 pub mod gateway;
 pub mod harness;
 pub mod invariants;
-mod neighbours;
 mod panels;
-mod stock;
+mod seed_products;
 pub(crate) mod traffic;
 
 pub use self::{
     command::{Command, Flags},
+    external_services::{Addresses, comparison},
     faults::Error as FaultError,
-    neighbours::{Addresses, comparison},
     traffic::memory::{Counts, Payments},
 };
 pub(crate) use self::{
     faults::{FAULTS, set as set_faults},
     harness::TABLE,
     panels::{FIGURES, FIRST_TRACE, PANELS, essentials},
-    stock::offer as stock,
+    seed_products::offer as seed_products,
 };

@@ -22,7 +22,7 @@ use axum::{
 use tokio::{net::TcpListener, task::JoinHandle};
 use url::Url;
 
-use super::{SOON, Service, User, client::Api};
+use super::{Service, User, WAIT_TIMEOUT, client::Api};
 
 /// Interval of readiness probes of each replica.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
@@ -54,7 +54,7 @@ impl Balancer {
     /// Starts a balancer without replicas.
     pub async fn start() -> Self {
         let pool = Arc::new(Pool {
-            client: crate::http::client(SOON).expect("a client can be made"),
+            client: crate::http::client(WAIT_TIMEOUT).expect("a client can be made"),
             turn: AtomicUsize::new(0),
             replicas: Mutex::default(),
         });

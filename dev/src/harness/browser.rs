@@ -10,7 +10,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{SOON, eventually};
+use super::{WAIT_TIMEOUT, eventually};
 use crate::{
     process::{Child, Launch},
     project,
@@ -68,7 +68,7 @@ impl Browser {
         let script = "const found = [...document.querySelectorAll(arguments[0])]; \
                       return found.some((one) => one.textContent.includes(arguments[1]))";
         let arguments = vec![json!(selector), json!(text)];
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         while self.client.execute(script, arguments.clone()).await.unwrap() != json!(true) {
             if Instant::now() > deadline {
                 let body = self.run("return document.body.innerText").await;
@@ -156,7 +156,8 @@ async fn start(driver: &Path) -> (Child, u16) {
     let mut said = Vec::new();
     for _ in 0..5 {
         let driver = Launch::new(driver).args(["--port=0"]).start().unwrap();
-        let started = driver.follow().find(SOON, |line| line.contains("started successfully on port")).await;
+        let started =
+            driver.follow().find(WAIT_TIMEOUT, |line| line.contains("started successfully on port")).await;
         if let Some(line) = started {
             let port = line.text.trim_end_matches('.').rsplit(' ').next().unwrap().parse().unwrap();
             return (driver, port);

@@ -1,8 +1,8 @@
 //! Builder that starts a service for a test.
 use std::{path::PathBuf, sync::Arc};
 
-use super::{Collector, Database, Link, Service, Witness, service::Surroundings};
-use crate::example::harness::Neighbours;
+use super::{Collector, Database, Service, TcpProxy, Witness, service::Dependencies};
+use crate::example::harness::ExternalServices;
 
 /// Default settings of every service in tests.
 const SETTINGS: [(&str, &str); 10] = [
@@ -70,7 +70,7 @@ impl Builder {
         self
     }
 
-    /// Adds a [`Link`] between the service and its database.
+    /// Adds a [`TcpProxy`] between the service and its database.
     pub fn behind_a_link(mut self) -> Self {
         self.behind_a_link = true;
         self
@@ -92,22 +92,22 @@ impl Builder {
             Database::create_empty().await
         };
         let database = Arc::new(database);
-        let neighbours = Arc::new(Neighbours::start().await);
+        let external_services = Arc::new(ExternalServices::start().await);
         let mut settings = self.settings;
         let link = if self.behind_a_link {
-            let link = Link::to(database.service_url()).await.expect("there is a free port");
+            let link = TcpProxy::to(database.service_url()).await.expect("there is a free port");
             settings.push(("DATABASE_URL".to_owned(), link.leads_to(database.service_url()).to_string()));
             Some(Arc::new(link))
         } else {
             None
         };
         // The test's settings come last, so that they take precedence. A deployment without settings is that of a test.
-        for (name, value) in neighbours.settings().into_iter().chain(database.settings()) {
+        for (name, value) in external_services.settings().into_iter().chain(database.settings()) {
             if !settings.iter().any(|(known, _)| known == name) {
                 settings.push((name.to_owned(), value));
             }
         }
-        let surroundings = Surroundings { neighbours, database, link };
-        Service::launch(self.executable, settings, self.witness, surroundings).await
+        let dependencies = Dependencies { external_services, database, link };
+        Service::launch(self.executable, settings, self.witness, dependencies).await
     }
 }

@@ -12,10 +12,10 @@ use tokio::task::JoinHandle;
 use url::Url;
 use uuid::Uuid;
 
-use super::{Answer, Service};
+use super::{HttpResponse, Service};
 
 /// Timeout that exceeds the service's own deadline, so that the service times out first.
-const PATIENCE: Duration = Duration::from_mins(2);
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// A request and its response, for a [`Witness`].
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Exchange<'a> {
     pub method: &'a Method,
     /// The path without the query.
     pub path: &'a str,
-    pub answer: &'a Answer,
+    pub answer: &'a HttpResponse,
 }
 
 /// A function that sees every exchange of a whole run, and panics if an exchange violates a rule.
@@ -39,7 +39,7 @@ pub(super) struct Api {
 
 impl Api {
     pub(super) fn new(url: Url, witness: Option<Witness>) -> Self {
-        let client = crate::http::client(PATIENCE).expect("a client can be made");
+        let client = crate::http::client(REQUEST_TIMEOUT).expect("a client can be made");
         Self { client, url: RwLock::new(url), witness }
     }
 
@@ -184,20 +184,22 @@ impl Request {
 
     /// Retries the request until a final response, like a careful client of a server that may be killed. A preliminary
     /// response (202, 409, 503, 504) or a missing one is followed by the same request under the same key.
-    pub async fn insist(self) -> Answer {
+    pub async fn insist(self) -> HttpResponse {
         let started = Instant::now();
         loop {
             let answer = self.clone().try_send().await;
             match answer {
                 Ok(answer) if ![202, 409, 503, 504].contains(&answer.status) => return answer,
-                _ if started.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(50)).await,
+                _ if started.elapsed() < REQUEST_TIMEOUT => {
+                    tokio::time::sleep(Duration::from_millis(50)).await
+                }
                 last => panic!("{} {} has no final answer: {last:?}", self.method, self.path),
             }
         }
     }
 
     /// Sends the request. The error means that no complete response was received.
-    pub async fn try_send(self) -> Result<Answer, reqwest::Error> {
+    pub async fn try_send(self) -> Result<HttpResponse, reqwest::Error> {
         let (path, query) = self.path.split_once('?').unwrap_or((&self.path, ""));
         let mut url = self.api.url();
         url.set_path(path);
@@ -208,7 +210,7 @@ impl Request {
         }
         let response = request.body(self.body).send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let answer = Answer { status, headers, text: response.text().await? };
+        let answer = HttpResponse { status, headers, text: response.text().await? };
         if let Some(witness) = self.api.witness {
             witness(&Exchange { method: &self.method, path, answer: &answer });
         }
@@ -217,8 +219,8 @@ impl Request {
 }
 
 impl IntoFuture for Request {
-    type Output = Answer;
-    type IntoFuture = Pin<Box<dyn Future<Output = Answer> + Send>>;
+    type Output = HttpResponse;
+    type IntoFuture = Pin<Box<dyn Future<Output = HttpResponse> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
         let what = format!("{} {}", self.method, self.path);
@@ -232,18 +234,18 @@ impl IntoFuture for Request {
 #[derive(Debug)]
 pub struct Attempt {
     request: Request,
-    task: JoinHandle<Result<Answer, reqwest::Error>>,
+    task: JoinHandle<Result<HttpResponse, reqwest::Error>>,
 }
 
 impl Attempt {
     /// Waits for the response.
-    pub async fn answer(self) -> Answer {
+    pub async fn answer(self) -> HttpResponse {
         let answer = self.task.await.expect("the request's task ends by itself");
         answer.unwrap_or_else(|error| panic!("there was no answer: {error:?}"))
     }
 
     /// Waits for the response; `None` if the connection ended without one.
-    pub async fn try_answer(self) -> Option<Answer> {
+    pub async fn try_answer(self) -> Option<HttpResponse> {
         self.task.await.expect("the request's task ends by itself").ok()
     }
 

@@ -12,7 +12,7 @@ use crate::otlp::{self, Span, SpanKind};
 
 /// The behaviour of a collector.
 #[derive(Debug, Clone, Copy, Default)]
-pub enum Mood {
+pub enum CollectorBehavior {
     /// Accepts requests.
     #[default]
     Well,
@@ -36,7 +36,7 @@ struct Inbox(Arc<Mutex<Contents>>);
 
 #[derive(Debug, Default)]
 struct Contents {
-    mood: Mood,
+    mood: CollectorBehavior,
     /// Number of received requests, accepted or not.
     requests: usize,
     spans: Vec<Span>,
@@ -59,7 +59,7 @@ impl Collector {
     }
 
     /// Sets the behaviour for further requests.
-    pub fn is(&self, mood: Mood) {
+    pub fn is(&self, mood: CollectorBehavior) {
         self.inbox.lock().mood = mood;
     }
 
@@ -118,9 +118,9 @@ impl otlp::Sink for Inbox {
             contents.mood
         };
         match mood {
-            Mood::Well => {}
-            Mood::Slow(pause) => tokio::time::sleep(pause).await,
-            Mood::Refusing => return false,
+            CollectorBehavior::Well => {}
+            CollectorBehavior::Slow(pause) => tokio::time::sleep(pause).await,
+            CollectorBehavior::Refusing => return false,
         }
         self.lock().spans.extend(spans);
         true

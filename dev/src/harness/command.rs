@@ -3,17 +3,17 @@ use std::{path::Path, process::ExitStatus};
 
 use crate::process::{Child, Launch, Stream};
 
-use super::SOON;
+use super::WAIT_TIMEOUT;
 
 /// The result of a command.
 #[derive(Debug)]
-pub struct Finished {
+pub struct CommandOutput {
     pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Finished {
+impl CommandOutput {
     /// Returns the exit code; `None` if a signal ended the command.
     pub fn code(&self) -> Option<i32> {
         self.status.code()
@@ -28,7 +28,7 @@ impl Finished {
 
 /// Runs a command of the executable with these settings only. The command inherits neither the environment nor a `.env`
 /// file of the test runner.
-pub async fn run(executable: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
+pub async fn run(executable: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> CommandOutput {
     finish(start(executable, arguments, settings)).await
 }
 
@@ -40,11 +40,11 @@ pub(super) fn start(executable: &Path, arguments: &[&str], settings: &[(&str, &s
     launch.start().expect("the executable can be started")
 }
 
-pub(super) async fn finish(child: Child) -> Finished {
-    let status = child.wait(SOON).await.expect("the command ends");
+pub(super) async fn finish(child: Child) -> CommandOutput {
+    let status = child.wait(WAIT_TIMEOUT).await.expect("the command ends");
     let text = |stream| {
         let lines = child.lines().into_iter().filter(|line| line.stream == stream);
         lines.map(|line| line.text + "\n").collect()
     };
-    Finished { status, stdout: text(Stream::Stdout), stderr: text(Stream::Stderr) }
+    CommandOutput { status, stdout: text(Stream::Stdout), stderr: text(Stream::Stderr) }
 }

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::{command, eventually};
 use crate::{
-    example::harness::stock,
+    example::harness::seed_products,
     postgres::{self, Purpose, Rights, Server},
     project,
 };
@@ -57,7 +57,7 @@ impl Database {
         let created = server.create_database(&database.name, Some(&owner_role())).await;
         created.unwrap_or_else(|error| panic!("{error}"));
         database.migrate(executable, settings).await;
-        stock(&database).await;
+        seed_products(&database).await;
         database
     }
 
@@ -154,11 +154,11 @@ impl Database {
 
     /// Runs a statement as the owner in a transaction that stays open until what is returned is dropped: a lock
     /// is held for as long.
-    pub async fn hold(&self, statement: &str) -> Held {
+    pub async fn hold(&self, statement: &str) -> OpenTransaction {
         let mut transaction = self.owner.begin().await.expect("a transaction begins");
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
         run.unwrap_or_else(|error| panic!("{error}: {statement}"));
-        Held(transaction)
+        OpenTransaction(transaction)
     }
 
     /// Copies the whole database, for [`Self::restore`]. Nothing but the test may be connected to it.
@@ -195,7 +195,7 @@ impl Database {
     }
 
     /// Keeps a table from everybody else until what is returned is dropped.
-    pub async fn lock(&self, table: &str) -> Held {
+    pub async fn lock(&self, table: &str) -> OpenTransaction {
         self.hold(&format!("lock table {table} in access exclusive mode")).await
     }
 
@@ -248,9 +248,9 @@ impl Standby {
 /// A transaction that is held open.
 #[derive(Debug)]
 #[must_use = "the transaction ends when this is dropped"]
-pub struct Held(PgTransaction<'static>);
+pub struct OpenTransaction(PgTransaction<'static>);
 
-impl Held {
+impl OpenTransaction {
     /// Ends it.
     pub async fn release(self) {
         self.0.rollback().await.expect("a transaction ends");
@@ -328,7 +328,7 @@ async fn make_template(server: &'static Server, executable: &Path) -> String {
     let created = server.create_database(&template.name, Some(&owner_role())).await;
     created.unwrap_or_else(|error| panic!("{error}"));
     template.migrate(executable, &[]).await;
-    stock(&template).await;
+    seed_products(&template).await;
     // A database that somebody is connected to cannot be cloned.
     template.owner.close().await;
     let mut template = template;

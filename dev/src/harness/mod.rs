@@ -18,7 +18,6 @@
     clippy::missing_panics_doc,
     reason = "a test fails by a panic, in its helpers too"
 )]
-mod answer;
 mod balancer;
 mod browser;
 mod builder;
@@ -26,6 +25,7 @@ mod client;
 mod collector;
 mod command;
 mod database;
+mod response;
 mod service;
 mod user;
 
@@ -33,36 +33,36 @@ use std::time::{Duration, Instant};
 
 pub use crate::{
     example::harness::*,
-    link::Link,
     otlp::{Span, SpanKind, SpanStatus},
     process::Signal,
+    tcp_proxy::TcpProxy,
 };
 
 pub use self::{
-    answer::Answer,
     balancer::Balancer,
     browser::Browser,
     builder::Builder,
     client::{Attempt, Client, Exchange, Request, Witness},
-    collector::{Collector, Mood},
-    command::{Finished, run},
-    database::{Database, Held, Standby},
+    collector::{Collector, CollectorBehavior},
+    command::{CommandOutput, run},
+    database::{Database, OpenTransaction, Standby},
+    response::HttpResponse,
     service::Service,
     user::{PASSWORD, User},
 };
 
 /// Timeout far above the duration of any operation, on a busy machine too. Only a failing test waits this long.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits until `look` returns a value, and returns this value.
 ///
 /// # Panics
-/// Panics with `what` if there is no value within [`SOON`].
+/// Panics with `what` if there is no value within [`WAIT_TIMEOUT`].
 pub async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
-    within(SOON, what, look).await
+    within(WAIT_TIMEOUT, what, look).await
 }
 
-/// Waits until `look` returns a value, for operations that can take longer than [`SOON`].
+/// Waits until `look` returns a value, for operations that can take longer than [`WAIT_TIMEOUT`].
 ///
 /// # Panics
 /// Panics with `what` if there is no value within the deadline.

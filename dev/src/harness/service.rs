@@ -12,12 +12,12 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Builder, Database, Finished, Link, PASSWORD, SOON, User, Witness,
+    Builder, CommandOutput, Database, PASSWORD, TcpProxy, User, WAIT_TIMEOUT, Witness,
     client::{Api, Client},
     command, eventually,
 };
 use crate::{
-    example::{Addresses, harness::Neighbours},
+    example::{Addresses, harness::ExternalServices},
     process::{Child, Follower, Signal, Stream},
 };
 
@@ -34,7 +34,7 @@ impl Process {
         let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let child = command::start(executable, &["serve"], &settings);
         let mut output = child.follow();
-        let up = output.find(SOON, |line| line.contains("\"api_address\"")).await;
+        let up = output.find(WAIT_TIMEOUT, |line| line.contains("\"api_address\"")).await;
         let Some(up) = up else {
             panic!("the service did not come up:\n{:#?}", child.tail(20));
         };
@@ -65,15 +65,15 @@ pub struct Service {
     settings: Vec<(String, String)>,
     process: Process,
     api: Arc<Api>,
-    pub(crate) surroundings: Surroundings,
+    pub(crate) dependencies: Dependencies,
 }
 
 /// The dependencies of a service, shared by its replicas.
 #[derive(Clone)]
-pub(crate) struct Surroundings {
-    pub(crate) neighbours: Arc<Neighbours>,
+pub(crate) struct Dependencies {
+    pub(crate) external_services: Arc<ExternalServices>,
     pub(super) database: Arc<Database>,
-    pub(super) link: Option<Arc<Link>>,
+    pub(super) link: Option<Arc<TcpProxy>>,
 }
 
 impl Service {
@@ -92,18 +92,18 @@ impl Service {
         executable: PathBuf,
         settings: Vec<(String, String)>,
         witness: Option<Witness>,
-        surroundings: Surroundings,
+        dependencies: Dependencies,
     ) -> Self {
         let process = Process::start(&executable, &settings).await;
         let api = Arc::new(Api::new(process.api.clone(), witness));
-        let service = Self { executable, settings, process, api, surroundings };
-        service.tell_the_neighbours();
+        let service = Self { executable, settings, process, api, dependencies };
+        service.announce_address();
         service.is_ready().await;
         service
     }
 
-    fn tell_the_neighbours(&self) {
-        self.surroundings.neighbours.find_the_service_at(&self.process.api);
+    fn announce_address(&self) {
+        self.dependencies.external_services.set_service_address(&self.process.api);
     }
 
     async fn is_ready(&self) {
@@ -125,7 +125,7 @@ impl Service {
 
     /// Waits for the exit, and returns the exit status.
     pub async fn ends(&self) -> ExitStatus {
-        self.process.child.wait(SOON).await.unwrap_or_else(|error| panic!("{error}"))
+        self.process.child.wait(WAIT_TIMEOUT).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Requests a graceful stop, waits for the exit, and returns the exit status.
@@ -138,7 +138,7 @@ impl Service {
     pub async fn restart(&mut self) {
         self.process = Process::start(&self.executable, &self.settings).await;
         self.api.move_to(self.process.api.clone());
-        self.tell_the_neighbours();
+        self.announce_address();
         self.is_ready().await;
     }
 
@@ -173,14 +173,14 @@ impl Service {
             settings,
             api: Arc::new(self.api.moved_to(process.api.clone())),
             process,
-            surroundings: self.surroundings.clone(),
+            dependencies: self.dependencies.clone(),
         };
         replica.is_ready().await;
         replica
     }
 
     /// Runs another command of the executable with the service's settings.
-    pub async fn command(&self, arguments: &[&str], more_settings: &[(&str, &str)]) -> Finished {
+    pub async fn command(&self, arguments: &[&str], more_settings: &[(&str, &str)]) -> CommandOutput {
         let mut settings: Vec<_> =
             self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         settings.extend(more_settings);
@@ -226,7 +226,7 @@ impl Service {
 
     /// Logs in a user who has the common password of all test users.
     pub async fn log_in(&self, email: &str) -> User {
-        User::log_in(&self.nobody(), &self.surroundings.database, email).await
+        User::log_in(&self.nobody(), &self.dependencies.database, email).await
     }
 
     /// Returns a user with the same session, whose requests go to this replica.
@@ -241,18 +241,18 @@ impl Service {
     // Dependencies.
 
     /// Returns the addresses of the external services.
-    pub fn neighbours(&self) -> Addresses {
-        self.surroundings.neighbours.addresses()
+    pub fn external_services(&self) -> Addresses {
+        self.dependencies.external_services.addresses()
     }
 
     /// Returns the database, as its owner.
     pub fn database(&self) -> &Database {
-        &self.surroundings.database
+        &self.dependencies.database
     }
 
     /// Returns the TCP proxy to the database, for a service built with a proxy.
-    pub fn link(&self) -> Arc<Link> {
-        Arc::clone(self.surroundings.link.as_ref().expect("the service was built behind a link"))
+    pub fn link(&self) -> Arc<TcpProxy> {
+        Arc::clone(self.dependencies.link.as_ref().expect("the service was built behind a link"))
     }
 
     /// Returns the audit events that match a condition, oldest first.
@@ -276,7 +276,7 @@ impl Service {
     /// Sends a request to the operations listener; `None` without a response.
     pub async fn operate(&self, method: Method, path: &str, body: &str) -> Option<(u16, String)> {
         let url = self.process.ops.join(path).expect("a path makes a URL");
-        let client = crate::http::client(SOON).expect("a client can be made");
+        let client = crate::http::client(WAIT_TIMEOUT).expect("a client can be made");
         let request = client.request(method, url).header("content-type", "application/json");
         let response = request.body(body.to_owned()).send().await.ok()?;
         Some((response.status().as_u16(), response.text().await.ok()?))

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Error, OLDEST_MAJOR, account::Account};
+use super::{Error, OLDEST_MAJOR, unix_user::UnixUser};
 use crate::process::Launch;
 
 /// A directory that contains `initdb` and `postgres`.
@@ -24,11 +24,11 @@ impl Binaries {
 
     /// Runs the server program to get its version, as the user that would run the server. This also detects a directory
     /// that this user cannot enter.
-    pub(super) async fn inspect(directory: &Path, account: &Account) -> Result<Self, String> {
+    pub(super) async fn inspect(directory: &Path, account: &UnixUser) -> Result<Self, String> {
         let postgres = account.launch(&directory.join("postgres")).args(["--version"]);
         let output = run(postgres).await.map_err(|error| match account {
-            Account::Other { name, .. } => format!("user {name} cannot run it: {error}"),
-            Account::Own => error.to_string(),
+            UnixUser::Other { name, .. } => format!("user {name} cannot run it: {error}"),
+            UnixUser::Own => error.to_string(),
         })?;
         let version = output.split_whitespace().nth(2).unwrap_or_default().to_owned();
         let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
@@ -44,7 +44,7 @@ impl fmt::Display for Binaries {
 }
 
 /// Returns every usable installation in search order. Skipped installations are reported.
-pub(super) async fn installed(account: &Account, progress: &dyn Fn(&str)) -> Vec<Binaries> {
+pub(super) async fn installed(account: &UnixUser, progress: &dyn Fn(&str)) -> Vec<Binaries> {
     let mut usable = Vec::new();
     for directory in directories().await {
         match Binaries::inspect(&directory, account).await {

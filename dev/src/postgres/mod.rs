@@ -3,19 +3,19 @@
 //! The search order: a server named by the user, the programs of this machine, a download. Each step reports its result
 //! and the reason to continue, because "why does it use *that* database" is the first question after a surprise.
 //!
-//! On a server that is not ours, only objects with our [`Mark`] are changed or dropped. A database of the same name
+//! On a server that is not ours, only objects with our [`Ownership`] are changed or dropped. A database of the same name
 //! without the mark is an error.
-mod account;
 mod binaries;
 mod cluster;
 mod download;
-mod mark;
+mod ownership;
 mod search;
 mod server;
 mod sql;
+mod unix_user;
 
 pub use cluster::erase;
-pub use mark::Mark;
+pub use ownership::Ownership;
 pub use server::{Presence, Rights, Server};
 
 use std::{io, path::PathBuf};

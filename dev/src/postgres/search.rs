@@ -5,30 +5,30 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Error, OLDEST_MAJOR, Purpose, account::Account, binaries, cluster::Cluster, download};
+use super::{Error, OLDEST_MAJOR, Purpose, binaries, cluster::Cluster, download, unix_user::UnixUser};
 
 /// A running server.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum RunningServer {
     /// A server named by the user, which runs independently of this process.
     Named(Url),
     /// A server that this process has started.
     Started(Cluster),
 }
 
-pub(super) async fn find(purpose: &Purpose, progress: &dyn Fn(&str)) -> Result<Found, Error> {
+pub(super) async fn find(purpose: &Purpose, progress: &dyn Fn(&str)) -> Result<RunningServer, Error> {
     if purpose.may_be_named()
         && let Some(named) = named(progress).await?
     {
-        return Ok(Found::Named(named));
+        return Ok(RunningServer::Named(named));
     }
-    let account = Account::choose()?;
+    let account = UnixUser::choose()?;
     let mut installed = binaries::installed(&account, progress).await;
     if installed.is_empty() {
         let not_found = |download| Error::NotFound { download, install: download::install_command() };
         installed.push(download::download(&account, progress).await.map_err(not_found)?);
     }
-    Ok(Found::Started(Cluster::start(&installed, &account, purpose, progress).await?))
+    Ok(RunningServer::Started(Cluster::start(&installed, &account, purpose, progress).await?))
 }
 
 /// Returns the server of `DEV_DATABASE_URL`, which must be usable, or of a `DATABASE_URL` in the environment.

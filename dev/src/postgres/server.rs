@@ -5,9 +5,9 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use url::Url;
 
 use super::{
-    Error, Mark, Purpose,
+    Error, Ownership, Purpose,
     cluster::Cluster,
-    search::{self, Found},
+    search::{self, RunningServer},
     sql,
 };
 use crate::process::Signal;
@@ -17,7 +17,7 @@ use crate::process::Signal;
 pub struct Server {
     admin_url: Url,
     /// Comment of every object created through this server.
-    mark: Mark,
+    mark: Ownership,
     cluster: Option<Cluster>,
 }
 
@@ -42,14 +42,14 @@ pub enum Rights {
 impl Server {
     /// Finds or starts a server. `progress` receives a line on each step. The module documents the search order.
     pub async fn find_or_start(purpose: Purpose, progress: &dyn Fn(&str)) -> Result<Self, Error> {
-        let mark = Mark::of(&purpose);
+        let mark = Ownership::of(&purpose);
         Ok(match search::find(&purpose, progress).await? {
-            Found::Named(admin_url) => {
+            RunningServer::Named(admin_url) => {
                 let server = Self { admin_url, mark, cluster: None };
                 server.drop_stale(progress).await?;
                 server
             }
-            Found::Started(cluster) => {
+            RunningServer::Started(cluster) => {
                 Self { admin_url: cluster.admin_url.clone(), mark, cluster: Some(cluster) }
             }
         })
@@ -245,9 +245,9 @@ impl Server {
     fn presence(&self, comment: Option<(Option<String>,)>) -> Presence {
         let Some((comment,)) = comment else { return Presence::Absent };
         let comment = comment.unwrap_or_else(|| "no comment on it".to_owned());
-        let ours = match (Mark::parse(&comment), &self.mark) {
-            (Some(Mark::Environment(made_for)), Mark::Environment(this)) => made_for == *this,
-            (Some(Mark::Tests { .. }), Mark::Tests { .. }) => true,
+        let ours = match (Ownership::parse(&comment), &self.mark) {
+            (Some(Ownership::Environment(made_for)), Ownership::Environment(this)) => made_for == *this,
+            (Some(Ownership::Tests { .. }), Ownership::Tests { .. }) => true,
             _ => false,
         };
         if ours { Presence::Ours } else { Presence::Foreign(comment) }
@@ -265,8 +265,9 @@ impl Server {
                 .fetch_all(&mut connection)
                 .await?;
         connection.close().await?;
-        let stale =
-            |(name, comment): (String, Option<String>)| Mark::parse(&comment?)?.is_stale().then_some(name);
+        let stale = |(name, comment): (String, Option<String>)| {
+            Ownership::parse(&comment?)?.is_stale().then_some(name)
+        };
         for database in databases.into_iter().filter_map(stale) {
             progress(&format!("dropping {database}, left behind by an earlier test run"));
             self.execute(&[format!("drop database if exists {} with (force)", sql::name(&database))]).await?;

@@ -1,6 +1,6 @@
 //! The output of a child: the newest lines in memory, read by any number of readers at their own speed.
 //!
-//! Bounds: [`MOST_LINES`] lines and [`MOST_BYTES`] of text. The oldest lines are dropped first.
+//! Bounds: [`MAX_LINES`] lines and [`MAX_BYTES`] of text. The oldest lines are dropped first.
 use std::{
     collections::VecDeque,
     fmt,
@@ -16,14 +16,14 @@ use tokio::{sync::watch, time::timeout};
 use super::lock;
 
 /// Enough for the log of a whole test, and bounded for a service that runs for days.
-const MOST_LINES: usize = 20_000;
-const MOST_BYTES: usize = 16 * 1024 * 1024;
+const MAX_LINES: usize = 20_000;
+const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// Maximum size of a log file, in bytes. The previous part of the log is in a second file, `.1`.
-const LARGEST_LOG: usize = 64 * 1024 * 1024;
+const MAX_LOG_BYTES: usize = 64 * 1024 * 1024;
 
 /// Maximum length of a line in bytes. Longer lines are cut here.
-const LONGEST_LINE: u64 = 1024 * 1024;
+const MAX_LINE_BYTES: u64 = 1024 * 1024;
 
 /// The source of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ struct Log(FileRotate<AppendCount>);
 
 impl Log {
     fn at(path: &Path) -> Self {
-        let limit = ContentLimit::BytesSurpassed(LARGEST_LOG);
+        let limit = ContentLimit::BytesSurpassed(MAX_LOG_BYTES);
         Self(FileRotate::new(path, AppendCount::new(1), limit, Compression::None, None))
     }
 }
@@ -90,7 +90,7 @@ impl State {
     fn keep(&mut self, line: Line) {
         self.bytes += line.text.len();
         self.kept.push_back(line);
-        while self.kept.len() > MOST_LINES || self.bytes > MOST_BYTES {
+        while self.kept.len() > MAX_LINES || self.bytes > MAX_BYTES {
             let Some(oldest) = self.kept.pop_front() else { break };
             self.bytes -= oldest.text.len();
             self.first += 1;
@@ -119,7 +119,7 @@ impl Output {
         std::thread::spawn(move || {
             let mut source = BufReader::new(source);
             let mut bytes = Vec::new();
-            while let Ok(1..) = source.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes) {
+            while let Ok(1..) = source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes) {
                 let text = String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned();
                 output.push(Line { stream, text });
                 bytes.clear();
@@ -251,16 +251,16 @@ mod tests {
     async fn neither_many_lines_nor_long_ones_take_more_room_than_there_is() {
         let output = Output::new(None, &[]);
         let print = |text: String| output.push(Line { stream: Stream::Stdout, text });
-        for number in 0..MOST_LINES + 100 {
+        for number in 0..MAX_LINES + 100 {
             print(number.to_string());
         }
-        assert_eq!(output.lines().len(), MOST_LINES);
+        assert_eq!(output.lines().len(), MAX_LINES);
         let mut reader = output.follow(false);
         assert_eq!(reader.next().await.map(|line| line.text).as_deref(), Some("100"));
         for _ in 0..100 {
             print("x".repeat(1024 * 1024));
         }
-        assert_eq!(output.lines().len(), MOST_BYTES / (1024 * 1024));
+        assert_eq!(output.lines().len(), MAX_BYTES / (1024 * 1024));
         print("the newest".to_owned());
         let found = reader.find(Duration::from_secs(10), |line| line == "the newest").await;
         assert!(found.is_some(), "a reader who was overtaken reads on");

@@ -6,7 +6,7 @@ use serde_json::Value;
 use url::Url;
 
 /// Timeout that exceeds the service's own deadline, so that the service times out first.
-const PATIENCE: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A request.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl Call {
 
 /// A response.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
+pub(crate) struct ApiResponse {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) text: String,
@@ -58,7 +58,7 @@ pub(crate) struct Answer {
     pub(crate) body: Value,
 }
 
-impl Answer {
+impl ApiResponse {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -77,11 +77,11 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn new(url: Url) -> Result<Self, reqwest::Error> {
-        Ok(Self { url, client: crate::http::client(PATIENCE)? })
+        Ok(Self { url, client: crate::http::client(REQUEST_TIMEOUT)? })
     }
 
     /// Sends a call. Returns `None` without a complete response.
-    pub(crate) async fn send(&self, call: &Call, correlation_id: &str) -> Option<Answer> {
+    pub(crate) async fn send(&self, call: &Call, correlation_id: &str) -> Option<ApiResponse> {
         let url = self.url.join(&call.path).ok()?;
         let mut request =
             self.client.request(call.method.clone(), url).header("x-correlation-id", correlation_id);
@@ -99,6 +99,6 @@ impl Api {
         let headers = response.headers().clone();
         let text = response.text().await.ok()?;
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Some(Answer { status, headers, text, body })
+        Some(ApiResponse { status, headers, text, body })
     }
 }

@@ -1,12 +1,12 @@
 //! The API contract of every response: pure functions that return the violation.
 use serde_json::Value;
 
-use super::api::Answer;
+use super::api::ApiResponse;
 
 /// The result of a check: success, or the violated rule.
-pub(crate) type Kept = Result<(), String>;
+pub(crate) type CheckResult = Result<(), String>;
 
-pub(crate) fn keeps(promise: &str, kept: bool) -> Kept {
+pub(crate) fn keeps(promise: &str, kept: bool) -> CheckResult {
     if kept { Ok(()) } else { Err(promise.to_owned()) }
 }
 
@@ -22,12 +22,12 @@ pub(crate) fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     value.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-pub(crate) fn has_status(answer: &Answer, status: u16) -> Kept {
+pub(crate) fn has_status(answer: &ApiResponse, status: u16) -> CheckResult {
     keeps(&format!("the status is {status}"), answer.status == status)
 }
 
 /// Checks a problem response: RFC 9457 and the service's extensions.
-pub(crate) fn is_problem(answer: &Answer) -> Kept {
+pub(crate) fn is_problem(answer: &ApiResponse) -> CheckResult {
     let media_type = answer.header("content-type").unwrap_or_default();
     keeps("a refusal is application/problem+json", media_type.starts_with("application/problem+json"))?;
     keeps("a problem repeats its status", number(&answer.body, "status") == Some(i64::from(answer.status)))?;
@@ -38,7 +38,7 @@ pub(crate) fn is_problem(answer: &Answer) -> Kept {
 }
 
 /// Checks an error response with this status and its required parts.
-pub(crate) fn is_refused(answer: &Answer, status: u16) -> Kept {
+pub(crate) fn is_refused(answer: &ApiResponse, status: u16) -> CheckResult {
     has_status(answer, status)?;
     is_problem(answer)?;
     match status {
@@ -49,7 +49,7 @@ pub(crate) fn is_refused(answer: &Answer, status: u16) -> Kept {
 }
 
 /// Checks a page of a list with at most `limit` entries.
-pub(crate) fn is_page(answer: &Answer, limit: usize) -> Kept {
+pub(crate) fn is_page(answer: &ApiResponse, limit: usize) -> CheckResult {
     has_status(answer, 200)?;
     keeps("a page has `data`", answer.body.get("data").is_some_and(Value::is_array))?;
     keeps("a page keeps to its limit", list(&answer.body, "data").len() <= limit)?;
@@ -67,10 +67,10 @@ mod tests {
 
     use super::*;
 
-    fn problem(media_type: &'static str, body: Value) -> Answer {
+    fn problem(media_type: &'static str, body: Value) -> ApiResponse {
         let headers =
             HeaderMap::from_iter([(reqwest::header::CONTENT_TYPE, HeaderValue::from_static(media_type))]);
-        Answer { status: 422, headers, text: body.to_string(), body }
+        ApiResponse { status: 422, headers, text: body.to_string(), body }
     }
 
     #[test]

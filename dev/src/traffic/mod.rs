@@ -16,11 +16,11 @@
 //! - [`report`]: the statistics so far
 pub(crate) mod api;
 pub(crate) mod customer;
-mod door;
+mod customers;
 pub(crate) mod expectations;
-mod market;
+mod login;
 mod report;
-pub(crate) mod visit;
+pub(crate) mod request;
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,8 +31,8 @@ use tokio::{
 };
 use url::Url;
 
-use self::market::Market;
-pub use self::report::{Report, Unexpected};
+use self::customers::CustomerPool;
+pub use self::report::{Report, UnexpectedResponse};
 
 /// Maximum number of requests in flight. Further requests are not sent, because they would only queue.
 const AT_ONCE: usize = 64;
@@ -77,7 +77,7 @@ impl Switch {
 
 /// Running traffic. Dropping the value ends it; [`Traffic::stop`] also returns the report.
 pub struct Traffic {
-    market: Arc<Market>,
+    market: Arc<CustomerPool>,
     switch: Switch,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -87,7 +87,7 @@ impl Traffic {
     /// Starts at once, even if the service is not reachable yet.
     pub fn start(settings: Settings) -> Result<Self, reqwest::Error> {
         let pause = Duration::from_secs_f64(1.0 / settings.rate_per_second.clamp(0.01, 1000.0));
-        let market = Arc::new(Market::open(settings)?);
+        let market = Arc::new(CustomerPool::open(settings)?);
         let switch = Switch(watch::Sender::new(true));
         let stop = watch::Sender::new(false);
         let task = tokio::spawn(run(Arc::clone(&market), pause, switch.clone(), stop.subscribe()));
@@ -112,7 +112,7 @@ impl Traffic {
     }
 }
 
-async fn run(market: Arc<Market>, pause: Duration, switch: Switch, mut stop: watch::Receiver<bool>) {
+async fn run(market: Arc<CustomerPool>, pause: Duration, switch: Switch, mut stop: watch::Receiver<bool>) {
     let mut requests = JoinSet::new();
     let mut clock = tokio::time::interval(pause);
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);

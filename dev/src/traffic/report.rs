@@ -35,12 +35,12 @@ pub struct Report {
     /// Responses that violate the API contract.
     pub unexpected: u64,
     /// The first unexpected responses.
-    pub samples: Vec<Unexpected>,
+    pub samples: Vec<UnexpectedResponse>,
 }
 
 /// A response that violates the API contract.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Unexpected {
+pub struct UnexpectedResponse {
     pub method: String,
     pub path: String,
     pub status: u16,
@@ -52,7 +52,7 @@ pub struct Unexpected {
     pub correlation_id: String,
 }
 
-impl fmt::Display for Unexpected {
+impl fmt::Display for UnexpectedResponse {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
@@ -63,7 +63,7 @@ impl fmt::Display for Unexpected {
 }
 
 impl Report {
-    pub(super) fn unexpected(&mut self, mut unexpected: Unexpected) {
+    pub(super) fn unexpected(&mut self, mut unexpected: UnexpectedResponse) {
         self.unexpected += 1;
         if self.samples.len() < SAMPLES {
             unexpected.body = unexpected.body.chars().take(EXCERPT).collect();

@@ -50,7 +50,7 @@ const QUEUE: usize = 64;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Minimum time for which Alertmanager shows an alert, because an event has no end of its own.
-const SHORTEST_FIRING: Duration = Duration::from_mins(5);
+const MIN_FIRING_TIME: Duration = Duration::from_mins(5);
 
 /// The severity of an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -80,7 +80,7 @@ pub struct Alert {
 
 /// A raised alert, ready to send. Its JSON is the body for webhooks.
 #[derive(Debug, Serialize)]
-struct Raised {
+struct OutgoingAlert {
     severity: Severity,
     title: String,
     description: String,
@@ -104,7 +104,7 @@ struct Inner {
     repeat_interval: Duration,
     /// `None` if there are no receivers.
     transport: Option<Transport>,
-    raised: Arc<Recent>,
+    raised: Arc<RecentAlerts>,
 }
 
 /// The receivers, the HTTP client, and the queue.
@@ -115,7 +115,7 @@ struct Transport {
 }
 
 enum Message {
-    Alert(Raised),
+    Alert(OutgoingAlert),
     /// Notifies the sender once all earlier messages are processed.
     Flush(oneshot::Sender<()>),
 }
@@ -129,14 +129,14 @@ impl Alerts {
     /// The HTTP client cannot be built.
     pub fn start(settings: &Settings, service: &str) -> Result<Self, reqwest::Error> {
         initialize();
-        let raised = Arc::new(Recent::default());
+        let raised = Arc::new(RecentAlerts::default());
         let repeat_interval = settings.repeat_interval;
         let webhook = settings.webhook_url.clone().map(Receiver::Webhook);
         let alertmanager = settings.alertmanager_url.as_ref().map(|base| Receiver::Alertmanager {
             url: alertmanager_api(base),
             service: service.to_owned(),
             // Long enough that the next repetition arrives before the alert ends, and that operators see the alert.
-            firing_for: repeat_interval.saturating_mul(2).max(SHORTEST_FIRING),
+            firing_for: repeat_interval.saturating_mul(2).max(MIN_FIRING_TIME),
         });
         let receivers: Arc<[Receiver]> = webhook.into_iter().chain(alertmanager).collect();
         let transport = if receivers.is_empty() {
@@ -165,7 +165,7 @@ impl Alerts {
         let Some(transport) = &self.0.transport else { return false };
         let Alert { severity, title, description, metadata } = alert;
         let key = Some(key.to_owned());
-        let raised = Raised { severity, title, description, timestamp: Utc::now(), metadata, key };
+        let raised = OutgoingAlert { severity, title, description, timestamp: Utc::now(), metadata, key };
         let accepted = send(&transport.receivers, &raised, |receiver, url, body| {
             let client = transport.client.clone();
             async move { attempt(&client, receiver, url, &body).await.is_accepted() }
@@ -194,7 +194,8 @@ impl Alerts {
             Severity::Info => tracing::info!(title, ?metadata, "alert: {description}"),
         }
         let Some(Transport { queue, .. }) = &self.0.transport else { return };
-        let raised = Raised { severity, title, description, timestamp: Utc::now(), metadata, key: None };
+        let raised =
+            OutgoingAlert { severity, title, description, timestamp: Utc::now(), metadata, key: None };
         if queue.try_send(Message::Alert(raised)).is_err() {
             self.0.raised.forget(&key);
             SENT.with_label_values(&[DROPPED]).inc();
@@ -215,9 +216,9 @@ type Key = (Severity, String);
 
 /// The times at which each alert was last raised.
 #[derive(Default)]
-struct Recent(Mutex<HashMap<Key, Instant>>);
+struct RecentAlerts(Mutex<HashMap<Key, Instant>>);
 
-impl Recent {
+impl RecentAlerts {
     /// Returns whether this alert may be sent, and records that it was.
     fn remember(&self, key: &Key, interval: Duration) -> bool {
         let mut raised = self.lock();
@@ -244,7 +245,7 @@ async fn send_all(
     client: reqwest::Client,
     receivers: Arc<[Receiver]>,
     mut messages: mpsc::Receiver<Message>,
-    recent: Arc<Recent>,
+    recent: Arc<RecentAlerts>,
 ) {
     while let Some(message) = messages.recv().await {
         match message {
@@ -272,7 +273,7 @@ fn count_sent(accepted: usize, receivers: usize) {
 /// Returns how many receivers accepted the alert.
 async fn send<F>(
     receivers: &[Receiver],
-    alert: &Raised,
+    alert: &OutgoingAlert,
     deliver: impl Fn(&'static str, Url, Value) -> F,
 ) -> usize
 where

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use url::Url;
 
-use super::Raised;
+use super::OutgoingAlert;
 use crate::resilience::retry::Backoff;
 
 /// Number of attempts per receiver. With the pauses between them, they take about as long as the restart of a
@@ -94,7 +94,7 @@ impl Receiver {
         }
     }
 
-    pub(super) fn body(&self, alert: &Raised) -> Value {
+    pub(super) fn body(&self, alert: &OutgoingAlert) -> Value {
         match self {
             Self::Webhook(_) => json!(alert),
             Self::Alertmanager { service, firing_for, .. } => {

@@ -9,7 +9,7 @@ use tokio::{net::TcpListener, time::advance};
 use super::{receiver::label_name, *};
 
 /// Test timeout, far longer than any step takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts a receiver that responds with these statuses, one after the other, and returns what it received.
 async fn receiver(statuses: &'static [u16]) -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) {
@@ -52,7 +52,7 @@ fn alert(title: &str) -> Alert {
 }
 
 fn deadline() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + WAIT_TIMEOUT
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn the_same_alert_goes_out_once_and_another_one_too() {
 
 #[tokio::test(start_paused = true)]
 async fn an_alert_may_be_repeated_after_the_interval() {
-    let (recent, interval) = (Recent::default(), Duration::from_mins(5));
+    let (recent, interval) = (RecentAlerts::default(), Duration::from_mins(5));
     let key = (Severity::Info, "title".to_owned());
     assert!(recent.remember(&key, interval));
     advance(interval / 2).await;

@@ -22,17 +22,17 @@ const SEAL_FORM: &str = "audit-seal/1";
 const ABSENT: u32 = u32::MAX;
 
 /// The largest integer that the JSON parser of every language reads exactly.
-const LARGEST_INTEGER: f64 = 9_007_199_254_740_991.0;
+const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
 /// An event's position in the audit log. The order of the fields is the order of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct EventPosition {
     pub epoch: i32,
     pub xact_id: i64,
     pub sequence: i64,
 }
 
-impl Place {
+impl EventPosition {
     /// The position before every event.
     pub(super) const START: Self = Self { epoch: 0, xact_id: 0, sequence: 0 };
 
@@ -73,8 +73,8 @@ pub(super) struct StoredEvent {
 
 impl StoredEvent {
     /// Returns the event's position.
-    pub(super) fn place(&self) -> Place {
-        Place { epoch: self.epoch, xact_id: self.xact_id, sequence: self.sequence }
+    pub(super) fn place(&self) -> EventPosition {
+        EventPosition { epoch: self.epoch, xact_id: self.xact_id, sequence: self.sequence }
     }
 
     /// Returns the SHA-256 of the event's canonical form.
@@ -126,13 +126,13 @@ pub(super) struct Seal {
 
 impl Seal {
     /// Returns the position of the seal's first event.
-    pub(super) fn first(&self) -> Place {
-        Place { epoch: self.epoch, xact_id: self.first_xact_id, sequence: self.first_sequence }
+    pub(super) fn first(&self) -> EventPosition {
+        EventPosition { epoch: self.epoch, xact_id: self.first_xact_id, sequence: self.first_sequence }
     }
 
     /// Returns the position of the seal's last event.
-    pub(super) fn last(&self) -> Place {
-        Place { epoch: self.epoch, xact_id: self.last_xact_id, sequence: self.last_sequence }
+    pub(super) fn last(&self) -> EventPosition {
+        EventPosition { epoch: self.epoch, xact_id: self.last_xact_id, sequence: self.last_sequence }
     }
 
     /// Returns the SHA-256 of the seal's canonical form, which `hash` must equal.
@@ -206,7 +206,7 @@ fn write_json(value: &Value, out: &mut String) {
         }
         // PostgreSQL preserves that a number was written as 1.0.
         Value::Number(number) => match number.as_f64() {
-            Some(float) if !number.is_i64() && float.fract() == 0.0 && float.abs() <= LARGEST_INTEGER => {
+            Some(float) if !number.is_i64() && float.fract() == 0.0 && float.abs() <= MAX_SAFE_INTEGER => {
                 out.push_str(&Value::from(whole(float)).to_string());
             }
             _ => out.push_str(&number.to_string()),

@@ -13,7 +13,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    canonical::{GENESIS, Place, Seal, StoredEvent},
+    canonical::{EventPosition, GENESIS, Seal, StoredEvent},
     seals::Head,
 };
 
@@ -22,13 +22,13 @@ pub type KnownHeads = BTreeMap<i64, Vec<u8>>;
 
 /// The first violation, and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wrong {
+pub(super) struct ChainViolation {
     seal: i64,
     event: Option<String>,
     what: Cow<'static, str>,
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for ChainViolation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "seal {}", self.seal)?;
         if let Some(event) = &self.event {
@@ -40,7 +40,7 @@ impl fmt::Display for Wrong {
 
 /// An export: the range of its seals, and its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Exported {
+pub(super) struct ExportRecord {
     /// The id of the export's event.
     pub event_id: Uuid,
     pub first_seal: i64,
@@ -53,16 +53,16 @@ pub(super) struct Exported {
 pub(super) struct Exports {
     /// The exports that the schema owner recorded. The service's role can write an event that resembles an export,
     /// but cannot add a record.
-    pub recorded: Vec<Exported>,
+    pub recorded: Vec<ExportRecord>,
     /// The exports whose events are in the given files. The events of earlier exports may themselves have been
     /// exported and dropped later.
-    pub in_files: Vec<Exported>,
+    pub in_files: Vec<ExportRecord>,
     /// The SHA-256 of each given file, and each SHA-256 that was given instead of a file. A database administrator
     /// can record any export, but does not have the file.
     pub given: BTreeSet<String>,
 }
 
-impl Exported {
+impl ExportRecord {
     /// Reads an export from its event. Returns `None` for an event of another kind.
     pub(super) fn from_event(event: &StoredEvent) -> Option<Self> {
         let is_export = (event.event_type.as_str(), event.action.as_str(), event.result.as_str())
@@ -90,12 +90,12 @@ struct Open {
 pub(super) struct Chain {
     heads: KnownHeads,
     head: Head,
-    end: Place,
+    end: EventPosition,
     open: Option<Open>,
     /// Seals with missing events, and the first missing event of each.
     absent: Vec<(i64, String)>,
-    exports: Vec<Exported>,
-    wrong: Option<Wrong>,
+    exports: Vec<ExportRecord>,
+    wrong: Option<ChainViolation>,
     events: u64,
     missing: u64,
 }
@@ -107,14 +107,14 @@ pub(super) struct Verdict {
     /// existed.
     pub logged_beyond: Option<i64>,
     pub head: Head,
-    pub end: Place,
+    pub end: EventPosition,
     pub events: u64,
     pub exported: u64,
     /// The recorded exports whose events are in the chain.
-    pub exports: Vec<Exported>,
+    pub exports: Vec<ExportRecord>,
     /// The export events in the chain.
-    pub export_events: Vec<Exported>,
-    pub wrong: Option<Wrong>,
+    pub export_events: Vec<ExportRecord>,
+    pub wrong: Option<ChainViolation>,
 }
 
 impl Chain {
@@ -123,7 +123,7 @@ impl Chain {
         Self {
             heads,
             head,
-            end: Place::START,
+            end: EventPosition::START,
             open: None,
             absent: Vec::new(),
             exports: Vec::new(),
@@ -145,7 +145,7 @@ impl Chain {
 
     fn fault(&mut self, seal: i64, event: Option<String>, what: &'static str) {
         if self.wrong.is_none() {
-            self.wrong = Some(Wrong { seal, event, what: what.into() });
+            self.wrong = Some(ChainViolation { seal, event, what: what.into() });
         }
     }
 
@@ -189,7 +189,7 @@ impl Chain {
                 self.missing += u64::try_from(skipped).unwrap_or(u64::MAX);
             }
             open.matched += skipped + 1;
-            self.exports.extend(Exported::from_event(event));
+            self.exports.extend(ExportRecord::from_event(event));
         } else {
             let number = open.number;
             let what = "it is not what was sealed: changed, moved, or slipped in";
@@ -211,22 +211,22 @@ impl Chain {
     pub(super) fn finish(mut self, exports: &Exports) -> Verdict {
         self.close();
         let is_sealed =
-            |export: &&Exported| self.exports.contains(export) || exports.in_files.contains(export);
+            |export: &&ExportRecord| self.exports.contains(export) || exports.in_files.contains(export);
         let confirmed: Vec<_> = exports.recorded.iter().filter(is_sealed).cloned().collect();
         for (seal, event) in mem::take(&mut self.absent) {
-            let has_seal = |export: &&Exported| (export.first_seal..=export.last_seal).contains(&seal);
+            let has_seal = |export: &&ExportRecord| (export.first_seal..=export.last_seal).contains(&seal);
             let of_seal: Vec<_> = confirmed.iter().filter(has_seal).collect();
             if of_seal.iter().any(|export| exports.given.contains(&export.file_sha256)) {
                 continue;
             }
             let what = match of_seal.first() {
                 None => Cow::Borrowed("it is missing, and no export has it"),
-                Some(Exported { file_sha256, .. }) => Cow::Owned(format!(
+                Some(ExportRecord { file_sha256, .. }) => Cow::Owned(format!(
                     "it is missing, and the export that has it was not given (SHA-256 {file_sha256})"
                 )),
             };
             if self.wrong.as_ref().is_none_or(|wrong| seal < wrong.seal) {
-                self.wrong = Some(Wrong { seal, event: Some(event), what });
+                self.wrong = Some(ChainViolation { seal, event: Some(event), what });
             }
             break;
         }

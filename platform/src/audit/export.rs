@@ -22,8 +22,8 @@ use sqlx::PgConnection;
 
 use super::{
     Event, EventResult, EventType,
-    canonical::{GENESIS, Place, Seal, StoredEvent},
-    chain::{Chain, Exported, Exports, KnownHeads, Verdict},
+    canonical::{EventPosition, GENESIS, Seal, StoredEvent},
+    chain::{Chain, ExportRecord, Exports, KnownHeads, Verdict},
     failures,
     report::{OnProgress, Report, VerifyError, add_head},
     sealing,
@@ -38,7 +38,7 @@ const SEALS: i64 = 50;
 
 /// Maximum time for the export's own event to be sealed.
 const UNTIL_SEALED: Duration = Duration::from_mins(1);
-const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Maximum time to wait for other transactions that use a partition to be dropped.
 const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
@@ -95,13 +95,13 @@ enum Line {
 #[derive(Debug)]
 pub struct Export {
     /// `None` if all events were in earlier exports.
-    pub written: Option<Written>,
+    pub written: Option<ExportSummary>,
     pub dropped: Vec<String>,
 }
 
 /// A file that was written and recorded.
 #[derive(Debug)]
-pub struct Written {
+pub struct ExportSummary {
     pub first_seal: i64,
     pub last_seal: i64,
     pub events: u64,
@@ -126,12 +126,13 @@ pub async fn export(
     let place = last_place_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
     let last_seal = seal_that_covers(&mut connection, place).await?.ok_or(ExportError::NotSealed)?;
     let exported = last_export(&mut connection).await?;
-    let (head, end) = exported.as_ref().map_or((Head::NONE, Place::START), |last| (last.head, last.end));
+    let (head, end) =
+        exported.as_ref().map_or((Head::NONE, EventPosition::START), |last| (last.head, last.end));
     let written = if last_seal > head.number {
         let events = write(&mut connection, (head, end), last_seal, path, on_progress).await?;
         verify_export(path, KnownHeads::new(), on_progress)?;
         let written =
-            Written { first_seal: head.number + 1, last_seal, events, file_sha256: sha256_of(path)? };
+            ExportSummary { first_seal: head.number + 1, last_seal, events, file_sha256: sha256_of(path)? };
         record(&mut connection, &written).await?;
         Some(written)
     } else {
@@ -159,7 +160,7 @@ async fn cancel_with_this_process(connection: &mut PgConnection) -> Result<(), s
 }
 
 /// Records an export: its event, and the row that only the owner can add.
-async fn record(connection: &mut PgConnection, written: &Written) -> Result<(), sqlx::Error> {
+async fn record(connection: &mut PgConnection, written: &ExportSummary) -> Result<(), sqlx::Error> {
     let event = Event::new(EventType::Audit, "audit_events", "export", EventResult::Success)
         .with("first_seal", written.first_seal)
         .with("last_seal", written.last_seal)
@@ -186,7 +187,7 @@ async fn record(connection: &mut PgConnection, written: &Written) -> Result<(), 
 /// of events.
 async fn write(
     connection: &mut PgConnection,
-    (after, mut begins): (Head, Place),
+    (after, mut begins): (Head, EventPosition),
     last_seal: i64,
     path: &Path,
     on_progress: OnProgress<'_>,
@@ -263,7 +264,7 @@ pub(super) fn add_file(
 ) -> Result<(), VerifyError> {
     let verdict = verify_file(path, heads.clone(), on_progress)?;
     if let Some(wrong) = verdict.wrong {
-        return Err(VerifyError::Wrong(format!("{}: {wrong}", path.display())));
+        return Err(VerifyError::ChainViolation(format!("{}: {wrong}", path.display())));
     }
     exports.given.insert(sha256_of(path)?);
     exports.in_files.extend(verdict.export_events);
@@ -274,19 +275,24 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
     let file = File::open(path).map_err(VerifyError::file(path))?;
     let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(file))).lines().map(|line| {
         let line = line.map_err(VerifyError::file(path))?;
-        serde_json::from_str::<Line>(&line)
-            .map_err(|error| VerifyError::Wrong(format!("a line of the export cannot be read: {error}")))
+        serde_json::from_str::<Line>(&line).map_err(|error| {
+            VerifyError::ChainViolation(format!("a line of the export cannot be read: {error}"))
+        })
     });
     let Some(Line::Begin { form, after_seal, after_hash }) = lines.next().transpose()? else {
-        return Err(VerifyError::Wrong("the file does not begin like an export".to_owned()));
+        return Err(VerifyError::ChainViolation("the file does not begin like an export".to_owned()));
     };
     if form != FORM || (after_seal == 0) != (after_hash == GENESIS) {
-        return Err(VerifyError::Wrong("the export begins with what this release does not know".to_owned()));
+        return Err(VerifyError::ChainViolation(
+            "the export begins with what this release does not know".to_owned(),
+        ));
     }
     let mut chain = Chain::after(Head { number: after_seal, hash: after_hash }, heads);
     while let Some(line) = lines.next().transpose()? {
         match line {
-            Line::Begin { .. } => return Err(VerifyError::Wrong("the export begins twice".to_owned())),
+            Line::Begin { .. } => {
+                return Err(VerifyError::ChainViolation("the export begins twice".to_owned()));
+            }
             Line::Seal(seal) => {
                 if seal.number % SEALS == 0 {
                     on_progress(seal.number, chain.events());
@@ -298,12 +304,12 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
                 let ends = (chain.head_number(), chain.events()) == (last_seal, events);
                 return match lines.next() {
                     None if ends => Ok(chain.finish(&Exports::default())),
-                    _ => Err(VerifyError::Wrong("the export does not end where it says".to_owned())),
+                    _ => Err(VerifyError::ChainViolation("the export does not end where it says".to_owned())),
                 };
             }
         }
     }
-    Err(VerifyError::Wrong("the export has no end: it was cut off".to_owned()))
+    Err(VerifyError::ChainViolation("the export has no end: it was cut off".to_owned()))
 }
 
 /// The last export that was recorded.
@@ -311,9 +317,9 @@ struct LastExport {
     /// The export's last seal.
     head: Head,
     /// The position of that seal's end.
-    end: Place,
+    end: EventPosition,
     /// The position of the export's own event.
-    event: Place,
+    event: EventPosition,
 }
 
 async fn last_export(connection: &mut PgConnection) -> Result<Option<LastExport>, sqlx::Error> {
@@ -335,15 +341,19 @@ async fn last_export(connection: &mut PgConnection) -> Result<Option<LastExport>
     };
     Ok(Some(LastExport {
         head: Head::read(row.number, &row.hash)?,
-        end: Place { epoch: row.epoch, xact_id: row.last_xact_id, sequence: row.last_sequence },
-        event: Place { epoch: row.event_epoch, xact_id: row.event_xact_id, sequence: row.event_sequence },
+        end: EventPosition { epoch: row.epoch, xact_id: row.last_xact_id, sequence: row.last_sequence },
+        event: EventPosition {
+            epoch: row.event_epoch,
+            xact_id: row.event_xact_id,
+            sequence: row.event_sequence,
+        },
     }))
 }
 
 /// Returns every export that the owner has recorded.
-pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<Exported>, sqlx::Error> {
+pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<ExportRecord>, sqlx::Error> {
     let statement = sqlx::query_as!(
-        Exported,
+        ExportRecord,
         "select event_id, first_seal, last_seal, file_sha256 from audit_exports order by first_seal"
     );
     observe("audit_exports.select", statement.fetch_all(connection)).await
@@ -353,7 +363,7 @@ pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<Export
 async fn last_place_before(
     connection: &mut PgConnection,
     until: DateTime<Utc>,
-) -> Result<Option<Place>, sqlx::Error> {
+) -> Result<Option<EventPosition>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
         select epoch, xact_id::text::bigint as "xact_id!", sequence
@@ -365,11 +375,14 @@ async fn last_place_before(
         until
     );
     let row = observe("audit_events.last", statement.fetch_optional(connection)).await?;
-    Ok(row.map(|row| Place { epoch: row.epoch, xact_id: row.xact_id, sequence: row.sequence }))
+    Ok(row.map(|row| EventPosition { epoch: row.epoch, xact_id: row.xact_id, sequence: row.sequence }))
 }
 
 /// Returns the seal whose range contains a position, if there is one.
-async fn seal_that_covers(connection: &mut PgConnection, place: Place) -> Result<Option<i64>, sqlx::Error> {
+async fn seal_that_covers(
+    connection: &mut PgConnection,
+    place: EventPosition,
+) -> Result<Option<i64>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"
         select number
@@ -389,7 +402,7 @@ async fn seal_that_covers(connection: &mut PgConnection, place: Place) -> Result
 async fn wait_until_sealed(
     owner: &Database,
     connection: &mut PgConnection,
-    place: Place,
+    place: EventPosition,
 ) -> Result<(), ExportError> {
     let deadline = tokio::time::Instant::now() + UNTIL_SEALED;
     while seal_that_covers(connection, place).await?.is_none() {
@@ -401,7 +414,7 @@ async fn wait_until_sealed(
         let sealed = sealing::seal_next(owner).await;
         let sealed = sealed.map_err(|error| ExportError::OwnEvent(error.to_string()))?;
         if sealed.is_none_or(|sealed| !sealed.more) {
-            tokio::time::sleep(BETWEEN_LOOKS).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
     Ok(())
@@ -412,7 +425,7 @@ async fn wait_until_sealed(
 async fn drop_partitions(
     connection: &mut PgConnection,
     ended_before: DateTime<Utc>,
-    end: Place,
+    end: EventPosition,
 ) -> Result<Vec<String>, ExportError> {
     let statement = sqlx::query_scalar!(
         r#"select exported_audit_partitions($1, $2, $3::text::xid8, $4) as "name!""#,
@@ -435,7 +448,7 @@ async fn drop_partition(
     connection: &mut PgConnection,
     partition: &str,
     ended_before: DateTime<Utc>,
-    end: Place,
+    end: EventPosition,
 ) -> Result<bool, ExportError> {
     let deadline = tokio::time::Instant::now() + UNLOCK_TIMEOUT;
     loop {
@@ -483,7 +496,7 @@ async fn wait_for_lock_holders(
         if tokio::time::Instant::now() >= deadline {
             return Err(ExportError::InUse { partition: partition.to_owned(), holder: holder.name.clone() });
         }
-        tokio::time::sleep(BETWEEN_LOOKS).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let holders = lock_holders(connection, partition).await?;
         waited_for.retain(|holder| holders.contains(holder));
     }

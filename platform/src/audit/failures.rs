@@ -38,7 +38,7 @@ impl WriteFailures {
     }
 
     /// Raises an alert if events could not be written since the last call.
-    pub fn tell(&self) {
+    pub fn raise_alert(&self) {
         let failures = WRITE_FAILURES.get();
         let told = self.told.swap(failures, Ordering::Relaxed);
         if failures > told {

@@ -4,7 +4,7 @@
 //! `record_audit_event`. Neither exists without the other. A denial has no change, so [`record`] writes its event
 //! alone. Each committed event is also written as a log line.
 //!
-//! Events are sealed a few seconds later ([`Sealing`]). Then [`verify`] detects every later change, even by a role with
+//! Events are sealed a few seconds later ([`Sealer`]). Then [`verify`] detects every later change, even by a role with
 //! all privileges. Old events are exported to files that can be verified without the database ([`export`]).
 //!
 //! Passwords, tokens and card data are never recorded.
@@ -25,16 +25,16 @@ mod verify;
 
 pub use chain::KnownHeads;
 pub use event::{Event, EventResult, EventType};
-pub use export::{Export, ExportError, Written, export, verify_export};
+pub use export::{Export, ExportError, ExportSummary, export, verify_export};
 pub use failures::WriteFailures;
-pub use record::{Recorded, make_partitions, record, record_all_with, record_once_possible, record_with};
+pub use record::{PendingEvent, make_partitions, record, record_all_with, record_once_possible, record_with};
 pub use refusals::Refusals;
 pub use report::{OnProgress, Report, VerifyError};
-pub use sealing::{SealError, Sealing};
+pub use sealing::{SealError, Sealer};
 pub use seals::cluster_is_known;
 pub use settings::Settings;
 pub use trail::{AuditEvent, Filter, list};
-pub use verify::{KeptExport, read_heads, read_log, verify};
+pub use verify::{ExternalExport, read_heads, read_log, verify};
 
 /// Creates the series of the audit log, and counts the statements that failed because of it.
 pub fn initialize_metrics() {

@@ -17,9 +17,9 @@ const UNTIL_WRITTEN: Backoff = Backoff::new(Duration::from_secs(1), Duration::fr
 /// An event of a transaction that may still be rolled back. It must be mirrored after the commit.
 #[must_use = "mirror it after the commit"]
 #[derive(Debug)]
-pub struct Recorded(Event);
+pub struct PendingEvent(Event);
 
-impl Recorded {
+impl PendingEvent {
     /// Writes the event to the log and counts it in the metrics. Must be called after the commit.
     pub fn committed(self) {
         self.0.mirror();
@@ -30,11 +30,11 @@ impl Recorded {
 ///
 /// # Errors
 /// The statement failed. The whole transaction then fails, so no change is committed without its event.
-pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<Recorded, sqlx::Error> {
+pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<PendingEvent, sqlx::Error> {
     let statement = sqlx::query!("select record_audit_event($1)", event.to_json());
     let written = observe("audit_events.insert", statement.execute(connection)).await;
     written.inspect_err(|error| failures::count(error, 1))?;
-    Ok(Recorded(event))
+    Ok(PendingEvent(event))
 }
 
 /// Writes several events in one statement, within the transaction that makes the changes.
@@ -44,7 +44,7 @@ pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<
 pub async fn record_all_with(
     connection: &mut PgConnection,
     events: Vec<Event>,
-) -> Result<Vec<Recorded>, sqlx::Error> {
+) -> Result<Vec<PendingEvent>, sqlx::Error> {
     if events.is_empty() {
         return Ok(Vec::new());
     }
@@ -52,7 +52,7 @@ pub async fn record_all_with(
     let statement = sqlx::query!("select record_audit_event(event) from unnest($1::jsonb[]) as event", &rows);
     let written = observe("audit_events.insert", statement.execute(connection)).await;
     written.inspect_err(|error| failures::count(error, rows.len()))?;
-    Ok(events.into_iter().map(Recorded).collect())
+    Ok(events.into_iter().map(PendingEvent).collect())
 }
 
 /// Writes an event that has no change, such as a denial or a login.

@@ -22,11 +22,11 @@ const ADDRESSES: usize = 10_000;
 #[derive(Clone)]
 pub struct Refusals {
     database: Database,
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<RefusalCounts>>,
 }
 
 /// Denials of the current minute, by address. `None` counts the addresses beyond the maximum.
-type Seen = HashMap<Option<IpAddr>, u64>;
+type RefusalCounts = HashMap<Option<IpAddr>, u64>;
 
 impl Refusals {
     /// Writes denials to `database`.
@@ -51,7 +51,7 @@ impl Refusals {
     ///
     /// # Errors
     /// The statement failed. The counts that could not be written are kept for the next call.
-    pub async fn tell(&self) -> Result<(), sqlx::Error> {
+    pub async fn flush(&self) -> Result<(), sqlx::Error> {
         let mut counted: Vec<_> = mem::take(&mut *self.seen()).into_iter().collect();
         counted.retain(|(_, count)| *count > WRITTEN);
         while let Some((address, count)) = counted.pop() {
@@ -70,7 +70,7 @@ impl Refusals {
         Ok(())
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, RefusalCounts> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,7 +7,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use super::{
-    chain::{Exported, KnownHeads, Verdict},
+    chain::{ExportRecord, KnownHeads, Verdict},
     seals::Head,
 };
 
@@ -16,7 +16,7 @@ use super::{
 pub enum VerifyError {
     /// The audit log or a file violates a rule.
     #[error("the trail does not verify: {0}")]
-    Wrong(String),
+    ChainViolation(String),
     /// The database is unreachable.
     #[error("the trail cannot be read: {0}")]
     Database(#[from] sqlx::Error),
@@ -46,7 +46,7 @@ pub struct Report {
     pub(super) head: Head,
     events: u64,
     exported: u64,
-    exports: Vec<Exported>,
+    exports: Vec<ExportRecord>,
     pub(super) tail: Option<(i64, Option<DateTime<Utc>>)>,
 }
 
@@ -54,7 +54,7 @@ impl Report {
     pub(super) fn of(verdict: Verdict) -> Result<Self, VerifyError> {
         let Verdict { head, events, exported, exports, wrong, .. } = verdict;
         match wrong {
-            Some(wrong) => Err(VerifyError::Wrong(wrong.to_string())),
+            Some(wrong) => Err(VerifyError::ChainViolation(wrong.to_string())),
             None => Ok(Self { head, events, exported, exports, tail: None }),
         }
     }
@@ -72,7 +72,7 @@ impl fmt::Display for Report {
         if self.exported > 0 {
             writeln!(formatter, "{} sealed events are in exports and no longer here", self.exported)?;
         }
-        for Exported { first_seal, last_seal, file_sha256, .. } in &self.exports {
+        for ExportRecord { first_seal, last_seal, file_sha256, .. } in &self.exports {
             writeln!(
                 formatter,
                 "exported: seals {first_seal} to {last_seal}, in the file with SHA-256 {file_sha256}"
@@ -97,7 +97,7 @@ impl fmt::Display for Report {
 pub(super) fn add_head(heads: &mut KnownHeads, number: i64, hash: &[u8]) -> Result<(), VerifyError> {
     match heads.insert(number, hash.to_vec()) {
         Some(before) if before != hash => {
-            Err(VerifyError::Wrong(format!("seal {number}: it was logged with two hashes")))
+            Err(VerifyError::ChainViolation(format!("seal {number}: it was logged with two hashes")))
         }
         _ => Ok(()),
     }

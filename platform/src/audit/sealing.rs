@@ -16,7 +16,7 @@ use std::{
 use tracing::{Span, instrument};
 
 use super::{
-    canonical::{Place, Seal, StoredEvent},
+    canonical::{EventPosition, Seal, StoredEvent},
     metrics::SEAL_LAG,
     seals::{self, Head, Horizon},
 };
@@ -32,7 +32,7 @@ use crate::{
 const BATCH: i64 = 2000;
 
 /// Minimum sealing lag before an alert is raised.
-const SHORTEST_PATIENCE: Duration = Duration::from_mins(1);
+const MIN_STALE_TIME: Duration = Duration::from_mins(1);
 
 /// The error of a failed seal.
 #[derive(Debug, thiserror::Error)]
@@ -70,21 +70,21 @@ pub enum SealError {
 
 /// The sealing of the audit log. Cheap to clone.
 #[derive(Clone)]
-pub struct Sealing {
+pub struct Sealer {
     database: Database,
     alerts: Alerts,
-    patience: Duration,
+    stale_time: Duration,
     /// The last head that this process has read.
     seen: Arc<Mutex<Option<Head>>>,
 }
 
-impl Sealing {
+impl Sealer {
     /// Seals the audit log in `database` every `interval`.
     pub fn new(database: Database, alerts: Alerts, interval: Duration) -> Self {
         Self {
             database,
             alerts,
-            patience: (interval * 10).max(SHORTEST_PATIENCE),
+            stale_time: (interval * 10).max(MIN_STALE_TIME),
             seen: Arc::new(Mutex::new(None)),
         }
     }
@@ -101,7 +101,7 @@ impl Sealing {
                 return Err(error);
             }
         };
-        let Some(Sealed { head, more }) = sealed else { return Ok(Progress::Idle) };
+        let Some(SealResult { head, more }) = sealed else { return Ok(Progress::Idle) };
         self.descends_from_what_was_seen(head).await.inspect_err(|error| self.tell_of(error))?;
         // The database owner does not control the log store, so the log store keeps an independent copy of the head.
         tracing::info!(target: "audit", seal_number = head.number, seal_hash = hex::encode(head.hash), "audit trail sealed");
@@ -152,7 +152,7 @@ impl Sealing {
         let mut connection = self.database.acquire().await?;
         let lag = seals::lag(&mut connection).await?;
         SEAL_LAG.set(lag.as_secs_f64());
-        if lag >= self.patience {
+        if lag >= self.stale_time {
             let writer = seals::oldest_writer(&mut connection).await?;
             self.alerts.raise(Alert {
                 severity: Severity::Warning,
@@ -170,7 +170,7 @@ impl Sealing {
 }
 
 /// The result of sealing a batch.
-pub(super) struct Sealed {
+pub(super) struct SealResult {
     /// The new head of the chain.
     pub head: Head,
     /// `true` if more events can be sealed.
@@ -179,7 +179,7 @@ pub(super) struct Sealed {
 
 /// Seals the next batch. Returns `None` if another process is sealing.
 #[instrument(name = "seal batch", skip_all, fields(seal_number, event_count))]
-pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, SealError> {
+pub(super) async fn seal_next(database: &Database) -> Result<Option<SealResult>, SealError> {
     let mut transaction = database.begin().await?;
     if !seals::lock(&mut transaction).await? {
         transaction.rollback().await?;
@@ -196,28 +196,28 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, Sea
         return Err(SealError::OtherCluster);
     }
     if let Some(last) = &last
-        && last.last() > Place::before_transaction(horizon.epoch, horizon.xact_id)
+        && last.last() > EventPosition::before_transaction(horizon.epoch, horizon.xact_id)
     {
         return Err(SealError::BeyondHorizon { number: last.number });
     }
-    let mut after = last.map_or(Place::START, |seal| seal.last());
+    let mut after = last.map_or(EventPosition::START, |seal| seal.last());
     let mut events = Vec::new();
     // An epoch that has ended is sealed completely before the next one is started.
     for epoch in after.epoch.max(1)..=horizon.epoch {
         let until = if epoch == horizon.epoch {
-            Place::before_transaction(epoch, horizon.xact_id)
+            EventPosition::before_transaction(epoch, horizon.xact_id)
         } else {
-            Place::end_of(epoch)
+            EventPosition::end_of(epoch)
         };
         events = seals::events(&mut transaction, after, until, BATCH).await?;
         if !events.is_empty() {
             break;
         }
-        after = after.max(Place::end_of(epoch));
+        after = after.max(EventPosition::end_of(epoch));
     }
     let (Some(first), Some(newest)) = (events.first(), events.last()) else {
         transaction.rollback().await?;
-        return Ok(Some(Sealed { head: remembered, more: false }));
+        return Ok(Some(SealResult { head: remembered, more: false }));
     };
     let seal = seal(remembered, horizon, first.place(), newest.place(), &events);
     seals::insert(&mut transaction, &seal).await?;
@@ -226,10 +226,16 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<Sealed>, Sea
     crash::point("seal.committed");
     Span::current().record("seal_number", seal.number).record("event_count", seal.event_count);
     let head = Head { number: seal.number, hash: seal.computed_hash() };
-    Ok(Some(Sealed { head, more: i64::from(seal.event_count) == BATCH }))
+    Ok(Some(SealResult { head, more: i64::from(seal.event_count) == BATCH }))
 }
 
-fn seal(previous: Head, horizon: Horizon, first: Place, last: Place, events: &[StoredEvent]) -> Seal {
+fn seal(
+    previous: Head,
+    horizon: Horizon,
+    first: EventPosition,
+    last: EventPosition,
+    events: &[StoredEvent],
+) -> Seal {
     let mut seal = Seal {
         number: previous.number + 1,
         epoch: first.epoch,

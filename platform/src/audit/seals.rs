@@ -4,7 +4,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::canonical::{GENESIS, Hash, Place, Seal, StoredEvent};
+use super::canonical::{EventPosition, GENESIS, Hash, Seal, StoredEvent};
 use crate::database::{Database, observe};
 
 /// The head (last seal) of the chain.
@@ -151,8 +151,8 @@ pub(super) async fn insert(connection: &mut PgConnection, seal: &Seal) -> Result
 /// Returns events after one position up to another, in order and up to a limit.
 pub(super) async fn events(
     connection: &mut PgConnection,
-    after: Place,
-    until: Place,
+    after: EventPosition,
+    until: EventPosition,
     limit: i64,
 ) -> Result<Vec<StoredEvent>, sqlx::Error> {
     let statement = sqlx::query_as!(
@@ -189,7 +189,7 @@ pub(super) struct Tail {
 /// Counts the events after a position, up to a limit.
 pub(super) async fn tail(
     connection: &mut PgConnection,
-    after: Place,
+    after: EventPosition,
     limit: i64,
 ) -> Result<Tail, sqlx::Error> {
     let statement = sqlx::query_as!(
@@ -220,7 +220,7 @@ pub(super) async fn tail(
 /// clock that was set back.
 pub(super) async fn lag(connection: &mut PgConnection) -> Result<Duration, sqlx::Error> {
     let last = last(connection).await?;
-    let after = last.as_ref().map_or(Place::START, Seal::last);
+    let after = last.as_ref().map_or(EventPosition::START, Seal::last);
     let statement = sqlx::query_scalar!(
         r#"
         select extract(epoch from clock_timestamp() - least(

@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 
 use super::{
     Event, EventResult, EventType,
-    canonical::{Place, StoredEvent},
+    canonical::{EventPosition, StoredEvent},
     chain::{Chain, Exports, KnownHeads},
     export, record,
     report::{OnProgress, Report, VerifyError, add_head},
@@ -28,18 +28,18 @@ const SEALS: i64 = 50;
 /// Number of events per page.
 const EVENTS: i64 = 5000;
 /// Maximum number of unsealed events that are counted.
-const TAIL: i64 = 100_000;
+const MAX_TAIL_EVENTS: i64 = 100_000;
 
 /// An export that is kept outside of the database: the file, or its SHA-256 if the file is not at hand.
 #[derive(Debug, Clone)]
-pub enum KeptExport {
+pub enum ExternalExport {
     /// A file, which is verified too.
     File(PathBuf),
     /// The SHA-256 that `audit export` printed, in lower-case hexadecimal.
     Sha256(String),
 }
 
-impl FromStr for KeptExport {
+impl FromStr for ExternalExport {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -56,7 +56,7 @@ impl FromStr for KeptExport {
 pub async fn verify(
     database: &Database,
     heads: KnownHeads,
-    kept: &[KeptExport],
+    kept: &[ExternalExport],
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VerifyError> {
     let verified = verify_database(database, heads, kept, on_progress).await;
@@ -75,14 +75,14 @@ pub async fn verify(
 async fn verify_database(
     database: &Database,
     mut heads: KnownHeads,
-    kept: &[KeptExport],
+    kept: &[ExternalExport],
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VerifyError> {
     let mut exports = Exports::default();
     for kept in kept {
         match kept {
-            KeptExport::File(path) => export::add_file(path, &mut exports, &mut heads, on_progress)?,
-            KeptExport::Sha256(hash) => drop(exports.given.insert(hash.clone())),
+            ExternalExport::File(path) => export::add_file(path, &mut exports, &mut heads, on_progress)?,
+            ExternalExport::Sha256(hash) => drop(exports.given.insert(hash.clone())),
         }
     }
     let mut connection = database.acquire().await?;
@@ -109,12 +109,12 @@ async fn verify_database(
     let mut report = Report::of(verdict)?;
     if head != remembered {
         let missing = format!("seal {}: it ended the chain, and is missing", remembered.number);
-        return Err(VerifyError::Wrong(missing));
+        return Err(VerifyError::ChainViolation(missing));
     }
     if let Some(number) = logged_beyond {
-        return Err(VerifyError::Wrong(format!("seal {number}: it was logged, and is missing")));
+        return Err(VerifyError::ChainViolation(format!("seal {number}: it was logged, and is missing")));
     }
-    let tail = seals::tail(&mut connection, end, TAIL).await?;
+    let tail = seals::tail(&mut connection, end, MAX_TAIL_EVENTS).await?;
     report.tail = Some((tail.count, tail.oldest));
     Ok(report)
 }
@@ -123,12 +123,12 @@ async fn verify_database(
 struct Events {
     page: VecDeque<StoredEvent>,
     /// Position up to which events have been read.
-    read: Place,
+    read: EventPosition,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Self { page: VecDeque::new(), read: Place::START }
+        Self { page: VecDeque::new(), read: EventPosition::START }
     }
 }
 
@@ -137,8 +137,8 @@ impl Events {
     async fn next(
         &mut self,
         connection: &mut PgConnection,
-        last: Place,
-        until: Place,
+        last: EventPosition,
+        until: EventPosition,
     ) -> Result<Option<StoredEvent>, sqlx::Error> {
         if self.page.is_empty() && self.read < last {
             let page = seals::events(connection, self.read, until, EVENTS).await?;

@@ -24,12 +24,12 @@ use tokio::{
 
 use super::{
     is_broken,
-    pool::{self, Pooled},
+    pool::{self, PooledConnection},
 };
 
 /// Additional time for a response, beyond the statement timeout. A healthy database may be busy, or may just have
 /// cancelled the statement itself.
-const GRACE: Duration = Duration::from_secs(10);
+const STATEMENT_TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
 /// Timeout of the ping of a connection whose last statement has no complete response.
 const RETURN_PING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ pub(super) fn expect_answers_within(timeout: Duration) {
 /// Returns the maximum time without a response. The database cancels each statement at its timeout and reports that,
 /// so a server that stays silent for much longer is lost.
 fn silence() -> Duration {
-    STATEMENT_TIMEOUT.get().copied().unwrap_or_default() + GRACE
+    STATEMENT_TIMEOUT.get().copied().unwrap_or_default() + STATEMENT_TIMEOUT_MARGIN
 }
 
 /// Waits for a response of the database.
@@ -92,14 +92,14 @@ pub(super) fn give_up_lost_peers() {
 #[derive(Debug)]
 pub struct Connection {
     /// `None` only while the connection is being dropped.
-    pooled: Option<Pooled>,
+    pooled: Option<PooledConnection>,
     /// Dropped after `pooled`, so that the next request finds the connection in the pool.
     slot: Option<OwnedSemaphorePermit>,
     within_transaction: bool,
 }
 
 impl Connection {
-    pub(super) fn new(pooled: Pooled, slot: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(pooled: PooledConnection, slot: OwnedSemaphorePermit) -> Self {
         Self { pooled: Some(pooled), slot: Some(slot), within_transaction: false }
     }
 
@@ -114,7 +114,7 @@ impl Connection {
     /// has rejected is complete, too.
     pub(super) fn finish<T>(mut self, result: &Result<T, sqlx::Error>) {
         match result {
-            Err(error) if is_broken(error) => drop(self.pooled.take().map(Pooled::take)),
+            Err(error) if is_broken(error) => drop(self.pooled.take().map(PooledConnection::take)),
             Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_)) => self.release(),
             // A part of the response may still be unread.
             Err(_) => drop(self),
@@ -143,7 +143,7 @@ impl Drop for Connection {
         let Some(pooled) = self.pooled.take() else { return };
         if self.within_transaction {
             // Closing the connection ends the transaction, so no later request can run inside of it.
-            drop(Pooled::take(pooled));
+            drop(PooledConnection::take(pooled));
             return;
         }
         tokio::spawn(return_to_pool(pooled, self.slot.take()));
@@ -152,7 +152,7 @@ impl Drop for Connection {
 
 /// Returns a connection to the pool if it responds to a ping, and closes it otherwise. An abandoned statement that
 /// still runs on the server delays the response.
-async fn return_to_pool(mut pooled: Pooled, mut slot: Option<OwnedSemaphorePermit>) {
+async fn return_to_pool(mut pooled: PooledConnection, mut slot: Option<OwnedSemaphorePermit>) {
     let answer = {
         let mut ping = pin!(timeout(RETURN_PING_TIMEOUT, sqlx::Connection::ping(&mut **pooled)));
         tokio::select! {
@@ -166,11 +166,11 @@ async fn return_to_pool(mut pooled: Pooled, mut slot: Option<OwnedSemaphorePermi
     };
     // Another connection may have been opened in its place.
     let is_surplus = || {
-        let status = Pooled::pool(&pooled).map(|pool| pool.status());
+        let status = PooledConnection::pool(&pooled).map(|pool| pool.status());
         status.is_none_or(|status| status.size > pool::max_connections(&status))
     };
     if !matches!(answer, Ok(Ok(()))) || is_surplus() {
-        drop(Pooled::take(pooled));
+        drop(PooledConnection::take(pooled));
     } else {
         drop(pooled);
     }

@@ -28,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) use self::requirements::unmet as unmet_requirements;
 use self::{
     metrics::{ACQUIRE_DURATION, ACQUIRE_TIMEOUTS},
-    pool::Pooled,
+    pool::PooledConnection,
 };
 
 pub use self::{
@@ -160,8 +160,10 @@ impl Database {
     /// down under a load that it could handle.
     async fn wait_for(
         &self,
-        connection: impl Future<Output = Result<(Pooled, OwnedSemaphorePermit), sqlx::Error>> + Send + 'static,
-    ) -> Result<(Pooled, OwnedSemaphorePermit), sqlx::Error> {
+        connection: impl Future<Output = Result<(PooledConnection, OwnedSemaphorePermit), sqlx::Error>>
+        + Send
+        + 'static,
+    ) -> Result<(PooledConnection, OwnedSemaphorePermit), sqlx::Error> {
         // The request's timeout is shorter than that of the connection attempt.
         let opening = tokio::spawn(within(self.acquire_timeout + OPENING_TIME, connection));
         let opened = async { opening.await.unwrap_or(Err(sqlx::Error::PoolClosed)) };

@@ -73,7 +73,7 @@ impl Monitor {
 }
 
 /// The dedicated connection.
-struct Dedicated {
+struct DedicatedConnection {
     connection: PgConnection,
     opened: Instant,
 }
@@ -104,9 +104,9 @@ fn report_change(known: Option<Unavailable>, unavailable: Option<Unavailable>) {
 async fn look(
     pool: &Pool,
     migrations: &Migrator,
-    dedicated: Option<Dedicated>,
+    dedicated: Option<DedicatedConnection>,
     states: &watch::Sender<State>,
-) -> (Option<Dedicated>, State) {
+) -> (Option<DedicatedConnection>, State) {
     let url = &pool.manager().0.clone().of_monitor();
     let Some(mut dedicated) = dedicated else { return reconnect(url, migrations, states).await };
     let mut examined = Box::pin(examine(&mut dedicated.connection));
@@ -169,7 +169,7 @@ async fn reconnect(
     url: &DatabaseUrl,
     migrations: &Migrator,
     states: &watch::Sender<State>,
-) -> (Option<Dedicated>, State) {
+) -> (Option<DedicatedConnection>, State) {
     let mut connecting = std::pin::pin!(url.connect());
     let connected = match timeout(RECONNECT_TIME, &mut connecting).await {
         Ok(connected) => connected,
@@ -185,20 +185,26 @@ async fn reconnect(
         }
     };
     match connected {
-        Ok(connection) => inspect(Dedicated { connection, opened: Instant::now() }, migrations).await,
+        Ok(connection) => {
+            inspect(DedicatedConnection { connection, opened: Instant::now() }, migrations).await
+        }
         Err(error) => (None, State { unavailable: Some(Unavailable::of(&error)), schema: None }),
     }
 }
 
 /// Replaces a working connection with a new one. If no new one can be opened, the old one is kept and still counts as
 /// available, unless the database is no longer writable.
-async fn renew(pool: &Pool, migrations: &Migrator, dedicated: Dedicated) -> (Option<Dedicated>, State) {
+async fn renew(
+    pool: &Pool,
+    migrations: &Migrator,
+    dedicated: DedicatedConnection,
+) -> (Option<DedicatedConnection>, State) {
     let url = pool.manager().0.clone().of_monitor();
     let connecting = timeout(RESPONSE_TIMEOUT, url.connect());
     match connecting.await.unwrap_or_else(|_elapsed| Err(Unavailable::Unreachable.into())) {
         Ok(connection) => {
             let _goodbye = timeout(RESPONSE_TIMEOUT, sqlx::Connection::close(dedicated.connection)).await;
-            inspect(Dedicated { connection, opened: Instant::now() }, migrations).await
+            inspect(DedicatedConnection { connection, opened: Instant::now() }, migrations).await
         }
         Err(error) if is_demoted(&error) => {
             (Some(dedicated), State { unavailable: Some(Unavailable::of(&error)), schema: None })
@@ -208,7 +214,10 @@ async fn renew(pool: &Pool, migrations: &Migrator, dedicated: Dedicated) -> (Opt
 }
 
 /// Reads the schema's state on a working connection.
-async fn inspect(mut dedicated: Dedicated, migrations: &Migrator) -> (Option<Dedicated>, State) {
+async fn inspect(
+    mut dedicated: DedicatedConnection,
+    migrations: &Migrator,
+) -> (Option<DedicatedConnection>, State) {
     let schema = timeout(RESPONSE_TIMEOUT, schema_state(&mut dedicated.connection, migrations)).await;
     match schema {
         Ok(Ok(schema)) => (Some(dedicated), State { unavailable: None, schema: Some(schema) }),

@@ -41,8 +41,12 @@ pub async fn observe<T>(
     name: &'static str,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    let running =
-        Running { name, span: open_span(name), started: Instant::now(), error: Some("cancelled".into()) };
+    let running = RunningQuery {
+        name,
+        span: open_span(name),
+        started: Instant::now(),
+        error: Some("cancelled".into()),
+    };
     let result = answered(statement).instrument(running.span.clone()).await;
     running.end(&result);
     if result.as_ref().is_err_and(is_outdated) {
@@ -106,7 +110,7 @@ impl Display for Summary {
 }
 
 /// A statement in flight. If dropped before it has a result, it is recorded as cancelled.
-struct Running {
+struct RunningQuery {
     name: &'static str,
     span: Span,
     started: Instant,
@@ -114,7 +118,7 @@ struct Running {
     error: Option<Cow<'static, str>>,
 }
 
-impl Running {
+impl RunningQuery {
     fn end<T>(mut self, result: &Result<T, sqlx::Error>) {
         self.error = result.as_ref().err().map(|error| {
             let state = sqlstate(error);
@@ -126,7 +130,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningQuery {
     fn drop(&mut self) {
         let took = self.started.elapsed();
         self.span.in_scope(|| QUERY_DURATION.observe(&[self.name], took));

@@ -27,7 +27,7 @@ const IDLE_TIME: Duration = Duration::from_mins(10);
 const LOOK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Maximum pause between two connection attempts.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// Number of times that all open connections were retired. A connection belongs to the generation in which it was
 /// opened.
@@ -42,7 +42,7 @@ pub(super) fn max_connections(status: &deadpool::Status) -> usize {
 }
 
 pub(super) type Pool = managed::Pool<Connector>;
-pub(super) type Pooled = Object<Connector>;
+pub(super) type PooledConnection = Object<Connector>;
 
 /// Retires every open connection, so that none runs another statement.
 pub(super) fn retire_open_connections() {
@@ -51,20 +51,20 @@ pub(super) fn retire_open_connections() {
 
 /// An open connection.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenConnection {
     connection: PgConnection,
     generation: u64,
     lifetime: Duration,
 }
 
-impl Opened {
+impl OpenConnection {
     /// Returns whether the connection may be used for another statement.
     fn is_current(&self, metrics: &Metrics) -> bool {
         metrics.age() < self.lifetime && self.generation == GENERATION.load(Ordering::Relaxed)
     }
 }
 
-impl Deref for Opened {
+impl Deref for OpenConnection {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
@@ -72,7 +72,7 @@ impl Deref for Opened {
     }
 }
 
-impl DerefMut for Opened {
+impl DerefMut for OpenConnection {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
@@ -88,20 +88,24 @@ pub(super) fn random_lifetime() -> Duration {
 pub(super) struct Connector(pub(super) DatabaseUrl);
 
 impl managed::Manager for Connector {
-    type Type = Opened;
+    type Type = OpenConnection;
     type Error = sqlx::Error;
 
-    async fn create(&self) -> Result<Opened, sqlx::Error> {
+    async fn create(&self) -> Result<OpenConnection, sqlx::Error> {
         // Read first, so that a connection that was being opened during the retirement is retired, too.
         let generation = GENERATION.load(Ordering::Relaxed);
         // Boxed, because it is large and rare, and would be part of every future that needs a connection.
         let connection = Box::pin(self.0.connect()).await?;
-        Ok(Opened { connection, generation, lifetime: random_lifetime() })
+        Ok(OpenConnection { connection, generation, lifetime: random_lifetime() })
     }
 
     /// Does not ping the server. The next statement itself detects a broken connection, and every change can be
     /// retried under its idempotency key.
-    async fn recycle(&self, connection: &mut Opened, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+    async fn recycle(
+        &self,
+        connection: &mut OpenConnection,
+        metrics: &Metrics,
+    ) -> RecycleResult<sqlx::Error> {
         if connection.is_current(metrics) { Ok(()) } else { Err(RecycleError::message("it is retired")) }
     }
 }
@@ -133,21 +137,21 @@ async fn close_unneeded(pool: managed::WeakPool<Connector>) {
 pub(super) async fn close_idle(pool: &Pool, unneeded: impl Fn(&Metrics) -> bool) {
     let unneeded =
         pool.retain(|connection, metrics| connection.is_current(&metrics) && !unneeded(&metrics)).removed;
-    for Opened { connection, .. } in unneeded {
+    for OpenConnection { connection, .. } in unneeded {
         // The server is notified, but the outcome does not matter.
         let _goodbye = tokio::time::timeout(LOOK_INTERVAL, sqlx::Connection::close(connection)).await;
     }
 }
 
 /// Returns a connection. Waits for a free one, and retries while the server is down or starting.
-pub(super) async fn get(pool: Pool) -> Result<Pooled, sqlx::Error> {
+pub(super) async fn get(pool: Pool) -> Result<PooledConnection, sqlx::Error> {
     let mut pause = Duration::from_millis(10);
     loop {
         match pool.get().await {
             Ok(connection) => return Ok(connection),
             Err(PoolError::Backend(error)) if passes(&error) => {
                 sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(MAX_PAUSE);
             }
             Err(PoolError::Backend(error)) => return Err(error),
             Err(PoolError::Closed) => return Err(sqlx::Error::PoolClosed),

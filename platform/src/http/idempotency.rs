@@ -28,7 +28,7 @@ use super::{
 use crate::database::{Database, observe};
 
 /// Retention of a stored response, counted from the completion of the work.
-const KEPT: Duration = Duration::from_hours(24);
+const KEY_RETENTION: Duration = Duration::from_hours(24);
 
 /// The key that a client chose: 1 to 255 visible ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +107,7 @@ fn sorted(value: &Value) -> Value {
 /// The body is read but not yet validated. Handlers use [`Self::body`] only after the key, so that an accepted
 /// request is replayed even if the validation rules have changed.
 #[derive(Debug)]
-pub struct Idempotent<T> {
+pub struct IdempotentRequest<T> {
     /// The client's key.
     pub key: IdempotencyKey,
     /// The fingerprint of the request.
@@ -116,7 +116,7 @@ pub struct Idempotent<T> {
     pub body: Result<T, Problem>,
 }
 
-impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Idempotent<T> {
+impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for IdempotentRequest<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
@@ -142,7 +142,7 @@ pub struct Claim {
 
 impl Claim {
     /// Returns a user's claim.
-    pub fn of_user<T>(user_id: Uuid, request: &Idempotent<T>) -> Self {
+    pub fn of_user<T>(user_id: Uuid, request: &IdempotentRequest<T>) -> Self {
         Self {
             scope: user_id.to_string(),
             key: request.key.as_str().to_owned(),
@@ -158,7 +158,7 @@ pub struct Previous {
     pub resource_id: Uuid,
     /// The stored response. `None` if the resource is not settled yet and the first caller is no longer waiting. Then
     /// the response is the current state.
-    pub answer: Option<Replayable>,
+    pub answer: Option<StoredResponse>,
 }
 
 /// Looks for an earlier request with the same key.
@@ -188,8 +188,9 @@ pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Op
     }
     let status =
         row.response_status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
-    let answer =
-        status.zip(row.response_body).map(|(status, body)| Replayable::from_json(status, body).replayed());
+    let answer = status
+        .zip(row.response_body)
+        .map(|(status, body)| StoredResponse::from_json(status, body).replayed());
     match (row.resource_id, row.lease_seconds) {
         (Some(resource_id), _) if answer.is_some() => Ok(Some(Previous { resource_id, answer })),
         (_, Some(seconds)) if seconds > 0 => {
@@ -205,7 +206,7 @@ pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Op
 pub enum Change {
     /// The change is committed, together with its response. The fields are the id of the created resource and the
     /// response.
-    Made(Uuid, Replayable),
+    Made(Uuid, StoredResponse),
     /// Nothing was changed. Either the key is already claimed, or the request is rejected with this problem.
     Refused(Problem),
 }
@@ -222,10 +223,10 @@ pub enum Change {
 pub async fn run<T>(
     database: &Database,
     user_id: Uuid,
-    request: Idempotent<T>,
+    request: IdempotentRequest<T>,
     location: fn(Uuid) -> String,
     change: impl AsyncFnOnce(&Claim, T) -> Result<Change, Problem>,
-) -> Result<Replayable, Problem> {
+) -> Result<StoredResponse, Problem> {
     let claim = Claim::of_user(user_id, &request);
     let change = match request.body {
         Ok(body) => change(&claim, body).await?,
@@ -263,7 +264,7 @@ pub async fn claim_event(
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,
-    answer: &Replayable,
+    answer: &StoredResponse,
 ) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         r#"
@@ -304,7 +305,7 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
           for update skip locked
         )
         "#,
-        KEPT.as_secs_f64(),
+        KEY_RETENTION.as_secs_f64(),
     );
     let mut connection = database.acquire().await?;
     Ok(observe("idempotency_keys.delete", statement.execute(&mut *connection)).await?.rows_affected())
@@ -312,14 +313,14 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
 
 /// A response that can be replayed: its status and its exact bytes.
 #[derive(Debug, Clone)]
-pub struct Replayable {
+pub struct StoredResponse {
     status: StatusCode,
     body: String,
     location: Option<String>,
     replayed: bool,
 }
 
-impl Replayable {
+impl StoredResponse {
     /// Returns a response whose body is already JSON text.
     pub fn from_json(status: StatusCode, body: String) -> Self {
         Self { status, body, location: None, replayed: false }
@@ -349,7 +350,7 @@ impl Replayable {
     }
 }
 
-impl IntoResponse for Replayable {
+impl IntoResponse for StoredResponse {
     fn into_response(self) -> Response {
         let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
         let mut response = (self.status, json, self.body).into_response();

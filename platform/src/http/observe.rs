@@ -40,7 +40,7 @@ static CORRELATION_ID: HeaderName = HeaderName::from_static(traces::CORRELATION_
 const UNMATCHED: &str = "unmatched";
 
 /// Maximum length, in bytes, of recorded text that the client chose.
-const LONGEST_TEXT: usize = 256;
+const MAX_TEXT_BYTES: usize = 256;
 
 /// Creates the series of a route before the first scrape: for its success status, and for the failures that alert
 /// rules use.
@@ -233,9 +233,9 @@ fn version(version: Version) -> &'static str {
     }
 }
 
-/// Returns the beginning of the text, at most [`LONGEST_TEXT`] bytes.
+/// Returns the beginning of the text, at most [`MAX_TEXT_BYTES`] bytes.
 fn shortened(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(LONGEST_TEXT)).unwrap_or(text)
+    text.get(..text.floor_char_boundary(MAX_TEXT_BYTES)).unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn long_texts_are_cut_between_characters() {
         assert_eq!(shortened("short"), "short");
-        assert_eq!(shortened(&"ä".repeat(200)).len(), LONGEST_TEXT);
-        assert_eq!(shortened(&format!("a{}", "ä".repeat(200))).len(), LONGEST_TEXT - 1);
+        assert_eq!(shortened(&"ä".repeat(200)).len(), MAX_TEXT_BYTES);
+        assert_eq!(shortened(&format!("a{}", "ä".repeat(200))).len(), MAX_TEXT_BYTES - 1);
     }
 }

@@ -169,7 +169,7 @@ impl Problem {
 
     /// Returns 404 for a record that does not exist or belongs to another user. The caller can distinguish the two
     /// neither by the response nor by its timing, because both are audited as a denial.
-    pub fn not_yours(resource: &'static str, id: Uuid) -> Self {
+    pub fn not_found_or_not_owned(resource: &'static str, id: Uuid) -> Self {
         Self::not_found().denied(Denial { reason: "not_owner", resource, record_id: Some(id) })
     }
 

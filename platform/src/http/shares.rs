@@ -20,12 +20,12 @@ use super::{
 };
 
 /// The count of each network. Networks with a count of zero are removed.
-type Held = Arc<Mutex<HashMap<IpAddr, usize>>>;
+type ShareCounts = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// Per-network counters with a common maximum. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shares {
-    held: Held,
+    held: ShareCounts,
     max: usize,
 }
 
@@ -33,14 +33,14 @@ pub struct Shares {
 #[derive(Debug)]
 #[must_use = "the share is returned when this is dropped"]
 pub struct Share {
-    held: Held,
+    held: ShareCounts,
     network: IpAddr,
 }
 
 impl Shares {
     /// Allows each network to hold `max` slots at once. 0 disables the limit.
     pub fn new(max: usize) -> Self {
-        Self { held: Held::default(), max: if max == 0 { usize::MAX } else { max } }
+        Self { held: ShareCounts::default(), max: if max == 0 { usize::MAX } else { max } }
     }
 
     /// Takes a slot for a [network](ClientAddress::network). Returns `None` if the network's share is used up.

@@ -37,18 +37,18 @@ pub fn positive<T: FromStr>(text: &str) -> Result<T, String> {
 }
 
 /// Maximum duration in seconds. It exceeds any sensible duration, and adding it to a time cannot overflow.
-const LONGEST_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
+const MAX_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
 
 pub fn seconds(text: &str) -> Result<Duration, String> {
     match count(text)? {
-        long if long > LONGEST_SECONDS => Err("must be less than ten years".into()),
+        long if long > MAX_SECONDS => Err("must be less than ten years".into()),
         seconds => Ok(Duration::from_secs(seconds)),
     }
 }
 
 pub fn milliseconds(text: &str) -> Result<Duration, String> {
     match positive::<std::num::NonZeroU64>(text)?.get() {
-        long if long > LONGEST_SECONDS => Err("must be less than four days".into()),
+        long if long > MAX_SECONDS => Err("must be less than four days".into()),
         milliseconds => Ok(Duration::from_millis(milliseconds)),
     }
 }

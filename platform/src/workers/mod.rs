@@ -3,7 +3,7 @@
 //! [`Workers`] run a unit of work at an interval, as long as the process runs. If a unit fails or panics, the failure
 //! is logged, and the worker tries again after a pause. Shutdown stops workers between two units.
 //!
-//! [`Tracked`] work is started by a request, and shutdown waits for it, too.
+//! [`BackgroundTasks`] work is started by a request, and shutdown waits for it, too.
 mod tracked;
 
 use std::{
@@ -25,7 +25,7 @@ use tokio_util::{
 };
 use tracing::{Instrument, Span, field};
 
-pub use self::tracked::Tracked;
+pub use self::tracked::BackgroundTasks;
 use super::{
     resilience::retry::Backoff,
     telemetry::correlation::{self, Context, CorrelationId},
@@ -42,7 +42,7 @@ crate::metrics! {
 const AFTER_FAILURE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Minimum interval. An interval of zero would keep a core busy without work.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The result of a unit of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +109,7 @@ impl Workers {
     {
         let worker = Arc::new(Worker {
             name,
-            interval: interval.max(SHORTEST_INTERVAL),
+            interval: interval.max(MIN_INTERVAL),
             heartbeat: LAST_SUCCESS.with_label_values(&[name]),
             state: Mutex::new(State { last_success: None, consecutive_failures: 0, ended: false }),
         });

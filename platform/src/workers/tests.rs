@@ -146,7 +146,7 @@ async fn a_unit_without_end_is_cut_at_the_deadline_and_named() {
 
 #[tokio::test(start_paused = true)]
 async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
-    let tracked = Tracked::new();
+    let tracked = BackgroundTasks::new();
     let (report, reported) = oneshot::channel();
     let (go_on, wait) = oneshot::channel::<()>();
     let id = CorrelationId::generate();
@@ -168,7 +168,7 @@ async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
 
 #[tokio::test(start_paused = true)]
 async fn draining_says_how_much_was_not_done() {
-    let tracked = Tracked::new();
+    let tracked = BackgroundTasks::new();
     tracked.run(pending::<()>());
     tracked.run(async {});
     assert_eq!(tracked.drain(soon()).await, 1);

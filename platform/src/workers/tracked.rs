@@ -10,9 +10,9 @@ use super::spawn_in_present_context;
 
 /// Work that must finish even if its caller disconnects. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Tracked(TaskTracker);
+pub struct BackgroundTasks(TaskTracker);
 
-impl Tracked {
+impl BackgroundTasks {
     /// Returns an empty set of tracked work.
     pub fn new() -> Self {
         Self::default()

@@ -7,5 +7,5 @@ mod routes;
 mod store;
 
 #[cfg(test)]
-pub use self::model::HIGHEST_UNIT_AMOUNT;
+pub use self::model::MAX_UNIT_AMOUNT;
 pub use self::routes::routes;

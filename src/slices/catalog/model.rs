@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 /// The highest price of one piece, in minor units. It keeps every total below 2^53, above which many JSON readers lose
 /// precision. Mirrors the constraint `unit_amount_is_in_bounds`.
-pub const HIGHEST_UNIT_AMOUNT: i64 = 10_000_000_000;
+pub const MAX_UNIT_AMOUNT: i64 = 10_000_000_000;
 
 /// Something that can be ordered.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -100,10 +100,10 @@ fn check_name(name: &str, errors: &mut Vec<FieldError>) {
 }
 
 fn check_unit_amount(unit_amount: i64, errors: &mut Vec<FieldError>) {
-    if !(1..=HIGHEST_UNIT_AMOUNT).contains(&unit_amount) {
+    if !(1..=MAX_UNIT_AMOUNT).contains(&unit_amount) {
         errors.push(FieldError::new(
             "/unit_amount",
-            format!("must be between 1 and {HIGHEST_UNIT_AMOUNT} minor units"),
+            format!("must be between 1 and {MAX_UNIT_AMOUNT} minor units"),
         ));
     }
 }

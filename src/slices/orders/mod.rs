@@ -13,4 +13,4 @@ mod store;
 pub use self::metrics::initialize as initialize_metrics;
 pub use self::model::OrderStatus;
 pub use self::routes::routes;
-pub use self::store::{Payable, payable};
+pub use self::store::{PayableOrder, payable};

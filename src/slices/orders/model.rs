@@ -108,18 +108,18 @@ pub struct BasketItem {
 }
 
 /// Maximum number of lines of an order.
-pub const MOST_LINES: usize = 100;
+pub const MAX_LINES: usize = 100;
 /// Maximum number of pieces of a line.
-pub const MOST_PIECES: i32 = 1000;
+pub const MAX_QUANTITY: i32 = 1000;
 
 impl Validate for Basket {
     fn validate(&self) -> Vec<FieldError> {
-        if !(1..=MOST_LINES).contains(&self.items.len()) {
-            return vec![FieldError::new("/items", format!("must have 1 to {MOST_LINES} lines"))];
+        if !(1..=MAX_LINES).contains(&self.items.len()) {
+            return vec![FieldError::new("/items", format!("must have 1 to {MAX_LINES} lines"))];
         }
         let wrong =
-            self.items.iter().enumerate().filter(|(_, item)| !(1..=MOST_PIECES).contains(&item.quantity));
-        let message = format!("must be between 1 and {MOST_PIECES}");
+            self.items.iter().enumerate().filter(|(_, item)| !(1..=MAX_QUANTITY).contains(&item.quantity));
+        let message = format!("must be between 1 and {MAX_QUANTITY}");
         wrong.map(|(line, _)| FieldError::new(format!("/items/{line}/quantity"), message.as_str())).collect()
     }
 }
@@ -129,11 +129,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::slices::catalog::HIGHEST_UNIT_AMOUNT;
+    use crate::slices::catalog::MAX_UNIT_AMOUNT;
 
     #[test]
     fn the_largest_order_fits_into_a_json_number() {
-        let largest = HIGHEST_UNIT_AMOUNT * i64::from(MOST_PIECES) * i64::try_from(MOST_LINES).unwrap();
+        let largest = MAX_UNIT_AMOUNT * i64::from(MAX_QUANTITY) * i64::try_from(MAX_LINES).unwrap();
         assert!(largest < 1 << 53);
     }
 

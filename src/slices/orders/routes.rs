@@ -4,7 +4,7 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, Query},
-        idempotency::{self, Change, Idempotent, Replayable},
+        idempotency::{self, Change, IdempotentRequest, StoredResponse},
         pagination::{Page, PageQuery},
         problem::{FieldError, Problem, ProblemBody},
     },
@@ -42,13 +42,13 @@ pub fn routes() -> OpenApiRouter<Slices> {
 async fn place_order(
     Customer(caller): Customer,
     State(database): State<Database>,
-    request: Idempotent<Basket>,
-) -> Result<Replayable, Problem> {
+    request: IdempotentRequest<Basket>,
+) -> Result<StoredResponse, Problem> {
     idempotency::run(&database, caller.user_id, request, location, async |claim, basket| {
         let Some(placed) = store::place(&database, claim, caller.user_id, &basket).await? else {
             return Ok(Change::Refused(refusal(&database, &basket).await?));
         };
-        Ok(Change::Made(placed.id, Replayable::from_json(StatusCode::CREATED, placed.body)))
+        Ok(Change::Made(placed.id, StoredResponse::from_json(StatusCode::CREATED, placed.body)))
     })
     .await
 }
@@ -137,7 +137,7 @@ async fn show_order(
 ) -> Result<JsonBody<Order>, Problem> {
     let order = store::find(&database, id, reader.owner_filter())
         .await?
-        .ok_or_else(|| Problem::not_yours("orders", id))?;
+        .ok_or_else(|| Problem::not_found_or_not_owned("orders", id))?;
     if reader.owner_filter().is_none() {
         store::record_access(&database, [id]).await?;
     }
@@ -160,9 +160,11 @@ async fn cancel_order(
     State(database): State<Database>,
     Id(id): Id,
 ) -> Result<JsonBody<Order>, Problem> {
-    let only_of = caller.owner_filter();
-    let cancelled = store::cancel(&database, id, only_of).await?;
-    let order = store::find(&database, id, only_of).await?.ok_or_else(|| Problem::not_yours("orders", id))?;
+    let owner = caller.owner_filter();
+    let cancelled = store::cancel(&database, id, owner).await?;
+    let order = store::find(&database, id, owner)
+        .await?
+        .ok_or_else(|| Problem::not_found_or_not_owned("orders", id))?;
     if cancelled {
         return Ok(JsonBody(order));
     }

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The placed order: its id, and the JSON body as stored for idempotent replay.
-pub(super) struct Placed {
+pub(super) struct PlacedOrder {
     pub(super) id: Uuid,
     pub(super) body: String,
 }
@@ -33,7 +33,7 @@ pub(super) async fn place(
     claim: &Claim,
     customer_id: Uuid,
     basket: &Basket,
-) -> Result<Option<Placed>, sqlx::Error> {
+) -> Result<Option<PlacedOrder>, sqlx::Error> {
     let id = Uuid::now_v7();
     let products: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
     let quantities: Vec<i32> = basket.items.iter().map(|item| item.quantity).collect();
@@ -111,7 +111,7 @@ pub(super) async fn place(
     Ok(placed.map(|row| {
         ORDERS_CREATED.inc();
         event.mirror();
-        Placed { id, body: row.body }
+        PlacedOrder { id, body: row.body }
     }))
 }
 
@@ -159,11 +159,11 @@ fn status(text: &str) -> Result<OrderStatus, sqlx::Error> {
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown order status {text:?}").into()))
 }
 
-/// Returns one order. With `only_of`, returns it only if it is this customer's.
+/// Returns one order. With `owner`, returns it only if it is this customer's.
 pub(super) async fn find(
     database: &Database,
     id: Uuid,
-    only_of: Option<Uuid>,
+    owner: Option<Uuid>,
 ) -> Result<Option<Order>, sqlx::Error> {
     let statement = sqlx::query_as!(
         Row,
@@ -176,7 +176,7 @@ pub(super) async fn find(
         where id = $1 and ($2::uuid is null or customer_id = $2)
         "#,
         id,
-        only_of,
+        owner,
     );
     let row =
         database.run("orders.select", async |connection| statement.fetch_optional(connection).await).await?;
@@ -262,11 +262,7 @@ pub(super) async fn list(
 }
 
 /// Cancels an order that is unpaid and has no payment in progress. Returns whether the order was cancelled.
-pub(super) async fn cancel(
-    database: &Database,
-    id: Uuid,
-    only_of: Option<Uuid>,
-) -> Result<bool, sqlx::Error> {
+pub(super) async fn cancel(database: &Database, id: Uuid, owner: Option<Uuid>) -> Result<bool, sqlx::Error> {
     let event = Event::change("orders", "cancel").records([id]);
     let statement = sqlx::query!(
         r#"
@@ -282,7 +278,7 @@ pub(super) async fn cancel(
         from cancelled
         "#,
         id,
-        only_of,
+        owner,
         event.to_json(),
     );
     let cancelled =
@@ -305,7 +301,7 @@ pub(super) async fn record_access(
 
 /// The data of an order that paying needs.
 #[derive(Debug, Clone)]
-pub struct Payable {
+pub struct PayableOrder {
     /// The order's status.
     pub status: OrderStatus,
     /// The amount to pay, in minor units.
@@ -322,7 +318,7 @@ pub async fn payable(
     connection: &mut PgConnection,
     id: Uuid,
     customer_id: Uuid,
-) -> Result<Option<Payable>, sqlx::Error> {
+) -> Result<Option<PayableOrder>, sqlx::Error> {
     let statement = sqlx::query!(
         "select status, total_amount, currency, live_payment_id from orders where id = $1 and customer_id = $2",
         id,
@@ -330,7 +326,7 @@ pub async fn payable(
     );
     let row = observe("orders.select", statement.fetch_optional(connection)).await?;
     row.map(|row| {
-        Ok(Payable {
+        Ok(PayableOrder {
             status: status(&row.status)?,
             total_amount: row.total_amount,
             currency: row.currency,

@@ -5,7 +5,7 @@ use clap::{Arg, ArgMatches, Command};
 use platform::database::Database;
 use uuid::Uuid;
 
-use super::{Ended, close_discrepancy, end_without_money, open_discrepancies};
+use super::{EndResult, close_discrepancy, end_without_money, open_discrepancies};
 
 type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 
@@ -106,13 +106,13 @@ async fn end(arguments: &ArgMatches, database: &Database) -> Outcome {
     let (id, reason) = id_and_reason(arguments)?;
     let ended = end_without_money(database, id, &reason).await;
     match ended.map_err(|problem| format!("failed to end {id}: status {}", problem.status().as_u16()))? {
-        Ended::Payment => println!("the payment {id} has failed; its order can be paid again"),
-        Ended::Refund => println!("the refund {id} has failed; its amount can be refunded again"),
-        Ended::Settled(status) => return Err(format!("{id} is settled already: {status}").into()),
-        Ended::NeedsNoReview => {
+        EndResult::Payment => println!("the payment {id} has failed; its order can be paid again"),
+        EndResult::Refund => println!("the refund {id} has failed; its amount can be refunded again"),
+        EndResult::Settled(status) => return Err(format!("{id} is settled already: {status}").into()),
+        EndResult::NeedsNoReview => {
             return Err(format!("{id} needs no review: recovery is still polling for its outcome").into());
         }
-        Ended::NotFound => return Err(format!("there is no payment and no refund {id}").into()),
+        EndResult::NotFound => return Err(format!("there is no payment and no refund {id}").into()),
     }
     Ok(())
 }

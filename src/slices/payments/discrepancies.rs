@@ -11,7 +11,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use platform::{
     alerts::{Alert, Severity},
-    audit::{self, Event, EventResult, EventType, Recorded},
+    audit::{self, Event, EventResult, EventType, PendingEvent},
     database::{Database, observe},
     http::problem::Problem,
     telemetry::correlation,
@@ -86,7 +86,7 @@ fn printable(text: &str) -> String {
 pub(super) async fn record(
     connection: &mut PgConnection,
     found: &Discrepancy<'_>,
-) -> Result<Option<Recorded>, Problem> {
+) -> Result<Option<PendingEvent>, Problem> {
     let Discrepancy { resource, id, what, we_say, .. } = *found;
     let gateway_says = printable(found.gateway_says);
     let (digest, correlation_id) = (found.digest(&gateway_says), correlation::current_id());
@@ -178,8 +178,8 @@ impl Payments {
     }
 }
 
-fn alert(unalerted: Unalerted) -> Alert {
-    let Unalerted { id, resource, record_id, what, correlation_id } = unalerted;
+fn alert(unalerted: PendingAlert) -> Alert {
+    let PendingAlert { id, resource, record_id, what, correlation_id } = unalerted;
     let (title, description) = if what == OUTCOME_UNKNOWN {
         (
             format!("A {} is parked", resource.strip_suffix('s').unwrap_or(&resource)),
@@ -203,7 +203,7 @@ fn alert(unalerted: Unalerted) -> Alert {
 }
 
 /// A discrepancy whose alert no receiver has accepted.
-struct Unalerted {
+struct PendingAlert {
     id: Uuid,
     resource: String,
     record_id: Option<Uuid>,
@@ -212,9 +212,9 @@ struct Unalerted {
 }
 
 /// Leases alerts that are due, so that no other replica sends them at the same time.
-async fn lease_alerts(database: &Database) -> Result<Vec<Unalerted>, sqlx::Error> {
+async fn lease_alerts(database: &Database) -> Result<Vec<PendingAlert>, sqlx::Error> {
     let statement = sqlx::query_as!(
-        Unalerted,
+        PendingAlert,
         r#"
         update discrepancies
         set alert_due_at = clock_timestamp() + $1::interval

@@ -33,13 +33,13 @@ use platform::{
     alerts::Alerts,
     database::Database,
     ops::health::{self, CheckError},
-    workers::{Tracked, Workers},
+    workers::{BackgroundTasks, Workers},
 };
 use serde_json::json;
 
 use self::discrepancies::{close_discrepancy, open_discrepancies};
 use self::gateway::{Gateway, GatewayError};
-use self::operator::{Ended, end_without_money};
+use self::operator::{EndResult, end_without_money};
 pub use self::problems::KINDS as PROBLEM_KINDS;
 pub use self::routes::routes;
 pub use self::settings::Settings;
@@ -59,7 +59,7 @@ struct Inner {
     gateway: Gateway,
     alerts: Alerts,
     /// Finishes work that moves money even if its caller has disconnected.
-    tracked: Tracked,
+    tracked: BackgroundTasks,
     /// One verifier for each secret; there are several while the secret is rotated.
     webhooks: Vec<standardwebhooks::Webhook>,
     /// Time for which one replica may process a payment or refund exclusively.
@@ -89,7 +89,7 @@ impl Payments {
         settings: &Settings,
         database: &Database,
         alerts: &Alerts,
-        tracked: &Tracked,
+        tracked: &BackgroundTasks,
         max_waiting: usize,
     ) -> Result<Self, StartError> {
         Ok(Self(Arc::new(Inner {
@@ -118,7 +118,7 @@ impl Payments {
             .optional("external_api", move || {
                 let gateway = checked.clone();
                 async move {
-                    let answered = gateway.is_well().await;
+                    let answered = gateway.ping().await;
                     answered.map(|()| None).map_err(|_| CheckError("the payment gateway is unreachable"))
                 }
             })

@@ -10,12 +10,12 @@ use uuid::Uuid;
 use super::{
     model::{FailureReason, PaymentStatus, RefundSettlement, RefundStatus, Settlement},
     settlement,
-    store::{self, FoundRefund},
+    store::{self, RefundRecord},
 };
 
 /// The result of ending a payment or refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum EndResult {
     /// The payment has failed.
     Payment,
     /// The refund has failed.
@@ -32,34 +32,34 @@ pub enum Ended {
 ///
 /// # Errors
 /// If a statement fails; then nothing is ended.
-pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> Result<Ended, Problem> {
+pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> Result<EndResult, Problem> {
     let mut transaction = database.begin().await?;
     if let Some(found) = store::find(&mut transaction, id, None).await? {
         let settlement = Settlement::Failed { reason: FailureReason::GatewayRejected };
         if found.payment.status != PaymentStatus::Processing {
-            return Ok(Ended::Settled(found.payment.status.as_str()));
+            return Ok(EndResult::Settled(found.payment.status.as_str()));
         }
         if !store::needs_review(&mut transaction, id).await? {
-            return Ok(Ended::NeedsNoReview);
+            return Ok(EndResult::NeedsNoReview);
         }
         let order_id = found.payment.order_id;
         let settled = settlement::settle(&mut transaction, id, order_id, &settlement, Some(reason)).await?;
         transaction.commit().await?;
         let (payment, ended) = settled.committed_by_command();
-        return Ok(if ended { Ended::Payment } else { Ended::Settled(payment.status.as_str()) });
+        return Ok(if ended { EndResult::Payment } else { EndResult::Settled(payment.status.as_str()) });
     }
-    let Some(FoundRefund { refund, open, .. }) = store::find_refund(&mut transaction, id).await? else {
-        return Ok(Ended::NotFound);
+    let Some(RefundRecord { refund, open, .. }) = store::find_refund(&mut transaction, id).await? else {
+        return Ok(EndResult::NotFound);
     };
     if refund.status != RefundStatus::Processing {
-        return Ok(Ended::Settled(refund.status.as_str()));
+        return Ok(EndResult::Settled(refund.status.as_str()));
     }
     if !store::needs_review(&mut transaction, id).await? {
-        return Ok(Ended::NeedsNoReview);
+        return Ok(EndResult::NeedsNoReview);
     }
     let settlement = RefundSettlement { succeeded: false, gateway_refund_id: None };
     let settled = settlement::settle_refund(&mut transaction, &open, &settlement, Some(reason)).await?;
     transaction.commit().await?;
     let (refund, ended) = settled.committed_by_command();
-    Ok(if ended { Ended::Refund } else { Ended::Settled(refund.status.as_str()) })
+    Ok(if ended { EndResult::Refund } else { EndResult::Settled(refund.status.as_str()) })
 }

@@ -9,7 +9,7 @@
 use axum::http::StatusCode;
 use platform::{
     http::{
-        idempotency::{self, Claim, Idempotent, Previous, Replayable},
+        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
         problem::Problem,
     },
     identity::Caller,
@@ -23,13 +23,13 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::{Admission, Charge, Sent, Unknown},
+    gateway::{Charge, GatewaySlot, SendResult, Unknown},
     gateway_key::GatewayKey,
     metrics::PAYMENT_FAILURES,
     model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
-    store::{self, Begin},
+    store::{self, PaymentDraft},
 };
-use crate::slices::orders::{self, OrderStatus, Payable};
+use crate::slices::orders::{self, OrderStatus, PayableOrder};
 
 /// The body of a charge. It is stored as serialized, with its fields in this order, so that a resend has the same
 /// bytes.
@@ -47,14 +47,14 @@ impl Payments {
         &self,
         caller: Caller,
         order_id: Uuid,
-        request: Idempotent<NewPayment>,
+        request: IdempotentRequest<NewPayment>,
         deadline: Instant,
-    ) -> Result<Replayable, Problem> {
+    ) -> Result<StoredResponse, Problem> {
         let claim = Claim::of_user(caller.user_id, &request);
         let order = {
             let mut connection = self.0.database.acquire().await?;
             let order = orders::payable(&mut connection, order_id, caller.user_id).await?;
-            let order = order.ok_or_else(|| Problem::not_yours("orders", order_id))?;
+            let order = order.ok_or_else(|| Problem::not_found_or_not_owned("orders", order_id))?;
             if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
                 connection.release();
                 return self.replay(previous).await;
@@ -78,7 +78,7 @@ impl Payments {
 
     /// Replays an earlier request with the same key: returns the stored response, or the payment's current state while
     /// none is stored.
-    async fn replay(&self, previous: Previous) -> Result<Replayable, Problem> {
+    async fn replay(&self, previous: Previous) -> Result<StoredResponse, Problem> {
         if let Some(answer) = previous.answer {
             return Ok(answer.at(location(previous.resource_id)));
         }
@@ -91,7 +91,7 @@ impl Payments {
 
     /// Returns the current state of the payment that an earlier request began under this gateway key. A response is
     /// deleted 24 hours after it was stored. A later request with the same key must not begin a second payment.
-    async fn existing_payment(&self, key: GatewayKey) -> Result<Option<Replayable>, Problem> {
+    async fn existing_payment(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
         let mut connection = self.0.database.acquire().await?;
         let found = store::find_by_gateway_key(&mut connection, key).await?;
         connection.release();
@@ -101,13 +101,13 @@ impl Payments {
     async fn begin_and_charge(
         self,
         order_id: Uuid,
-        order: Payable,
+        order: PayableOrder,
         new: NewPayment,
         claim: Claim,
-        admission: Admission,
+        admission: GatewaySlot,
         begun: oneshot::Sender<Payment>,
-    ) -> Result<Replayable, Problem> {
-        let Admission { permit, slot: _until_the_end } = admission;
+    ) -> Result<StoredResponse, Problem> {
+        let GatewaySlot { permit, slot: _until_the_end } = admission;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
         let body = ChargeRequest {
             amount: order.total_amount,
@@ -117,7 +117,7 @@ impl Payments {
         };
         let gateway_request = serde_json::to_string(&body).map_err(|error| Problem::internal(&error))?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
-        let start = Begin {
+        let start = PaymentDraft {
             id,
             order_id,
             gateway_key,
@@ -147,7 +147,7 @@ impl Payments {
         order_id: Uuid,
         gateway_key: GatewayKey,
         claim: &Claim,
-    ) -> Result<Replayable, Problem> {
+    ) -> Result<StoredResponse, Problem> {
         let mut connection = self.0.database.acquire().await?;
         if let Some(previous) = idempotency::previous(&mut connection, claim).await? {
             connection.release();
@@ -174,7 +174,7 @@ impl Payments {
         let mut permit = permit;
         loop {
             let unknown = match self.0.gateway.charge(gateway_key, gateway_request, permit, until).await {
-                Sent::Made(answer) => {
+                SendResult::Made(answer) => {
                     crash::point("payment.answered");
                     let judge = |charge: &Charge| {
                         judge_charge(gateway_key, payment.amount, &payment.currency, charge)
@@ -187,19 +187,19 @@ impl Payments {
                         }
                     }
                 }
-                Sent::Refused(status) => {
+                SendResult::Refused(status) => {
                     tracing::warn!(%status, calls, "the gateway rejected the charge");
                     break self.settle_or_leave(payment, Settlement::Rejected).await;
                 }
-                Sent::Conflict => {
+                SendResult::Conflict => {
                     self.mismatch("payments", payment.id, "idempotency conflict", "409").await?;
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
-                Sent::Unknown(Unknown::Unreadable(why)) => {
+                SendResult::Unknown(Unknown::Unreadable(why)) => {
                     self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
-                Sent::Unknown(unknown) => unknown,
+                SendResult::Unknown(unknown) => unknown,
             };
             if unknown.was_not_sent() {
                 store::uncount_attempt(&self.0.database, payment.id).await?;
@@ -214,7 +214,7 @@ impl Payments {
             };
             if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
                 // A webhook has settled the payment meanwhile.
-                break self.present(payment.id).await;
+                break self.reload(payment.id).await;
             }
             (calls, permit) = (calls + 1, next);
         }
@@ -236,17 +236,17 @@ impl Payments {
         let mut connection = self.0.database.acquire().await?;
         idempotency::release(&mut connection, payment.id).await?;
         connection.release();
-        self.present(payment.id).await
+        self.reload(payment.id).await
     }
 
-    async fn present(&self, id: Uuid) -> Result<Payment, Problem> {
+    async fn reload(&self, id: Uuid) -> Result<Payment, Problem> {
         let mut connection = self.0.database.acquire().await?;
         let found = store::find(&mut connection, id, None).await?;
         found.map(|found| found.payment).ok_or_else(Problem::not_found)
     }
 }
 
-fn why_not_payable(order: &Payable) -> Option<Problem> {
+fn why_not_payable(order: &PayableOrder) -> Option<Problem> {
     let detail = match (order.status, order.live_payment_id) {
         (OrderStatus::PendingPayment, None) => return None,
         (OrderStatus::PendingPayment, Some(_)) => "A payment of this order is under way.",
@@ -268,20 +268,20 @@ fn location(id: Uuid) -> String {
 }
 
 /// Returns the response for a payment: 201 for a settled one, whatever its outcome, and 202 while it is `processing`.
-fn created(payment: &Payment) -> Result<Replayable, Problem> {
+fn created(payment: &Payment) -> Result<StoredResponse, Problem> {
     let processing = payment.status == PaymentStatus::Processing;
     let status = if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED };
-    Ok(Replayable::new(status, payment)?.at(location(payment.id)))
+    Ok(StoredResponse::new(status, payment)?.at(location(payment.id)))
 }
 
 /// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise
 /// the response is 503, and the client retries with the same key. A 504 would leave the client without a next step.
 pub(super) async fn finish_by<T>(
     deadline: Instant,
-    work: tokio::task::JoinHandle<Result<Replayable, Problem>>,
+    work: tokio::task::JoinHandle<Result<StoredResponse, Problem>>,
     mut has_begun: oneshot::Receiver<T>,
-    answer: impl Fn(&T) -> Result<Replayable, Problem>,
-) -> Result<Replayable, Problem> {
+    answer: impl Fn(&T) -> Result<StoredResponse, Problem>,
+) -> Result<StoredResponse, Problem> {
     match tokio::time::timeout_at(deadline, work).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(died)) => Err(Problem::internal(&died)),

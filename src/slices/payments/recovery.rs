@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{
     Payments,
     discrepancies::{Discrepancy, OUTCOME_UNKNOWN},
-    gateway::{Charge, GatewayRefund, Sent, Unknown},
+    gateway::{Charge, GatewayRefund, SendResult, Unknown},
     metrics::{DISCREPANCIES_OPEN, OLDEST_PROCESSING, PAYMENTS_PARKED, PAYMENTS_PROCESSING},
     model::{
         FailureReason, Mismatch, NoCharge, PaymentStatus, RefundStatus, Settlement, judge_charge,
@@ -39,7 +39,7 @@ const BATCH: i64 = 16;
 const MAX_PAUSE: Duration = Duration::from_secs(20);
 
 /// Result of polling for one payment or refund.
-enum Learned {
+enum PollResult {
     /// The payment or refund is settled.
     Settled,
     /// The outcome is still unknown.
@@ -122,12 +122,12 @@ impl Payments {
         id: Uuid,
         age: Duration,
         parked: bool,
-        learned: Result<Learned, Problem>,
+        learned: Result<PollResult, Problem>,
     ) -> Option<bool> {
         match learned {
-            Ok(Learned::Settled) => return None,
-            Ok(Learned::NeedsReview) => return Some(true),
-            Ok(Learned::Unknown) => {}
+            Ok(PollResult::Settled) => return None,
+            Ok(PollResult::NeedsReview) => return Some(true),
+            Ok(PollResult::Unknown) => {}
             Err(problem) => {
                 let status = problem.status().as_u16();
                 tracing::warn!(resource, %id, status, "recovery failed; a later run repeats it");
@@ -154,7 +154,7 @@ impl Payments {
 
     /// Polls for a payment's outcome. If the gateway has no charge and the key is still valid, resends the charge.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
-    async fn learn_payment(&self, payment: &OpenPayment) -> Result<Learned, Problem> {
+    async fn learn_payment(&self, payment: &OpenPayment) -> Result<PollResult, Problem> {
         traces::link(&Span::current(), payment.trace_parent.as_deref());
         crash::point("recovery.leased");
         let until = Instant::now() + self.0.gateway.timeout();
@@ -162,19 +162,19 @@ impl Payments {
             Ok(charges) => charges,
             Err(Unknown::Unreadable(why)) => {
                 self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
-                return Ok(Learned::NeedsReview);
+                return Ok(PollResult::NeedsReview);
             }
-            Err(_unknown) => return Ok(Learned::Unknown),
+            Err(_unknown) => return Ok(PollResult::Unknown),
         };
         crash::point("recovery.answered");
         match charges.as_slice() {
             [] => match NoCharge::after(payment.age) {
                 NoCharge::Resend => self.resend(payment, until).await,
-                NoCharge::Poll => Ok(Learned::Unknown),
+                NoCharge::Poll => Ok(PollResult::Unknown),
                 NoCharge::NeverCharged => {
                     let settlement = Settlement::Failed { reason: FailureReason::GatewayTimeout };
                     self.settle(payment.id, payment.order_id, settlement).await?;
-                    Ok(Learned::Settled)
+                    Ok(PollResult::Settled)
                 }
             },
             [charge] => {
@@ -184,51 +184,51 @@ impl Payments {
             several => {
                 let found = format!("{} charges", several.len());
                 self.mismatch("payments", payment.id, "several charges", &found).await?;
-                Ok(Learned::NeedsReview)
+                Ok(PollResult::NeedsReview)
             }
         }
     }
 
     /// Resends the charge. The gateway has no charge, but a first call may still be in flight. Only the response to the
     /// same charge under the same key is certain.
-    async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<Learned, Problem> {
+    async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<PollResult, Problem> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
-            return Ok(Learned::Unknown);
+            return Ok(PollResult::Unknown);
         };
         if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
-            return Ok(Learned::Settled);
+            return Ok(PollResult::Settled);
         }
         crash::point("recovery.sending");
         match self.0.gateway.charge(payment.gateway_key, &payment.gateway_request, permit, until).await {
-            Sent::Made(answer) => {
+            SendResult::Made(answer) => {
                 let (charge, judged) = answer.judge(|charge| {
                     judge_charge(payment.gateway_key, payment.amount, &payment.currency, charge)
                 });
                 self.settle_charge(payment, &charge, judged).await
             }
-            Sent::Refused(status) => {
+            SendResult::Refused(status) => {
                 // The settling statement checks that no earlier attempt may have reached the gateway.
                 tracing::warn!(%status, payment_id = %payment.id, "the gateway rejected a resent charge");
                 let settled = self.settle(payment.id, payment.order_id, Settlement::Rejected).await?;
                 Ok(if settled.status == PaymentStatus::Processing {
-                    Learned::Unknown
+                    PollResult::Unknown
                 } else {
-                    Learned::Settled
+                    PollResult::Settled
                 })
             }
-            Sent::Conflict => {
+            SendResult::Conflict => {
                 self.mismatch("payments", payment.id, "idempotency conflict", "409").await?;
-                Ok(Learned::Unknown)
+                Ok(PollResult::Unknown)
             }
-            Sent::Unknown(Unknown::Unreadable(why)) => {
+            SendResult::Unknown(Unknown::Unreadable(why)) => {
                 self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
-                Ok(Learned::Unknown)
+                Ok(PollResult::Unknown)
             }
-            Sent::Unknown(unknown) => {
+            SendResult::Unknown(unknown) => {
                 if unknown.was_not_sent() {
                     store::uncount_attempt(&self.0.database, payment.id).await?;
                 }
-                Ok(Learned::Unknown)
+                Ok(PollResult::Unknown)
             }
         }
     }
@@ -238,17 +238,17 @@ impl Payments {
         payment: &OpenPayment,
         charge: &Charge,
         judged: Result<Settlement, Mismatch>,
-    ) -> Result<Learned, Problem> {
+    ) -> Result<PollResult, Problem> {
         match judged {
             Ok(settlement) => {
                 let settled = self.settle(payment.id, payment.order_id, settlement).await?;
                 // A charge that has settled another payment cannot settle a second one.
                 let refused = settled.status == PaymentStatus::Processing;
-                Ok(if refused { Learned::NeedsReview } else { Learned::Settled })
+                Ok(if refused { PollResult::NeedsReview } else { PollResult::Settled })
             }
             Err(Mismatch(what)) => {
                 self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
-                Ok(Learned::NeedsReview)
+                Ok(PollResult::NeedsReview)
             }
         }
     }
@@ -269,59 +269,59 @@ impl Payments {
     /// Polls for a refund's outcome. If the gateway has no refund and the key is still valid, resends the refund. An
     /// empty list is never proof.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
-    async fn learn_refund(&self, refund: &OpenRefund) -> Result<Learned, Problem> {
+    async fn learn_refund(&self, refund: &OpenRefund) -> Result<PollResult, Problem> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
         let refunds = match self.0.gateway.refunds(refund.gateway_key, until).await {
             Ok(refunds) => refunds,
             Err(Unknown::Unreadable(why)) => {
                 self.mismatch("refunds", refund.id, "unreadable refund", &why).await?;
-                return Ok(Learned::NeedsReview);
+                return Ok(PollResult::NeedsReview);
             }
-            Err(_unknown) => return Ok(Learned::Unknown),
+            Err(_unknown) => return Ok(PollResult::Unknown),
         };
         match refunds.as_slice() {
             [] if NoCharge::after(refund.age) == NoCharge::Resend => self.resend_refund(refund, until).await,
-            [] => Ok(Learned::Unknown),
+            [] => Ok(PollResult::Unknown),
             [found] => self.settle_found_refund(refund, found).await,
             several => {
                 let count = format!("{} refunds", several.len());
                 self.mismatch("refunds", refund.id, "several refunds", &count).await?;
-                Ok(Learned::NeedsReview)
+                Ok(PollResult::NeedsReview)
             }
         }
     }
 
-    async fn resend_refund(&self, refund: &OpenRefund, until: Instant) -> Result<Learned, Problem> {
+    async fn resend_refund(&self, refund: &OpenRefund, until: Instant) -> Result<PollResult, Problem> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
-            return Ok(Learned::Unknown);
+            return Ok(PollResult::Unknown);
         };
         if store::count_refund_attempt(&self.0.database, refund.id).await?.is_none() {
-            return Ok(Learned::Settled);
+            return Ok(PollResult::Settled);
         }
         let (key, charge_id) = (refund.gateway_key, &refund.charge_id);
         match self.0.gateway.refund(charge_id, key, &refund.gateway_request, permit, until).await {
-            Sent::Made(answer) => {
+            SendResult::Made(answer) => {
                 let (found, _) = answer.judge(|found| judge_refund(key, refund.amount, charge_id, found));
                 self.settle_found_refund(refund, &found).await
             }
-            Sent::Refused(status) => {
+            SendResult::Refused(status) => {
                 self.mismatch("refunds", refund.id, "refused", status.as_str()).await?;
-                Ok(Learned::NeedsReview)
+                Ok(PollResult::NeedsReview)
             }
-            Sent::Conflict => {
+            SendResult::Conflict => {
                 self.mismatch("refunds", refund.id, "idempotency conflict", "409").await?;
-                Ok(Learned::Unknown)
+                Ok(PollResult::Unknown)
             }
-            Sent::Unknown(Unknown::Unreadable(why)) => {
+            SendResult::Unknown(Unknown::Unreadable(why)) => {
                 self.mismatch("refunds", refund.id, "unreadable refund", &why).await?;
-                Ok(Learned::Unknown)
+                Ok(PollResult::Unknown)
             }
-            Sent::Unknown(unknown) => {
+            SendResult::Unknown(unknown) => {
                 if unknown.was_not_sent() {
                     store::uncount_refund_attempt(&self.0.database, refund.id).await?;
                 }
-                Ok(Learned::Unknown)
+                Ok(PollResult::Unknown)
             }
         }
     }
@@ -330,16 +330,16 @@ impl Payments {
         &self,
         refund: &OpenRefund,
         found: &GatewayRefund,
-    ) -> Result<Learned, Problem> {
+    ) -> Result<PollResult, Problem> {
         match judge_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
             Ok(settlement) => {
                 let settled = self.settle_refund(refund, settlement).await?;
                 let refused = settled.status == RefundStatus::Processing;
-                Ok(if refused { Learned::NeedsReview } else { Learned::Settled })
+                Ok(if refused { PollResult::NeedsReview } else { PollResult::Settled })
             }
             Err(Mismatch(what)) => {
                 self.mismatch("refunds", refund.id, what, &format!("{found:?}")).await?;
-                Ok(Learned::NeedsReview)
+                Ok(PollResult::NeedsReview)
             }
         }
     }

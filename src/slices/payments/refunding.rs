@@ -6,7 +6,7 @@
 use axum::http::StatusCode;
 use platform::{
     http::{
-        idempotency::{self, Claim, Idempotent, Previous, Replayable},
+        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
         problem::{FieldError, Problem},
     },
     identity::Caller,
@@ -20,11 +20,11 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    gateway::{Admission, Sent, Unknown},
+    gateway::{GatewaySlot, SendResult, Unknown},
     gateway_key::GatewayKey,
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
     paying::finish_by,
-    store::{self, BeginRefund, Found, FoundRefund, OpenRefund},
+    store::{self, OpenRefund, PaymentRecord, RefundDraft, RefundRecord},
 };
 
 /// The body of a refund, stored and sent like the body of a charge.
@@ -36,13 +36,13 @@ struct RefundRequest {
 
 impl Payments {
     /// Refunds a payment, or replays an earlier request with the same key.
-    pub(super) async fn give_back(
+    pub(super) async fn refund(
         &self,
         caller: Caller,
         payment_id: Uuid,
-        request: Idempotent<NewRefund>,
+        request: IdempotentRequest<NewRefund>,
         deadline: Instant,
-    ) -> Result<Replayable, Problem> {
+    ) -> Result<StoredResponse, Problem> {
         let claim = Claim::of_user(caller.user_id, &request);
         let found = {
             let mut connection = self.0.database.acquire().await?;
@@ -54,7 +54,7 @@ impl Payments {
             found
         };
         let new = request.body?;
-        let amount = match amount_to_give_back(&found, new.amount) {
+        let amount = match amount_to_refund(&found, new.amount) {
             Ok(amount) => amount,
             Err(refusal) => return self.existing_refund(GatewayKey::derive(&claim)).await?.ok_or(refusal),
         };
@@ -70,7 +70,7 @@ impl Payments {
 
     /// Returns the current state of the refund that an earlier request began under this gateway key. Mirrors
     /// `existing_payment`.
-    async fn existing_refund(&self, key: GatewayKey) -> Result<Option<Replayable>, Problem> {
+    async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
         let mut connection = self.0.database.acquire().await?;
         let found = store::find_refund_by_gateway_key(&mut connection, key).await?;
         connection.release();
@@ -79,19 +79,19 @@ impl Payments {
 
     async fn begin_and_refund(
         self,
-        found: Found,
+        found: PaymentRecord,
         amount: i64,
         reason: Option<String>,
         claim: Claim,
-        admission: Admission,
+        admission: GatewaySlot,
         begun: oneshot::Sender<Refund>,
-    ) -> Result<Replayable, Problem> {
-        let Admission { permit, slot: _until_the_end } = admission;
+    ) -> Result<StoredResponse, Problem> {
+        let GatewaySlot { permit, slot: _until_the_end } = admission;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
         let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: gateway_key })
             .map_err(|error| Problem::internal(&error))?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
-        let start = BeginRefund {
+        let start = RefundDraft {
             id,
             gateway_key,
             payment_id: found.payment.id,
@@ -136,7 +136,7 @@ impl Payments {
                 self.0.gateway.refund(&open.charge_id, key, &open.gateway_request, permit, until).await;
             crash::point("refund.answered");
             let unknown = match sent {
-                Sent::Made(answer) => {
+                SendResult::Made(answer) => {
                     match answer.judge(|refund| judge_refund(key, open.amount, &open.charge_id, refund)) {
                         (_, Ok(settlement)) => {
                             let refund = self.settle_refund(open, settlement).await?;
@@ -150,20 +150,20 @@ impl Payments {
                     }
                     break;
                 }
-                Sent::Refused(status) => {
+                SendResult::Refused(status) => {
                     self.mismatch("refunds", open.id, "refused", status.as_str()).await?;
                     park = true;
                     break;
                 }
-                Sent::Conflict => {
+                SendResult::Conflict => {
                     self.mismatch("refunds", open.id, "idempotency conflict", "409").await?;
                     break;
                 }
-                Sent::Unknown(Unknown::Unreadable(why)) => {
+                SendResult::Unknown(Unknown::Unreadable(why)) => {
                     self.mismatch("refunds", open.id, "unreadable refund", &why).await?;
                     break;
                 }
-                Sent::Unknown(unknown) => unknown,
+                SendResult::Unknown(unknown) => unknown,
             };
             if unknown.was_not_sent() {
                 store::uncount_refund_attempt(&self.0.database, open.id).await?;
@@ -189,17 +189,17 @@ impl Payments {
 
 /// Replays an earlier request with the same key: returns the stored response, or the refund's current state while none
 /// is stored.
-async fn replay(connection: &mut sqlx::PgConnection, previous: Previous) -> Result<Replayable, Problem> {
+async fn replay(connection: &mut sqlx::PgConnection, previous: Previous) -> Result<StoredResponse, Problem> {
     if let Some(answer) = previous.answer {
         return Ok(answer);
     }
-    let FoundRefund { refund, .. } =
+    let RefundRecord { refund, .. } =
         store::find_refund(connection, previous.resource_id).await?.ok_or_else(Problem::not_found)?;
     Ok(created(&refund)?.replayed())
 }
 
 /// Returns the amount to refund. It decides nothing: the statement that reserves the amount has its own guard.
-fn amount_to_give_back(found: &Found, amount: Option<i64>) -> Result<i64, Problem> {
+fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, Problem> {
     if found.payment.status == PaymentStatus::Processing {
         return Err(Problem::conflict("The payment's outcome is not known yet."));
     }
@@ -219,7 +219,7 @@ fn amount_to_give_back(found: &Found, amount: Option<i64>) -> Result<i64, Proble
 }
 
 /// Returns the response for a refund: 201 for a settled one, whatever its outcome, and 202 while it is `processing`.
-fn created(refund: &Refund) -> Result<Replayable, Problem> {
+fn created(refund: &Refund) -> Result<StoredResponse, Problem> {
     let processing = refund.status == RefundStatus::Processing;
-    Replayable::new(if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED }, refund)
+    StoredResponse::new(if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED }, refund)
 }

@@ -6,7 +6,7 @@ use axum::{
 };
 use platform::http::{
     extract::{Id, read_bytes},
-    idempotency::{Idempotent, Replayable},
+    idempotency::{IdempotentRequest, StoredResponse},
     limits::Deadline,
     problem::{Problem, ProblemBody},
 };
@@ -57,8 +57,8 @@ async fn pay_order(
     State(payments): State<Payments>,
     Extension(deadline): Extension<Deadline>,
     Id(order_id): Id,
-    request: Idempotent<NewPayment>,
-) -> Result<Replayable, Problem> {
+    request: IdempotentRequest<NewPayment>,
+) -> Result<StoredResponse, Problem> {
     in_time(deadline, payments.pay(caller, order_id, request, answer_by(deadline))).await
 }
 
@@ -72,8 +72,10 @@ async fn show_payment(
     State(payments): State<Payments>,
     Id(id): Id,
 ) -> Result<JsonBody<Payment>, Problem> {
-    let found =
-        payments.find(id, reader.owner_filter()).await?.ok_or_else(|| Problem::not_yours("payments", id))?;
+    let found = payments
+        .find(id, reader.owner_filter())
+        .await?
+        .ok_or_else(|| Problem::not_found_or_not_owned("payments", id))?;
     if reader.owner_filter().is_none() {
         payments.record_access(id).await?;
     }
@@ -100,9 +102,9 @@ async fn refund_payment(
     State(payments): State<Payments>,
     Extension(deadline): Extension<Deadline>,
     Id(payment_id): Id,
-    request: Idempotent<NewRefund>,
-) -> Result<Replayable, Problem> {
-    in_time(deadline, payments.give_back(caller, payment_id, request, answer_by(deadline))).await
+    request: IdempotentRequest<NewRefund>,
+) -> Result<StoredResponse, Problem> {
+    in_time(deadline, payments.refund(caller, payment_id, request, answer_by(deadline))).await
 }
 
 /// Receive an event of the payment gateway
@@ -133,8 +135,8 @@ fn answer_by(deadline: Deadline) -> Instant {
 /// that has not begun is late. Its response is a 503, because the 504 of the deadline would leave the result unknown.
 async fn in_time(
     deadline: Deadline,
-    work: impl Future<Output = Result<Replayable, Problem>>,
-) -> Result<Replayable, Problem> {
+    work: impl Future<Output = Result<StoredResponse, Problem>>,
+) -> Result<StoredResponse, Problem> {
     let latest = deadline.0.checked_sub(TO_ANSWER / 2).unwrap_or(deadline.0);
     let too_late =
         |_| Problem::unavailable(1).detail("There was no time to begin: this request has moved no money.");
@@ -142,9 +144,9 @@ async fn in_time(
 }
 
 impl Payments {
-    async fn find(&self, id: Uuid, only_of: Option<Uuid>) -> Result<Option<Payment>, sqlx::Error> {
+    async fn find(&self, id: Uuid, owner: Option<Uuid>) -> Result<Option<Payment>, sqlx::Error> {
         let mut connection = self.0.database.acquire().await?;
-        let found = store::find(&mut connection, id, only_of).await?;
+        let found = store::find(&mut connection, id, owner).await?;
         connection.release();
         Ok(found.map(|found| found.payment))
     }

@@ -12,10 +12,10 @@
 //! The response for the idempotency key is stored in the same transaction.
 use axum::http::StatusCode;
 use platform::{
-    audit::{self, Event, Recorded},
+    audit::{self, Event, PendingEvent},
     database::{observe, violated_constraint},
     http::{
-        idempotency::{self, Replayable},
+        idempotency::{self, StoredResponse},
         problem::Problem,
     },
     resilience::crash,
@@ -29,46 +29,46 @@ use super::{
     discrepancies::{self, Discrepancy},
     metrics::{PAYMENT_FAILURES, PAYMENTS},
     model::{Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement},
-    store::{self, FoundRefund, OpenRefund},
+    store::{self, OpenRefund, RefundRecord},
 };
 
-/// The result of settling. [`Settled::committed`] counts, mirrors and alerts, after the commit.
+/// The result of settling. [`SettleResult::committed`] counts, mirrors and alerts, after the commit.
 #[must_use = "call committed() after the commit"]
-pub(super) struct Settled<T> {
+pub(super) struct SettleResult<T> {
     /// The payment or refund in its current state. It is still `processing` if a guard refused the settlement.
     subject: T,
-    how: How,
+    how: SettleEffect,
 }
 
-enum How {
+enum SettleEffect {
     /// This call settled the payment or refund.
-    Now(Recorded),
+    Now(PendingEvent),
     /// This call changed nothing. Either a guard refused the settlement, or an earlier one had the same outcome or one
     /// that is a recorded discrepancy.
     Unchanged,
     /// This call changed nothing and recorded a discrepancy.
-    Discrepancy(Recorded),
+    Discrepancy(PendingEvent),
 }
 
-impl<T> Settled<T> {
-    fn now(subject: T, recorded: Recorded) -> Self {
-        Self { subject, how: How::Now(recorded) }
+impl<T> SettleResult<T> {
+    fn now(subject: T, recorded: PendingEvent) -> Self {
+        Self { subject, how: SettleEffect::Now(recorded) }
     }
 
-    fn unchanged(subject: T, discrepancy: Option<Recorded>) -> Self {
-        Self { subject, how: discrepancy.map_or(How::Unchanged, How::Discrepancy) }
+    fn unchanged(subject: T, discrepancy: Option<PendingEvent>) -> Self {
+        Self { subject, how: discrepancy.map_or(SettleEffect::Unchanged, SettleEffect::Discrepancy) }
     }
 
     /// Mirrors the audit event and alerts. Returns the current state, and whether this call settled the payment or
     /// refund.
     fn mirror(self, payments: &Payments) -> (T, bool) {
         match self.how {
-            How::Unchanged => (self.subject, false),
-            How::Now(recorded) => {
+            SettleEffect::Unchanged => (self.subject, false),
+            SettleEffect::Now(recorded) => {
                 recorded.committed();
                 (self.subject, true)
             }
-            How::Discrepancy(recorded) => {
+            SettleEffect::Discrepancy(recorded) => {
                 recorded.committed();
                 payments.alert_discrepancies();
                 (self.subject, false)
@@ -80,15 +80,15 @@ impl<T> Settled<T> {
     /// metrics.
     pub(super) fn committed_by_command(self) -> (T, bool) {
         let Self { subject, how } = self;
-        let settled_now = matches!(how, How::Now(_));
-        if let How::Now(recorded) | How::Discrepancy(recorded) = how {
+        let settled_now = matches!(how, SettleEffect::Now(_));
+        if let SettleEffect::Now(recorded) | SettleEffect::Discrepancy(recorded) = how {
             recorded.committed();
         }
         (subject, settled_now)
     }
 }
 
-impl Settled<Payment> {
+impl SettleResult<Payment> {
     /// Counts and mirrors the settlement, and must be called after the commit. Returns the payment's current state.
     pub(super) fn committed(self, payments: &Payments) -> Payment {
         let (payment, settled_now) = self.mirror(payments);
@@ -102,7 +102,7 @@ impl Settled<Payment> {
     }
 }
 
-impl Settled<Refund> {
+impl SettleResult<Refund> {
     /// Mirrors the settlement, and must be called after the commit. Returns the refund's current state.
     pub(super) fn committed(self, payments: &Payments) -> Refund {
         self.mirror(payments).0
@@ -120,7 +120,7 @@ pub(super) async fn settle(
     order_id: Uuid,
     settlement: &Settlement,
     decided: Option<&str>,
-) -> Result<Settled<Payment>, Problem> {
+) -> Result<SettleResult<Payment>, Problem> {
     let order_status = (settlement.status() == PaymentStatus::Succeeded).then_some("paid");
     let statement = sqlx::query!(
         r#"
@@ -173,7 +173,8 @@ pub(super) async fn settle(
         created_at: row.created_at,
         updated_at: row.updated_at,
     };
-    idempotency::complete(connection, payment_id, &Replayable::new(StatusCode::CREATED, &payment)?).await?;
+    idempotency::complete(connection, payment_id, &StoredResponse::new(StatusCode::CREATED, &payment)?)
+        .await?;
     let event = Event::change("payments", "settle")
         .records([payment_id])
         .with("order_id", order_id.to_string())
@@ -181,7 +182,7 @@ pub(super) async fn settle(
         .with("amount", payment.amount)
         .with("decided_by_operator", decided);
     let recorded = audit::record_with(connection, event).await?;
-    Ok(Settled::now(payment, recorded))
+    Ok(SettleResult::now(payment, recorded))
 }
 
 /// Converts an error of the settling statement. If one charge or refund of the gateway settled two records
@@ -200,7 +201,7 @@ async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
     settlement: &Settlement,
-) -> Result<Settled<Payment>, Problem> {
+) -> Result<SettleResult<Payment>, Problem> {
     let found = store::find(&mut *connection, payment_id, None).await?.ok_or_else(Problem::not_found)?;
     let status = found.payment.status;
     let is_open = status.may_become(settlement.status());
@@ -235,7 +236,7 @@ async fn not_settled(
             discrepancies::record(connection, &found).await?
         }
     };
-    Ok(Settled::unchanged(found.payment, recorded))
+    Ok(SettleResult::unchanged(found.payment, recorded))
 }
 
 /// Settles a refund, and updates its payment and its order, within a transaction.
@@ -248,7 +249,7 @@ pub(super) async fn settle_refund(
     open: &OpenRefund,
     settlement: &RefundSettlement,
     decided: Option<&str>,
-) -> Result<Settled<Refund>, Problem> {
+) -> Result<SettleResult<Refund>, Problem> {
     let status = if settlement.succeeded { RefundStatus::Succeeded } else { RefundStatus::Failed };
     let failure_reason = (!settlement.succeeded).then_some("gateway_refused");
     let statement = sqlx::query!(
@@ -317,7 +318,7 @@ pub(super) async fn settle_refund(
         currency: open.currency.clone(),
         created_at: row.created_at,
     };
-    idempotency::complete(connection, open.id, &Replayable::new(StatusCode::CREATED, &refund)?).await?;
+    idempotency::complete(connection, open.id, &StoredResponse::new(StatusCode::CREATED, &refund)?).await?;
     let event = Event::change("refunds", "settle")
         .records([open.id])
         .with("payment_id", open.payment_id.to_string())
@@ -325,7 +326,7 @@ pub(super) async fn settle_refund(
         .with("amount", refund.amount)
         .with("decided_by_operator", decided);
     let recorded = audit::record_with(connection, event).await?;
-    Ok(Settled::now(refund, recorded))
+    Ok(SettleResult::now(refund, recorded))
 }
 
 /// Mirrors [`not_settled`]. Another refund of the gateway for a settled refund is a discrepancy, whatever its status.
@@ -334,9 +335,9 @@ async fn refund_not_settled(
     open: &OpenRefund,
     settlement: &RefundSettlement,
     status: RefundStatus,
-) -> Result<Settled<Refund>, Problem> {
+) -> Result<SettleResult<Refund>, Problem> {
     let found = store::find_refund(&mut *connection, open.id).await?.ok_or_else(Problem::not_found)?;
-    let FoundRefund { refund, gateway_refund_id, .. } = found;
+    let RefundRecord { refund, gateway_refund_id, .. } = found;
     let reported = settlement.gateway_refund_id.as_deref();
     let (what, gateway_says) = if refund.status == RefundStatus::Processing {
         ("refund of another record", reported.unwrap_or_default())
@@ -345,12 +346,12 @@ async fn refund_not_settled(
     } else if reported.is_some() && gateway_refund_id.is_some() && reported != gateway_refund_id.as_deref() {
         ("second refund", reported.unwrap_or_default())
     } else {
-        return Ok(Settled::unchanged(refund, None));
+        return Ok(SettleResult::unchanged(refund, None));
     };
     let we_say = refund.status.as_str();
     let found = Discrepancy { resource: "refunds", id: Some(open.id), what, gateway_says, we_say };
     let recorded = discrepancies::record(connection, &found).await?;
-    Ok(Settled::unchanged(refund, recorded))
+    Ok(SettleResult::unchanged(refund, recorded))
 }
 
 impl Payments {

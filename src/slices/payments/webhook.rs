@@ -8,7 +8,7 @@
 //! same bytes again.
 use axum::http::HeaderMap;
 use platform::{
-    audit::Recorded,
+    audit::PendingEvent,
     http::{idempotency, problem::Problem},
     resilience::crash,
     telemetry::traces,
@@ -26,8 +26,8 @@ use super::{
     gateway_key::GatewayKey,
     model::{Mismatch, Payment, Refund, judge_charge, judge_refund},
     problems::BAD_SIGNATURE,
-    settlement::{self, Settled},
-    store::{self, FoundRefund},
+    settlement::{self, SettleResult},
+    store::{self, RefundRecord},
 };
 
 /// Scope of the events' idempotency keys, in place of a caller's id.
@@ -54,19 +54,19 @@ impl Event<'_> {
     /// Returns the reference, if at least that is usable.
     fn reference(&self) -> Option<GatewayKey> {
         #[derive(Deserialize)]
-        struct Referring {
+        struct ReferenceOnly {
             reference: GatewayKey,
         }
-        self.data().ok().map(|Referring { reference }| reference)
+        self.data().ok().map(|ReferenceOnly { reference }| reference)
     }
 }
 
 /// Effect of an event, to be mirrored after the commit.
 enum Effect {
     Nothing,
-    Payment(Settled<Payment>),
-    Refund(Settled<Refund>),
-    Discrepancy(Recorded),
+    Payment(SettleResult<Payment>),
+    Refund(SettleResult<Refund>),
+    Discrepancy(PendingEvent),
 }
 
 impl Payments {
@@ -188,7 +188,7 @@ async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<
 
 async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> Result<Effect, Problem> {
     let found = store::find_refund_by_gateway_key(&mut *connection, refund.reference).await?;
-    let Some(FoundRefund { refund: known, open, .. }) = found else {
+    let Some(RefundRecord { refund: known, open, .. }) = found else {
         let found = Discrepancy {
             resource: "refunds",
             id: Some(refund.reference.0),

@@ -1,21 +1,21 @@
 //! Guessing passwords: nobody learns anything by it, and soon nobody may (NIST SP 800-53 AC-7).
 use std::{collections::BTreeSet, time::Instant};
 
-use dev::harness::{Answer, PASSWORD, Service, eventually};
+use dev::harness::{HttpResponse, PASSWORD, Service, eventually};
 use serde_json::{Value, json};
 
 use super::{WRONG, log_in, register};
 use crate::{builder, service};
 
 /// The same from elsewhere, through the proxy that the service trusts.
-async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> Answer {
+async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> HttpResponse {
     let credentials = json!({ "email": email, "password": password });
     let elsewhere = service.nobody().with_header("x-forwarded-for", address);
     elsewhere.post("/v1/sessions").json(&credentials).await
 }
 
 /// Everything that a stranger can tell one refusal from another by.
-fn what_is_told(refusal: &Answer) -> (u16, Value, BTreeSet<String>) {
+fn what_is_told(refusal: &HttpResponse) -> (u16, Value, BTreeSet<String>) {
     let mut body = refusal.json();
     for id in ["correlation_id", "trace_id"] {
         body.as_object_mut().unwrap().remove(id);

@@ -4,7 +4,7 @@ pub(crate) mod permissions;
 
 use std::time::{Duration, Instant};
 
-use dev::harness::{Answer, PASSWORD, PATH, Service, User, eventually};
+use dev::harness::{HttpResponse, PASSWORD, PATH, Service, User, eventually};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -12,12 +12,12 @@ use crate::{builder, service};
 
 pub const WRONG: &str = "not the password of anybody";
 
-pub async fn register(service: &Service, email: &str, password: &str) -> Answer {
+pub async fn register(service: &Service, email: &str, password: &str) -> HttpResponse {
     let registration = json!({ "email": email, "password": password, "name": "Grace Hopper" });
     service.nobody().post("/v1/users").json(&registration).await
 }
 
-pub async fn log_in(service: &Service, email: &str, password: &str) -> Answer {
+pub async fn log_in(service: &Service, email: &str, password: &str) -> HttpResponse {
     let credentials = json!({ "email": email, "password": password });
     service.nobody().post("/v1/sessions").json(&credentials).await
 }
@@ -117,7 +117,7 @@ async fn a_password_that_is_tried_first_is_refused_wherever_one_is_chosen() {
     }
 }
 
-async fn changes_password(user: &User, current: &str, new: &str) -> Answer {
+async fn changes_password(user: &User, current: &str, new: &str) -> HttpResponse {
     user.put("/v1/me/password").json(&json!({ "current_password": current, "new_password": new })).await
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dev::harness::{Finished, Service, eventually};
+use dev::harness::{CommandOutput, Service, eventually};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::EXECUTABLE;
 
-async fn export(service: &Service, until: &str, to: &str) -> Finished {
+async fn export(service: &Service, until: &str, to: &str) -> CommandOutput {
     service.command(&["audit", "export", "--until", until, "--to", to], &[]).await
 }
 
@@ -165,7 +165,7 @@ async fn the_event_of_an_export_may_leave_with_a_later_one() {
 }
 
 /// A transaction that has read the whole audit log and goes on, as that of `pg_dump` does.
-async fn reader(service: &Service) -> dev::harness::Held {
+async fn reader(service: &Service) -> dev::harness::OpenTransaction {
     service
         .database()
         .hold("set transaction isolation level repeatable read; select count(*) from audit_events")

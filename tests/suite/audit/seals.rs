@@ -39,7 +39,7 @@ fn logged_heads(service: &Service) -> Vec<(i64, String)> {
     service.logs().into_iter().filter_map(head).collect()
 }
 
-pub async fn verify(service: &Service, arguments: &[&str]) -> dev::harness::Finished {
+pub async fn verify(service: &Service, arguments: &[&str]) -> dev::harness::CommandOutput {
     service.command(&[&["audit", "verify"], arguments].concat(), &[]).await
 }
 

@@ -1,11 +1,11 @@
 //! Whom the console answers.
-use dev::{console::Console, harness::SOON};
+use dev::{console::Console, harness::WAIT_TIMEOUT};
 use reqwest::{Method, Response};
 
-use super::stage::console;
+use super::fixture::console;
 
 async fn ask(console: &Console, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
-    let client = dev::http::client(SOON).unwrap();
+    let client = dev::http::client(WAIT_TIMEOUT).unwrap();
     let mut request = client.request(method, format!("{}{path}", console.url()));
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -44,7 +44,7 @@ async fn a_page_of_another_origin_is_refused_and_a_link_on_it_is_not() {
         // Nothing is watched yet, which is what its own page hears.
         let answer = ask(&console, Method::POST, "/api/normal", &[("origin", origin)]).await;
         assert!(answer.status() == 415 || answer.status() == 403, "{origin}: {}", answer.status());
-        let client = dev::http::client(SOON).unwrap();
+        let client = dev::http::client(WAIT_TIMEOUT).unwrap();
         let request =
             client.post(format!("{own}/api/normal")).header("origin", origin).header(json.0, json.1);
         assert_eq!(request.body("{}").send().await.unwrap().status(), status, "{origin}");

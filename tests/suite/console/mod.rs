@@ -1,4 +1,4 @@
 //! The console of `cargo dev`, over sockets. Its views are tested in [`example`](crate::example), in a real browser.
+pub(crate) mod fixture;
 mod guard;
 mod receiver;
-pub(crate) mod stage;

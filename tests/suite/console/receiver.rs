@@ -1,7 +1,7 @@
 //! What the console takes from exporters, by either protocol.
 use dev::harness::eventually;
 
-use super::stage::{console, get};
+use super::fixture::{console, get};
 use crate::builder;
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! What the database lets the service do, and how it comes to its schema.
-mod healing;
+mod database_outages;
 pub(crate) mod round_trips;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
@@ -162,7 +162,7 @@ pub fn nodes(plan: &Value) -> Vec<&Value> {
     found
 }
 
-async fn migrate(database: &Database) -> dev::harness::Finished {
+async fn migrate(database: &Database) -> dev::harness::CommandOutput {
     let settings = database.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     run(Path::new(EXECUTABLE), &["migrate"], &settings).await

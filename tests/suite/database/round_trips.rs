@@ -17,20 +17,24 @@ const TRIES: usize = 5;
 
 /// What a request takes of the database.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Taken {
+pub(crate) struct DatabaseCost {
     pub(crate) round_trips: usize,
     /// What the database has said.
     pub(crate) bytes: usize,
 }
 
 /// What a request takes of the database, and that it is answered with `status`.
-pub(crate) async fn taken(service: &Service, status: u16, request: impl AsyncFn() -> Request) -> Taken {
+pub(crate) async fn taken(
+    service: &Service,
+    status: u16,
+    request: impl AsyncFn() -> Request,
+) -> DatabaseCost {
     let link = service.link();
-    let mut fewest = Taken { round_trips: usize::MAX, bytes: usize::MAX };
+    let mut fewest = DatabaseCost { round_trips: usize::MAX, bytes: usize::MAX };
     for _ in 0..TRIES {
         let request = request().await;
         nobody_is_at_the_database(service).await;
-        let before = Taken { round_trips: link.round_trips(), bytes: link.bytes_back() };
+        let before = DatabaseCost { round_trips: link.round_trips(), bytes: link.bytes_back() };
         let _answer = request.await.is(status);
         nobody_is_at_the_database(service).await;
         fewest.round_trips = fewest.round_trips.min(link.round_trips() - before.round_trips);

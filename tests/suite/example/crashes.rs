@@ -10,7 +10,7 @@ use std::{
 use dev::{
     example::campaign::faults::CRASH_POINTS,
     example::gateway::Faults,
-    harness::{Answer, Order, Request, Service, eventually},
+    harness::{HttpResponse, Order, Request, Service, eventually},
 };
 
 use super::payments::charges;
@@ -23,7 +23,7 @@ async fn dies_at(point: &str) -> Service {
 
 /// The process has died there; it is started again, and the caller, who heard nothing, asks again until it is told
 /// how it ended.
-async fn is_asked_again(service: &mut Service, the_same_again: Request) -> Answer {
+async fn is_asked_again(service: &mut Service, the_same_again: Request) -> HttpResponse {
     let ended = service.ends().await;
     assert!(ended.signal().is_some(), "it died, and did not end: {ended}");
     service.restart_without("CRASH_AT").await;
@@ -83,7 +83,7 @@ async fn a_refund_survives(point: &str) {
     let mut service = dies_at(point).await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     let attempt = service.support().await.refund(payment, None).in_background();
     let refunded = is_asked_again(&mut service, attempt.again()).await;
     assert_eq!(refunded.text("status"), "succeeded");

@@ -43,7 +43,7 @@ async fn a_repeated_payment_is_answered_with_the_first_outcome() {
 async fn a_repeated_refund_is_answered_with_the_first_outcome() {
     let service = service().await;
     let support = service.support().await;
-    let payment = service.customer().await.places_an_order().await.is_paid().await;
+    let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let refund = support.refund(payment, Some(500));
     let first = refund.clone().await.is(201);
     assert!(!first.is_replayed());
@@ -108,7 +108,7 @@ async fn a_key_is_needed_wherever_something_must_not_happen_twice() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let order = customer.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     for request in [customer.orders(&[(MUG, 1)]), order.pay("pm_card_ok"), support.refund(payment, Some(1))] {
         let keyless = request.without_header("idempotency-key");
         let _refused = keyless.await.is_problem(400, "missing-idempotency-key");
@@ -296,7 +296,7 @@ async fn fifty_twins_of_a_payment_charge_once() {
 async fn fifty_twins_of_a_refund_give_back_once() {
     let service = service().await;
     let support = service.support().await;
-    let payment = service.customer().await.places_an_order().await.is_paid().await;
+    let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let told = told_to_fifty_twins(support.refund(payment, Some(100))).await;
     assert_eq!(told.len(), 1, "all are told the same: {told:#?}");
     assert_eq!(service.gateway().ledger().refunds.len(), 1);

@@ -275,7 +275,7 @@ async fn an_unpaid_order_is_cancelled_once_by_its_customer_or_by_support() {
 async fn a_paid_order_is_not_cancelled() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    order.is_paid().await;
+    order.pay_successfully().await;
     let _refused = order.cancel().await.is_problem(409, "conflict");
     assert_eq!(order.status().await, "paid");
 }

@@ -5,7 +5,7 @@ use dev::{
 };
 use serde_json::{Value, json};
 
-use super::payments::{NO_PAYMENTS, charges, is_charged};
+use super::payments::{NO_PAYMENTS, charges, wait_until_charged};
 use crate::{builder, service};
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
 
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    let payment = is_charged(&service, &order).await;
+    let payment = wait_until_charged(&service, &order).await;
     let the_same_again = attempt.again();
     service.kill_9().await;
     let _cut_off = attempt.give_up().await;
@@ -126,7 +126,7 @@ async fn a_client_that_goes_away_does_not_abandon_the_charge() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    let payment = is_charged(&service, &order).await;
+    let payment = wait_until_charged(&service, &order).await;
     let _gone = attempt.give_up().await;
     let given_up = "http_requests_total{method=\"POST\",path=\"/v1/orders/{id}/payments\",status=\"499\"}";
     eventually("the client is gone", async || service.metrics().await.contains(given_up).then_some(())).await;
@@ -154,7 +154,7 @@ async fn a_payment_that_had_no_time_to_begin_says_so() {
     let service =
         builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
     let order = service.customer().await.places_an_order().await;
-    let paid = service.customer().await.places_an_order().await.is_paid().await;
+    let paid = service.customer().await.places_an_order().await.pay_successfully().await;
     let support = service.support().await;
     let lock = service.database().hold("lock table orders, payments in access exclusive mode").await;
     for request in [order.pay("pm_card_ok"), support.refund(paid, None)] {
@@ -163,7 +163,7 @@ async fn a_payment_that_had_no_time_to_begin_says_so() {
     }
     lock.release().await;
     assert_eq!(order.payments().await, NO_PAYMENTS);
-    order.is_paid().await;
+    order.pay_successfully().await;
     service.invariants_hold().await;
 }
 
@@ -229,7 +229,7 @@ async fn a_slow_gateway_does_not_take_the_places_of_everybody_else() {
     service.gateway().hold_responses();
     let waiting = [first.pay("pm_card_ok").in_background(), second.pay("pm_card_ok").in_background()];
     for order in [&first, &second] {
-        is_charged(&service, order).await;
+        wait_until_charged(&service, order).await;
     }
 
     let refused = third.pay("pm_card_ok").await.is_problem(503, "unavailable");

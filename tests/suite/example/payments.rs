@@ -17,7 +17,7 @@ pub async fn charges(service: &Service, payment: Uuid) -> usize {
 }
 
 /// Waits until the gateway has charged an order, answered or not.
-pub async fn is_charged(service: &Service, order: &Order) -> Uuid {
+pub async fn wait_until_charged(service: &Service, order: &Order) -> Uuid {
     let payment = order.has_a_payment().await;
     eventually("the gateway has charged", async || (charges(service, payment).await > 0).then_some(())).await;
     payment
@@ -71,7 +71,7 @@ async fn a_card_that_the_gateway_does_not_know_fails_the_payment() {
         (&payment["status"], &payment["failure_reason"]),
         (&json!("failed"), &json!("gateway_rejected"))
     );
-    order.is_paid().await;
+    order.pay_successfully().await;
     service.invariants_hold().await;
 }
 
@@ -80,7 +80,7 @@ async fn an_order_can_be_paid_with_another_card_after_a_decline() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let _declined = order.pay("pm_card_declined").await.is(201);
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     assert_eq!(order.status().await, "paid");
     assert_eq!(charges(&service, payment).await, 1);
     assert_eq!(order.payments().await.len(), 2);
@@ -91,7 +91,7 @@ async fn an_order_can_be_paid_with_another_card_after_a_decline() {
 async fn an_order_is_paid_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     let _refused = order.pay("pm_card_ok").await.is_problem(409, "conflict");
     assert_eq!(order.payments().await, [payment]);
     service.invariants_hold().await;
@@ -113,7 +113,7 @@ async fn while_a_payment_is_under_way_the_order_is_neither_cancelled_nor_paid_ag
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    is_charged(&service, &order).await;
+    wait_until_charged(&service, &order).await;
 
     let _refused = order.cancel().await.is_problem(409, "conflict");
     let _refused = order.pay("pm_card_ok").await.is_problem(409, "conflict");
@@ -145,7 +145,7 @@ async fn a_payment_is_seen_by_its_customer_and_by_staff_whose_reading_is_audited
     let service = service().await;
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     let path = format!("/v1/payments/{payment}");
 
     assert_eq!(customer.get(&path).await.is(200).id(), payment);
@@ -256,7 +256,7 @@ async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    let payment = is_charged(&service, &order).await;
+    let payment = wait_until_charged(&service, &order).await;
     let open = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'";
     assert_eq!(service.database().number(open).await, 0);
     for (table, id) in [("payments", payment), ("orders", order.id)] {
@@ -284,7 +284,7 @@ async fn a_wait_for_the_orders_lock_does_not_shorten_the_lease() {
     })
     .await;
     lock.release().await;
-    let payment = is_charged(&service, &order).await;
+    let payment = wait_until_charged(&service, &order).await;
     let lease = format!(
         "select extract(epoch from lease_expires_at - created_at)::bigint from payments where id = '{payment}'"
     );
@@ -310,7 +310,7 @@ async fn attempts_are_counted_and_committed_before_each_send() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    let payment = is_charged(&service, &order).await;
+    let payment = wait_until_charged(&service, &order).await;
     let attempts = format!("select attempts::bigint from payments where id = '{payment}'");
     assert_eq!(service.database().number(attempts).await, 1, "before it is answered");
     service.gateway().release();

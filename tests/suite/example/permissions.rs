@@ -6,17 +6,17 @@ use uuid::Uuid;
 use crate::accounts::permissions::{Row, Subject};
 
 /// What the requests of the table are about.
-pub(crate) struct Things {
+pub(crate) struct Fixtures {
     /// An unpaid order of the owner.
     order: Uuid,
     /// A payment of another order of the owner.
     payment: Uuid,
 }
 
-impl Things {
+impl Fixtures {
     pub(crate) async fn of(owner: &User) -> Self {
         let order = owner.places_an_order().await.id;
-        Self { order, payment: owner.places_an_order().await.is_paid().await }
+        Self { order, payment: owner.places_an_order().await.pay_successfully().await }
     }
 }
 

@@ -105,7 +105,7 @@ async fn a_pager_that_is_switched_off_costs_no_payment_anything() {
         }),
     );
     assert_eq!(service.gateway().deliver_webhook(&event.unwrap()).await.unwrap(), 204);
-    customer.places_an_order().await.is_paid().await;
+    customer.places_an_order().await.pay_successfully().await;
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn no_money_moves_that_cannot_be_audited() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let (unpaid, paid) = (customer.places_an_order().await, customer.places_an_order().await);
-    let payment = paid.is_paid().await;
+    let payment = paid.pay_successfully().await;
     let sessions = service.database().number("select count(*) from sessions").await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
 
@@ -155,7 +155,7 @@ async fn no_money_moves_that_cannot_be_audited() {
 async fn the_service_cannot_rewrite_the_books() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     let _refunded = service.support().await.refund(payment, Some(1)).await.is(201);
     for statement in [
         "delete from orders",
@@ -189,7 +189,7 @@ async fn the_service_cannot_rewrite_the_books() {
 async fn the_database_keeps_the_rules_of_money_by_itself() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     let check_violation = Err("23514".to_owned());
     for statement in [
         &format!("update orders set status = 'pending_payment' where id = '{}'", order.id),
@@ -536,7 +536,7 @@ async fn the_settings_of_payments_are_shown_without_secrets() {
 async fn nobody_replays_a_refund_whose_role_does_not_allow_it() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
-    let payment = customer.places_an_order().await.is_paid().await;
+    let payment = customer.places_an_order().await.pay_successfully().await;
     let _made = support.refund(payment, Some(1)).key("one-key").await.is(201);
     let _not_replayed = customer.refund(payment, Some(1)).key("one-key").await.is_problem(403, "forbidden");
 }

@@ -26,7 +26,7 @@ async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid
 }
 
 /// Lets it have been sent so long ago, and makes it due.
-async fn was_sent(service: &Service, table: &str, id: Uuid, ago: &str) {
+async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str) {
     let age = format!(
         "update {table} set first_sent_at = now() - interval '{ago}', lease_expires_at = now() where id = '{id}'"
     );
@@ -126,11 +126,11 @@ async fn while_a_request_talks_to_the_gateway_recovery_leaves_its_payment_alone(
 async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not_before() {
     let service = service().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
-    was_sent(&service, "payments", id, "24 hours").await;
+    backdate_first_send(&service, "payments", id, "24 hours").await;
     service.gateway().faults().set(no_webhooks());
     let sent = service.sends_of(id).await;
     eventually("the gateway is asked", async || {
-        was_sent(&service, "payments", id, "24 hours").await;
+        backdate_first_send(&service, "payments", id, "24 hours").await;
         (asked_for(&service, id).await > 3).then_some(())
     })
     .await;
@@ -138,14 +138,14 @@ async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not
     assert_eq!(service.sends_of(id).await, sent, "a key that may be forgotten is not used again");
 
     eventually("it has failed", async || {
-        was_sent(&service, "payments", id, "25 hours 1 minute").await;
+        backdate_first_send(&service, "payments", id, "25 hours 1 minute").await;
         (payment(&service, id).await["status"] == "failed").then_some(())
     })
     .await;
     assert_eq!(payment(&service, id).await["failure_reason"], "gateway_timeout");
     assert_eq!(service.metric("payments_total{outcome=\"failed\"}").await, 1);
     assert_eq!(order.status().await, "pending_payment");
-    order.is_paid().await;
+    order.pay_successfully().await;
     service.invariants_hold().await;
 }
 
@@ -154,15 +154,15 @@ async fn an_empty_answer_never_ends_a_refund() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let paid = order.is_paid().await;
+    let paid = order.pay_successfully().await;
     let support = service.support().await;
     service.gateway().faults().set(outage());
     let refund = support.refund(paid, Some(500)).await.is(202).id();
-    was_sent(&service, "refunds", refund, "3 days").await;
+    backdate_first_send(&service, "refunds", refund, "3 days").await;
     service.gateway().faults().set(no_webhooks());
     let sent = service.sends_of(refund).await;
     eventually("the gateway is asked", async || {
-        was_sent(&service, "refunds", refund, "3 days").await;
+        backdate_first_send(&service, "refunds", refund, "3 days").await;
         (asked_for(&service, refund).await > 3).then_some(())
     })
     .await;

@@ -11,7 +11,7 @@ use crate::{builder, service};
 /// A paid order of 25.80 EUR, its payment, and somebody who may refund it.
 async fn a_paid_order(service: &Service) -> (Order, Uuid, User) {
     let order = service.customer().await.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     (order, payment, service.support().await)
 }
 
@@ -136,7 +136,7 @@ async fn a_refund_that_the_gateway_refuses_releases_its_amount() {
     // Somebody gives 20.00 back at the gateway's own counter.
     let charge = service.charges_for(id).await.remove(0).id;
     let elsewhere = service.gateway().url().join(&format!("/v1/charges/{charge}/refunds")).unwrap();
-    let done = dev::http::client(dev::harness::SOON)
+    let done = dev::http::client(dev::harness::WAIT_TIMEOUT)
         .unwrap()
         .post(elsewhere)
         .bearer_auth(GATEWAY_API_KEY)

@@ -1,5 +1,7 @@
 //! Nothing secret leaves by a side door: not in a log line of any level, a span, a metric, an error's body, the trail.
-use dev::harness::{Answer, Client, Collector, GATEWAY_API_KEY, MUG, PASSWORD as STAFF_PASSWORD, Service};
+use dev::harness::{
+    Client, Collector, GATEWAY_API_KEY, HttpResponse, MUG, PASSWORD as STAFF_PASSWORD, Service,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -18,7 +20,7 @@ const BAGGAGE: &str = "baggage-of-a-stranger-SECRET8";
 
 /// Uses every route with what must not be told, rightly and wrongly; returns the answers that refuse something, and
 /// the tokens of those who came.
-async fn everything_is_done(service: &Service) -> (Vec<Answer>, Vec<String>) {
+async fn everything_is_done(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
     let mut refusals = Vec::new();
     let nobody =
         service.nobody().with_header("cookie", COOKIE).with_header("baggage", &format!("x={BAGGAGE}"));
@@ -95,7 +97,7 @@ async fn staff_do_theirs(
     service: &Service,
     order: Uuid,
     payment: Uuid,
-    refusals: &mut Vec<Answer>,
+    refusals: &mut Vec<HttpResponse>,
 ) -> Vec<String> {
     let (support, admin, auditor) = (service.support().await, service.admin().await, service.auditor().await);
     let _listed = support.get("/v1/orders").await.is(200);

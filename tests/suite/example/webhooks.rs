@@ -198,7 +198,7 @@ async fn an_event_that_comes_after_the_answer_changes_nothing() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
     let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
     assert_eq!(order.status().await, "paid");
@@ -216,7 +216,7 @@ async fn an_event_that_comes_after_the_answer_changes_nothing() {
 async fn an_event_that_contradicts_what_is_settled_changes_nothing_and_is_recorded() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let payment = order.is_paid().await;
+    let payment = order.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
     let declined = Charge { status: ChargeStatus::Declined, ..charge };
     let _received = now(&service, &Event::of_charge(&declined).unwrap()).await.is(204);

@@ -41,7 +41,7 @@ async fn every_answer_tells_browsers_to_keep_their_hands_off() {
 #[tokio::test]
 async fn no_answer_tells_what_the_service_is_made_of() {
     let service = service().await;
-    let client = dev::http::client(dev::harness::SOON).unwrap();
+    let client = dev::http::client(dev::harness::WAIT_TIMEOUT).unwrap();
     let (api, ops) = (service.api_url(), service.ops_url());
     for url in [
         api.join(PATH).unwrap(),

@@ -1,7 +1,7 @@
 //! What a request may cost: time, connections, a place among the others. Each limit says when to come back.
 use std::time::Duration;
 
-use dev::harness::{Answer, Request, SOON, Service, TABLE, eventually};
+use dev::harness::{HttpResponse, Request, Service, TABLE, WAIT_TIMEOUT, eventually};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::{
@@ -90,7 +90,7 @@ async fn an_overloaded_service_says_so_at_once() {
 }
 
 /// Sends the same request until it is refused; how often it was let through before.
-async fn until_refused(request: Request) -> (usize, Answer) {
+async fn until_refused(request: Request) -> (usize, HttpResponse) {
     for sent in 0..100 {
         let answer = request.clone().await;
         if answer.status != 200 {
@@ -206,13 +206,13 @@ impl Wire {
     /// What comes until the service closes the connection.
     async fn is_closed(&mut self) -> String {
         let mut answer = Vec::new();
-        let closed = tokio::time::timeout(SOON, self.0.read_to_end(&mut answer)).await;
+        let closed = tokio::time::timeout(WAIT_TIMEOUT, self.0.read_to_end(&mut answer)).await;
         assert!(closed.is_ok(), "the connection is still open: {}", String::from_utf8_lossy(&answer));
         String::from_utf8(answer).unwrap()
     }
 
     async fn is_answered(&mut self) {
-        let answered = tokio::time::timeout(SOON, self.0.readable()).await;
+        let answered = tokio::time::timeout(WAIT_TIMEOUT, self.0.readable()).await;
         assert!(answered.is_ok_and(|readable| readable.is_ok()), "there is no answer");
     }
 }
@@ -313,7 +313,7 @@ async fn a_client_that_does_not_read_is_cut_off() {
     // Many requests at once, so that their responses do not fit into what the kernel holds for the connection.
     let request = "GET /openapi.json HTTP/1.1\r\nhost: shop\r\n\r\n";
     let writing = async { while wire.0.write_all(request.repeat(100).as_bytes()).await.is_ok() {} };
-    let cut = tokio::time::timeout(SOON, writing).await;
+    let cut = tokio::time::timeout(WAIT_TIMEOUT, writing).await;
     assert!(cut.is_ok(), "the connection is still open");
 }
 
@@ -327,7 +327,7 @@ async fn an_idle_http_2_connection_is_closed() {
     let url = service.api_url().join("/problems").unwrap();
     let request = hyper::Request::get(url.as_str()).body(String::new()).unwrap();
     assert_eq!(client.send_request(request).await.unwrap().status(), 200);
-    assert!(tokio::time::timeout(SOON, connection).await.is_ok(), "the connection is still open");
+    assert!(tokio::time::timeout(WAIT_TIMEOUT, connection).await.is_ok(), "the connection is still open");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
-use dev::harness::{Answer, Exchange};
+use dev::harness::{Exchange, HttpResponse};
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
@@ -65,7 +65,7 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
     }
 }
 
-fn is_valid(schema: &str, answer: &Answer) {
+fn is_valid(schema: &str, answer: &HttpResponse) {
     static VALIDATORS: LazyLock<Mutex<HashMap<String, Validator>>> = LazyLock::new(Mutex::default);
     let mut validators = VALIDATORS.lock().unwrap_or_else(PoisonError::into_inner);
     let validator = validators.entry(schema.to_owned()).or_insert_with(|| validator(schema));

@@ -1,7 +1,7 @@
 //! Every refusal is a problem (RFC 9457) that says what to repair, and nothing of the inside.
 use std::collections::BTreeSet;
 
-use dev::harness::{Answer, PATH, Request, Service, TABLE, User, body};
+use dev::harness::{HttpResponse, PATH, Request, Service, TABLE, User, body};
 use reqwest::Method;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -207,7 +207,7 @@ const MEMBERS: [&str; 8] =
     ["type", "title", "status", "detail", "instance", "correlation_id", "trace_id", "errors"];
 
 /// Panics at a refusal that gives something of the inside away.
-pub fn tells_nothing_of_the_inside(answer: &Answer) {
+pub fn tells_nothing_of_the_inside(answer: &HttpResponse) {
     let told = answer.text.to_lowercase();
     for word in ["select ", "relation ", "column ", "sql", "postgres", "panic", "src/", ".rs", "127.0.0.1"] {
         assert!(!told.contains(word), "{word}: {answer}");

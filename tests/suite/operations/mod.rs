@@ -7,7 +7,7 @@ pub(crate) mod startup;
 
 use std::time::{Duration, Instant};
 
-use dev::harness::{NEIGHBOUR_CHECKS, PATH, ROUTE, SERIES, SOON, Service, TABLE, eventually};
+use dev::harness::{NEIGHBOUR_CHECKS, PATH, ROUTE, SERIES, Service, TABLE, WAIT_TIMEOUT, eventually};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
@@ -59,7 +59,7 @@ async fn a_thousand_probes_a_second_are_a_few_questions_to_the_database() {
     })
     .await;
     let asked = async || service.metric("db_connection_acquire_duration_seconds_count").await;
-    let client = dev::http::client(SOON).unwrap();
+    let client = dev::http::client(WAIT_TIMEOUT).unwrap();
     let url = service.ops_url().join("/readyz").unwrap();
     let (before, began) = (asked().await, Instant::now());
     for _ in 0..40 {

@@ -2,7 +2,7 @@
 use std::{path::Path, time::Instant};
 
 use dev::{
-    harness::{Database, REQUIRED, SOON, Service, Signal, TABLE, eventually},
+    harness::{Database, REQUIRED, Service, Signal, TABLE, WAIT_TIMEOUT, eventually},
     process::Launch,
 };
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ async fn ends_while_it_waits(settings: &[(&str, String)], waits: impl AsyncFn(&d
     waits(&started).await;
     started.signal(Signal::SIGTERM).unwrap();
     let signalled = Instant::now();
-    assert_eq!(started.wait(SOON).await.unwrap().code(), Some(0));
+    assert_eq!(started.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(0));
     assert!(signalled.elapsed().as_secs() < 10, "{:?}", signalled.elapsed());
 }
 
@@ -96,7 +96,8 @@ async fn a_signal_is_obeyed_while_the_database_is_waited_for() {
         ("DATABASE_STARTUP_WAIT_SECONDS", "60".to_owned()),
     ];
     ends_while_it_waits(&settings, async |started| {
-        let waiting = started.follow().find(SOON, |line| line.contains("waiting for the database")).await;
+        let waiting =
+            started.follow().find(WAIT_TIMEOUT, |line| line.contains("waiting for the database")).await;
         assert!(waiting.is_some());
     })
     .await;

@@ -5,7 +5,7 @@ use std::{
 };
 
 use dev::{
-    harness::{Database, Finished, Link, REQUIRED, SOON, eventually, run},
+    harness::{CommandOutput, Database, REQUIRED, TcpProxy, WAIT_TIMEOUT, eventually, run},
     process::Launch,
 };
 use serde_json::json;
@@ -14,7 +14,7 @@ use tokio::{io::AsyncReadExt, net::TcpListener};
 use crate::{EXECUTABLE, builder, service};
 
 /// A command of the executable with these settings and nothing else.
-pub async fn command(arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
+pub async fn command(arguments: &[&str], settings: &[(&str, &str)]) -> CommandOutput {
     run(Path::new(EXECUTABLE), arguments, settings).await
 }
 
@@ -155,7 +155,7 @@ async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
 }
 
 /// Whether a command failed, and said why in one sentence that tells no password.
-fn failed_in_one_sentence(stopped: &Finished) -> &str {
+fn failed_in_one_sentence(stopped: &CommandOutput) -> &str {
     let sentence = stopped.stderr.trim_end();
     assert_eq!(stopped.code(), Some(1), "{sentence}");
     assert_eq!(sentence.lines().count(), 1, "{sentence}");
@@ -188,7 +188,7 @@ async fn a_database_that_refuses_is_not_waited_for() {
 #[tokio::test]
 async fn a_database_that_says_nothing_is_waited_for_and_then_named() {
     let database = Database::create_empty().await;
-    let link = Link::to(database.service_url()).await.unwrap();
+    let link = TcpProxy::to(database.service_url()).await.unwrap();
     link.freeze();
     let url = link.leads_to(database.service_url());
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];
@@ -225,7 +225,7 @@ async fn a_file_that_cannot_be_read_or_written_is_named() {
 
     std::fs::write(folder.join(".env"), "DATABASE_URL=\"postgres://somebody:a-password@nowhere\n").unwrap();
     let started = Launch::new(EXECUTABLE).args(["serve"]).directory(&folder).start().unwrap();
-    assert_eq!(started.wait(SOON).await.unwrap().code(), Some(1));
+    assert_eq!(started.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1));
     let said: String = started.lines().into_iter().map(|line| line.text).collect();
     assert!(said.contains(".env") && !said.contains("a-password"), "{said}");
     std::fs::remove_dir_all(&folder).unwrap();

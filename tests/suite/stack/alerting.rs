@@ -2,8 +2,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use dev::{
+    alert_inbox::{self, Inbox},
     harness::eventually,
-    inbox::{self, Inbox},
 };
 use serde_json::json;
 
@@ -11,7 +11,7 @@ use super::tools::{Server, tool};
 
 pub(crate) async fn inbox() -> Inbox {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Inbox::start(inbox::Settings {
+    Inbox::start(alert_inbox::Settings {
         address,
         runbooks: Some(super::files::repository().join("docs/runbooks")),
     })
@@ -31,7 +31,7 @@ async fn a_service_that_is_down_silences_what_follows_from_it() {
         alert("DatabasePoolExhausted", "warning", "service"),
         alert("TargetDown", "warning", "loki"),
     ]);
-    alertmanager.tell("api/v2/alerts", &alerts).await;
+    alertmanager.post("api/v2/alerts", &alerts).await;
     eventually("the alerts of two jobs arrive", async || (inbox.alerts().len() >= 2).then_some(())).await;
     let alerts = alertmanager.ask("api/v2/alerts", &[("silenced", "false")]).await;
     let mut states: Vec<_> = alerts
@@ -73,7 +73,7 @@ async fn the_cause_of_an_incident_suppresses_its_symptoms() {
         alert("Symptom", "one", "symptom"),
         alert("SymptomOfAnother", "another", "symptom"),
     ]);
-    alertmanager.tell("api/v2/alerts", &alerts).await;
+    alertmanager.post("api/v2/alerts", &alerts).await;
     eventually("the cause and the other symptom arrive", async || (inbox.alerts().len() >= 2).then_some(()))
         .await;
     let mut arrived: Vec<_> = inbox.alerts().into_iter().map(|alert| alert.name).collect();
@@ -101,7 +101,7 @@ async fn a_database_outage_pages_once_with_the_name_of_its_cause() {
         alert("HighErrorRate", "", "symptom", "elsewhere"),
         alert("Unrelated", "", "", "service"),
     ]);
-    alertmanager.tell("api/v2/alerts", &alerts).await;
+    alertmanager.post("api/v2/alerts", &alerts).await;
     eventually("the cause and what does not follow from it arrive", async || {
         (inbox.alerts().len() >= 3).then_some(())
     })
@@ -114,7 +114,7 @@ async fn a_database_outage_pages_once_with_the_name_of_its_cause() {
 #[tokio::test]
 async fn an_alert_leads_to_its_runbook() {
     let inbox = inbox().await;
-    let client = dev::http::client(dev::harness::SOON).unwrap();
+    let client = dev::http::client(dev::harness::WAIT_TIMEOUT).unwrap();
     let get = async |path: &str| {
         let answer = client.get(format!("http://{}{path}", inbox.address())).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())

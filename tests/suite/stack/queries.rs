@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     files::{dashboards, files, rules},
-    tools::{PATIENCE, Server, tool},
+    tools::{RULE_TIMEOUT, Server, tool},
 };
 use crate::service;
 
@@ -139,7 +139,7 @@ async fn every_query_of_rules_and_dashboards_finds_data_on_the_running_service()
     waiting.retain(|query| !excused(query));
     let mut waiting: BTreeSet<_> = waiting.into_iter().collect();
     assert!(waiting.len() > 150, "queries were found");
-    within(PATIENCE, "every query finds data", async || {
+    within(RULE_TIMEOUT, "every query finds data", async || {
         for query in waiting.clone() {
             if has_data(&prometheus, &query).await {
                 waiting.remove(&query);

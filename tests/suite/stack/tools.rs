@@ -10,7 +10,7 @@ use std::{
 };
 
 use dev::{
-    harness::{SOON, Service, eventually},
+    harness::{Service, WAIT_TIMEOUT, eventually},
     http,
     process::{Child, Launch},
 };
@@ -145,7 +145,7 @@ impl Server {
         let process = Launch::new(program).args(arguments(&directory.0, &address)).start().unwrap();
         let server = Self {
             url: Url::parse(&format!("http://{address}/")).unwrap(),
-            client: http::client(SOON).unwrap(),
+            client: http::client(WAIT_TIMEOUT).unwrap(),
             process,
             _directory: directory,
         };
@@ -170,7 +170,7 @@ impl Server {
     }
 
     /// Hands it something.
-    pub(crate) async fn tell(&self, path: &str, body: &Value) {
+    pub(crate) async fn post(&self, path: &str, body: &Value) {
         let answer = self.client.post(self.url.join(path).unwrap()).json(body).send().await.unwrap();
         assert!(answer.status().is_success(), "{path}: {}", answer.status());
     }
@@ -182,5 +182,5 @@ fn free_address() -> String {
     listener.local_addr().unwrap().to_string()
 }
 
-/// Longer than the longest of the waits that the rules of the tests have.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+/// Longer than the longest `for` of the rules in the tests.
+pub(crate) const RULE_TIMEOUT: Duration = Duration::from_mins(2);

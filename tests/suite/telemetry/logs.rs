@@ -1,7 +1,7 @@
 //! Log lines: whose they are, where they go, and what nobody can make of them.
 use std::path::{Path, PathBuf};
 
-use dev::harness::{LISTS, SOON, Service, TABLE, eventually, within};
+use dev::harness::{LISTS, Service, TABLE, WAIT_TIMEOUT, eventually, within};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{
@@ -213,7 +213,7 @@ async fn nobody_makes_libraries_write_down_what_passes_through_them() {
 
 async fn quiet_by_default(service: &Service) {
     let _served = service.nobody().get("/problems").header("x-correlation-id", "quiet").await.is(200);
-    let _ops = within(SOON, "a debug line of ours", async || {
+    let _ops = within(WAIT_TIMEOUT, "a debug line of ours", async || {
         service.logs().into_iter().find(|line| line["level"] == "DEBUG" && line["target"] == "access")
     })
     .await;

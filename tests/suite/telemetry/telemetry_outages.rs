@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dev::harness::{Collector, Mood, PATH, REQUIRED, Service, TABLE, eventually, run, within};
+use dev::harness::{Collector, CollectorBehavior, PATH, REQUIRED, Service, TABLE, eventually, run, within};
 use tokio::net::TcpListener;
 
 use crate::{EXECUTABLE, audit::seals::everything_is_sealed, builder};
@@ -15,7 +15,7 @@ use crate::{EXECUTABLE, audit::seals::everything_is_sealed, builder};
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Until a queue of log lines is full, on a machine that is busy with something else too.
-const PATIENCE: Duration = Duration::from_mins(2);
+const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// More than what is lost may cost: the queues are short.
 const BOUND: u64 = 64 * 1024 * 1024;
@@ -66,7 +66,7 @@ async fn a_collector_that_is_not_there_costs_no_request_anything() {
 #[tokio::test]
 async fn a_collector_that_takes_ten_seconds_costs_no_request_anything() {
     let collector = Collector::start().await;
-    collector.is(Mood::Slow(Duration::from_secs(10)));
+    collector.is(CollectorBehavior::Slow(Duration::from_secs(10)));
     // A short queue, so that it overflows soon.
     let service = builder().traced_by(&collector).setting("OTEL_BSP_MAX_QUEUE_SIZE", "32").start().await;
     serves(&service, 100).await;
@@ -78,11 +78,11 @@ async fn a_collector_that_takes_ten_seconds_costs_no_request_anything() {
 #[tokio::test]
 async fn spans_go_on_when_a_collector_that_refused_them_is_well_again() {
     let collector = Collector::start().await;
-    collector.is(Mood::Refusing);
+    collector.is(CollectorBehavior::Refusing);
     let service = builder().traced_by(&collector).start().await;
     serves(&service, 20).await;
     counts_losses(&service, "trace_spans_dropped_total").await;
-    collector.is(Mood::Well);
+    collector.is(CollectorBehavior::Well);
     let _served = service.customer().await.lists().header("x-correlation-id", "well-again").await.is(200);
     let _taken = collector.has_request(PATH, "well-again").await;
     works_and_ends(&service).await;
@@ -94,7 +94,7 @@ async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
     let service = builder().setting("RUST_LOG", "trace").start().await;
     service.nobody_reads_its_output();
     let before = service.memory();
-    within(PATIENCE, "lines are lost", async || {
+    within(WAIT_TIMEOUT, "lines are lost", async || {
         serves(&service, 80).await;
         (service.metric("log_lines_dropped_total").await > 0).then_some(())
     })
@@ -110,7 +110,7 @@ async fn a_reader_of_the_log_that_is_late_has_missed_nothing_of_the_audit_trail(
         builder().setting("RUST_LOG", "trace").setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     let customer = service.customer().await;
     service.nobody_reads_its_output();
-    within(PATIENCE, "lines are lost", async || {
+    within(WAIT_TIMEOUT, "lines are lost", async || {
         serves(&service, 80).await;
         (service.metric("log_lines_dropped_total").await > 0).then_some(())
     })
@@ -220,7 +220,7 @@ async fn scrapes_wait_for_nobody_and_nobody_waits_for_them() {
         let _listed = request.answer().await.is(200);
     }
 
-    let client = dev::http::client(dev::harness::SOON).unwrap();
+    let client = dev::http::client(dev::harness::WAIT_TIMEOUT).unwrap();
     let url = service.ops_url().join("/metrics").unwrap();
     let scrapes: Vec<_> = (0..40).map(|_| tokio::spawn(client.get(url.clone()).send())).collect();
     serves(&service, 50).await;

@@ -46,7 +46,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .on_request(())
         .on_response(log_access);
     let app = Router::new()
-        .route("/v1/orders", post(orders::place))
+        .route("/v1/orders", post(orders::data_dir))
         .route("/v1/orders/{id}", get(orders::show))
         .with_state(pool)
         .layer(DefaultBodyLimit::max(64 * 1024))

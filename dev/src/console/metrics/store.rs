@@ -15,7 +15,7 @@ use super::{
 pub const RETENTION: Duration = Duration::from_mins(15);
 
 /// Maximum number of series. The store rejects further series. A service has half as many.
-const MOST_SERIES: usize = 5_000;
+const MAX_SERIES: usize = 5_000;
 
 /// The value that marks the end of a series, as in Prometheus.
 const STALE: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
@@ -75,7 +75,7 @@ impl Store {
     }
 
     fn begin(&mut self, head: &str, job: &str, instance: &str) -> Option<u64> {
-        if self.series.len() >= MOST_SERIES {
+        if self.series.len() >= MAX_SERIES {
             return None;
         }
         let mut labels = exposition::labels(head)?;
@@ -170,6 +170,6 @@ mod tests {
         let lines: Vec<_> = (0..9_000).map(|number| format!("many{{number=\"{number}\"}} 1\n")).collect();
         let text = lines.concat();
         store.scraped(0, "service", "one", Some(&text));
-        assert_eq!(store.size().0, MOST_SERIES);
+        assert_eq!(store.size().0, MAX_SERIES);
     }
 }

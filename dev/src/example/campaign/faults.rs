@@ -3,7 +3,7 @@ use std::{fmt, time::Duration};
 
 use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
-use crate::example::gateway::{Faults, Spoil, Webhooks};
+use crate::example::gateway::{Faults, Malformation, Webhooks};
 
 /// The points at which a replica can be made to crash: see `platform::resilience::crash` in the service.
 pub const CRASH_POINTS: [&str; 16] = [
@@ -101,13 +101,13 @@ fn gateway_fault(faults: &Faults) -> &'static str {
         "gateway declines"
     } else if faults.spoil_rate > calm.spoil_rate {
         match faults.spoil {
-            Spoil::Garbage => "gateway answers with garbage",
-            Spoil::Huge => "gateway answers with too much",
-            Spoil::Amount => "gateway answers with another amount",
-            Spoil::Currency => "gateway answers with another currency",
-            Spoil::Reference => "gateway answers about another payment",
-            Spoil::Nul | Spoil::Surrogate => "gateway answers with an id that is no text",
-            Spoil::Record => "gateway has records with an unknown status",
+            Malformation::Garbage => "gateway answers with garbage",
+            Malformation::Huge => "gateway answers with too much",
+            Malformation::Amount => "gateway answers with another amount",
+            Malformation::Currency => "gateway answers with another currency",
+            Malformation::Reference => "gateway answers about another payment",
+            Malformation::Nul | Malformation::Surrogate => "gateway answers with an id that is no text",
+            Malformation::Record => "gateway has records with an unknown status",
         }
     } else {
         "gateway answers late"
@@ -116,12 +116,12 @@ fn gateway_fault(faults: &Faults) -> &'static str {
 
 /// A fault, and its time within the round.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Strike {
+pub struct ScheduledFault {
     pub after: Duration,
     pub fault: Fault,
 }
 
-impl fmt::Display for Strike {
+impl fmt::Display for ScheduledFault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} (", self.fault.name())?;
         match &self.fault {
@@ -135,15 +135,17 @@ impl fmt::Display for Strike {
 }
 
 /// Draws the faults of one round, in chronological order: a crash, a gateway fault, and often a third fault.
-pub fn draw(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<Strike> {
+pub fn draw(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
     let mut faults = vec![death(dice, replicas), Fault::Gateway(of_gateway(dice))];
     if dice.random_bool(0.6) {
         faults.push(of_network_or_database(dice, replicas));
     }
     // The last fault starts early enough to have an effect.
     let latest = length.mul_f64(0.6);
-    let mut strikes: Vec<_> =
-        faults.into_iter().map(|fault| Strike { after: latest.mul_f64(dice.random()), fault }).collect();
+    let mut strikes: Vec<_> = faults
+        .into_iter()
+        .map(|fault| ScheduledFault { after: latest.mul_f64(dice.random()), fault })
+        .collect();
     strikes.sort_by_key(|strike| strike.after);
     strikes
 }
@@ -172,13 +174,13 @@ fn of_gateway(dice: &mut impl Rng) -> Faults {
     }
 }
 
-fn spoiling(dice: &mut impl Rng) -> Spoil {
+fn spoiling(dice: &mut impl Rng) -> Malformation {
     match dice.random_range(0..5) {
-        0 => Spoil::Garbage,
-        1 => Spoil::Huge,
-        2 => Spoil::Amount,
-        3 => Spoil::Currency,
-        _ => Spoil::Reference,
+        0 => Malformation::Garbage,
+        1 => Malformation::Huge,
+        2 => Malformation::Amount,
+        3 => Malformation::Currency,
+        _ => Malformation::Reference,
     }
 }
 

@@ -18,7 +18,7 @@ use super::full_disk::FullDisk;
 const STOP_DEADLINE: Duration = Duration::from_secs(40);
 
 /// Number of log lines shown for a replica that does not become ready.
-const LAST_WORDS: usize = 12;
+const LAST_LOG_LINES: usize = 12;
 
 /// Several processes of one executable, with the same settings and separate ports.
 pub(super) struct Fleet {
@@ -167,7 +167,7 @@ impl Fleet {
             match self.readiness(replica).await {
                 Ok(()) => told.push(format!("replica {number} is ready")),
                 Err(why) => {
-                    let last = replica.child.tail(LAST_WORDS);
+                    let last = replica.child.tail(LAST_LOG_LINES);
                     told.push(format!("replica {number} is not ready: {why}"));
                     told.extend(last.into_iter().map(|line| format!("replica {number} said: {}", line.text)));
                 }

@@ -11,12 +11,12 @@
 //! - `stage`: all components, and the execution of faults
 //! - `clerk`: issues refunds and retries them
 //! - `report`: the faults and the results
-mod clerk;
 pub mod faults;
 mod fleet;
 mod full_disk;
+mod refunder;
 mod report;
-mod stage;
+mod test_bed;
 
 use std::{
     io,
@@ -30,7 +30,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 
 pub use self::report::Report;
-use self::{clerk::Clerk, faults::Strike, stage::Stage};
+use self::{faults::ScheduledFault, refunder::Refunder, test_bed::TestBed};
 use crate::{
     environment,
     example::{gateway, invariants},
@@ -46,7 +46,7 @@ const STRIKES: Duration = Duration::from_secs(8);
 const TICK: Duration = Duration::from_millis(50);
 
 /// Time after the end of all faults within which every outcome must be known and every replica ready.
-const SETTLING: Duration = Duration::from_mins(1);
+const SETTLE_TIME: Duration = Duration::from_mins(1);
 
 /// The tested service, and the length of the campaign.
 #[derive(Debug, Clone)]
@@ -94,13 +94,13 @@ pub enum Error {
 
 /// Runs a campaign. The campaign ends early at the first round with a violation.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, Error> {
-    let mut stage = Stage::set(&settings, progress).await?;
+    let mut stage = TestBed::set(&settings, progress).await?;
     let traffic = Traffic::start(traffic::Settings {
         rate_per_second: settings.rate_per_second,
         seed: settings.seed,
         ..traffic::Settings::new(stage.api_url()?)
     })?;
-    let clerk = Clerk::start(stage.api_url()?, stage.owner_url().clone(), settings.seed)?;
+    let clerk = Refunder::start(stage.api_url()?, stage.owner_url().clone(), settings.seed)?;
 
     let mut dice = StdRng::seed_from_u64(settings.seed);
     let mut report = Report::new(settings.seed);
@@ -135,7 +135,11 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
 }
 
 /// Executes each fault at its time. Restarts dead replicas.
-async fn strike(stage: &mut Stage, strikes: &[Strike], progress: &dyn Fn(&str)) -> Result<(), Error> {
+async fn strike(
+    stage: &mut TestBed,
+    strikes: &[ScheduledFault],
+    progress: &dyn Fn(&str),
+) -> Result<(), Error> {
     let started = Instant::now();
     let mut due = strikes.iter().peekable();
     while started.elapsed() < STRIKES {
@@ -150,9 +154,9 @@ async fn strike(stage: &mut Stage, strikes: &[Strike], progress: &dyn Fn(&str)) 
 
 /// Waits until every replica is ready and every outcome that was unknown at the end of the faults is known. Missing
 /// outcomes at the deadline, differences found by the reconciliation, and a broken audit chain are violations.
-async fn settle(stage: &mut Stage, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
+async fn settle(stage: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
     let healed = DateTime::<Utc>::from(SystemTime::now());
-    let deadline = Instant::now() + SETTLING;
+    let deadline = Instant::now() + SETTLE_TIME;
     let mut missing = String::new();
     while Instant::now() < deadline {
         stage.revive()?;
@@ -164,7 +168,7 @@ async fn settle(stage: &mut Stage, progress: &dyn Fn(&str)) -> Result<Vec<String
     }
     let mut violations = Vec::new();
     if Instant::now() >= deadline {
-        violations.push(format!("not settled within {} s: {missing}", SETTLING.as_secs()));
+        violations.push(format!("not settled within {} s: {missing}", SETTLE_TIME.as_secs()));
         violations.extend(stage.condition().await);
     }
     let verdict = stage.check().await?;

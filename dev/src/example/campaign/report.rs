@@ -1,7 +1,7 @@
 //! The faults of a campaign and their results.
 use std::{collections::BTreeMap, fmt};
 
-use super::{clerk::Told, faults::Strike};
+use super::{faults::ScheduledFault, refunder::RefundReport};
 use crate::{example::invariants::Verdict, traffic};
 
 /// The results of a campaign.
@@ -15,7 +15,7 @@ pub struct Report {
     pub died: u32,
     /// Violations, with the round of each.
     pub violations: Vec<String>,
-    pub clerk: Told,
+    pub clerk: RefundReport,
     pub traffic: traffic::Report,
     /// The reconciliation at the end.
     pub verdict: Option<Verdict>,
@@ -31,14 +31,14 @@ impl Report {
             faults: BTreeMap::new(),
             died: 0,
             violations: Vec::new(),
-            clerk: Told::default(),
+            clerk: RefundReport::default(),
             traffic: traffic::Report::default(),
             verdict: None,
             history: Vec::new(),
         }
     }
 
-    pub(super) fn begins(&mut self, strikes: &[Strike]) {
+    pub(super) fn begins(&mut self, strikes: &[ScheduledFault]) {
         self.rounds += 1;
         for strike in strikes {
             *self.faults.entry(strike.fault.name()).or_default() += 1;

@@ -6,7 +6,7 @@ use axum::http::HeaderValue;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{charges::DeclineCode, spoiling::Spoil};
+use super::{charges::DeclineCode, malformed_responses::Malformation};
 
 /// The faults of the gateway, all off by default. Rates are fractions of the requests, from 0 to 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ pub struct Faults {
     /// Fraction of requests that are executed and then receive a malformed response.
     pub spoil_rate: f64,
     /// The kind of malformed response.
-    pub spoil: Spoil,
+    pub spoil: Malformation,
     /// The delivery of webhooks.
     pub webhooks: Webhooks,
     /// Seed of the random generator. The same seed with the same order of requests causes the same faults.
@@ -61,7 +61,7 @@ impl Default for Faults {
             hold_answers: false,
             cut_rate: 0.0,
             spoil_rate: 0.0,
-            spoil: Spoil::Garbage,
+            spoil: Malformation::Garbage,
             webhooks: Webhooks::Normal,
             seed: 0,
         }
@@ -87,29 +87,29 @@ impl Faults {
 
 /// The faults of one request.
 #[derive(Debug, Clone)]
-pub(super) struct Fate {
+pub(super) struct RequestFaults {
     pub(super) error_before: bool,
     pub(super) error_after: bool,
     pub(super) error_status: u16,
     pub(super) retry_after: Option<HeaderValue>,
     pub(super) cut: bool,
-    pub(super) spoiled: Option<Spoil>,
+    pub(super) spoiled: Option<Malformation>,
     pub(super) decline: Option<DeclineCode>,
     pub(super) latency: Duration,
 }
 
 /// The random generator. It draws the same number of values for every request, so that the rate of one fault does not
 /// depend on the others.
-pub(super) struct Dice {
+pub(super) struct FaultGenerator {
     rng: StdRng,
 }
 
-impl Dice {
+impl FaultGenerator {
     pub(super) fn new(seed: u64) -> Self {
         Self { rng: StdRng::seed_from_u64(seed) }
     }
 
-    pub(super) fn throw(&mut self, faults: &Faults) -> Fate {
+    pub(super) fn throw(&mut self, faults: &Faults) -> RequestFaults {
         const DECLINES: [DeclineCode; 4] = [
             DeclineCode::InsufficientFunds,
             DeclineCode::CardExpired,
@@ -123,7 +123,7 @@ impl Dice {
         let declined = strikes(faults.decline_rate);
         let spoiled = strikes(faults.spoil_rate);
         let code = DECLINES.get(self.rng.random_range(0..DECLINES.len())).copied();
-        Fate {
+        RequestFaults {
             error_before,
             error_after,
             error_status: faults.error_status,

@@ -76,15 +76,15 @@ impl Ledger {
     }
 
     /// Records a charge or refund, and returns its position.
-    pub(super) fn enter(&mut self, done: Done) -> Place {
+    pub(super) fn enter(&mut self, done: LedgerEntry) -> LedgerIndex {
         match done {
-            Done::Charge(charge) => {
+            LedgerEntry::Charge(charge) => {
                 self.charges.push(charge);
-                Place::Charge(self.charges.len() - 1)
+                LedgerIndex::Charge(self.charges.len() - 1)
             }
-            Done::Refund(refund) => {
+            LedgerEntry::Refund(refund) => {
                 self.refunds.push(refund);
-                Place::Refund(self.refunds.len() - 1)
+                LedgerIndex::Refund(self.refunds.len() - 1)
             }
         }
     }
@@ -105,14 +105,14 @@ impl Ledger {
 
 /// A client's request under a key. The same key with any difference is a different request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Asked {
+pub(super) struct KeyedRequest {
     pub(super) key: String,
     pub(super) path: String,
     /// The body, byte for byte.
     pub(super) body: String,
 }
 
-impl Asked {
+impl KeyedRequest {
     pub(super) fn digest(&self) -> [u8; 32] {
         // A path contains no newline, so path and body cannot be confused.
         Sha256::new().chain_update(&self.path).chain_update("\n").chain_update(&self.body).finalize().into()
@@ -125,21 +125,21 @@ impl Asked {
 pub(super) struct Entry {
     pub(super) at: DateTime<Utc>,
     /// Absent for an entry without a request.
-    pub(super) asked: Option<Asked>,
-    pub(super) done: Done,
+    pub(super) asked: Option<KeyedRequest>,
+    pub(super) done: LedgerEntry,
 }
 
 /// A charge or a refund.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Done {
+pub(super) enum LedgerEntry {
     Charge(Charge),
     Refund(Refund),
 }
 
 /// The position of an entry in the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum LedgerIndex {
     Charge(usize),
     Refund(usize),
 }

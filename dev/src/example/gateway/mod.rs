@@ -19,14 +19,14 @@
 //! - [`server`]: the socket
 //! - [`spoiling`]: malformed responses
 //! - [`webhooks`]: signing and delivering events
-mod books;
 mod charges;
 mod faults;
 mod ledger;
+mod malformed_responses;
 mod requests;
 mod routes;
 mod server;
-mod spoiling;
+mod state;
 #[cfg(test)]
 mod tests;
 mod webhooks;
@@ -47,15 +47,15 @@ use tokio::{
 use url::Url;
 use uuid::Uuid;
 
-use self::{books::Books, faults::Dice, requests::Recent, webhooks::Queued};
 pub use self::{
     charges::{Charge, ChargeStatus, DeclineCode, PaymentMethod, Refund, RefundStatus},
     faults::{Faults, Webhooks},
     ledger::{Counts, Ledger},
+    malformed_responses::Malformation,
     requests::RecordedRequest,
-    spoiling::Spoil,
     webhooks::{Delivery, Event},
 };
+use self::{faults::FaultGenerator, requests::RecentEntries, state::GatewayState, webhooks::QueuedEvent};
 
 /// Capacity of the queue of undelivered events. An event that finds the queue full is lost. The gateway's contract
 /// allows this loss: a client must work without webhooks anyway.
@@ -134,15 +134,15 @@ pub enum Error {
 struct Gateway {
     api_key: String,
     timings: Timings,
-    books: Mutex<Books>,
+    books: Mutex<GatewayState>,
     faults: watch::Sender<Faults>,
-    dice: Mutex<Dice>,
-    requests: Mutex<Recent<RecordedRequest>>,
-    events: Mutex<Recent<Event>>,
-    deliveries: Mutex<Recent<Delivery>>,
+    dice: Mutex<FaultGenerator>,
+    requests: Mutex<RecentEntries<RecordedRequest>>,
+    events: Mutex<RecentEntries<Event>>,
+    deliveries: Mutex<RecentEntries<Delivery>>,
     signer: standardwebhooks::Webhook,
     webhook_url: Mutex<Option<Url>>,
-    queue: mpsc::Sender<Queued>,
+    queue: mpsc::Sender<QueuedEvent>,
     client: reqwest::Client,
     /// Notified after every change that a caller may be waiting for.
     changed: watch::Sender<()>,
@@ -155,7 +155,7 @@ impl Gateway {
 
     /// Replaces the faults and restarts their random generator.
     fn set_faults(&self, faults: Faults) {
-        *lock(&self.dice) = Dice::new(faults.seed);
+        *lock(&self.dice) = FaultGenerator::new(faults.seed);
         self.faults.send_replace(faults);
     }
 
@@ -192,8 +192,8 @@ impl Simulator {
     /// Starts a simulator with the given timings.
     pub async fn start_with(settings: Settings, timings: Timings) -> Result<Self, Error> {
         let books = match settings.ledger_file {
-            None => Books::default(),
-            Some(path) => Books::open(path)?,
+            None => GatewayState::default(),
+            Some(path) => GatewayState::open(path)?,
         };
         let signer =
             standardwebhooks::Webhook::new(&settings.webhook_secret).map_err(Error::WebhookSecret)?;
@@ -209,7 +209,7 @@ impl Simulator {
             api_key: settings.api_key,
             timings,
             books: Mutex::new(books),
-            dice: Mutex::new(Dice::new(faults.seed)),
+            dice: Mutex::new(FaultGenerator::new(faults.seed)),
             faults: watch::Sender::new(faults),
             requests: Mutex::default(),
             events: Mutex::default(),

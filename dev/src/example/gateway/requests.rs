@@ -1,12 +1,12 @@
 //! The latest requests and deliveries, for inspection by tests and users.
 //!
-//! Bounds of each kind: [`MOST`] entries and [`MOST_BYTES`]. The oldest entries are dropped first.
+//! Bounds of each kind: [`MAX_ENTRIES`] entries and [`MAX_BYTES`]. The oldest entries are dropped first.
 use std::collections::VecDeque;
 
 use chrono::{DateTime, Utc};
 
-const MOST: usize = 10_000;
-const MOST_BYTES: usize = 1024 * 1024;
+const MAX_ENTRIES: usize = 10_000;
+const MAX_BYTES: usize = 1024 * 1024;
 
 /// A received request, recorded before any decision about it.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub struct RecordedRequest {
     pub body: String,
 }
 
-impl Weighed for RecordedRequest {
+impl MemorySize for RecordedRequest {
     fn bytes(&self) -> usize {
         let headers = [&self.idempotency_key, &self.correlation_id, &self.traceparent, &self.baggage];
         let headers: usize = headers.into_iter().flatten().map(String::len).sum();
@@ -32,27 +32,27 @@ impl Weighed for RecordedRequest {
 }
 
 /// A type with a known size in memory.
-pub(super) trait Weighed {
+pub(super) trait MemorySize {
     fn bytes(&self) -> usize;
 }
 
 /// The latest entries of one kind.
-pub(super) struct Recent<T> {
+pub(super) struct RecentEntries<T> {
     items: VecDeque<T>,
     bytes: usize,
 }
 
-impl<T> Default for Recent<T> {
+impl<T> Default for RecentEntries<T> {
     fn default() -> Self {
         Self { items: VecDeque::new(), bytes: 0 }
     }
 }
 
-impl<T: Clone + Weighed> Recent<T> {
+impl<T: Clone + MemorySize> RecentEntries<T> {
     pub(super) fn push(&mut self, item: T) {
         self.bytes += item.bytes();
         self.items.push_back(item);
-        while self.items.len() > MOST || self.bytes > MOST_BYTES {
+        while self.items.len() > MAX_ENTRIES || self.bytes > MAX_BYTES {
             let Some(oldest) = self.items.pop_front() else { break };
             self.bytes -= oldest.bytes();
         }
@@ -86,18 +86,18 @@ mod tests {
 
     #[test]
     fn neither_many_requests_nor_large_ones_take_more_room_than_there_is() {
-        let mut recent = Recent::default();
-        for number in 0..3 * MOST {
+        let mut recent = RecentEntries::default();
+        for number in 0..3 * MAX_ENTRIES {
             recent.push(request(number, 10));
         }
-        assert!(recent.items.len() <= MOST && recent.bytes <= MOST_BYTES);
+        assert!(recent.items.len() <= MAX_ENTRIES && recent.bytes <= MAX_BYTES);
         let newest = recent.items.back().map(|request| request.path.clone());
-        assert_eq!(newest, Some(format!("/v1/charges?number={}", 3 * MOST - 1)));
+        assert_eq!(newest, Some(format!("/v1/charges?number={}", 3 * MAX_ENTRIES - 1)));
 
         for number in 0..200 {
             recent.push(request(number, 64 * 1024));
         }
-        assert!(recent.bytes <= MOST_BYTES && recent.items.len() <= 16, "{} bytes", recent.bytes);
-        assert_eq!(recent.bytes, recent.items.iter().map(Weighed::bytes).sum::<usize>());
+        assert!(recent.bytes <= MAX_BYTES && recent.items.len() <= 16, "{} bytes", recent.bytes);
+        assert_eq!(recent.bytes, recent.items.iter().map(MemorySize::bytes).sum::<usize>());
     }
 }

@@ -24,13 +24,13 @@ use uuid::Uuid;
 
 use super::{
     Gateway,
-    books::{Outcome, Refusal},
     charges::{Charge, ChargeRequest, Refund, RefundRequest},
-    faults::{Fate, Faults},
-    ledger::{Asked, Counts, Ledger},
+    faults::{Faults, RequestFaults},
+    ledger::{Counts, KeyedRequest, Ledger},
     lock,
     requests::RecordedRequest,
-    server::Cut,
+    server::CutConnection,
+    state::{Outcome, Refusal},
     webhooks::{self, Event},
 };
 
@@ -54,9 +54,9 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
 }
 
 /// An error response: `{"error": "…"}`.
-struct Refused(u16, String);
+struct ErrorResponse(u16, String);
 
-impl Refused {
+impl ErrorResponse {
     fn malformed(why: &impl ToString) -> Self {
         Self(400, why.to_string())
     }
@@ -66,7 +66,7 @@ impl Refused {
     }
 }
 
-impl From<Refusal> for Refused {
+impl From<Refusal> for ErrorResponse {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::TurnedAway(status) => Self(status, "the gateway cannot take the request now".to_owned()),
@@ -77,7 +77,7 @@ impl From<Refusal> for Refused {
     }
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         (status(self.0), Json(json!({ "error": self.1 }))).into_response()
     }
@@ -91,9 +91,10 @@ async fn record(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
     next: Next,
-) -> Result<Response, Refused> {
+) -> Result<Response, ErrorResponse> {
     let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, BODY_LIMIT).await.map_err(|error| Refused::malformed(&error))?;
+    let body =
+        axum::body::to_bytes(body, BODY_LIMIT).await.map_err(|error| ErrorResponse::malformed(&error))?;
     lock(&gateway.requests).push(RecordedRequest {
         at: Utc::now(),
         method: parts.method.to_string(),
@@ -114,7 +115,7 @@ async fn suffer_faults(State(gateway): State<Arc<Gateway>>, mut request: Request
     request.extensions_mut().insert(fate.clone());
     let on_purpose = || {
         let mut refused =
-            Refused(fate.error_status, "the gateway is told to fail".to_owned()).into_response();
+            ErrorResponse(fate.error_status, "the gateway is told to fail".to_owned()).into_response();
         if let Some(retry_after) = fate.retry_after.clone() {
             refused.headers_mut().insert(header::RETRY_AFTER, retry_after);
         }
@@ -132,7 +133,7 @@ async fn suffer_faults(State(gateway): State<Arc<Gateway>>, mut request: Request
     // `gateway` owns the sender, so the wait ends only when the responses are released.
     let _ = gateway.faults.subscribe().wait_for(|faults| !faults.hold_answers).await;
     if fate.cut {
-        response.extensions_mut().insert(Cut);
+        response.extensions_mut().insert(CutConnection);
     }
     response
 }
@@ -142,37 +143,37 @@ async fn authenticate(State(gateway): State<Arc<Gateway>>, request: Request, nex
     if text(request.headers(), header::AUTHORIZATION.as_str()).is_some_and(|given| given == expected) {
         return next.run(request).await;
     }
-    let refused = Refused(401, "Authorization: Bearer API_KEY is needed".to_owned());
+    let refused = ErrorResponse(401, "Authorization: Bearer API_KEY is needed".to_owned());
     ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response()
 }
 
 /// A validated request that moves money.
 struct Order<T> {
-    asked: Asked,
+    asked: KeyedRequest,
     request: T,
     correlation_id: Option<String>,
 }
 
 impl<T: DeserializeOwned> Order<T> {
-    fn parse(path: String, headers: &HeaderMap, body: &Bytes) -> Result<Self, Refused> {
+    fn parse(path: String, headers: &HeaderMap, body: &Bytes) -> Result<Self, ErrorResponse> {
         let key = text(headers, "idempotency-key")
             .filter(|key| !key.is_empty())
-            .ok_or_else(|| Refused::malformed(&"an Idempotency-Key is needed"))?;
+            .ok_or_else(|| ErrorResponse::malformed(&"an Idempotency-Key is needed"))?;
         let request = parse(body)?;
-        let body = std::str::from_utf8(body).map_err(|error| Refused::malformed(&error))?.to_owned();
+        let body = std::str::from_utf8(body).map_err(|error| ErrorResponse::malformed(&error))?.to_owned();
         let correlation_id = text(headers, "x-correlation-id");
-        Ok(Self { asked: Asked { key, path, body }, request, correlation_id })
+        Ok(Self { asked: KeyedRequest { key, path, body }, request, correlation_id })
     }
 }
 
 async fn charge(
     State(gateway): State<Arc<Gateway>>,
-    Extension(fate): Extension<Fate>,
+    Extension(fate): Extension<RequestFaults>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Response, Refused> {
+) -> Result<Response, ErrorResponse> {
     let order = Order::<ChargeRequest>::parse("/v1/charges".to_owned(), &headers, &body)?;
-    order.request.mistake().map_or(Ok(()), |mistake| Err(Refused::invalid(&mistake)))?;
+    order.request.mistake().map_or(Ok(()), |mistake| Err(ErrorResponse::invalid(&mistake)))?;
     decide(gateway, move |gateway| {
         let outcome = lock(&gateway.books).charge(
             order.asked,
@@ -193,9 +194,9 @@ async fn refund(
     Path(charge_id): Path<String>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Response, Refused> {
+) -> Result<Response, ErrorResponse> {
     let order = Order::<RefundRequest>::parse(format!("/v1/charges/{charge_id}/refunds"), &headers, &body)?;
-    order.request.mistake().map_or(Ok(()), |mistake| Err(Refused::invalid(&mistake)))?;
+    order.request.mistake().map_or(Ok(()), |mistake| Err(ErrorResponse::invalid(&mistake)))?;
     decide(gateway, move |gateway| {
         let outcome = lock(&gateway.books).refund(order.asked, &charge_id, &order.request)?;
         if outcome.is_new {
@@ -208,7 +209,7 @@ async fn refund(
 
 fn announce(gateway: &Gateway, event: Result<Event, super::Error>, correlation_id: Option<String>) {
     if let Ok(event) = event {
-        webhooks::tell(gateway, event.caused_by(correlation_id));
+        webhooks::enqueue(gateway, event.caused_by(correlation_id));
     }
 }
 
@@ -217,16 +218,16 @@ fn announce(gateway: &Gateway, event: Result<Event, super::Error>, correlation_i
 async fn decide<T: Serialize + Send + 'static>(
     gateway: Arc<Gateway>,
     decision: impl FnOnce(&Gateway) -> Result<Outcome<T>, Refusal> + Send + 'static,
-) -> Result<Response, Refused> {
+) -> Result<Response, ErrorResponse> {
     let outcome = tokio::task::spawn_blocking(move || decision(&gateway))
         .await
-        .map_err(|failed| Refused(500, failed.to_string()))??;
+        .map_err(|failed| ErrorResponse(500, failed.to_string()))??;
     match outcome.answer_at {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
     }
     match outcome.hidden_by {
-        Some(status) => Err(Refused(status, "the gateway failed after it had begun".to_owned())),
+        Some(status) => Err(ErrorResponse(status, "the gateway failed after it had begun".to_owned())),
         None => Ok((StatusCode::CREATED, Json(outcome.done)).into_response()),
     }
 }
@@ -237,22 +238,22 @@ struct ByReference {
 }
 
 #[derive(Serialize)]
-struct Found<T> {
+struct ListResponse<T> {
     data: Vec<T>,
 }
 
 async fn charges(
     State(gateway): State<Arc<Gateway>>,
     Query(ByReference { reference }): Query<ByReference>,
-) -> Json<Found<Charge>> {
-    Json(Found { data: lock(&gateway.books).ledger().charges_for(reference).cloned().collect() })
+) -> Json<ListResponse<Charge>> {
+    Json(ListResponse { data: lock(&gateway.books).ledger().charges_for(reference).cloned().collect() })
 }
 
 async fn refunds(
     State(gateway): State<Arc<Gateway>>,
     Query(ByReference { reference }): Query<ByReference>,
-) -> Json<Found<Refund>> {
-    Json(Found { data: lock(&gateway.books).ledger().refunds_for(reference).cloned().collect() })
+) -> Json<ListResponse<Refund>> {
+    Json(ListResponse { data: lock(&gateway.books).ledger().refunds_for(reference).cloned().collect() })
 }
 
 async fn healthz() -> Json<serde_json::Value> {
@@ -292,10 +293,10 @@ async fn show_faults(State(gateway): State<Arc<Gateway>>) -> Json<Faults> {
 }
 
 /// Replaces the faults. Fields missing in the body take their defaults.
-async fn set_faults(State(gateway): State<Arc<Gateway>>, body: Bytes) -> Result<Json<Faults>, Refused> {
+async fn set_faults(State(gateway): State<Arc<Gateway>>, body: Bytes) -> Result<Json<Faults>, ErrorResponse> {
     let faults: Faults = parse(&body)?;
     if let Some(mistake) = faults.mistake() {
-        return Err(Refused::invalid(&mistake));
+        return Err(ErrorResponse::invalid(&mistake));
     }
     gateway.set_faults(faults.clone());
     Ok(Json(faults))
@@ -307,10 +308,10 @@ async fn clear_faults(State(gateway): State<Arc<Gateway>>) -> Json<Faults> {
 }
 
 /// Parses a body. Returns 400 for invalid JSON, 422 for JSON of another shape.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ErrorResponse> {
     serde_json::from_slice(body).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Refused::invalid(&error),
-        _ => Refused::malformed(&error),
+        serde_json::error::Category::Data => ErrorResponse::invalid(&error),
+        _ => ErrorResponse::malformed(&error),
     })
 }
 

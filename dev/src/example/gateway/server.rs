@@ -14,15 +14,15 @@ use super::stopped;
 
 /// A response extension that cuts the connection instead of sending the response.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cut;
+pub(super) struct CutConnection;
 
-impl fmt::Display for Cut {
+impl fmt::Display for CutConnection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("the connection is cut on purpose")
     }
 }
 
-impl std::error::Error for Cut {}
+impl std::error::Error for CutConnection {}
 
 /// Serves requests until `stop` is set, and then cuts all open connections.
 pub(super) async fn run(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
@@ -58,6 +58,6 @@ async fn serve(stream: TcpStream, router: Router) {
 
 /// Returns the response, or an error for a connection to cut. hyper closes a connection without a response when its
 /// service fails.
-fn cut_or_answer(response: Response) -> Result<Response, Cut> {
-    if response.extensions().get::<Cut>().is_some() { Err(Cut) } else { Ok(response) }
+fn cut_or_answer(response: Response) -> Result<Response, CutConnection> {
+    if response.extensions().get::<CutConnection>().is_some() { Err(CutConnection) } else { Ok(response) }
 }

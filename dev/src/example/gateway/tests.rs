@@ -26,7 +26,7 @@ use super::{
 const API_KEY: &str = "sk_test";
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 /// Timeout far above the duration of any test, on a busy machine too.
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn settings() -> Settings {
     Settings {
@@ -62,7 +62,7 @@ impl Till {
     async fn open_with(settings: Settings) -> Self {
         Self {
             gateway: Simulator::start_with(settings, quick()).await.unwrap(),
-            client: crate::http::client(SOON).unwrap(),
+            client: crate::http::client(WAIT_TIMEOUT).unwrap(),
         }
     }
 
@@ -255,7 +255,10 @@ async fn a_slow_card_is_charged_at_once_and_its_twin_waits_for_the_first_answer(
     let payment = Payment::by("pm_card_slow");
     let begun = Instant::now();
     let second = async {
-        till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, SOON).await.unwrap();
+        till.gateway
+            .wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT)
+            .await
+            .unwrap();
         assert_eq!(till.charges_of(&payment).await.len(), 1);
         till.charge(&payment).await
     };
@@ -392,7 +395,10 @@ async fn held_answers_are_of_charges_that_were_made() {
     let payment = Payment::by("pm_card_ok");
     till.gateway.hold_responses();
     let watcher = async {
-        till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, SOON).await.unwrap();
+        till.gateway
+            .wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT)
+            .await
+            .unwrap();
         till.gateway.release();
         Instant::now()
     };
@@ -410,7 +416,7 @@ async fn a_client_that_goes_away_is_charged_nevertheless() {
     let request =
         till.post("/v1/charges", &payment.key(), &payment.body()).timeout(Duration::from_millis(200));
     assert!(request.send().await.unwrap_err().is_timeout());
-    till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, SOON).await.unwrap();
+    till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT).await.unwrap();
     till.gateway.release();
     assert_eq!(till.charge(&payment).await.0, 201);
     assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
@@ -544,7 +550,7 @@ impl Receiver {
 
     async fn has(&mut self, count: usize) -> Vec<(HeaderMap, Bytes)> {
         let arrival = self.received.wait_for(|received| received.len() >= count);
-        tokio::time::timeout(SOON, arrival).await.unwrap().unwrap().clone()
+        tokio::time::timeout(WAIT_TIMEOUT, arrival).await.unwrap().unwrap().clone()
     }
 }
 
@@ -594,7 +600,7 @@ async fn a_webhook_that_is_not_taken_is_sent_again_under_the_same_id() {
     assert!(attempts.iter().all(|(headers, _)| headers["webhook-id"] == attempts[0].0["webhook-id"]));
     let statuses = |till: &Till| -> Vec<_> { till.gateway.deliveries().iter().map(|it| it.status).collect() };
     let expected = [Some(500), Some(404), Some(204)];
-    till.gateway.wait_until(|gateway| gateway.deliveries().len() == 3, SOON).await.unwrap();
+    till.gateway.wait_until(|gateway| gateway.deliveries().len() == 3, WAIT_TIMEOUT).await.unwrap();
     assert_eq!(statuses(&till), expected);
     assert!(till.gateway.deliveries()[2].succeeded());
 }
@@ -708,7 +714,10 @@ async fn stopping_cuts_answers_that_would_never_come_and_frees_the_port() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_timeout");
     let stopping = async {
-        till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, SOON).await.unwrap();
+        till.gateway
+            .wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT)
+            .await
+            .unwrap();
         till.gateway.stop().await;
         till.gateway.stop().await;
     };

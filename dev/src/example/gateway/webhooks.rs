@@ -19,7 +19,7 @@ use super::{
     charges::{Charge, ChargeStatus, Refund, RefundStatus},
     faults::Webhooks,
     lock,
-    requests::Weighed,
+    requests::MemorySize,
     stopped,
 };
 
@@ -84,7 +84,7 @@ impl Event {
     }
 }
 
-impl Weighed for Event {
+impl MemorySize for Event {
     fn bytes(&self) -> usize {
         let texts = self.id.len() + self.correlation_id.as_ref().map_or(0, String::len) + self.body.len();
         size_of::<Self>() + texts
@@ -107,20 +107,20 @@ impl Delivery {
     }
 }
 
-impl Weighed for Delivery {
+impl MemorySize for Delivery {
     fn bytes(&self) -> usize {
         size_of::<Self>() + self.event_id.len()
     }
 }
 
 /// A queued event, and its delivery time.
-pub(super) struct Queued {
+pub(super) struct QueuedEvent {
     event: Event,
     due: Instant,
 }
 
 /// Queues an event, subject to the current faults.
-pub(super) fn tell(gateway: &Gateway, event: Event) {
+pub(super) fn enqueue(gateway: &Gateway, event: Event) {
     let timings = &gateway.timings;
     let delays = match gateway.faults.borrow().webhooks {
         Webhooks::Normal => vec![timings.webhook_delay],
@@ -129,7 +129,7 @@ pub(super) fn tell(gateway: &Gateway, event: Event) {
         Webhooks::Never => vec![],
     };
     for delay in delays {
-        let _ = gateway.queue.try_send(Queued { event: event.clone(), due: Instant::now() + delay });
+        let _ = gateway.queue.try_send(QueuedEvent { event: event.clone(), due: Instant::now() + delay });
     }
     lock(&gateway.events).push(event);
     gateway.happened();
@@ -138,7 +138,7 @@ pub(super) fn tell(gateway: &Gateway, event: Event) {
 /// Delivers queued events until `stop` is set. Events still queued at that time are lost.
 pub(super) async fn run(
     gateway: Arc<Gateway>,
-    mut queued: mpsc::Receiver<Queued>,
+    mut queued: mpsc::Receiver<QueuedEvent>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut deliveries = JoinSet::new();
@@ -154,7 +154,7 @@ pub(super) async fn run(
     deliveries.shutdown().await;
 }
 
-async fn deliver_with_patience(gateway: Arc<Gateway>, Queued { event, due }: Queued) {
+async fn deliver_with_patience(gateway: Arc<Gateway>, QueuedEvent { event, due }: QueuedEvent) {
     tokio::time::sleep_until(due.into()).await;
     let mut pause = gateway.timings.webhook_backoff;
     for attempt in 1..=gateway.timings.webhook_attempts {

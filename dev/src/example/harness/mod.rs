@@ -21,11 +21,11 @@ use uuid::Uuid;
 
 pub use self::order::Order;
 use super::{
+    external_services::Addresses,
     gateway::{Charge, Faults, Settings, Simulator, Timings, Webhooks},
     invariants,
-    neighbours::Addresses,
 };
-use crate::harness::{Answer, Builder, Database, Request, Service, User};
+use crate::harness::{Builder, Database, HttpResponse, Request, Service, User};
 
 /// The API key that services send to their gateway.
 pub const GATEWAY_API_KEY: &str = "sk_for_tests";
@@ -81,11 +81,11 @@ pub fn body() -> serde_json::Value {
 }
 
 /// The external services: a payment gateway.
-pub(crate) struct Neighbours {
+pub(crate) struct ExternalServices {
     gateway: Simulator,
 }
 
-impl Neighbours {
+impl ExternalServices {
     /// Starts the external services.
     pub(crate) async fn start() -> Self {
         let settings = Settings {
@@ -118,14 +118,14 @@ impl Neighbours {
     }
 
     /// Sets the URL to which the gateway sends its webhooks.
-    pub(crate) fn find_the_service_at(&self, api: &Url) {
+    pub(crate) fn set_service_address(&self, api: &Url) {
         let url = api.join("/v1/gateway/events").expect("a path makes a URL");
         self.gateway.set_webhook_url(url);
     }
 }
 
 /// Creates the products that every test uses, in a new database.
-pub(crate) async fn stock(database: &Database) {
+pub(crate) async fn seed_products(database: &Database) {
     database
         .execute(format!(
             "insert into products (id, sku, name, unit_amount, currency, active)
@@ -201,7 +201,7 @@ impl User {
     }
 
     /// Pays an order under a new key.
-    pub async fn pays(&self, order: &Order, payment_method: &str) -> Answer {
+    pub async fn pays(&self, order: &Order, payment_method: &str) -> HttpResponse {
         self.pay(order.id, payment_method).await
     }
 
@@ -222,7 +222,7 @@ impl User {
 impl Service {
     /// Returns the payment gateway.
     pub fn gateway(&self) -> &Simulator {
-        &self.surroundings.neighbours.gateway
+        &self.dependencies.external_services.gateway
     }
 
     /// Disables the gateway's webhooks, so that the service must poll the gateway.

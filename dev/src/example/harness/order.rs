@@ -4,7 +4,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Answer, Database, Request, User, eventually};
+use crate::harness::{Database, HttpResponse, Request, User, eventually};
 
 /// An order, together with its customer.
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub struct Order {
 }
 
 impl Order {
-    pub(super) fn new(customer: User, database: Arc<Database>, placed: &Answer) -> Self {
+    pub(super) fn new(customer: User, database: Arc<Database>, placed: &HttpResponse) -> Self {
         let total_amount = placed.json()["total_amount"].as_i64();
         Self {
             customer,
@@ -53,7 +53,7 @@ impl Order {
     }
 
     /// Pays the order, and returns the payment's id.
-    pub async fn is_paid(&self) -> Uuid {
+    pub async fn pay_successfully(&self) -> Uuid {
         let payment = self.pay("pm_card_ok").await.is(201);
         assert_eq!(payment.text("status"), "succeeded", "{payment}");
         payment.id()

@@ -8,7 +8,7 @@
 //! violation.
 //!
 //! The memory of a comparison is constant. Each page compares [`PAGE`] payments and refunds, because the compared rows
-//! have the same gateway key on both sides. The first [`MOST_VIOLATIONS`] violations are reported, the others are
+//! have the same gateway key on both sides. The first [`MAX_VIOLATIONS`] violations are reported, the others are
 //! counted.
 //!
 //! - [`tables`]: the service's side, and the invariants that concern it alone
@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use self::tables::{Page, Tables};
 use crate::{
-    console::{Books, Comparison},
+    console::{Comparison, ReconciliationResult},
     example::gateway::Ledger,
 };
 
@@ -36,7 +36,7 @@ use crate::{
 pub const PAGE: i64 = 1_000;
 
 /// Maximum number of violations reported individually.
-pub const MOST_VIOLATIONS: usize = 100;
+pub const MAX_VIOLATIONS: usize = 100;
 
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -75,7 +75,7 @@ struct Violations {
 
 impl Violations {
     fn add(&mut self, violation: Violation) {
-        if self.told.len() < MOST_VIOLATIONS {
+        if self.told.len() < MAX_VIOLATIONS {
             self.told.push(violation);
         } else {
             self.untold += 1;
@@ -183,13 +183,18 @@ pub fn for_the_console(owner_url: Url, gateway: Url) -> Comparison {
         let (owner_url, gateway) = (owner_url.clone(), gateway.clone());
         Box::pin(async move {
             match check(owner_url.as_str(), &gateway).await {
-                Ok(verdict) => Books {
+                Ok(verdict) => ReconciliationResult {
                     at: Utc::now(),
                     holds: verdict.holds(),
                     says: verdict.to_string(),
                     verdict: serde_json::to_value(verdict).ok(),
                 },
-                Err(error) => Books { at: Utc::now(), holds: false, says: error.to_string(), verdict: None },
+                Err(error) => ReconciliationResult {
+                    at: Utc::now(),
+                    holds: false,
+                    says: error.to_string(),
+                    verdict: None,
+                },
             }
         })
     })

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    blunders::Blunder,
-    memory::{Answered, Memory, PayRequest, Placed, Product, State},
+    invalid_requests::InvalidRequest,
+    memory::{CompletedRequest, Memory, PayRequest, PlacedOrder, Product, State},
 };
 
 /// Number of unfinished orders above which a customer finishes some before placing more.
@@ -33,13 +33,13 @@ pub(super) enum Action {
     LookAt(Product),
     WhoAmI,
     Place { key: String, items: Value, again: bool },
-    Pay { order: Placed, request: PayRequest, again: bool },
-    AskForPayment { order: Placed, payment_id: String, request: PayRequest },
-    AskForOrder(Placed),
+    Pay { order: PlacedOrder, request: PayRequest, again: bool },
+    AskForPayment { order: PlacedOrder, payment_id: String, request: PayRequest },
+    AskForOrder(PlacedOrder),
     ListOrders { paid_only: bool },
-    Cancel(Placed),
-    Repeat(Answered),
-    Blunder(Blunder),
+    Cancel(PlacedOrder),
+    Repeat(CompletedRequest),
+    InvalidRequest(InvalidRequest),
 }
 
 impl Memory {
@@ -65,7 +65,7 @@ impl Memory {
             86..87 => Some(Action::WhoAmI),
             87..89 => self.take(|state| matches!(state, State::Unpaid { .. })).map(Action::Cancel),
             89..94 => self.answered.clone().map(Action::Repeat),
-            _ => self.blunder(rng, products, strangers_order).map(Action::Blunder),
+            _ => self.blunder(rng, products, strangers_order).map(Action::InvalidRequest),
         };
         chosen.unwrap_or_else(|| Action::Browse { cursor: self.cursor.take() })
     }
@@ -109,20 +109,20 @@ impl Memory {
         rng: &mut StdRng,
         products: &[Product],
         strangers_order: Option<String>,
-    ) -> Option<Blunder> {
+    ) -> Option<InvalidRequest> {
         Some(match rng.random_range(0..12) {
-            0 => Blunder::UnknownField(basket(rng, products)),
-            1 => Blunder::QuantityOfZero(products.choose(rng)?.clone()),
-            2 => Blunder::NoToken,
-            3 => Blunder::SomebodyElsesOrder(strangers_order.unwrap_or_else(new_key)),
-            4 => Blunder::NoKey(basket(rng, products)),
-            5 => Blunder::BrokenJson,
-            6 => Blunder::LimitTooHigh,
-            7 => Blunder::NoSuchRoute,
-            8 => Blunder::WrongMethod,
-            9 => Blunder::NotAllowed,
-            10 => Blunder::KeyReused(self.answered.clone()?),
-            _ => Blunder::PayTwice(self.take(|state| matches!(state, State::Paid))?),
+            0 => InvalidRequest::UnknownField(basket(rng, products)),
+            1 => InvalidRequest::QuantityOfZero(products.choose(rng)?.clone()),
+            2 => InvalidRequest::NoToken,
+            3 => InvalidRequest::SomebodyElsesOrder(strangers_order.unwrap_or_else(new_key)),
+            4 => InvalidRequest::NoKey(basket(rng, products)),
+            5 => InvalidRequest::BrokenJson,
+            6 => InvalidRequest::LimitTooHigh,
+            7 => InvalidRequest::NoSuchRoute,
+            8 => InvalidRequest::WrongMethod,
+            9 => InvalidRequest::NotAllowed,
+            10 => InvalidRequest::KeyReused(self.answered.clone()?),
+            _ => InvalidRequest::PayTwice(self.take(|state| matches!(state, State::Paid))?),
         })
     }
 }

@@ -2,11 +2,11 @@
 use serde_json::Value;
 
 use crate::traffic::{
-    api::Answer,
-    expectations::{Kept, has_status, keeps, list, number, text},
+    api::ApiResponse,
+    expectations::{CheckResult, has_status, keeps, list, number, text},
 };
 
-pub(crate) fn is_product(product: &Value) -> Kept {
+pub(crate) fn is_product(product: &Value) -> CheckResult {
     for field in ["id", "sku", "name", "currency"] {
         keeps(&format!("a product has `{field}`"), !text(product, field).is_empty())?;
     }
@@ -14,7 +14,7 @@ pub(crate) fn is_product(product: &Value) -> Kept {
 }
 
 /// Checks that an order has all fields, and that its amounts add up.
-pub(crate) fn is_order(order: &Value) -> Kept {
+pub(crate) fn is_order(order: &Value) -> CheckResult {
     for field in ["id", "customer_id", "status", "currency", "created_at", "updated_at"] {
         keeps(&format!("an order has `{field}`"), !text(order, field).is_empty())?;
     }
@@ -34,7 +34,13 @@ pub(crate) fn is_order(order: &Value) -> Kept {
 }
 
 /// Checks that a payment belongs to this order, in a state that its payment method allows.
-pub(crate) fn is_payment(payment: &Value, order_id: &str, amount: i64, currency: &str, method: &str) -> Kept {
+pub(crate) fn is_payment(
+    payment: &Value,
+    order_id: &str,
+    amount: i64,
+    currency: &str,
+    method: &str,
+) -> CheckResult {
     keeps("a payment has an id", !text(payment, "id").is_empty())?;
     keeps("a payment is of its order", text(payment, "order_id") == order_id)?;
     keeps("a payment is of its order's amount", number(payment, "amount") == Some(amount))?;
@@ -50,7 +56,7 @@ pub(crate) fn is_payment(payment: &Value, order_id: &str, amount: i64, currency:
 }
 
 /// Checks that the status code matches the payment's state: 202 while it is processing, otherwise 201.
-pub(crate) fn says_whether_it_is_settled(answer: &Answer) -> Kept {
+pub(crate) fn says_whether_it_is_settled(answer: &ApiResponse) -> CheckResult {
     match text(&answer.body, "status") {
         "processing" => has_status(answer, 202),
         _ => has_status(answer, 201),

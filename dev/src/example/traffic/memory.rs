@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::traffic::api::Call;
 
 /// Maximum number of remembered orders, provided that most of them are finished.
-const REMEMBERED: usize = 12;
+const MAX_REMEMBERED_ORDERS: usize = 12;
 
 /// A product for sale.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(super) struct Product {
 
 /// A placed order.
 #[derive(Debug, Clone)]
-pub(super) struct Placed {
+pub(super) struct PlacedOrder {
     pub(super) id: String,
     pub(super) total_amount: i64,
     pub(super) currency: String,
@@ -61,7 +61,7 @@ pub(super) struct PayRequest {
 
 /// A request that changed something, and its response.
 #[derive(Debug, Clone)]
-pub(super) struct Answered {
+pub(super) struct CompletedRequest {
     pub(super) call: Call,
     pub(super) status: u16,
     pub(super) body: Value,
@@ -72,29 +72,29 @@ pub(super) struct Answered {
 pub(crate) struct Memory {
     /// The cursor of the next page of products.
     pub(super) cursor: Option<String>,
-    pub(super) orders: VecDeque<Placed>,
+    pub(super) orders: VecDeque<PlacedOrder>,
     /// Orders whose placement had no definite response.
     pub(super) unsure: Vec<(String, Value)>,
-    pub(super) answered: Option<Answered>,
+    pub(super) answered: Option<CompletedRequest>,
 }
 
 impl Memory {
     /// Remembers an order, and forgets the oldest finished order above the limit.
-    pub(super) fn remember(&mut self, order: Placed) {
+    pub(super) fn remember(&mut self, order: PlacedOrder) {
         self.orders.push_back(order);
-        if self.orders.len() > REMEMBERED
+        if self.orders.len() > MAX_REMEMBERED_ORDERS
             && let Some(finished) = self.orders.iter().position(|order| order.state.is_finished())
         {
             self.orders.remove(finished);
         }
     }
 
-    pub(super) fn take(&mut self, wanted: impl Fn(&State) -> bool) -> Option<Placed> {
+    pub(super) fn take(&mut self, wanted: impl Fn(&State) -> bool) -> Option<PlacedOrder> {
         let position = self.orders.iter().position(|order| wanted(&order.state))?;
         self.orders.remove(position)
     }
 
-    pub(super) fn take_any(&mut self, rng: &mut StdRng) -> Option<Placed> {
+    pub(super) fn take_any(&mut self, rng: &mut StdRng) -> Option<PlacedOrder> {
         if self.orders.is_empty() {
             return None;
         }

@@ -4,9 +4,9 @@
 //! - [`choices`]: the next action of a customer
 //! - [`shopping`], [`paying`], [`blunders`]: the actions, each with its part of the API contract
 //! - [`expectations`]: the parts of the API contract that several actions share
-mod blunders;
 mod choices;
 mod expectations;
+mod invalid_requests;
 pub(crate) mod memory;
 mod paying;
 mod shopping;
@@ -17,17 +17,17 @@ use rand::rngs::StdRng;
 
 use crate::traffic::{
     customer::Customer,
-    visit::{Visit, lock},
+    request::{ApiRequest, lock},
 };
 
 /// Sends one request without a session.
-pub(crate) async fn look_around(visit: &Visit<'_>) {
+pub(crate) async fn look_around(visit: &ApiRequest<'_>) {
     visit.browse(None, None).await;
 }
 
 /// Sends one request of a logged-in customer. `stranger` is another customer.
 pub(crate) async fn act(
-    visit: &Visit<'_>,
+    visit: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
     stranger: Option<&Mutex<Customer>>,
     mut rng: StdRng,

@@ -5,21 +5,21 @@ use serde_json::{Value, json};
 
 use super::{
     expectations::{is_payment, says_whether_it_is_settled},
-    memory::{Answered, PayRequest, Placed, State},
+    memory::{CompletedRequest, PayRequest, PlacedOrder, State},
 };
 use crate::traffic::{
     api::Call,
     customer::Customer,
     expectations::{has_status, is_refused, keeps, text},
-    visit::{Came, Visit, lock},
+    request::{ApiRequest, RequestOutcome, lock},
 };
 
-impl Visit<'_> {
+impl ApiRequest<'_> {
     pub(super) async fn pay(
         &self,
         customer: &Mutex<Customer>,
         token: &str,
-        order: Placed,
+        order: PlacedOrder,
         request: PayRequest,
         again: bool,
     ) {
@@ -42,23 +42,23 @@ impl Visit<'_> {
             })
             .await;
         match came {
-            Came::Promised(answer) if !under_way => {
+            RequestOutcome::Promised(answer) if !under_way => {
                 if answer.status == 201 {
                     lock(customer).memory.answered =
-                        Some(Answered { call, status: answer.status, body: answer.body.clone() });
+                        Some(CompletedRequest { call, status: answer.status, body: answer.body.clone() });
                 }
                 self.learn(customer, order, request, &answer.body);
             }
-            Came::Promised(_) | Came::ComeAgain => {
+            RequestOutcome::Promised(_) | RequestOutcome::ComeAgain => {
                 let payment_id = match &order.state {
                     State::Paying { payment_id, .. } => payment_id.clone(),
                     _ => None,
                 };
                 lock(customer)
                     .memory
-                    .remember(Placed { state: State::Paying { payment_id, request }, ..order });
+                    .remember(PlacedOrder { state: State::Paying { payment_id, request }, ..order });
             }
-            Came::Wrong => {}
+            RequestOutcome::Wrong => {}
         }
     }
 
@@ -66,7 +66,7 @@ impl Visit<'_> {
         &self,
         customer: &Mutex<Customer>,
         token: &str,
-        order: Placed,
+        order: PlacedOrder,
         payment_id: String,
         request: PayRequest,
     ) {
@@ -79,14 +79,14 @@ impl Visit<'_> {
             })
             .await;
         match came {
-            Came::Promised(answer) => self.learn(customer, order, request, &answer.body),
-            Came::ComeAgain => lock(customer).memory.remember(order),
-            Came::Wrong => {}
+            RequestOutcome::Promised(answer) => self.learn(customer, order, request, &answer.body),
+            RequestOutcome::ComeAgain => lock(customer).memory.remember(order),
+            RequestOutcome::Wrong => {}
         }
     }
 
     /// Counts the state of a payment, and updates the customer's memory.
-    fn learn(&self, customer: &Mutex<Customer>, order: Placed, request: PayRequest, payment: &Value) {
+    fn learn(&self, customer: &Mutex<Customer>, order: PlacedOrder, request: PayRequest, payment: &Value) {
         let was_processing = matches!(order.state, State::Paying { payment_id: Some(_), .. });
         let mut report = self.report();
         let payments = &mut report.counts.payments;
@@ -112,6 +112,6 @@ impl Visit<'_> {
             }
         };
         drop(report);
-        lock(customer).memory.remember(Placed { state, ..order });
+        lock(customer).memory.remember(PlacedOrder { state, ..order });
     }
 }

@@ -6,19 +6,19 @@ use serde_json::{Value, json};
 use super::{
     choices::Action,
     expectations::{is_order, is_product},
-    memory::{Answered, Placed, Product, State},
+    memory::{CompletedRequest, PlacedOrder, Product, State},
 };
 use crate::traffic::{
-    api::{Answer, Call},
+    api::{ApiResponse, Call},
     customer::Customer,
     expectations::{has_status, is_page, keeps, list, number, text},
-    visit::{Came, Visit, lock},
+    request::{ApiRequest, RequestOutcome, lock},
 };
 
 const PRODUCTS_PAGE: usize = 20;
 const ORDERS_PAGE: usize = 5;
 
-impl Visit<'_> {
+impl ApiRequest<'_> {
     pub(super) async fn carry_out(&self, customer: &Mutex<Customer>, token: &str, action: Action) {
         match action {
             Action::Browse { cursor } => self.browse(Some(customer), cursor).await,
@@ -33,7 +33,7 @@ impl Visit<'_> {
             Action::ListOrders { paid_only } => self.list_orders(customer, token, paid_only).await,
             Action::Cancel(order) => self.cancel(customer, token, order).await,
             Action::Repeat(answered) => self.repeat(customer, token, answered).await,
-            Action::Blunder(blunder) => self.blunder(customer, token, blunder).await,
+            Action::InvalidRequest(blunder) => self.blunder(customer, token, blunder).await,
         }
     }
 
@@ -48,7 +48,7 @@ impl Visit<'_> {
                 list(&answer.body, "data").iter().try_for_each(is_product)
             })
             .await;
-        let Came::Promised(answer) = came else { return };
+        let RequestOutcome::Promised(answer) = came else { return };
         let mut products = lock(&self.shared.products);
         for product in list(&answer.body, "data") {
             let id = text(product, "id").to_owned();
@@ -74,7 +74,7 @@ impl Visit<'_> {
                 keeps("it is the product that was asked for", text(&answer.body, "id") == product.id)
             })
             .await;
-        if let Came::Promised(answer) = came
+        if let RequestOutcome::Promised(answer) = came
             && answer.body.get("active") == Some(&Value::Bool(false))
         {
             lock(&self.shared.products).remove(&product.id);
@@ -106,23 +106,23 @@ impl Visit<'_> {
             })
             .await;
         match came {
-            Came::Promised(Answer { status, body, .. }) => {
+            RequestOutcome::Promised(ApiResponse { status, body, .. }) => {
                 self.report().counts.orders += 1;
                 let memory = &mut lock(customer).memory;
-                memory.remember(Placed {
+                memory.remember(PlacedOrder {
                     id: text(&body, "id").to_owned(),
                     total_amount: number(&body, "total_amount").unwrap_or_default(),
                     currency: text(&body, "currency").to_owned(),
                     state: State::Unpaid { declined_before: false },
                 });
-                memory.answered = Some(Answered { call, status, body });
+                memory.answered = Some(CompletedRequest { call, status, body });
             }
-            Came::ComeAgain => lock(customer).memory.unsure.push((key, items)),
-            Came::Wrong => {}
+            RequestOutcome::ComeAgain => lock(customer).memory.unsure.push((key, items)),
+            RequestOutcome::Wrong => {}
         }
     }
 
-    async fn ask_for_order(&self, customer: &Mutex<Customer>, token: &str, order: Placed) {
+    async fn ask_for_order(&self, customer: &Mutex<Customer>, token: &str, order: PlacedOrder) {
         let call = Call::get(format!("/v1/orders/{}", order.id)).by(token);
         let possible: &[&str] = match order.state {
             State::Unpaid { .. } => &["pending_payment"],
@@ -141,7 +141,7 @@ impl Visit<'_> {
                 keeps(&format!("the order's status is one of {possible:?}"), possible.contains(&status))
             })
             .await;
-        if !matches!(came, Came::Wrong) {
+        if !matches!(came, RequestOutcome::Wrong) {
             lock(customer).memory.remember(order);
         }
     }
@@ -162,7 +162,7 @@ impl Visit<'_> {
         .await;
     }
 
-    async fn cancel(&self, customer: &Mutex<Customer>, token: &str, order: Placed) {
+    async fn cancel(&self, customer: &Mutex<Customer>, token: &str, order: PlacedOrder) {
         let call = Call { body: None, ..Call::post(format!("/v1/orders/{}/cancel", order.id), &Value::Null) };
         let came = self
             .ask_as(customer, &call.by(token), |answer| {
@@ -173,14 +173,14 @@ impl Visit<'_> {
             .await;
         // Without a response the cancellation is uncertain, and a second attempt may be rejected correctly. The
         // customer leaves the order alone.
-        if let Came::Promised(_) = came {
+        if let RequestOutcome::Promised(_) = came {
             self.report().counts.cancelled += 1;
-            lock(customer).memory.remember(Placed { state: State::Cancelled, ..order });
+            lock(customer).memory.remember(PlacedOrder { state: State::Cancelled, ..order });
         }
     }
 
     /// Sends an already answered request once more.
-    async fn repeat(&self, customer: &Mutex<Customer>, token: &str, answered: Answered) {
+    async fn repeat(&self, customer: &Mutex<Customer>, token: &str, answered: CompletedRequest) {
         let came = self
             .ask_as(customer, &answered.call.by(token), |answer| {
                 has_status(answer, answered.status)?;
@@ -188,7 +188,7 @@ impl Visit<'_> {
                 keeps("a replay is the first answer", answer.body == answered.body)
             })
             .await;
-        if let Came::Promised(_) = came {
+        if let RequestOutcome::Promised(_) = came {
             self.report().replays += 1;
         }
     }

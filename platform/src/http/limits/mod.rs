@@ -26,7 +26,7 @@ use tower_http::{
 use super::problem::{self, Problem};
 use rate::{RATE_LIMIT, RATE_LIMIT_POLICY};
 
-pub use rate::{RateLimiter, Standing, limit_by_address};
+pub use rate::{RateLimitStatus, RateLimiter, limit_by_address};
 
 /// The limit on the number of requests in flight. Cheap to clone.
 #[derive(Debug, Clone)]

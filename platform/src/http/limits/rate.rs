@@ -35,7 +35,7 @@ type Limiter<K> =
 
 /// The state of a caller's rate limit, for the `RateLimit` headers (draft-ietf-httpapi-ratelimit-headers-10).
 #[derive(Debug, Clone, Copy)]
-pub struct Standing {
+pub struct RateLimitStatus {
     quota: Quota,
     remaining: u32,
     /// Time until the next request is allowed. While requests are allowed: time until the full quota is available
@@ -46,14 +46,14 @@ pub struct Standing {
 pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-impl Standing {
+impl RateLimitStatus {
     /// Returns whole seconds, rounded up and at least one, so that a caller that waits this long is not too early.
     fn reset_seconds(&self) -> u64 {
         self.reset.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
     }
 
     /// Adds the limit and the remaining quota to the headers that other limits have set.
-    pub fn tell(&self, policy: &str, response: &mut Response) {
+    pub fn insert_headers(&self, policy: &str, response: &mut Response) {
         let quota = self.quota.burst_size();
         let window = self.quota.burst_size_replenished_in().as_secs();
         let (remaining, reset) = (self.remaining, self.reset_seconds());
@@ -71,7 +71,7 @@ impl Standing {
     pub fn refusal(&self, policy: &str) -> Response {
         let problem = Problem::new(problem::TOO_MANY_REQUESTS).retry_after(self.reset_seconds());
         let mut response = problem.into_response();
-        self.tell(policy, &mut response);
+        self.insert_headers(policy, &mut response);
         response
     }
 }
@@ -101,17 +101,17 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
     ///
     /// # Errors
     /// The request exceeds the limit.
-    pub fn count(&self, key: &K) -> Result<Option<Standing>, Standing> {
+    pub fn count(&self, key: &K) -> Result<Option<RateLimitStatus>, RateLimitStatus> {
         let Some(limiter) = &self.limiter else { return Ok(None) };
         match limiter.check_key(key) {
             Ok(state) => {
                 let (quota, remaining) = (state.quota(), state.remaining_burst_capacity());
                 let used = quota.burst_size().get().saturating_sub(remaining);
-                Ok(Some(Standing { quota, remaining, reset: quota.replenish_interval() * used }))
+                Ok(Some(RateLimitStatus { quota, remaining, reset: quota.replenish_interval() * used }))
             }
             Err(refused) => {
                 let reset = refused.wait_time_from(DefaultClock::default().now());
-                Err(Standing { quota: refused.quota(), remaining: 0, reset })
+                Err(RateLimitStatus { quota: refused.quota(), remaining: 0, reset })
             }
         }
     }
@@ -127,7 +127,7 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
     /// Removes the keys whose full burst is available again.
     ///
     /// Must be called about every minute. Otherwise the limiter keeps every address that ever sent a request.
-    pub fn forget_quiet(&self) {
+    pub fn prune_idle(&self) {
         if let Some(limiter) = &self.limiter {
             limiter.retain_recent();
             limiter.shrink_to_fit();
@@ -151,7 +151,7 @@ pub async fn limit_by_address(
         Ok(standing) => {
             let mut response = next.run(request).await;
             if let Some(standing) = standing {
-                standing.tell(BY_ADDRESS, &mut response);
+                standing.insert_headers(BY_ADDRESS, &mut response);
             }
             response
         }
@@ -204,8 +204,8 @@ mod tests {
         (0..1000).for_each(|key| limiter.check(&key).unwrap());
         let slow = RateLimiter::per_minute(1);
         slow.check(&0).unwrap();
-        limiter.forget_quiet();
-        slow.forget_quiet();
+        limiter.prune_idle();
+        slow.prune_idle();
         assert_eq!((limiter.remembered(), slow.remembered()), (0, 1));
     }
 

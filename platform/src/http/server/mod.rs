@@ -147,14 +147,14 @@ impl Listener {
         let connections = TaskTracker::new();
         let accepting = tokio::spawn(accept(
             self.socket,
-            Admission {
+            ConnectionLimits {
                 permits: Arc::new(Semaphore::new(
                     self.limits.max_connections.clamp(1, Semaphore::MAX_PERMITS),
                 )),
                 shares: Shares::new(self.limits.max_connections_per_address),
                 proxies: self.limits.proxies,
             },
-            Serving {
+            ConnectionContext {
                 router,
                 protocol: protocol(self.limits.idle_timeout),
                 header_timeout: self.limits.header_timeout,
@@ -198,7 +198,7 @@ pub struct Server {
 
 /// The result of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drained {
+pub struct DrainReport {
     /// Number of connections that were still open at the deadline, and were closed forcibly.
     pub cut: usize,
 }
@@ -207,24 +207,24 @@ impl Server {
     /// Stops accepting, lets requests in flight finish until `deadline`, and then closes the remaining connections.
     ///
     /// Connections without a request in flight are closed immediately.
-    pub async fn drain(self, deadline: Instant) -> Drained {
+    pub async fn drain(self, deadline: Instant) -> DrainReport {
         self.draining.cancel();
         // The listening socket closes when the accept loop ends.
         let _ended = self.accepting.await;
         self.connections.close();
         if timeout_at(deadline, self.connections.wait()).await.is_ok() {
-            return Drained { cut: 0 };
+            return DrainReport { cut: 0 };
         }
         let cut = self.connections.len();
         self.cut.cancel();
         self.connections.wait().await;
-        Drained { cut }
+        DrainReport { cut }
     }
 }
 
 /// The state that all connections share.
 #[derive(Clone)]
-struct Serving {
+struct ConnectionContext {
     router: Router,
     protocol: auto::Builder<TokioExecutor>,
     header_timeout: Duration,
@@ -235,13 +235,13 @@ struct Serving {
 }
 
 /// The rule that decides which connections are accepted.
-struct Admission {
+struct ConnectionLimits {
     permits: Arc<Semaphore>,
     shares: Shares,
     proxies: Vec<IpNet>,
 }
 
-impl Admission {
+impl ConnectionLimits {
     /// Takes a slot of the address's share. Returns `Ok(None)` if the address is exempt.
     fn share(&self, peer: SocketAddr) -> Result<Option<Share>, ()> {
         let address = peer.ip().to_canonical();
@@ -252,7 +252,12 @@ impl Admission {
     }
 }
 
-async fn accept(socket: TcpListener, admission: Admission, serving: Serving, connections: TaskTracker) {
+async fn accept(
+    socket: TcpListener,
+    admission: ConnectionLimits,
+    serving: ConnectionContext,
+    connections: TaskTracker,
+) {
     let draining = serving.draining.clone();
     let endless = async {
         loop {
@@ -290,7 +295,7 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
-impl Serving {
+impl ConnectionContext {
     async fn connection(
         self,
         stream: TcpStream,

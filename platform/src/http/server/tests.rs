@@ -12,12 +12,12 @@ const LIMITS: Limits = Limits {
     max_connections_per_address: 0,
     proxies: Vec::new(),
     header_timeout: Duration::from_millis(200),
-    write_timeout: PATIENCE,
-    idle_timeout: PATIENCE,
+    write_timeout: WAIT_TIMEOUT,
+    idle_timeout: WAIT_TIMEOUT,
 };
 
 /// Test timeout, far longer than any step takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Control of requests to `/held`: `entered` is notified when a request arrives, and `release` lets it respond.
 #[derive(Clone, Default)]
@@ -70,7 +70,7 @@ impl Client {
                 text.push(char::from(self.0.read_u8().await.unwrap()));
             }
         };
-        timeout(PATIENCE, reading).await.unwrap();
+        timeout(WAIT_TIMEOUT, reading).await.unwrap();
         text
     }
 
@@ -78,13 +78,13 @@ impl Client {
     async fn is_closed(&mut self) -> String {
         let mut bytes = Vec::new();
         // A reset also counts as closed.
-        let _ = timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await.unwrap();
+        let _ = timeout(WAIT_TIMEOUT, self.0.read_to_end(&mut bytes)).await.unwrap();
         String::from_utf8(bytes).unwrap()
     }
 }
 
 fn deadline() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + WAIT_TIMEOUT
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_request_carries_its_peer() {
     let (server, address, _) = start(LIMITS).await;
     let answer = Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
     assert!(answer.starts_with("HTTP/1.1 200 OK"));
-    assert_eq!(server.drain(deadline()).await, Drained { cut: 0 });
+    assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 });
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn a_client_that_has_gone_ends_its_request() {
     client.asks_for("/held").await;
     gate.entered.notified().await;
     drop(client);
-    assert_eq!(server.drain(deadline()).await, Drained { cut: 0 }, "nothing releases the request");
+    assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 }, "nothing releases the request");
 }
 
 #[tokio::test]
@@ -193,12 +193,12 @@ async fn a_panic_costs_one_connection() {
     let (server, address, _) = start(LIMITS).await;
     assert_eq!(Client::connect(address).await.asks_for("/panic").await.is_closed().await, "");
     Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
-    assert_eq!(server.drain(deadline()).await, Drained { cut: 0 });
+    assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 });
 }
 
 #[tokio::test]
 async fn draining_closes_idle_connections_and_lets_requests_finish() {
-    let (server, address, gate) = start(Limits { header_timeout: PATIENCE, ..LIMITS }).await;
+    let (server, address, gate) = start(Limits { header_timeout: WAIT_TIMEOUT, ..LIMITS }).await;
     let (mut silent, mut idle) = (Client::connect(address).await, Client::connect(address).await);
     idle.asks_for("/").await.reads("127.0.0.1").await;
     let mut busy = Client::connect(address).await;
@@ -211,7 +211,7 @@ async fn draining_closes_idle_connections_and_lets_requests_finish() {
     assert!(!draining.is_finished());
     gate.release.notify_one();
     assert!(busy.is_closed().await.ends_with("released"));
-    assert_eq!(draining.await.unwrap(), Drained { cut: 0 });
+    assert_eq!(draining.await.unwrap(), DrainReport { cut: 0 });
 }
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn what_is_not_done_at_the_deadline_is_cut_and_counted() {
     let mut busy = Client::connect(address).await;
     busy.asks_for("/held").await;
     gate.entered.notified().await;
-    assert_eq!(server.drain(Instant::now()).await, Drained { cut: 1 });
+    assert_eq!(server.drain(Instant::now()).await, DrainReport { cut: 1 });
     assert_eq!(busy.is_closed().await, "");
 }
 
@@ -234,7 +234,7 @@ async fn http_2_is_spoken_without_tls() {
     let request = Request::get(format!("http://{address}/")).body(Body::empty()).unwrap();
     let response = sender.send_request(request).await.unwrap();
     assert_eq!(response.version(), Version::HTTP_2);
-    assert_eq!(server.drain(deadline()).await, Drained { cut: 0 });
+    assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 });
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ use crate::build_info::BuildInfo;
 const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Time for which the results of a round are shared.
-const SHARED_FOR: Duration = Duration::from_secs(1);
+const CACHE_TIME: Duration = Duration::from_secs(1);
 
 /// The status of one component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -257,7 +257,7 @@ impl Health {
     fn join_round(&self) -> watch::Receiver<Option<Round>> {
         let mut latest = self.0.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let usable = match &*latest.borrow() {
-            Some(round) => round.finished.elapsed() < SHARED_FOR,
+            Some(round) => round.finished.elapsed() < CACHE_TIME,
             None => latest.has_changed().is_ok(),
         };
         if !usable {

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use crate::http::problem::{self, Problem};
 
 /// The rule that decides which callers may change the log level.
-pub(super) struct Admission {
+pub(super) struct LogLevelAuth {
     /// The listener's address.
     pub(super) address: SocketAddr,
     /// The token for callers that are not on loopback.
@@ -29,7 +29,7 @@ pub(super) struct Refusal {
     pub(super) problem: Problem,
 }
 
-impl Admission {
+impl LogLevelAuth {
     /// Checks whether this caller may change the level.
     pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         if !self.is_own_name(uri, headers) {

@@ -1,6 +1,6 @@
 //! Changing the log filter while the process runs.
 //!
-//! Every client of the listener may read it. [`Admission`] decides which callers may change it.
+//! Every client of the listener may read it. [`LogLevelAuth`] decides which callers may change it.
 //!
 //! A change may be temporary, after which the default returns, because a forgotten debug level is expensive.
 mod admission;
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
 use tokio::{task::AbortHandle, time::sleep};
 
-use self::admission::{Admission, Refusal};
+use self::admission::{LogLevelAuth, Refusal};
 use crate::{
     http::problem::{self, FieldError, Problem},
     telemetry::logs::LogFilter,
@@ -35,7 +35,7 @@ use crate::{
 const BODY_LIMIT: usize = 4 * 1024;
 
 /// Maximum duration of a temporary change, in seconds. A longer change belongs in the configuration.
-const LONGEST_SECONDS: u64 = 7 * 24 * 60 * 60;
+const MAX_SECONDS: u64 = 7 * 24 * 60 * 60;
 
 /// The log level of the process, and the rule that decides which callers may change it. Cheap to clone.
 #[derive(Clone)]
@@ -43,14 +43,14 @@ pub struct LogLevel(Arc<Inner>);
 
 struct Inner {
     filter: LogFilter,
-    admission: Admission,
+    admission: LogLevelAuth,
     temporary: Mutex<Option<Temporary>>,
-    tell: Box<dyn Fn(Happened) + Send + Sync>,
+    tell: Box<dyn Fn(LogLevelEvent) + Send + Sync>,
 }
 
 /// An event of the log level.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Happened {
+pub enum LogLevelEvent {
     /// The log level was changed.
     Changed(Changed),
     /// An unauthorized change was rejected.
@@ -103,10 +103,10 @@ impl LogLevel {
         filter: LogFilter,
         address: SocketAddr,
         token: Option<SecretString>,
-        tell: impl Fn(Happened) + Send + Sync + 'static,
+        tell: impl Fn(LogLevelEvent) + Send + Sync + 'static,
     ) -> Self {
         let temporary = Mutex::new(None);
-        let admission = Admission { address, token };
+        let admission = LogLevelAuth { address, token };
         Self(Arc::new(Inner { filter, admission, temporary, tell: Box::new(tell) }))
     }
 
@@ -135,7 +135,7 @@ impl LogLevel {
                 ttl_seconds = change.ttl_seconds,
                 "log filter was changed"
             );
-            (self.0.tell)(Happened::Changed(Changed {
+            (self.0.tell)(LogLevelEvent::Changed(Changed {
                 action: "change",
                 before,
                 after: change.filter.clone(),
@@ -171,7 +171,7 @@ impl LogLevel {
                 tracing::warn!(before, after = default, "log filter is the default again");
                 let after = default.to_owned();
                 let restored = Changed { action: "restore", before, after, ttl_seconds: None };
-                (self.0.tell)(Happened::Changed(restored));
+                (self.0.tell)(LogLevelEvent::Changed(restored));
             }
             Err(why) => tracing::error!(why, "log filter cannot be set to the default again"),
         }
@@ -180,7 +180,7 @@ impl LogLevel {
     fn refuse(&self, peer: SocketAddr, refusal: Refusal) -> Problem {
         let Refusal { reason, problem } = refusal;
         tracing::warn!(%peer, reason, "log filter was to be changed by somebody who may not");
-        (self.0.tell)(Happened::Refused { reason });
+        (self.0.tell)(LogLevelEvent::Refused { reason });
         problem
     }
 }
@@ -192,10 +192,10 @@ impl Inner {
 }
 
 fn ttl(seconds: u64) -> Result<Duration, Problem> {
-    if (1..=LONGEST_SECONDS).contains(&seconds) {
+    if (1..=MAX_SECONDS).contains(&seconds) {
         Ok(Duration::from_secs(seconds))
     } else {
-        Err(invalid("/ttl_seconds", format!("must be between 1 and {LONGEST_SECONDS}")))
+        Err(invalid("/ttl_seconds", format!("must be between 1 and {MAX_SECONDS}")))
     }
 }
 

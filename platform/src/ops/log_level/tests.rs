@@ -23,7 +23,7 @@ fn with_token(token: Option<&str>) -> Router {
     told_to(token, |_| {})
 }
 
-fn told_to(token: Option<&str>, tell: impl Fn(Happened) + Send + Sync + 'static) -> Router {
+fn told_to(token: Option<&str>, tell: impl Fn(LogLevelEvent) + Send + Sync + 'static) -> Router {
     let address = "10.1.2.3:9000".parse().unwrap();
     routes(LogLevel::new(filter(), address, token.map(SecretString::from), tell))
 }
@@ -85,8 +85,8 @@ async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
 
     let changes: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
         .map(|happened| match happened {
-            Happened::Changed(now) => (now.action, now.before, now.after, now.ttl_seconds),
-            Happened::Refused { reason } => panic!("refused: {reason}"),
+            LogLevelEvent::Changed(now) => (now.action, now.before, now.after, now.ttl_seconds),
+            LogLevelEvent::Refused { reason } => panic!("refused: {reason}"),
         })
         .collect();
     let expected = [
@@ -143,7 +143,7 @@ async fn whoever_may_not_change_it_is_told_of() {
         let router = told_to(token, move |happened| told.send(happened).unwrap());
         let refused = status_of(&router, put(peer, host, &json!({ "filter": "off" }))).await;
         assert!(matches!(refused, 401 | 403), "{reason}");
-        assert_eq!(refusals.try_recv(), Ok(Happened::Refused { reason }));
+        assert_eq!(refusals.try_recv(), Ok(LogLevelEvent::Refused { reason }));
         assert!(refusals.try_recv().is_err(), "it is told once");
     }
 }
@@ -183,7 +183,7 @@ async fn what_is_not_a_change_is_refused_and_changes_nothing() {
         (json!({ "filter": "app=loud" }), "/filter"),
         (json!({ "filter": 3 }), "/filter"),
         (json!({ "filter": "off", "ttl_seconds": 0 }), "/ttl_seconds"),
-        (json!({ "filter": "off", "ttl_seconds": LONGEST_SECONDS + 1 }), "/ttl_seconds"),
+        (json!({ "filter": "off", "ttl_seconds": MAX_SECONDS + 1 }), "/ttl_seconds"),
         (json!({ "filter": "off", "ttl_seconds": -1 }), "/ttl_seconds"),
         (json!({ "filter": "off", "ttl": 1 }), "/ttl"),
         (json!({ "filter": "off", "a/b~c": 1 }), "/a~1b~0c"),

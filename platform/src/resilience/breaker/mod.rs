@@ -38,7 +38,7 @@ pub struct Settings {
     pub minimum_calls: u32,
     /// The share of failures, from 0 to 1, that opens the breaker.
     pub failure_ratio: f64,
-    /// Time for which an open breaker rejects every call. Limited to [`LONGEST_OPEN`].
+    /// Time for which an open breaker rejects every call. Limited to [`MAX_OPEN_TIME`].
     pub open_for: Duration,
     /// Maximum number of concurrent probes when half-open, and the number of successful probes that closes the
     /// breaker.
@@ -46,7 +46,7 @@ pub struct Settings {
 }
 
 /// Maximum time for which a breaker stays open. It limits the delay until a recovered dependency is detected.
-pub const LONGEST_OPEN: Duration = Duration::from_secs(10);
+pub const MAX_OPEN_TIME: Duration = Duration::from_secs(10);
 
 /// The state of a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -113,7 +113,7 @@ type Hook = Box<dyn Fn(State) + Send + Sync>;
 impl Breaker {
     /// Returns a closed breaker for the dependency `name`, which is its label in `circuit_breaker_state`.
     pub fn new(name: &'static str, settings: Settings) -> Self {
-        let settings = Settings { open_for: settings.open_for.min(LONGEST_OPEN), ..settings };
+        let settings = Settings { open_for: settings.open_for.min(MAX_OPEN_TIME), ..settings };
         let gauge = STATE.with_label_values(&[name]);
         gauge.set(State::Closed.as_metric());
         let circuit = Mutex::new(Circuit::closed(&settings));

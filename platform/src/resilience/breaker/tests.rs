@@ -145,9 +145,9 @@ async fn everybody_hears_of_every_transition() {
 
 #[tokio::test(start_paused = true)]
 async fn it_is_never_open_for_longer_than_ten_seconds() {
-    let breaker = Breaker::new("test_longest", Settings { open_for: LONGEST_OPEN * 6, ..SETTINGS });
+    let breaker = Breaker::new("test_longest", Settings { open_for: MAX_OPEN_TIME * 6, ..SETTINGS });
     fail(&breaker, 4);
-    advance(LONGEST_OPEN).await;
+    advance(MAX_OPEN_TIME).await;
     assert!(breaker.acquire().is_ok());
 }
 

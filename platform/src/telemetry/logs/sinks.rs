@@ -47,34 +47,34 @@ pub enum LogsError {
 
 /// Maximum number of queued lines per sink: a few megabytes, and about a second of a busy service. If the reader
 /// stalls, at most these lines are held in memory.
-const LONGEST_QUEUE: usize = 8_192;
+const MAX_QUEUED_LINES: usize = 8_192;
 
 /// Maximum number of queued audit log lines per sink: about half a minute of a busy service. Audit log lines have a
 /// queue of their own, so that neither a flood of other lines nor a slow reader causes their loss. A reader that
 /// stalls permanently must not stop the service, so lines that do not fit are dropped and counted. Their events are
 /// in the database, and the head of the seals is logged again at each interval.
-const LONGEST_AUDIT_QUEUE: usize = 16_384;
+const MAX_QUEUED_AUDIT_LINES: usize = 16_384;
 
 /// A queue, and a thread that writes its lines.
 pub(in crate::telemetry) struct Sink {
     pub(super) format: Format,
-    wanted: Wanted,
+    wanted: SinkKind,
     queue: NonBlocking,
 }
 
 /// The lines that a sink accepts. Audit log lines always have sinks of their own. They must not be dropped because of
 /// other lines, and their files have other readers and a longer retention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum SinkKind {
     Audit,
     EverythingElse,
 }
 
-impl Wanted {
+impl SinkKind {
     fn longest_queue(self) -> usize {
         match self {
-            Self::Audit => LONGEST_AUDIT_QUEUE,
-            Self::EverythingElse => LONGEST_QUEUE,
+            Self::Audit => MAX_QUEUED_AUDIT_LINES,
+            Self::EverythingElse => MAX_QUEUED_LINES,
         }
     }
 }
@@ -105,16 +105,16 @@ impl Guards {
 
 /// Opens all configured sinks. Files are always JSON, because programs read them.
 pub(in crate::telemetry) fn open(settings: &Logs) -> Result<(Vec<Sink>, Guards), LogsError> {
-    let mut opened = Opened::default();
+    let mut opened = OpenSinks::default();
     // Two threads share one output. Each writes whole lines under the lock of standard output.
     let format = stdout_format(settings.format);
-    opened.add("log-stdout", format, Wanted::EverythingElse, io::stdout());
-    opened.add("log-stdout-audit", format, Wanted::Audit, io::stdout());
+    opened.add("log-stdout", format, SinkKind::EverythingElse, io::stdout());
+    opened.add("log-stdout-audit", format, SinkKind::Audit, io::stdout());
     if let Some(directory) = &settings.directory {
         let files = [
-            ("log-file", BuildInfo::current().name, Wanted::EverythingElse),
+            ("log-file", BuildInfo::current().name, SinkKind::EverythingElse),
             // Pruning selects files by their name prefix, so neither name may be a prefix of the other.
-            ("log-audit", "audit", Wanted::Audit),
+            ("log-audit", "audit", SinkKind::Audit),
         ];
         for (thread, name, wanted) in files {
             let appender = daily_files(directory, name, settings.files_kept)
@@ -155,14 +155,14 @@ fn stdout_format(format: Option<LogFormat>) -> Format {
 }
 
 #[derive(Default)]
-struct Opened {
+struct OpenSinks {
     sinks: Vec<Sink>,
     guards: Vec<WorkerGuard>,
     losses: Losses,
 }
 
-impl Opened {
-    fn add(&mut self, thread: &str, format: Format, wanted: Wanted, writer: impl Write + Send + 'static) {
+impl OpenSinks {
+    fn add(&mut self, thread: &str, format: Format, wanted: SinkKind, writer: impl Write + Send + 'static) {
         let failed = Arc::clone(&self.losses.failed);
         let writer = Batch { inner: writer, lines: Vec::new(), count: 0, failed };
         let (queue, guard) = NonBlockingBuilder::default()
@@ -180,8 +180,8 @@ impl Sink {
     /// Returns whether the sink accepts lines of this target.
     pub(super) fn takes(&self, target: &str) -> bool {
         match self.wanted {
-            Wanted::Audit => is_audit(target),
-            Wanted::EverythingElse => !is_audit(target),
+            SinkKind::Audit => is_audit(target),
+            SinkKind::EverythingElse => !is_audit(target),
         }
     }
 
@@ -196,7 +196,7 @@ impl Sink {
 const GATHERING: Duration = Duration::from_millis(2);
 
 /// Maximum number of bytes in one write.
-const LARGEST_BATCH_BYTES: usize = 64 * 1024;
+const MAX_BATCH_BYTES: usize = 64 * 1024;
 
 /// Writes queued lines together, and counts lines whose write fails, because the writing thread ignores errors.
 /// Flushes as soon as the queue is empty.
@@ -224,7 +224,7 @@ impl<W: Write> Write for Batch<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.lines.extend_from_slice(line);
         self.count += 1;
-        if self.lines.len() >= LARGEST_BATCH_BYTES {
+        if self.lines.len() >= MAX_BATCH_BYTES {
             self.write_out()?;
         }
         Ok(line.len())
@@ -298,8 +298,8 @@ mod tests {
 
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
-        let mut opened = Opened::default();
-        opened.add("log-test", Format::Json, Wanted::EverythingElse, FullDisk);
+        let mut opened = OpenSinks::default();
+        opened.add("log-test", Format::Json, SinkKind::EverythingElse, FullDisk);
         for sink in &opened.sinks {
             sink.write(b"{}\n");
             sink.write(b"{}\n");
@@ -330,8 +330,8 @@ mod tests {
     fn lines_that_come_while_others_are_written_are_written_together() {
         let (writes, written) = mpsc::channel();
         let (let_go_on, go_on) = mpsc::channel();
-        let mut opened = Opened::default();
-        opened.add("log-test", Format::Json, Wanted::EverythingElse, Slow { writes, go_on });
+        let mut opened = OpenSinks::default();
+        opened.add("log-test", Format::Json, SinkKind::EverythingElse, Slow { writes, go_on });
         let sink = &opened.sinks[0];
         sink.write(b"first\n");
         assert_eq!(written.recv().unwrap(), b"first\n");

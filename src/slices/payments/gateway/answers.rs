@@ -92,12 +92,12 @@ pub enum GatewayRefundStatus {
 /// the call as a success or a failure.
 #[derive(Debug)]
 #[must_use = "the answer must be judged"]
-pub struct Answer<T> {
+pub struct GatewayResponse<T> {
     pub(super) object: T,
     pub(super) permit: Permit,
 }
 
-impl<T> Answer<T> {
+impl<T> GatewayResponse<T> {
     /// Compares the object with the request, and records the result in the breaker. An object that does not match
     /// counts as a failure, like no response.
     pub fn judge<J, E>(self, judge: impl FnOnce(&T) -> Result<J, E>) -> (T, Result<J, E>) {
@@ -112,9 +112,9 @@ impl<T> Answer<T> {
 
 /// Result of a request to the gateway.
 #[derive(Debug)]
-pub enum Sent<T> {
+pub enum SendResult<T> {
     /// The gateway returned the object. The outcome is certain if the object matches the request.
-    Made(Answer<T>),
+    Made(GatewayResponse<T>),
     /// The gateway rejected the request (4xx). This is certain only if no other attempt may have reached the gateway.
     Refused(StatusCode),
     /// The gateway has another body under this key (409). That must never happen, and leaves the outcome unknown.

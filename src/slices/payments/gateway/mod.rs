@@ -23,7 +23,9 @@ use url::Url;
 
 #[cfg(test)]
 pub use self::answers::GatewayId;
-pub use self::answers::{Answer, Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, Sent, Unknown};
+pub use self::answers::{
+    Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, GatewayResponse, SendResult, Unknown,
+};
 use self::metrics::GATEWAY_DURATION;
 pub use self::metrics::initialize as initialize_metrics;
 use super::{gateway_key::GatewayKey, settings::Settings};
@@ -40,7 +42,7 @@ use platform::{
 pub const SERVICE: &str = "payment_gateway";
 
 /// Maximum length of a response in bytes, far above any real response. A longer response is not read.
-const LONGEST_ANSWER: usize = 64 * 1024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// The longest `Retry-After` of the gateway that is used. It ends every retry within a request, and keeps larger
 /// numbers from the gateway out of time arithmetic.
@@ -50,7 +52,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
 
 /// Maximum number of retries within one request. Later attempts are left to recovery.
-const MOST_RETRIES: u32 = 3;
+const MAX_RETRIES: u32 = 3;
 
 /// The gateway's client. Cheap to clone.
 #[derive(Clone)]
@@ -68,7 +70,7 @@ struct Inner {
 
 /// Permission to begin a new operation at the gateway. It is held until the operation ends.
 #[derive(Debug)]
-pub struct Admission {
+pub struct GatewaySlot {
     /// The breaker's permit for the first call.
     pub permit: Permit,
     /// The slot in the bulkhead.
@@ -77,14 +79,14 @@ pub struct Admission {
 
 /// Reason why no new operation can begin.
 #[derive(Debug)]
-pub enum NotAdmitted {
+pub enum SlotError {
     /// The breaker is open.
     Open(Open),
     /// All slots for requests that wait for the gateway are in use.
     Busy,
 }
 
-impl NotAdmitted {
+impl SlotError {
     /// Returns the pause in seconds before the client should retry.
     pub fn retry_after_seconds(&self) -> u64 {
         match self {
@@ -136,25 +138,31 @@ impl Gateway {
     ///
     /// # Errors
     /// If the breaker is open, or too many requests wait for the gateway. The error has the pause before a retry.
-    pub fn admit(&self) -> Result<Admission, NotAdmitted> {
-        let slot = Arc::clone(&self.0.slots).try_acquire_owned().map_err(|_| NotAdmitted::Busy)?;
+    pub fn admit(&self) -> Result<GatewaySlot, SlotError> {
+        let slot = Arc::clone(&self.0.slots).try_acquire_owned().map_err(|_| SlotError::Busy)?;
         self.0.budget.earn();
-        let permit = self.0.breaker.acquire().map_err(NotAdmitted::Open)?;
-        Ok(Admission { permit, slot })
+        let permit = self.0.breaker.acquire().map_err(SlotError::Open)?;
+        Ok(GatewaySlot { permit, slot })
     }
 
     /// Returns the pause before a retry within one request. Returns `None` after the last retry, or if the retry budget
     /// is used up, because retries must not keep an overloaded gateway down.
     pub fn pause_before_retry(&self, attempts: i32, unknown: &Unknown) -> Option<Duration> {
         let retry = u32::try_from(attempts).ok()?.checked_sub(1)?;
-        if retry >= MOST_RETRIES || !self.0.budget.spend() {
+        if retry >= MAX_RETRIES || !self.0.budget.spend() {
             return None;
         }
         Some(unknown.retry_after().unwrap_or_default().max(BACKOFF.pause(retry)))
     }
 
     /// Sends a charge with exactly this body, under the payment's key.
-    pub async fn charge(&self, key: GatewayKey, body: &str, permit: Permit, until: Instant) -> Sent<Charge> {
+    pub async fn charge(
+        &self,
+        key: GatewayKey,
+        body: &str,
+        permit: Permit,
+        until: Instant,
+    ) -> SendResult<Charge> {
         self.send(&["v1", "charges"], key, body, permit, until).await
     }
 
@@ -166,7 +174,7 @@ impl Gateway {
         body: &str,
         permit: Permit,
         until: Instant,
-    ) -> Sent<GatewayRefund> {
+    ) -> SendResult<GatewayRefund> {
         self.send(&["v1", "charges", charge_id, "refunds"], key, body, permit, until).await
     }
 
@@ -191,7 +199,7 @@ impl Gateway {
     ///
     /// # Errors
     /// If the gateway is unreachable, or responds with an error.
-    pub async fn is_well(&self) -> Result<(), Unknown> {
+    pub async fn ping(&self) -> Result<(), Unknown> {
         let url = self.url(&["healthz"]);
         let response = self.0.client.get(url).timeout(self.0.timeout).send().await.map_err(from_reqwest)?;
         if response.status().is_success() { Ok(()) } else { Err(status(&response)) }
@@ -213,7 +221,7 @@ impl Gateway {
         body: &str,
         permit: Permit,
         until: Instant,
-    ) -> Sent<T> {
+    ) -> SendResult<T> {
         let url = self.url(path);
         let request = self
             .0
@@ -245,15 +253,15 @@ impl Gateway {
         let mut url = self.url(&["v1", path]);
         url.query_pairs_mut().append_pair("reference", &reference.to_string());
         match self.call::<List<T>>(self.0.client.get(url.clone()), "GET", url, permit, until).await {
-            Sent::Made(answer) => {
+            SendResult::Made(answer) => {
                 let is_about_it = |found: &T| reference_of(found) == reference;
                 let (list, _) =
                     answer.judge(|list| list.data.iter().all(is_about_it).then_some(()).ok_or(()));
                 Ok(list.data)
             }
-            Sent::Refused(status) => Err(Unknown::Status { status, retry_after: None }),
-            Sent::Conflict => Err(Unknown::Status { status: StatusCode::CONFLICT, retry_after: None }),
-            Sent::Unknown(unknown) => Err(unknown),
+            SendResult::Refused(status) => Err(Unknown::Status { status, retry_after: None }),
+            SendResult::Conflict => Err(Unknown::Status { status: StatusCode::CONFLICT, retry_after: None }),
+            SendResult::Unknown(unknown) => Err(unknown),
         }
     }
 
@@ -266,12 +274,12 @@ impl Gateway {
         url: Url,
         permit: Permit,
         until: Instant,
-    ) -> Sent<T> {
+    ) -> SendResult<T> {
         let started = Instant::now();
         let left = until.saturating_duration_since(started);
         if left.is_zero() {
             // A future that is polled once may send the request before its timeout is checked.
-            return Sent::Unknown(Unknown::NotCalled);
+            return SendResult::Unknown(Unknown::NotCalled);
         }
         let span = self.open_span(method, &url);
         let reply = async {
@@ -291,10 +299,14 @@ impl Gateway {
         GATEWAY_DURATION.observe(&[SERVICE, outcome], started.elapsed());
         record_reply(&span, &reply);
         match reply {
-            Ok(Reply::Object(_, object)) => Sent::Made(Answer { object, permit }),
+            Ok(Reply::Object(_, object)) => SendResult::Made(GatewayResponse { object, permit }),
             Ok(Reply::Refused(status)) => {
                 permit.succeeded();
-                if status == StatusCode::CONFLICT { Sent::Conflict } else { Sent::Refused(status) }
+                if status == StatusCode::CONFLICT {
+                    SendResult::Conflict
+                } else {
+                    SendResult::Refused(status)
+                }
             }
             Err(unknown) => {
                 let cause = &unknown as &dyn std::error::Error;
@@ -302,7 +314,7 @@ impl Gateway {
                 if unknown.is_outage(method == "GET") {
                     permit.failed();
                 }
-                Sent::Unknown(unknown)
+                SendResult::Unknown(unknown)
             }
         }
     }
@@ -386,7 +398,7 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(from_reqwest)? {
-        if body.len() + chunk.len() > LONGEST_ANSWER {
+        if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
             return Err(Unknown::Malformed("it is too long".to_owned()));
         }
         body.extend_from_slice(&chunk);

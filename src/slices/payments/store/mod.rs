@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 pub(super) use self::refunds::{
-    BeginRefund, FoundRefund, OpenRefund, begin_refund, count_refund_attempt, find_refund,
+    OpenRefund, RefundDraft, RefundRecord, begin_refund, count_refund_attempt, find_refund,
     find_refund_by_gateway_key, lease_refunds, release_refund, uncount_refund_attempt,
 };
 use super::{
@@ -40,7 +40,7 @@ pub(super) struct OpenPayment {
 }
 
 /// A payment to begin.
-pub(super) struct Begin<'a> {
+pub(super) struct PaymentDraft<'a> {
     pub(super) id: Uuid,
     pub(super) order_id: Uuid,
     pub(super) gateway_key: GatewayKey,
@@ -60,7 +60,7 @@ pub(super) struct Begin<'a> {
 /// The lease begins after the wait for the order's lock, so that a long wait does not shorten it.
 pub(super) async fn begin_payment(
     database: &Database,
-    new: &Begin<'_>,
+    new: &PaymentDraft<'_>,
 ) -> Result<Option<Payment>, sqlx::Error> {
     let event = Event::change("payments", "create")
         .records([new.id])
@@ -216,7 +216,7 @@ pub(super) async fn release_payment(
 
 /// A payment with further data for its callers.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
+pub(super) struct PaymentRecord {
     pub(super) payment: Payment,
     pub(super) charge_id: Option<String>,
     /// Number of sends of the charge that may have reached the gateway.
@@ -227,20 +227,20 @@ pub(super) struct Found {
     pub(super) trace_parent: Option<String>,
 }
 
-/// Returns one payment. With `only_of`, returns it only if its order is this customer's.
+/// Returns one payment. With `owner`, returns it only if its order is this customer's.
 pub(super) async fn find(
     connection: &mut PgConnection,
     id: Uuid,
-    only_of: Option<Uuid>,
-) -> Result<Option<Found>, sqlx::Error> {
-    select(connection, Some(id), None, only_of).await
+    owner: Option<Uuid>,
+) -> Result<Option<PaymentRecord>, sqlx::Error> {
+    select(connection, Some(id), None, owner).await
 }
 
 /// Returns the payment that was begun under a gateway key.
 pub(super) async fn find_by_gateway_key(
     connection: &mut PgConnection,
     key: GatewayKey,
-) -> Result<Option<Found>, sqlx::Error> {
+) -> Result<Option<PaymentRecord>, sqlx::Error> {
     select(connection, None, Some(key), None).await
 }
 
@@ -248,8 +248,8 @@ async fn select(
     connection: &mut PgConnection,
     id: Option<Uuid>,
     key: Option<GatewayKey>,
-    only_of: Option<Uuid>,
-) -> Result<Option<Found>, sqlx::Error> {
+    owner: Option<Uuid>,
+) -> Result<Option<PaymentRecord>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
         select
@@ -263,7 +263,7 @@ async fn select(
           and ($2::uuid is null or order_belongs_to(payments.order_id, $2))
         "#,
         id,
-        only_of,
+        owner,
         key.map(|key| key.0),
     );
     let row = observe("payments.select", statement.fetch_optional(connection)).await?;
@@ -280,7 +280,7 @@ async fn select(
             updated_at: row.updated_at,
         };
         let refundable_amount = row.amount - row.refund_reserved_amount;
-        Ok(Found {
+        Ok(PaymentRecord {
             payment,
             charge_id: row.gateway_charge_id,
             attempts: row.attempts,
@@ -293,7 +293,7 @@ async fn select(
 
 /// Numbers of unknown outcomes and of open discrepancies in the whole database.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Unsettled {
+pub(super) struct UnsettledCounts {
     pub(super) count: i64,
     pub(super) parked: i64,
     pub(super) oldest: Option<DateTime<Utc>>,
@@ -302,9 +302,9 @@ pub(super) struct Unsettled {
 }
 
 /// Counts unsettled payments and refunds, and open discrepancies.
-pub(super) async fn unsettled(database: &Database) -> Result<Unsettled, sqlx::Error> {
+pub(super) async fn unsettled(database: &Database) -> Result<UnsettledCounts, sqlx::Error> {
     let statement = sqlx::query_as!(
-        Unsettled,
+        UnsettledCounts,
         r#"
         select
           count(*) as "count!", count(parked_at) as "parked!", min(created_at) as oldest,

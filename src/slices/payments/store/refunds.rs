@@ -35,7 +35,7 @@ pub(in crate::slices::payments) struct OpenRefund {
 }
 
 /// A refund to begin.
-pub(in crate::slices::payments) struct BeginRefund<'a> {
+pub(in crate::slices::payments) struct RefundDraft<'a> {
     pub(in crate::slices::payments) id: Uuid,
     pub(in crate::slices::payments) gateway_key: GatewayKey,
     pub(in crate::slices::payments) payment_id: Uuid,
@@ -54,7 +54,7 @@ pub(in crate::slices::payments) struct BeginRefund<'a> {
 /// event. Returns `None`, and stores nothing, if the amount is no longer refundable or one of the two keys is taken.
 pub(in crate::slices::payments) async fn begin_refund(
     database: &Database,
-    new: &BeginRefund<'_>,
+    new: &RefundDraft<'_>,
 ) -> Result<Option<Refund>, sqlx::Error> {
     let event = Event::change("refunds", "create")
         .records([new.id])
@@ -226,7 +226,7 @@ pub(in crate::slices::payments) async fn release_refund(
 
 /// A refund with further data for its callers.
 #[derive(Debug, Clone)]
-pub(in crate::slices::payments) struct FoundRefund {
+pub(in crate::slices::payments) struct RefundRecord {
     pub(in crate::slices::payments) refund: Refund,
     pub(in crate::slices::payments) open: OpenRefund,
     pub(in crate::slices::payments) gateway_refund_id: Option<String>,
@@ -236,7 +236,7 @@ pub(in crate::slices::payments) struct FoundRefund {
 pub(in crate::slices::payments) async fn find_refund(
     connection: &mut PgConnection,
     id: Uuid,
-) -> Result<Option<FoundRefund>, sqlx::Error> {
+) -> Result<Option<RefundRecord>, sqlx::Error> {
     select(connection, Some(id), None).await
 }
 
@@ -244,7 +244,7 @@ pub(in crate::slices::payments) async fn find_refund(
 pub(in crate::slices::payments) async fn find_refund_by_gateway_key(
     connection: &mut PgConnection,
     key: GatewayKey,
-) -> Result<Option<FoundRefund>, sqlx::Error> {
+) -> Result<Option<RefundRecord>, sqlx::Error> {
     select(connection, None, Some(key)).await
 }
 
@@ -252,7 +252,7 @@ async fn select(
     connection: &mut PgConnection,
     id: Option<Uuid>,
     key: Option<GatewayKey>,
-) -> Result<Option<FoundRefund>, sqlx::Error> {
+) -> Result<Option<RefundRecord>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
         select
@@ -292,7 +292,7 @@ async fn select(
             age: age(row.age_seconds),
             parked: row.parked,
         };
-        Ok(FoundRefund { refund, open, gateway_refund_id: row.gateway_refund_id })
+        Ok(RefundRecord { refund, open, gateway_refund_id: row.gateway_refund_id })
     })
     .transpose()
 }

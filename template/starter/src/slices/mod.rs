@@ -12,7 +12,7 @@ use platform::{
     http::{self, problem::Kind},
     ops::health,
     settings::Reader,
-    workers::{Tracked, Workers},
+    workers::{BackgroundTasks, Workers},
 };
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -79,7 +79,7 @@ impl Slices {
         _settings: &Settings,
         database: &Database,
         _alerts: &Alerts,
-        _tracked: &Tracked,
+        _tracked: &BackgroundTasks,
         _max_waiting: usize,
     ) -> Result<Self, StartError> {
         notes::initialize_metrics();

@@ -18,13 +18,13 @@ use crate::{
 /// Everybody, in the order of the table's columns.
 const EVERYBODY: [&str; 5] = ["nobody", "customer", "support", "auditor", "admin"];
 
-struct People {
+struct Users {
     support: User,
     auditor: User,
     admin: User,
 }
 
-impl People {
+impl Users {
     async fn of(service: &Service) -> Self {
         Self {
             support: service.support().await,
@@ -46,7 +46,7 @@ impl People {
 #[tokio::test]
 async fn every_route_lets_in_whom_it_should_and_nobody_else() {
     let service = service().await;
-    let people = People::of(&service).await;
+    let people = Users::of(&service).await;
     let mut refused = 0;
     for (method, route, ask, expected) in routes() {
         for (role, expected) in EVERYBODY.into_iter().zip(expected) {
@@ -82,7 +82,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
 #[tokio::test]
 async fn who_may_not_is_told_so_before_anybody_looks_at_what_they_sent() {
     let service = service().await;
-    let people = People::of(&service).await;
+    let people = Users::of(&service).await;
     let nonsense = |request: Request| request.header("content-type", "application/json").body("{");
     for path in FORBIDDEN_TO_AUDITORS {
         let _nobody = nonsense(service.nobody().post(path)).await.is_problem(401, "unauthenticated");

@@ -3,19 +3,19 @@ use dev::harness::{Client, PASSWORD, Request, User};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::example::permissions::{ROWS, Things};
+use crate::example::permissions::{Fixtures, ROWS};
 
 /// What one request is about. Each request has a subject of its own, since some of them use theirs up.
 pub(crate) struct Subject {
     /// The address of whoever sends the request; that of the owner if it is nobody.
     email: String,
     /// Records that belong to the owner.
-    pub(crate) things: Things,
+    pub(crate) things: Fixtures,
 }
 
 impl Subject {
     pub(super) async fn of(owner: &User, email: String) -> Self {
-        Self { email, things: Things::of(owner).await }
+        Self { email, things: Fixtures::of(owner).await }
     }
 }
 

@@ -1,12 +1,12 @@
 //! The views of the console, with orders and payments in them.
-mod pictures;
+mod screenshots;
 mod views;
 
 use dev::harness::{Order, eventually};
 
-use crate::console::stage::{Stage, get};
+use crate::console::fixture::{ConsoleFixture, get};
 
-impl Stage {
+impl ConsoleFixture {
     /// Somebody's order, paid under a correlation id of its own.
     pub(crate) async fn paid_order(&self, correlation_id: &str) -> Order {
         let order = self.service.customer().await.places_an_order().await;

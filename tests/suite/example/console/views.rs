@@ -1,16 +1,16 @@
 //! Each view, as somebody sees it who opens it.
 use dev::{
     faults::Fault,
-    harness::{SOON, eventually},
+    harness::{WAIT_TIMEOUT, eventually},
     process::Launch,
 };
 use serde_json::json;
 
-use crate::console::stage::{Stage, get};
+use crate::console::fixture::{ConsoleFixture, get};
 
 #[tokio::test]
 async fn each_view_shows_what_has_happened() {
-    let (stage, _traffic) = Stage::with_traffic(20.0).await;
+    let (stage, _traffic) = ConsoleFixture::with_traffic(20.0).await;
     stage.paid_order("a-checkout").await;
     let Some(browser) = stage.open("/").await else { return };
 
@@ -67,7 +67,7 @@ async fn each_view_shows_what_has_happened() {
 
 #[tokio::test]
 async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it() {
-    let stage = Stage::set().await;
+    let stage = ConsoleFixture::set().await;
     stage.paid_order("the-first").await;
     let trace = stage.trace_of("the-first").await;
     let Some(browser) = stage.open(&format!("/traces/{trace}")).await else {
@@ -95,7 +95,7 @@ async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it()
 
 #[tokio::test]
 async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_again() {
-    let (stage, _traffic) = Stage::with_traffic(40.0).await;
+    let (stage, _traffic) = ConsoleFixture::with_traffic(40.0).await;
     let Some(browser) = stage.open("/faults").await else { return };
     eventually("customers pay", async || (stage.service.gateway().ledger().charges.len() > 5).then_some(()))
         .await;
@@ -134,7 +134,7 @@ async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_
 async fn what_looks_like_markup_stays_text_wherever_it_is_shown() {
     const MARKUP: &str =
         "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>";
-    let stage = Stage::set().await;
+    let stage = ConsoleFixture::set().await;
     let named = json!({ "email": "markup@example.com", "password": dev::harness::PASSWORD, "name": MARKUP });
     let _registered = stage.service.nobody().post("/v1/users").json(&named).await.is(201);
     let asked = stage.service.nobody().get("/v1/products").header("user-agent", MARKUP);
@@ -142,7 +142,7 @@ async fn what_looks_like_markup_stays_text_wherever_it_is_shown() {
     let line = json!({ "timestamp": "2026-01-01T00:00:00Z", "level": "ERROR", "target": MARKUP, "message": MARKUP, MARKUP: MARKUP, "trace_id": "abc" });
     let printed = Launch::new("printf").args(["%s\\n", &line.to_string(), MARKUP]).start().unwrap();
     stage.console.follow("http://127.0.0.1:9/".parse().unwrap(), printed.follow());
-    printed.wait(SOON).await.unwrap();
+    printed.wait(WAIT_TIMEOUT).await.unwrap();
 
     let Some(browser) = stage.open("/logs?text=onerror").await else { return };
     browser.shows(".line .message", MARKUP).await;
@@ -168,7 +168,7 @@ async fn what_looks_like_markup_stays_text_wherever_it_is_shown() {
 
 #[tokio::test]
 async fn the_keyboard_leads_everywhere() {
-    let stage = Stage::set().await;
+    let stage = ConsoleFixture::set().await;
     stage.paid_order("by-keyboard").await;
     stage.trace_of("by-keyboard").await;
     let Some(browser) = stage.open("/now").await else { return };

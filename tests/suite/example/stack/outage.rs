@@ -9,7 +9,7 @@ use crate::{
     builder,
     stack::{
         alerting::inbox,
-        tools::{PATIENCE, Server, file_with, tool},
+        tools::{RULE_TIMEOUT, Server, file_with, tool},
     },
 };
 
@@ -46,17 +46,19 @@ async fn an_outage_of_the_gateway_pages_someone_and_is_resolved_when_it_is_over(
         ..traffic::Settings::new(service.api_url().clone())
     })
     .unwrap();
-    within(PATIENCE, "the heartbeat arrives", async || inbox.heartbeat_at()).await;
+    within(RULE_TIMEOUT, "the heartbeat arrives", async || inbox.heartbeat_at()).await;
     let arrived = |status: &str| {
         let alerts = inbox.alerts();
         alerts.into_iter().find(|alert| alert.name == "PaymentFailureRatioHigh" && alert.status == status)
     };
-    within(PATIENCE, "customers pay", async || (service.gateway().ledger().charges.len() > 20).then_some(()))
-        .await;
+    within(RULE_TIMEOUT, "customers pay", async || {
+        (service.gateway().ledger().charges.len() > 20).then_some(())
+    })
+    .await;
     assert_eq!(arrived("firing"), None, "nothing is wrong yet");
 
     service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..Faults::default() });
-    let page = within(PATIENCE, "the page arrives", async || arrived("firing")).await;
+    let page = within(RULE_TIMEOUT, "the page arrives", async || arrived("firing")).await;
     assert_eq!((page.source.as_str(), page.severity.as_str()), ("alertmanager", "critical"));
     assert_eq!(page.runbook_url.as_deref(), Some("http://localhost:8025/runbooks/PaymentFailureRatioHigh"));
     eventually("the service says by itself that its breaker opened", async || {
@@ -65,5 +67,5 @@ async fn an_outage_of_the_gateway_pages_someone_and_is_resolved_when_it_is_over(
     .await;
 
     service.gateway().faults().clear();
-    within(PATIENCE, "the page is resolved", async || arrived("resolved")).await;
+    within(RULE_TIMEOUT, "the page is resolved", async || arrived("resolved")).await;
 }

@@ -46,10 +46,10 @@ pub(crate) fn erase(_directory: &Path) -> io::Result<()> {
 }
 
 /// The services that ours calls, in one environment.
-pub(crate) struct Neighbours;
+pub(crate) struct ExternalServices;
 
 #[expect(clippy::unused_self, reason = "a simulator knows its address")]
-impl Neighbours {
+impl ExternalServices {
     /// Starts the services. They store their data in the directory.
     pub(crate) fn start(
         _ports: Ports,

@@ -35,10 +35,10 @@ pub fn body() -> Value {
 }
 
 /// The services that ours calls: none. Start a simulator here, and add its address to the settings.
-pub(crate) struct Neighbours;
+pub(crate) struct ExternalServices;
 
 #[expect(clippy::unused_self, reason = "a simulator knows its address")]
-impl Neighbours {
+impl ExternalServices {
     /// Starts the services.
     pub(crate) fn start() -> Ready<Self> {
         ready(Self)
@@ -54,11 +54,11 @@ impl Neighbours {
     }
 
     /// Passes the address of our service to the other services.
-    pub(crate) fn find_the_service_at(&self, _api: &Url) {}
+    pub(crate) fn set_service_address(&self, _api: &Url) {}
 }
 
 /// Inserts the initial data of every test into a new database: none.
-pub(crate) fn stock(_database: &Database) -> Ready<()> {
+pub(crate) fn seed_products(_database: &Database) -> Ready<()> {
     ready(())
 }
 

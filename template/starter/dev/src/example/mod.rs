@@ -48,7 +48,7 @@ pub struct Flags {}
 pub struct Addresses;
 
 /// Returns the comparison of the service's tables with the records of the services that ours calls.
-pub fn comparison(_owner_url: &Url, _neighbours: &Addresses) -> Option<Comparison> {
+pub fn comparison(_owner_url: &Url, _external_services: &Addresses) -> Option<Comparison> {
     None
 }
 
@@ -61,11 +61,11 @@ pub(crate) const FAULTS: &[(&str, &str)] = &[];
 pub struct FaultError(&'static str);
 
 /// Replaces the faults of the services that ours calls by the faults with these names.
-pub(crate) fn set_faults(_neighbours: &Addresses, _names: &[&str]) -> Ready<Result<(), FaultError>> {
+pub(crate) fn set_faults(_external_services: &Addresses, _names: &[&str]) -> Ready<Result<(), FaultError>> {
     ready(Ok(()))
 }
 
 /// Inserts the initial data of the environment into its database: none.
-pub(crate) fn stock(_owner_url: &Url, _progress: &dyn Fn(&str)) -> Ready<Result<(), sqlx::Error>> {
+pub(crate) fn seed_products(_owner_url: &Url, _progress: &dyn Fn(&str)) -> Ready<Result<(), sqlx::Error>> {
     ready(Ok(()))
 }

@@ -4,7 +4,7 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, Json, Query},
-        idempotency::{self, Change, Idempotent, Replayable},
+        idempotency::{self, Change, IdempotentRequest, StoredResponse},
         pagination::{Page, PageQuery},
         problem::Problem,
     },
@@ -35,14 +35,14 @@ pub fn routes() -> OpenApiRouter<Slices> {
 async fn create_note(
     Customer(caller): Customer,
     State(database): State<Database>,
-    request: Idempotent<NoteFields>,
-) -> Result<Replayable, Problem> {
+    request: IdempotentRequest<NoteFields>,
+) -> Result<StoredResponse, Problem> {
     idempotency::run(&database, caller.user_id, request, location, async |claim, fields| {
         let Some(note) = store::create(&database, claim, caller.user_id, &fields).await? else {
             // If no response is stored, a concurrent duplicate held the key and was rolled back.
             return Ok(Change::Refused(Problem::unavailable(1)));
         };
-        Ok(Change::Made(note.id, Replayable::new(StatusCode::CREATED, &note)?))
+        Ok(Change::Made(note.id, StoredResponse::new(StatusCode::CREATED, &note)?))
     })
     .await
 }
@@ -84,7 +84,7 @@ async fn show_note(
 ) -> Result<JsonBody<Note>, Problem> {
     let found = store::find(&database, id, reader.owner_filter())
         .await?
-        .ok_or_else(|| Problem::not_yours("notes", id))?;
+        .ok_or_else(|| Problem::not_found_or_not_owned("notes", id))?;
     if reader.owner_filter().is_none() {
         store::record_access(&database, [id]).await?;
     }
@@ -104,5 +104,5 @@ async fn change_note(
     Json(fields): Json<NoteFields>,
 ) -> Result<JsonBody<Note>, Problem> {
     let changed = store::change(&database, id, caller.user_id, &fields).await?;
-    changed.map(JsonBody).ok_or_else(|| Problem::not_yours("notes", id))
+    changed.map(JsonBody).ok_or_else(|| Problem::not_found_or_not_owned("notes", id))
 }

@@ -1,7 +1,7 @@
 //! The views of the console, with notes in them.
 use dev::{faults::Fault, harness::eventually};
 
-use crate::console::stage::{Stage, get};
+use crate::console::fixture::{Stage, get};
 
 #[tokio::test]
 async fn each_view_shows_what_has_happened() {

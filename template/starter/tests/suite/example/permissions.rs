@@ -6,12 +6,12 @@ use uuid::Uuid;
 use crate::accounts::permissions::{Row, Subject};
 
 /// Records that the requests of the table use.
-pub(crate) struct Things {
+pub(crate) struct Fixtures {
     /// A note of the owner.
     note: Uuid,
 }
 
-impl Things {
+impl Fixtures {
     pub(crate) async fn of(owner: &User) -> Self {
         Self { note: owner.creates().await.is(201).id() }
     }

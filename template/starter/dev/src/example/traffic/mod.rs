@@ -12,22 +12,22 @@ use crate::traffic::{
     api::Call,
     customer::Customer,
     expectations::{has_status, is_page, is_refused, keeps, text},
-    visit::{Came, Visit, lock},
+    request::{RequestOutcome, ApiRequest, lock},
 };
 
 const PATH: &str = "/v1/notes";
 const PAGE: usize = 5;
 
 /// Sends one request without a session.
-pub(crate) async fn look_around(visit: &Visit<'_>) {
-    if let Came::Promised(_) = visit.ask(&Call::get(PATH), |answer| is_refused(answer, 401)).await {
+pub(crate) async fn look_around(visit: &ApiRequest<'_>) {
+    if let RequestOutcome::Promised(_) = visit.ask(&Call::get(PATH), |answer| is_refused(answer, 401)).await {
         visit.report().refusals += 1;
     }
 }
 
 /// Sends one request of a customer who is logged in. `stranger` is another customer.
 pub(crate) async fn act(
-    visit: &Visit<'_>,
+    visit: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
     stranger: Option<&Mutex<Customer>>,
     mut rng: StdRng,
@@ -49,7 +49,7 @@ pub(crate) async fn act(
     }
 }
 
-async fn create(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str) {
+async fn create(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
     let number = visit.shared.names.fetch_add(1, Ordering::Relaxed);
     let call = Call::post(PATH, &json!({ "name": format!("Note {number}") })).by(token).under(&new_key());
     let came = visit
@@ -59,14 +59,14 @@ async fn create(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str) {
             keeps("a new note has an id", !text(&answer.body, "id").is_empty())
         })
         .await;
-    if let Came::Promised(answer) = came {
+    if let RequestOutcome::Promised(answer) = came {
         visit.report().counts.created += 1;
         let id = text(&answer.body, "id").to_owned();
         lock(customer).memory.last = Some(Created { id, call, response: answer.text });
     }
 }
 
-async fn read(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, id: &str) {
+async fn read(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, id: &str) {
     visit
         .ask_as(customer, &Call::get(format!("{PATH}/{id}")).by(token), |answer| {
             has_status(answer, 200)?;
@@ -75,13 +75,13 @@ async fn read(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, id: &s
         .await;
 }
 
-async fn list(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str) {
+async fn list(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
     let call = Call::get(format!("{PATH}?limit={PAGE}")).by(token);
     visit.ask_as(customer, &call, |answer| is_page(answer, PAGE)).await;
 }
 
 /// Repeats a request that was successful before.
-async fn repeat(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, last: Created) {
+async fn repeat(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, last: Created) {
     let came = visit
         .ask_as(customer, &last.call.by(token), |answer| {
             has_status(answer, 201)?;
@@ -89,13 +89,13 @@ async fn repeat(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, last
             keeps("a replay is the first answer", answer.text == last.response)
         })
         .await;
-    if let Came::Promised(_) = came {
+    if let RequestOutcome::Promised(_) = came {
         visit.report().replays += 1;
     }
 }
 
 /// Sends a request that the service must refuse.
-async fn blunder(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, strangers: &str, which: u32) {
+async fn blunder(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, strangers: &str, which: u32) {
     let create = |body| Call::post(PATH, &body).by(token);
     let (call, status) = match which {
         0 => (create(json!({ "name": "" })).under(&new_key()), 422),
@@ -103,7 +103,7 @@ async fn blunder(visit: &Visit<'_>, customer: &Mutex<Customer>, token: &str, str
         2 => (Call::get(format!("{PATH}/{strangers}")).by(token), 404),
         _ => (Call::get(format!("{PATH}?limit=101")).by(token), 400),
     };
-    if let Came::Promised(_) = visit.ask_as(customer, &call, |answer| is_refused(answer, status)).await {
+    if let RequestOutcome::Promised(_) = visit.ask_as(customer, &call, |answer| is_refused(answer, status)).await {
         visit.report().refusals += 1;
     }
 }

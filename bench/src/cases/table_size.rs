@@ -1,0 +1,56 @@
+//! The same requests against growing tables.
+use super::{Run, Size, figures, next_run};
+use crate::{
+    interleave::{Rounds, over_http},
+    load::Shape,
+    report::Section,
+    requests::{list_orders, place_orders, read_orders},
+    service::{Server, Telemetry},
+};
+
+const CLIENTS: usize = 16;
+
+pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
+    let sizes: &[u64] = match run.size {
+        Size::Smoke => &[1_000, 2_000],
+        Size::Short => &[10_000, 200_000],
+        Size::Long => &[10_000, 1_000_000, 10_000_000],
+    };
+    let database = run.stage.database("bench_growth").await?;
+    let (mut there, mut table) = (0, Vec::new());
+    for orders in sizes.iter().copied() {
+        (run.progress)(&format!("growth: filling in {orders} orders and audit events"));
+        database.has_orders(there, orders).await?;
+        database.has_audit_events(there, orders).await?;
+        there = orders;
+        let seeing = Telemetry::Everything { sampled: 0.1 };
+        let server = Server::start(run.stage, &database, seeing, None, &[]).await?;
+        (run.progress)("growth: waiting for the seals of these events");
+        database.is_sealed().await?;
+        run.stage.checkpoint().await?;
+        let requests = [
+            ("one order", read_orders(orders)),
+            ("list", list_orders()),
+            ("place", place_orders(next_run())),
+        ];
+        for (what, requests) in requests {
+            (run.progress)(&format!("growth: {what}, among {orders}"));
+            let (shape, window) = (Shape::Closed { clients: CLIENTS }, run.size.window());
+            let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
+            table.push((format!("{what}, {orders} orders"), Rounds(vec![sample])));
+        }
+        server.stop().await?;
+    }
+    run.stage.drop(&database).await?;
+    table.sort_by_key(|(name, _)| name.split(',').next().map(str::to_owned));
+    let rows: Vec<_> = table.iter().map(|(name, rounds)| (name.clone(), rounds)).collect();
+    Ok(Section {
+        title: "As tables grow".to_owned(),
+        about: format!(
+            "{CLIENTS} clients in a closed loop, with as many orders (of two lines each) and sealed audit events as said. \
+             One round."
+        ),
+        tables: vec![figures(&rows)],
+        goals: Vec::new(),
+    })
+}

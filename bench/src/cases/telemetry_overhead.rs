@@ -1,0 +1,162 @@
+//! The cost of observability.
+use super::{Run, cpu_of, next_run};
+use crate::{
+    interleave::{MeasuredProcess, Rounds, Sample, over_http},
+    load::{Requests, Shape},
+    receiver,
+    report::{Bound, Goal, Section, Table, cell},
+    requests::{ask, place_orders},
+    service::{Server, Telemetry},
+    statistics::ratio,
+};
+
+/// A route that does no work: a small JSON document from memory.
+const TRIVIAL: &str = "/problems/not-found";
+
+const CLIENTS: usize = 32;
+
+const LEVELS: [(&str, Telemetry); 3] = [
+    ("bare: nothing seen", Telemetry::Nothing),
+    ("everything, traces at 10 %", Telemetry::Everything { sampled: 0.1 }),
+    ("everything, traces at 100 %", Telemetry::Everything { sampled: 1.0 }),
+];
+
+#[derive(Default)]
+struct Level {
+    trivial: Rounds,
+    orders: Rounds,
+    spans: u64,
+    dropped: f64,
+}
+
+pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
+    let mut levels: Vec<Level> = LEVELS.iter().map(|_| Level::default()).collect();
+    let mut framework = Rounds::default();
+    for round in 1..=run.size.rounds() {
+        (run.progress)(&format!("seeing, round {round}: axum alone"));
+        framework.0.push(axum_alone(run).await?);
+        for (level, (name, seeing)) in levels.iter_mut().zip(LEVELS) {
+            (run.progress)(&format!("seeing, round {round}: {name}"));
+            let trivial = measure(run, level, seeing, ask(TRIVIAL)).await?;
+            level.trivial.0.push(trivial);
+            let orders = measure(run, level, seeing, place_orders(next_run())).await?;
+            level.orders.0.push(orders);
+        }
+    }
+    Ok(section(&framework, &levels))
+}
+
+/// Measures in a fresh database for each run, so that all runs compare orders at the same table sizes.
+async fn measure(
+    run: &Run<'_>,
+    level: &mut Level,
+    seeing: Telemetry,
+    requests: Requests,
+) -> anyhow::Result<Sample> {
+    let database = run.stage.database("bench_seeing").await?;
+    run.stage.checkpoint().await?;
+    let receiver = receiver::start().await?;
+    let server = Server::start(run.stage, &database, seeing, Some(receiver.address), &[]).await?;
+    let shape = Shape::Closed { clients: CLIENTS };
+    let sample = over_http(run.stage, &server, Some(&receiver), shape, run.size.window(), requests).await?;
+    level.dropped += server.metric("trace_spans_dropped_total").await?;
+    // The server flushes its remaining spans when it stops.
+    server.stop().await?;
+    level.spans += receiver::spans(&receiver).await?;
+    receiver.stop().await?;
+    run.stage.drop(&database).await?;
+    Ok(sample)
+}
+
+/// Measures bare axum with the same response.
+async fn axum_alone(run: &Run<'_>) -> anyhow::Result<Sample> {
+    let server = receiver::start_bare().await?;
+    let shape = Shape::Closed { clients: CLIENTS };
+    let sample = over_http(run.stage, &server, None, shape, run.size.window(), ask(TRIVIAL)).await?;
+    server.stop().await?;
+    Ok(sample)
+}
+
+/// Returns the cost of an order: CPU time of the service and of the database. The receiver is a separate process and is
+/// reported separately.
+fn of_order(sample: &Sample) -> f64 {
+    sample.cpu_of(&[MeasuredProcess::Service, MeasuredProcess::Database])
+}
+
+fn of_trivial(sample: &Sample) -> f64 {
+    cpu_of(sample, MeasuredProcess::Service)
+}
+
+fn section(framework: &Rounds, levels: &[Level]) -> Section {
+    let mut trivial = Table::new(&[
+        "the trivial route",
+        "CPU service µs",
+        "to bare",
+        "to axum alone",
+        "per second",
+        "CPU receiver µs",
+    ]);
+    let mut orders = Table::new(&[
+        "`POST /v1/orders`",
+        "CPU service µs",
+        "CPU database µs",
+        "both, to bare",
+        "per second",
+        "CPU receiver µs",
+    ]);
+    let alone = framework.of(of_trivial);
+    trivial.row([
+        "axum alone, the same answer".to_owned(),
+        cell(framework.spread(of_trivial)),
+        "–".to_owned(),
+        "–".to_owned(),
+        cell(framework.spread(|sample| sample.rate)),
+        "–".to_owned(),
+    ]);
+    let empty = Level::default();
+    let bare = levels.first().unwrap_or(&empty);
+    let (mut spans, mut dropped) = (0, 0.0);
+    let mut goals = Vec::new();
+    let most = [(f64::NAN, f64::NAN), (2.2, 1.04), (3.0, 1.07)];
+    for ((name, _), (level, (most_trivial, most_orders))) in LEVELS.iter().zip(levels.iter().zip(most)) {
+        let to_bare = level.trivial.ratio(&bare.trivial, of_trivial);
+        trivial.row([
+            (*name).to_owned(),
+            cell(level.trivial.spread(of_trivial)),
+            cell(to_bare),
+            cell(ratio(&level.trivial.of(of_trivial), &alone)),
+            cell(level.trivial.spread(|sample| sample.rate)),
+            cell(level.trivial.spread(|sample| cpu_of(sample, MeasuredProcess::Receiver))),
+        ]);
+        let order_to_bare = level.orders.ratio(&bare.orders, of_order);
+        orders.row([
+            (*name).to_owned(),
+            cell(level.orders.spread(of_trivial)),
+            cell(level.orders.spread(|sample| cpu_of(sample, MeasuredProcess::Database))),
+            cell(order_to_bare),
+            cell(level.orders.spread(|sample| sample.rate)),
+            cell(level.orders.spread(|sample| cpu_of(sample, MeasuredProcess::Receiver))),
+        ]);
+        spans += level.spans;
+        dropped += level.dropped;
+        if most_trivial.is_finite() {
+            let what = |what| format!("CPU of {what} with {name}, to bare");
+            let (bound, measured) = (Bound::AtMost(most_trivial), to_bare);
+            goals.push(Goal { what: what("the trivial route"), bound, measured });
+            let (bound, measured) = (Bound::AtMost(most_orders), order_to_bare);
+            goals.push(Goal { what: what("an order, service and database"), bound, measured });
+        }
+    }
+    Section {
+        title: "The cost of seeing".to_owned(),
+        about: format!(
+            "CPU per request, {CLIENTS} clients in a closed loop. *Everything* is the JSON access log into a file, \
+             metrics, and traces to a receiver over gRPC. *Bare* is the same executable with `RUST_LOG=off`, \
+             `OTEL_SDK_DISABLED=true` and standard output to `/dev/null`; correlation ids and metrics have no switch, \
+             and the lines of the audit trail cannot be silenced. The trivial route is `GET {TRIVIAL}`. The receiver \
+             got {spans} spans, and {dropped:.0} were dropped for a full queue."
+        ),
+        tables: vec![trivial, orders],
+        goals,
+    }
+}

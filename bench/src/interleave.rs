@@ -1,0 +1,156 @@
+//! Contenders that do the same job, run in turn for several rounds.
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+
+use crate::{
+    cpu,
+    load::{self, LoadResult, Requests, Shape, Window},
+    pgbench::{self, Scripts},
+    service::Server,
+    statistics::{Spread, ratio, spread},
+    test_bed::{Database, TestBed},
+};
+
+/// The process whose CPU time is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MeasuredProcess {
+    Service,
+    Database,
+    Receiver,
+    Load,
+}
+
+/// The observed processes.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchedProcesses {
+    pub postmaster: u32,
+    pub service: Option<u32>,
+    pub receiver: Option<u32>,
+    pub load: u32,
+}
+
+type Times = BTreeMap<MeasuredProcess, f64>;
+
+impl WatchedProcesses {
+    /// Returns the CPU time of each process so far, in seconds. Empty on a system that does not report CPU times.
+    fn times(self) -> Times {
+        let one = |who, pid: Option<u32>| Some((who, cpu::of_process(pid?)?.as_secs_f64()));
+        [
+            one(MeasuredProcess::Service, self.service),
+            cpu::of_server(self.postmaster).map(|time| (MeasuredProcess::Database, time.as_secs_f64())),
+            one(MeasuredProcess::Receiver, self.receiver),
+            one(MeasuredProcess::Load, Some(self.load)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+/// The result of one run of one contender.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Responses per second.
+    pub rate: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    /// Microseconds of CPU time per response.
+    pub cpu: Times,
+    pub failures: u64,
+    /// Resident memory at the end of the window, in MiB.
+    pub resident: Option<f64>,
+}
+
+impl Sample {
+    fn new(measured: &LoadResult, [before, after]: [Times; 2], service: Option<u32>) -> Self {
+        let answers = count(measured.answers());
+        let milliseconds = |quantile| count(at(&measured.latencies, quantile)) / 1e3;
+        let used = after.into_iter().filter_map(|(who, after)| {
+            let seconds = after - before.get(&who)?;
+            Some((who, seconds * 1e6 / answers))
+        });
+        Self {
+            rate: answers / measured.length.as_secs_f64(),
+            p50_ms: milliseconds(0.5),
+            p99_ms: milliseconds(0.99),
+            cpu: used.collect(),
+            failures: measured.failures,
+            resident: service.and_then(cpu::resident_mib),
+        }
+    }
+
+    /// Returns the CPU time of these processes per response, in total. NaN on a system that does not report CPU times.
+    pub fn cpu_of(&self, who: &[MeasuredProcess]) -> f64 {
+        let all = who.iter().filter_map(|who| self.cpu.get(who));
+        if self.cpu.is_empty() { f64::NAN } else { all.sum() }
+    }
+}
+
+fn at(latencies: &Histogram<u64>, quantile: f64) -> u64 {
+    latencies.value_at_quantile(quantile)
+}
+
+/// Converts a count. Counts here are far below 2^52, so the conversion is exact.
+#[expect(clippy::cast_precision_loss, reason = "counts of a run are far below 2^52")]
+pub fn count(number: u64) -> f64 {
+    number as f64
+}
+
+/// Measures one run against an HTTP server.
+pub async fn over_http(
+    stage: &TestBed,
+    server: &Server,
+    receiver: Option<&Server>,
+    shape: Shape,
+    window: Window,
+    requests: Requests,
+) -> anyhow::Result<Sample> {
+    let watched = WatchedProcesses {
+        postmaster: stage.postmaster,
+        service: Some(server.pid()),
+        receiver: receiver.map(Server::pid),
+        load: std::process::id(),
+    };
+    let (measured, times) = load::run(server.address, shape, window, requests, || watched.times()).await?;
+    Ok(Sample::new(&measured, times, Some(server.pid())))
+}
+
+/// Measures one run of pgbench.
+pub async fn with_pgbench(
+    stage: &TestBed,
+    database: &Database,
+    scripts: &Scripts,
+    clients: usize,
+    window: Window,
+    number: u64,
+) -> anyhow::Result<Sample> {
+    let look = |pid| {
+        WatchedProcesses { postmaster: stage.postmaster, service: None, receiver: None, load: pid }.times()
+    };
+    let (measured, times) = pgbench::run(stage, database, scripts, clients, window, number, look).await?;
+    Ok(Sample::new(&measured, times, None))
+}
+
+/// The rounds of one contender.
+#[derive(Clone, Debug, Default)]
+pub struct Rounds(pub Vec<Sample>);
+
+impl Rounds {
+    pub fn of(&self, figure: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        self.0.iter().map(figure).collect()
+    }
+
+    pub fn spread(&self, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
+        spread(self.of(figure))
+    }
+
+    /// Returns the ratio of this contender's figure to the other's, round by round.
+    pub fn ratio(&self, other: &Self, figure: impl Fn(&Sample) -> f64 + Copy) -> Option<Spread> {
+        ratio(&self.of(figure), &other.of(figure))
+    }
+
+    pub fn failures(&self) -> u64 {
+        self.0.iter().map(|sample| sample.failures).sum()
+    }
+}

@@ -1,0 +1,122 @@
+//! The receiver of alerts: a page with every received alert, and the runbooks that alerts link to.
+//!
+//! In production a pager, a queue and an external heartbeat monitor take its place. The inbox keeps the latest alerts
+//! in memory, from Alertmanager and from the service itself.
+mod page;
+mod routes;
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+/// Maximum number of remembered alerts.
+const MAX_ALERTS: usize = 1000;
+
+/// Settings of an inbox.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The listen address; port 0 selects a free port.
+    pub address: SocketAddr,
+    /// Directory of the runbooks. Without a directory the runbook links lead nowhere.
+    pub runbooks: Option<PathBuf>,
+}
+
+/// An alert as received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceivedAlert {
+    pub received_at: DateTime<Utc>,
+    /// `alertmanager` or `service`.
+    pub source: String,
+    /// `firing` or `resolved`.
+    pub status: String,
+    /// Start time according to the sender's clock.
+    pub started_at: Option<DateTime<Utc>>,
+    pub name: String,
+    pub severity: String,
+    pub summary: String,
+    pub description: String,
+    pub runbook_url: Option<String>,
+    pub dashboard_url: Option<String>,
+}
+
+/// The received alerts and heartbeats.
+#[derive(Debug, Default)]
+struct Arrivals {
+    alerts: VecDeque<ReceivedAlert>,
+    heartbeat_at: Option<DateTime<Utc>>,
+}
+
+/// State shared by the routes.
+struct Shared {
+    arrivals: Mutex<Arrivals>,
+    runbooks: Option<PathBuf>,
+}
+
+impl Shared {
+    fn look<T>(&self, at: impl FnOnce(&mut Arrivals) -> T) -> T {
+        at(&mut self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn keep(&self, alert: ReceivedAlert) {
+        self.look(|arrivals| {
+            arrivals.alerts.push_front(alert);
+            arrivals.alerts.truncate(MAX_ALERTS);
+        });
+    }
+}
+
+/// A running inbox. Dropping the value stops it.
+pub struct Inbox {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Inbox {
+    /// Starts an inbox. The inbox accepts requests when this function returns.
+    pub async fn start(settings: Settings) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(settings.address).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared { arrivals: Mutex::default(), runbooks: settings.runbooks });
+        let stop = watch::Sender::new(false);
+        let mut stopped = stop.subscribe();
+        let router = routes::router(Arc::clone(&shared));
+        let task = tokio::spawn(async move {
+            let until = async move {
+                let _ = stopped.wait_for(|stop| *stop).await;
+            };
+            // Aborted requests lose nothing, because senders retry.
+            let _ = axum::serve(listener, router).with_graceful_shutdown(until).await;
+        });
+        Ok(Self { address, shared, stop, task })
+    }
+
+    /// Returns the listen address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the received alerts, newest first.
+    pub fn alerts(&self) -> Vec<ReceivedAlert> {
+        self.shared.look(|arrivals| arrivals.alerts.iter().cloned().collect())
+    }
+
+    /// Returns the time of Alertmanager's last heartbeat, which shows that alerting works end to end.
+    pub fn heartbeat_at(&self) -> Option<DateTime<Utc>> {
+        self.shared.look(|arrivals| arrivals.heartbeat_at)
+    }
+
+    /// Stops the inbox.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        let _ = self.task.await;
+    }
+}

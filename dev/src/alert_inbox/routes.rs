@@ -1,0 +1,106 @@
+//! The routes of the inbox, for senders and readers.
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+use super::{ReceivedAlert, Shared, page};
+
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/alerts", get(alerts))
+        .route("/alertmanager", post(from_alertmanager))
+        .route("/service", post(from_service))
+        .route("/heartbeat", post(heartbeat))
+        .route("/runbooks/{name}", get(runbook))
+        .route("/healthz", get(async || "ok"))
+        .with_state(shared)
+}
+
+/// The displayed part of Alertmanager's webhook body.
+#[derive(Deserialize)]
+struct Notification {
+    alerts: Vec<AlertmanagerMessage>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AlertmanagerMessage {
+    status: String,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+    starts_at: DateTime<Utc>,
+}
+
+async fn from_alertmanager(State(shared): State<Arc<Shared>>, Json(sent): Json<Notification>) {
+    for AlertmanagerMessage { status, mut labels, mut annotations, starts_at } in sent.alerts {
+        shared.keep(ReceivedAlert {
+            received_at: Utc::now(),
+            source: "alertmanager".to_owned(),
+            status,
+            started_at: Some(starts_at),
+            name: labels.remove("alertname").unwrap_or_default(),
+            severity: labels.remove("severity").unwrap_or_default(),
+            summary: annotations.remove("summary").unwrap_or_default(),
+            description: annotations.remove("description").unwrap_or_default(),
+            runbook_url: annotations.remove("runbook_url"),
+            dashboard_url: annotations.remove("dashboard_url"),
+        });
+    }
+}
+
+/// The body of the service's own alerts.
+#[derive(Deserialize)]
+struct ServiceAlert {
+    severity: String,
+    title: String,
+    description: String,
+    timestamp: DateTime<Utc>,
+}
+
+async fn from_service(State(shared): State<Arc<Shared>>, Json(raised): Json<ServiceAlert>) {
+    shared.keep(ReceivedAlert {
+        received_at: Utc::now(),
+        source: "service".to_owned(),
+        status: "firing".to_owned(),
+        started_at: Some(raised.timestamp),
+        name: raised.title.clone(),
+        severity: raised.severity,
+        summary: raised.title,
+        description: raised.description,
+        runbook_url: None,
+        dashboard_url: None,
+    });
+}
+
+async fn heartbeat(State(shared): State<Arc<Shared>>) {
+    shared.look(|arrivals| arrivals.heartbeat_at = Some(Utc::now()));
+}
+
+async fn alerts(State(shared): State<Arc<Shared>>) -> Json<Vec<ReceivedAlert>> {
+    Json(shared.look(|arrivals| arrivals.alerts.iter().cloned().collect()))
+}
+
+async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
+    Html(shared.look(|arrivals| page::render(arrivals)))
+}
+
+async fn runbook(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
+    // A name is never a path.
+    if !name.chars().all(|letter| letter.is_ascii_alphanumeric()) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let Some(directory) = &shared.runbooks else { return StatusCode::NOT_FOUND.into_response() };
+    match tokio::fs::read_to_string(directory.join(format!("{name}.md"))).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response(),
+        Err(_) => StatusCode::NOT_FOUND.into_response(),
+    }
+}

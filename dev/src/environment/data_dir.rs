@@ -1,0 +1,104 @@
+//! The data directory of a checkout, kept between runs, and the lock that admits one run at a time.
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::geteuid;
+use sha2::{Digest as _, Sha256};
+
+use super::Error;
+use crate::project;
+
+/// A checkout's data directory, locked while this value lives.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    directory: PathBuf,
+    lock: File,
+}
+
+impl DataDir {
+    /// Locks the given directory, or the default of this checkout. The error names the run that holds the lock.
+    pub(super) fn take(given: Option<&Path>) -> Result<Self, Error> {
+        let directory = given.map_or_else(|| directory_of(&project::root()), Path::to_owned);
+        let failed = |source| Error::DataDir { path: directory.clone(), source };
+        // If we are root, the database's user must be able to traverse this directory. Other users cannot list its
+        // contents.
+        DirBuilder::new().recursive(true).mode(0o711).create(&directory).map_err(failed)?;
+        let directory = directory.canonicalize().map_err(failed)?;
+        let failed = |source| Error::DataDir { path: directory.clone(), source };
+        let path = directory.join("running");
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .read(true)
+            .open(&path)
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let who = std::fs::read_to_string(&path).unwrap_or_default();
+                return Err(Error::AlreadyRuns(who.trim().to_owned()));
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        lock.set_len(0).map_err(failed)?;
+        writeln!(lock, "pid {}", std::process::id()).map_err(failed)?;
+        Ok(Self { directory, lock })
+    }
+
+    /// Records a line for a later run that finds the directory locked.
+    pub(super) fn announce(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.lock, "{line}")
+    }
+
+    /// Returns the error for a file in the directory.
+    pub(super) fn failed(&self, source: io::Error) -> Error {
+        Error::DataDir { path: self.directory.clone(), source }
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) fn service_log(&self) -> PathBuf {
+        self.directory.join("service.log")
+    }
+}
+
+/// Returns the directory of a checkout, so that two checkouts never share a database. Its name contains the checkout's
+/// name for readability and a hash of the whole path for uniqueness.
+fn directory_of(checkout: &Path) -> PathBuf {
+    let path = checkout.display().to_string();
+    let digest = hex::encode(Sha256::digest(path.as_bytes()));
+    let name = checkout.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let key = format!("{name}-{}", digest.get(..8).unwrap_or_default());
+    state_directory().join(format!("{}-dev", project::name())).join(key)
+}
+
+/// Returns the system's directory for program state. Root's home directory is inaccessible to the database's user.
+fn state_directory() -> PathBuf {
+    if geteuid().is_root() {
+        return "/var/lib".into();
+    }
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let in_home = if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/state" };
+    variable("XDG_STATE_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(in_home)))
+        .unwrap_or_else(std::env::temp_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_checkouts_of_one_name_have_two_places() {
+        let (one, other) = (directory_of(Path::new("/a/service")), directory_of(Path::new("/b/service")));
+        assert_ne!(one, other);
+        assert!(one.file_name().unwrap().to_str().unwrap().starts_with("service-"));
+    }
+}

@@ -1,0 +1,16 @@
+//! The interface of the external services for the rest of this crate.
+use url::Url;
+
+use super::invariants;
+use crate::console::Comparison;
+
+/// The addresses of the external services.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    pub gateway: Url,
+}
+
+/// Returns the comparison of the service's tables with the records of the external services.
+pub fn comparison(owner_url: &Url, external_services: &Addresses) -> Option<Comparison> {
+    Some(invariants::for_the_console(owner_url.clone(), external_services.gateway.clone()))
+}

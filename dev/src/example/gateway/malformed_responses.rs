@@ -1,0 +1,80 @@
+//! Malformed responses. The ledger stays correct.
+use axum::{
+    body::{Body, to_bytes},
+    http::{HeaderValue, header},
+    response::Response,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+/// The kind of malformed response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Malformation {
+    /// Invalid JSON.
+    #[default]
+    Garbage,
+    /// A body larger than any client should read.
+    Huge,
+    /// A different amount.
+    Amount,
+    /// A different currency.
+    Currency,
+    /// The reference of a different payment.
+    Reference,
+    /// An id with a NUL character, which PostgreSQL cannot store.
+    Nul,
+    /// An id with half of a surrogate pair, which is invalid text.
+    Surrogate,
+    /// An unknown status in a list. Other responses are correct.
+    Record,
+}
+
+/// Body size in bytes, far above any reasonable limit of a client.
+const HUGE_BODY_BYTES: usize = 4 * 1024 * 1024;
+
+impl Malformation {
+    /// Malforms a successful response. An error response is unchanged.
+    pub(super) async fn spoil(self, response: Response) -> Response {
+        if !response.status().is_success() {
+            return response;
+        }
+        let (mut parts, body) = response.into_parts();
+        let body = to_bytes(body, HUGE_BODY_BYTES).await.unwrap_or_default();
+        let spoiled = match self {
+            Self::Garbage => "<html><body>200 OK</body></html>".to_owned(),
+            Self::Huge => format!("{{\"data\":[],\"padding\":\"{}\"}}", "x".repeat(HUGE_BODY_BYTES)),
+            Self::Surrogate => String::from_utf8_lossy(&body).replace("\"id\":\"", "\"id\":\"\\ud800"),
+            Self::Amount | Self::Currency | Self::Reference | Self::Nul | Self::Record => {
+                let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+                if self != Self::Record || answer.get("data").is_some_and(Value::is_array) {
+                    self.falsify(&mut answer);
+                }
+                answer.to_string()
+            }
+        };
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(spoiled.len()));
+        Response::from_parts(parts, Body::from(spoiled))
+    }
+
+    fn falsify(self, answer: &mut Value) {
+        match answer {
+            Value::Array(items) => items.iter_mut().for_each(|item| self.falsify(item)),
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match (self, name.as_str()) {
+                        (Self::Amount, "amount") => *value = (value.as_i64().unwrap_or_default() + 1).into(),
+                        // ISO 4217's code for tests, which no order uses.
+                        (Self::Currency, "currency") => *value = "XTS".into(),
+                        (Self::Nul, "id") => *value = "ch_\0".into(),
+                        (Self::Record, "status") => *value = "under_review".into(),
+                        (Self::Reference, "reference") => *value = Uuid::max().to_string().into(),
+                        _ => self.falsify(value),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}

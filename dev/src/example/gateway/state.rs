@@ -1,0 +1,258 @@
+//! The gateway's decisions: the effect of a request, based on its key and the earlier requests.
+//!
+//! Each decision is made under one lock and ends with or without an entry in the ledger. The delivery of the response
+//! is decided elsewhere.
+//!
+//! Bound: a key expires after [`KEY_LIFETIME`], regardless of use, and takes about 200 bytes until then. Only a digest
+//! of the request is stored, which suffices to detect a different request.
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{
+    Error,
+    charges::{
+        Charge, ChargeRequest, ChargeStatus, DeclineCode, PaymentMethod, Refund, RefundRequest, RefundStatus,
+    },
+    ledger::{Entry, Journal, KeyedRequest, Ledger, LedgerEntry, LedgerIndex},
+};
+
+/// Lifetime of a key.
+const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
+
+/// Interval of the search for expired keys.
+const SWEEP_INTERVAL: TimeDelta = TimeDelta::minutes(10);
+
+/// The reason why a request had no effect.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The payment method rejects the request with this status.
+    TurnedAway(u16),
+    /// The key belongs to a different request.
+    KeyReused,
+    /// The charge does not exist.
+    NoSuchCharge,
+    /// The ledger could not be written.
+    Broken(Error),
+}
+
+/// The result of a request, executed now or at the first use of its key.
+#[derive(Debug)]
+pub(super) struct Outcome<T> {
+    pub(super) done: T,
+    /// True if this request created the result.
+    pub(super) is_new: bool,
+    /// Time of the response to this request and to every other request with the same key. `None` means never.
+    pub(super) answer_at: Option<Instant>,
+    /// The status in place of a 201, if the payment method hides the result.
+    pub(super) hidden_by: Option<u16>,
+}
+
+#[derive(Clone, Copy)]
+struct Key {
+    /// Digest of the request.
+    digest: [u8; 32],
+    since: DateTime<Utc>,
+    uses: u32,
+    done: Option<LedgerIndex>,
+    /// Time of the response to the first request.
+    due: Instant,
+}
+
+/// The ledger, its file and the keys.
+#[derive(Default)]
+pub(super) struct GatewayState {
+    ledger: Ledger,
+    keys: HashMap<String, Key>,
+    /// Time of the last search for expired keys.
+    swept: DateTime<Utc>,
+    journal: Option<Journal>,
+    closed: bool,
+}
+
+impl GatewayState {
+    /// Opens the books with the entries of the file, and appends to the file from then on.
+    pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
+        let mut books = Self::default();
+        let journal = Journal::open(path, |Entry { at, asked, done }| {
+            let done = Some(books.ledger.enter(done));
+            if let Some(asked) = asked.filter(|_| !is_over(at, Utc::now())) {
+                let digest = asked.digest();
+                books.keys.insert(asked.key, Key { digest, since: at, uses: 1, done, due: Instant::now() });
+            }
+        })?;
+        books.journal = Some(journal);
+        Ok(books)
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    pub(super) fn forget_keys(&mut self) {
+        self.keys.clear();
+    }
+
+    /// Rejects all further entries.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.journal = None;
+    }
+
+    /// Executes a charge, unless it was already executed under this key.
+    pub(super) fn charge(
+        &mut self,
+        asked: KeyedRequest,
+        request: &ChargeRequest,
+        decline: Option<DeclineCode>,
+        slow_answer: Duration,
+    ) -> Result<Outcome<Charge>, Refusal> {
+        let method = request.payment_method;
+        let patience = if method == PaymentMethod::Slow { slow_answer } else { Duration::ZERO };
+        let key = self.claim(&asked, patience)?;
+        if let Some(status) = method.turns_away(key.uses) {
+            return Err(Refusal::TurnedAway(status));
+        }
+        let answer_at = (method != PaymentMethod::Timeout).then_some(key.due);
+        let hidden_by = (method == PaymentMethod::ErrorAfterCharge).then_some(500);
+        if let Some(LedgerIndex::Charge(place)) = key.done
+            && let Some(charge) = self.ledger.charges.get(place).cloned()
+        {
+            return Ok(Outcome { done: charge, is_new: false, answer_at, hidden_by });
+        }
+        let charge = Charge::new(request, method.decline_code().or(decline));
+        self.carry_out(asked, LedgerEntry::Charge(charge.clone()))?;
+        Ok(Outcome { done: charge, is_new: true, answer_at, hidden_by })
+    }
+
+    /// Executes a refund, unless it was already executed under this key. The refund fails if the charge took no money,
+    /// or if the sum of refunds would exceed the charge.
+    pub(super) fn refund(
+        &mut self,
+        asked: KeyedRequest,
+        charge_id: &str,
+        request: &RefundRequest,
+    ) -> Result<Outcome<Refund>, Refusal> {
+        let charge = self.ledger.charge(charge_id).ok_or(Refusal::NoSuchCharge)?;
+        let rest = match charge.status {
+            ChargeStatus::Succeeded => charge.amount - self.ledger.refunded_amount(charge_id),
+            ChargeStatus::Declined => 0,
+        };
+        let status = if request.amount <= rest { RefundStatus::Succeeded } else { RefundStatus::Failed };
+        let key = self.claim(&asked, Duration::ZERO)?;
+        let answer_at = Some(key.due);
+        if let Some(LedgerIndex::Refund(place)) = key.done
+            && let Some(refund) = self.ledger.refunds.get(place).cloned()
+        {
+            return Ok(Outcome { done: refund, is_new: false, answer_at, hidden_by: None });
+        }
+        let refund = Refund::new(request, charge_id, status);
+        self.carry_out(asked, LedgerEntry::Refund(refund.clone()))?;
+        Ok(Outcome { done: refund, is_new: true, answer_at, hidden_by: None })
+    }
+
+    /// Records a charge without a request.
+    pub(super) fn enter(&mut self, charge: Charge) -> Result<(), Error> {
+        self.write(Entry { at: Utc::now(), asked: None, done: LedgerEntry::Charge(charge) }).map(|_| ())
+    }
+
+    /// Counts a use of the key, and rejects the request if the key belongs to a different request. A new or expired key
+    /// is registered, and its response is due after `patience`.
+    fn claim(&mut self, asked: &KeyedRequest, patience: Duration) -> Result<Key, Refusal> {
+        let now = Utc::now();
+        if now - self.swept >= SWEEP_INTERVAL {
+            self.keys.retain(|_, key| !is_over(key.since, now));
+            self.swept = now;
+        }
+        if self.keys.get(&asked.key).is_some_and(|key| is_over(key.since, now)) {
+            self.keys.remove(&asked.key);
+        }
+        let digest = asked.digest();
+        let due = Instant::now() + patience;
+        let new = Key { digest, since: now, uses: 0, done: None, due };
+        let key = self.keys.entry(asked.key.clone()).or_insert(new);
+        if key.digest != digest {
+            return Err(Refusal::KeyReused);
+        }
+        key.uses += 1;
+        Ok(*key)
+    }
+
+    fn carry_out(&mut self, asked: KeyedRequest, done: LedgerEntry) -> Result<(), Refusal> {
+        let name = asked.key.clone();
+        let place =
+            self.write(Entry { at: Utc::now(), asked: Some(asked), done }).map_err(Refusal::Broken)?;
+        if let Some(key) = self.keys.get_mut(&name) {
+            key.done = Some(place);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, entry: Entry) -> Result<LedgerIndex, Error> {
+        if self.closed {
+            return Err(Error::Stopped);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.append(&entry)?;
+        }
+        Ok(self.ledger.enter(entry.done))
+    }
+}
+
+fn is_over(since: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    now - since >= KEY_LIFETIME
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn pay(books: &mut GatewayState) {
+        let reference = Uuid::now_v7();
+        let asked = KeyedRequest {
+            key: reference.to_string(),
+            path: "/v1/charges".to_owned(),
+            body: "{}".to_owned(),
+        };
+        let request = ChargeRequest {
+            amount: 100,
+            currency: "EUR".to_owned(),
+            payment_method: PaymentMethod::Ok,
+            reference,
+        };
+        assert!(books.charge(asked, &request, None, Duration::ZERO).is_ok());
+    }
+
+    #[test]
+    fn a_key_that_nobody_uses_again_is_forgotten_when_its_time_is_over() {
+        let mut books = GatewayState::default();
+        for _ in 0..100 {
+            pay(&mut books);
+        }
+        assert_eq!((books.keys.len(), books.ledger.charges.len()), (100, 100));
+
+        for key in books.keys.values_mut().take(60) {
+            key.since -= KEY_LIFETIME;
+        }
+        books.swept -= SWEEP_INTERVAL;
+        pay(&mut books);
+        assert_eq!((books.keys.len(), books.ledger.charges.len()), (41, 101));
+    }
+
+    #[test]
+    fn a_charge_and_its_key_take_as_little_as_is_said() {
+        let key = Uuid::now_v7().to_string();
+        assert!(size_of::<(String, Key)>() + key.len() <= 200, "{}", size_of::<(String, Key)>());
+        let mut books = GatewayState::default();
+        pay(&mut books);
+        let texts: usize =
+            books.ledger.charges.iter().map(|charge| charge.id.len() + charge.currency.len()).sum();
+        assert!(size_of::<Charge>() + texts <= 200, "{}", size_of::<Charge>());
+    }
+}

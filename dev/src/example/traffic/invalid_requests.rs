@@ -1,0 +1,84 @@
+//! Deliberately invalid requests, each with the error that the API contract promises.
+use std::sync::Mutex;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::memory::{CompletedRequest, PlacedOrder, Product};
+use crate::traffic::{
+    api::{ApiResponse, Call},
+    customer::Customer,
+    expectations::{is_refused, keeps, list},
+    request::{ApiRequest, RequestOutcome, lock},
+};
+
+/// A deliberately invalid request.
+#[derive(Debug)]
+pub(super) enum InvalidRequest {
+    UnknownField(Value),
+    QuantityOfZero(Product),
+    NoToken,
+    SomebodyElsesOrder(String),
+    NoKey(Value),
+    BrokenJson,
+    LimitTooHigh,
+    NoSuchRoute,
+    WrongMethod,
+    NotAllowed,
+    KeyReused(CompletedRequest),
+    PayTwice(PlacedOrder),
+}
+
+impl ApiRequest<'_> {
+    /// Sends an invalid request, and checks that it is rejected.
+    pub(super) async fn blunder(&self, customer: &Mutex<Customer>, token: &str, blunder: InvalidRequest) {
+        let fresh = Uuid::now_v7().to_string();
+        let order = |body: &Value| Call::post("/v1/orders", body).by(token).under(&fresh);
+        let (call, status) = match &blunder {
+            InvalidRequest::UnknownField(items) => (order(&json!({ "items": items, "coupon": "FREE" })), 422),
+            InvalidRequest::QuantityOfZero(product) => {
+                (order(&json!({ "items": [{ "product_id": product.id, "quantity": 0 }] })), 422)
+            }
+            InvalidRequest::NoToken => (Call::get("/v1/orders"), 401),
+            InvalidRequest::SomebodyElsesOrder(id) => (Call::get(format!("/v1/orders/{id}")).by(token), 404),
+            InvalidRequest::NoKey(items) => (Call { key: None, ..order(&json!({ "items": items })) }, 400),
+            InvalidRequest::BrokenJson => {
+                (Call { body: Some("{\"items\":".to_owned()), ..order(&Value::Null) }, 400)
+            }
+            InvalidRequest::LimitTooHigh => (Call::get("/v1/orders?limit=101").by(token), 400),
+            InvalidRequest::NoSuchRoute => (Call::get("/v1/wishes"), 404),
+            InvalidRequest::WrongMethod => {
+                (Call { method: Method::DELETE, ..Call::get("/v1/products") }, 405)
+            }
+            InvalidRequest::NotAllowed => {
+                let product = json!({ "sku": fresh, "name": "Mine", "unit_amount": 1, "currency": "EUR" });
+                (Call::post("/v1/products", &product).by(token).under(&fresh), 403)
+            }
+            InvalidRequest::KeyReused(answered) => {
+                let other = json!({ "something": "else" }).to_string();
+                (Call { body: Some(other), ..answered.call.clone().by(token) }, 422)
+            }
+            InvalidRequest::PayTwice(paid) => {
+                let card = json!({ "payment_method": "pm_card_ok" });
+                (Call::post(format!("/v1/orders/{}/payments", paid.id), &card).by(token).under(&fresh), 409)
+            }
+        };
+        let names_the_field =
+            matches!(blunder, InvalidRequest::UnknownField(_) | InvalidRequest::QuantityOfZero(_));
+        let promised = |answer: &ApiResponse| {
+            is_refused(answer, status)?;
+            keeps("the refusal names the field", !names_the_field || !list(&answer.body, "errors").is_empty())
+        };
+        let came = match status {
+            401 => self.ask(&call, promised).await,
+            _ => self.ask_as(customer, &call, promised).await,
+        };
+        if let RequestOutcome::Promised(_) = came {
+            self.report().refusals += 1;
+        }
+        if let InvalidRequest::PayTwice(order) = blunder {
+            lock(customer).memory.remember(order);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Counter of round trips to PostgreSQL on the wire, where it sees every round trip. For each message exchange (a
+//! statement, `begin`, a ping of the pool) the driver waits for one `ReadyForQuery` (PostgreSQL's documentation,
+//! "Message Flow").
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Type byte of a `ReadyForQuery`.
+const READY_FOR_QUERY: u8 = b'Z';
+
+/// Response of a server without TLS to a request for TLS: this single byte, not a message.
+const NO_TLS: u8 = b'N';
+
+/// Size of a message's header in bytes: the type and the length. The length includes itself but not the type.
+const HEADER: usize = 5;
+
+/// Parser of a server's output on one connection, piece by piece.
+#[derive(Debug, Default)]
+pub(super) struct RoundTripCounter {
+    begun: bool,
+    header: Vec<u8>,
+    /// Remaining bytes of the current message.
+    rest: usize,
+}
+
+impl RoundTripCounter {
+    /// Counts the round trips that end in this piece.
+    pub(super) fn count(&mut self, mut piece: &[u8], round_trips: &AtomicUsize) {
+        if !self.begun && !piece.is_empty() {
+            self.begun = true;
+            // A server never begins with a `NoticeResponse`, which has the same type byte.
+            piece = piece.strip_prefix(&[NO_TLS]).unwrap_or(piece);
+        }
+        while !piece.is_empty() {
+            let (skipped, next) = piece.split_at(self.rest.min(piece.len()));
+            self.rest -= skipped.len();
+            let (header, next) = next.split_at((HEADER - self.header.len()).min(next.len()));
+            self.header.extend_from_slice(header);
+            if let [kind, length @ ..] = self.header.as_slice()
+                && let Ok(length) = <[u8; 4]>::try_from(length)
+            {
+                if *kind == READY_FOR_QUERY {
+                    round_trips.fetch_add(1, Ordering::Relaxed);
+                }
+                self.rest =
+                    usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX).saturating_sub(4);
+                self.header.clear();
+            }
+            piece = next;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+mod tests {
+    use super::*;
+
+    fn message(kind: u8, content: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(content.len() + 4).unwrap();
+        [&[kind], length.to_be_bytes().as_slice(), content].concat()
+    }
+
+    #[test]
+    fn round_trips_are_counted_wherever_the_wire_cuts_messages() {
+        let row = message(b'D', b"Z\0\0\0\x05Z, which is no message of its own");
+        let ready = message(b'Z', b"I");
+        let said = [b"N".to_vec(), message(b'R', &[0; 4]), ready.clone(), row, ready.clone(), ready].concat();
+        for size in 1..=said.len() {
+            let (mut answers, round_trips) = (RoundTripCounter::default(), AtomicUsize::new(0));
+            said.chunks(size).for_each(|piece| answers.count(piece, &round_trips));
+            assert_eq!(round_trips.into_inner(), 3, "in pieces of {size}");
+        }
+    }
+}

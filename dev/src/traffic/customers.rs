@@ -1,0 +1,87 @@
+//! The schedule of customers: which customer sends a request, and when.
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use super::{
+    Settings,
+    api::Api,
+    customer::Customer,
+    report::Report,
+    request::{ApiRequest, lock},
+};
+use crate::example::traffic::{self as example, memory::Shared};
+
+/// Minimum interval of registrations and logins. The service limits them per address, and all customers share one
+/// address.
+const LOGIN_INTERVAL: Duration = Duration::from_millis(2500);
+
+/// The service and all its customers.
+pub(super) struct CustomerPool {
+    api: Api,
+    seed: u64,
+    customers: Vec<Mutex<Customer>>,
+    shared: Shared,
+    door_opens: Mutex<Instant>,
+    report: Mutex<Report>,
+}
+
+impl CustomerPool {
+    pub(super) fn open(settings: Settings) -> Result<Self, reqwest::Error> {
+        Ok(Self {
+            api: Api::new(settings.api)?,
+            seed: settings.seed,
+            customers: (0..settings.customers.max(1)).map(|_| Mutex::default()).collect(),
+            shared: Shared::default(),
+            door_opens: Mutex::new(Instant::now()),
+            report: Mutex::default(),
+        })
+    }
+
+    pub(super) fn report(&self) -> Report {
+        lock(&self.report).clone()
+    }
+
+    /// Counts a request that was not sent because too many were in flight.
+    pub(super) fn crowded(&self) {
+        lock(&self.report).not_sent += 1;
+    }
+
+    /// Sends one request of one customer.
+    pub(super) async fn visit(self: Arc<Self>, tick: u64) {
+        let mut rng = StdRng::seed_from_u64(self.seed ^ tick.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let visit = ApiRequest::new(&self.shared, &self.api, &self.report);
+        if let Some(customer) = self.who_may_enter() {
+            visit.enter(customer).await;
+            lock(customer).at_the_door = false;
+            return;
+        }
+        let inside: Vec<_> =
+            self.customers.iter().filter(|customer| lock(customer).token.is_some()).collect();
+        let chosen = (!inside.is_empty()).then(|| rng.random_range(0..inside.len()));
+        let Some(customer) = chosen.and_then(|index| inside.get(index).copied()) else {
+            example::look_around(&visit).await;
+            return;
+        };
+        let stranger = inside.iter().find(|other| !std::ptr::eq(**other, customer));
+        example::act(&visit, customer, stranger.copied(), rng).await;
+    }
+
+    /// Returns a customer who should register or log in, if the interval has passed.
+    fn who_may_enter(&self) -> Option<&Mutex<Customer>> {
+        let mut door_opens = lock(&self.door_opens);
+        if Instant::now() < *door_opens {
+            return None;
+        }
+        let outside = self.customers.iter().find(|customer| {
+            let customer = lock(customer);
+            customer.token.is_none() && !customer.at_the_door
+        })?;
+        lock(outside).at_the_door = true;
+        *door_opens = Instant::now() + LOGIN_INTERVAL;
+        Some(outside)
+    }
+}

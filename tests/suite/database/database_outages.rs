@@ -1,0 +1,364 @@
+//! A database that is away, in each of the ways in which databases are away: the service says so in time, and is
+//! itself again when the database is, without anybody's help.
+use std::time::{Duration, Instant};
+
+use dev::harness::{HttpResponse, Request, Service, TABLE, eventually, within};
+use serde_json::Value;
+use url::Url;
+
+use crate::builder;
+
+async fn ready(service: &Service) -> (u16, Value) {
+    let (status, body) = service.ops("/readyz").await;
+    (status, serde_json::from_str(&body).unwrap_or_default())
+}
+
+async fn is_ready_again(service: &Service) {
+    within(Duration::from_mins(1), "it is ready again", async || {
+        (ready(service).await.0 == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn while_the_database_hangs_probes_are_answered_in_time() {
+    let service = builder().behind_a_link().start().await;
+    service.link().freeze();
+    eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
+    for _ in 0..5 {
+        let asked = Instant::now();
+        let (status, body) = ready(&service).await;
+        assert_eq!((status, body["checks"]["database"].as_str()), (503, Some("unhealthy")), "{body}");
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        assert_eq!(service.ops("/healthz").await.0, 200, "it is alive all the same");
+    }
+    let (_, report) = service.ops("/health").await;
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["status"], "unhealthy");
+    assert_eq!(report["checks"]["database"]["message"], "the database is unreachable");
+    service.link().mend();
+    is_ready_again(&service).await;
+}
+
+#[tokio::test]
+async fn a_database_that_was_away_is_found_again_without_a_restart() {
+    let service = builder().behind_a_link().start().await;
+    let customer = service.customer().await;
+    let request = customer.creates();
+    service.link().cut();
+    let refused = request.clone().await.is_problem(503, "unavailable");
+    assert!(refused.header("retry-after").is_some(), "{refused}");
+    eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
+    eventually("a worker fails, and says so", async || {
+        service.logs().iter().any(|line| line["message"] == "worker failed").then_some(())
+    })
+    .await;
+    service.link().mend();
+    is_ready_again(&service).await;
+    assert!(!request.insist().await.is(201).is_replayed());
+    // After several failures a worker pauses for up to half a minute.
+    within(Duration::from_mins(2), "the workers work again", async || {
+        let (_, report) = service.ops("/health").await;
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let workers = report["workers"].as_array().unwrap();
+        workers.iter().all(|worker| worker["consecutive_failures"] == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_that_take_longer_than_a_request_waits_for_them_are_there_for_the_next_one() {
+    let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").behind_a_link().start().await;
+    let customer = service.customer().await;
+    // A statement is one way there and back, opening a connection is several: as after a restart, when everybody
+    // opens all of them at once.
+    service.link().interrupt();
+    service.link().slow(Duration::from_millis(100));
+    let refused = customer.lists().await.is_problem(503, "unavailable");
+    assert!(refused.header("retry-after").is_some(), "{refused}");
+    eventually("a connection is there", async || (customer.lists().await.status == 200).then_some(())).await;
+    is_ready_again(&service).await;
+}
+
+#[tokio::test]
+async fn connections_to_a_host_that_is_gone_are_given_up() {
+    let service = builder()
+        .setting("REQUEST_TIMEOUT_MS", "2600")
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .behind_a_link()
+        .start()
+        .await;
+    let customer = service.customer().await;
+    let pool = [(); 4];
+    // Every connection of the pool is open, and every one of them is asked something when the host vanishes.
+    let held = service.database().lock(TABLE).await;
+    let asked = pool.map(|()| customer.lists().in_background());
+    service.database().has_waiting(4).await;
+    service.link().freeze();
+    for request in asked {
+        let _late = request.answer().await.is_problem(504, "timeout");
+    }
+    held.release().await;
+    service.link().fails_over();
+
+    is_ready_again(&service).await;
+    let asked = pool.map(|()| customer.lists().in_background());
+    for request in asked {
+        let _served = request.answer().await.is(200);
+    }
+    let recovered =
+        async || service.gauge("worker_last_success_timestamp_seconds{worker=\"audit_sealing\"}").await;
+    let before = recovered().await;
+    within(Duration::from_mins(1), "the workers work again", async || {
+        (recovered().await > before).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_statement_has_as_long_as_the_setting_says() {
+    let service = builder()
+        .setting("DATABASE_STATEMENT_TIMEOUT_MS", "30000")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let asked = customer.lists().in_background();
+    // Longer than any other limit that a statement has.
+    let waited = format!(
+        "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
+         and waitstart < now() - interval '16 s'"
+    );
+    eventually("it has waited for long", async || {
+        (service.database().number(&waited).await > 0).then_some(())
+    })
+    .await;
+    held.release().await;
+    let _listed = asked.answer().await.is(200);
+}
+
+/// A URL that names the hosts of both.
+fn both(first: &Url, second: &Url) -> String {
+    let host = |url: &Url| format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
+    first.as_str().replacen(&host(first), &format!("{},{}", host(first), host(second)), 1)
+}
+
+/// Repeats a change until it succeeds. Every other answer is one that a client may repeat.
+async fn succeeds_after_503s_only(request: impl Fn() -> Request) -> HttpResponse {
+    within(Duration::from_mins(1), "it succeeds", async || {
+        let answer = request().await;
+        if answer.status == 201 {
+            return Some(answer);
+        }
+        let answer = answer.is_problem(503, "unavailable");
+        assert!(answer.header("retry-after").is_some(), "{answer}");
+        None
+    })
+    .await
+}
+
+async fn is_not_ready_because(service: &Service, reason: &str) {
+    eventually(reason, async || {
+        let (_, report) = service.ops("/health").await;
+        let report: Value = serde_json::from_str(&report).unwrap();
+        (report["checks"]["database"]["message"] == reason && ready(service).await.0 == 503).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_standby_is_never_used() {
+    let mut service = builder().on_a_server_of_its_own().start().await;
+    let standby = service.database().standby().await;
+    let alone = [("DATABASE_URL", standby.service_url().as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "1")];
+    let stopped = service.command(&["serve"], &alone).await;
+    assert_eq!(stopped.code(), Some(1));
+    assert!(stopped.stderr.contains("the database is a standby"), "{}", stopped.stderr);
+
+    service.terminate().await;
+    let primary = service.database().service_url().clone();
+    service.restart_with("DATABASE_URL", &both(standby.service_url(), &primary)).await;
+    let _created = service.customer().await.creates().await.is(201);
+}
+
+#[tokio::test]
+async fn a_promoted_standby_takes_over_from_a_lost_host_within_seconds() {
+    let mut service = builder()
+        .on_a_server_of_its_own()
+        .behind_a_link()
+        // So that nothing but the loss of the host ends a statement.
+        .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    let standby = service.database().standby().await;
+    service.terminate().await;
+    let primary = service.link().leads_to(service.database().service_url());
+    service.restart_with("DATABASE_URL", &both(&primary, standby.service_url())).await;
+    // From now on a commit is confirmed once it is on the standby, too.
+    for statement in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
+        service.database().execute_as_administrator(statement).await;
+    }
+    let customer = service.customer().await;
+    let created = customer.creates().await.is(201).id();
+    let pool = [(); 4].map(|()| customer.lists().in_background());
+    for request in pool {
+        let _every_connection_is_open = request.answer().await.is(200);
+    }
+
+    service.link().freeze();
+    standby.promote().await;
+    let lost = Instant::now();
+    let _created = succeeds_after_503s_only(|| customer.creates()).await;
+    assert!(lost.elapsed() < Duration::from_secs(15), "{:?}", lost.elapsed());
+    is_ready_again(&service).await;
+    let listed = customer.lists().await.is(200);
+    assert!(listed.to_string().contains(&created.to_string()), "a confirmed commit is there: {listed}");
+}
+
+#[tokio::test]
+async fn statements_on_a_lost_host_end_within_seconds() {
+    let service = builder()
+        .behind_a_link()
+        .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let asked = [(); 4].map(|()| customer.lists().in_background());
+    service.database().has_waiting(4).await;
+    service.link().fails_over();
+    let lost = Instant::now();
+    for request in asked {
+        let _given_up = request.answer().await.is_problem(503, "unavailable");
+    }
+    assert!(lost.elapsed() < Duration::from_secs(20), "{:?}", lost.elapsed());
+    held.release().await;
+    let _listed = customer.lists().await.is(200);
+}
+
+#[tokio::test]
+async fn statements_that_were_given_up_hold_no_connection_that_others_need() {
+    let service = builder()
+        .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
+        .setting("REQUEST_TIMEOUT_MS", "60000")
+        .start()
+        .await;
+    let customer = service.customer().await;
+    let held = service.database().lock(TABLE).await;
+    let asked = [(); 4].map(|()| customer.lists().in_background());
+    service.database().has_waiting(4).await;
+    for request in asked {
+        let _request = request.give_up().await;
+    }
+    // Every connection of the pool still waits for the lock.
+    let began = Instant::now();
+    let _served = customer.get("/v1/me").await.is(200);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    held.release().await;
+    let _listed = customer.lists().await.is(200);
+}
+
+#[tokio::test]
+async fn a_server_that_turns_read_only_is_an_outage_that_passes() {
+    let service = builder().on_a_server_of_its_own().start().await;
+    let customer = service.customer().await;
+    let _created = customer.creates().await.is(201);
+    let set = async |value: &str| {
+        let statement = format!("alter system set default_transaction_read_only = {value}");
+        service.database().execute_as_administrator(&statement).await;
+        service.database().execute_as_administrator("select pg_reload_conf()").await;
+    };
+    set("on").await;
+    eventually("changes are refused", async || {
+        let answer = customer.creates().await;
+        if answer.status == 201 {
+            return None;
+        }
+        let answer = answer.is_problem(503, "unavailable");
+        assert!(answer.header("retry-after").is_some(), "{answer}");
+        Some(())
+    })
+    .await;
+    is_not_ready_because(&service, "the database is read-only").await;
+    set("off").await;
+    let _created = succeeds_after_503s_only(|| customer.creates()).await;
+    is_ready_again(&service).await;
+}
+
+#[tokio::test]
+async fn a_database_whose_new_sessions_are_read_only_is_not_used() {
+    let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "1000").start().await;
+    let customer = service.customer().await;
+    let set = async |value: &str| {
+        let statement = format!(
+            "do $$ begin
+               execute format('alter database %I set default_transaction_read_only = {value}', current_database());
+             end $$"
+        );
+        service.database().execute(statement).await;
+    };
+    set("on").await;
+    // Open sessions keep the old default: the monitor finds out by a connection of its own.
+    is_not_ready_because(&service, "the database is read-only").await;
+    let role = service.database().service_role();
+    let end_sessions = format!(
+        "select pg_terminate_backend(pid)
+         from pg_stat_activity
+         where datname = current_database() and usename = '{role}'"
+    );
+    service.database().execute_as_administrator(&end_sessions).await;
+    for _ in 0..6 {
+        let refused = customer.creates().await.is_problem(503, "unavailable");
+        assert!(refused.header("retry-after").is_some(), "{refused}");
+    }
+    // The session is read-only by default now, the harness's own included.
+    set("off").await;
+    let _created = succeeds_after_503s_only(|| customer.creates()).await;
+    is_ready_again(&service).await;
+}
+
+#[tokio::test]
+async fn a_column_that_changes_its_type_fails_no_request_for_good() {
+    let service = builder().start().await;
+    let customer = service.customer().await;
+    let _listed = customer.lists().await.is(200);
+    let (changed, unchanged) = tokio::sync::watch::channel(false);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (customer, mut unchanged) = (customer.clone(), unchanged.clone());
+            tokio::spawn(async move {
+                let mut statuses = Vec::new();
+                while !*unchanged.borrow_and_update() {
+                    statuses.push(customer.lists().await.status);
+                }
+                statuses
+            })
+        })
+        .collect();
+    let selected = "db_query_duration_seconds_count{query_type=\"sessions.select\"}";
+    eventually("every connection has prepared its statements", async || {
+        (service.metric(selected).await >= 100).then_some(())
+    })
+    .await;
+    // Every request reads this column, to find out who calls.
+    service.database().execute("alter table users alter column role type varchar(20)").await;
+    for _ in 0..8 {
+        let answer = customer.lists().await;
+        assert!([200, 503].contains(&answer.status), "{answer}");
+    }
+    changed.send_replace(true);
+    let mut refused = 0;
+    for client in clients {
+        for status in client.await.unwrap() {
+            assert!([200, 503].contains(&status), "{status}");
+            refused += usize::from(status == 503);
+        }
+    }
+    assert!(refused <= 4, "{refused} requests were refused, and there are 4 connections");
+    for _ in 0..8 {
+        let _listed = customer.lists().await.is(200);
+    }
+}

@@ -1,0 +1,64 @@
+//! Pictures of every view, for whoever reviews a change of the page, and for the README.
+use std::time::Duration;
+
+use dev::{faults::Fault, harness::within};
+use serde_json::json;
+
+use crate::console::fixture::{ConsoleFixture, get};
+
+/// Every view, at the width of a window and of a phone, in light and in dark.
+#[tokio::test]
+async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
+    let (stage, traffic) = ConsoleFixture::with_traffic(25.0).await;
+    let Some(browser) = stage.open("/now").await else { return };
+    has_points(&stage, 60).await;
+    stage.faults.set(Fault::named("gateway-outage").unwrap(), true).await.unwrap();
+    browser.shows("[data-tile=Breaker]", "open").await;
+    has_points(&stage, 85).await;
+    stage.faults.clear().await.unwrap();
+    browser.shows("[data-tile=Breaker]", "closed").await;
+    has_points(&stage, 120).await;
+    // Nothing new comes from here on: the window would not hold this trace for as long as a slow machine takes.
+    if let Some(traffic) = traffic {
+        traffic.stop().await;
+    }
+    stage.paid_order("a-checkout").await;
+    let trace = stage.trace_of("a-checkout").await;
+
+    let views = [
+        ("now", "/now?minutes=2".to_owned(), ".chart"),
+        ("traces", "/traces".to_owned(), ".row.trace"),
+        ("trace", format!("/traces/{trace}"), ".span"),
+        ("logs", "/logs?level=INFO".to_owned(), ".line"),
+        ("alerts", "/alerts".to_owned(), ".rule"),
+        ("faults", "/faults".to_owned(), "#books"),
+        ("audit", "/audit".to_owned(), ".seals li"),
+    ];
+    for (name, path, part) in views {
+        for (device, width, height) in [("window", 1280, 900), ("phone", 390, 844)] {
+            for scheme in ["light", "dark"] {
+                browser.is_as_wide_as(width, height).await;
+                browser.prefers(scheme).await;
+                browser.go(&path).await;
+                browser.shows(part, "").await;
+                if name == "audit" {
+                    browser.click("#verify").await;
+                    browser.shows("#verification", "The chain is whole").await;
+                }
+                let wider = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
+                assert_eq!(wider, json!(0), "{name} on a {device} is wider than it");
+                browser.picture(&format!("{name}-{device}-{scheme}")).await;
+            }
+        }
+    }
+    browser.has_no_errors().await;
+}
+
+/// Waits until the charts have so many points.
+async fn has_points(stage: &ConsoleFixture, count: usize) {
+    within(Duration::from_mins(3), "there is something to see", async || {
+        let now = get(&stage.console, "/api/now").await;
+        (now["points"].as_array()?.len() >= count).then_some(())
+    })
+    .await;
+}

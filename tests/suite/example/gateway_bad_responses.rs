@@ -1,0 +1,261 @@
+//! Answers of the gateway that are not what they should be: none is believed, and the gateway is left alone if they
+//! are many. Declines are answers like any other.
+use dev::{
+    example::gateway::{Charge, ChargeStatus, Faults, Malformation, Webhooks},
+    harness::{Service, eventually},
+};
+
+use super::payments::charges;
+use crate::{builder, service};
+
+fn spoiled(spoil: Malformation) -> Faults {
+    Faults { spoil_rate: 1.0, spoil, webhooks: Webhooks::Never, ..Faults::default() }
+}
+
+/// What the trail says about answers that did not fit.
+async fn told(service: &Service) -> Vec<String> {
+    let events = service.audit_events("action = 'discrepancy'").await;
+    events.iter().map(|event| event["metadata"]["what"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn is_not_believed(spoil: Malformation, what: Option<&str>) {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().faults().set(spoiled(spoil));
+    let payment = order.pay("pm_card_ok").await.is(202).id();
+    if let Some(what) = what {
+        eventually("it is told", async || (!told(&service).await.is_empty()).then_some(())).await;
+        assert!(told(&service).await.iter().all(|told| told == what), "{:?}", told(&service).await);
+    }
+    assert_eq!(order.status().await, "pending_payment");
+
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    order.becomes("paid").await;
+    assert_eq!(service.charges_for(payment).await.len(), 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_json_is_not_believed() {
+    is_not_believed(Malformation::Garbage, None).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_huge_is_not_read() {
+    is_not_believed(Malformation::Huge, None).await;
+}
+
+#[tokio::test]
+async fn an_answer_with_another_amount_is_not_believed() {
+    is_not_believed(Malformation::Amount, Some("amount")).await;
+}
+
+#[tokio::test]
+async fn an_answer_in_another_currency_is_not_believed() {
+    is_not_believed(Malformation::Currency, Some("currency")).await;
+}
+
+#[tokio::test]
+async fn an_answer_about_another_payment_is_not_believed() {
+    is_not_believed(Malformation::Reference, Some("reference")).await;
+}
+
+#[tokio::test]
+async fn an_id_that_cannot_be_stored_is_not_believed() {
+    is_not_believed(Malformation::Nul, Some("unreadable charge")).await;
+}
+
+#[tokio::test]
+async fn an_id_that_is_no_text_is_not_believed() {
+    is_not_believed(Malformation::Surrogate, Some("unreadable charge")).await;
+}
+
+#[tokio::test]
+async fn records_that_nobody_can_read_keep_no_customer_from_paying() {
+    let service = service().await;
+    let customer = service.customer().await;
+    service.gateway().faults().set(spoiled(Malformation::Record));
+    let mut unanswered = Vec::new();
+    for _ in 0..10 {
+        let order = customer.places_an_order().await;
+        unanswered.push((order.pay("pm_card_timeout").in_background(), order));
+    }
+    for (attempt, _) in unanswered {
+        let _unknown = attempt.answer().await.is(202);
+    }
+    let orders = [(); 20].map(|()| customer.places_an_order());
+    for (paid, order) in orders.into_iter().enumerate() {
+        let order = order.await;
+        eventually("the breaker is closed", async || {
+            let answer = order.pay("pm_card_ok").await;
+            assert!([201, 503].contains(&answer.status), "{answer}");
+            // Only the ten calls without an answer have opened it: once it is closed, it stays closed.
+            assert!(paid == 0 || answer.status == 201, "{paid} were paid: {answer}");
+            (answer.status == 201).then_some(())
+        })
+        .await;
+    }
+    eventually("each unreadable record is recorded", async || {
+        (told(&service).await.len() == 10).then_some(())
+    })
+    .await;
+    assert!(told(&service).await.iter().all(|told| told == "unreadable charge"));
+}
+
+#[tokio::test]
+async fn a_retry_after_beyond_all_time_ends_the_retries_of_a_request() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for retry_after in ["18446744073709551615", "99999999999999999999999999"] {
+        service.gateway().faults().set(Faults {
+            error_rate: 1.0,
+            error_status: 503,
+            retry_after: retry_after.to_owned(),
+            webhooks: Webhooks::Never,
+            ..Faults::default()
+        });
+        let order = customer.places_an_order().await;
+        let payment = order.pay("pm_card_ok").await.is(202).id();
+        assert_eq!(service.sends_of(payment).await, 1);
+        service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+        order.becomes("paid").await;
+    }
+    assert_eq!(service.metric("panics_total").await, 0);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_rejection_settles_nothing_once_another_attempt_was_made() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_from_another_gateway").in_background();
+    let payment = order.has_a_payment().await;
+    eventually("the charge is sent", async || (service.sends_of(payment).await == 1).then_some(())).await;
+    // What the recovery of another replica does meanwhile.
+    service.database().execute(format!("update payments set attempts = 2 where id = '{payment}'")).await;
+    let charge = Charge {
+        id: "ch_by_another_attempt".to_owned(),
+        reference: service.gateway_key(payment).await,
+        status: ChargeStatus::Succeeded,
+        decline_code: None,
+        amount: 2580,
+        currency: "EUR".to_owned(),
+    };
+    service.gateway().record(charge).unwrap();
+    service.gateway().release();
+
+    assert_eq!(attempt.answer().await.is(202).text("status"), "processing");
+    order.becomes("paid").await;
+    assert_eq!(order.payments().await, [payment]);
+    assert_eq!(told(&service).await, [""; 0]);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_rejection_is_certain_if_the_attempt_before_it_made_no_connection() {
+    let service = service().await;
+    let unconnected = service.replica_with(&[("GATEWAY_URL", "http://127.0.0.1:1")]).await;
+    let order = service.customer().await.places_an_order().await;
+    let payment = order.pay("pm_card_from_another_gateway").at(&unconnected).await.is(202).id();
+    let failed = format!("select count(*) from payments where id = '{payment}' and status = 'failed'");
+    eventually("the rejection ends it", async || {
+        (service.database().number(&failed).await == 1).then_some(())
+    })
+    .await;
+    order.pay_successfully().await;
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn one_charge_settles_one_payment_and_the_other_needs_review() {
+    let service = service().await;
+    service.gateway_sends_no_webhooks();
+    let customer = service.customer().await;
+    let settled = customer.places_an_order().await.pay_successfully().await;
+    let charge = service.charges_for(settled).await.remove(0);
+    let order = customer.places_an_order().await;
+    service.gateway().faults().set(Faults {
+        error_rate: 1.0,
+        webhooks: Webhooks::Never,
+        ..Faults::default()
+    });
+    let payment = order.pay("pm_card_ok").await.is(202).id();
+    let reference = service.gateway_key(payment).await;
+    service.gateway().record(Charge { reference, ..charge }).unwrap();
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+
+    let parked = format!(
+        "select count(*) from payments where id = '{payment}' and status = 'processing' and parked_at is not null"
+    );
+    eventually("it needs review", async || (service.database().number(&parked).await == 1).then_some(()))
+        .await;
+    assert_eq!(told(&service).await, ["charge of another payment"]);
+    assert_eq!(order.status().await, "pending_payment");
+}
+
+#[tokio::test]
+async fn a_gateway_whose_answers_make_no_sense_is_left_alone() {
+    for spoil in [Malformation::Garbage, Malformation::Huge, Malformation::Amount, Malformation::Reference] {
+        // Recovery asks what the books say of each payment, and they may say what is wrong for ever.
+        let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "60").start().await;
+        let customer = service.customer().await;
+        service.gateway().faults().set(spoiled(spoil));
+        let refused = eventually("the breaker opens", async || {
+            let answer = customer.places_an_order().await.pay("pm_card_ok").await;
+            (answer.status == 503).then_some(answer)
+        })
+        .await;
+        assert!(refused.header("retry-after").is_some(), "{spoil:?}: {refused}");
+        assert_eq!(
+            service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await,
+            2,
+            "{spoil:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn declines_are_answers_and_not_an_outage() {
+    let service = service().await;
+    let customer = service.customer().await;
+    for _ in 0..15 {
+        let declined = customer.places_an_order().await.pay("pm_card_declined").await.is(201);
+        assert_eq!(declined.text("status"), "declined");
+    }
+    assert_eq!(service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await, 0);
+}
+
+#[tokio::test]
+async fn a_conflict_at_the_gateway_is_unknown_and_calls_a_person() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    let conflict =
+        Faults { error_rate: 1.0, error_status: 409, webhooks: Webhooks::Never, ..Faults::default() };
+    service.gateway().faults().set(conflict);
+    let payment = order.pay("pm_card_ok").await.is(202);
+    assert_eq!(payment.text("status"), "processing", "a 409 never ends a payment, be it the first answer");
+    assert_eq!(told(&service).await, ["idempotency conflict"]);
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    order.becomes("paid").await;
+    assert_eq!(charges(&service, payment.id()).await, 1);
+    service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_refusal_within_the_request_proves_nothing_about_the_attempt_before_it() {
+    let service = service().await;
+    let order = service.customer().await.places_an_order().await;
+    // The first answer is an error that comes late; the second is a refusal.
+    let failing = Faults { error_rate: 1.0, latency_ms: 400, webhooks: Webhooks::Never, ..Faults::default() };
+    service.gateway().faults().set(failing);
+    let attempt = order.pay("pm_card_from_another_gateway").in_background();
+    let sent = || service.gateway().requests().iter().filter(|request| request.method == "POST").count();
+    eventually("it is sent", async || (sent() == 1).then_some(())).await;
+    service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
+    let answer = attempt.answer().await.is(202);
+    assert!(sent() >= 2, "it was sent again within the request");
+    assert_eq!(answer.text("status"), "processing");
+    service.invariants_hold().await;
+}

@@ -1,0 +1,52 @@
+//! The queries of the regular review (docs/logs.md) run, with the rights that the document names, and find what they are for.
+use std::path::Path;
+
+use dev::harness::{PASSWORD, Service};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::service;
+
+/// The queries of the document, in its order.
+fn queries() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/logs.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let blocks = text.split("```sql\n").skip(1).map(|rest| rest.split_once("\n```").unwrap().0);
+    blocks.map(|query| query.trim_end_matches(';').to_owned()).collect()
+}
+
+/// A week in which everything that the review asks for has happened once.
+async fn a_week(service: &Service) {
+    let (customer, support, admin) =
+        (service.customer().await, service.support().await, service.admin().await);
+    let order = customer.places_an_order().await;
+    let payment = order.pay_successfully().await;
+    let _read = support.get(order.path()).await.is(200);
+    let _given_back = support.refund(payment, Some(100)).await.is(201);
+    let product = json!({ "sku": "REVIEWED", "name": "A thing", "unit_amount": 100, "currency": "EUR" });
+    let _dearer = admin.post("/v1/products").json(&product).await.is(201);
+    for _ in 0..6 {
+        let credentials = json!({ "email": customer.email, "password": "not the password of anybody" });
+        let _wrong = service.nobody().post("/v1/sessions").json(&credentials).await.is(401);
+    }
+    // Somebody else opens the account again, as the lockout's end would.
+    service.database().execute("delete from login_attempts").await;
+    let credentials = json!({ "email": customer.email, "password": PASSWORD });
+    let _in = service.nobody().post("/v1/sessions").json(&credentials).await.is(201);
+    let change = json!({ "filter": "info", "ttl_seconds": 60 }).to_string();
+    assert_eq!(service.operate(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
+    service.command(&["audit", "verify"], &[]).await.succeeded();
+}
+
+#[tokio::test]
+async fn every_query_of_the_review_runs_and_finds_what_it_is_for() {
+    let service = service().await;
+    a_week(&service).await;
+    let queries = queries();
+    assert!(queries.len() >= 5, "{queries:?}");
+    for query in queries {
+        assert_eq!(service.database().try_as_service(&query).await, Ok(()), "as the service's role: {query}");
+        let found = service.database().rows(&query).await;
+        assert!(!found.is_empty(), "it finds nothing of that week: {query}");
+    }
+}
