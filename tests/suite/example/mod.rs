@@ -23,5 +23,6 @@ mod replicated_payments;
 mod round_trips;
 mod secrets;
 mod stack;
+mod tour;
 mod traffic;
 mod webhooks;

@@ -1,0 +1,304 @@
+//! `docs/tour.md`: the outputs that it shows are those of this run.
+//!
+//! A block of the document that follows `<!-- output: NAME -->` is compared with the output NAME of the run, after ids,
+//! times, addresses and durations are replaced in both. `UPDATE_TOUR=1 cargo test --test suite -- tour` writes the
+//! outputs of the run into the document.
+use std::{collections::BTreeMap, fmt::Write, fs};
+
+use dev::{
+    example::gateway::Faults,
+    harness::{Collector, HttpResponse, MUG, Service, Span, eventually},
+};
+use regex::Regex;
+use serde_json::{Value, json};
+
+use crate::{builder, stack::alerting::inbox, stack::repository};
+
+const ORDERS: &str = "/v1/orders";
+const PAYMENTS: &str = "/v1/orders/{id}/payments";
+const HEADERS: [&str; 6] =
+    ["location", "x-correlation-id", "idempotency-replayed", "retry-after", "ratelimit", "content-type"];
+
+type Outputs = BTreeMap<&'static str, String>;
+
+#[tokio::test]
+async fn the_tour_shows_what_a_run_prints() {
+    let collector = Collector::start().await;
+    let inbox = inbox().await;
+    let service = builder()
+        .traced_by(&collector)
+        .setting("ALERT_WEBHOOK_URL", &format!("http://{}/service", inbox.address()))
+        .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
+        .start()
+        .await;
+    service.gateway_sends_no_webhooks();
+    let mut outputs = Outputs::new();
+
+    // An order, and its payment.
+    let customer = service.customer().await;
+    let before = counters(&service).await;
+    let order = json!({ "items": [{ "product_id": MUG, "quantity": 2 }] });
+    let order = customer.post(ORDERS).json(&order).key("tour-order").header("x-correlation-id", "tour-1");
+    let order = order.await.is(201);
+    outputs.insert("order", response(&order));
+    let path = format!("{ORDERS}/{}/payments", order.id());
+    let body = json!({ "payment_method": "pm_card_ok" });
+    let pay = customer.post(&path).json(&body).key("tour-payment").header("x-correlation-id", "tour-2");
+    let paid = pay.clone().await.is(201);
+    outputs.insert("payment", response(&paid));
+    let replayed = pay.await.is(201);
+    assert_eq!(replayed.text, paid.text);
+    outputs.insert("replay", head(&replayed));
+    outputs.insert("gateway-request", gateway_request(&service).await);
+    let row = "select id, gateway_key, order_id, amount, currency, status, attempts, gateway_charge_id from payments";
+    outputs.insert("row", pretty(&service.database().rows(row).await[0]));
+
+    // Telemetry.
+    outputs.insert("logs", log_lines(&service, "tour-2").await);
+    let request = collector.has_request(PAYMENTS, "tour-2").await;
+    eventually("the whole trace", async || {
+        collector.below(&request).iter().any(|span| span.name == "settle payment").then_some(())
+    })
+    .await;
+    let mut trace = String::new();
+    draw(&collector, &request, 0, &mut trace);
+    outputs.insert("trace", trace);
+    outputs.insert("metrics", moved(&before, &counters(&service).await));
+
+    // The audit log.
+    outputs.insert("audit", table(&service.audit_events("correlation_id in ('tour-1', 'tour-2')").await));
+    let seal = eventually("a seal of the payment's events", async || {
+        let covers = "select number from audit_seals where last_sequence >= \
+                      (select max(sequence) from audit_events where correlation_id = 'tour-2') order by number limit 1";
+        service.database().rows(covers).await.first().map(|seal| seal["number"].clone())
+    })
+    .await;
+    outputs.insert(
+        "seal",
+        pretty(&service.logs_that("the seal's line", |line| line["seal_number"] == seal).await),
+    );
+    let verified = service.command(&["audit", "verify"], &[]).await;
+    outputs.insert("verify", verified.stdout);
+
+    // The gateway is down.
+    service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..Faults::default() });
+    let order = customer.places_an_order().await;
+    let pay = order.pay("pm_card_ok").key("tour-outage").header("x-correlation-id", "tour-3");
+    let processing = pay.clone().await.is(202);
+    outputs.insert("processing", response(&processing));
+    let rejected = eventually("the breaker opens", async || {
+        let order = customer.places_an_order().await;
+        let paid = order.pay("pm_card_ok").header("x-correlation-id", "tour-4").await;
+        (paid.status == 503).then_some(paid)
+    })
+    .await;
+    outputs.insert("rejected", response(&rejected));
+    let opened = service.logs_that("the breaker's line", |line| {
+        line["level"] == "WARN" && line["field.service"] == "payment_gateway"
+    });
+    outputs.insert(
+        "breaker",
+        members(&opened.await, &["timestamp", "level", "target", "message", "field.service"]),
+    );
+    let alert = eventually("the alert", async || {
+        inbox.alerts().into_iter().find(|alert| alert.name.contains("opened"))
+    })
+    .await;
+    let alert = serde_json::to_value(alert).unwrap();
+    outputs.insert("alert", members(&alert, &["source", "severity", "summary", "description", "started_at"]));
+
+    // It is repaired.
+    service.gateway().faults().clear();
+    order.becomes("paid").await;
+    let settled = service.logs_that("the settlement", |line| {
+        line["correlation_id"] == "tour-3" && event(line)["action"] == "settle"
+    });
+    outputs.insert("recovered", log_line(&settled.await));
+    outputs.insert("recovered-replay", head(&pay.await.is(201)));
+
+    compare(&outputs);
+}
+
+/// Compares the document with the run, or writes the run's outputs into it.
+fn compare(outputs: &Outputs) {
+    let path = repository().join("docs/tour.md");
+    let document = fs::read_to_string(&path).unwrap();
+    let block = Regex::new(r"(?s)(<!-- output: ([a-z-]+) -->\n```[a-z]*\n)(.*?)```").unwrap();
+    let shown: Vec<_> = block.captures_iter(&document).map(|found| found[2].to_owned()).collect();
+    let known: Vec<_> =
+        outputs.keys().copied().filter(|name| shown.iter().any(|shown| shown == name)).collect();
+    assert_eq!(known, outputs.keys().copied().collect::<Vec<_>>(), "docs/tour.md lacks outputs");
+    let real = |found: &regex::Captures<'_>| outputs.get(&found[2]).cloned();
+    if std::env::var_os("UPDATE_TOUR").is_some() {
+        let updated = block.replace_all(&document, |found: &regex::Captures<'_>| {
+            format!("{}{}```", &found[1], real(found).unwrap_or_default())
+        });
+        fs::write(path, updated.as_bytes()).unwrap();
+        return;
+    }
+    let function = Regex::new(r"\[`(\w+)`\]\(\.\./([^)]+\.rs)\)").unwrap();
+    for found in function.captures_iter(&document) {
+        let source = fs::read_to_string(repository().join(&found[2])).unwrap();
+        assert!(source.contains(&format!("fn {}", &found[1])), "{} has no `{}`", &found[2], &found[1]);
+    }
+    for found in block.captures_iter(&document) {
+        let real =
+            real(&found).unwrap_or_else(|| panic!("docs/tour.md shows an unknown output: {}", &found[2]));
+        assert_eq!(
+            normalized(&found[3]),
+            normalized(&real),
+            "docs/tour.md shows another `{}`; UPDATE_TOUR=1 writes it anew",
+            &found[2]
+        );
+    }
+}
+
+/// Replaces what differs in every run.
+fn normalized(text: &str) -> String {
+    let rules = [
+        (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
+        (r"\b[0-9a-f]{64}\b", "SHA256"),
+        (r"\b[0-9a-f]{32}\b", "TRACE"),
+        (r"\b[0-9a-f]{16}\b", "SPAN"),
+        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", "TIME"),
+        (r"\b(ch|re|evt)_[0-9A-Za-z_]+", "GATEWAY_ID"),
+        (r"127\.0\.0\.1:\d+", "ADDRESS"),
+        (r"\b\d+(\.\d+)? ms", "DURATION"),
+        (
+            r#""(sequence|number|first_sequence|last_sequence|event_count|attempts|duration_ms|latency_ms)": [\d.]+"#,
+            "$1: N",
+        ),
+        (r"(?i)(retry-after|ratelimit): .*", "$1: N"),
+        (r"\b\d+ events, up to seal \d+", "N events, up to seal N"),
+        (r" +", " "),
+    ];
+    rules.iter().fold(text.to_owned(), |text, (pattern, replacement)| {
+        Regex::new(pattern).unwrap().replace_all(&text, *replacement).into_owned()
+    })
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap() + "\n"
+}
+
+/// The audit event that a line of the log has as text.
+fn event(line: &Value) -> Value {
+    line["audit_log"].as_str().map_or(Value::Null, |event| serde_json::from_str(event).unwrap())
+}
+
+/// A line of the log, with the audit event as an object.
+fn log_line(line: &Value) -> String {
+    let mut line = line.clone();
+    if !event(&line).is_null() {
+        line["audit_log"] = event(&line);
+    }
+    pretty(&line)
+}
+
+/// Some members of an object.
+fn members(object: &Value, names: &[&str]) -> String {
+    let members = names.iter().map(|name| ((*name).to_owned(), object[name].clone()));
+    pretty(&Value::Object(members.collect()))
+}
+
+/// The status, the headers that matter, and the body.
+fn response(response: &HttpResponse) -> String {
+    format!("{}\n{}", head(response), pretty(&response.json()))
+}
+
+fn head(response: &HttpResponse) -> String {
+    let mut text = format!("HTTP/1.1 {}\n", response.status);
+    for name in HEADERS {
+        if let Some(value) = response.header(name) {
+            writeln!(text, "{name}: {value}").unwrap();
+        }
+    }
+    text
+}
+
+async fn gateway_request(service: &Service) -> String {
+    let requests = service.gateway().requests();
+    let charge = requests.iter().find(|request| request.method == "POST").unwrap();
+    format!(
+        "{} {}\nidempotency-key: {}\nx-correlation-id: {}\ntraceparent: {}\n\n{}\n",
+        charge.method,
+        charge.path,
+        charge.idempotency_key.as_deref().unwrap_or_default(),
+        charge.correlation_id.as_deref().unwrap_or_default(),
+        charge.traceparent.as_deref().unwrap_or_default(),
+        charge.body,
+    )
+}
+
+/// The lines of one request, as `jq` prints them.
+async fn log_lines(service: &Service, correlation_id: &str) -> String {
+    service
+        .logs_that("the request's line", |line| {
+            line["correlation_id"] == correlation_id && line["route"] == PAYMENTS
+        })
+        .await;
+    let lines = service.logs().into_iter().filter(|line| line["correlation_id"] == correlation_id);
+    // The replay of the payment has the same correlation id, and comes later.
+    let mut first = Vec::new();
+    for line in lines {
+        let is_last = line["route"] == PAYMENTS;
+        first.push(log_line(&line));
+        if is_last {
+            break;
+        }
+    }
+    first.concat()
+}
+
+fn draw(collector: &Collector, span: &Span, depth: usize, into: &mut String) {
+    let duration = (span.ended - span.started) as f64 / 1e6;
+    let name = format!("{}{}", "  ".repeat(depth), span.name);
+    writeln!(into, "{name:<44}{duration:>7.1} ms").unwrap();
+    for child in collector.below(span) {
+        draw(collector, &child, depth + 1, into);
+    }
+}
+
+/// The counters and the counts of histograms, by series.
+async fn counters(service: &Service) -> BTreeMap<String, f64> {
+    let lines = service.metrics().await;
+    lines
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter(|(series, _)| {
+            let name = series.split('{').next().unwrap_or_default();
+            (name.ends_with("_total") || name.ends_with("_count"))
+                && ["order", "payment", "http_requests", "audit_events", "external"]
+                    .iter()
+                    .any(|part| name.starts_with(part))
+        })
+        .filter_map(|(series, value)| Some((series.to_owned(), value.parse().ok()?)))
+        .collect()
+}
+
+fn moved(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> String {
+    let mut text = String::new();
+    for (series, value) in after {
+        let grown = value - before.get(series).copied().unwrap_or_default();
+        if grown > 0.0 {
+            writeln!(text, "{series} +{grown}").unwrap();
+        }
+    }
+    text
+}
+
+/// Rows as lines, with the names of the columns first.
+fn table(rows: &[Value]) -> String {
+    let columns = ["sequence", "event_type", "resource", "action", "result", "role", "correlation_id"];
+    let mut text = columns.map(|column| format!("{column:<16}")).concat().trim_end().to_owned() + "\n";
+    for row in rows {
+        let cells = columns.map(|column| {
+            let cell = &row[column];
+            format!("{:<16}", cell.as_str().map_or_else(|| cell.to_string(), str::to_owned))
+        });
+        text += cells.concat().trim_end();
+        text.push('\n');
+    }
+    text
+}
