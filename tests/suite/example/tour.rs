@@ -164,10 +164,7 @@ fn normalized(text: &str) -> String {
         (r"\b(ch|re|evt)_[0-9A-Za-z_]+", "GATEWAY_ID"),
         (r"127\.0\.0\.1:\d+", "ADDRESS"),
         (r"\b\d+(\.\d+)? ms", "DURATION"),
-        (
-            r#""(sequence|number|first_sequence|last_sequence|event_count|attempts|duration_ms|latency_ms)": [\d.]+"#,
-            "$1: N",
-        ),
+        (r#""(seal_number|duration_ms|response_bytes)": [\d.]+"#, "$1: N"),
         (r"(?i)(retry-after|ratelimit): .*", "$1: N"),
         (r"\b\d+ events, up to seal \d+", "N events, up to seal N"),
         (r" +", " "),
@@ -230,24 +227,16 @@ async fn gateway_request(service: &Service) -> String {
     )
 }
 
-/// The lines of one request, as `jq` prints them.
+/// The lines of one request in the order of their times: the lines of the target `audit` have a queue of their own.
 async fn log_lines(service: &Service, correlation_id: &str) -> String {
-    service
-        .logs_that("the request's line", |line| {
-            line["correlation_id"] == correlation_id && line["route"] == PAYMENTS
-        })
-        .await;
-    let lines = service.logs().into_iter().filter(|line| line["correlation_id"] == correlation_id);
-    // The replay of the payment has the same correlation id, and comes later.
-    let mut first = Vec::new();
-    for line in lines {
-        let is_last = line["route"] == PAYMENTS;
-        first.push(log_line(&line));
-        if is_last {
-            break;
-        }
-    }
-    first.concat()
+    let is_last = |line: &Value| line["correlation_id"] == correlation_id && line["route"] == PAYMENTS;
+    let last = service.logs_that("the request's line", is_last).await;
+    let of_request = |line: &Value| line["request_id"] == last["request_id"];
+    service.logs_that("the settlement", |line| of_request(line) && event(line)["action"] == "settle").await;
+    let mut lines = service.logs();
+    lines.retain(of_request);
+    lines.sort_by_key(|line| line["timestamp"].to_string());
+    lines.iter().map(log_line).collect()
 }
 
 fn draw(collector: &Collector, span: &Span, depth: usize, into: &mut String) {
