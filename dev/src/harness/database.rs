@@ -308,18 +308,9 @@ async fn make_roles(server: &Server) {
         let created = server.create_login(&role, PASSWORD, rights).await;
         created.unwrap_or_else(|error| panic!("{error}"));
     }
-    // On a server that outlives its test runs, an earlier owner has made the role that migrations hand out.
-    let share = format!(
-        "do $$ begin
-           if exists (select from pg_roles where rolname = 'app_runtime') then
-             grant app_runtime to \"{}\" with admin option;
-           end if;
-         end $$",
-        owner_role()
-    );
-    let mut admin = PgConnection::connect(server.admin_url().as_str()).await.expect("the server answers");
-    let shared = sqlx::raw_sql(AssertSqlSafe(share)).execute(&mut admin).await;
-    shared.unwrap_or_else(|error| panic!("{error}"));
+    // On a server that outlives its test runs, an earlier owner has created `app_runtime`.
+    let allowed = server.allow_to_grant(&owner_role(), &[service_role().as_str(), "app_runtime"]).await;
+    allowed.unwrap_or_else(|error| panic!("{error}"));
 }
 
 async fn make_template(server: &'static Server, executable: &Path) -> String {

