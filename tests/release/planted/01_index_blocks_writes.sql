@@ -1,0 +1,1 @@
+create index items_currency on items (currency);

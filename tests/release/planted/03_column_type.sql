@@ -1,0 +1,1 @@
+alter table items alter column currency type varchar(3);
