@@ -9,21 +9,23 @@
 //! - [`environment`]: the whole service on one machine, as run by `cargo dev`
 //! - [`signals`]: signals that end a tool of this crate
 //! - [`cargo`]: nested runs of cargo
+//! - [`doctor`]: the programs that this machine lacks
 //! - [`console`]: the page with all telemetry
-//! - [`link`]: a TCP proxy that can cut, slow and stall connections
+//! - [`tcp_proxy`]: a TCP proxy that can cut, slow and stall connections
 //! - `ports`: ports that are still free after a restart
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`example`]: all domain code of this crate
 //! - [`faults`]: faults of dependencies, switched at run time
 //! - [`harness`]: the test harness: a service with its own database
 //! - [`http`]: the HTTP client of the tools
-//! - [`inbox`]: the page with received alerts, in place of a pager
+//! - [`alert_inbox`]: the page with received alerts, in place of a pager
 //! - [`otlp`]: receives traces over OTLP
 //! - [`secret`]: secrets of the tools
 //! - [`traffic`]: generates light, realistic traffic
 pub mod alert_inbox;
 pub mod cargo;
 pub mod console;
+pub mod doctor;
 pub mod environment;
 pub mod example;
 pub mod faults;

@@ -7,7 +7,9 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use dev::{alert_inbox, environment, example, faults::Fault, prepare, secret, signals::Interrupts, traffic};
+use dev::{
+    alert_inbox, doctor, environment, example, faults::Fault, prepare, secret, signals::Interrupts, traffic,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use url::Url;
 
@@ -31,6 +33,8 @@ enum Command {
     Alerts(Alerts),
     /// Put users, and what they find there, into a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
     Seed(Seed),
+    /// List the programs that this machine lacks, with the commands that install them
+    Doctor,
     /// Regenerate `.sqlx`, the description of the queries that the service is compiled against
     Prepare(Prepare),
 }
@@ -122,6 +126,9 @@ async fn main() -> ExitCode {
         Some(Command::Traffic(arguments)) => traffic(arguments).await,
         Some(Command::Alerts(arguments)) => alerts(arguments).await,
         Some(Command::Seed(arguments)) => seed(&arguments).await,
+        Some(Command::Doctor) => {
+            Ok(if doctor::run(&say).await { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Some(Command::Prepare(arguments)) => prepare(&arguments).await,
     };
     outcome.unwrap_or_else(|error| {

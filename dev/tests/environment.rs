@@ -167,3 +167,16 @@ async fn a_port_that_is_taken_is_named_with_the_flag_for_another() {
     assert!(said.contains(&format!("port {port}, for the operations listener, is taken")), "{said}");
     assert!(said.contains("--ops-port"), "{said}");
 }
+
+#[tokio::test]
+async fn the_doctor_names_what_a_machine_lacks() {
+    let bare =
+        Launch::new(env!("CARGO_BIN_EXE_dev")).env("PATH", "/nonexistent").args(["doctor"]).start().unwrap();
+    assert_eq!(bare.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1), "{}", text(&bare));
+    for (command, tool) in [("cargo dev", "a C compiler"), (".ci/run", "Go"), ("docker compose up", "Docker")]
+    {
+        let named =
+            |line: &str| line.starts_with(command) && line.contains(tool) && line.contains(" install ");
+        assert!(bare.lines().iter().any(|line| named(&line.text)), "{command}, {tool}: {}", text(&bare));
+    }
+}

@@ -62,7 +62,7 @@ pub enum Error {
     #[error("{setting} is set but cannot be used: {reason}")]
     Setting { setting: &'static str, reason: String },
     #[error(
-        "no PostgreSQL {OLDEST_MAJOR} or newer was found, and the download from github.com failed ({download}). \
+        "no PostgreSQL {OLDEST_MAJOR} or newer was found, and the download from repo1.maven.org failed ({download}). \
          Install it with `{install}`, or set DEV_DATABASE_URL to a server where this may create databases and roles"
     )]
     NotFound { download: String, install: &'static str },
@@ -98,6 +98,16 @@ impl Error {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
     }
+}
+
+/// Describes the installation that would be used.
+pub async fn installation() -> String {
+    let Ok(account) = unix_user::UnixUser::choose() else { return Error::NoAccount.to_string() };
+    let installed = binaries::installed(&account, &|_| ()).await;
+    installed.first().map_or_else(
+        || format!("is downloaded at the first start (or: {})", download::install_command()),
+        ToString::to_string,
+    )
 }
 
 /// Returns the only server of this test process. The first caller starts the server, and the watchdog stops it after
