@@ -74,9 +74,7 @@ impl Password {
         } else if password.len() > Self::MAX_BYTES {
             Some("must have at most 1024 bytes")
         } else if blocklist::contains(password, email, name) {
-            Some(
-                "is one of those that are tried first: a common password, or the name of its user or of the service",
-            )
+            Some("must not be a common password, or the name of the user or of the service")
         } else {
             None
         }
@@ -112,10 +110,7 @@ impl Validate for NewUser {
             errors.push(FieldError::new("/password", weakness));
         }
         if !is_name(&self.name) {
-            errors.push(FieldError::new(
-                "/name",
-                "must have 1 to 200 characters, none of them a control character",
-            ));
+            errors.push(FieldError::new("/name", "must have 1 to 200 characters without control characters"));
         }
         errors
     }

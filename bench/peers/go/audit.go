@@ -68,7 +68,7 @@ func record(ctx context.Context, pool *pgxpool.Pool, from origin, e event) error
 func (app *app) deny(ctx context.Context, c *caller, refusal *problem, resource string, ids ...uuid.UUID) error {
 	denied := c.event("authorization", resource, "access", "denied", ids...)
 	if err := record(ctx, app.pool, c.origin, denied); err != nil {
-		slog.ErrorContext(ctx, "a refusal could not be audited", "error", err)
+		slog.ErrorContext(ctx, "failed to audit a denied request", "error", err)
 	}
 	return refusal
 }

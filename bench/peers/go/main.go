@@ -76,7 +76,7 @@ func run() error {
 	defer cancel()
 	err = server.Shutdown(deadline)
 	if lost := flushTraces(deadline); lost != nil {
-		slog.Warn("spans were lost at the end", "error", lost)
+		slog.Warn("failed to export the last spans", "error", lost)
 	}
 	return err
 }

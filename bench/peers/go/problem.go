@@ -28,19 +28,19 @@ func newProblem(status int, slug, title string) *problem {
 }
 
 var (
-	malformed       = newProblem(http.StatusBadRequest, "malformed-request", "The request cannot be read")
-	missingKey      = newProblem(http.StatusBadRequest, "missing-idempotency-key", "An Idempotency-Key is needed")
-	unauthenticated = newProblem(http.StatusUnauthorized, "unauthenticated", "Authentication is needed")
-	forbidden       = newProblem(http.StatusForbidden, "forbidden", "Your role does not allow this")
+	malformed       = newProblem(http.StatusBadRequest, "malformed-request", "Malformed request")
+	missingKey      = newProblem(http.StatusBadRequest, "missing-idempotency-key", "Idempotency-Key required")
+	unauthenticated = newProblem(http.StatusUnauthorized, "unauthenticated", "Authentication required")
+	forbidden       = newProblem(http.StatusForbidden, "forbidden", "Permission denied")
 	notFound        = newProblem(http.StatusNotFound, "not-found", "Not found")
-	underWay        = newProblem(http.StatusConflict, "request-under-way", "The first request with this key is still under way")
-	keyReused       = newProblem(http.StatusUnprocessableEntity, "idempotency-key-reused", "The Idempotency-Key belongs to another request")
-	timeout         = newProblem(http.StatusGatewayTimeout, "timeout", "The request took too long")
-	internal        = newProblem(http.StatusInternalServerError, "internal-error", "Something went wrong in the service")
+	underWay        = newProblem(http.StatusConflict, "request-under-way", "Request in progress")
+	keyReused       = newProblem(http.StatusUnprocessableEntity, "idempotency-key-reused", "Idempotency-Key reused")
+	timeout         = newProblem(http.StatusGatewayTimeout, "timeout", "Request timed out")
+	internal        = newProblem(http.StatusInternalServerError, "internal-error", "Internal error")
 )
 
 func invalid(errors ...fieldError) *problem {
-	p := newProblem(http.StatusUnprocessableEntity, "invalid-request", "The request is not valid")
+	p := newProblem(http.StatusUnprocessableEntity, "invalid-request", "Invalid request")
 	p.Errors = errors
 	return p
 }

@@ -153,7 +153,7 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
             "CPU per request, {CLIENTS} clients in a closed loop. *Everything* is the JSON access log into a file, \
              metrics, and traces to a receiver over gRPC. *Bare* is the same executable with `RUST_LOG=off`, \
              `OTEL_SDK_DISABLED=true` and standard output to `/dev/null`; correlation ids and metrics have no switch, \
-             and the lines of the audit trail cannot be silenced. The trivial route is `GET {TRIVIAL}`. The receiver \
+             and the lines of the audit log cannot be silenced. The trivial route is `GET {TRIVIAL}`. The receiver \
              got {spans} spans, and {dropped:.0} were dropped for a full queue."
         ),
         tables: vec![trivial, orders],

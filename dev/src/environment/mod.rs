@@ -124,7 +124,7 @@ pub enum Error {
     Command { command: &'static str, output: String },
     #[error("the service is not ready after {}s; its last lines:\n{last_lines}", .waited.as_secs())]
     NotReady { waited: Duration, last_lines: String },
-    #[error("the service has ended ({status}); its last lines:\n{last_lines}")]
+    #[error("the service stopped ({status}); its last lines:\n{last_lines}")]
     ServiceEnded { status: ExitStatus, last_lines: String },
     #[error(transparent)]
     Wait(#[from] WaitError),
@@ -136,7 +136,7 @@ pub enum Error {
     Client(#[from] reqwest::Error),
     #[error("an address cannot be written as a URL: {0}")]
     Url(#[from] url::ParseError),
-    #[error("signals cannot be listened to: {0}")]
+    #[error("failed to install signal handlers: {0}")]
     Signals(io::Error),
     #[error("{0}")]
     BooksDisagree(String),

@@ -14,7 +14,7 @@ pub async fn require_json(request: Request, next: Next) -> Response {
     if accepts_json(request.headers()) {
         next.run(request).await
     } else {
-        Problem::new(NOT_ACCEPTABLE).detail("This service answers with application/json.").into_response()
+        Problem::new(NOT_ACCEPTABLE).detail("This service responds with application/json.").into_response()
     }
 }
 

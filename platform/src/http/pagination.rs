@@ -87,7 +87,7 @@ fn decode_cursor<K: Key>(cursor: &str) -> Result<K, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
     bytes
         .and_then(|bytes| K::read(&bytes))
-        .ok_or_else(|| Problem::malformed("cursor is not one that this service gave."))
+        .ok_or_else(|| Problem::malformed("cursor must be a next_cursor of this service."))
 }
 
 /// One page of a list.

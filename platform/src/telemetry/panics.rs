@@ -26,7 +26,7 @@ fn report(panic: &PanicHookInfo<'_>) {
         location = panic.location().map(tracing::field::display),
         backtrace = %Backtrace::force_capture(),
         "panicked: {}",
-        panic.payload_as_str().unwrap_or("(not a text)"),
+        panic.payload_as_str().unwrap_or("(not a string)"),
     );
 }
 

@@ -92,10 +92,7 @@ impl Validate for ProductChange {
 
 fn check_name(name: &str, errors: &mut Vec<FieldError>) {
     if !(1..=200).contains(&name.trim().chars().count()) || name.chars().any(char::is_control) {
-        errors.push(FieldError::new(
-            "/name",
-            "must have 1 to 200 characters, none of them a control character",
-        ));
+        errors.push(FieldError::new("/name", "must have 1 to 200 characters without control characters"));
     }
 }
 

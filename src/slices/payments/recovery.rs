@@ -130,7 +130,7 @@ impl Payments {
             Ok(PollResult::Unknown) => {}
             Err(problem) => {
                 let status = problem.status().as_u16();
-                tracing::warn!(resource, %id, status, "recovery failed; a later run repeats it");
+                tracing::warn!(resource, %id, status, "recovery failed; the next run retries it");
             }
         }
         if age < self.0.park_after {

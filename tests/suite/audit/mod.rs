@@ -371,7 +371,7 @@ async fn in_staging_the_service_refuses_rights_on_any_table_of_the_audit_log() {
         let stopped = service.command(&["serve"], &[("APP_ENV", "staging")]).await;
         assert_eq!(stopped.code(), Some(1), "{right} on {table}: {}", stopped.stdout);
         assert!(
-            stopped.stderr.contains("may rewrite the audit trail"),
+            stopped.stderr.contains("can rewrite the audit log"),
             "{right} on {table}: {}",
             stopped.stderr
         );

@@ -377,7 +377,7 @@ async fn a_forged_seal_that_covers_the_future_is_reported_and_does_not_hide_the_
     service.customer().await;
     service
         .logs_that("an alert is raised", |line| {
-            line.to_string().contains("covers transactions that have not ended")
+            line.to_string().contains("covers transactions that are still in progress")
         })
         .await;
     eventually("the lag is measured", async || {
@@ -405,7 +405,7 @@ async fn another_cluster_is_noticed_while_the_service_runs_and_its_events_stay_v
     let seals = service.database().number("select count(*) from audit_seals").await;
     service
         .logs_that("an alert is raised", |line| {
-            line.to_string().contains("Audit events cannot be sealed in another PostgreSQL cluster")
+            line.to_string().contains("Sealing stopped: different PostgreSQL cluster")
         })
         .await;
     service.customer().await;
@@ -578,7 +578,7 @@ async fn sealing_that_finds_nothing_to_seal_keeps_its_connection() {
     );
     let before = service.database().rows(connection).await;
     assert_eq!(before.len(), 1);
-    let heads = || service.logs().iter().filter(|line| line["message"] == "audit trail sealed").count();
+    let heads = || service.logs().iter().filter(|line| line["message"] == "sealed the audit log").count();
     let told = heads();
     eventually("the head is told three times more", async || (heads() >= told + 3).then_some(())).await;
     assert_eq!(service.database().rows(connection).await, before);

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::{EXECUTABLE, service};
 
-/// What PostgreSQL says to somebody who may not.
+/// The SQLSTATE of an operation that the role has no privilege for.
 pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 #[tokio::test]
@@ -205,7 +205,7 @@ async fn an_older_release_leaves_a_newer_schema_alone() {
                   values (9999, 'of the next release', true, '\x00', 0)";
     database.execute(newer).await;
     let told = migrate(&database).await.succeeded();
-    assert!(told.starts_with("nothing to do: the schema is at version 9999"), "{told}");
+    assert!(told.starts_with("nothing to do: the schema has version 9999"), "{told}");
 
     database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
     let refused = migrate(&database).await;

@@ -31,8 +31,9 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
     let service = panics_at("seal.inserted").await;
     service.customer().await;
     let panic = says_so(&service, "seal.inserted").await;
-    let ended =
-        service.logs_that("its end", |line| line["message"] == "worker ended within a unit of work").await;
+    let ended = service
+        .logs_that("its end", |line| line["message"] == "worker terminated within a unit of work")
+        .await;
     assert_eq!((&ended["worker"], &ended["panicked"]), (&"audit_sealing".into(), &true.into()), "{ended:#}");
     assert_eq!(ended["correlation_id"], panic["correlation_id"], "of the same run");
     everything_is_sealed(&service).await;

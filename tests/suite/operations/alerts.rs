@@ -71,7 +71,7 @@ async fn audit_events_that_cannot_be_written_call_a_person() {
     assert_eq!(customer.creates().await.status, 500);
     let failures = service.metric("audit_write_failures_total").await;
     assert_eq!(failures, 1, "it is counted");
-    let told = pager.receives("Audit events could not be written").await;
+    let told = pager.receives("Audit writes failed").await;
     is_complete(&told, "critical");
     assert_eq!(told["metadata"]["events"], "1");
 }
@@ -90,7 +90,7 @@ async fn a_chain_that_does_not_descend_from_the_last_head_calls_a_person() {
     service.logs_that("the process has seen the head", |line| line["seal_number"] == head).await;
     // Whoever owns the database makes the whole chain anew, without a seam that the database could see.
     unseal(&service, "").await;
-    let told = pager.receives("The audit trail was tampered with").await;
+    let told = pager.receives("Audit log tampered with").await;
     is_complete(&told, "critical");
     assert!(told["description"].as_str().unwrap().contains("was rewritten"), "{told:#}");
 }
@@ -117,7 +117,7 @@ async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Serv
 }
 
 async fn names_whoever_holds_it_up(pager: &Pager) -> String {
-    let told = pager.receives("The audit trail is not being sealed").await;
+    let told = pager.receives("Audit log not sealed").await;
     is_complete(&told, "warning");
     told["metadata"]["oldest_writer"].as_str().unwrap().to_owned()
 }
@@ -135,7 +135,7 @@ async fn whoever_holds_up_the_sealing_is_named() {
     assert!(named.starts_with("backend ") && named.contains("a forgotten session"), "{named}");
     assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
     let verified = verify(&service, &[]).await.succeeded();
-    assert!(verified.contains("not sealed yet, and so not verified: "), "{verified}");
+    assert!(verified.contains("not sealed yet, so not verified: "), "{verified}");
     forgotten.unwrap().release().await;
     everything_is_sealed(&service).await;
 }

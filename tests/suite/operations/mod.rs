@@ -109,7 +109,7 @@ async fn a_log_filter_that_cannot_be_read_is_pointed_at_and_the_end_of_a_change_
 
     let change = "{\"filter\":\"app=debug\",\"ttl_seconds\":1}";
     assert_eq!(service.operate(Method::PUT, "/log-level", change).await.unwrap().0, 200);
-    service.logs_that("it is logged", |line| line["message"] == "log filter was changed").await;
+    service.logs_that("it is logged", |line| line["message"] == "changed the log filter").await;
     for action in ["change", "restore"] {
         let event = format!("event_type = 'configuration' and action = '{action}'");
         eventually("it is audited", async || (service.audit_events(&event).await.len() == 1).then_some(()))

@@ -17,7 +17,7 @@ async fn a_signal_ends_the_service_in_order() {
         service.signal(signal);
         assert_eq!(service.ends().await.code(), Some(0));
         let last = last_line(&service);
-        assert_eq!(last["message"], "the service has ended");
+        assert_eq!(last["message"], "the service stopped");
     }
 }
 

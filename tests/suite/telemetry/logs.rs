@@ -144,7 +144,7 @@ async fn files_keep_the_trail_apart_and_as_many_days_as_are_wanted() {
     assert_eq!(of_request("audit"), ["audit"]);
     assert_eq!(of_request(env!("CARGO_PKG_NAME")), ["access"]);
     let last = lines_in(&directory, env!("CARGO_PKG_NAME")).pop().unwrap();
-    assert_eq!(last["message"], "the service has ended", "what was logged last is written too");
+    assert_eq!(last["message"], "the service stopped", "what was logged last is written too");
     for name in [env!("CARGO_PKG_NAME"), "audit"] {
         let files = std::fs::read_dir(&directory).unwrap();
         let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -180,9 +180,9 @@ async fn no_line_is_lost_where_a_library_asks_whether_it_would_be_logged() {
     }
     let ends = json!({ "filter": "app=debug", "ttl_seconds": 1 }).to_string();
     assert_eq!(service.operate(Method::PUT, "/log-level", &ends).await.unwrap().0, 200);
-    let restored = |line: &Value| line["message"] == "log filter is the default again";
+    let restored = |line: &Value| line["message"] == "restored the default log filter";
     service.logs_that("the end is logged", restored).await;
-    let changed = service.logs().iter().filter(|line| line["message"] == "log filter was changed").count();
+    let changed = service.logs().iter().filter(|line| line["message"] == "changed the log filter").count();
     assert_eq!(changed, CHANGES + 1, "every change is logged");
 }
 

@@ -240,5 +240,5 @@ async fn a_log_directory_that_cannot_be_written_is_said_at_once_and_by_name() {
     let settings = [&REQUIRED[..], &own].concat();
     let finished = run(Path::new(EXECUTABLE), &["serve"], &settings).await;
     assert_eq!(finished.code(), Some(1), "{finished:?}");
-    assert!(finished.stderr.contains("LOG_DIRECTORY: no log file can be written in"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("LOG_DIRECTORY: failed to write a log file in"), "{}", finished.stderr);
 }

@@ -143,7 +143,7 @@ async fn the_exporter_that_the_specification_names_is_honoured() {
 
     let other = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "zipkin").start().await;
     let warned = |line: &Value| {
-        line["message"] == "OTEL_TRACES_EXPORTER: zipkin is ignored; supported are otlp and none"
+        line["message"] == "OTEL_TRACES_EXPORTER: ignored zipkin; supported values are otlp and none"
     };
     other.logs_that("a warning", warned).await;
     let _served = other.nobody().get(PUBLIC).header("x-correlation-id", "sent-too").await.is(200);

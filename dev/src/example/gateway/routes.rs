@@ -70,7 +70,7 @@ impl From<Refusal> for ErrorResponse {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::TurnedAway(status) => Self(status, "the gateway cannot take the request now".to_owned()),
-            Refusal::KeyReused => Self(409, "the Idempotency-Key belongs to another request".to_owned()),
+            Refusal::KeyReused => Self(409, "the Idempotency-Key was used for another request".to_owned()),
             Refusal::NoSuchCharge => Self(404, "there is no such charge".to_owned()),
             Refusal::Broken(error) => Self(500, error.to_string()),
         }

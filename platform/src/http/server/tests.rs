@@ -99,7 +99,7 @@ async fn a_request_carries_its_peer() {
 async fn an_address_in_use_is_one_sentence() {
     let (_server, address, _) = start(LIMITS).await;
     let error = Listener::bind("API_ADDRESS", address, LIMITS).await.unwrap_err();
-    let expected = format!("cannot listen on {address} (API_ADDRESS): another process already does");
+    let expected = format!("failed to listen on {address} (API_ADDRESS): the port is in use");
     assert_eq!(error.to_string(), expected);
     let foreign = ([192, 0, 2, 1], 0).into();
     let error = Listener::bind("OPS_ADDRESS", foreign, LIMITS).await.unwrap_err();

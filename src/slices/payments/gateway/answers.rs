@@ -136,7 +136,7 @@ pub enum Unknown {
     #[error("the connection to the gateway failed: {0}")]
     Connection(#[source] reqwest::Error),
     /// The gateway responded with a status that proves nothing.
-    #[error("the gateway answered {status}")]
+    #[error("the gateway responded with {status}")]
     Status {
         /// 5xx, 3xx, 408, 425 or 429; for a list, any error.
         status: StatusCode,
