@@ -39,39 +39,39 @@ use self::{
     test_bed::TestBed,
 };
 
-/// Measures the service beside pgbench and beside its peers
+/// Measures the service in comparison with pgbench and its peers
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench-all", bin_name = "cargo bench-all", args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     helper: Option<Helper>,
-    /// Five minutes, which is what is done unless something else is said
+    /// A run of five minutes (default)
     #[arg(long, conflicts_with_all = ["long", "smoke"])]
     short: bool,
-    /// Three quarters of an hour: tables of ten million rows, seven rounds, and builds from scratch
+    /// A run of 45 minutes: tables of ten million rows, seven rounds, and builds from scratch
     #[arg(long, conflicts_with = "smoke")]
     long: bool,
-    /// Seconds, to see that everything works; the figures mean nothing
+    /// A run of seconds that checks the benchmark itself; its figures are meaningless
     #[arg(long)]
     smoke: bool,
-    /// Only these; may be repeated
+    /// Run only this case; repeatable
     #[arg(long, value_enum, value_name = "NAME")]
     only: Vec<Case>,
-    /// Measure this executable and build none: one from before a change, to compare with
+    /// Measure this executable instead of a new build, for example one without a change
     #[arg(long, value_name = "FILE")]
     executable: Option<PathBuf>,
-    /// Put the tables into this file, in place of those that are in it
+    /// Replace the tables in this file
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
 }
 
-/// What this program runs of itself, in processes of their own.
+/// Subcommands that this program runs in processes of their own.
 #[derive(Debug, Subcommand)]
 enum Helper {
-    /// Take traces, and count them
+    /// Receive and count traces
     #[command(hide = true)]
     ReceiveTraces { address: SocketAddr },
-    /// Answer every request with this JSON
+    /// Respond to every request with this JSON
     #[command(hide = true)]
     Answer { address: SocketAddr, body: String },
 }

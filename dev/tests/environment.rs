@@ -101,7 +101,7 @@ async fn it_starts_says_how_to_use_it_and_stops() {
     // The data is kept.
     let environment = data.cargo_dev(&["--no-traffic"]);
     is_up(&environment).await;
-    assert!(!text(&environment).contains("making the database"));
+    assert!(!text(&environment).contains("creating the database"));
     environment.signal(Signal::SIGTERM).unwrap();
     assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
 }
@@ -164,6 +164,6 @@ async fn a_port_that_is_taken_is_named_with_the_flag_for_another() {
         .unwrap();
     assert_eq!(environment.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1));
     let said = text(&environment);
-    assert!(said.contains(&format!("port {port}, for the operations listener, is taken")), "{said}");
+    assert!(said.contains(&format!("port {port}, for the operations listener, is in use")), "{said}");
     assert!(said.contains("--ops-port"), "{said}");
 }

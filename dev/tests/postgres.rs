@@ -216,15 +216,15 @@ async fn a_named_server_that_cannot_be_used_is_an_error() {
     let url = server.url("postgres", &role, "x");
     let output = helper("a_server_is_refused", |launch| launch.env("DEV_DATABASE_URL", url.as_str())).await;
     assert!(
-        output.contains("DEV_DATABASE_URL is set but cannot be used: its role may not create"),
+        output.contains("DEV_DATABASE_URL is set but unusable: its role has no right to create"),
         "{output}"
     );
     let closed = "postgres://nobody@127.0.0.1:1/postgres";
     let output = helper("a_server_is_refused", |launch| launch.env("DEV_DATABASE_URL", closed)).await;
-    assert!(output.contains("DEV_DATABASE_URL is set but cannot be used: "), "{output}");
+    assert!(output.contains("DEV_DATABASE_URL is set but unusable: "), "{output}");
     // `DATABASE_URL` was most likely meant for another purpose, so an unusable one is skipped.
     let output = helper("a_server_answers", |launch| launch.env("DATABASE_URL", closed)).await;
-    assert!(output.contains("passed over DATABASE_URL: "), "{output}");
+    assert!(output.contains("skipped DATABASE_URL: "), "{output}");
 }
 
 #[tokio::test]

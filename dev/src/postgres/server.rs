@@ -269,7 +269,7 @@ impl Server {
             Ownership::parse(&comment?)?.is_stale().then_some(name)
         };
         for database in databases.into_iter().filter_map(stale) {
-            progress(&format!("dropping {database}, left behind by an earlier test run"));
+            progress(&format!("dropping {database} of an earlier test run"));
             self.execute(&[format!("drop database if exists {} with (force)", sql::name(&database))]).await?;
         }
         for role in roles.into_iter().filter_map(stale) {

@@ -73,7 +73,7 @@ function render(found) {
   const longest = Math.max(1, ...found.map((trace) => trace.duration_ms));
   const filtered = Object.values(filters).some(Boolean);
   replace(list, found.length === 0
-    ? nothing(filtered ? "No trace that is kept fits." : "No trace yet.")
+    ? nothing(filtered ? "No stored trace matches." : "No trace yet.")
     : [h("p", { class: "count" }, `The newest ${found.length}${filtered ? " that fit" : ""}${instances > 1 ? `, of ${instances} replicas` : ""}; the longest took ${duration(longest)}`),
       h("div", { class: "rows" }, found.map((trace) => row(trace, longest, instances)))]);
 }

@@ -691,7 +691,11 @@ async fn the_ledger_and_its_keys_survive_a_restart_and_a_torn_last_line() {
 
     let till = Till::open_with(file.settings()).await;
     assert_eq!(till.gateway.ledger(), ledger);
-    assert_eq!(till.charge(&payment).await, (201, charge.clone()), "nobody is charged twice after a restart");
+    assert_eq!(
+        till.charge(&payment).await,
+        (201, charge.clone()),
+        "a payment is charged once after a restart"
+    );
     assert_eq!(till.refund(charge["id"].as_str().unwrap(), refund, 100).await, refunded);
     till.charge(&Payment::by("pm_card_declined")).await;
     till.gateway.stop().await;

@@ -167,7 +167,7 @@ const RULES: [(&str, &str); 5] = [
         ",
     ),
     (
-        "an order has at most one payment that is under way or has taken money",
+        "an order has at most one payment in progress or charged",
         "
         select format('order %s has %s', order_id, count(*))
         from payments
@@ -177,7 +177,7 @@ const RULES: [(&str, &str); 5] = [
         ",
     ),
     (
-        "a payment is of its order's amount and currency",
+        "a payment has the amount and currency of its order",
         "
         select format('payment %s of order %s', payments.id, orders.id)
         from payments
@@ -186,7 +186,7 @@ const RULES: [(&str, &str); 5] = [
         ",
     ),
     (
-        "an order's status is that of its payment",
+        "an order has the status of its payment",
         "
         select format(
           'order %s is %s and names payment %s, its payment is %s, %s',
@@ -205,7 +205,7 @@ const RULES: [(&str, &str); 5] = [
         ",
     ),
     (
-        "what was given back, and what was set aside for it, are the sums of a payment's refunds",
+        "a payment's refunded and reserved amounts are the sums of its refunds",
         "
         select format(
           'payment %s says %s of %s, its refunds say %s of %s',
@@ -264,7 +264,7 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
         }));
     [
         (
-            "an idempotency key that is complete has exactly one effect, and tells of it",
+            "a completed idempotency key has exactly one effect, and refers to it",
             format!(
                 "
                 select format(
@@ -281,7 +281,7 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
             ),
         ),
         (
-            "an effect that is complete has a complete idempotency key",
+            "a completed effect has a completed idempotency key",
             format!(
                 "
                 select format('key %s of %s has no answer, and %s is settled', key, scope, resource_id)
@@ -291,7 +291,7 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
             ),
         ),
         (
-            "what has begun, and what was settled, is told once in the audit trail",
+            "each start and each settlement has exactly one audit event",
             format!(
                 "
                 select format(

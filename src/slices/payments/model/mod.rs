@@ -178,7 +178,7 @@ pub struct NewRefund {
     /// In minor units; what is left of the payment if omitted.
     #[schema(minimum = 1, example = 1290)]
     pub amount: Option<i64>,
-    /// For the books: at most 500 characters.
+    /// Reason for the records, at most 500 characters.
     #[schema(max_length = 500, example = "The mug arrived broken")]
     pub reason: Option<String>,
 }

@@ -43,7 +43,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
                 browser.shows(part, "").await;
                 if name == "audit" {
                     browser.click("#verify").await;
-                    browser.shows("#verification", "The chain is whole").await;
+                    browser.shows("#verification", "The chain is intact").await;
                 }
                 let wider = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
                 assert_eq!(wider, json!(0), "{name} on a {device} is wider than it");

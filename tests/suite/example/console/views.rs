@@ -48,20 +48,20 @@ async fn each_view_shows_what_has_happened() {
     browser.shows("[data-rule='ServiceAvailabilityBudgetBurn 1h/5m']", "not computed").await;
 
     browser.click("nav a[data-view=faults]").await;
-    browser.shows("#books", "The books agree").await;
+    browser.shows("#books", "All invariants hold").await;
 
     browser.click("nav a[data-view=audit]").await;
     browser.shows(".events", "payments").await;
     browser.shows(".seals", "events").await;
     browser.click("#verify").await;
-    browser.shows("#verification", "The chain is whole").await;
+    browser.shows("#verification", "The chain is intact").await;
     stage
         .service
         .database()
         .execute("alter table audit_events disable trigger user; update audit_events set action = 'forged' where sequence = (select min(sequence) from audit_events)")
         .await;
     browser.click("#verify").await;
-    browser.shows("#verification", "The chain is not whole").await;
+    browser.shows("#verification", "The chain is broken").await;
     browser.has_no_errors().await;
 }
 
