@@ -145,7 +145,7 @@ async fn a_database_of_other_migrations_is_named_with_the_flag_for_a_new_one() {
     assert_eq!(refused.wait(BUILT).await.unwrap().code(), Some(1));
     let said = text(&refused);
     assert!(said.contains("migration 1 was previously applied but has been modified"), "{said}");
-    assert!(said.contains("--fresh makes it anew"), "{said}");
+    assert!(said.contains("--fresh deletes it and creates a new one"), "{said}");
 
     let environment = data.cargo_dev(&["--no-traffic", "--fresh"]);
     is_up(&environment).await;

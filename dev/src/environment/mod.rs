@@ -113,7 +113,7 @@ pub enum Error {
     ForeignDatabase { name: String, made: String },
     #[error(
         "the database {name} is from an earlier run, and the migrations failed on it:\n{output}\n\
-         --fresh makes it anew, without what is in it"
+         --fresh deletes it and creates a new one"
     )]
     EarlierDatabase { name: String, output: String },
     #[error("PostgreSQL error: {0}")]

@@ -74,6 +74,6 @@ function render(found) {
   const filtered = Object.values(filters).some(Boolean);
   replace(list, found.length === 0
     ? nothing(filtered ? "No stored trace matches." : "No trace yet.")
-    : [h("p", { class: "count" }, `The newest ${found.length}${filtered ? " that fit" : ""}${instances > 1 ? `, of ${instances} replicas` : ""}; the longest took ${duration(longest)}`),
+    : [h("p", { class: "count" }, `The newest ${found.length}${filtered ? " that match" : ""}${instances > 1 ? `, of ${instances} replicas` : ""}; the longest took ${duration(longest)}`),
       h("div", { class: "rows" }, found.map((trace) => row(trace, longest, instances)))]);
 }

@@ -32,7 +32,7 @@ async fn each_view_shows_what_has_happened() {
     browser.click("nav a[data-view=traces]").await;
     browser.shows(".row.trace .name", "POST /v1/orders/{id}/payments").await;
     browser.go("/traces?correlation_id=a-checkout&route=payments&status=2xx").await;
-    browser.shows(".count", "The newest 1 that fit").await;
+    browser.shows(".count", "The newest 1 that match").await;
 
     browser.click("nav a[data-view=logs]").await;
     browser.shows(".line .message", "request").await;
@@ -44,7 +44,7 @@ async fn each_view_shows_what_has_happened() {
 
     browser.click("nav a[data-view=alerts]").await;
     browser.shows("#evaluator", "the console itself").await;
-    browser.shows("[data-rule=DatabasePoolExhausted]", "quiet").await;
+    browser.shows("[data-rule=DatabasePoolExhausted]", "not firing").await;
     browser.shows("[data-rule='ServiceAvailabilityBudgetBurn 1h/5m']", "not computed").await;
 
     browser.click("nav a[data-view=faults]").await;
@@ -117,7 +117,7 @@ async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_
     browser.go("/logs?text=circuit").await;
     browser.shows(".line .message", "circuit breaker").await;
     browser.go("/alerts").await;
-    browser.shows(".arrived", "by the service itself").await;
+    browser.shows(".arrived", "from the service").await;
     browser.go("/audit").await;
     browser.shows("#banner", "Gateway outage").await;
 
