@@ -10,14 +10,14 @@ use uuid::Uuid;
 
 use super::{problem::Problem, timestamp::Timestamp};
 
-/// Which page is asked for.
+/// The requested page of a list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
-    /// At most so many, 1 to 100.
+    /// Maximum number of items, 1 to 100.
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: Option<i64>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     cursor: Option<String>,
 }
 
@@ -95,7 +95,7 @@ fn decode_cursor<K: Key>(cursor: &str) -> Result<K, Problem> {
 pub struct Page<T> {
     /// The items, in the list's order.
     pub data: Vec<T>,
-    /// Where the next page begins; `null` on the last.
+    /// Cursor of the next page; `null` on the last page.
     pub next_cursor: Option<String>,
 }
 

@@ -87,13 +87,13 @@ crate::problem_kinds! {
     TIMEOUT = GATEWAY_TIMEOUT "timeout" "Request timed out";
 }
 
-/// What is wrong with one field of a request.
+/// An invalid field of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
-    /// Where, as a JSON Pointer (RFC 6901) into the request's body.
+    /// JSON Pointer (RFC 6901) to the field in the request's body.
     #[schema(example = "/items/0/quantity")]
     pub pointer: String,
-    /// What was expected.
+    /// The rule that the field violates.
     #[schema(example = "must be between 1 and 1000")]
     pub message: String,
 }
@@ -152,12 +152,12 @@ impl Problem {
         self.kind.status
     }
 
-    /// Returns 400: the request cannot be read.
+    /// Returns 400: the request is malformed.
     pub fn malformed(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(MALFORMED).detail(detail)
     }
 
-    /// Returns 422: these fields are not valid.
+    /// Returns 422: these fields are invalid.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         Self { errors, ..Self::new(INVALID) }
     }
@@ -221,30 +221,30 @@ impl From<sqlx::Error> for Problem {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemBody {
-    /// What kind of problem: a path of this service that documents it.
+    /// The kind of problem: a path of this service that documents it.
     #[serde(rename = "type")]
     #[schema(example = "/problems/invalid-request")]
     pub kind: String,
-    /// The same for every problem of this type.
+    /// Title, which is the same for every problem of this type.
     #[schema(example = "Invalid request")]
     pub title: String,
     /// The HTTP status.
     #[schema(example = 422)]
     pub status: u16,
-    /// What was special about this occurrence.
+    /// Details of this occurrence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The path that was asked for.
+    /// Path of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "/v1/me")]
     pub instance: Option<String>,
-    /// Under which the logs tell what happened.
+    /// Correlation id, which finds the cause in the logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The trace of the request.
+    /// Id of the request's trace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
-    /// What is wrong, field by field.
+    /// The invalid fields.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     pub errors: Vec<FieldError>,

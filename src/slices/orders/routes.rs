@@ -56,7 +56,7 @@ fn location(id: Uuid) -> String {
     format!("/v1/orders/{id}")
 }
 
-/// Returns the reason why a basket was not ordered. Most requests never need this query.
+/// Returns the problem of a rejected basket. Most requests never need this query.
 async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Problem> {
     let wanted: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
     let mut connection = database.acquire().await?;
@@ -81,19 +81,19 @@ async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Proble
     })
 }
 
-/// Which orders are asked for.
+/// The filters and the page of a list of orders.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct OrderFilter {
-    /// Only those that stand here.
+    /// Status of the orders.
     #[param(inline)]
     status: Option<OrderStatus>,
-    /// Only this customer's; a customer sees their own in any case.
+    /// Customer of the orders. Customers see only their own orders in any case.
     customer_id: Option<Uuid>,
-    /// At most so many, 1 to 100.
+    /// Maximum number of items, 1 to 100.
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: Option<i64>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     cursor: Option<String>,
 }
 
