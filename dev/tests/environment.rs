@@ -76,7 +76,7 @@ async fn is_running(pid: &str) -> bool {
 }
 
 #[tokio::test]
-async fn it_starts_says_how_to_use_it_and_stops() {
+async fn the_environment_starts_prints_commands_and_stops() {
     let data = Data::new("story");
     let environment = data.cargo_dev(&["--rate", "10"]);
     is_up(&environment).await;
@@ -127,7 +127,7 @@ async fn after_kill_9_no_process_is_left() {
 }
 
 #[tokio::test]
-async fn a_database_of_other_migrations_is_named_with_the_flag_for_a_new_one() {
+async fn a_database_of_other_migrations_is_reported_with_the_flag() {
     let data = Data::new("earlier");
     let environment = data.cargo_dev(&["--no-traffic"]);
     is_up(&environment).await;

@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rule_of_the_project_is_computed_or_says_why_not() {
+    fn every_rule_is_computed_or_has_a_note() {
         let directory = crate::project::root().join("prometheus/rules");
         let mut rules = Rules::read(&directory).unwrap();
         let mut store = Store::default();

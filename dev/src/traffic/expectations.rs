@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_to_be_a_whole_problem() {
+    fn a_rejection_must_be_a_complete_problem() {
         let body = json!({ "type": "/problems/x", "title": "X", "status": 422, "correlation_id": "c" });
         assert_eq!(is_refused(&problem("application/problem+json", body.clone()), 422), Ok(()));
         assert!(is_refused(&problem("application/problem+json", body.clone()), 400).is_err());

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_client_that_leaves_no_room_for_json_is_refused() {
+    fn only_a_client_that_excludes_json_is_rejected() {
         let accepts = |accept: &'static str| {
             accepts_json(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]))
         };

@@ -141,7 +141,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cursor_with_a_time_that_no_row_has_is_refused(
+        fn a_cursor_with_an_impossible_time_is_rejected(
             micros in prop_oneof![i64::MIN..-62_167_219_200_000_000, 253_402_300_800_000_000..=i64::MAX],
             id: u128,
         ) {
@@ -150,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn any_other_cursor_is_refused(cursor in "\\PC{0,40}") {
+        fn an_invalid_cursor_is_rejected(cursor in "\\PC{0,40}") {
             let page = PageQuery::new(None, Some(cursor.clone())).parse::<(DateTime<Utc>, Uuid)>();
             prop_assert!(page.is_err() || URL_SAFE_NO_PAD.decode(cursor).unwrap().len() == 24);
         }

@@ -317,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_gateway_reports_is_stored_without_control_characters_and_bounded() {
+    fn gateway_reports_are_stored_bounded_without_control_chars() {
         assert_eq!(printable("ch_\u{0}1\n"), "ch_\\u{0}1\\n");
         assert_eq!(printable(&"\u{e4}".repeat(1000)), "\u{e4}".repeat(MAX_TEXT));
     }

@@ -68,7 +68,7 @@ async fn is_sealed(service: &Service) {
 }
 
 #[tokio::test]
-async fn a_long_trail_is_sealed_and_verified_in_the_memory_of_a_page() {
+async fn sealing_and_verification_use_the_memory_of_one_page() {
     if !cfg!(target_os = "linux") {
         println!("skipped: /proc");
         return;

@@ -18,7 +18,7 @@ pub const WRITABLE: &str = "id, \"timestamp\", event_type, user_id, role, resour
                         metadata, correlation_id, request_id, trace_id, service_version";
 
 #[tokio::test]
-async fn what_cannot_be_audited_does_not_happen() {
+async fn an_operation_that_cannot_be_audited_fails() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let id = customer.creates().await.is(201).id();
@@ -69,7 +69,7 @@ async fn something_has_happened(service: &Service) -> (User, Uuid) {
 }
 
 #[tokio::test]
-async fn an_auditor_reads_who_did_what_when_to_what_from_where_and_with_which_result() {
+async fn an_auditor_reads_events_with_all_required_fields() {
     let service = service().await;
     let (customer, id) = something_has_happened(&service).await;
     let auditor = service.auditor().await;
@@ -94,7 +94,7 @@ async fn an_auditor_reads_who_did_what_when_to_what_from_where_and_with_which_re
 }
 
 #[tokio::test]
-async fn the_trail_is_filtered_and_read_to_its_end_without_skipping_or_repeating() {
+async fn the_audit_log_filters_and_pages_without_gaps() {
     let service = service().await;
     let (customer, _) = something_has_happened(&service).await;
     let auditor = service.auditor().await;
@@ -139,7 +139,7 @@ async fn the_trail_is_filtered_and_read_to_its_end_without_skipping_or_repeating
 }
 
 #[tokio::test]
-async fn the_trail_is_read_and_sealed_by_its_indexes_however_long_it_is() {
+async fn the_audit_log_is_read_and_sealed_by_its_indexes() {
     let service = service().await;
     service
         .database()
@@ -193,7 +193,7 @@ async fn the_trail_is_read_and_sealed_by_its_indexes_however_long_it_is() {
 }
 
 #[tokio::test]
-async fn a_span_of_time_is_read_from_its_own_partitions_and_from_no_other() {
+async fn a_time_range_is_read_from_its_partitions_only() {
     let service = service().await;
     // Partitions are made for three months ahead.
     let month =
@@ -230,7 +230,7 @@ async fn a_span_of_time_is_read_from_its_own_partitions_and_from_no_other() {
 }
 
 #[tokio::test]
-async fn whoever_reads_the_trail_is_in_it() {
+async fn reading_the_audit_log_is_audited() {
     let service = service().await;
     let auditor = service.auditor().await;
     let by_auditor =
@@ -323,7 +323,7 @@ async fn functions(service: &Service) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn no_function_depends_on_the_settings_of_its_caller_or_is_open_to_everybody() {
+async fn functions_set_their_search_path_and_are_not_public() {
     let service = service().await;
     let functions = functions(&service).await;
     assert!(functions.len() > 5, "{functions:#?}");
@@ -356,7 +356,7 @@ async fn no_function_depends_on_the_settings_of_its_caller_or_is_open_to_everybo
 }
 
 #[tokio::test]
-async fn in_staging_the_service_refuses_rights_on_any_table_of_the_audit_log() {
+async fn staging_rejects_write_rights_on_audit_tables() {
     let service = service().await;
     let partition = Utc::now().format("audit_events_%Y_%m");
     for (right, table) in [

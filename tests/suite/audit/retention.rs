@@ -38,7 +38,7 @@ async fn partitions(service: &Service) -> i64 {
 }
 
 #[tokio::test]
-async fn a_partition_leaves_when_it_is_sealed_and_exported_and_the_chain_still_verifies() {
+async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     old_events(&service, "2021-02", 5).await;
@@ -143,7 +143,7 @@ async fn an_export_that_was_changed_does_not_verify() {
 }
 
 #[tokio::test]
-async fn the_event_of_an_export_may_leave_with_a_later_one() {
+async fn the_event_of_an_export_can_be_exported_later() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     old_events(&service, "2021-02", 5).await;
@@ -192,7 +192,7 @@ async fn exported(service: &Service) {
 }
 
 #[tokio::test]
-async fn audited_writes_go_on_while_an_export_waits_for_a_reader() {
+async fn audited_writes_continue_while_an_export_waits() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     old_events(&service, "2021-02", 5).await;
@@ -228,7 +228,7 @@ fn start_export(service: &Service, file: &str) -> Child {
 }
 
 #[tokio::test]
-async fn an_export_that_is_ended_leaves_no_statement_behind_and_can_be_repeated() {
+async fn an_interrupted_export_can_be_repeated() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     old_events(&service, "2021-02", 5).await;

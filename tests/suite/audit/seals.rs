@@ -136,7 +136,7 @@ async fn a_head_is_logged_though_nothing_else_is() {
 }
 
 #[tokio::test]
-async fn a_process_that_dies_between_a_seal_and_its_line_loses_neither() {
+async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
     let mut service = builder()
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
         .setting("CRASH_AT", "seal.committed")
@@ -159,7 +159,7 @@ async fn a_process_that_dies_between_a_seal_and_its_line_loses_neither() {
 }
 
 #[tokio::test]
-async fn an_event_that_commits_late_is_sealed_exactly_once_and_nothing_overtakes_it() {
+async fn a_late_commit_is_sealed_exactly_once_in_order() {
     // A transaction that stays open holds up the sealing of every database on its server.
     let service =
         builder().on_a_server_of_its_own().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
@@ -200,7 +200,7 @@ async fn an_event_that_commits_late_is_sealed_exactly_once_and_nothing_overtakes
 }
 
 #[tokio::test]
-async fn a_trail_that_was_loaded_into_another_cluster_begins_an_epoch_and_is_one_chain() {
+async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     let mut service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
@@ -256,7 +256,7 @@ async fn many_replicas_make_one_chain() {
 }
 
 #[tokio::test]
-async fn seals_are_appended_to_the_end_of_the_chain_and_never_rewritten() {
+async fn seals_are_only_appended() {
     let service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
@@ -336,7 +336,7 @@ async fn a_seal_covers_only_events_that_are_complete() {
 }
 
 #[tokio::test]
-async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger_of_its_own() {
+async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger() {
     let service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
@@ -359,7 +359,7 @@ async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger_of_its_own() 
 }
 
 #[tokio::test]
-async fn a_forged_seal_that_covers_the_future_is_reported_and_does_not_hide_the_lag() {
+async fn a_forged_seal_of_the_future_is_reported_with_the_lag() {
     let service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
@@ -387,7 +387,7 @@ async fn a_forged_seal_that_covers_the_future_is_reported_and_does_not_hide_the_
 }
 
 #[tokio::test]
-async fn another_cluster_is_noticed_while_the_service_runs_and_its_events_stay_verifiable() {
+async fn a_cluster_switch_at_run_time_is_detected() {
     let mut service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
@@ -462,7 +462,7 @@ async fn partitioned_service() -> Service {
 }
 
 #[tokio::test]
-async fn a_partition_is_made_alike_in_any_session_and_no_writer_waits_for_it() {
+async fn creating_a_partition_blocks_no_writer() {
     let service = partitioned_service().await;
     let made = service.database().rows(SHAPE).await;
     assert_eq!(made.len(), 4);
@@ -498,7 +498,7 @@ async fn a_partition_is_made_alike_in_any_session_and_no_writer_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_month_whose_events_are_in_the_default_partition_does_not_hold_up_the_others() {
+async fn a_month_in_the_default_partition_does_not_block_others() {
     let service = partitioned_service().await;
     let made = service.database().rows(SHAPE).await;
     let [third, fourth] = [2, 3].map(|index| made[index]["relname"].as_str().unwrap());
@@ -518,7 +518,7 @@ async fn a_month_whose_events_are_in_the_default_partition_does_not_hold_up_the_
 }
 
 #[tokio::test]
-async fn what_cannot_be_hashed_in_one_way_only_is_not_taken() {
+async fn ambiguous_metadata_is_rejected() {
     let service = crate::service().await;
     let event = |metadata: &str, timestamp: &str| {
         format!(
@@ -545,7 +545,7 @@ async fn what_cannot_be_hashed_in_one_way_only_is_not_taken() {
 }
 
 #[tokio::test]
-async fn an_event_that_finds_no_partition_of_its_own_is_told_to_people() {
+async fn an_event_in_the_default_partition_raises_an_alert() {
     let mut service = crate::service().await;
     service.terminate().await;
     service

@@ -97,7 +97,7 @@ async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
 }
 
 #[tokio::test]
-async fn whatever_is_changed_in_the_trail_is_found_and_named() {
+async fn every_change_of_the_audit_log_is_found_and_named() {
     let service = a_sealed_trail().await;
     verify(&service, &[]).await.succeeded();
     let count = service.database().number("select sum(event_count)::bigint from audit_seals").await;
@@ -192,7 +192,7 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
 }
 
 #[tokio::test]
-async fn a_chain_that_was_made_anew_is_found_by_the_logged_heads_and_by_nothing_else() {
+async fn only_the_logged_heads_reveal_a_regenerated_chain() {
     let mut service = a_sealed_trail().await;
     let scratch = Scratch::new();
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
@@ -221,7 +221,7 @@ async fn a_chain_that_was_made_anew_is_found_by_the_logged_heads_and_by_nothing_
 }
 
 #[tokio::test]
-async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
+async fn heads_are_read_from_the_service_log() {
     let scratch = Scratch::new();
     let directory = scratch.path("log");
     let mut service = builder()
@@ -264,7 +264,7 @@ async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
 }
 
 #[tokio::test]
-async fn a_sealer_that_finds_its_chain_rewritten_stops_and_tells_people() {
+async fn a_rewritten_chain_stops_sealing_and_raises_an_alert() {
     let service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
@@ -322,7 +322,7 @@ fn the_documents_verifier_computes_the_documents_test_vector() {
 }
 
 #[tokio::test]
-async fn an_export_that_the_service_claims_does_not_excuse_missing_events() {
+async fn a_forged_export_record_does_not_excuse_missing_events() {
     let mut service = a_sealed_trail().await;
     let scratch = Scratch::new();
     let heads = scratch.write("heads.jsonl", &log_lines(&service));

@@ -14,7 +14,7 @@ async fn ask(console: &Console, method: Method, path: &str, headers: &[(&str, &s
 }
 
 #[tokio::test]
-async fn a_name_that_was_pointed_at_this_machine_is_refused() {
+async fn a_foreign_host_name_is_rejected() {
     let console = console().await;
     let port = console.url().rsplit(':').next().unwrap().to_owned();
     let localhost = format!("localhost:{port}");
@@ -36,7 +36,7 @@ async fn a_name_that_was_pointed_at_this_machine_is_refused() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_is_refused_and_a_link_on_it_is_not() {
+async fn a_foreign_origin_is_rejected_and_a_link_is_not() {
     let console = console().await;
     let own = console.url();
     let json = ("content-type", "application/json");

@@ -21,7 +21,7 @@ async fn is_ready_again(service: &Service) {
 }
 
 #[tokio::test]
-async fn while_the_database_hangs_probes_are_answered_in_time() {
+async fn probes_respond_in_time_while_the_database_hangs() {
     let service = builder().behind_a_link().start().await;
     service.link().freeze();
     eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
@@ -41,7 +41,7 @@ async fn while_the_database_hangs_probes_are_answered_in_time() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_away_is_found_again_without_a_restart() {
+async fn the_service_reconnects_after_an_outage_without_a_restart() {
     let service = builder().behind_a_link().start().await;
     let customer = service.customer().await;
     let request = customer.creates();
@@ -67,7 +67,7 @@ async fn a_database_that_was_away_is_found_again_without_a_restart() {
 }
 
 #[tokio::test]
-async fn connections_that_take_longer_than_a_request_waits_for_them_are_there_for_the_next_one() {
+async fn a_slow_connection_attempt_serves_the_next_request() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").behind_a_link().start().await;
     let customer = service.customer().await;
     // A statement is one way there and back, opening a connection is several: as after a restart, when everybody
@@ -81,7 +81,7 @@ async fn connections_that_take_longer_than_a_request_waits_for_them_are_there_fo
 }
 
 #[tokio::test]
-async fn connections_to_a_host_that_is_gone_are_given_up() {
+async fn connections_to_a_lost_host_are_closed() {
     let service = builder()
         .setting("REQUEST_TIMEOUT_MS", "2600")
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
@@ -116,7 +116,7 @@ async fn connections_to_a_host_that_is_gone_are_given_up() {
 }
 
 #[tokio::test]
-async fn a_statement_has_as_long_as_the_setting_says() {
+async fn the_statement_timeout_follows_the_setting() {
     let service = builder()
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "30000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -183,7 +183,7 @@ async fn a_standby_is_never_used() {
 }
 
 #[tokio::test]
-async fn a_promoted_standby_takes_over_from_a_lost_host_within_seconds() {
+async fn a_promoted_standby_takes_over_within_seconds() {
     let mut service = builder()
         .on_a_server_of_its_own()
         .behind_a_link()
@@ -240,7 +240,7 @@ async fn statements_on_a_lost_host_end_within_seconds() {
 }
 
 #[tokio::test]
-async fn statements_that_were_given_up_hold_no_connection_that_others_need() {
+async fn cancelled_statements_do_not_keep_connections() {
     let service = builder()
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -289,7 +289,7 @@ async fn a_server_that_turns_read_only_is_an_outage_that_passes() {
 }
 
 #[tokio::test]
-async fn a_database_whose_new_sessions_are_read_only_is_not_used() {
+async fn a_database_with_read_only_sessions_is_not_used() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "1000").start().await;
     let customer = service.customer().await;
     let set = async |value: &str| {

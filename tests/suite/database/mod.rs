@@ -62,7 +62,7 @@ async fn the_service_cannot_rewrite_what_happened() {
 }
 
 #[tokio::test]
-async fn what_is_committed_stays_committed_although_the_server_says_otherwise() {
+async fn migrate_turns_synchronous_commit_on_for_the_service() {
     // The test's server is told to forget the last commits of a crash, as a server that somebody has tuned may be.
     let service = service().await;
     let mut as_service = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
@@ -123,7 +123,7 @@ async fn a_lost_replica_is_noticed_by_the_server() {
 }
 
 #[tokio::test]
-async fn not_even_the_owner_rewrites_the_trail_by_accident() {
+async fn triggers_protect_the_audit_log_from_its_owner() {
     let service = service().await;
     let _created = service.customer().await.creates().await.is(201);
     let before = service.database().number("select count(*) from audit_events").await;
@@ -188,7 +188,7 @@ async fn several_replicas_may_migrate_at_once() {
 }
 
 #[tokio::test]
-async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
+async fn a_changed_applied_migration_is_rejected() {
     let database = Database::create_empty().await;
     migrate(&database).await.succeeded();
     database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
@@ -198,7 +198,7 @@ async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
 }
 
 #[tokio::test]
-async fn an_older_release_leaves_a_newer_schema_alone() {
+async fn an_older_release_does_not_change_a_newer_schema() {
     let database = Database::create_empty().await;
     migrate(&database).await.succeeded();
     let newer = r"insert into _sqlx_migrations (version, description, success, checksum, execution_time)
@@ -214,7 +214,7 @@ async fn an_older_release_leaves_a_newer_schema_alone() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_migrated_is_refused_before_the_first_change() {
+async fn an_unsuitable_database_is_rejected_before_any_change() {
     let database = Database::create_empty().await;
     let prefer_another_schema = "create schema shop;
         do $$ begin execute format('alter database %I set search_path = shop, public', current_database()); end $$";
@@ -237,7 +237,7 @@ async fn a_database_that_cannot_be_migrated_is_refused_before_the_first_change()
 }
 
 #[tokio::test]
-async fn a_schema_that_is_ahead_of_the_service_is_a_release_under_way() {
+async fn a_newer_schema_is_accepted_with_a_warning() {
     let mut service = service().await;
     service.terminate().await;
     service
@@ -252,7 +252,7 @@ async fn a_schema_that_is_ahead_of_the_service_is_a_release_under_way() {
 }
 
 #[tokio::test]
-async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_within_it() {
+async fn a_cancelled_begin_leaves_no_open_transaction() {
     let database = Database::create_empty().await;
     let settings = platform::database::Settings {
         url: database.owner_url().as_str().parse().unwrap(),

@@ -84,7 +84,7 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn every_control_names_tests_that_there_are() {
+fn every_control_names_existing_tests() {
     let document = file("docs/compliance.md");
     let mut controls = BTreeSet::new();
     for section in document.split("\n## ").skip(1) {
@@ -116,7 +116,7 @@ fn every_control_names_tests_that_there_are() {
 }
 
 #[test]
-fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_there_is_none() {
+fn every_control_names_existing_alerts_or_explains_none() {
     let rules: String = ["security", "service", "telemetry", "trail"]
         .iter()
         .map(|name| file(&format!("prometheus/rules/{name}.yml")))
@@ -137,7 +137,7 @@ fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_the
 }
 
 #[test]
-fn the_metrics_and_files_that_the_documents_name_are_there() {
+fn metrics_and_files_named_in_documents_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let code: String = ["src", "platform/src"]
         .iter()

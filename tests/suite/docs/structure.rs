@@ -226,7 +226,7 @@ fn sql_is_checked_when_it_is_compiled() {
 }
 
 #[test]
-fn handlers_hold_no_sql() {
+fn handlers_contain_no_sql() {
     let sql = |line: &str| line.contains("sqlx::query");
     assert_eq!(lines_with(sql, |path| path.ends_with("routes.rs")), [""; 0]);
     assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");

@@ -4,7 +4,7 @@ use dev::example::campaign::{self, Length, Settings};
 use crate::EXECUTABLE;
 
 #[tokio::test]
-async fn no_payment_is_lost_or_made_twice_whatever_fails() {
+async fn no_payment_is_lost_or_charged_twice() {
     let settings = Settings {
         executable: EXECUTABLE.into(),
         seed: 20_261,

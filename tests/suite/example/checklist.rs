@@ -2,7 +2,7 @@
 use crate::docs::compliance::{quoted, stands, with_parts};
 
 #[test]
-fn every_line_of_the_checklist_names_files_and_tests_that_there_are() {
+fn the_checklist_names_existing_files_and_tests() {
     let document = with_parts("docs/checklist.md");
     let rows: Vec<_> = document.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
     assert!(rows.len() >= 12 + 17, "{}", rows.len());

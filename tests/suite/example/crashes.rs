@@ -127,7 +127,7 @@ table! {
 }
 
 #[test]
-fn the_table_has_every_place_in_the_sources() {
+fn the_table_has_every_crash_point_of_the_sources() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/slices/payments");
     let mut places = BTreeSet::new();
     for entry in fs::read_dir(sources).unwrap() {
@@ -167,7 +167,7 @@ fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
 }
 
 #[test]
-fn what_is_released_cannot_be_told_to_die() {
+fn a_release_build_has_no_crash_points() {
     let (ended, is_in_it) = comes_to_a_place("on");
     assert!(ended.signal().is_some() && is_in_it, "the places are there where they should be: {ended}");
     let (ended, is_in_it) = comes_to_a_place("off");

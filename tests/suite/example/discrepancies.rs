@@ -65,7 +65,7 @@ async fn an_alert_survives_a_crash_and_a_receiver_that_is_down() {
 }
 
 #[tokio::test]
-async fn a_discrepancy_is_open_until_an_operator_closes_it_with_a_reason() {
+async fn an_operator_closes_a_discrepancy_with_a_reason() {
     let service = service().await;
     let reference = an_unknown_charge(&service).await;
     let open = async |count: i64| {

@@ -43,7 +43,7 @@ async fn a_card_that_works_pays_the_order() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_bank_is_an_outcome_and_says_why() {
+async fn a_decline_is_an_outcome_with_a_reason() {
     let service = service().await;
     let customer = service.customer().await;
     for (card, reason) in [
@@ -107,7 +107,7 @@ async fn a_cancelled_order_is_not_paid() {
 }
 
 #[tokio::test]
-async fn while_a_payment_is_under_way_the_order_is_neither_cancelled_nor_paid_again() {
+async fn an_order_with_a_payment_in_progress_is_locked() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -124,7 +124,7 @@ async fn while_a_payment_is_under_way_the_order_is_neither_cancelled_nor_paid_ag
 }
 
 #[tokio::test]
-async fn twenty_people_at_one_checkout_pay_once() {
+async fn twenty_concurrent_payments_of_one_order_charge_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let attempts: Vec<_> = (0..20).map(|_| order.pay("pm_card_ok").in_background()).collect();
@@ -141,7 +141,7 @@ async fn twenty_people_at_one_checkout_pay_once() {
 }
 
 #[tokio::test]
-async fn a_payment_is_seen_by_its_customer_and_by_staff_whose_reading_is_audited() {
+async fn a_payment_is_visible_to_its_customer_and_audited_staff() {
     let service = service().await;
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
@@ -159,7 +159,7 @@ async fn a_payment_is_seen_by_its_customer_and_by_staff_whose_reading_is_audited
 }
 
 #[tokio::test]
-async fn a_payment_is_told_in_the_audit_trail_from_beginning_to_settlement() {
+async fn the_audit_log_records_a_payments_start_and_settlement() {
     let service = service().await;
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
@@ -184,7 +184,7 @@ async fn a_payment_method_has_a_form() {
 }
 
 #[tokio::test]
-async fn a_retry_charges_once_although_the_database_has_lost_the_payment() {
+async fn a_retry_charges_once_after_the_database_lost_it() {
     let mut service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -212,7 +212,7 @@ async fn a_retry_charges_once_although_the_database_has_lost_the_payment() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_used_again_after_its_response_is_deleted_gets_the_payment() {
+async fn an_expired_key_still_finds_its_payment() {
     let service = service().await;
     let customer = service.customer().await;
     for (card, status) in [("pm_card_ok", "succeeded"), ("pm_card_declined", "declined")] {
@@ -269,7 +269,7 @@ async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
 }
 
 #[tokio::test]
-async fn a_wait_for_the_orders_lock_does_not_shorten_the_lease() {
+async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     let service = service_with_time_for_its_gateway().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;

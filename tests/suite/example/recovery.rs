@@ -58,7 +58,7 @@ async fn discrepancies(service: &Service, id: Uuid) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_charge_is_sent_again_byte_for_byte_under_the_same_key_and_correlation_id() {
+async fn a_charge_is_resent_with_identical_bytes_and_key() {
     let service = service().await;
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
@@ -84,7 +84,7 @@ async fn a_charge_is_sent_again_byte_for_byte_under_the_same_key_and_correlation
 }
 
 #[tokio::test]
-async fn a_connection_that_is_cut_hides_a_charge_and_does_not_repeat_it() {
+async fn a_cut_connection_does_not_repeat_the_charge() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { cut_rate: 1.0, ..no_webhooks() });
@@ -109,7 +109,7 @@ async fn a_charge_that_the_gateway_knows_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn while_a_request_talks_to_the_gateway_recovery_leaves_its_payment_alone() {
+async fn recovery_skips_payments_that_a_request_processes() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -123,7 +123,7 @@ async fn while_a_request_talks_to_the_gateway_recovery_leaves_its_payment_alone(
 }
 
 #[tokio::test]
-async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not_before() {
+async fn an_unknown_charge_fails_only_after_25_hours() {
     let service = service().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
     backdate_first_send(&service, "payments", id, "24 hours").await;
@@ -150,7 +150,7 @@ async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not
 }
 
 #[tokio::test]
-async fn an_empty_answer_never_ends_a_refund() {
+async fn an_empty_response_never_fails_a_refund() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -174,7 +174,7 @@ async fn an_empty_answer_never_ends_a_refund() {
 }
 
 #[tokio::test]
-async fn a_refusal_after_an_attempt_that_was_not_answered_proves_nothing() {
+async fn a_rejection_after_an_unanswered_attempt_proves_nothing() {
     let service = service().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_from_another_gateway").await;
     let sent = service.sends_of(id).await;
@@ -246,7 +246,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
 }
 
 #[tokio::test]
-async fn a_payment_that_stays_unknown_is_parked_and_settled_all_the_same() {
+async fn a_payment_that_needs_review_is_still_settled() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
     eventually("it is parked", async || (service.metric("payments_parked").await == 1).then_some(())).await;
@@ -262,7 +262,7 @@ async fn a_payment_that_stays_unknown_is_parked_and_settled_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_webhook_settles_a_payment_that_is_parked() {
+async fn a_webhook_settles_a_payment_that_needs_review() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
     eventually("it is parked", async || (!payment(&service, id).await["parked_at"].is_null()).then_some(()))

@@ -42,7 +42,7 @@ async fn twins_at_different_replicas_have_one_effect() {
 }
 
 #[tokio::test]
-async fn another_replica_settles_what_a_dead_one_has_begun() {
+async fn another_replica_settles_payments_of_a_crashed_one() {
     let one = service().await;
     let two = one.replica().await;
     one.gateway_sends_no_webhooks();
@@ -69,7 +69,7 @@ async fn shops(customer: User, card: &'static str) {
 }
 
 #[tokio::test]
-async fn nobody_is_charged_twice_and_nothing_is_lost_when_everything_fails_at_once() {
+async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
     let mut services: Vec<Service> = vec![service().await];
     services.push(services[0].replica().await);
     services.push(services[0].replica().await);
@@ -118,7 +118,7 @@ async fn nobody_is_charged_twice_and_nothing_is_lost_when_everything_fails_at_on
 }
 
 #[tokio::test]
-async fn a_payment_of_unknown_outcome_is_asked_for_by_one_of_several_replicas() {
+async fn one_of_several_replicas_recovers_an_unknown_payment() {
     let one = service().await;
     let _others = (one.replica().await, one.replica().await);
     one.gateway_sends_no_webhooks();

@@ -46,7 +46,7 @@ async fn orders_and_payments_make_no_more_round_trips_than_they_need() {
 /// Otherwise the time of a refusal tells strangers which orders there are: the largest order that there can be is read
 /// before it is refused, or another statement is made.
 #[tokio::test]
-async fn a_refusal_takes_as_much_of_the_database_whether_or_not_there_is_such_an_order() {
+async fn a_404_costs_the_same_for_missing_and_foreign_orders() {
     let service = counted_service().await;
     let (owner, stranger) = (service.customer().await, service.customer().await);
     service

@@ -146,7 +146,7 @@ async fn left_out(service: &Service, metrics: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_a_log_line_a_span_a_metric_the_trail_or_an_errors_body() {
+async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
     let collector = Collector::start().await;
     let service = builder()
         .traced_by(&collector)

@@ -132,7 +132,7 @@ async fn the_page_of_the_document_works_without_the_internet() {
 }
 
 #[test]
-fn every_operation_says_what_it_is_and_has_an_example_of_its_body() {
+fn every_operation_has_a_summary_and_an_example() {
     for (method, path, operation) in operations() {
         let what = format!("{method} {path}");
         assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{what}");

@@ -52,7 +52,7 @@ fn variables(container: &Container) -> BTreeMap<String, bool> {
 }
 
 #[test]
-fn every_variable_is_a_setting_and_secrets_come_from_secrets_alone() {
+fn every_variable_is_a_setting_and_secrets_are_references() {
     let known: BTreeMap<_, _> = Config::settings().map(|setting| (setting.name, setting)).collect();
     for pod in Objects::of_the_base().pods() {
         let container = only_container(&pod);
@@ -78,7 +78,7 @@ fn every_variable_is_a_setting_and_secrets_come_from_secrets_alone() {
 }
 
 #[test]
-fn the_service_takes_the_settings_of_every_overlay() {
+fn the_service_accepts_the_settings_of_every_overlay() {
     let [pod, migration] = Objects::of_the_base().pods();
     for overlay in OVERLAYS {
         let mut given = settings(overlay);
@@ -102,7 +102,7 @@ fn asks(probe: Option<&Probe>) -> (String, u32) {
 }
 
 #[tokio::test]
-async fn probes_and_scrapes_ask_what_the_service_answers() {
+async fn probes_and_scrapes_use_existing_routes() {
     let objects = Objects::of_the_base();
     let [pod, _] = objects.pods();
     let container = only_container(&pod);
@@ -124,7 +124,7 @@ async fn probes_and_scrapes_ask_what_the_service_answers() {
 }
 
 #[test]
-fn ports_are_those_that_the_service_listens_on_and_the_two_listeners_stay_apart() {
+fn ports_match_the_listeners_which_stay_separate() {
     let objects = Objects::of_the_base();
     let [pod, _] = objects.pods();
     let ports: BTreeMap<_, _> = only_container(&pod)
@@ -151,7 +151,7 @@ fn ports_are_those_that_the_service_listens_on_and_the_two_listeners_stay_apart(
 }
 
 #[test]
-fn a_pod_that_ends_has_the_time_that_the_service_takes() {
+fn the_grace_period_covers_the_shutdown_deadline() {
     let [pod, _] = Objects::of_the_base().pods();
     for overlay in OVERLAYS {
         let deadline: i64 = settings(overlay)["SHUTDOWN_DEADLINE_SECONDS"].parse().unwrap();
@@ -161,7 +161,7 @@ fn a_pod_that_ends_has_the_time_that_the_service_takes() {
 }
 
 #[test]
-fn all_pods_together_ask_the_database_for_no_more_connections_than_it_has() {
+fn all_pods_fit_into_the_databases_connection_limit() {
     let objects = Objects::of_the_base();
     let rolling = objects.deployment().spec.unwrap().strategy.unwrap().rolling_update.unwrap();
     let Some(IntOrString::Int(surge)) = rolling.max_surge else { panic!("a number of pods") };
@@ -202,7 +202,7 @@ fn pods_have_no_rights() {
 }
 
 #[test]
-fn whatever_selects_pods_selects_some() {
+fn every_pod_selector_matches_pods() {
     let objects = Objects::of_the_base();
     let components: BTreeSet<_> = ["Deployment", "Job"]
         .iter()

@@ -63,7 +63,7 @@ pub fn is_complete(alert: &Value, severity: &str) {
 }
 
 #[tokio::test]
-async fn audit_events_that_cannot_be_written_call_a_person() {
+async fn failed_audit_writes_raise_an_alert() {
     let (service, pager) = on_call().await;
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
@@ -77,7 +77,7 @@ async fn audit_events_that_cannot_be_written_call_a_person() {
 }
 
 #[tokio::test]
-async fn a_chain_that_does_not_descend_from_the_last_head_calls_a_person() {
+async fn a_chain_without_the_last_head_raises_an_alert() {
     let pager = Pager::switched_on().await;
     let service = builder()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
@@ -123,7 +123,7 @@ async fn names_whoever_holds_it_up(pager: &Pager) -> String {
 }
 
 #[tokio::test]
-async fn whoever_holds_up_the_sealing_is_named() {
+async fn the_transaction_that_delays_sealing_is_named() {
     let pager = Pager::switched_on().await;
     let mut forgotten = None;
     let service = held_up_by(&pager, async |database| {
@@ -141,7 +141,7 @@ async fn whoever_holds_up_the_sealing_is_named() {
 }
 
 #[tokio::test]
-async fn a_prepared_transaction_that_holds_up_the_sealing_is_named() {
+async fn a_prepared_transaction_that_delays_sealing_is_named() {
     let pager = Pager::switched_on().await;
     // It belongs to no session that one could find and end.
     let service = held_up_by(&pager, async |database| {

@@ -29,7 +29,7 @@ async fn goes_on(customer: User, mut closed: watch::Receiver<bool>) -> (usize, V
 }
 
 #[tokio::test]
-async fn three_replicas_are_replaced_one_by_one_under_load_and_no_request_fails() {
+async fn a_rolling_restart_under_load_fails_no_request() {
     let mut services = vec![builder().setting("SHUTDOWN_GRACE_SECONDS", "3").start().await];
     for _ in 0..2 {
         services.push(services[0].replica().await);

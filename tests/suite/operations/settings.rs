@@ -38,7 +38,7 @@ fn is_name(text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_example_of_an_environment_has_every_setting_with_its_default() {
+async fn env_example_has_every_setting_with_its_default() {
     let text = with_parts(".env.example");
     let example: BTreeMap<String, (bool, String)> = text
         .lines()
@@ -69,7 +69,7 @@ async fn the_example_of_an_environment_has_every_setting_with_its_default() {
 }
 
 #[tokio::test]
-async fn every_setting_has_a_flag_but_for_secrets_and_what_is_opentelemetrys() {
+async fn every_setting_has_a_flag_except_secrets_and_otel() {
     let help = run(Path::new(EXECUTABLE), &["serve", "--help"], &[]).await.succeeded();
     let flags: BTreeSet<_> = help
         .split_whitespace()

@@ -42,7 +42,7 @@ async fn a_request_in_flight_is_finished_before_the_service_ends() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_to_end_is_not_ready_before_it_stops_listening() {
+async fn readiness_fails_before_the_listeners_close() {
     let service = builder().setting("SHUTDOWN_GRACE_SECONDS", "2").start().await;
     service.signal(Signal::SIGTERM);
     let body = eventually("it is not ready", async || {
@@ -56,7 +56,7 @@ async fn a_service_that_is_to_end_is_not_ready_before_it_stops_listening() {
 }
 
 #[tokio::test]
-async fn what_cannot_end_in_time_is_cut_and_named() {
+async fn work_past_the_deadline_is_cut_and_named() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "9000")
@@ -131,7 +131,7 @@ async fn connection(service: &Service, text: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn clients_that_ask_for_nothing_do_not_hold_up_the_end() {
+async fn idle_clients_do_not_delay_the_shutdown() {
     let service = builder().setting("HEADER_TIMEOUT_MS", "2000").start().await;
     let _silent = connection(&service, "").await;
     let _half_a_request = connection(&service, "GET /problems HTTP/1.1\r\nhost").await;
@@ -143,7 +143,7 @@ async fn clients_that_ask_for_nothing_do_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_within_its_request_is_cut_at_the_deadline_and_named() {
+async fn a_hanging_client_is_cut_at_the_deadline_and_logged() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "4")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -161,7 +161,7 @@ async fn a_client_that_hangs_within_its_request_is_cut_at_the_deadline_and_named
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_does_not_hold_up_the_end_beyond_its_deadline() {
+async fn a_hanging_database_does_not_delay_the_shutdown() {
     let service = builder().setting("SHUTDOWN_DEADLINE_SECONDS", "5").behind_a_link().start().await;
     service.link().freeze();
     let started = Instant::now();

@@ -126,7 +126,7 @@ fn runbooks() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn every_alert_says_how_bad_it_is_what_it_is_and_what_to_do() {
+fn every_alert_has_severity_summary_and_runbook() {
     let uids: BTreeSet<_> = dashboards()
         .into_iter()
         .map(|(_, dashboard)| dashboard["uid"].as_str().unwrap().to_owned())
@@ -218,7 +218,7 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
 }
 
 #[test]
-fn only_the_scrape_configuration_and_the_rule_of_presence_name_the_service() {
+fn only_scrape_configuration_and_presence_rule_name_the_job() {
     let naming: Vec<_> = rules()
         .into_iter()
         .filter(|rule| rule.expr.contains(env!("CARGO_PKG_NAME")))
@@ -334,7 +334,7 @@ fn queries_of_dashboards_follow_the_variables() {
 /// What Grafana's dashboard-linter asks for beyond the tests above. Its module cannot be built without parts that are
 /// not ours to ship, so its rules are kept here; `grafana/dashboards/.lint` has the exceptions for whoever runs it.
 #[test]
-fn variables_of_dashboards_follow_the_time_and_take_more_than_one_value() {
+fn dashboard_variables_follow_the_time_and_are_multi_value() {
     for (_, dashboard) in dashboards() {
         let variables = dashboard["templating"]["list"].as_array().unwrap();
         assert_eq!(variables[0]["label"], "Data source");

@@ -111,7 +111,7 @@ async fn has_data(prometheus: &Server, query: &Query) -> bool {
 }
 
 #[tokio::test]
-async fn every_query_of_rules_and_dashboards_finds_data_on_the_running_service() {
+async fn every_query_finds_data_on_the_running_service() {
     let Some(program) = tool("prometheus") else { return };
     let service = service().await;
     let traffic = Traffic::start(traffic::Settings {

@@ -120,7 +120,7 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
 }
 
 #[tokio::test]
-async fn files_keep_the_trail_apart_and_as_many_days_as_are_wanted() {
+async fn log_files_separate_the_audit_log_and_are_rotated() {
     let directory = directory("log-files");
     for name in [env!("CARGO_PKG_NAME"), "audit"] {
         for day in 1..=5 {
@@ -153,7 +153,7 @@ async fn files_keep_the_trail_apart_and_as_many_days_as_are_wanted() {
 }
 
 #[tokio::test]
-async fn nobody_silences_the_trail_by_the_log_level() {
+async fn the_log_level_cannot_silence_the_audit_log() {
     let service = service().await;
     let customer = service.customer().await;
     let change = json!({ "filter": "off" }).to_string();
@@ -168,7 +168,7 @@ async fn nobody_silences_the_trail_by_the_log_level() {
 }
 
 #[tokio::test]
-async fn no_line_is_lost_where_a_library_asks_whether_it_would_be_logged() {
+async fn lines_guarded_by_an_enabled_check_are_logged() {
     const CHANGES: usize = 40;
     let service = service().await;
     let customer = service.customer().await;
@@ -187,7 +187,7 @@ async fn no_line_is_lost_where_a_library_asks_whether_it_would_be_logged() {
 }
 
 #[tokio::test]
-async fn libraries_are_quieter_than_the_service_and_speak_the_same_language() {
+async fn library_logs_are_filtered_and_have_the_same_format() {
     let service = builder().setting("RUST_LOG", "debug").start().await;
     let _served = service.customer().await.lists().await.is(200);
     let foreign = |line: &Value| {

@@ -182,7 +182,7 @@ async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
 }
 
 #[tokio::test]
-async fn prometheus_itself_reads_the_page_and_finds_the_trace_of_a_request() {
+async fn prometheus_scrapes_the_page_and_its_exemplars() {
     let Some(prometheus) = tool("prometheus") else { return };
     let service = service().await;
     let _served = service.nobody().get("/problems").header("x-correlation-id", "scraped").await.is(200);

@@ -64,7 +64,7 @@ async fn a_collector_that_is_not_there_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn a_collector_that_takes_ten_seconds_costs_no_request_anything() {
+async fn a_slow_collector_delays_no_request() {
     let collector = Collector::start().await;
     collector.is(CollectorBehavior::Slow(Duration::from_secs(10)));
     // A short queue, so that it overflows soon.
@@ -76,7 +76,7 @@ async fn a_collector_that_takes_ten_seconds_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn spans_go_on_when_a_collector_that_refused_them_is_well_again() {
+async fn span_export_continues_after_a_collector_outage() {
     let collector = Collector::start().await;
     collector.is(CollectorBehavior::Refusing);
     let service = builder().traced_by(&collector).start().await;
@@ -89,7 +89,7 @@ async fn spans_go_on_when_a_collector_that_refused_them_is_well_again() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
+async fn a_stopped_log_reader_delays_no_request() {
     // With every word of every library the pipe and the queue are full soon.
     let service = builder().setting("RUST_LOG", "trace").start().await;
     service.nobody_reads_its_output();
@@ -105,7 +105,7 @@ async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_log_that_is_late_has_missed_nothing_of_the_audit_trail() {
+async fn a_late_log_reader_misses_no_audit_line() {
     let service =
         builder().setting("RUST_LOG", "trace").setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     let customer = service.customer().await;
@@ -170,7 +170,7 @@ async fn a_full_disk_under_the_log_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn a_log_file_that_can_no_longer_be_written_costs_no_request_anything() {
+async fn an_unwritable_log_file_delays_no_request() {
     let directory = directory("broken-pipe");
     // A pipe can be written for as long as somebody holds its other end, whoever runs the tests.
     let pipe = directory.join("pipe");
@@ -189,7 +189,7 @@ async fn a_log_file_that_can_no_longer_be_written_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn a_log_directory_that_is_taken_away_costs_no_request_anything() {
+async fn a_deleted_log_directory_delays_no_request() {
     let directory = directory("taken-away").join("logs");
     let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
     serves(&service, 5).await;
@@ -200,7 +200,7 @@ async fn a_log_directory_that_is_taken_away_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn scrapes_wait_for_nobody_and_nobody_waits_for_them() {
+async fn scrapes_and_requests_do_not_block_each_other() {
     let service = builder().start().await;
     let pool = [(); 4];
     let customer = service.customer().await;
@@ -230,7 +230,7 @@ async fn scrapes_wait_for_nobody_and_nobody_waits_for_them() {
 }
 
 #[tokio::test]
-async fn a_log_directory_that_cannot_be_written_is_said_at_once_and_by_name() {
+async fn an_unwritable_log_directory_fails_the_start() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-directory");
     fs::write(&file, "").unwrap();
     let own = [

@@ -19,7 +19,7 @@ pub fn has_attributes(span: &Span, expected: &[(&str, Value)]) {
 }
 
 #[tokio::test]
-async fn spans_are_sent_as_protobuf_over_http_too_with_the_resource_that_was_set() {
+async fn spans_are_sent_over_http_with_the_configured_resource() {
     let collector = Collector::start().await;
     let service = builder()
         .traced_by(&collector)
@@ -79,7 +79,7 @@ async fn only_what_went_wrong_here_is_an_error() {
 }
 
 #[tokio::test]
-async fn the_sealing_of_a_batch_says_what_it_came_to() {
+async fn the_span_of_sealing_reports_its_result() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     service.customer().await;
@@ -151,7 +151,7 @@ async fn the_exporter_that_the_specification_names_is_honoured() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_joined_and_not_obeyed_and_a_trusted_proxy_is_both() {
+async fn an_untrusted_trace_is_joined_without_its_sampling_flag() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -175,7 +175,7 @@ async fn a_stranger_is_joined_and_not_obeyed_and_a_trusted_proxy_is_both() {
 }
 
 #[tokio::test]
-async fn traces_come_in_by_the_propagators_that_are_set_and_by_no_others() {
+async fn only_the_configured_propagators_are_read() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("OTEL_PROPAGATORS", "b3,jaeger").start().await;
     let ask = |id: &str| service.nobody().get(PUBLIC).header("x-correlation-id", id);
@@ -193,7 +193,7 @@ async fn traces_come_in_by_the_propagators_that_are_set_and_by_no_others() {
 }
 
 #[tokio::test]
-async fn without_a_collector_logs_still_have_the_ids_of_traces_and_disabled_they_have_none() {
+async fn logs_have_trace_ids_without_a_collector_unless_disabled() {
     let line = async |service: &Service| {
         let _served = service.nobody().get(PUBLIC).header("x-correlation-id", "seen").await.is(200);
         service.logs_that("the access line", |line| line["correlation_id"] == "seen").await

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_settles_while_it_is_looked_at_is_no_violation() {
+    fn a_settlement_during_the_check_is_no_violation() {
         let before = Page { payments: vec![payment("processing")], ..Page::default() };
         let after = Page { payments: vec![payment("succeeded")], ..Page::default() };
         assert!(compare(&before, &Ledger::default(), &after).is_empty(), "charged after the ledger was read");

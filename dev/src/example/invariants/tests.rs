@@ -215,7 +215,7 @@ async fn books_that_agree_pass_and_each_crime_is_named() {
 }
 
 #[tokio::test]
-async fn long_books_are_compared_page_by_page_and_nothing_escapes_between_the_pages() {
+async fn long_ledgers_are_compared_page_by_page_without_gaps() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
     let (url, mut connection) = migrated(server, &name).await;

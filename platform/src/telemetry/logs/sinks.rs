@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_come_while_others_are_written_are_written_together() {
+    fn queued_lines_are_written_in_one_batch() {
         let (writes, written) = mpsc::channel();
         let (let_go_on, go_on) = mpsc::channel();
         let mut opened = OpenSinks::default();

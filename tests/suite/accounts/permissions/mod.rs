@@ -44,7 +44,7 @@ impl Users {
 }
 
 #[tokio::test]
-async fn every_route_lets_in_whom_it_should_and_nobody_else() {
+async fn every_route_admits_exactly_its_roles() {
     let service = service().await;
     let people = Users::of(&service).await;
     let mut refused = 0;
@@ -80,7 +80,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn who_may_not_is_told_so_before_anybody_looks_at_what_they_sent() {
+async fn permissions_are_checked_before_the_body() {
     let service = service().await;
     let people = Users::of(&service).await;
     let nonsense = |request: Request| request.header("content-type", "application/json").body("{");
@@ -115,7 +115,7 @@ fn the_table_in_the_documents_is_this_one() {
 }
 
 #[test]
-fn the_document_says_which_routes_need_a_session() {
+fn the_document_marks_routes_that_need_a_session() {
     for (method, route, _, expected) in routes() {
         let operation = openapi::operations().find(|(m, r, _)| (m.as_str(), *r) == (method, route));
         let Some((.., operation)) = operation else { continue };

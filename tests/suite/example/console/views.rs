@@ -66,7 +66,7 @@ async fn each_view_shows_what_has_happened() {
 }
 
 #[tokio::test]
-async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it() {
+async fn a_deep_link_opens_a_payment_trace_with_its_log_lines() {
     let stage = ConsoleFixture::set().await;
     stage.paid_order("the-first").await;
     let trace = stage.trace_of("the-first").await;
@@ -94,7 +94,7 @@ async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it()
 }
 
 #[tokio::test]
-async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_again() {
+async fn every_view_shows_a_fault_until_it_is_switched_off() {
     let (stage, _traffic) = ConsoleFixture::with_traffic(40.0).await;
     let Some(browser) = stage.open("/faults").await else { return };
     eventually("customers pay", async || (stage.service.gateway().ledger().charges.len() > 5).then_some(()))
@@ -131,7 +131,7 @@ async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_
 }
 
 #[tokio::test]
-async fn what_looks_like_markup_stays_text_wherever_it_is_shown() {
+async fn markup_in_data_is_shown_as_text() {
     const MARKUP: &str =
         "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>";
     let stage = ConsoleFixture::set().await;

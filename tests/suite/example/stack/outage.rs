@@ -24,7 +24,7 @@ fn hurried(file: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn an_outage_of_the_gateway_pages_someone_and_is_resolved_when_it_is_over() {
+async fn a_gateway_outage_pages_and_resolves() {
     let (Some(prometheus), Some(alertmanager)) = (tool("prometheus"), tool("alertmanager")) else { return };
     let inbox = inbox().await;
     let alertmanager = Server::alertmanager(&alertmanager, &inbox.address().to_string()).await;
