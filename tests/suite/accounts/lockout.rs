@@ -1,4 +1,4 @@
-//! Guessing passwords: nobody learns anything by it, and soon nobody may (NIST SP 800-53 AC-7).
+//! Password guessing: responses and timing reveal nothing, and lockouts end it (NIST SP 800-53 AC-7).
 use std::{collections::BTreeSet, time::Instant};
 
 use dev::harness::{HttpResponse, PASSWORD, Service, eventually};
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use super::{WRONG, log_in, register};
 use crate::{builder, service};
 
-/// The same from elsewhere, through the proxy that the service trusts.
+/// Logs in from another address, through the trusted proxy.
 async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> HttpResponse {
     let credentials = json!({ "email": email, "password": password });
     let elsewhere = service.nobody().with_header("x-forwarded-for", address);
     elsewhere.post("/v1/sessions").json(&credentials).await
 }
 
-/// Everything that a stranger can tell one refusal from another by.
+/// Returns all parts of a rejection that a client can compare.
 fn what_is_told(refusal: &HttpResponse) -> (u16, Value, BTreeSet<String>) {
     let mut body = refusal.json();
     for id in ["correlation_id", "trace_id"] {
@@ -160,7 +160,7 @@ async fn concurrent_attempts_are_counted_before_they_are_checked() {
 
 #[tokio::test]
 async fn a_try_is_counted_before_its_password_is_looked_at() {
-    // A hash takes seconds, so that whoever hangs up while it is computed would go uncounted.
+    // A hash takes seconds. A client that disconnects during the hash must be counted nevertheless.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "32768")
         .setting("ARGON2_ITERATIONS", "64")
@@ -240,7 +240,7 @@ async fn a_flood_of_refusals_becomes_few_events_and_none_is_lost() {
     let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // Another minute may begin in between, and a hundred more are written then.
+    // A new minute may begin in between, which allows a hundred more events.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + more, 130);
     assert!(counted.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{counted:#?}");
@@ -248,7 +248,7 @@ async fn a_flood_of_refusals_becomes_few_events_and_none_is_lost() {
 
 #[tokio::test]
 async fn unknown_address_and_wrong_password_take_the_same_time() {
-    // Dear enough for the hash to stand out against everything else that a login does.
+    // The hash must take much longer than the rest of a login.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "8192")
         .setting("ARGON2_ITERATIONS", "8")
@@ -256,7 +256,7 @@ async fn unknown_address_and_wrong_password_take_the_same_time() {
         .start()
         .await;
     let customer = service.customer().await;
-    // Whoever computes no hash is faster every time; what else the machine does is not the same every time.
+    // A login without a hash would be faster in every round. Other load on the machine differs between rounds.
     let mut seen = Vec::new();
     for _ in 0..10 {
         let (known, unknown) = fastest_refusals(&service, [&customer.email, "nobody@example.com"]).await;
@@ -269,10 +269,10 @@ async fn unknown_address_and_wrong_password_take_the_same_time() {
     panic!("known and unknown differ each time, in seconds: {seen:?}");
 }
 
-/// How long a wrong password takes at best for each of two addresses, in seconds.
+/// Returns the shortest time of a wrong password for each of two addresses, in seconds.
 async fn fastest_refusals(service: &Service, [one, other]: [&str; 2]) -> (f64, f64) {
     let mut fastest = (f64::MAX, f64::MAX);
-    // In turns, so that whatever else the machine does falls on both. It only ever adds.
+    // The addresses alternate, so that other load on the machine affects both. Load can only add time.
     for _ in 0..10 {
         for (email, best) in [(one, &mut fastest.0), (other, &mut fastest.1)] {
             let started = Instant::now();

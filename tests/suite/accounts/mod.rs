@@ -1,4 +1,4 @@
-//! Registering, logging in and out, and changing the password.
+//! Registration, login, logout and password changes.
 mod lockout;
 pub(crate) mod permissions;
 
@@ -113,7 +113,7 @@ async fn a_common_password_is_rejected_on_every_route() {
     for common in ["password1", "root.of.all@example.com", "RootOfAll", "Ada Lovelace"] {
         let refused = service.command(&create, &[("USER_PASSWORD", common)]).await;
         assert_eq!(refused.code(), Some(1), "{common}");
-        assert!(refused.stderr.contains("tried first"), "{common}: {}", refused.stderr);
+        assert!(refused.stderr.contains("must not be a common password"), "{common}: {}", refused.stderr);
     }
 }
 
@@ -132,13 +132,13 @@ async fn an_email_address_has_no_display_name() {
     let _not_the_victim = log_in(&service, named, PASSWORD).await.is_problem(401, "bad-credentials");
 }
 
-/// Passwords like this cost an estimator of strength a second each.
+/// A strength estimator needs one second for each password of this kind.
 const HOSTILE: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8(";
 
 #[tokio::test]
 async fn hostile_passwords_do_not_slow_down_other_requests() {
     let service = service().await;
-    // Other load on the machine passes. Work that blocks the service is there each time.
+    // Other load on the machine passes, but work that blocks the service recurs in every round.
     let mut slowest = Vec::new();
     for _ in 0..5 {
         let registrations = (0..20).map(|_| {
@@ -170,7 +170,7 @@ async fn a_login_during_a_password_change_starts_no_session() {
     let service = service().await;
     let customer = service.customer().await;
     let _other = register(&service, "grace@example.com", "another long password").await.is(201);
-    // A password change that commits after the login has read and verified the old hash.
+    // The password change commits after the login has read and verified the old hash.
     let other_hash = "select password_hash from users where email = 'grace@example.com'";
     let change = format!("update users set password_hash = ({other_hash}) where id = '{}'", customer.id);
     let change = service.database().hold(&change).await;
@@ -248,7 +248,7 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
         rows.await[0]["password_hash"].as_str().unwrap().to_owned()
     };
     assert!(hash().await.contains("$m=64,t=1,p=1$"));
-    // The same password, hashed by a service with dearer parameters.
+    // The same password, hashed by a service with more expensive parameters.
     let dearer = [("ARGON2_MEMORY_KIB", "128"), ("ARGON2_ITERATIONS", "2"), ("USER_PASSWORD", PASSWORD)];
     let create = ["user", "create", "--email", "dear@example.com", "--role", "customer"];
     service.command(&create, &dearer).await.succeeded();
@@ -391,7 +391,7 @@ async fn neither_tokens_nor_passwords_are_written_down_anywhere() {
 async fn user_create_reads_the_password_from_stdin_or_environment() {
     let service = service().await;
     let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
-    // A request would give up before there is a connection; a command has the time.
+    // A request would time out before a connection exists, but a command waits for it.
     let hurried = [("USER_PASSWORD", PASSWORD), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1")];
     let made = service.command(&create, &hurried).await.succeeded();
     assert!(made.contains("root@example.com admin"), "{made}");

@@ -1,4 +1,4 @@
-//! Exports verify by themselves, and only what is in one leaves the database.
+//! Exports verify on their own, and only exported events are dropped from the database.
 use std::{
     io::{Read, Write},
     process::{Child, Command, Stdio},
@@ -18,7 +18,7 @@ async fn export(service: &Service, until: &str, to: &str) -> CommandOutput {
     service.command(&["audit", "export", "--until", until, "--to", to], &[]).await
 }
 
-/// Events of a month that ended long ago, in a partition of their own.
+/// Records events of a past month in a partition of its own.
 async fn old_events(service: &Service, month: &str, count: usize) {
     service
         .database()
@@ -67,7 +67,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await;
     assert_eq!(again.code(), Some(1), "nothing is left of it: {}", again.stdout);
 
-    // The next file goes on where the first ended.
+    // The next file starts at the end of the first.
     let march = scratch.path("2021-03.jsonl.gz");
     assert!(
         export(&service, "2021-04-01T00:00:00Z", &march)
@@ -89,7 +89,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
         assert!(whole && told.contains("verified up to seal"), "{told}");
     }
 
-    // Without the export's own event, what is missing is missing.
+    // Without the export's own event, missing events are a finding.
     tamper(&service, "delete from audit_events where action = 'export'").await;
     let found = verify(&service, &["--exported", &february, &march]).await;
     assert_eq!(found.code(), Some(1));
@@ -151,7 +151,7 @@ async fn the_event_of_an_export_can_be_exported_later() {
     let february = scratch.path("2021-02.jsonl.gz");
     export(&service, "2021-03-01", &february).await.succeeded();
     everything_is_sealed(&service).await;
-    // Time passes: the month of that export is exported as well, and leaves.
+    // Later, the month of that export is exported and dropped too.
     let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
     let later = scratch.path("later.jsonl.gz");
     export(&service, &tomorrow, &later).await.succeeded();
@@ -164,7 +164,7 @@ async fn the_event_of_an_export_can_be_exported_later() {
     verify(&service, &["--exported", &february, &later]).await.succeeded();
 }
 
-/// A transaction that has read the whole audit log and goes on, as that of `pg_dump` does.
+/// A transaction that has read the whole audit log and stays open, like that of `pg_dump`.
 async fn reader(service: &Service) -> dev::harness::OpenTransaction {
     service
         .database()
@@ -172,7 +172,7 @@ async fn reader(service: &Service) -> dev::harness::OpenTransaction {
         .await
 }
 
-/// Audited writes, each within two seconds.
+/// Makes audited writes, each within two seconds.
 async fn audited_writes(service: &Service, count: usize) {
     let customer = service.customer().await;
     for _ in 0..count {
@@ -182,7 +182,7 @@ async fn audited_writes(service: &Service, count: usize) {
     }
 }
 
-/// Waits until the export is recorded and sealed, so that only dropping is left.
+/// Waits until the export is recorded and sealed, so that only the drop remains.
 async fn exported(service: &Service) {
     eventually("the export is recorded", async || {
         (service.database().number("select count(*) from audit_exports").await == 1).then_some(())
@@ -201,7 +201,7 @@ async fn audited_writes_continue_while_an_export_waits() {
 
     let reads = reader(&service).await;
     let (finished, ()) = tokio::join!(export(&service, "2021-03-01", &file), async {
-        // The reader holds up nobody's seals: it writes nothing.
+        // The reader does not delay seals, because it writes nothing.
         exported(&service).await;
         audited_writes(&service, 10).await;
         let left = service
@@ -235,7 +235,7 @@ async fn an_interrupted_export_can_be_repeated() {
     everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
-    // The export meets this lock before it writes its file.
+    // The export waits for this lock before it writes its file.
     let held = service.database().lock("audit_exports").await;
     let mut exporting = start_export(&service, &file);
     let of_export = "select count(*) from pg_stat_activity
@@ -252,7 +252,7 @@ async fn an_interrupted_export_can_be_repeated() {
     .await;
     held.release().await;
 
-    // Ended while it waits for a reader, the export is done, and the next run drops what is left to drop.
+    // Terminated while it waits for a reader, the export is complete. The next run drops the partitions.
     let reads = reader(&service).await;
     let mut exporting = start_export(&service, &file);
     exported(&service).await;

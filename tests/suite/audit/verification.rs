@@ -1,4 +1,4 @@
-//! Tampering with the trail, as somebody does whom no right and no trigger stops; each time it is found.
+//! Tampering with the audit log by an attacker whom no right and no trigger stops. Verification finds each change.
 use std::path::{Path, PathBuf};
 
 use dev::harness::Service;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::seals::{everything_is_sealed, sealing_service, something_happens, verify};
 use crate::builder;
 
-/// A file of this test, in a directory that ends with the test.
+/// Returns a file in a directory that is deleted at the end of the test.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
@@ -35,7 +35,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs statements with every trigger switched off.
+/// Runs statements with all triggers disabled.
 pub async fn tamper(service: &Service, statements: &str) {
     service
         .database()
@@ -49,19 +49,19 @@ pub async fn tamper(service: &Service, statements: &str) {
         .await;
 }
 
-/// Takes the whole chain away after the statements, so that the sealer makes it anew without a seam.
+/// Deletes the whole chain after the statements, so that the sealer regenerates it consistently.
 pub async fn unseal(service: &Service, statements: &str) {
     let forget = "delete from audit_seals;
         update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')";
     tamper(service, &format!("{statements}; {forget}")).await;
 }
 
-/// The log lines of the present process, as a log store would give them.
+/// Returns the log lines of the current process, in the form of a log store.
 pub fn log_lines(service: &Service) -> String {
     service.logs().iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// A sealed trail of three seals at least, whose service has ended.
+/// Returns a stopped service with at least three seals.
 async fn a_sealed_trail() -> Service {
     let service = sealing_service().await;
     for _ in 0..3 {
@@ -75,7 +75,7 @@ async fn a_sealed_trail() -> Service {
     service
 }
 
-/// The sealed events, in their order.
+/// The sealed events in their order.
 const IN_ORDER: &str =
     "select id, row_number() over (order by epoch, xact_id, sequence) as place from audit_events";
 
@@ -85,7 +85,7 @@ async fn event_at(service: &Service, place: i64) -> String {
     rows[0]["id"].as_str().unwrap().to_owned()
 }
 
-/// Where the event at a place stands: the number of its seal, and its place within it.
+/// Returns the position of an event: the number of its seal, and its position within the seal.
 async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
     let query = format!(
         "select number, {place} - (until - event_count) as place
@@ -200,7 +200,7 @@ async fn only_the_logged_heads_reveal_a_regenerated_chain() {
 
     let second = event_at(&service, 2).await;
     unseal(&service, &format!("delete from audit_events where id = '{second}'")).await;
-    // The sealer itself makes the new chain, as whoever tampers would.
+    // The sealer itself creates the new chain, as an attacker would.
     service.restart().await;
     everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
@@ -239,7 +239,7 @@ async fn heads_are_read_from_the_service_log() {
     logs.sort();
     let with_logs = [vec!["--log"], logs.iter().map(String::as_str).collect()].concat();
     verify(&service, &with_logs).await.succeeded();
-    // A line that the process did not finish, and lines of others, are no reason to fail.
+    // A truncated last line and lines of other programs are no errors.
     let audit_log = logs.iter().find(|path| path.contains("audit")).unwrap();
     let others = b"not ours\n\xff\xfe\n{\"target\":\"access\",\"seal_number\":1,\"seal_hash\":\"00\"}\n";
     let lines =
@@ -288,7 +288,7 @@ fn documented() -> (String, Vec<Value>) {
     (block(text.split("```python\n").nth(1).unwrap()), vectors.collect())
 }
 
-/// Runs the document's verifier; `None` where there is no Python.
+/// Runs the document's verifier. Returns `None` without Python.
 pub fn python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
     let scratch = Scratch::new();
     let script = scratch.write("verifier.py", script);
@@ -326,7 +326,7 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
     let mut service = a_sealed_trail().await;
     let scratch = Scratch::new();
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
-    // Its role can write an event that looks like one of `audit export`.
+    // The service's role can insert an event that resembles one of `audit export`.
     let forged = "00".repeat(32);
     let claim = format!(
         "select record_audit_event(jsonb_build_object(
@@ -342,7 +342,7 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
     service.terminate().await;
     verify(&service, &["--heads", &heads]).await.succeeded();
 
-    // A superuser deletes what the first seal covers.
+    // A superuser deletes the events of the first seal.
     tamper(
         &service,
         "delete from audit_events using audit_seals
@@ -354,7 +354,7 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
         assert_eq!(found.code(), Some(1), "{arguments:?}: {}", found.stdout);
         assert!(found.stderr.contains("missing, and in no export"), "{}", found.stderr);
     }
-    // Whoever owns the database can record it as an export, too, but has no file.
+    // The owner of the database can also record it as an export, but has no file.
     service
         .database()
         .execute(format!(

@@ -1,4 +1,4 @@
-//! Whom the console answers.
+//! The access rules of the console.
 use dev::{console::Console, harness::WAIT_TIMEOUT};
 use reqwest::{Method, Response};
 
@@ -41,7 +41,7 @@ async fn a_foreign_origin_is_rejected_and_a_link_is_not() {
     let own = console.url();
     let json = ("content-type", "application/json");
     for (origin, status) in [(own.as_str(), 503), ("http://evil.example.com", 403), ("null", 403)] {
-        // Nothing is watched yet, which is what its own page hears.
+        // No service is observed yet, which the console's own page receives as an error.
         let answer = ask(&console, Method::POST, "/api/normal", &[("origin", origin)]).await;
         assert!(answer.status() == 415 || answer.status() == 403, "{origin}: {}", answer.status());
         let client = dev::http::client(WAIT_TIMEOUT).unwrap();

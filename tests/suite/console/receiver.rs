@@ -1,4 +1,4 @@
-//! What the console takes from exporters, by either protocol.
+//! The console's receiver of spans, with both protocols.
 use dev::harness::eventually;
 
 use super::fixture::{console, get};

@@ -1,4 +1,4 @@
-//! The decisions of `docs/decisions` are listed, and each says what would change it.
+//! The decisions of `docs/decisions` are listed, and each states the conditions of a change.
 use std::{collections::BTreeSet, fs};
 
 use super::{

@@ -1,4 +1,4 @@
-//! A short campaign against several replicas; `cargo dev campaign` runs long ones.
+//! A short campaign against several replicas. `cargo dev campaign` runs long ones.
 use dev::example::campaign::{self, Length, Settings};
 
 use crate::EXECUTABLE;

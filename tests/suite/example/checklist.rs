@@ -1,4 +1,4 @@
-//! The checklist names what there is.
+//! The checklist names existing files and tests.
 use crate::docs::compliance::{quoted, stands, with_parts};
 
 #[test]

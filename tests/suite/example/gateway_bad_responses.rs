@@ -1,5 +1,5 @@
-//! Answers of the gateway that are not what they should be: none is believed, and the gateway is left alone if they
-//! are many. Declines are answers like any other.
+//! Malformed and contradictory responses of the gateway. They settle nothing, and many of them open the breaker.
+//! Declines are valid responses.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Faults, Malformation, Webhooks},
     harness::{Service, eventually},
@@ -12,7 +12,7 @@ fn spoiled(spoil: Malformation) -> Faults {
     Faults { spoil_rate: 1.0, spoil, webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-/// What the trail says about answers that did not fit.
+/// Returns the discrepancies in the audit log.
 async fn told(service: &Service) -> Vec<String> {
     let events = service.audit_events("action = 'discrepancy'").await;
     events.iter().map(|event| event["metadata"]["what"].as_str().unwrap().to_owned()).collect()
@@ -89,7 +89,7 @@ async fn unreadable_records_do_not_block_other_payments() {
         eventually("the breaker is closed", async || {
             let answer = order.pay("pm_card_ok").await;
             assert!([201, 503].contains(&answer.status), "{answer}");
-            // Only the ten calls without an answer have opened it: once it is closed, it stays closed.
+            // Only the ten calls without a response opened the breaker. Once it is closed, it stays closed.
             assert!(paid == 0 || answer.status == 201, "{paid} were paid: {answer}");
             (answer.status == 201).then_some(())
         })
@@ -133,7 +133,7 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
     let attempt = order.pay("pm_card_from_another_gateway").in_background();
     let payment = order.has_a_payment().await;
     eventually("the charge is sent", async || (service.sends_of(payment).await == 1).then_some(())).await;
-    // What the recovery of another replica does meanwhile.
+    // This simulates the recovery of another replica.
     service.database().execute(format!("update payments set attempts = 2 where id = '{payment}'")).await;
     let charge = Charge {
         id: "ch_by_another_attempt".to_owned(),
@@ -198,7 +198,8 @@ async fn one_charge_settles_one_payment_and_the_other_needs_review() {
 #[tokio::test]
 async fn malformed_responses_open_the_breaker() {
     for spoil in [Malformation::Garbage, Malformation::Huge, Malformation::Amount, Malformation::Reference] {
-        // Recovery asks what the books say of each payment, and they may say what is wrong for ever.
+        // Recovery polls the gateway's record of each payment. The records may be wrong permanently, so recovery is
+        // slow here.
         let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "60").start().await;
         let customer = service.customer().await;
         service.gateway().faults().set(spoiled(spoil));
@@ -247,7 +248,7 @@ async fn a_conflict_at_the_gateway_is_unknown_and_alerted() {
 async fn a_rejection_proves_nothing_about_an_earlier_attempt() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    // The first answer is an error that comes late; the second is a refusal.
+    // The first response is a late error, and the second is a rejection.
     let failing = Faults { error_rate: 1.0, latency_ms: 400, webhooks: Webhooks::Never, ..Faults::default() };
     service.gateway().faults().set(failing);
     let attempt = order.pay("pm_card_from_another_gateway").in_background();

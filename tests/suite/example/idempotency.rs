@@ -1,4 +1,4 @@
-//! The same request twice has one effect and one answer.
+//! A repeated request has one effect and one response.
 use dev::harness::{MUG, Request, Service, eventually};
 use serde_json::{Value, json};
 
@@ -209,7 +209,7 @@ async fn a_retry_of_an_unknown_payment_gets_the_current_state() {
     service.invariants_hold().await;
 }
 
-/// Which of the keys of the next test are still known.
+/// Returns the stored keys among those of the next test.
 async fn kept(service: &Service) -> Vec<Value> {
     let keys =
         "select key from idempotency_keys where key in ('old', 'young', 'never-complete') order by key";
@@ -235,7 +235,7 @@ async fn keys_expire_one_day_after_completion() {
              update idempotency_keys set created_at = now() - interval '3 days' where key = 'never-complete'",
         )
         .await;
-    // The sweeper comes once a minute, and at the start. Until it comes, an old answer is still given.
+    // The sweeper runs at start and once a minute. Until then, an expired response is still replayed.
     assert_eq!(order("old").await.is(201).text, old.text);
     assert_eq!(order("young").await.is(201).text, young.text);
     service.terminate().await;
@@ -251,7 +251,8 @@ async fn keys_expire_one_day_after_completion() {
     service.invariants_hold().await;
 }
 
-/// Sends fifty twins at once, and the same request until it has its final answer. Returns the ids that were told.
+/// Sends fifty concurrent duplicates, and the same request until it has its final response. Returns the different
+/// responses.
 async fn told_to_fifty_twins(request: Request) -> Vec<String> {
     let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
     let mut told = Vec::new();

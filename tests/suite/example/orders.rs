@@ -108,7 +108,7 @@ async fn the_dearest_order_is_still_exact() {
     assert_eq!(order["total_amount"], 1_000_000_000_000_000_i64);
 }
 
-/// Everything that a list shows, page by page.
+/// Returns the whole list from all pages.
 async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {

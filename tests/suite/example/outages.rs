@@ -1,4 +1,4 @@
-//! Paying while the gateway, the network or the service itself is in trouble.
+//! Payments during failures of the gateway, the network or the service.
 use dev::{
     example::gateway::{Event, Faults, Webhooks},
     harness::{Service, eventually},
@@ -19,7 +19,7 @@ async fn a_flaky_gateway_is_retried_and_charges_once() {
     service.invariants_hold().await;
 }
 
-/// Pays with a card whose outcome stays unknown for the request, and is settled afterwards without any webhook.
+/// Pays with a card whose outcome stays unknown for the request. Recovery settles the payment without a webhook.
 async fn is_settled_by_recovery(card: &str) {
     let service = service().await;
     service.gateway_sends_no_webhooks();
@@ -117,7 +117,7 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
 #[tokio::test]
 async fn a_client_disconnect_does_not_cancel_the_charge() {
     let service = builder()
-        // So that only the request's own work can settle it.
+        // Only the request's own work can settle the payment.
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
         .setting("GATEWAY_TIMEOUT_MS", "9000")
         .start()
@@ -269,7 +269,7 @@ async fn an_unknown_commit_is_not_followed_by_a_charge() {
     let service = builder().behind_a_link().start().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    // The payment's first transaction is sent, and waits; then the line is cut before it has said how it ended.
+    // The payment's first transaction waits for a lock. The connection is cut before the commit is confirmed.
     let lock =
         service.database().hold(&format!("select from orders where id = '{}' for update", order.id)).await;
     let request = order.pay("pm_card_ok");

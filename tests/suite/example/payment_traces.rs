@@ -1,4 +1,4 @@
-//! A payment is followed: from its request to the database and the gateway, by its recovery, and by webhooks.
+//! The trace of a payment: its request, the database, the gateway, recovery, and webhooks.
 use dev::harness::{Collector, Span, SpanKind, SpanStatus, TEAPOT, eventually};
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ fn names(spans: &[Span]) -> Vec<&str> {
 #[tokio::test]
 async fn the_gateway_call_has_the_trace_and_correlation_id() {
     let service = service().await;
-    // A webhook may be faster than the request, and settles the payment in a trace of its own then.
+    // A webhook may arrive before the response, and then settles the payment in a trace of its own.
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -42,7 +42,7 @@ async fn the_gateway_call_has_the_trace_and_correlation_id() {
 async fn a_payment_is_one_trace_across_database_and_gateway() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
-    // A webhook may be faster than the request, and settles the payment in a trace of its own then.
+    // A webhook may arrive before the response, and then settles the payment in a trace of its own.
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);

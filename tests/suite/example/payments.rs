@@ -1,4 +1,4 @@
-//! Paying an order, once.
+//! Paying an order exactly once.
 use dev::{
     example::gateway::ChargeStatus,
     harness::{Order, Service, eventually},
@@ -10,13 +10,13 @@ use crate::{builder, service};
 
 pub const NO_PAYMENTS: [Uuid; 0] = [];
 
-/// What the gateway has charged successfully for a payment.
+/// Returns the number of successful charges of a payment.
 pub async fn charges(service: &Service, payment: Uuid) -> usize {
     let charges = service.charges_for(payment).await;
     charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count()
 }
 
-/// Waits until the gateway has charged an order, answered or not.
+/// Waits until the gateway has charged an order, with or without a response.
 pub async fn wait_until_charged(service: &Service, order: &Order) -> Uuid {
     let payment = order.has_a_payment().await;
     eventually("the gateway has charged", async || (charges(service, payment).await > 0).then_some(())).await;
@@ -219,7 +219,7 @@ async fn an_expired_key_still_finds_its_payment() {
         let order = customer.places_an_order().await;
         let request = order.pay(card);
         let first = request.clone().await.is(201);
-        // What the sweeper does a day after the payment.
+        // This simulates the sweeper one day after the payment.
         service.database().execute("delete from idempotency_keys where scope <> 'gateway'").await;
         let again = request.await.is(201);
         assert!(again.is_replayed());
@@ -240,7 +240,7 @@ async fn another_key_after_a_decline_is_another_charge() {
     service.invariants_hold().await;
 }
 
-/// A service that waits for a gateway which is held back, and whose recovery leaves it alone.
+/// Starts a service that waits for a held gateway, and whose recovery does not run.
 async fn service_with_time_for_its_gateway() -> Service {
     builder()
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
@@ -288,7 +288,7 @@ async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     let lease = format!(
         "select extract(epoch from lease_expires_at - created_at)::bigint from payments where id = '{payment}'"
     );
-    // `created_at` is when the statement began: before the wait.
+    // `created_at` is the start of the statement, before the wait.
     let lease = service.database().number(lease).await;
     assert!(lease >= 1800 + 2, "{lease} s: three times the interval, from the end of the wait on");
     service.gateway().release();

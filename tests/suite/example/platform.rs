@@ -1,4 +1,4 @@
-//! What the example domain adds to what is tested of the platform: the same facts, told of orders and payments.
+//! Platform behaviour in the example domain, with orders and payments.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Collector, MUG, PASSWORD, Signal, eventually},
@@ -23,7 +23,7 @@ use crate::{
 
 const PAYMENTS: &str = "/v1/orders/{id}/payments";
 
-/// Somebody is on call, and payments are parked soon.
+/// Starts a service with a receiver of alerts, whose payments need review after one second.
 async fn on_call() -> (dev::harness::Service, Pager) {
     let pager = Pager::switched_on().await;
     let service = builder()
@@ -136,7 +136,7 @@ async fn no_money_moves_that_cannot_be_audited() {
         let refused = request.await;
         assert_eq!(refused.status, 500, "{what}: {refused}");
     }
-    // A refusal grants nothing, so it stands.
+    // A rejection grants nothing, so it does not depend on its audit event.
     let _refused = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 5);
 
@@ -216,7 +216,7 @@ async fn the_database_keeps_the_rules_of_money_by_itself() {
 #[tokio::test]
 async fn no_statement_reads_through_everybodys_orders() {
     let service = service().await;
-    // Without items: the trigger that wants them would take longer than all the rest.
+    // The orders have no items, because the trigger that requires items would take most of the time.
     service
         .database()
         .execute(
@@ -233,7 +233,7 @@ async fn no_statement_reads_through_everybodys_orders() {
         .await;
     assert!(service.database().number("select count(*) from orders").await >= 100_000);
 
-    // As the service: with its rights, and with the plan mode that `migrate` has set on its role.
+    // The connection has the service's rights, and the plan mode that `migrate` has set on its role.
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     let mut looked_at = 0;
     for (number, (statement, parameters)) in statements().into_iter().enumerate() {
@@ -261,7 +261,7 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
     let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
-    // What the task says that goes on with the payment, beside what the request itself says.
+    // Log lines of the task that continues the payment, in addition to those of the request.
     let told = service
         .logs_that("the gateway's failure", |line| {
             line["correlation_id"] == "one-payment" && line["target"] == "app::slices::payments::gateway"
@@ -428,7 +428,7 @@ async fn a_payment_that_cannot_end_in_time_is_cut_and_named() {
     let attempt = order.pay("pm_card_ok").in_background();
     order.has_a_payment().await;
     assert_eq!(service.terminate().await.code(), Some(1));
-    assert!(service.logs().iter().any(|line| line.to_string().contains("cut short")));
+    assert!(service.logs().iter().any(|line| line.to_string().contains("shutdown deadline exceeded")));
     let _cut = attempt.give_up().await;
 }
 
@@ -475,7 +475,7 @@ async fn every_invalid_payment_setting_is_reported_without_values() {
     let stopped = command(&["serve"], &mistakes).await;
     assert_eq!(stopped.code(), Some(1));
     let missing = ["DATABASE_URL", "GATEWAY_URL", "GATEWAY_API_KEY"];
-    // What is only wrong together with others is seen once each is right by itself.
+    // A contradiction between settings is reported only if each of them is valid.
     let alone = mistakes
         .iter()
         .map(|(name, _)| *name)

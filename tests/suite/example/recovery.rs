@@ -1,4 +1,4 @@
-//! Outcomes that nobody knows: they are asked for until somebody does, and never guessed.
+//! Recovery of unknown outcomes: the gateway is polled until it responds, and no outcome is guessed.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Order, Service, eventually},
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-/// The gateway fails before it does anything, and tells nothing by itself.
+/// The gateway fails before any work, and sends no webhooks.
 fn outage() -> Faults {
     Faults { error_rate: 1.0, error_status: 503, webhooks: Webhooks::Never, ..Faults::default() }
 }
@@ -17,7 +17,7 @@ fn no_webhooks() -> Faults {
     Faults { webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-/// An order whose payment has never reached the gateway's books, while the gateway is still in trouble.
+/// Returns an order with a payment that never reached the gateway, which still fails.
 async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid) {
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
@@ -25,7 +25,7 @@ async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid
     (order, payment)
 }
 
-/// Lets it have been sent so long ago, and makes it due.
+/// Backdates the first send, and makes the record due.
 async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str) {
     let age = format!(
         "update {table} set first_sent_at = now() - interval '{ago}', lease_expires_at = now() where id = '{id}'"
@@ -33,7 +33,7 @@ async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str
     service.database().execute(age).await;
 }
 
-/// How often the gateway was polled for a payment or refund.
+/// Returns the number of polls of a payment or refund.
 async fn asked_for(service: &Service, id: Uuid) -> usize {
     let query = format!("reference={}", service.gateway_key(id).await);
     service.gateway().requests().iter().filter(|request| request.path.ends_with(&query)).count()
@@ -41,7 +41,7 @@ async fn asked_for(service: &Service, id: Uuid) -> usize {
 
 async fn is_asked_for_again(service: &Service, id: Uuid) {
     let before = asked_for(service, id).await;
-    // One question may have been on its way already; the second was asked knowing all that a test has prepared.
+    // The first poll may have been in flight already. The second sees everything that the test has prepared.
     eventually("the gateway is asked again", async || {
         (asked_for(service, id).await > before + 1).then_some(())
     })
@@ -101,7 +101,7 @@ async fn a_charge_that_the_gateway_knows_is_not_sent_again() {
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
-    // From now on the same key would charge a second time.
+    // From now on, the same key would charge a second time.
     service.gateway().forget_keys();
     order.becomes("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
@@ -233,7 +233,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     assert_eq!(discrepancies(&service, id).await.len(), 1, "what is found again is not told again");
     assert_eq!(service.metric("audit_events_total{event_type=\"data_change\",result=\"failure\"}").await, 1);
 
-    // Another one of the same payment is news.
+    // A second charge of the same payment is a new discrepancy.
     let second = Charge { id: "ch_second".to_owned(), ..wrong };
     service.gateway().record(second).unwrap();
     let told = eventually("the second is reported", async || {

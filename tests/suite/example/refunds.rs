@@ -1,4 +1,4 @@
-//! Giving money back: in part or in full, and never more than was paid.
+//! Refunds of a part or all of a payment, never more than the paid amount.
 use dev::{
     example::gateway::{Event, Faults, RefundStatus, Webhooks},
     harness::{GATEWAY_API_KEY, Order, Service, User, eventually},
@@ -8,14 +8,14 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-/// A paid order of 25.80 EUR, its payment, and somebody who may refund it.
+/// Returns a paid order of 25.80 EUR, its payment, and a support user.
 async fn a_paid_order(service: &Service) -> (Order, Uuid, User) {
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
     (order, payment, service.support().await)
 }
 
-/// A payment's status and what of it was given back.
+/// Returns a payment's status and its refunded amount.
 async fn payment(support: &User, id: Uuid) -> (String, i64) {
     let payment = support.get(format!("/v1/payments/{id}")).await.is(200);
     (payment.text("status"), payment.json()["refunded_amount"].as_i64().unwrap())
@@ -133,7 +133,7 @@ async fn only_charged_payments_can_be_refunded() {
 async fn a_rejected_refund_releases_its_amount() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
-    // Somebody gives 20.00 back at the gateway's own counter.
+    // 20.00 is refunded at the gateway directly.
     let charge = service.charges_for(id).await.remove(0).id;
     let elsewhere = service.gateway().url().join(&format!("/v1/charges/{charge}/refunds")).unwrap();
     let done = dev::http::client(dev::harness::WAIT_TIMEOUT)
@@ -168,7 +168,7 @@ async fn an_unknown_refund_is_settled_by_polling_and_made_once() {
     let request = support.refund(id, Some(1000));
     let refund = request.clone().await.is(202);
     assert_eq!(refund.text("status"), "processing");
-    // What is under way is set aside: it cannot be given back a second time.
+    // The amount of a refund in progress is reserved and cannot be refunded again.
     let _reserved = support.refund(id, Some(2000)).await.is_problem(409, "conflict");
     assert_eq!(payment(&support, id).await.1, 0, "and it is not counted as given back yet");
 
@@ -246,7 +246,7 @@ async fn a_refund_has_a_reason_of_at_most_500_characters() {
 #[tokio::test]
 async fn the_audit_log_records_a_refund_and_its_user() {
     let service = service().await;
-    // Whoever settles it first is named, and the webhook may be faster than the answer.
+    // The audit event names the component that settled the refund, and the webhook may arrive before the response.
     service.gateway_sends_no_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, Some(100)).await.is(201).id();

@@ -1,4 +1,4 @@
-//! Payments through several replicas of one service: any of them takes over what another has begun.
+//! Payments with several replicas of one service. Each replica takes over the work of others.
 use std::time::Duration;
 
 use dev::{
@@ -62,7 +62,7 @@ async fn another_replica_settles_payments_of_a_crashed_one() {
     two.invariants_hold().await;
 }
 
-/// Somebody who places an order, pays it, and insists on an answer to each.
+/// Places an order and pays it, and retries each request until it succeeds.
 async fn shops(customer: User, card: &'static str) {
     let order = customer.orders(&[(MUG, 2)]).insist().await.is(201).id();
     let _paid_or_not = customer.pay(order, card).insist().await.is(201);

@@ -1,4 +1,4 @@
-//! A shop on an ordinary day: customers who browse, order, pay, repeat themselves and make mistakes.
+//! Normal traffic of a shop: customers who browse, order, pay, repeat requests and send invalid ones.
 use std::time::Duration;
 
 use dev::{

@@ -1,4 +1,4 @@
-//! What the gateway tells by itself: signed, perhaps twice, perhaps late, perhaps wrong.
+//! Webhooks of the gateway: signed, duplicated, late, or invalid.
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
 use dev::{
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{builder, operations::alerts::Pager, service};
 
-/// An event as it would be delivered at a time; not sent yet.
+/// Returns the request that delivers an event at a time.
 fn delivery(service: &Service, event: &Event, at: DateTime<Utc>) -> Request {
     let signature = service.gateway().sign(&event.body, &event.id, at).unwrap();
     service
@@ -38,7 +38,7 @@ fn charge_of(reference: Uuid) -> Charge {
     }
 }
 
-/// An order whose payment the gateway has charged and tells nobody about, neither by answer nor by webhook.
+/// Returns an order whose payment is charged, without a response or a webhook of the gateway.
 async fn an_order_in_the_dark(service: &Service) -> (Order, Charge) {
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -46,7 +46,7 @@ async fn an_order_in_the_dark(service: &Service) -> (Order, Charge) {
     (order, service.charges_for(payment).await.remove(0))
 }
 
-/// A service that asks the gateway for nothing by itself while a test runs.
+/// Starts a service that does not poll the gateway during a test.
 async fn service_that_does_not_ask() -> Service {
     builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await
 }
@@ -170,7 +170,7 @@ async fn a_duplicate_event_is_applied_once() {
     for delivery in deliveries {
         let _received = delivery.answer().await.is(204);
     }
-    // Another event about the same charge is no news either.
+    // A second event of the same charge is no new discrepancy.
     let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
 
     assert_eq!(order.status().await, "paid");

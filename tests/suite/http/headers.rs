@@ -1,4 +1,4 @@
-//! What stands in headers: correlation ids, what browsers are told, who may call from a page.
+//! Headers: correlation ids, security headers, and CORS.
 use dev::harness::PATH;
 use reqwest::Method;
 use uuid::Uuid;

@@ -1,4 +1,4 @@
-//! What a request may cost: time, connections, a place among the others. Each limit says when to come back.
+//! Limits of requests: time, connections, and rates. Rejections have a `Retry-After`.
 use std::time::Duration;
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, WAIT_TIMEOUT, eventually};
@@ -89,7 +89,7 @@ async fn an_overloaded_service_responds_503_at_once() {
     }
 }
 
-/// Sends the same request until it is refused; how often it was let through before.
+/// Sends the same request until it is rejected. Returns the number of accepted requests before.
 async fn until_refused(request: Request) -> (usize, HttpResponse) {
     for sent in 0..100 {
         let answer = request.clone().await;
@@ -190,7 +190,7 @@ async fn the_client_address_comes_from_the_configured_header() {
     }
 }
 
-/// A connection on which a test writes what no client would.
+/// A raw connection, on which a test sends bytes that no client library would send.
 struct Wire(TcpStream);
 
 impl Wire {
@@ -203,7 +203,7 @@ impl Wire {
         self.0.write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// What comes until the service closes the connection.
+    /// Returns all bytes until the service closes the connection.
     async fn is_closed(&mut self) -> String {
         let mut answer = Vec::new();
         let closed = tokio::time::timeout(WAIT_TIMEOUT, self.0.read_to_end(&mut answer)).await;
@@ -313,7 +313,7 @@ async fn a_request_without_one_valid_host_is_rejected() {
 async fn a_client_that_does_not_read_is_cut_off() {
     let service = builder().setting("WRITE_TIMEOUT_MS", "1000").start().await;
     let mut wire = Wire::to(&service).await;
-    // Many requests at once, so that their responses do not fit into what the kernel holds for the connection.
+    // Many requests at once, whose responses exceed the kernel's buffers for the connection.
     let request = "GET /openapi.json HTTP/1.1\r\nhost: shop\r\n\r\n";
     let writing = async { while wire.0.write_all(request.repeat(100).as_bytes()).await.is_ok() {} };
     let cut = tokio::time::timeout(WAIT_TIMEOUT, writing).await;

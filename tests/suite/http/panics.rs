@@ -1,4 +1,4 @@
-//! A panic, though there should be none: it is one line and a count, and what it ended is begun again.
+//! Panics: each is one log line and one count, and interrupted work restarts.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 
@@ -7,12 +7,12 @@ use crate::{
     builder,
 };
 
-/// Starts a service that panics at a place, the first time that it comes by.
+/// Starts a service that panics the first time it reaches a point.
 pub async fn panics_at(point: &str) -> Service {
     builder().setting("PANIC_AT", point).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await
 }
 
-/// It has panicked once, and said so in one line of the log, and nowhere else.
+/// Checks that the service has panicked once, and logged exactly one line.
 pub async fn says_so(service: &Service, point: &str) -> Value {
     let line = service.logs_that("the panic", |line| line["target"] == "panic").await;
     assert_eq!(line["level"], "ERROR", "{line:#}");

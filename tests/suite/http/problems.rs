@@ -1,4 +1,4 @@
-//! Every refusal is a problem (RFC 9457) that says what to repair, and nothing of the inside.
+//! Every rejection is a problem (RFC 9457) that explains the correction, and exposes no internals.
 use std::collections::BTreeSet;
 
 use dev::harness::{HttpResponse, PATH, Request, Service, TABLE, User, body};
@@ -127,7 +127,7 @@ async fn an_oversized_body_is_rejected_with_or_without_length() {
     }
 }
 
-/// Sends something whose length is not said beforehand, and returns the answer as it is on the wire.
+/// Sends a body without a declared length. Returns the response as sent on the wire.
 async fn send_in_chunks(service: &Service, customer: &User, body: &str) -> String {
     let address = service.api_url().socket_addrs(|| None).unwrap()[0];
     let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
@@ -148,7 +148,7 @@ async fn send_in_chunks(service: &Service, customer: &User, body: &str) -> Strin
         write.write_all(b"0\r\n\r\n").await
     };
     let mut answer = Vec::new();
-    // The service may answer, and close, before it has read everything.
+    // The service may respond and close the connection before it has read everything.
     let (_sent, _read) = tokio::join!(sending, read.read_to_end(&mut answer));
     String::from_utf8(answer).unwrap()
 }
@@ -202,11 +202,11 @@ async fn every_problem_type_has_its_page() {
     }
 }
 
-/// The members that a problem may have.
+/// The members of a problem.
 const MEMBERS: [&str; 8] =
     ["type", "title", "status", "detail", "instance", "correlation_id", "trace_id", "errors"];
 
-/// Panics at a refusal that gives something of the inside away.
+/// Panics if a rejection exposes internals.
 pub fn tells_nothing_of_the_inside(answer: &HttpResponse) {
     let told = answer.text.to_lowercase();
     for word in ["select ", "relation ", "column ", "sql", "postgres", "panic", "src/", ".rs", "127.0.0.1"] {

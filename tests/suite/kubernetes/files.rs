@@ -1,4 +1,4 @@
-//! The files as they stand, held against the service.
+//! The files themselves, compared with the service.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -21,7 +21,8 @@ use super::{
 };
 use crate::{service, stack::repository};
 
-/// Keys of the Secret `service`, besides the required settings of the slices. The values exist in a cluster only.
+/// Keys of the Secret `service`, in addition to the required settings of the slices. Their values exist in a cluster
+/// only.
 const SECRETS: [(&str, &str); 2] =
     [("DATABASE_URL", "postgres://app:secret@database/service"), ("OPS_TOKEN", "a-token-of-sixteen-or-more")];
 
@@ -42,7 +43,7 @@ fn an_unknown_field_does_not_pass() {
     assert!(std::panic::catch_unwind(|| check(&deployment)).is_err());
 }
 
-/// The variables of a container: its own, and whether each is of a secret.
+/// Returns the variables of a container, and whether each refers to a secret.
 fn variables(container: &Container) -> BTreeMap<String, bool> {
     let of_a_secret = |variable: &k8s_openapi::api::core::v1::EnvVar| {
         variable.value_from.as_ref().is_some_and(|from| from.secret_key_ref.is_some())
@@ -60,7 +61,7 @@ fn every_variable_is_a_setting_and_secrets_are_references() {
         for (name, of_a_secret) in variables(container) {
             match known.get(name.as_str()) {
                 Some(setting) => assert_eq!(setting.secret, of_a_secret, "{name}"),
-                // What Kubernetes knows of the pod, and another variable is made of.
+                // Values from the Kubernetes API that other variables refer to.
                 None => assert!(references.contains(&format!("$({name})")), "{name} is no setting"),
             }
         }
@@ -175,7 +176,7 @@ fn all_pods_fit_into_the_databases_connection_limit() {
     }
 }
 
-/// The profile `restricted` of the Pod Security Standards, and a root file system that nobody writes to.
+/// The profile `restricted` of the Pod Security Standards, with a read-only root file system.
 fn is_restricted(pod: &PodSpec) {
     let context = pod.security_context.as_ref().unwrap();
     assert_eq!(context.run_as_non_root, Some(true));
@@ -250,7 +251,7 @@ fn the_script_prints_every_rule_file_as_an_object() {
     assert_eq!(objects, expected);
 }
 
-/// Runbooks and dashboards have other addresses in a cluster; what they are called is the same.
+/// Runbooks and dashboards have other addresses in a cluster, but the same names.
 fn forget_addresses(rules: &mut Value) {
     for group in rules["groups"].as_array_mut().unwrap() {
         for rule in group["rules"].as_array_mut().unwrap().iter_mut().filter(|rule| rule["alert"].is_string())

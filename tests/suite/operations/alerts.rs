@@ -1,4 +1,4 @@
-//! What must not wait for a scrape and a rule is told at once.
+//! Alerts that the service raises itself, because they must not wait for a scrape and a rule.
 use std::sync::{Arc, Mutex};
 
 use axum::{Json, Router, extract::State, routing::post};
@@ -13,7 +13,7 @@ use crate::{
     builder,
 };
 
-/// Somebody who is on call.
+/// A receiver of alerts.
 pub struct Pager {
     pub url: String,
     received: Arc<Mutex<Vec<Value>>>,
@@ -36,7 +36,7 @@ impl Pager {
         Self { url, received }
     }
 
-    /// Waits for an alert with this in its title.
+    /// Waits for an alert whose title contains this text.
     pub async fn receives(&self, title: &str) -> Value {
         eventually(title, async || self.all(title).pop()).await
     }
@@ -52,7 +52,7 @@ async fn on_call() -> (Service, Pager) {
     (builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await, pager)
 }
 
-/// It has all that an alert has to have.
+/// Checks that an alert has all required members.
 pub fn is_complete(alert: &Value, severity: &str) {
     assert_eq!(alert["severity"], severity, "{alert:#}");
     assert!(alert["description"].as_str().is_some_and(|text| text.len() > 20), "{alert:#}");
@@ -67,7 +67,7 @@ async fn failed_audit_writes_raise_an_alert() {
     let (service, pager) = on_call().await;
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
-    // A change and its event are one statement: nobody but the database can tell which of the two has failed.
+    // A change and its event are one statement, so only the database knows which of the two failed.
     assert_eq!(customer.creates().await.status, 500);
     let failures = service.metric("audit_write_failures_total").await;
     assert_eq!(failures, 1, "it is counted");
@@ -88,17 +88,16 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
     everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the process has seen the head", |line| line["seal_number"] == head).await;
-    // Whoever owns the database makes the whole chain anew, without a seam that the database could see.
+    // The owner of the database regenerates the whole chain, consistently for the database.
     unseal(&service, "").await;
     let told = pager.receives("Audit log tampered with").await;
     is_complete(&told, "critical");
     assert!(told["description"].as_str().unwrap().contains("was rewritten"), "{told:#}");
 }
 
-/// A service whose events have been waiting for their seal for longer than anybody should have patience, since
-/// somebody holds up the horizon.
+/// Starts a service whose events have been unsealed for too long, because a transaction delays the horizon.
 async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Service {
-    // Whoever writes and does not end holds up the sealing of every database on its server.
+    // An open writing transaction delays the sealing of every database on its server.
     let service = builder()
         .on_a_server_of_its_own()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
@@ -143,7 +142,7 @@ async fn the_transaction_that_delays_sealing_is_named() {
 #[tokio::test]
 async fn a_prepared_transaction_that_delays_sealing_is_named() {
     let pager = Pager::switched_on().await;
-    // It belongs to no session that one could find and end.
+    // The transaction belongs to no session, so no session can be ended.
     let service = held_up_by(&pager, async |database| {
         database.execute("begin; select pg_current_xact_id(); prepare transaction 'forgotten'").await;
     })

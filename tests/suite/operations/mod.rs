@@ -1,4 +1,4 @@
-//! Watching the service: is it alive, is it ready, how is it, and how much does it do.
+//! Operations: health, readiness, metrics and their cost.
 pub(crate) mod alerts;
 mod replicas;
 mod settings;
@@ -50,7 +50,7 @@ async fn a_service_with_an_older_schema_is_not_ready() {
 
 #[tokio::test]
 async fn many_probes_cause_few_database_queries() {
-    // So that nobody else asks it anything meanwhile: each worker has had its turn, and the next is far away.
+    // No other code uses the database meanwhile: each worker has run once, and its next run is hours away.
     let service = builder().with_idle_workers().start().await;
     eventually("every worker has run once", async || {
         let (_, health) = page(&service, "/health").await;
@@ -68,7 +68,7 @@ async fn many_probes_cause_few_database_queries() {
             assert_eq!(probe.await.unwrap().unwrap().status(), 200);
         }
     }
-    // The checks of the database read what a connection outside of the pool has seen last.
+    // The checks of the database read the latest state of the monitor's own connection.
     let questions = asked().await - before;
     assert!(questions <= 2, "{questions} questions for 2000 probes in {:?}", began.elapsed());
 }
@@ -85,7 +85,7 @@ async fn a_full_pool_does_not_fail_readiness() {
     let asked = [(); 4].map(|()| customer.lists().in_background());
     service.database().has_waiting(4).await;
     let mut pace = tokio::time::interval(Duration::from_millis(100));
-    // Longer than a check may take, and than its outcome is shared.
+    // Longer than the timeout of a check and the time for which its result is shared.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
         pace.tick().await;

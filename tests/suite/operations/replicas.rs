@@ -1,4 +1,4 @@
-//! Several replicas on one database, and the worst that can happen to them.
+//! Several replicas on one database.
 use dev::harness::{Balancer, User, eventually};
 use tokio::sync::watch;
 
@@ -15,8 +15,7 @@ async fn a_session_is_good_at_every_replica_and_ends_at_every_replica() {
     let _ended = here.get("/v1/me").await.is(401);
 }
 
-/// Somebody who goes on until closing time: how many requests were answered as they should be, and every answer
-/// that was not.
+/// Sends requests until the test ends. Returns the number of expected responses, and every unexpected one.
 async fn goes_on(customer: User, mut closed: watch::Receiver<bool>) -> (usize, Vec<String>) {
     let (mut served, mut failed) = (0, Vec::new());
     while !*closed.borrow_and_update() {

@@ -1,4 +1,4 @@
-//! Whatever lists the settings lists all of them, and no others.
+//! Every list of settings is complete and has no others.
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -11,10 +11,10 @@ use crate::{
     docs::{compliance::with_parts, is_complete},
 };
 
-/// Settings that are never shown, and never on a command line, where other users of the machine see them.
+/// Settings that are never shown and have no flag, because other users of the machine can read command lines.
 const SECRETS: [&str; 3] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN"];
 
-/// Every setting that the executable knows, with its default.
+/// Returns every setting of the executable, with its default.
 async fn settings() -> BTreeMap<String, Option<String>> {
     let told = run(Path::new(EXECUTABLE), &["config"], &[]).await.stdout;
     let setting = |line: &str| {

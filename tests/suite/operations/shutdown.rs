@@ -1,4 +1,4 @@
-//! Ending the service: what has begun is finished, and what cannot be is named.
+//! Shutdown: work in flight is finished, and cancelled work is named.
 use std::{path::Path, time::Instant};
 
 use dev::{
@@ -21,7 +21,8 @@ async fn a_signal_ends_the_service_in_order() {
     }
 }
 
-/// What the service said last: the audit trail's lines have a queue of their own, so the last to come is another.
+/// Returns the newest log line by its timestamp. The audit log's lines have a queue of their own, so the last received
+/// line may be older.
 fn last_line(service: &Service) -> Value {
     service.logs().into_iter().max_by_key(|line| line["timestamp"].to_string()).unwrap()
 }
@@ -67,12 +68,12 @@ async fn work_past_the_deadline_is_cut_and_named() {
     let attempt = customer.creates().in_background();
     service.database().has_waiting(1).await;
     assert_eq!(service.terminate().await.code(), Some(1));
-    assert!(service.logs().iter().any(|line| line.to_string().contains("cut short")));
+    assert!(service.logs().iter().any(|line| line.to_string().contains("shutdown deadline exceeded")));
     let _cut = attempt.give_up().await;
     held.release().await;
 }
 
-/// Starts the service, which waits for something of the database, and ends it by a signal once it says so.
+/// Starts the service, which waits for the database, and stops it with a signal once it waits.
 async fn ends_while_it_waits(settings: &[(&str, String)], waits: impl AsyncFn(&dev::process::Child)) {
     let mut launch = Launch::new(EXECUTABLE).args(["serve"]).directory(Path::new("/")).env("APP_ENV", "test");
     for (name, value) in REQUIRED {

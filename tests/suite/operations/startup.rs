@@ -1,4 +1,4 @@
-//! Starting the service: what it needs, what it refuses, and what it says then.
+//! Start: requirements, rejections, and their messages.
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -13,12 +13,12 @@ use tokio::{io::AsyncReadExt, net::TcpListener};
 
 use crate::{EXECUTABLE, builder, service};
 
-/// A command of the executable with these settings and nothing else.
+/// Runs a command of the executable with only these settings.
 pub async fn command(arguments: &[&str], settings: &[(&str, &str)]) -> CommandOutput {
     run(Path::new(EXECUTABLE), arguments, settings).await
 }
 
-/// What `serve` needs at least; nothing of it is reached.
+/// The minimum settings of `serve`. None of the addresses is reachable.
 pub fn sufficient() -> Vec<(&'static str, &'static str)> {
     let own = [("APP_ENV", "test"), ("DATABASE_URL", "postgres://somebody:a-password@127.0.0.1:1/service")];
     [&own[..], &REQUIRED].concat()
@@ -48,7 +48,7 @@ async fn every_invalid_setting_is_reported_without_values() {
     let stopped = command(&["serve"], &mistakes).await;
     assert_eq!(stopped.code(), Some(1));
     let missing = ["DATABASE_URL"].into_iter().chain(REQUIRED.map(|(name, _)| name));
-    // What is only wrong together with others is seen once each is right by itself.
+    // A contradiction between settings is reported only if each of them is valid.
     let alone = mistakes.iter().map(|(name, _)| *name).filter(|name| *name != "OPS_TOKEN");
     for name in alone.chain(missing) {
         assert!(stopped.stderr.contains(&format!("\n  {name} ")), "{name}: {}", stopped.stderr);
@@ -67,7 +67,11 @@ async fn an_unreachable_database_is_named_without_its_password() {
     for arguments in [["serve"], ["migrate"]] {
         let stopped = command(&arguments, &settings).await;
         assert_eq!(stopped.code(), Some(1));
-        assert!(stopped.stderr.contains("127.0.0.1:1 could not be reached"), "{}", stopped.stderr);
+        assert!(
+            stopped.stderr.contains("failed to connect to the database at 127.0.0.1:1 within"),
+            "{}",
+            stopped.stderr
+        );
         assert!(!stopped.stderr.contains("a-password") && !stopped.stdout.contains("a-password"));
     }
 }
@@ -78,8 +82,12 @@ async fn an_address_of_ipv6_is_one_like_any_other() {
     let settings =
         [&sufficient()[..], &[("DATABASE_URL", url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
     let stopped = command(&["migrate"], &settings).await;
-    assert!(stopped.stderr.contains("[::1]:1 could not be reached"), "{}", stopped.stderr);
-    // Where the machine has no IPv6 at all, that is the reason; a name is never looked up.
+    assert!(
+        stopped.stderr.contains("failed to connect to the database at [::1]:1 within"),
+        "{}",
+        stopped.stderr
+    );
+    // A machine without IPv6 reports that as the reason. A literal address is never looked up.
     assert!(!stopped.stderr.contains("lookup"), "{}", stopped.stderr);
 }
 
@@ -145,16 +153,16 @@ async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
         message
     };
     let (message, _stopped) = tokio::join!(first_message, command(&["serve"], &settings));
-    // The version of the protocol, then names and values that end with a zero each.
+    // The protocol version, then zero-terminated names and values.
     let texts: Vec<_> = message[4..].split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
     let names: Vec<_> = texts.chunks(2).map(|pair| &*pair[0]).filter(|name| !name.is_empty()).collect();
-    // Of pgbouncer.ini's `track_extra_parameters` and the parameters that it always tracks.
+    // The defaults of pgbouncer.ini's `track_extra_parameters`, and the parameters that it always tracks.
     let tracked = ["user", "database", "client_encoding", "DateStyle", "TimeZone", "application_name"];
     assert!(names.contains(&"user"), "{names:?}");
     assert!(names.iter().all(|name| tracked.contains(name)), "{names:?}");
 }
 
-/// Whether a command failed, and said why in one sentence that tells no password.
+/// Checks that a command failed with one sentence that contains no password. Returns the sentence.
 fn failed_in_one_sentence(stopped: &CommandOutput) -> &str {
     let sentence = stopped.stderr.trim_end();
     assert_eq!(stopped.code(), Some(1), "{sentence}");
@@ -179,7 +187,7 @@ async fn a_rejected_login_is_not_retried() {
             let started = Instant::now();
             let stopped = command(&arguments, &settings).await;
             let sentence = failed_in_one_sentence(&stopped);
-            assert!(sentence.contains("refuses the connection"), "{sentence}");
+            assert!(sentence.contains("rejected the connection"), "{sentence}");
             assert!(started.elapsed() < Duration::from_secs(20), "it was waited for");
         }
     }
@@ -194,7 +202,11 @@ async fn an_unresponsive_database_is_retried_and_then_named() {
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];
     let stopped = command(&["serve"], &[&sufficient()[..], &settings].concat()).await;
     let sentence = failed_in_one_sentence(&stopped);
-    assert!(sentence.contains("could not be reached within 2s"), "{sentence}");
+    assert!(
+        sentence.starts_with(concat!(env!("CARGO_PKG_NAME"), ": failed to connect to the database at "))
+            && sentence.contains(" within 2s: "),
+        "{sentence}"
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The workflows of `.github`: what they run is pinned, and may do no more than it must.
+//! The workflows of `.github`: pinned actions and minimal permissions.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -52,7 +52,7 @@ struct Step {
     env: BTreeMap<String, String>,
 }
 
-/// Each workflow by the name of its file: its text, and what it says.
+/// Returns each workflow by its file name: its text and its content.
 fn workflows() -> Vec<(String, String, Workflow)> {
     let entries = fs::read_dir(repository().join(".github/workflows")).unwrap();
     let read = |entry: std::io::Result<fs::DirEntry>| {
@@ -169,7 +169,7 @@ fn a_release_runs_after_the_tests_with_its_notes() {
 #[test]
 fn actionlint_finds_nothing() {
     let Some(actionlint) = tool("actionlint") else { return };
-    // Each by its name: a project that was just made is no repository yet, in which it would look for them.
+    // Each file is named, because the linter would otherwise search for a repository, which a new project is not yet.
     let files: Vec<_> =
         workflows().into_iter().map(|(file, ..)| format!(".github/workflows/{file}")).collect();
     let arguments =
@@ -177,7 +177,7 @@ fn actionlint_finds_nothing() {
     assert_eq!(run(&actionlint, ".", &arguments.collect::<Vec<_>>()), "");
 }
 
-/// Renovate finds a version by the module that stands beside it.
+/// Renovate finds a version by the module next to it.
 #[test]
 fn tool_versions_match_the_go_modules() {
     let text = fs::read_to_string(repository().join(".github/renovate.json")).unwrap();

@@ -1,4 +1,4 @@
-//! What the service tells of itself: log lines, traces, and how much of both.
+//! Telemetry: log lines, traces, and their volume.
 mod logs;
 pub(crate) mod metrics;
 mod telemetry_outages;
@@ -109,7 +109,7 @@ async fn rejected_log_level_changes_are_audited_and_counted() {
     let written = service.audit_events(refusals).await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // Another minute may begin in between, and a hundred more are written then.
+    // A new minute may begin in between, which allows a hundred more events.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + more, 130);
 }

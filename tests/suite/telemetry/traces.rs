@@ -1,10 +1,10 @@
-//! Traces, as a collector receives them.
+//! Traces as received by a collector.
 use dev::harness::{Collector, PATH, ROUTE, Service, Span, SpanKind, SpanStatus, TABLE};
 use serde_json::{Value, json};
 
 use crate::{builder, service};
 
-/// Where nobody has to log in, so that a request is one span.
+/// A public route, so that a request is a single span.
 const PUBLIC: &str = "/problems";
 
 pub async fn traced(collector: &Collector) -> Service {
@@ -52,7 +52,7 @@ async fn only_what_went_wrong_here_is_an_error() {
     assert_eq!(status(&theirs), (SpanStatus::Unset, json!(404)));
     assert!(!theirs.attributes.contains_key("error.type"), "{theirs:#?}");
 
-    // Whoever leaves has his reasons; what was cut off for it is seen.
+    // A client disconnect is no error of the service, but the cancelled request is visible.
     let held = service.database().lock(TABLE).await;
     let left = ask("left").in_background();
     service.database().has_waiting(1).await;
@@ -93,7 +93,7 @@ async fn the_span_of_sealing_reports_its_result() {
     assert_eq!(run.name, "audit_sealing");
 }
 
-/// How many traces of so many requests a sampler keeps. Whichever it keeps are whole.
+/// Returns the number of traces that a sampler keeps. All of them are complete.
 async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
     let collector = Collector::start().await;
     let service = builder()
@@ -121,7 +121,7 @@ async fn a_ratio_of_the_traces_is_kept_and_those_are_whole() {
     for sampler in ["traceidratio", "parentbased_traceidratio"] {
         assert_eq!(kept(sampler, "0", 20).await, 0, "{sampler}");
         assert_eq!(kept(sampler, "1", 20).await, 20, "{sampler}");
-        // Six standard deviations (of seven requests each) around the middle.
+        // Six standard deviations (of seven requests each) around the mean.
         let half = kept(sampler, "0.5", REQUESTS).await;
         assert!((58..=142).contains(&half), "{sampler}: {half} of {REQUESTS}");
     }

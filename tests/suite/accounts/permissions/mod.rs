@@ -1,4 +1,4 @@
-//! Who may do what: every route, and everybody.
+//! Permissions: every route with every role.
 mod table;
 
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use crate::{
     service,
 };
 
-/// Everybody, in the order of the table's columns.
+/// Every kind of caller, in the order of the table's columns.
 const EVERYBODY: [&str; 5] = ["nobody", "customer", "support", "auditor", "admin"];
 
 struct Users {
@@ -50,7 +50,7 @@ async fn every_route_admits_exactly_its_roles() {
     let mut refused = 0;
     for (method, route, ask, expected) in routes() {
         for (role, expected) in EVERYBODY.into_iter().zip(expected) {
-            // A new owner and a new session for each, since some of the requests use them up.
+            // Each request gets a new owner and a new session, because some requests consume them.
             let owner = service.customer().await;
             let (by, email) = match (role, people.user(role)) {
                 ("customer", _) => ((*owner).clone(), owner.email.clone()),

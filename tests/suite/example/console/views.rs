@@ -1,4 +1,4 @@
-//! Each view, as somebody sees it who opens it.
+//! Each view in a real browser.
 use dev::{
     faults::Fault,
     harness::{WAIT_TIMEOUT, eventually},
@@ -183,7 +183,7 @@ async fn the_keyboard_leads_everywhere() {
     browser.press("j").await;
     browser.shows(".row.trace:focus .name", "").await;
     browser.press("Enter").await;
-    // The newest trace is whatever the service did last: its scale begins at nought in any case.
+    // The newest trace can be any trace. Its scale starts at zero in any case.
     browser.shows(".waterfall", "0 µs").await;
     browser.press("t").await;
     assert_eq!(browser.run("return document.documentElement.dataset.theme").await, json!("light"));
