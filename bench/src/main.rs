@@ -4,11 +4,11 @@
 //! Contenders run interleaved, for several rounds of a few seconds, so that other activity of the machine affects all
 //! of them. Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.
 //!
-//! - [`stage`]: the database server and its identical databases
+//! - [`test_bed`]: the database server and its identical databases
 //! - [`service`], [`peers`], [`pgbench`]: the contenders
 //! - [`receiver`]: the receiver of traces
 //! - [`load`], [`requests`]: the load
-//! - [`contest`], [`cpu`], [`statistics`]: measurements and their evaluation
+//! - [`interleave`], [`cpu`], [`statistics`]: measurements and their evaluation
 //! - [`cases`]: the comparisons
 //! - [`report`]: the tables
 mod cases;

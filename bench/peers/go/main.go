@@ -1,4 +1,4 @@
-// The peer in Go: the two routes, put together as the documentation of its modules advises.
+// The peer in Go: the two routes, composed as the documentation of its modules recommends.
 package main
 
 import (

@@ -8,7 +8,7 @@ import (
 	"net/http"
 )
 
-// problem is an error as RFC 9457 says it.
+// problem is an error in the format of RFC 9457.
 type problem struct {
 	Type   string       `json:"type"`
 	Title  string       `json:"title"`
@@ -45,7 +45,7 @@ func invalid(errors ...fieldError) *problem {
 	return p
 }
 
-// refuse answers with an error: a problem as it is, anything else as an internal one whose cause is logged.
+// refuse responds with an error: a problem unchanged, any other error as an internal one whose cause is logged.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var told *problem
 	if !errors.As(err, &told) {

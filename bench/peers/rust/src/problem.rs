@@ -1,4 +1,4 @@
-//! Errors, as RFC 9457 says them.
+//! Errors in the format of RFC 9457.
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},

@@ -1,4 +1,4 @@
-//! The permission table: the routes of notes.
+//! The table of permissions: the routes of notes.
 use dev::harness::{Client, PATH, Request, User, body};
 use serde_json::json;
 use uuid::Uuid;
