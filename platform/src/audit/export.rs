@@ -414,7 +414,7 @@ async fn wait_until_sealed(
     while seal_that_covers(connection, place).await?.is_none() {
         if tokio::time::Instant::now() >= deadline {
             let writer = seals::oldest_writer(connection).await?;
-            let writer = writer.unwrap_or_else(|| "nobody".to_owned());
+            let writer = writer.unwrap_or_else(|| "an unknown session".to_owned());
             return Err(ExportError::OwnEvent(format!("the oldest writing transaction belongs to {writer}")));
         }
         let sealed = sealing::seal_next(owner).await;

@@ -48,7 +48,7 @@ impl WriteFailures {
                 description: "Operations that could not be audited were rejected. Denied requests are the exception. See docs/runbooks/AuditWriteFailures.md.".to_owned(),
                 metadata: [
                     ("events".to_owned(), (failures - told).to_string()),
-                    ("action".to_owned(), "restore the trail".to_owned()),
+                    ("action".to_owned(), "restore the audit log".to_owned()),
                 ]
                 .into(),
             });

@@ -1,6 +1,7 @@
 //! Documents and sources agree.
 pub(crate) mod compliance;
 mod decisions;
+mod language;
 mod structure;
 
 use std::{collections::BTreeSet, fmt::Debug};

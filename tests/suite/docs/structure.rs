@@ -8,14 +8,14 @@ use std::{
 use syn::{UseTree, visit::Visit};
 
 /// The directories of sources, each of which is the root of a crate.
-const CRATES: [&str; 2] = ["src", "platform/src"];
+pub(super) const CRATES: [&str; 2] = ["src", "platform/src"];
 
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Returns every Rust file below a directory of the checkout.
-fn files(directory: &str) -> Vec<PathBuf> {
+pub(super) fn files(directory: &str) -> Vec<PathBuf> {
     fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();

@@ -16,7 +16,7 @@ pub async fn panics_at(point: &str) -> Service {
 pub async fn says_so(service: &Service, point: &str) -> Value {
     let line = service.logs_that("the panic", |line| line["target"] == "panic").await;
     assert_eq!(line["level"], "ERROR", "{line:#}");
-    assert_eq!(line["message"], format!("panicked: a test wants a panic at {point}"), "{line:#}");
+    assert_eq!(line["message"], format!("panicked: a test injects a panic at {point}"), "{line:#}");
     assert!(line["location"].as_str().is_some_and(|location| location.contains("crash.rs")), "{line:#}");
     assert!(line["backtrace"].as_str().is_some_and(|trace| trace.contains("crash::point")), "{line:#}");
     assert!(line["correlation_id"].is_string(), "{line:#}");

@@ -91,7 +91,7 @@ pub enum GatewayRefundStatus {
 /// An object of the gateway that has not been compared with the request yet. Until then, the breaker has not recorded
 /// the call as a success or a failure.
 #[derive(Debug)]
-#[must_use = "the answer must be judged"]
+#[must_use = "the response must be checked"]
 pub struct GatewayResponse<T> {
     pub(super) object: T,
     pub(super) permit: Permit,
