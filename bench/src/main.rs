@@ -102,7 +102,7 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     if let Some(file) = arguments.markdown {
         let document = fs::read_to_string(&file).unwrap_or_default();
         fs::write(&file, report::put_into(&document, &tables))?;
-        eprintln!("written to {}", file.display());
+        eprintln!("wrote {}", file.display());
     }
     Ok(())
 }
@@ -134,10 +134,7 @@ async fn measure_in(
 fn header(stage: &TestBed, size: Size) -> String {
     let window = size.window();
     format!(
-        "LoadResult on {machine}, shared by the load, the contender and the database (PostgreSQL {version}, as it is \
-         delivered; `fsync` and `synchronous_commit` on), with `{size}`: rounds of {length} s after {warm_up} s of \
-         warming up. A figure is the median of {rounds} rounds, with the least and the most of them; a ratio is taken \
-         in each round.\n",
+        "Measured on {machine}, shared by the load, the contender and the database (PostgreSQL {version}, with default settings; `fsync` and `synchronous_commit` on), with `{size}`: rounds of {length} s after {warm_up} s of warm-up. A figure is the median of {rounds} rounds, with the minimum and the maximum. A ratio is computed in each round.\n",
         machine = cpu::machine(),
         version = stage.version,
         size = match size {

@@ -68,9 +68,9 @@ pub enum Case {
     /// Latency at fixed rates, in an open loop
     Latency,
     /// Growing numbers of orders and audit events
-    Growth,
+    TableSize,
     /// Growing numbers of clients and connections
-    Width,
+    Concurrency,
     /// Payments with a slow gateway
     Payments,
     /// Start-up time, memory and size; with `--long` also builds
@@ -84,8 +84,8 @@ impl Case {
             Self::Read => read::run(run).await,
             Self::Telemetry => telemetry_overhead::run(run).await,
             Self::Latency => latency::run(run).await,
-            Self::Growth => table_size::run(run).await,
-            Self::Width => concurrency::run(run).await,
+            Self::TableSize => table_size::run(run).await,
+            Self::Concurrency => concurrency::run(run).await,
             Self::Payments => payments::run(run).await,
             Self::Process => process::run(run).await,
         }
