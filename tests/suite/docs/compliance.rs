@@ -52,7 +52,7 @@ pub(crate) fn quoted(document: &str) -> Vec<&str> {
 
 /// Returns whether a test has this name, such as `orders::an_order_is_placed`. As in the filters of `cargo test`, outer
 /// modules may be omitted.
-pub(crate) fn stands(name: &str) -> bool {
+pub(crate) fn test_exists(name: &str) -> bool {
     static TESTS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite");
         let module = |path: &Path| {
@@ -93,7 +93,7 @@ fn every_control_names_existing_tests() {
         controls.insert(control.to_owned());
         let mut tests = 0;
         for name in quoted(text).into_iter().filter(|name| name.contains("::")) {
-            assert!(stands(name), "{control}: there is no test {name}");
+            assert!(test_exists(name), "{control}: there is no test {name}");
             tests += 1;
         }
         assert!(tests > 0, "{control} names no test");
@@ -110,7 +110,7 @@ fn every_control_names_existing_tests() {
         let control = row.split('|').nth(1).unwrap().trim();
         assert!(controls.contains(control), "{control} is no control of docs/compliance.md");
         for name in quoted(row) {
-            assert!(stands(name), "{control}: there is no test {name}");
+            assert!(test_exists(name), "{control}: there is no test {name}");
         }
     }
 }

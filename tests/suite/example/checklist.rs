@@ -1,5 +1,5 @@
 //! The checklist names existing files and tests.
-use crate::docs::compliance::{quoted, stands, with_parts};
+use crate::docs::compliance::{quoted, test_exists, with_parts};
 
 #[test]
 fn the_checklist_names_existing_files_and_tests() {
@@ -17,7 +17,7 @@ fn the_checklist_names_existing_files_and_tests() {
         let tests: Vec<_> = quoted(proofs).into_iter().filter(|name| name.contains("::")).collect();
         assert!(!tests.is_empty(), "no test proves {row}");
         for name in tests {
-            assert!(stands(name), "there is no test {name}");
+            assert!(test_exists(name), "there is no test {name}");
         }
     }
 }
