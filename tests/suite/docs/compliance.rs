@@ -97,7 +97,7 @@ fn every_control_names_existing_tests() {
             tests += 1;
         }
         assert!(tests > 0, "{control} names no test");
-        for part in ["Asks:", "Code:", "Tests:", "Watched by:", "Alerts:", "Operator:"] {
+        for part in ["Requires:", "Code:", "Tests:", "Monitoring:", "Alerts:", "Operator:"] {
             assert!(text.contains(&format!("**{part}**")), "{control} says nothing under {part}");
         }
     }
