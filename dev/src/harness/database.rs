@@ -329,7 +329,7 @@ async fn make_template(server: &'static Server, executable: &Path) -> String {
     created.unwrap_or_else(|error| panic!("{error}"));
     template.migrate(executable, &[]).await;
     seed_products(&template).await;
-    // A database that somebody is connected to cannot be cloned.
+    // A database with connections cannot be cloned.
     template.owner.close().await;
     let mut template = template;
     std::mem::take(&mut template.name)

@@ -95,7 +95,7 @@ impl Server {
         self.create(name, "template0", owner).await
     }
 
-    /// Creates a copy of a database. Nobody may be connected to the original at the same time.
+    /// Creates a copy of a database. The original must have no connections.
     pub async fn create_database_from_template(
         &self,
         name: &str,

@@ -61,7 +61,7 @@ function row(trace, longest, instances) {
   return h("a", { class: "row trace", href: open, "data-row": true, "data-key": trace.trace_id },
     h("time", {}, clock(trace.started, true)),
     h("span", { class: `status ${statusClass(trace.status)}` }, trace.status ?? "·"),
-    h("span", { class: "name" }, trace.name, trace.under_way && h("small", {}, " still under way")),
+    h("span", { class: "name" }, trace.name, trace.under_way && h("small", {}, " in progress")),
     h("span", { class: "meter" }, h("i", { class: trace.errors ? "bad" : "", style: { width: `${Math.max(1, (100 * trace.duration_ms) / longest)}%` } })),
     h("span", { class: "n" }, duration(trace.duration_ms)),
     h("span", { class: "n muted" }, `${trace.spans} span${trace.spans === 1 ? "" : "s"}`),

@@ -208,7 +208,7 @@ const RULES: [(&str, &str); 5] = [
         "a payment's refunded and reserved amounts are the sums of its refunds",
         "
         select format(
-          'payment %s says %s of %s, its refunds say %s of %s',
+          'payment %s has refunded %s and reserved %s, its refunds have %s and %s',
           payments.id, payments.refunded_amount, payments.refund_reserved_amount, sums.refunded, sums.reserved
         )
         from payments
@@ -268,8 +268,7 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
             format!(
                 "
                 select format(
-                  'key %s of %s made %s, and %s such rows are in {tables} (a table that is missing there is to be added to \
-                 EFFECTS in dev/src/example/invariants/tables.rs)',
+                  'key %s of %s made %s, and %s such rows are in {tables} (add a missing table to EFFECTS in dev/src/example/invariants/tables.rs)',
                   key, scope, resource_id, effects.count
                 )
                 from idempotency_keys
@@ -284,7 +283,7 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
             "a completed effect has a completed idempotency key",
             format!(
                 "
-                select format('key %s of %s has no answer, and %s is settled', key, scope, resource_id)
+                select format('key %s of %s has no response, and %s is settled', key, scope, resource_id)
                 from idempotency_keys
                 where completed_at is null and scope <> 'gateway' and resource_id in ({settled})
                 "
@@ -295,7 +294,7 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
             format!(
                 "
                 select format(
-                  '%s %s is told %s times to have begun and %s times to be settled',
+                  '%s %s has %s audit events of its start and %s of its settlement',
                   things.resource, things.id, coalesce(told.begun, 0), coalesce(told.settled, 0)
                 )
                 from ({audited}) things

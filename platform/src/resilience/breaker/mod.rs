@@ -218,7 +218,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Reports that the dependency responded, whatever the response.
+    /// Reports that the dependency responded, for any response.
     pub fn succeeded(self) {
         self.judge(Verdict::Succeeded);
     }

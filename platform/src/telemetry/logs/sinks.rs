@@ -85,7 +85,7 @@ pub(in crate::telemetry) struct Guards(Vec<WorkerGuard>);
 impl Guards {
     /// Lets each thread write its queued lines, until `deadline` at most.
     ///
-    /// Each guard is dropped on a separate thread. If nobody reads the output any more, dropping a guard blocks
+    /// Each guard is dropped on a separate thread. If no process reads the output any more, dropping a guard blocks
     /// forever, because the guard reports this on the same output. This must delay neither the other sinks nor the
     /// process.
     pub(in crate::telemetry) fn finish(self, deadline: Duration) {
