@@ -26,7 +26,7 @@ pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 3] =
 
 #[rustfmt::skip]
 pub(crate) const ROWS: [Row; 12] = [
-    //                                                  nobody customer support auditor admin
+    //                                                    none customer support auditor admin
     ("GET",    "/v1/products",              list_products,  [200, 200, 200, 200, 200]),
     ("GET",    "/v1/products/{id}",         show_product,   [200, 200, 200, 200, 200]),
     ("POST",   "/v1/products",              add_product,    [401, 403, 403, 403, 201]),

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Every kind of caller, in the order of the table's columns.
-const EVERYBODY: [&str; 5] = ["nobody", "customer", "support", "auditor", "admin"];
+const EVERYBODY: [&str; 5] = ["no login", "customer", "support", "auditor", "admin"];
 
 struct Users {
     support: User,

@@ -26,7 +26,7 @@ pub(crate) type Row = (&'static str, &'static str, Ask, [u16; 5]);
 
 #[rustfmt::skip]
 const COMMON: [Row; 6] = [
-    //                                             nobody customer support auditor admin
+    //                                               none customer support auditor admin
     ("POST",   "/v1/users",            register,       [201, 201, 201, 201, 201]),
     ("POST",   "/v1/sessions",         log_in,         [201, 201, 201, 201, 201]),
     ("DELETE", "/v1/sessions/current", log_out,        [401, 204, 204, 204, 204]),
