@@ -48,8 +48,7 @@ impl Authentication {
     }
 }
 
-/// Authenticates the request. A request without a token continues without a caller, because some routes are public. A
-/// request with an invalid token is refused on every route (RFC 6750, section 3.1).
+/// Authenticates the request. A request without a token continues without a caller, because some routes are public. A request with an invalid token is rejected on every route (RFC 6750, section 3.1).
 pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
     let mut standing = None;
     if let Some(token) = bearer_token(request.headers()) {
