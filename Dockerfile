@@ -1,10 +1,11 @@
-# Two images from one build: `service`, which ships, and `demo`, with which the stack is brought to life: seed, traffic and more.
+# Two images from one build: `service`, which ships, and `demo`, which has the seed, the traffic and the simulators of
+# the stack.
 #
-# Dependencies are a layer of their own, built from the manifests alone: a change of the sources does not build them
-# again. `service` is distroless: no shell, no package manager; its health check is the executable itself. `demo` has the
-# shell that ends its children. Neither runs as root or writes to its root file system.
+# Dependencies are a separate layer, built from the manifests alone, so a change of the sources does not rebuild them.
+# `service` is distroless: no shell, no package manager; its health check is the executable itself. `demo` has the shell
+# that stops its child processes. Neither runs as root or writes to its root file system.
 #
-# The digests are what is used; the tags say what they are, and let Renovate bring both up to date.
+# Docker uses the digests. The tags document them, and Renovate updates both.
 ARG RUST_IMAGE=rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082
 ARG SERVICE_IMAGE=gcr.io/distroless/cc-debian12:nonroot@sha256:9dac0a79194e45a7da0158a9c6da57b217585af0786db3845d1f0ec1a0dd182f
 ARG DEMO_IMAGE=debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
@@ -17,8 +18,8 @@ COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY platform/Cargo.toml platform/Cargo.toml
 COPY dev/Cargo.toml dev/Cargo.toml
-# The workspace may have a member that no image holds: its manifest is enough. Beside a file that is always there, since a
-# pattern alone must match something.
+# The manifest of a workspace member that no image contains is enough. COPY has a second source that always exists,
+# because a pattern alone must match a file.
 COPY Cargo.lock bench/Cargo.tom[l] bench/
 RUN mkdir -p src platform/src dev/src bench/src \
     && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > dev/src/main.rs \
@@ -28,7 +29,7 @@ RUN mkdir -p src platform/src dev/src bench/src \
 
 COPY . .
 ARG GIT_COMMIT=unknown
-# Cargo looks at times, and a copied file may be older than the empty one that it replaces.
+# Cargo compares modification times, and a copied file may be older than the empty file that it replaces.
 # The executable has the package's name; both images install it as `service`.
 RUN touch src/main.rs src/lib.rs platform/src/lib.rs dev/src/main.rs dev/src/lib.rs \
     && GIT_COMMIT=${GIT_COMMIT} cargo build --release --locked --bins \
@@ -41,7 +42,7 @@ FROM ${SERVICE_IMAGE} AS service
 ARG GIT_COMMIT=unknown
 ARG VERSION=0.1.0
 ARG SOURCE=unknown
-# Of the sources alone, and of no clock: the same commit has the same labels.
+# The labels depend on the sources only, so the same commit has the same labels.
 LABEL org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${GIT_COMMIT}" \
     org.opencontainers.image.source="${SOURCE}" \
@@ -57,7 +58,7 @@ CMD ["serve"]
 FROM ${DEMO_IMAGE} AS demo
 COPY --from=build /build/target/release/image/service /build/target/release/dev /usr/local/bin/
 COPY docs/runbooks /docs/runbooks
-# A new volume takes its owner from the directory that it is mounted on.
+# A new volume gets its owner from the directory of its mount point.
 RUN install -d -o 65532 -g 65532 /data
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/dev"]

@@ -42,7 +42,7 @@ language plpgsql
 set search_path = public, pg_temp
 as $$
 begin
-  raise exception 'the audit trail is append-only: % is refused', tg_op
+  raise exception 'the audit log is append-only: % is rejected', tg_op
     using errcode = 'insufficient_privilege';
 end
 $$;

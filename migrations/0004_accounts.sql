@@ -31,7 +31,7 @@ create index sessions_by_expiry on sessions (expires_at);
 
 -- Failed logins (NIST SP 800-53 AC-7), counted before the password is verified. They are counted for an account from
 -- one address (IPv6: one network of 64 bits), and for the account alone (`*`). The ceiling for the account alone is
--- higher, so that a stranger's failed attempts do not lock the owner out. Unknown accounts are counted like known ones,
+-- higher, so that an attacker's failed attempts do not lock the owner out. Unknown accounts are counted like known ones,
 -- because a difference would reveal which accounts exist. `account` is therefore not a foreign key but a keyed hash of
 -- the e-mail address, the same as in the audit log (`pseudonym_key`).
 create table login_attempts (

@@ -60,7 +60,7 @@ begin
   ) then
     return new;
   end if;
-  raise exception 'an order cannot go from % to %', old.status, new.status
+  raise exception 'an order cannot change from % to %', old.status, new.status
     using errcode = 'check_violation', constraint = 'order_status_moves_forward';
 end
 $$;

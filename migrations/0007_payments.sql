@@ -119,7 +119,7 @@ begin
   ) then
     return new;
   end if;
-  raise exception 'a payment cannot go from % to %', old.status, new.status
+  raise exception 'a payment cannot change from % to %', old.status, new.status
     using errcode = 'check_violation', constraint = 'payment_status_moves_forward';
 end
 $$;
@@ -137,7 +137,7 @@ begin
   if old.status = 'processing' then
     return new;
   end if;
-  raise exception 'a refund cannot go from % to %', old.status, new.status
+  raise exception 'a refund cannot change from % to %', old.status, new.status
     using errcode = 'check_violation', constraint = 'refund_status_moves_forward';
 end
 $$;

@@ -15,8 +15,7 @@ pub fn routes() -> OpenApiRouter<Database> {
 }
 
 /// List audit events
-///
-/// Newest first. Reading the audit log is itself recorded there.
+/// Newest first. Reading the audit log is itself audited.
 #[utoipa::path(
     get, path = "/v1/audit-events", tag = "audit", params(Filter), security(("session" = [])),
     responses((status = 200, description = "A page of events, newest first", body = Page<AuditEvent>))

@@ -70,7 +70,7 @@ pub fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let information = fs::read_to_string(Path::new("/proc/cpuinfo")).unwrap_or_default();
     let name = information.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let name = name.map_or("processors of an unknown make", |(_, name)| name.trim());
+    let name = name.map_or("processors of an unknown model", |(_, name)| name.trim());
     format!("{cores} × {name}")
 }
 

@@ -4,11 +4,11 @@
 //! Contenders run interleaved, for several rounds of a few seconds, so that other activity of the machine affects all
 //! of them. Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.
 //!
-//! - [`stage`]: the database server and its identical databases
+//! - [`test_bed`]: the database server and its identical databases
 //! - [`service`], [`peers`], [`pgbench`]: the contenders
 //! - [`receiver`]: the receiver of traces
 //! - [`load`], [`requests`]: the load
-//! - [`contest`], [`cpu`], [`statistics`]: measurements and their evaluation
+//! - [`interleave`], [`cpu`], [`statistics`]: measurements and their evaluation
 //! - [`cases`]: the comparisons
 //! - [`report`]: the tables
 mod cases;
@@ -39,39 +39,39 @@ use self::{
     test_bed::TestBed,
 };
 
-/// Measures the service beside pgbench and beside its peers
+/// Measures the service in comparison with pgbench and its peers
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench-all", bin_name = "cargo bench-all", args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     helper: Option<Helper>,
-    /// Five minutes, which is what is done unless something else is said
+    /// A run of five minutes (default)
     #[arg(long, conflicts_with_all = ["long", "smoke"])]
     short: bool,
-    /// Three quarters of an hour: tables of ten million rows, seven rounds, and builds from scratch
+    /// A run of 45 minutes: tables of ten million rows, seven rounds, and builds from scratch
     #[arg(long, conflicts_with = "smoke")]
     long: bool,
-    /// Seconds, to see that everything works; the figures mean nothing
+    /// A run of seconds that checks the benchmark itself; its figures are meaningless
     #[arg(long)]
     smoke: bool,
-    /// Only these; may be repeated
+    /// Run only this case; repeatable
     #[arg(long, value_enum, value_name = "NAME")]
     only: Vec<Case>,
-    /// Measure this executable and build none: one from before a change, to compare with
+    /// Measure this executable instead of a new build, for example one without a change
     #[arg(long, value_name = "FILE")]
     executable: Option<PathBuf>,
-    /// Put the tables into this file, in place of those that are in it
+    /// Replace the tables in this file
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
 }
 
-/// What this program runs of itself, in processes of their own.
+/// Subcommands that this program runs in processes of their own.
 #[derive(Debug, Subcommand)]
 enum Helper {
-    /// Take traces, and count them
+    /// Receive and count traces
     #[command(hide = true)]
     ReceiveTraces { address: SocketAddr },
-    /// Answer every request with this JSON
+    /// Respond to every request with this JSON
     #[command(hide = true)]
     Answer { address: SocketAddr, body: String },
 }
@@ -102,7 +102,7 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     if let Some(file) = arguments.markdown {
         let document = fs::read_to_string(&file).unwrap_or_default();
         fs::write(&file, report::put_into(&document, &tables))?;
-        eprintln!("written to {}", file.display());
+        eprintln!("wrote {}", file.display());
     }
     Ok(())
 }
@@ -134,10 +134,7 @@ async fn measure_in(
 fn header(stage: &TestBed, size: Size) -> String {
     let window = size.window();
     format!(
-        "LoadResult on {machine}, shared by the load, the contender and the database (PostgreSQL {version}, as it is \
-         delivered; `fsync` and `synchronous_commit` on), with `{size}`: rounds of {length} s after {warm_up} s of \
-         warming up. A figure is the median of {rounds} rounds, with the least and the most of them; a ratio is taken \
-         in each round.\n",
+        "Measured on {machine}, shared by the load, the contender and the database (PostgreSQL {version}, with default settings; `fsync` and `synchronous_commit` on), with `{size}`: rounds of {length} s after {warm_up} s of warm-up. A figure is the median of {rounds} rounds, with the minimum and the maximum. A ratio is computed in each round.\n",
         machine = cpu::machine(),
         version = stage.version,
         size = match size {

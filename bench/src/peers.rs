@@ -68,11 +68,11 @@ pub async fn build(progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Peer>> {
             .directory(&directory)
             .echo(&[Stream::Stderr]);
         let Ok(building) = launch.start() else {
-            progress(&format!("skipped: {}, since `{}` is not on this machine", recipe.name, recipe.tool));
+            progress(&format!("skipped: {}, because `{}` is not installed", recipe.name, recipe.tool));
             continue;
         };
         if !building.wait(BUILD_DEADLINE).await?.success() {
-            bail!("the {} does not build", recipe.name);
+            bail!("failed to build the {}", recipe.name);
         }
         built.push(Peer { name: recipe.name, executable: directory.join(recipe.executable) });
     }

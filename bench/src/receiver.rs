@@ -62,8 +62,8 @@ pub async fn start_bare() -> anyhow::Result<Server> {
     let body = serde_json::json!({
         "type": "/problems/not-found",
         "status": 404,
-        "title": "There is nothing here",
-        "about": "There is nothing at this address, or nothing that is yours.",
+        "title": "Not found",
+        "about": "No resource has this address, or the resource belongs to another user.",
     });
     let launch = Launch::new(std::env::current_exe()?)
         .args(["answer", &address.to_string(), &body.to_string()])

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_take_the_place_of_the_old_ones() {
+    fn new_tables_replace_the_old_ones() {
         let first = put_into("", "old");
         assert_eq!(first, format!("{BEGIN}\nold\n\n{END}"));
         let document = format!("# Fast\n\n{first}\nWhy.\n");

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_order_has_a_key_of_its_own_and_every_read_its_own_customer() {
+    fn orders_have_distinct_keys_and_reads_distinct_customers() {
         let place = place_orders(3);
         let keys = [0, 1].map(|number| place(number).headers()["idempotency-key"].clone());
         assert_ne!(keys[0], keys[1]);

@@ -100,7 +100,7 @@ impl Server {
                 return Ok(Self { address, ops, until_ready: began.elapsed(), child });
             }
             if let Some(status) = child.exited() {
-                bail!("{program} has ended ({status}) before it was ready");
+                bail!("{program} exited ({status}) before it was ready");
             }
             if began.elapsed() > READY_DEADLINE {
                 bail!("{program} is not ready after {READY_DEADLINE:?}");
@@ -115,7 +115,7 @@ impl Server {
 
     /// Scrapes the operations listener of this server.
     pub async fn metrics(&self) -> anyhow::Result<String> {
-        let ops = self.ops.context("it has no operations listener")?;
+        let ops = self.ops.context("the server has no operations listener")?;
         let client = dev::http::client(Duration::from_secs(5))?;
         let answer = client.get(format!("http://{ops}/metrics")).send().await?;
         Ok(answer.error_for_status()?.text().await?)
@@ -125,7 +125,7 @@ impl Server {
     pub async fn metric(&self, series: &str) -> anyhow::Result<f64> {
         let text = self.metrics().await?;
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        value.with_context(|| format!("there is no {series}"))?.trim().parse().context("a number")
+        value.with_context(|| format!("missing series {series}"))?.trim().parse().context("a number")
     }
 
     /// Stops the server and waits for its exit.

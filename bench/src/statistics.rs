@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_one_or_between_the_two_in_the_middle() {
+    fn the_median_is_the_middle_value_or_the_mean_of_two() {
         assert_eq!(spread([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
         assert_eq!(spread([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, least: 1.0, most: 4.0 }));
         assert_eq!(spread([5.0]).map(|spread| spread.median), Some(5.0));
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_is_no_measurement() {
+    fn nan_is_no_measurement() {
         let measured = spread([f64::NAN, 1.0, f64::INFINITY, 3.0]);
         assert_eq!(measured, Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
     }

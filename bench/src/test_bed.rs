@@ -233,7 +233,7 @@ vacuum analyze audit_events",
         let sealed = "select coalesce(sum(event_count), 0)::bigint from audit_seals";
         while sqlx::query_scalar::<_, i64>(sealed).fetch_one(&mut connection).await? < events {
             if began.elapsed() > SEALING_DEADLINE {
-                bail!("the audit trail is not sealed after {SEALING_DEADLINE:?}");
+                bail!("the audit log is not sealed after {SEALING_DEADLINE:?}");
             }
             sleep(Duration::from_millis(500)).await;
         }

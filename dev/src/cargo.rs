@@ -17,7 +17,7 @@ const BUILD_DEADLINE: Duration = Duration::from_hours(2);
 /// The reason for a missing result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cargo cannot be run: {0}")]
+    #[error("failed to run cargo: {0}")]
     Start(#[from] io::Error),
     /// Cargo failed, and has printed the reason on the terminal.
     #[error("cargo {0} failed")]

@@ -39,9 +39,9 @@ pub struct Fault(&'static str);
 const COMMON: [(Fault, &str); 2] = [
     (
         Fault::SLOW_DATABASE,
-        "A table that customers use is locked for a second and a half, again and again: latency and pool waits grow",
+        "A frequently used table is locked repeatedly for 1.5 seconds: latency and pool waits grow",
     ),
-    (Fault::LOGIN_ATTACK, "Someone guesses passwords: lockout, rate limit and audit trail"),
+    (Fault::LOGIN_ATTACK, "A client guesses passwords: lockout, rate limit and audit log respond"),
 ];
 
 static ALL: LazyLock<Vec<Fault>> = LazyLock::new(|| {
@@ -89,7 +89,7 @@ impl ValueEnum for Fault {
 impl<'de> Deserialize<'de> for Fault {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Self::named(&name).ok_or_else(|| de::Error::custom(format!("there is no fault {name}")))
+        Self::named(&name).ok_or_else(|| de::Error::custom(format!("unknown fault {name}")))
     }
 }
 

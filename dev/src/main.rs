@@ -13,7 +13,7 @@ use dev::{
 use indicatif::{ProgressBar, ProgressStyle};
 use url::Url;
 
-/// Runs the service on this machine with everything that it needs: a database, the services that it calls, traffic.
+/// Runs the service on this machine with its dependencies: a database, simulators of called services, and traffic.
 #[derive(Debug, Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -27,15 +27,15 @@ struct Arguments {
 enum Command {
     #[command(flatten)]
     Example(example::Command),
-    /// Drive traffic against a service that runs already
+    /// Send traffic to a running service
     Traffic(Traffic),
-    /// Show the alerts that Alertmanager and the service send, and the runbooks that they link to
+    /// Show received alerts of Alertmanager and the service, with their runbooks
     Alerts(Alerts),
-    /// Put users, and what they find there, into a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
+    /// Create users and example data in a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
     Seed(Seed),
     /// List the programs that this machine lacks, with the commands that install them
     Doctor,
-    /// Regenerate `.sqlx`, the description of the queries that the service is compiled against
+    /// Regenerate `.sqlx`, the query descriptions for compiling without a database
     Prepare(Prepare),
 }
 
@@ -44,19 +44,19 @@ struct Environment {
     /// Delete the data of earlier runs first
     #[arg(long)]
     fresh: bool,
-    /// Drive no traffic
+    /// Send no traffic
     #[arg(long)]
     no_traffic: bool,
-    /// Requests of the traffic, a second
+    /// Requests per second of the traffic
     #[arg(long, value_name = "N", default_value_t = 5.0)]
     rate: f64,
-    /// The seed of the traffic's choices
+    /// Seed of the traffic's random choices
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Show the service's log here
+    /// Show the service's log on the terminal
     #[arg(long)]
     logs: bool,
-    /// Let something go wrong, again and again
+    /// Switch a fault on and off repeatedly
     #[arg(long, value_name = "NAME", value_enum)]
     scenario: Option<Fault>,
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
@@ -65,29 +65,29 @@ struct Environment {
     ops_port: u16,
     #[command(flatten)]
     example: example::Flags,
-    /// Where the console's page is, and where the service sends its spans
+    /// Port of the console, which also receives the service's spans
     #[arg(long, value_name = "PORT", default_value_t = 3001)]
     console_port: u16,
-    /// Keep the data there, for one more environment of this checkout
+    /// Data directory, for a second environment of this checkout
     #[arg(long, value_name = "DIRECTORY")]
     data: Option<PathBuf>,
-    /// A setting of the service, as in `--set RUST_LOG=app=trace`; may be repeated
+    /// A setting of the service, such as `--set RUST_LOG=app=trace`; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]
 struct Traffic {
-    /// The service's API
+    /// URL of the service's API
     #[arg(long, value_name = "URL")]
     api: Url,
-    /// Requests a second
+    /// Requests per second
     #[arg(long, value_name = "N", default_value_t = 5.0)]
     rate: f64,
-    /// The seed of its choices
+    /// Seed of the random choices
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// How many customers there are
+    /// Number of customers
     #[arg(long, value_name = "N", default_value_t = 8)]
     customers: usize,
 }
@@ -96,21 +96,21 @@ struct Traffic {
 struct Alerts {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8025")]
     address: SocketAddr,
-    /// Where the runbooks are
+    /// Directory of the runbooks
     #[arg(long, value_name = "DIRECTORY", default_value = "docs/runbooks")]
     runbooks: PathBuf,
 }
 
 #[derive(Debug, Args)]
 struct Seed {
-    /// The service's executable, which makes the users
+    /// The service's executable, which creates the users
     #[arg(long, value_name = "FILE")]
     executable: PathBuf,
 }
 
 #[derive(Debug, Args)]
 struct Prepare {
-    /// Change nothing; fail if `.sqlx` is out of date
+    /// Change nothing, and fail if `.sqlx` is out of date
     #[arg(long)]
     check: bool,
 }
@@ -143,7 +143,7 @@ fn say(line: &str) {
 }
 
 fn setting(text: &str) -> Result<(String, String), &'static str> {
-    let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
+    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
@@ -180,7 +180,7 @@ async fn traffic(arguments: Traffic) -> Outcome {
         seed: arguments.seed,
         customers: arguments.customers,
     })?;
-    say(&format!("{} requests a second, until Ctrl-C", arguments.rate));
+    say(&format!("{} requests per second, until Ctrl-C", arguments.rate));
     interrupts.next().await;
     say(&traffic.stop().await.to_string());
     Ok(ExitCode::SUCCESS)
@@ -210,9 +210,9 @@ async fn prepare(arguments: &Prepare) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.check {
-        say(&format!(".sqlx is out of date; `cargo dev prepare` brings it up to date:\n{difference}"));
+        say(&format!(".sqlx is out of date; run `cargo dev prepare`:\n{difference}"));
         return Ok(ExitCode::FAILURE);
     }
-    say(&format!(".sqlx was brought up to date:\n{difference}"));
+    say(&format!("updated .sqlx:\n{difference}"));
     Ok(ExitCode::SUCCESS)
 }

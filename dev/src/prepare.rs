@@ -28,15 +28,15 @@ use crate::{
 pub enum Error {
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
-    #[error("the migrations cannot be applied: {0}")]
+    #[error("failed to apply the migrations: {0}")]
     Migrate(#[from] MigrateError),
-    #[error("the database cannot be reached: {0}")]
+    #[error("failed to connect to the database: {0}")]
     Connect(#[from] sqlx::Error),
     #[error(transparent)]
     Cargo(#[from] cargo::Error),
-    #[error("a description is not JSON: {0}")]
+    #[error("a query description is not JSON: {0}")]
     Description(#[from] serde_json::Error),
-    #[error("cannot use {}: {source}", .path.display())]
+    #[error("failed to use {}: {source}", .path.display())]
     File { path: PathBuf, source: io::Error },
 }
 

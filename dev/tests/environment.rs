@@ -76,7 +76,7 @@ async fn is_running(pid: &str) -> bool {
 }
 
 #[tokio::test]
-async fn it_starts_says_how_to_use_it_and_stops() {
+async fn the_environment_starts_prints_commands_and_stops() {
     let data = Data::new("story");
     let environment = data.cargo_dev(&["--rate", "10"]);
     is_up(&environment).await;
@@ -101,7 +101,7 @@ async fn it_starts_says_how_to_use_it_and_stops() {
     // The data is kept.
     let environment = data.cargo_dev(&["--no-traffic"]);
     is_up(&environment).await;
-    assert!(!text(&environment).contains("making the database"));
+    assert!(!text(&environment).contains("creating the database"));
     environment.signal(Signal::SIGTERM).unwrap();
     assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
 }
@@ -127,7 +127,7 @@ async fn after_kill_9_no_process_is_left() {
 }
 
 #[tokio::test]
-async fn a_database_of_other_migrations_is_named_with_the_flag_for_a_new_one() {
+async fn a_database_of_other_migrations_is_reported_with_the_flag() {
     let data = Data::new("earlier");
     let environment = data.cargo_dev(&["--no-traffic"]);
     is_up(&environment).await;
@@ -145,7 +145,7 @@ async fn a_database_of_other_migrations_is_named_with_the_flag_for_a_new_one() {
     assert_eq!(refused.wait(BUILT).await.unwrap().code(), Some(1));
     let said = text(&refused);
     assert!(said.contains("migration 1 was previously applied but has been modified"), "{said}");
-    assert!(said.contains("--fresh makes it anew"), "{said}");
+    assert!(said.contains("--fresh deletes it and creates a new one"), "{said}");
 
     let environment = data.cargo_dev(&["--no-traffic", "--fresh"]);
     is_up(&environment).await;
@@ -164,7 +164,7 @@ async fn a_port_that_is_taken_is_named_with_the_flag_for_another() {
         .unwrap();
     assert_eq!(environment.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1));
     let said = text(&environment);
-    assert!(said.contains(&format!("port {port}, for the operations listener, is taken")), "{said}");
+    assert!(said.contains(&format!("port {port}, for the operations listener, is in use")), "{said}");
     assert!(said.contains("--ops-port"), "{said}");
 }
 

@@ -40,7 +40,7 @@ fn unique(name: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_database_is_made_cloned_and_dropped() {
+async fn a_database_is_created_cloned_and_dropped() {
     let server = postgres::for_tests().await.unwrap();
     let (template, copy, owner) = (unique("template"), unique("copy"), unique("the owner"));
     server.create_login(&owner, "first", Rights::Owner).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_database_is_made_cloned_and_dropped() {
 }
 
 #[tokio::test]
-async fn what_someone_else_made_is_refused() {
+async fn a_foreign_database_is_rejected() {
     let server = postgres::for_tests().await.unwrap();
     run(server.admin_url(), "create database precious").await;
     run(server.admin_url(), "comment on database precious is 'production'").await;
@@ -156,7 +156,7 @@ async fn helper(name: &str, prepare: impl FnOnce(Launch) -> Launch) -> String {
 }
 
 #[tokio::test]
-async fn a_user_who_is_not_root_starts_one_too() {
+async fn a_user_other_than_root_starts_a_server() {
     if !geteuid().is_root() {
         println!("skipped: only root can become another user, and every other test runs as this one");
         return;
@@ -170,7 +170,7 @@ async fn a_user_who_is_not_root_starts_one_too() {
     std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
 
     let child = Launch::new(&copy)
-        .args(["--exact", "--ignored", "--nocapture", "a_server_answers"])
+        .args(["--exact", "--ignored", "--nocapture", "a_server_responds"])
         .account(nobody.uid.as_raw(), nobody.gid.as_raw())
         .env("TMPDIR", "/tmp")
         .directory(&directory)
@@ -188,21 +188,21 @@ async fn a_user_who_is_not_root_starts_one_too() {
 
 #[tokio::test]
 #[ignore = "run by other tests as another user or in another environment"]
-async fn a_server_answers() {
+async fn a_server_responds() {
     let server = postgres::for_tests().await.unwrap();
     server.create_database(&unique("answers"), None).await.unwrap();
     println!("it answers at {:?}", server.admin_url().port());
 }
 
 #[tokio::test]
-async fn a_named_server_is_used_and_cleared_of_dead_runs() {
+async fn a_named_server_is_used_and_cleaned_up() {
     let server = postgres::for_tests().await.unwrap();
     let url = server.admin_url().as_str().to_owned();
-    let output = helper("a_server_answers", |launch| launch.env("DEV_DATABASE_URL", &url)).await;
+    let output = helper("a_server_responds", |launch| launch.env("DEV_DATABASE_URL", &url)).await;
     assert!(output.contains("using the PostgreSQL of DEV_DATABASE_URL"), "{output}");
     assert!(!output.contains("starting"), "{output}");
     // The run above is over, so the next run drops its objects.
-    let output = helper("a_server_answers", |launch| launch.env("DATABASE_URL", &url)).await;
+    let output = helper("a_server_responds", |launch| launch.env("DATABASE_URL", &url)).await;
     assert!(output.contains("using the PostgreSQL of DATABASE_URL"), "{output}");
     assert!(output.contains("dropping answers_"), "{output}");
     assert!(!output.contains(server.admin_url().password().unwrap()), "a password is printed: {output}");
@@ -214,21 +214,23 @@ async fn a_named_server_that_cannot_be_used_is_an_error() {
     let role = unique("powerless");
     server.create_login(&role, "x", Rights::Restricted).await.unwrap();
     let url = server.url("postgres", &role, "x");
-    let output = helper("a_server_is_refused", |launch| launch.env("DEV_DATABASE_URL", url.as_str())).await;
+    let output =
+        helper("an_unusable_server_is_rejected", |launch| launch.env("DEV_DATABASE_URL", url.as_str())).await;
     assert!(
-        output.contains("DEV_DATABASE_URL is set but cannot be used: its role may not create"),
+        output.contains("DEV_DATABASE_URL is set but unusable: its role has no right to create"),
         "{output}"
     );
     let closed = "postgres://nobody@127.0.0.1:1/postgres";
-    let output = helper("a_server_is_refused", |launch| launch.env("DEV_DATABASE_URL", closed)).await;
-    assert!(output.contains("DEV_DATABASE_URL is set but cannot be used: "), "{output}");
+    let output =
+        helper("an_unusable_server_is_rejected", |launch| launch.env("DEV_DATABASE_URL", closed)).await;
+    assert!(output.contains("DEV_DATABASE_URL is set but unusable: "), "{output}");
     // `DATABASE_URL` was most likely meant for another purpose, so an unusable one is skipped.
-    let output = helper("a_server_answers", |launch| launch.env("DATABASE_URL", closed)).await;
-    assert!(output.contains("passed over DATABASE_URL: "), "{output}");
+    let output = helper("a_server_responds", |launch| launch.env("DATABASE_URL", closed)).await;
+    assert!(output.contains("skipped DATABASE_URL: "), "{output}");
 }
 
 #[tokio::test]
 #[ignore = "run by another test in another environment"]
-async fn a_server_is_refused() {
+async fn an_unusable_server_is_rejected() {
     println!("{}", postgres::for_tests().await.unwrap_err());
 }

@@ -47,7 +47,7 @@ async fn lines_are_captured_from_both_streams() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_full_makes_room_and_loses_no_line_before_its_turn() {
+async fn a_full_log_drops_its_oldest_lines_first() {
     const MAX_OUTPUT_BYTES: u64 = 64 * 1024 * 1024;
     let directory = std::env::temp_dir().join(format!("dev-log-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
@@ -77,7 +77,7 @@ async fn waiting_for_a_line_ends_with_the_child() {
 }
 
 #[tokio::test]
-async fn a_child_sees_only_the_environment_that_it_is_given() {
+async fn a_child_has_only_the_given_environment() {
     let child = Launch::new("env").env("GIVEN", "yes").start().unwrap();
     child.wait(WAIT_TIMEOUT).await.unwrap();
     let names: Vec<String> =
@@ -89,7 +89,7 @@ async fn a_child_sees_only_the_environment_that_it_is_given() {
 }
 
 #[tokio::test]
-async fn a_child_is_asked_first_and_then_killed() {
+async fn a_child_is_terminated_and_then_killed() {
     use std::os::unix::process::ExitStatusExt as _;
     let polite = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
     polite.follow().find(WAIT_TIMEOUT, |line| line == "ready").await.unwrap();
@@ -102,7 +102,7 @@ async fn a_child_is_asked_first_and_then_killed() {
 }
 
 #[tokio::test]
-async fn waiting_has_a_deadline_and_an_ended_child_takes_no_signal() {
+async fn waiting_has_a_deadline_and_ended_children_get_no_signal() {
     let child = shell("exec sleep 60");
     let waited = child.wait(Duration::from_millis(20)).await;
     assert!(matches!(waited, Err(WaitError::StillRunning { .. })), "{waited:?}");
@@ -169,7 +169,7 @@ async fn a_parent_with_children_and_a_database() {
 }
 
 #[tokio::test]
-async fn a_parent_that_exits_ends_its_children_and_its_runner_does_not_hang() {
+async fn the_exit_of_a_parent_ends_its_children() {
     let parent = helper("a_parent_that_just_ends");
     let line = parent.follow().find(WAIT_TIMEOUT, |line| line.contains("left behind: ")).await.unwrap();
     let child = line.text.split("left behind: ").last().unwrap().to_owned();

@@ -42,13 +42,13 @@ pub enum MigrateError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// A migration failed, was changed after it was applied, or is unknown to this binary.
-    #[error("the migrations could not be applied: {0}")]
+    #[error("failed to apply the migrations: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
     /// The database does not fulfil a requirement. Nothing was changed.
     #[error("nothing was changed, because {}", .0.join("; "))]
     Requirements(Vec<String>),
     /// The service's role could not be granted its privileges.
-    #[error("the rights of role {role} could not be set: {source}")]
+    #[error("failed to set the rights of role {role}: {source}")]
     Rights {
         /// The user of `DATABASE_URL`.
         role: String,
@@ -92,7 +92,7 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
         .map_err(sqlx::migrate::MigrateError::from)?;
     let before = applied(&mut connection).await?;
     if is_newer(&mut connection, migrations, &before).await? {
-        tracing::warn!("the schema is newer than this release: no migration is applied");
+        tracing::warn!("skipped the migrations: the schema is newer than this release");
     } else {
         migrations.run(&mut connection).await?;
     }
@@ -149,7 +149,10 @@ async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Er
         .await?;
     if let Some(epoch) = begun {
         event.mirror();
-        tracing::warn!(epoch, "this is another cluster than before: an epoch of the audit trail begins");
+        tracing::warn!(
+            epoch,
+            "started an epoch of the audit log, because the PostgreSQL cluster is a different one"
+        );
     }
     Ok(())
 }
@@ -180,7 +183,7 @@ async fn grant_rights(
                 tracing::warn!(
                     setting = name,
                     error = &error as &dyn std::error::Error,
-                    "role setting rejected"
+                    "failed to apply a role setting"
                 );
             }
             other => other?,

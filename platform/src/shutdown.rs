@@ -8,9 +8,9 @@ use crate::settings::values::seconds;
 crate::groups! {
     /// Shutdown.
     shutdown: Settings {
-        /// Time from the failure of readiness to the closing of the listeners, in seconds. Unset: 0 in development and test, otherwise 5.
+        /// Time between failing readiness and closing the listeners, in seconds. Unset: 0 in development and test, otherwise 5.
         "SHUTDOWN_GRACE_SECONDS" grace: Duration = seconds, optional;
-        /// The whole shutdown, counted from the signal, in seconds.
+        /// Maximum duration of the shutdown after the signal, in seconds.
         "SHUTDOWN_DEADLINE_SECONDS" deadline: Duration = seconds, default("25");
     }
 }

@@ -18,8 +18,7 @@ use super::Settings;
 /// Replaces the network in the count for the account alone.
 const FROM_ANYWHERE: &str = "*";
 
-/// Factor between the ceiling for the account alone and the ceiling for one network. With the same ceiling, five bad
-/// attempts by a stranger would lock the owner out.
+/// Factor between the ceiling for the account alone and the ceiling for one network. With the same ceiling, five failed attempts of an attacker would lock the owner out.
 const CEILING_FROM_ANYWHERE: i32 = 10;
 
 /// Limit of failed logins and duration of a lockout. Cheap to clone.

@@ -48,8 +48,7 @@ impl Authentication {
     }
 }
 
-/// Authenticates the request. A request without a token continues without a caller, because some routes are public. A
-/// request with an invalid token is refused on every route (RFC 6750, section 3.1).
+/// Authenticates the request. A request without a token continues without a caller, because some routes are public. A request with an invalid token is rejected on every route (RFC 6750, section 3.1).
 pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
     let mut standing = None;
     if let Some(token) = bearer_token(request.headers()) {
@@ -58,7 +57,7 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
             Ok(None) => {
                 record_bad_token(&layer.refusals).await;
                 return Problem::new(UNAUTHENTICATED)
-                    .detail("The session is not known, or its time is over.")
+                    .detail("The session is unknown or has expired.")
                     .into_response();
             }
             Err(error) => return Problem::from(error).into_response(),
@@ -90,10 +89,7 @@ async fn record_denial(refusals: &Refusals, denial: Denial) {
         .with("reason", denial.reason)
         .records(denial.record_id);
     if let Err(error) = refusals.record(event).await {
-        tracing::error!(
-            error = &error as &dyn std::error::Error,
-            "a refused permission could not be audited"
-        );
+        tracing::error!(error = &error as &dyn std::error::Error, "failed to audit a denied permission");
     }
 }
 
@@ -104,7 +100,7 @@ async fn record_bad_token(refusals: &Refusals) {
     let event = Event::new(EventType::Authentication, "sessions", "authenticate", EventResult::Failure)
         .with("reason", "bad_token");
     if let Err(error) = refusals.record(event).await {
-        tracing::error!(error = &error as &dyn std::error::Error, "a bad token could not be audited");
+        tracing::error!(error = &error as &dyn std::error::Error, "failed to audit an invalid token");
     }
 }
 

@@ -4,7 +4,7 @@ platform::metrics! {
     pub(super) static AUTHENTICATION_FAILURES: counter = "authentication_failures_total" {
         reason in ["bad_credentials", "locked_out", "bad_token"]
     };
-    /// Denied accesses, by reason.
+    /// Denied requests, by reason.
     pub(super) static AUTHORIZATION_DENIALS: counter = "authorization_denials_total" {
         reason in ["not_owner", "role"]
     };

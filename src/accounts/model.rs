@@ -9,20 +9,20 @@ use uuid::Uuid;
 
 use super::{Role, blocklist};
 
-/// A user, as others may see them.
+/// A user.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct User {
     /// The user's id.
     pub id: Uuid,
-    /// In lower case.
+    /// E-mail address in lower case.
     #[schema(example = "ada@example.com")]
     pub email: String,
-    /// What they are called.
+    /// Name of the user.
     #[schema(example = "Ada Lovelace")]
     pub name: String,
-    /// What they may do.
+    /// Role, which decides the user's permissions.
     pub role: Role,
-    /// Since when.
+    /// Time of registration.
     #[serde(serialize_with = "timestamp::serialize")]
     pub created_at: DateTime<Utc>,
 }
@@ -54,7 +54,7 @@ impl Email {
 pub struct Password(SecretString);
 
 impl Password {
-    /// Fewest characters of a new password, as in NIST SP 800-63B-3. Revision 4 requires 15 where the password is the
+    /// Minimum length of a new password in characters, as in NIST SP 800-63B-3. Revision 4 requires 15 where the password is the
     /// only factor.
     pub const MIN_CHARACTERS: usize = 8;
     /// Maximum length of a password in bytes. Without it, the client could choose the time of hashing.
@@ -74,9 +74,7 @@ impl Password {
         } else if password.len() > Self::MAX_BYTES {
             Some("must have at most 1024 bytes")
         } else if blocklist::contains(password, email, name) {
-            Some(
-                "is one of those that are tried first: a common password, or the name of its user or of the service",
-            )
+            Some("must not be a common password, or the name of the user or of the service")
         } else {
             None
         }
@@ -87,17 +85,17 @@ impl Password {
     }
 }
 
-/// Somebody who wants to be a user.
+/// Registration of a user.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewUser {
-    /// Where they can be reached; also the login.
+    /// E-mail address, which is also the login.
     #[schema(example = "ada@example.com")]
     pub email: String,
-    /// At least 8 characters.
+    /// Password of at least 8 characters.
     #[schema(value_type = String, format = Password, min_length = 8, example = "correct horse battery staple")]
     pub password: Password,
-    /// What they are called: 1 to 200 characters.
+    /// Name of the user: 1 to 200 characters.
     #[schema(min_length = 1, max_length = 200, example = "Ada Lovelace")]
     pub name: String,
 }
@@ -112,10 +110,7 @@ impl Validate for NewUser {
             errors.push(FieldError::new("/password", weakness));
         }
         if !is_name(&self.name) {
-            errors.push(FieldError::new(
-                "/name",
-                "must have 1 to 200 characters, none of them a control character",
-            ));
+            errors.push(FieldError::new("/name", "must have 1 to 200 characters without control characters"));
         }
         errors
     }
@@ -126,14 +121,14 @@ fn is_name(name: &str) -> bool {
     (1..=200).contains(&name.chars().count()) && !name.chars().any(char::is_control)
 }
 
-/// Somebody who says that they are a user.
+/// Credentials of a login.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Credentials {
-    /// The login.
+    /// E-mail address.
     #[schema(example = "ada@example.com")]
     pub email: String,
-    /// The proof.
+    /// Password.
     #[schema(value_type = String, format = Password, example = "correct horse battery staple")]
     pub password: Password,
 }
@@ -148,14 +143,14 @@ impl Validate for Credentials {
     }
 }
 
-/// Somebody who wants another password.
+/// Change of a password.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PasswordChange {
-    /// The proof that it is still them.
+    /// Current password.
     #[schema(value_type = String, format = Password)]
     pub current_password: Password,
-    /// At least 8 characters.
+    /// Password of at least 8 characters.
     #[schema(value_type = String, format = Password, min_length = 8)]
     pub new_password: Password,
 }
@@ -171,15 +166,15 @@ impl Validate for PasswordChange {
     }
 }
 
-/// A session that has just begun. The only place where its token is seen.
+/// A new session. No other response contains its token.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct NewSession {
-    /// To be sent as `Authorization: Bearer TOKEN`.
+    /// Token to send as `Authorization: Bearer TOKEN`.
     pub token: String,
-    /// Until when.
+    /// Time at which the session expires.
     #[serde(serialize_with = "timestamp::serialize")]
     pub expires_at: DateTime<Utc>,
-    /// Whose.
+    /// User of the session.
     pub user: User,
 }
 
@@ -193,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn an_invalid_address_is_rejected() {
         for text in ["", "ada", "@example.com", "ada@", "a b@example.com", "ada@exam\u{0}ple.com"] {
             assert!(Email::parse(text).is_none(), "{text:?}");
         }

@@ -33,13 +33,13 @@ pub struct Passwords {
 #[derive(Debug, thiserror::Error)]
 pub enum PasswordError {
     /// The hash algorithm failed.
-    #[error("the password could not be hashed: {0}")]
+    #[error("failed to hash the password: {0}")]
     Hash(#[from] argon2::password_hash::Error),
     /// The stored password hash is not a valid PHC string.
-    #[error("the stored password hash cannot be read: {0}")]
+    #[error("failed to parse the stored password hash: {0}")]
     Stored(argon2::password_hash::phc::Error),
     /// The process is shutting down, or a thread panicked.
-    #[error("the work was abandoned")]
+    #[error("the hashing was cancelled")]
     Abandoned,
 }
 

@@ -39,8 +39,8 @@ pub fn routes() -> OpenApiRouter<Accounts> {
 #[utoipa::path(
     post, path = "/v1/users", tag = "accounts", request_body = NewUser,
     responses(
-        (status = 201, description = "You are registered", body = User),
-        (status = 409, description = "Somebody has this e-mail address", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 201, description = "The registered user", body = User),
+        (status = 409, description = "The e-mail address belongs to another user", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn register(
@@ -48,8 +48,7 @@ async fn register(
     _limit: LimitedClient,
     Json(new): Json<NewUser>,
 ) -> Result<Response, Problem> {
-    let email =
-        Email::parse(&new.email).ok_or_else(|| Problem::malformed("The e-mail address cannot be read."))?;
+    let email = Email::parse(&new.email).ok_or_else(|| Problem::malformed("Invalid e-mail address."))?;
     let hash = accounts.passwords.hash(&new.password).await?;
     let user = users::create(&accounts.database, &email, &new.name, &hash, Role::Customer).await?;
     Ok((StatusCode::CREATED, [(header::LOCATION, HeaderValue::from_static("/v1/me"))], JsonBody(user))
@@ -57,13 +56,12 @@ async fn register(
 }
 
 /// Log in
-///
-/// A wrong password, an unknown address and a locked account get the same answer, and take the same time.
+/// A wrong password, an unknown address and a locked account get the same response after the same time.
 #[utoipa::path(
     post, path = "/v1/sessions", tag = "accounts", request_body = Credentials,
     responses(
-        (status = 201, description = "You are logged in", body = NewSession),
-        (status = 401, description = "The credentials are not valid", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 201, description = "The new session", body = NewSession),
+        (status = 401, description = "Invalid credentials", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn log_in(
@@ -89,28 +87,27 @@ async fn log_in(
 /// Log out
 #[utoipa::path(
     delete, path = "/v1/sessions/current", tag = "accounts", security(("session" = [])),
-    responses((status = 204, description = "You are logged out"))
+    responses((status = 204, description = "The session has ended"))
 )]
 async fn log_out(State(accounts): State<Accounts>, caller: Caller) -> Result<StatusCode, Problem> {
     sessions::end(&accounts.database, &caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Who am I
+/// Show the current user
 #[utoipa::path(
     get, path = "/v1/me", tag = "accounts", security(("session" = [])),
-    responses((status = 200, description = "You", body = User))
+    responses((status = 200, description = "The current user", body = User))
 )]
 async fn show_me(State(accounts): State<Accounts>, caller: Caller) -> Result<JsonBody<User>, Problem> {
     Ok(JsonBody(accounts.current_user(caller).await?.user))
 }
 
 /// Change the password
-///
-/// Every session of the user ends, this one included.
+/// Ends every session of the user, including the current one.
 #[utoipa::path(
     put, path = "/v1/me/password", tag = "accounts", request_body = PasswordChange, security(("session" = [])),
-    responses((status = 204, description = "The password is changed; log in again"))
+    responses((status = 204, description = "The password was changed, and all sessions have ended"))
 )]
 async fn change_password(
     State(accounts): State<Accounts>,

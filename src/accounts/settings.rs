@@ -14,11 +14,11 @@ platform::groups! {
         "ARGON2_ITERATIONS" argon2_iterations: NonZeroU32 = positive, default("2");
         /// Lanes of one password hash.
         "ARGON2_PARALLELISM" argon2_parallelism: NonZeroU32 = positive, default("1");
-        /// Password hashes computed at once for logins, and as many for registrations. Unset: half of the cores, within 256 MiB together.
+        /// Concurrent password hashes for logins, and as many for registrations. Unset: half of the cores, within 256 MiB in total.
         "PASSWORD_HASHING_CONCURRENCY" password_hashing_concurrency: NonZeroU32 = positive, optional;
-        /// Logins and registrations a minute from one address. 0 is off.
+        /// Logins and registrations per minute of one address. 0 is off.
         "LOGIN_RATE_PER_ADDRESS_PER_MINUTE" login_rate: u32 = count, default("30");
-        /// Failed logins, for one account from one address, before it is locked out there (NIST AC-7).
+        /// Failed logins of one account from one address before that address is locked out (NIST AC-7).
         "LOGIN_ATTEMPTS_BEFORE_LOCKOUT" attempts_before_lockout: NonZeroU32 = positive, default("5");
         /// Duration of a lockout, in seconds.
         "LOCKOUT_SECONDS" lockout: Duration = seconds, default("900");

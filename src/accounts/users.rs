@@ -15,17 +15,17 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// Another user has the e-mail address.
-    #[error("there is already a user with this e-mail address")]
+    #[error("the e-mail address belongs to another user")]
     EmailTaken,
     /// The statement failed, or the database is unreachable.
-    #[error("the user could not be stored: {0}")]
+    #[error("failed to store the user: {0}")]
     Database(#[from] sqlx::Error),
 }
 
 impl From<CreateError> for Problem {
     fn from(error: CreateError) -> Self {
         match error {
-            CreateError::EmailTaken => Self::conflict("There is already a user with this e-mail address."),
+            CreateError::EmailTaken => Self::conflict("The e-mail address belongs to another user."),
             CreateError::Database(error) => error.into(),
         }
     }

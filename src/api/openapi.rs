@@ -27,7 +27,7 @@ impl Modify for Common {
     fn modify(&self, document: &mut Document) {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("The token of a session: see POST /v1/sessions."))
+            .description(Some("The token of a session, returned by POST /v1/sessions."))
             .build();
         document
             .components
@@ -72,18 +72,18 @@ fn add_refusals(path: &str, operation: &mut Operation) {
         has_body || operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty());
     let needs_session = operation.security.as_ref().is_some_and(|security| !security.is_empty());
     let refusals = [
-        (has_input, "400", "The request cannot be read"),
-        (true, "401", "The session is not valid"),
-        (needs_session, "403", "Your role does not allow this"),
-        (path.contains("{id}"), "404", "Not found, or not yours"),
-        (true, "406", "The service answers with JSON only"),
-        (has_body, "413", "The body is too large"),
-        (has_body, "415", "The body must be JSON"),
-        (has_body, "422", "The request is not valid, or its Idempotency-Key belongs to another one"),
-        (true, "429", "Too many requests: see Retry-After"),
-        (true, "500", "Something went wrong in the service"),
-        (true, "503", "The service cannot take the request now: see Retry-After"),
-        (true, "504", "The request took too long"),
+        (has_input, "400", "Malformed request"),
+        (true, "401", "Invalid session"),
+        (needs_session, "403", "Permission denied"),
+        (path.contains("{id}"), "404", "Not found, or owned by another user"),
+        (true, "406", "Media type not acceptable"),
+        (has_body, "413", "Body too large"),
+        (has_body, "415", "Unsupported media type"),
+        (has_body, "422", "Invalid request, or Idempotency-Key reused"),
+        (true, "429", "Too many requests; see Retry-After"),
+        (true, "500", "Internal error"),
+        (true, "503", "Service unavailable; see Retry-After"),
+        (true, "504", "Request timed out"),
     ];
     for (applies, status, description) in refusals {
         if applies && !operation.responses.responses.contains_key(status) {

@@ -24,16 +24,16 @@ pub(super) fn command() -> Command {
     };
     let settings = || flags(|setting| matches!(setting.group, "process" | "database"));
     Command::new("audit")
-        .about("Verify or export the audit trail")
+        .about("Verify or export the audit log")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(
             Command::new("verify")
-                .about("Find whatever was changed in the trail after it was sealed; exits with 1 if something was")
-                .arg(file("export", "Verify this export, without a database"))
-                .arg(file("heads", "Also compare with the heads in this file, lines of JSON: only they show a chain that was made anew"))
+                .about("Verify that no audit event was changed after it was sealed; exit code 1 if one was")
+                .arg(file("export", "Verify this export instead of the database"))
+                .arg(file("heads", "Also compare with the heads in this file of JSON lines; only logged heads reveal a regenerated chain"))
                 .arg(
-                    file("log", "The same, with the heads in the service's own JSON log; several files where it is rolled")
+                    file("log", "Also compare with the heads in the service's JSON log; several files if the log is rotated")
                         .num_args(1..),
                 )
                 .arg(
@@ -43,22 +43,22 @@ pub(super) fn command() -> Command {
                         .num_args(1..)
                         .value_parser(str::parse::<audit::ExternalExport>)
                         .conflicts_with("export")
-                        .help("The exports of events that are no longer in the database, or their SHA-256: without, missing events are a finding"),
+                        .help("The exports of events that are no longer in the database, or the SHA-256 of each; without them, missing events are reported"),
                 )
                 .args(settings()),
         )
         .subcommand(
             Command::new("export")
-                .about("Write what is not exported yet to a file, and drop what is past AUDIT_RETENTION_DAYS; as the owner")
+                .about("Export the events that are not in an earlier export to a file, and drop partitions older than AUDIT_RETENTION_DAYS; as the owner")
                 .arg(
                     Arg::new("until")
                         .long("until")
                         .value_name("TIME")
                         .required(true)
                         .value_parser(parse_time)
-                        .help("Everything that was recorded before this time: RFC 3339, or a date (UTC)"),
+                        .help("Export the events recorded before this time: RFC 3339, or a date (UTC)"),
                 )
-                .arg(file("to", "The file to write, gzip; it must not be there yet").required(true))
+                .arg(file("to", "The gzip file to write; it must not exist").required(true))
                 .args(flags(|setting| {
                     matches!(setting.group, "process" | "database") || setting.name == "AUDIT_RETENTION_DAYS"
                 })),
@@ -67,7 +67,7 @@ pub(super) fn command() -> Command {
 
 fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     let date = |text: &str| text.parse::<NaiveDate>().map(|date| date.and_time(NaiveTime::MIN).and_utc());
-    let time = text.parse().or_else(|_| date(text)).map_err(|_| "neither RFC 3339 nor a date".to_owned())?;
+    let time = text.parse().or_else(|_| date(text)).map_err(|_| "must be RFC 3339 or a date".to_owned())?;
     Timestamp::try_from(time).map(DateTime::from).map_err(|error| error.to_string())
 }
 
@@ -90,7 +90,10 @@ fn verify(arguments: &ArgMatches) -> Outcome {
         audit::read_log(log, &mut heads)?;
     }
     if heads.is_empty() && (path("heads").is_some() || logs.len() > 0) {
-        return Err("no head was found in what was given: heads are in log lines of JSON, as seal_number and seal_hash".into());
+        return Err(
+            "found no head in the given files: a head is a JSON log line with seal_number and seal_hash"
+                .into(),
+        );
     }
     let report = match path("export") {
         Some(export) => audit::verify_export(export, heads, &progress())?,

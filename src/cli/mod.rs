@@ -74,11 +74,11 @@ fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(
-            Command::new("serve").about("Run the service until a signal ends it").args(flags(|_| true)),
+            Command::new("serve").about("Run the service until SIGTERM or SIGINT").args(flags(|_| true)),
         )
         .subcommand(
             Command::new("migrate")
-                .about("Bring the database up to this release, as its owner")
+                .about("Apply the migrations of this release, as the owner of the database")
                 .args(flags(|setting| matches!(setting.group, "process" | "database" | "logs"))),
         )
         .subcommand(
@@ -101,7 +101,7 @@ fn command() -> Command {
                         .arg(
                             Arg::new("name")
                                 .long("name")
-                                .help("What they are called [default: the part before the @]"),
+                                .help("Name of the user [default: the part of the e-mail address before the @]"),
                         )
                         .args(flags(|setting| {
                             matches!(setting.group, "process" | "database" | "logs")
@@ -112,7 +112,7 @@ fn command() -> Command {
         .subcommand(
             Command::new("probe")
                 .about(
-                    "Ask an address, and fail unless it answers with success: a health check without a shell",
+                    "Send a GET request, and exit with 1 unless the response is a success: a health check without a shell",
                 )
                 .arg(Arg::new("url").value_name("URL").default_value("http://127.0.0.1:9000/readyz")),
         )
@@ -158,9 +158,9 @@ fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + 
             Err(error) if error.not_found() => {}
             // The error would contain the malformed line, which may be the one with the password.
             Err(dotenvy::Error::LineParse(..)) => {
-                return Err("the .env file has a line that is not of the form NAME=value".into());
+                return Err("the .env file has a line that is not NAME=value".into());
             }
-            Err(error) => return Err(format!("the .env file cannot be read: {error}").into()),
+            Err(error) => return Err(format!("failed to read the .env file: {error}").into()),
         }
     }
     Ok(Reader::new(move |name| given.get(name).cloned().or_else(|| std::env::var(name).ok())))
@@ -192,11 +192,11 @@ fn migrate(reader: Reader) -> Outcome {
     let known = database::newest_version(&MIGRATIONS);
     if migrated.version > known {
         println!(
-            "nothing to do: the schema is at version {}, newer than {known} of this release",
+            "nothing to do: the schema has version {}, which is newer than {known} of this release",
             migrated.version,
         );
     } else {
-        println!("{} migrations applied; the schema is at version {}", migrated.applied, migrated.version);
+        println!("applied {} migrations; the schema has version {}", migrated.applied, migrated.version);
     }
     Ok(())
 }
@@ -246,7 +246,7 @@ fn read_password() -> Result<Password, Box<dyn std::error::Error + Send + Sync>>
     }
     let mut input = String::new();
     if std::io::stdin().is_terminal() {
-        eprintln!("Password (it will be seen), ended with Enter:");
+        eprintln!("Password (input is visible):");
         std::io::stdin().read_line(&mut input)?;
     } else {
         std::io::stdin().read_to_string(&mut input)?;

@@ -74,7 +74,10 @@ pub(super) fn log_level(
             let refusals = refusals.clone();
             drop(tracked.run(async move {
                 if let Err(error) = refusals.record(event).await {
-                    tracing::error!(error = &error as &dyn std::error::Error, "refusal could not be audited");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "failed to audit a denied request"
+                    );
                 }
             }));
         }

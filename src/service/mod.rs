@@ -50,22 +50,22 @@ pub enum ServeError {
     #[error(transparent)]
     Migration(#[from] migrations::MigrateError),
     /// The database responds, but a startup check failed to read it.
-    #[error("the database could not be checked: {0}")]
+    #[error("failed to check the database: {0}")]
     Check(#[from] sqlx::Error),
     /// The database lacks migrations that this binary needs.
-    #[error("the database's schema is older than this release: run `{} migrate`, or set MIGRATE_ON_START=true", env!("CARGO_PKG_NAME"))]
+    #[error("the schema of the database is older than this release: run `{} migrate`, or set MIGRATE_ON_START=true", env!("CARGO_PKG_NAME"))]
     SchemaOlder,
     /// The database was loaded into another cluster. New audit events would appear to be older than existing ones.
-    #[error("the database was loaded into another PostgreSQL cluster: run `{} migrate`, which begins an epoch of its audit trail", env!("CARGO_PKG_NAME"))]
+    #[error("the database was loaded into a different PostgreSQL cluster: run `{} migrate`, which starts an epoch of its audit log", env!("CARGO_PKG_NAME"))]
     OtherCluster,
     /// The service's role could rewrite the audit log.
-    #[error("DATABASE_URL's role may rewrite the audit trail, as a superuser, the owner, or by its rights: use the restricted role that `{} migrate` prepares", env!("CARGO_PKG_NAME"))]
+    #[error("DATABASE_URL's role can rewrite the audit log, as a superuser, as the owner, or by its rights: use the restricted role that `{} migrate` prepares", env!("CARGO_PKG_NAME"))]
     TooManyRights,
     /// Confirmed commits could be lost in a crash.
-    #[error("synchronous_commit is off for DATABASE_URL's role, so that confirmed commits may be lost in a crash: run `{} migrate`, which sets it", env!("CARGO_PKG_NAME"))]
+    #[error("synchronous_commit is off for DATABASE_URL's role, so a crash can lose confirmed commits: run `{} migrate`, which turns it on", env!("CARGO_PKG_NAME"))]
     LossyCommits,
     /// The HTTP client for alerts could not be created.
-    #[error("the client that sends alerts could not be set up: {0}")]
+    #[error("failed to create the HTTP client for alerts: {0}")]
     Alerts(#[from] reqwest::Error),
     /// A slice could not start.
     #[error(transparent)]
@@ -73,10 +73,10 @@ pub enum ServeError {
     #[error(transparent)]
     Listener(#[from] ServerError),
     /// Signal handlers could not be installed.
-    #[error("signals cannot be listened to: {0}")]
+    #[error("failed to install signal handlers: {0}")]
     Signals(#[from] std::io::Error),
     /// The shutdown's deadline passed.
-    #[error("the shutdown's deadline passed; cut short: {0}")]
+    #[error("shutdown deadline exceeded; cancelled: {0}")]
     Cut(String),
 }
 
@@ -87,7 +87,7 @@ pub enum ServeError {
 pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeError> {
     let served = run(&config, &telemetry).await;
     if let Err(error) = &served {
-        tracing::error!(error = error as &dyn std::error::Error, "the service ends");
+        tracing::error!(error = error as &dyn std::error::Error, "the service failed");
     }
     telemetry.flush(TO_FLUSH).await;
     served
@@ -100,7 +100,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let database = tokio::select! {
         opened = startup::open(config) => opened?,
         signal = signals.next() => {
-            tracing::info!(signal, "the service has ended before it was up");
+            tracing::info!(signal, "the service stopped before it was up");
             return Ok(());
         }
     };
@@ -156,13 +156,13 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
         let requests = api.drain(enough).await.cut;
         note_cut(&mut cut, requests, "connections of the API");
         let money = tracked.drain(enough).await;
-        note_cut(&mut cut, money, "tasks that requests had started");
+        note_cut(&mut cut, money, "tasks started by requests");
         // Workers stop between two units of work, never within one.
         let stopped = workers.stop(enough).await;
         note_cut(&mut cut, stopped.len(), "workers");
         // Records the refusals of the last minute that were only counted.
         if let Err(error) = refusals.flush().await {
-            tracing::error!(error = &error as &dyn std::error::Error, "refusals could not be audited");
+            tracing::error!(error = &error as &dyn std::error::Error, "failed to audit denied requests");
         }
         alerts.flush(enough).await;
         // Last, so that the shutdown can be observed until its end.
@@ -172,11 +172,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     };
     let cut = tokio::select! {
         cut = wound_down => cut,
-        signal = signals.next() => vec![format!("everything, by a second {signal}")],
-        () = tokio::time::sleep_until(deadline) => vec!["everything that was left".to_owned()],
+        signal = signals.next() => vec![format!("everything, because of a second {signal}")],
+        () = tokio::time::sleep_until(deadline) => vec!["everything still running".to_owned()],
     };
     if cut.is_empty() {
-        tracing::info!("the service has ended");
+        tracing::info!("the service stopped");
         Ok(())
     } else {
         Err(ServeError::Cut(cut.join(", ")))

@@ -18,13 +18,13 @@ use crate::{BUILD, MIGRATIONS, config::Config};
 pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     if config.database.migrate_on_start {
         let migrated = migrations::migrate(&config.database, &MIGRATIONS).await?;
-        tracing::info!(applied = migrated.applied, "migrations are applied");
+        tracing::info!(applied = migrated.applied, "applied the migrations");
     }
     let database = Database::connect(&config.database, BUILD.name).await?;
     let schema = database::schema_state(&mut *database.acquire().await?, &MIGRATIONS).await?;
     match schema {
         SchemaState::Older => return Err(ServeError::SchemaOlder),
-        SchemaState::Newer => tracing::warn!("the database's schema is newer than this release"),
+        SchemaState::Newer => tracing::warn!("the schema of the database is newer than this release"),
         SchemaState::Current => {}
     }
     if !audit::cluster_is_known(&database).await? {
@@ -36,14 +36,14 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
         Privileges::Restricted => {}
         Privileges::TooMany if production_like => return Err(ServeError::TooManyRights),
         Privileges::TooMany => tracing::warn!(
-            "DATABASE_URL's role may rewrite the audit trail; outside of development and test that is refused"
+            "DATABASE_URL's role can rewrite the audit log; only development and test allow this"
         ),
     }
     match database::check_session_settings(&database, &config.database).await? {
         Durability::Durable => {}
         Durability::Lossy if production_like => return Err(ServeError::LossyCommits),
         Durability::Lossy => tracing::warn!(
-            "synchronous_commit is off: confirmed commits may be lost in a crash; outside of development and test that is refused"
+            "synchronous_commit is off, so a crash can lose confirmed commits; only development and test allow this"
         ),
     }
     if production_like && config.database.url.may_be_plaintext() {
@@ -65,7 +65,7 @@ pub(super) fn add_checks(health: Builder, database: &Database) -> Builder {
             ready(match schema.schema() {
                 Some(SchemaState::Current | SchemaState::Newer) => Ok(None),
                 Some(SchemaState::Older) => Err(CheckError("migrations are missing")),
-                None => Err(CheckError("the migrations cannot be read")),
+                None => Err(CheckError("failed to read the migrations")),
             })
         })
         .section("pool", move || json!(pool.pool_state()))

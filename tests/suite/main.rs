@@ -1,8 +1,8 @@
-//! The suite: the real executable, driven over sockets, and what clients and operators may rely on.
+//! The suite: the real executable, driven over sockets, and the behaviour that clients and operators rely on.
 //!
-//! One folder for each part of the service, one file for each capability; a test's name is the fact that it proves. What
-//! knows what the service is for is in [`example`]. What every test needs is in [`dev::harness`]. Every answer that any
-//! test receives is held against the OpenAPI document as well: see [`http::openapi::agrees_with_the_document`].
+//! One directory for each part of the service, one file for each capability. The name of a test states the behaviour
+//! that it proves. The tests of the example domain are in [`example`], and the harness is in [`dev::harness`]. Every
+//! response in every test is compared with the OpenAPI document: see [`http::openapi::agrees_with_the_document`].
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -27,12 +27,12 @@ use dev::harness::{Builder, Service};
 /// The executable under test.
 const EXECUTABLE: &str = env!(concat!("CARGO_BIN_EXE_", env!("CARGO_PKG_NAME")));
 
-/// A running service.
+/// Starts a service.
 async fn service() -> Service {
     builder().start().await
 }
 
-/// A service with settings of its own, about to be started.
+/// Returns the builder of a service with settings of its own.
 fn builder() -> Builder {
     Service::builder(EXECUTABLE).witness(http::openapi::agrees_with_the_document)
 }

@@ -11,7 +11,7 @@ import (
 
 const version = "0.1.0"
 
-// event is one row of the audit trail.
+// event is one row of the audit log.
 type event struct {
 	eventType, resource, action, result string
 	user                                *caller
@@ -20,7 +20,7 @@ type event struct {
 
 func (c *caller) event(eventType, resource, action, result string, ids ...uuid.UUID) event {
 	if ids == nil {
-		// Otherwise it would be written as null.
+		// Otherwise it would be stored as null.
 		ids = []uuid.UUID{}
 	}
 	metadata := map[string]any{"record_ids": ids, "record_count": len(ids)}
@@ -54,7 +54,7 @@ func (e event) arguments(from origin) ([]any, error) {
 	}, nil
 }
 
-// record writes an event that has no change to travel with.
+// record writes an event that belongs to no change.
 func record(ctx context.Context, pool *pgxpool.Pool, from origin, e event) error {
 	arguments, err := e.arguments(from)
 	if err != nil {
@@ -64,11 +64,11 @@ func record(ctx context.Context, pool *pgxpool.Pool, from origin, e event) error
 	return err
 }
 
-// deny records that a caller was refused. The refusal stands whether or not it could be written.
+// deny records a denied permission. The denial does not depend on the record.
 func (app *app) deny(ctx context.Context, c *caller, refusal *problem, resource string, ids ...uuid.UUID) error {
 	denied := c.event("authorization", resource, "access", "denied", ids...)
 	if err := record(ctx, app.pool, c.origin, denied); err != nil {
-		slog.ErrorContext(ctx, "a refusal could not be audited", "error", err)
+		slog.ErrorContext(ctx, "failed to audit a denied request", "error", err)
 	}
 	return refusal
 }

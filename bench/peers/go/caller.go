@@ -18,7 +18,7 @@ const (
 	roleAuditor  = "auditor"
 )
 
-// caller is somebody who is logged in, and where the request came from.
+// caller is the logged-in user and the origin of the request.
 type caller struct {
 	userID uuid.UUID
 	role   string
@@ -41,7 +41,7 @@ func originOf(r *http.Request) origin {
 	return found
 }
 
-// authenticate looks a bearer token up by its SHA-256.
+// authenticate looks up a bearer token by its SHA-256.
 func (app *app) authenticate(r *http.Request) (*caller, error) {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "bearer") {

@@ -1,4 +1,4 @@
-// The peer in Go: the two routes, put together as the documentation of its modules advises.
+// The peer in Go: the two routes, composed as the documentation of its modules recommends.
 package main
 
 import (
@@ -76,7 +76,7 @@ func run() error {
 	defer cancel()
 	err = server.Shutdown(deadline)
 	if lost := flushTraces(deadline); lost != nil {
-		slog.Warn("spans were lost at the end", "error", lost)
+		slog.Warn("failed to export the last spans", "error", lost)
 	}
 	return err
 }

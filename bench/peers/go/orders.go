@@ -45,7 +45,7 @@ type orderItem struct {
 	Amount     int64     `json:"amount"`
 }
 
-// timestamp is RFC 3339 in UTC, always with microseconds, which is what PostgreSQL keeps.
+// timestamp is RFC 3339 in UTC, always with microseconds, the resolution of PostgreSQL.
 type timestamp struct{ time.Time }
 
 func (t timestamp) MarshalJSON() ([]byte, error) {
@@ -69,7 +69,7 @@ func (app *app) placeOrder(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(order.body)
 }
 
-// answer is an order as it is told, for the first time or again.
+// answer is the response with an order, original or replayed.
 type answer struct {
 	id       uuid.UUID
 	body     []byte
@@ -177,7 +177,7 @@ func claim(ctx context.Context, tx pgx.Tx, caller *caller, key string, fingerpri
 	return err
 }
 
-// replay is the answer that the key was given the first time.
+// replay is the stored response of the key.
 func (app *app) replay(ctx context.Context, caller *caller, key string, fingerprint []byte) (*answer, error) {
 	var first []byte
 	var orderID *uuid.UUID
@@ -204,7 +204,7 @@ type product struct {
 	Currency   string
 }
 
-// priced is the order at the prices of this moment.
+// priced is the order at the current prices.
 func priced(ctx context.Context, tx pgx.Tx, id uuid.UUID, caller *caller, wanted *basket) (*order, error) {
 	ctx, span := tracer.Start(ctx, "SELECT products")
 	defer span.End()
@@ -255,7 +255,7 @@ func priced(ctx context.Context, tx pgx.Tx, id uuid.UUID, caller *caller, wanted
 	return priced, nil
 }
 
-// store writes the order, its items, the audit event and the answer: a batch, which pgx sends as one round trip.
+// store writes the order, its items, the audit event and the response in one batch, which pgx sends as one round trip.
 func store(ctx context.Context, tx pgx.Tx, caller *caller, key string, order *order, body []byte) error {
 	ctx, span := tracer.Start(ctx, "INSERT orders")
 	defer span.End()
@@ -325,7 +325,7 @@ func (app *app) show(r *http.Request) (*order, error) {
 	return order, err
 }
 
-// find is one order; only if it is this customer's, where one is given.
+// find returns an order; with a customer, only if the order belongs to that customer.
 func (app *app) find(ctx context.Context, id uuid.UUID, onlyOf *uuid.UUID) (*order, error) {
 	ctx, span := tracer.Start(ctx, "SELECT orders")
 	defer span.End()

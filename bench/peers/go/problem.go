@@ -8,7 +8,7 @@ import (
 	"net/http"
 )
 
-// problem is an error as RFC 9457 says it.
+// problem is an error in the format of RFC 9457.
 type problem struct {
 	Type   string       `json:"type"`
 	Title  string       `json:"title"`
@@ -28,24 +28,24 @@ func newProblem(status int, slug, title string) *problem {
 }
 
 var (
-	malformed       = newProblem(http.StatusBadRequest, "malformed-request", "The request cannot be read")
-	missingKey      = newProblem(http.StatusBadRequest, "missing-idempotency-key", "An Idempotency-Key is needed")
-	unauthenticated = newProblem(http.StatusUnauthorized, "unauthenticated", "Authentication is needed")
-	forbidden       = newProblem(http.StatusForbidden, "forbidden", "Your role does not allow this")
+	malformed       = newProblem(http.StatusBadRequest, "malformed-request", "Malformed request")
+	missingKey      = newProblem(http.StatusBadRequest, "missing-idempotency-key", "Idempotency-Key required")
+	unauthenticated = newProblem(http.StatusUnauthorized, "unauthenticated", "Authentication required")
+	forbidden       = newProblem(http.StatusForbidden, "forbidden", "Permission denied")
 	notFound        = newProblem(http.StatusNotFound, "not-found", "Not found")
-	underWay        = newProblem(http.StatusConflict, "request-under-way", "The first request with this key is still under way")
-	keyReused       = newProblem(http.StatusUnprocessableEntity, "idempotency-key-reused", "The Idempotency-Key belongs to another request")
-	timeout         = newProblem(http.StatusGatewayTimeout, "timeout", "The request took too long")
-	internal        = newProblem(http.StatusInternalServerError, "internal-error", "Something went wrong in the service")
+	underWay        = newProblem(http.StatusConflict, "request-under-way", "Request in progress")
+	keyReused       = newProblem(http.StatusUnprocessableEntity, "idempotency-key-reused", "Idempotency-Key reused")
+	timeout         = newProblem(http.StatusGatewayTimeout, "timeout", "Request timed out")
+	internal        = newProblem(http.StatusInternalServerError, "internal-error", "Internal error")
 )
 
 func invalid(errors ...fieldError) *problem {
-	p := newProblem(http.StatusUnprocessableEntity, "invalid-request", "The request is not valid")
+	p := newProblem(http.StatusUnprocessableEntity, "invalid-request", "Invalid request")
 	p.Errors = errors
 	return p
 }
 
-// refuse answers with an error: a problem as it is, anything else as an internal one whose cause is logged.
+// refuse responds with an error: a problem unchanged, any other error as an internal one whose cause is logged.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var told *problem
 	if !errors.As(err, &told) {

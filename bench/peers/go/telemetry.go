@@ -43,8 +43,7 @@ var (
 	})
 )
 
-// startTracing exports spans over OTLP, where an endpoint is set. Endpoint and sampler come from the environment,
-// by the SDK's own reading of it.
+// startTracing exports spans over OTLP if an endpoint is set. The SDK reads endpoint and sampler from the environment.
 func startTracing(ctx context.Context) (func(context.Context) error, error) {
 	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" {
 		return func(context.Context) error { return nil }, nil

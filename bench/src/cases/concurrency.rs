@@ -37,9 +37,9 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     run.stage.drop(&database).await?;
     let rows: Vec<_> = table.iter().map(|(name, rounds)| (name.clone(), rounds)).collect();
     Ok(Section {
-        title: "As clients and connections grow".to_owned(),
+        title: "Clients and connections".to_owned(),
         about: format!(
-            "`POST /v1/orders` in a closed loop, with `MAX_REQUESTS_IN_FLIGHT` above the clients. One round.{}",
+            "`POST /v1/orders` in a closed loop, with `MAX_REQUESTS_IN_FLIGHT` above the number of clients. One round.{}",
             failures(&rows)
         ),
         tables: vec![figures(&rows)],

@@ -34,7 +34,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     for round in 1..=run.size.rounds() {
         for (step, per_second) in (0..).zip(rates.iter().copied()) {
             for (number, (name, peer, database)) in contenders.iter().enumerate() {
-                (run.progress)(&format!("latency, round {round}: {per_second} a second, {name}"));
+                (run.progress)(&format!("latency, round {round}: {per_second} per second, {name}"));
                 run.stage.checkpoint().await?;
                 let server = match peer {
                     None => {
@@ -57,7 +57,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let mut table = Table::new(&[
         "contender",
         "due per second",
-        "answered per second",
+        "responses per second",
         "p50 ms",
         "p99 ms",
         "CPU service µs",
@@ -80,8 +80,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     }
     Ok(Section {
         title: "Latency at fixed rates".to_owned(),
-        about: "`POST /v1/orders` in an open loop: requests are due at fixed times, and each is measured from when it was \
-                due, so that whatever waits is in the figure."
+        about: "`POST /v1/orders` in an open loop: requests are due at fixed times, and each is measured from its due time, so the figure includes all waiting."
             .to_owned(),
         tables: vec![table],
         goals: Vec::new(),

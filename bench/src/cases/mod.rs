@@ -59,21 +59,21 @@ pub struct Run<'a> {
 /// The cases by name, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Case {
-    /// `POST /v1/orders` beside pgbench and the peers
+    /// `POST /v1/orders` in comparison with pgbench and the peers
     Write,
-    /// `GET /v1/orders/{id}` and the list beside pgbench and the peers
+    /// `GET /v1/orders/{id}` and the list in comparison with pgbench and the peers
     Read,
-    /// What logs, metrics and traces cost
+    /// Cost of logs, metrics and traces
     Telemetry,
     /// Latency at fixed rates, in an open loop
     Latency,
-    /// As orders and audit events grow
-    Growth,
-    /// As clients and connections grow
-    Width,
-    /// Payments with a gateway that takes its time
+    /// Growing numbers of orders and audit events
+    TableSize,
+    /// Growing numbers of clients and connections
+    Concurrency,
+    /// Payments with a slow gateway
     Payments,
-    /// Start, memory, size; with `--long` the builds, too
+    /// Start-up time, memory and size; with `--long` also builds
     Process,
 }
 
@@ -84,8 +84,8 @@ impl Case {
             Self::Read => read::run(run).await,
             Self::Telemetry => telemetry_overhead::run(run).await,
             Self::Latency => latency::run(run).await,
-            Self::Growth => table_size::run(run).await,
-            Self::Width => concurrency::run(run).await,
+            Self::TableSize => table_size::run(run).await,
+            Self::Concurrency => concurrency::run(run).await,
             Self::Payments => payments::run(run).await,
             Self::Process => process::run(run).await,
         }

@@ -45,11 +45,11 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let answers = at_once(server.address, requests(0..payments)).await?;
     let all = began.elapsed();
     if let Some((status, _)) = answers.iter().find(|(status, _)| !status.is_success()) {
-        bail!("a payment was answered {status}");
+        bail!("a payment had the status {status}");
     }
     let took = spread(answers.iter().map(|(_, took)| took.as_secs_f64() * 1e3));
 
-    (run.progress)(&format!("payments: {payments} that all wait for the gateway"));
+    (run.progress)(&format!("payments: {payments} waiting for the gateway"));
     run.stage.gateway.faults().clear();
     run.stage.gateway.hold_responses();
     let waiting = tokio::spawn(at_once(server.address, requests(payments..2 * payments)));
@@ -57,7 +57,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     run.stage.gateway.release();
     for (status, _) in waiting.await?? {
         if !status.is_success() {
-            bail!("a payment that waited was answered {status}");
+            bail!("a waiting payment had the status {status}");
         }
     }
     server.stop().await?;
@@ -65,20 +65,22 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
 
     let mut table = Table::new(&["payments", ""]);
     let mut row = |what: String, value: String| table.row([what, value]);
-    row(format!("{payments} sent at once: all answered after, s"), single(Some(all.as_secs_f64())));
-    row("the middle one was answered after, ms".to_owned(), single(took.map(|took| took.median)));
-    row("the last one was answered after, ms".to_owned(), single(took.map(|took| took.most)));
-    row("payments a second".to_owned(), single(Some(crate::interleave::count(payments) / all.as_secs_f64())));
+    row(format!("{payments} sent at once: time until the last response, s"), single(Some(all.as_secs_f64())));
+    row("median response time, ms".to_owned(), single(took.map(|took| took.median)));
+    row("maximum response time, ms".to_owned(), single(took.map(|took| took.most)));
     row(
-        format!("{payments} waiting for the gateway: connections of the pool in use"),
+        "payments per second".to_owned(),
+        single(Some(crate::interleave::count(payments) / all.as_secs_f64())),
+    );
+    row(
+        format!("{payments} waiting for the gateway: pool connections in use"),
         format!("{held:.0} of {POOL}"),
     );
-    row("sessions of the service within a transaction meanwhile".to_owned(), busy.to_string());
+    row("sessions of the service in a transaction meanwhile".to_owned(), busy.to_string());
     Ok(Section {
         title: "Payments with a slow gateway".to_owned(),
         about: format!(
-            "A gateway that answers after {} ms, a pool of {POOL}. The first half goes through it at once; in the second \
-             all of them wait for it at the same time, and the pool is looked at.",
+            "A gateway that responds after {} ms, a pool of {POOL}. In the first half, all payments are sent at once. In the second, all of them wait for the gateway at the same time, and the connections of the pool are counted.",
             GATEWAY.as_millis()
         ),
         tables: vec![table],
@@ -103,7 +105,7 @@ async fn while_all_wait(
     let wanted = usize::try_from(2 * payments)?;
     let arrived =
         run.stage.gateway.wait_for(|ledger| ledger.counts().charges_succeeded >= wanted, DEADLINE).await;
-    arrived.context("not all payments came to the gateway")?;
+    arrived.context("not all payments reached the gateway")?;
     // A worker may briefly hold a connection. The minimum shows what the payments hold all the time.
     let (mut held, mut within) = (f64::INFINITY, i64::MAX);
     for _ in 0..10 {

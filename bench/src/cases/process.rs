@@ -41,10 +41,10 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     run.stage.drop(&database).await?;
     let mut table = Table::new(&["the process", ""]);
     let mut row = |what: &str, value: String| table.row([what.to_owned(), value]);
-    row("from its start until it is ready, ms", cell(spread(until_ready)));
-    row("resident when idle, MiB", cell(spread(idle)));
-    row("resident with 64 clients, MiB", cell(spread(loaded)));
-    row("a scrape of its metrics, ms", cell(spread(scrape)));
+    row("start until ready, ms", cell(spread(until_ready)));
+    row("resident memory when idle, MiB", cell(spread(idle)));
+    row("resident memory with 64 clients, MiB", cell(spread(loaded)));
+    row("a scrape of the metrics, ms", cell(spread(scrape)));
     row("series before the first request", cell(spread(series_idle)));
     row("series after the orders of 64 clients", cell(spread(series_loaded)));
     #[expect(clippy::cast_precision_loss, reason = "a size below 2^52")]

@@ -26,9 +26,12 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     database.has_orders(0, ORDERS).await?;
     let receiver = crate::receiver::start().await?;
     let mut contenders = vec![
-        ("pgbench, our statements, one order".to_owned(), Kind::Pgbench(pgbench::own_read(ORDERS)?)),
+        (
+            "pgbench, the service's statements, one order".to_owned(),
+            Kind::Pgbench(pgbench::own_read(ORDERS)?),
+        ),
         ("the service, one order".to_owned(), Kind::Service(read_orders(ORDERS))),
-        ("pgbench, our statements, list".to_owned(), Kind::Pgbench(pgbench::own_list()?)),
+        ("pgbench, the service's statements, list".to_owned(), Kind::Pgbench(pgbench::own_list()?)),
         ("the service, list".to_owned(), Kind::Service(list_orders())),
     ];
     contenders.extend(run.peers.iter().map(|peer| (format!("{}, one order", peer.name), Kind::Peer(peer))));
@@ -69,14 +72,13 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         what: format!("{what} per second, to pgbench"),
         bound: Bound::AtLeast(0.6),
         measured: of(&format!("the service, {what}"))
-            .ratio(of(&format!("pgbench, our statements, {what}")), |sample| sample.rate),
+            .ratio(of(&format!("pgbench, the service's statements, {what}")), |sample| sample.rate),
     };
     Ok(Section {
         title: "The read path".to_owned(),
         about: format!(
             "`GET /v1/orders/{{id}}` and `GET /v1/orders` (the newest twenty) of {CUSTOMERS} customers with {ORDERS} \
-             orders, {CLIENTS} clients in a closed loop, beside pgbench with our own statements: the lookup of the \
-             session, and the order or the list.{}",
+             orders, {CLIENTS} clients in a closed loop, compared with pgbench with the service's statements: the lookup of the session, and the order or the list.{}",
             failures(&all),
             CUSTOMERS = crate::test_bed::CUSTOMERS,
         ),

@@ -19,13 +19,13 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let database = run.stage.database("bench_growth").await?;
     let (mut there, mut table) = (0, Vec::new());
     for orders in sizes.iter().copied() {
-        (run.progress)(&format!("growth: filling in {orders} orders and audit events"));
+        (run.progress)(&format!("table-size: inserting {orders} orders and audit events"));
         database.has_orders(there, orders).await?;
         database.has_audit_events(there, orders).await?;
         there = orders;
         let seeing = Telemetry::Everything { sampled: 0.1 };
         let server = Server::start(run.stage, &database, seeing, None, &[]).await?;
-        (run.progress)("growth: waiting for the seals of these events");
+        (run.progress)("table-size: waiting for the seals of these events");
         database.is_sealed().await?;
         run.stage.checkpoint().await?;
         let requests = [
@@ -34,7 +34,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
             ("place", place_orders(next_run())),
         ];
         for (what, requests) in requests {
-            (run.progress)(&format!("growth: {what}, among {orders}"));
+            (run.progress)(&format!("table-size: {what}, {orders} orders"));
             let (shape, window) = (Shape::Closed { clients: CLIENTS }, run.size.window());
             let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
             table.push((format!("{what}, {orders} orders"), Rounds(vec![sample])));
@@ -45,10 +45,9 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     table.sort_by_key(|(name, _)| name.split(',').next().map(str::to_owned));
     let rows: Vec<_> = table.iter().map(|(name, rounds)| (name.clone(), rounds)).collect();
     Ok(Section {
-        title: "As tables grow".to_owned(),
+        title: "Table size".to_owned(),
         about: format!(
-            "{CLIENTS} clients in a closed loop, with as many orders (of two lines each) and sealed audit events as said. \
-             One round."
+            "{CLIENTS} clients in a closed loop, with the given number of orders (of two lines each) and of sealed audit events. One round."
         ),
         tables: vec![figures(&rows)],
         goals: Vec::new(),

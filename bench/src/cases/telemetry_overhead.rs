@@ -16,7 +16,7 @@ const TRIVIAL: &str = "/problems/not-found";
 const CLIENTS: usize = 32;
 
 const LEVELS: [(&str, Telemetry); 3] = [
-    ("bare: nothing seen", Telemetry::Nothing),
+    ("bare: no telemetry", Telemetry::Nothing),
     ("everything, traces at 10 %", Telemetry::Everything { sampled: 0.1 }),
     ("everything, traces at 100 %", Telemetry::Everything { sampled: 1.0 }),
 ];
@@ -33,10 +33,10 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let mut levels: Vec<Level> = LEVELS.iter().map(|_| Level::default()).collect();
     let mut framework = Rounds::default();
     for round in 1..=run.size.rounds() {
-        (run.progress)(&format!("seeing, round {round}: axum alone"));
+        (run.progress)(&format!("telemetry, round {round}: axum alone"));
         framework.0.push(axum_alone(run).await?);
         for (level, (name, seeing)) in levels.iter_mut().zip(LEVELS) {
-            (run.progress)(&format!("seeing, round {round}: {name}"));
+            (run.progress)(&format!("telemetry, round {round}: {name}"));
             let trivial = measure(run, level, seeing, ask(TRIVIAL)).await?;
             level.trivial.0.push(trivial);
             let orders = measure(run, level, seeing, place_orders(next_run())).await?;
@@ -106,7 +106,7 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
     ]);
     let alone = framework.of(of_trivial);
     trivial.row([
-        "axum alone, the same answer".to_owned(),
+        "axum alone, the same response".to_owned(),
         cell(framework.spread(of_trivial)),
         "–".to_owned(),
         "–".to_owned(),
@@ -148,13 +148,13 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
         }
     }
     Section {
-        title: "The cost of seeing".to_owned(),
+        title: "Cost of telemetry".to_owned(),
         about: format!(
             "CPU per request, {CLIENTS} clients in a closed loop. *Everything* is the JSON access log into a file, \
              metrics, and traces to a receiver over gRPC. *Bare* is the same executable with `RUST_LOG=off`, \
              `OTEL_SDK_DISABLED=true` and standard output to `/dev/null`; correlation ids and metrics have no switch, \
-             and the lines of the audit trail cannot be silenced. The trivial route is `GET {TRIVIAL}`. The receiver \
-             got {spans} spans, and {dropped:.0} were dropped for a full queue."
+             and the lines of the audit log cannot be silenced. The trivial route is `GET {TRIVIAL}`. The receiver \
+             got {spans} spans, and {dropped:.0} were dropped because of a full queue."
         ),
         tables: vec![trivial, orders],
         goals,

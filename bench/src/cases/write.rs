@@ -16,7 +16,7 @@ use crate::{
 const CLIENTS: [usize; 2] = [8, 32];
 
 const NAIVE: &str = "pgbench, ten round trips (a)";
-const OWN: &str = "pgbench, our statements (b)";
+const OWN: &str = "pgbench, the service's statements (b)";
 const SERVICE: &str = "the service";
 
 enum Kind<'a> {
@@ -98,9 +98,7 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
     let of = |clients: usize, name: &'a str| rounds.get(&(clients, name)).unwrap_or(&none);
     let mut section = Section {
         title: "The write path".to_owned(),
-        about: "`POST /v1/orders` in full (who calls, idempotency, prices, two lines, audit, commit; JSON logs, metrics, \
-                traces at 10 %), in a closed loop, beside pgbench with prepared statements on the same schema and \
-                server: (a) ten round trips, (b) our own two statements with array parameters."
+        about: "The complete `POST /v1/orders` (authentication, idempotency, prices, two lines, audit, commit; JSON logs, metrics, traces at 10 %), in a closed loop, compared with pgbench with prepared statements on the same schema and server: (a) ten round trips, (b) the service's own two statements with array parameters."
             .to_owned(),
         ..Section::default()
     };

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_alert_says_is_never_markup() {
+    fn alert_texts_are_never_markup() {
         let alert = ReceivedAlert {
             received_at: Utc::now(),
             source: "service".to_owned(),

@@ -43,18 +43,20 @@ fn may_ask(request: &Request, address: SocketAddr) -> Result<(), &'static str> {
     let host = request.uri().authority().map(Authority::as_str).or_else(|| text(headers, &header::HOST));
     let own = [address.to_string(), format!("localhost:{}", address.port())];
     if !host.is_some_and(|host| own.iter().any(|own| own == host)) {
-        return Err("the console answers only under its own address\n");
+        return Err("the console accepts requests for its own address only\n");
     }
     let origin = text(headers, &header::ORIGIN);
     if origin.is_some_and(|origin| !own.iter().any(|own| origin == format!("http://{own}"))) {
-        return Err("the console answers only its own pages\n");
+        return Err("the console accepts requests of its own pages only\n");
     }
     let site = headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
     let is_a_link = request.method() == Method::GET
         && headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate")
         && headers.get("sec-fetch-dest").is_some_and(|destination| destination == "document");
     match site {
-        Some("cross-site" | "same-site") if !is_a_link => Err("the console answers only its own pages\n"),
+        Some("cross-site" | "same-site") if !is_a_link => {
+            Err("the console accepts requests of its own pages only\n")
+        }
         _ => Ok(()),
     }
 }

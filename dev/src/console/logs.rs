@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_found_by_level_text_and_what_came_after() {
+    fn lines_are_filtered_by_level_text_and_position() {
         let mut logs = Logs::default();
         logs.push(1, line("DEBUG", "a detail"));
         logs.push(1, line("ERROR", "A Failure"));
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_many_lines_nor_long_ones_take_more_room_than_there_is() {
+    fn memory_for_log_lines_is_bounded() {
         let mut logs = Logs::default();
         for number in 0..MAX_LINES + 100 {
             logs.push(1, line("INFO", &number.to_string()));

@@ -63,15 +63,15 @@ use crate::{
 /// The reason why the console is not running.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the console cannot listen on {address}: {source}")]
+    #[error("the console failed to listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Rules(#[from] rules::Error),
-    #[error("an expression of the console: {0}")]
+    #[error("a console panel has an invalid expression: {0}")]
     Expression(#[from] metrics::Error),
-    #[error("an HTTP client cannot be made: {0}")]
+    #[error("failed to create an HTTP client: {0}")]
     Client(#[from] reqwest::Error),
-    #[error("the inbox of alerts cannot listen: {0}")]
+    #[error("the alert inbox failed to listen: {0}")]
     Inbox(io::Error),
 }
 

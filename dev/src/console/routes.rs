@@ -83,8 +83,7 @@ impl<E: std::error::Error> From<E> for ErrorResponse {
 }
 
 fn scene(state: &Shared) -> Result<&ObservedSystem, ErrorResponse> {
-    let starting =
-        || ErrorResponse(StatusCode::SERVICE_UNAVAILABLE, "the service is being started".to_owned());
+    let starting = || ErrorResponse(StatusCode::SERVICE_UNAVAILABLE, "the service is starting".to_owned());
     state.scene.get().ok_or_else(starting)
 }
 
@@ -208,10 +207,7 @@ async fn trace(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ErrorResponse> {
     let Some(detail) = lock(&state.traces).detail(&id) else {
-        return Err(ErrorResponse(
-            StatusCode::NOT_FOUND,
-            "the console has no such trace, or has it no longer".to_owned(),
-        ));
+        return Err(ErrorResponse(StatusCode::NOT_FOUND, "the console has not stored this trace".to_owned()));
     };
     let lines = lock(&state.logs).list(&logs::Filter::of_trace(&id), LINES_SHOWN);
     Ok(Json(json!({ "trace": detail, "lines": lines })))
@@ -278,7 +274,7 @@ async fn set_traffic(
     State(state): State<Arc<Shared>>,
     Json(SwitchRequest { on }): Json<SwitchRequest>,
 ) -> Result<StatusCode, ErrorResponse> {
-    let none = || ErrorResponse(StatusCode::CONFLICT, "there is no traffic to switch".to_owned());
+    let none = || ErrorResponse(StatusCode::CONFLICT, "no traffic is configured".to_owned());
     scene(&state)?.traffic.as_ref().ok_or_else(none)?.set(on);
     state.changed(|pulse| pulse.faults += 1);
     Ok(StatusCode::NO_CONTENT)

@@ -10,9 +10,9 @@ use super::metrics::{Element, Expression, Labels, RETENTION, Store};
 /// The reason why the rules cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the rule files cannot be read: {0}")]
+    #[error("failed to read the rule files: {0}")]
     Files(#[from] io::Error),
-    #[error("a rule file cannot be understood: {0}")]
+    #[error("failed to parse a rule file: {0}")]
     Content(#[from] yaml_serde::Error),
 }
 
@@ -143,11 +143,11 @@ fn rule(written: RuleSource) -> Option<(Rule, Result<Expression, String>, Option
 /// Rejects expressions that the console cannot evaluate: it records no rules and has a short retention.
 fn within_reach(expression: &Expression) -> Result<(), String> {
     if let Some(recorded) = expression.metrics().into_iter().find(|name| name.contains(':')) {
-        return Err(format!("needs the recorded series {recorded}, which only a real Prometheus keeps"));
+        return Err(format!("needs the recorded series {recorded}, which only Prometheus stores"));
     }
     if expression.longest_range() > RETENTION {
         return Err(format!(
-            "looks back further than the {} minutes that the console keeps",
+            "needs more than the {} minutes that the console stores",
             RETENTION.as_secs() / 60
         ));
     }
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rule_of_the_project_is_computed_or_says_why_not() {
+    fn every_rule_is_computed_or_has_a_note() {
         let directory = crate::project::root().join("prometheus/rules");
         let mut rules = Rules::read(&directory).unwrap();
         let mut store = Store::default();

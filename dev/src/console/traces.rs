@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waterfall_is_a_tree_in_the_order_of_time_however_spans_came_in() {
+    fn a_waterfall_is_a_tree_ordered_by_time() {
         let mut traces = Traces::default();
         traces.take(vec![span(1, "c", "a", 30), span(1, "d", "b", 25), span(1, "b", "a", 20)]);
         traces.take(vec![span(1, "a", "", 10), span(1, "orphan", "elsewhere", 15)]);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_is_under_way_until_its_first_span_has_ended() {
+    fn a_trace_is_in_progress_until_its_first_span_ends() {
         let mut traces = Traces::default();
         let under_way = |traces: &Traces| traces.list(&Filter::default(), 1)[0].under_way;
         traces.take(vec![span(1, "b", "a", 20)]);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_many_traces_nor_large_ones_take_more_room_than_there_is() {
+    fn memory_for_traces_is_bounded() {
         let mut traces = Traces::default();
         traces.take(vec![span(0, "first", "", 1)]);
         traces.pin(&format!("{:032x}", 0));

@@ -63,7 +63,7 @@ pub(crate) async fn prepare(
     let earlier = match server.find_database(&name).await? {
         Presence::Ours => true,
         Presence::Absent => {
-            progress(&format!("making the database {name}"));
+            progress(&format!("creating the database {name}"));
             server.create_database(&name, Some(&owner)).await?;
             false
         }
@@ -97,7 +97,7 @@ pub(super) async fn make_users(
     let users: Vec<String> = sqlx::query_scalar("select email from users").fetch_all(&mut connection).await?;
     connection.close().await?;
     for login in LOGINS.iter().filter(|login| !users.iter().any(|email| email == login.email)) {
-        progress(&format!("making the user {}", login.email));
+        progress(&format!("creating the user {}", login.email));
         create_user(executable, url, login).await?;
     }
     Ok(())

@@ -97,9 +97,9 @@ impl Settings {
 /// The reason why the environment did not start or has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("it runs already:\n{0}")]
+    #[error("the environment is already running:\n{0}")]
     AlreadyRuns(String),
-    #[error("the data in {} cannot be used: {source}", .path.display())]
+    #[error("failed to use the data in {}: {source}", .path.display())]
     DataDir { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Port(#[from] ports::Error),
@@ -108,23 +108,23 @@ pub enum Error {
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
     #[error(
-        "the database `{name}` on this server was made by someone else, or for something else ({made}): it is left alone"
+        "the database `{name}` on this server was not created by this checkout ({made}), so it stays unchanged"
     )]
     ForeignDatabase { name: String, made: String },
     #[error(
-        "the database {name} is of an earlier run, and these migrations cannot be applied to it:\n{output}\n\
-         --fresh makes it anew, without what is in it"
+        "the database {name} is from an earlier run, and the migrations failed on it:\n{output}\n\
+         --fresh deletes it and creates a new one"
     )]
     EarlierDatabase { name: String, output: String },
-    #[error("PostgreSQL says: {0}")]
+    #[error("PostgreSQL error: {0}")]
     Sql(#[from] sqlx::Error),
-    #[error("the service cannot be started: {0}")]
+    #[error("failed to start the service: {0}")]
     Start(io::Error),
     #[error("the service's command `{command}` failed:\n{output}")]
     Command { command: &'static str, output: String },
     #[error("the service is not ready after {}s; its last lines:\n{last_lines}", .waited.as_secs())]
     NotReady { waited: Duration, last_lines: String },
-    #[error("the service has ended ({status}); its last lines:\n{last_lines}")]
+    #[error("the service stopped ({status}); its last lines:\n{last_lines}")]
     ServiceEnded { status: ExitStatus, last_lines: String },
     #[error(transparent)]
     Wait(#[from] WaitError),
@@ -132,15 +132,15 @@ pub enum Error {
     ExternalServices(#[from] external::Error),
     #[error(transparent)]
     Console(#[from] console::Error),
-    #[error("an HTTP client cannot be made: {0}")]
+    #[error("failed to create an HTTP client: {0}")]
     Client(#[from] reqwest::Error),
-    #[error("an address cannot be written as a URL: {0}")]
+    #[error("an address is not a valid URL: {0}")]
     Url(#[from] url::ParseError),
-    #[error("signals cannot be listened to: {0}")]
+    #[error("failed to install signal handlers: {0}")]
     Signals(io::Error),
     #[error("{0}")]
     BooksDisagree(String),
-    #[error("stopped at once; the books were not checked")]
+    #[error("stopped at once, without a reconciliation")]
     Interrupted,
 }
 
@@ -234,7 +234,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     }
     status("");
 
-    progress("stopping (Ctrl-C again stops at once)");
+    progress("stopping (press Ctrl-C again to stop at once)");
     let stop = async {
         drop(faults);
         console.stop().await;

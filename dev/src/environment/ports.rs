@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep};
 /// The reason why a port is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("port {port}, for {what}, is taken: free it, or choose another one with {flag}")]
+    #[error("port {port}, for {what}, is in use: free it, or choose another port with {flag}")]
     Taken { what: &'static str, flag: &'static str, port: u16 },
-    #[error("port {port} cannot be used: {source}")]
+    #[error("failed to use port {port}: {source}")]
     Unusable { port: u16, source: io::Error },
 }
 
@@ -55,7 +55,7 @@ pub(crate) async fn free(
             Err(_) if Instant::now() >= deadline => return Err(Error::Taken { what, flag, port }),
             Err(_) => {
                 if !told {
-                    progress(&format!("port {port}, for {what}, is taken: waiting a moment"));
+                    progress(&format!("port {port}, for {what}, is in use: waiting"));
                     told = true;
                 }
                 sleep(Duration::from_millis(100)).await;

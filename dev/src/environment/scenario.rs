@@ -12,13 +12,13 @@ const FAULT: Duration = Duration::from_mins(2);
 pub(super) async fn play(fault: Fault, switchboard: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
     let name = fault.name();
     loop {
-        progress(&format!("{name}: begins in {} s", CALM_TIME.as_secs()));
+        progress(&format!("{name}: starts in {} s", CALM_TIME.as_secs()));
         sleep(CALM_TIME).await;
-        progress(&format!("{name}: now, for {} s", FAULT.as_secs()));
+        progress(&format!("{name}: on for {} s", FAULT.as_secs()));
         switch(fault, true, switchboard, progress).await;
         sleep(FAULT).await;
         switch(fault, false, switchboard, progress).await;
-        progress(&format!("{name}: over"));
+        progress(&format!("{name}: off"));
     }
 }
 

@@ -32,10 +32,10 @@ impl fmt::Display for Screen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { console, api, ops, first_trace, owner_url, service_log, .. } = self;
         writeln!(f, "\n{} is up.\n", project::name())?;
-        writeln!(f, "  console         {console} (all of this, to look at)")?;
-        writeln!(f, "  a first trace   {console}/traces/first ({first_trace})\n")?;
+        writeln!(f, "  console         {console} (shows all of this)")?;
+        writeln!(f, "  first trace     {console}/traces/first ({first_trace})\n")?;
         writeln!(f, "  API             {api}")?;
-        writeln!(f, "  its description {api}docs")?;
+        writeln!(f, "  API document    {api}docs")?;
         writeln!(f, "  metrics         {ops}metrics")?;
         writeln!(f, "  health          {ops}health")?;
         for (name, place) in self.external_services {
@@ -44,7 +44,7 @@ impl fmt::Display for Screen<'_> {
         writeln!(f, "  database        psql '{owner_url}'")?;
         writeln!(f, "  log             {}", service_log.display())?;
         match self.traffic {
-            Some(rate) => writeln!(f, "  traffic         {rate} requests a second")?,
+            Some(rate) => writeln!(f, "  traffic         {rate} requests per second")?,
             None => writeln!(f, "  traffic         none")?,
         }
         writeln!(f)?;
@@ -53,7 +53,7 @@ impl fmt::Display for Screen<'_> {
         }
         writeln!(f, "\n{}\n", self.commands.0)?;
         self.write_commands(f)?;
-        writeln!(f, "\nCtrl-C stops everything. The data stays; --fresh begins anew.")
+        writeln!(f, "\nCtrl-C stops everything. The data is kept; --fresh deletes it.")
     }
 }
 

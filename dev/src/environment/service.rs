@@ -16,7 +16,7 @@ const READY_DEADLINE: Duration = Duration::from_mins(1);
 /// unfinished work.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Number of last log lines to print after the service has ended.
+/// Number of last log lines to print after the service stopped.
 const LAST_LINES: usize = 20;
 
 /// Input for starting the service.

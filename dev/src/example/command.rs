@@ -11,7 +11,7 @@ use crate::{cargo, secret, signals::Interrupts};
 pub enum Command {
     /// Run the payment-gateway simulator alone, with `GATEWAY_API_KEY` and `GATEWAY_WEBHOOK_SECRET` from the environment
     Gateway(Gateway),
-    /// Attack a service of several replicas, and check that no payment is lost or made twice
+    /// Inject faults into a service of several replicas, and check that no payment is lost or charged twice
     Campaign(Campaign),
 }
 
@@ -26,25 +26,25 @@ pub struct Flags {
 pub struct Gateway {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
     address: SocketAddr,
-    /// Where events are sent; nowhere unless set
+    /// URL that receives the events; none if unset
     #[arg(long, value_name = "URL", env = "GATEWAY_WEBHOOK_URL")]
     webhook_url: Option<Url>,
-    /// Where the ledger survives a restart
+    /// File of the ledger, which survives a restart
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct Campaign {
-    /// The seed of the faults and of the traffic
+    /// Seed of the faults and of the traffic
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// For how long
+    /// Duration in minutes
     #[arg(long, value_name = "N", default_value_t = 5)]
     minutes: u64,
     #[arg(long, value_name = "N", default_value_t = 3)]
     replicas: usize,
-    /// Requests of the customers, a second
+    /// Requests per second of the customers
     #[arg(long, value_name = "N", default_value_t = 25.0)]
     rate: f64,
 }
@@ -70,7 +70,7 @@ impl Gateway {
             ledger_file: self.ledger,
         })
         .await?;
-        say(&format!("the payment gateway listens on {}", simulator.url()));
+        say(&format!("the payment gateway is listening on {}", simulator.url()));
         interrupts.next().await;
         simulator.stop().await;
         Ok(ExitCode::SUCCESS)
@@ -90,7 +90,7 @@ impl Campaign {
         let mut interrupts = Interrupts::listen()?;
         let report = tokio::select! {
             report = campaign::run(settings, say) => report?,
-            () = interrupts.next() => return Err("interrupted; what was found until then is above".into()),
+            () = interrupts.next() => return Err("interrupted; the findings so far are above".into()),
         };
         say(&report.to_string());
         Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -29,7 +29,7 @@ use crate::environment::{
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The trace that `/traces/first` shows.
-pub(crate) const FIRST_TRACE: &str = "the first order that is paid";
+pub(crate) const FIRST_TRACE: &str = "the first paid order";
 
 /// Flags that select a free port for every port of the example.
 pub const ANY_PORTS: &[&str] = &["--gateway-port", "0"];
@@ -38,7 +38,7 @@ pub const ANY_PORTS: &[&str] = &["--gateway-port", "0"];
 pub const LAST_RESPONSE: &str = "\"status\":\"succeeded\"";
 
 /// Part of the last line of an environment that was stopped.
-pub const LAST_LINE: &str = "the books agree";
+pub const LAST_LINE: &str = "all invariants hold";
 
 /// The reason why the gateway did not start or cannot be stopped.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +47,9 @@ pub enum Error {
     Gateway(#[from] gateway::Error),
     #[error(transparent)]
     Invariants(#[from] invariants::Error),
-    #[error("PostgreSQL says: {0}")]
+    #[error("PostgreSQL error: {0}")]
     Sql(#[from] sqlx::Error),
-    #[error("an address cannot be written as a URL: {0}")]
+    #[error("an address is not a valid URL: {0}")]
     Url(#[from] url::ParseError),
 }
 
@@ -123,7 +123,7 @@ impl ExternalServices {
     /// Returns lines of the screen: a name and its URL.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         let gateway = self.gateway.url();
-        vec![("gateway", format!("{gateway}ledger (what it charged), {gateway}faults"))]
+        vec![("gateway", format!("{gateway}ledger, {gateway}faults"))]
     }
 
     /// Returns the commands after the login on the screen: a heading, and lines for any shell.

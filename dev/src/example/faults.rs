@@ -15,14 +15,14 @@ const DECLINE_STORM: &str = "decline-storm";
 pub(crate) const FAULTS: &[(&str, &str)] = &[
     (
         OUTAGE,
-        "The payment gateway answers 503 to everything: the circuit breaker opens, payments are refused and those in flight wait for its return",
+        "The payment gateway responds with 503: the circuit breaker opens, new payments are rejected, payments in flight wait for the recovery",
     ),
-    (SLOW, "The payment gateway takes a second and a half for each answer"),
+    (SLOW, "The payment gateway takes 1.5 seconds for each response"),
     (
         LOST_ANSWERS,
-        "Half of the payment gateway's answers are lost after the charge was made: the outcome is unknown, and has to be asked for",
+        "Half of the payment gateway's responses are lost after the charge: the outcome is unknown until recovery polls it",
     ),
-    (DECLINE_STORM, "Four of five payments are declined, and no alarm of an outage may sound"),
+    (DECLINE_STORM, "Four of five payments are declined, which must not raise an outage alert"),
 ];
 
 /// The reason why the gateway's faults could not be set.
@@ -30,7 +30,7 @@ pub(crate) const FAULTS: &[(&str, &str)] = &[
 pub enum Error {
     #[error("failed to set the faults of the gateway: {0}")]
     Gateway(#[from] reqwest::Error),
-    #[error("an address cannot be written as a URL: {0}")]
+    #[error("an address is not a valid URL: {0}")]
     Url(#[from] url::ParseError),
 }
 

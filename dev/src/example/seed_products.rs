@@ -32,7 +32,7 @@ async fn offer_in(connection: &mut PgConnection, progress: &dyn Fn(&str)) -> Res
     if let Some(product) = sqlx::query_scalar(offered).fetch_optional(&mut *connection).await? {
         return Ok(product);
     }
-    progress("filling the catalogue");
+    progress("creating the products");
     for (sku, name, unit_amount) in PRODUCTS {
         sqlx::query(
             "insert into products (id, sku, name, unit_amount, currency)

@@ -106,7 +106,7 @@ impl Drop for Collector {
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.0.lock().expect("nobody panics with the inbox in hand")
+        self.0.lock().expect("no holder of the lock panics")
     }
 }
 

@@ -43,7 +43,7 @@ impl Database {
             .create_database_from_template(&database.name, template, Some(&owner_role()))
             .await
             .unwrap_or_else(|error| panic!("{error}"));
-        // What `migrate` sets on the service's role belongs to the database and is not cloned.
+        // Settings that `migrate` puts on the service's role belong to the database and are not cloned.
         database.migrate(executable, settings).await;
         database
     }
@@ -93,7 +93,7 @@ impl Database {
         command::run(executable, &["migrate"], &settings).await.succeeded();
     }
 
-    /// What a process needs to reach it: as the service's restricted role, and as the owner.
+    /// Returns the settings of a process that uses the database: as the service's restricted role, and as the owner.
     pub fn settings(&self) -> [(&'static str, String); 3] {
         [
             ("APP_ENV", "test".to_owned()),
@@ -320,7 +320,7 @@ async fn make_template(server: &'static Server, executable: &Path) -> String {
     created.unwrap_or_else(|error| panic!("{error}"));
     template.migrate(executable, &[]).await;
     seed_products(&template).await;
-    // A database that somebody is connected to cannot be cloned.
+    // A database with connections cannot be cloned.
     template.owner.close().await;
     let mut template = template;
     std::mem::take(&mut template.name)

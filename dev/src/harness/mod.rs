@@ -72,7 +72,7 @@ pub async fn within<T>(deadline: Duration, what: &str, mut look: impl AsyncFnMut
         if let Some(found) = look().await {
             return found;
         }
-        assert!(started.elapsed() < deadline, "it did not come about within {deadline:?}: {what}");
+        assert!(started.elapsed() < deadline, "timed out after {deadline:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -36,7 +36,7 @@ impl Process {
         let mut output = child.follow();
         let up = output.find(WAIT_TIMEOUT, |line| line.contains("\"api_address\"")).await;
         let Some(up) = up else {
-            panic!("the service did not come up:\n{:#?}", child.tail(20));
+            panic!("the service did not start:\n{:#?}", child.tail(20));
         };
         let up: Value = serde_json::from_str(&up.text).expect("log lines are JSON");
         let url = |name: &str| {
@@ -51,7 +51,7 @@ impl Drop for Process {
     /// Prints the last output of the service if the test failed, because the output often contains the reason.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the service at {} said last:", self.api);
+            eprintln!("the last log lines of the service at {}:", self.api);
             for line in self.child.tail(40) {
                 eprintln!("{}", line.text);
             }

@@ -27,12 +27,12 @@ impl Binaries {
     pub(super) async fn inspect(directory: &Path, account: &UnixUser) -> Result<Self, String> {
         let postgres = account.launch(&directory.join("postgres")).args(["--version"]);
         let output = run(postgres).await.map_err(|error| match account {
-            UnixUser::Other { name, .. } => format!("user {name} cannot run it: {error}"),
+            UnixUser::Other { name, .. } => format!("user {name} failed to run it: {error}"),
             UnixUser::Own => error.to_string(),
         })?;
         let version = output.split_whitespace().nth(2).unwrap_or_default().to_owned();
         let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-        let major = digits.parse().map_err(|_| format!("it says {output:?} for its version"))?;
+        let major = digits.parse().map_err(|_| format!("its version is {output:?}"))?;
         Ok(Self { directory: directory.to_owned(), major, version })
     }
 }
@@ -49,10 +49,10 @@ pub(super) async fn installed(account: &UnixUser, progress: &dyn Fn(&str)) -> Ve
     for directory in directories().await {
         match Binaries::inspect(&directory, account).await {
             Ok(binaries) if binaries.major < OLDEST_MAJOR => {
-                progress(&format!("passed over {binaries}: older than {OLDEST_MAJOR}"));
+                progress(&format!("skipped {binaries}: older than {OLDEST_MAJOR}"));
             }
             Ok(binaries) => usable.push(binaries),
-            Err(reason) => progress(&format!("passed over {}: {reason}", directory.display())),
+            Err(reason) => progress(&format!("skipped {}: {reason}", directory.display())),
         }
     }
     usable

@@ -167,7 +167,7 @@ impl Cluster {
             if attempt == ATTEMPTS || !passes(&log) {
                 return started;
             }
-            progress("starting PostgreSQL once more: its port or its memory was still taken");
+            progress("starting PostgreSQL again: its port or its memory was still in use");
             if log.contains(PORT_TAKEN) {
                 // Otherwise the next attempt would use the remembered port again.
                 std::fs::remove_file(files.port()).ok();
@@ -217,7 +217,7 @@ impl Cluster {
         let admin_url = Url::parse(&url)
             .map_err(|error| Error::io("address PostgreSQL")(std::io::Error::other(error)))?;
         accepts_connections(&child, &admin_url, &files.log()).await?;
-        std::fs::write(files.port(), port.to_string()).map_err(Error::io("remember the port"))?;
+        std::fs::write(files.port(), port.to_string()).map_err(Error::io("store the port"))?;
         Ok((child, admin_url))
     }
 
@@ -306,7 +306,7 @@ async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> 
     if !command.is_ok_and(|command| command.contains(&data.display().to_string())) {
         return Ok(());
     }
-    progress(&format!("stopping the PostgreSQL that an earlier run left behind (pid {pid})"));
+    progress(&format!("stopping the PostgreSQL of an earlier run (pid {pid})"));
     let pid = Pid::from_raw(pid);
     for signal in [Signal::SIGINT, Signal::SIGQUIT] {
         // The process may end between the check and the signal.
@@ -348,7 +348,7 @@ async fn accepts_connections(child: &Child, url: &Url, log: &Path) -> Result<(),
         }
         sleep(POLL).await;
     }
-    Err(failed("it accepts no connections"))
+    Err(failed("it does not accept connections"))
 }
 
 /// Returns whether the failure in the log is temporary.

@@ -59,11 +59,11 @@ impl Purpose {
 /// The reason why there is no server, or why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{setting} is set but cannot be used: {reason}")]
+    #[error("{setting} is set but unusable: {reason}")]
     Setting { setting: &'static str, reason: String },
     #[error(
         "no PostgreSQL {OLDEST_MAJOR} or newer was found, and the download from repo1.maven.org failed ({download}). \
-         Install it with `{install}`, or set DEV_DATABASE_URL to a server where this may create databases and roles"
+         Install it with `{install}`, or set DEV_DATABASE_URL to a server with a role that has the rights to create databases and roles"
     )]
     NotFound { download: String, install: &'static str },
     #[error(
@@ -71,7 +71,7 @@ pub enum Error {
     )]
     NoAccount,
     #[error(
-        "the data in {} was made by PostgreSQL {made_by}, which is not on this machine (found: {found}). \
+        "the data in {} was created by PostgreSQL {made_by}, which is not installed (found: {found}). \
          Install that version, or delete the data with --fresh", .directory.display()
     )]
     OtherMajor { directory: PathBuf, made_by: u32, found: String },
@@ -80,16 +80,16 @@ pub enum Error {
     #[error("PostgreSQL did not start: {reason}. Its log ends with:\n{log}")]
     Start { reason: &'static str, log: String },
     #[error(
-        "the {kind} `{name}` exists on this server but was made by someone else, or for something else ({made}): it is left alone"
+        "the {kind} `{name}` exists on this server but was not created by this checkout ({made}), so it stays unchanged"
     )]
     NotOurs { kind: &'static str, name: String, made: String },
-    #[error("the server was not started here, so it is not restarted here")]
+    #[error("the server was started by another program, so it is not restarted")]
     NotStartedHere,
-    #[error("cannot {doing}: {source}")]
+    #[error("failed to {doing}: {source}")]
     Io { doing: String, source: io::Error },
     #[error(transparent)]
     Process(#[from] WaitError),
-    #[error("PostgreSQL says: {0}")]
+    #[error("PostgreSQL error: {0}")]
     Sql(#[from] sqlx::Error),
 }
 

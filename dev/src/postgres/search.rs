@@ -49,7 +49,7 @@ async fn named(progress: &dyn Fn(&str)) -> Result<Option<Url>, Error> {
             Ok(Some(url))
         }
         Err(reason) => {
-            progress(&format!("passed over {setting}: {reason}"));
+            progress(&format!("skipped {setting}: {reason}"));
             Ok(None)
         }
     }
@@ -61,14 +61,14 @@ fn set(name: &str) -> Option<String> {
 
 /// Connects, and checks the version of the server and the rights of this role.
 async fn usable(value: &str) -> Result<Url, String> {
-    let url = Url::parse(value).map_err(|error| format!("it is no URL ({error})"))?;
+    let url = Url::parse(value).map_err(|error| format!("it is not a URL ({error})"))?;
     if !["postgres", "postgresql"].contains(&url.scheme()) {
         return Err(format!("its scheme is {}, not postgres", url.scheme()));
     }
     let connect = timeout(Duration::from_secs(5), PgConnection::connect(value));
     let mut connection = connect
         .await
-        .map_err(|_| "it does not answer within five seconds".to_owned())?
+        .map_err(|_| "it timed out after five seconds".to_owned())?
         .map_err(|error| error.to_string())?;
     let (version, may_create): (i32, bool) = sqlx::query_as(
         "select current_setting('server_version_num')::int, rolsuper or (rolcreatedb and rolcreaterole)
@@ -82,10 +82,10 @@ async fn usable(value: &str) -> Result<Url, String> {
 
     let major = u32::try_from(version / 10_000).unwrap_or_default();
     if major < OLDEST_MAJOR {
-        return Err(format!("it is PostgreSQL {major}, and {OLDEST_MAJOR} or newer is needed"));
+        return Err(format!("it is PostgreSQL {major}, and {OLDEST_MAJOR} or newer is required"));
     }
     if !may_create {
-        return Err("its role may not create databases and roles".to_owned());
+        return Err("its role has no right to create databases and roles".to_owned());
     }
     Ok(url)
 }

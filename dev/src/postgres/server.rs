@@ -95,7 +95,7 @@ impl Server {
         self.create(name, "template0", owner).await
     }
 
-    /// Creates a copy of a database. Nobody may be connected to the original at the same time.
+    /// Creates a copy of a database. The original must have no connections.
     pub async fn create_database_from_template(
         &self,
         name: &str,
@@ -269,7 +269,7 @@ impl Server {
             Ownership::parse(&comment?)?.is_stale().then_some(name)
         };
         for database in databases.into_iter().filter_map(stale) {
-            progress(&format!("dropping {database}, left behind by an earlier test run"));
+            progress(&format!("dropping {database} of an earlier test run"));
             self.execute(&[format!("drop database if exists {} with (force)", sql::name(&database))]).await?;
         }
         for role in roles.into_iter().filter_map(stale) {

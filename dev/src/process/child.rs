@@ -209,9 +209,9 @@ fn notice_exit(
 /// The reason why [`Child::wait`] has no exit status.
 #[derive(Debug, thiserror::Error)]
 pub enum WaitError {
-    #[error("process {pid} still runs after {}s", .waited.as_secs_f32())]
+    #[error("process {pid} is still running after {}s", .waited.as_secs_f32())]
     StillRunning { pid: u32, waited: Duration },
-    #[error("the exit status of process {pid} was taken by someone else")]
+    #[error("the exit status of process {pid} was collected by other code")]
     Lost { pid: u32 },
     #[error(transparent)]
     Signal(#[from] io::Error),

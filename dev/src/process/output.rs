@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn neither_many_lines_nor_long_ones_take_more_room_than_there_is() {
+    async fn memory_for_log_lines_is_bounded() {
         let output = Output::new(None, &[]);
         let print = |text: String| output.push(Line { stream: Stream::Stdout, text });
         for number in 0..MAX_LINES + 100 {

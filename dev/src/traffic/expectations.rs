@@ -29,8 +29,8 @@ pub(crate) fn has_status(answer: &ApiResponse, status: u16) -> CheckResult {
 /// Checks a problem response: RFC 9457 and the service's extensions.
 pub(crate) fn is_problem(answer: &ApiResponse) -> CheckResult {
     let media_type = answer.header("content-type").unwrap_or_default();
-    keeps("a refusal is application/problem+json", media_type.starts_with("application/problem+json"))?;
-    keeps("a problem repeats its status", number(&answer.body, "status") == Some(i64::from(answer.status)))?;
+    keeps("a rejection is application/problem+json", media_type.starts_with("application/problem+json"))?;
+    keeps("a problem contains its status", number(&answer.body, "status") == Some(i64::from(answer.status)))?;
     for field in ["type", "title", "correlation_id"] {
         keeps(&format!("a problem has `{field}`"), !text(&answer.body, field).is_empty())?;
     }
@@ -52,7 +52,7 @@ pub(crate) fn is_refused(answer: &ApiResponse, status: u16) -> CheckResult {
 pub(crate) fn is_page(answer: &ApiResponse, limit: usize) -> CheckResult {
     has_status(answer, 200)?;
     keeps("a page has `data`", answer.body.get("data").is_some_and(Value::is_array))?;
-    keeps("a page keeps to its limit", list(&answer.body, "data").len() <= limit)?;
+    keeps("a page respects its limit", list(&answer.body, "data").len() <= limit)?;
     let cursor = answer.body.get("next_cursor");
     keeps(
         "`next_cursor` is text or null",
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_to_be_a_whole_problem() {
+    fn a_rejection_must_be_a_complete_problem() {
         let body = json!({ "type": "/problems/x", "title": "X", "status": 422, "correlation_id": "c" });
         assert_eq!(is_refused(&problem("application/problem+json", body.clone()), 422), Ok(()));
         assert!(is_refused(&problem("application/problem+json", body.clone()), 400).is_err());

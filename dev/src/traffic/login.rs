@@ -25,7 +25,7 @@ impl ApiRequest<'_> {
                 keeps("a session has a token", !text(&answer.body, "token").is_empty())?;
                 keeps("a session ends", !text(&answer.body, "expires_at").is_empty())?;
                 let user = answer.body.get("user").unwrap_or(&Value::Null);
-                keeps("a session is of who logged in", text(user, "id") == identity.id)
+                keeps("a session belongs to the logged-in user", text(user, "id") == identity.id)
             })
             .await;
         match came {
@@ -48,8 +48,8 @@ impl ApiRequest<'_> {
             .ask(&call, |answer| {
                 has_status(answer, 201)?;
                 keeps("a user has an id", !text(&answer.body, "id").is_empty())?;
-                keeps("a user has the address that was given", text(&answer.body, "email") == email)?;
-                keeps("who registers is a customer", text(&answer.body, "role") == "customer")
+                keeps("a user has the registered address", text(&answer.body, "email") == email)?;
+                keeps("a registered user is a customer", text(&answer.body, "role") == "customer")
             })
             .await;
         if let RequestOutcome::Promised(answer) = came {

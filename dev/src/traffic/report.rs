@@ -56,7 +56,7 @@ impl fmt::Display for UnexpectedResponse {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} {} answered {}: {} ({}) {}",
+            "{} {} responded with {}: {} ({}) {}",
             self.method, self.path, self.status, self.why, self.correlation_id, self.body
         )
     }
@@ -76,8 +76,7 @@ impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} requests by {} customers: {}; {} replays, {} refusals as promised; {} turned away, {} unanswered, \
-             {} unexpected",
+            "{} requests by {} customers: {}; {} replays, {} expected rejections, {} rejected with 429 or 503, {} without response, {} unexpected",
             self.requests,
             self.customers,
             self.counts,

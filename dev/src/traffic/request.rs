@@ -54,7 +54,7 @@ impl<'a> ApiRequest<'a> {
         };
         let turned_away = turns_away(call, &answer);
         let kept = keeps(
-            "the correlation id comes back",
+            "the response has the correlation id",
             answer.header("x-correlation-id") == Some(self.correlation_id.as_str()),
         )
         .and_then(|()| if turned_away { is_refused_for_now(&answer) } else { promised(&answer) });
@@ -116,7 +116,10 @@ fn turns_away(call: &Call, answer: &ApiResponse) -> bool {
 
 fn is_refused_for_now(answer: &ApiResponse) -> CheckResult {
     is_refused(answer, answer.status)?;
-    keeps("it says when to come again", answer.status == 504 || answer.header("retry-after").is_some())
+    keeps(
+        "a retryable rejection has Retry-After",
+        answer.status == 504 || answer.header("retry-after").is_some(),
+    )
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -199,7 +199,7 @@ impl Alerts {
         if queue.try_send(Message::Alert(raised)).is_err() {
             self.0.raised.forget(&key);
             SENT.with_label_values(&[DROPPED]).inc();
-            tracing::error!("alert was not sent: too many are waiting");
+            tracing::error!("dropped an alert: the queue is full");
         }
     }
 

@@ -58,13 +58,13 @@ pub(super) async fn attempt(
         Ok(response) if response.status().is_success() => Attempt::Accepted,
         Ok(response) => {
             let status = response.status();
-            tracing::warn!(receiver, status = status.as_u16(), "alert was not accepted");
+            tracing::warn!(receiver, status = status.as_u16(), "failed to send an alert");
             if may_pass(status) { Attempt::Failed } else { Attempt::Refused }
         }
         Err(error) => {
             // The URL may be a secret, because many webhooks authenticate their senders by it.
             let error = error.without_url();
-            tracing::warn!(receiver, error = &error as &dyn std::error::Error, "alert was not accepted");
+            tracing::warn!(receiver, error = &error as &dyn std::error::Error, "failed to send an alert");
             Attempt::Failed
         }
     }

@@ -8,11 +8,11 @@ use crate::settings::values::{http_url, seconds};
 crate::groups! {
     /// The service's own alerts, for what must not wait for a scrape.
     alerts: Settings {
-        /// A URL that takes `{severity, title, description, timestamp, metadata}`.
+        /// URL that receives alerts as `{severity, title, description, timestamp, metadata}`.
         "ALERT_WEBHOOK_URL" webhook_url: Url = http_url, optional;
-        /// An Alertmanager (v2 API).
+        /// URL of an Alertmanager (v2 API).
         "ALERTMANAGER_URL" alertmanager_url: Url = http_url, optional;
-        /// Least time between two sends of the same alert, in seconds.
+        /// Minimum time between two sends of the same alert, in seconds.
         "ALERT_REPEAT_INTERVAL_SECONDS" repeat_interval: Duration = seconds, default("300");
     }
 }

@@ -56,7 +56,7 @@ fn deadline() -> Instant {
 }
 
 #[tokio::test]
-async fn an_alert_reaches_the_webhook_and_alertmanager_in_their_own_form() {
+async fn the_webhook_and_alertmanager_get_their_own_formats() {
     let (address, mut told) = receiver(&[]).await;
     let alerts = start(Some(format!("http://{address}/hook")), Some(format!("http://{address}/prefix/")));
     let id = correlation::CorrelationId::generate();
@@ -91,7 +91,7 @@ async fn an_alert_reaches_the_webhook_and_alertmanager_in_their_own_form() {
 }
 
 #[tokio::test]
-async fn the_same_alert_goes_out_once_and_another_one_too() {
+async fn the_same_alert_is_sent_once() {
     let (address, mut told) = receiver(&[]).await;
     let alerts = start(Some(format!("http://{address}/")), None);
     let suppressed = SENT.with_label_values(&[SUPPRESSED]).get();
@@ -119,7 +119,7 @@ async fn an_alert_may_be_repeated_after_the_interval() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_is_away_for_a_moment_is_asked_again() {
+async fn a_failed_send_is_retried() {
     let (address, mut told) = receiver(&[503, 200]).await;
     let alerts = start(Some(format!("http://{address}/")), None);
     alerts.raise(alert("asked again"));
@@ -128,7 +128,7 @@ async fn a_receiver_that_is_away_for_a_moment_is_asked_again() {
 }
 
 #[tokio::test]
-async fn an_alert_that_nobody_took_may_be_raised_again_at_once() {
+async fn an_unsent_alert_can_be_raised_again_at_once() {
     let (address, mut told) = receiver(&[400, 302, 200]).await;
     let alerts = start(Some(format!("http://{address}/")), None);
     let failed = SENT.with_label_values(&[FAILED]).get();
@@ -144,7 +144,7 @@ async fn an_alert_that_nobody_took_may_be_raised_again_at_once() {
 }
 
 #[tokio::test]
-async fn raising_never_waits_for_a_receiver_that_hangs() {
+async fn raising_never_waits_for_a_hanging_receiver() {
     let (address, _socket) = silent_receiver().await;
     let alerts = start(Some(format!("http://{address}/")), None);
     let dropped = SENT.with_label_values(&[DROPPED]).get();
@@ -156,7 +156,7 @@ async fn raising_never_waits_for_a_receiver_that_hangs() {
 }
 
 #[tokio::test]
-async fn without_receivers_nothing_is_sent_and_nothing_waits() {
+async fn without_receivers_nothing_is_sent() {
     let alerts = start(None, None);
     alerts.raise(alert("only logged"));
     assert!(alerts.flush(Instant::now()).await);
@@ -167,7 +167,7 @@ async fn without_receivers_nothing_is_sent_and_nothing_waits() {
 }
 
 #[test]
-fn annotations_have_names_that_alertmanager_takes() {
+fn annotations_have_valid_names_for_alertmanager() {
     assert_eq!(label_name("instance.id"), "instance_id");
     assert_eq!(label_name("5xx"), "_5xx");
 }

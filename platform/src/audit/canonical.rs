@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_moves_from_one_field_into_the_next_is_another_event() {
+    fn moving_text_between_fields_changes_the_digest() {
         let one = StoredEvent { resource: "ab".into(), action: "c".into(), ..event() };
         let other = StoredEvent { resource: "a".into(), action: "bc".into(), ..event() };
         assert_ne!(one.digest(), other.digest());

@@ -154,15 +154,15 @@ impl Chain {
         self.close();
         let expected = self.head.number + 1;
         if seal.number != expected {
-            self.fault(expected, None, "it is missing");
+            self.fault(expected, None, "missing");
         } else if seal.previous_hash != self.head.hash {
-            self.fault(seal.number, None, "it does not continue the seal before it");
+            self.fault(seal.number, None, "previous_hash is not the hash of the previous seal");
         }
         if seal.computed_hash().as_slice() != seal.hash {
-            self.fault(seal.number, None, "its content does not have its hash");
+            self.fault(seal.number, None, "content and hash do not match");
         }
         if seal.first() <= self.end || seal.last() < seal.first() {
-            self.fault(seal.number, None, "its range does not follow that of the seal before it");
+            self.fault(seal.number, None, "the range does not follow that of the previous seal");
         }
         self.compare(seal.number, &seal.hash);
         self.head = Head { number: seal.number, hash: seal.hash.as_slice().try_into().unwrap_or(GENESIS) };
@@ -173,7 +173,7 @@ impl Chain {
 
     fn compare(&mut self, number: i64, hash: &[u8]) {
         if self.heads.remove(&number).is_some_and(|known| known != hash) {
-            self.fault(number, None, "its hash is not the one that was logged");
+            self.fault(number, None, "the hash differs from the logged one");
         }
     }
 
@@ -192,7 +192,7 @@ impl Chain {
             self.exports.extend(ExportRecord::from_event(event));
         } else {
             let number = open.number;
-            let what = "it is not what was sealed: changed, moved, or slipped in";
+            let what = "not as sealed: changed, moved or inserted";
             self.fault(number, Some(format!("event {}", event.id)), what);
         }
     }
@@ -220,9 +220,9 @@ impl Chain {
                 continue;
             }
             let what = match of_seal.first() {
-                None => Cow::Borrowed("it is missing, and no export has it"),
+                None => Cow::Borrowed("missing, and in no export"),
                 Some(ExportRecord { file_sha256, .. }) => Cow::Owned(format!(
-                    "it is missing, and the export that has it was not given (SHA-256 {file_sha256})"
+                    "missing, and in an export that was not given (SHA-256 {file_sha256})"
                 )),
             };
             if self.wrong.as_ref().is_none_or(|wrong| seal < wrong.seal) {

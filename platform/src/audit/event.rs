@@ -13,21 +13,21 @@ use crate::{
     telemetry::{correlation, traces},
 };
 
-/// What kind of event it is.
+/// The type of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventType {
-    /// Somebody proved who they are, or failed to.
+    /// A successful or failed authentication.
     Authentication,
-    /// Somebody was refused.
+    /// A denied permission.
     Authorization,
-    /// Somebody read another's data.
+    /// A read of another user's data.
     DataAccess,
-    /// Something was changed.
+    /// A change of data.
     DataChange,
-    /// The service itself was changed while it ran.
+    /// A change of the running service.
     Configuration,
-    /// Something was done to the trail itself.
+    /// An operation on the audit log.
     Audit,
 }
 
@@ -55,15 +55,15 @@ impl EventType {
     }
 }
 
-/// How it ended.
+/// The result of the action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventResult {
-    /// It was done.
+    /// The action succeeded.
     Success,
-    /// It was tried, and did not work.
+    /// The action failed.
     Failure,
-    /// It was not allowed.
+    /// The action was denied.
     Denied,
 }
 

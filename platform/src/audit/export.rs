@@ -47,23 +47,25 @@ const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The database is unreachable, or rejected a statement.
-    #[error("the trail cannot be exported: {0}")]
+    #[error("failed to export the audit log: {0}")]
     Database(#[from] sqlx::Error),
     /// The audit log or the written file does not verify.
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// No events were recorded before that time, or all of them are already exported.
-    #[error("there is nothing to export: no sealed event before that time that is not in an earlier export")]
+    #[error("nothing to export: every sealed event before that time is in an earlier export")]
     Nothing,
     /// Sealing is behind.
-    #[error("events before that time are not sealed yet: try again when `serve` has sealed them")]
+    #[error(
+        "events before that time are not sealed yet: run the command again after `serve` has sealed them"
+    )]
     NotSealed,
     /// The export's own event could not be sealed.
-    #[error("the export is written, but its own event could not be sealed, so nothing was dropped: {0}")]
+    #[error("wrote the export, but failed to seal its own event, so nothing was dropped: {0}")]
     OwnEvent(String),
     /// A partition cannot be locked.
     #[error(
-        "the export is written and recorded, but {partition} was not dropped: it is in use by {holder}; run the same command again later"
+        "wrote and recorded the export, but {partition} was not dropped, because {holder} uses it; run the same command again later"
     )]
     InUse {
         /// The partition.
@@ -276,22 +278,24 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
     let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(file))).lines().map(|line| {
         let line = line.map_err(VerifyError::file(path))?;
         serde_json::from_str::<Line>(&line).map_err(|error| {
-            VerifyError::ChainViolation(format!("a line of the export cannot be read: {error}"))
+            VerifyError::ChainViolation(format!("failed to read a line of the export: {error}"))
         })
     });
     let Some(Line::Begin { form, after_seal, after_hash }) = lines.next().transpose()? else {
-        return Err(VerifyError::ChainViolation("the file does not begin like an export".to_owned()));
+        return Err(VerifyError::ChainViolation(
+            "the file is not an export: its first line is no header".to_owned(),
+        ));
     };
     if form != FORM || (after_seal == 0) != (after_hash == GENESIS) {
         return Err(VerifyError::ChainViolation(
-            "the export begins with what this release does not know".to_owned(),
+            "the header of the export is unknown to this release".to_owned(),
         ));
     }
     let mut chain = Chain::after(Head { number: after_seal, hash: after_hash }, heads);
     while let Some(line) = lines.next().transpose()? {
         match line {
             Line::Begin { .. } => {
-                return Err(VerifyError::ChainViolation("the export begins twice".to_owned()));
+                return Err(VerifyError::ChainViolation("the export has two headers".to_owned()));
             }
             Line::Seal(seal) => {
                 if seal.number % SEALS == 0 {
@@ -304,12 +308,14 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
                 let ends = (chain.head_number(), chain.events()) == (last_seal, events);
                 return match lines.next() {
                     None if ends => Ok(chain.finish(&Exports::default())),
-                    _ => Err(VerifyError::ChainViolation("the export does not end where it says".to_owned())),
+                    _ => Err(VerifyError::ChainViolation(
+                        "the export has another number of events than its last line states".to_owned(),
+                    )),
                 };
             }
         }
     }
-    Err(VerifyError::ChainViolation("the export has no end: it was cut off".to_owned()))
+    Err(VerifyError::ChainViolation("the export is truncated".to_owned()))
 }
 
 /// The last export that was recorded.
@@ -408,8 +414,8 @@ async fn wait_until_sealed(
     while seal_that_covers(connection, place).await?.is_none() {
         if tokio::time::Instant::now() >= deadline {
             let writer = seals::oldest_writer(connection).await?;
-            let writer = writer.unwrap_or_else(|| "nobody".to_owned());
-            return Err(ExportError::OwnEvent(format!("the oldest transaction that writes is of {writer}")));
+            let writer = writer.unwrap_or_else(|| "an unknown session".to_owned());
+            return Err(ExportError::OwnEvent(format!("the oldest writing transaction belongs to {writer}")));
         }
         let sealed = sealing::seal_next(owner).await;
         let sealed = sealed.map_err(|error| ExportError::OwnEvent(error.to_string()))?;

@@ -44,11 +44,11 @@ impl WriteFailures {
         if failures > told {
             self.alerts.raise(Alert {
                 severity: Severity::Critical,
-                title: "Audit events could not be written".to_owned(),
-                description: "What could not be audited was refused, unless it was a refusal itself: docs/runbooks/AuditWriteFailures.md says what to do.".to_owned(),
+                title: "Audit writes failed".to_owned(),
+                description: "Operations that could not be audited were rejected. Denied requests are the exception. See docs/runbooks/AuditWriteFailures.md.".to_owned(),
                 metadata: [
                     ("events".to_owned(), (failures - told).to_string()),
-                    ("action".to_owned(), "restore the trail".to_owned()),
+                    ("action".to_owned(), "restore the audit log".to_owned()),
                 ]
                 .into(),
             });

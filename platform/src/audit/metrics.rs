@@ -8,7 +8,7 @@ crate::metrics! {
         event_type in EventType::ALL.map(EventType::as_str),
         result in EventResult::ALL.map(EventResult::as_str)
     };
-    /// Audit events that could not be recorded.
+    /// Audit events that failed to be recorded.
     pub(super) static WRITE_FAILURES: counter = "audit_write_failures_total";
     /// Age of the oldest audit event that is not sealed.
     pub(super) static SEAL_LAG: float_gauge = "audit_seal_lag_seconds";

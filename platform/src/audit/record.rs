@@ -76,7 +76,7 @@ pub async fn record_once_possible(database: &Database, event: Event) {
             Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
                 retry,
-                "audit event could not be written yet"
+                "failed to record an audit event; a retry follows"
             ),
         }
         sleep(UNTIL_WRITTEN.pause(retry)).await;
@@ -95,16 +95,15 @@ pub async fn make_partitions(database: &Database, alerts: &Alerts) -> Result<(),
         alerts.raise(Alert {
             severity: Severity::Warning,
             title: "Audit events are in the default partition".to_owned(),
-            description:
-                "Partitions of the audit trail were not made in time: docs/audit.md says what to do."
-                    .to_owned(),
+            description: "The partitions of the audit log were not created in time. See docs/audit.md."
+                .to_owned(),
             metadata: [("table".to_owned(), "audit_events_default".to_owned())].into(),
         });
     }
     let statement = sqlx::query_scalar!(r#"select make_audit_partitions() as "made!""#);
     let made = observe("audit_events.partition", statement.fetch_one(&mut *connection)).await?;
     if made > 0 {
-        tracing::info!(made, "partitions of the audit trail were made");
+        tracing::info!(made, "created partitions of the audit log");
     }
     Ok(())
 }

@@ -15,10 +15,10 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// The audit log or a file violates a rule.
-    #[error("the trail does not verify: {0}")]
+    #[error("the audit log does not verify: {0}")]
     ChainViolation(String),
     /// The database is unreachable.
-    #[error("the trail cannot be read: {0}")]
+    #[error("failed to read the audit log: {0}")]
     Database(#[from] sqlx::Error),
     /// A file cannot be read.
     #[error("{}: {source}", .path.display())]
@@ -64,13 +64,13 @@ impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             formatter,
-            "the trail verifies: {} events, up to seal {} with hash {}",
+            "the audit log verifies: {} events, up to seal {} with hash {}",
             self.events,
             self.head.number,
             hex::encode(self.head.hash)
         )?;
         if self.exported > 0 {
-            writeln!(formatter, "{} sealed events are in exports and no longer here", self.exported)?;
+            writeln!(formatter, "{} sealed events are in exports only", self.exported)?;
         }
         for ExportRecord { first_seal, last_seal, file_sha256, .. } in &self.exports {
             writeln!(
@@ -82,7 +82,7 @@ impl fmt::Display for Report {
             Some((0, _)) => writeln!(formatter, "every event is sealed"),
             Some((count, oldest)) => writeln!(
                 formatter,
-                "not sealed yet, and so not verified: {count} events, the oldest of {}",
+                "not sealed yet, so not verified: {count} events, the oldest from {}",
                 oldest.map_or_else(|| "an unknown time".to_owned(), |time| time.to_rfc3339())
             ),
             None => Ok(()),

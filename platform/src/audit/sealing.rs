@@ -41,16 +41,14 @@ pub enum SealError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
     /// The chain differs from the one that this process has read before.
-    #[error("the chain of seals was rewritten: seal {number} is not the one that was sealed")]
+    #[error("the chain of seals was rewritten: seal {number} differs from the one that this process wrote")]
     Rewritten {
         /// The number of the last seal that this process has read.
         number: i64,
     },
     /// The recorded end of the chain is not the last seal. Seals were removed, or were added without the trigger that
     /// moves the end.
-    #[error(
-        "the chain of seals does not end as recorded: it ended with seal {remembered}, and the last is {found}"
-    )]
+    #[error("the chain of seals was truncated: it ended with seal {remembered}, and now ends with {found}")]
     CutOff {
         /// The number of the seal that was recorded as the end.
         remembered: i64,
@@ -58,13 +56,13 @@ pub enum SealError {
         found: i64,
     },
     /// The last seal claims events that do not exist yet. It was forged, and no later event could be sealed.
-    #[error("seal {number} covers transactions that have not ended")]
+    #[error("seal {number} covers transactions that are still in progress")]
     BeyondHorizon {
         /// The number of the last seal.
         number: i64,
     },
     /// The database belongs to another cluster than that of the latest epoch.
-    #[error("the database is in another PostgreSQL cluster than the audit log's latest epoch")]
+    #[error("the PostgreSQL cluster is not the one of the audit log's latest epoch")]
     OtherCluster,
 }
 
@@ -104,7 +102,7 @@ impl Sealer {
         let Some(SealResult { head, more }) = sealed else { return Ok(Progress::Idle) };
         self.descends_from_what_was_seen(head).await.inspect_err(|error| self.tell_of(error))?;
         // The database owner does not control the log store, so the log store keeps an independent copy of the head.
-        tracing::info!(target: "audit", seal_number = head.number, seal_hash = hex::encode(head.hash), "audit trail sealed");
+        tracing::info!(target: "audit", seal_number = head.number, seal_hash = hex::encode(head.hash), "sealed the audit log");
         Ok(if more { Progress::More } else { Progress::Idle })
     }
 
@@ -125,13 +123,13 @@ impl Sealer {
         let (title, what_to_do, action) = match error {
             SealError::Database(_) => return,
             SealError::OtherCluster => (
-                "Audit events cannot be sealed in another PostgreSQL cluster",
-                "If the database was moved or restored on purpose, run `migrate`, which begins an epoch.",
+                "Sealing stopped: different PostgreSQL cluster",
+                "If the database was moved or restored on purpose, run `migrate`, which starts an epoch.",
                 "migrate",
             ),
             SealError::Rewritten { .. } | SealError::CutOff { .. } | SealError::BeyondHorizon { .. } => (
-                "The audit trail was tampered with",
-                "Keep the database as it is, and run `audit verify` with the logged heads.",
+                "Audit log tampered with",
+                "Preserve the database unchanged, and run `audit verify` with the logged heads.",
                 "investigate",
             ),
         };
@@ -156,9 +154,9 @@ impl Sealer {
             let writer = seals::oldest_writer(&mut connection).await?;
             self.alerts.raise(Alert {
                 severity: Severity::Warning,
-                title: "The audit trail is not being sealed".to_owned(),
+                title: "Audit log not sealed".to_owned(),
                 description: format!(
-                    "Audit events have been unsealed for {} seconds. The oldest transaction that writes: {}",
+                    "Audit events have been unsealed for {} seconds. The oldest writing transaction: {}",
                     lag.as_secs(),
                     writer.as_deref().unwrap_or("none")
                 ),

@@ -20,25 +20,25 @@ use crate::{
 #[derive(Debug, Deserialize, Serialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Only those of this type.
+    /// Event type of the events.
     #[param(inline)]
     pub event_type: Option<EventType>,
-    /// Only what this user did.
+    /// User who caused the events.
     pub user_id: Option<Uuid>,
-    /// Only what was done to this table, or this part of the service.
+    /// Table, or part of the service, that the events concern.
     #[param(value_type = Option<String>, min_length = 1, max_length = 63, pattern = "^[a-z0-9_]*$")]
     pub resource: Option<Identifier>,
-    /// Only what was recorded at or after this time.
+    /// Earliest time of recording.
     #[param(value_type = Option<DateTime<Utc>>)]
     pub from: Option<Timestamp>,
-    /// Only what was recorded before this time.
+    /// Time of recording that all events precede.
     #[param(value_type = Option<DateTime<Utc>>)]
     pub to: Option<Timestamp>,
-    /// At most so many, 1 to 100.
+    /// Maximum number of items, 1 to 100.
     #[param(minimum = 1, maximum = 100, default = 20)]
     #[serde(skip_serializing)]
     limit: Option<i64>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     #[serde(skip_serializing)]
     cursor: Option<String>,
 }
@@ -47,7 +47,7 @@ impl Filter {
     /// Returns the requested page.
     ///
     /// # Errors
-    /// 400 for a limit out of range, or a cursor that cannot be read.
+    /// 400 for a limit out of range, or an invalid cursor.
     pub fn page(&self) -> Result<PageRequest<(DateTime<Utc>, Uuid)>, Problem> {
         PageQuery::new(self.limit, self.cursor.clone()).parse()
     }
@@ -63,7 +63,7 @@ impl Filter {
     }
 }
 
-/// One event, as it stands in the trail.
+/// An event of the audit log.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "01980000-0000-7000-8000-000000000000", "timestamp": "2026-01-31T12:00:00.000000Z",
@@ -77,37 +77,37 @@ impl Filter {
 pub struct AuditEvent {
     /// The event's id.
     pub id: Uuid,
-    /// When it happened, by the service's clock.
+    /// Time of the event by the service's clock.
     #[serde(serialize_with = "timestamp::serialize")]
     timestamp: DateTime<Utc>,
-    /// When it was written down, by the database's clock: what the list is ordered and filtered by.
+    /// Time of recording by the database's clock. The list is ordered and filtered by it.
     #[serde(serialize_with = "timestamp::serialize")]
     pub recorded_at: DateTime<Utc>,
     // Text instead of the enum, so that this release can list events that a newer release has written.
     #[schema(value_type = EventType, inline)]
     event_type: String,
-    /// Who it was; `null` where nobody was logged in.
+    /// The user who caused the event; `null` without a login.
     user_id: Option<Uuid>,
-    /// What they were allowed at that time.
+    /// The user's role at that time.
     role: Option<String>,
-    /// The table, or the part of the service, that it is about.
+    /// The table, or part of the service, that the event concerns.
     resource: String,
-    /// What was done.
+    /// The action.
     action: String,
     #[schema(value_type = EventResult, inline)]
     result: String,
-    /// Where the request came from.
+    /// Address of the client.
     ip_address: Option<String>,
-    /// Which records, and what else there is to know.
+    /// Ids of the records, and further details.
     #[schema(value_type = Object)]
     metadata: Value,
-    /// The correlation id of the request or of the work.
+    /// Correlation id of the request or of the background work.
     correlation_id: Option<String>,
-    /// Tells requests under one correlation id apart.
+    /// Id of the request, which distinguishes requests with the same correlation id.
     request_id: Option<Uuid>,
-    /// The trace that it belongs to.
+    /// Id of the trace.
     trace_id: Option<String>,
-    /// The release that wrote it.
+    /// Release of the service that recorded the event.
     service_version: String,
 }
 

@@ -108,11 +108,11 @@ async fn verify_database(
     let (end, head, logged_beyond) = (verdict.end, verdict.head, verdict.logged_beyond);
     let mut report = Report::of(verdict)?;
     if head != remembered {
-        let missing = format!("seal {}: it ended the chain, and is missing", remembered.number);
+        let missing = format!("seal {}: missing, the end of the chain", remembered.number);
         return Err(VerifyError::ChainViolation(missing));
     }
     if let Some(number) = logged_beyond {
-        return Err(VerifyError::ChainViolation(format!("seal {number}: it was logged, and is missing")));
+        return Err(VerifyError::ChainViolation(format!("seal {number}: missing, although it was logged")));
     }
     let tail = seals::tail(&mut connection, end, MAX_TAIL_EVENTS).await?;
     report.tail = Some((tail.count, tail.oldest));

@@ -76,7 +76,7 @@ pub async fn check_session_settings(
             plan_cache_mode = session.plan_cache_mode,
             statement_timeout_seconds = session.statement_timeout,
             wanted_statement_timeout_seconds = wanted,
-            "the database does not give this role the settings that `migrate` sets on it; run it again"
+            "the settings of this role differ from those that `migrate` sets; run `migrate` again"
         );
     }
     Ok(if session.commits_are_durable { Durability::Durable } else { Durability::Lossy })

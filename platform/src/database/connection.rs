@@ -125,16 +125,16 @@ impl Connection {
 impl Deref for Connection {
     type Target = PgConnection;
 
-    #[expect(clippy::expect_used, reason = "it is there until the connection is dropped or released")]
+    #[expect(clippy::expect_used, reason = "the connection is present until it is dropped or released")]
     fn deref(&self) -> &PgConnection {
-        self.pooled.as_ref().expect("nobody has a connection that was given back")
+        self.pooled.as_ref().expect("a released connection has no user")
     }
 }
 
 impl DerefMut for Connection {
-    #[expect(clippy::expect_used, reason = "it is there until the connection is dropped or released")]
+    #[expect(clippy::expect_used, reason = "the connection is present until it is dropped or released")]
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.pooled.as_mut().expect("nobody has a connection that was given back")
+        self.pooled.as_mut().expect("a released connection has no user")
     }
 }
 

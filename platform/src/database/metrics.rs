@@ -14,7 +14,7 @@ crate::metrics! {
     pub(super) static ACQUIRE_DURATION: histogram(BUCKETS) = "db_connection_acquire_duration_seconds";
     /// Waits for a pool connection that exceeded DATABASE_ACQUIRE_TIMEOUT_MS.
     pub(super) static ACQUIRE_TIMEOUTS: counter = "db_connection_acquire_timeouts_total";
-    /// Time of a statement, by its name.
+    /// Duration of a statement, by its name.
     pub(super) static QUERY_DURATION: histogram(BUCKETS) = "db_query_duration_seconds" { query_type };
 }
 
@@ -33,9 +33,9 @@ pub(super) fn watch_pool(database: Database) {
     let made = (|| {
         Ok::<_, prometheus::Error>(Pool {
             database,
-            active: gauge("db_connections_active", "Connections of the pool that are in use")?,
-            idle: gauge("db_connections_idle", "Connections of the pool that are open and free")?,
-            max: gauge("db_connections_max", "Connections that the pool may open")?,
+            active: gauge("db_connections_active", "Pool connections in use")?,
+            idle: gauge("db_connections_idle", "Idle pool connections")?,
+            max: gauge("db_connections_max", "Maximum number of pool connections")?,
         })
     })();
     if let Err(error) = made.and_then(|pool| prometheus::register(Box::new(pool))) {

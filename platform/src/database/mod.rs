@@ -58,7 +58,7 @@ pub struct Database {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The database did not respond in time.
-    #[error("the database at {address} could not be reached within {waited:?}: {source}")]
+    #[error("failed to connect to the database at {address} within {waited:?}: {source}")]
     Unreachable {
         /// Host and port, without credentials.
         address: String,
@@ -68,7 +68,7 @@ pub enum ConnectError {
         source: sqlx::Error,
     },
     /// The database responded, and rejected the connection.
-    #[error("the database at {address} refuses the connection: {source}")]
+    #[error("the database at {address} rejected the connection: {source}")]
     Refused {
         /// Host and port, without credentials.
         address: String,
@@ -209,7 +209,7 @@ impl Database {
             }
         };
         if tokio::time::timeout(deadline, given_back).await.is_err() {
-            tracing::warn!("database connections were still in use when the deadline passed");
+            tracing::warn!("timed out waiting for database connections in use");
         }
     }
 }

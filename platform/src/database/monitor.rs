@@ -129,7 +129,7 @@ async fn look(
                 Ok(reconnected) => match timeout(RESPONSE_TIMEOUT, &mut examined).await {
                     Ok(late) => late,
                     Err(_elapsed) => {
-                        tracing::warn!("an open database connection no longer responds, and a new one does");
+                        tracing::warn!("an open database connection no longer responds, but a new one does");
                         retire(pool).await;
                         connection::give_up_lost_peers();
                         return reconnected;

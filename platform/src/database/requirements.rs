@@ -9,7 +9,7 @@ const OLDEST_MAJOR: i32 = 15;
 
 /// The state of a database that the migrations depend on.
 #[derive(Debug, Clone, sqlx::FromRow)]
-#[expect(clippy::struct_excessive_bools, reason = "each is the answer to a question of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each check reads a value of its own")]
 struct Facts {
     version: i32,
     encoding: String,

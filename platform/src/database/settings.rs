@@ -10,19 +10,19 @@ use crate::settings::{
 crate::groups! {
     /// PostgreSQL.
     database: Settings {
-        /// The database, as the service's restricted role. Several hosts (`a:5432,b:5433`): the first writable one is used.
+        /// URL of the database with the service's restricted role. Of several hosts (`a:5432,b:5433`), the first writable one is used.
         "DATABASE_URL" url: DatabaseUrl = database_url, required, secret;
-        /// The database, as its owner: for `migrate` and `MIGRATE_ON_START`. `DATABASE_URL` where it is not set.
+        /// URL of the database with its owner, for `migrate`, `MIGRATE_ON_START` and `audit export`. Unset: `DATABASE_URL`.
         "DATABASE_MIGRATION_URL" migration_url: DatabaseUrl = database_url, optional, secret;
         /// Connections in the pool.
         "DATABASE_MAX_CONNECTIONS" max_connections: NonZeroU32 = positive, default("16");
-        /// Longest wait of a request for a connection, in milliseconds.
+        /// Timeout of a request's wait for a pool connection, in milliseconds.
         "DATABASE_ACQUIRE_TIMEOUT_MS" acquire_timeout: Duration = milliseconds, default("2000");
-        /// The longest statement, in milliseconds; `migrate` sets it on the service's role.
+        /// Timeout of a statement, in milliseconds; `migrate` sets it on the service's role.
         "DATABASE_STATEMENT_TIMEOUT_MS" statement_timeout: Duration = milliseconds, default("5000");
-        /// Longest wait of `serve` and the commands for a database that is not reachable yet, in seconds.
+        /// Time for which `serve` and the commands retry the first connection to the database, in seconds.
         "DATABASE_STARTUP_WAIT_SECONDS" startup_wait: Duration = seconds, default("30");
-        /// Apply pending migrations in `serve`, before it listens.
+        /// Apply pending migrations in `serve` before it listens.
         "MIGRATE_ON_START" migrate_on_start: bool = flag, default("false");
     }
 }

@@ -14,7 +14,7 @@ pub async fn require_json(request: Request, next: Next) -> Response {
     if accepts_json(request.headers()) {
         next.run(request).await
     } else {
-        Problem::new(NOT_ACCEPTABLE).detail("This service answers with application/json.").into_response()
+        Problem::new(NOT_ACCEPTABLE).detail("This service responds with application/json.").into_response()
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_client_that_leaves_no_room_for_json_is_refused() {
+    fn only_a_client_that_excludes_json_is_rejected() {
         let accepts = |accept: &'static str| {
             accepts_json(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]))
         };

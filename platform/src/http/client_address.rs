@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_not_trusted_is_the_client_whatever_it_says() {
+    fn an_untrusted_peer_is_the_client() {
         for name in ["forwarded", "x-forwarded-for"] {
             assert_eq!(client("203.0.113.9", &[(name, "for=192.0.2.1"), (name, "192.0.2.1")]), "203.0.113.9");
         }
@@ -341,7 +341,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_client_wrote_the_proxy_has_the_last_word(
+        fn the_entry_of_the_proxy_wins(
             forged in "[ -~]{0,60}", address in untrusted(), name in prop_oneof![Just("forwarded"), Just("x-forwarded-for")],
         ) {
             let written = match (name, address) {

@@ -53,9 +53,9 @@ pub async fn read_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<B
         if rejection.status() == BODY_TOO_LARGE.status {
             Problem::new(BODY_TOO_LARGE)
         } else if is_timeout(&rejection) {
-            Problem::malformed("The body did not arrive in time.")
+            Problem::malformed("Timed out reading the body.")
         } else {
-            Problem::malformed("The body could not be read to its end.")
+            Problem::malformed("Failed to read the whole body.")
         }
     })
 }
@@ -142,7 +142,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             Err(rejection) => {
                 let cause = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
                 let cause = without_value(&cause);
-                Err(Problem::malformed(format!("The query string cannot be read: {cause}.")))
+                Err(Problem::malformed(format!("Invalid query string: {cause}.")))
             }
         }
     }
@@ -155,7 +155,7 @@ pub struct Identifier(String);
 
 /// The error for text that is not an [`Identifier`].
 #[derive(Debug, thiserror::Error)]
-#[error("a name has 1 to 63 characters, of a to z, 0 to 9 and _")]
+#[error("must have 1 to 63 characters of a to z, 0 to 9 and _")]
 pub struct NotAnIdentifier;
 
 impl TryFrom<String> for Identifier {

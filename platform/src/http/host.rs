@@ -25,7 +25,7 @@ pub async fn require_host(request: Request, next: Next) -> Response {
     if is_valid {
         next.run(request).await
     } else {
-        Problem::malformed("Send one Host header, with a host and at most a port.").into_response()
+        Problem::malformed("Send one Host header with a host and an optional port.").into_response()
     }
 }
 

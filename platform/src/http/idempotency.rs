@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_of_what_is_asked_and_not_of_how_it_is_written() {
+    fn a_fingerprint_ignores_the_formatting_of_the_body() {
         let original = r#"{"items":[{"id":"01900000-0000-7000-8000-000000000001","quantity":2}]}"#;
         let otherwise = r#"{ "items": [ { "quantity": 2, "id": "01900000-0000-7000-8000-000000000001" } ] }"#;
         let asked = fingerprint("POST", "/v1/things", original);

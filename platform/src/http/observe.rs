@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_well_formed_correlation_id_is_echoed_and_any_other_is_replaced() {
+    async fn a_valid_correlation_id_is_echoed_others_are_replaced() {
         let echoed = async |id: &str| {
             let response = answer("GET", "/observed/1", id).await;
             let header = response.headers()["x-correlation-id"].to_str().unwrap().to_owned();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_clients_make_up_shares_one_series() {
+    async fn unknown_routes_and_methods_share_one_series() {
         answer("BREW", "/teapot/1", "").await;
         answer("STEEP", "/teapot/2", "").await;
         assert_eq!(counted("_OTHER", "unmatched", "404"), 2);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_goes_away_is_counted() {
+    async fn a_client_disconnect_is_counted() {
         let waited = std::time::Duration::from_millis(10);
         assert!(tokio::time::timeout(waited, answer("GET", "/never", "")).await.is_err());
         assert_eq!(counted("GET", "/never", "499"), 1);

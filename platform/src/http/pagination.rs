@@ -10,14 +10,14 @@ use uuid::Uuid;
 
 use super::{problem::Problem, timestamp::Timestamp};
 
-/// Which page is asked for.
+/// The requested page of a list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
-    /// At most so many, 1 to 100.
+    /// Maximum number of items, 1 to 100.
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: Option<i64>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     cursor: Option<String>,
 }
 
@@ -87,7 +87,7 @@ fn decode_cursor<K: Key>(cursor: &str) -> Result<K, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
     bytes
         .and_then(|bytes| K::read(&bytes))
-        .ok_or_else(|| Problem::malformed("cursor is not one that this service gave."))
+        .ok_or_else(|| Problem::malformed("cursor must be a next_cursor of this service."))
 }
 
 /// One page of a list.
@@ -95,7 +95,7 @@ fn decode_cursor<K: Key>(cursor: &str) -> Result<K, Problem> {
 pub struct Page<T> {
     /// The items, in the list's order.
     pub data: Vec<T>,
-    /// Where the next page begins; `null` on the last.
+    /// Cursor of the next page; `null` on the last page.
     pub next_cursor: Option<String>,
 }
 
@@ -141,7 +141,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cursor_with_a_time_that_no_row_has_is_refused(
+        fn a_cursor_with_an_impossible_time_is_rejected(
             micros in prop_oneof![i64::MIN..-62_167_219_200_000_000, 253_402_300_800_000_000..=i64::MAX],
             id: u128,
         ) {
@@ -150,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn any_other_cursor_is_refused(cursor in "\\PC{0,40}") {
+        fn an_invalid_cursor_is_rejected(cursor in "\\PC{0,40}") {
             let page = PageQuery::new(None, Some(cursor.clone())).parse::<(DateTime<Utc>, Uuid)>();
             prop_assert!(page.is_err() || URL_SAFE_NO_PAD.decode(cursor).unwrap().len() == 24);
         }

@@ -49,51 +49,51 @@ macro_rules! problem_kinds {
 }
 
 crate::problem_kinds! {
-    /// The body is not JSON, or a query value, header or cursor cannot be read. Repair the request.
-    MALFORMED = BAD_REQUEST "malformed-request" "The request cannot be read";
-    /// This route changes something that must not happen twice. Send an `Idempotency-Key` header of 1 to 255 visible ASCII characters, and the same one again when you retry.
-    MISSING_IDEMPOTENCY_KEY = BAD_REQUEST "missing-idempotency-key" "An Idempotency-Key is needed";
+    /// The body is not JSON, or a query value, header or cursor is malformed. Correct the request.
+    MALFORMED = BAD_REQUEST "malformed-request" "Malformed request";
+    /// This operation must not run twice. Send an `Idempotency-Key` header of 1 to 255 visible ASCII characters, and the same key with each retry.
+    MISSING_IDEMPOTENCY_KEY = BAD_REQUEST "missing-idempotency-key" "Idempotency-Key required";
     /// There is no valid session. Log in, and send `Authorization: Bearer TOKEN`.
-    UNAUTHENTICATED = UNAUTHORIZED "unauthenticated" "Authentication is needed";
-    /// The e-mail address or the password is wrong, or there were too many attempts.
-    BAD_CREDENTIALS = UNAUTHORIZED "bad-credentials" "The credentials are not valid";
-    /// Your role does not allow this.
-    FORBIDDEN = FORBIDDEN "forbidden" "Your role does not allow this";
-    /// There is nothing at this address, or nothing that is yours.
+    UNAUTHENTICATED = UNAUTHORIZED "unauthenticated" "Authentication required";
+    /// The e-mail address or the password is wrong, or too many attempts failed.
+    BAD_CREDENTIALS = UNAUTHORIZED "bad-credentials" "Invalid credentials";
+    /// Your role is not authorized for this operation.
+    FORBIDDEN = FORBIDDEN "forbidden" "Permission denied";
+    /// No resource has this address, or the resource belongs to another user.
     NOT_FOUND = NOT_FOUND "not-found" "Not found";
-    /// This address exists, with other methods: see `Allow`.
-    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED "method-not-allowed" "The method is not allowed here";
-    /// The service answers with JSON only.
-    NOT_ACCEPTABLE = NOT_ACCEPTABLE "not-acceptable" "The answer cannot have that media type";
-    /// The present state does not allow this: read it again, and decide.
-    CONFLICT = CONFLICT "conflict" "The present state does not allow this";
-    /// The first request with this key is still under way. Ask again after `Retry-After` with the same key.
-    UNDER_WAY = CONFLICT "request-under-way" "The first request with this key is still under way";
-    /// The body is larger than the service takes.
-    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "The body is too large";
+    /// The resource supports other methods, which the `Allow` header lists.
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED "method-not-allowed" "Method not allowed";
+    /// The service responds with JSON only. Accept `application/json`.
+    NOT_ACCEPTABLE = NOT_ACCEPTABLE "not-acceptable" "Media type not acceptable";
+    /// The current state of the resource does not allow this operation. Read the resource again, then decide.
+    CONFLICT = CONFLICT "conflict" "Conflict with the current state";
+    /// The first request with this key is still in progress. Retry with the same key after `Retry-After` seconds.
+    UNDER_WAY = CONFLICT "request-under-way" "Request in progress";
+    /// The body exceeds the maximum size.
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "Body too large";
     /// The body must be `application/json`.
-    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body must be JSON";
-    /// The body is JSON, and something in it is not valid: `errors` says what, by JSON Pointer.
-    INVALID = UNPROCESSABLE_ENTITY "invalid-request" "The request is not valid";
-    /// This Idempotency-Key was used for a different request. Make a new key for a new request.
-    KEY_REUSED = UNPROCESSABLE_ENTITY "idempotency-key-reused" "The Idempotency-Key belongs to another request";
-    /// You send more requests than the limit allows. Wait for `Retry-After`.
+    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "Unsupported media type";
+    /// The body is JSON, but some of its fields are invalid. `errors` lists these fields by JSON Pointer.
+    INVALID = UNPROCESSABLE_ENTITY "invalid-request" "Invalid request";
+    /// This Idempotency-Key was used for a different request. Use a new key for each new request.
+    KEY_REUSED = UNPROCESSABLE_ENTITY "idempotency-key-reused" "Idempotency-Key reused";
+    /// You exceeded the rate limit. Retry after `Retry-After` seconds.
     TOO_MANY_REQUESTS = TOO_MANY_REQUESTS "too-many-requests" "Too many requests";
-    /// Something went wrong in the service; it was logged under the `correlation_id`.
-    INTERNAL = INTERNAL_SERVER_ERROR "internal-error" "Something went wrong in the service";
-    /// The service, or something that it needs, cannot take the request now. Nothing was done; ask again after `Retry-After`, with the same Idempotency-Key.
-    UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable" "The service cannot take the request now";
-    /// The request took longer than its deadline. Its outcome is not known here; ask again with the same Idempotency-Key.
-    TIMEOUT = GATEWAY_TIMEOUT "timeout" "The request took too long";
+    /// The service failed. Its log has the cause under the `correlation_id`.
+    INTERNAL = INTERNAL_SERVER_ERROR "internal-error" "Internal error";
+    /// The service or one of its dependencies is unavailable. Retry with the same Idempotency-Key after `Retry-After` seconds.
+    UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable" "Service unavailable";
+    /// The request exceeded its deadline, and its outcome is unknown. Retry with the same Idempotency-Key.
+    TIMEOUT = GATEWAY_TIMEOUT "timeout" "Request timed out";
 }
 
-/// What is wrong with one field of a request.
+/// An invalid field of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
-    /// Where, as a JSON Pointer (RFC 6901) into the request's body.
+    /// JSON Pointer (RFC 6901) to the field in the request's body.
     #[schema(example = "/items/0/quantity")]
     pub pointer: String,
-    /// What was expected.
+    /// The rule that the field violates.
     #[schema(example = "must be between 1 and 1000")]
     pub message: String,
 }
@@ -152,12 +152,12 @@ impl Problem {
         self.kind.status
     }
 
-    /// Returns 400: the request cannot be read.
+    /// Returns 400: the request is malformed.
     pub fn malformed(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(MALFORMED).detail(detail)
     }
 
-    /// Returns 422: these fields are not valid.
+    /// Returns 422: these fields are invalid.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         Self { errors, ..Self::new(INVALID) }
     }
@@ -207,9 +207,10 @@ impl From<sqlx::Error> for Problem {
         if database::is_transient(&error) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the database cannot take the statement now"
+                "the database is unavailable for a statement"
             );
-            Self::unavailable(1).detail("Nothing is certain to have been done. Send the same request again, with the same Idempotency-Key.")
+            Self::unavailable(1)
+                .detail("The outcome is unknown. Send the same request again with the same Idempotency-Key.")
         } else {
             Self::internal(&error)
         }
@@ -220,30 +221,30 @@ impl From<sqlx::Error> for Problem {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemBody {
-    /// What kind of problem: a path of this service that documents it.
+    /// The kind of problem: a path of this service that documents it.
     #[serde(rename = "type")]
     #[schema(example = "/problems/invalid-request")]
     pub kind: String,
-    /// The same for every problem of this type.
-    #[schema(example = "The request is not valid")]
+    /// Title, which is the same for every problem of this type.
+    #[schema(example = "Invalid request")]
     pub title: String,
     /// The HTTP status.
     #[schema(example = 422)]
     pub status: u16,
-    /// What was special about this occurrence.
+    /// Details of this occurrence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The path that was asked for.
+    /// Path of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "/v1/me")]
     pub instance: Option<String>,
-    /// Under which the logs tell what happened.
+    /// Correlation id, which finds the cause in the logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The trace of the request.
+    /// Id of the request's trace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
-    /// What is wrong, field by field.
+    /// The invalid fields.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     pub errors: Vec<FieldError>,

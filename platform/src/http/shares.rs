@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_holds_its_share_and_leaves_the_others_theirs() {
+    fn networks_have_separate_shares() {
         let shares = Shares::new(2);
         let [one, other] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
         let held = [shares.take(one), shares.take(one)];
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn only_networks_that_hold_something_are_remembered() {
+    fn only_networks_with_requests_are_stored() {
         let shares = Shares::new(1);
         let held: Vec<_> = (0..100).map(|last| shares.take([192, 0, 2, last].into())).collect();
         assert_eq!(shares.held.lock().unwrap().len(), 100);

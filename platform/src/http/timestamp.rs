@@ -12,7 +12,7 @@ pub struct Timestamp(DateTime<Utc>);
 
 /// The error for a time with any other year.
 #[derive(Debug, thiserror::Error)]
-#[error("the year of a time must be between 0000 and 9999, in UTC")]
+#[error("the year must be between 0000 and 9999 in UTC")]
 pub struct YearOutOfRange;
 
 impl TryFrom<DateTime<Utc>> for Timestamp {

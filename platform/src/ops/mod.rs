@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_live_process_says_so_and_when() {
+    async fn healthz_reports_the_status_and_time() {
         let (status, headers, body) = ask(Method::GET, "/healthz").await;
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((status, &body["status"]), (StatusCode::OK, &json!("ok")));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_is_not_ready_says_what_is_missing() {
+    async fn readyz_names_the_failed_checks() {
         let (status, headers, body) = ask(Method::GET, "/readyz").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(headers["content-type"], "application/json");

@@ -26,7 +26,7 @@ pub fn point(name: &str) {
         std::process::abort();
     }
     let panics = PANIC_AT.as_deref() == Some(name) && !PANICKED.swap(true, Ordering::Relaxed);
-    assert!(!panics, "a test wants a panic at {name}");
+    assert!(!panics, "a test injects a panic at {name}");
 }
 
 /// Does nothing, because builds without debug assertions have no crash points.

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dependency_that_fails_every_call_sees_a_fifth_more_calls_and_not_twice_as_many() {
+    fn retries_add_at_most_a_fifth_to_the_calls() {
         let budget = Budget::new(20, 10);
         let retries = (0..1000).filter(|_| {
             budget.earn();

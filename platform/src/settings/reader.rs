@@ -109,7 +109,7 @@ impl fmt::Display for Mistakes {
         if self.0.contains_key("DATABASE_URL") {
             write!(
                 formatter,
-                "\nSet them in the environment (docs/settings*.md and .env*.example list all of them), or run `cargo dev`, which does it for you."
+                "\nSet them in the environment (docs/settings*.md and .env*.example list all of them), or run `cargo dev`, which sets them."
             )?;
         }
         Ok(())

@@ -33,7 +33,7 @@ use crate::{build_info::BuildInfo, settings::Process};
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// The filter is invalid.
-    #[error("RUST_LOG is not a filter: {0}")]
+    #[error("RUST_LOG is not a log filter: {0}")]
     Filter(String),
     /// The logs cannot be opened.
     #[error(transparent)]
@@ -42,10 +42,10 @@ pub enum InitError {
     #[error(transparent)]
     Traces(#[from] traces::TracesError),
     /// There is no Tokio runtime, which the trace exporter needs.
-    #[error("telemetry must be set up within the runtime")]
+    #[error("telemetry must be initialized within the Tokio runtime")]
     NoRuntime,
     /// Telemetry is already set up in this process.
-    #[error("telemetry is set up already")]
+    #[error("telemetry is already initialized")]
     Twice,
 }
 
@@ -146,7 +146,7 @@ impl Telemetry {
             if let Some(Err(error)) = spans.map(|spans| spans.shutdown_with_timeout(sending)) {
                 tracing::warn!(
                     error = &error as &(dyn std::error::Error + 'static),
-                    "spans were lost at the end"
+                    "failed to export the last spans"
                 );
             }
             lines.finish(WRITING);

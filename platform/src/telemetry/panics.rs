@@ -26,7 +26,7 @@ fn report(panic: &PanicHookInfo<'_>) {
         location = panic.location().map(tracing::field::display),
         backtrace = %Backtrace::force_capture(),
         "panicked: {}",
-        panic.payload_as_str().unwrap_or("(not a text)"),
+        panic.payload_as_str().unwrap_or("(not a string)"),
     );
 }
 
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_one_line_that_says_where_and_by_which_way() {
+    fn a_panic_is_one_line_with_location_and_backtrace() {
         fn spills_the_tea() {
             panic!("the tea is spilt");
         }

@@ -27,26 +27,26 @@ crate::groups! {
     logs: Logs {
         /// `pretty` or `json`. Unset: pretty on a terminal, otherwise json.
         "LOG_FORMAT" format: LogFormat = log_format, optional;
-        /// Log filter, in the form of `tracing`; `app` names all code of the service. Unset: by `APP_ENV`.
+        /// Log filter in the syntax of `tracing`. `app` names all code of the service. Unset: depends on `APP_ENV`.
         "RUST_LOG" filter: String = text, optional;
         /// Also write daily files there.
         "LOG_DIRECTORY" directory: PathBuf = directory, optional;
-        /// Number of these files that are kept.
+        /// Number of daily log files to keep.
         "LOG_FILES_KEPT" files_kept: usize = count, default("14");
     }
     /// Traces: the variables of the OpenTelemetry specification, which says more about each.
     traces: Traces {
-        /// Receiver of spans. Unset: none, and logs still carry trace ids.
+        /// URL of the receiver of spans. Unset: no export; logs still have trace ids.
         "OTEL_EXPORTER_OTLP_ENDPOINT" endpoint: Url = http_url, optional, no_flag;
         /// `grpc` or `http/protobuf`.
         "OTEL_EXPORTER_OTLP_PROTOCOL" protocol: String = text, default("grpc"), no_flag;
-        /// The service's name in every signal. Unset: the package's.
+        /// Name of the service in every signal. Unset: the name of the package.
         "OTEL_SERVICE_NAME" service_name: String = text, optional, no_flag;
-        /// More attributes of every span, as `key=value,key=value`.
+        /// Additional attributes of every span, as `key=value,key=value`.
         "OTEL_RESOURCE_ATTRIBUTES" resource_attributes: String = text, optional, no_flag;
         /// Sampler of traces.
         "OTEL_TRACES_SAMPLER" sampler: String = text, default("parentbased_always_on"), no_flag;
-        /// The sampler's argument: a ratio, for the samplers that take one.
+        /// Argument of the sampler, such as a ratio.
         "OTEL_TRACES_SAMPLER_ARG" sampler_argument: String = text, optional, no_flag;
         /// Propagators of the trace context.
         "OTEL_PROPAGATORS" propagators: String = text, default("tracecontext,baggage"), no_flag;

@@ -249,7 +249,7 @@ where
 
 fn report_panic(worker: &'static str, ended: &JoinError) {
     // The panic hook logs and counts the panic itself.
-    tracing::error!(worker, panicked = ended.is_panic(), "worker ended within a unit of work");
+    tracing::error!(worker, panicked = ended.is_panic(), "worker terminated within a unit of work");
 }
 
 /// Runs `work` in a separate task, with the current correlation context and span.

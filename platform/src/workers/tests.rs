@@ -70,7 +70,7 @@ async fn failures_and_panics_are_tried_again_with_growing_pauses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_heartbeat_starts_with_the_worker_and_moves_only_with_success() {
+async fn the_heartbeat_advances_only_with_success() {
     let workers = Workers::new();
     let before = seconds(Utc::now());
     let mut times = scripted(&workers, "test_heartbeat", |_| Err(NoLuck));
@@ -101,7 +101,7 @@ async fn every_unit_has_a_correlation_id_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stopping_waits_for_the_unit_under_way_and_begins_no_other() {
+async fn stopping_waits_for_the_current_unit_only() {
     let workers = Workers::new();
     let (begun, mut units) = mpsc::unbounded_channel();
     workers.spawn("test_stop", INTERVAL, move || {
@@ -167,7 +167,7 @@ async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_says_how_much_was_not_done() {
+async fn draining_reports_the_unfinished_tasks() {
     let tracked = BackgroundTasks::new();
     tracked.run(pending::<()>());
     tracked.run(async {});

@@ -8,56 +8,56 @@ use uuid::Uuid;
 /// precision. Mirrors the constraint `unit_amount_is_in_bounds`.
 pub const MAX_UNIT_AMOUNT: i64 = 10_000_000_000;
 
-/// Something that can be ordered.
+/// A product of the catalog.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Product {
     /// The product's id.
     pub id: Uuid,
-    /// What the warehouse calls it.
+    /// Stock-keeping unit, which is unique.
     #[schema(example = "MUG-01")]
     pub sku: String,
-    /// What customers call it.
+    /// Name for customers.
     #[schema(example = "Mug")]
     pub name: String,
     /// The price of one piece, in minor units.
     #[schema(example = 1290)]
     pub unit_amount: i64,
-    /// ISO 4217.
+    /// ISO 4217 code of the currency.
     #[schema(example = "EUR")]
     pub currency: String,
-    /// Whether it can be ordered.
+    /// True if the product can be ordered.
     pub active: bool,
 }
 
-/// A product to be.
+/// A new product.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewProduct {
-    /// What the warehouse calls it: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
+    /// Stock-keeping unit, which is unique: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
     #[schema(example = "MUG-01", min_length = 1, max_length = 64)]
     pub sku: String,
-    /// What customers call it: 1 to 200 characters.
+    /// Name for customers: 1 to 200 characters.
     #[schema(example = "Mug", min_length = 1, max_length = 200)]
     pub name: String,
     /// The price of one piece, in minor units.
     #[schema(example = 1290, minimum = 1, maximum = 10_000_000_000_i64)]
     pub unit_amount: i64,
-    /// ISO 4217.
+    /// ISO 4217 code of the currency.
     #[schema(example = "EUR", pattern = "^[A-Z]{3}$")]
     pub currency: String,
 }
 
-/// What may change of a product.
+/// Change of a product. Omitted fields stay unchanged.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProductChange {
-    /// Another name.
+    /// New name.
     #[schema(example = "Large mug", min_length = 1, max_length = 200)]
     pub name: Option<String>,
-    /// Another price, in minor units, for orders from now on.
+    /// New price in minor units, for new orders.
     #[schema(example = 1490, minimum = 1, maximum = 10_000_000_000_i64)]
     pub unit_amount: Option<i64>,
-    /// Whether it can be ordered.
+    /// True if the product can be ordered.
     pub active: Option<bool>,
 }
 
@@ -92,10 +92,7 @@ impl Validate for ProductChange {
 
 fn check_name(name: &str, errors: &mut Vec<FieldError>) {
     if !(1..=200).contains(&name.trim().chars().count()) || name.chars().any(char::is_control) {
-        errors.push(FieldError::new(
-            "/name",
-            "must have 1 to 200 characters, none of them a control character",
-        ));
+        errors.push(FieldError::new("/name", "must have 1 to 200 characters without control characters"));
     }
 }
 

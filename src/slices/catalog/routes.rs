@@ -56,7 +56,7 @@ async fn show_product(State(database): State<Database>, Id(id): Id) -> Result<Js
     post, path = "/v1/products", tag = "catalog", request_body = NewProduct, security(("session" = [])),
     responses(
         (status = 201, description = "The product", body = Product),
-        (status = 409, description = "There is a product with this sku", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "The SKU belongs to another product", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn create_product(
@@ -70,8 +70,7 @@ async fn create_product(
 }
 
 /// Change a product
-///
-/// Another price is for orders from now on; those that were placed keep theirs.
+/// A new price applies to new orders. Existing orders keep their prices.
 #[utoipa::path(
     patch, path = "/v1/products/{id}", tag = "catalog", request_body = ProductChange, security(("session" = [])),
     params(("id" = uuid::Uuid, Path, description = "The product's id")),

@@ -61,7 +61,7 @@ pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Produ
     let created =
         database.run("products.insert", async |connection| statement.fetch_one(connection).await).await;
     let row = created.map_err(|error| match violated_constraint(&error) {
-        Some("sku_is_taken_once") => Problem::conflict("There is already a product with this sku."),
+        Some("sku_is_taken_once") => Problem::conflict("The SKU belongs to another product."),
         _ => error.into(),
     })?;
     event.mirror();

@@ -5,19 +5,19 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Where an order stands.
+/// The status of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OrderStatus {
-    /// Placed; it can be paid or cancelled.
+    /// Placed and not paid. The order can be paid or cancelled.
     PendingPayment,
     /// Paid.
     Paid,
-    /// Given up before it was paid.
+    /// Cancelled before payment.
     Cancelled,
-    /// Some of the money was given back.
+    /// Partially refunded.
     PartiallyRefunded,
-    /// All of the money was given back.
+    /// Completely refunded.
     Refunded,
 }
 
@@ -48,61 +48,61 @@ impl OrderStatus {
 pub struct Order {
     /// The order's id.
     pub id: Uuid,
-    /// Who placed it.
+    /// The customer who placed the order.
     pub customer_id: Uuid,
-    /// Where it stands.
+    /// Status of the order.
     pub status: OrderStatus,
-    /// ISO 4217, of every amount in it.
+    /// ISO 4217 code of the currency of all amounts.
     #[schema(example = "EUR")]
     pub currency: String,
     /// The sum of the items' amounts, in minor units.
     #[schema(example = 2580)]
     pub total_amount: i64,
-    /// What was ordered, in the order of the request.
+    /// Lines in the order of the request.
     pub items: Vec<OrderItem>,
-    /// When it was placed.
+    /// Time of placement.
     #[serde(serialize_with = "timestamp::serialize")]
     pub created_at: DateTime<Utc>,
-    /// When it last changed.
+    /// Time of the last change.
     #[serde(serialize_with = "timestamp::serialize")]
     pub updated_at: DateTime<Utc>,
 }
 
-/// One line of an order, with name and price of the moment when it was placed.
+/// A line of an order, with the product's name and price at the time of the order.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct OrderItem {
-    /// What was ordered.
+    /// The ordered product.
     pub product_id: Uuid,
-    /// What it was called.
+    /// Name of the product at the time of the order.
     #[schema(example = "Mug")]
     pub name: String,
-    /// What one piece cost, in minor units.
+    /// Price of one piece at the time of the order, in minor units.
     #[schema(example = 1290)]
     pub unit_amount: i64,
-    /// How many.
+    /// Number of pieces.
     #[schema(example = 2)]
     pub quantity: i32,
-    /// What they cost together, in minor units.
+    /// Price of the line, in minor units.
     #[schema(example = 2580)]
     pub amount: i64,
 }
 
-/// What a customer wants to order.
+/// The order that a customer wants to place.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Basket {
-    /// 1 to 100 lines, all of one currency.
+    /// 1 to 100 lines in one currency.
     #[schema(min_items = 1, max_items = 100)]
     pub items: Vec<BasketItem>,
 }
 
-/// One line of a basket. It says no price: that is the catalog's.
+/// A line of a basket. The price comes from the catalog.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BasketItem {
-    /// What.
+    /// The product.
     pub product_id: Uuid,
-    /// How many.
+    /// Number of pieces.
     #[schema(minimum = 1, maximum = 1000, example = 2)]
     pub quantity: i32,
 }

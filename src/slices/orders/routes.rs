@@ -32,11 +32,10 @@ pub fn routes() -> OpenApiRouter<Slices> {
 }
 
 /// Place an order
-///
-/// At the current prices, which come from the catalog.
+/// The order uses the current prices of the catalog.
 #[utoipa::path(
     post, path = "/v1/orders", tag = "orders", request_body = Basket, security(("session" = [])),
-    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry")),
+    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same key for each retry")),
     responses((status = 201, description = "The order", body = Order))
 )]
 async fn place_order(
@@ -57,7 +56,7 @@ fn location(id: Uuid) -> String {
     format!("/v1/orders/{id}")
 }
 
-/// Returns the reason why a basket was not ordered. Most requests never need this query.
+/// Returns the problem of a rejected basket. Most requests never need this query.
 async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Problem> {
     let wanted: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
     let mut connection = database.acquire().await?;
@@ -82,25 +81,24 @@ async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Proble
     })
 }
 
-/// Which orders are asked for.
+/// The filters and the page of a list of orders.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct OrderFilter {
-    /// Only those that stand here.
+    /// Status of the orders.
     #[param(inline)]
     status: Option<OrderStatus>,
-    /// Only this customer's; a customer sees their own in any case.
+    /// Customer of the orders. Customers see only their own orders in any case.
     customer_id: Option<Uuid>,
-    /// At most so many, 1 to 100.
+    /// Maximum number of items, 1 to 100.
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: Option<i64>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     cursor: Option<String>,
 }
 
 /// List orders
-///
-/// Customers see their own; support and admins see everybody's, which is audited.
+/// Returns a customer's own orders; for support and admins, the orders of all customers, which is audited.
 #[utoipa::path(
     get, path = "/v1/orders", tag = "orders", params(OrderFilter), security(("session" = [])),
     responses((status = 200, description = "A page of orders, newest first", body = Page<Order>))
@@ -145,14 +143,13 @@ async fn show_order(
 }
 
 /// Cancel an order
-///
-/// Only while nobody has paid it or is paying it.
+/// Rejected if the order is paid or a payment is in progress.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/cancel", tag = "orders", params(("id" = Uuid, Path, description = "The order's id")),
     security(("session" = [])),
     responses(
-        (status = 200, description = "The order, cancelled", body = Order),
-        (status = 409, description = "It is paid, being paid, or cancelled", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 200, description = "The cancelled order", body = Order),
+        (status = 409, description = "The order is paid or cancelled, or a payment is in progress", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn cancel_order(
@@ -169,8 +166,8 @@ async fn cancel_order(
         return Ok(JsonBody(order));
     }
     Err(Problem::conflict(match order.status {
-        OrderStatus::PendingPayment => "A payment of this order is under way.",
-        OrderStatus::Cancelled => "The order is cancelled already.",
+        OrderStatus::PendingPayment => "A payment of this order is in progress.",
+        OrderStatus::Cancelled => "The order is already cancelled.",
         OrderStatus::Paid | OrderStatus::PartiallyRefunded | OrderStatus::Refunded => "The order is paid.",
     }))
 }

@@ -20,10 +20,10 @@ pub fn command() -> Command {
             .value_name("TEXT")
             .required(true)
             .value_parser(parse_reason)
-            .help("Why; it is stored in the audit log")
+            .help("Reason, stored in the audit log")
     };
     Command::new("payments")
-        .about("Decide what only a person can decide about payments")
+        .about("Resolve payments, refunds and discrepancies that need review")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(
@@ -31,19 +31,17 @@ pub fn command() -> Command {
                 .about("List or close discrepancies with the payment gateway")
                 .subcommand_required(true)
                 .arg_required_else_help(true)
-                .subcommand(
-                    Command::new("list").about("Print every open discrepancy, oldest first"),
-                )
+                .subcommand(Command::new("list").about("Print every open discrepancy, oldest first"))
                 .subcommand(
                     Command::new("close")
-                        .about("Close a discrepancy that is explained")
+                        .about("Close an explained discrepancy")
                         .arg(id("The discrepancy's id, as `list` prints it"))
                         .arg(reason()),
                 ),
         )
         .subcommand(
             Command::new("end")
-                .about("End a payment or refund without an outcome, as one for which the gateway never moved money")
+                .about("Fail a payment or refund of unknown outcome, for which the gateway never moved money")
                 .arg(id("The id of the payment or refund"))
                 .arg(reason()),
         )
@@ -73,7 +71,7 @@ async fn list(database: &Database) -> Outcome {
     for found in open_discrepancies(database).await? {
         let record = found.record_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         println!(
-            "{} {} {} {record} \"{}\": the gateway reports \"{}\", stored was \"{}\"",
+            "{} {} {} {record} \"{}\": the gateway reports \"{}\", the service had \"{}\"",
             found.id,
             found.recorded_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
             found.resource,
@@ -98,7 +96,7 @@ async fn close(arguments: &ArgMatches, database: &Database) -> Outcome {
         println!("closed the discrepancy {id}");
         Ok(())
     } else {
-        Err(format!("there is no open discrepancy {id}").into())
+        Err(format!("no open discrepancy has the id {id}").into())
     }
 }
 
@@ -108,11 +106,11 @@ async fn end(arguments: &ArgMatches, database: &Database) -> Outcome {
     match ended.map_err(|problem| format!("failed to end {id}: status {}", problem.status().as_u16()))? {
         EndResult::Payment => println!("the payment {id} has failed; its order can be paid again"),
         EndResult::Refund => println!("the refund {id} has failed; its amount can be refunded again"),
-        EndResult::Settled(status) => return Err(format!("{id} is settled already: {status}").into()),
+        EndResult::Settled(status) => return Err(format!("{id} is already settled: {status}").into()),
         EndResult::NeedsNoReview => {
             return Err(format!("{id} needs no review: recovery is still polling for its outcome").into());
         }
-        EndResult::NotFound => return Err(format!("there is no payment and no refund {id}").into()),
+        EndResult::NotFound => return Err(format!("no payment or refund has the id {id}").into()),
     }
     Ok(())
 }

@@ -107,7 +107,7 @@ pub(super) async fn record(
     );
     let inserted = observe("discrepancies.insert", statement.execute(&mut *connection)).await?;
     if inserted.rows_affected() == 0 {
-        tracing::debug!(resource, ?id, what, "found a recorded discrepancy again");
+        tracing::debug!(resource, ?id, what, "a discrepancy is already recorded");
         return Ok(None);
     }
     tracing::error!(resource, ?id, what, gateway_says, we_say, "recorded a discrepancy with the gateway");
@@ -182,13 +182,13 @@ fn alert(unalerted: PendingAlert) -> Alert {
     let PendingAlert { id, resource, record_id, what, correlation_id } = unalerted;
     let (title, description) = if what == OUTCOME_UNKNOWN {
         (
-            format!("A {} is parked", resource.strip_suffix('s').unwrap_or(&resource)),
-            "It needs review: it has had no certain outcome at the payment gateway for too long. Recovery goes on polling the gateway, and never guesses.",
+            format!("Review needed: {}", resource.strip_suffix('s').unwrap_or(&resource)),
+            "The outcome at the payment gateway has been unknown for longer than PAYMENT_PARK_AFTER_SECONDS. Recovery continues to poll the gateway, and never guesses an outcome.",
         )
     } else {
         (
             format!("Payment discrepancy: {what}"),
-            "What the payment gateway reports does not fit what the service has stored. Nothing was settled by it. Close the discrepancy with `payments discrepancy close` once it is explained.",
+            "The payment gateway's record contradicts the stored one, and settled nothing. Close the discrepancy with `payments discrepancy close` once it is explained.",
         )
     };
     let metadata = [
@@ -317,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_gateway_reports_is_stored_without_control_characters_and_bounded() {
+    fn gateway_reports_are_stored_bounded_without_control_chars() {
         assert_eq!(printable("ch_\u{0}1\n"), "ch_\\u{0}1\\n");
         assert_eq!(printable(&"\u{e4}".repeat(1000)), "\u{e4}".repeat(MAX_TEXT));
     }

@@ -4,7 +4,7 @@ use super::model::FailureReason;
 platform::metrics! {
     /// Payments settled, by outcome.
     pub(super) static PAYMENTS: counter = "payments_total" { outcome in ["succeeded", "declined", "failed"] };
-    /// Payments that took no money at once, by reason.
+    /// Payment attempts without an immediate charge, by reason.
     pub(super) static PAYMENT_FAILURES: counter = "payment_failures_total" {
         reason in FailureReason::ALL.map(FailureReason::as_str)
     };
@@ -14,6 +14,6 @@ platform::metrics! {
     pub(super) static OLDEST_PROCESSING: gauge = "payment_oldest_processing_seconds";
     /// Payments and refunds that need review by an operator.
     pub(super) static PAYMENTS_PARKED: gauge = "payments_parked";
-    /// Discrepancies with the gateway that are not closed.
+    /// Open discrepancies with the gateway.
     pub(super) static DISCREPANCIES_OPEN: gauge = "payment_discrepancies_open";
 }

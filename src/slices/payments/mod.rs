@@ -75,7 +75,7 @@ pub enum StartError {
     #[error(transparent)]
     Gateway(#[from] GatewayError),
     /// The webhook secret could not be decoded. The settings are validated earlier, so this should not happen.
-    #[error("GATEWAY_WEBHOOK_SECRET cannot be used: {0}")]
+    #[error("GATEWAY_WEBHOOK_SECRET is invalid: {0}")]
     WebhookSecret(#[from] standardwebhooks::WebhookError),
 }
 

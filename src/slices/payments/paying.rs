@@ -68,7 +68,7 @@ impl Payments {
         }
         let admission = self.0.gateway.admit().map_err(|refusal| {
             Problem::unavailable(refusal.retry_after_seconds())
-                .detail("The payment gateway is not available. Nothing was charged.")
+                .detail("The payment gateway is unavailable. Nothing was charged.")
         })?;
         let (begun, has_begun) = oneshot::channel();
         let work = self.clone().begin_and_charge(order_id, order, new, claim, admission, begun);
@@ -157,8 +157,8 @@ impl Payments {
         if let Some(existing) = self.existing_payment(gateway_key).await? {
             return Ok(existing);
         }
-        tracing::info!(%order_id, "another request took the order first");
-        Err(Problem::conflict("The order was paid, cancelled, or is being paid by another request."))
+        tracing::info!(%order_id, "a concurrent request claimed the order");
+        Err(Problem::conflict("Another request paid or cancelled the order, or its payment is in progress."))
     }
 
     /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
@@ -249,10 +249,10 @@ impl Payments {
 fn why_not_payable(order: &PayableOrder) -> Option<Problem> {
     let detail = match (order.status, order.live_payment_id) {
         (OrderStatus::PendingPayment, None) => return None,
-        (OrderStatus::PendingPayment, Some(_)) => "A payment of this order is under way.",
+        (OrderStatus::PendingPayment, Some(_)) => "A payment of this order is in progress.",
         (OrderStatus::Cancelled, _) => "The order is cancelled.",
         (OrderStatus::Paid | OrderStatus::PartiallyRefunded | OrderStatus::Refunded, _) => {
-            "The order is paid already."
+            "The order is already paid."
         }
     };
     Some(Problem::conflict(detail))
@@ -288,7 +288,7 @@ pub(super) async fn finish_by<T>(
         Err(_elapsed) => match has_begun.try_recv() {
             Ok(begun) => answer(&begun),
             Err(_nothing_yet) => Err(Problem::unavailable(1)
-                .detail("It is not certain whether the payment has begun. Send the same request again, with the same Idempotency-Key.")),
+                .detail("It is unknown whether the payment has started. Send the same request again with the same Idempotency-Key.")),
         },
     }
 }

@@ -34,7 +34,7 @@ use super::{
 /// all calls end before their lease does.
 const BATCH: i64 = 16;
 
-/// The longest pause between two polls for a payment, parked or not, unless the recovery interval is longer. Once the
+/// The longest pause between two polls for a payment, with or without a need for review, unless the recovery interval is longer. Once the
 /// gateway works again, every unknown payment should be settled within a minute.
 const MAX_PAUSE: Duration = Duration::from_secs(20);
 
@@ -115,7 +115,7 @@ impl Payments {
 
     /// Returns whether a payment or refund needs review, or `None` if it is settled.
     ///
-    /// A failed poll counts as unknown, so that a permanent error cannot keep the record from being parked.
+    /// A failed poll counts as unknown, so that a permanent error cannot keep the record from being marked for review.
     async fn needs_review(
         &self,
         resource: &'static str,
@@ -130,7 +130,7 @@ impl Payments {
             Ok(PollResult::Unknown) => {}
             Err(problem) => {
                 let status = problem.status().as_u16();
-                tracing::warn!(resource, %id, status, "recovery failed; a later run repeats it");
+                tracing::warn!(resource, %id, status, "recovery failed; the next run retries it");
             }
         }
         if age < self.0.park_after {
@@ -145,7 +145,7 @@ impl Payments {
                 we_say: "processing",
             };
             if self.discrepancy(&unknown).await.is_err() {
-                // A later run records the discrepancy and parks the payment or refund.
+                // A later run records the discrepancy and marks the payment or refund for review.
                 return Some(false);
             }
         }

@@ -60,7 +60,7 @@ impl Payments {
         };
         let admission = self.0.gateway.admit().map_err(|refusal| {
             Problem::unavailable(refusal.retry_after_seconds())
-                .detail("The payment gateway is not available. Nothing was refunded.")
+                .detail("The payment gateway is unavailable. Nothing was refunded.")
         })?;
         let (begun, has_begun) = oneshot::channel();
         let work = self.clone().begin_and_refund(found, amount, new.reason, claim, admission, begun);
@@ -111,7 +111,7 @@ impl Payments {
                 return replay(&mut connection, previous).await;
             }
             connection.release();
-            let taken = || Problem::conflict("Another refund took what was left of the payment.");
+            let taken = || Problem::conflict("A concurrent refund used the refundable amount.");
             return self.existing_refund(gateway_key).await?.ok_or_else(taken);
         };
         crash::point("refund.begun");
@@ -204,15 +204,15 @@ fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, P
         return Err(Problem::conflict("The payment's outcome is not known yet."));
     }
     if !found.payment.status.took_money() {
-        return Err(Problem::conflict("The payment took no money."));
+        return Err(Problem::conflict("The payment charged nothing."));
     }
     if amount.is_some_and(|amount| amount > found.payment.amount) {
-        return Err(Problem::invalid(vec![FieldError::new("/amount", "is more than was paid")]));
+        return Err(Problem::invalid(vec![FieldError::new("/amount", "exceeds the paid amount")]));
     }
     match found.refundable_amount {
-        0 => Err(Problem::conflict("All of the payment was given back, or is being given back.")),
+        0 => Err(Problem::conflict("The payment is completely refunded, including refunds in progress.")),
         left if amount.is_some_and(|amount| amount > left) => {
-            Err(Problem::conflict(format!("Only {left} minor units of the payment are left to refund.")))
+            Err(Problem::conflict(format!("The refund exceeds the refundable amount of {left} minor units.")))
         }
         left => Ok(amount.unwrap_or(left)),
     }

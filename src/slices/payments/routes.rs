@@ -37,19 +37,17 @@ pub fn routes() -> OpenApiRouter<Slices> {
 }
 
 /// Pay an order
-///
-/// The outcome of the attempt is in `status`. `processing` (202) means that the gateway's answer is not known yet:
-/// look at the payment again, or repeat the request with the same key; it never charges twice.
+/// The outcome of the attempt is in `status`. `processing` (202) means that the outcome at the gateway is not known yet. Poll the payment, or repeat the request with the same key, which never charges twice.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/payments", tag = "payments", request_body = NewPayment, security(("session" = [])),
     params(
         ("id" = Uuid, Path, description = "The order's id"),
-        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry"),
+        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same key for each retry"),
     ),
     responses(
-        (status = 201, description = "The payment, settled: it succeeded, or it did not", body = Payment),
-        (status = 202, description = "The payment; its outcome is not known yet", body = Payment),
-        (status = 409, description = "The order is paid, cancelled or being paid, or a request with this key is under way", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 201, description = "The settled payment: succeeded, declined or failed", body = Payment),
+        (status = 202, description = "The payment, whose outcome is not known yet", body = Payment),
+        (status = 409, description = "The order is paid or cancelled, or a payment or a request with this key is in progress", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn pay_order(
@@ -83,18 +81,17 @@ async fn show_payment(
 }
 
 /// Refund a payment
-///
-/// In part or in full; never more than was paid.
+/// Refunds a part or all of the payment, never more than the paid amount.
 #[utoipa::path(
     post, path = "/v1/payments/{id}/refunds", tag = "payments", request_body = NewRefund, security(("session" = [])),
     params(
         ("id" = Uuid, Path, description = "The payment's id"),
-        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry"),
+        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same key for each retry"),
     ),
     responses(
-        (status = 201, description = "The refund, settled: it succeeded, or it failed", body = Refund),
-        (status = 202, description = "The refund; its outcome is not known yet", body = Refund),
-        (status = 409, description = "Not so much is left to refund, or a request with this key is under way", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 201, description = "The settled refund: succeeded or failed", body = Refund),
+        (status = 202, description = "The refund, whose outcome is not known yet", body = Refund),
+        (status = 409, description = "The refund exceeds the refundable amount, or a request with this key is in progress", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn refund_payment(
@@ -108,17 +105,16 @@ async fn refund_payment(
 }
 
 /// Receive an event of the payment gateway
-///
-/// Signed as Standard Webhooks says. Duplicates and events of unknown payments are acknowledged.
+/// The signature follows Standard Webhooks. Duplicates and events of unknown payments are acknowledged.
 #[utoipa::path(
     post, path = "/v1/gateway/events", tag = "gateway",
     request_body(content = serde_json::Value, description = "The event: `type`, `timestamp` and `data`"),
     params(
         ("webhook-id" = String, Header, description = "The event's id"),
-        ("webhook-timestamp" = String, Header, description = "When it was sent, in seconds since 1970"),
+        ("webhook-timestamp" = String, Header, description = "Time at which the event was sent, in seconds since 1970"),
         ("webhook-signature" = String, Header, description = "One or more signatures, separated by spaces"),
     ),
-    responses((status = 204, description = "The event is received"))
+    responses((status = 204, description = "The event was received"))
 )]
 async fn receive_event(State(payments): State<Payments>, request: Request) -> Result<StatusCode, Problem> {
     let headers = request.headers().clone();
@@ -138,8 +134,10 @@ async fn in_time(
     work: impl Future<Output = Result<StoredResponse, Problem>>,
 ) -> Result<StoredResponse, Problem> {
     let latest = deadline.0.checked_sub(TO_ANSWER / 2).unwrap_or(deadline.0);
-    let too_late =
-        |_| Problem::unavailable(1).detail("There was no time to begin: this request has moved no money.");
+    let too_late = |_| {
+        Problem::unavailable(1)
+            .detail("The deadline passed before the work started. This request moved no money.")
+    };
     tokio::time::timeout_at(latest, work).await.map_err(too_late)?
 }
 

@@ -26,17 +26,17 @@ const LEASE_MARGIN: Duration = Duration::from_millis(500);
 platform::groups! {
     /// The payment gateway, and how its unknown outcomes are recovered.
     payments: Settings {
-        /// The gateway's base URL.
+        /// Base URL of the gateway.
         "GATEWAY_URL" gateway_url: Url = http_url, required;
         /// API key sent to the gateway as a bearer token: at least 8 visible ASCII characters.
         "GATEWAY_API_KEY" gateway_api_key: SecretString = api_key, required, secret;
-        /// Secret of the gateway's webhooks: `whsec_` and the base64 of at least 24 bytes (Standard Webhooks). While it is rotated, the old and the new secret, separated by a space.
+        /// Secret of the gateway's webhooks: `whsec_` and the base64 of at least 24 bytes (Standard Webhooks). During a rotation, the old and the new secret separated by a space.
         "GATEWAY_WEBHOOK_SECRET" webhook_secrets: Vec<SecretString> = webhook_secrets, required, secret;
-        /// All attempts of one request together, in milliseconds; below `REQUEST_TIMEOUT_MS`.
+        /// Timeout of all attempts of one request together, in milliseconds. Must be below `REQUEST_TIMEOUT_MS`.
         "GATEWAY_TIMEOUT_MS" gateway_timeout: Duration = milliseconds, default("3000");
-        /// Interval at which the gateway is polled for unknown outcomes, in seconds. A lease lasts three times that, or as long as a statement and a gateway call if that is longer.
+        /// Interval at which recovery polls the gateway for unknown outcomes, in seconds. A lease lasts three intervals, or as long as a statement and a gateway call if that is longer.
         "PAYMENT_RECOVERY_INTERVAL_SECONDS" recovery_interval: Duration = seconds, default("5");
-        /// Age at which a payment without an outcome is parked with an alert (never guessed), in seconds.
+        /// Age at which a payment of unknown outcome needs review and raises an alert, in seconds. The outcome is never guessed.
         "PAYMENT_PARK_AFTER_SECONDS" park_after: Duration = seconds, default("82800");
     }
 }
@@ -65,7 +65,7 @@ impl Settings {
             reader.mistake("GATEWAY_TIMEOUT_MS", "must be below REQUEST_TIMEOUT_MS");
         }
         if self.gateway_timeout >= self.recovery_lease() {
-            let rule = "must be below three times PAYMENT_RECOVERY_INTERVAL_SECONDS: attempts end before their lease does";
+            let rule = "must be below three times PAYMENT_RECOVERY_INTERVAL_SECONDS, so that attempts end before their lease";
             reader.mistake("GATEWAY_TIMEOUT_MS", rule);
         }
     }

@@ -74,11 +74,11 @@ impl Payments {
     pub(super) async fn receive(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Problem> {
         let event_id = self.verify(headers, body)?;
         let event: Event =
-            serde_json::from_slice(body).map_err(|_| Problem::malformed("The event cannot be read."))?;
+            serde_json::from_slice(body).map_err(|_| Problem::malformed("The event is malformed."))?;
         let mut transaction = self.0.database.begin().await?;
         if !idempotency::claim_event(&mut transaction, SCOPE, event_id, body).await? {
             transaction.rollback().await?;
-            tracing::info!(event_id, kind = event.kind, "the event was received before");
+            tracing::info!(event_id, kind = event.kind, "ignored a duplicate event");
             return Ok(());
         }
         crash::point("webhook.claimed");

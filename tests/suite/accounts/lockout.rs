@@ -1,4 +1,4 @@
-//! Guessing passwords: nobody learns anything by it, and soon nobody may (NIST SP 800-53 AC-7).
+//! Password guessing: responses and timing reveal nothing, and lockouts end it (NIST SP 800-53 AC-7).
 use std::{collections::BTreeSet, time::Instant};
 
 use dev::harness::{HttpResponse, PASSWORD, Service, eventually};
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use super::{WRONG, log_in, register};
 use crate::{builder, service};
 
-/// The same from elsewhere, through the proxy that the service trusts.
+/// Logs in from another address, through the trusted proxy.
 async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> HttpResponse {
     let credentials = json!({ "email": email, "password": password });
     let elsewhere = service.nobody().with_header("x-forwarded-for", address);
     elsewhere.post("/v1/sessions").json(&credentials).await
 }
 
-/// Everything that a stranger can tell one refusal from another by.
+/// Returns all parts of a rejection that a client can compare.
 fn what_is_told(refusal: &HttpResponse) -> (u16, Value, BTreeSet<String>) {
     let mut body = refusal.json();
     for id in ["correlation_id", "trace_id"] {
@@ -24,7 +24,7 @@ fn what_is_told(refusal: &HttpResponse) -> (u16, Value, BTreeSet<String>) {
 }
 
 #[tokio::test]
-async fn an_unknown_address_a_wrong_password_and_a_locked_account_get_the_same_answer() {
+async fn failed_logins_get_the_same_response_for_any_reason() {
     let service = service().await;
     let customer = service.customer().await;
     let unknown = log_in(&service, "nobody@example.com", WRONG).await.is_problem(401, "bad-credentials");
@@ -72,7 +72,7 @@ async fn four_bad_tries_are_forgiven_by_a_good_one() {
 }
 
 #[tokio::test]
-async fn a_stranger_locks_themselves_out_and_not_the_owner() {
+async fn an_attacker_is_locked_out_and_the_owner_is_not() {
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let customer = service.customer().await;
     for _ in 0..8 {
@@ -85,7 +85,7 @@ async fn a_stranger_locks_themselves_out_and_not_the_owner() {
 }
 
 #[tokio::test]
-async fn an_address_that_anybody_could_write_into_a_header_is_not_believed() {
+async fn an_untrusted_forwarded_address_is_ignored() {
     let service = service().await;
     let customer = service.customer().await;
     for stranger in 0..6 {
@@ -97,7 +97,7 @@ async fn an_address_that_anybody_could_write_into_a_header_is_not_believed() {
 }
 
 #[tokio::test]
-async fn many_strangers_together_lock_an_account_out_after_all() {
+async fn many_addresses_together_lock_an_account() {
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let customer = service.customer().await;
     for stranger in 0..50 {
@@ -133,7 +133,7 @@ async fn the_addresses_of_one_ipv6_network_are_locked_out_together() {
 }
 
 #[tokio::test]
-async fn the_audit_log_and_the_attempts_have_one_pseudonym_of_an_account() {
+async fn the_audit_log_and_attempts_share_one_account_pseudonym() {
     let service = service().await;
     let _wrong = log_in(&service, "nobody@example.com", WRONG).await.is(401);
     let events = service.audit_events("action = 'login' and result = 'failure'").await;
@@ -143,7 +143,7 @@ async fn the_audit_log_and_the_attempts_have_one_pseudonym_of_an_account() {
 }
 
 #[tokio::test]
-async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
+async fn concurrent_attempts_are_counted_before_they_are_checked() {
     let service = service().await;
     let customer = service.customer().await;
     let tries = (0..20).map(|_| {
@@ -160,7 +160,7 @@ async fn tries_that_come_all_at_once_are_counted_before_they_are_judged() {
 
 #[tokio::test]
 async fn a_try_is_counted_before_its_password_is_looked_at() {
-    // A hash takes seconds, so that whoever hangs up while it is computed would go uncounted.
+    // A hash takes seconds. A client that disconnects during the hash must be counted nevertheless.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "32768")
         .setting("ARGON2_ITERATIONS", "64")
@@ -185,7 +185,7 @@ async fn a_try_is_counted_before_its_password_is_looked_at() {
 }
 
 #[tokio::test]
-async fn many_who_log_in_do_not_keep_anybody_from_registering() {
+async fn many_logins_do_not_block_registrations() {
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "32768")
         .setting("ARGON2_ITERATIONS", "4")
@@ -213,7 +213,7 @@ async fn many_who_log_in_do_not_keep_anybody_from_registering() {
 }
 
 #[tokio::test]
-async fn who_does_not_exist_is_in_the_trail_under_a_name_that_tells_nothing() {
+async fn an_unknown_account_has_a_pseudonym_in_the_audit_log() {
     let service = service().await;
     for email in ["nobody@example.com", "Nobody@Example.com", "somebody@example.com"] {
         let _wrong = log_in(&service, email, WRONG).await.is(401);
@@ -240,15 +240,15 @@ async fn a_flood_of_refusals_becomes_few_events_and_none_is_lost() {
     let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // Another minute may begin in between, and a hundred more are written then.
+    // A new minute may begin in between, which allows a hundred more events.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + more, 130);
     assert!(counted.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{counted:#?}");
 }
 
 #[tokio::test]
-async fn an_unknown_address_and_a_wrong_password_take_the_same_time() {
-    // Dear enough for the hash to stand out against everything else that a login does.
+async fn unknown_address_and_wrong_password_take_the_same_time() {
+    // The hash must take much longer than the rest of a login.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "8192")
         .setting("ARGON2_ITERATIONS", "8")
@@ -256,7 +256,7 @@ async fn an_unknown_address_and_a_wrong_password_take_the_same_time() {
         .start()
         .await;
     let customer = service.customer().await;
-    // Whoever computes no hash is faster every time; what else the machine does is not the same every time.
+    // A login without a hash would be faster in every round. Other load on the machine differs between rounds.
     let mut seen = Vec::new();
     for _ in 0..10 {
         let (known, unknown) = fastest_refusals(&service, [&customer.email, "nobody@example.com"]).await;
@@ -269,10 +269,10 @@ async fn an_unknown_address_and_a_wrong_password_take_the_same_time() {
     panic!("known and unknown differ each time, in seconds: {seen:?}");
 }
 
-/// How long a wrong password takes at best for each of two addresses, in seconds.
+/// Returns the shortest time of a wrong password for each of two addresses, in seconds.
 async fn fastest_refusals(service: &Service, [one, other]: [&str; 2]) -> (f64, f64) {
     let mut fastest = (f64::MAX, f64::MAX);
-    // In turns, so that whatever else the machine does falls on both. It only ever adds.
+    // The addresses alternate, so that other load on the machine affects both. Load can only add time.
     for _ in 0..10 {
         for (email, best) in [(one, &mut fastest.0), (other, &mut fastest.1)] {
             let started = Instant::now();
@@ -284,7 +284,7 @@ async fn fastest_refusals(service: &Service, [one, other]: [&str; 2]) -> (f64, f
 }
 
 #[tokio::test]
-async fn an_address_over_its_limit_is_refused_before_its_body_is_read() {
+async fn the_address_limit_applies_before_the_body_is_read() {
     let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "1").start().await;
     let _first = log_in(&service, "a@example.com", WRONG).await.is(401);
     for path in ["/v1/sessions", "/v1/users"] {

@@ -1,4 +1,4 @@
-//! Registering, logging in and out, and changing the password.
+//! Registration, login, logout and password changes.
 mod lockout;
 pub(crate) mod permissions;
 
@@ -23,7 +23,7 @@ pub async fn log_in(service: &Service, email: &str, password: &str) -> HttpRespo
 }
 
 #[tokio::test]
-async fn somebody_registers_logs_in_and_sees_who_they_are() {
+async fn a_user_registers_logs_in_and_reads_their_account() {
     let service = service().await;
     let registered = register(&service, "Grace@Example.com", PASSWORD).await.is(201);
     let user = registered.json();
@@ -51,7 +51,7 @@ async fn an_address_is_registered_once_in_whatever_case() {
 }
 
 #[tokio::test]
-async fn two_who_register_the_same_address_at_once_become_one_user() {
+async fn concurrent_registrations_of_one_address_create_one_user() {
     let service = service().await;
     let (one, other) = tokio::join!(
         register(&service, "grace@example.com", PASSWORD),
@@ -63,7 +63,7 @@ async fn two_who_register_the_same_address_at_once_become_one_user() {
 }
 
 #[tokio::test]
-async fn everything_that_is_wrong_with_a_registration_is_said_at_once() {
+async fn all_errors_of_a_registration_are_reported_at_once() {
     let service = service().await;
     let registration = json!({ "email": "nobody", "password": "short", "name": " " });
     let _refused = service.nobody().post("/v1/users").json(&registration).await.is_invalid_at(&[
@@ -96,7 +96,7 @@ async fn a_password_has_8_characters_at_least_and_1024_bytes_at_most() {
 }
 
 #[tokio::test]
-async fn a_password_that_is_tried_first_is_refused_wherever_one_is_chosen() {
+async fn a_common_password_is_rejected_on_every_route() {
     let service = service().await;
     for common in
         ["12345678", "password", "Passw0rd", "qwertyuiop", "aaaaaaaa", "Grace Hopper", "grace@example.com"]
@@ -113,7 +113,7 @@ async fn a_password_that_is_tried_first_is_refused_wherever_one_is_chosen() {
     for common in ["password1", "root.of.all@example.com", "RootOfAll", "Ada Lovelace"] {
         let refused = service.command(&create, &[("USER_PASSWORD", common)]).await;
         assert_eq!(refused.code(), Some(1), "{common}");
-        assert!(refused.stderr.contains("tried first"), "{common}: {}", refused.stderr);
+        assert!(refused.stderr.contains("must not be a common password"), "{common}: {}", refused.stderr);
     }
 }
 
@@ -132,13 +132,13 @@ async fn an_email_address_has_no_display_name() {
     let _not_the_victim = log_in(&service, named, PASSWORD).await.is_problem(401, "bad-credentials");
 }
 
-/// Passwords like this cost an estimator of strength a second each.
+/// A strength estimator needs one second for each password of this kind.
 const HOSTILE: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8(";
 
 #[tokio::test]
 async fn hostile_passwords_do_not_slow_down_other_requests() {
     let service = service().await;
-    // Other load on the machine passes. Work that blocks the service is there each time.
+    // Other load on the machine passes, but work that blocks the service recurs in every round.
     let mut slowest = Vec::new();
     for _ in 0..5 {
         let registrations = (0..20).map(|_| {
@@ -166,11 +166,11 @@ async fn hostile_passwords_do_not_slow_down_other_requests() {
 }
 
 #[tokio::test]
-async fn a_login_that_is_verified_while_the_password_changes_begins_no_session() {
+async fn a_login_during_a_password_change_starts_no_session() {
     let service = service().await;
     let customer = service.customer().await;
     let _other = register(&service, "grace@example.com", "another long password").await.is(201);
-    // A password change that commits after the login has read and verified the old hash.
+    // The password change commits after the login has read and verified the old hash.
     let other_hash = "select password_hash from users where email = 'grace@example.com'";
     let change = format!("update users set password_hash = ({other_hash}) where id = '{}'", customer.id);
     let change = service.database().hold(&change).await;
@@ -183,7 +183,7 @@ async fn a_login_that_is_verified_while_the_password_changes_begins_no_session()
 }
 
 #[tokio::test]
-async fn of_two_concurrent_password_changes_one_is_made() {
+async fn one_of_two_concurrent_password_changes_succeeds() {
     // The hashes take long enough for both to be verified before either is stored.
     let slow = builder().setting("ARGON2_MEMORY_KIB", "32768").setting("ARGON2_ITERATIONS", "8");
     let service = slow.setting("REQUEST_TIMEOUT_MS", "60000").start().await;
@@ -239,7 +239,7 @@ async fn as_many_passwords_are_hashed_at_once_as_the_setting_allows() {
 }
 
 #[tokio::test]
-async fn a_hash_with_other_parameters_than_todays_is_made_anew_at_the_next_login() {
+async fn an_outdated_hash_is_replaced_at_the_next_login() {
     let service = service().await;
     let customer = service.customer().await;
     let hash = async || {
@@ -248,7 +248,7 @@ async fn a_hash_with_other_parameters_than_todays_is_made_anew_at_the_next_login
         rows.await[0]["password_hash"].as_str().unwrap().to_owned()
     };
     assert!(hash().await.contains("$m=64,t=1,p=1$"));
-    // The same password, hashed by a service with dearer parameters.
+    // The same password, hashed by a service with more expensive parameters.
     let dearer = [("ARGON2_MEMORY_KIB", "128"), ("ARGON2_ITERATIONS", "2"), ("USER_PASSWORD", PASSWORD)];
     let create = ["user", "create", "--email", "dear@example.com", "--role", "customer"];
     service.command(&create, &dearer).await.succeeded();
@@ -312,7 +312,7 @@ async fn another_password_ends_every_session() {
 }
 
 #[tokio::test]
-async fn a_password_is_changed_by_whoever_knows_it_only() {
+async fn a_password_change_requires_the_current_password() {
     let service = service().await;
     let customer = service.customer().await;
     let wrong = changes_password(&customer, WRONG, "a new and longer password").await;
@@ -345,7 +345,7 @@ async fn a_session_ends_when_its_time_is_over() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_valid_is_refused_everywhere_even_where_none_is_needed() {
+async fn an_invalid_token_is_rejected_even_on_public_routes() {
     let service = service().await;
     let stranger = service.nobody().with_token("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
     for path in ["/v1/me", "/problems", PATH, "/nothing"] {
@@ -388,10 +388,10 @@ async fn neither_tokens_nor_passwords_are_written_down_anywhere() {
 }
 
 #[tokio::test]
-async fn a_user_is_made_on_the_command_line_with_a_password_that_is_no_argument() {
+async fn user_create_reads_the_password_from_stdin_or_environment() {
     let service = service().await;
     let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
-    // A request would give up before there is a connection; a command has the time.
+    // A request would time out before a connection exists, but a command waits for it.
     let hurried = [("USER_PASSWORD", PASSWORD), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1")];
     let made = service.command(&create, &hurried).await.succeeded();
     assert!(made.contains("root@example.com admin"), "{made}");

@@ -1,4 +1,4 @@
-//! However long the trail is, sealing and verifying it take the memory of a page.
+//! Sealing and verification need the memory of one page, for an audit log of any length.
 use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -9,21 +9,22 @@ use dev::harness::{Service, eventually};
 use super::seals::{sealing_service, something_happens};
 use crate::EXECUTABLE;
 
-/// Some sixty megabytes, if all of them were in memory at once. More are looked at by hand:
-/// `LONG_TRAIL=1000000 cargo test --test suite long_trails -- --nocapture`.
+/// Number of events, which would need sixty megabytes in memory. A longer log is checked by hand: `LONG_TRAIL=1000000
+/// cargo test --test suite long_trails -- --nocapture`.
 const EVENTS: i32 = 60_000;
 
-/// What both may grow by, of which the most is a page of events and what the allocator keeps of it.
+/// Maximum growth of the memory of both processes in bytes. Most of it is a page of events, and the allocator's
+/// reserve.
 const BOUND: u64 = 24 * 1024 * 1024;
 
-/// The most memory that a process has had so far; `None` when it has ended.
+/// Returns the peak memory of a process in bytes, or `None` after its end.
 fn peak_of(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))?;
     Some(peak.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Verifies the trail: the most memory that it took, and the time.
+/// Verifies the audit log. Returns the peak memory in bytes, and the duration.
 fn verify(service: &Service) -> (u64, Duration) {
     let started = Instant::now();
     let mut verifying = Command::new(EXECUTABLE)
@@ -31,7 +32,7 @@ fn verify(service: &Service) -> (u64, Duration) {
         .env_clear()
         .env("APP_ENV", "test")
         .env("DATABASE_URL", service.database().service_url().as_str())
-        // A page of an unusually long time is no reason to give up.
+        // A slow page must not end the verification.
         .env("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .current_dir("/")
         .stdout(Stdio::null())
@@ -55,7 +56,7 @@ async fn waiting_for_a_seal(service: &Service) -> i64 {
     service.database().number(format!("select count(*) - ({sealed}) from audit_events")).await
 }
 
-/// Waits while it goes on.
+/// Waits until every event is sealed. Fails if sealing makes no progress.
 async fn is_sealed(service: &Service) {
     loop {
         let waiting = waiting_for_a_seal(service).await;
@@ -68,7 +69,7 @@ async fn is_sealed(service: &Service) {
 }
 
 #[tokio::test]
-async fn a_long_trail_is_sealed_and_verified_in_the_memory_of_a_page() {
+async fn sealing_and_verification_use_the_memory_of_one_page() {
     if !cfg!(target_os = "linux") {
         println!("skipped: /proc");
         return;

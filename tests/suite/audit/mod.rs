@@ -1,4 +1,4 @@
-//! The audit trail: what was done is in it, what cannot be written there is not done, and who reads it is seen.
+//! The audit log: it contains every operation, an operation without an event fails, and reading the log is audited.
 mod long_trails;
 mod retention;
 pub(crate) mod seals;
@@ -13,12 +13,12 @@ use uuid::Uuid;
 
 use crate::service;
 
-/// The columns that the service may fill in; the database fills in the others.
+/// The columns that the service is allowed to set. The database sets the others.
 pub const WRITABLE: &str = "id, \"timestamp\", event_type, user_id, role, resource, action, result, ip_address, \
                         metadata, correlation_id, request_id, trace_id, service_version";
 
 #[tokio::test]
-async fn what_cannot_be_audited_does_not_happen() {
+async fn an_operation_that_cannot_be_audited_fails() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let id = customer.creates().await.is(201).id();
@@ -40,7 +40,7 @@ async fn what_cannot_be_audited_does_not_happen() {
         let refused = request.await;
         assert_eq!(refused.status, 500, "{what}: {refused}");
     }
-    // A refusal grants nothing, so it stands.
+    // A rejection grants nothing, so it does not depend on its audit event.
     let _refused = support.creates().await.is_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 4);
 
@@ -50,7 +50,7 @@ async fn what_cannot_be_audited_does_not_happen() {
     assert!(!another.await.is(201).is_replayed());
 }
 
-/// The events that a query finds, page by page.
+/// Returns the events of a query from all pages.
 async fn trail(auditor: &User, query: &str) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -69,7 +69,7 @@ async fn something_has_happened(service: &Service) -> (User, Uuid) {
 }
 
 #[tokio::test]
-async fn an_auditor_reads_who_did_what_when_to_what_from_where_and_with_which_result() {
+async fn an_auditor_reads_events_with_all_required_fields() {
     let service = service().await;
     let (customer, id) = something_has_happened(&service).await;
     let auditor = service.auditor().await;
@@ -94,7 +94,7 @@ async fn an_auditor_reads_who_did_what_when_to_what_from_where_and_with_which_re
 }
 
 #[tokio::test]
-async fn the_trail_is_filtered_and_read_to_its_end_without_skipping_or_repeating() {
+async fn the_audit_log_filters_and_pages_without_gaps() {
     let service = service().await;
     let (customer, _) = something_has_happened(&service).await;
     let auditor = service.auditor().await;
@@ -139,7 +139,7 @@ async fn the_trail_is_filtered_and_read_to_its_end_without_skipping_or_repeating
 }
 
 #[tokio::test]
-async fn the_trail_is_read_and_sealed_by_its_indexes_however_long_it_is() {
+async fn the_audit_log_is_read_and_sealed_by_its_indexes() {
     let service = service().await;
     service
         .database()
@@ -193,9 +193,9 @@ async fn the_trail_is_read_and_sealed_by_its_indexes_however_long_it_is() {
 }
 
 #[tokio::test]
-async fn a_span_of_time_is_read_from_its_own_partitions_and_from_no_other() {
+async fn a_time_range_is_read_from_its_partitions_only() {
     let service = service().await;
-    // Partitions are made for three months ahead.
+    // Partitions exist for the next three months.
     let month =
         |ahead: u32| (Utc::now() + chrono::Months::new(ahead)).format("audit_events_%Y_%m").to_string();
     service
@@ -230,7 +230,7 @@ async fn a_span_of_time_is_read_from_its_own_partitions_and_from_no_other() {
 }
 
 #[tokio::test]
-async fn whoever_reads_the_trail_is_in_it() {
+async fn reading_the_audit_log_is_audited() {
     let service = service().await;
     let auditor = service.auditor().await;
     let by_auditor =
@@ -260,7 +260,7 @@ async fn query_values_that_postgresql_cannot_store_are_malformed() {
         "to=9999-12-31T23:59:59-01:00".to_owned(),
         format!("cursor={}", cursor(i64::MIN)),
         format!("cursor={}", cursor(i64::MAX)),
-        // A microsecond before the year 0 and the first of the year 10000.
+        // One microsecond before the year 0, and the first of the year 10000.
         format!("cursor={}", cursor(-62_167_219_200_000_001)),
         format!("cursor={}", cursor(253_402_300_800_000_000)),
     ] {
@@ -310,7 +310,7 @@ async fn no_query_value_of_any_route_is_an_internal_error() {
     assert!(sent >= 7 * hostile.len(), "{sent}");
 }
 
-/// The functions of the schema: name, settings, source, and whether PUBLIC can execute them.
+/// The functions of the schema: name, settings, source, and whether PUBLIC has the right to execute them.
 async fn functions(service: &Service) -> Vec<Value> {
     service
         .database()
@@ -323,7 +323,7 @@ async fn functions(service: &Service) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn no_function_depends_on_the_settings_of_its_caller_or_is_open_to_everybody() {
+async fn functions_set_their_search_path_and_are_not_public() {
     let service = service().await;
     let functions = functions(&service).await;
     assert!(functions.len() > 5, "{functions:#?}");
@@ -349,14 +349,14 @@ async fn no_function_depends_on_the_settings_of_its_caller_or_is_open_to_everybo
             function["public"], false,
             "{name}: grant execute to app_runtime if the service calls it, and to nobody else"
         );
-        // With standard_conforming_strings = off a backslash is an escape.
+        // With standard_conforming_strings = off, a backslash is an escape.
         let body = source.split("as $function$").nth(1).unwrap();
         assert!(!body.contains('\\'), "{name}: avoid the backslash");
     }
 }
 
 #[tokio::test]
-async fn in_staging_the_service_refuses_rights_on_any_table_of_the_audit_log() {
+async fn staging_rejects_write_rights_on_audit_tables() {
     let service = service().await;
     let partition = Utc::now().format("audit_events_%Y_%m");
     for (right, table) in [
@@ -371,7 +371,7 @@ async fn in_staging_the_service_refuses_rights_on_any_table_of_the_audit_log() {
         let stopped = service.command(&["serve"], &[("APP_ENV", "staging")]).await;
         assert_eq!(stopped.code(), Some(1), "{right} on {table}: {}", stopped.stdout);
         assert!(
-            stopped.stderr.contains("may rewrite the audit trail"),
+            stopped.stderr.contains("can rewrite the audit log"),
             "{right} on {table}: {}",
             stopped.stderr
         );

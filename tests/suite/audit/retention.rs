@@ -1,4 +1,4 @@
-//! Exports verify by themselves, and only what is in one leaves the database.
+//! Exports verify on their own, and only exported events are dropped from the database.
 use std::{
     io::{Read, Write},
     process::{Child, Command, Stdio},
@@ -18,7 +18,7 @@ async fn export(service: &Service, until: &str, to: &str) -> CommandOutput {
     service.command(&["audit", "export", "--until", until, "--to", to], &[]).await
 }
 
-/// Events of a month that ended long ago, in a partition of their own.
+/// Records events of a past month in a partition of its own.
 async fn old_events(service: &Service, month: &str, count: usize) {
     service
         .database()
@@ -38,7 +38,7 @@ async fn partitions(service: &Service) -> i64 {
 }
 
 #[tokio::test]
-async fn a_partition_leaves_when_it_is_sealed_and_exported_and_the_chain_still_verifies() {
+async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     old_events(&service, "2021-02", 5).await;
@@ -58,16 +58,16 @@ async fn a_partition_leaves_when_it_is_sealed_and_exported_and_the_chain_still_v
     let hash = exports[0]["metadata"]["file_sha256"].as_str().unwrap();
     for kept in [&february, hash] {
         let verified = verify(&service, &["--exported", kept]).await.succeeded();
-        assert!(verified.contains("in exports and no longer here"), "{verified}");
+        assert!(verified.contains("sealed events are in exports only"), "{verified}");
     }
     let found = verify(&service, &[]).await;
     assert_eq!(found.code(), Some(1), "{}", found.stdout);
-    let named = format!("it is missing, and the export that has it was not given (SHA-256 {hash})");
+    let named = format!("missing, and in an export that was not given (SHA-256 {hash})");
     assert!(found.stderr.contains(&named), "{}", found.stderr);
     let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await;
     assert_eq!(again.code(), Some(1), "nothing is left of it: {}", again.stdout);
 
-    // The next file goes on where the first ended.
+    // The next file starts at the end of the first.
     let march = scratch.path("2021-03.jsonl.gz");
     assert!(
         export(&service, "2021-04-01T00:00:00Z", &march)
@@ -81,7 +81,7 @@ async fn a_partition_leaves_when_it_is_sealed_and_exported_and_the_chain_still_v
     verify(&service, &["--heads", &heads, "--exported", &february, &march]).await.succeeded();
     for one in [&february, &march] {
         let found = verify(&service, &["--exported", one]).await;
-        assert!(found.stderr.contains("the export that has it was not given"), "{}", found.stderr);
+        assert!(found.stderr.contains("in an export that was not given"), "{}", found.stderr);
     }
     for file in [&february, &march] {
         verify(&service, &["--export", file, "--heads", &heads]).await.succeeded();
@@ -89,7 +89,7 @@ async fn a_partition_leaves_when_it_is_sealed_and_exported_and_the_chain_still_v
         assert!(whole && told.contains("verified up to seal"), "{told}");
     }
 
-    // Without the export's own event, what is missing is missing.
+    // Without the export's own event, missing events are a finding.
     tamper(&service, "delete from audit_events where action = 'export'").await;
     let found = verify(&service, &["--exported", &february, &march]).await;
     assert_eq!(found.code(), Some(1));
@@ -143,7 +143,7 @@ async fn an_export_that_was_changed_does_not_verify() {
 }
 
 #[tokio::test]
-async fn the_event_of_an_export_may_leave_with_a_later_one() {
+async fn the_event_of_an_export_can_be_exported_later() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     old_events(&service, "2021-02", 5).await;
@@ -151,7 +151,7 @@ async fn the_event_of_an_export_may_leave_with_a_later_one() {
     let february = scratch.path("2021-02.jsonl.gz");
     export(&service, "2021-03-01", &february).await.succeeded();
     everything_is_sealed(&service).await;
-    // Time passes: the month of that export is exported as well, and leaves.
+    // Later, the month of that export is exported and dropped too.
     let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
     let later = scratch.path("later.jsonl.gz");
     export(&service, &tomorrow, &later).await.succeeded();
@@ -164,7 +164,7 @@ async fn the_event_of_an_export_may_leave_with_a_later_one() {
     verify(&service, &["--exported", &february, &later]).await.succeeded();
 }
 
-/// A transaction that has read the whole audit log and goes on, as that of `pg_dump` does.
+/// A transaction that has read the whole audit log and stays open, like that of `pg_dump`.
 async fn reader(service: &Service) -> dev::harness::OpenTransaction {
     service
         .database()
@@ -172,7 +172,7 @@ async fn reader(service: &Service) -> dev::harness::OpenTransaction {
         .await
 }
 
-/// Audited writes, each within two seconds.
+/// Makes audited writes, each within two seconds.
 async fn audited_writes(service: &Service, count: usize) {
     let customer = service.customer().await;
     for _ in 0..count {
@@ -182,7 +182,7 @@ async fn audited_writes(service: &Service, count: usize) {
     }
 }
 
-/// Waits until the export is recorded and sealed, so that only dropping is left.
+/// Waits until the export is recorded and sealed, so that only the drop remains.
 async fn exported(service: &Service) {
     eventually("the export is recorded", async || {
         (service.database().number("select count(*) from audit_exports").await == 1).then_some(())
@@ -192,7 +192,7 @@ async fn exported(service: &Service) {
 }
 
 #[tokio::test]
-async fn audited_writes_go_on_while_an_export_waits_for_a_reader() {
+async fn audited_writes_continue_while_an_export_waits() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     old_events(&service, "2021-02", 5).await;
@@ -201,7 +201,7 @@ async fn audited_writes_go_on_while_an_export_waits_for_a_reader() {
 
     let reads = reader(&service).await;
     let (finished, ()) = tokio::join!(export(&service, "2021-03-01", &file), async {
-        // The reader holds up nobody's seals: it writes nothing.
+        // The reader does not delay seals, because it writes nothing.
         exported(&service).await;
         audited_writes(&service, 10).await;
         let left = service
@@ -228,14 +228,14 @@ fn start_export(service: &Service, file: &str) -> Child {
 }
 
 #[tokio::test]
-async fn an_export_that_is_ended_leaves_no_statement_behind_and_can_be_repeated() {
+async fn an_interrupted_export_can_be_repeated() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     old_events(&service, "2021-02", 5).await;
     everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
-    // The export meets this lock before it writes its file.
+    // The export waits for this lock before it writes its file.
     let held = service.database().lock("audit_exports").await;
     let mut exporting = start_export(&service, &file);
     let of_export = "select count(*) from pg_stat_activity
@@ -252,7 +252,7 @@ async fn an_export_that_is_ended_leaves_no_statement_behind_and_can_be_repeated(
     .await;
     held.release().await;
 
-    // Ended while it waits for a reader, the export is done, and the next run drops what is left to drop.
+    // Terminated while it waits for a reader, the export is complete. The next run drops the partitions.
     let reads = reader(&service).await;
     let mut exporting = start_export(&service, &file);
     exported(&service).await;

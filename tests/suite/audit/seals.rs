@@ -1,16 +1,16 @@
-//! Sealing: every event gets its seal, once, whoever commits when and however many replicas there are.
+//! Sealing: every event is sealed exactly once, with late commits and several replicas.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection};
 
 use crate::builder;
 
-/// A service that seals every second.
+/// Starts a service that seals every second.
 pub async fn sealing_service() -> Service {
     builder().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await
 }
 
-/// Events that no seal covers.
+/// Returns the events without a seal.
 const UNSEALED: &str = "
     select count(*)
     from audit_events
@@ -21,7 +21,7 @@ const UNSEALED: &str = "
         >= (audit_events.epoch, xact_id::text::bigint, sequence)
     )";
 
-/// A customer registers, logs in, and creates something: three events.
+/// A customer registers, logs in, and creates a record: three events.
 pub async fn something_happens(service: &Service) {
     let _created = service.customer().await.creates().await.is(201);
 }
@@ -33,7 +33,7 @@ pub async fn everything_is_sealed(service: &Service) {
     .await;
 }
 
-/// The heads that a process has logged: number and hash.
+/// Returns the heads that a process has logged: number and hash.
 fn logged_heads(service: &Service) -> Vec<(i64, String)> {
     let head = |line: Value| Some((line["seal_number"].as_i64()?, line["seal_hash"].as_str()?.to_owned()));
     service.logs().into_iter().filter_map(head).collect()
@@ -84,7 +84,7 @@ async fn a_head_is_logged_again_by_a_process_that_starts() {
     service.logs_that("the head is logged again", |line| line["seal_number"] == head).await;
 }
 
-/// Records an event as a statement of the owner, which sees to its end itself.
+/// Records an event in a statement of the owner. The test controls its transaction.
 const LATE: &str = "
     select record_audit_event(jsonb_build_object(
       'id', gen_random_uuid(), 'timestamp', now(), 'event_type', 'data_change', 'resource', 'things',
@@ -97,7 +97,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
         builder().on_a_server_of_its_own().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     everything_is_sealed(&service).await;
     let late = service.database().hold(LATE).await;
-    // The sealer waits where it takes its horizon, whatever it has read until then.
+    // The sealer waits for this lock when it takes its horizon, after any earlier reads.
     let mut locker = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     locker.execute("begin; lock table audit_epochs in access exclusive mode").await.unwrap();
     assert_eq!(service.database().try_as_service(LATE).await, Ok(()));
@@ -121,7 +121,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
 
 #[tokio::test]
 async fn a_head_is_logged_though_nothing_else_is() {
-    // The harness waits for the one line that says that the service is up.
+    // The harness waits for the log line "the service is up".
     let filter = "off,app::service=info";
     let service =
         builder().setting("RUST_LOG", filter).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
@@ -136,13 +136,13 @@ async fn a_head_is_logged_though_nothing_else_is() {
 }
 
 #[tokio::test]
-async fn a_process_that_dies_between_a_seal_and_its_line_loses_neither() {
+async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
     let mut service = builder()
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
         .setting("CRASH_AT", "seal.committed")
         .start()
         .await;
-    // Whether it is still answered is a matter of luck: the process dies as soon as it has sealed the event of it.
+    // The response may be lost: the process crashes as soon as it has sealed the request's event.
     let registration = serde_json::json!({
         "email": "ada@example.com", "password": dev::harness::PASSWORD, "name": "Ada Lovelace"
     });
@@ -159,8 +159,8 @@ async fn a_process_that_dies_between_a_seal_and_its_line_loses_neither() {
 }
 
 #[tokio::test]
-async fn an_event_that_commits_late_is_sealed_exactly_once_and_nothing_overtakes_it() {
-    // A transaction that stays open holds up the sealing of every database on its server.
+async fn a_late_commit_is_sealed_exactly_once_in_order() {
+    // An open transaction delays the sealing of every database on its server.
     let service =
         builder().on_a_server_of_its_own().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     everything_is_sealed(&service).await;
@@ -200,11 +200,11 @@ async fn an_event_that_commits_late_is_sealed_exactly_once_and_nothing_overtakes
 }
 
 #[tokio::test]
-async fn a_trail_that_was_loaded_into_another_cluster_begins_an_epoch_and_is_one_chain() {
+async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     let mut service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
-    // There the ids of transactions begin anew, so what was written here last may seem to be of the future.
+    // Transaction ids of another cluster start again, so the newest event here may have an id of the future.
     service
         .database()
         .execute(
@@ -216,7 +216,7 @@ async fn a_trail_that_was_loaded_into_another_cluster_begins_an_epoch_and_is_one
     service.terminate().await;
     let refused = service.command(&["serve"], &[]).await;
     assert_eq!(refused.code(), Some(1));
-    assert!(refused.stderr.contains("another PostgreSQL cluster"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("different PostgreSQL cluster"), "{}", refused.stderr);
     service.command(&["migrate"], &[]).await.succeeded();
     service.restart().await;
     service.customer().await;
@@ -256,7 +256,7 @@ async fn many_replicas_make_one_chain() {
 }
 
 #[tokio::test]
-async fn seals_are_appended_to_the_end_of_the_chain_and_never_rewritten() {
+async fn seals_are_only_appended() {
     let service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
@@ -291,7 +291,7 @@ async fn seals_are_appended_to_the_end_of_the_chain_and_never_rewritten() {
     assert_eq!(service.database().try_as_service(&next_seal(&[])).await, Ok(()), "the end may be continued");
 }
 
-/// The statement that adds a seal without a fault of form behind the last one, but for these columns.
+/// Returns the statement that appends a seal with a valid form, except for these columns.
 fn next_seal(forged: &[(&str, &str)]) -> String {
     let columns = [
         ("number", "number + 1"),
@@ -336,7 +336,7 @@ async fn a_seal_covers_only_events_that_are_complete() {
 }
 
 #[tokio::test]
-async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger_of_its_own() {
+async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger() {
     let service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
@@ -345,7 +345,7 @@ async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger_of_its_own() 
         create trigger moves_the_end after insert on seals for each row execute function continue_audit_chain();
         insert into seals (number, previous_hash, hash) select number + 1, hash, sha256(hash) from audit_seal_head";
     assert_eq!(service.database().try_as_service(attempt).await, Err("42501".to_owned()));
-    // A table of the same name, in the schema that comes first, does not catch an event.
+    // A table of the same name in the first schema of the search path must not receive events.
     let event = LATE.replace("'late'", "'caught'");
     let attempt = format!(
         "create temporary table audit_events (like public.audit_events including defaults);
@@ -359,11 +359,11 @@ async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger_of_its_own() 
 }
 
 #[tokio::test]
-async fn a_forged_seal_that_covers_the_future_is_reported_and_does_not_hide_the_lag() {
+async fn a_forged_seal_of_the_future_is_reported_with_the_lag() {
     let service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
-    // As somebody does whom no trigger stops.
+    // This simulates an attacker whom no trigger stops.
     let forged =
         next_seal(&[("last_xact_id", "9223372036854775807"), ("sealed_at", "now() - interval '10 minutes'")]);
     super::verification::tamper(
@@ -377,7 +377,7 @@ async fn a_forged_seal_that_covers_the_future_is_reported_and_does_not_hide_the_
     service.customer().await;
     service
         .logs_that("an alert is raised", |line| {
-            line.to_string().contains("covers transactions that have not ended")
+            line.to_string().contains("covers transactions that are still in progress")
         })
         .await;
     eventually("the lag is measured", async || {
@@ -387,11 +387,11 @@ async fn a_forged_seal_that_covers_the_future_is_reported_and_does_not_hide_the_
 }
 
 #[tokio::test]
-async fn another_cluster_is_noticed_while_the_service_runs_and_its_events_stay_verifiable() {
+async fn a_cluster_switch_at_run_time_is_detected() {
     let mut service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
-    // As after a switch to a logical copy: another cluster, where transaction ids are lower.
+    // This simulates a switch to a logical copy: another cluster with lower transaction ids.
     service
         .database()
         .execute(
@@ -405,7 +405,7 @@ async fn another_cluster_is_noticed_while_the_service_runs_and_its_events_stay_v
     let seals = service.database().number("select count(*) from audit_seals").await;
     service
         .logs_that("an alert is raised", |line| {
-            line.to_string().contains("Audit events cannot be sealed in another PostgreSQL cluster")
+            line.to_string().contains("Sealing stopped: different PostgreSQL cluster")
         })
         .await;
     service.customer().await;
@@ -427,7 +427,7 @@ async fn another_cluster_is_noticed_while_the_service_runs_and_its_events_stay_v
     verify(&service, &[]).await.succeeded();
 }
 
-/// What a partition is made of: columns, defaults, constraints, indexes, triggers, and rights.
+/// Returns the definition of a partition: columns, defaults, constraints, indexes, triggers, and rights.
 const SHAPE: &str = "
     select
       relname,
@@ -447,7 +447,7 @@ const SHAPE: &str = "
     where inhparent = 'audit_events'::regclass and relname <> 'audit_events_default'
     order by relname";
 
-/// A service whose worker has looked for missing partitions, and does so again in hours only.
+/// Starts a service whose worker has checked for missing partitions, and checks again hours later.
 async fn partitioned_service() -> Service {
     let service = crate::service().await;
     eventually("the partitions are looked after", async || {
@@ -462,14 +462,14 @@ async fn partitioned_service() -> Service {
 }
 
 #[tokio::test]
-async fn a_partition_is_made_alike_in_any_session_and_no_writer_waits_for_it() {
+async fn creating_a_partition_blocks_no_writer() {
     let service = partitioned_service().await;
     let made = service.database().rows(SHAPE).await;
     assert_eq!(made.len(), 4);
     let last = made[3]["relname"].as_str().unwrap();
     service.database().execute(format!("drop table {last}")).await;
 
-    // As pg_dump does, for as long as it takes.
+    // This simulates pg_dump, which keeps its transaction open for its whole run.
     let mut reader = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     reader
         .execute("begin isolation level repeatable read; select count(*) from audit_events; select 1")
@@ -498,7 +498,7 @@ async fn a_partition_is_made_alike_in_any_session_and_no_writer_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_month_whose_events_are_in_the_default_partition_does_not_hold_up_the_others() {
+async fn a_month_in_the_default_partition_does_not_block_others() {
     let service = partitioned_service().await;
     let made = service.database().rows(SHAPE).await;
     let [third, fourth] = [2, 3].map(|index| made[index]["relname"].as_str().unwrap());
@@ -518,7 +518,7 @@ async fn a_month_whose_events_are_in_the_default_partition_does_not_hold_up_the_
 }
 
 #[tokio::test]
-async fn what_cannot_be_hashed_in_one_way_only_is_not_taken() {
+async fn ambiguous_metadata_is_rejected() {
     let service = crate::service().await;
     let event = |metadata: &str, timestamp: &str| {
         format!(
@@ -545,7 +545,7 @@ async fn what_cannot_be_hashed_in_one_way_only_is_not_taken() {
 }
 
 #[tokio::test]
-async fn an_event_that_finds_no_partition_of_its_own_is_told_to_people() {
+async fn an_event_in_the_default_partition_raises_an_alert() {
     let mut service = crate::service().await;
     service.terminate().await;
     service
@@ -578,7 +578,7 @@ async fn sealing_that_finds_nothing_to_seal_keeps_its_connection() {
     );
     let before = service.database().rows(connection).await;
     assert_eq!(before.len(), 1);
-    let heads = || service.logs().iter().filter(|line| line["message"] == "audit trail sealed").count();
+    let heads = || service.logs().iter().filter(|line| line["message"] == "sealed the audit log").count();
     let told = heads();
     eventually("the head is told three times more", async || (heads() >= told + 3).then_some(())).await;
     assert_eq!(service.database().rows(connection).await, before);

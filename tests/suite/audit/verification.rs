@@ -1,4 +1,4 @@
-//! Tampering with the trail, as somebody does whom no right and no trigger stops; each time it is found.
+//! Tampering with the audit log by an attacker whom no right and no trigger stops. Verification finds each change.
 use std::path::{Path, PathBuf};
 
 use dev::harness::Service;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::seals::{everything_is_sealed, sealing_service, something_happens, verify};
 use crate::builder;
 
-/// A file of this test, in a directory that ends with the test.
+/// Returns a file in a directory that is deleted at the end of the test.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
@@ -35,7 +35,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs statements with every trigger switched off.
+/// Runs statements with all triggers disabled.
 pub async fn tamper(service: &Service, statements: &str) {
     service
         .database()
@@ -49,19 +49,19 @@ pub async fn tamper(service: &Service, statements: &str) {
         .await;
 }
 
-/// Takes the whole chain away after the statements, so that the sealer makes it anew without a seam.
+/// Deletes the whole chain after the statements, so that the sealer regenerates it consistently.
 pub async fn unseal(service: &Service, statements: &str) {
     let forget = "delete from audit_seals;
         update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')";
     tamper(service, &format!("{statements}; {forget}")).await;
 }
 
-/// The log lines of the present process, as a log store would give them.
+/// Returns the log lines of the current process, in the form of a log store.
 pub fn log_lines(service: &Service) -> String {
     service.logs().iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// A sealed trail of three seals at least, whose service has ended.
+/// Returns a stopped service with at least three seals.
 async fn a_sealed_trail() -> Service {
     let service = sealing_service().await;
     for _ in 0..3 {
@@ -75,7 +75,7 @@ async fn a_sealed_trail() -> Service {
     service
 }
 
-/// The sealed events, in their order.
+/// The sealed events in their order.
 const IN_ORDER: &str =
     "select id, row_number() over (order by epoch, xact_id, sequence) as place from audit_events";
 
@@ -85,7 +85,7 @@ async fn event_at(service: &Service, place: i64) -> String {
     rows[0]["id"].as_str().unwrap().to_owned()
 }
 
-/// Where the event at a place stands: the number of its seal, and its place within it.
+/// Returns the position of an event: the number of its seal, and its position within the seal.
 async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
     let query = format!(
         "select number, {place} - (until - event_count) as place
@@ -97,7 +97,7 @@ async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
 }
 
 #[tokio::test]
-async fn whatever_is_changed_in_the_trail_is_found_and_named() {
+async fn every_change_of_the_audit_log_is_found_and_named() {
     let service = a_sealed_trail().await;
     verify(&service, &[]).await.succeeded();
     let count = service.database().number("select sum(event_count)::bigint from audit_seals").await;
@@ -126,7 +126,7 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
         (
             "the last event is deleted",
             format!("delete from audit_events where id = '{last}'"),
-            format!("seal {last_seal}, event {in_last} of {in_last}: it is missing"),
+            format!("seal {last_seal}, event {in_last} of {in_last}: missing"),
         ),
         (
             "the second event is deleted",
@@ -151,27 +151,27 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
                  select (jsonb_populate_record(audit_events, jsonb_build_object('id', gen_random_uuid(), 'sequence', 0))).*
                  from audit_events where id = '{third}'"
             ),
-            "it is not what was sealed: changed, moved, or slipped in".to_owned(),
+            "not as sealed: changed, moved or inserted".to_owned(),
         ),
         (
             "the last seal is deleted",
             format!("delete from audit_seals where number = {last_seal}"),
-            format!("seal {last_seal}: it ended the chain, and is missing"),
+            format!("seal {last_seal}: missing, the end of the chain"),
         ),
         (
             "a seal within is deleted",
             "delete from audit_seals where number = 2".to_owned(),
-            "seal 2: it is missing".to_owned(),
+            "seal 2: missing".to_owned(),
         ),
         (
             "a seal gets the digests of another content",
             "update audit_seals set digests = decode(repeat('00', octet_length(digests)), 'hex') where number = 2".to_owned(),
-            "seal 2: its content does not have its hash".to_owned(),
+            "seal 2: content and hash do not match".to_owned(),
         ),
         (
             "a seal says that it was made at another time",
             "update audit_seals set sealed_at = sealed_at - interval '1 day' where number = 1".to_owned(),
-            "seal 1: its content does not have its hash".to_owned(),
+            "seal 1: content and hash do not match".to_owned(),
         ),
     ] {
         tamper(&service, &statements).await;
@@ -192,7 +192,7 @@ async fn whatever_is_changed_in_the_trail_is_found_and_named() {
 }
 
 #[tokio::test]
-async fn a_chain_that_was_made_anew_is_found_by_the_logged_heads_and_by_nothing_else() {
+async fn only_the_logged_heads_reveal_a_regenerated_chain() {
     let mut service = a_sealed_trail().await;
     let scratch = Scratch::new();
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
@@ -200,14 +200,14 @@ async fn a_chain_that_was_made_anew_is_found_by_the_logged_heads_and_by_nothing_
 
     let second = event_at(&service, 2).await;
     unseal(&service, &format!("delete from audit_events where id = '{second}'")).await;
-    // The sealer itself makes the new chain, as whoever tampers would.
+    // The sealer itself creates the new chain, as an attacker would.
     service.restart().await;
     everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
 
     let found = verify(&service, &["--heads", &heads]).await;
     assert_eq!(found.code(), Some(1), "{}", found.stdout);
-    assert!(found.stderr.contains("seal 1: its hash is not the one that was logged"), "{}", found.stderr);
+    assert!(found.stderr.contains("seal 1: the hash differs from the logged one"), "{}", found.stderr);
     let both =
         scratch.write("both.jsonl", &(std::fs::read_to_string(&heads).unwrap() + &log_lines(&service)));
     let found = verify(&service, &["--heads", &both]).await;
@@ -215,13 +215,13 @@ async fn a_chain_that_was_made_anew_is_found_by_the_logged_heads_and_by_nothing_
     let beyond = scratch
         .write("beyond.jsonl", &format!("{{\"seal_number\":999,\"seal_hash\":\"{}\"}}", "00".repeat(32)));
     let found = verify(&service, &["--heads", &beyond]).await;
-    assert!(found.stderr.contains("seal 999: it was logged, and is missing"), "{}", found.stderr);
+    assert!(found.stderr.contains("seal 999: missing, although it was logged"), "{}", found.stderr);
     let none = scratch.write("none.jsonl", "{}\n");
     assert_eq!(verify(&service, &["--heads", &none]).await.code(), Some(1), "no heads is no proof");
 }
 
 #[tokio::test]
-async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
+async fn heads_are_read_from_the_service_log() {
     let scratch = Scratch::new();
     let directory = scratch.path("log");
     let mut service = builder()
@@ -239,7 +239,7 @@ async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
     logs.sort();
     let with_logs = [vec!["--log"], logs.iter().map(String::as_str).collect()].concat();
     verify(&service, &with_logs).await.succeeded();
-    // A line that the process did not finish, and lines of others, are no reason to fail.
+    // A truncated last line and lines of other programs are no errors.
     let audit_log = logs.iter().find(|path| path.contains("audit")).unwrap();
     let others = b"not ours\n\xff\xfe\n{\"target\":\"access\",\"seal_number\":1,\"seal_hash\":\"00\"}\n";
     let lines =
@@ -255,7 +255,7 @@ async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
     everything_is_sealed(&service).await;
     let found = verify(&service, &["--log", &before]).await;
     assert_eq!(found.code(), Some(1), "{}", found.stdout);
-    assert!(found.stderr.contains("seal 1: its hash is not the one that was logged"), "{}", found.stderr);
+    assert!(found.stderr.contains("seal 1: the hash differs from the logged one"), "{}", found.stderr);
     let missing = verify(&service, &["--log", &scratch.path("nowhere.log")]).await;
     assert_eq!(missing.code(), Some(1));
     assert!(missing.stderr.contains("nowhere.log"), "{}", missing.stderr);
@@ -264,16 +264,14 @@ async fn the_heads_are_read_out_of_the_log_as_the_service_has_written_it() {
 }
 
 #[tokio::test]
-async fn a_sealer_that_finds_its_chain_rewritten_stops_and_tells_people() {
+async fn a_rewritten_chain_stops_sealing_and_raises_an_alert() {
     let service = sealing_service().await;
     service.customer().await;
     everything_is_sealed(&service).await;
     tamper(&service, "delete from audit_seals where number = (select max(number) from audit_seals)").await;
     let before = service.database().number("select count(*) from audit_seals").await;
     service
-        .logs_that("an alert is raised", |line| {
-            line.to_string().contains("The audit trail was tampered with")
-        })
+        .logs_that("an alert is raised", |line| line.to_string().contains("Audit log tampered with"))
         .await;
     assert_eq!(
         service.database().number("select count(*) from audit_seals").await,
@@ -290,7 +288,7 @@ fn documented() -> (String, Vec<Value>) {
     (block(text.split("```python\n").nth(1).unwrap()), vectors.collect())
 }
 
-/// Runs the document's verifier; `None` where there is no Python.
+/// Runs the document's verifier. Returns `None` without Python.
 pub fn python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
     let scratch = Scratch::new();
     let script = scratch.write("verifier.py", script);
@@ -324,11 +322,11 @@ fn the_documents_verifier_computes_the_documents_test_vector() {
 }
 
 #[tokio::test]
-async fn an_export_that_the_service_claims_does_not_excuse_missing_events() {
+async fn a_forged_export_record_does_not_excuse_missing_events() {
     let mut service = a_sealed_trail().await;
     let scratch = Scratch::new();
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
-    // Its role can write an event that looks like one of `audit export`.
+    // The service's role can insert an event that resembles one of `audit export`.
     let forged = "00".repeat(32);
     let claim = format!(
         "select record_audit_event(jsonb_build_object(
@@ -344,7 +342,7 @@ async fn an_export_that_the_service_claims_does_not_excuse_missing_events() {
     service.terminate().await;
     verify(&service, &["--heads", &heads]).await.succeeded();
 
-    // A superuser deletes what the first seal covers.
+    // A superuser deletes the events of the first seal.
     tamper(
         &service,
         "delete from audit_events using audit_seals
@@ -354,9 +352,9 @@ async fn an_export_that_the_service_claims_does_not_excuse_missing_events() {
     for arguments in [vec!["--heads", &heads], vec!["--heads", &heads, "--exported", &forged]] {
         let found = verify(&service, &arguments).await;
         assert_eq!(found.code(), Some(1), "{arguments:?}: {}", found.stdout);
-        assert!(found.stderr.contains("it is missing, and no export has it"), "{}", found.stderr);
+        assert!(found.stderr.contains("missing, and in no export"), "{}", found.stderr);
     }
-    // Whoever owns the database can record it as an export, too, but has no file.
+    // The owner of the database can also record it as an export, but has no file.
     service
         .database()
         .execute(format!(
@@ -365,5 +363,5 @@ async fn an_export_that_the_service_claims_does_not_excuse_missing_events() {
         ))
         .await;
     let found = verify(&service, &["--heads", &heads]).await;
-    assert!(found.stderr.contains("the export that has it was not given"), "{}", found.stderr);
+    assert!(found.stderr.contains("in an export that was not given"), "{}", found.stderr);
 }

@@ -1,4 +1,4 @@
-//! A console and the service that it watches.
+//! A console and the observed service.
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use dev::{
@@ -16,14 +16,14 @@ use crate::{
     stack::{repository, tool},
 };
 
-/// Both, running. What a test does not need, it does not have: no traffic until it asks for some.
+/// A running console and service. There is no traffic until a test starts it.
 pub(crate) struct ConsoleFixture {
     pub(crate) console: Console,
     pub(crate) service: Service,
     pub(crate) faults: Switchboard,
 }
 
-/// A console that has nothing to show yet.
+/// Starts a console without a service.
 pub(crate) async fn console() -> Console {
     Console::start((Ipv4Addr::LOCALHOST, 0).into(), &repository().join("prometheus/rules")).await.unwrap()
 }
@@ -33,7 +33,7 @@ impl ConsoleFixture {
         Self::with_traffic(0.0).await.0
     }
 
-    /// With so many requests a second.
+    /// Starts both with this rate of traffic, in requests per second.
     pub(crate) async fn with_traffic(rate_per_second: f64) -> (Self, Option<Traffic>) {
         let console = console().await;
         let service = builder()
@@ -69,14 +69,14 @@ impl ConsoleFixture {
         (Self { console, service, faults }, traffic)
     }
 
-    /// A browser on a page of the console; `None` where there is none to start, and none is required.
+    /// Opens a browser on a page of the console. Returns `None` if no browser is installed and none is required.
     pub(crate) async fn open(&self, path: &str) -> Option<Browser> {
         let (program, driver) = (tool("chromium")?, tool("chromedriver")?);
         Some(Browser::open(&program, &driver, &self.console.url(), path).await)
     }
 }
 
-/// What the console answers.
+/// Returns the response of the console.
 pub(crate) async fn get(console: &Console, path: &str) -> Value {
     let url = Url::parse(&console.url()).unwrap().join(path).unwrap();
     let answer = dev::http::client(WAIT_TIMEOUT).unwrap().get(url).send().await.unwrap();

@@ -1,4 +1,4 @@
-//! Whom the console answers.
+//! The access rules of the console.
 use dev::{console::Console, harness::WAIT_TIMEOUT};
 use reqwest::{Method, Response};
 
@@ -14,7 +14,7 @@ async fn ask(console: &Console, method: Method, path: &str, headers: &[(&str, &s
 }
 
 #[tokio::test]
-async fn a_name_that_was_pointed_at_this_machine_is_refused() {
+async fn a_foreign_host_name_is_rejected() {
     let console = console().await;
     let port = console.url().rsplit(':').next().unwrap().to_owned();
     let localhost = format!("localhost:{port}");
@@ -36,12 +36,12 @@ async fn a_name_that_was_pointed_at_this_machine_is_refused() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_is_refused_and_a_link_on_it_is_not() {
+async fn a_foreign_origin_is_rejected_and_a_link_is_not() {
     let console = console().await;
     let own = console.url();
     let json = ("content-type", "application/json");
     for (origin, status) in [(own.as_str(), 503), ("http://evil.example.com", 403), ("null", 403)] {
-        // Nothing is watched yet, which is what its own page hears.
+        // No service is observed yet, which the console's own page receives as an error.
         let answer = ask(&console, Method::POST, "/api/normal", &[("origin", origin)]).await;
         assert!(answer.status() == 415 || answer.status() == 403, "{origin}: {}", answer.status());
         let client = dev::http::client(WAIT_TIMEOUT).unwrap();

@@ -1,4 +1,5 @@
-//! The console of `cargo dev`, over sockets. Its views are tested in [`example`](crate::example), in a real browser.
+//! The console of `cargo dev`, over sockets. The tests of its views are in [`example`](crate::example), with a real
+//! browser.
 pub(crate) mod fixture;
 mod guard;
 mod receiver;

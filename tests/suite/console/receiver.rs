@@ -1,11 +1,11 @@
-//! What the console takes from exporters, by either protocol.
+//! The console's receiver of spans, with both protocols.
 use dev::harness::eventually;
 
 use super::fixture::{console, get};
 use crate::builder;
 
 #[tokio::test]
-async fn spans_come_in_by_either_protocol_and_replicas_are_told_apart() {
+async fn both_protocols_are_received_and_replicas_distinguished() {
     let console = console().await;
     let service = builder()
         .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &console.url())

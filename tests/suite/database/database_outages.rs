@@ -1,5 +1,4 @@
-//! A database that is away, in each of the ways in which databases are away: the service says so in time, and is
-//! itself again when the database is, without anybody's help.
+//! Database outages of several kinds. The service reports each in time, and recovers without intervention.
 use std::time::{Duration, Instant};
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, eventually, within};
@@ -21,7 +20,7 @@ async fn is_ready_again(service: &Service) {
 }
 
 #[tokio::test]
-async fn while_the_database_hangs_probes_are_answered_in_time() {
+async fn probes_respond_in_time_while_the_database_hangs() {
     let service = builder().behind_a_link().start().await;
     service.link().freeze();
     eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
@@ -41,7 +40,7 @@ async fn while_the_database_hangs_probes_are_answered_in_time() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_away_is_found_again_without_a_restart() {
+async fn the_service_reconnects_after_an_outage_without_a_restart() {
     let service = builder().behind_a_link().start().await;
     let customer = service.customer().await;
     let request = customer.creates();
@@ -56,7 +55,7 @@ async fn a_database_that_was_away_is_found_again_without_a_restart() {
     service.link().mend();
     is_ready_again(&service).await;
     assert!(!request.insist().await.is(201).is_replayed());
-    // After several failures a worker pauses for up to half a minute.
+    // After several failures, a worker pauses for up to 30 seconds.
     within(Duration::from_mins(2), "the workers work again", async || {
         let (_, report) = service.ops("/health").await;
         let report: Value = serde_json::from_str(&report).unwrap();
@@ -67,11 +66,11 @@ async fn a_database_that_was_away_is_found_again_without_a_restart() {
 }
 
 #[tokio::test]
-async fn connections_that_take_longer_than_a_request_waits_for_them_are_there_for_the_next_one() {
+async fn a_slow_connection_attempt_serves_the_next_request() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").behind_a_link().start().await;
     let customer = service.customer().await;
-    // A statement is one way there and back, opening a connection is several: as after a restart, when everybody
-    // opens all of them at once.
+    // A statement takes one round trip, but opening a connection takes several. This simulates a restart, after which
+    // all replicas reconnect at once.
     service.link().interrupt();
     service.link().slow(Duration::from_millis(100));
     let refused = customer.lists().await.is_problem(503, "unavailable");
@@ -81,7 +80,7 @@ async fn connections_that_take_longer_than_a_request_waits_for_them_are_there_fo
 }
 
 #[tokio::test]
-async fn connections_to_a_host_that_is_gone_are_given_up() {
+async fn connections_to_a_lost_host_are_closed() {
     let service = builder()
         .setting("REQUEST_TIMEOUT_MS", "2600")
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
@@ -90,7 +89,7 @@ async fn connections_to_a_host_that_is_gone_are_given_up() {
         .await;
     let customer = service.customer().await;
     let pool = [(); 4];
-    // Every connection of the pool is open, and every one of them is asked something when the host vanishes.
+    // All connections of the pool are open and have a statement in flight when the host is lost.
     let held = service.database().lock(TABLE).await;
     let asked = pool.map(|()| customer.lists().in_background());
     service.database().has_waiting(4).await;
@@ -116,7 +115,7 @@ async fn connections_to_a_host_that_is_gone_are_given_up() {
 }
 
 #[tokio::test]
-async fn a_statement_has_as_long_as_the_setting_says() {
+async fn the_statement_timeout_follows_the_setting() {
     let service = builder()
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "30000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -125,7 +124,7 @@ async fn a_statement_has_as_long_as_the_setting_says() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let asked = customer.lists().in_background();
-    // Longer than any other limit that a statement has.
+    // The wait exceeds every other timeout of a statement.
     let waited = format!(
         "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
          and waitstart < now() - interval '16 s'"
@@ -138,13 +137,13 @@ async fn a_statement_has_as_long_as_the_setting_says() {
     let _listed = asked.answer().await.is(200);
 }
 
-/// A URL that names the hosts of both.
+/// Returns a URL with the hosts of both URLs.
 fn both(first: &Url, second: &Url) -> String {
     let host = |url: &Url| format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
     first.as_str().replacen(&host(first), &format!("{},{}", host(first), host(second)), 1)
 }
 
-/// Repeats a change until it succeeds. Every other answer is one that a client may repeat.
+/// Repeats a change until it succeeds. Every other response must be retryable.
 async fn succeeds_after_503s_only(request: impl Fn() -> Request) -> HttpResponse {
     within(Duration::from_mins(1), "it succeeds", async || {
         let answer = request().await;
@@ -183,11 +182,11 @@ async fn a_standby_is_never_used() {
 }
 
 #[tokio::test]
-async fn a_promoted_standby_takes_over_from_a_lost_host_within_seconds() {
+async fn a_promoted_standby_takes_over_within_seconds() {
     let mut service = builder()
         .on_a_server_of_its_own()
         .behind_a_link()
-        // So that nothing but the loss of the host ends a statement.
+        // Only the loss of the host may end a statement.
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
         .start()
@@ -196,7 +195,7 @@ async fn a_promoted_standby_takes_over_from_a_lost_host_within_seconds() {
     service.terminate().await;
     let primary = service.link().leads_to(service.database().service_url());
     service.restart_with("DATABASE_URL", &both(&primary, standby.service_url())).await;
-    // From now on a commit is confirmed once it is on the standby, too.
+    // From now on, a commit is confirmed only after the standby has it too.
     for statement in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
         service.database().execute_as_administrator(statement).await;
     }
@@ -240,7 +239,7 @@ async fn statements_on_a_lost_host_end_within_seconds() {
 }
 
 #[tokio::test]
-async fn statements_that_were_given_up_hold_no_connection_that_others_need() {
+async fn cancelled_statements_do_not_keep_connections() {
     let service = builder()
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -289,7 +288,7 @@ async fn a_server_that_turns_read_only_is_an_outage_that_passes() {
 }
 
 #[tokio::test]
-async fn a_database_whose_new_sessions_are_read_only_is_not_used() {
+async fn a_database_with_read_only_sessions_is_not_used() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "1000").start().await;
     let customer = service.customer().await;
     let set = async |value: &str| {
@@ -301,7 +300,7 @@ async fn a_database_whose_new_sessions_are_read_only_is_not_used() {
         service.database().execute(statement).await;
     };
     set("on").await;
-    // Open sessions keep the old default: the monitor finds out by a connection of its own.
+    // Open sessions keep the old default. The monitor detects the change with a connection of its own.
     is_not_ready_because(&service, "the database is read-only").await;
     let role = service.database().service_role();
     let end_sessions = format!(
@@ -314,7 +313,7 @@ async fn a_database_whose_new_sessions_are_read_only_is_not_used() {
         let refused = customer.creates().await.is_problem(503, "unavailable");
         assert!(refused.header("retry-after").is_some(), "{refused}");
     }
-    // The session is read-only by default now, the harness's own included.
+    // The session is read-only by default now, including the harness's own.
     set("off").await;
     let _created = succeeds_after_503s_only(|| customer.creates()).await;
     is_ready_again(&service).await;
@@ -343,7 +342,7 @@ async fn a_column_that_changes_its_type_fails_no_request_for_good() {
         (service.metric(selected).await >= 100).then_some(())
     })
     .await;
-    // Every request reads this column, to find out who calls.
+    // Every request reads this column for the authentication.
     service.database().execute("alter table users alter column role type varchar(20)").await;
     for _ in 0..8 {
         let answer = customer.lists().await;

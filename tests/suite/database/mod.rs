@@ -1,4 +1,4 @@
-//! What the database lets the service do, and how it comes to its schema.
+//! The rights of the service in the database, and the migration of the schema.
 mod database_outages;
 pub(crate) mod round_trips;
 
@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::{EXECUTABLE, service};
 
-/// What PostgreSQL says to somebody who may not.
+/// The SQLSTATE of an operation that the role has no privilege for.
 pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn the_service_cannot_rewrite_what_happened() {
     let partition = partition[0]["relname"].as_str().unwrap();
 
     for statement in [
-        // The trail.
+        // The audit log.
         "update audit_events set user_id = null",
         "delete from audit_events",
         "truncate audit_events",
@@ -38,10 +38,10 @@ async fn the_service_cannot_rewrite_what_happened() {
         "insert into audit_events (xact_id) values ('1')",
         "select setval('audit_event_sequence', 1)",
         "alter table audit_events disable trigger all",
-        // What was answered.
+        // The idempotency keys with their responses.
         "update idempotency_keys set fingerprint = ''",
         "update idempotency_keys set resource_id = gen_random_uuid()",
-        // Who is who.
+        // The users and their sessions.
         "update users set role = 'admin'",
         "update users set email = 'root@example.com'",
         "delete from users",
@@ -62,8 +62,8 @@ async fn the_service_cannot_rewrite_what_happened() {
 }
 
 #[tokio::test]
-async fn what_is_committed_stays_committed_although_the_server_says_otherwise() {
-    // The test's server is told to forget the last commits of a crash, as a server that somebody has tuned may be.
+async fn migrate_turns_synchronous_commit_on_for_the_service() {
+    // The test's server has synchronous_commit off, like a server that was tuned.
     let service = service().await;
     let mut as_service = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     let ask = "select current_setting('synchronous_commit')";
@@ -78,7 +78,7 @@ async fn commits_become_durable_whatever_is_set_on_the_services_role() {
     let service = service().await;
     let database = service.database();
     let role = database.service_role();
-    // The owner's sessions are durable, the service's are not.
+    // The owner's sessions are durable, but the service's are not.
     for (on, value) in [(String::new(), "on"), (format!("role {role} in "), "off")] {
         let statement =
             if on.is_empty() { "alter database".to_owned() } else { format!("alter {on}database") };
@@ -123,7 +123,7 @@ async fn a_lost_replica_is_noticed_by_the_server() {
 }
 
 #[tokio::test]
-async fn not_even_the_owner_rewrites_the_trail_by_accident() {
+async fn triggers_protect_the_audit_log_from_its_owner() {
     let service = service().await;
     let _created = service.customer().await.creates().await.is(201);
     let before = service.database().number("select count(*) from audit_events").await;
@@ -137,7 +137,7 @@ async fn not_even_the_owner_rewrites_the_trail_by_accident() {
     assert_eq!(service.database().number("select count(*) from audit_events").await, before);
 }
 
-/// The statements of the service, as they were checked against its schema, with the number of their parameters.
+/// Returns the statements of the service, as checked against its schema, with the number of their parameters.
 pub fn statements() -> Vec<(String, usize)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folders = [".sqlx", "platform/.sqlx", "src/slices/.sqlx"].map(|folder| root.join(folder));
@@ -151,7 +151,7 @@ pub fn statements() -> Vec<(String, usize)> {
     files.map(statement).collect()
 }
 
-/// The nodes of a plan.
+/// Returns the nodes of a plan.
 pub fn nodes(plan: &Value) -> Vec<&Value> {
     let mut found = vec![plan];
     match plan {
@@ -184,11 +184,11 @@ async fn several_replicas_may_migrate_at_once() {
     let migrations = database.number("select count(*) from _sqlx_migrations where success").await;
     let all = format!("{migrations} migrations applied");
     assert!(told.iter().any(|told| told.starts_with(&all)), "{told:#?}");
-    assert!(migrate(&database).await.succeeded().starts_with("0 migrations applied"));
+    assert!(migrate(&database).await.succeeded().starts_with("applied 0 migrations"));
 }
 
 #[tokio::test]
-async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
+async fn a_changed_applied_migration_is_rejected() {
     let database = Database::create_empty().await;
     migrate(&database).await.succeeded();
     database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
@@ -198,14 +198,14 @@ async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
 }
 
 #[tokio::test]
-async fn an_older_release_leaves_a_newer_schema_alone() {
+async fn an_older_release_does_not_change_a_newer_schema() {
     let database = Database::create_empty().await;
     migrate(&database).await.succeeded();
     let newer = r"insert into _sqlx_migrations (version, description, success, checksum, execution_time)
                   values (9999, 'of the next release', true, '\x00', 0)";
     database.execute(newer).await;
     let told = migrate(&database).await.succeeded();
-    assert!(told.starts_with("nothing to do: the schema is at version 9999"), "{told}");
+    assert!(told.starts_with("nothing to do: the schema has version 9999"), "{told}");
 
     database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
     let refused = migrate(&database).await;
@@ -214,7 +214,7 @@ async fn an_older_release_leaves_a_newer_schema_alone() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_migrated_is_refused_before_the_first_change() {
+async fn an_unsuitable_database_is_rejected_before_any_change() {
     let database = Database::create_empty().await;
     let prefer_another_schema = "create schema shop;
         do $$ begin execute format('alter database %I set search_path = shop, public', current_database()); end $$";
@@ -237,7 +237,7 @@ async fn a_database_that_cannot_be_migrated_is_refused_before_the_first_change()
 }
 
 #[tokio::test]
-async fn a_schema_that_is_ahead_of_the_service_is_a_release_under_way() {
+async fn a_newer_schema_is_accepted_with_a_warning() {
     let mut service = service().await;
     service.terminate().await;
     service
@@ -252,7 +252,7 @@ async fn a_schema_that_is_ahead_of_the_service_is_a_release_under_way() {
 }
 
 #[tokio::test]
-async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_within_it() {
+async fn a_cancelled_begin_leaves_no_open_transaction() {
     let database = Database::create_empty().await;
     let settings = platform::database::Settings {
         url: database.owner_url().as_str().parse().unwrap(),
@@ -265,9 +265,9 @@ async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_wit
     };
     let pool = platform::database::Database::connect(&settings, "cancelled").await.unwrap();
     let mut begun = 0;
-    // Each with a little more patience than the one before: from cancelled at once to begun.
+    // Each attempt is cancelled later than the previous one: from immediately to after the start.
     for turns in 0..1000 {
-        // A connection is open: what is cancelled is the beginning on it.
+        // A connection is already open, so the cancellation hits the start of the transaction.
         pool.acquire().await.unwrap().release();
         let patience = async {
             for _ in 0..turns {
@@ -287,7 +287,7 @@ async fn a_transaction_whose_beginning_nobody_waits_for_leaves_no_connection_wit
         (database.number(within).await == 0).then_some(())
     })
     .await;
-    // On whichever connection: what is written is there for others.
+    // The statement may use any connection, because other connections see its writes.
     for _ in 0..4 {
         pool.acquire().await.unwrap().execute("select 1").await.unwrap();
     }

@@ -1,29 +1,29 @@
-//! How many round trips to the database each hot route makes, counted on the wire: they cost both sides more than
-//! anything else does, and unlike time they are the same on every machine.
+//! The number of database round trips of each hot route, counted on the wire. Round trips dominate the cost of a
+//! request, and unlike time their number is the same on every machine.
 //!
-//! A statement is one, `begin` and `commit` are one each, and so is the ping that a connection gets on its way back into
-//! the pool where nobody has released it.
+//! A statement is one round trip, and so are `begin`, `commit`, and the ping of a connection that was not released.
 use dev::harness::{PASSWORD, Request, Service, eventually};
 use serde_json::json;
 
 use crate::builder;
 
-/// Who adds to one of these has made the route dearer by as much, and says here why.
+/// Round trips of each route. A change that raises a number makes the route more expensive, and must state the reason
+/// here.
 const ROUND_TRIPS: [(&str, u16, usize); 2] = [("POST /v1/sessions", 201, 4), ("GET /v1/me", 200, 2)];
 
-/// The workers of the service use the same wire now and then, and statements are prepared once: both only ever add,
-/// so that the fewest of some tries is what the request itself needs.
+/// Number of measurements of each request. Workers use the same wire occasionally, and the first use of a statement
+/// prepares it. Both only add round trips, so the minimum of several measurements is the request's own number.
 const TRIES: usize = 5;
 
-/// What a request takes of the database.
+/// The database cost of a request.
 #[derive(Debug, PartialEq)]
 pub(crate) struct DatabaseCost {
     pub(crate) round_trips: usize,
-    /// What the database has said.
+    /// Number of bytes that the database sent.
     pub(crate) bytes: usize,
 }
 
-/// What a request takes of the database, and that it is answered with `status`.
+/// Measures the database cost of a request, which must have this status.
 pub(crate) async fn taken(
     service: &Service,
     status: u16,
@@ -43,18 +43,18 @@ pub(crate) async fn taken(
     fewest
 }
 
-/// A service whose every word with the database is counted, and whose workers say none.
+/// Starts a service whose database traffic is counted, and whose workers are idle.
 pub(crate) async fn counted_service() -> Service {
     builder()
         .behind_a_link()
-        // One connection, so that every statement is prepared with the first try.
+        // With a single connection, the first try prepares every statement.
         .setting("DATABASE_MAX_CONNECTIONS", "1")
         .with_idle_workers()
         .start()
         .await
 }
 
-/// A connection counts as active until its last ping, if it gets one, is answered.
+/// Waits until the pool is idle. A connection counts as active until its last ping has succeeded.
 async fn nobody_is_at_the_database(service: &Service) {
     eventually("the pool is at rest", async || {
         (service.metric("db_connections_active").await == 0).then_some(())

@@ -1,4 +1,4 @@
-//! What the documents say about controls and metrics, and the files that they name, compared with the repository.
+//! The controls, metrics and files that the documents name, compared with the repository.
 use std::{
     collections::BTreeSet,
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use super::is_complete;
 
-/// Where documents name files of the repository.
+/// Directories whose files the documents name.
 const FOLDERS: [&str; 11] = [
     ".ci/",
     ".github/",
@@ -28,8 +28,8 @@ pub(crate) fn file(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The text of a document and of the slices' parts of it, which are files of their own beside it: of `docs/metrics.md` and
-/// every `docs/metrics-*.md`, or of `.env.example` and every `.env.*.example`.
+/// Returns the text of a document and of its parts of the slices: of `docs/metrics.md` and every `docs/metrics-*.md`,
+/// or of `.env.example` and every `.env.*.example`.
 pub(crate) fn with_parts(path: &str) -> String {
     let (stem, extension) = path.rsplit_once('.').unwrap();
     let (folder, stem) = stem.rsplit_once('/').unwrap_or((".", stem));
@@ -45,14 +45,14 @@ pub(crate) fn with_parts(path: &str) -> String {
     names.iter().map(|name| file(&format!("{folder}/{name}")) + "\n").collect()
 }
 
-/// What stands between backticks in a document, outside of its blocks of code.
+/// Returns the texts between backticks in a document, outside of its code blocks.
 pub(crate) fn quoted(document: &str) -> Vec<&str> {
     document.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2)).collect()
 }
 
-/// Whether there is a test of this name, such as `orders::an_order_is_placed`. As in the filters of `cargo test`, the
-/// modules above may be left out, and so may those in between.
-pub(crate) fn stands(name: &str) -> bool {
+/// Returns whether a test has this name, such as `orders::an_order_is_placed`. As in the filters of `cargo test`, outer
+/// modules may be omitted.
+pub(crate) fn test_exists(name: &str) -> bool {
     static TESTS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite");
         let module = |path: &Path| {
@@ -68,7 +68,7 @@ pub(crate) fn stands(name: &str) -> bool {
     })
 }
 
-/// Every source file below a folder, and its text.
+/// Returns every source file below a directory, and its text.
 fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -84,7 +84,7 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn every_control_names_tests_that_there_are() {
+fn every_control_names_existing_tests() {
     let document = file("docs/compliance.md");
     let mut controls = BTreeSet::new();
     for section in document.split("\n## ").skip(1) {
@@ -93,11 +93,11 @@ fn every_control_names_tests_that_there_are() {
         controls.insert(control.to_owned());
         let mut tests = 0;
         for name in quoted(text).into_iter().filter(|name| name.contains("::")) {
-            assert!(stands(name), "{control}: there is no test {name}");
+            assert!(test_exists(name), "{control}: there is no test {name}");
             tests += 1;
         }
         assert!(tests > 0, "{control} names no test");
-        for part in ["Asks:", "Code:", "Tests:", "Watched by:", "Alerts:", "Operator:"] {
+        for part in ["Requires:", "Code:", "Tests:", "Monitoring:", "Alerts:", "Operator:"] {
             assert!(text.contains(&format!("**{part}**")), "{control} says nothing under {part}");
         }
     }
@@ -110,13 +110,13 @@ fn every_control_names_tests_that_there_are() {
         let control = row.split('|').nth(1).unwrap().trim();
         assert!(controls.contains(control), "{control} is no control of docs/compliance.md");
         for name in quoted(row) {
-            assert!(stands(name), "{control}: there is no test {name}");
+            assert!(test_exists(name), "{control}: there is no test {name}");
         }
     }
 }
 
 #[test]
-fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_there_is_none() {
+fn every_control_names_existing_alerts_or_explains_none() {
     let rules: String = ["security", "service", "telemetry", "trail"]
         .iter()
         .map(|name| file(&format!("prometheus/rules/{name}.yml")))
@@ -137,7 +137,7 @@ fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_the
 }
 
 #[test]
-fn the_metrics_and_files_that_the_documents_name_are_there() {
+fn metrics_and_files_named_in_documents_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let code: String = ["src", "platform/src"]
         .iter()
@@ -161,7 +161,7 @@ fn the_metrics_and_files_that_the_documents_name_are_there() {
     assert!(looked_at > 20, "something was looked at: {looked_at}");
 }
 
-/// The documents: those of the root, and every file below `docs` and `deploy`.
+/// Returns the documents: those of the root, and every file below `docs` and `deploy`.
 fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -1,4 +1,4 @@
-//! The decisions of `docs/decisions` are listed, and each says what would change it.
+//! The decisions of `docs/decisions` are listed, and each states the conditions of a change.
 use std::{collections::BTreeSet, fs};
 
 use super::{
@@ -7,7 +7,7 @@ use super::{
 };
 
 #[test]
-fn every_decision_is_listed_and_says_what_would_change_it() {
+fn every_decision_is_listed_and_complete() {
     let list = with_parts("docs/decisions/README.md");
     let listed: BTreeSet<_> = list
         .lines()

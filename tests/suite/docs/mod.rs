@@ -1,11 +1,12 @@
-//! The documents and the sources say the same.
+//! Documents and sources agree.
 pub(crate) mod compliance;
 mod decisions;
+mod language;
 mod structure;
 
 use std::{collections::BTreeSet, fmt::Debug};
 
-/// Panics unless a file lists what it has to list; names what is missing in it, and what it has in addition.
+/// Panics if a file does not list exactly the expected entries. The message names the missing and the additional ones.
 pub(crate) fn is_complete<T: Debug + Ord>(
     file: &str,
     listed: &BTreeSet<T>,

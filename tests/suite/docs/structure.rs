@@ -1,4 +1,4 @@
-//! The rules of the code's structure that the sources themselves can prove; docs/architecture.md states the reasons.
+//! The rules of the code structure that a test can check in the sources. docs/architecture.md states the reasons.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -8,14 +8,14 @@ use std::{
 use syn::{UseTree, visit::Visit};
 
 /// The directories of sources, each of which is the root of a crate.
-const CRATES: [&str; 2] = ["src", "platform/src"];
+pub(super) const CRATES: [&str; 2] = ["src", "platform/src"];
 
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Returns every Rust file below a directory of the checkout.
-fn files(directory: &str) -> Vec<PathBuf> {
+pub(super) fn files(directory: &str) -> Vec<PathBuf> {
     fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
@@ -129,14 +129,14 @@ impl<'ast> Visit<'ast> for Uses<'_> {
     }
 
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        // Unit tests may use what they like.
+        // Unit tests may use any module.
         if item.ident != "tests" {
             syn::visit::visit_item_mod(self, item);
         }
     }
 }
 
-/// Returns, for each module, the modules beside it that it uses, itself or in a module within it.
+/// Returns the sibling modules that each module uses, itself or in its submodules.
 fn uses_of_siblings(directory: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
     let base = root().join(directory);
     let module_of = |path: &Path| -> Vec<String> {
@@ -185,8 +185,8 @@ fn no_modules_use_one_another_in_a_circle() {
     }
     for directory in [CRATES.as_slice(), &["dev/src"]].concat() {
         let mut graph = uses_of_siblings(directory);
-        // The workshop calls the example through its `mod.rs`, and the example is made of the workshop's parts: a
-        // project without it replaces the directory.
+        // The crate `dev` calls the example through its `mod.rs`, and the example uses parts of `dev`. A project
+        // without the example replaces the directory.
         for used in graph.values_mut() {
             used.retain(|module| module.join("::") != "example");
         }
@@ -216,7 +216,7 @@ fn sql_is_checked_when_it_is_compiled() {
             .iter()
             .any(|call| line.contains(call))
     };
-    // What runs before the schema is there has nothing to be checked against.
+    // Statements that run before the schema exists cannot be checked against it.
     let where_checked = |path: &str| {
         path != "platform/src/migrations.rs"
             && path != "platform/src/database/requirements.rs"
@@ -226,13 +226,13 @@ fn sql_is_checked_when_it_is_compiled() {
 }
 
 #[test]
-fn handlers_hold_no_sql() {
+fn handlers_contain_no_sql() {
     let sql = |line: &str| line.contains("sqlx::query");
     assert_eq!(lines_with(sql, |path| path.ends_with("routes.rs")), [""; 0]);
     assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");
 }
 
-/// The names of the metrics in a file.
+/// Returns the names of the metrics in a file.
 #[derive(Default)]
 struct Metrics(BTreeSet<String>);
 
@@ -266,7 +266,7 @@ fn every_declared_metric_is_documented() {
     for name in &declared {
         assert!(document.contains(&format!("| `{name}` | ")), "{name} is not in docs/metrics*.md");
     }
-    // One of each kind, in every project.
+    // One metric of each kind, which every project has.
     for name in [
         "http_requests_total",
         "http_requests_in_flight",

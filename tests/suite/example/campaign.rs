@@ -1,10 +1,10 @@
-//! A short campaign against several replicas; `cargo dev campaign` runs long ones.
+//! A short campaign against several replicas. `cargo dev campaign` runs long ones.
 use dev::example::campaign::{self, Length, Settings};
 
 use crate::EXECUTABLE;
 
 #[tokio::test]
-async fn no_payment_is_lost_or_made_twice_whatever_fails() {
+async fn no_payment_is_lost_or_charged_twice() {
     let settings = Settings {
         executable: EXECUTABLE.into(),
         seed: 20_261,

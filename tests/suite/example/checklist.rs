@@ -1,8 +1,8 @@
-//! The checklist names what there is.
-use crate::docs::compliance::{quoted, stands, with_parts};
+//! The checklist names existing files and tests.
+use crate::docs::compliance::{quoted, test_exists, with_parts};
 
 #[test]
-fn every_line_of_the_checklist_names_files_and_tests_that_there_are() {
+fn the_checklist_names_existing_files_and_tests() {
     let document = with_parts("docs/checklist.md");
     let rows: Vec<_> = document.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
     assert!(rows.len() >= 12 + 17, "{}", rows.len());
@@ -17,7 +17,7 @@ fn every_line_of_the_checklist_names_files_and_tests_that_there_are() {
         let tests: Vec<_> = quoted(proofs).into_iter().filter(|name| name.contains("::")).collect();
         assert!(!tests.is_empty(), "no test proves {row}");
         for name in tests {
-            assert!(stands(name), "there is no test {name}");
+            assert!(test_exists(name), "there is no test {name}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The process dies between any two steps of a payment or a refund, and nothing is lost and nothing is done twice.
+//! The process crashes between any two steps of a payment or a refund. No payment is lost or repeated.
 use std::{
     collections::BTreeSet,
     fs,
@@ -16,20 +16,19 @@ use dev::{
 use super::payments::charges;
 use crate::builder;
 
-/// Starts a service that dies at a place.
+/// Starts a service that crashes at a crash point.
 async fn dies_at(point: &str) -> Service {
     builder().setting("CRASH_AT", point).start().await
 }
 
-/// The process has died there; it is started again, and the caller, who heard nothing, asks again until it is told
-/// how it ended.
+/// Restarts the crashed process. The caller, who got no response, retries until the response has the outcome.
 async fn is_asked_again(service: &mut Service, the_same_again: Request) -> HttpResponse {
     let ended = service.ends().await;
     assert!(ended.signal().is_some(), "it died, and did not end: {ended}");
     service.restart_without("CRASH_AT").await;
     eventually("the same request is answered with the outcome", async || {
         let answer = the_same_again.clone().await;
-        // Under way for the lease of the one that died, then processing until it is recovered.
+        // 409 during the lease of the crashed process, then 202 until recovery settles it.
         match answer.status {
             201 => Some(answer),
             202 | 409 => None,
@@ -39,7 +38,7 @@ async fn is_asked_again(service: &mut Service, the_same_again: Request) -> HttpR
     .await
 }
 
-/// One change, one event: what begins and what settles are each told once.
+/// Checks that the start and the settlement have one audit event each.
 async fn is_told_once(service: &Service, resource: &str) {
     for action in ["create", "settle"] {
         let condition = format!("resource = '{resource}' and action = '{action}' and result = 'success'");
@@ -57,7 +56,7 @@ async fn a_payment_survives(point: &str, card: &str, webhooks: bool) {
     is_paid_in_the_end(&mut service, &order, attempt.again()).await;
 }
 
-/// The gateway is in trouble while the request lasts, and knows nothing of it when recovery asks.
+/// The gateway fails during the request, and has no charge when recovery polls it.
 async fn a_payment_that_never_arrived_survives(point: &str) {
     let mut service = dies_at(point).await;
     service.gateway_sends_no_webhooks();
@@ -93,7 +92,7 @@ async fn a_refund_survives(point: &str) {
     service.invariants_hold().await;
 }
 
-/// The table: a test for each place, and the names of all places.
+/// The table: a test for each crash point, and the names of all crash points.
 macro_rules! table {
     ($($test:ident: $point:literal => $survives:expr;)*) => {
         const POINTS: &[&str] = &[$($point),*];
@@ -127,7 +126,7 @@ table! {
 }
 
 #[test]
-fn the_table_has_every_place_in_the_sources() {
+fn the_table_has_every_crash_point_of_the_sources() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/slices/payments");
     let mut places = BTreeSet::new();
     for entry in fs::read_dir(sources).unwrap() {
@@ -142,8 +141,8 @@ fn the_table_has_every_place_in_the_sources() {
     assert_eq!(drawn, places, "a campaign draws from all of them");
 }
 
-/// Compiles the module of the places alone, with or without debug assertions, and comes to one of them: how the process
-/// ended, and whether the variable's name is anywhere in its executable.
+/// Compiles the module of crash points alone, with or without debug assertions, and runs one of them. Returns the exit
+/// status, and whether the executable contains the variable's name.
 fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -167,7 +166,7 @@ fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
 }
 
 #[test]
-fn what_is_released_cannot_be_told_to_die() {
+fn a_release_build_has_no_crash_points() {
     let (ended, is_in_it) = comes_to_a_place("on");
     assert!(ended.signal().is_some() && is_in_it, "the places are there where they should be: {ended}");
     let (ended, is_in_it) = comes_to_a_place("off");
@@ -181,7 +180,7 @@ fn what_is_released_cannot_be_told_to_die() {
             "{file}: a release has none, and nothing says otherwise"
         );
     }
-    // The whole executable is looked at where it is built: no image is made of one that has places.
+    // The build of the image searches the executable for the variable, and fails if it has crash points.
     let image = fs::read_to_string(root.join("Dockerfile")).unwrap();
     assert!(image.contains("RUN ! grep -q CRASH_AT target/release/"));
 }

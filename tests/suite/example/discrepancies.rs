@@ -1,4 +1,5 @@
-//! Discrepancies with the gateway: each is alerted until a receiver accepts the alert, and open until a person closes it.
+//! Discrepancies with the gateway: each is alerted until a receiver accepts the alert, and open until an operator
+//! closes it.
 use std::time::Duration;
 
 use dev::{
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{builder, operations::alerts::Pager, service};
 
-/// Lets the gateway report a charge of a payment that nobody knows; returns the reference.
+/// Makes the gateway report a charge of an unknown payment. Returns the reference.
 async fn an_unknown_charge(service: &Service) -> Uuid {
     let reference = Uuid::now_v7();
     let charge = Charge {
@@ -65,7 +66,7 @@ async fn an_alert_survives_a_crash_and_a_receiver_that_is_down() {
 }
 
 #[tokio::test]
-async fn a_discrepancy_is_open_until_an_operator_closes_it_with_a_reason() {
+async fn an_operator_closes_a_discrepancy_with_a_reason() {
     let service = service().await;
     let reference = an_unknown_charge(&service).await;
     let open = async |count: i64| {
@@ -110,7 +111,7 @@ async fn an_operator_ends_only_what_needs_review() {
         service.database().rows(format!("select status, failure_reason from payments where id = '{id}'"));
     assert_eq!(rows.await, [json!({ "status": "failed", "failure_reason": "gateway_rejected" })]);
 
-    // The gateway has charged all the same: nothing changes, and a person hears of it.
+    // The gateway charged the payment nevertheless. Nothing changes, and an alert reports it.
     let event = Event::of_charge(&service.charges_for(payment).await[0]).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
     let recorded = service.audit_events("action = 'discrepancy'").await;

@@ -1,5 +1,5 @@
-//! Answers of the gateway that are not what they should be: none is believed, and the gateway is left alone if they
-//! are many. Declines are answers like any other.
+//! Malformed and contradictory responses of the gateway. They settle nothing, and many of them open the breaker.
+//! Declines are valid responses.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Faults, Malformation, Webhooks},
     harness::{Service, eventually},
@@ -12,7 +12,7 @@ fn spoiled(spoil: Malformation) -> Faults {
     Faults { spoil_rate: 1.0, spoil, webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-/// What the trail says about answers that did not fit.
+/// Returns the discrepancies in the audit log.
 async fn told(service: &Service) -> Vec<String> {
     let events = service.audit_events("action = 'discrepancy'").await;
     events.iter().map(|event| event["metadata"]["what"].as_str().unwrap().to_owned()).collect()
@@ -36,42 +36,42 @@ async fn is_not_believed(spoil: Malformation, what: Option<&str>) {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_json_is_not_believed() {
+async fn a_response_without_json_settles_nothing() {
     is_not_believed(Malformation::Garbage, None).await;
 }
 
 #[tokio::test]
-async fn an_answer_that_is_huge_is_not_read() {
+async fn a_huge_response_is_not_read() {
     is_not_believed(Malformation::Huge, None).await;
 }
 
 #[tokio::test]
-async fn an_answer_with_another_amount_is_not_believed() {
+async fn a_response_with_another_amount_settles_nothing() {
     is_not_believed(Malformation::Amount, Some("amount")).await;
 }
 
 #[tokio::test]
-async fn an_answer_in_another_currency_is_not_believed() {
+async fn a_response_in_another_currency_settles_nothing() {
     is_not_believed(Malformation::Currency, Some("currency")).await;
 }
 
 #[tokio::test]
-async fn an_answer_about_another_payment_is_not_believed() {
+async fn a_response_of_another_payment_settles_nothing() {
     is_not_believed(Malformation::Reference, Some("reference")).await;
 }
 
 #[tokio::test]
-async fn an_id_that_cannot_be_stored_is_not_believed() {
+async fn an_id_that_cannot_be_stored_settles_nothing() {
     is_not_believed(Malformation::Nul, Some("unreadable charge")).await;
 }
 
 #[tokio::test]
-async fn an_id_that_is_no_text_is_not_believed() {
+async fn an_id_that_is_not_text_settles_nothing() {
     is_not_believed(Malformation::Surrogate, Some("unreadable charge")).await;
 }
 
 #[tokio::test]
-async fn records_that_nobody_can_read_keep_no_customer_from_paying() {
+async fn unreadable_records_do_not_block_other_payments() {
     let service = service().await;
     let customer = service.customer().await;
     service.gateway().faults().set(spoiled(Malformation::Record));
@@ -89,7 +89,7 @@ async fn records_that_nobody_can_read_keep_no_customer_from_paying() {
         eventually("the breaker is closed", async || {
             let answer = order.pay("pm_card_ok").await;
             assert!([201, 503].contains(&answer.status), "{answer}");
-            // Only the ten calls without an answer have opened it: once it is closed, it stays closed.
+            // Only the ten calls without a response opened the breaker. Once it is closed, it stays closed.
             assert!(paid == 0 || answer.status == 201, "{paid} were paid: {answer}");
             (answer.status == 201).then_some(())
         })
@@ -125,7 +125,7 @@ async fn a_retry_after_beyond_all_time_ends_the_retries_of_a_request() {
 }
 
 #[tokio::test]
-async fn a_rejection_settles_nothing_once_another_attempt_was_made() {
+async fn a_rejection_after_another_attempt_settles_nothing() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
@@ -133,7 +133,7 @@ async fn a_rejection_settles_nothing_once_another_attempt_was_made() {
     let attempt = order.pay("pm_card_from_another_gateway").in_background();
     let payment = order.has_a_payment().await;
     eventually("the charge is sent", async || (service.sends_of(payment).await == 1).then_some(())).await;
-    // What the recovery of another replica does meanwhile.
+    // This simulates the recovery of another replica.
     service.database().execute(format!("update payments set attempts = 2 where id = '{payment}'")).await;
     let charge = Charge {
         id: "ch_by_another_attempt".to_owned(),
@@ -154,7 +154,7 @@ async fn a_rejection_settles_nothing_once_another_attempt_was_made() {
 }
 
 #[tokio::test]
-async fn a_rejection_is_certain_if_the_attempt_before_it_made_no_connection() {
+async fn a_rejection_is_certain_after_a_failed_connect() {
     let service = service().await;
     let unconnected = service.replica_with(&[("GATEWAY_URL", "http://127.0.0.1:1")]).await;
     let order = service.customer().await.places_an_order().await;
@@ -196,9 +196,10 @@ async fn one_charge_settles_one_payment_and_the_other_needs_review() {
 }
 
 #[tokio::test]
-async fn a_gateway_whose_answers_make_no_sense_is_left_alone() {
+async fn malformed_responses_open_the_breaker() {
     for spoil in [Malformation::Garbage, Malformation::Huge, Malformation::Amount, Malformation::Reference] {
-        // Recovery asks what the books say of each payment, and they may say what is wrong for ever.
+        // Recovery polls the gateway's record of each payment. The records may be wrong permanently, so recovery is
+        // slow here.
         let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "60").start().await;
         let customer = service.customer().await;
         service.gateway().faults().set(spoiled(spoil));
@@ -217,7 +218,7 @@ async fn a_gateway_whose_answers_make_no_sense_is_left_alone() {
 }
 
 #[tokio::test]
-async fn declines_are_answers_and_not_an_outage() {
+async fn declines_do_not_open_the_breaker() {
     let service = service().await;
     let customer = service.customer().await;
     for _ in 0..15 {
@@ -228,7 +229,7 @@ async fn declines_are_answers_and_not_an_outage() {
 }
 
 #[tokio::test]
-async fn a_conflict_at_the_gateway_is_unknown_and_calls_a_person() {
+async fn a_conflict_at_the_gateway_is_unknown_and_alerted() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let conflict =
@@ -244,10 +245,10 @@ async fn a_conflict_at_the_gateway_is_unknown_and_calls_a_person() {
 }
 
 #[tokio::test]
-async fn a_refusal_within_the_request_proves_nothing_about_the_attempt_before_it() {
+async fn a_rejection_proves_nothing_about_an_earlier_attempt() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    // The first answer is an error that comes late; the second is a refusal.
+    // The first response is a late error, and the second is a rejection.
     let failing = Faults { error_rate: 1.0, latency_ms: 400, webhooks: Webhooks::Never, ..Faults::default() };
     service.gateway().faults().set(failing);
     let attempt = order.pay("pm_card_from_another_gateway").in_background();

@@ -1,11 +1,11 @@
-//! The same request twice has one effect and one answer.
+//! A repeated request has one effect and one response.
 use dev::harness::{MUG, Request, Service, eventually};
 use serde_json::{Value, json};
 
 use crate::{builder, service};
 
 #[tokio::test]
-async fn a_repeated_order_is_answered_with_the_same_bytes_and_placed_once() {
+async fn a_repeated_order_replays_the_bytes_and_is_placed_once() {
     let service = service().await;
     let order = service.customer().await.orders(&[(MUG, 2)]);
     let first = order.clone().await.is(201);
@@ -22,7 +22,7 @@ async fn a_repeated_order_is_answered_with_the_same_bytes_and_placed_once() {
 }
 
 #[tokio::test]
-async fn a_repeated_payment_is_answered_with_the_first_outcome() {
+async fn a_repeated_payment_replays_the_first_outcome() {
     let service = service().await;
     let customer = service.customer().await;
     for card in ["pm_card_ok", "pm_card_declined", "pm_card_unknown"] {
@@ -40,7 +40,7 @@ async fn a_repeated_payment_is_answered_with_the_first_outcome() {
 }
 
 #[tokio::test]
-async fn a_repeated_refund_is_answered_with_the_first_outcome() {
+async fn a_repeated_refund_replays_the_first_outcome() {
     let service = service().await;
     let support = service.support().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
@@ -116,7 +116,7 @@ async fn a_key_is_needed_wherever_something_must_not_happen_twice() {
 }
 
 #[tokio::test]
-async fn a_key_is_1_to_255_visible_ascii_characters_and_quotes_around_it_do_not_count() {
+async fn a_key_has_1_to_255_visible_ascii_characters_without_quotes() {
     let service = service().await;
     let customer = service.customer().await;
     let order = |key: &str| customer.orders(&[(MUG, 1)]).key(key);
@@ -138,7 +138,7 @@ async fn a_key_is_1_to_255_visible_ascii_characters_and_quotes_around_it_do_not_
 }
 
 #[tokio::test]
-async fn a_refusal_leaves_no_key_behind() {
+async fn a_rejection_stores_no_key() {
     let service = service().await;
     let customer = service.customer().await;
     let order = |items: &[(&str, i64)]| customer.orders(items).key("repaired");
@@ -159,7 +159,7 @@ async fn a_refusal_leaves_no_key_behind() {
 }
 
 #[tokio::test]
-async fn what_was_accepted_once_is_replayed_even_if_it_would_be_refused_now() {
+async fn an_accepted_request_is_replayed_despite_newer_rules() {
     let service = service().await;
     let (customer, admin) = (service.customer().await, service.admin().await);
     let order = customer.orders(&[(MUG, 1)]);
@@ -170,7 +170,7 @@ async fn what_was_accepted_once_is_replayed_even_if_it_would_be_refused_now() {
 }
 
 #[tokio::test]
-async fn a_repetition_of_a_payment_under_way_is_told_to_come_back_and_then_gets_the_outcome() {
+async fn a_retry_during_a_payment_gets_409_and_then_the_outcome() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -192,7 +192,7 @@ async fn a_repetition_of_a_payment_under_way_is_told_to_come_back_and_then_gets_
 }
 
 #[tokio::test]
-async fn a_repetition_of_a_payment_of_unknown_outcome_gets_its_present_state() {
+async fn a_retry_of_an_unknown_payment_gets_the_current_state() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "3").start().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -209,7 +209,7 @@ async fn a_repetition_of_a_payment_of_unknown_outcome_gets_its_present_state() {
     service.invariants_hold().await;
 }
 
-/// Which of the keys of the next test are still known.
+/// Returns the stored keys among those of the next test.
 async fn kept(service: &Service) -> Vec<Value> {
     let keys =
         "select key from idempotency_keys where key in ('old', 'young', 'never-complete') order by key";
@@ -217,7 +217,7 @@ async fn kept(service: &Service) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn keys_are_forgotten_a_day_after_their_work_was_done_and_not_before() {
+async fn keys_expire_one_day_after_completion() {
     let mut service = service().await;
     service.gateway_sends_no_webhooks();
     let customer = service.customer().await;
@@ -235,7 +235,7 @@ async fn keys_are_forgotten_a_day_after_their_work_was_done_and_not_before() {
              update idempotency_keys set created_at = now() - interval '3 days' where key = 'never-complete'",
         )
         .await;
-    // The sweeper comes once a minute, and at the start. Until it comes, an old answer is still given.
+    // The sweeper runs at start and once a minute. Until then, an expired response is still replayed.
     assert_eq!(order("old").await.is(201).text, old.text);
     assert_eq!(order("young").await.is(201).text, young.text);
     service.terminate().await;
@@ -251,7 +251,8 @@ async fn keys_are_forgotten_a_day_after_their_work_was_done_and_not_before() {
     service.invariants_hold().await;
 }
 
-/// Sends fifty twins at once, and the same request until it has its final answer. Returns the ids that were told.
+/// Sends fifty concurrent duplicates, and the same request until it has its final response. Returns the different
+/// responses.
 async fn told_to_fifty_twins(request: Request) -> Vec<String> {
     let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
     let mut told = Vec::new();
@@ -273,7 +274,7 @@ async fn told_to_fifty_twins(request: Request) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn fifty_twins_of_an_order_place_one() {
+async fn fifty_concurrent_duplicates_place_one_order() {
     let service = service().await;
     let customer = service.customer().await;
     let told = told_to_fifty_twins(customer.orders(&[(MUG, 3)])).await;
@@ -283,7 +284,7 @@ async fn fifty_twins_of_an_order_place_one() {
 }
 
 #[tokio::test]
-async fn fifty_twins_of_a_payment_charge_once() {
+async fn fifty_concurrent_duplicates_charge_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let told = told_to_fifty_twins(order.pay("pm_card_ok")).await;
@@ -293,7 +294,7 @@ async fn fifty_twins_of_a_payment_charge_once() {
 }
 
 #[tokio::test]
-async fn fifty_twins_of_a_refund_give_back_once() {
+async fn fifty_concurrent_duplicates_refund_once() {
     let service = service().await;
     let support = service.support().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
@@ -304,7 +305,7 @@ async fn fifty_twins_of_a_refund_give_back_once() {
 }
 
 #[tokio::test]
-async fn an_order_of_fifty_twins_that_is_refused_is_refused_to_all() {
+async fn fifty_duplicates_of_an_invalid_order_are_all_rejected() {
     let service = service().await;
     let request = service.customer().await.orders(&[(MUG, 1001)]);
     let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();

@@ -1,4 +1,4 @@
-//! The queries of the regular review (docs/logs.md) run, with the rights that the document names, and find what they are for.
+//! The queries of the regular review (docs/logs.md) run with the documented rights, and find their events.
 use std::path::Path;
 
 use dev::harness::{PASSWORD, Service};
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::service;
 
-/// The queries of the document, in its order.
+/// Returns the queries of the document in their order.
 fn queries() -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/logs.md");
     let text = std::fs::read_to_string(path).unwrap();
@@ -15,7 +15,7 @@ fn queries() -> Vec<String> {
     blocks.map(|query| query.trim_end_matches(';').to_owned()).collect()
 }
 
-/// A week in which everything that the review asks for has happened once.
+/// A week with one occurrence of every event that the review looks for.
 async fn a_week(service: &Service) {
     let (customer, support, admin) =
         (service.customer().await, service.support().await, service.admin().await);
@@ -29,7 +29,7 @@ async fn a_week(service: &Service) {
         let credentials = json!({ "email": customer.email, "password": "not the password of anybody" });
         let _wrong = service.nobody().post("/v1/sessions").json(&credentials).await.is(401);
     }
-    // Somebody else opens the account again, as the lockout's end would.
+    // The owner unlocks the account, as the end of the lockout would.
     service.database().execute("delete from login_attempts").await;
     let credentials = json!({ "email": customer.email, "password": PASSWORD });
     let _in = service.nobody().post("/v1/sessions").json(&credentials).await.is(201);

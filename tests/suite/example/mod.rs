@@ -1,7 +1,7 @@
-//! The tests of the example domain: products, orders and payments, and the gateway that takes the money.
+//! The tests of the example domain: products, orders and payments, and the payment gateway.
 //!
 //! A project without the example replaces this directory. The other tests use these names of it: [`permissions::ROWS`],
-//! [`permissions::Things`] and [`permissions::FORBIDDEN_TO_AUDITORS`].
+//! [`permissions::Fixtures`] and [`permissions::FORBIDDEN_TO_AUDITORS`].
 mod campaign;
 mod catalog;
 mod checklist;

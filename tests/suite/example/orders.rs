@@ -62,7 +62,7 @@ async fn an_order_keeps_its_prices_when_the_catalog_changes() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_ordered_is_pointed_at_line_by_line() {
+async fn every_invalid_line_of_an_order_is_reported() {
     let service = service().await;
     let customer = service.customer().await;
     let unknown = Uuid::now_v7().to_string();
@@ -108,7 +108,7 @@ async fn the_dearest_order_is_still_exact() {
     assert_eq!(order["total_amount"], 1_000_000_000_000_000_i64);
 }
 
-/// Everything that a list shows, page by page.
+/// Returns the whole list from all pages.
 async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -126,7 +126,7 @@ fn ids(orders: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_list_is_read_to_its_end_newest_first_without_skipping_or_repeating() {
+async fn a_list_pages_newest_first_without_gaps_or_duplicates() {
     let service = service().await;
     let customer = service.customer().await;
     let mut placed = Vec::new();
@@ -180,7 +180,7 @@ async fn a_list_is_filtered_by_status_and_customer() {
 }
 
 #[tokio::test]
-async fn a_page_has_twenty_orders_unless_it_is_told_otherwise() {
+async fn a_page_has_twenty_orders_by_default() {
     let service = service().await;
     let customer = service.customer().await;
     for _ in 0..21 {
@@ -232,7 +232,7 @@ async fn somebody_elses_order_is_as_absent_as_one_that_never_was() {
 }
 
 #[tokio::test]
-async fn what_staff_reads_of_customers_is_audited_and_what_customers_read_is_not() {
+async fn only_reads_of_other_users_data_are_audited() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let (first, second) = (customer.places_an_order().await, customer.places_an_order().await);
@@ -252,7 +252,7 @@ async fn what_staff_reads_of_customers_is_audited_and_what_customers_read_is_not
 }
 
 #[tokio::test]
-async fn an_unpaid_order_is_cancelled_once_by_its_customer_or_by_support() {
+async fn the_customer_or_support_cancels_an_unpaid_order_once() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let order = customer.places_an_order().await;
@@ -281,7 +281,7 @@ async fn a_paid_order_is_not_cancelled() {
 }
 
 #[tokio::test]
-async fn an_order_whose_payment_was_declined_is_cancelled() {
+async fn an_order_with_a_declined_payment_can_be_cancelled() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     assert_eq!(order.pay("pm_card_declined").await.is(201).text("status"), "declined");
@@ -291,7 +291,7 @@ async fn an_order_whose_payment_was_declined_is_cancelled() {
 }
 
 #[tokio::test]
-async fn an_order_is_either_cancelled_or_paid_however_closely_the_two_come() {
+async fn a_concurrent_cancel_and_payment_have_one_winner() {
     let service: Service = service().await;
     let customer = service.customer().await;
     for _ in 0..10 {

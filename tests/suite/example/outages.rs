@@ -1,4 +1,4 @@
-//! Paying while the gateway, the network or the service itself is in trouble.
+//! Payments during failures of the gateway, the network or the service.
 use dev::{
     example::gateway::{Event, Faults, Webhooks},
     harness::{Service, eventually},
@@ -9,7 +9,7 @@ use super::payments::{NO_PAYMENTS, charges, wait_until_charged};
 use crate::{builder, service};
 
 #[tokio::test]
-async fn a_gateway_that_fails_now_and_then_is_asked_again_and_charges_once() {
+async fn a_flaky_gateway_is_retried_and_charges_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_flaky").await.is(201);
@@ -19,7 +19,7 @@ async fn a_gateway_that_fails_now_and_then_is_asked_again_and_charges_once() {
     service.invariants_hold().await;
 }
 
-/// Pays with a card whose outcome stays unknown for the request, and is settled afterwards without any webhook.
+/// Pays with a card whose outcome stays unknown for the request. Recovery settles the payment without a webhook.
 async fn is_settled_by_recovery(card: &str) {
     let service = service().await;
     service.gateway_sends_no_webhooks();
@@ -39,12 +39,12 @@ async fn is_settled_by_recovery(card: &str) {
 }
 
 #[tokio::test]
-async fn a_charge_that_is_never_answered_is_settled_by_asking() {
+async fn a_charge_without_response_is_settled_by_polling() {
     is_settled_by_recovery("pm_card_timeout").await;
 }
 
 #[tokio::test]
-async fn a_charge_that_is_answered_too_late_is_settled_by_asking() {
+async fn a_charge_with_a_late_response_is_settled_by_polling() {
     is_settled_by_recovery("pm_card_slow").await;
 }
 
@@ -54,7 +54,7 @@ async fn a_charge_behind_an_error_is_settled_by_asking() {
 }
 
 #[tokio::test]
-async fn a_gateway_in_trouble_that_has_not_charged_is_asked_again_until_it_does() {
+async fn a_failing_gateway_is_retried_until_it_charges() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -66,7 +66,7 @@ async fn a_gateway_in_trouble_that_has_not_charged_is_asked_again_until_it_does(
 }
 
 #[tokio::test]
-async fn a_webhook_settles_a_payment_while_its_request_still_waits() {
+async fn a_webhook_settles_a_payment_during_its_request() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
@@ -79,7 +79,7 @@ async fn a_webhook_settles_a_payment_while_its_request_still_waits() {
 }
 
 #[tokio::test]
-async fn a_webhook_settles_what_nobody_asks_for() {
+async fn a_webhook_settles_without_polling() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
@@ -115,9 +115,9 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_does_not_abandon_the_charge() {
+async fn a_client_disconnect_does_not_cancel_the_charge() {
     let service = builder()
-        // So that only the request's own work can settle it.
+        // Only the request's own work can settle the payment.
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
         .setting("GATEWAY_TIMEOUT_MS", "9000")
         .start()
@@ -138,7 +138,7 @@ async fn a_client_that_goes_away_does_not_abandon_the_charge() {
 }
 
 #[tokio::test]
-async fn the_deadline_of_a_payment_is_answered_with_the_payment_under_way() {
+async fn a_payment_at_its_deadline_responds_with_processing() {
     let service =
         builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
     service.gateway_sends_no_webhooks();
@@ -150,7 +150,7 @@ async fn the_deadline_of_a_payment_is_answered_with_the_payment_under_way() {
 }
 
 #[tokio::test]
-async fn a_payment_that_had_no_time_to_begin_says_so() {
+async fn a_payment_past_its_deadline_moves_no_money() {
     let service =
         builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
     let order = service.customer().await.places_an_order().await;
@@ -168,7 +168,7 @@ async fn a_payment_that_had_no_time_to_begin_says_so() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_away_is_not_asked_and_the_same_key_can_be_used_when_it_is_back() {
+async fn an_open_breaker_rejects_and_keeps_the_key_usable() {
     let service = service().await;
     service.gateway().faults().set(Faults {
         error_rate: 1.0,
@@ -212,7 +212,7 @@ async fn a_gateway_that_is_away_is_not_asked_and_the_same_key_can_be_used_when_i
 }
 
 #[tokio::test]
-async fn a_slow_gateway_does_not_take_the_places_of_everybody_else() {
+async fn a_slow_gateway_does_not_starve_other_routes() {
     let service = builder()
         .setting("MAX_REQUESTS_IN_FLIGHT", "4")
         .setting("GATEWAY_TIMEOUT_MS", "9000")
@@ -247,7 +247,7 @@ async fn a_slow_gateway_does_not_take_the_places_of_everybody_else() {
 }
 
 #[tokio::test]
-async fn a_known_key_is_answered_while_the_gateway_is_away() {
+async fn a_known_key_is_replayed_while_the_gateway_is_down() {
     let service = service().await;
     let customer = service.customer().await;
     let paid = customer.places_an_order().await;
@@ -265,11 +265,11 @@ async fn a_known_key_is_answered_while_the_gateway_is_away() {
 }
 
 #[tokio::test]
-async fn a_commit_whose_outcome_is_unknown_is_not_followed_by_a_charge() {
+async fn an_unknown_commit_is_not_followed_by_a_charge() {
     let service = builder().behind_a_link().start().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    // The payment's first transaction is sent, and waits; then the line is cut before it has said how it ended.
+    // The payment's first transaction waits for a lock. The connection is cut before the commit is confirmed.
     let lock =
         service.database().hold(&format!("select from orders where id = '{}' for update", order.id)).await;
     let request = order.pay("pm_card_ok");

@@ -1,4 +1,4 @@
-//! A payment is followed: from its request to the database and the gateway, by its recovery, and by webhooks.
+//! The trace of a payment: its request, the database, the gateway, recovery, and webhooks.
 use dev::harness::{Collector, Span, SpanKind, SpanStatus, TEAPOT, eventually};
 use serde_json::{Value, json};
 
@@ -14,9 +14,9 @@ fn names(spans: &[Span]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_id() {
+async fn the_gateway_call_has_the_trace_and_correlation_id() {
     let service = service().await;
-    // A webhook may be faster than the request, and settles the payment in a trace of its own then.
+    // A webhook may arrive before the response, and then settles the payment in a trace of its own.
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -39,10 +39,10 @@ async fn a_payment_is_followed_to_the_gateway_by_one_trace_and_one_correlation_i
 }
 
 #[tokio::test]
-async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway() {
+async fn a_payment_is_one_trace_across_database_and_gateway() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
-    // A webhook may be faster than the request, and settles the payment in a trace of its own then.
+    // A webhook may arrive before the response, and then settles the payment in a trace of its own.
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
@@ -121,7 +121,7 @@ async fn a_payment_is_one_trace_from_the_request_to_the_database_and_the_gateway
 }
 
 #[tokio::test]
-async fn a_call_that_the_gateway_failed_says_how() {
+async fn a_failed_gateway_call_has_its_cause_in_the_span() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     let order = service.customer().await.places_an_order().await;
@@ -143,7 +143,7 @@ async fn a_call_that_the_gateway_failed_says_how() {
 }
 
 #[tokio::test]
-async fn recovery_and_webhooks_link_to_the_trace_that_began_the_payment() {
+async fn recovery_and_webhooks_link_to_the_payments_trace() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     let order = service.customer().await.places_an_order().await;
@@ -177,7 +177,7 @@ async fn recovery_and_webhooks_link_to_the_trace_that_began_the_payment() {
 }
 
 #[tokio::test]
-async fn baggage_comes_in_from_a_trusted_proxy_and_never_leaves_for_the_gateway() {
+async fn baggage_is_accepted_from_a_proxy_and_never_sent_on() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let order = service.customer().await.places_an_order().await;

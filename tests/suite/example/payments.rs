@@ -1,4 +1,4 @@
-//! Paying an order, once.
+//! Paying an order exactly once.
 use dev::{
     example::gateway::ChargeStatus,
     harness::{Order, Service, eventually},
@@ -10,13 +10,13 @@ use crate::{builder, service};
 
 pub const NO_PAYMENTS: [Uuid; 0] = [];
 
-/// What the gateway has charged successfully for a payment.
+/// Returns the number of successful charges of a payment.
 pub async fn charges(service: &Service, payment: Uuid) -> usize {
     let charges = service.charges_for(payment).await;
     charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count()
 }
 
-/// Waits until the gateway has charged an order, answered or not.
+/// Waits until the gateway has charged an order, with or without a response.
 pub async fn wait_until_charged(service: &Service, order: &Order) -> Uuid {
     let payment = order.has_a_payment().await;
     eventually("the gateway has charged", async || (charges(service, payment).await > 0).then_some(())).await;
@@ -43,7 +43,7 @@ async fn a_card_that_works_pays_the_order() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_bank_is_an_outcome_and_says_why() {
+async fn a_decline_is_an_outcome_with_a_reason() {
     let service = service().await;
     let customer = service.customer().await;
     for (card, reason) in [
@@ -107,7 +107,7 @@ async fn a_cancelled_order_is_not_paid() {
 }
 
 #[tokio::test]
-async fn while_a_payment_is_under_way_the_order_is_neither_cancelled_nor_paid_again() {
+async fn an_order_with_a_payment_in_progress_is_locked() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -124,7 +124,7 @@ async fn while_a_payment_is_under_way_the_order_is_neither_cancelled_nor_paid_ag
 }
 
 #[tokio::test]
-async fn twenty_people_at_one_checkout_pay_once() {
+async fn twenty_concurrent_payments_of_one_order_charge_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let attempts: Vec<_> = (0..20).map(|_| order.pay("pm_card_ok").in_background()).collect();
@@ -141,7 +141,7 @@ async fn twenty_people_at_one_checkout_pay_once() {
 }
 
 #[tokio::test]
-async fn a_payment_is_seen_by_its_customer_and_by_staff_whose_reading_is_audited() {
+async fn a_payment_is_visible_to_its_customer_and_audited_staff() {
     let service = service().await;
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
@@ -159,7 +159,7 @@ async fn a_payment_is_seen_by_its_customer_and_by_staff_whose_reading_is_audited
 }
 
 #[tokio::test]
-async fn a_payment_is_told_in_the_audit_trail_from_beginning_to_settlement() {
+async fn the_audit_log_records_a_payments_start_and_settlement() {
     let service = service().await;
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
@@ -184,7 +184,7 @@ async fn a_payment_method_has_a_form() {
 }
 
 #[tokio::test]
-async fn a_retry_charges_once_although_the_database_has_lost_the_payment() {
+async fn a_retry_charges_once_after_the_database_lost_it() {
     let mut service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -212,14 +212,14 @@ async fn a_retry_charges_once_although_the_database_has_lost_the_payment() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_used_again_after_its_response_is_deleted_gets_the_payment() {
+async fn an_expired_key_still_finds_its_payment() {
     let service = service().await;
     let customer = service.customer().await;
     for (card, status) in [("pm_card_ok", "succeeded"), ("pm_card_declined", "declined")] {
         let order = customer.places_an_order().await;
         let request = order.pay(card);
         let first = request.clone().await.is(201);
-        // What the sweeper does a day after the payment.
+        // This simulates the sweeper one day after the payment.
         service.database().execute("delete from idempotency_keys where scope <> 'gateway'").await;
         let again = request.await.is(201);
         assert!(again.is_replayed());
@@ -240,7 +240,7 @@ async fn another_key_after_a_decline_is_another_charge() {
     service.invariants_hold().await;
 }
 
-/// A service that waits for a gateway which is held back, and whose recovery leaves it alone.
+/// Starts a service that waits for a held gateway, and whose recovery does not run.
 async fn service_with_time_for_its_gateway() -> Service {
     builder()
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
@@ -269,7 +269,7 @@ async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
 }
 
 #[tokio::test]
-async fn a_wait_for_the_orders_lock_does_not_shorten_the_lease() {
+async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     let service = service_with_time_for_its_gateway().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -288,7 +288,7 @@ async fn a_wait_for_the_orders_lock_does_not_shorten_the_lease() {
     let lease = format!(
         "select extract(epoch from lease_expires_at - created_at)::bigint from payments where id = '{payment}'"
     );
-    // `created_at` is when the statement began: before the wait.
+    // `created_at` is the start of the statement, before the wait.
     let lease = service.database().number(lease).await;
     assert!(lease >= 1800 + 2, "{lease} s: three times the interval, from the end of the wait on");
     service.gateway().release();

@@ -1,11 +1,11 @@
-//! The table of who may do what: the routes of products, orders and payments.
+//! The table of permissions: the routes of products, orders and payments.
 use dev::harness::{Client, LAMP, MUG, Request, User};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::accounts::permissions::{Row, Subject};
 
-/// What the requests of the table are about.
+/// The subjects of the table's requests.
 pub(crate) struct Fixtures {
     /// An unpaid order of the owner.
     order: Uuid,
@@ -20,13 +20,13 @@ impl Fixtures {
     }
 }
 
-/// Where an auditor may change nothing.
+/// The routes that an auditor is not authorized to use.
 pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 3] =
     ["/v1/orders", "/v1/products", "/v1/payments/01900000-0000-7000-8000-000000000009/refunds"];
 
 #[rustfmt::skip]
 pub(crate) const ROWS: [Row; 12] = [
-    //                                                  nobody customer support auditor admin
+    //                                                    none customer support auditor admin
     ("GET",    "/v1/products",              list_products,  [200, 200, 200, 200, 200]),
     ("GET",    "/v1/products/{id}",         show_product,   [200, 200, 200, 200, 200]),
     ("POST",   "/v1/products",              add_product,    [401, 403, 403, 403, 201]),
@@ -38,7 +38,7 @@ pub(crate) const ROWS: [Row; 12] = [
     ("POST",   "/v1/orders/{id}/payments",  pay_order,      [401, 201, 403, 403, 403]),
     ("GET",    "/v1/payments/{id}",         show_payment,   [401, 200, 200, 403, 200]),
     ("POST",   "/v1/payments/{id}/refunds", refund,         [401, 403, 201, 403, 201]),
-    // The gateway has no session: it signs.
+    // The gateway has no session, because it signs its requests.
     ("POST",   "/v1/gateway/events",        unsigned_event, [400, 400, 400, 400, 400]),
 ];
 

@@ -1,4 +1,4 @@
-//! What the example domain adds to what is tested of the platform: the same facts, told of orders and payments.
+//! Platform behaviour in the example domain, with orders and payments.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Collector, MUG, PASSWORD, Signal, eventually},
@@ -23,7 +23,7 @@ use crate::{
 
 const PAYMENTS: &str = "/v1/orders/{id}/payments";
 
-/// Somebody is on call, and payments are parked soon.
+/// Starts a service with a receiver of alerts, whose payments need review after one second.
 async fn on_call() -> (dev::harness::Service, Pager) {
     let pager = Pager::switched_on().await;
     let service = builder()
@@ -35,7 +35,7 @@ async fn on_call() -> (dev::harness::Service, Pager) {
 }
 
 #[tokio::test]
-async fn a_breaker_that_opens_and_closes_tells_so_once_each() {
+async fn each_breaker_transition_raises_one_alert() {
     let (service, pager) = on_call().await;
     let customer = service.customer().await;
     service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
@@ -55,7 +55,7 @@ async fn a_breaker_that_opens_and_closes_tells_so_once_each() {
 }
 
 #[tokio::test]
-async fn a_payment_that_is_parked_calls_a_person() {
+async fn a_payment_that_needs_review_raises_an_alert() {
     let (service, pager) = on_call().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults {
@@ -70,7 +70,7 @@ async fn a_payment_that_is_parked_calls_a_person() {
 }
 
 #[tokio::test]
-async fn a_contradiction_between_the_gateway_and_us_calls_a_person() {
+async fn a_contradiction_with_the_gateway_raises_an_alert() {
     let (service, pager) = on_call().await;
     let unknown = Charge {
         id: "ch_unknown".to_owned(),
@@ -136,7 +136,7 @@ async fn no_money_moves_that_cannot_be_audited() {
         let refused = request.await;
         assert_eq!(refused.status, 500, "{what}: {refused}");
     }
-    // A refusal grants nothing, so it stands.
+    // A rejection grants nothing, so it does not depend on its audit event.
     let _refused = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 5);
 
@@ -152,7 +152,7 @@ async fn no_money_moves_that_cannot_be_audited() {
 }
 
 #[tokio::test]
-async fn the_service_cannot_rewrite_the_books() {
+async fn the_service_cannot_rewrite_the_audit_log() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
@@ -216,7 +216,7 @@ async fn the_database_keeps_the_rules_of_money_by_itself() {
 #[tokio::test]
 async fn no_statement_reads_through_everybodys_orders() {
     let service = service().await;
-    // Without items: the trigger that wants them would take longer than all the rest.
+    // The orders have no items, because the trigger that requires items would take most of the time.
     service
         .database()
         .execute(
@@ -233,7 +233,7 @@ async fn no_statement_reads_through_everybodys_orders() {
         .await;
     assert!(service.database().number("select count(*) from orders").await >= 100_000);
 
-    // As the service: with its rights, and with the plan mode that `migrate` has set on its role.
+    // The connection has the service's rights, and the plan mode that `migrate` has set on its role.
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     let mut looked_at = 0;
     for (number, (statement, parameters)) in statements().into_iter().enumerate() {
@@ -256,12 +256,12 @@ async fn no_statement_reads_through_everybodys_orders() {
 }
 
 #[tokio::test]
-async fn every_line_of_a_request_says_which_request_and_for_whom() {
+async fn every_line_of_a_request_has_its_ids_and_user() {
     let service = builder().setting("RUST_LOG", "info").start().await;
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
     let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
-    // What the task says that goes on with the payment, beside what the request itself says.
+    // Log lines of the task that continues the payment, in addition to those of the request.
     let told = service
         .logs_that("the gateway's failure", |line| {
             line["correlation_id"] == "one-payment" && line["target"] == "app::slices::payments::gateway"
@@ -281,7 +281,7 @@ async fn every_line_of_a_request_says_which_request_and_for_whom() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_away_degrades_the_service_and_does_not_end_it() {
+async fn an_unreachable_gateway_degrades_the_service() {
     let service = service().await;
     service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
     eventually("the gateway is seen to be away", async || {
@@ -298,7 +298,7 @@ async fn a_gateway_that_is_away_degrades_the_service_and_does_not_end_it() {
 }
 
 #[tokio::test]
-async fn a_bucket_of_the_latency_of_the_gateway_leads_to_the_trace_of_a_payment() {
+async fn gateway_latency_has_exemplars_of_payment_traces() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).start().await;
     let order = service.customer().await.places(&[(MUG, 1)]).await;
@@ -318,7 +318,7 @@ async fn a_bucket_of_the_latency_of_the_gateway_leads_to_the_trace_of_a_payment(
 }
 
 #[tokio::test]
-async fn what_is_json_and_wrong_is_pointed_at() {
+async fn invalid_fields_have_pointers() {
     let service = service().await;
     let customer = service.customer().await;
     for (body, pointer) in [
@@ -428,12 +428,12 @@ async fn a_payment_that_cannot_end_in_time_is_cut_and_named() {
     let attempt = order.pay("pm_card_ok").in_background();
     order.has_a_payment().await;
     assert_eq!(service.terminate().await.code(), Some(1));
-    assert!(service.logs().iter().any(|line| line.to_string().contains("cut short")));
+    assert!(service.logs().iter().any(|line| line.to_string().contains("shutdown deadline exceeded")));
     let _cut = attempt.give_up().await;
 }
 
 #[tokio::test]
-async fn a_payment_whose_recovery_panics_is_recovered_later() {
+async fn a_payment_survives_a_panic_of_recovery() {
     let service = panics_at("recovery.leased").await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -445,7 +445,7 @@ async fn a_payment_whose_recovery_panics_is_recovered_later() {
 }
 
 #[tokio::test]
-async fn a_payment_whose_request_panics_is_recovered_later() {
+async fn a_payment_survives_a_panic_of_its_request() {
     let service = panics_at("payment.settling").await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -459,7 +459,7 @@ async fn a_payment_whose_request_panics_is_recovered_later() {
 }
 
 #[tokio::test]
-async fn every_mistake_in_the_settings_of_payments_is_reported_at_once_and_no_value() {
+async fn every_invalid_payment_setting_is_reported_without_values() {
     let mistakes = [
         ("API_ADDRESS", "8080"),
         ("MIGRATE_ON_START", "perhaps"),
@@ -475,7 +475,7 @@ async fn every_mistake_in_the_settings_of_payments_is_reported_at_once_and_no_va
     let stopped = command(&["serve"], &mistakes).await;
     assert_eq!(stopped.code(), Some(1));
     let missing = ["DATABASE_URL", "GATEWAY_URL", "GATEWAY_API_KEY"];
-    // What is only wrong together with others is seen once each is right by itself.
+    // A contradiction between settings is reported only if each of them is valid.
     let alone = mistakes
         .iter()
         .map(|(name, _)| *name)
@@ -495,7 +495,7 @@ async fn every_mistake_in_the_settings_of_payments_is_reported_at_once_and_no_va
 }
 
 #[tokio::test]
-async fn a_short_or_empty_webhook_secret_is_refused() {
+async fn a_short_or_empty_webhook_secret_is_rejected() {
     let long = "whsec_YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw==";
     for secret in ["whsec_", "whsec_YSB3ZWJob29rIHNlY3JldA==", &format!("{long} whsec_")] {
         let settings = [&sufficient()[..], &[("GATEWAY_WEBHOOK_SECRET", secret)]].concat();
@@ -533,7 +533,7 @@ async fn the_settings_of_payments_are_shown_without_secrets() {
 }
 
 #[tokio::test]
-async fn nobody_replays_a_refund_whose_role_does_not_allow_it() {
+async fn a_replay_of_a_refund_requires_the_role() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let payment = customer.places_an_order().await.pay_successfully().await;

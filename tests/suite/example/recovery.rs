@@ -1,4 +1,4 @@
-//! Outcomes that nobody knows: they are asked for until somebody does, and never guessed.
+//! Recovery of unknown outcomes: the gateway is polled until it responds, and no outcome is guessed.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Order, Service, eventually},
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-/// The gateway fails before it does anything, and tells nothing by itself.
+/// The gateway fails before any work, and sends no webhooks.
 fn outage() -> Faults {
     Faults { error_rate: 1.0, error_status: 503, webhooks: Webhooks::Never, ..Faults::default() }
 }
@@ -17,7 +17,7 @@ fn no_webhooks() -> Faults {
     Faults { webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-/// An order whose payment has never reached the gateway's books, while the gateway is still in trouble.
+/// Returns an order with a payment that never reached the gateway, which still fails.
 async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid) {
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
@@ -25,7 +25,7 @@ async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid
     (order, payment)
 }
 
-/// Lets it have been sent so long ago, and makes it due.
+/// Backdates the first send, and makes the record due.
 async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str) {
     let age = format!(
         "update {table} set first_sent_at = now() - interval '{ago}', lease_expires_at = now() where id = '{id}'"
@@ -33,7 +33,7 @@ async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str
     service.database().execute(age).await;
 }
 
-/// How often the gateway was polled for a payment or refund.
+/// Returns the number of polls of a payment or refund.
 async fn asked_for(service: &Service, id: Uuid) -> usize {
     let query = format!("reference={}", service.gateway_key(id).await);
     service.gateway().requests().iter().filter(|request| request.path.ends_with(&query)).count()
@@ -41,7 +41,7 @@ async fn asked_for(service: &Service, id: Uuid) -> usize {
 
 async fn is_asked_for_again(service: &Service, id: Uuid) {
     let before = asked_for(service, id).await;
-    // One question may have been on its way already; the second was asked knowing all that a test has prepared.
+    // The first poll may have been in flight already. The second sees everything that the test has prepared.
     eventually("the gateway is asked again", async || {
         (asked_for(service, id).await > before + 1).then_some(())
     })
@@ -58,7 +58,7 @@ async fn discrepancies(service: &Service, id: Uuid) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_charge_is_sent_again_byte_for_byte_under_the_same_key_and_correlation_id() {
+async fn a_charge_is_resent_with_identical_bytes_and_key() {
     let service = service().await;
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
@@ -84,7 +84,7 @@ async fn a_charge_is_sent_again_byte_for_byte_under_the_same_key_and_correlation
 }
 
 #[tokio::test]
-async fn a_connection_that_is_cut_hides_a_charge_and_does_not_repeat_it() {
+async fn a_cut_connection_does_not_repeat_the_charge() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { cut_rate: 1.0, ..no_webhooks() });
@@ -101,7 +101,7 @@ async fn a_charge_that_the_gateway_knows_is_not_sent_again() {
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
-    // From now on the same key would charge a second time.
+    // From now on, the same key would charge a second time.
     service.gateway().forget_keys();
     order.becomes("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
@@ -109,7 +109,7 @@ async fn a_charge_that_the_gateway_knows_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn while_a_request_talks_to_the_gateway_recovery_leaves_its_payment_alone() {
+async fn recovery_skips_payments_that_a_request_processes() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -123,7 +123,7 @@ async fn while_a_request_talks_to_the_gateway_recovery_leaves_its_payment_alone(
 }
 
 #[tokio::test]
-async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not_before() {
+async fn an_unknown_charge_fails_only_after_25_hours() {
     let service = service().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
     backdate_first_send(&service, "payments", id, "24 hours").await;
@@ -150,7 +150,7 @@ async fn what_the_gateway_does_not_know_after_25_hours_was_never_charged_and_not
 }
 
 #[tokio::test]
-async fn an_empty_answer_never_ends_a_refund() {
+async fn an_empty_response_never_fails_a_refund() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -174,7 +174,7 @@ async fn an_empty_answer_never_ends_a_refund() {
 }
 
 #[tokio::test]
-async fn a_refusal_after_an_attempt_that_was_not_answered_proves_nothing() {
+async fn a_rejection_after_an_unanswered_attempt_proves_nothing() {
     let service = service().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_from_another_gateway").await;
     let sent = service.sends_of(id).await;
@@ -233,7 +233,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     assert_eq!(discrepancies(&service, id).await.len(), 1, "what is found again is not told again");
     assert_eq!(service.metric("audit_events_total{event_type=\"data_change\",result=\"failure\"}").await, 1);
 
-    // Another one of the same payment is news.
+    // A second charge of the same payment is a new discrepancy.
     let second = Charge { id: "ch_second".to_owned(), ..wrong };
     service.gateway().record(second).unwrap();
     let told = eventually("the second is reported", async || {
@@ -246,7 +246,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
 }
 
 #[tokio::test]
-async fn a_payment_that_stays_unknown_is_parked_and_settled_all_the_same() {
+async fn a_payment_that_needs_review_is_still_settled() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
     eventually("it is parked", async || (service.metric("payments_parked").await == 1).then_some(())).await;
@@ -262,7 +262,7 @@ async fn a_payment_that_stays_unknown_is_parked_and_settled_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_webhook_settles_a_payment_that_is_parked() {
+async fn a_webhook_settles_a_payment_that_needs_review() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
     eventually("it is parked", async || (!payment(&service, id).await["parked_at"].is_null()).then_some(()))

@@ -1,4 +1,4 @@
-//! Giving money back: in part or in full, and never more than was paid.
+//! Refunds of a part or all of a payment, never more than the paid amount.
 use dev::{
     example::gateway::{Event, Faults, RefundStatus, Webhooks},
     harness::{GATEWAY_API_KEY, Order, Service, User, eventually},
@@ -8,14 +8,14 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-/// A paid order of 25.80 EUR, its payment, and somebody who may refund it.
+/// Returns a paid order of 25.80 EUR, its payment, and a support user.
 async fn a_paid_order(service: &Service) -> (Order, Uuid, User) {
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
     (order, payment, service.support().await)
 }
 
-/// A payment's status and what of it was given back.
+/// Returns a payment's status and its refunded amount.
 async fn payment(support: &User, id: Uuid) -> (String, i64) {
     let payment = support.get(format!("/v1/payments/{id}")).await.is(200);
     (payment.text("status"), payment.json()["refunded_amount"].as_i64().unwrap())
@@ -27,7 +27,7 @@ fn given_back(service: &Service) -> i64 {
 }
 
 #[tokio::test]
-async fn a_payment_is_given_back_in_parts_until_nothing_is_left() {
+async fn a_payment_is_refunded_in_parts() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
 
@@ -55,7 +55,7 @@ async fn a_payment_is_given_back_in_parts_until_nothing_is_left() {
 }
 
 #[tokio::test]
-async fn a_refund_without_an_amount_gives_everything_back() {
+async fn a_refund_without_an_amount_is_complete() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, None).await.is(201).json();
@@ -66,7 +66,7 @@ async fn a_refund_without_an_amount_gives_everything_back() {
 }
 
 #[tokio::test]
-async fn more_than_was_paid_is_never_given_back() {
+async fn refunds_never_exceed_the_payment() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     let _too_much = support.refund(id, Some(2581)).await.is_invalid_at(&["/amount"]);
@@ -98,7 +98,7 @@ async fn twenty_refunds_at_once_never_exceed_the_payment() {
 }
 
 #[tokio::test]
-async fn two_full_refunds_at_once_give_back_once() {
+async fn two_concurrent_full_refunds_refund_once() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     let (one, other) = tokio::join!(support.refund(id, None), support.refund(id, None));
@@ -110,7 +110,7 @@ async fn two_full_refunds_at_once_give_back_once() {
 }
 
 #[tokio::test]
-async fn only_money_that_was_taken_is_given_back() {
+async fn only_charged_payments_can_be_refunded() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let (customer, support) = (service.customer().await, service.support().await);
@@ -130,10 +130,10 @@ async fn only_money_that_was_taken_is_given_back() {
 }
 
 #[tokio::test]
-async fn a_refund_that_the_gateway_refuses_releases_its_amount() {
+async fn a_rejected_refund_releases_its_amount() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
-    // Somebody gives 20.00 back at the gateway's own counter.
+    // 20.00 is refunded at the gateway directly.
     let charge = service.charges_for(id).await.remove(0).id;
     let elsewhere = service.gateway().url().join(&format!("/v1/charges/{charge}/refunds")).unwrap();
     let done = dev::http::client(dev::harness::WAIT_TIMEOUT)
@@ -157,7 +157,7 @@ async fn a_refund_that_the_gateway_refuses_releases_its_amount() {
 }
 
 #[tokio::test]
-async fn a_refund_of_unknown_outcome_is_settled_by_asking_and_made_once() {
+async fn an_unknown_refund_is_settled_by_polling_and_made_once() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     service.gateway().faults().set(Faults {
@@ -168,7 +168,7 @@ async fn a_refund_of_unknown_outcome_is_settled_by_asking_and_made_once() {
     let request = support.refund(id, Some(1000));
     let refund = request.clone().await.is(202);
     assert_eq!(refund.text("status"), "processing");
-    // What is under way is set aside: it cannot be given back a second time.
+    // The amount of a refund in progress is reserved and cannot be refunded again.
     let _reserved = support.refund(id, Some(2000)).await.is_problem(409, "conflict");
     assert_eq!(payment(&support, id).await.1, 0, "and it is not counted as given back yet");
 
@@ -183,7 +183,7 @@ async fn a_refund_of_unknown_outcome_is_settled_by_asking_and_made_once() {
 }
 
 #[tokio::test]
-async fn a_refund_survives_a_crash_between_the_gateway_and_its_settlement() {
+async fn a_refund_survives_a_crash_before_its_settlement() {
     let mut service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     service.gateway_sends_no_webhooks();
@@ -203,7 +203,7 @@ async fn a_refund_survives_a_crash_between_the_gateway_and_its_settlement() {
 }
 
 #[tokio::test]
-async fn a_webhook_settles_a_refund_while_its_request_still_waits() {
+async fn a_webhook_settles_a_refund_during_its_request() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     service.gateway().hold_responses();
@@ -215,7 +215,7 @@ async fn a_webhook_settles_a_refund_while_its_request_still_waits() {
 }
 
 #[tokio::test]
-async fn a_refund_is_not_begun_while_the_gateway_is_away() {
+async fn a_refund_is_not_started_while_the_gateway_is_down() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     let customer = service.customer().await;
@@ -230,7 +230,7 @@ async fn a_refund_is_not_begun_while_the_gateway_is_away() {
 }
 
 #[tokio::test]
-async fn a_refund_may_say_why_in_500_characters() {
+async fn a_refund_has_a_reason_of_at_most_500_characters() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     let because = |reason: &str| {
@@ -244,9 +244,9 @@ async fn a_refund_may_say_why_in_500_characters() {
 }
 
 #[tokio::test]
-async fn a_refund_is_told_in_the_audit_trail_with_who_made_it() {
+async fn the_audit_log_records_a_refund_and_its_user() {
     let service = service().await;
-    // Whoever settles it first is named, and the webhook may be faster than the answer.
+    // The audit event names the component that settled the refund, and the webhook may arrive before the response.
     service.gateway_sends_no_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, Some(100)).await.is(201).id();
@@ -257,7 +257,7 @@ async fn a_refund_is_told_in_the_audit_trail_with_who_made_it() {
 }
 
 #[tokio::test]
-async fn a_retry_refunds_once_although_the_database_has_lost_the_refund() {
+async fn a_retry_refunds_once_after_the_database_lost_it() {
     let mut service = service().await;
     service.gateway_sends_no_webhooks();
     let (order, id, support) = a_paid_order(&service).await;
@@ -280,7 +280,7 @@ async fn a_retry_refunds_once_although_the_database_has_lost_the_refund() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_used_again_after_its_response_is_deleted_gets_the_refund() {
+async fn an_expired_key_still_finds_its_refund() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     for amount in [Some(1000), None] {
@@ -337,7 +337,7 @@ async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_second_refund_of_the_gateway_for_one_refund_is_a_discrepancy() {
+async fn a_second_gateway_refund_is_a_discrepancy() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
@@ -357,7 +357,7 @@ async fn a_second_refund_of_the_gateway_for_one_refund_is_a_discrepancy() {
 }
 
 #[tokio::test]
-async fn a_refund_whose_commit_is_unknown_is_not_sent() {
+async fn a_refund_of_unknown_commit_is_not_sent() {
     let service = builder().behind_a_link().start().await;
     service.gateway_sends_no_webhooks();
     let (_, id, support) = a_paid_order(&service).await;

@@ -1,4 +1,4 @@
-//! Payments through several replicas of one service: any of them takes over what another has begun.
+//! Payments with several replicas of one service. Each replica takes over the work of others.
 use std::time::Duration;
 
 use dev::{
@@ -42,7 +42,7 @@ async fn twins_at_different_replicas_have_one_effect() {
 }
 
 #[tokio::test]
-async fn another_replica_settles_what_a_dead_one_has_begun() {
+async fn another_replica_settles_payments_of_a_crashed_one() {
     let one = service().await;
     let two = one.replica().await;
     one.gateway_sends_no_webhooks();
@@ -62,14 +62,14 @@ async fn another_replica_settles_what_a_dead_one_has_begun() {
     two.invariants_hold().await;
 }
 
-/// Somebody who places an order, pays it, and insists on an answer to each.
+/// Places an order and pays it, and retries each request until it succeeds.
 async fn shops(customer: User, card: &'static str) {
     let order = customer.orders(&[(MUG, 2)]).insist().await.is(201).id();
     let _paid_or_not = customer.pay(order, card).insist().await.is(201);
 }
 
 #[tokio::test]
-async fn nobody_is_charged_twice_and_nothing_is_lost_when_everything_fails_at_once() {
+async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
     let mut services: Vec<Service> = vec![service().await];
     services.push(services[0].replica().await);
     services.push(services[0].replica().await);
@@ -118,7 +118,7 @@ async fn nobody_is_charged_twice_and_nothing_is_lost_when_everything_fails_at_on
 }
 
 #[tokio::test]
-async fn a_payment_of_unknown_outcome_is_asked_for_by_one_of_several_replicas() {
+async fn one_of_several_replicas_recovers_an_unknown_payment() {
     let one = service().await;
     let _others = (one.replica().await, one.replica().await);
     one.gateway_sends_no_webhooks();

@@ -1,11 +1,12 @@
-//! How many round trips to the database the hot routes of products, orders and payments make.
+//! The number of database round trips of the hot routes of products, orders and payments.
 use dev::harness::{MUG, TEAPOT};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::database::round_trips::{counted_service, taken};
 
-/// Who adds to one of these has made the route dearer by as much, and says here why.
+/// Round trips of each route. A change that raises a number makes the route more expensive, and must state the reason
+/// here.
 const ROUND_TRIPS: [(&str, u16, usize); 7] = [
     ("GET /v1/products", 200, 1),
     ("POST /v1/orders", 201, 2),
@@ -43,10 +44,10 @@ async fn orders_and_payments_make_no_more_round_trips_than_they_need() {
     assert_eq!(counted, ROUND_TRIPS);
 }
 
-/// Otherwise the time of a refusal tells strangers which orders there are: the largest order that there can be is read
-/// before it is refused, or another statement is made.
+/// Otherwise the time of a 404 reveals which orders exist. Two defects would cause that: reading the largest possible
+/// order before the rejection, or an additional statement.
 #[tokio::test]
-async fn a_refusal_takes_as_much_of_the_database_whether_or_not_there_is_such_an_order() {
+async fn a_404_costs_the_same_for_missing_and_foreign_orders() {
     let service = counted_service().await;
     let (owner, stranger) = (service.customer().await, service.customer().await);
     service

@@ -1,4 +1,4 @@
-//! Nothing secret leaves by a side door: not in a log line of any level, a span, a metric, an error's body, the trail.
+//! No secret is exposed in logs of any level, spans, metrics, error bodies or the audit log.
 use dev::harness::{
     Client, Collector, GATEWAY_API_KEY, HttpResponse, MUG, PASSWORD as STAFF_PASSWORD, Service,
 };
@@ -18,8 +18,7 @@ const WEBHOOK_SECRET: &str = "U0VDUkVUNiBmb3IgdGVzdHMgb25seSwgbmV2ZXI=";
 const COOKIE: &str = "a-cookie-SECRET7";
 const BAGGAGE: &str = "baggage-of-a-stranger-SECRET8";
 
-/// Uses every route with what must not be told, rightly and wrongly; returns the answers that refuse something, and
-/// the tokens of those who came.
+/// Uses every route with secrets in valid and invalid requests. Returns the rejections, and the callers' tokens.
 async fn everything_is_done(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
     let mut refusals = Vec::new();
     let nobody =
@@ -85,14 +84,14 @@ async fn everything_is_done(service: &Service) -> (Vec<HttpResponse>, Vec<String
     let told = reqwest::Client::new().get(url).header("authorization", format!("Bearer {OPS_TOKEN}"));
     let _told = told.send().await.unwrap();
 
-    // What is logged when nothing is foreseen.
+    // The log of an unexpected failure.
     service.database().execute("alter table users rename to gone").await;
     refusals.push(nobody.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(500));
     refusals.push(nobody.post("/v1/users").json(&registration).await.is(500));
     (refusals, tokens)
 }
 
-/// What support, an admin and an auditor do, with what must not be told wherever they can write something.
+/// Uses the routes of support, an admin and an auditor, with secrets in every field that accepts text.
 async fn staff_do_theirs(
     service: &Service,
     order: Uuid,
@@ -127,7 +126,7 @@ async fn staff_do_theirs(
     [support.token.clone(), admin.token.clone(), auditor.token.clone()].into()
 }
 
-/// The operations of the API that nobody has asked for.
+/// Returns the operations of the API that no request has used.
 async fn left_out(service: &Service, metrics: &str) -> Vec<String> {
     let document = service.nobody().get("/openapi.json").await.is(200).json();
     let mut left_out = Vec::new();
@@ -146,7 +145,7 @@ async fn left_out(service: &Service, metrics: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_a_log_line_a_span_a_metric_the_trail_or_an_errors_body() {
+async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
     let collector = Collector::start().await;
     let service = builder()
         .traced_by(&collector)

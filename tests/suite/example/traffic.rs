@@ -1,4 +1,4 @@
-//! A shop on an ordinary day: customers who browse, order, pay, repeat themselves and make mistakes.
+//! Normal traffic of a shop: customers who browse, order, pay, repeat requests and send invalid ones.
 use std::time::Duration;
 
 use dev::{
@@ -9,7 +9,7 @@ use dev::{
 use crate::service;
 
 #[tokio::test]
-async fn an_ordinary_day_has_no_unexpected_answer_and_books_that_agree() {
+async fn normal_traffic_has_no_unexpected_response_or_violation() {
     let service = service().await;
     let settings = Settings { rate_per_second: 25.0, ..Settings::new(service.api_url().clone()) };
     let traffic = Traffic::start(settings).unwrap();

@@ -1,4 +1,4 @@
-//! What the gateway tells by itself: signed, perhaps twice, perhaps late, perhaps wrong.
+//! Webhooks of the gateway: signed, duplicated, late, or invalid.
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
 use dev::{
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{builder, operations::alerts::Pager, service};
 
-/// An event as it would be delivered at a time; not sent yet.
+/// Returns the request that delivers an event at a time.
 fn delivery(service: &Service, event: &Event, at: DateTime<Utc>) -> Request {
     let signature = service.gateway().sign(&event.body, &event.id, at).unwrap();
     service
@@ -38,7 +38,7 @@ fn charge_of(reference: Uuid) -> Charge {
     }
 }
 
-/// An order whose payment the gateway has charged and tells nobody about, neither by answer nor by webhook.
+/// Returns an order whose payment is charged, without a response or a webhook of the gateway.
 async fn an_order_in_the_dark(service: &Service) -> (Order, Charge) {
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -46,7 +46,7 @@ async fn an_order_in_the_dark(service: &Service) -> (Order, Charge) {
     (order, service.charges_for(payment).await.remove(0))
 }
 
-/// A service that asks the gateway for nothing by itself while a test runs.
+/// Starts a service that does not poll the gateway during a test.
 async fn service_that_does_not_ask() -> Service {
     builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await
 }
@@ -103,7 +103,7 @@ async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
 }
 
 #[tokio::test]
-async fn an_event_is_believed_for_five_minutes() {
+async fn an_event_is_accepted_for_five_minutes() {
     let service = service().await;
     let event = || Event::new("something.else", &json!({})).unwrap();
     for seconds in [0, 290, -290] {
@@ -119,7 +119,7 @@ async fn an_event_is_believed_for_five_minutes() {
 }
 
 #[tokio::test]
-async fn a_hostile_timestamp_is_refused_and_breaks_nothing() {
+async fn a_malformed_timestamp_is_rejected() {
     let service = service().await;
     let event = Event::new("something.else", &json!({})).unwrap();
     for timestamp in [
@@ -147,7 +147,7 @@ async fn a_hostile_timestamp_is_refused_and_breaks_nothing() {
 }
 
 #[tokio::test]
-async fn any_of_several_signatures_will_do_while_the_secret_is_changed() {
+async fn one_valid_signature_suffices_during_a_rotation() {
     let service = service().await;
     let event = Event::new("something.else", &json!({})).unwrap();
     let at = Utc::now();
@@ -162,7 +162,7 @@ async fn any_of_several_signatures_will_do_while_the_secret_is_changed() {
 }
 
 #[tokio::test]
-async fn an_event_that_comes_twice_counts_once() {
+async fn a_duplicate_event_is_applied_once() {
     let service = service_that_does_not_ask().await;
     let (order, charge) = an_order_in_the_dark(&service).await;
     let event = Event::of_charge(&charge).unwrap();
@@ -170,7 +170,7 @@ async fn an_event_that_comes_twice_counts_once() {
     for delivery in deliveries {
         let _received = delivery.answer().await.is(204);
     }
-    // Another event about the same charge is no news either.
+    // A second event of the same charge is no new discrepancy.
     let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
 
     assert_eq!(order.status().await, "paid");
@@ -194,7 +194,7 @@ async fn an_events_id_is_used_up_by_its_first_body() {
 }
 
 #[tokio::test]
-async fn an_event_that_comes_after_the_answer_changes_nothing() {
+async fn an_event_after_the_response_changes_nothing() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -213,7 +213,7 @@ async fn an_event_that_comes_after_the_answer_changes_nothing() {
 }
 
 #[tokio::test]
-async fn an_event_that_contradicts_what_is_settled_changes_nothing_and_is_recorded() {
+async fn an_event_that_contradicts_a_settlement_is_recorded() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
@@ -229,7 +229,7 @@ async fn an_event_that_contradicts_what_is_settled_changes_nothing_and_is_record
 }
 
 #[tokio::test]
-async fn an_event_about_a_payment_that_we_do_not_know_is_received_and_recorded() {
+async fn an_event_of_an_unknown_payment_is_recorded() {
     let service = service().await;
     let unknown = Uuid::now_v7();
     let _received = now(&service, &Event::of_charge(&charge_of(unknown)).unwrap()).await.is(204);
@@ -243,7 +243,7 @@ async fn an_event_about_a_payment_that_we_do_not_know_is_received_and_recorded()
 }
 
 #[tokio::test]
-async fn a_charge_of_another_amount_or_currency_never_settles_a_payment() {
+async fn a_charge_of_another_amount_never_settles_a_payment() {
     let service = service_that_does_not_ask().await;
     let (order, charge) = an_order_in_the_dark(&service).await;
     let payment = order.payments().await[0];
@@ -291,7 +291,7 @@ async fn a_signed_message_that_is_no_event_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn a_signed_event_with_unusable_data_is_acknowledged_recorded_and_alerted() {
+async fn an_unusable_signed_event_is_recorded_and_alerted() {
     let pager = Pager::switched_on().await;
     let service = builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await;
     let charge = |id: &str, reference: &str| {
@@ -344,7 +344,7 @@ async fn two_secrets_verify_while_one_replaces_the_other() {
 }
 
 #[tokio::test]
-async fn an_event_whose_effect_fails_is_received_when_it_comes_again() {
+async fn an_event_that_failed_is_applied_when_it_is_resent() {
     let service = service_that_does_not_ask().await;
     let (order, charge) = an_order_in_the_dark(&service).await;
     let event = Event::of_charge(&charge).unwrap();
@@ -367,7 +367,7 @@ async fn an_event_whose_effect_fails_is_received_when_it_comes_again() {
 }
 
 #[tokio::test]
-async fn an_event_is_seen_under_the_correlation_id_of_the_request_that_caused_it() {
+async fn an_event_has_the_correlation_id_of_its_request() {
     let service = service_that_does_not_ask().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();

@@ -1,4 +1,4 @@
-//! What stands in headers: correlation ids, what browsers are told, who may call from a page.
+//! Headers: correlation ids, security headers, and CORS.
 use dev::harness::PATH;
 use reqwest::Method;
 use uuid::Uuid;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::{builder, service};
 
 #[tokio::test]
-async fn a_correlation_id_is_kept_if_it_is_well_formed_and_otherwise_replaced() {
+async fn an_invalid_correlation_id_is_replaced() {
     let service = service().await;
     let answered = async |id: &str| {
         let answer = service.nobody().get("/nothing").header("x-correlation-id", id).await.is(404);
@@ -26,7 +26,7 @@ async fn a_correlation_id_is_kept_if_it_is_well_formed_and_otherwise_replaced() 
 }
 
 #[tokio::test]
-async fn every_answer_tells_browsers_to_keep_their_hands_off() {
+async fn every_response_has_security_headers() {
     let service = service().await;
     let customer = service.customer().await;
     for path in ["/v1/me", PATH, "/nothing", "/problems", "/openapi.json"] {
@@ -39,7 +39,7 @@ async fn every_answer_tells_browsers_to_keep_their_hands_off() {
 }
 
 #[tokio::test]
-async fn no_answer_tells_what_the_service_is_made_of() {
+async fn no_response_names_the_software() {
     let service = service().await;
     let client = dev::http::client(dev::harness::WAIT_TIMEOUT).unwrap();
     let (api, ops) = (service.api_url(), service.ops_url());

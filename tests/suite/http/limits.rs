@@ -1,4 +1,4 @@
-//! What a request may cost: time, connections, a place among the others. Each limit says when to come back.
+//! Limits of requests: time, connections, and rates. Rejections have a `Retry-After`.
 use std::time::Duration;
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, WAIT_TIMEOUT, eventually};
@@ -60,7 +60,7 @@ async fn a_request_has_a_deadline() {
 }
 
 #[tokio::test]
-async fn what_is_over_at_its_deadline_is_not_done_later() {
+async fn a_cancelled_request_has_no_later_effect() {
     let service =
         builder().setting("DATABASE_MAX_CONNECTIONS", "1").with_a_deadline_of_ms(1000).start().await;
     let customer = service.customer().await;
@@ -75,7 +75,7 @@ async fn what_is_over_at_its_deadline_is_not_done_later() {
 }
 
 #[tokio::test]
-async fn an_overloaded_service_says_so_at_once() {
+async fn an_overloaded_service_responds_503_at_once() {
     let service = builder().setting("MAX_REQUESTS_IN_FLIGHT", "2").start().await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
@@ -89,7 +89,7 @@ async fn an_overloaded_service_says_so_at_once() {
     }
 }
 
-/// Sends the same request until it is refused; how often it was let through before.
+/// Sends the same request until it is rejected. Returns the number of accepted requests before.
 async fn until_refused(request: Request) -> (usize, HttpResponse) {
     for sent in 0..100 {
         let answer = request.clone().await;
@@ -101,7 +101,7 @@ async fn until_refused(request: Request) -> (usize, HttpResponse) {
 }
 
 #[tokio::test]
-async fn whoever_sends_too_much_is_told_when_to_come_back() {
+async fn a_429_has_a_retry_after() {
     for (setting, everybody_at_the_address) in
         [("RATE_LIMIT_CALLER_PER_SECOND", false), ("RATE_LIMIT_ADDRESS_PER_SECOND", true)]
     {
@@ -125,7 +125,7 @@ async fn whoever_sends_too_much_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_client_is_told_what_is_left_of_each_limit() {
+async fn headers_report_the_rest_of_each_limit() {
     let service = builder()
         .setting("RATE_LIMIT_CALLER_PER_SECOND", "5")
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "20")
@@ -143,7 +143,7 @@ async fn a_client_is_told_what_is_left_of_each_limit() {
 }
 
 #[tokio::test]
-async fn who_is_limited_by_address_cannot_write_themselves_another_one() {
+async fn a_client_cannot_evade_the_limit_by_a_forged_header() {
     let from = |service: &Service, header: &str, value: &str| {
         service.nobody().get("/problems").header(header, value)
     };
@@ -172,7 +172,7 @@ async fn who_is_limited_by_address_cannot_write_themselves_another_one() {
 }
 
 #[tokio::test]
-async fn the_client_address_comes_from_the_header_that_the_proxy_writes() {
+async fn the_client_address_comes_from_the_configured_header() {
     for (written, line, other, forged) in [
         ("x-forwarded-for", "192.0.2.1", "forwarded", "for=198.51.100.66"),
         ("forwarded", "for=\"192.0.2.1:80\"", "x-forwarded-for", "198.51.100.66"),
@@ -190,7 +190,7 @@ async fn the_client_address_comes_from_the_header_that_the_proxy_writes() {
     }
 }
 
-/// A connection on which a test writes what no client would.
+/// A raw connection, on which a test sends bytes that no client library would send.
 struct Wire(TcpStream);
 
 impl Wire {
@@ -203,7 +203,7 @@ impl Wire {
         self.0.write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// What comes until the service closes the connection.
+    /// Returns all bytes until the service closes the connection.
     async fn is_closed(&mut self) -> String {
         let mut answer = Vec::new();
         let closed = tokio::time::timeout(WAIT_TIMEOUT, self.0.read_to_end(&mut answer)).await;
@@ -218,7 +218,7 @@ impl Wire {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_too_long_over_its_headers_is_cut_off() {
+async fn a_client_with_slow_headers_is_disconnected() {
     let service = builder().setting("HEADER_TIMEOUT_MS", "1000").start().await;
     let mut slow = Wire::to(&service).await;
     slow.writes("GET /problems HTTP/1.1\r\nhost: ").await;
@@ -226,7 +226,7 @@ async fn a_client_that_takes_too_long_over_its_headers_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_too_long_over_its_body_is_told_so_and_cut_off() {
+async fn a_slow_body_gets_a_response_and_is_disconnected() {
     let service = builder().with_a_deadline_of_ms(1000).start().await;
     let mut slow = Wire::to(&service).await;
     slow.writes("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
@@ -236,7 +236,7 @@ async fn a_client_that_takes_too_long_over_its_body_is_told_so_and_cut_off() {
 }
 
 #[tokio::test]
-async fn a_body_that_takes_too_long_is_refused_before_the_deadline() {
+async fn a_slow_body_is_rejected_before_the_deadline() {
     let service = builder().setting("BODY_TIMEOUT_MS", "500").start().await;
     for path in ["/v1/users", "/v1/sessions"] {
         let mut slow = Wire::to(&service).await;
@@ -244,12 +244,15 @@ async fn a_body_that_takes_too_long_is_refused_before_the_deadline() {
             .await;
         slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
         let answer = slow.is_closed().await;
-        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("did not arrive in time"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("Timed out reading the body."),
+            "{answer}"
+        );
     }
 }
 
 #[tokio::test]
-async fn one_address_with_slow_requests_leaves_the_others_their_place() {
+async fn slow_requests_of_one_address_do_not_starve_others() {
     let service = builder()
         .setting("MAX_REQUESTS_IN_FLIGHT", "3")
         .setting("MAX_REQUESTS_IN_FLIGHT_PER_ADDRESS", "2")
@@ -284,7 +287,7 @@ async fn a_client_that_half_closes_its_connection_gets_its_response() {
 }
 
 #[tokio::test]
-async fn a_request_without_one_valid_host_is_refused() {
+async fn a_request_without_one_valid_host_is_rejected() {
     let service = service().await;
     for hosts in
         ["", "host: shop\r\nhost: shop\r\n", "host: sh op\r\n", "host: user@shop\r\n", "host: shop:x\r\n"]
@@ -310,7 +313,7 @@ async fn a_request_without_one_valid_host_is_refused() {
 async fn a_client_that_does_not_read_is_cut_off() {
     let service = builder().setting("WRITE_TIMEOUT_MS", "1000").start().await;
     let mut wire = Wire::to(&service).await;
-    // Many requests at once, so that their responses do not fit into what the kernel holds for the connection.
+    // Many requests at once, whose responses exceed the kernel's buffers for the connection.
     let request = "GET /openapi.json HTTP/1.1\r\nhost: shop\r\n\r\n";
     let writing = async { while wire.0.write_all(request.repeat(100).as_bytes()).await.is_ok() {} };
     let cut = tokio::time::timeout(WAIT_TIMEOUT, writing).await;
@@ -331,7 +334,7 @@ async fn an_idle_http_2_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn one_address_with_many_connections_leaves_the_others_theirs() {
+async fn connections_of_one_address_do_not_starve_others() {
     let service = builder().setting("MAX_CONNECTIONS_PER_ADDRESS", "2").start().await;
     let address = service.api_url().socket_addrs(|| None).unwrap()[0];
     let connect = async |from: [u8; 4]| {
@@ -361,7 +364,7 @@ async fn one_address_with_many_connections_leaves_the_others_theirs() {
 }
 
 #[tokio::test]
-async fn headers_that_are_too_large_or_too_many_are_refused() {
+async fn too_large_or_too_many_headers_are_rejected() {
     let service = service().await;
     for headers in [format!("cookie: {}\r\n", "c".repeat(32 * 1024)), "x: y\r\n".repeat(101)] {
         let mut wire = Wire::to(&service).await;
@@ -372,7 +375,7 @@ async fn headers_that_are_too_large_or_too_many_are_refused() {
 }
 
 #[tokio::test]
-async fn a_connection_too_many_waits_for_its_turn_and_probes_do_not() {
+async fn a_connection_over_the_limit_waits_and_probes_do_not() {
     let service = builder().setting("MAX_CONNECTIONS", "2").start().await;
     let request = "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n";
     let mut open = [Wire::to(&service).await, Wire::to(&service).await];

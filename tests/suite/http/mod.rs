@@ -1,4 +1,4 @@
-//! What every route has: headers, limits, problems, and its place in the OpenAPI document.
+//! Behaviour of every route: headers, limits, problems, and the OpenAPI document.
 mod headers;
 mod limits;
 pub(crate) mod openapi;

@@ -1,4 +1,4 @@
-//! The OpenAPI document and the service say the same.
+//! The OpenAPI document agrees with the service.
 use std::{
     collections::HashMap,
     process::Command,
@@ -11,13 +11,13 @@ use serde_json::{Map, Value, json};
 
 use crate::{EXECUTABLE, service};
 
-/// The document, as the executable prints it.
+/// Returns the document as printed by the executable.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     let output = Command::new(EXECUTABLE).arg("openapi").output().unwrap();
     serde_json::from_slice(&output.stdout).unwrap()
 });
 
-/// The document's operations: method, path template, operation.
+/// Returns the document's operations: method, path template, operation.
 pub fn operations() -> impl Iterator<Item = (String, &'static str, &'static Map<String, Value>)> {
     DOCUMENT["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
         let operations = item.as_object().unwrap().iter();
@@ -28,7 +28,7 @@ pub fn operations() -> impl Iterator<Item = (String, &'static str, &'static Map<
 }
 
 fn operation(method: &str, path: &str) -> Option<&'static Map<String, Value>> {
-    // HEAD is GET without the body, and is described as that.
+    // HEAD is GET without the body, and has the same description.
     let method = if method == "HEAD" { "GET" } else { method };
     let mut operations = operations().filter(|(known, ..)| known == method);
     operations.find(|(_, template, _)| fits(template, path)).map(|(.., operation)| operation)
@@ -40,10 +40,10 @@ fn fits(template: &str, path: &str) -> bool {
         && template.zip(path).all(|(expected, found)| expected.starts_with('{') || expected == found)
 }
 
-/// Panics at an answer that the document does not announce: its status, its media type, or its shape.
+/// Panics if the document does not describe a response: its status, its media type, or its schema.
 pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
     let Exchange { method, path, answer } = exchange;
-    // What is in no document answers with a problem, too.
+    // Requests that the document does not contain get a problem too.
     let Some(operation) = operation(method.as_str(), path) else {
         if answer.header("content-type") == Some("application/problem+json") {
             is_valid("#/components/schemas/Problem", answer);
@@ -75,7 +75,7 @@ fn is_valid(schema: &str, answer: &HttpResponse) {
     assert!(errors.is_empty(), "not as the document has it ({schema}): {errors:#?}\n{answer}");
 }
 
-/// A validator that refuses members which the document does not name, and formats that are wrong.
+/// Returns a validator that rejects undocumented members and invalid formats.
 fn validator(schema: &str) -> Validator {
     let mut components = DOCUMENT["components"].clone();
     for schema in components["schemas"].as_object_mut().unwrap().values_mut() {
@@ -132,7 +132,7 @@ async fn the_page_of_the_document_works_without_the_internet() {
 }
 
 #[test]
-fn every_operation_says_what_it_is_and_has_an_example_of_its_body() {
+fn every_operation_has_a_summary_and_an_example() {
     for (method, path, operation) in operations() {
         let what = format!("{method} {path}");
         assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{what}");

@@ -1,4 +1,4 @@
-//! A panic, though there should be none: it is one line and a count, and what it ended is begun again.
+//! Panics: each is one log line and one count, and interrupted work restarts.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 
@@ -7,16 +7,16 @@ use crate::{
     builder,
 };
 
-/// Starts a service that panics at a place, the first time that it comes by.
+/// Starts a service that panics the first time it reaches a point.
 pub async fn panics_at(point: &str) -> Service {
     builder().setting("PANIC_AT", point).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await
 }
 
-/// It has panicked once, and said so in one line of the log, and nowhere else.
+/// Checks that the service has panicked once, and logged exactly one line.
 pub async fn says_so(service: &Service, point: &str) -> Value {
     let line = service.logs_that("the panic", |line| line["target"] == "panic").await;
     assert_eq!(line["level"], "ERROR", "{line:#}");
-    assert_eq!(line["message"], format!("panicked: a test wants a panic at {point}"), "{line:#}");
+    assert_eq!(line["message"], format!("panicked: a test injects a panic at {point}"), "{line:#}");
     assert!(line["location"].as_str().is_some_and(|location| location.contains("crash.rs")), "{line:#}");
     assert!(line["backtrace"].as_str().is_some_and(|trace| trace.contains("crash::point")), "{line:#}");
     assert!(line["correlation_id"].is_string(), "{line:#}");
@@ -31,8 +31,9 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
     let service = panics_at("seal.inserted").await;
     service.customer().await;
     let panic = says_so(&service, "seal.inserted").await;
-    let ended =
-        service.logs_that("its end", |line| line["message"] == "worker ended within a unit of work").await;
+    let ended = service
+        .logs_that("its end", |line| line["message"] == "worker terminated within a unit of work")
+        .await;
     assert_eq!((&ended["worker"], &ended["panicked"]), (&"audit_sealing".into(), &true.into()), "{ended:#}");
     assert_eq!(ended["correlation_id"], panic["correlation_id"], "of the same run");
     everything_is_sealed(&service).await;

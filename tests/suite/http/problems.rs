@@ -1,4 +1,4 @@
-//! Every refusal is a problem (RFC 9457) that says what to repair, and nothing of the inside.
+//! Every rejection is a problem (RFC 9457) that explains the correction, and exposes no internals.
 use std::collections::BTreeSet;
 
 use dev::harness::{HttpResponse, PATH, Request, Service, TABLE, User, body};
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::service;
 
 #[tokio::test]
-async fn what_is_not_there_is_a_problem() {
+async fn an_unknown_path_is_a_problem() {
     let service = service().await;
     let with_a_slash = format!("{PATH}/");
     for path in
@@ -27,7 +27,7 @@ async fn what_is_not_there_is_a_problem() {
 }
 
 #[tokio::test]
-async fn a_method_that_a_route_does_not_have_is_refused_with_those_it_has() {
+async fn a_405_lists_the_allowed_methods() {
     let service = service().await;
     for (method, path, allowed) in [
         ("DELETE", PATH, &["GET", "HEAD", "POST"][..]),
@@ -52,7 +52,7 @@ fn something(customer: &User, body: impl Into<Vec<u8>>) -> Request {
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_malformed() {
+async fn a_body_that_is_not_json_is_malformed() {
     let service = service().await;
     let customer = service.customer().await;
     let deep = [b"[".repeat(10_000), b"]".repeat(10_000)].concat();
@@ -95,7 +95,7 @@ async fn a_body_has_a_media_type_and_it_is_json() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_take_json_is_told_that_there_is_nothing_else() {
+async fn a_client_that_does_not_accept_json_gets_406() {
     let service = service().await;
     let customer = service.customer().await;
     for fits in ["*/*", "application/*", "application/json", "text/html, application/json;q=0.1"] {
@@ -108,7 +108,7 @@ async fn a_client_that_does_not_take_json_is_told_that_there_is_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() {
+async fn an_oversized_body_is_rejected_with_or_without_length() {
     let service = service().await;
     let customer = service.customer().await;
     let of = |bytes: usize| {
@@ -127,7 +127,7 @@ async fn a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() {
     }
 }
 
-/// Sends something whose length is not said beforehand, and returns the answer as it is on the wire.
+/// Sends a body without a declared length. Returns the response as sent on the wire.
 async fn send_in_chunks(service: &Service, customer: &User, body: &str) -> String {
     let address = service.api_url().socket_addrs(|| None).unwrap()[0];
     let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
@@ -148,7 +148,7 @@ async fn send_in_chunks(service: &Service, customer: &User, body: &str) -> Strin
         write.write_all(b"0\r\n\r\n").await
     };
     let mut answer = Vec::new();
-    // The service may answer, and close, before it has read everything.
+    // The service may respond and close the connection before it has read everything.
     let (_sent, _read) = tokio::join!(sending, read.read_to_end(&mut answer));
     String::from_utf8(answer).unwrap()
 }
@@ -187,7 +187,7 @@ async fn an_id_that_is_none_is_the_id_of_nothing() {
 }
 
 #[tokio::test]
-async fn every_kind_of_problem_is_explained_where_its_type_says() {
+async fn every_problem_type_has_its_page() {
     let service = service().await;
     let nobody = service.nobody();
     let all = nobody.get("/problems").await.is(200).json();
@@ -202,11 +202,11 @@ async fn every_kind_of_problem_is_explained_where_its_type_says() {
     }
 }
 
-/// The members that a problem may have.
+/// The members of a problem.
 const MEMBERS: [&str; 8] =
     ["type", "title", "status", "detail", "instance", "correlation_id", "trace_id", "errors"];
 
-/// Panics at a refusal that gives something of the inside away.
+/// Panics if a rejection exposes internals.
 pub fn tells_nothing_of_the_inside(answer: &HttpResponse) {
     let told = answer.text.to_lowercase();
     for word in ["select ", "relation ", "column ", "sql", "postgres", "panic", "src/", ".rs", "127.0.0.1"] {
@@ -220,7 +220,7 @@ pub fn tells_nothing_of_the_inside(answer: &HttpResponse) {
 }
 
 #[tokio::test]
-async fn an_internal_error_is_told_to_the_log_and_not_to_the_caller() {
+async fn an_internal_error_is_logged_and_hidden_from_the_caller() {
     let service = service().await;
     let customer = service.customer().await;
     service.database().execute(format!("revoke select on {TABLE} from app_runtime")).await;

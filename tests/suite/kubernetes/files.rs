@@ -1,4 +1,4 @@
-//! The files as they stand, held against the service.
+//! The files themselves, compared with the service.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -21,7 +21,8 @@ use super::{
 };
 use crate::{service, stack::repository};
 
-/// Keys of the Secret `service`, besides the required settings of the slices. The values exist in a cluster only.
+/// Keys of the Secret `service`, in addition to the required settings of the slices. Their values exist in a cluster
+/// only.
 const SECRETS: [(&str, &str); 2] =
     [("DATABASE_URL", "postgres://app:secret@database/service"), ("OPS_TOKEN", "a-token-of-sixteen-or-more")];
 
@@ -42,7 +43,7 @@ fn an_unknown_field_does_not_pass() {
     assert!(std::panic::catch_unwind(|| check(&deployment)).is_err());
 }
 
-/// The variables of a container: its own, and whether each is of a secret.
+/// Returns the variables of a container, and whether each refers to a secret.
 fn variables(container: &Container) -> BTreeMap<String, bool> {
     let of_a_secret = |variable: &k8s_openapi::api::core::v1::EnvVar| {
         variable.value_from.as_ref().is_some_and(|from| from.secret_key_ref.is_some())
@@ -52,7 +53,7 @@ fn variables(container: &Container) -> BTreeMap<String, bool> {
 }
 
 #[test]
-fn every_variable_is_a_setting_and_secrets_come_from_secrets_alone() {
+fn every_variable_is_a_setting_and_secrets_are_references() {
     let known: BTreeMap<_, _> = Config::settings().map(|setting| (setting.name, setting)).collect();
     for pod in Objects::of_the_base().pods() {
         let container = only_container(&pod);
@@ -60,7 +61,7 @@ fn every_variable_is_a_setting_and_secrets_come_from_secrets_alone() {
         for (name, of_a_secret) in variables(container) {
             match known.get(name.as_str()) {
                 Some(setting) => assert_eq!(setting.secret, of_a_secret, "{name}"),
-                // What Kubernetes knows of the pod, and another variable is made of.
+                // Values from the Kubernetes API that other variables refer to.
                 None => assert!(references.contains(&format!("$({name})")), "{name} is no setting"),
             }
         }
@@ -78,7 +79,7 @@ fn every_variable_is_a_setting_and_secrets_come_from_secrets_alone() {
 }
 
 #[test]
-fn the_service_takes_the_settings_of_every_overlay() {
+fn the_service_accepts_the_settings_of_every_overlay() {
     let [pod, migration] = Objects::of_the_base().pods();
     for overlay in OVERLAYS {
         let mut given = settings(overlay);
@@ -102,7 +103,7 @@ fn asks(probe: Option<&Probe>) -> (String, u32) {
 }
 
 #[tokio::test]
-async fn probes_and_scrapes_ask_what_the_service_answers() {
+async fn probes_and_scrapes_use_existing_routes() {
     let objects = Objects::of_the_base();
     let [pod, _] = objects.pods();
     let container = only_container(&pod);
@@ -124,7 +125,7 @@ async fn probes_and_scrapes_ask_what_the_service_answers() {
 }
 
 #[test]
-fn ports_are_those_that_the_service_listens_on_and_the_two_listeners_stay_apart() {
+fn ports_match_the_listeners_which_stay_separate() {
     let objects = Objects::of_the_base();
     let [pod, _] = objects.pods();
     let ports: BTreeMap<_, _> = only_container(&pod)
@@ -151,7 +152,7 @@ fn ports_are_those_that_the_service_listens_on_and_the_two_listeners_stay_apart(
 }
 
 #[test]
-fn a_pod_that_ends_has_the_time_that_the_service_takes() {
+fn the_grace_period_covers_the_shutdown_deadline() {
     let [pod, _] = Objects::of_the_base().pods();
     for overlay in OVERLAYS {
         let deadline: i64 = settings(overlay)["SHUTDOWN_DEADLINE_SECONDS"].parse().unwrap();
@@ -161,7 +162,7 @@ fn a_pod_that_ends_has_the_time_that_the_service_takes() {
 }
 
 #[test]
-fn all_pods_together_ask_the_database_for_no_more_connections_than_it_has() {
+fn all_pods_fit_into_the_databases_connection_limit() {
     let objects = Objects::of_the_base();
     let rolling = objects.deployment().spec.unwrap().strategy.unwrap().rolling_update.unwrap();
     let Some(IntOrString::Int(surge)) = rolling.max_surge else { panic!("a number of pods") };
@@ -175,7 +176,7 @@ fn all_pods_together_ask_the_database_for_no_more_connections_than_it_has() {
     }
 }
 
-/// The profile `restricted` of the Pod Security Standards, and a root file system that nobody writes to.
+/// The profile `restricted` of the Pod Security Standards, with a read-only root file system.
 fn is_restricted(pod: &PodSpec) {
     let context = pod.security_context.as_ref().unwrap();
     assert_eq!(context.run_as_non_root, Some(true));
@@ -202,7 +203,7 @@ fn pods_have_no_rights() {
 }
 
 #[test]
-fn whatever_selects_pods_selects_some() {
+fn every_pod_selector_matches_pods() {
     let objects = Objects::of_the_base();
     let components: BTreeSet<_> = ["Deployment", "Job"]
         .iter()
@@ -250,7 +251,7 @@ fn the_script_prints_every_rule_file_as_an_object() {
     assert_eq!(objects, expected);
 }
 
-/// Runbooks and dashboards have other addresses in a cluster; what they are called is the same.
+/// Runbooks and dashboards have other addresses in a cluster, but the same names.
 fn forget_addresses(rules: &mut Value) {
     for group in rules["groups"].as_array_mut().unwrap() {
         for rule in group["rules"].as_array_mut().unwrap().iter_mut().filter(|rule| rule["alert"].is_string())

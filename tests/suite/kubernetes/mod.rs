@@ -1,4 +1,4 @@
-//! The manifests of `deploy/kubernetes` are what Kubernetes knows, and fit the service that they run.
+//! The manifests of `deploy/kubernetes` are valid and agree with the service.
 mod files;
 mod rendered;
 mod schema;
@@ -20,7 +20,7 @@ use crate::stack::repository;
 const DIRECTORY: &str = "deploy/kubernetes";
 const OVERLAYS: [&str; 2] = ["staging", "production"];
 
-/// What an untouched PostgreSQL gives to roles other than superusers: a hundred connections less three.
+/// Connections of a PostgreSQL server with default settings, without those reserved for superusers.
 const CONNECTIONS_OF_A_DATABASE: u32 = 97;
 
 fn text(path: &str) -> String {
@@ -28,7 +28,7 @@ fn text(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The files below a directory with this extension, by their path from `deploy/kubernetes`, in order.
+/// Returns the files below a directory with this extension, as sorted paths from `deploy/kubernetes`.
 fn files(directory: &str, extension: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(repository().join(DIRECTORY).join(directory)).unwrap() {
@@ -44,11 +44,11 @@ fn files(directory: &str, extension: &str) -> Vec<String> {
     found
 }
 
-/// The objects of one installation, from wherever they were read.
+/// The objects of one installation.
 struct Objects(Vec<Value>);
 
 impl Objects {
-    /// Those of the base, as they stand in their files.
+    /// Returns the objects of the base from its files.
     fn of_the_base() -> Self {
         let manifests =
             files("base", "yaml").into_iter().filter(|file| !file.ends_with("kustomization.yaml"));
@@ -82,7 +82,7 @@ impl Objects {
         self.named("Service", name)
     }
 
-    /// The pods of the service, and those of its migration.
+    /// Returns the pods of the service and of its migration.
     fn pods(&self) -> [PodSpec; 2] {
         let service = self.deployment().spec.unwrap().template.spec.unwrap();
         [service, self.migration().spec.unwrap().template.spec.unwrap()]
@@ -94,7 +94,7 @@ fn only_container(pod: &PodSpec) -> &Container {
     container
 }
 
-/// The settings of an installation that are no secrets: the base's, and over them the overlay's.
+/// Returns the settings of an installation that are no secrets: the base's, overridden by the overlay's.
 fn settings(overlay: &str) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     for file in ["base/settings.env".to_owned(), format!("overlays/{overlay}/settings.env")] {

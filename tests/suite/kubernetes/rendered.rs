@@ -1,4 +1,4 @@
-//! What Kustomize makes of the overlays.
+//! The overlays as rendered by Kustomize.
 use std::collections::BTreeSet;
 
 use super::{
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::stack::{run, tool};
 
-/// An installation as it is applied; nothing where Kustomize is not installed.
+/// Returns a rendered installation, or nothing if Kustomize is not installed.
 fn rendered(overlay: &str) -> Option<Objects> {
     let kustomize = tool("kustomize")?;
     let printed = run(&kustomize, DIRECTORY, &["build", &format!("overlays/{overlay}")]);

@@ -1,5 +1,5 @@
-//! Strict parsing: a field that Kubernetes does not know is dropped by its types, and so is missed when they are written
-//! again.
+//! Strict parsing. The types of the crate drop unknown fields, so a field is unknown if serialization does not restore
+//! it.
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
@@ -13,13 +13,13 @@ use k8s_openapi::api::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// The documents of a YAML file.
+/// Returns the documents of a YAML file.
 pub(super) fn documents(text: &str) -> Vec<Value> {
     let documents = yaml_serde::Deserializer::from_str(text);
     documents.map(|document| Value::deserialize(document).unwrap()).filter(|value| !value.is_null()).collect()
 }
 
-/// An object as the type that it says it is of, and nothing of it lost.
+/// Parses an object as its type. Panics if a field was dropped.
 pub(super) fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> T {
     let parsed: T =
         serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error} in {object:#}"));
@@ -31,7 +31,7 @@ pub(super) fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> T {
     parsed
 }
 
-/// Holds an object against the type of its kind.
+/// Checks an object against the type of its kind.
 pub(super) fn check(object: &Value) {
     match (object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap()) {
         ("apps/v1", "Deployment") => drop(typed::<Deployment>(object)),
@@ -49,7 +49,7 @@ pub(super) fn check(object: &Value) {
     }
 }
 
-/// What we use of what the operator of Prometheus and Kustomize define; they have no types in Rust.
+/// The used parts of the Prometheus operator's and Kustomize's types, for which no crate exists.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Object<Spec> {

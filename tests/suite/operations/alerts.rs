@@ -1,4 +1,4 @@
-//! What must not wait for a scrape and a rule is told at once.
+//! Alerts that the service raises itself, because they must not wait for a scrape and a rule.
 use std::sync::{Arc, Mutex};
 
 use axum::{Json, Router, extract::State, routing::post};
@@ -13,7 +13,7 @@ use crate::{
     builder,
 };
 
-/// Somebody who is on call.
+/// A receiver of alerts.
 pub struct Pager {
     pub url: String,
     received: Arc<Mutex<Vec<Value>>>,
@@ -36,7 +36,7 @@ impl Pager {
         Self { url, received }
     }
 
-    /// Waits for an alert with this in its title.
+    /// Waits for an alert whose title contains this text.
     pub async fn receives(&self, title: &str) -> Value {
         eventually(title, async || self.all(title).pop()).await
     }
@@ -52,7 +52,7 @@ async fn on_call() -> (Service, Pager) {
     (builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await, pager)
 }
 
-/// It has all that an alert has to have.
+/// Checks that an alert has all required members.
 pub fn is_complete(alert: &Value, severity: &str) {
     assert_eq!(alert["severity"], severity, "{alert:#}");
     assert!(alert["description"].as_str().is_some_and(|text| text.len() > 20), "{alert:#}");
@@ -63,21 +63,21 @@ pub fn is_complete(alert: &Value, severity: &str) {
 }
 
 #[tokio::test]
-async fn audit_events_that_cannot_be_written_call_a_person() {
+async fn failed_audit_writes_raise_an_alert() {
     let (service, pager) = on_call().await;
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
-    // A change and its event are one statement: nobody but the database can tell which of the two has failed.
+    // A change and its event are one statement, so only the database knows which of the two failed.
     assert_eq!(customer.creates().await.status, 500);
     let failures = service.metric("audit_write_failures_total").await;
     assert_eq!(failures, 1, "it is counted");
-    let told = pager.receives("Audit events could not be written").await;
+    let told = pager.receives("Audit writes failed").await;
     is_complete(&told, "critical");
     assert_eq!(told["metadata"]["events"], "1");
 }
 
 #[tokio::test]
-async fn a_chain_that_does_not_descend_from_the_last_head_calls_a_person() {
+async fn a_chain_without_the_last_head_raises_an_alert() {
     let pager = Pager::switched_on().await;
     let service = builder()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
@@ -88,17 +88,16 @@ async fn a_chain_that_does_not_descend_from_the_last_head_calls_a_person() {
     everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the process has seen the head", |line| line["seal_number"] == head).await;
-    // Whoever owns the database makes the whole chain anew, without a seam that the database could see.
+    // The owner of the database regenerates the whole chain, consistently for the database.
     unseal(&service, "").await;
-    let told = pager.receives("The audit trail was tampered with").await;
+    let told = pager.receives("Audit log tampered with").await;
     is_complete(&told, "critical");
     assert!(told["description"].as_str().unwrap().contains("was rewritten"), "{told:#}");
 }
 
-/// A service whose events have been waiting for their seal for longer than anybody should have patience, since
-/// somebody holds up the horizon.
+/// Starts a service whose events have been unsealed for too long, because a transaction delays the horizon.
 async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Service {
-    // Whoever writes and does not end holds up the sealing of every database on its server.
+    // An open writing transaction delays the sealing of every database on its server.
     let service = builder()
         .on_a_server_of_its_own()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
@@ -117,13 +116,13 @@ async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Serv
 }
 
 async fn names_whoever_holds_it_up(pager: &Pager) -> String {
-    let told = pager.receives("The audit trail is not being sealed").await;
+    let told = pager.receives("Audit log not sealed").await;
     is_complete(&told, "warning");
     told["metadata"]["oldest_writer"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
-async fn whoever_holds_up_the_sealing_is_named() {
+async fn the_transaction_that_delays_sealing_is_named() {
     let pager = Pager::switched_on().await;
     let mut forgotten = None;
     let service = held_up_by(&pager, async |database| {
@@ -135,15 +134,15 @@ async fn whoever_holds_up_the_sealing_is_named() {
     assert!(named.starts_with("backend ") && named.contains("a forgotten session"), "{named}");
     assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
     let verified = verify(&service, &[]).await.succeeded();
-    assert!(verified.contains("not sealed yet, and so not verified: "), "{verified}");
+    assert!(verified.contains("not sealed yet, so not verified: "), "{verified}");
     forgotten.unwrap().release().await;
     everything_is_sealed(&service).await;
 }
 
 #[tokio::test]
-async fn a_prepared_transaction_that_holds_up_the_sealing_is_named() {
+async fn a_prepared_transaction_that_delays_sealing_is_named() {
     let pager = Pager::switched_on().await;
-    // It belongs to no session that one could find and end.
+    // The transaction belongs to no session, so no session can be ended.
     let service = held_up_by(&pager, async |database| {
         database.execute("begin; select pg_current_xact_id(); prepare transaction 'forgotten'").await;
     })

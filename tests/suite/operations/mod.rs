@@ -1,4 +1,4 @@
-//! Watching the service: is it alive, is it ready, how is it, and how much does it do.
+//! Operations: health, readiness, metrics and their cost.
 pub(crate) mod alerts;
 mod replicas;
 mod settings;
@@ -19,7 +19,7 @@ pub async fn page(service: &Service, path: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_live_process_says_that_it_is() {
+async fn healthz_reports_a_live_process() {
     let service = service().await;
     let (status, body) = page(&service, "/healthz").await;
     assert_eq!((status, &body["status"]), (200, &json!("ok")));
@@ -27,7 +27,7 @@ async fn a_live_process_says_that_it_is() {
 }
 
 #[tokio::test]
-async fn a_ready_service_says_what_it_has_checked() {
+async fn readyz_lists_the_checks() {
     let service = service().await;
     let (status, body) = page(&service, "/readyz").await;
     let names = ["database", "migrations", "draining"].into_iter().chain(NEIGHBOUR_CHECKS);
@@ -36,7 +36,7 @@ async fn a_ready_service_says_what_it_has_checked() {
 }
 
 #[tokio::test]
-async fn a_service_whose_schema_is_behind_is_not_ready() {
+async fn a_service_with_an_older_schema_is_not_ready() {
     let service = service().await;
     service.database().execute("update _sqlx_migrations set success = false").await;
     let body = eventually("it is not ready", async || {
@@ -49,8 +49,8 @@ async fn a_service_whose_schema_is_behind_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_thousand_probes_a_second_are_a_few_questions_to_the_database() {
-    // So that nobody else asks it anything meanwhile: each worker has had its turn, and the next is far away.
+async fn many_probes_cause_few_database_queries() {
+    // No other code uses the database meanwhile: each worker has run once, and its next run is hours away.
     let service = builder().with_idle_workers().start().await;
     eventually("every worker has run once", async || {
         let (_, health) = page(&service, "/health").await;
@@ -68,13 +68,13 @@ async fn a_thousand_probes_a_second_are_a_few_questions_to_the_database() {
             assert_eq!(probe.await.unwrap().unwrap().status(), 200);
         }
     }
-    // The checks of the database read what a connection outside of the pool has seen last.
+    // The checks of the database read the latest state of the monitor's own connection.
     let questions = asked().await - before;
     assert!(questions <= 2, "{questions} questions for 2000 probes in {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_full_pool_does_not_take_the_service_out_of_rotation() {
+async fn a_full_pool_does_not_fail_readiness() {
     let service = builder()
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -85,7 +85,7 @@ async fn a_full_pool_does_not_take_the_service_out_of_rotation() {
     let asked = [(); 4].map(|()| customer.lists().in_background());
     service.database().has_waiting(4).await;
     let mut pace = tokio::time::interval(Duration::from_millis(100));
-    // Longer than a check may take, and than its outcome is shared.
+    // Longer than the timeout of a check and the time for which its result is shared.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
         pace.tick().await;
@@ -99,7 +99,7 @@ async fn a_full_pool_does_not_take_the_service_out_of_rotation() {
 }
 
 #[tokio::test]
-async fn a_log_filter_that_cannot_be_read_is_pointed_at_and_the_end_of_a_change_is_audited_too() {
+async fn an_invalid_filter_is_rejected_and_its_expiry_is_audited() {
     let service = service().await;
     let (status, body) =
         service.operate(Method::PUT, "/log-level", "{\"filter\":\"app=loud\"}").await.unwrap();
@@ -109,7 +109,7 @@ async fn a_log_filter_that_cannot_be_read_is_pointed_at_and_the_end_of_a_change_
 
     let change = "{\"filter\":\"app=debug\",\"ttl_seconds\":1}";
     assert_eq!(service.operate(Method::PUT, "/log-level", change).await.unwrap().0, 200);
-    service.logs_that("it is logged", |line| line["message"] == "log filter was changed").await;
+    service.logs_that("it is logged", |line| line["message"] == "changed the log filter").await;
     for action in ["change", "restore"] {
         let event = format!("event_type = 'configuration' and action = '{action}'");
         eventually("it is audited", async || (service.audit_events(&event).await.len() == 1).then_some(()))
@@ -118,7 +118,7 @@ async fn a_log_filter_that_cannot_be_read_is_pointed_at_and_the_end_of_a_change_
 }
 
 #[tokio::test]
-async fn the_health_report_tells_everything_and_no_secret() {
+async fn the_health_report_is_complete_and_has_no_secret() {
     let service = builder().setting("OPS_TOKEN", "a-token-of-operators").start().await;
     let (status, health) = page(&service, "/health").await;
     assert_eq!((status, &health["status"]), (200, &json!("ok")));

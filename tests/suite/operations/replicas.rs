@@ -1,4 +1,4 @@
-//! Several replicas on one database, and the worst that can happen to them.
+//! Several replicas on one database.
 use dev::harness::{Balancer, User, eventually};
 use tokio::sync::watch;
 
@@ -15,8 +15,7 @@ async fn a_session_is_good_at_every_replica_and_ends_at_every_replica() {
     let _ended = here.get("/v1/me").await.is(401);
 }
 
-/// Somebody who goes on until closing time: how many requests were answered as they should be, and every answer
-/// that was not.
+/// Sends requests until the test ends. Returns the number of expected responses, and every unexpected one.
 async fn goes_on(customer: User, mut closed: watch::Receiver<bool>) -> (usize, Vec<String>) {
     let (mut served, mut failed) = (0, Vec::new());
     while !*closed.borrow_and_update() {
@@ -29,7 +28,7 @@ async fn goes_on(customer: User, mut closed: watch::Receiver<bool>) -> (usize, V
 }
 
 #[tokio::test]
-async fn three_replicas_are_replaced_one_by_one_under_load_and_no_request_fails() {
+async fn a_rolling_restart_under_load_fails_no_request() {
     let mut services = vec![builder().setting("SHUTDOWN_GRACE_SECONDS", "3").start().await];
     for _ in 0..2 {
         services.push(services[0].replica().await);

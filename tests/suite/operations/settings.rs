@@ -1,4 +1,4 @@
-//! Whatever lists the settings lists all of them, and no others.
+//! Every list of settings is complete and has no others.
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -11,10 +11,10 @@ use crate::{
     docs::{compliance::with_parts, is_complete},
 };
 
-/// Settings that are never shown, and never on a command line, where other users of the machine see them.
+/// Settings that are never shown and have no flag, because other users of the machine can read command lines.
 const SECRETS: [&str; 3] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN"];
 
-/// Every setting that the executable knows, with its default.
+/// Returns every setting of the executable, with its default.
 async fn settings() -> BTreeMap<String, Option<String>> {
     let told = run(Path::new(EXECUTABLE), &["config"], &[]).await.stdout;
     let setting = |line: &str| {
@@ -38,7 +38,7 @@ fn is_name(text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_example_of_an_environment_has_every_setting_with_its_default() {
+async fn env_example_has_every_setting_with_its_default() {
     let text = with_parts(".env.example");
     let example: BTreeMap<String, (bool, String)> = text
         .lines()
@@ -69,7 +69,7 @@ async fn the_example_of_an_environment_has_every_setting_with_its_default() {
 }
 
 #[tokio::test]
-async fn every_setting_has_a_flag_but_for_secrets_and_what_is_opentelemetrys() {
+async fn every_setting_has_a_flag_except_secrets_and_otel() {
     let help = run(Path::new(EXECUTABLE), &["serve", "--help"], &[]).await.succeeded();
     let flags: BTreeSet<_> = help
         .split_whitespace()

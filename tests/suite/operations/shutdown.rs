@@ -1,4 +1,4 @@
-//! Ending the service: what has begun is finished, and what cannot be is named.
+//! Shutdown: work in flight is finished, and cancelled work is named.
 use std::{path::Path, time::Instant};
 
 use dev::{
@@ -17,11 +17,12 @@ async fn a_signal_ends_the_service_in_order() {
         service.signal(signal);
         assert_eq!(service.ends().await.code(), Some(0));
         let last = last_line(&service);
-        assert_eq!(last["message"], "the service has ended");
+        assert_eq!(last["message"], "the service stopped");
     }
 }
 
-/// What the service said last: the audit trail's lines have a queue of their own, so the last to come is another.
+/// Returns the newest log line by its timestamp. The audit log's lines have a queue of their own, so the last received
+/// line may be older.
 fn last_line(service: &Service) -> Value {
     service.logs().into_iter().max_by_key(|line| line["timestamp"].to_string()).unwrap()
 }
@@ -42,7 +43,7 @@ async fn a_request_in_flight_is_finished_before_the_service_ends() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_to_end_is_not_ready_before_it_stops_listening() {
+async fn readiness_fails_before_the_listeners_close() {
     let service = builder().setting("SHUTDOWN_GRACE_SECONDS", "2").start().await;
     service.signal(Signal::SIGTERM);
     let body = eventually("it is not ready", async || {
@@ -56,7 +57,7 @@ async fn a_service_that_is_to_end_is_not_ready_before_it_stops_listening() {
 }
 
 #[tokio::test]
-async fn what_cannot_end_in_time_is_cut_and_named() {
+async fn work_past_the_deadline_is_cut_and_named() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "9000")
@@ -67,12 +68,12 @@ async fn what_cannot_end_in_time_is_cut_and_named() {
     let attempt = customer.creates().in_background();
     service.database().has_waiting(1).await;
     assert_eq!(service.terminate().await.code(), Some(1));
-    assert!(service.logs().iter().any(|line| line.to_string().contains("cut short")));
+    assert!(service.logs().iter().any(|line| line.to_string().contains("shutdown deadline exceeded")));
     let _cut = attempt.give_up().await;
     held.release().await;
 }
 
-/// Starts the service, which waits for something of the database, and ends it by a signal once it says so.
+/// Starts the service, which waits for the database, and stops it with a signal once it waits.
 async fn ends_while_it_waits(settings: &[(&str, String)], waits: impl AsyncFn(&dev::process::Child)) {
     let mut launch = Launch::new(EXECUTABLE).args(["serve"]).directory(Path::new("/")).env("APP_ENV", "test");
     for (name, value) in REQUIRED {
@@ -131,7 +132,7 @@ async fn connection(service: &Service, text: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn clients_that_ask_for_nothing_do_not_hold_up_the_end() {
+async fn idle_clients_do_not_delay_the_shutdown() {
     let service = builder().setting("HEADER_TIMEOUT_MS", "2000").start().await;
     let _silent = connection(&service, "").await;
     let _half_a_request = connection(&service, "GET /problems HTTP/1.1\r\nhost").await;
@@ -143,7 +144,7 @@ async fn clients_that_ask_for_nothing_do_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_within_its_request_is_cut_at_the_deadline_and_named() {
+async fn a_hanging_client_is_cut_at_the_deadline_and_logged() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "4")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -161,7 +162,7 @@ async fn a_client_that_hangs_within_its_request_is_cut_at_the_deadline_and_named
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_does_not_hold_up_the_end_beyond_its_deadline() {
+async fn a_hanging_database_does_not_delay_the_shutdown() {
     let service = builder().setting("SHUTDOWN_DEADLINE_SECONDS", "5").behind_a_link().start().await;
     service.link().freeze();
     let started = Instant::now();

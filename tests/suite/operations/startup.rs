@@ -1,4 +1,4 @@
-//! Starting the service: what it needs, what it refuses, and what it says then.
+//! Start: requirements, rejections, and their messages.
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -13,19 +13,19 @@ use tokio::{io::AsyncReadExt, net::TcpListener};
 
 use crate::{EXECUTABLE, builder, service};
 
-/// A command of the executable with these settings and nothing else.
+/// Runs a command of the executable with only these settings.
 pub async fn command(arguments: &[&str], settings: &[(&str, &str)]) -> CommandOutput {
     run(Path::new(EXECUTABLE), arguments, settings).await
 }
 
-/// What `serve` needs at least; nothing of it is reached.
+/// The minimum settings of `serve`. None of the addresses is reachable.
 pub fn sufficient() -> Vec<(&'static str, &'static str)> {
     let own = [("APP_ENV", "test"), ("DATABASE_URL", "postgres://somebody:a-password@127.0.0.1:1/service")];
     [&own[..], &REQUIRED].concat()
 }
 
 #[tokio::test]
-async fn a_service_without_a_database_says_what_to_set_and_what_does_it_for_you() {
+async fn a_missing_database_url_is_explained() {
     let stopped = command(&["serve"], &[]).await;
     assert_eq!(stopped.code(), Some(1));
     assert!(stopped.stderr.contains("DATABASE_URL is not set"), "{}", stopped.stderr);
@@ -33,7 +33,7 @@ async fn a_service_without_a_database_says_what_to_set_and_what_does_it_for_you(
 }
 
 #[tokio::test]
-async fn every_mistake_in_the_settings_is_reported_at_once_and_no_value() {
+async fn every_invalid_setting_is_reported_without_values() {
     let mistakes = [
         ("API_ADDRESS", "8080"),
         ("MIGRATE_ON_START", "perhaps"),
@@ -48,7 +48,7 @@ async fn every_mistake_in_the_settings_is_reported_at_once_and_no_value() {
     let stopped = command(&["serve"], &mistakes).await;
     assert_eq!(stopped.code(), Some(1));
     let missing = ["DATABASE_URL"].into_iter().chain(REQUIRED.map(|(name, _)| name));
-    // What is only wrong together with others is seen once each is right by itself.
+    // A contradiction between settings is reported only if each of them is valid.
     let alone = mistakes.iter().map(|(name, _)| *name).filter(|name| *name != "OPS_TOKEN");
     for name in alone.chain(missing) {
         assert!(stopped.stderr.contains(&format!("\n  {name} ")), "{name}: {}", stopped.stderr);
@@ -62,12 +62,16 @@ async fn every_mistake_in_the_settings_is_reported_at_once_and_no_value() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_not_there_is_waited_for_and_then_named_without_its_password() {
+async fn an_unreachable_database_is_named_without_its_password() {
     let settings = [&sufficient()[..], &[("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
     for arguments in [["serve"], ["migrate"]] {
         let stopped = command(&arguments, &settings).await;
         assert_eq!(stopped.code(), Some(1));
-        assert!(stopped.stderr.contains("127.0.0.1:1 could not be reached"), "{}", stopped.stderr);
+        assert!(
+            stopped.stderr.contains("failed to connect to the database at 127.0.0.1:1 within"),
+            "{}",
+            stopped.stderr
+        );
         assert!(!stopped.stderr.contains("a-password") && !stopped.stdout.contains("a-password"));
     }
 }
@@ -78,13 +82,17 @@ async fn an_address_of_ipv6_is_one_like_any_other() {
     let settings =
         [&sufficient()[..], &[("DATABASE_URL", url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
     let stopped = command(&["migrate"], &settings).await;
-    assert!(stopped.stderr.contains("[::1]:1 could not be reached"), "{}", stopped.stderr);
-    // Where the machine has no IPv6 at all, that is the reason; a name is never looked up.
+    assert!(
+        stopped.stderr.contains("failed to connect to the database at [::1]:1 within"),
+        "{}",
+        stopped.stderr
+    );
+    // A machine without IPv6 reports that as the reason. A literal address is never looked up.
     assert!(!stopped.stderr.contains("lookup"), "{}", stopped.stderr);
 }
 
 #[tokio::test]
-async fn a_parameter_of_the_database_url_without_effect_is_refused() {
+async fn an_unsupported_database_url_parameter_is_rejected() {
     for parameter in ["target_session_attrs=any", "channel_binding=require", "keepalives=1"] {
         let url = format!("postgres://somebody:a-password@a,b/service?{parameter}");
         let settings = [&sufficient()[..], &[("DATABASE_URL", &url)]].concat();
@@ -103,7 +111,7 @@ async fn a_parameter_of_the_database_url_without_effect_is_refused() {
 }
 
 #[tokio::test]
-async fn settings_that_cannot_work_together_are_refused() {
+async fn contradictory_settings_are_rejected() {
     let remote = "postgres://somebody:a-password@db.internal/service?sslmode=disable";
     for (settings, named) in [
         (&[("APP_ENV", "production"), ("SHUTDOWN_DEADLINE_SECONDS", "5")][..], "SHUTDOWN_DEADLINE_SECONDS"),
@@ -145,16 +153,16 @@ async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
         message
     };
     let (message, _stopped) = tokio::join!(first_message, command(&["serve"], &settings));
-    // The version of the protocol, then names and values that end with a zero each.
+    // The protocol version, then zero-terminated names and values.
     let texts: Vec<_> = message[4..].split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
     let names: Vec<_> = texts.chunks(2).map(|pair| &*pair[0]).filter(|name| !name.is_empty()).collect();
-    // Of pgbouncer.ini's `track_extra_parameters` and the parameters that it always tracks.
+    // The defaults of pgbouncer.ini's `track_extra_parameters`, and the parameters that it always tracks.
     let tracked = ["user", "database", "client_encoding", "DateStyle", "TimeZone", "application_name"];
     assert!(names.contains(&"user"), "{names:?}");
     assert!(names.iter().all(|name| tracked.contains(name)), "{names:?}");
 }
 
-/// Whether a command failed, and said why in one sentence that tells no password.
+/// Checks that a command failed with one sentence that contains no password. Returns the sentence.
 fn failed_in_one_sentence(stopped: &CommandOutput) -> &str {
     let sentence = stopped.stderr.trim_end();
     assert_eq!(stopped.code(), Some(1), "{sentence}");
@@ -167,7 +175,7 @@ fn failed_in_one_sentence(stopped: &CommandOutput) -> &str {
 }
 
 #[tokio::test]
-async fn a_database_that_refuses_is_not_waited_for() {
+async fn a_rejected_login_is_not_retried() {
     let database = Database::create_empty().await;
     let mut stranger = database.service_url().clone();
     stranger.set_password(Some("another-password")).unwrap();
@@ -179,14 +187,14 @@ async fn a_database_that_refuses_is_not_waited_for() {
             let started = Instant::now();
             let stopped = command(&arguments, &settings).await;
             let sentence = failed_in_one_sentence(&stopped);
-            assert!(sentence.contains("refuses the connection"), "{sentence}");
+            assert!(sentence.contains("rejected the connection"), "{sentence}");
             assert!(started.elapsed() < Duration::from_secs(20), "it was waited for");
         }
     }
 }
 
 #[tokio::test]
-async fn a_database_that_says_nothing_is_waited_for_and_then_named() {
+async fn an_unresponsive_database_is_retried_and_then_named() {
     let database = Database::create_empty().await;
     let link = TcpProxy::to(database.service_url()).await.unwrap();
     link.freeze();
@@ -194,11 +202,15 @@ async fn a_database_that_says_nothing_is_waited_for_and_then_named() {
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];
     let stopped = command(&["serve"], &[&sufficient()[..], &settings].concat()).await;
     let sentence = failed_in_one_sentence(&stopped);
-    assert!(sentence.contains("could not be reached within 2s"), "{sentence}");
+    assert!(
+        sentence.starts_with(concat!(env!("CARGO_PKG_NAME"), ": failed to connect to the database at "))
+            && sentence.contains(" within 2s: "),
+        "{sentence}"
+    );
 }
 
 #[tokio::test]
-async fn a_database_that_comes_later_than_its_service_is_waited_for_and_the_log_says_so() {
+async fn the_service_waits_for_a_late_database_and_logs_it() {
     let mut service = builder().behind_a_link().start().await;
     service.terminate().await;
     service.link().cut();
@@ -232,7 +244,7 @@ async fn a_file_that_cannot_be_read_or_written_is_named() {
 }
 
 #[tokio::test]
-async fn a_migration_that_fails_leaves_nothing_half_done() {
+async fn a_failed_migration_is_rolled_back() {
     let database = Database::create_empty().await;
     database.execute("create table sessions (in_the_way integer)").await;
     let urls = database.settings();
@@ -264,14 +276,14 @@ async fn a_service_does_not_start_on_a_database_without_its_schema() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_told_so_makes_its_schema_itself() {
+async fn migrate_on_start_applies_the_migrations() {
     let service = builder().without_schema().setting("MIGRATE_ON_START", "true").start().await;
     let customer = service.customer().await;
     assert_eq!(customer.lists().await.is(200).json()["data"], json!([]));
 }
 
 #[tokio::test]
-async fn in_production_the_service_refuses_to_run_as_somebody_who_could_rewrite_the_trail() {
+async fn production_rejects_a_role_that_can_rewrite_the_audit_log() {
     let service = service().await;
     let owner = service.database().owner_url().to_string();
     for environment in ["staging", "production"] {
@@ -305,14 +317,14 @@ async fn the_settings_are_shown_without_secrets() {
 }
 
 #[tokio::test]
-async fn a_flag_goes_before_the_environment() {
+async fn flags_take_precedence_over_the_environment() {
     let settings = [&sufficient()[..], &[("REQUEST_TIMEOUT_MS", "7000")]].concat();
     let told = command(&["config", "--request-timeout-ms", "8000"], &settings).await.succeeded();
     assert!(told.contains("\nREQUEST_TIMEOUT_MS=8000\n"), "{told}");
 }
 
 #[tokio::test]
-async fn wrong_usage_is_told_from_failure_by_its_exit_code() {
+async fn wrong_usage_and_failure_have_different_exit_codes() {
     for arguments in
         [&[][..], &["fly"], &["serve", "--no-such-flag"], &["user"], &["serve", "--database-url", "x"]]
     {
@@ -324,7 +336,7 @@ async fn wrong_usage_is_told_from_failure_by_its_exit_code() {
 }
 
 #[tokio::test]
-async fn a_probe_tells_a_service_that_is_ready_from_one_that_is_not_there() {
+async fn probe_distinguishes_ready_from_unreachable() {
     let service = crate::service().await;
     let url = service.ops_url().join("readyz").unwrap();
     service.command(&["probe", url.as_str()], &[]).await.succeeded();

@@ -1,4 +1,4 @@
-//! From a fault to the person who hears of it, and back: a real Prometheus, a real Alertmanager, an inbox.
+//! From a fault to a delivered alert, and back: a real Prometheus, a real Alertmanager, an inbox.
 use std::net::{Ipv4Addr, SocketAddr};
 
 use dev::{

@@ -1,4 +1,4 @@
-//! The files, held against each other.
+//! The monitoring files, compared with each other.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -11,11 +11,11 @@ use serde_json::Value;
 use super::tools::{run, tool};
 use crate::docs::{compliance::with_parts, is_complete};
 
-/// Where the demo serves the runbooks. A deployment has one address of its own for all of them.
+/// Address of the runbooks in the demo. A deployment replaces it for all alerts at once.
 const RUNBOOKS: &str = "http://localhost:8025/runbooks/";
 const DASHBOARDS: &str = "http://localhost:3000/d/";
 
-/// What a person on call looks for, in this order.
+/// The sections of a runbook, in this order.
 const SECTIONS: [&str; 8] = [
     "Meaning",
     "Impact",
@@ -74,7 +74,7 @@ pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files of a directory with this extension, in order.
+/// Returns the sorted files of a directory with this extension.
 pub(super) fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(repository().join(directory)).unwrap();
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -126,7 +126,7 @@ fn runbooks() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn every_alert_says_how_bad_it_is_what_it_is_and_what_to_do() {
+fn every_alert_has_severity_summary_and_runbook() {
     let uids: BTreeSet<_> = dashboards()
         .into_iter()
         .map(|(_, dashboard)| dashboard["uid"].as_str().unwrap().to_owned())
@@ -210,7 +210,7 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
             }
         }
     }
-    // It has no case in which it is silent, by intent.
+    // This alert is never silent, by intent.
     silent.insert("Watchdog".to_owned());
     let rules = "the alerts of prometheus/rules";
     is_complete("the firing cases of prometheus/tests", &fires, rules, &alert_names());
@@ -218,7 +218,7 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
 }
 
 #[test]
-fn only_the_scrape_configuration_and_the_rule_of_presence_name_the_service() {
+fn only_scrape_configuration_and_presence_rule_name_the_job() {
     let naming: Vec<_> = rules()
         .into_iter()
         .filter(|rule| rule.expr.contains(env!("CARGO_PKG_NAME")))
@@ -331,10 +331,11 @@ fn queries_of_dashboards_follow_the_variables() {
     }
 }
 
-/// What Grafana's dashboard-linter asks for beyond the tests above. Its module cannot be built without parts that are
-/// not ours to ship, so its rules are kept here; `grafana/dashboards/.lint` has the exceptions for whoever runs it.
+/// The rules of Grafana's dashboard-linter that the tests above do not cover. Its module needs dependencies that this
+/// project does not ship, so its rules are repeated here. `grafana/dashboards/.lint` has the exceptions for the linter
+/// itself.
 #[test]
-fn variables_of_dashboards_follow_the_time_and_take_more_than_one_value() {
+fn dashboard_variables_follow_the_time_and_are_multi_value() {
     for (_, dashboard) in dashboards() {
         let variables = dashboard["templating"]["list"].as_array().unwrap();
         assert_eq!(variables[0]["label"], "Data source");

@@ -1,5 +1,5 @@
-//! What watches the service: rules, dashboards and runbooks fit each other and the service's own metrics, and the
-//! real programs take them.
+//! Monitoring: rules, dashboards and runbooks agree with each other and with the service's metrics, and the real
+//! programs accept them.
 pub(crate) mod alerting;
 pub(crate) mod files;
 mod queries;

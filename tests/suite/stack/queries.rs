@@ -13,19 +13,19 @@ use super::{
 };
 use crate::service;
 
-/// Series that need not exist: alerts, while none fires, the routes that a project leaves out of the latency indicator, and
-/// those of targets that do not run here.
+/// Series that may be missing: alerts that do not fire, routes excluded from the latency indicator, and targets that do
+/// not run in the test.
 const AT_TIMES: [&str; 5] =
     ["ALERTS", "slo:latency_excluded_path:info", "alertmanager_", "otelcol_", "pg_up"];
 
-/// What is asked of Prometheus, and where that stands.
+/// A query of Prometheus, and the document or dashboard that contains it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Query {
     place: String,
     text: String,
 }
 
-/// A query of a dashboard as Grafana sends it. What is compared with yesterday is compared with now.
+/// Returns a dashboard's query as Grafana sends it. A comparison with yesterday becomes a comparison with now.
 fn of_a_dashboard(place: String, text: &str) -> Query {
     let text = text
         .replace("$job", ".+")
@@ -48,7 +48,7 @@ fn of_dashboards() -> Vec<Query> {
     queries
 }
 
-/// What a runbook asks first.
+/// Returns the queries of the runbooks.
 fn of_runbooks() -> Vec<Query> {
     let mut queries = Vec::new();
     for path in files("docs/runbooks", "md") {
@@ -72,8 +72,7 @@ fn of_rules() -> Vec<Query> {
     rules().into_iter().map(named).collect()
 }
 
-/// The series that a query selects, as queries of their own: what an alert compares must be there before the alert
-/// can ever fire.
+/// Returns the series selectors of a query as queries of their own. An alert can fire only if its series exist.
 async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
     fn collect(node: &Value, found: &mut Vec<String>) {
         match node {
@@ -103,7 +102,7 @@ async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
     found.into_iter().map(|text| Query { place: query.place.clone(), text }).collect()
 }
 
-/// Whether there is an answer, and a number in it.
+/// Returns whether a query returns a number.
 async fn has_data(prometheus: &Server, query: &Query) -> bool {
     let answer = prometheus.ask("api/v1/query", &[("query", &query.text)]).await;
     let series = answer["data"]["result"].as_array().unwrap();
@@ -111,7 +110,7 @@ async fn has_data(prometheus: &Server, query: &Query) -> bool {
 }
 
 #[tokio::test]
-async fn every_query_of_rules_and_dashboards_finds_data_on_the_running_service() {
+async fn every_query_finds_data_on_the_running_service() {
     let Some(program) = tool("prometheus") else { return };
     let service = service().await;
     let traffic = Traffic::start(traffic::Settings {
@@ -124,7 +123,7 @@ async fn every_query_of_rules_and_dashboards_finds_data_on_the_running_service()
         (name, fs::read_to_string(path).unwrap())
     };
     let rule_files = files("prometheus/rules", "yml").into_iter().map(read).collect();
-    // Nobody listens there: what Prometheus counts about alerts that it cannot deliver is there, too.
+    // No Alertmanager listens there, so that the metrics of failed notifications exist too.
     let prometheus = Server::prometheus(&program, &service, "127.0.0.1:9", rule_files).await;
 
     let mut waiting: Vec<_> = of_dashboards().into_iter().chain(of_runbooks()).collect();

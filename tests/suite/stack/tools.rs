@@ -1,7 +1,7 @@
-//! The programs that the stack is made of, and the repository's own configuration for them.
+//! The programs of the monitoring stack, with the repository's own configuration.
 //!
-//! They are used where they are installed, and asked for by name where they must be. The configuration is the one
-//! of the stack but for addresses, and for intervals, which are shorter: nobody waits for a quarter of a minute.
+//! A test uses an installed program, and fails without it only if it is required. The configuration is that of the
+//! stack except for addresses and shorter intervals.
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::files::repository;
 
-/// A program of the `PATH`. Without it a test has nothing to say, which is a failure where `REQUIRE_TOOLS` is set.
+/// Finds a program of the `PATH`. Without it the test is skipped, or fails if `REQUIRE_TOOLS` is set.
 pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
@@ -31,7 +31,7 @@ pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// Runs it in a directory of the repository, and gives what it printed.
+/// Runs a program in a directory of the repository. Returns its output.
 pub(crate) fn run(program: &Path, directory: &str, arguments: &[&str]) -> String {
     let directory = repository().join(directory);
     let Output { status, stdout, stderr } =
@@ -41,7 +41,7 @@ pub(crate) fn run(program: &Path, directory: &str, arguments: &[&str]) -> String
     text
 }
 
-/// A file of the repository, with these words in place of those.
+/// Returns a file of the repository with these replacements.
 pub(crate) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
     let text = fs::read_to_string(repository().join(path)).unwrap();
     words.iter().fold(text, |text, (word, other)| {
@@ -50,12 +50,12 @@ pub(crate) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
     })
 }
 
-/// A real Prometheus or Alertmanager. It ends, and its data goes, when this is dropped.
+/// A running Prometheus or Alertmanager. Dropping it stops the program and deletes its data.
 pub(crate) struct Server {
     pub(crate) url: Url,
     client: reqwest::Client,
     process: Child,
-    /// Held for its end.
+    /// The process, which ends when this is dropped.
     _directory: Directory,
 }
 
@@ -63,13 +63,13 @@ struct Directory(PathBuf);
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // What is left of a test is left in the directory of temporary files.
+        // The data of an aborted test stays in the directory of temporary files.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
 impl Server {
-    /// A Prometheus that scrapes a service once a second and evaluates these rules, by file name.
+    /// Starts a Prometheus that scrapes a service every second and evaluates these rules, by file name.
     pub(crate) async fn prometheus(
         program: &Path,
         service: &Service,
@@ -93,7 +93,7 @@ impl Server {
         }));
         Self::start(program, written, |directory, address| {
             let path = |name: &str| directory.join(name).display().to_string();
-            // It scrapes itself, wherever it listens.
+            // It scrapes itself at its own address.
             let configuration = fs::read_to_string(path("prometheus.yml")).unwrap();
             fs::write(path("prometheus.yml"), configuration.replace("localhost:9090", address)).unwrap();
             vec![
@@ -106,7 +106,7 @@ impl Server {
         .await
     }
 
-    /// An Alertmanager whose receivers are all at this address, and which waits for no more alerts to come.
+    /// Starts an Alertmanager with all receivers at this address and without group waits.
     pub(crate) async fn alertmanager(program: &Path, receivers: &str) -> Self {
         let configuration = file_with(
             "prometheus/alertmanager.yml",
@@ -123,7 +123,7 @@ impl Server {
                 format!("--config.file={}", path("alertmanager.yml")),
                 format!("--storage.path={}", path("data")),
                 format!("--web.listen-address={address}"),
-                // Alone: no other replica to gossip with.
+                // Without clustering, because there is no other replica.
                 "--cluster.listen-address=".to_owned(),
             ]
         })
@@ -159,7 +159,7 @@ impl Server {
         server
     }
 
-    /// The answer of its HTTP API.
+    /// Returns the response of its HTTP API.
     pub(crate) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let url = Url::parse_with_params(self.url.join(path).unwrap().as_str(), parameters).unwrap();
         let answer = self.client.get(url).send().await.unwrap();
@@ -169,14 +169,14 @@ impl Server {
         body
     }
 
-    /// Hands it something.
+    /// Sends a request to its HTTP API.
     pub(crate) async fn post(&self, path: &str, body: &Value) {
         let answer = self.client.post(self.url.join(path).unwrap()).json(body).send().await.unwrap();
         assert!(answer.status().is_success(), "{path}: {}", answer.status());
     }
 }
 
-/// These programs do not say which port they were given: it is chosen for them.
+/// These programs do not report their port, so the test selects it.
 fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()

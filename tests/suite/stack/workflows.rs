@@ -1,4 +1,4 @@
-//! The workflows of `.github`: what they run is pinned, and may do no more than it must.
+//! The workflows of `.github`: pinned actions and minimal permissions.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -52,7 +52,7 @@ struct Step {
     env: BTreeMap<String, String>,
 }
 
-/// Each workflow by the name of its file: its text, and what it says.
+/// Returns each workflow by its file name: its text and its content.
 fn workflows() -> Vec<(String, String, Workflow)> {
     let entries = fs::read_dir(repository().join(".github/workflows")).unwrap();
     let read = |entry: std::io::Result<fs::DirEntry>| {
@@ -82,7 +82,7 @@ fn every_workflow_has_a_name_a_cause_and_an_end() {
 }
 
 #[test]
-fn no_workflow_may_do_more_than_its_jobs_say() {
+fn workflows_have_permissions_by_job_only() {
     for (file, _, workflow) in workflows() {
         assert!(
             workflow.permissions.is_empty(),
@@ -97,7 +97,7 @@ fn no_workflow_may_do_more_than_its_jobs_say() {
 }
 
 #[test]
-fn every_action_is_pinned_to_a_commit_and_says_its_version() {
+fn every_action_is_pinned_to_a_commit_with_its_version() {
     let mut pins: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (file, text, workflow) in workflows() {
         let steps = workflow.jobs.values().flat_map(|job| &job.steps).filter_map(|step| step.uses.as_ref());
@@ -119,7 +119,7 @@ fn every_action_is_pinned_to_a_commit_and_says_its_version() {
 }
 
 #[test]
-fn what_others_write_is_no_part_of_a_script_and_credentials_are_not_left_behind() {
+fn workflows_inject_no_foreign_text_and_keep_no_credentials() {
     for (file, _, workflow) in workflows() {
         let environment =
             workflow.env.values().chain(workflow.jobs.values().flat_map(|job| job.env.values()));
@@ -140,7 +140,7 @@ fn what_others_write_is_no_part_of_a_script_and_credentials_are_not_left_behind(
 }
 
 #[test]
-fn a_change_runs_what_everybody_runs_with_the_oldest_compiler_that_is_promised() {
+fn a_change_runs_all_checks_with_the_minimum_compiler() {
     let (_, _, ci) = workflows().into_iter().find(|(file, ..)| file == "ci.yml").unwrap();
     let manifest = fs::read_to_string(repository().join("Cargo.toml")).unwrap();
     assert!(manifest.contains(&format!("rust-version = \"{}\"", ci.env["RUST"])));
@@ -152,7 +152,7 @@ fn a_change_runs_what_everybody_runs_with_the_oldest_compiler_that_is_promised()
 }
 
 #[test]
-fn a_release_waits_for_the_tests_and_tells_its_notes() {
+fn a_release_runs_after_the_tests_with_its_notes() {
     let (_, _, release) = workflows().into_iter().find(|(file, ..)| file == "release.yml").unwrap();
     assert_eq!(release.jobs["ci"].uses.as_deref(), Some("./.github/workflows/ci.yml"));
     for (job, needed) in [("image", ["notes", "ci"]), ("release", ["notes", "image"])] {
@@ -169,7 +169,7 @@ fn a_release_waits_for_the_tests_and_tells_its_notes() {
 #[test]
 fn actionlint_finds_nothing() {
     let Some(actionlint) = tool("actionlint") else { return };
-    // Each by its name: a project that was just made is no repository yet, in which it would look for them.
+    // Each file is named, because the linter would otherwise search for a repository, which a new project is not yet.
     let files: Vec<_> =
         workflows().into_iter().map(|(file, ..)| format!(".github/workflows/{file}")).collect();
     let arguments =
@@ -177,9 +177,9 @@ fn actionlint_finds_nothing() {
     assert_eq!(run(&actionlint, ".", &arguments.collect::<Vec<_>>()), "");
 }
 
-/// Renovate finds a version by the module that stands beside it.
+/// Renovate finds a version by the module next to it.
 #[test]
-fn the_versions_of_tools_stand_beside_the_modules_that_are_built() {
+fn tool_versions_match_the_go_modules() {
     let text = fs::read_to_string(repository().join(".github/renovate.json")).unwrap();
     let renovate: Value = serde_json::from_str(&text).unwrap();
     let expression = &renovate["customManagers"][0]["matchStrings"][0];

@@ -1,4 +1,4 @@
-//! Log lines: whose they are, where they go, and what nobody can make of them.
+//! Log lines: their origin, their destinations, and forged input.
 use std::path::{Path, PathBuf};
 
 use dev::harness::{LISTS, Service, TABLE, WAIT_TIMEOUT, eventually, within};
@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{builder, service};
 
-/// A directory of this test, empty.
+/// Returns an empty directory for this test.
 fn directory(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _there_may_be_none = std::fs::remove_dir_all(&directory);
@@ -19,7 +19,7 @@ fn directory(name: &str) -> PathBuf {
     directory
 }
 
-/// The lines of the files in a directory whose names begin like this.
+/// Returns the lines of the files in a directory with this name prefix.
 fn lines_in(directory: &Path, name: &str) -> Vec<Value> {
     let mut lines = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {
@@ -36,7 +36,7 @@ fn lines_in(directory: &Path, name: &str) -> Vec<Value> {
 async fn a_run_of_a_worker_has_a_correlation_id_of_its_own() {
     let service = builder().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     service.database().execute("alter table audit_seals rename to hidden").await;
-    // Something to seal.
+    // An event to seal.
     service.customer().await;
     let failed = |line: &Value| line["worker"] == "audit_sealing" && line["level"] != "INFO";
     let runs = eventually("two runs fail", async || {
@@ -88,7 +88,7 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
             "GET /problems%0a%0d%1b%7B%22level%22%3A%22ERROR%22%7D?token=tea HTTP/1.1\r\nuser-agent: {forged}\r\n\
              x-correlation-id: {forged}"
         ),
-        // Bytes above ASCII are allowed in header values, and no text.
+        // Bytes above ASCII are allowed in header values, but are no valid text.
         "GET /problems HTTP/1.1\r\nuser-agent: \u{85}\u{2028}forged\r\nx-correlation-id: a\r\n\
          x-correlation-id: forged"
             .to_owned(),
@@ -107,7 +107,7 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
         (lines.len() >= 4).then_some(lines)
     })
     .await;
-    // That every line is one object, `logs` has seen.
+    // The harness has checked that every line is one object.
     assert_eq!(lines.len(), 4, "one request, one line: {lines:#?}");
     for line in &lines {
         assert_eq!((&line["level"], &line["message"]), (&json!("INFO"), &json!("request")), "{line:#}");
@@ -120,7 +120,7 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
 }
 
 #[tokio::test]
-async fn files_keep_the_trail_apart_and_as_many_days_as_are_wanted() {
+async fn log_files_separate_the_audit_log_and_are_rotated() {
     let directory = directory("log-files");
     for name in [env!("CARGO_PKG_NAME"), "audit"] {
         for day in 1..=5 {
@@ -144,7 +144,7 @@ async fn files_keep_the_trail_apart_and_as_many_days_as_are_wanted() {
     assert_eq!(of_request("audit"), ["audit"]);
     assert_eq!(of_request(env!("CARGO_PKG_NAME")), ["access"]);
     let last = lines_in(&directory, env!("CARGO_PKG_NAME")).pop().unwrap();
-    assert_eq!(last["message"], "the service has ended", "what was logged last is written too");
+    assert_eq!(last["message"], "the service stopped", "what was logged last is written too");
     for name in [env!("CARGO_PKG_NAME"), "audit"] {
         let files = std::fs::read_dir(&directory).unwrap();
         let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -153,7 +153,7 @@ async fn files_keep_the_trail_apart_and_as_many_days_as_are_wanted() {
 }
 
 #[tokio::test]
-async fn nobody_silences_the_trail_by_the_log_level() {
+async fn the_log_level_cannot_silence_the_audit_log() {
     let service = service().await;
     let customer = service.customer().await;
     let change = json!({ "filter": "off" }).to_string();
@@ -168,11 +168,12 @@ async fn nobody_silences_the_trail_by_the_log_level() {
 }
 
 #[tokio::test]
-async fn no_line_is_lost_where_a_library_asks_whether_it_would_be_logged() {
+async fn lines_guarded_by_an_enabled_check_are_logged() {
     const CHANGES: usize = 40;
     let service = service().await;
     let customer = service.customer().await;
-    // Ours at debug and sqlx not: it asks after each statement, on every thread, and is told that it is not wanted.
+    // The service logs at debug level, and sqlx does not. sqlx checks after each statement, on every thread, whether
+    // its level is enabled.
     let change = json!({ "filter": "app=debug", "ttl_seconds": 600 }).to_string();
     for _ in 0..CHANGES {
         let _served = customer.lists().await.is(200);
@@ -180,14 +181,14 @@ async fn no_line_is_lost_where_a_library_asks_whether_it_would_be_logged() {
     }
     let ends = json!({ "filter": "app=debug", "ttl_seconds": 1 }).to_string();
     assert_eq!(service.operate(Method::PUT, "/log-level", &ends).await.unwrap().0, 200);
-    let restored = |line: &Value| line["message"] == "log filter is the default again";
+    let restored = |line: &Value| line["message"] == "restored the default log filter";
     service.logs_that("the end is logged", restored).await;
-    let changed = service.logs().iter().filter(|line| line["message"] == "log filter was changed").count();
+    let changed = service.logs().iter().filter(|line| line["message"] == "changed the log filter").count();
     assert_eq!(changed, CHANGES + 1, "every change is logged");
 }
 
 #[tokio::test]
-async fn libraries_are_quieter_than_the_service_and_speak_the_same_language() {
+async fn library_logs_are_filtered_and_have_the_same_format() {
     let service = builder().setting("RUST_LOG", "debug").start().await;
     let _served = service.customer().await.lists().await.is(200);
     let foreign = |line: &Value| {

@@ -1,4 +1,4 @@
-//! Metrics: what they are called, that they are true, and that nobody can make as many as he likes.
+//! Metrics: names, correct values, and a bounded number of series.
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ use crate::{
     service,
 };
 
-/// Each family with its type and its labels.
+/// Returns each family with its type and its labels.
 type Families = BTreeMap<String, (String, BTreeSet<String>)>;
 
 fn families(text: &str) -> Families {
@@ -39,7 +39,7 @@ fn families(text: &str) -> Families {
     families
 }
 
-/// How many series there are.
+/// Returns the number of series.
 fn series(text: &str) -> usize {
     text.lines().filter(|line| !line.starts_with('#')).count()
 }
@@ -73,7 +73,7 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
     let text = |length: usize| -> String {
         rand::rng().sample_iter(Alphanumeric).take(length).map(char::from).collect()
     };
-    // Each kind once, so that what they share is there.
+    // One request of each kind, so that all shared series exist.
     let things = format!("{PATH}/");
     let routes = [things.as_str(), "/v1/users/", "/v1/audit-events/", "/problems/", "/docs/", "/"];
     for route in routes {
@@ -112,7 +112,7 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
         counts.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
     };
     assert!(counted(&after) - counted(&before) >= REQUESTS, "all of them were counted");
-    // The names of statements stand in the code, and workers go on with theirs meanwhile.
+    // Statement names are constants of the code, and workers add theirs meanwhile.
     let names = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("query_type="));
         lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
@@ -131,12 +131,12 @@ async fn pool(service: &Service) -> [i64; 3] {
 
 #[tokio::test]
 async fn the_pools_gauges_are_true_while_connections_are_held() {
-    // A worker would take a connection of its own now and then.
+    // A worker would use a connection occasionally.
     let service = builder().with_idle_workers().start().await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let waiting: Vec<_> = (0..3).map(|_| customer.lists().in_background()).collect();
-    // Connections are opened when they are needed: of the fourth it is not said whether that was so far.
+    // Connections are opened on demand, so the fourth may not exist yet.
     eventually("three connections are held", async || {
         matches!(pool(&service).await, [3, 0 | 1, 4]).then_some(())
     })
@@ -151,7 +151,7 @@ async fn the_pools_gauges_are_true_while_connections_are_held() {
     eventually("all of them are free", async || (pool(&service).await == [0, 4, 4]).then_some(())).await;
 }
 
-/// The page, as Prometheus asks for it.
+/// Returns the page as Prometheus requests it.
 pub async fn openmetrics(service: &Service) -> String {
     let client = reqwest::Client::new();
     let page = client.get(service.ops_url().join("/metrics").unwrap());
@@ -182,7 +182,7 @@ async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
 }
 
 #[tokio::test]
-async fn prometheus_itself_reads_the_page_and_finds_the_trace_of_a_request() {
+async fn prometheus_scrapes_the_page_and_its_exemplars() {
     let Some(prometheus) = tool("prometheus") else { return };
     let service = service().await;
     let _served = service.nobody().get("/problems").header("x-correlation-id", "scraped").await.is(200);
@@ -228,7 +228,7 @@ async fn prometheus_itself_reads_the_page_and_finds_the_trace_of_a_request() {
     drop(running);
 }
 
-/// A tool that not every machine has. Where all checks are run, it must be there.
+/// Finds an optional tool. It is required where all checks run.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found =

@@ -1,4 +1,4 @@
-//! What the service tells of itself: log lines, traces, and how much of both.
+//! Telemetry: log lines, traces, and their volume.
 mod logs;
 pub(crate) mod metrics;
 mod telemetry_outages;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::service;
 
 #[tokio::test]
-async fn every_log_line_is_an_object_that_says_where_it_comes_from() {
+async fn every_log_line_is_an_object_with_its_origin() {
     let service = service().await;
     let customer = service.customer().await;
     let created = customer.creates().header("x-correlation-id", "a-change").await.is(201);
@@ -86,7 +86,7 @@ async fn the_log_level_is_changed_for_a_while_and_falls_back() {
 }
 
 #[tokio::test]
-async fn a_refused_change_of_the_log_level_is_audited_and_a_flood_of_them_is_counted() {
+async fn rejected_log_level_changes_are_audited_and_counted() {
     let service = service().await;
     let url = service.ops_url().join("/log-level").unwrap();
     let client = reqwest::Client::new();
@@ -109,7 +109,7 @@ async fn a_refused_change_of_the_log_level_is_audited_and_a_flood_of_them_is_cou
     let written = service.audit_events(refusals).await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // Another minute may begin in between, and a hundred more are written then.
+    // A new minute may begin in between, which allows a hundred more events.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + more, 130);
 }

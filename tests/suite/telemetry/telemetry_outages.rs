@@ -1,4 +1,4 @@
-//! Nothing breaks when telemetry does: requests go on at full speed, what is lost is counted, memory is bounded.
+//! Telemetry outages: requests continue at full speed, losses are counted, and memory is bounded.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,16 +11,16 @@ use tokio::net::TcpListener;
 
 use crate::{EXECUTABLE, audit::seals::everything_is_sealed, builder};
 
-/// Far below every timeout of an export, and far above what a request takes on a busy machine.
+/// Far below every export timeout, and far above the duration of a request on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// Until a queue of log lines is full, on a machine that is busy with something else too.
+/// Time until a queue of log lines is full, on a busy machine.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// More than what is lost may cost: the queues are short.
+/// Maximum growth of the memory in bytes. The queues are short.
 const BOUND: u64 = 64 * 1024 * 1024;
 
-/// Sends requests, one after the other, each of which must be answered as if nothing were wrong.
+/// Sends requests one after the other. Each must be served normally.
 async fn serves(service: &Service, requests: usize) {
     let customer = service.customer().await;
     for _ in 0..requests {
@@ -34,7 +34,7 @@ async fn counts_losses(service: &Service, metric: &str) {
     eventually(&format!("{metric} counts"), async || (service.metric(metric).await > 0).then_some(())).await;
 }
 
-/// Everything still works, and the end, too.
+/// Checks that requests and the shutdown still work.
 async fn works_and_ends(service: &Service) {
     let _created = service.customer().await.creates().await.is(201);
     let before = service.memory();
@@ -64,10 +64,10 @@ async fn a_collector_that_is_not_there_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn a_collector_that_takes_ten_seconds_costs_no_request_anything() {
+async fn a_slow_collector_delays_no_request() {
     let collector = Collector::start().await;
     collector.is(CollectorBehavior::Slow(Duration::from_secs(10)));
-    // A short queue, so that it overflows soon.
+    // A short queue, which overflows soon.
     let service = builder().traced_by(&collector).setting("OTEL_BSP_MAX_QUEUE_SIZE", "32").start().await;
     serves(&service, 100).await;
     counts_losses(&service, "trace_spans_dropped_total").await;
@@ -76,7 +76,7 @@ async fn a_collector_that_takes_ten_seconds_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn spans_go_on_when_a_collector_that_refused_them_is_well_again() {
+async fn span_export_continues_after_a_collector_outage() {
     let collector = Collector::start().await;
     collector.is(CollectorBehavior::Refusing);
     let service = builder().traced_by(&collector).start().await;
@@ -89,8 +89,8 @@ async fn spans_go_on_when_a_collector_that_refused_them_is_well_again() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
-    // With every word of every library the pipe and the queue are full soon.
+async fn a_stopped_log_reader_delays_no_request() {
+    // With all log lines of all libraries, the pipe and the queue are full soon.
     let service = builder().setting("RUST_LOG", "trace").start().await;
     service.nobody_reads_its_output();
     let before = service.memory();
@@ -105,7 +105,7 @@ async fn a_reader_of_the_log_that_has_stopped_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_log_that_is_late_has_missed_nothing_of_the_audit_trail() {
+async fn a_late_log_reader_misses_no_audit_line() {
     let service =
         builder().setting("RUST_LOG", "trace").setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     let customer = service.customer().await;
@@ -141,7 +141,7 @@ async fn a_reader_of_the_log_that_has_gone_costs_no_request_anything() {
     works_and_ends(&service).await;
 }
 
-/// An empty directory of this test.
+/// Returns an empty directory for this test.
 fn directory(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _there_may_be_none = fs::remove_dir_all(&directory);
@@ -149,7 +149,7 @@ fn directory(name: &str) -> PathBuf {
     directory
 }
 
-/// Makes today's log file, and tomorrow's, lead somewhere else.
+/// Replaces today's and tomorrow's log file by symbolic links to another file.
 fn log_files_lead_to(target: &Path, directory: &Path) {
     for day in [chrono::Utc::now(), chrono::Utc::now() + chrono::Duration::days(1)] {
         let name = format!("{}.{}.log", env!("CARGO_PKG_NAME"), day.format("%Y-%m-%d"));
@@ -170,9 +170,9 @@ async fn a_full_disk_under_the_log_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn a_log_file_that_can_no_longer_be_written_costs_no_request_anything() {
+async fn an_unwritable_log_file_delays_no_request() {
     let directory = directory("broken-pipe");
-    // A pipe can be written for as long as somebody holds its other end, whoever runs the tests.
+    // A pipe is writable while any process has its other end open, independent of the user that runs the tests.
     let pipe = directory.join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     log_files_lead_to(&pipe, &directory);
@@ -189,7 +189,7 @@ async fn a_log_file_that_can_no_longer_be_written_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn a_log_directory_that_is_taken_away_costs_no_request_anything() {
+async fn a_deleted_log_directory_delays_no_request() {
     let directory = directory("taken-away").join("logs");
     let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
     serves(&service, 5).await;
@@ -200,7 +200,7 @@ async fn a_log_directory_that_is_taken_away_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn scrapes_wait_for_nobody_and_nobody_waits_for_them() {
+async fn scrapes_and_requests_do_not_block_each_other() {
     let service = builder().start().await;
     let pool = [(); 4];
     let customer = service.customer().await;
@@ -230,7 +230,7 @@ async fn scrapes_wait_for_nobody_and_nobody_waits_for_them() {
 }
 
 #[tokio::test]
-async fn a_log_directory_that_cannot_be_written_is_said_at_once_and_by_name() {
+async fn an_unwritable_log_directory_fails_the_start() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-directory");
     fs::write(&file, "").unwrap();
     let own = [
@@ -240,5 +240,5 @@ async fn a_log_directory_that_cannot_be_written_is_said_at_once_and_by_name() {
     let settings = [&REQUIRED[..], &own].concat();
     let finished = run(Path::new(EXECUTABLE), &["serve"], &settings).await;
     assert_eq!(finished.code(), Some(1), "{finished:?}");
-    assert!(finished.stderr.contains("LOG_DIRECTORY: no log file can be written in"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("LOG_DIRECTORY: failed to write a log file in"), "{}", finished.stderr);
 }

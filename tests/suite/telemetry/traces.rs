@@ -1,10 +1,10 @@
-//! Traces, as a collector receives them.
+//! Traces as received by a collector.
 use dev::harness::{Collector, PATH, ROUTE, Service, Span, SpanKind, SpanStatus, TABLE};
 use serde_json::{Value, json};
 
 use crate::{builder, service};
 
-/// Where nobody has to log in, so that a request is one span.
+/// A public route, so that a request is a single span.
 const PUBLIC: &str = "/problems";
 
 pub async fn traced(collector: &Collector) -> Service {
@@ -19,7 +19,7 @@ pub fn has_attributes(span: &Span, expected: &[(&str, Value)]) {
 }
 
 #[tokio::test]
-async fn spans_are_sent_as_protobuf_over_http_too_with_the_resource_that_was_set() {
+async fn spans_are_sent_over_http_with_the_configured_resource() {
     let collector = Collector::start().await;
     let service = builder()
         .traced_by(&collector)
@@ -52,7 +52,7 @@ async fn only_what_went_wrong_here_is_an_error() {
     assert_eq!(status(&theirs), (SpanStatus::Unset, json!(404)));
     assert!(!theirs.attributes.contains_key("error.type"), "{theirs:#?}");
 
-    // Whoever leaves has his reasons; what was cut off for it is seen.
+    // A client disconnect is no error of the service, but the cancelled request is visible.
     let held = service.database().lock(TABLE).await;
     let left = ask("left").in_background();
     service.database().has_waiting(1).await;
@@ -79,7 +79,7 @@ async fn only_what_went_wrong_here_is_an_error() {
 }
 
 #[tokio::test]
-async fn the_sealing_of_a_batch_says_what_it_came_to() {
+async fn the_span_of_sealing_reports_its_result() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     service.customer().await;
@@ -93,7 +93,7 @@ async fn the_sealing_of_a_batch_says_what_it_came_to() {
     assert_eq!(run.name, "audit_sealing");
 }
 
-/// How many traces of so many requests a sampler keeps. Whichever it keeps are whole.
+/// Returns the number of traces that a sampler keeps. All of them are complete.
 async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
     let collector = Collector::start().await;
     let service = builder()
@@ -121,7 +121,7 @@ async fn a_ratio_of_the_traces_is_kept_and_those_are_whole() {
     for sampler in ["traceidratio", "parentbased_traceidratio"] {
         assert_eq!(kept(sampler, "0", 20).await, 0, "{sampler}");
         assert_eq!(kept(sampler, "1", 20).await, 20, "{sampler}");
-        // Six standard deviations (of seven requests each) around the middle.
+        // Six standard deviations (of seven requests each) around the mean.
         let half = kept(sampler, "0.5", REQUESTS).await;
         assert!((58..=142).contains(&half), "{sampler}: {half} of {REQUESTS}");
     }
@@ -143,7 +143,7 @@ async fn the_exporter_that_the_specification_names_is_honoured() {
 
     let other = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "zipkin").start().await;
     let warned = |line: &Value| {
-        line["message"] == "OTEL_TRACES_EXPORTER: zipkin is ignored; supported are otlp and none"
+        line["message"] == "OTEL_TRACES_EXPORTER: ignored zipkin; supported values are otlp and none"
     };
     other.logs_that("a warning", warned).await;
     let _served = other.nobody().get(PUBLIC).header("x-correlation-id", "sent-too").await.is(200);
@@ -151,7 +151,7 @@ async fn the_exporter_that_the_specification_names_is_honoured() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_joined_and_not_obeyed_and_a_trusted_proxy_is_both() {
+async fn an_untrusted_trace_is_joined_without_its_sampling_flag() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -175,7 +175,7 @@ async fn a_stranger_is_joined_and_not_obeyed_and_a_trusted_proxy_is_both() {
 }
 
 #[tokio::test]
-async fn traces_come_in_by_the_propagators_that_are_set_and_by_no_others() {
+async fn only_the_configured_propagators_are_read() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("OTEL_PROPAGATORS", "b3,jaeger").start().await;
     let ask = |id: &str| service.nobody().get(PUBLIC).header("x-correlation-id", id);
@@ -193,7 +193,7 @@ async fn traces_come_in_by_the_propagators_that_are_set_and_by_no_others() {
 }
 
 #[tokio::test]
-async fn without_a_collector_logs_still_have_the_ids_of_traces_and_disabled_they_have_none() {
+async fn logs_have_trace_ids_without_a_collector_unless_disabled() {
     let line = async |service: &Service| {
         let _served = service.nobody().get(PUBLIC).header("x-correlation-id", "seen").await.is(200);
         service.logs_that("the access line", |line| line["correlation_id"] == "seen").await

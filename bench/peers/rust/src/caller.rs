@@ -1,4 +1,4 @@
-//! Who calls: a bearer token, looked up by its SHA-256.
+//! The caller: a bearer token, looked up by its SHA-256.
 use std::net::{IpAddr, SocketAddr};
 
 use axum::{
@@ -16,7 +16,7 @@ use crate::{
     problem::Problem,
 };
 
-/// Where a request came from, for the audit trail.
+/// The origin of a request, for the audit log.
 pub struct Origin {
     pub address: IpAddr,
     pub correlation_id: String,
@@ -81,7 +81,7 @@ impl Caller {
         self.role == "customer"
     }
 
-    /// An event of this caller.
+    /// Returns an event of this caller.
     pub fn event(
         &self,
         event_type: &'static str,

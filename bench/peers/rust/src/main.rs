@@ -1,4 +1,4 @@
-//! The peer in Rust: the two routes, put together as the READMEs of its crates advise.
+//! The peer in Rust: the two routes, composed as the READMEs of its crates recommend.
 mod audit;
 mod caller;
 mod orders;
@@ -71,7 +71,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn log_access(response: &Response, latency: Duration, _: &Span) {
-    // Method, path and route are fields of the span, which the formatter writes beside these.
+    // Method, path and route are fields of the span, which the formatter adds to these.
     let correlation_id = response.headers().get(&CORRELATION_ID).and_then(|id| id.to_str().ok());
     tracing::info!(
         target: "access",

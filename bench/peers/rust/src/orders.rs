@@ -131,7 +131,7 @@ fn basket(body: &[u8]) -> Result<Basket, Problem> {
     if errors.is_empty() { Ok(basket) } else { Err(Problem::invalid(errors)) }
 }
 
-/// Claims the key; false if somebody else has it.
+/// Claims the key. Returns false if another request has it.
 #[tracing::instrument(name = "INSERT idempotency_keys", skip_all)]
 async fn claim(
     transaction: &mut PgTransaction<'_>,
@@ -156,7 +156,7 @@ async fn claim(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// The answer that the key was given the first time.
+/// Returns the stored response of the key.
 async fn replay(pool: &PgPool, caller: &Caller, key: &str, fingerprint: &[u8]) -> Result<Response, Problem> {
     let (first, order_id, answer): (Vec<u8>, Option<Uuid>, Option<String>) = sqlx::query_as(
         "select fingerprint, resource_id, response_body from idempotency_keys where scope = $1 and key = $2",
@@ -172,7 +172,7 @@ async fn replay(pool: &PgPool, caller: &Caller, key: &str, fingerprint: &[u8]) -
     Ok(([("idempotency-replayed", "true")], created(id, answer)).into_response())
 }
 
-/// The order at the prices of this moment.
+/// Returns the order at the current prices.
 #[tracing::instrument(name = "SELECT products", skip_all)]
 async fn priced(
     transaction: &mut PgTransaction<'_>,
@@ -226,7 +226,7 @@ async fn priced(
     })
 }
 
-/// Many rows in one statement by `unnest`, as sqlx's FAQ advises.
+/// Inserts many rows in one statement with `unnest`, as sqlx's FAQ recommends.
 #[tracing::instrument(name = "INSERT orders", skip_all)]
 async fn insert(transaction: &mut PgTransaction<'_>, order: &Order) -> Result<(), sqlx::Error> {
     sqlx::query(
@@ -263,7 +263,7 @@ async fn insert(transaction: &mut PgTransaction<'_>, order: &Order) -> Result<()
     Ok(())
 }
 
-/// Stores the answer for whoever asks again.
+/// Stores the response for retries.
 #[tracing::instrument(name = "UPDATE idempotency_keys", skip_all)]
 async fn complete(
     transaction: &mut PgTransaction<'_>,
@@ -308,7 +308,7 @@ pub async fn show(
     order.map(Json).ok_or_else(Problem::not_found)
 }
 
-/// One order; only if it is this customer's, where one is given.
+/// Returns an order; with a customer, only if the order belongs to that customer.
 #[tracing::instrument(name = "SELECT orders", skip_all)]
 async fn find(pool: &PgPool, id: Uuid, only_of: Option<Uuid>) -> Result<Option<Order>, sqlx::Error> {
     type Row = (Uuid, Uuid, String, String, i64, Jsonb<Vec<OrderItem>>, DateTime<Utc>, DateTime<Utc>);

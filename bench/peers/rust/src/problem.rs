@@ -1,4 +1,4 @@
-//! Errors, as RFC 9457 says them.
+//! Errors in the format of RFC 9457.
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -35,19 +35,19 @@ impl Problem {
     }
 
     pub fn malformed() -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "malformed-request", "The request cannot be read")
+        Self::new(StatusCode::BAD_REQUEST, "malformed-request", "Malformed request")
     }
 
     pub fn missing_key() -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "missing-idempotency-key", "An Idempotency-Key is needed")
+        Self::new(StatusCode::BAD_REQUEST, "missing-idempotency-key", "Idempotency-Key required")
     }
 
     pub fn unauthenticated() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "Authentication is needed")
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "Authentication required")
     }
 
     pub fn forbidden() -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", "Your role does not allow this")
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "Permission denied")
     }
 
     pub fn not_found() -> Self {
@@ -58,7 +58,7 @@ impl Problem {
         Self::new(
             StatusCode::CONFLICT,
             "request-under-way",
-            "The first request with this key is still under way",
+            "Request in progress",
         )
     }
 
@@ -66,13 +66,13 @@ impl Problem {
         Self::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "idempotency-key-reused",
-            "The Idempotency-Key belongs to another request",
+            "Idempotency-Key reused",
         )
     }
 
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let problem =
-            Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid");
+            Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", "Invalid request");
         Self { errors, ..problem }
     }
 }
@@ -80,7 +80,7 @@ impl Problem {
 impl<E: std::error::Error> From<E> for Problem {
     fn from(error: E) -> Self {
         tracing::error!(error = %error, "request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal-error", "Something went wrong in the service")
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal-error", "Internal error")
     }
 }
 

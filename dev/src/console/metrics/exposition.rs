@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_may_hold_anything() {
+    fn label_values_can_have_any_characters() {
         let text = concat!(
             "# HELP http_requests_total Requests.\n",
             "http_requests_total{path=\"/v1/things/{id}\",status=\"200\"} 7\n",

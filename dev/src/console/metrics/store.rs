@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hours_of_scrapes_take_no_more_room_than_a_quarter_of_one() {
+    fn memory_for_scrapes_is_bounded() {
         let mut store = Store::default();
         let mut sizes = Vec::new();
         for scrape in 0..4_000_i64 {

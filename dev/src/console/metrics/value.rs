@@ -4,9 +4,9 @@ use super::{Element, Labels};
 /// The reason why an expression has no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("it cannot be read: {0}")]
+    #[error("invalid expression: {0}")]
     Syntax(String),
-    #[error("{0} is not supported here")]
+    #[error("unsupported: {0}")]
     Unsupported(String),
 }
 

@@ -9,7 +9,7 @@ export const rings = ({ name, standing }) => name !== "Watchdog" && ["firing", "
 
 export async function open(element) {
   root = element;
-  replace(root, nothing("Reading the rules…"));
+  replace(root, nothing("Loading the rules…"));
   await load();
 }
 
@@ -27,7 +27,7 @@ async function load() {
 const RANK = { firing: 0, true: 1, pending: 2, unknown: 4 };
 const rank = (rule) => (rule.name === "Watchdog" ? 5 : RANK[rule.standing.state] ?? 3);
 const TONE = { firing: "bad", true: "bad", pending: "warn", inactive: "good", false: "good" };
-const WORD = { true: "true now", false: "quiet", inactive: "quiet", unknown: "not computed" };
+const WORD = { true: "true now", false: "not firing", inactive: "not firing", unknown: "not computed" };
 
 function rule(one, opened) {
   const { standing } = one;
@@ -47,18 +47,18 @@ function rule(one, opened) {
 function arrived(alert) {
   return h("li", { class: alert.status }, h("time", {}, clock(alert.received_at)),
     h("b", {}, alert.name), " ", alert.source === "alertmanager" && [h("span", { class: `status ${alert.status === "firing" ? "bad" : "good"}` }, alert.status), " "],
-    h("span", { class: "muted" }, `by ${alert.source === "service" ? "the service itself" : "Alertmanager"}`), h("p", {}, alert.description || alert.summary));
+    h("span", { class: "muted" }, `from ${alert.source === "service" ? "the service" : "Alertmanager"}`), h("p", {}, alert.description || alert.summary));
 }
 
 function render(opened) {
   const rules = [...state.rules].sort((one, other) => rank(one) - rank(other) || one.name.localeCompare(other.name));
   const by = state.prometheus
-    ? h("p", { class: "by", id: "evaluator" }, "Evaluated by a ", h("b", {}, "real Prometheus and Alertmanager"), " of this machine: ",
+    ? h("p", { class: "by", id: "evaluator" }, "Evaluated by ", h("b", {}, "Prometheus and Alertmanager"), " on this machine: ",
       h("a", { href: state.prometheus, target: "_blank", rel: "noopener" }, "Prometheus"), " · ", h("a", { href: state.alertmanager, target: "_blank", rel: "noopener" }, "Alertmanager"))
-    : h("p", { class: "by", id: "evaluator" }, "Evaluated by ", h("b", {}, "the console itself"), ", over what it has scraped: whether a condition holds now, and no waiting, grouping or inhibition. ",
-      "With prometheus and alertmanager on the PATH, cargo dev runs the real ones.");
+    : h("p", { class: "by", id: "evaluator" }, "Evaluated by ", h("b", {}, "the console itself"), " over its own scrapes: current conditions only, without hold times, grouping and inhibition. ",
+      "If prometheus and alertmanager are on the PATH, cargo dev runs them.");
   replace(root, by, h("div", { class: "columns" },
-    h("section", { class: "panel" }, h("h2", {}, "Rules ", h("small", {}, String(rules.length))), rules.length === 0 ? nothing("The first evaluation comes in a moment.") : rules.map((one) => rule(one, opened))),
-    h("section", { class: "panel" }, h("h2", {}, "Arrived ", h("small", {}, String(state.arrived.length))),
-      state.arrived.length === 0 ? nothing("Nobody was called.") : h("ul", { class: "arrived" }, state.arrived.slice(0, 50).map(arrived)))));
+    h("section", { class: "panel" }, h("h2", {}, "Rules ", h("small", {}, String(rules.length))), rules.length === 0 ? nothing("Waiting for the first evaluation…") : rules.map((one) => rule(one, opened))),
+    h("section", { class: "panel" }, h("h2", {}, "Received alerts ", h("small", {}, String(state.arrived.length))),
+      state.arrived.length === 0 ? nothing("No alerts received.") : h("ul", { class: "arrived" }, state.arrived.slice(0, 50).map(arrived)))));
 }

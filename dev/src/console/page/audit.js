@@ -8,7 +8,7 @@ export async function open(element) {
   root = element;
   verification = null;
   running = false;
-  replace(root, nothing("Reading the trail…"));
+  replace(root, nothing("Loading the audit log…"));
   await load();
   timer = setInterval(load, 4000);
 }
@@ -45,7 +45,7 @@ function event(one) {
     h("td", {}, one.event_type.replace("_", " ")),
     h("td", {}, h("b", {}, one.action), " ", one.resource),
     h("td", {}, h("span", { class: RESULT[one.result] ?? "" }, one.result)),
-    h("td", { title: one.user_id }, one.role ?? h("span", { class: "muted" }, "nobody")),
+    h("td", { title: one.user_id }, one.role ?? h("span", { class: "muted" }, "unauthenticated")),
     h("td", { class: "metadata" }, metadata),
     h("td", {}, one.trace_id && h("a", { href: `/traces/${one.trace_id}` }, "trace")));
 }
@@ -61,19 +61,19 @@ function proof() {
   return [
     h("button", { type: "button", class: "primary", id: "verify", "data-key": "verify", disabled: running, onclick: verify }, running ? "Verifying…" : "Verify the chain"),
     verification && [
-      h("p", { id: "verification", class: `verdict ${verification.whole ? "good" : "bad"}` }, verification.whole ? "The chain is whole" : "The chain is not whole"),
+      h("p", { id: "verification", class: `verdict ${verification.whole ? "good" : "bad"}` }, verification.whole ? "The chain is intact" : "The chain is broken"),
       h("pre", {}, verification.said),
       h("p", { class: "muted" }, `${verification.seconds.toFixed(2)} s, by `, h("code", {}, verification.command))],
-    !verification && h("p", { class: "muted" }, "Runs the service's own audit verify: every event against its seal, every seal against the one before, and the heads that were logged."),
+    !verification && h("p", { class: "muted" }, "Runs the service's audit verify command. It compares every event with its seal, every seal with the previous seal, and the seals with the logged heads."),
   ];
 }
 
 function render() {
-  const heads = ["Recorded", "Kind", "What", "Result", "Who", "Details", ""].map((head) => h("th", { scope: "col" }, head));
+  const heads = ["Recorded", "Type", "Action", "Result", "Role", "Details", ""].map((head) => h("th", { scope: "col" }, head));
   replace(root, h("div", { class: "columns" },
-    h("section", { class: "panel" }, h("h2", {}, "Newest events"), state.events.length === 0 ? nothing("Nothing has happened yet.")
+    h("section", { class: "panel" }, h("h2", {}, "Newest events"), state.events.length === 0 ? nothing("No events yet.")
       : h("div", { class: "scroll" }, h("table", { class: "events" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, state.events.map(event))))),
-    h("div", {}, h("section", { class: "panel" }, h("h2", {}, "The proof"), proof()),
-      h("section", { class: "panel" }, h("h2", {}, "Seals"), state.seals.length === 0 ? nothing("The first seal comes within seconds.")
+    h("div", {}, h("section", { class: "panel" }, h("h2", {}, "Verification"), proof()),
+      h("section", { class: "panel" }, h("h2", {}, "Seals"), state.seals.length === 0 ? nothing("Waiting for the first seal…")
         : h("ol", { class: "seals" }, state.seals.slice(0, 25).map((one, at) => seal(one, state.seals[at + 1])))))));
 }

@@ -6,10 +6,10 @@ import { BOOKS, FAULTS as OWN_FAULTS, TRAFFIC, numbers } from "./domain.js";
 /** The faults: name, effect, and the views that show the effect. */
 const FAULTS = {
   ...OWN_FAULTS,
-  "slow-database": ["Slow database", "A table that customers use is locked for a second and a half, again and again.",
-    [["/now", "Watch p95, the pool and the latency of the database"], ["/traces?min_ms=500", "the statements that wait"]]],
-  "login-attack": ["Login attack", "Someone guesses passwords, five times a second.",
-    [["/audit", "Watch the failures in the audit trail"], ["/traces?route=sessions&status=4xx", "the refusals"], ["/alerts", "LoginAttack"]]],
+  "slow-database": ["Slow database", "A frequently used table is locked repeatedly for 1.5 seconds.",
+    [["/now", "p95, the pool and the latency of the database"], ["/traces?min_ms=500", "waiting statements"]]],
+  "login-attack": ["Login attack", "A client guesses passwords, five per second.",
+    [["/audit", "failures in the audit log"], ["/traces?route=sessions&status=4xx", "rejected logins"], ["/alerts", "LoginAttack"]]],
 };
 
 /** Returns the display name of a fault. */
@@ -20,7 +20,7 @@ let root, state, failed;
 export async function open(element) {
   root = element;
   failed = "";
-  replace(root, nothing("Reading the switches…"));
+  replace(root, nothing("Loading the switches…"));
   await load();
 }
 
@@ -51,25 +51,25 @@ function toggle(key, name, on, does, watch, set) {
     h("button", { type: "button", role: "switch", "aria-checked": String(on), "aria-label": name, "data-row": true, "data-key": key, onclick: set },
       h("i", {}), h("span", {}, on ? "on" : "off")),
     h("p", {}, does),
-    h("p", { class: "watch" }, watch.map(([href, text], at) => [at ? ", " : "", h("a", { href }, text)]), "."));
+    h("p", { class: "watch" }, "Watch: ", watch.map(([href, text], at) => [at ? ", " : "", h("a", { href }, text)]), "."));
 }
 
 function verdict() {
   const { books } = state;
-  if (!books) return nothing("The books are being compared…");
+  if (!books) return nothing("Waiting for the first reconciliation…");
   const { verdict: found } = books;
   return [
-    h("p", { class: `verdict ${books.holds ? "good" : "bad"}`, id: "books" }, books.holds ? "The books agree" : found ? "The books do not agree" : "The books cannot be compared"),
+    h("p", { class: `verdict ${books.holds ? "good" : "bad"}`, id: "books" }, books.holds ? "All invariants hold" : found ? "Invariants are violated" : "Reconciliation failed"),
     found ? h("dl", { class: "numbers" }, numbers(found).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))) : h("p", {}, books.says),
     found?.violations.map((violation) => h("p", { class: "bad" }, violation.rule, ": ", violation.detail)),
     found?.untold > 0 && h("p", { class: "bad" }, `and ${number(found.untold)} more`),
-    h("p", { class: "muted" }, `${BOOKS[0]}, at ${clock(books.at)} and every half minute: ${BOOKS[1]}`),
+    h("p", { class: "muted" }, `${BOOKS[0]} every 30 seconds, last at ${clock(books.at)}: ${BOOKS[1]}`),
   ];
 }
 
 function history() {
   const ended = state.periods.filter((period) => period.ended).reverse().slice(0, 12);
-  return ended.length === 0 ? null : h("section", { class: "panel" }, h("h2", {}, "Before"), h("ul", { class: "history" },
+  return ended.length === 0 ? null : h("section", { class: "panel" }, h("h2", {}, "Past faults"), h("ul", { class: "history" },
     ended.map(({ fault, began, ended: end }) => h("li", {}, h("time", {}, `${clock(began)} to ${clock(end)}`), " ", title(fault)))));
 }
 
@@ -77,17 +77,17 @@ function render() {
   const on = new Map(state.periods.filter((period) => !period.ended).map((period) => [period.fault, period.began]));
   const switches = state.faults.map((fault) => {
     const [name, does, watch] = FAULTS[fault] ?? [fault, "", []];
-    const since = on.has(fault) ? `${does} For ${ago(on.get(fault))} now.` : does;
+    const since = on.has(fault) ? `${does} On for ${ago(on.get(fault))}.` : does;
     return toggle(fault, name, on.has(fault), since, watch, () => set(`/api/faults/${fault}`, { on: !on.has(fault) }));
   });
   const traffic = state.traffic === null ? null : toggle("traffic", "Traffic", state.traffic, TRAFFIC,
-    [["/now", "Watch the charts"]], () => set("/api/traffic", { on: !state.traffic }));
+    [["/now", "charts"]], () => set("/api/traffic", { on: !state.traffic }));
   replace(root,
     failed && h("p", { class: "bad", role: "alert" }, failed),
     h("div", { class: "columns" },
       h("section", { class: "switches", "aria-label": "Switches" }, switches, traffic),
       h("div", {},
-        h("section", { class: "panel" }, state.compares && [h("h2", {}, "The books"), verdict()],
+        h("section", { class: "panel" }, state.compares && [h("h2", {}, "Reconciliation"), verdict()],
           h("button", { type: "button", class: "primary", id: "back-to-normal", "data-key": "normal", onclick: () => set("/api/normal", {}) }, "Back to normal")),
         history())));
 }

@@ -3,7 +3,7 @@ import { ask, h, nothing, query, replace } from "./dom.js";
 import { clock } from "./format.js";
 
 const FILTERS = ["level", "target", "text", "correlation_id", "trace_id"];
-const LEVELS = [["", "all levels"], ["ERROR", "errors"], ["WARN", "warnings and errors"], ["INFO", "info and worse"], ["DEBUG", "debug and worse"]];
+const LEVELS = [["", "all levels"], ["ERROR", "errors"], ["WARN", "warnings and errors"], ["INFO", "info and above"], ["DEBUG", "debug and above"]];
 
 /** Maximum number of lines on the page. The console stores more lines, which a filter finds. */
 const SHOWN = 500;
@@ -95,7 +95,7 @@ function render(found, more) {
   // New lines are added at the top, so that the lines being read do not scroll away.
   list.prepend(...found.reverse().map((one) => line(one, { replica: replicas.size > 1 })));
   while (list.childElementCount > SHOWN) list.lastElementChild.remove();
-  if (list.childElementCount === 0) list.append(nothing("No line that is kept fits."));
+  if (list.childElementCount === 0) list.append(nothing("No stored line matches."));
   const lines = list.querySelectorAll(".line").length;
-  count.textContent = `The newest ${lines} line${lines === 1 ? "" : "s"}${Object.values(filters).some(Boolean) ? " that fit" : ""}, the latest first`;
+  count.textContent = `The newest ${lines} line${lines === 1 ? "" : "s"}${Object.values(filters).some(Boolean) ? " that match" : ""}, newest first`;
 }

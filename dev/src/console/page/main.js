@@ -105,7 +105,7 @@ async function showBanner() {
   const said = on.map(({ fault, began }) => `${faults.title(fault)}, for ${ago(began)}`);
   if (state.traffic === false) said.push("traffic is paused");
   banner.hidden = said.length === 0;
-  replace(banner, h("span", {}, h("b", {}, "On purpose: "), said.join(" · ")),
+  replace(banner, h("span", {}, h("b", {}, "Injected faults: "), said.join(" · ")),
     h("button", { type: "button", id: "normal", onclick: backToNormal }, "Back to normal"));
 }
 

@@ -71,7 +71,7 @@ function routes() {
     h("td", { class: "n" }, duration(route.p50 * 1000)),
     h("td", { class: "n" }, duration(route.p95 * 1000))));
   const heads = ["Route", "per second", "5xx", "p50", "p95"].map((head, at) => h("th", { class: at ? "n" : "", scope: "col" }, head));
-  return h("section", { class: "panel" }, h("h2", {}, "Routes"), rows.length === 0 ? nothing("No request within the last half minute.")
+  return h("section", { class: "panel" }, h("h2", {}, "Routes"), rows.length === 0 ? nothing("No request within the last 30 seconds.")
     : h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows))));
 }
 
@@ -86,7 +86,7 @@ function conditions() {
       const says = worker.consecutive_failures > 0 ? "unhealthy" : worker.last_success ? "healthy" : "degraded";
       return lamp(worker.name.replaceAll("_", " "), says, worker.last_success ? `${ago(worker.last_success)} ago` : "not yet");
     });
-    return h("section", { class: "panel" }, h("h2", {}, address, " ", h("small", {}, status ? `version ${health?.version ?? "?"}` : "does not answer")),
+    return h("section", { class: "panel" }, h("h2", {}, address, " ", h("small", {}, status ? `version ${health?.version ?? "?"}` : "unreachable")),
       h("ul", { class: "lamps" }, checks, breakers, workers));
   });
 }
@@ -104,7 +104,7 @@ function shades(from) {
 
 function kept() {
   const { kept: k } = state;
-  return h("p", { class: "kept" }, `Kept in memory: ${number(k.traces)} of ${number(k.most_traces)} traces (${bytes(k.trace_bytes)} of ${bytes(k.most_trace_bytes)}), ` +
+  return h("p", { class: "kept" }, `Stored in memory: ${number(k.traces)} of ${number(k.most_traces)} traces (${bytes(k.trace_bytes)} of ${bytes(k.most_trace_bytes)}), ` +
     `${number(k.lines)} of ${number(k.most_lines)} log lines (${bytes(k.line_bytes)} of ${bytes(k.most_line_bytes)}), ` +
     `${number(k.series)} series of the last ${state.retention_seconds / 60} minutes.`);
 }

@@ -61,7 +61,7 @@ function row(trace, longest, instances) {
   return h("a", { class: "row trace", href: open, "data-row": true, "data-key": trace.trace_id },
     h("time", {}, clock(trace.started, true)),
     h("span", { class: `status ${statusClass(trace.status)}` }, trace.status ?? "·"),
-    h("span", { class: "name" }, trace.name, trace.under_way && h("small", {}, " still under way")),
+    h("span", { class: "name" }, trace.name, trace.under_way && h("small", {}, " in progress")),
     h("span", { class: "meter" }, h("i", { class: trace.errors ? "bad" : "", style: { width: `${Math.max(1, (100 * trace.duration_ms) / longest)}%` } })),
     h("span", { class: "n" }, duration(trace.duration_ms)),
     h("span", { class: "n muted" }, `${trace.spans} span${trace.spans === 1 ? "" : "s"}`),
@@ -73,7 +73,7 @@ function render(found) {
   const longest = Math.max(1, ...found.map((trace) => trace.duration_ms));
   const filtered = Object.values(filters).some(Boolean);
   replace(list, found.length === 0
-    ? nothing(filtered ? "No trace that is kept fits." : "No trace yet.")
-    : [h("p", { class: "count" }, `The newest ${found.length}${filtered ? " that fit" : ""}${instances > 1 ? `, of ${instances} replicas` : ""}; the longest took ${duration(longest)}`),
+    ? nothing(filtered ? "No stored trace matches." : "No trace yet.")
+    : [h("p", { class: "count" }, `The newest ${found.length}${filtered ? " that match" : ""}${instances > 1 ? `, of ${instances} replicas` : ""}; the longest took ${duration(longest)}`),
       h("div", { class: "rows" }, found.map((trace) => row(trace, longest, instances)))]);
 }

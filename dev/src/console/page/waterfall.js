@@ -12,7 +12,7 @@ export async function open(element, address, go) {
   id = address.pathname.split("/")[2];
   chosen = address.searchParams.get("span");
   trace = null;
-  replace(root, nothing(id === "first" ? FIRST : "Looking for the trace…"));
+  replace(root, nothing(id === "first" ? FIRST : "Loading the trace…"));
   await load();
 }
 
@@ -37,7 +37,7 @@ async function load() {
     ({ trace, lines } = found);
     render();
   } catch (error) {
-    if (!trace) replace(root, nothing(`${error.message}. It may still be under way: spans come a second after they end.`));
+    if (!trace) replace(root, nothing(`${error.message}. It may still be in progress: spans arrive one second after they end.`));
   }
 }
 
@@ -106,13 +106,13 @@ function render() {
     h("h1", {}, trace.status !== null && h("span", { class: `status ${statusClass(trace.status)}` }, trace.status), " ", trace.name),
     h("p", { class: "muted" }, `${clock(trace.started, true)} · ${duration(trace.duration_ms)} · ${trace.spans} spans`,
       trace.errors > 0 && h("span", { class: "bad" }, ` · ${trace.errors} with an error`),
-      trace.left_out > 0 && ` · ${trace.left_out} not kept`, " · replica ", h("span", { title: trace.instance }, short(trace.instance))),
+      trace.left_out > 0 && ` · ${trace.left_out} not stored`, " · replica ", h("span", { title: trace.instance }, short(trace.instance))),
     h("p", { class: "links" }, h("code", {}, trace.trace_id),
       trace.correlation_id && [" ", h("a", { href: `/traces${query({ correlation_id: trace.correlation_id })}` }, "traces of this correlation id")],
       " ", h("a", { href: `/logs${query({ trace_id: trace.trace_id })}` }, "in the logs")));
   const logs = h("section", { class: "panel beside" },
     h("h2", {}, span ? "Log lines of this span" : "Log lines of the trace", " ", h("small", {}, String(beside.length))),
-    beside.length === 0 ? nothing(span ? "This span has logged nothing. Choose it again to see the whole trace's lines." : "It has logged nothing.")
+    beside.length === 0 ? nothing(span ? "No log lines of this span. Select it again to show the lines of the whole trace." : "No log lines.")
       : h("div", { class: "lines" }, beside.map((one) => line(one, { chosen: one.span_id === chosen, onspan: choose }))));
   replace(root, title, h("div", { class: "columns trace-columns" },
     h("section", { class: "panel waterfall" }, h("div", { class: "head" }, h("span", {}, "Span"), scale(total), h("span", {})), trace.waterfall.map((one) => bar(one, total))),

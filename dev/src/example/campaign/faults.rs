@@ -71,8 +71,8 @@ impl Fault {
     pub fn name(&self) -> String {
         match self {
             Self::Kill { .. } => "kill -9 of a replica".to_owned(),
-            Self::Crash { .. } => "replica dies at a named place".to_owned(),
-            Self::FullDisk { .. } => "disk full under a replica's log".to_owned(),
+            Self::Crash { .. } => "replica crashes at a crash point".to_owned(),
+            Self::FullDisk { .. } => "disk full for a replica's log".to_owned(),
             Self::RestartDatabase => "database restarted".to_owned(),
             Self::KillDatabase => "kill -9 of the database".to_owned(),
             Self::Cut(part) => format!("{part} cut off"),
@@ -101,16 +101,16 @@ fn gateway_fault(faults: &Faults) -> &'static str {
         "gateway declines"
     } else if faults.spoil_rate > calm.spoil_rate {
         match faults.spoil {
-            Malformation::Garbage => "gateway answers with garbage",
-            Malformation::Huge => "gateway answers with too much",
-            Malformation::Amount => "gateway answers with another amount",
-            Malformation::Currency => "gateway answers with another currency",
-            Malformation::Reference => "gateway answers about another payment",
-            Malformation::Nul | Malformation::Surrogate => "gateway answers with an id that is no text",
+            Malformation::Garbage => "gateway responds with garbage",
+            Malformation::Huge => "gateway responds with too much data",
+            Malformation::Amount => "gateway responds with another amount",
+            Malformation::Currency => "gateway responds with another currency",
+            Malformation::Reference => "gateway responds with another payment",
+            Malformation::Nul | Malformation::Surrogate => "gateway responds with an invalid id",
             Malformation::Record => "gateway has records with an unknown status",
         }
     } else {
-        "gateway answers late"
+        "gateway responds late"
     }
 }
 

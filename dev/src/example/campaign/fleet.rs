@@ -152,7 +152,7 @@ impl Fleet {
     /// Returns the response of `/readyz` as an error if the replica is not ready.
     async fn readiness(&self, replica: &Replica) -> Result<(), String> {
         let asked = self.client.get(format!("http://{}/readyz", replica.ops)).send().await;
-        let answer = asked.map_err(|error| format!("no answer: {error}"))?;
+        let answer = asked.map_err(|error| format!("no response: {error}"))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(());
@@ -169,7 +169,9 @@ impl Fleet {
                 Err(why) => {
                     let last = replica.child.tail(LAST_LOG_LINES);
                     told.push(format!("replica {number} is not ready: {why}"));
-                    told.extend(last.into_iter().map(|line| format!("replica {number} said: {}", line.text)));
+                    told.extend(
+                        last.into_iter().map(|line| format!("replica {number} logged: {}", line.text)),
+                    );
                 }
             }
         }

@@ -80,11 +80,11 @@ pub enum Error {
     Gateway(#[from] gateway::Error),
     #[error(transparent)]
     Invariants(#[from] invariants::Error),
-    #[error("PostgreSQL says: {0}")]
+    #[error("PostgreSQL error: {0}")]
     Sql(#[from] sqlx::Error),
-    #[error("an HTTP client cannot be made: {0}")]
+    #[error("failed to create an HTTP client: {0}")]
     Client(#[from] reqwest::Error),
-    #[error("an address cannot be written as a URL: {0}")]
+    #[error("an address is not a valid URL: {0}")]
     Url(#[from] url::ParseError),
     #[error("{0}")]
     Io(#[from] io::Error),

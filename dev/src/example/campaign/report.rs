@@ -68,11 +68,11 @@ impl fmt::Display for Report {
         for (fault, count) in &self.faults {
             writeln!(formatter, "  {count:>5}  {fault}")?;
         }
-        writeln!(formatter, "replicas that died: {}", self.died)?;
+        writeln!(formatter, "crashed replicas: {}", self.died)?;
         let clerk = &self.clerk;
         writeln!(
             formatter,
-            "refunds: {} succeeded, {} failed, {} refused, {} attempts made again",
+            "refunds: {} succeeded, {} failed, {} rejected, {} attempts retried",
             clerk.succeeded, clerk.failed, clerk.refused, clerk.repeated
         )?;
         writeln!(formatter, "traffic: {}", self.traffic)?;
@@ -85,7 +85,7 @@ impl fmt::Display for Report {
         for what in self.violations.iter().chain(&clerk.unexpected) {
             write!(formatter, "\n- {what}")?;
         }
-        write!(formatter, "\nwhat struck, up to there (the same seed draws it again):")?;
+        write!(formatter, "\nfaults until then (the same seed reproduces them):")?;
         self.history.iter().try_for_each(|round| write!(formatter, "\n  {round}"))
     }
 }

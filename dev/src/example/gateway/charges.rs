@@ -16,7 +16,7 @@ impl ChargeRequest {
     /// Returns the validation error, if any.
     pub(super) fn mistake(&self) -> Option<&'static str> {
         if self.amount <= 0 {
-            return Some("amount must be positive, in minor units");
+            return Some("amount must be a positive number of minor units");
         }
         let iso_4217 =
             self.currency.len() == 3 && self.currency.bytes().all(|byte| byte.is_ascii_uppercase());
@@ -35,7 +35,7 @@ pub(super) struct RefundRequest {
 impl RefundRequest {
     /// Returns the validation error, if any.
     pub(super) fn mistake(&self) -> Option<&'static str> {
-        (self.amount <= 0).then_some("amount must be positive, in minor units")
+        (self.amount <= 0).then_some("amount must be a positive number of minor units")
     }
 }
 

@@ -79,9 +79,9 @@ impl Faults {
             self.spoil_rate,
         ];
         if rates.iter().any(|rate| !(0.0..=1.0).contains(rate)) {
-            return Some("a rate is from 0 to 1");
+            return Some("a rate must be from 0 to 1");
         }
-        (!(400..=599).contains(&self.error_status)).then_some("error_status is from 400 to 599")
+        (!(400..=599).contains(&self.error_status)).then_some("error_status must be from 400 to 599")
     }
 }
 

@@ -106,27 +106,27 @@ impl Default for Timings {
 /// The reason why the simulator could not start or execute a command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the gateway simulator cannot listen on {address}: {source}")]
+    #[error("the gateway simulator failed to listen on {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
-    #[error("the gateway's ledger {} cannot be used: {source}", path.display())]
+    #[error("failed to use the gateway's ledger {}: {source}", path.display())]
     LedgerFile { path: PathBuf, source: std::io::Error },
     #[error("line {line} of the gateway's ledger {} is damaged: {source}", path.display())]
     LedgerLine { path: PathBuf, line: usize, source: serde_json::Error },
-    #[error("the gateway's address cannot be written as a URL: {0}")]
+    #[error("the gateway's address is not a valid URL: {0}")]
     Url(#[from] url::ParseError),
     #[error("the webhook secret is not `whsec_` and base64: {0}")]
     WebhookSecret(standardwebhooks::WebhookError),
-    #[error("the webhook cannot be signed: {0}")]
+    #[error("failed to sign the webhook: {0}")]
     Signing(standardwebhooks::WebhookError),
     #[error("no webhook address is set")]
     NoWebhookUrl,
     #[error("the webhook was not delivered: {0}")]
     Delivery(#[from] reqwest::Error),
-    #[error("the event cannot be written as JSON: {0}")]
+    #[error("failed to serialize the event: {0}")]
     Event(#[from] serde_json::Error),
     #[error("the gateway has stopped")]
     Stopped,
-    #[error("the gateway did not come to the expected state within {0:?}")]
+    #[error("timed out after {0:?} waiting for the expected state of the gateway")]
     Deadline(Duration),
 }
 

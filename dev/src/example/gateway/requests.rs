@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_many_requests_nor_large_ones_take_more_room_than_there_is() {
+    fn memory_for_requests_is_bounded() {
         let mut recent = RecentEntries::default();
         for number in 0..3 * MAX_ENTRIES {
             recent.push(request(number, 10));

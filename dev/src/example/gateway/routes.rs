@@ -69,9 +69,9 @@ impl ErrorResponse {
 impl From<Refusal> for ErrorResponse {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::TurnedAway(status) => Self(status, "the gateway cannot take the request now".to_owned()),
-            Refusal::KeyReused => Self(409, "the Idempotency-Key belongs to another request".to_owned()),
-            Refusal::NoSuchCharge => Self(404, "there is no such charge".to_owned()),
+            Refusal::TurnedAway(status) => Self(status, "the gateway is unavailable".to_owned()),
+            Refusal::KeyReused => Self(409, "the Idempotency-Key was used for another request".to_owned()),
+            Refusal::NoSuchCharge => Self(404, "the charge does not exist".to_owned()),
             Refusal::Broken(error) => Self(500, error.to_string()),
         }
     }
@@ -115,7 +115,8 @@ async fn suffer_faults(State(gateway): State<Arc<Gateway>>, mut request: Request
     request.extensions_mut().insert(fate.clone());
     let on_purpose = || {
         let mut refused =
-            ErrorResponse(fate.error_status, "the gateway is told to fail".to_owned()).into_response();
+            ErrorResponse(fate.error_status, "the gateway failed because of an injected fault".to_owned())
+                .into_response();
         if let Some(retry_after) = fate.retry_after.clone() {
             refused.headers_mut().insert(header::RETRY_AFTER, retry_after);
         }
@@ -143,7 +144,7 @@ async fn authenticate(State(gateway): State<Arc<Gateway>>, request: Request, nex
     if text(request.headers(), header::AUTHORIZATION.as_str()).is_some_and(|given| given == expected) {
         return next.run(request).await;
     }
-    let refused = ErrorResponse(401, "Authorization: Bearer API_KEY is needed".to_owned());
+    let refused = ErrorResponse(401, "Authorization: Bearer API_KEY is required".to_owned());
     ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response()
 }
 
@@ -158,7 +159,7 @@ impl<T: DeserializeOwned> Order<T> {
     fn parse(path: String, headers: &HeaderMap, body: &Bytes) -> Result<Self, ErrorResponse> {
         let key = text(headers, "idempotency-key")
             .filter(|key| !key.is_empty())
-            .ok_or_else(|| ErrorResponse::malformed(&"an Idempotency-Key is needed"))?;
+            .ok_or_else(|| ErrorResponse::malformed(&"Idempotency-Key is required"))?;
         let request = parse(body)?;
         let body = std::str::from_utf8(body).map_err(|error| ErrorResponse::malformed(&error))?.to_owned();
         let correlation_id = text(headers, "x-correlation-id");
@@ -227,7 +228,9 @@ async fn decide<T: Serialize + Send + 'static>(
         None => std::future::pending().await,
     }
     match outcome.hidden_by {
-        Some(status) => Err(ErrorResponse(status, "the gateway failed after it had begun".to_owned())),
+        Some(status) => {
+            Err(ErrorResponse(status, "the gateway failed after it had started the work".to_owned()))
+        }
         None => Ok((StatusCode::CREATED, Json(outcome.done)).into_response()),
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct CutConnection;
 
 impl fmt::Display for CutConnection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("the connection is cut on purpose")
+        formatter.write_str("the connection is cut by an injected fault")
     }
 }
 

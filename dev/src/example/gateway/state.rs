@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_nobody_uses_again_is_forgotten_when_its_time_is_over() {
+    fn an_unused_key_is_deleted_when_it_expires() {
         let mut books = GatewayState::default();
         for _ in 0..100 {
             pay(&mut books);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_charge_and_its_key_take_as_little_as_is_said() {
+    fn the_documented_size_of_a_charge_holds() {
         let key = Uuid::now_v7().to_string();
         assert!(size_of::<(String, Key)>() + key.len() <= 200, "{}", size_of::<(String, Key)>());
         let mut books = GatewayState::default();

@@ -171,7 +171,7 @@ async fn bad_cards_are_declined_with_their_reason() {
 }
 
 #[tokio::test]
-async fn a_request_without_the_api_key_is_refused_and_nothing_is_charged() {
+async fn a_request_without_the_api_key_is_rejected() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     for token in [None, Some("sk_other")] {
@@ -191,7 +191,7 @@ async fn a_request_without_the_api_key_is_refused_and_nothing_is_charged() {
 }
 
 #[tokio::test]
-async fn a_request_that_makes_no_sense_is_refused_and_leaves_no_key_behind() {
+async fn an_invalid_request_is_rejected_and_stores_no_key() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     let id = payment.id;
@@ -233,7 +233,7 @@ async fn a_request_that_makes_no_sense_is_refused_and_leaves_no_key_behind() {
 }
 
 #[tokio::test]
-async fn a_key_with_another_body_is_a_conflict_even_if_only_a_space_differs() {
+async fn a_key_with_different_bytes_is_a_conflict() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     let (_, charge) = till.charge(&payment).await;
@@ -250,7 +250,7 @@ async fn a_key_with_another_body_is_a_conflict_even_if_only_a_space_differs() {
 }
 
 #[tokio::test]
-async fn a_slow_card_is_charged_at_once_and_its_twin_waits_for_the_first_answer() {
+async fn a_duplicate_waits_for_the_response_of_a_slow_card() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_slow");
     let begun = Instant::now();
@@ -275,7 +275,7 @@ async fn a_slow_card_is_charged_at_once_and_its_twin_waits_for_the_first_answer(
 }
 
 #[tokio::test]
-async fn a_card_that_times_out_is_charged_and_never_answered() {
+async fn a_card_that_times_out_is_charged_without_response() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_timeout");
     for attempt in 1..=2 {
@@ -315,7 +315,7 @@ async fn an_error_after_the_charge_hides_a_charge_that_can_be_found() {
 }
 
 #[tokio::test]
-async fn a_flaky_card_is_answered_every_other_time() {
+async fn a_flaky_card_gets_every_other_response() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_flaky");
     let mut statuses = Vec::new();
@@ -327,7 +327,7 @@ async fn a_flaky_card_is_answered_every_other_time() {
 }
 
 #[tokio::test]
-async fn a_key_is_forgotten_after_its_time_and_charges_again() {
+async fn an_expired_key_charges_again() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     let first = till.charge(&payment).await;
@@ -340,7 +340,7 @@ async fn a_key_is_forgotten_after_its_time_and_charges_again() {
 }
 
 #[tokio::test]
-async fn refunds_give_back_what_was_charged_and_no_more() {
+async fn refunds_never_exceed_the_charge() {
     let till = Till::open().await;
     let (_, charge) = till.charge(&Payment::by("pm_card_ok")).await;
     let charge_id = charge["id"].as_str().unwrap();
@@ -379,7 +379,7 @@ async fn refunds_give_back_what_was_charged_and_no_more() {
 }
 
 #[tokio::test]
-async fn what_was_not_taken_is_not_given_back() {
+async fn a_declined_charge_cannot_be_refunded() {
     let till = Till::open().await;
     let (_, declined) = till.charge(&Payment::by("pm_card_declined")).await;
     let (status, refund) = till.refund(declined["id"].as_str().unwrap(), Uuid::now_v7(), 1).await;
@@ -390,7 +390,7 @@ async fn what_was_not_taken_is_not_given_back() {
 }
 
 #[tokio::test]
-async fn held_answers_are_of_charges_that_were_made() {
+async fn held_responses_belong_to_made_charges() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     till.gateway.hold_responses();
@@ -409,7 +409,7 @@ async fn held_answers_are_of_charges_that_were_made() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_is_charged_nevertheless() {
+async fn a_client_that_disconnects_is_charged() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     till.gateway.hold_responses();
@@ -423,7 +423,7 @@ async fn a_client_that_goes_away_is_charged_nevertheless() {
 }
 
 #[tokio::test]
-async fn an_outage_turns_everything_away_before_anything_is_done() {
+async fn an_outage_rejects_requests_before_any_work() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     assert_eq!(till.faults(json!({ "error_rate": 1, "error_status": 502 })).await, 200);
@@ -438,7 +438,7 @@ async fn an_outage_turns_everything_away_before_anything_is_done() {
 }
 
 #[tokio::test]
-async fn errors_after_the_charge_and_cut_connections_leave_a_charge() {
+async fn errors_after_the_charge_and_cuts_leave_a_charge() {
     let till = Till::open().await;
     let spoiled = Payment::by("pm_card_ok");
     till.gateway.faults().set(Faults { error_rate_after_charge: 1.0, ..Faults::default() });
@@ -458,7 +458,7 @@ async fn errors_after_the_charge_and_cut_connections_leave_a_charge() {
 }
 
 #[tokio::test]
-async fn declines_and_latency_come_when_they_are_asked_for() {
+async fn declines_and_latency_follow_the_faults() {
     let till = Till::open().await;
     let latency = Duration::from_millis(150);
     till.faults(json!({ "decline_rate": 1, "latency_ms": 150 })).await;
@@ -487,7 +487,7 @@ async fn the_same_seed_makes_the_same_faults() {
 }
 
 #[tokio::test]
-async fn faults_that_make_no_sense_are_refused() {
+async fn invalid_faults_are_rejected() {
     let till = Till::open().await;
     for faults in [
         json!({ "error_rate": 1.5 }),
@@ -555,7 +555,7 @@ impl Receiver {
 }
 
 #[tokio::test]
-async fn every_outcome_is_told_by_a_signed_webhook_with_the_correlation_id_of_its_cause() {
+async fn every_outcome_has_a_signed_webhook_with_its_correlation_id() {
     let mut inbox = Receiver::start(&[]).await;
     let till = Till::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
     let payment = Payment::by("pm_card_ok");
@@ -606,7 +606,7 @@ async fn a_webhook_that_is_not_taken_is_sent_again_under_the_same_id() {
 }
 
 #[tokio::test]
-async fn webhooks_come_late_twice_or_never() {
+async fn webhooks_are_late_duplicated_or_lost() {
     let mut inbox = Receiver::start(&[]).await;
     let till = Till::open().await;
     till.gateway.set_webhook_url(inbox.url.clone());
@@ -633,7 +633,7 @@ async fn webhooks_come_late_twice_or_never() {
 }
 
 #[tokio::test]
-async fn an_event_is_repeated_or_made_up_by_hand() {
+async fn an_event_can_be_repeated_or_invented() {
     let mut inbox = Receiver::start(&[]).await;
     let till = Till::open().await;
     let (_, charge) = till.charge(&Payment::by("pm_card_ok")).await;
@@ -676,7 +676,7 @@ impl Drop for LedgerFile {
 }
 
 #[tokio::test]
-async fn the_ledger_and_its_keys_survive_a_restart_and_a_torn_last_line() {
+async fn the_ledger_survives_a_restart_and_a_truncated_last_line() {
     let file = LedgerFile::new();
     let till = Till::open_with(file.settings()).await;
     let payment = Payment::by("pm_card_ok");
@@ -691,7 +691,11 @@ async fn the_ledger_and_its_keys_survive_a_restart_and_a_torn_last_line() {
 
     let till = Till::open_with(file.settings()).await;
     assert_eq!(till.gateway.ledger(), ledger);
-    assert_eq!(till.charge(&payment).await, (201, charge.clone()), "nobody is charged twice after a restart");
+    assert_eq!(
+        till.charge(&payment).await,
+        (201, charge.clone()),
+        "a payment is charged once after a restart"
+    );
     assert_eq!(till.refund(charge["id"].as_str().unwrap(), refund, 100).await, refunded);
     till.charge(&Payment::by("pm_card_declined")).await;
     till.gateway.stop().await;
@@ -710,7 +714,7 @@ async fn a_ledger_that_is_damaged_in_the_middle_is_not_used() {
 }
 
 #[tokio::test]
-async fn stopping_cuts_answers_that_would_never_come_and_frees_the_port() {
+async fn stopping_cuts_pending_responses_and_frees_the_port() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_timeout");
     let stopping = async {
@@ -730,7 +734,7 @@ async fn stopping_cuts_answers_that_would_never_come_and_frees_the_port() {
 }
 
 #[tokio::test]
-async fn a_charge_that_nobody_asked_for_can_be_entered() {
+async fn an_unrequested_charge_can_be_entered() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     let entered = Charge {
@@ -748,7 +752,7 @@ async fn a_charge_that_nobody_asked_for_can_be_entered() {
 }
 
 #[tokio::test]
-async fn waiting_for_what_does_not_come_ends_at_the_deadline() {
+async fn waiting_ends_at_the_deadline() {
     let till = Till::open().await;
     let waited = till.gateway.wait_for(|ledger| !ledger.charges.is_empty(), Duration::from_millis(10)).await;
     assert!(matches!(waited, Err(Error::Deadline(_))));

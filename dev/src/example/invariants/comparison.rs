@@ -18,7 +18,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
     for (reference, charges) in by(&ledger.charges, |charge| charge.reference) {
         let taken = charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count();
         if taken > 1 {
-            found("nobody is charged twice", format!("payment {reference} was charged {taken} times"));
+            found("a payment is charged once", format!("payment {reference} was charged {taken} times"));
         }
         let payment = payments.get(&reference).and_then(|payments| payments.first());
         for charge in charges {
@@ -51,14 +51,14 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
     for (reference, made) in by(&ledger.refunds, |refund| refund.reference) {
         let given = made.iter().filter(|refund| refund.status == RefundStatus::Succeeded).count();
         if given > 1 {
-            found("nothing is given back twice", format!("refund {reference} was made {given} times"));
+            found("a refund is made once", format!("refund {reference} was made {given} times"));
         }
         let refund = refunds.get(&reference).and_then(|refunds| refunds.first());
         for made in made {
             match refund {
                 None => found(
-                    "a refund of the gateway is one of ours",
-                    format!("{} is not ({reference})", made.id),
+                    "a refund at the gateway has a stored refund",
+                    format!("{} has none ({reference})", made.id),
                 ),
                 Some(refund) => refund_agrees(made, refund, &mut found),
             }
@@ -73,7 +73,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
         if !given {
             found(
                 "a refund that succeeded was made by the gateway",
-                format!("refund {} has succeeded, and the gateway knows of none", refund.id),
+                format!("refund {} has succeeded, and the gateway has no such refund", refund.id),
             );
         }
     }
@@ -85,9 +85,9 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
 fn charge_agrees(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'static str, String)) {
     if (charge.amount, &charge.currency) != (payment.amount, &payment.currency) {
         found(
-            "a charge is of its payment's amount and currency",
+            "a charge has the amount and currency of its payment",
             format!(
-                "{} took {} {}, and payment {} is of {} {}",
+                "{} charged {} {}, and payment {} has {} {}",
                 charge.id, charge.amount, charge.currency, payment.id, payment.amount, payment.currency
             ),
         );
@@ -97,7 +97,7 @@ fn charge_agrees(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'st
     }
     let (agrees, rule) = match charge.status {
         ChargeStatus::Succeeded => {
-            (payment.has_taken_money(), "a charge that succeeded has a payment that did")
+            (payment.has_taken_money(), "a successful charge has a successful payment")
         }
         ChargeStatus::Declined => (payment.status == "declined", "a declined charge has a declined payment"),
     };
@@ -122,9 +122,9 @@ fn charge_agrees(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'st
 fn refund_agrees(made: &gateway::Refund, refund: &Refund, found: &mut impl FnMut(&'static str, String)) {
     if made.amount != refund.amount || refund.gateway_charge_id.as_ref() != Some(&made.charge_id) {
         found(
-            "a refund is of the amount and of the charge that we asked for",
+            "a refund has the requested amount and charge",
             format!(
-                "{} gave {} of {}, and refund {} is {} of {:?}",
+                "{} refunded {} of {}, and refund {} has {} of {:?}",
                 made.id, made.amount, made.charge_id, refund.id, refund.amount, refund.gateway_charge_id
             ),
         );
@@ -135,7 +135,7 @@ fn refund_agrees(made: &gateway::Refund, refund: &Refund, found: &mut impl FnMut
     };
     if !refund.is_in_flight() && refund.status != expected {
         found(
-            "a refund ends as it did at the gateway",
+            "a refund has the gateway's outcome",
             format!("{} has {expected}, and refund {} is {}", made.id, refund.id, refund.status),
         );
     }
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(rules_broken(&[], &[charge(ChargeStatus::Succeeded)]), ["a charge has a payment"]);
         assert_eq!(
             rules_broken(&[payment("failed")], &[charge(ChargeStatus::Succeeded)]),
-            ["a charge that succeeded has a payment that did"]
+            ["a successful charge has a successful payment"]
         );
         assert_eq!(
             rules_broken(&[payment("failed")], &[charge(ChargeStatus::Declined)]),
@@ -247,16 +247,16 @@ mod tests {
     fn a_second_charge_is_found_even_while_the_payment_is_in_flight() {
         let second = Charge { id: "ch_2".to_owned(), ..charge(ChargeStatus::Succeeded) };
         let charges = [charge(ChargeStatus::Succeeded), second];
-        assert_eq!(rules_broken(&[payment("processing")], &charges), ["nobody is charged twice"]);
+        assert_eq!(rules_broken(&[payment("processing")], &charges), ["a payment is charged once"]);
         assert_eq!(
             rules_broken(&[payment("succeeded")], &charges),
-            ["nobody is charged twice", "a payment names its charge"]
+            ["a payment is charged once", "a payment names its charge"]
         );
     }
 
     #[test]
     fn another_amount_or_currency_is_found() {
-        let rule = ["a charge is of its payment's amount and currency"];
+        let rule = ["a charge has the amount and currency of its payment"];
         let more = Charge { amount: 4201, ..charge(ChargeStatus::Succeeded) };
         let other = Charge { currency: "USD".to_owned(), ..charge(ChargeStatus::Succeeded) };
         assert_eq!(rules_broken(&[payment("succeeded")], &[more]), rule);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_settles_while_it_is_looked_at_is_no_violation() {
+    fn a_settlement_during_the_check_is_no_violation() {
         let before = Page { payments: vec![payment("processing")], ..Page::default() };
         let after = Page { payments: vec![payment("succeeded")], ..Page::default() };
         assert!(compare(&before, &Ledger::default(), &after).is_empty(), "charged after the ledger was read");
@@ -288,23 +288,23 @@ mod tests {
     #[test]
     fn refunds_that_do_not_agree_are_found() {
         let succeeded = || made(RefundStatus::Succeeded);
-        assert_eq!(refund_rules_broken(&[], &[succeeded()]), ["a refund of the gateway is one of ours"]);
+        assert_eq!(refund_rules_broken(&[], &[succeeded()]), ["a refund at the gateway has a stored refund"]);
         assert_eq!(
             refund_rules_broken(&[refund("succeeded")], &[]),
             ["a refund that succeeded was made by the gateway"]
         );
         assert_eq!(
             refund_rules_broken(&[refund("failed")], &[succeeded()]),
-            ["a refund ends as it did at the gateway"]
+            ["a refund has the gateway's outcome"]
         );
         assert_eq!(
             refund_rules_broken(&[refund("succeeded")], &[gateway::Refund { amount: 99, ..succeeded() }]),
-            ["a refund is of the amount and of the charge that we asked for"]
+            ["a refund has the requested amount and charge"]
         );
         let twice = gateway::Refund { id: "re_2".to_owned(), ..succeeded() };
         assert_eq!(
             refund_rules_broken(&[refund("succeeded")], &[succeeded(), twice]),
-            ["nothing is given back twice"]
+            ["a refund is made once"]
         );
     }
 }

@@ -43,11 +43,11 @@ const GATEWAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The reason why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the service's tables cannot be read: {0}")]
+    #[error("failed to read the service's tables: {0}")]
     Database(#[from] sqlx::Error),
-    #[error("the gateway's ledger cannot be read: {0}")]
+    #[error("failed to read the gateway's ledger: {0}")]
     Gateway(#[from] reqwest::Error),
-    #[error("the gateway's address is wrong: {0}")]
+    #[error("the gateway's address is invalid: {0}")]
     Url(#[from] url::ParseError),
 }
 
@@ -62,7 +62,7 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "not true: {}: {}", self.rule, self.detail)
+        write!(formatter, "violated: {}: {}", self.rule, self.detail)
     }
 }
 
@@ -122,9 +122,9 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.violations.len() + self.untold {
-            0 => formatter.write_str("the books agree")?,
-            1 => formatter.write_str("the books do not agree, 1 violation")?,
-            count => write!(formatter, "the books do not agree, {count} violations")?,
+            0 => formatter.write_str("all invariants hold")?,
+            1 => formatter.write_str("1 invariant is violated")?,
+            count => write!(formatter, "{count} invariants are violated")?,
         }
         write!(
             formatter,

@@ -167,7 +167,7 @@ const RULES: [(&str, &str); 5] = [
         ",
     ),
     (
-        "an order has at most one payment that is under way or has taken money",
+        "an order has at most one payment in progress or charged",
         "
         select format('order %s has %s', order_id, count(*))
         from payments
@@ -177,7 +177,7 @@ const RULES: [(&str, &str); 5] = [
         ",
     ),
     (
-        "a payment is of its order's amount and currency",
+        "a payment has the amount and currency of its order",
         "
         select format('payment %s of order %s', payments.id, orders.id)
         from payments
@@ -186,7 +186,7 @@ const RULES: [(&str, &str); 5] = [
         ",
     ),
     (
-        "an order's status is that of its payment",
+        "an order has the status of its payment",
         "
         select format(
           'order %s is %s and names payment %s, its payment is %s, %s',
@@ -205,10 +205,10 @@ const RULES: [(&str, &str); 5] = [
         ",
     ),
     (
-        "what was given back, and what was set aside for it, are the sums of a payment's refunds",
+        "a payment's refunded and reserved amounts are the sums of its refunds",
         "
         select format(
-          'payment %s says %s of %s, its refunds say %s of %s',
+          'payment %s has refunded %s and reserved %s, its refunds have %s and %s',
           payments.id, payments.refunded_amount, payments.refund_reserved_amount, sums.refunded, sums.reserved
         )
         from payments
@@ -264,12 +264,11 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
         }));
     [
         (
-            "an idempotency key that is complete has exactly one effect, and tells of it",
+            "a completed idempotency key has exactly one effect, and refers to it",
             format!(
                 "
                 select format(
-                  'key %s of %s made %s, and %s such rows are in {tables} (a table that is missing there is to be added to \
-                 EFFECTS in dev/src/example/invariants/tables.rs)',
+                  'key %s of %s made %s, and %s such rows are in {tables} (add a missing table to EFFECTS in dev/src/example/invariants/tables.rs)',
                   key, scope, resource_id, effects.count
                 )
                 from idempotency_keys
@@ -281,21 +280,21 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
             ),
         ),
         (
-            "an effect that is complete has a complete idempotency key",
+            "a completed effect has a completed idempotency key",
             format!(
                 "
-                select format('key %s of %s has no answer, and %s is settled', key, scope, resource_id)
+                select format('key %s of %s has no response, and %s is settled', key, scope, resource_id)
                 from idempotency_keys
                 where completed_at is null and scope <> 'gateway' and resource_id in ({settled})
                 "
             ),
         ),
         (
-            "what has begun, and what was settled, is told once in the audit trail",
+            "each start and each settlement has exactly one audit event",
             format!(
                 "
                 select format(
-                  '%s %s is told %s times to have begun and %s times to be settled',
+                  '%s %s has %s audit events of its start and %s of its settlement',
                   things.resource, things.id, coalesce(told.begun, 0), coalesce(told.settled, 0)
                 )
                 from ({audited}) things

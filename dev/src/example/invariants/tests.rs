@@ -61,15 +61,15 @@ const BOOKS: &str = "
 const CRIMES: [(&str, &str); 17] = [
     (
         "delete from audit_events where resource = 'orders' and metadata -> 'record_ids' ->> 0 = id(1)::text",
-        "what has begun, and what was settled, is told once in the audit trail",
+        "each start and each settlement has exactly one audit event",
     ),
     (
         "insert into audit_events select * from audit_events where action = 'settle' limit 1",
-        "what has begun, and what was settled, is told once in the audit trail",
+        "each start and each settlement has exactly one audit event",
     ),
     (
         "update audit_events set action = 'settle' where metadata -> 'record_ids' ->> 0 = id(12)::text",
-        "what has begun, and what was settled, is told once in the audit trail",
+        "each start and each settlement has exactly one audit event",
     ),
     (
         "insert into order_items (order_id, amount) values (id(4), 1)",
@@ -77,33 +77,33 @@ const CRIMES: [(&str, &str); 17] = [
     ),
     (
         "insert into payments (id, order_id, status, amount, currency) values (id(14), id(2), 'processing', 4200, 'EUR')",
-        "an order has at most one payment that is under way or has taken money",
+        "an order has at most one payment in progress or charged",
     ),
     (
         "update payments set currency = 'USD' where id = id(12)",
-        "a payment is of its order's amount and currency",
+        "a payment has the amount and currency of its order",
     ),
     (
         "update orders set status = 'pending_payment' where id = id(1)",
-        "an order's status is that of its payment",
+        "an order has the status of its payment",
     ),
-    ("update orders set status = 'paid' where id = id(3)", "an order's status is that of its payment"),
-    ("update orders set live_payment_id = null where id = id(2)", "an order's status is that of its payment"),
+    ("update orders set status = 'paid' where id = id(3)", "an order has the status of its payment"),
+    ("update orders set live_payment_id = null where id = id(2)", "an order has the status of its payment"),
     (
         "insert into refunds (id, payment_id, status, amount) values (id(21), id(11), 'processing', 7)",
-        "what was given back, and what was set aside for it, are the sums of a payment's refunds",
+        "a payment's refunded and reserved amounts are the sums of its refunds",
     ),
     (
         "update idempotency_keys set resource_id = id(99) where key = 'order'",
-        "an idempotency key that is complete has exactly one effect, and tells of it",
+        "a completed idempotency key has exactly one effect, and refers to it",
     ),
     (
         "update idempotency_keys set completed_at = now(), response_body = '{}' where key = 'in flight'",
-        "an idempotency key that is complete has exactly one effect, and tells of it",
+        "a completed idempotency key has exactly one effect, and refers to it",
     ),
     (
         "update idempotency_keys set completed_at = null where key = 'payment'",
-        "an effect that is complete has a complete idempotency key",
+        "a completed effect has a completed idempotency key",
     ),
     ("delete from payments where id = id(13)", "a charge has a payment"),
     ("update payments set status = 'failed' where id = id(13)", "a declined charge has a declined payment"),
@@ -207,7 +207,7 @@ async fn books_that_agree_pass_and_each_crime_is_named() {
     gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     assert_eq!(verdict.violations.len(), 1, "{verdict}");
-    assert_eq!(verdict.violations[0].rule, "nobody is charged twice");
+    assert_eq!(verdict.violations[0].rule, "a payment is charged once");
 
     connection.close().await.unwrap();
     gateway.stop().await;
@@ -215,7 +215,7 @@ async fn books_that_agree_pass_and_each_crime_is_named() {
 }
 
 #[tokio::test]
-async fn long_books_are_compared_page_by_page_and_nothing_escapes_between_the_pages() {
+async fn long_ledgers_are_compared_page_by_page_without_gaps() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
     let (url, mut connection) = migrated(server, &name).await;
@@ -237,13 +237,13 @@ async fn long_books_are_compared_page_by_page_and_nothing_escapes_between_the_pa
     }
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     let found = |rule: &str| verdict.violations.iter().filter(|violation| violation.rule == rule).count();
-    assert_eq!(found("nobody is charged twice"), crimes.len() - 2, "{verdict}");
+    assert_eq!(found("a payment is charged once"), crimes.len() - 2, "{verdict}");
     assert_eq!(found("a charge has a payment"), 2, "{verdict}");
 
     sqlx::raw_sql("update payments set amount = 1").execute(&mut connection).await.unwrap();
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     assert_eq!(verdict.violations.len(), invariants::MAX_VIOLATIONS);
-    assert!(verdict.untold > verdict.payments, "{} are counted and not told", verdict.untold);
+    assert!(verdict.untold > verdict.payments, "{} are counted but not reported", verdict.untold);
 
     connection.close().await.unwrap();
     gateway.stop().await;

@@ -42,15 +42,15 @@ pub(crate) fn is_payment(
     method: &str,
 ) -> CheckResult {
     keeps("a payment has an id", !text(payment, "id").is_empty())?;
-    keeps("a payment is of its order", text(payment, "order_id") == order_id)?;
-    keeps("a payment is of its order's amount", number(payment, "amount") == Some(amount))?;
-    keeps("a payment is of its order's currency", text(payment, "currency") == currency)?;
+    keeps("a payment refers to its order", text(payment, "order_id") == order_id)?;
+    keeps("a payment has its order's amount", number(payment, "amount") == Some(amount))?;
+    keeps("a payment has its order's currency", text(payment, "currency") == currency)?;
     let status = text(payment, "status");
     let known = ["processing", "succeeded", "declined", "failed", "partially_refunded", "refunded"];
-    keeps("a payment's status is a known one", known.contains(&status))?;
+    keeps("a payment has a known status", known.contains(&status))?;
     let refused = ["declined", "failed"].contains(&status);
     let reason = payment.get("failure_reason").is_some_and(|reason| !reason.is_null());
-    keeps("a refused payment has a reason, and no other has one", refused == reason)?;
+    keeps("only a failed or declined payment has a reason", refused == reason)?;
     let bad_card = ["pm_card_declined", "pm_card_expired", "pm_card_fraud"].contains(&method);
     keeps("a bad card never pays", !bad_card || refused || status == "processing")
 }

@@ -68,7 +68,10 @@ impl ApiRequest<'_> {
             matches!(blunder, InvalidRequest::UnknownField(_) | InvalidRequest::QuantityOfZero(_));
         let promised = |answer: &ApiResponse| {
             is_refused(answer, status)?;
-            keeps("the refusal names the field", !names_the_field || !list(&answer.body, "errors").is_empty())
+            keeps(
+                "the rejection names the field",
+                !names_the_field || !list(&answer.body, "errors").is_empty(),
+            )
         };
         let came = match status {
             401 => self.ask(&call, promised).await,

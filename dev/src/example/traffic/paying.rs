@@ -74,7 +74,7 @@ impl ApiRequest<'_> {
         let came = self
             .ask_as(customer, &call, |answer| {
                 has_status(answer, 200)?;
-                keeps("it is the payment that was asked for", text(&answer.body, "id") == payment_id)?;
+                keeps("the response is the requested payment", text(&answer.body, "id") == payment_id)?;
                 is_payment(&answer.body, &order.id, order.total_amount, &order.currency, request.method)
             })
             .await;

@@ -71,7 +71,7 @@ impl ApiRequest<'_> {
             .ask(&Call::get(format!("/v1/products/{}", product.id)), |answer| {
                 has_status(answer, 200)?;
                 is_product(&answer.body)?;
-                keeps("it is the product that was asked for", text(&answer.body, "id") == product.id)
+                keeps("the response is the requested product", text(&answer.body, "id") == product.id)
             })
             .await;
         if let RequestOutcome::Promised(answer) = came
@@ -86,7 +86,7 @@ impl ApiRequest<'_> {
         self.ask_as(customer, &Call::get("/v1/me").by(token), |answer| {
             has_status(answer, 200)?;
             let id = identity.as_ref().map(|identity| identity.id.as_str());
-            keeps("the service knows who asks", Some(text(&answer.body, "id")) == id)
+            keeps("the response is the current user", Some(text(&answer.body, "id")) == id)
         })
         .await;
     }
@@ -102,7 +102,7 @@ impl ApiRequest<'_> {
                 keeps("an order has every line", list(&answer.body, "items").len() == lines)?;
                 keeps("a new order is not a replay", again || !answer.is_replayed())?;
                 let location = answer.header("location").unwrap_or_default();
-                keeps("`Location` leads to the order", location.ends_with(text(&answer.body, "id")))
+                keeps("`Location` is the order's path", location.ends_with(text(&answer.body, "id")))
             })
             .await;
         match came {
@@ -134,9 +134,9 @@ impl ApiRequest<'_> {
             .ask_as(customer, &call, |answer| {
                 has_status(answer, 200)?;
                 is_order(&answer.body)?;
-                keeps("it is the order that was asked for", text(&answer.body, "id") == order.id)?;
+                keeps("the response is the requested order", text(&answer.body, "id") == order.id)?;
                 let total = number(&answer.body, "total_amount");
-                keeps("an order's total stays as it was", total == Some(order.total_amount))?;
+                keeps("an order's total stays unchanged", total == Some(order.total_amount))?;
                 let status = text(&answer.body, "status");
                 keeps(&format!("the order's status is one of {possible:?}"), possible.contains(&status))
             })
@@ -155,7 +155,7 @@ impl ApiRequest<'_> {
             let id = identity.as_ref().map(|identity| identity.id.as_str());
             for order in list(&answer.body, "data") {
                 keeps("a customer sees their own orders only", Some(text(order, "customer_id")) == id)?;
-                keeps("the filter is kept to", !paid_only || text(order, "status") == "paid")?;
+                keeps("the list respects the filter", !paid_only || text(order, "status") == "paid")?;
             }
             Ok(())
         })
@@ -168,7 +168,10 @@ impl ApiRequest<'_> {
             .ask_as(customer, &call.by(token), |answer| {
                 has_status(answer, 200)?;
                 is_order(&answer.body)?;
-                keeps("a cancelled order says so", text(&answer.body, "status") == "cancelled")
+                keeps(
+                    "a cancelled order has the status cancelled",
+                    text(&answer.body, "status") == "cancelled",
+                )
             })
             .await;
         // Without a response the cancellation is uncertain, and a second attempt may be rejected correctly. The
@@ -184,8 +187,8 @@ impl ApiRequest<'_> {
         let came = self
             .ask_as(customer, &answered.call.by(token), |answer| {
                 has_status(answer, answered.status)?;
-                keeps("a replay says that it is one", answer.is_replayed())?;
-                keeps("a replay is the first answer", answer.body == answered.body)
+                keeps("a replay is marked as a replay", answer.is_replayed())?;
+                keeps("a replay is the first response", answer.body == answered.body)
             })
             .await;
         if let RequestOutcome::Promised(_) = came {

@@ -387,7 +387,7 @@ impl Parameters {
                 }
                 "port" => {
                     let ports: Result<_, _> = value.split(',').map(str::parse).collect();
-                    parsed.ports = Some(ports.map_err(|_| "has a port that is no number".to_owned())?);
+                    parsed.ports = Some(ports.map_err(|_| "has a port that is not a number".to_owned())?);
                 }
                 "connect_timeout" => {
                     let seconds: Option<u64> =
@@ -399,7 +399,7 @@ impl Parameters {
                 "target_session_attrs" if matches!(&*value, "read-write" | "primary") => {}
                 "target_session_attrs" => {
                     return Err(
-                        "must have read-write or primary for target_session_attrs: the service writes".into(),
+                        "must have read-write or primary for target_session_attrs, because the service writes".into(),
                     );
                 }
                 known if SQLX_PARAMETERS.contains(&known) || is_option(known) => {

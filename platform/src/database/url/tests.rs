@@ -9,7 +9,7 @@ fn mistake(text: &str) -> String {
 }
 
 #[test]
-fn hosts_and_ports_are_read_in_every_form_that_libpq_takes() {
+fn hosts_and_ports_are_parsed_like_libpq() {
     for (url, expected) in [
         ("postgres://user@a:5433/db", "a:5433"),
         ("postgresql://user@a:5433,b:5434/db?target_session_attrs=read-write", "a:5433, b:5434"),

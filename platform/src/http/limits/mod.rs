@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_request_too_many_is_refused_at_once_and_the_next_is_not() {
+    async fn one_request_over_the_limit_is_rejected_at_once() {
         let (entered, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let handler = {
             let (entered, release) = (Arc::clone(&entered), Arc::clone(&release));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_gives_up_leaves_its_place() {
+    async fn a_cancelled_request_frees_its_slot() {
         let router =
             Router::new().route("/", get(pending::<()>)).layer(from_fn_with_state(InFlight::new(1), shed));
         for _ in 0..3 {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_has_the_security_headers_unless_it_set_its_own() {
+    async fn a_response_has_security_headers_unless_it_sets_its_own() {
         let own = async || [(header::CONTENT_SECURITY_POLICY, "default-src 'self'")];
         let router = Router::new()
             .route("/", get(async || ()))

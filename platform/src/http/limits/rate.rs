@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_ten_seconds_of_the_rate_and_then_one_waits() {
+    fn a_burst_is_ten_seconds_of_the_rate() {
         let limiter = RateLimiter::per_second(2);
         let passed = (0..100).take_while(|_| limiter.check(&"a").is_ok()).count();
         assert!((20..=21).contains(&passed), "{passed}");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_per_minute_says_how_long_to_wait() {
+    fn a_limit_per_minute_has_a_retry_after() {
         let limiter = RateLimiter::per_minute(2);
         assert_eq!([limiter.check(&"a"), limiter.check(&"a")], [Ok(()), Ok(())]);
         assert!(matches!(limiter.check(&"a"), Err(25..=30)));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quiet_are_forgotten_and_the_busy_are_not() {
+    fn idle_clients_are_pruned_and_busy_ones_kept() {
         let limiter = RateLimiter::per_second(u32::MAX);
         (0..1000).for_each(|key| limiter.check(&key).unwrap());
         let slow = RateLimiter::per_minute(1);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_calls_too_often_is_refused_by_network() {
+    async fn limits_apply_to_networks() {
         let limiter = Arc::new(RateLimiter::per_minute(1));
         let router =
             Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_is_told_the_limit_and_what_is_left_of_it() {
+    async fn headers_report_the_limit_and_the_rest() {
         let limiter = Arc::new(RateLimiter::per_second(1));
         let router =
             Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));

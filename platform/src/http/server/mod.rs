@@ -51,7 +51,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 lazy_static! {
     static ref REFUSED: IntCounter = registered(register_int_counter!(
         "connections_refused_total",
-        "Connections closed at once because their address had too many open."
+        "Connections rejected because their address had too many open."
     ));
 }
 
@@ -77,7 +77,7 @@ pub struct Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// Another process uses the port.
-    #[error("cannot listen on {address} ({setting}): another process already does")]
+    #[error("failed to listen on {address} ({setting}): the port is in use")]
     InUse {
         /// The setting of the address.
         setting: &'static str,
@@ -85,7 +85,7 @@ pub enum ServerError {
         address: SocketAddr,
     },
     /// The machine does not have that address.
-    #[error("cannot listen on {address} ({setting}): this machine does not have that address")]
+    #[error("failed to listen on {address} ({setting}): this machine does not have the address")]
     NotAvailable {
         /// The setting of the address.
         setting: &'static str,
@@ -93,7 +93,7 @@ pub enum ServerError {
         address: SocketAddr,
     },
     /// Any other error.
-    #[error("cannot listen on {address} ({setting}): {source}")]
+    #[error("failed to listen on {address} ({setting}): {source}")]
     Bind {
         /// The setting of the address.
         setting: &'static str,
@@ -270,12 +270,12 @@ async fn accept(
                         connections.spawn(serving.clone().connection(stream, peer, (permit, share)));
                     } else {
                         REFUSED.inc();
-                        tracing::debug!(%peer, "rejected a connection: its address has too many open");
+                        tracing::debug!(%peer, "rejected a connection: its address has too many open connections");
                     }
                 }
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot accept connections");
+                    tracing::error!(error = &error as &dyn std::error::Error, "failed to accept connections");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -303,7 +303,7 @@ impl ConnectionContext {
         _while_it_is_open: (OwnedSemaphorePermit, Option<Share>),
     ) {
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "the connection was gone before its first request");
+            tracing::debug!(%error, "the client disconnected before its first request");
             return;
         }
         let requests = Arc::new(Requests::default());

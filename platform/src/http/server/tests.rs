@@ -99,7 +99,7 @@ async fn a_request_carries_its_peer() {
 async fn an_address_in_use_is_one_sentence() {
     let (_server, address, _) = start(LIMITS).await;
     let error = Listener::bind("API_ADDRESS", address, LIMITS).await.unwrap_err();
-    let expected = format!("cannot listen on {address} (API_ADDRESS): another process already does");
+    let expected = format!("failed to listen on {address} (API_ADDRESS): the port is in use");
     assert_eq!(error.to_string(), expected);
     let foreign = ([192, 0, 2, 1], 0).into();
     let error = Listener::bind("OPS_ADDRESS", foreign, LIMITS).await.unwrap_err();
@@ -120,7 +120,7 @@ async fn a_silent_client_and_a_slow_one_lose_their_connection() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_outlives_the_header_timeout_and_a_slow_second_request_does_not() {
+async fn the_header_timeout_ends_slow_requests_not_idle_connections() {
     let (_server, address, _) = start(LIMITS).await;
     let (mut idle, mut slow) = (Client::connect(address).await, Client::connect(address).await);
     idle.asks_for("/").await.reads("127.0.0.1").await;
@@ -174,7 +174,7 @@ async fn a_proxy_has_as_many_connections_as_it_needs() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_waits_for_its_turn() {
+async fn one_connection_over_the_limit_waits() {
     let (_server, address, gate) = start(Limits { max_connections: 1, ..LIMITS }).await;
     let mut first = Client::connect(address).await;
     first.asks_for("/held").await;
@@ -215,7 +215,7 @@ async fn draining_closes_idle_connections_and_lets_requests_finish() {
 }
 
 #[tokio::test]
-async fn what_is_not_done_at_the_deadline_is_cut_and_counted() {
+async fn requests_at_the_deadline_are_cut_and_counted() {
     let (server, address, gate) = start(LIMITS).await;
     let mut busy = Client::connect(address).await;
     busy.asks_for("/held").await;
@@ -238,7 +238,7 @@ async fn http_2_is_spoken_without_tls() {
 }
 
 #[tokio::test]
-async fn oversized_headers_are_refused() {
+async fn oversized_headers_are_rejected() {
     let (_server, address, _) = start(LIMITS).await;
     let mut client = Client::connect(address).await;
     client.send(&format!("GET / HTTP/1.1\r\ncookie: {}\r\n", "c".repeat(HEADERS_LIMIT.into()))).await;

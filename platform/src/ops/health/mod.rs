@@ -271,8 +271,8 @@ impl Health {
 }
 
 const UNKNOWN: CheckError = CheckError("not known");
-const TOO_SLOW: CheckError = CheckError("no answer within the deadline");
-const PANICKED: CheckError = CheckError("the check itself failed");
+const TOO_SLOW: CheckError = CheckError("timed out");
+const PANICKED: CheckError = CheckError("the check panicked");
 
 /// Runs all checks concurrently.
 async fn run(checks: &[NamedCheck]) -> Round {
@@ -283,7 +283,7 @@ async fn run(checks: &[NamedCheck]) -> Round {
             let NamedCheck { name, check, .. } = named.clone();
             let task = tokio::spawn(async move {
                 let outcome = timeout_at(began + DEADLINE, check()).await.unwrap_or_else(|_| {
-                    tracing::warn!(check = name, "health check did not answer within {DEADLINE:?}");
+                    tracing::warn!(check = name, "health check timed out after {DEADLINE:?}");
                     Err(TOO_SLOW)
                 });
                 (outcome, began.elapsed())

@@ -27,7 +27,7 @@ async fn a_process_that_has_what_it_needs_is_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_required_check_decides_and_the_probe_says_which() {
+async fn a_failed_required_check_is_named_by_the_probe() {
     let health = Health::builder(BUILD)
         .required("database", || ready(Err(DOWN)))
         .required("migrations", || ready(Ok(None)))
@@ -51,7 +51,7 @@ async fn draining_shows_at_once_whatever_was_shared() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn checks_run_side_by_side_and_a_hanging_one_is_over_at_the_deadline() {
+async fn checks_run_concurrently_with_a_deadline_each() {
     let slow = || async {
         sleep(Duration::from_millis(700)).await;
         Ok(Some("slow today".to_owned()))
@@ -95,7 +95,7 @@ async fn a_thousand_probes_a_second_are_one_round_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_gives_up_does_not_start_another_round() {
+async fn a_cancelled_probe_starts_no_further_checks() {
     let rounds = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&rounds);
     let health = Health::builder(BUILD)
@@ -113,7 +113,7 @@ async fn a_probe_that_gives_up_does_not_start_another_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_report_says_what_runs_and_since_when() {
+async fn the_report_has_build_and_start_time() {
     let health = Health::builder(BUILD)
         .required("database", || ready(Ok(None)))
         .section("pool", || json!({ "idle": 3 }))

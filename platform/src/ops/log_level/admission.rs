@@ -33,7 +33,7 @@ impl LogLevelAuth {
     /// Checks whether this caller may change the level.
     pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         if !self.is_own_name(uri, headers) {
-            let detail = "The Host must be loopback or the address of this listener.";
+            let detail = "Host must be loopback or the address of this listener.";
             let problem = Problem::new(problem::FORBIDDEN).detail(detail);
             return Err(Refusal { reason: "foreign_host", problem });
         }
@@ -41,7 +41,8 @@ impl LogLevelAuth {
             return Ok(());
         }
         let Some(token) = &self.token else {
-            let detail = "Only loopback may change the log level, because OPS_TOKEN is not set.";
+            let detail =
+                "Only loopback clients are authorized to change the log level, because OPS_TOKEN is not set.";
             let problem = Problem::new(problem::FORBIDDEN).detail(detail);
             return Err(Refusal { reason: "not_loopback", problem });
         };

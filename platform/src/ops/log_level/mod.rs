@@ -133,7 +133,7 @@ impl LogLevel {
                 before,
                 after = change.filter,
                 ttl_seconds = change.ttl_seconds,
-                "log filter was changed"
+                "changed the log filter"
             );
             (self.0.tell)(LogLevelEvent::Changed(Changed {
                 action: "change",
@@ -168,18 +168,18 @@ impl LogLevel {
         let before = self.0.filter.current();
         match self.0.filter.set(default) {
             Ok(()) => {
-                tracing::warn!(before, after = default, "log filter is the default again");
+                tracing::warn!(before, after = default, "restored the default log filter");
                 let after = default.to_owned();
                 let restored = Changed { action: "restore", before, after, ttl_seconds: None };
                 (self.0.tell)(LogLevelEvent::Changed(restored));
             }
-            Err(why) => tracing::error!(why, "log filter cannot be set to the default again"),
+            Err(why) => tracing::error!(why, "failed to restore the default log filter"),
         }
     }
 
     fn refuse(&self, peer: SocketAddr, refusal: Refusal) -> Problem {
         let Refusal { reason, problem } = refusal;
-        tracing::warn!(%peer, reason, "log filter was to be changed by somebody who may not");
+        tracing::warn!(%peer, reason, "rejected an unauthorized change of the log filter");
         (self.0.tell)(LogLevelEvent::Refused { reason });
         problem
     }
@@ -235,7 +235,7 @@ fn parse(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Cha
     }
     let body = body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(problem::BODY_TOO_LARGE),
-        _ => Problem::malformed("The body did not arrive whole."),
+        _ => Problem::malformed("Failed to read the whole body."),
     })?;
     let mut reader = serde_json::Deserializer::from_slice(&body);
     let change = serde_path_to_error::deserialize(&mut reader).map_err(|error| {

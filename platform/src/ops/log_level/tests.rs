@@ -53,7 +53,7 @@ async fn status_of(router: &Router, request: Request<Body>) -> u16 {
 }
 
 #[tokio::test]
-async fn a_change_is_answered_with_what_is_now_logged() {
+async fn a_change_returns_the_new_filter() {
     let router = with_token(None);
     assert_eq!(shown(&router).await, json!({ "filter": "info", "default": "info", "expires_at": null }));
     let request = put(LOOPBACK, "localhost:9000", &json!({ "filter": "app=debug" }));
@@ -133,7 +133,7 @@ async fn only_loopback_and_the_token_may_change_it() {
 }
 
 #[tokio::test]
-async fn whoever_may_not_change_it_is_told_of() {
+async fn an_unauthorized_change_is_reported() {
     for (token, peer, host, reason) in [
         (Some(TOKEN), LOOPBACK, "evil.example", "foreign_host"),
         (Some(TOKEN), ELSEWHERE, "10.1.2.3:9000", "bad_token"),
@@ -149,7 +149,7 @@ async fn whoever_may_not_change_it_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_name_that_somebody_else_chose_is_refused() {
+async fn a_foreign_host_name_is_rejected() {
     let router = with_token(None);
     let body = json!({ "filter": "off" });
     for (host, status) in [
@@ -177,7 +177,7 @@ async fn a_name_that_somebody_else_chose_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_change_is_refused_and_changes_nothing() {
+async fn an_invalid_change_is_rejected() {
     let router = with_token(None);
     for (body, pointer) in [
         (json!({ "filter": "app=loud" }), "/filter"),

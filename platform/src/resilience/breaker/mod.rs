@@ -192,9 +192,9 @@ impl Inner {
     fn announce(&self, before: State, after: State) {
         let service = self.name;
         match after {
-            State::Open => tracing::warn!(service, "circuit breaker went from {before} to {after}"),
+            State::Open => tracing::warn!(service, "circuit breaker changed from {before} to {after}"),
             State::HalfOpen | State::Closed => {
-                tracing::info!(service, "circuit breaker went from {before} to {after}");
+                tracing::info!(service, "circuit breaker changed from {before} to {after}");
             }
         }
         if let Some(hook) = self.on_transition.get() {
@@ -218,7 +218,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Reports that the dependency responded, whatever the response.
+    /// Reports that the dependency responded, for any response.
     pub fn succeeded(self) {
         self.judge(Verdict::Succeeded);
     }

@@ -89,7 +89,7 @@ async fn a_cancelled_probe_makes_room_for_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn background_calls_leave_the_probes_to_the_others() {
+async fn background_calls_do_not_use_up_the_probes() {
     let breaker = half_open("test_background").await;
     let background = breaker.acquire_in_background().unwrap();
     assert_eq!(breaker.acquire_in_background().unwrap_err(), PROBES_UNDER_WAY, "one at a time");
@@ -103,7 +103,7 @@ async fn background_calls_leave_the_probes_to_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn background_calls_close_a_breaker_that_nobody_else_uses() {
+async fn background_calls_alone_close_the_breaker() {
     let breaker = half_open("test_background_closes").await;
     breaker.acquire_in_background().unwrap().succeeded();
     assert_eq!(breaker.state(), State::HalfOpen);
@@ -173,7 +173,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn whatever_happens_its_promises_hold(steps in proptest::collection::vec(step(), 1..200)) {
+    fn random_calls_keep_the_invariants(steps in proptest::collection::vec(step(), 1..200)) {
         let mut circuit = Circuit::closed(&SETTINGS);
         let mut now = Instant::now();
         let mut calls: VecDeque<(u64, Call)> = VecDeque::new();

@@ -71,7 +71,7 @@ fn parse(expression: &str) -> Result<EnvFilter, String> {
         );
     }
     if expression.trim().is_empty() {
-        return Err("an empty filter would log nothing but errors: say error, or off".to_owned());
+        return Err("an empty filter logs errors only: write error or off".to_owned());
     }
     // `app` names the code of the service, which is in two crates.
     let own = expression.split(',').filter_map(|directive| directive.trim().strip_prefix("app"));

@@ -33,7 +33,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum LogsError {
     /// The directory cannot be created, or is not writable.
-    #[error("LOG_DIRECTORY: no log file can be written in {directory}")]
+    #[error("LOG_DIRECTORY: failed to write a log file in {directory}")]
     Directory {
         /// The configured directory.
         directory: PathBuf,
@@ -41,7 +41,7 @@ pub enum LogsError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// A metric could not be registered, which is a bug.
-    #[error("log_lines_dropped_total cannot be declared")]
+    #[error("failed to register log_lines_dropped_total")]
     Metric(#[from] prometheus::Error),
 }
 
@@ -85,7 +85,7 @@ pub(in crate::telemetry) struct Guards(Vec<WorkerGuard>);
 impl Guards {
     /// Lets each thread write its queued lines, until `deadline` at most.
     ///
-    /// Each guard is dropped on a separate thread. If nobody reads the output any more, dropping a guard blocks
+    /// Each guard is dropped on a separate thread. If no process reads the output any more, dropping a guard blocks
     /// forever, because the guard reports this on the same output. This must delay neither the other sinks nor the
     /// process.
     pub(in crate::telemetry) fn finish(self, deadline: Duration) {
@@ -254,7 +254,7 @@ impl Losses {
     }
 
     fn collector(self) -> prometheus::Result<LossesCollector> {
-        let help = "Log lines that were lost: the queue was full, or they could not be written.";
+        let help = "Log lines lost because the queue was full or the write failed.";
         let options = Opts::new("log_lines_dropped_total", help);
         Ok(LossesCollector { description: options.describe()?, options, losses: self })
     }
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_come_while_others_are_written_are_written_together() {
+    fn queued_lines_are_written_in_one_batch() {
         let (writes, written) = mpsc::channel();
         let (let_go_on, go_on) = mpsc::channel();
         let mut opened = OpenSinks::default();
@@ -347,6 +347,6 @@ mod tests {
         let settings =
             Logs { format: None, filter: None, directory: Some("/dev/null/logs".into()), files_kept: 14 };
         let error = open(&settings).err().map(|error| error.to_string());
-        assert_eq!(error.as_deref(), Some("LOG_DIRECTORY: no log file can be written in /dev/null/logs"));
+        assert_eq!(error.as_deref(), Some("LOG_DIRECTORY: failed to write a log file in /dev/null/logs"));
     }
 }

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_prefers_this_format_gets_it() {
+    fn the_accept_header_selects_the_format() {
         for accept in [
             "application/openmetrics-text",
             "application/openmetrics-text; version=1.0.0; charset=utf-8",

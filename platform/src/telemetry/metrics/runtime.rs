@@ -20,7 +20,7 @@ pub(super) fn watch(runtime: &Handle) {
     let registered =
         Runtime::new(runtime.metrics()).and_then(|runtime| prometheus::register(Box::new(runtime)));
     if let Err(error) = registered {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the runtime is not seen in the metrics");
+        tracing::warn!(error = &error as &dyn std::error::Error, "failed to register runtime metrics");
     }
 }
 
@@ -31,10 +31,10 @@ impl Runtime {
             metrics,
             workers: gauge("tokio_workers", "Threads that run tasks")?,
             alive_tasks: gauge("tokio_alive_tasks", "Tasks that have not ended")?,
-            queue_depth: gauge("tokio_global_queue_depth", "Tasks that could run and wait for a thread")?,
+            queue_depth: gauge("tokio_global_queue_depth", "Tasks that are ready and wait for a thread")?,
             busy: Counter::new(
                 "tokio_worker_busy_seconds_total",
-                "Time that the threads have spent on tasks; by tokio_workers, how much of them is in use",
+                "Time that all threads together have spent on tasks",
             )?,
         })
     }

@@ -57,7 +57,7 @@ pub enum TracesError {
     #[error("OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf")]
     Protocol,
     /// The exporter rejected its settings.
-    #[error("the exporter of traces cannot be built")]
+    #[error("failed to create the trace exporter")]
     Exporter(#[from] ExporterBuildError),
 }
 
@@ -173,14 +173,15 @@ pub(super) fn warnings(settings: &Traces) -> Vec<String> {
     for name in names(&settings.propagators) {
         if !matches!(name, "tracecontext" | "baggage" | "b3" | "b3multi" | "jaeger" | "none") {
             warnings.push(format!(
-                "OTEL_PROPAGATORS: {name} is ignored; supported are tracecontext, baggage, b3, b3multi, jaeger \
+                "OTEL_PROPAGATORS: ignored {name}; supported values are tracecontext, baggage, b3, b3multi, jaeger \
                  and none"
             ));
         }
     }
     for name in names(&set("OTEL_TRACES_EXPORTER").unwrap_or_default()) {
         if !matches!(name, "otlp" | "none") {
-            warnings.push(format!("OTEL_TRACES_EXPORTER: {name} is ignored; supported are otlp and none"));
+            warnings
+                .push(format!("OTEL_TRACES_EXPORTER: ignored {name}; supported values are otlp and none"));
         }
     }
     match settings.sampler.as_str() {
@@ -189,13 +190,12 @@ pub(super) fn warnings(settings: &Traces) -> Vec<String> {
             let ratio = settings.sampler_argument.as_deref().and_then(|ratio| ratio.parse::<f64>().ok());
             if !ratio.is_some_and(|ratio| (0.0..=1.0).contains(&ratio)) {
                 warnings.push(
-                    "OTEL_TRACES_SAMPLER_ARG is not a ratio between 0 and 1: every trace is kept".to_owned(),
+                    "OTEL_TRACES_SAMPLER_ARG is not a ratio between 0 and 1: every trace is sampled".to_owned(),
                 );
             }
         }
         name => warnings.push(format!(
-            "OTEL_TRACES_SAMPLER: {name} is not supported, parentbased_always_on is used; supported are \
-             always_on, always_off, traceidratio and these three after parentbased_"
+            "OTEL_TRACES_SAMPLER: ignored {name} and used parentbased_always_on; supported values are always_on, always_off, traceidratio and these three after parentbased_"
         )),
     }
     warnings

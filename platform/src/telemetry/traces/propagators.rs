@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn injected_headers_are_extracted_again() {
         let propagators: [&dyn TextMapPropagator; 3] = [
             &B3Propagator::new(B3Headers::Single),
             &B3Propagator::new(B3Headers::Multiple),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_look_as_their_specifications_say() {
+    fn headers_follow_their_specifications() {
         let sampled = TraceFlags::SAMPLED;
         let single = headers(&[("b3", &format!("{TRACE}-{SPAN}-1"))]);
         assert_eq!(written(&B3Propagator::new(B3Headers::Single), sampled), single);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_begins_a_trace_of_its_own() {
+    fn a_malformed_header_starts_a_new_trace() {
         let b3 = B3Propagator::new(B3Headers::Single);
         for value in ["", "0", "1", "-", "xyz-00f067aa0ba902b7-1", &format!("{TRACE}0-{SPAN}-1")] {
             assert_eq!(read(&b3, &[("b3", value)]), None, "{value}");

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_neither_orders_nor_forbids_sampling() {
+    fn an_untrusted_caller_does_not_decide_sampling() {
         let [ordered, forbidden] = [TraceFlags::SAMPLED, TraceFlags::default()].map(remote);
         assert!(!sampled(edge(Sampler::AlwaysOff), &Edge::untrusted(ordered)));
         assert!(sampled(edge(Sampler::AlwaysOn), &Edge::untrusted(forbidden)));

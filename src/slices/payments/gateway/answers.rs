@@ -91,7 +91,7 @@ pub enum GatewayRefundStatus {
 /// An object of the gateway that has not been compared with the request yet. Until then, the breaker has not recorded
 /// the call as a success or a failure.
 #[derive(Debug)]
-#[must_use = "the answer must be judged"]
+#[must_use = "the response must be checked"]
 pub struct GatewayResponse<T> {
     pub(super) object: T,
     pub(super) permit: Permit,
@@ -136,7 +136,7 @@ pub enum Unknown {
     #[error("the connection to the gateway failed: {0}")]
     Connection(#[source] reqwest::Error),
     /// The gateway responded with a status that proves nothing.
-    #[error("the gateway answered {status}")]
+    #[error("the gateway responded with {status}")]
     Status {
         /// 5xx, 3xx, 408, 425 or 429; for a list, any error.
         status: StatusCode,

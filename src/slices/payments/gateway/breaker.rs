@@ -19,17 +19,21 @@ pub(super) fn breaker(alerts: &Alerts) -> Breaker {
     };
     let alerts = alerts.clone();
     Breaker::new(SERVICE, settings).on_transition(move |state| {
-        let (severity, what) = match state {
-            breaker::State::Open => (Severity::Warning, "opened"),
-            breaker::State::Closed => (Severity::Info, "closed"),
+        let (severity, what, description) = match state {
+            breaker::State::Open => (
+                Severity::Warning,
+                "opened",
+                "Calls of the payment gateway fail. The breaker rejects further calls.",
+            ),
+            breaker::State::Closed => {
+                (Severity::Info, "closed", "Calls of the payment gateway succeed again.")
+            }
             breaker::State::HalfOpen => return,
         };
         alerts.raise(Alert {
             severity,
             title: format!("Circuit breaker {what}: {SERVICE}"),
-            description: format!(
-                "Circuit breaker has {what}: calls of the payment gateway fail, or do so no longer"
-            ),
+            description: description.to_owned(),
             metadata: [("service", SERVICE), ("action", "investigate")]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),

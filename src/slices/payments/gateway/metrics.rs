@@ -4,7 +4,7 @@ use super::SERVICE;
 const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 platform::metrics! {
-    /// Time of a call to another service.
+    /// Duration of a call to another service.
     pub(super) static GATEWAY_DURATION: histogram(BUCKETS) = "http_client_request_duration_seconds" {
         service in [SERVICE], outcome in ["success", "refused", "error", "timeout"]
     };

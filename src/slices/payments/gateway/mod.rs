@@ -310,7 +310,7 @@ impl Gateway {
             }
             Err(unknown) => {
                 let cause = &unknown as &dyn std::error::Error;
-                span.in_scope(|| tracing::warn!(error = cause, "the gateway call has no certain outcome"));
+                span.in_scope(|| tracing::warn!(error = cause, "the outcome of the gateway call is unknown"));
                 if unknown.is_outage(method == "GET") {
                     permit.failed();
                 }
@@ -373,10 +373,10 @@ fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The API key is not a valid header value.
-    #[error("GATEWAY_API_KEY has characters that cannot stand in a header")]
+    #[error("GATEWAY_API_KEY has characters that are invalid in a header")]
     ApiKey,
     /// The HTTP client could not be created.
-    #[error("the client of the payment gateway could not be set up: {0}")]
+    #[error("failed to create the HTTP client for the payment gateway: {0}")]
     Client(#[source] reqwest::Error),
 }
 

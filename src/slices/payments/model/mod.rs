@@ -11,21 +11,21 @@ pub use self::outcome::{
 };
 use platform::http::{extract::Validate, problem::FieldError, timestamp};
 
-/// Where a payment stands.
+/// The status of a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PaymentStatus {
-    /// The gateway's answer is not known yet.
+    /// The gateway's outcome is not known yet.
     Processing,
-    /// The money was taken.
+    /// The gateway charged the payment.
     Succeeded,
-    /// The card's bank said no.
+    /// The bank of the card declined the charge.
     Declined,
-    /// Nothing was charged, for another reason.
+    /// Nothing was charged for another reason.
     Failed,
-    /// Some of the money was given back.
+    /// Partially refunded.
     PartiallyRefunded,
-    /// All of the money was given back.
+    /// Completely refunded.
     Refunded,
 }
 
@@ -69,46 +69,46 @@ impl PaymentStatus {
         )
     }
 
-    /// Returns whether the gateway took the money, regardless of later refunds.
+    /// Returns whether the gateway charged the payment, regardless of later refunds.
     pub fn took_money(self) -> bool {
         matches!(self, Self::Succeeded | Self::PartiallyRefunded | Self::Refunded)
     }
 }
 
-/// A payment, as it is shown.
+/// A payment.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Payment {
     /// The payment's id.
     pub id: Uuid,
-    /// What is paid.
+    /// The paid order.
     pub order_id: Uuid,
-    /// Where it stands.
+    /// Status of the payment.
     pub status: PaymentStatus,
-    /// In minor units.
+    /// Amount in minor units.
     #[schema(example = 2580)]
     pub amount: i64,
-    /// ISO 4217.
+    /// ISO 4217 code of the currency.
     #[schema(example = "EUR")]
     pub currency: String,
-    /// What was given back, in minor units.
+    /// Sum of the successful refunds, in minor units.
     #[schema(example = 0)]
     pub refunded_amount: i64,
-    /// Why no money was taken.
+    /// Reason why nothing was charged.
     #[schema(example = "insufficient_funds")]
     pub failure_reason: Option<String>,
-    /// When it began.
+    /// Time of creation.
     #[serde(serialize_with = "timestamp::serialize")]
     pub created_at: DateTime<Utc>,
-    /// When it last changed.
+    /// Time of the last change.
     #[serde(serialize_with = "timestamp::serialize")]
     pub updated_at: DateTime<Utc>,
 }
 
-/// How to pay.
+/// The payment method of an attempt.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewPayment {
-    /// A payment method that the gateway knows.
+    /// A payment method of the gateway.
     #[schema(example = "pm_card_ok", min_length = 1, max_length = 255)]
     pub payment_method: String,
 }
@@ -123,15 +123,15 @@ impl Validate for NewPayment {
     }
 }
 
-/// Where a refund stands.
+/// The status of a refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RefundStatus {
-    /// The gateway's answer is not known yet.
+    /// The gateway's outcome is not known yet.
     Processing,
-    /// The money was given back.
+    /// The gateway refunded the amount.
     Succeeded,
-    /// It was not.
+    /// The gateway refunded nothing.
     Failed,
 }
 
@@ -151,34 +151,34 @@ impl RefundStatus {
     }
 }
 
-/// A refund, as it is shown.
+/// A refund.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Refund {
     /// The refund's id.
     pub id: Uuid,
-    /// What is given back.
+    /// The refunded payment.
     pub payment_id: Uuid,
-    /// Where it stands.
+    /// Status of the refund.
     pub status: RefundStatus,
-    /// In minor units.
+    /// Amount in minor units.
     #[schema(example = 1290)]
     pub amount: i64,
-    /// ISO 4217.
+    /// ISO 4217 code of the currency.
     #[schema(example = "EUR")]
     pub currency: String,
-    /// When it began.
+    /// Time of creation.
     #[serde(serialize_with = "timestamp::serialize")]
     pub created_at: DateTime<Utc>,
 }
 
-/// What to give back.
+/// The requested refund.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewRefund {
-    /// In minor units; what is left of the payment if omitted.
+    /// Amount in minor units. Omitted: the whole refundable amount.
     #[schema(minimum = 1, example = 1290)]
     pub amount: Option<i64>,
-    /// For the books: at most 500 characters.
+    /// Reason of the refund, at most 500 characters. It is stored and not sent to the gateway.
     #[schema(max_length = 500, example = "The mug arrived broken")]
     pub reason: Option<String>,
 }

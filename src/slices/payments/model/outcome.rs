@@ -116,7 +116,7 @@ impl Settlement {
 
 /// A difference between the gateway's object and the request. It settles nothing, and an operator must review it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the gateway's {0} differs from what was asked for")]
+#[error("the gateway's {0} differs from the requested one")]
 pub struct Mismatch(pub &'static str);
 
 /// Checks that a charge belongs to this payment, and returns the settlement.

@@ -27,7 +27,7 @@ fn an_id_of_the_gateway_is_bounded_visible_ascii() {
 }
 
 #[test]
-fn a_charge_of_another_payment_amount_or_currency_settles_nothing() {
+fn a_mismatched_charge_settles_nothing() {
     let id = a_key();
     let judge = |charge: &Charge| judge_charge(id, 100, "EUR", charge);
     assert!(judge(&charge(id, 100, "EUR", ChargeStatus::Succeeded)).is_ok());
@@ -46,7 +46,7 @@ fn an_unknown_decline_code_is_a_decline_all_the_same() {
 }
 
 #[test]
-fn an_empty_answer_is_proof_only_after_the_gateway_has_forgotten_the_key() {
+fn an_empty_response_is_proof_only_after_the_key_expired() {
     let hours = |hours| NoCharge::after(Duration::from_hours(hours));
     assert_eq!(hours(0), NoCharge::Resend);
     assert_eq!(hours(22), NoCharge::Resend);
@@ -61,7 +61,7 @@ fn an_empty_answer_is_proof_only_after_the_gateway_has_forgotten_the_key() {
 
 proptest! {
     #[test]
-    fn a_payment_never_takes_money_after_it_was_refused(
+    fn a_declined_payment_is_never_charged_later(
         path in prop::collection::vec(prop::sample::select(PaymentStatus::ALL.to_vec()), 1..10)
     ) {
         let mut status = PaymentStatus::Processing;
@@ -76,7 +76,7 @@ proptest! {
     }
 
     #[test]
-    fn a_settlement_is_always_allowed_from_processing_and_never_twice(amount in 1..i64::MAX, declined: bool) {
+    fn only_processing_payments_can_be_settled(amount in 1..i64::MAX, declined: bool) {
         let id = a_key();
         let status = if declined { ChargeStatus::Declined } else { ChargeStatus::Succeeded };
         let settled = judge_charge(id, amount, "EUR", &charge(id, amount, "EUR", status)).unwrap().status();

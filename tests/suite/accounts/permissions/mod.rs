@@ -1,4 +1,4 @@
-//! Who may do what: every route, and everybody.
+//! Permissions: every route with every role.
 mod table;
 
 use std::collections::BTreeSet;
@@ -15,8 +15,8 @@ use crate::{
     service,
 };
 
-/// Everybody, in the order of the table's columns.
-const EVERYBODY: [&str; 5] = ["nobody", "customer", "support", "auditor", "admin"];
+/// Every kind of caller, in the order of the table's columns.
+const EVERYBODY: [&str; 5] = ["no login", "customer", "support", "auditor", "admin"];
 
 struct Users {
     support: User,
@@ -44,13 +44,13 @@ impl Users {
 }
 
 #[tokio::test]
-async fn every_route_lets_in_whom_it_should_and_nobody_else() {
+async fn every_route_admits_exactly_its_roles() {
     let service = service().await;
     let people = Users::of(&service).await;
     let mut refused = 0;
     for (method, route, ask, expected) in routes() {
         for (role, expected) in EVERYBODY.into_iter().zip(expected) {
-            // A new owner and a new session for each, since some of the requests use them up.
+            // Each request gets a new owner and a new session, because some requests consume them.
             let owner = service.customer().await;
             let (by, email) = match (role, people.user(role)) {
                 ("customer", _) => ((*owner).clone(), owner.email.clone()),
@@ -80,7 +80,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn who_may_not_is_told_so_before_anybody_looks_at_what_they_sent() {
+async fn permissions_are_checked_before_the_body() {
     let service = service().await;
     let people = Users::of(&service).await;
     let nonsense = |request: Request| request.header("content-type", "application/json").body("{");
@@ -115,7 +115,7 @@ fn the_table_in_the_documents_is_this_one() {
 }
 
 #[test]
-fn the_document_says_which_routes_need_a_session() {
+fn the_document_marks_routes_that_need_a_session() {
     for (method, route, _, expected) in routes() {
         let operation = openapi::operations().find(|(m, r, _)| (m.as_str(), *r) == (method, route));
         let Some((.., operation)) = operation else { continue };

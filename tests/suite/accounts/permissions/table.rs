@@ -1,15 +1,15 @@
-//! The table of who may do what: the routes that every service has.
+//! The table of permissions: the routes that every service has.
 use dev::harness::{Client, PASSWORD, Request, User};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::example::permissions::{Fixtures, ROWS};
 
-/// What one request is about. Each request has a subject of its own, since some of them use theirs up.
+/// The subject of one request. Each request has a subject of its own, because some requests consume it.
 pub(crate) struct Subject {
-    /// The address of whoever sends the request; that of the owner if it is nobody.
+    /// The address of the caller; the owner's address for an unauthenticated caller.
     email: String,
-    /// Records that belong to the owner.
+    /// Records of the owner.
     pub(crate) things: Fixtures,
 }
 
@@ -21,12 +21,12 @@ impl Subject {
 
 pub(crate) type Ask = fn(&Client, &Subject) -> Request;
 
-/// A route, and how it answers to each of [`EVERYBODY`](super::EVERYBODY) if the request is otherwise in order.
+/// A route, and its status for each of [`EVERYBODY`](super::EVERYBODY) if the request is otherwise valid.
 pub(crate) type Row = (&'static str, &'static str, Ask, [u16; 5]);
 
 #[rustfmt::skip]
 const COMMON: [Row; 6] = [
-    //                                             nobody customer support auditor admin
+    //                                               none customer support auditor admin
     ("POST",   "/v1/users",            register,       [201, 201, 201, 201, 201]),
     ("POST",   "/v1/sessions",         log_in,         [201, 201, 201, 201, 201]),
     ("DELETE", "/v1/sessions/current", log_out,        [401, 204, 204, 204, 204]),
@@ -35,7 +35,7 @@ const COMMON: [Row; 6] = [
     ("GET",    "/v1/audit-events",     read_trail,     [401, 403, 403, 200, 200]),
 ];
 
-/// Every route.
+/// Returns every route.
 pub(super) fn routes() -> impl Iterator<Item = Row> {
     COMMON.into_iter().chain(ROWS)
 }

@@ -1,4 +1,4 @@
-//! The views of the console, with orders and payments in them.
+//! The views of the console, with orders and payments.
 mod screenshots;
 mod views;
 
@@ -7,14 +7,14 @@ use dev::harness::{Order, eventually};
 use crate::console::fixture::{ConsoleFixture, get};
 
 impl ConsoleFixture {
-    /// Somebody's order, paid under a correlation id of its own.
+    /// An order of a customer, paid under a correlation id of its own.
     pub(crate) async fn paid_order(&self, correlation_id: &str) -> Order {
         let order = self.service.customer().await.places_an_order().await;
         let _paid = order.pay("pm_card_ok").header("x-correlation-id", correlation_id).await.is(201);
         order
     }
 
-    /// The id of the trace with this correlation id, once the whole of it is there.
+    /// Returns the id of the complete trace with this correlation id.
     pub(crate) async fn trace_of(&self, correlation_id: &str) -> String {
         let path = format!("/api/traces?correlation_id={correlation_id}&route=POST%20%2Fv1%2Forders");
         eventually("the trace comes in", async || {

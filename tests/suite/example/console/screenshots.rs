@@ -1,4 +1,4 @@
-//! Pictures of every view, for whoever reviews a change of the page, and for the README.
+//! Screenshots of every view, for reviews of the page and for the README.
 use std::time::Duration;
 
 use dev::{faults::Fault, harness::within};
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::console::fixture::{ConsoleFixture, get};
 
-/// Every view, at the width of a window and of a phone, in light and in dark.
+/// Every view at the width of a desktop and of a phone, with the light and the dark theme.
 #[tokio::test]
 async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     let (stage, traffic) = ConsoleFixture::with_traffic(25.0).await;
@@ -18,7 +18,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     stage.faults.clear().await.unwrap();
     browser.shows("[data-tile=Breaker]", "closed").await;
     has_points(&stage, 120).await;
-    // Nothing new comes from here on: the window would not hold this trace for as long as a slow machine takes.
+    // No further data arrives. Otherwise a slow machine would push this trace out of the window.
     if let Some(traffic) = traffic {
         traffic.stop().await;
     }
@@ -43,7 +43,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
                 browser.shows(part, "").await;
                 if name == "audit" {
                     browser.click("#verify").await;
-                    browser.shows("#verification", "The chain is whole").await;
+                    browser.shows("#verification", "The chain is intact").await;
                 }
                 let wider = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
                 assert_eq!(wider, json!(0), "{name} on a {device} is wider than it");
@@ -54,7 +54,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     browser.has_no_errors().await;
 }
 
-/// Waits until the charts have so many points.
+/// Waits until the charts have this number of points.
 async fn has_points(stage: &ConsoleFixture, count: usize) {
     within(Duration::from_mins(3), "there is something to see", async || {
         let now = get(&stage.console, "/api/now").await;

@@ -1,4 +1,4 @@
-//! Each view, as somebody sees it who opens it.
+//! Each view in a real browser.
 use dev::{
     faults::Fault,
     harness::{WAIT_TIMEOUT, eventually},
@@ -32,7 +32,7 @@ async fn each_view_shows_what_has_happened() {
     browser.click("nav a[data-view=traces]").await;
     browser.shows(".row.trace .name", "POST /v1/orders/{id}/payments").await;
     browser.go("/traces?correlation_id=a-checkout&route=payments&status=2xx").await;
-    browser.shows(".count", "The newest 1 that fit").await;
+    browser.shows(".count", "The newest 1 that match").await;
 
     browser.click("nav a[data-view=logs]").await;
     browser.shows(".line .message", "request").await;
@@ -44,29 +44,29 @@ async fn each_view_shows_what_has_happened() {
 
     browser.click("nav a[data-view=alerts]").await;
     browser.shows("#evaluator", "the console itself").await;
-    browser.shows("[data-rule=DatabasePoolExhausted]", "quiet").await;
+    browser.shows("[data-rule=DatabasePoolExhausted]", "not firing").await;
     browser.shows("[data-rule='ServiceAvailabilityBudgetBurn 1h/5m']", "not computed").await;
 
     browser.click("nav a[data-view=faults]").await;
-    browser.shows("#books", "The books agree").await;
+    browser.shows("#books", "All invariants hold").await;
 
     browser.click("nav a[data-view=audit]").await;
     browser.shows(".events", "payments").await;
     browser.shows(".seals", "events").await;
     browser.click("#verify").await;
-    browser.shows("#verification", "The chain is whole").await;
+    browser.shows("#verification", "The chain is intact").await;
     stage
         .service
         .database()
         .execute("alter table audit_events disable trigger user; update audit_events set action = 'forged' where sequence = (select min(sequence) from audit_events)")
         .await;
     browser.click("#verify").await;
-    browser.shows("#verification", "The chain is not whole").await;
+    browser.shows("#verification", "The chain is broken").await;
     browser.has_no_errors().await;
 }
 
 #[tokio::test]
-async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it() {
+async fn a_deep_link_opens_a_payment_trace_with_its_log_lines() {
     let stage = ConsoleFixture::set().await;
     stage.paid_order("the-first").await;
     let trace = stage.trace_of("the-first").await;
@@ -94,7 +94,7 @@ async fn a_deep_link_opens_the_trace_of_a_payment_with_its_log_lines_beside_it()
 }
 
 #[tokio::test]
-async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_again() {
+async fn every_view_shows_a_fault_until_it_is_switched_off() {
     let (stage, _traffic) = ConsoleFixture::with_traffic(40.0).await;
     let Some(browser) = stage.open("/faults").await else { return };
     eventually("customers pay", async || (stage.service.gateway().ledger().charges.len() > 5).then_some(()))
@@ -117,7 +117,7 @@ async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_
     browser.go("/logs?text=circuit").await;
     browser.shows(".line .message", "circuit breaker").await;
     browser.go("/alerts").await;
-    browser.shows(".arrived", "by the service itself").await;
+    browser.shows(".arrived", "from the service").await;
     browser.go("/audit").await;
     browser.shows("#banner", "Gateway outage").await;
 
@@ -131,7 +131,7 @@ async fn a_fault_is_switched_by_hand_and_seen_in_every_view_until_all_is_normal_
 }
 
 #[tokio::test]
-async fn what_looks_like_markup_stays_text_wherever_it_is_shown() {
+async fn markup_in_data_is_shown_as_text() {
     const MARKUP: &str =
         "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>";
     let stage = ConsoleFixture::set().await;
@@ -183,7 +183,7 @@ async fn the_keyboard_leads_everywhere() {
     browser.press("j").await;
     browser.shows(".row.trace:focus .name", "").await;
     browser.press("Enter").await;
-    // The newest trace is whatever the service did last: its scale begins at nought in any case.
+    // The newest trace can be any trace. Its scale starts at zero in any case.
     browser.shows(".waterfall", "0 µs").await;
     browser.press("t").await;
     assert_eq!(browser.run("return document.documentElement.dataset.theme").await, json!("light"));

@@ -1,3 +1,3 @@
-//! What watches the service, with orders and payments to watch.
+//! The monitoring stack with orders and payments.
 mod outage;
 mod promql_matches_prometheus;

@@ -1,4 +1,4 @@
-//! From an outage of the gateway to the person who hears of it, and back.
+//! A gateway outage raises an alert, and its end resolves the alert.
 use dev::{
     example::gateway::Faults,
     harness::{eventually, within},
@@ -13,8 +13,8 @@ use crate::{
     },
 };
 
-/// The rules, with seconds for minutes: five minutes of them pass in five seconds. So few attempts fall into that time
-/// that two that failed on a busy machine would be one in twenty.
+/// Returns the rules with seconds instead of minutes, so that five minutes pass in five seconds. The threshold is
+/// higher, because one or two failures on a busy machine already exceed one in twenty of so few attempts.
 fn hurried(file: &str) -> (String, String) {
     let rules = file_with(
         &format!("prometheus/rules/{file}"),
@@ -24,11 +24,11 @@ fn hurried(file: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn an_outage_of_the_gateway_pages_someone_and_is_resolved_when_it_is_over() {
+async fn a_gateway_outage_pages_and_resolves() {
     let (Some(prometheus), Some(alertmanager)) = (tool("prometheus"), tool("alertmanager")) else { return };
     let inbox = inbox().await;
     let alertmanager = Server::alertmanager(&alertmanager, &inbox.address().to_string()).await;
-    // With time for the gateway: on a busy machine a call may take seconds, and that is not the outage.
+    // The gateway timeout is long, because a call may take seconds on a busy machine, and that is no outage.
     let service = builder()
         .setting("ALERT_WEBHOOK_URL", &format!("http://{}/service", inbox.address()))
         .setting("GATEWAY_TIMEOUT_MS", "20000")

@@ -1,4 +1,4 @@
-//! The figures of the console, held against those of a real Prometheus over the same samples.
+//! The console's values compared with those of Prometheus for the same samples.
 use std::collections::BTreeMap;
 
 use dev::{
@@ -19,10 +19,10 @@ use crate::{
     },
 };
 
-/// Of the numbers that both compute in another order, the last digits may differ.
+/// Relative tolerance. Both compute some sums in different orders, so the last digits may differ.
 const TOLERANCE: f64 = 1e-9;
 
-/// What nobody shows or asks for as it stands, and what has many values.
+/// Expressions that neither the page nor a rule uses, with many values.
 const MORE: [&str; 6] = [
     "histogram_quantile(0.95, sum by (method, path, le) (rate(http_request_duration_seconds_bucket[10s])))",
     "sum by (method, path, status) (increase(http_requests_total[15s]))",
@@ -32,7 +32,7 @@ const MORE: [&str; 6] = [
     "time() - max by (worker) (worker_last_success_timestamp_seconds) unless on (worker) audit_seal_lag_seconds",
 ];
 
-/// Everything that the page shows and the rules ask for, as far as the console computes it.
+/// Returns all expressions of the page and the rules.
 async fn expressions() -> Vec<String> {
     let console =
         Console::start(([127, 0, 0, 1], 0).into(), &repository().join("prometheus/rules")).await.unwrap();
@@ -55,7 +55,7 @@ async fn expressions() -> Vec<String> {
     expressions
 }
 
-/// The samples that Prometheus has scraped until a time, as the targets gave them.
+/// Returns the samples that Prometheus has scraped until a time.
 async fn samples(prometheus: &Server, until: i64) -> Store {
     let everything = [
         ("query", r#"{job=~".+", __name__!~"scrape_.+|ALERTS.*|up|.*:.*"}[14m]"#),
@@ -86,7 +86,7 @@ fn seconds(milliseconds: i64) -> String {
     format!("{}.{:03}", milliseconds / 1000, milliseconds % 1000)
 }
 
-/// What Prometheus says at a time.
+/// Returns the value of Prometheus at a time.
 async fn asked(prometheus: &Server, expression: &str, at: i64) -> Vec<Element> {
     let answer = prometheus.ask("api/v1/query", &[("query", expression), ("time", &seconds(at))]).await;
     let value = |pair: &Value| pair[1].as_str().unwrap().parse().unwrap();
@@ -130,7 +130,7 @@ async fn the_console_computes_what_prometheus_would() {
     })
     .await;
 
-    // A moment ago, so that Prometheus has written down what it scraped until then.
+    // The time is in the recent past, so that Prometheus has stored all samples until then.
     let at = chrono::Utc::now().timestamp_millis() - 2_500;
     let store = samples(&prometheus, at).await;
     let (mut compared, mut values) = (0, 0);

@@ -1,26 +1,26 @@
-// What the page says of what the service is for: its figures, its faults, its books.
+// The domain part of the page: its figures, faults and reconciliation.
 import { number } from "./format.js";
 
-/** The tiles beside those that every service has. */
+/** The tiles in addition to those of every service. */
 export function ownTiles(figures, tile) {
   return [tile("Notes", number(figures.created), "", "created since the start", "/traces?route=POST+%2Fv1%2Fnotes")];
 }
 
-/** The faults beside those that every service has: the name of each, what it does, and where to watch what. */
+/** The faults in addition to those of every service: name, effect, and the views that show the effect. */
 export const FAULTS = {};
 
-/** Who comes, when there is traffic. */
-export const TRAFFIC = "Customers who register, create, read, repeat themselves and make mistakes.";
+/** Description of the traffic. */
+export const TRAFFIC = "Customers who register, create and read notes, repeat requests, and send invalid requests.";
 
-/** What is compared, and what has to hold: nothing, as long as no other service has records of ours. */
+/** Description of the reconciliation and its invariants: empty while no other service has records of this one. */
 export const BOOKS = ["", ""];
 
-/** A verdict on the books, in numbers. */
+/** Formats the numbers of a reconciliation. */
 export const numbers = () => [];
 
-/** What is waited for at the first trace. */
-export const FIRST = "Waiting for the first note that is created…";
+/** Description of the event that the first trace waits for. */
+export const FIRST = "Waiting for the first created note…";
 
-/** Where somebody begins who sees this for the first time: texts, and links with theirs. */
+/** The introduction for new users: texts, and links with their texts. */
 export const TOUR = ["Follow ", ["/traces/first", "the first note through its trace"], ", ",
   ["/faults", "make the database slow"], " and watch the latency here, then "];

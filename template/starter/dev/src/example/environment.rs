@@ -15,7 +15,7 @@ use crate::environment::{
 };
 
 /// The trace that `/traces/first` shows.
-pub(crate) const FIRST_TRACE: &str = "the first note that is created";
+pub(crate) const FIRST_TRACE: &str = "the first created note";
 
 /// Flags that select a free port for every port of the example.
 pub const ANY_PORTS: &[&str] = &[];
@@ -40,7 +40,7 @@ pub(crate) fn find_ports(_flags: &Flags, _progress: &dyn Fn(&str)) -> Ready<Resu
 }
 
 /// Deletes the data that the services stored in earlier runs.
-#[expect(clippy::unnecessary_wraps, reason = "files are deleted here, as soon as there are any")]
+#[expect(clippy::unnecessary_wraps, reason = "the files of simulators are deleted here")]
 pub(crate) fn erase(_directory: &Path) -> io::Result<()> {
     Ok(())
 }

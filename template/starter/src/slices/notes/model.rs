@@ -42,7 +42,7 @@ impl Validate for NoteFields {
             return Vec::new();
         }
         let rule =
-            format!("must have 1 to {MAX_NAME_CHARACTERS} characters, none of them a control character");
+            format!("must have 1 to {MAX_NAME_CHARACTERS} characters without control characters");
         vec![FieldError::new("/name", rule)]
     }
 }

@@ -26,10 +26,10 @@ pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().routes(routes!(create_note, list_notes)).routes(routes!(show_note, change_note))
 }
 
-/// Create a new note
+/// Create a note
 #[utoipa::path(
     post, path = "/v1/notes", tag = "notes", request_body = NoteFields, security(("session" = [])),
-    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry")),
+    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same key for each retry")),
     responses((status = 201, description = "The note", body = Note))
 )]
 async fn create_note(
@@ -52,8 +52,7 @@ fn location(id: Uuid) -> String {
 }
 
 /// List notes
-///
-/// Customers see their own; support and administrators see all, which is audited.
+/// Returns a customer's own notes; for support and admins, the notes of all customers, which is audited.
 #[utoipa::path(
     get, path = "/v1/notes", tag = "notes", params(PageQuery), security(("session" = [])),
     responses((status = 200, description = "A page of notes, newest first", body = Page<Note>))
@@ -72,9 +71,9 @@ async fn list_notes(
     Ok(JsonBody(found))
 }
 
-/// Show one note
+/// Show a note
 #[utoipa::path(
-    get, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "Its id")),
+    get, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "The note's id")),
     security(("session" = [])), responses((status = 200, description = "The note", body = Note))
 )]
 async fn show_note(
@@ -91,11 +90,11 @@ async fn show_note(
     Ok(JsonBody(found))
 }
 
-/// Change one note
+/// Change a note
 #[utoipa::path(
-    patch, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "Its id")),
+    patch, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "The note's id")),
     request_body = NoteFields, security(("session" = [])),
-    responses((status = 200, description = "The note, changed", body = Note))
+    responses((status = 200, description = "The changed note", body = Note))
 )]
 async fn change_note(
     Customer(caller): Customer,

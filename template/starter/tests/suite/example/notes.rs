@@ -15,7 +15,7 @@ async fn count(service: &Service) -> i64 {
 }
 
 #[tokio::test]
-async fn a_customer_creates_one_reads_it_and_gives_it_another_name() {
+async fn a_customer_creates_reads_and_renames_a_note() {
     let service = service().await;
     let customer = service.customer().await;
     let created = customer.creates_note(" First ").await.is(201);
@@ -37,7 +37,7 @@ async fn a_customer_creates_one_reads_it_and_gives_it_another_name() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_one_is_pointed_at() {
+async fn invalid_fields_have_pointers() {
     let service = service().await;
     let customer = service.customer().await;
     let path = format!("{PATH}/{}", customer.creates().await.is(201).id());
@@ -77,7 +77,7 @@ async fn somebody_elses_is_as_absent_as_one_that_never_was() {
 }
 
 #[tokio::test]
-async fn what_staff_reads_of_customers_is_audited_and_what_customers_read_is_not() {
+async fn only_reads_of_other_users_data_are_audited() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let path = format!("{PATH}/{}", customer.creates().await.is(201).id());
@@ -104,7 +104,7 @@ async fn names(user: &User) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_list_is_read_to_its_end_newest_first_without_skipping_or_repeating() {
+async fn a_list_pages_newest_first_without_gaps_or_duplicates() {
     let service = service().await;
     let (customer, another) = (service.customer().await, service.customer().await);
     for name in ["1", "2", "3", "4", "5"] {
@@ -116,7 +116,7 @@ async fn a_list_is_read_to_its_end_newest_first_without_skipping_or_repeating() 
 }
 
 #[tokio::test]
-async fn a_repeated_request_is_answered_with_the_same_bytes_and_has_one_effect() {
+async fn a_repeated_request_replays_the_bytes_and_has_one_effect() {
     let service = service().await;
     let request = service.customer().await.creates();
     let first = request.clone().await.is(201);
@@ -148,7 +148,7 @@ async fn a_key_belongs_to_its_user_and_to_the_first_request_under_it() {
 }
 
 #[tokio::test]
-async fn a_key_is_needed_and_a_refusal_leaves_none_behind() {
+async fn a_key_is_required_and_a_rejection_stores_none() {
     let service = service().await;
     let customer = service.customer().await;
     let without = customer.creates().without_header("idempotency-key");

@@ -1,4 +1,4 @@
-//! The permission table: the routes of notes.
+//! The table of permissions: the routes of notes.
 use dev::harness::{Client, PATH, Request, User, body};
 use serde_json::json;
 use uuid::Uuid;
@@ -22,7 +22,7 @@ pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
 
 #[rustfmt::skip]
 pub(crate) const ROWS: [Row; 4] = [
-    //                                nobody customer support auditor admin
+    //                                  none customer support auditor admin
     ("POST",   "/v1/notes",      create, [401, 201, 403, 403, 403]),
     ("GET",    "/v1/notes",      list,   [401, 200, 200, 403, 200]),
     ("GET",    "/v1/notes/{id}", show,   [401, 200, 200, 403, 200]),

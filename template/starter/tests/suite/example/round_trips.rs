@@ -36,7 +36,7 @@ async fn notes_make_no_more_round_trips_than_they_need() {
 
 /// A difference in time would reveal which notes exist.
 #[tokio::test]
-async fn a_refusal_takes_as_much_of_the_database_whether_or_not_there_is_such_a_note() {
+async fn a_404_costs_the_same_for_missing_and_foreign_notes() {
     let service = counted_service().await;
     let (owner, stranger) = (service.customer().await, service.customer().await);
     let note = owner.creates().await.is(201).id();

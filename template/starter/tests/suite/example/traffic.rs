@@ -9,7 +9,7 @@ use dev::{
 use crate::service;
 
 #[tokio::test]
-async fn an_ordinary_day_has_no_unexpected_answer() {
+async fn normal_traffic_has_no_unexpected_response() {
     let service = service().await;
     let settings = Settings { rate_per_second: 25.0, ..Settings::new(service.api_url().clone()) };
     let traffic = Traffic::start(settings).unwrap();

@@ -70,7 +70,7 @@ async fn read(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, i
     visit
         .ask_as(customer, &Call::get(format!("{PATH}/{id}")).by(token), |answer| {
             has_status(answer, 200)?;
-            keeps("it is the note that was asked for", text(&answer.body, "id") == id)
+            keeps("the response is the requested note", text(&answer.body, "id") == id)
         })
         .await;
 }
@@ -85,8 +85,8 @@ async fn repeat(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str,
     let came = visit
         .ask_as(customer, &last.call.by(token), |answer| {
             has_status(answer, 201)?;
-            keeps("a replay says that it is one", answer.is_replayed())?;
-            keeps("a replay is the first answer", answer.text == last.response)
+            keeps("a replay is marked as a replay", answer.is_replayed())?;
+            keeps("a replay is the first response", answer.text == last.response)
         })
         .await;
     if let RequestOutcome::Promised(_) = came {
