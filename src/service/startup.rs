@@ -21,7 +21,7 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
         tracing::info!(applied = migrated.applied, "migrations are applied");
     }
     let database = Database::connect(&config.database, BUILD.name).await?;
-    let schema = database::schema_state(&mut *database.acquire().await?, &MIGRATIONS).await?;
+    let schema = database.schema_state(&MIGRATIONS).await?;
     match schema {
         SchemaState::Older => return Err(ServeError::SchemaOlder),
         SchemaState::Newer => tracing::warn!("the database's schema is newer than this release"),

@@ -29,7 +29,7 @@ use super::{
     sealing,
     seals::{self, Head},
 };
-use crate::database::{Database, observe};
+use crate::database::{Database, instrument_query};
 
 const FORM: &str = "audit-export/1";
 
@@ -121,6 +121,7 @@ pub async fn export(
     path: &Path,
     on_progress: OnProgress<'_>,
 ) -> Result<Export, ExportError> {
+    // One connection, because the setting is the connection's.
     let mut connection = owner.acquire().await?;
     cancel_with_this_process(&mut connection).await?;
     let place = last_place_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
@@ -155,7 +156,7 @@ pub async fn export(
 /// the end of the statement, so the statement would outlive the command.
 async fn cancel_with_this_process(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!("set client_connection_check_interval = '1s'");
-    observe("pg_settings.update", statement.execute(connection)).await?;
+    instrument_query("pg_settings.update", statement.execute(connection)).await?;
     Ok(())
 }
 
@@ -177,7 +178,7 @@ async fn record(connection: &mut PgConnection, written: &ExportSummary) -> Resul
         written.last_seal,
         written.file_sha256,
     );
-    let recorded = observe("audit_exports.insert", statement.execute(connection)).await;
+    let recorded = instrument_query("audit_exports.insert", statement.execute(connection)).await;
     recorded.inspect_err(|error| failures::count(error, 1))?;
     event.mirror();
     Ok(())
@@ -336,7 +337,8 @@ async fn last_export(connection: &mut PgConnection) -> Result<Option<LastExport>
         limit 1
         "#
     );
-    let Some(row) = observe("audit_exports.last", statement.fetch_optional(connection)).await? else {
+    let Some(row) = instrument_query("audit_exports.last", statement.fetch_optional(connection)).await?
+    else {
         return Ok(None);
     };
     Ok(Some(LastExport {
@@ -356,7 +358,7 @@ pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<Export
         ExportRecord,
         "select event_id, first_seal, last_seal, file_sha256 from audit_exports order by first_seal"
     );
-    observe("audit_exports.select", statement.fetch_all(connection)).await
+    instrument_query("audit_exports.select", statement.fetch_all(connection)).await
 }
 
 /// Returns the position of the last event that was recorded before a time.
@@ -374,7 +376,7 @@ async fn last_place_before(
         "#,
         until
     );
-    let row = observe("audit_events.last", statement.fetch_optional(connection)).await?;
+    let row = instrument_query("audit_events.last", statement.fetch_optional(connection)).await?;
     Ok(row.map(|row| EventPosition { epoch: row.epoch, xact_id: row.xact_id, sequence: row.sequence }))
 }
 
@@ -395,7 +397,7 @@ async fn seal_that_covers(
         place.xact_id,
         place.sequence,
     );
-    observe("audit_seals.covering", statement.fetch_optional(connection)).await
+    instrument_query("audit_seals.covering", statement.fetch_optional(connection)).await
 }
 
 /// Seals until a position is covered. The running service may seal at the same time.
@@ -407,7 +409,7 @@ async fn wait_until_sealed(
     let deadline = tokio::time::Instant::now() + UNTIL_SEALED;
     while seal_that_covers(connection, place).await?.is_none() {
         if tokio::time::Instant::now() >= deadline {
-            let writer = seals::oldest_writer(connection).await?;
+            let writer = seals::oldest_writer(owner).await?;
             let writer = writer.unwrap_or_else(|| "nobody".to_owned());
             return Err(ExportError::OwnEvent(format!("the oldest transaction that writes is of {writer}")));
         }
@@ -434,7 +436,7 @@ async fn drop_partitions(
         end.xact_id.to_string(),
         end.sequence,
     );
-    let exported = observe("audit_events.exported", statement.fetch_all(&mut *connection)).await?;
+    let exported = instrument_query("audit_events.exported", statement.fetch_all(&mut *connection)).await?;
     let mut dropped = Vec::new();
     for partition in exported {
         if drop_partition(connection, &partition, ended_before, end).await? {
@@ -464,7 +466,7 @@ async fn drop_partition(
             end.sequence,
             event.to_json(),
         );
-        match observe("audit_events.drop", statement.fetch_one(&mut *connection)).await {
+        match instrument_query("audit_events.drop", statement.fetch_one(&mut *connection)).await {
             Ok(dropped) => {
                 if dropped {
                     event.mirror();
@@ -530,5 +532,5 @@ async fn lock_holders(
         "#,
         partition,
     );
-    observe("pg_locks.select", statement.fetch_all(connection)).await
+    instrument_query("pg_locks.select", statement.fetch_all(connection)).await
 }

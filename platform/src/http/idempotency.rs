@@ -25,7 +25,7 @@ use super::{
     extract::{Validate, decode, parse_json, read_body},
     problem::{KEY_REUSED, MISSING_IDEMPOTENCY_KEY, Problem, UNDER_WAY},
 };
-use crate::database::{Database, observe};
+use crate::database::{Database, instrument_query};
 
 /// Retention of a stored response, counted from the completion of the work.
 const KEY_RETENTION: Duration = Duration::from_hours(24);
@@ -165,7 +165,7 @@ pub struct Previous {
 ///
 /// # Errors
 /// 422 if the key belongs to another request. 409 while the first request is still in flight.
-pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Option<Previous>, Problem> {
+pub async fn previous(database: &Database, claim: &Claim) -> Result<Option<Previous>, Problem> {
     let statement = sqlx::query!(
         r#"
         select
@@ -180,9 +180,10 @@ pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Op
         claim.scope,
         claim.key,
     );
-    let Some(row) = observe("idempotency_keys.select", statement.fetch_optional(connection)).await? else {
-        return Ok(None);
-    };
+    let row = database
+        .run("idempotency_keys.select", async |connection| statement.fetch_optional(connection).await)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
     if row.fingerprint != claim.fingerprint.as_bytes() {
         return Err(Problem::new(KEY_REUSED));
     }
@@ -236,9 +237,7 @@ pub async fn run<T>(
         Change::Made(id, response) => return Ok(response.at(location(id))),
         Change::Refused(refusal) => refusal,
     };
-    let mut connection = database.acquire().await?;
-    let earlier = previous(&mut connection, &claim).await?;
-    connection.release();
+    let earlier = previous(database, &claim).await?;
     earlier.and_then(|earlier| Some(earlier.answer?.at(location(earlier.resource_id)))).ok_or(refusal)
 }
 
@@ -257,7 +256,7 @@ pub async fn claim_event(
         event_id,
         fingerprint.as_bytes(),
     );
-    observe("idempotency_keys.insert", statement.fetch_one(connection)).await
+    instrument_query("idempotency_keys.insert", statement.fetch_one(connection)).await
 }
 
 /// Stores the response for the key that created `resource_id`, within the transaction that settles the resource.
@@ -276,18 +275,18 @@ pub async fn complete(
         i16::try_from(answer.status.as_u16()).unwrap_or_default(),
         answer.body,
     );
-    observe("idempotency_keys.update", statement.execute(connection)).await?;
+    instrument_query("idempotency_keys.update", statement.execute(connection)).await?;
     Ok(())
 }
 
 /// Records that the first caller received a response without a settled outcome. From now on, retries receive the
 /// current state.
-pub async fn release(connection: &mut PgConnection, resource_id: Uuid) -> Result<(), sqlx::Error> {
+pub async fn release(database: &Database, resource_id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         "update idempotency_keys set lease_expires_at = null where resource_id = $1 and completed_at is null",
         resource_id,
     );
-    observe("idempotency_keys.update", statement.execute(connection)).await?;
+    database.run("idempotency_keys.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
 }
 
@@ -307,8 +306,10 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         "#,
         KEY_RETENTION.as_secs_f64(),
     );
-    let mut connection = database.acquire().await?;
-    Ok(observe("idempotency_keys.delete", statement.execute(&mut *connection)).await?.rows_affected())
+    Ok(database
+        .run("idempotency_keys.delete", async |connection| statement.execute(connection).await)
+        .await?
+        .rows_affected())
 }
 
 /// A response that can be replayed: its status and its exact bytes.

@@ -60,9 +60,7 @@ fn location(id: Uuid) -> String {
 /// Returns the reason why a basket was not ordered. Most requests never need this query.
 async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Problem> {
     let wanted: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
-    let mut connection = database.acquire().await?;
-    let orderable = store::orderable(&mut connection, &wanted).await?;
-    connection.release();
+    let orderable = store::orderable(database, &wanted).await?;
     let missing: Vec<_> = (0..)
         .zip(&wanted)
         .filter(|(_, wanted)| !orderable.iter().any(|(id, _)| id == *wanted))

@@ -1,10 +1,10 @@
 //! The orders table and its items.
 use platform::{
     audit::{Event, EventResult, EventType, record},
-    database::{Database, observe},
+    database::Database,
     http::{idempotency::Claim, pagination::PageRequest},
 };
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::{
@@ -117,11 +117,12 @@ pub(super) async fn place(
 
 /// Returns those of the products that can be ordered now, each with its currency.
 pub(super) async fn orderable(
-    connection: &mut PgConnection,
+    database: &Database,
     products: &[Uuid],
 ) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
     let statement = sqlx::query!("select id, currency from products where id = any($1) and active", products);
-    let rows = observe("products.select", statement.fetch_all(connection)).await?;
+    let rows =
+        database.run("products.select", async |connection| statement.fetch_all(connection).await).await?;
     Ok(rows.into_iter().map(|row| (row.id, row.currency)).collect())
 }
 
@@ -315,7 +316,7 @@ pub struct PayableOrder {
 /// Returns this customer's order, for paying it. It decides nothing: the statement that begins a payment has its own
 /// guard.
 pub async fn payable(
-    connection: &mut PgConnection,
+    database: &Database,
     id: Uuid,
     customer_id: Uuid,
 ) -> Result<Option<PayableOrder>, sqlx::Error> {
@@ -324,7 +325,8 @@ pub async fn payable(
         id,
         customer_id,
     );
-    let row = observe("orders.select", statement.fetch_optional(connection)).await?;
+    let row =
+        database.run("orders.select", async |connection| statement.fetch_optional(connection).await).await?;
     row.map(|row| {
         Ok(PayableOrder {
             status: status(&row.status)?,

@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use platform::{
     alerts::{Alert, Severity},
     audit::{self, Event, EventResult, EventType, PendingEvent},
-    database::{Database, observe},
+    database::{Database, instrument_query},
     http::problem::Problem,
     telemetry::correlation,
 };
@@ -105,7 +105,7 @@ pub(super) async fn record(
         &digest,
         correlation_id.as_str(),
     );
-    let inserted = observe("discrepancies.insert", statement.execute(&mut *connection)).await?;
+    let inserted = instrument_query("discrepancies.insert", statement.execute(&mut *connection)).await?;
     if inserted.rows_affected() == 0 {
         tracing::debug!(resource, ?id, what, "found a recorded discrepancy again");
         return Ok(None);
@@ -231,17 +231,14 @@ async fn lease_alerts(database: &Database) -> Result<Vec<PendingAlert>, sqlx::Er
         interval(ALERT_RETRY_INTERVAL),
         ALERT_BATCH,
     );
-    let mut connection = database.acquire().await?;
-    let due = observe("discrepancies.lease", statement.fetch_all(&mut *connection)).await?;
-    connection.release();
+    let due =
+        database.run("discrepancies.lease", async |connection| statement.fetch_all(connection).await).await?;
     Ok(due)
 }
 
 async fn alert_accepted(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!("update discrepancies set alert_due_at = null where id = $1", id);
-    let mut connection = database.acquire().await?;
-    observe("discrepancies.update", statement.execute(&mut *connection)).await?;
-    connection.release();
+    database.run("discrepancies.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
 }
 
@@ -275,8 +272,7 @@ pub async fn open_discrepancies(database: &Database) -> Result<Vec<OpenDiscrepan
         order by recorded_at, id
         "#
     );
-    let mut connection = database.acquire().await?;
-    observe("discrepancies.list", statement.fetch_all(&mut *connection)).await
+    database.run("discrepancies.list", async |connection| statement.fetch_all(connection).await).await
 }
 
 /// Closes an open discrepancy, with its audit event. Returns whether it was open.
@@ -295,7 +291,7 @@ pub async fn close_discrepancy(database: &Database, id: Uuid, reason: &str) -> R
         id,
         reason,
     );
-    let closed = observe("discrepancies.close", statement.fetch_optional(&mut *transaction)).await?;
+    let closed = instrument_query("discrepancies.close", statement.fetch_optional(&mut *transaction)).await?;
     let Some(closed) = closed else {
         transaction.rollback().await?;
         return Ok(false);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     model::{FailureReason, PaymentStatus, RefundSettlement, RefundStatus, Settlement},
     settlement,
-    store::{self, RefundRecord},
+    store::{self, By, RefundRecord},
 };
 
 /// The result of ending a payment or refund.
@@ -34,7 +34,7 @@ pub enum EndResult {
 /// If a statement fails; then nothing is ended.
 pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> Result<EndResult, Problem> {
     let mut transaction = database.begin().await?;
-    if let Some(found) = store::find(&mut transaction, id, None).await? {
+    if let Some(found) = store::find_within(&mut transaction, By::Id(id)).await? {
         let settlement = Settlement::Failed { reason: FailureReason::GatewayRejected };
         if found.payment.status != PaymentStatus::Processing {
             return Ok(EndResult::Settled(found.payment.status.as_str()));
@@ -48,7 +48,9 @@ pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> R
         let (payment, ended) = settled.committed_by_command();
         return Ok(if ended { EndResult::Payment } else { EndResult::Settled(payment.status.as_str()) });
     }
-    let Some(RefundRecord { refund, open, .. }) = store::find_refund(&mut transaction, id).await? else {
+    let Some(RefundRecord { refund, open, .. }) =
+        store::find_refund_within(&mut transaction, By::Id(id)).await?
+    else {
         return Ok(EndResult::NotFound);
     };
     if refund.status != RefundStatus::Processing {

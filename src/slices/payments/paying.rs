@@ -27,7 +27,7 @@ use super::{
     gateway_key::GatewayKey,
     metrics::PAYMENT_FAILURES,
     model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
-    store::{self, PaymentDraft},
+    store::{self, By, PaymentDraft},
 };
 use crate::slices::orders::{self, OrderStatus, PayableOrder};
 
@@ -51,17 +51,11 @@ impl Payments {
         deadline: Instant,
     ) -> Result<StoredResponse, Problem> {
         let claim = Claim::of_user(caller.user_id, &request);
-        let order = {
-            let mut connection = self.0.database.acquire().await?;
-            let order = orders::payable(&mut connection, order_id, caller.user_id).await?;
-            let order = order.ok_or_else(|| Problem::not_found_or_not_owned("orders", order_id))?;
-            if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
-                connection.release();
-                return self.replay(previous).await;
-            }
-            connection.release();
-            order
-        };
+        let order = orders::payable(&self.0.database, order_id, caller.user_id).await?;
+        let order = order.ok_or_else(|| Problem::not_found_or_not_owned("orders", order_id))?;
+        if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
+            return self.replay(previous).await;
+        }
         let new = request.body?;
         if let Some(conflict) = why_not_payable(&order) {
             return self.existing_payment(GatewayKey::derive(&claim)).await?.ok_or(conflict);
@@ -82,19 +76,13 @@ impl Payments {
         if let Some(answer) = previous.answer {
             return Ok(answer.at(location(previous.resource_id)));
         }
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find(&mut connection, previous.resource_id, None).await?;
-        connection.release();
-        let found = found.ok_or_else(Problem::not_found)?;
-        Ok(created(&found.payment)?.replayed())
+        Ok(created(&self.reload(previous.resource_id).await?)?.replayed())
     }
 
     /// Returns the current state of the payment that an earlier request began under this gateway key. A response is
     /// deleted 24 hours after it was stored. A later request with the same key must not begin a second payment.
     async fn existing_payment(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find_by_gateway_key(&mut connection, key).await?;
-        connection.release();
+        let found = store::find(&self.0.database, By::GatewayKey(key)).await?;
         found.map(|found| Ok(created(&found.payment)?.replayed())).transpose()
     }
 
@@ -148,12 +136,9 @@ impl Payments {
         gateway_key: GatewayKey,
         claim: &Claim,
     ) -> Result<StoredResponse, Problem> {
-        let mut connection = self.0.database.acquire().await?;
-        if let Some(previous) = idempotency::previous(&mut connection, claim).await? {
-            connection.release();
+        if let Some(previous) = idempotency::previous(&self.0.database, claim).await? {
             return self.replay(previous).await;
         }
-        connection.release();
         if let Some(existing) = self.existing_payment(gateway_key).await? {
             return Ok(existing);
         }
@@ -233,15 +218,12 @@ impl Payments {
     async fn leave_to_recovery(&self, payment: Payment, reason: FailureReason) -> Result<Payment, Problem> {
         PAYMENT_FAILURES.with_label_values(&[reason.as_str()]).inc();
         store::release_payment(&self.0.database, payment.id, self.0.recovery_interval, false).await?;
-        let mut connection = self.0.database.acquire().await?;
-        idempotency::release(&mut connection, payment.id).await?;
-        connection.release();
+        idempotency::release(&self.0.database, payment.id).await?;
         self.reload(payment.id).await
     }
 
     async fn reload(&self, id: Uuid) -> Result<Payment, Problem> {
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find(&mut connection, id, None).await?;
+        let found = store::find(&self.0.database, By::Id(id)).await?;
         found.map(|found| found.payment).ok_or_else(Problem::not_found)
     }
 }

@@ -24,7 +24,7 @@ use super::{
     gateway_key::GatewayKey,
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
     paying::finish_by,
-    store::{self, OpenRefund, PaymentRecord, RefundDraft, RefundRecord},
+    store::{self, By, OpenRefund, PaymentRecord, RefundDraft, RefundRecord},
 };
 
 /// The body of a refund, stored and sent like the body of a charge.
@@ -44,15 +44,11 @@ impl Payments {
         deadline: Instant,
     ) -> Result<StoredResponse, Problem> {
         let claim = Claim::of_user(caller.user_id, &request);
-        let found = {
-            let mut connection = self.0.database.acquire().await?;
-            let found =
-                store::find(&mut connection, payment_id, None).await?.ok_or_else(Problem::not_found)?;
-            if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
-                return replay(&mut connection, previous).await;
-            }
-            found
-        };
+        let found =
+            store::find(&self.0.database, By::Id(payment_id)).await?.ok_or_else(Problem::not_found)?;
+        if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
+            return self.replay_refund(previous).await;
+        }
         let new = request.body?;
         let amount = match amount_to_refund(&found, new.amount) {
             Ok(amount) => amount,
@@ -71,9 +67,7 @@ impl Payments {
     /// Returns the current state of the refund that an earlier request began under this gateway key. Mirrors
     /// `existing_payment`.
     async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find_refund_by_gateway_key(&mut connection, key).await?;
-        connection.release();
+        let found = store::find_refund(&self.0.database, By::GatewayKey(key)).await?;
         found.map(|found| Ok(created(&found.refund)?.replayed())).transpose()
     }
 
@@ -106,20 +100,16 @@ impl Payments {
         };
         crash::point("refund.beginning");
         let Some(refund) = store::begin_refund(&self.0.database, &start).await? else {
-            let mut connection = self.0.database.acquire().await?;
-            if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
-                return replay(&mut connection, previous).await;
+            if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
+                return self.replay_refund(previous).await;
             }
-            connection.release();
             let taken = || Problem::conflict("Another refund took what was left of the payment.");
             return self.existing_refund(gateway_key).await?.ok_or_else(taken);
         };
         crash::point("refund.begun");
         // The receiver is dropped if the deadline has passed; the work continues nevertheless.
         let _deadline_passed = begun.send(refund);
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find_refund(&mut connection, id).await?.ok_or_else(Problem::not_found)?;
-        connection.release();
+        let found = self.reload_refund(id).await?;
         created(&self.send_refund(&found.open, permit).await?)
     }
 
@@ -180,22 +170,22 @@ impl Payments {
             (calls, permit) = (calls + 1, next);
         }
         store::release_refund(&self.0.database, open.id, self.0.recovery_interval, park).await?;
-        let mut connection = self.0.database.acquire().await?;
-        idempotency::release(&mut connection, open.id).await?;
-        let found = store::find_refund(&mut connection, open.id).await?.ok_or_else(Problem::not_found)?;
-        Ok(found.refund)
+        idempotency::release(&self.0.database, open.id).await?;
+        Ok(self.reload_refund(open.id).await?.refund)
     }
-}
 
-/// Replays an earlier request with the same key: returns the stored response, or the refund's current state while none
-/// is stored.
-async fn replay(connection: &mut sqlx::PgConnection, previous: Previous) -> Result<StoredResponse, Problem> {
-    if let Some(answer) = previous.answer {
-        return Ok(answer);
+    /// Replays an earlier request with the same key: returns the stored response, or the refund's current state while
+    /// none is stored.
+    async fn replay_refund(&self, previous: Previous) -> Result<StoredResponse, Problem> {
+        if let Some(answer) = previous.answer {
+            return Ok(answer);
+        }
+        Ok(created(&self.reload_refund(previous.resource_id).await?.refund)?.replayed())
     }
-    let RefundRecord { refund, .. } =
-        store::find_refund(connection, previous.resource_id).await?.ok_or_else(Problem::not_found)?;
-    Ok(created(&refund)?.replayed())
+
+    async fn reload_refund(&self, id: Uuid) -> Result<RefundRecord, Problem> {
+        store::find_refund(&self.0.database, By::Id(id)).await?.ok_or_else(Problem::not_found)
+    }
 }
 
 /// Returns the amount to refund. It decides nothing: the statement that reserves the amount has its own guard.

@@ -13,7 +13,7 @@
 use axum::http::StatusCode;
 use platform::{
     audit::{self, Event, PendingEvent},
-    database::{observe, violated_constraint},
+    database::{instrument_query, violated_constraint},
     http::{
         idempotency::{self, StoredResponse},
         problem::Problem,
@@ -29,7 +29,7 @@ use super::{
     discrepancies::{self, Discrepancy},
     metrics::{PAYMENT_FAILURES, PAYMENTS},
     model::{Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement},
-    store::{self, OpenRefund, RefundRecord},
+    store::{self, By, OpenRefund, RefundRecord},
 };
 
 /// The result of settling. [`SettleResult::committed`] counts, mirrors and alerts, after the commit.
@@ -158,7 +158,7 @@ pub(super) async fn settle(
         order_status,
         *settlement == Settlement::Rejected,
     );
-    let settled = observe("payments.settle", statement.fetch_optional(&mut *connection)).await;
+    let settled = instrument_query("payments.settle", statement.fetch_optional(&mut *connection)).await;
     let Some(row) = settled.map_err(retry_after_a_race)? else {
         return not_settled(connection, payment_id, settlement).await;
     };
@@ -202,7 +202,8 @@ async fn not_settled(
     payment_id: Uuid,
     settlement: &Settlement,
 ) -> Result<SettleResult<Payment>, Problem> {
-    let found = store::find(&mut *connection, payment_id, None).await?.ok_or_else(Problem::not_found)?;
+    let found =
+        store::find_within(&mut *connection, By::Id(payment_id)).await?.ok_or_else(Problem::not_found)?;
     let status = found.payment.status;
     let is_open = status.may_become(settlement.status());
     let is_its_charge = |charge_id: &str| found.charge_id.as_deref() == Some(charge_id);
@@ -306,7 +307,7 @@ pub(super) async fn settle_refund(
         failure_reason,
         settlement.succeeded,
     );
-    let settled = observe("refunds.settle", statement.fetch_optional(&mut *connection)).await;
+    let settled = instrument_query("refunds.settle", statement.fetch_optional(&mut *connection)).await;
     let Some(row) = settled.map_err(retry_after_a_race)? else {
         return refund_not_settled(connection, open, settlement, status).await;
     };
@@ -336,7 +337,8 @@ async fn refund_not_settled(
     settlement: &RefundSettlement,
     status: RefundStatus,
 ) -> Result<SettleResult<Refund>, Problem> {
-    let found = store::find_refund(&mut *connection, open.id).await?.ok_or_else(Problem::not_found)?;
+    let found =
+        store::find_refund_within(&mut *connection, By::Id(open.id)).await?.ok_or_else(Problem::not_found)?;
     let RefundRecord { refund, gateway_refund_id, .. } = found;
     let reported = settlement.gateway_refund_id.as_deref();
     let (what, gateway_says) = if refund.status == RefundStatus::Processing {

@@ -9,15 +9,15 @@ use uuid::Uuid;
 
 pub(super) use self::refunds::{
     OpenRefund, RefundDraft, RefundRecord, begin_refund, count_refund_attempt, find_refund,
-    find_refund_by_gateway_key, lease_refunds, release_refund, uncount_refund_attempt,
+    find_refund_within, lease_refunds, release_refund, uncount_refund_attempt,
 };
 use super::{
     gateway_key::GatewayKey,
     model::{Payment, PaymentStatus},
 };
 use platform::{
-    audit::Event,
-    database::{Database, observe, violated_constraint},
+    audit::{Event, EventResult, EventType, record},
+    database::{Database, instrument_query, violated_constraint},
     http::idempotency::Claim,
 };
 
@@ -102,12 +102,13 @@ pub(super) async fn begin_payment(
         event.to_json(),
         new.gateway_key.0,
     );
-    let mut connection = database.acquire().await?;
-    let begun = match observe("payments.insert", statement.fetch_optional(&mut *connection)).await {
+    let begun = match database
+        .run("payments.insert", async |connection| statement.fetch_optional(connection).await)
+        .await
+    {
         Err(error) if violated_constraint(&error) == Some("a_gateway_key_makes_one_payment") => None,
         begun => begun?,
     };
-    connection.release();
     Ok(begun.map(|row| {
         event.mirror();
         Payment {
@@ -131,9 +132,9 @@ pub(super) async fn count_attempt(database: &Database, payment_id: Uuid) -> Resu
         "update payments set attempts = attempts + 1 where id = $1 and status = 'processing' returning attempts",
         payment_id,
     );
-    let mut connection = database.acquire().await?;
-    let attempts = observe("payments.update", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let attempts = database
+        .run("payments.update", async |connection| statement.fetch_optional(connection).await)
+        .await?;
     Ok(attempts)
 }
 
@@ -143,9 +144,7 @@ pub(super) async fn uncount_attempt(database: &Database, payment_id: Uuid) -> Re
         "update payments set attempts = attempts - 1 where id = $1 and status = 'processing' and attempts > 0",
         payment_id,
     );
-    let mut connection = database.acquire().await?;
-    observe("payments.update", statement.execute(&mut *connection)).await?;
-    connection.release();
+    database.run("payments.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
 }
 
@@ -175,8 +174,8 @@ pub(super) async fn lease_payments(
         interval(lease),
         most,
     );
-    let mut connection = database.acquire().await?;
-    let rows = observe("payments.lease", statement.fetch_all(&mut *connection)).await?;
+    let rows =
+        database.run("payments.lease", async |connection| statement.fetch_all(connection).await).await?;
     let open = rows.into_iter().map(|row| OpenPayment {
         id: row.id,
         order_id: row.order_id,
@@ -209,8 +208,7 @@ pub(super) async fn release_payment(
         interval(pause),
         park,
     );
-    let mut connection = database.acquire().await?;
-    observe("payments.update", statement.execute(&mut *connection)).await?;
+    database.run("payments.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
 }
 
@@ -227,29 +225,55 @@ pub(super) struct PaymentRecord {
     pub(super) trace_parent: Option<String>,
 }
 
-/// Returns one payment. With `owner`, returns it only if its order is this customer's.
-pub(super) async fn find(
-    connection: &mut PgConnection,
-    id: Uuid,
-    owner: Option<Uuid>,
-) -> Result<Option<PaymentRecord>, sqlx::Error> {
-    select(connection, Some(id), None, owner).await
+/// One of the two keys of a payment or refund.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum By {
+    Id(Uuid),
+    /// The gateway key under which it was begun.
+    GatewayKey(GatewayKey),
 }
 
-/// Returns the payment that was begun under a gateway key.
-pub(super) async fn find_by_gateway_key(
+impl By {
+    /// Returns the id and the gateway key, one of which is `None`.
+    fn parameters(self) -> (Option<Uuid>, Option<Uuid>) {
+        match self {
+            Self::Id(id) => (Some(id), None),
+            Self::GatewayKey(key) => (None, Some(key.0)),
+        }
+    }
+}
+
+/// Returns one payment.
+pub(super) async fn find(database: &Database, by: By) -> Result<Option<PaymentRecord>, sqlx::Error> {
+    database.run("payments.select", async |connection| select(connection, by, None).await).await
+}
+
+/// Returns one payment, within a transaction.
+pub(super) async fn find_within(
     connection: &mut PgConnection,
-    key: GatewayKey,
+    by: By,
 ) -> Result<Option<PaymentRecord>, sqlx::Error> {
-    select(connection, None, Some(key), None).await
+    instrument_query("payments.select", select(connection, by, None)).await
+}
+
+/// Returns one payment. With `owner`, returns it only if its order is this customer's.
+pub(super) async fn find_of_owner(
+    database: &Database,
+    id: Uuid,
+    owner: Option<Uuid>,
+) -> Result<Option<Payment>, sqlx::Error> {
+    let found = database
+        .run("payments.select", async |connection| select(connection, By::Id(id), owner).await)
+        .await?;
+    Ok(found.map(|found| found.payment))
 }
 
 async fn select(
     connection: &mut PgConnection,
-    id: Option<Uuid>,
-    key: Option<GatewayKey>,
+    by: By,
     owner: Option<Uuid>,
 ) -> Result<Option<PaymentRecord>, sqlx::Error> {
+    let (id, gateway_key) = by.parameters();
     let statement = sqlx::query!(
         r#"
         select
@@ -264,31 +288,39 @@ async fn select(
         "#,
         id,
         owner,
-        key.map(|key| key.0),
+        gateway_key,
     );
-    let row = observe("payments.select", statement.fetch_optional(connection)).await?;
-    row.map(|row| {
-        let payment = Payment {
-            id: row.id,
-            order_id: row.order_id,
-            status: payment_status(&row.status)?,
-            amount: row.amount,
-            currency: row.currency,
-            refunded_amount: row.refunded_amount,
-            failure_reason: row.failure_reason,
-            created_at: row.created_at,
-            updated_at: row.updated_at,
-        };
-        let refundable_amount = row.amount - row.refund_reserved_amount;
-        Ok(PaymentRecord {
-            payment,
-            charge_id: row.gateway_charge_id,
-            attempts: row.attempts,
-            refundable_amount,
-            trace_parent: row.trace_parent,
+    statement
+        .fetch_optional(connection)
+        .await?
+        .map(|row| {
+            let payment = Payment {
+                id: row.id,
+                order_id: row.order_id,
+                status: payment_status(&row.status)?,
+                amount: row.amount,
+                currency: row.currency,
+                refunded_amount: row.refunded_amount,
+                failure_reason: row.failure_reason,
+                created_at: row.created_at,
+                updated_at: row.updated_at,
+            };
+            let refundable_amount = row.amount - row.refund_reserved_amount;
+            Ok(PaymentRecord {
+                payment,
+                charge_id: row.gateway_charge_id,
+                attempts: row.attempts,
+                refundable_amount,
+                trace_parent: row.trace_parent,
+            })
         })
-    })
-    .transpose()
+        .transpose()
+}
+
+/// Records that staff has read a customer's payment. If the event cannot be recorded, the payment is not shown.
+pub(super) async fn record_access(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
+    let event = Event::new(EventType::DataAccess, "payments", "read", EventResult::Success).records([id]);
+    record(database, event).await
 }
 
 /// Numbers of unknown outcomes and of open discrepancies in the whole database.
@@ -318,8 +350,7 @@ pub(super) async fn unsettled(database: &Database) -> Result<UnsettledCounts, sq
         ) as unsettled
         "#
     );
-    let mut connection = database.acquire().await?;
-    observe("payments.count", statement.fetch_one(&mut *connection)).await
+    database.run("payments.count", async |connection| statement.fetch_one(connection).await).await
 }
 
 /// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
@@ -344,7 +375,7 @@ pub(super) async fn charge_is_taken(
         payment_id,
         charge_id,
     );
-    observe("payments.select", statement.fetch_one(connection)).await
+    instrument_query("payments.select", statement.fetch_one(connection)).await
 }
 
 /// Returns whether a payment or refund is parked or has an open discrepancy.
@@ -361,7 +392,7 @@ pub(super) async fn needs_review(connection: &mut PgConnection, id: Uuid) -> Res
         "#,
         id,
     );
-    observe("payments.select", statement.fetch_one(connection)).await
+    instrument_query("payments.select", statement.fetch_one(connection)).await
 }
 
 pub(super) fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {

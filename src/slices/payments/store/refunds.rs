@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use platform::{
     audit::Event,
-    database::{Database, observe, violated_constraint},
+    database::{Database, instrument_query, violated_constraint},
     http::idempotency::Claim,
 };
 use sqlx::PgConnection;
@@ -14,7 +14,7 @@ use super::{
         gateway_key::GatewayKey,
         model::{Refund, RefundStatus},
     },
-    age, interval,
+    By, age, interval,
 };
 
 /// A refund without an outcome: the request to send.
@@ -106,8 +106,10 @@ pub(in crate::slices::payments) async fn begin_refund(
         event.to_json(),
         new.gateway_key.0,
     );
-    let mut connection = database.acquire().await?;
-    let begun = match observe("refunds.insert", statement.fetch_optional(&mut *connection)).await {
+    let begun = match database
+        .run("refunds.insert", async |connection| statement.fetch_optional(connection).await)
+        .await
+    {
         Err(error) if violated_constraint(&error) == Some("a_gateway_key_makes_one_refund") => None,
         begun => begun?,
     };
@@ -133,8 +135,7 @@ pub(in crate::slices::payments) async fn count_refund_attempt(
         "update refunds set attempts = attempts + 1 where id = $1 and status = 'processing' returning attempts",
         refund_id,
     );
-    let mut connection = database.acquire().await?;
-    observe("refunds.update", statement.fetch_optional(&mut *connection)).await
+    database.run("refunds.update", async |connection| statement.fetch_optional(connection).await).await
 }
 
 /// Like [`super::uncount_attempt`], for a refund.
@@ -146,9 +147,7 @@ pub(in crate::slices::payments) async fn uncount_refund_attempt(
         "update refunds set attempts = attempts - 1 where id = $1 and status = 'processing' and attempts > 0",
         refund_id,
     );
-    let mut connection = database.acquire().await?;
-    observe("refunds.update", statement.execute(&mut *connection)).await?;
-    connection.release();
+    database.run("refunds.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
 }
 
@@ -183,8 +182,8 @@ pub(in crate::slices::payments) async fn lease_refunds(
         interval(lease),
         most,
     );
-    let mut connection = database.acquire().await?;
-    let rows = observe("refunds.lease", statement.fetch_all(&mut *connection)).await?;
+    let rows =
+        database.run("refunds.lease", async |connection| statement.fetch_all(connection).await).await?;
     let open = rows.into_iter().map(|row| OpenRefund {
         id: row.id,
         gateway_key: GatewayKey(row.gateway_key),
@@ -219,8 +218,7 @@ pub(in crate::slices::payments) async fn release_refund(
         interval(pause),
         park,
     );
-    let mut connection = database.acquire().await?;
-    observe("refunds.update", statement.execute(&mut *connection)).await?;
+    database.run("refunds.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
 }
 
@@ -234,25 +232,22 @@ pub(in crate::slices::payments) struct RefundRecord {
 
 /// Returns one refund.
 pub(in crate::slices::payments) async fn find_refund(
-    connection: &mut PgConnection,
-    id: Uuid,
+    database: &Database,
+    by: By,
 ) -> Result<Option<RefundRecord>, sqlx::Error> {
-    select(connection, Some(id), None).await
+    database.run("refunds.select", async |connection| select(connection, by).await).await
 }
 
-/// Returns the refund that was begun under a gateway key.
-pub(in crate::slices::payments) async fn find_refund_by_gateway_key(
+/// Returns one refund, within a transaction.
+pub(in crate::slices::payments) async fn find_refund_within(
     connection: &mut PgConnection,
-    key: GatewayKey,
+    by: By,
 ) -> Result<Option<RefundRecord>, sqlx::Error> {
-    select(connection, None, Some(key)).await
+    instrument_query("refunds.select", select(connection, by)).await
 }
 
-async fn select(
-    connection: &mut PgConnection,
-    id: Option<Uuid>,
-    key: Option<GatewayKey>,
-) -> Result<Option<RefundRecord>, sqlx::Error> {
+async fn select(connection: &mut PgConnection, by: By) -> Result<Option<RefundRecord>, sqlx::Error> {
+    let (id, gateway_key) = by.parameters();
     let statement = sqlx::query!(
         r#"
         select
@@ -266,35 +261,37 @@ async fn select(
         where refunds.id = coalesce($1, (select by_key.id from refunds as by_key where by_key.gateway_key = $2))
         "#,
         id,
-        key.map(|key| key.0),
+        gateway_key,
     );
-    let row = observe("refunds.select", statement.fetch_optional(connection)).await?;
-    row.map(|row| {
-        let refund = Refund {
-            id: row.id,
-            payment_id: row.payment_id,
-            status: refund_status(&row.status)?,
-            amount: row.amount,
-            currency: row.currency.clone(),
-            created_at: row.created_at,
-        };
-        let open = OpenRefund {
-            id: row.id,
-            gateway_key: GatewayKey(row.gateway_key),
-            payment_id: row.payment_id,
-            order_id: row.order_id,
-            amount: row.amount,
-            currency: row.currency,
-            charge_id: row.charge_id,
-            gateway_request: row.gateway_request,
-            correlation_id: row.correlation_id,
-            trace_parent: row.trace_parent,
-            age: age(row.age_seconds),
-            parked: row.parked,
-        };
-        Ok(RefundRecord { refund, open, gateway_refund_id: row.gateway_refund_id })
-    })
-    .transpose()
+    statement
+        .fetch_optional(connection)
+        .await?
+        .map(|row| {
+            let refund = Refund {
+                id: row.id,
+                payment_id: row.payment_id,
+                status: refund_status(&row.status)?,
+                amount: row.amount,
+                currency: row.currency.clone(),
+                created_at: row.created_at,
+            };
+            let open = OpenRefund {
+                id: row.id,
+                gateway_key: GatewayKey(row.gateway_key),
+                payment_id: row.payment_id,
+                order_id: row.order_id,
+                amount: row.amount,
+                currency: row.currency,
+                charge_id: row.charge_id,
+                gateway_request: row.gateway_request,
+                correlation_id: row.correlation_id,
+                trace_parent: row.trace_parent,
+                age: age(row.age_seconds),
+                parked: row.parked,
+            };
+            Ok(RefundRecord { refund, open, gateway_refund_id: row.gateway_refund_id })
+        })
+        .transpose()
 }
 
 /// Like [`super::payment_status`].
