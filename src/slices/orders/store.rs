@@ -160,25 +160,30 @@ fn status(text: &str) -> Result<OrderStatus, sqlx::Error> {
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown order status {text:?}").into()))
 }
 
+/// Selects orders. The condition, the order and the limit follow the column list.
+macro_rules! select_orders {
+    ($rest:tt, $($argument:expr),+ $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            r#"
+        select
+          id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
+          total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
+          created_at as "created_at!", updated_at as "updated_at!"
+        from orders_with_items
+        "# + $rest,
+            $($argument),+
+        )
+    };
+}
+
 /// Returns one order. With `owner`, returns it only if it is this customer's.
 pub(super) async fn find(
     database: &Database,
     id: Uuid,
     owner: Option<Uuid>,
 ) -> Result<Option<Order>, sqlx::Error> {
-    let statement = sqlx::query_as!(
-        Row,
-        r#"
-        select
-          id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
-          total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
-          created_at as "created_at!", updated_at as "updated_at!"
-        from orders_with_items
-        where id = $1 and ($2::uuid is null or customer_id = $2)
-        "#,
-        id,
-        owner,
-    );
+    let statement = select_orders!("where id = $1 and ($2::uuid is null or customer_id = $2)", id, owner);
     let row =
         database.run("orders.select", async |connection| statement.fetch_optional(connection).await).await?;
     row.map(Order::try_from).transpose()
@@ -198,18 +203,8 @@ pub(super) async fn list(
     let with_status = with_status.map(OrderStatus::as_str);
     let rows = match (customer_id, with_status) {
         (Some(customer_id), with_status) => {
-            let statement = sqlx::query_as!(
-                Row,
-                r#"
-                select
-                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
-                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
-                  created_at as "created_at!", updated_at as "updated_at!"
-                from orders_with_items
-                where customer_id = $1 and ($2::text is null or status = $2) and id < $3
-                order by id desc
-                limit $4
-                "#,
+            let statement = select_orders!(
+                "where customer_id = $1 and ($2::text is null or status = $2) and id < $3 order by id desc limit $4",
                 customer_id,
                 with_status,
                 before,
@@ -220,18 +215,8 @@ pub(super) async fn list(
                 .await?
         }
         (None, Some(with_status)) => {
-            let statement = sqlx::query_as!(
-                Row,
-                r#"
-                select
-                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
-                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
-                  created_at as "created_at!", updated_at as "updated_at!"
-                from orders_with_items
-                where status = $1 and id < $2
-                order by id desc
-                limit $3
-                "#,
+            let statement = select_orders!(
+                "where status = $1 and id < $2 order by id desc limit $3",
                 with_status,
                 before,
                 page.rows(),
@@ -241,21 +226,7 @@ pub(super) async fn list(
                 .await?
         }
         (None, None) => {
-            let statement = sqlx::query_as!(
-                Row,
-                r#"
-                select
-                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
-                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
-                  created_at as "created_at!", updated_at as "updated_at!"
-                from orders_with_items
-                where id < $1
-                order by id desc
-                limit $2
-                "#,
-                before,
-                page.rows(),
-            );
+            let statement = select_orders!("where id < $1 order by id desc limit $2", before, page.rows());
             database.run("orders.list", async |connection| statement.fetch_all(connection).await).await?
         }
     };

@@ -10,7 +10,10 @@ use uuid::Uuid;
 use super::{
     model::{FailureReason, PaymentStatus, RefundSettlement, RefundStatus, Settlement},
     settlement,
-    store::{self, By, RefundRecord},
+    store::{
+        self, By, payments,
+        refunds::{self, RefundRecord},
+    },
 };
 
 /// The result of ending a payment or refund.
@@ -34,7 +37,7 @@ pub enum EndResult {
 /// If a statement fails; then nothing is ended.
 pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> Result<EndResult, Problem> {
     let mut transaction = database.begin().await?;
-    if let Some(found) = store::find_within(&mut transaction, By::Id(id)).await? {
+    if let Some(found) = payments::find_within(&mut transaction, By::Id(id)).await? {
         let settlement = Settlement::Failed { reason: FailureReason::GatewayRejected };
         if found.payment.status != PaymentStatus::Processing {
             return Ok(EndResult::Settled(found.payment.status.as_str()));
@@ -48,8 +51,7 @@ pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> R
         let (payment, ended) = settled.committed_by_command();
         return Ok(if ended { EndResult::Payment } else { EndResult::Settled(payment.status.as_str()) });
     }
-    let Some(RefundRecord { refund, open, .. }) =
-        store::find_refund_within(&mut transaction, By::Id(id)).await?
+    let Some(RefundRecord { refund, open, .. }) = refunds::find_within(&mut transaction, By::Id(id)).await?
     else {
         return Ok(EndResult::NotFound);
     };

@@ -27,7 +27,10 @@ use super::{
     gateway_key::GatewayKey,
     metrics::PAYMENT_FAILURES,
     model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
-    store::{self, By, PaymentDraft},
+    store::{
+        By,
+        payments::{self, PaymentDraft},
+    },
 };
 use crate::slices::orders::{self, OrderStatus, PayableOrder};
 
@@ -82,7 +85,7 @@ impl Payments {
     /// Returns the current state of the payment that an earlier request began under this gateway key. A response is
     /// deleted 24 hours after it was stored. A later request with the same key must not begin a second payment.
     async fn existing_payment(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
-        let found = store::find(&self.0.database, By::GatewayKey(key)).await?;
+        let found = payments::find(&self.0.database, By::GatewayKey(key)).await?;
         found.map(|found| Ok(created(&found.payment)?.replayed())).transpose()
     }
 
@@ -118,7 +121,7 @@ impl Payments {
             lease: self.0.lease,
         };
         crash::point("payment.beginning");
-        let Some(payment) = store::begin_payment(&self.0.database, &start).await? else {
+        let Some(payment) = payments::begin(&self.0.database, &start).await? else {
             return self.not_begun(order_id, gateway_key, &claim).await;
         };
         crash::point("payment.begun");
@@ -187,7 +190,7 @@ impl Payments {
                 SendResult::Unknown(unknown) => unknown,
             };
             if unknown.was_not_sent() {
-                store::uncount_attempt(&self.0.database, payment.id).await?;
+                payments::uncount_attempt(&self.0.database, payment.id).await?;
             }
             let reason = reason_of(&unknown);
             let pause = self.0.gateway.pause_before_retry(calls, &unknown);
@@ -197,7 +200,7 @@ impl Payments {
             let Ok(next) = self.0.gateway.breaker().acquire() else {
                 break self.leave_to_recovery(payment, reason).await;
             };
-            if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
+            if payments::count_attempt(&self.0.database, payment.id).await?.is_none() {
                 // A webhook has settled the payment meanwhile.
                 break self.reload(payment.id).await;
             }
@@ -217,13 +220,13 @@ impl Payments {
     /// Hands the payment over to recovery, and lets retries of the request read the current state.
     async fn leave_to_recovery(&self, payment: Payment, reason: FailureReason) -> Result<Payment, Problem> {
         PAYMENT_FAILURES.with_label_values(&[reason.as_str()]).inc();
-        store::release_payment(&self.0.database, payment.id, self.0.recovery_interval, false).await?;
+        payments::release(&self.0.database, payment.id, self.0.recovery_interval, false).await?;
         idempotency::release(&self.0.database, payment.id).await?;
         self.reload(payment.id).await
     }
 
     async fn reload(&self, id: Uuid) -> Result<Payment, Problem> {
-        let found = store::find(&self.0.database, By::Id(id)).await?;
+        let found = payments::find(&self.0.database, By::Id(id)).await?;
         found.map(|found| found.payment).ok_or_else(Problem::not_found)
     }
 }

@@ -27,7 +27,11 @@ use super::{
         FailureReason, Mismatch, NoCharge, PaymentStatus, RefundStatus, Settlement, judge_charge,
         judge_refund,
     },
-    store::{self, OpenPayment, OpenRefund},
+    store::{
+        self,
+        payments::{self, OpenPayment},
+        refunds::{self, OpenRefund},
+    },
 };
 
 /// Maximum number of payments, and also of refunds, that one replica leases at once. Each call has a timeout, so that
@@ -57,10 +61,8 @@ pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
     let lease = payments.0.lease;
     // Concurrently, so that neither lease loses time while the other is awaited.
-    let (due, due_refunds) = tokio::try_join!(
-        store::lease_payments(database, lease, BATCH),
-        store::lease_refunds(database, lease, BATCH)
-    )?;
+    let (due, due_refunds) =
+        tokio::try_join!(payments::lease(database, lease, BATCH), refunds::lease(database, lease, BATCH))?;
     let full = [due.len(), due_refunds.len()]
         .iter()
         .any(|count| i64::try_from(*count).is_ok_and(|count| count == BATCH));
@@ -106,7 +108,7 @@ impl Payments {
             return;
         };
         let pause = pause_at(payment.age, self.0.recovery_interval);
-        if let Err(error) = store::release_payment(&self.0.database, payment.id, pause, park).await {
+        if let Err(error) = payments::release(&self.0.database, payment.id, pause, park).await {
             // The lease expires by itself.
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, payment_id = %payment.id, "failed to release a lease");
@@ -195,7 +197,7 @@ impl Payments {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
         };
-        if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
+        if payments::count_attempt(&self.0.database, payment.id).await?.is_none() {
             return Ok(PollResult::Settled);
         }
         crash::point("recovery.sending");
@@ -226,7 +228,7 @@ impl Payments {
             }
             SendResult::Unknown(unknown) => {
                 if unknown.was_not_sent() {
-                    store::uncount_attempt(&self.0.database, payment.id).await?;
+                    payments::uncount_attempt(&self.0.database, payment.id).await?;
                 }
                 Ok(PollResult::Unknown)
             }
@@ -260,7 +262,7 @@ impl Payments {
             return;
         };
         let pause = pause_at(refund.age, self.0.recovery_interval);
-        if let Err(error) = store::release_refund(&self.0.database, refund.id, pause, park).await {
+        if let Err(error) = refunds::release(&self.0.database, refund.id, pause, park).await {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, refund_id = %refund.id, "failed to release a lease");
         }
@@ -296,7 +298,7 @@ impl Payments {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
         };
-        if store::count_refund_attempt(&self.0.database, refund.id).await?.is_none() {
+        if refunds::count_attempt(&self.0.database, refund.id).await?.is_none() {
             return Ok(PollResult::Settled);
         }
         let (key, charge_id) = (refund.gateway_key, &refund.charge_id);
@@ -319,7 +321,7 @@ impl Payments {
             }
             SendResult::Unknown(unknown) => {
                 if unknown.was_not_sent() {
-                    store::uncount_refund_attempt(&self.0.database, refund.id).await?;
+                    refunds::uncount_attempt(&self.0.database, refund.id).await?;
                 }
                 Ok(PollResult::Unknown)
             }

@@ -24,7 +24,11 @@ use super::{
     gateway_key::GatewayKey,
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
     paying::finish_by,
-    store::{self, By, OpenRefund, PaymentRecord, RefundDraft, RefundRecord},
+    store::{
+        By,
+        payments::{self, PaymentRecord},
+        refunds::{self, OpenRefund, RefundDraft, RefundRecord},
+    },
 };
 
 /// The body of a refund, stored and sent like the body of a charge.
@@ -45,7 +49,7 @@ impl Payments {
     ) -> Result<StoredResponse, Problem> {
         let claim = Claim::of_user(caller.user_id, &request);
         let found =
-            store::find(&self.0.database, By::Id(payment_id)).await?.ok_or_else(Problem::not_found)?;
+            payments::find(&self.0.database, By::Id(payment_id)).await?.ok_or_else(Problem::not_found)?;
         if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
             return self.replay_refund(previous).await;
         }
@@ -67,7 +71,7 @@ impl Payments {
     /// Returns the current state of the refund that an earlier request began under this gateway key. Mirrors
     /// `existing_payment`.
     async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
-        let found = store::find_refund(&self.0.database, By::GatewayKey(key)).await?;
+        let found = refunds::find(&self.0.database, By::GatewayKey(key)).await?;
         found.map(|found| Ok(created(&found.refund)?.replayed())).transpose()
     }
 
@@ -99,7 +103,7 @@ impl Payments {
             lease: self.0.lease,
         };
         crash::point("refund.beginning");
-        let Some(refund) = store::begin_refund(&self.0.database, &start).await? else {
+        let Some(refund) = refunds::begin(&self.0.database, &start).await? else {
             if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
                 return self.replay_refund(previous).await;
             }
@@ -156,20 +160,20 @@ impl Payments {
                 SendResult::Unknown(unknown) => unknown,
             };
             if unknown.was_not_sent() {
-                store::uncount_refund_attempt(&self.0.database, open.id).await?;
+                refunds::uncount_attempt(&self.0.database, open.id).await?;
             }
             let pause = self.0.gateway.pause_before_retry(calls, &unknown);
             let pause = pause.filter(|pause| *pause < until.saturating_duration_since(Instant::now()));
             let Some(pause) = pause else { break };
             tokio::time::sleep(pause).await;
             let Ok(next) = self.0.gateway.breaker().acquire() else { break };
-            if store::count_refund_attempt(&self.0.database, open.id).await?.is_none() {
+            if refunds::count_attempt(&self.0.database, open.id).await?.is_none() {
                 // A webhook has settled the refund meanwhile.
                 break;
             }
             (calls, permit) = (calls + 1, next);
         }
-        store::release_refund(&self.0.database, open.id, self.0.recovery_interval, park).await?;
+        refunds::release(&self.0.database, open.id, self.0.recovery_interval, park).await?;
         idempotency::release(&self.0.database, open.id).await?;
         Ok(self.reload_refund(open.id).await?.refund)
     }
@@ -184,7 +188,7 @@ impl Payments {
     }
 
     async fn reload_refund(&self, id: Uuid) -> Result<RefundRecord, Problem> {
-        store::find_refund(&self.0.database, By::Id(id)).await?.ok_or_else(Problem::not_found)
+        refunds::find(&self.0.database, By::Id(id)).await?.ok_or_else(Problem::not_found)
     }
 }
 

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     Payments,
     model::{NewPayment, NewRefund, Payment, Refund},
-    store,
+    store::payments as store,
 };
 use crate::{
     accounts::{Customer, OwnerOrStaff, Staff},

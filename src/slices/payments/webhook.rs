@@ -27,7 +27,10 @@ use super::{
     model::{Mismatch, Payment, Refund, judge_charge, judge_refund},
     problems::BAD_SIGNATURE,
     settlement::{self, SettleResult},
-    store::{self, By, RefundRecord},
+    store::{
+        By, payments,
+        refunds::{self, RefundRecord},
+    },
 };
 
 /// Scope of the events' idempotency keys, in place of a caller's id.
@@ -143,10 +146,10 @@ async fn unusable(
 ) -> Result<Effect, Problem> {
     let id = match reference {
         Some(key) if resource == "payments" => {
-            store::find_within(&mut *connection, By::GatewayKey(key)).await?.map(|found| found.payment.id)
+            payments::find_within(&mut *connection, By::GatewayKey(key)).await?.map(|found| found.payment.id)
         }
         Some(key) => {
-            store::find_refund_within(&mut *connection, By::GatewayKey(key)).await?.map(|found| found.open.id)
+            refunds::find_within(&mut *connection, By::GatewayKey(key)).await?.map(|found| found.open.id)
         }
         None => None,
     };
@@ -157,7 +160,7 @@ async fn unusable(
 }
 
 async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<Effect, Problem> {
-    let Some(found) = store::find_within(&mut *connection, By::GatewayKey(charge.reference)).await? else {
+    let Some(found) = payments::find_within(&mut *connection, By::GatewayKey(charge.reference)).await? else {
         let found = Discrepancy {
             resource: "payments",
             id: Some(charge.reference.0),
@@ -187,7 +190,7 @@ async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<
 }
 
 async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> Result<Effect, Problem> {
-    let found = store::find_refund_within(&mut *connection, By::GatewayKey(refund.reference)).await?;
+    let found = refunds::find_within(&mut *connection, By::GatewayKey(refund.reference)).await?;
     let Some(RefundRecord { refund: known, open, .. }) = found else {
         let found = Discrepancy {
             resource: "refunds",
