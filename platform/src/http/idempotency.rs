@@ -161,11 +161,40 @@ pub struct Previous {
     pub answer: Option<StoredResponse>,
 }
 
+/// The reason why a key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The key belongs to another request.
+    #[error("the idempotency key belongs to another request")]
+    Reused,
+    /// The first request with the key is still in flight.
+    #[error("the first request with the idempotency key is in flight")]
+    InFlight {
+        /// Time after which the caller should retry, in seconds.
+        retry_after_seconds: u64,
+    },
+    /// The statement failed, or the database is unreachable.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Reused => Self::new(KEY_REUSED),
+            KeyError::InFlight { retry_after_seconds } => {
+                Self::new(UNDER_WAY).retry_after(retry_after_seconds)
+            }
+            KeyError::Database(error) => error.into(),
+        }
+    }
+}
+
 /// Looks for an earlier request with the same key.
 ///
 /// # Errors
-/// 422 if the key belongs to another request. 409 while the first request is still in flight.
-pub async fn previous(database: &Database, claim: &Claim) -> Result<Option<Previous>, Problem> {
+/// The key belongs to another request, or the first request with it is still in flight.
+pub async fn previous(database: &Database, claim: &Claim) -> Result<Option<Previous>, KeyError> {
     let statement = sqlx::query!(
         r#"
         select
@@ -185,7 +214,7 @@ pub async fn previous(database: &Database, claim: &Claim) -> Result<Option<Previ
         .await?;
     let Some(row) = row else { return Ok(None) };
     if row.fingerprint != claim.fingerprint.as_bytes() {
-        return Err(Problem::new(KEY_REUSED));
+        return Err(KeyError::Reused);
     }
     let status =
         row.response_status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
@@ -195,10 +224,10 @@ pub async fn previous(database: &Database, claim: &Claim) -> Result<Option<Previ
     match (row.resource_id, row.lease_seconds) {
         (Some(resource_id), _) if answer.is_some() => Ok(Some(Previous { resource_id, answer })),
         (_, Some(seconds)) if seconds > 0 => {
-            Err(Problem::new(UNDER_WAY).retry_after(seconds.unsigned_abs().min(2)))
+            Err(KeyError::InFlight { retry_after_seconds: seconds.unsigned_abs().min(2) })
         }
         (Some(resource_id), _) => Ok(Some(Previous { resource_id, answer: None })),
-        (None, _) => Err(Problem::new(UNDER_WAY).retry_after(1)),
+        (None, _) => Err(KeyError::InFlight { retry_after_seconds: 1 }),
     }
 }
 
@@ -330,10 +359,9 @@ impl StoredResponse {
     /// Returns a response with a body that is serialized to JSON.
     ///
     /// # Errors
-    /// 500 if the body cannot be serialized.
-    pub fn new(status: StatusCode, body: &impl Serialize) -> Result<Self, Problem> {
-        let body = serde_json::to_string(body).map_err(|error| Problem::internal(&error))?;
-        Ok(Self::from_json(status, body))
+    /// The body cannot be serialized.
+    pub fn new(status: StatusCode, body: &impl Serialize) -> Result<Self, serde_json::Error> {
+        Ok(Self::from_json(status, serde_json::to_string(body)?))
     }
 
     /// Adds the `Location` header.

@@ -35,7 +35,7 @@ pub(super) async fn place(
     basket: &Basket,
 ) -> Result<Option<PlacedOrder>, sqlx::Error> {
     let id = Uuid::now_v7();
-    let products: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
+    let products = basket.products();
     let quantities: Vec<i32> = basket.items.iter().map(|item| item.quantity).collect();
     let event = Event::change("orders", "create").records([id]).with("lines", products.len());
     let statement = sqlx::query!(
@@ -115,12 +115,15 @@ pub(super) async fn place(
     }))
 }
 
-/// Returns those of the products that can be ordered now, each with its currency.
+/// Returns those of the basket's products that can be ordered now, each with its currency. Most requests never need
+/// this query.
 pub(super) async fn orderable(
     database: &Database,
-    products: &[Uuid],
+    basket: &Basket,
 ) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
-    let statement = sqlx::query!("select id, currency from products where id = any($1) and active", products);
+    let products = basket.products();
+    let statement =
+        sqlx::query!("select id, currency from products where id = any($1) and active", &products);
     let rows =
         database.run("products.select", async |connection| statement.fetch_all(connection).await).await?;
     Ok(rows.into_iter().map(|row| (row.id, row.currency)).collect())

@@ -13,7 +13,6 @@ use platform::{
     alerts::{Alert, Severity},
     audit::{self, Event, EventResult, EventType, PendingEvent},
     database::{Database, instrument_query},
-    http::problem::Problem,
     telemetry::correlation,
 };
 use sha2::{Digest, Sha256};
@@ -86,7 +85,7 @@ fn printable(text: &str) -> String {
 pub(super) async fn record(
     connection: &mut PgConnection,
     found: &Discrepancy<'_>,
-) -> Result<Option<PendingEvent>, Problem> {
+) -> Result<Option<PendingEvent>, sqlx::Error> {
     let Discrepancy { resource, id, what, we_say, .. } = *found;
     let gateway_says = printable(found.gateway_says);
     let (digest, correlation_id) = (found.digest(&gateway_says), correlation::current_id());
@@ -121,7 +120,7 @@ pub(super) async fn record(
 
 impl Payments {
     /// Records a discrepancy in a separate transaction, and sends an alert if it is new.
-    pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), Problem> {
+    pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), sqlx::Error> {
         let mut transaction = self.0.database.begin().await?;
         let Some(recorded) = record(&mut transaction, found).await? else {
             transaction.rollback().await?;
@@ -140,7 +139,7 @@ impl Payments {
         id: Uuid,
         what: &'static str,
         gateway_says: &str,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), sqlx::Error> {
         let found = Discrepancy { resource, id: Some(id), what, gateway_says, we_say: "processing" };
         self.discrepancy(&found).await
     }

@@ -4,10 +4,11 @@
 //! reason that is recorded in the audit log. A payment's order can then be paid again, and a refund releases its
 //! amount. If the gateway reports money afterwards, nothing changes, and the contradiction is recorded as a
 //! discrepancy.
-use platform::{database::Database, http::problem::Problem};
+use platform::database::Database;
 use uuid::Uuid;
 
 use super::{
+    errors::PaymentError,
     model::{FailureReason, PaymentStatus, RefundSettlement, RefundStatus, Settlement},
     settlement,
     store::{
@@ -35,7 +36,11 @@ pub enum EndResult {
 ///
 /// # Errors
 /// If a statement fails; then nothing is ended.
-pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> Result<EndResult, Problem> {
+pub async fn end_without_money(
+    database: &Database,
+    id: Uuid,
+    reason: &str,
+) -> Result<EndResult, PaymentError> {
     let mut transaction = database.begin().await?;
     if let Some(found) = payments::find_within(&mut transaction, By::Id(id)).await? {
         let settlement = Settlement::Failed { reason: FailureReason::GatewayRejected };

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use platform::{
-    http::problem::Problem,
     resilience::crash,
     telemetry::{
         correlation::{Context, CorrelationId},
@@ -21,6 +20,7 @@ use uuid::Uuid;
 use super::{
     Payments,
     discrepancies::{Discrepancy, OUTCOME_UNKNOWN},
+    errors::PaymentError,
     gateway::{Charge, GatewayRefund, SendResult, Unknown},
     metrics::{DISCREPANCIES_OPEN, OLDEST_PROCESSING, PAYMENTS_PARKED, PAYMENTS_PROCESSING},
     model::{
@@ -124,15 +124,15 @@ impl Payments {
         id: Uuid,
         age: Duration,
         parked: bool,
-        learned: Result<PollResult, Problem>,
+        learned: Result<PollResult, PaymentError>,
     ) -> Option<bool> {
         match learned {
             Ok(PollResult::Settled) => return None,
             Ok(PollResult::NeedsReview) => return Some(true),
             Ok(PollResult::Unknown) => {}
-            Err(problem) => {
-                let status = problem.status().as_u16();
-                tracing::warn!(resource, %id, status, "recovery failed; a later run repeats it");
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(resource, %id, error, "recovery failed; a later run repeats it");
             }
         }
         if age < self.0.park_after {
@@ -156,7 +156,7 @@ impl Payments {
 
     /// Polls for a payment's outcome. If the gateway has no charge and the key is still valid, resends the charge.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
-    async fn learn_payment(&self, payment: &OpenPayment) -> Result<PollResult, Problem> {
+    async fn learn_payment(&self, payment: &OpenPayment) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), payment.trace_parent.as_deref());
         crash::point("recovery.leased");
         let until = Instant::now() + self.0.gateway.timeout();
@@ -193,7 +193,7 @@ impl Payments {
 
     /// Resends the charge. The gateway has no charge, but a first call may still be in flight. Only the response to the
     /// same charge under the same key is certain.
-    async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<PollResult, Problem> {
+    async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<PollResult, PaymentError> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
         };
@@ -240,7 +240,7 @@ impl Payments {
         payment: &OpenPayment,
         charge: &Charge,
         judged: Result<Settlement, Mismatch>,
-    ) -> Result<PollResult, Problem> {
+    ) -> Result<PollResult, PaymentError> {
         match judged {
             Ok(settlement) => {
                 let settled = self.settle(payment.id, payment.order_id, settlement).await?;
@@ -271,7 +271,7 @@ impl Payments {
     /// Polls for a refund's outcome. If the gateway has no refund and the key is still valid, resends the refund. An
     /// empty list is never proof.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
-    async fn learn_refund(&self, refund: &OpenRefund) -> Result<PollResult, Problem> {
+    async fn learn_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
         let refunds = match self.0.gateway.refunds(refund.gateway_key, until).await {
@@ -294,7 +294,7 @@ impl Payments {
         }
     }
 
-    async fn resend_refund(&self, refund: &OpenRefund, until: Instant) -> Result<PollResult, Problem> {
+    async fn resend_refund(&self, refund: &OpenRefund, until: Instant) -> Result<PollResult, PaymentError> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
         };
@@ -332,7 +332,7 @@ impl Payments {
         &self,
         refund: &OpenRefund,
         found: &GatewayRefund,
-    ) -> Result<PollResult, Problem> {
+    ) -> Result<PollResult, PaymentError> {
         match judge_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
             Ok(settlement) => {
                 let settled = self.settle_refund(refund, settlement).await?;

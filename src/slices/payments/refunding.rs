@@ -3,12 +3,8 @@
 //! - The amount is reserved in the payment's row, so that concurrent refunds together never exceed the payment.
 //! - Only the gateway's `failed`, or an operator, ends a refund without money. Neither a rejection nor an empty list
 //!   proves that no money was refunded.
-use axum::http::StatusCode;
 use platform::{
-    http::{
-        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
-        problem::{FieldError, Problem},
-    },
+    http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,
     resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
@@ -20,10 +16,12 @@ use uuid::Uuid;
 
 use super::{
     Payments,
+    errors::PaymentError,
     gateway::{GatewaySlot, SendResult, Unknown},
     gateway_key::GatewayKey,
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
     paying::finish_by,
+    responses,
     store::{
         By,
         payments::{self, PaymentRecord},
@@ -46,33 +44,30 @@ impl Payments {
         payment_id: Uuid,
         request: IdempotentRequest<NewRefund>,
         deadline: Instant,
-    ) -> Result<StoredResponse, Problem> {
+    ) -> Result<StoredResponse, PaymentError> {
         let claim = Claim::of_user(caller.user_id, &request);
         let found =
-            payments::find(&self.0.database, By::Id(payment_id)).await?.ok_or_else(Problem::not_found)?;
+            payments::find(&self.0.database, By::Id(payment_id)).await?.ok_or(PaymentError::NotFound)?;
         if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
             return self.replay_refund(previous).await;
         }
-        let new = request.body?;
+        let new = request.body.map_err(PaymentError::InvalidBody)?;
         let amount = match amount_to_refund(&found, new.amount) {
             Ok(amount) => amount,
             Err(refusal) => return self.existing_refund(GatewayKey::derive(&claim)).await?.ok_or(refusal),
         };
-        let admission = self.0.gateway.admit().map_err(|refusal| {
-            Problem::unavailable(refusal.retry_after_seconds())
-                .detail("The payment gateway is not available. Nothing was refunded.")
-        })?;
+        let admission = self.0.gateway.admit().map_err(PaymentError::CannotRefund)?;
         let (begun, has_begun) = oneshot::channel();
         let work = self.clone().begin_and_refund(found, amount, new.reason, claim, admission, begun);
         let work = self.0.tracked.run(work);
-        finish_by(deadline, work, has_begun, created).await
+        finish_by(deadline, work, has_begun, responses::of_refund).await
     }
 
     /// Returns the current state of the refund that an earlier request began under this gateway key. Mirrors
     /// `existing_payment`.
-    async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
+    async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, PaymentError> {
         let found = refunds::find(&self.0.database, By::GatewayKey(key)).await?;
-        found.map(|found| Ok(created(&found.refund)?.replayed())).transpose()
+        found.map(|found| Ok(responses::of_refund(&found.refund)?.replayed())).transpose()
     }
 
     async fn begin_and_refund(
@@ -83,11 +78,10 @@ impl Payments {
         claim: Claim,
         admission: GatewaySlot,
         begun: oneshot::Sender<Refund>,
-    ) -> Result<StoredResponse, Problem> {
+    ) -> Result<StoredResponse, PaymentError> {
         let GatewaySlot { permit, slot: _until_the_end } = admission;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
-        let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: gateway_key })
-            .map_err(|error| Problem::internal(&error))?;
+        let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: gateway_key })?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
         let start = RefundDraft {
             id,
@@ -107,18 +101,17 @@ impl Payments {
             if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
                 return self.replay_refund(previous).await;
             }
-            let taken = || Problem::conflict("Another refund took what was left of the payment.");
-            return self.existing_refund(gateway_key).await?.ok_or_else(taken);
+            return self.existing_refund(gateway_key).await?.ok_or(PaymentError::RefundableTaken);
         };
         crash::point("refund.begun");
         // The receiver is dropped if the deadline has passed; the work continues nevertheless.
         let _deadline_passed = begun.send(refund);
         let found = self.reload_refund(id).await?;
-        created(&self.send_refund(&found.open, permit).await?)
+        Ok(responses::of_refund(&self.send_refund(&found.open, permit).await?)?)
     }
 
     /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
-    async fn send_refund(&self, open: &OpenRefund, permit: Permit) -> Result<Refund, Problem> {
+    async fn send_refund(&self, open: &OpenRefund, permit: Permit) -> Result<Refund, PaymentError> {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut calls = 1;
         let mut permit = permit;
@@ -180,40 +173,32 @@ impl Payments {
 
     /// Replays an earlier request with the same key: returns the stored response, or the refund's current state while
     /// none is stored.
-    async fn replay_refund(&self, previous: Previous) -> Result<StoredResponse, Problem> {
+    async fn replay_refund(&self, previous: Previous) -> Result<StoredResponse, PaymentError> {
         if let Some(answer) = previous.answer {
             return Ok(answer);
         }
-        Ok(created(&self.reload_refund(previous.resource_id).await?.refund)?.replayed())
+        Ok(responses::of_refund(&self.reload_refund(previous.resource_id).await?.refund)?.replayed())
     }
 
-    async fn reload_refund(&self, id: Uuid) -> Result<RefundRecord, Problem> {
-        refunds::find(&self.0.database, By::Id(id)).await?.ok_or_else(Problem::not_found)
+    async fn reload_refund(&self, id: Uuid) -> Result<RefundRecord, PaymentError> {
+        refunds::find(&self.0.database, By::Id(id)).await?.ok_or(PaymentError::NotFound)
     }
 }
 
 /// Returns the amount to refund. It decides nothing: the statement that reserves the amount has its own guard.
-fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, Problem> {
+fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, PaymentError> {
     if found.payment.status == PaymentStatus::Processing {
-        return Err(Problem::conflict("The payment's outcome is not known yet."));
+        return Err(PaymentError::NotSettled);
     }
     if !found.payment.status.took_money() {
-        return Err(Problem::conflict("The payment took no money."));
+        return Err(PaymentError::TookNoMoney);
     }
     if amount.is_some_and(|amount| amount > found.payment.amount) {
-        return Err(Problem::invalid(vec![FieldError::new("/amount", "is more than was paid")]));
+        return Err(PaymentError::ExceedsPayment);
     }
     match found.refundable_amount {
-        0 => Err(Problem::conflict("All of the payment was given back, or is being given back.")),
-        left if amount.is_some_and(|amount| amount > left) => {
-            Err(Problem::conflict(format!("Only {left} minor units of the payment are left to refund.")))
-        }
+        0 => Err(PaymentError::NothingLeft),
+        left if amount.is_some_and(|amount| amount > left) => Err(PaymentError::ExceedsRefundable(left)),
         left => Ok(amount.unwrap_or(left)),
     }
-}
-
-/// Returns the response for a refund: 201 for a settled one, whatever its outcome, and 202 while it is `processing`.
-fn created(refund: &Refund) -> Result<StoredResponse, Problem> {
-    let processing = refund.status == RefundStatus::Processing;
-    StoredResponse::new(if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED }, refund)
 }

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Payments,
+    errors::PaymentError,
     model::{NewPayment, NewRefund, Payment, Refund},
     store::payments as store,
 };
@@ -137,10 +138,10 @@ fn answer_by(deadline: Deadline) -> Instant {
 /// that has not begun is late. Its response is a 503, because the 504 of the deadline would leave the result unknown.
 async fn in_time(
     deadline: Deadline,
-    work: impl Future<Output = Result<StoredResponse, Problem>>,
+    work: impl Future<Output = Result<StoredResponse, PaymentError>>,
 ) -> Result<StoredResponse, Problem> {
     let latest = deadline.0.checked_sub(TO_ANSWER / 2).unwrap_or(deadline.0);
     let too_late =
         |_| Problem::unavailable(1).detail("There was no time to begin: this request has moved no money.");
-    tokio::time::timeout_at(latest, work).await.map_err(too_late)?
+    Ok(tokio::time::timeout_at(latest, work).await.map_err(too_late)??)
 }

@@ -10,14 +10,9 @@
 //! - A charge or refund of the gateway settles one record.
 //!
 //! The response for the idempotency key is stored in the same transaction.
-use axum::http::StatusCode;
 use platform::{
     audit::{self, Event, PendingEvent},
-    database::violated_constraint,
-    http::{
-        idempotency::{self, StoredResponse},
-        problem::Problem,
-    },
+    http::idempotency,
     resilience::crash,
 };
 use sqlx::PgConnection;
@@ -27,8 +22,10 @@ use uuid::Uuid;
 use super::{
     Payments,
     discrepancies::{self, Discrepancy},
+    errors::PaymentError,
     metrics::{PAYMENT_FAILURES, PAYMENTS},
     model::{Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement},
+    responses,
     store::{
         By, payments,
         refunds::{self, OpenRefund, RefundRecord},
@@ -124,13 +121,12 @@ pub(super) async fn settle(
     order_id: Uuid,
     settlement: &Settlement,
     decided: Option<&str>,
-) -> Result<SettleResult<Payment>, Problem> {
-    let settled = settling::settle_payment(&mut *connection, payment_id, order_id, settlement).await;
-    let Some(payment) = settled.map_err(retry_after_a_race)? else {
+) -> Result<SettleResult<Payment>, PaymentError> {
+    let settled = settling::settle_payment(&mut *connection, payment_id, order_id, settlement).await?;
+    let Some(payment) = settled else {
         return not_settled(connection, payment_id, settlement).await;
     };
-    idempotency::complete(connection, payment_id, &StoredResponse::new(StatusCode::CREATED, &payment)?)
-        .await?;
+    idempotency::complete(connection, payment_id, &responses::of_payment(&payment)?).await?;
     let event = Event::change("payments", "settle")
         .records([payment_id])
         .with("order_id", order_id.to_string())
@@ -141,25 +137,14 @@ pub(super) async fn settle(
     Ok(SettleResult::now(payment, recorded))
 }
 
-/// Converts an error of the settling statement. If one charge or refund of the gateway settled two records
-/// concurrently, the error is retryable. The next attempt finds the other record, and records a discrepancy.
-fn retry_after_a_race(error: sqlx::Error) -> Problem {
-    match violated_constraint(&error) {
-        Some("a_charge_settles_one_payment" | "a_gateway_refund_settles_one_refund") => {
-            Problem::unavailable(1)
-        }
-        _ => error.into(),
-    }
-}
-
 /// Returns the payment that was not settled, because it was settled before or a guard refused the settlement.
 async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
     settlement: &Settlement,
-) -> Result<SettleResult<Payment>, Problem> {
+) -> Result<SettleResult<Payment>, PaymentError> {
     let found =
-        payments::find_within(&mut *connection, By::Id(payment_id)).await?.ok_or_else(Problem::not_found)?;
+        payments::find_within(&mut *connection, By::Id(payment_id)).await?.ok_or(PaymentError::NotFound)?;
     let status = found.payment.status;
     let is_open = status.may_become(settlement.status());
     let is_its_charge = |charge_id: &str| found.charge_id.as_deref() == Some(charge_id);
@@ -168,13 +153,12 @@ async fn not_settled(
         Settlement::Rejected if found.attempts != 1 => None,
         Settlement::Succeeded { charge_id } | Settlement::Declined { charge_id, .. } if is_open => {
             if !payments::charge_is_taken(&mut *connection, payment_id, charge_id).await? {
-                return Err(Problem::unavailable(1));
+                return Err(PaymentError::SettledConcurrently);
             }
             Some(("charge of another payment", charge_id.as_str()))
         }
         Settlement::Rejected | Settlement::Failed { .. } if is_open => {
-            // The order's row is missing. No code of the service can cause that.
-            return Err(Problem::unavailable(1));
+            return Err(PaymentError::OrderMissing);
         }
         Settlement::Succeeded { charge_id } if status.took_money() && is_its_charge(charge_id) => None,
         Settlement::Declined { charge_id, .. }
@@ -206,12 +190,12 @@ pub(super) async fn settle_refund(
     open: &OpenRefund,
     settlement: &RefundSettlement,
     decided: Option<&str>,
-) -> Result<SettleResult<Refund>, Problem> {
-    let settled = settling::settle_refund(&mut *connection, open, settlement).await;
-    let Some(refund) = settled.map_err(retry_after_a_race)? else {
+) -> Result<SettleResult<Refund>, PaymentError> {
+    let settled = settling::settle_refund(&mut *connection, open, settlement).await?;
+    let Some(refund) = settled else {
         return refund_not_settled(connection, open, settlement).await;
     };
-    idempotency::complete(connection, open.id, &StoredResponse::new(StatusCode::CREATED, &refund)?).await?;
+    idempotency::complete(connection, open.id, &responses::of_refund(&refund)?).await?;
     let event = Event::change("refunds", "settle")
         .records([open.id])
         .with("payment_id", open.payment_id.to_string())
@@ -227,10 +211,10 @@ async fn refund_not_settled(
     connection: &mut PgConnection,
     open: &OpenRefund,
     settlement: &RefundSettlement,
-) -> Result<SettleResult<Refund>, Problem> {
+) -> Result<SettleResult<Refund>, PaymentError> {
     let status = settlement.status();
     let found =
-        refunds::find_within(&mut *connection, By::Id(open.id)).await?.ok_or_else(Problem::not_found)?;
+        refunds::find_within(&mut *connection, By::Id(open.id)).await?.ok_or(PaymentError::NotFound)?;
     let RefundRecord { refund, gateway_refund_id, .. } = found;
     let reported = settlement.gateway_refund_id.as_deref();
     let (what, gateway_says) = if refund.status == RefundStatus::Processing {
@@ -256,7 +240,7 @@ impl Payments {
         payment_id: Uuid,
         order_id: Uuid,
         settlement: Settlement,
-    ) -> Result<Payment, Problem> {
+    ) -> Result<Payment, PaymentError> {
         let mut transaction = self.0.database.begin().await?;
         let settled = settle(&mut transaction, payment_id, order_id, &settlement, None).await?;
         crash::point("payment.settling");
@@ -271,7 +255,7 @@ impl Payments {
         &self,
         open: &OpenRefund,
         settlement: RefundSettlement,
-    ) -> Result<Refund, Problem> {
+    ) -> Result<Refund, PaymentError> {
         let mut transaction = self.0.database.begin().await?;
         let settled = settle_refund(&mut transaction, open, &settlement, None).await?;
         crash::point("refund.settling");

@@ -232,6 +232,17 @@ fn handlers_hold_no_sql() {
     assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");
 }
 
+/// Workers and commands use the same functions as routes, and send no response.
+#[test]
+fn only_the_edge_of_a_slice_names_problems() {
+    let names_a_problem = |line: &str| line.contains("Problem");
+    let at_the_edge =
+        |path: &str| ["/routes.rs", "/problems.rs", "/errors.rs"].iter().any(|file| path.ends_with(file));
+    let within = |path: &str| path.starts_with("src/slices/") && !at_the_edge(path);
+    assert_eq!(lines_with(names_a_problem, within), [""; 0]);
+    assert!(!lines_with(names_a_problem, at_the_edge).is_empty(), "the rule finds lines");
+}
+
 /// The names of the metrics in a file.
 #[derive(Default)]
 struct Metrics(BTreeSet<String>);

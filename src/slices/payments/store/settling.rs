@@ -1,11 +1,12 @@
 //! The statements that settle a payment or a refund. Only `settlement.rs` runs them: the rules are there.
-use platform::database::instrument_query;
+use platform::database::{instrument_query, violated_constraint};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    super::model::{
-        FailureReason, Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement,
+    super::{
+        errors::PaymentError,
+        model::{FailureReason, Payment, PaymentStatus, Refund, RefundSettlement, Settlement},
     },
     refunds::OpenRefund,
 };
@@ -17,7 +18,7 @@ pub async fn settle_payment(
     payment_id: Uuid,
     order_id: Uuid,
     settlement: &Settlement,
-) -> Result<Option<Payment>, sqlx::Error> {
+) -> Result<Option<Payment>, PaymentError> {
     let order_status = (settlement.status() == PaymentStatus::Succeeded).then_some("paid");
     let statement = sqlx::query!(
         r#"
@@ -55,8 +56,8 @@ pub async fn settle_payment(
         order_status,
         *settlement == Settlement::Rejected,
     );
-    let settled = instrument_query("payments.settle", statement.fetch_optional(connection)).await?;
-    Ok(settled.map(|row| Payment {
+    let settled = instrument_query("payments.settle", statement.fetch_optional(connection)).await;
+    Ok(settled.map_err(settling_error)?.map(|row| Payment {
         id: payment_id,
         order_id,
         status: settlement.status(),
@@ -75,7 +76,7 @@ pub async fn settle_refund(
     connection: &mut PgConnection,
     open: &OpenRefund,
     settlement: &RefundSettlement,
-) -> Result<Option<Refund>, sqlx::Error> {
+) -> Result<Option<Refund>, PaymentError> {
     let status = settlement.status();
     let failure_reason = (!settlement.succeeded).then_some("gateway_refused");
     let statement = sqlx::query!(
@@ -132,8 +133,8 @@ pub async fn settle_refund(
         failure_reason,
         settlement.succeeded,
     );
-    let settled = instrument_query("refunds.settle", statement.fetch_optional(connection)).await?;
-    Ok(settled.map(|row| Refund {
+    let settled = instrument_query("refunds.settle", statement.fetch_optional(connection)).await;
+    Ok(settled.map_err(settling_error)?.map(|row| Refund {
         id: open.id,
         payment_id: open.payment_id,
         status,
@@ -141,4 +142,15 @@ pub async fn settle_refund(
         currency: open.currency.clone(),
         created_at: row.created_at,
     }))
+}
+
+/// Converts an error of a settling statement. If one charge or refund of the gateway settled two records concurrently,
+/// the error is retryable. The next attempt finds the other record, and records a discrepancy.
+fn settling_error(error: sqlx::Error) -> PaymentError {
+    match violated_constraint(&error) {
+        Some("a_charge_settles_one_payment" | "a_gateway_refund_settles_one_refund") => {
+            PaymentError::SettledConcurrently
+        }
+        _ => error.into(),
+    }
 }
