@@ -232,6 +232,20 @@ fn handlers_hold_no_sql() {
     assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");
 }
 
+#[test]
+fn connections_are_acquired_by_hand_only_for_several_statements() {
+    let by_hand = |line: &str| line.contains(".acquire().await");
+    let in_database = |path: &str| path.starts_with("platform/src/database/");
+    // An export sets up its connection, and a verification shares the functions of an export.
+    assert_eq!(
+        lines_with(by_hand, |path| !in_database(path)),
+        [
+            "platform/src/audit/export/mod.rs: let mut connection = owner.acquire().await?;",
+            "platform/src/audit/verify.rs: let mut connection = database.acquire().await?;",
+        ]
+    );
+}
+
 /// Workers and commands use the same functions as routes, and send no response.
 #[test]
 fn only_the_edge_of_a_slice_names_problems() {
