@@ -10,7 +10,7 @@ use super::seals::{sealing_service, something_happens};
 use crate::EXECUTABLE;
 
 /// Some sixty megabytes, if all of them were in memory at once. More are looked at by hand:
-/// `LONG_TRAIL=1000000 cargo test --test suite long_trails -- --nocapture`.
+/// `LONG_AUDIT_LOG=1000000 cargo test --test suite long_audit_logs -- --nocapture`.
 const EVENTS: i32 = 60_000;
 
 /// What both may grow by, of which the most is a page of events and what the allocator keeps of it.
@@ -68,12 +68,12 @@ async fn is_sealed(service: &Service) {
 }
 
 #[tokio::test]
-async fn a_long_trail_is_sealed_and_verified_in_the_memory_of_a_page() {
+async fn a_long_audit_log_is_sealed_and_verified_in_the_memory_of_a_page() {
     if !cfg!(target_os = "linux") {
         println!("skipped: /proc");
         return;
     }
-    let events = std::env::var("LONG_TRAIL").map_or(EVENTS, |count| count.parse().unwrap());
+    let events = std::env::var("LONG_AUDIT_LOG").map_or(EVENTS, |count| count.parse().unwrap());
     let service = sealing_service().await;
     something_happens(&service).await;
     is_sealed(&service).await;

@@ -1,4 +1,4 @@
-//! Reading the audit log.
+//! Listing the events of the audit log, page by page.
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
