@@ -1,4 +1,4 @@
-//! What this machine lacks for each command, and the commands that install it.
+//! Lists the programs that this machine lacks for each command, and the commands that install them.
 use std::{env, path::Path, time::Duration};
 
 use crate::{postgres, process::Launch};

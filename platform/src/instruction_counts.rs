@@ -91,8 +91,8 @@ fn instructions(function: &str, test: &str) -> u64 {
         .args(["--exact", test, "--test-threads=1"])
         .output()
         .unwrap();
-    let told = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-    assert!(run.status.success() && told.contains("1 passed"), "{test}: {told}");
+    let output = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success() && output.contains("1 passed"), "{test}: {output}");
     let (calls, instructions) = calls_of(function, &profile);
     fs::remove_file(profile).unwrap();
     assert!(calls > 0, "{test} does not call {function}");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use hmac::{Hmac, KeyInit, Mac};
-use platform::database::{Database, observe};
+use platform::database::Database;
 use sha2::Sha256;
 
 use super::Settings;
@@ -76,9 +76,9 @@ impl Lockout {
             return Ok(Pseudonym::new(key, email));
         }
         let statement = sqlx::query_scalar!("select key from pseudonym_key");
-        let mut connection = database.acquire().await?;
-        let key = observe("pseudonym_key.select", statement.fetch_one(&mut *connection)).await?;
-        connection.release();
+        let key = database
+            .run("pseudonym_key.select", async |connection| statement.fetch_one(connection).await)
+            .await?;
         Ok(Pseudonym::new(self.key.get_or_init(|| key), email))
     }
 
@@ -135,9 +135,9 @@ impl Lockout {
             ceiling_from_anywhere,
             self.lasts.as_secs_f64(),
         );
-        let mut connection = database.acquire().await?;
-        let attempts = observe("login_attempts.upsert", statement.fetch_one(&mut *connection)).await?;
-        connection.release();
+        let attempts = database
+            .run("login_attempts.upsert", async |connection| statement.fetch_one(connection).await)
+            .await?;
         let beyond_network = attempts.from_network.saturating_sub(ceiling);
         let beyond_anywhere =
             attempts.from_anywhere.unwrap_or_default().saturating_sub(ceiling_from_anywhere);
@@ -170,9 +170,7 @@ impl Lockout {
             network.to_string(),
             FROM_ANYWHERE,
         );
-        let mut connection = database.acquire().await?;
-        observe("login_attempts.delete", statement.execute(&mut *connection)).await?;
-        connection.release();
+        database.run("login_attempts.delete", async |connection| statement.execute(connection).await).await?;
         Ok(())
     }
 }
@@ -192,9 +190,7 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         )
         "#
     );
-    let mut connection = database.acquire().await?;
     let deleted =
-        observe("login_attempts.delete", statement.execute(&mut *connection)).await?.rows_affected();
-    connection.release();
-    Ok(deleted)
+        database.run("login_attempts.delete", async |connection| statement.execute(connection).await).await?;
+    Ok(deleted.rows_affected())
 }

@@ -3,7 +3,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use platform::{
     audit::{self, Event, EventResult, EventType},
-    database::{Database, observe},
+    database::{Database, instrument_query},
     http::problem::Problem,
     identity::Caller,
 };
@@ -73,9 +73,9 @@ pub(super) async fn begin(
         event.to_json(),
         verified_hash,
     );
-    let mut connection = database.acquire().await?;
-    let begun = observe("sessions.insert", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let begun = database
+        .run("sessions.insert", async |connection| statement.fetch_optional(connection).await)
+        .await?;
     Ok(begun.map(|begun| {
         event.mirror();
         begun.expires_at
@@ -94,9 +94,9 @@ pub(super) async fn caller(database: &Database, token: &str) -> Result<Option<Ca
         "#,
         token_hash.as_slice(),
     );
-    let mut connection = database.acquire().await?;
-    let row = observe("sessions.select", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let row = database
+        .run("sessions.select", async |connection| statement.fetch_optional(connection).await)
+        .await?;
     row.map(|row| Ok(Caller { user_id: row.user_id, role: role(&row.role)?.as_str(), session_id: row.id }))
         .transpose()
 }
@@ -116,9 +116,9 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
         caller.session_id,
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let ended = observe("sessions.delete", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
+    let ended = database
+        .run("sessions.delete", async |connection| statement.fetch_optional(connection).await)
+        .await?;
     if ended.is_some() {
         event.mirror();
     }
@@ -142,7 +142,7 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         join users on users.id = expired.user_id
         "#
     );
-    let expired = observe("sessions.delete", statement.fetch_all(&mut *transaction)).await?;
+    let expired = instrument_query("sessions.delete", statement.fetch_all(&mut *transaction)).await?;
     let mut events = Vec::with_capacity(expired.len());
     for session in &expired {
         let event = Event::new(EventType::Authentication, "sessions", "expire", EventResult::Success);

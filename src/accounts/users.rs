@@ -1,7 +1,8 @@
 //! The users table.
+use chrono::{DateTime, Utc};
 use platform::{
     audit::{self, Event, EventResult, EventType},
-    database::{Database, observe, violated_constraint},
+    database::{Database, instrument_query, violated_constraint},
     http::problem::Problem,
 };
 use uuid::Uuid;
@@ -61,14 +62,13 @@ pub async fn create(
         role.as_str(),
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let created = observe("users.insert", statement.fetch_one(&mut *connection)).await.map_err(|error| {
-        match violated_constraint(&error) {
+    let created = database
+        .run("users.insert", async |connection| statement.fetch_one(connection).await)
+        .await
+        .map_err(|error| match violated_constraint(&error) {
             Some("email_is_taken_once") => CreateError::EmailTaken,
             _ => CreateError::Database(error),
-        }
-    })?;
-    connection.release();
+        })?;
     event.mirror();
     let name = name.trim().to_owned();
     Ok(User { id, email: email.as_str().to_owned(), name, role, created_at: created.created_at })
@@ -80,46 +80,47 @@ pub(super) struct UserRecord {
     pub(super) password_hash: String,
 }
 
+struct Row {
+    id: Uuid,
+    email: String,
+    name: String,
+    password_hash: String,
+    role: String,
+    created_at: DateTime<Utc>,
+}
+
+impl TryFrom<Row> for UserRecord {
+    type Error = sqlx::Error;
+
+    fn try_from(row: Row) -> Result<Self, sqlx::Error> {
+        let Row { id, email, name, password_hash, created_at, .. } = row;
+        let user = User { id, email, name, role: role(&row.role)?, created_at };
+        Ok(Self { user, password_hash })
+    }
+}
+
 /// Returns the user with this e-mail address.
 pub(super) async fn by_email(database: &Database, email: &Email) -> Result<Option<UserRecord>, sqlx::Error> {
-    let statement = sqlx::query!(
+    let statement = sqlx::query_as!(
+        Row,
         "select id, email, name, password_hash, role, created_at from users where email = $1",
         email.as_str()
     );
-    let mut connection = database.acquire().await?;
-    let row = observe("users.select", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
-    row.map(|row| {
-        let user = User {
-            id: row.id,
-            email: row.email,
-            name: row.name,
-            role: role(&row.role)?,
-            created_at: row.created_at,
-        };
-        Ok(UserRecord { user, password_hash: row.password_hash })
-    })
-    .transpose()
+    let row =
+        database.run("users.select", async |connection| statement.fetch_optional(connection).await).await?;
+    row.map(UserRecord::try_from).transpose()
 }
 
 /// Returns the user with this id.
 pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<UserRecord>, sqlx::Error> {
-    let statement =
-        sqlx::query!("select id, email, name, password_hash, role, created_at from users where id = $1", id);
-    let mut connection = database.acquire().await?;
-    let row = observe("users.select", statement.fetch_optional(&mut *connection)).await?;
-    connection.release();
-    row.map(|row| {
-        let user = User {
-            id: row.id,
-            email: row.email,
-            name: row.name,
-            role: role(&row.role)?,
-            created_at: row.created_at,
-        };
-        Ok(UserRecord { user, password_hash: row.password_hash })
-    })
-    .transpose()
+    let statement = sqlx::query_as!(
+        Row,
+        "select id, email, name, password_hash, role, created_at from users where id = $1",
+        id
+    );
+    let row =
+        database.run("users.select", async |connection| statement.fetch_optional(connection).await).await?;
+    row.map(UserRecord::try_from).transpose()
 }
 
 /// Changes a password and ends every session of the user, in one transaction. Returns `false`, and changes nothing, if
@@ -137,12 +138,12 @@ pub(super) async fn change_password(
         password_hash,
         verified.password_hash,
     );
-    if observe("users.update", update.execute(&mut *transaction)).await?.rows_affected() == 0 {
+    if instrument_query("users.update", update.execute(&mut *transaction)).await?.rows_affected() == 0 {
         transaction.rollback().await?;
         return Ok(false);
     }
     let end = sqlx::query_scalar!("delete from sessions where user_id = $1 returning id", id);
-    let ended = observe("sessions.delete", end.fetch_all(&mut *transaction)).await?;
+    let ended = instrument_query("sessions.delete", end.fetch_all(&mut *transaction)).await?;
     let count = ended.len();
     let revoked =
         Event::new(EventType::Authentication, "sessions", "revoke", EventResult::Success).records(ended);
@@ -180,9 +181,10 @@ pub(super) async fn renew_hash(
         password_hash,
         event.to_json(),
     );
-    let mut connection = database.acquire().await?;
-    let renewed = observe("users.update", statement.fetch_optional(&mut *connection)).await?.is_some();
-    connection.release();
+    let renewed = database
+        .run("users.update", async |connection| statement.fetch_optional(connection).await)
+        .await?
+        .is_some();
     if renewed {
         event.mirror();
     }

@@ -21,7 +21,7 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
         tracing::info!(applied = migrated.applied, "applied the migrations");
     }
     let database = Database::connect(&config.database, BUILD.name).await?;
-    let schema = database::schema_state(&mut *database.acquire().await?, &MIGRATIONS).await?;
+    let schema = database.schema_state(&MIGRATIONS).await?;
     match schema {
         SchemaState::Older => return Err(ServeError::SchemaOlder),
         SchemaState::Newer => tracing::warn!("the schema of the database is newer than this release"),

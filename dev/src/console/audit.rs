@@ -53,12 +53,12 @@ pub(super) struct Seal {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Trail {
+pub(super) struct AuditLog {
     events: Vec<Event>,
     seals: Vec<Seal>,
 }
 
-pub(super) async fn trail(owner_url: &Url) -> Result<Trail, sqlx::Error> {
+pub(super) async fn audit_log(owner_url: &Url) -> Result<AuditLog, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
     let events = sqlx::query_as(
         "select recorded_at, event_type, resource, action, result, user_id, role, host(ip_address) as ip_address,
@@ -81,7 +81,7 @@ pub(super) async fn trail(owner_url: &Url) -> Result<Trail, sqlx::Error> {
     .fetch_all(&mut connection)
     .await?;
     connection.close().await?;
-    Ok(Trail { events, seals })
+    Ok(AuditLog { events, seals })
 }
 
 /// The output of `audit verify`.

@@ -54,7 +54,7 @@ pub(super) fn router(state: Arc<Shared>) -> Router {
         .route("/api/faults/{fault}", post(set_fault))
         .route("/api/normal", post(back_to_normal))
         .route("/api/traffic", post(set_traffic))
-        .route("/api/audit", get(trail))
+        .route("/api/audit", get(audit_log))
         .route("/api/audit/verification", post(verify));
     for page in pages {
         router = router.route(page, get(assets::page));
@@ -280,8 +280,8 @@ async fn set_traffic(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn trail(State(state): State<Arc<Shared>>) -> Result<Json<audit::Trail>, ErrorResponse> {
-    Ok(Json(audit::trail(&scene(&state)?.owner_url).await?))
+async fn audit_log(State(state): State<Arc<Shared>>) -> Result<Json<audit::AuditLog>, ErrorResponse> {
+    Ok(Json(audit::audit_log(&scene(&state)?.owner_url).await?))
 }
 
 async fn verify(

@@ -8,19 +8,19 @@ use crate::alerts::{Alert, Alerts, Severity};
 
 /// Counts a statement of any kind that failed because its audit event could not be recorded.
 pub(super) fn notice(error: &sqlx::Error) {
-    if is_of_the_trail(error) {
+    if is_of_the_audit_log(error) {
         WRITE_FAILURES.inc();
     }
 }
 
 /// Counts the events of a failed statement that only wrote events.
 pub(super) fn count(error: &sqlx::Error, events: usize) {
-    let noticed = usize::from(is_of_the_trail(error));
+    let noticed = usize::from(is_of_the_audit_log(error));
     WRITE_FAILURES.inc_by(u64::try_from(events.saturating_sub(noticed)).unwrap_or(u64::MAX));
 }
 
 /// Returns whether the function that writes the audit log has failed, in any statement.
-fn is_of_the_trail(error: &sqlx::Error) -> bool {
+fn is_of_the_audit_log(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     error.and_then(PgDatabaseError::r#where).is_some_and(|place| place.contains("record_audit_event"))
 }

@@ -13,6 +13,7 @@ mod chain;
 mod event;
 mod export;
 mod failures;
+mod listing;
 mod metrics;
 mod record;
 mod refusals;
@@ -20,20 +21,19 @@ mod report;
 mod sealing;
 mod seals;
 mod settings;
-mod trail;
 mod verify;
 
 pub use chain::KnownHeads;
 pub use event::{Event, EventResult, EventType};
 pub use export::{Export, ExportError, ExportSummary, export, verify_export};
 pub use failures::WriteFailures;
+pub use listing::{AuditEvent, Filter, list};
 pub use record::{PendingEvent, make_partitions, record, record_all_with, record_once_possible, record_with};
 pub use refusals::Refusals;
 pub use report::{OnProgress, Report, VerifyError};
 pub use sealing::{SealError, Sealer};
 pub use seals::cluster_is_known;
 pub use settings::Settings;
-pub use trail::{AuditEvent, Filter, list};
 pub use verify::{ExternalExport, read_heads, read_log, verify};
 
 /// Creates the series of the audit log, and counts the statements that failed because of it.

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::{Event, failures};
 use crate::{
     alerts::{Alert, Alerts, Severity},
-    database::{Database, observe},
+    database::{Database, instrument_query},
     resilience::retry::Backoff,
 };
 
@@ -31,10 +31,14 @@ impl PendingEvent {
 /// # Errors
 /// The statement failed. The whole transaction then fails, so no change is committed without its event.
 pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<PendingEvent, sqlx::Error> {
-    let statement = sqlx::query!("select record_audit_event($1)", event.to_json());
-    let written = observe("audit_events.insert", statement.execute(connection)).await;
+    let written = instrument_query("audit_events.insert", insert(connection, &event)).await;
     written.inspect_err(|error| failures::count(error, 1))?;
     Ok(PendingEvent(event))
+}
+
+async fn insert(connection: &mut PgConnection, event: &Event) -> Result<(), sqlx::Error> {
+    sqlx::query!("select record_audit_event($1)", event.to_json()).execute(connection).await?;
+    Ok(())
 }
 
 /// Writes several events in one statement, within the transaction that makes the changes.
@@ -50,7 +54,7 @@ pub async fn record_all_with(
     }
     let rows: Vec<_> = events.iter().map(Event::to_json).collect();
     let statement = sqlx::query!("select record_audit_event(event) from unnest($1::jsonb[]) as event", &rows);
-    let written = observe("audit_events.insert", statement.execute(connection)).await;
+    let written = instrument_query("audit_events.insert", statement.execute(connection)).await;
     written.inspect_err(|error| failures::count(error, rows.len()))?;
     Ok(events.into_iter().map(PendingEvent).collect())
 }
@@ -60,9 +64,10 @@ pub async fn record_all_with(
 /// # Errors
 /// The statement failed. A caller that was about to grant access must deny it instead.
 pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error> {
-    let mut connection = database.acquire().await.inspect_err(|error| failures::count(error, 1))?;
-    record_with(&mut connection, event).await?.committed();
-    connection.release();
+    let written =
+        database.run("audit_events.insert", async |connection| insert(connection, &event).await).await;
+    written.inspect_err(|error| failures::count(error, 1))?;
+    event.mirror();
     Ok(())
 }
 
@@ -89,9 +94,8 @@ pub async fn record_once_possible(database: &Database, event: Event) {
 /// # Errors
 /// A statement failed, or no connection was available.
 pub async fn make_partitions(database: &Database, alerts: &Alerts) -> Result<(), sqlx::Error> {
-    let mut connection = database.acquire().await?;
     let statement = sqlx::query_scalar!(r#"select audit_default_partition_is_used() as "used!""#);
-    if observe("audit_events.default", statement.fetch_one(&mut *connection)).await? {
+    if database.run("audit_events.default", async |connection| statement.fetch_one(connection).await).await? {
         alerts.raise(Alert {
             severity: Severity::Warning,
             title: "Audit events are in the default partition".to_owned(),
@@ -101,7 +105,9 @@ pub async fn make_partitions(database: &Database, alerts: &Alerts) -> Result<(),
         });
     }
     let statement = sqlx::query_scalar!(r#"select make_audit_partitions() as "made!""#);
-    let made = observe("audit_events.partition", statement.fetch_one(&mut *connection)).await?;
+    let made = database
+        .run("audit_events.partition", async |connection| statement.fetch_one(connection).await)
+        .await?;
     if made > 0 {
         tracing::info!(made, "created partitions of the audit log");
     }

@@ -109,8 +109,7 @@ impl Sealer {
     async fn descends_from_what_was_seen(&self, head: Head) -> Result<(), SealError> {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seen) = seen.filter(|seen| seen.number > 0) {
-            let mut connection = self.database.acquire().await?;
-            let hash = seals::hash_of(&mut connection, seen.number).await?;
+            let hash = seals::hash_of(&self.database, seen.number).await?;
             if hash.as_deref() != Some(seen.hash.as_slice()) {
                 return Err(SealError::Rewritten { number: seen.number });
             }
@@ -147,11 +146,10 @@ impl Sealer {
     /// # Errors
     /// A statement failed, or no connection was available.
     pub async fn measure_lag(self) -> Result<Progress, sqlx::Error> {
-        let mut connection = self.database.acquire().await?;
-        let lag = seals::lag(&mut connection).await?;
+        let lag = seals::lag(&self.database).await?;
         SEAL_LAG.set(lag.as_secs_f64());
         if lag >= self.stale_time {
-            let writer = seals::oldest_writer(&mut connection).await?;
+            let writer = seals::oldest_writer(&self.database).await?;
             self.alerts.raise(Alert {
                 severity: Severity::Warning,
                 title: "Audit log not sealed".to_owned(),

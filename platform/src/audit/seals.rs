@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::canonical::{EventPosition, GENESIS, Hash, Seal, StoredEvent};
-use crate::database::{Database, observe};
+use crate::database::{Database, instrument_query};
 
 /// The head (last seal) of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +43,15 @@ pub(super) async fn lock(connection: &mut PgConnection) -> Result<bool, sqlx::Er
     let statement = sqlx::query_scalar!(
         r#"select pg_try_advisory_xact_lock(hashtext('public.audit_seals')) as "locked!""#
     );
-    observe("audit_seals.lock", statement.fetch_one(connection)).await
+    instrument_query("audit_seals.lock", statement.fetch_one(connection)).await
 }
 
 /// Returns the current horizon. It must be taken before the events are read, never after.
 pub(super) async fn horizon(connection: &mut PgConnection) -> Result<Horizon, sqlx::Error> {
+    instrument_query("audit_epochs.horizon", select_horizon(connection)).await
+}
+
+async fn select_horizon(connection: &mut PgConnection) -> Result<Horizon, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
         select
@@ -60,13 +64,17 @@ pub(super) async fn horizon(connection: &mut PgConnection) -> Result<Horizon, sq
         limit 1
         "#
     );
-    let row = observe("audit_epochs.horizon", statement.fetch_one(connection)).await?;
+    let row = statement.fetch_one(connection).await?;
     let (xact_id, same_cluster) = (row.xact_id, row.same_cluster);
     Ok(Horizon { epoch: row.epoch, xact_id, same_cluster, now: row.now })
 }
 
 /// Returns the last seal, if there is one.
 pub(super) async fn last(connection: &mut PgConnection) -> Result<Option<Seal>, sqlx::Error> {
+    instrument_query("audit_seals.last", select_last(connection)).await
+}
+
+async fn select_last(connection: &mut PgConnection) -> Result<Option<Seal>, sqlx::Error> {
     let statement = sqlx::query_as!(
         Seal,
         r#"
@@ -78,7 +86,7 @@ pub(super) async fn last(connection: &mut PgConnection) -> Result<Option<Seal>, 
         limit 1
         "#
     );
-    observe("audit_seals.last", statement.fetch_optional(connection)).await
+    statement.fetch_optional(connection).await
 }
 
 /// Returns seals after one number up to another, in order and up to a limit.
@@ -103,22 +111,19 @@ pub(super) async fn page(
         until,
         limit,
     );
-    observe("audit_seals.page", statement.fetch_all(connection)).await
+    instrument_query("audit_seals.page", statement.fetch_all(connection)).await
 }
 
 /// Returns the hash of a seal, if the seal exists.
-pub(super) async fn hash_of(
-    connection: &mut PgConnection,
-    number: i64,
-) -> Result<Option<Vec<u8>>, sqlx::Error> {
+pub(super) async fn hash_of(database: &Database, number: i64) -> Result<Option<Vec<u8>>, sqlx::Error> {
     let statement = sqlx::query_scalar!("select hash from audit_seals where number = $1", number);
-    observe("audit_seals.hash", statement.fetch_optional(connection)).await
+    database.run("audit_seals.hash", async |connection| statement.fetch_optional(connection).await).await
 }
 
 /// Returns the head of the chain, which the database stores separately from the seals.
 pub(super) async fn head(connection: &mut PgConnection) -> Result<Head, sqlx::Error> {
     let statement = sqlx::query!("select number, hash from audit_seal_head");
-    let row = observe("audit_seal_head.select", statement.fetch_one(connection)).await?;
+    let row = instrument_query("audit_seal_head.select", statement.fetch_one(connection)).await?;
     Head::read(row.number, &row.hash)
 }
 
@@ -144,7 +149,7 @@ pub(super) async fn insert(connection: &mut PgConnection, seal: &Seal) -> Result
         seal.previous_hash,
         seal.hash,
     );
-    observe("audit_seals.insert", statement.execute(connection)).await?;
+    instrument_query("audit_seals.insert", statement.execute(connection)).await?;
     Ok(())
 }
 
@@ -177,7 +182,7 @@ pub(super) async fn events(
         until.sequence,
         limit,
     );
-    observe("audit_events.page", statement.fetch_all(connection)).await
+    instrument_query("audit_events.page", statement.fetch_all(connection)).await
 }
 
 /// The events after a position: their number, up to a limit, and the time of the first one.
@@ -209,7 +214,7 @@ pub(super) async fn tail(
         after.sequence,
         limit,
     );
-    observe("audit_events.tail", statement.fetch_one(connection)).await
+    instrument_query("audit_events.tail", statement.fetch_one(connection)).await
 }
 
 /// Returns the age of the oldest event without a seal, by the database's clock. Returns zero if there is none.
@@ -218,8 +223,8 @@ pub(super) async fn tail(
 /// second condition does not depend on the range that the seal claims. With a forged range, or in another cluster
 /// whose transaction ids are lower, no event ever comes after the last seal. The tolerance of one minute allows for a
 /// clock that was set back.
-pub(super) async fn lag(connection: &mut PgConnection) -> Result<Duration, sqlx::Error> {
-    let last = last(connection).await?;
+pub(super) async fn lag(database: &Database) -> Result<Duration, sqlx::Error> {
+    let last = database.run("audit_seals.last", select_last).await?;
     let after = last.as_ref().map_or(EventPosition::START, Seal::last);
     let statement = sqlx::query_scalar!(
         r#"
@@ -245,13 +250,14 @@ pub(super) async fn lag(connection: &mut PgConnection) -> Result<Duration, sqlx:
         after.sequence,
         last.map(|seal| seal.sealed_at),
     );
-    let seconds = observe("audit_events.lag", statement.fetch_one(connection)).await?;
+    let seconds =
+        database.run("audit_events.lag", async |connection| statement.fetch_one(connection).await).await?;
     // Negative if the clock was set back.
     Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default())
 }
 
 /// Returns the transaction that holds back the horizon: the oldest one that writes, anywhere in the cluster.
-pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+pub(super) async fn oldest_writer(database: &Database) -> Result<Option<String>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"
         select writer as "writer!"
@@ -269,7 +275,9 @@ pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Optio
         limit 1
         "#
     );
-    observe("pg_stat_activity.select", statement.fetch_optional(connection)).await
+    database
+        .run("pg_stat_activity.select", async |connection| statement.fetch_optional(connection).await)
+        .await
 }
 
 /// Returns whether the latest epoch belongs to this cluster. While it does not, new events cannot be sealed.
@@ -277,6 +285,5 @@ pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<Optio
 /// # Errors
 /// The statement failed, or no connection was available.
 pub async fn cluster_is_known(database: &Database) -> Result<bool, sqlx::Error> {
-    let mut connection = database.acquire().await?;
-    Ok(horizon(&mut connection).await?.same_cluster)
+    Ok(database.run("audit_epochs.horizon", select_horizon).await?.same_cluster)
 }

@@ -85,6 +85,7 @@ async fn verify_database(
             ExternalExport::Sha256(hash) => drop(exports.given.insert(hash.clone())),
         }
     }
+    // One connection, because most of these functions also run on the connection of an export or of the sealer.
     let mut connection = database.acquire().await?;
     exports.recorded = export::recorded(&mut connection).await?;
     let remembered = seals::head(&mut connection).await?;

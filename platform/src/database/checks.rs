@@ -1,5 +1,5 @@
 //! Checks of the database before the service uses it.
-use super::{Database, Settings, observe};
+use super::{Database, Settings};
 
 /// The role's ability to rewrite its own audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +37,8 @@ pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> 
         where rolname = current_user
         "#
     );
-    let mut connection = database.acquire().await?;
-    let too_many = observe("pg_roles.select", statement.fetch_one(&mut *connection)).await?;
+    let too_many =
+        database.run("pg_roles.select", async |connection| statement.fetch_one(connection).await).await?;
     Ok(if too_many { Privileges::TooMany } else { Privileges::Restricted })
 }
 
@@ -68,8 +68,8 @@ pub async fn check_session_settings(
           current_setting('synchronous_commit') <> 'off' as "commits_are_durable!"
         "#
     );
-    let mut connection = database.acquire().await?;
-    let session = observe("pg_settings.select", statement.fetch_one(&mut *connection)).await?;
+    let session =
+        database.run("pg_settings.select", async |connection| statement.fetch_one(connection).await).await?;
     let wanted = settings.statement_timeout.as_secs_f64();
     if session.plan_cache_mode != "force_generic_plan" || (session.statement_timeout - wanted).abs() > 0.001 {
         tracing::warn!(

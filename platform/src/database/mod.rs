@@ -1,13 +1,14 @@
 //! The database: its pool, migrations, transactions, and timeouts.
 //!
-//! - Every statement runs inside [`observe`], which gives it a name in traces, metrics and the slow-query log.
+//! - Every statement has a name in traces, metrics and the slow-query log: it runs with [`Database::run`], or within a
+//!   transaction with [`instrument_query`].
 //! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this prevents.
 //! - Prefer one statement to a transaction. It is one round trip, and cannot be left half complete.
 mod checks;
 mod connection;
+mod instrument_query;
 mod metrics;
 mod monitor;
-mod observe;
 mod pool;
 mod requirements;
 mod schema;
@@ -34,9 +35,9 @@ use self::{
 pub use self::{
     checks::{Durability, Privileges, check_session_settings, privileges},
     connection::{Connection, Transaction},
+    instrument_query::{instrument_query, notify_of_failures},
     monitor::Monitor,
-    observe::{notify_of_failures, observe},
-    schema::{SchemaState, newest_version, schema_state},
+    schema::{SchemaState, newest_version},
     settings::Settings,
     url::{DatabaseUrl, Unavailable},
 };
@@ -95,7 +96,7 @@ impl Database {
             acquire_timeout: settings.acquire_timeout,
             statement_timeout: settings.statement_timeout,
         };
-        observe::remember_server(&settings.url);
+        instrument_query::remember_server(&settings.url);
         connection::expect_answers_within(settings.statement_timeout);
         metrics::watch_pool(database.clone());
         Ok(database)
@@ -112,7 +113,8 @@ impl Database {
         Ok(Self { acquire_timeout, ..database })
     }
 
-    /// Acquires a connection, for statements outside of a transaction.
+    /// Acquires a connection. Only for several statements that need the same connection: [`Self::run`] is for one
+    /// statement, [`Self::begin`] for a transaction.
     ///
     /// # Errors
     /// No connection is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which also happens if the database is unreachable.
@@ -137,7 +139,7 @@ impl Database {
     }
 
     /// Runs one statement outside of a transaction, under a name of the form `table.verb`. Acquires a connection,
-    /// measures the statement as [`observe`] does, and returns the connection once the statement is complete.
+    /// measures the statement as [`instrument_query`] does, and returns the connection once the statement is complete.
     ///
     /// # Errors
     /// The statement failed, or no connection was available ([`Self::acquire`]).
@@ -147,7 +149,7 @@ impl Database {
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, sqlx::Error> {
         let mut connection = self.acquire().await?;
-        let result = observe(name, statement(&mut connection)).await;
+        let result = instrument_query(name, statement(&mut connection)).await;
         connection.finish(&result);
         result
     }

@@ -3,7 +3,7 @@ use std::cmp::Ordering;
 
 use sqlx::{PgConnection, migrate::Migrator};
 
-use super::connection::answered;
+use super::{Database, connection::answered};
 
 /// The state of a database's schema, compared with the migrations of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,16 +21,29 @@ pub fn newest_version(migrations: &Migrator) -> i64 {
     migrations.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
-/// Compares the schema of the database with the migrations.
+impl Database {
+    /// Compares the schema of the database with the migrations.
+    ///
+    /// # Errors
+    /// The statement failed for another reason than a missing or unreadable table of migrations.
+    pub async fn schema_state(&self, migrations: &Migrator) -> Result<SchemaState, sqlx::Error> {
+        let mut connection = self.acquire().await?;
+        let state = schema_state(&mut connection, migrations).await?;
+        connection.release();
+        Ok(state)
+    }
+}
+
+/// Compares the schema of the database with the migrations, on the monitor's own connection.
 ///
 /// # Errors
 /// The statement failed for another reason than a missing or unreadable table of migrations.
-pub async fn schema_state(
+pub(super) async fn schema_state(
     connection: &mut PgConnection,
     migrations: &Migrator,
 ) -> Result<SchemaState, sqlx::Error> {
     let statement = sqlx::query_scalar("select max(version) from _sqlx_migrations where success");
-    // Not observed, because the statement runs every second, and each would be a trace.
+    // Not instrumented, because the statement runs every second, and each would be a trace.
     let applied: Result<Option<i64>, _> = answered(statement.fetch_one(connection)).await;
     let applied = match applied {
         // 42P01: the table of migrations does not exist yet; 42501: the role may not read it yet.

@@ -25,7 +25,7 @@ use super::{
     extract::{Validate, decode, parse_json, read_body},
     problem::{KEY_REUSED, MISSING_IDEMPOTENCY_KEY, Problem, UNDER_WAY},
 };
-use crate::database::{Database, observe};
+use crate::database::{Database, instrument_query};
 
 /// Retention of a stored response, counted from the completion of the work.
 const KEY_RETENTION: Duration = Duration::from_hours(24);
@@ -161,11 +161,40 @@ pub struct Previous {
     pub answer: Option<StoredResponse>,
 }
 
+/// The reason why a key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The key belongs to another request.
+    #[error("the idempotency key belongs to another request")]
+    Reused,
+    /// The first request with the key is still in flight.
+    #[error("the first request with the idempotency key is in flight")]
+    InFlight {
+        /// Time after which the caller should retry, in seconds.
+        retry_after_seconds: u64,
+    },
+    /// The statement failed, or the database is unreachable.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Reused => Self::new(KEY_REUSED),
+            KeyError::InFlight { retry_after_seconds } => {
+                Self::new(UNDER_WAY).retry_after(retry_after_seconds)
+            }
+            KeyError::Database(error) => error.into(),
+        }
+    }
+}
+
 /// Looks for an earlier request with the same key.
 ///
 /// # Errors
-/// 422 if the key belongs to another request. 409 while the first request is still in flight.
-pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Option<Previous>, Problem> {
+/// The key belongs to another request, or the first request with it is still in flight.
+pub async fn previous(database: &Database, claim: &Claim) -> Result<Option<Previous>, KeyError> {
     let statement = sqlx::query!(
         r#"
         select
@@ -180,11 +209,12 @@ pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Op
         claim.scope,
         claim.key,
     );
-    let Some(row) = observe("idempotency_keys.select", statement.fetch_optional(connection)).await? else {
-        return Ok(None);
-    };
+    let row = database
+        .run("idempotency_keys.select", async |connection| statement.fetch_optional(connection).await)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
     if row.fingerprint != claim.fingerprint.as_bytes() {
-        return Err(Problem::new(KEY_REUSED));
+        return Err(KeyError::Reused);
     }
     let status =
         row.response_status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
@@ -194,10 +224,10 @@ pub async fn previous(connection: &mut PgConnection, claim: &Claim) -> Result<Op
     match (row.resource_id, row.lease_seconds) {
         (Some(resource_id), _) if answer.is_some() => Ok(Some(Previous { resource_id, answer })),
         (_, Some(seconds)) if seconds > 0 => {
-            Err(Problem::new(UNDER_WAY).retry_after(seconds.unsigned_abs().min(2)))
+            Err(KeyError::InFlight { retry_after_seconds: seconds.unsigned_abs().min(2) })
         }
         (Some(resource_id), _) => Ok(Some(Previous { resource_id, answer: None })),
-        (None, _) => Err(Problem::new(UNDER_WAY).retry_after(1)),
+        (None, _) => Err(KeyError::InFlight { retry_after_seconds: 1 }),
     }
 }
 
@@ -236,9 +266,7 @@ pub async fn run<T>(
         Change::Made(id, response) => return Ok(response.at(location(id))),
         Change::Refused(refusal) => refusal,
     };
-    let mut connection = database.acquire().await?;
-    let earlier = previous(&mut connection, &claim).await?;
-    connection.release();
+    let earlier = previous(database, &claim).await?;
     earlier.and_then(|earlier| Some(earlier.answer?.at(location(earlier.resource_id)))).ok_or(refusal)
 }
 
@@ -257,7 +285,7 @@ pub async fn claim_event(
         event_id,
         fingerprint.as_bytes(),
     );
-    observe("idempotency_keys.insert", statement.fetch_one(connection)).await
+    instrument_query("idempotency_keys.insert", statement.fetch_one(connection)).await
 }
 
 /// Stores the response for the key that created `resource_id`, within the transaction that settles the resource.
@@ -276,18 +304,18 @@ pub async fn complete(
         i16::try_from(answer.status.as_u16()).unwrap_or_default(),
         answer.body,
     );
-    observe("idempotency_keys.update", statement.execute(connection)).await?;
+    instrument_query("idempotency_keys.update", statement.execute(connection)).await?;
     Ok(())
 }
 
 /// Records that the first caller received a response without a settled outcome. From now on, retries receive the
 /// current state.
-pub async fn release(connection: &mut PgConnection, resource_id: Uuid) -> Result<(), sqlx::Error> {
+pub async fn release(database: &Database, resource_id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         "update idempotency_keys set lease_expires_at = null where resource_id = $1 and completed_at is null",
         resource_id,
     );
-    observe("idempotency_keys.update", statement.execute(connection)).await?;
+    database.run("idempotency_keys.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
 }
 
@@ -307,8 +335,10 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         "#,
         KEY_RETENTION.as_secs_f64(),
     );
-    let mut connection = database.acquire().await?;
-    Ok(observe("idempotency_keys.delete", statement.execute(&mut *connection)).await?.rows_affected())
+    Ok(database
+        .run("idempotency_keys.delete", async |connection| statement.execute(connection).await)
+        .await?
+        .rows_affected())
 }
 
 /// A response that can be replayed: its status and its exact bytes.
@@ -329,10 +359,9 @@ impl StoredResponse {
     /// Returns a response with a body that is serialized to JSON.
     ///
     /// # Errors
-    /// 500 if the body cannot be serialized.
-    pub fn new(status: StatusCode, body: &impl Serialize) -> Result<Self, Problem> {
-        let body = serde_json::to_string(body).map_err(|error| Problem::internal(&error))?;
-        Ok(Self::from_json(status, body))
+    /// The body cannot be serialized.
+    pub fn new(status: StatusCode, body: &impl Serialize) -> Result<Self, serde_json::Error> {
+        Ok(Self::from_json(status, serde_json::to_string(body)?))
     }
 
     /// Adds the `Location` header.

@@ -2,6 +2,7 @@
 //!
 //! A price is the current price. Orders keep the price at which they were placed, so a price change here changes no
 //! order.
+mod errors;
 mod model;
 mod routes;
 mod store;

@@ -16,6 +16,7 @@ use platform::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    errors::CatalogError,
     model::{NewProduct, Product, ProductChange},
     store,
 };
@@ -48,7 +49,7 @@ async fn list_products(
     responses((status = 200, description = "The product", body = Product))
 )]
 async fn show_product(State(database): State<Database>, Id(id): Id) -> Result<JsonBody<Product>, Problem> {
-    store::find(&database, id).await?.map(JsonBody).ok_or_else(Problem::not_found)
+    Ok(JsonBody(store::find(&database, id).await?.ok_or(CatalogError::ProductNotFound)?))
 }
 
 /// Add a product
@@ -82,5 +83,15 @@ async fn change_product(
     Id(id): Id,
     Json(change): Json<ProductChange>,
 ) -> Result<JsonBody<Product>, Problem> {
-    store::change(&database, id, change).await?.map(JsonBody).ok_or_else(Problem::not_found)
+    Ok(JsonBody(store::change(&database, id, change).await?.ok_or(CatalogError::ProductNotFound)?))
+}
+
+impl From<CatalogError> for Problem {
+    fn from(error: CatalogError) -> Self {
+        match error {
+            CatalogError::SkuTaken => Self::conflict("The SKU belongs to another product."),
+            CatalogError::ProductNotFound => Self::not_found(),
+            CatalogError::Database(error) => error.into(),
+        }
+    }
 }

@@ -2,11 +2,14 @@
 use platform::{
     audit::Event,
     database::{Database, violated_constraint},
-    http::{pagination::PageRequest, problem::Problem},
+    http::pagination::PageRequest,
 };
 use uuid::Uuid;
 
-use super::model::{NewProduct, Product, ProductChange};
+use super::{
+    errors::CatalogError,
+    model::{NewProduct, Product, ProductChange},
+};
 
 /// Returns a page of products, oldest first.
 pub(super) async fn list(database: &Database, page: PageRequest) -> Result<Vec<Product>, sqlx::Error> {
@@ -36,7 +39,7 @@ pub(super) async fn find(database: &Database, id: Uuid) -> Result<Option<Product
 }
 
 /// Stores a product with its audit event.
-pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Product, Problem> {
+pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Product, CatalogError> {
     let id = Uuid::now_v7();
     let event = Event::change("products", "create").records([id]).with("unit_amount", new.unit_amount);
     let statement = sqlx::query!(
@@ -61,7 +64,7 @@ pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Produ
     let created =
         database.run("products.insert", async |connection| statement.fetch_one(connection).await).await;
     let row = created.map_err(|error| match violated_constraint(&error) {
-        Some("sku_is_taken_once") => Problem::conflict("The SKU belongs to another product."),
+        Some("sku_is_taken_once") => CatalogError::SkuTaken,
         _ => error.into(),
     })?;
     event.mirror();

@@ -5,6 +5,7 @@
 //! - Prices come from the catalog and never from the client.
 //! - An order keeps the price at which it was placed.
 //! - Only an unpaid order without a payment in progress can be cancelled.
+mod errors;
 mod metrics;
 mod model;
 mod routes;

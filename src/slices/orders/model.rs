@@ -1,9 +1,13 @@
 //! Orders, and the rules for placing them.
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use platform::http::{extract::Validate, problem::FieldError, timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
+
+use super::errors::OrderError;
 
 /// The status of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -40,6 +44,15 @@ impl OrderStatus {
     /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == text)
+    }
+
+    /// Returns the reason why an order with this status was not cancelled.
+    pub fn why_not_cancelled(self) -> OrderError {
+        match self {
+            Self::PendingPayment => OrderError::PaymentInProgress,
+            Self::Cancelled => OrderError::AlreadyCancelled,
+            Self::Paid | Self::PartiallyRefunded | Self::Refunded => OrderError::AlreadyPaid,
+        }
     }
 }
 
@@ -107,6 +120,30 @@ pub struct BasketItem {
     pub quantity: i32,
 }
 
+impl Basket {
+    /// Returns the products of the lines.
+    pub fn products(&self) -> Vec<Uuid> {
+        self.items.iter().map(|item| item.product_id).collect()
+    }
+
+    /// Returns the reason why the basket was not placed. `orderable` has those of its products that can be ordered, each
+    /// with its currency.
+    pub fn why_not_placed(&self, orderable: &[(Uuid, String)]) -> OrderError {
+        let is_orderable = |product: Uuid| orderable.iter().any(|(id, _)| *id == product);
+        let lines = self.items.iter().enumerate();
+        let missing: Vec<_> =
+            lines.filter(|(_, item)| !is_orderable(item.product_id)).map(|(line, _)| line).collect();
+        let currencies: BTreeSet<_> = orderable.iter().map(|(_, currency)| currency).collect();
+        if !missing.is_empty() {
+            OrderError::NotForSale(missing)
+        } else if currencies.len() > 1 {
+            OrderError::SeveralCurrencies
+        } else {
+            OrderError::CatalogChanged
+        }
+    }
+}
+
 /// Maximum number of lines of an order.
 pub const MAX_LINES: usize = 100;
 /// Maximum number of pieces of a line.
@@ -135,6 +172,19 @@ mod tests {
     fn the_largest_order_fits_into_a_json_number() {
         let largest = MAX_UNIT_AMOUNT * i64::from(MAX_QUANTITY) * i64::try_from(MAX_LINES).unwrap();
         assert!(largest < 1 << 53);
+    }
+
+    #[test]
+    fn a_basket_is_rejected_by_its_lines_then_by_its_currencies() {
+        let (mug, teapot) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let items = [mug, teapot].map(|product_id| BasketItem { product_id, quantity: 1 });
+        let basket = Basket { items: items.into() };
+        let sold = |product, currency: &str| (product, currency.to_owned());
+        let why = |orderable: &[(Uuid, String)]| basket.why_not_placed(orderable);
+        assert!(matches!(why(&[sold(mug, "EUR")]), OrderError::NotForSale(lines) if lines == [1]));
+        let mixed = [sold(mug, "EUR"), sold(teapot, "USD")];
+        assert!(matches!(why(&mixed), OrderError::SeveralCurrencies));
+        assert!(matches!(why(&[sold(mug, "EUR"), sold(teapot, "EUR")]), OrderError::CatalogChanged));
     }
 
     proptest! {

@@ -15,6 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{
+    errors::OrderError,
     model::{Basket, Order, OrderStatus},
     store,
 };
@@ -45,7 +46,8 @@ async fn place_order(
 ) -> Result<StoredResponse, Problem> {
     idempotency::run(&database, caller.user_id, request, location, async |claim, basket| {
         let Some(placed) = store::place(&database, claim, caller.user_id, &basket).await? else {
-            return Ok(Change::Refused(refusal(&database, &basket).await?));
+            let orderable = store::orderable(&database, &basket).await?;
+            return Ok(Change::Refused(basket.why_not_placed(&orderable).into()));
         };
         Ok(Change::Made(placed.id, StoredResponse::from_json(StatusCode::CREATED, placed.body)))
     })
@@ -54,31 +56,6 @@ async fn place_order(
 
 fn location(id: Uuid) -> String {
     format!("/v1/orders/{id}")
-}
-
-/// Returns the problem of a rejected basket. Most requests never need this query.
-async fn refusal(database: &Database, basket: &Basket) -> Result<Problem, Problem> {
-    let wanted: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
-    let mut connection = database.acquire().await?;
-    let orderable = store::orderable(&mut connection, &wanted).await?;
-    connection.release();
-    let missing: Vec<_> = (0..)
-        .zip(&wanted)
-        .filter(|(_, wanted)| !orderable.iter().any(|(id, _)| id == *wanted))
-        .map(|(line, _): (usize, _)| {
-            FieldError::new(format!("/items/{line}/product_id"), "is not a product that can be ordered")
-        })
-        .collect();
-    let currencies =
-        orderable.iter().map(|(_, currency)| currency).collect::<std::collections::BTreeSet<_>>();
-    Ok(if !missing.is_empty() {
-        Problem::invalid(missing)
-    } else if currencies.len() > 1 {
-        Problem::invalid(vec![FieldError::new("/items", "must all have the same currency")])
-    } else {
-        // The catalog has changed in between: the basket could be ordered now.
-        Problem::unavailable(1)
-    })
 }
 
 /// The filters and the page of a list of orders.
@@ -133,9 +110,7 @@ async fn show_order(
     State(database): State<Database>,
     Id(id): Id,
 ) -> Result<JsonBody<Order>, Problem> {
-    let order = store::find(&database, id, reader.owner_filter())
-        .await?
-        .ok_or_else(|| Problem::not_found_or_not_owned("orders", id))?;
+    let order = store::find(&database, id, reader.owner_filter()).await?.ok_or(OrderError::NotFound(id))?;
     if reader.owner_filter().is_none() {
         store::record_access(&database, [id]).await?;
     }
@@ -159,15 +134,27 @@ async fn cancel_order(
 ) -> Result<JsonBody<Order>, Problem> {
     let owner = caller.owner_filter();
     let cancelled = store::cancel(&database, id, owner).await?;
-    let order = store::find(&database, id, owner)
-        .await?
-        .ok_or_else(|| Problem::not_found_or_not_owned("orders", id))?;
-    if cancelled {
-        return Ok(JsonBody(order));
+    let order = store::find(&database, id, owner).await?.ok_or(OrderError::NotFound(id))?;
+    if cancelled { Ok(JsonBody(order)) } else { Err(order.status.why_not_cancelled().into()) }
+}
+
+impl From<OrderError> for Problem {
+    fn from(error: OrderError) -> Self {
+        match error {
+            OrderError::NotForSale(lines) => {
+                let pointer = |line| format!("/items/{line}/product_id");
+                let not_for_sale =
+                    |line| FieldError::new(pointer(line), "is not a product that can be ordered");
+                Self::invalid(lines.into_iter().map(not_for_sale).collect())
+            }
+            OrderError::SeveralCurrencies => {
+                Self::invalid(vec![FieldError::new("/items", "must all have the same currency")])
+            }
+            OrderError::CatalogChanged => Self::unavailable(1),
+            OrderError::NotFound(id) => Self::not_found_or_not_owned("orders", id),
+            OrderError::PaymentInProgress => Self::conflict("A payment of this order is in progress."),
+            OrderError::AlreadyCancelled => Self::conflict("The order is already cancelled."),
+            OrderError::AlreadyPaid => Self::conflict("The order is paid."),
+        }
     }
-    Err(Problem::conflict(match order.status {
-        OrderStatus::PendingPayment => "A payment of this order is in progress.",
-        OrderStatus::Cancelled => "The order is already cancelled.",
-        OrderStatus::Paid | OrderStatus::PartiallyRefunded | OrderStatus::Refunded => "The order is paid.",
-    }))
 }

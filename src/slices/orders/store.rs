@@ -1,10 +1,10 @@
 //! The orders table and its items.
 use platform::{
     audit::{Event, EventResult, EventType, record},
-    database::{Database, observe},
+    database::Database,
     http::{idempotency::Claim, pagination::PageRequest},
 };
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::{
@@ -35,7 +35,7 @@ pub(super) async fn place(
     basket: &Basket,
 ) -> Result<Option<PlacedOrder>, sqlx::Error> {
     let id = Uuid::now_v7();
-    let products: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
+    let products = basket.products();
     let quantities: Vec<i32> = basket.items.iter().map(|item| item.quantity).collect();
     let event = Event::change("orders", "create").records([id]).with("lines", products.len());
     let statement = sqlx::query!(
@@ -115,13 +115,17 @@ pub(super) async fn place(
     }))
 }
 
-/// Returns those of the products that can be ordered now, each with its currency.
+/// Returns those of the basket's products that can be ordered now, each with its currency. Most requests never need
+/// this query.
 pub(super) async fn orderable(
-    connection: &mut PgConnection,
-    products: &[Uuid],
+    database: &Database,
+    basket: &Basket,
 ) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
-    let statement = sqlx::query!("select id, currency from products where id = any($1) and active", products);
-    let rows = observe("products.select", statement.fetch_all(connection)).await?;
+    let products = basket.products();
+    let statement =
+        sqlx::query!("select id, currency from products where id = any($1) and active", &products);
+    let rows =
+        database.run("products.select", async |connection| statement.fetch_all(connection).await).await?;
     Ok(rows.into_iter().map(|row| (row.id, row.currency)).collect())
 }
 
@@ -159,25 +163,30 @@ fn status(text: &str) -> Result<OrderStatus, sqlx::Error> {
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown order status {text:?}").into()))
 }
 
+/// Selects orders. The condition, the order and the limit follow the column list.
+macro_rules! select_orders {
+    ($rest:tt, $($argument:expr),+ $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            r#"
+        select
+          id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
+          total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
+          created_at as "created_at!", updated_at as "updated_at!"
+        from orders_with_items
+        "# + $rest,
+            $($argument),+
+        )
+    };
+}
+
 /// Returns one order. With `owner`, returns it only if it is this customer's.
 pub(super) async fn find(
     database: &Database,
     id: Uuid,
     owner: Option<Uuid>,
 ) -> Result<Option<Order>, sqlx::Error> {
-    let statement = sqlx::query_as!(
-        Row,
-        r#"
-        select
-          id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
-          total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
-          created_at as "created_at!", updated_at as "updated_at!"
-        from orders_with_items
-        where id = $1 and ($2::uuid is null or customer_id = $2)
-        "#,
-        id,
-        owner,
-    );
+    let statement = select_orders!("where id = $1 and ($2::uuid is null or customer_id = $2)", id, owner);
     let row =
         database.run("orders.select", async |connection| statement.fetch_optional(connection).await).await?;
     row.map(Order::try_from).transpose()
@@ -197,18 +206,8 @@ pub(super) async fn list(
     let with_status = with_status.map(OrderStatus::as_str);
     let rows = match (customer_id, with_status) {
         (Some(customer_id), with_status) => {
-            let statement = sqlx::query_as!(
-                Row,
-                r#"
-                select
-                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
-                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
-                  created_at as "created_at!", updated_at as "updated_at!"
-                from orders_with_items
-                where customer_id = $1 and ($2::text is null or status = $2) and id < $3
-                order by id desc
-                limit $4
-                "#,
+            let statement = select_orders!(
+                "where customer_id = $1 and ($2::text is null or status = $2) and id < $3 order by id desc limit $4",
                 customer_id,
                 with_status,
                 before,
@@ -219,18 +218,8 @@ pub(super) async fn list(
                 .await?
         }
         (None, Some(with_status)) => {
-            let statement = sqlx::query_as!(
-                Row,
-                r#"
-                select
-                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
-                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
-                  created_at as "created_at!", updated_at as "updated_at!"
-                from orders_with_items
-                where status = $1 and id < $2
-                order by id desc
-                limit $3
-                "#,
+            let statement = select_orders!(
+                "where status = $1 and id < $2 order by id desc limit $3",
                 with_status,
                 before,
                 page.rows(),
@@ -240,21 +229,7 @@ pub(super) async fn list(
                 .await?
         }
         (None, None) => {
-            let statement = sqlx::query_as!(
-                Row,
-                r#"
-                select
-                  id as "id!", customer_id as "customer_id!", status as "status!", currency as "currency!",
-                  total_amount as "total_amount!", items as "items!: Json<Vec<OrderItem>>",
-                  created_at as "created_at!", updated_at as "updated_at!"
-                from orders_with_items
-                where id < $1
-                order by id desc
-                limit $2
-                "#,
-                before,
-                page.rows(),
-            );
+            let statement = select_orders!("where id < $1 order by id desc limit $2", before, page.rows());
             database.run("orders.list", async |connection| statement.fetch_all(connection).await).await?
         }
     };
@@ -315,7 +290,7 @@ pub struct PayableOrder {
 /// Returns this customer's order, for paying it. It decides nothing: the statement that begins a payment has its own
 /// guard.
 pub async fn payable(
-    connection: &mut PgConnection,
+    database: &Database,
     id: Uuid,
     customer_id: Uuid,
 ) -> Result<Option<PayableOrder>, sqlx::Error> {
@@ -324,7 +299,8 @@ pub async fn payable(
         id,
         customer_id,
     );
-    let row = observe("orders.select", statement.fetch_optional(connection)).await?;
+    let row =
+        database.run("orders.select", async |connection| statement.fetch_optional(connection).await).await?;
     row.map(|row| {
         Ok(PayableOrder {
             status: status(&row.status)?,

@@ -103,7 +103,7 @@ async fn close(arguments: &ArgMatches, database: &Database) -> Outcome {
 async fn end(arguments: &ArgMatches, database: &Database) -> Outcome {
     let (id, reason) = id_and_reason(arguments)?;
     let ended = end_without_money(database, id, &reason).await;
-    match ended.map_err(|problem| format!("failed to end {id}: status {}", problem.status().as_u16()))? {
+    match ended.map_err(|error| format!("failed to end {id}: {error}"))? {
         EndResult::Payment => println!("the payment {id} has failed; its order can be paid again"),
         EndResult::Refund => println!("the refund {id} has failed; its amount can be refunded again"),
         EndResult::Settled(status) => return Err(format!("{id} is already settled: {status}").into()),

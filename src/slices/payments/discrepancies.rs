@@ -12,8 +12,7 @@ use chrono::{DateTime, Utc};
 use platform::{
     alerts::{Alert, Severity},
     audit::{self, Event, EventResult, EventType, PendingEvent},
-    database::{Database, observe},
-    http::problem::Problem,
+    database::{Database, instrument_query},
     telemetry::correlation,
 };
 use sha2::{Digest, Sha256};
@@ -86,7 +85,7 @@ fn printable(text: &str) -> String {
 pub(super) async fn record(
     connection: &mut PgConnection,
     found: &Discrepancy<'_>,
-) -> Result<Option<PendingEvent>, Problem> {
+) -> Result<Option<PendingEvent>, sqlx::Error> {
     let Discrepancy { resource, id, what, we_say, .. } = *found;
     let gateway_says = printable(found.gateway_says);
     let (digest, correlation_id) = (found.digest(&gateway_says), correlation::current_id());
@@ -105,7 +104,7 @@ pub(super) async fn record(
         &digest,
         correlation_id.as_str(),
     );
-    let inserted = observe("discrepancies.insert", statement.execute(&mut *connection)).await?;
+    let inserted = instrument_query("discrepancies.insert", statement.execute(&mut *connection)).await?;
     if inserted.rows_affected() == 0 {
         tracing::debug!(resource, ?id, what, "a discrepancy is already recorded");
         return Ok(None);
@@ -121,7 +120,7 @@ pub(super) async fn record(
 
 impl Payments {
     /// Records a discrepancy in a separate transaction, and sends an alert if it is new.
-    pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), Problem> {
+    pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), sqlx::Error> {
         let mut transaction = self.0.database.begin().await?;
         let Some(recorded) = record(&mut transaction, found).await? else {
             transaction.rollback().await?;
@@ -140,7 +139,7 @@ impl Payments {
         id: Uuid,
         what: &'static str,
         gateway_says: &str,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), sqlx::Error> {
         let found = Discrepancy { resource, id: Some(id), what, gateway_says, we_say: "processing" };
         self.discrepancy(&found).await
     }
@@ -231,17 +230,14 @@ async fn lease_alerts(database: &Database) -> Result<Vec<PendingAlert>, sqlx::Er
         interval(ALERT_RETRY_INTERVAL),
         ALERT_BATCH,
     );
-    let mut connection = database.acquire().await?;
-    let due = observe("discrepancies.lease", statement.fetch_all(&mut *connection)).await?;
-    connection.release();
+    let due =
+        database.run("discrepancies.lease", async |connection| statement.fetch_all(connection).await).await?;
     Ok(due)
 }
 
 async fn alert_accepted(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!("update discrepancies set alert_due_at = null where id = $1", id);
-    let mut connection = database.acquire().await?;
-    observe("discrepancies.update", statement.execute(&mut *connection)).await?;
-    connection.release();
+    database.run("discrepancies.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
 }
 
@@ -275,8 +271,7 @@ pub async fn open_discrepancies(database: &Database) -> Result<Vec<OpenDiscrepan
         order by recorded_at, id
         "#
     );
-    let mut connection = database.acquire().await?;
-    observe("discrepancies.list", statement.fetch_all(&mut *connection)).await
+    database.run("discrepancies.list", async |connection| statement.fetch_all(connection).await).await
 }
 
 /// Closes an open discrepancy, with its audit event. Returns whether it was open.
@@ -295,7 +290,7 @@ pub async fn close_discrepancy(database: &Database, id: Uuid, reason: &str) -> R
         id,
         reason,
     );
-    let closed = observe("discrepancies.close", statement.fetch_optional(&mut *transaction)).await?;
+    let closed = instrument_query("discrepancies.close", statement.fetch_optional(&mut *transaction)).await?;
     let Some(closed) = closed else {
         transaction.rollback().await?;
         return Ok(false);

@@ -12,6 +12,7 @@
 //! - Locks are taken in one order: the order's row, the payment's, the refund's.
 pub mod commands;
 mod discrepancies;
+mod errors;
 mod gateway;
 mod gateway_key;
 mod metrics;
@@ -21,6 +22,7 @@ mod paying;
 mod problems;
 mod recovery;
 mod refunding;
+mod responses;
 mod routes;
 mod settings;
 mod settlement;

@@ -4,13 +4,17 @@
 //! reason that is recorded in the audit log. A payment's order can then be paid again, and a refund releases its
 //! amount. If the gateway reports money afterwards, nothing changes, and the contradiction is recorded as a
 //! discrepancy.
-use platform::{database::Database, http::problem::Problem};
+use platform::database::Database;
 use uuid::Uuid;
 
 use super::{
+    errors::PaymentError,
     model::{FailureReason, PaymentStatus, RefundSettlement, RefundStatus, Settlement},
     settlement,
-    store::{self, RefundRecord},
+    store::{
+        self, By, payments,
+        refunds::{self, RefundRecord},
+    },
 };
 
 /// The result of ending a payment or refund.
@@ -32,9 +36,13 @@ pub enum EndResult {
 ///
 /// # Errors
 /// If a statement fails; then nothing is ended.
-pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> Result<EndResult, Problem> {
+pub async fn end_without_money(
+    database: &Database,
+    id: Uuid,
+    reason: &str,
+) -> Result<EndResult, PaymentError> {
     let mut transaction = database.begin().await?;
-    if let Some(found) = store::find(&mut transaction, id, None).await? {
+    if let Some(found) = payments::find_within(&mut transaction, By::Id(id)).await? {
         let settlement = Settlement::Failed { reason: FailureReason::GatewayRejected };
         if found.payment.status != PaymentStatus::Processing {
             return Ok(EndResult::Settled(found.payment.status.as_str()));
@@ -48,7 +56,8 @@ pub async fn end_without_money(database: &Database, id: Uuid, reason: &str) -> R
         let (payment, ended) = settled.committed_by_command();
         return Ok(if ended { EndResult::Payment } else { EndResult::Settled(payment.status.as_str()) });
     }
-    let Some(RefundRecord { refund, open, .. }) = store::find_refund(&mut transaction, id).await? else {
+    let Some(RefundRecord { refund, open, .. }) = refunds::find_within(&mut transaction, By::Id(id)).await?
+    else {
         return Ok(EndResult::NotFound);
     };
     if refund.status != RefundStatus::Processing {

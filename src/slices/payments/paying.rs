@@ -6,12 +6,13 @@
 //!
 //! If step 2 has no certain outcome, the payment stays `processing`, the response is 202, and recovery takes over. From
 //! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
-use axum::http::StatusCode;
+//!
+//! Paying and refunding do not use [`idempotency::run`], which replays stored responses only and looks the key up after
+//! the change was refused. Here an earlier request may have no response yet, and its payment's current state is replayed.
+//! Its response may also be deleted already, and then the gateway key finds the payment. And the key is looked up before
+//! the gateway is asked for a slot, so that a replay takes none.
 use platform::{
-    http::{
-        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
-        problem::Problem,
-    },
+    http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,
     resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
@@ -23,11 +24,16 @@ use uuid::Uuid;
 
 use super::{
     Payments,
+    errors::PaymentError,
     gateway::{Charge, GatewaySlot, SendResult, Unknown},
     gateway_key::GatewayKey,
     metrics::PAYMENT_FAILURES,
     model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
-    store::{self, PaymentDraft},
+    responses,
+    store::{
+        By,
+        payments::{self, PaymentDraft},
+    },
 };
 use crate::slices::orders::{self, OrderStatus, PayableOrder};
 
@@ -49,53 +55,38 @@ impl Payments {
         order_id: Uuid,
         request: IdempotentRequest<NewPayment>,
         deadline: Instant,
-    ) -> Result<StoredResponse, Problem> {
+    ) -> Result<StoredResponse, PaymentError> {
         let claim = Claim::of_user(caller.user_id, &request);
-        let order = {
-            let mut connection = self.0.database.acquire().await?;
-            let order = orders::payable(&mut connection, order_id, caller.user_id).await?;
-            let order = order.ok_or_else(|| Problem::not_found_or_not_owned("orders", order_id))?;
-            if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
-                connection.release();
-                return self.replay(previous).await;
-            }
-            connection.release();
-            order
-        };
-        let new = request.body?;
+        let order = orders::payable(&self.0.database, order_id, caller.user_id).await?;
+        let order = order.ok_or(PaymentError::OrderNotFound(order_id))?;
+        if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
+            return self.replay(previous).await;
+        }
+        let new = request.body.map_err(PaymentError::InvalidBody)?;
         if let Some(conflict) = why_not_payable(&order) {
             return self.existing_payment(GatewayKey::derive(&claim)).await?.ok_or(conflict);
         }
-        let admission = self.0.gateway.admit().map_err(|refusal| {
-            Problem::unavailable(refusal.retry_after_seconds())
-                .detail("The payment gateway is unavailable. Nothing was charged.")
-        })?;
+        let admission = self.0.gateway.admit().map_err(PaymentError::CannotCharge)?;
         let (begun, has_begun) = oneshot::channel();
         let work = self.clone().begin_and_charge(order_id, order, new, claim, admission, begun);
         let work = self.0.tracked.run(work);
-        finish_by(deadline, work, has_begun, created).await
+        finish_by(deadline, work, has_begun, responses::of_payment).await
     }
 
     /// Replays an earlier request with the same key: returns the stored response, or the payment's current state while
     /// none is stored.
-    async fn replay(&self, previous: Previous) -> Result<StoredResponse, Problem> {
+    async fn replay(&self, previous: Previous) -> Result<StoredResponse, PaymentError> {
         if let Some(answer) = previous.answer {
-            return Ok(answer.at(location(previous.resource_id)));
+            return Ok(answer.at(responses::payment_location(previous.resource_id)));
         }
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find(&mut connection, previous.resource_id, None).await?;
-        connection.release();
-        let found = found.ok_or_else(Problem::not_found)?;
-        Ok(created(&found.payment)?.replayed())
+        Ok(responses::of_payment(&self.reload(previous.resource_id).await?)?.replayed())
     }
 
     /// Returns the current state of the payment that an earlier request began under this gateway key. A response is
     /// deleted 24 hours after it was stored. A later request with the same key must not begin a second payment.
-    async fn existing_payment(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find_by_gateway_key(&mut connection, key).await?;
-        connection.release();
-        found.map(|found| Ok(created(&found.payment)?.replayed())).transpose()
+    async fn existing_payment(&self, key: GatewayKey) -> Result<Option<StoredResponse>, PaymentError> {
+        let found = payments::find(&self.0.database, By::GatewayKey(key)).await?;
+        found.map(|found| Ok(responses::of_payment(&found.payment)?.replayed())).transpose()
     }
 
     async fn begin_and_charge(
@@ -106,7 +97,7 @@ impl Payments {
         claim: Claim,
         admission: GatewaySlot,
         begun: oneshot::Sender<Payment>,
-    ) -> Result<StoredResponse, Problem> {
+    ) -> Result<StoredResponse, PaymentError> {
         let GatewaySlot { permit, slot: _until_the_end } = admission;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
         let body = ChargeRequest {
@@ -115,7 +106,7 @@ impl Payments {
             payment_method: &new.payment_method,
             reference: gateway_key,
         };
-        let gateway_request = serde_json::to_string(&body).map_err(|error| Problem::internal(&error))?;
+        let gateway_request = serde_json::to_string(&body)?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
         let start = PaymentDraft {
             id,
@@ -130,14 +121,14 @@ impl Payments {
             lease: self.0.lease,
         };
         crash::point("payment.beginning");
-        let Some(payment) = store::begin_payment(&self.0.database, &start).await? else {
+        let Some(payment) = payments::begin(&self.0.database, &start).await? else {
             return self.not_begun(order_id, gateway_key, &claim).await;
         };
         crash::point("payment.begun");
         // The receiver is dropped if the deadline has passed; the work continues nevertheless.
         let _deadline_passed = begun.send(payment.clone());
         let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
-        created(&payment)
+        Ok(responses::of_payment(&payment)?)
     }
 
     /// Responds if the payment could not begin. A concurrent request may have taken the order since it was read. Or the
@@ -147,18 +138,15 @@ impl Payments {
         order_id: Uuid,
         gateway_key: GatewayKey,
         claim: &Claim,
-    ) -> Result<StoredResponse, Problem> {
-        let mut connection = self.0.database.acquire().await?;
-        if let Some(previous) = idempotency::previous(&mut connection, claim).await? {
-            connection.release();
+    ) -> Result<StoredResponse, PaymentError> {
+        if let Some(previous) = idempotency::previous(&self.0.database, claim).await? {
             return self.replay(previous).await;
         }
-        connection.release();
         if let Some(existing) = self.existing_payment(gateway_key).await? {
             return Ok(existing);
         }
         tracing::info!(%order_id, "a concurrent request claimed the order");
-        Err(Problem::conflict("Another request paid or cancelled the order, or its payment is in progress."))
+        Err(PaymentError::OrderTaken)
     }
 
     /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
@@ -168,7 +156,7 @@ impl Payments {
         gateway_key: GatewayKey,
         gateway_request: &str,
         permit: Permit,
-    ) -> Result<Payment, Problem> {
+    ) -> Result<Payment, PaymentError> {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut calls = 1;
         let mut permit = permit;
@@ -202,7 +190,7 @@ impl Payments {
                 SendResult::Unknown(unknown) => unknown,
             };
             if unknown.was_not_sent() {
-                store::uncount_attempt(&self.0.database, payment.id).await?;
+                payments::uncount_attempt(&self.0.database, payment.id).await?;
             }
             let reason = reason_of(&unknown);
             let pause = self.0.gateway.pause_before_retry(calls, &unknown);
@@ -212,7 +200,7 @@ impl Payments {
             let Ok(next) = self.0.gateway.breaker().acquire() else {
                 break self.leave_to_recovery(payment, reason).await;
             };
-            if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
+            if payments::count_attempt(&self.0.database, payment.id).await?.is_none() {
                 // A webhook has settled the payment meanwhile.
                 break self.reload(payment.id).await;
             }
@@ -221,7 +209,11 @@ impl Payments {
     }
 
     /// Settles the payment, or leaves it to recovery if a guard refuses the settlement.
-    async fn settle_or_leave(&self, payment: Payment, settlement: Settlement) -> Result<Payment, Problem> {
+    async fn settle_or_leave(
+        &self,
+        payment: Payment,
+        settlement: Settlement,
+    ) -> Result<Payment, PaymentError> {
         let payment = self.settle(payment.id, payment.order_id, settlement).await?;
         if payment.status == PaymentStatus::Processing {
             return self.leave_to_recovery(payment, FailureReason::GatewayError).await;
@@ -230,32 +222,32 @@ impl Payments {
     }
 
     /// Hands the payment over to recovery, and lets retries of the request read the current state.
-    async fn leave_to_recovery(&self, payment: Payment, reason: FailureReason) -> Result<Payment, Problem> {
+    async fn leave_to_recovery(
+        &self,
+        payment: Payment,
+        reason: FailureReason,
+    ) -> Result<Payment, PaymentError> {
         PAYMENT_FAILURES.with_label_values(&[reason.as_str()]).inc();
-        store::release_payment(&self.0.database, payment.id, self.0.recovery_interval, false).await?;
-        let mut connection = self.0.database.acquire().await?;
-        idempotency::release(&mut connection, payment.id).await?;
-        connection.release();
+        payments::release(&self.0.database, payment.id, self.0.recovery_interval, false).await?;
+        idempotency::release(&self.0.database, payment.id).await?;
         self.reload(payment.id).await
     }
 
-    async fn reload(&self, id: Uuid) -> Result<Payment, Problem> {
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find(&mut connection, id, None).await?;
-        found.map(|found| found.payment).ok_or_else(Problem::not_found)
+    async fn reload(&self, id: Uuid) -> Result<Payment, PaymentError> {
+        let found = payments::find(&self.0.database, By::Id(id)).await?;
+        found.map(|found| found.payment).ok_or(PaymentError::NotFound)
     }
 }
 
-fn why_not_payable(order: &PayableOrder) -> Option<Problem> {
-    let detail = match (order.status, order.live_payment_id) {
-        (OrderStatus::PendingPayment, None) => return None,
-        (OrderStatus::PendingPayment, Some(_)) => "A payment of this order is in progress.",
-        (OrderStatus::Cancelled, _) => "The order is cancelled.",
+fn why_not_payable(order: &PayableOrder) -> Option<PaymentError> {
+    match (order.status, order.live_payment_id) {
+        (OrderStatus::PendingPayment, None) => None,
+        (OrderStatus::PendingPayment, Some(_)) => Some(PaymentError::OrderBeingPaid),
+        (OrderStatus::Cancelled, _) => Some(PaymentError::OrderCancelled),
         (OrderStatus::Paid | OrderStatus::PartiallyRefunded | OrderStatus::Refunded, _) => {
-            "The order is already paid."
+            Some(PaymentError::OrderPaid)
         }
-    };
-    Some(Problem::conflict(detail))
+    }
 }
 
 /// Returns the failure reason under which a call without a certain outcome is counted.
@@ -263,32 +255,19 @@ fn reason_of(unknown: &Unknown) -> FailureReason {
     if unknown.is_timeout() { FailureReason::GatewayTimeout } else { FailureReason::GatewayError }
 }
 
-fn location(id: Uuid) -> String {
-    format!("/v1/payments/{id}")
-}
-
-/// Returns the response for a payment: 201 for a settled one, whatever its outcome, and 202 while it is `processing`.
-fn created(payment: &Payment) -> Result<StoredResponse, Problem> {
-    let processing = payment.status == PaymentStatus::Processing;
-    let status = if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED };
-    Ok(StoredResponse::new(status, payment)?.at(location(payment.id)))
-}
-
 /// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise
 /// the response is 503, and the client retries with the same key. A 504 would leave the client without a next step.
 pub(super) async fn finish_by<T>(
     deadline: Instant,
-    work: tokio::task::JoinHandle<Result<StoredResponse, Problem>>,
+    work: tokio::task::JoinHandle<Result<StoredResponse, PaymentError>>,
     mut has_begun: oneshot::Receiver<T>,
-    answer: impl Fn(&T) -> Result<StoredResponse, Problem>,
-) -> Result<StoredResponse, Problem> {
+    response: impl Fn(&T) -> Result<StoredResponse, serde_json::Error>,
+) -> Result<StoredResponse, PaymentError> {
     match tokio::time::timeout_at(deadline, work).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(died)) => Err(Problem::internal(&died)),
+        Ok(finished) => finished?,
         Err(_elapsed) => match has_begun.try_recv() {
-            Ok(begun) => answer(&begun),
-            Err(_nothing_yet) => Err(Problem::unavailable(1)
-                .detail("It is unknown whether the payment has started. Send the same request again with the same Idempotency-Key.")),
+            Ok(begun) => Ok(response(&begun)?),
+            Err(_nothing_yet) => Err(PaymentError::BeginningUncertain),
         },
     }
 }

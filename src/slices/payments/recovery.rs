@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use platform::{
-    http::problem::Problem,
     resilience::crash,
     telemetry::{
         correlation::{Context, CorrelationId},
@@ -21,13 +20,18 @@ use uuid::Uuid;
 use super::{
     Payments,
     discrepancies::{Discrepancy, OUTCOME_UNKNOWN},
+    errors::PaymentError,
     gateway::{Charge, GatewayRefund, SendResult, Unknown},
     metrics::{DISCREPANCIES_OPEN, OLDEST_PROCESSING, PAYMENTS_PARKED, PAYMENTS_PROCESSING},
     model::{
         FailureReason, Mismatch, NoCharge, PaymentStatus, RefundStatus, Settlement, judge_charge,
         judge_refund,
     },
-    store::{self, OpenPayment, OpenRefund},
+    store::{
+        self,
+        payments::{self, OpenPayment},
+        refunds::{self, OpenRefund},
+    },
 };
 
 /// Maximum number of payments, and also of refunds, that one replica leases at once. Each call has a timeout, so that
@@ -57,10 +61,8 @@ pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
     let lease = payments.0.lease;
     // Concurrently, so that neither lease loses time while the other is awaited.
-    let (due, due_refunds) = tokio::try_join!(
-        store::lease_payments(database, lease, BATCH),
-        store::lease_refunds(database, lease, BATCH)
-    )?;
+    let (due, due_refunds) =
+        tokio::try_join!(payments::lease(database, lease, BATCH), refunds::lease(database, lease, BATCH))?;
     let full = [due.len(), due_refunds.len()]
         .iter()
         .any(|count| i64::try_from(*count).is_ok_and(|count| count == BATCH));
@@ -106,7 +108,7 @@ impl Payments {
             return;
         };
         let pause = pause_at(payment.age, self.0.recovery_interval);
-        if let Err(error) = store::release_payment(&self.0.database, payment.id, pause, park).await {
+        if let Err(error) = payments::release(&self.0.database, payment.id, pause, park).await {
             // The lease expires by itself.
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, payment_id = %payment.id, "failed to release a lease");
@@ -122,15 +124,15 @@ impl Payments {
         id: Uuid,
         age: Duration,
         parked: bool,
-        learned: Result<PollResult, Problem>,
+        learned: Result<PollResult, PaymentError>,
     ) -> Option<bool> {
         match learned {
             Ok(PollResult::Settled) => return None,
             Ok(PollResult::NeedsReview) => return Some(true),
             Ok(PollResult::Unknown) => {}
-            Err(problem) => {
-                let status = problem.status().as_u16();
-                tracing::warn!(resource, %id, status, "recovery failed; the next run retries it");
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(resource, %id, error, "recovery failed; the next run retries it");
             }
         }
         if age < self.0.park_after {
@@ -154,7 +156,7 @@ impl Payments {
 
     /// Polls for a payment's outcome. If the gateway has no charge and the key is still valid, resends the charge.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
-    async fn learn_payment(&self, payment: &OpenPayment) -> Result<PollResult, Problem> {
+    async fn learn_payment(&self, payment: &OpenPayment) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), payment.trace_parent.as_deref());
         crash::point("recovery.leased");
         let until = Instant::now() + self.0.gateway.timeout();
@@ -191,11 +193,11 @@ impl Payments {
 
     /// Resends the charge. The gateway has no charge, but a first call may still be in flight. Only the response to the
     /// same charge under the same key is certain.
-    async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<PollResult, Problem> {
+    async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<PollResult, PaymentError> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
         };
-        if store::count_attempt(&self.0.database, payment.id).await?.is_none() {
+        if payments::count_attempt(&self.0.database, payment.id).await?.is_none() {
             return Ok(PollResult::Settled);
         }
         crash::point("recovery.sending");
@@ -226,7 +228,7 @@ impl Payments {
             }
             SendResult::Unknown(unknown) => {
                 if unknown.was_not_sent() {
-                    store::uncount_attempt(&self.0.database, payment.id).await?;
+                    payments::uncount_attempt(&self.0.database, payment.id).await?;
                 }
                 Ok(PollResult::Unknown)
             }
@@ -238,7 +240,7 @@ impl Payments {
         payment: &OpenPayment,
         charge: &Charge,
         judged: Result<Settlement, Mismatch>,
-    ) -> Result<PollResult, Problem> {
+    ) -> Result<PollResult, PaymentError> {
         match judged {
             Ok(settlement) => {
                 let settled = self.settle(payment.id, payment.order_id, settlement).await?;
@@ -260,7 +262,7 @@ impl Payments {
             return;
         };
         let pause = pause_at(refund.age, self.0.recovery_interval);
-        if let Err(error) = store::release_refund(&self.0.database, refund.id, pause, park).await {
+        if let Err(error) = refunds::release(&self.0.database, refund.id, pause, park).await {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, refund_id = %refund.id, "failed to release a lease");
         }
@@ -269,7 +271,7 @@ impl Payments {
     /// Polls for a refund's outcome. If the gateway has no refund and the key is still valid, resends the refund. An
     /// empty list is never proof.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
-    async fn learn_refund(&self, refund: &OpenRefund) -> Result<PollResult, Problem> {
+    async fn learn_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
         let refunds = match self.0.gateway.refunds(refund.gateway_key, until).await {
@@ -292,11 +294,11 @@ impl Payments {
         }
     }
 
-    async fn resend_refund(&self, refund: &OpenRefund, until: Instant) -> Result<PollResult, Problem> {
+    async fn resend_refund(&self, refund: &OpenRefund, until: Instant) -> Result<PollResult, PaymentError> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
         };
-        if store::count_refund_attempt(&self.0.database, refund.id).await?.is_none() {
+        if refunds::count_attempt(&self.0.database, refund.id).await?.is_none() {
             return Ok(PollResult::Settled);
         }
         let (key, charge_id) = (refund.gateway_key, &refund.charge_id);
@@ -319,7 +321,7 @@ impl Payments {
             }
             SendResult::Unknown(unknown) => {
                 if unknown.was_not_sent() {
-                    store::uncount_refund_attempt(&self.0.database, refund.id).await?;
+                    refunds::uncount_attempt(&self.0.database, refund.id).await?;
                 }
                 Ok(PollResult::Unknown)
             }
@@ -330,7 +332,7 @@ impl Payments {
         &self,
         refund: &OpenRefund,
         found: &GatewayRefund,
-    ) -> Result<PollResult, Problem> {
+    ) -> Result<PollResult, PaymentError> {
         match judge_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
             Ok(settlement) => {
                 let settled = self.settle_refund(refund, settlement).await?;

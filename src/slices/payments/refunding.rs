@@ -3,12 +3,8 @@
 //! - The amount is reserved in the payment's row, so that concurrent refunds together never exceed the payment.
 //! - Only the gateway's `failed`, or an operator, ends a refund without money. Neither a rejection nor an empty list
 //!   proves that no money was refunded.
-use axum::http::StatusCode;
 use platform::{
-    http::{
-        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
-        problem::{FieldError, Problem},
-    },
+    http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,
     resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
@@ -20,11 +16,17 @@ use uuid::Uuid;
 
 use super::{
     Payments,
+    errors::PaymentError,
     gateway::{GatewaySlot, SendResult, Unknown},
     gateway_key::GatewayKey,
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
     paying::finish_by,
-    store::{self, OpenRefund, PaymentRecord, RefundDraft, RefundRecord},
+    responses,
+    store::{
+        By,
+        payments::{self, PaymentRecord},
+        refunds::{self, OpenRefund, RefundDraft, RefundRecord},
+    },
 };
 
 /// The body of a refund, stored and sent like the body of a charge.
@@ -42,39 +44,30 @@ impl Payments {
         payment_id: Uuid,
         request: IdempotentRequest<NewRefund>,
         deadline: Instant,
-    ) -> Result<StoredResponse, Problem> {
+    ) -> Result<StoredResponse, PaymentError> {
         let claim = Claim::of_user(caller.user_id, &request);
-        let found = {
-            let mut connection = self.0.database.acquire().await?;
-            let found =
-                store::find(&mut connection, payment_id, None).await?.ok_or_else(Problem::not_found)?;
-            if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
-                return replay(&mut connection, previous).await;
-            }
-            found
-        };
-        let new = request.body?;
+        let found =
+            payments::find(&self.0.database, By::Id(payment_id)).await?.ok_or(PaymentError::NotFound)?;
+        if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
+            return self.replay_refund(previous).await;
+        }
+        let new = request.body.map_err(PaymentError::InvalidBody)?;
         let amount = match amount_to_refund(&found, new.amount) {
             Ok(amount) => amount,
             Err(refusal) => return self.existing_refund(GatewayKey::derive(&claim)).await?.ok_or(refusal),
         };
-        let admission = self.0.gateway.admit().map_err(|refusal| {
-            Problem::unavailable(refusal.retry_after_seconds())
-                .detail("The payment gateway is unavailable. Nothing was refunded.")
-        })?;
+        let admission = self.0.gateway.admit().map_err(PaymentError::CannotRefund)?;
         let (begun, has_begun) = oneshot::channel();
         let work = self.clone().begin_and_refund(found, amount, new.reason, claim, admission, begun);
         let work = self.0.tracked.run(work);
-        finish_by(deadline, work, has_begun, created).await
+        finish_by(deadline, work, has_begun, responses::of_refund).await
     }
 
     /// Returns the current state of the refund that an earlier request began under this gateway key. Mirrors
     /// `existing_payment`.
-    async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, Problem> {
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find_refund_by_gateway_key(&mut connection, key).await?;
-        connection.release();
-        found.map(|found| Ok(created(&found.refund)?.replayed())).transpose()
+    async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, PaymentError> {
+        let found = refunds::find(&self.0.database, By::GatewayKey(key)).await?;
+        found.map(|found| Ok(responses::of_refund(&found.refund)?.replayed())).transpose()
     }
 
     async fn begin_and_refund(
@@ -85,11 +78,10 @@ impl Payments {
         claim: Claim,
         admission: GatewaySlot,
         begun: oneshot::Sender<Refund>,
-    ) -> Result<StoredResponse, Problem> {
+    ) -> Result<StoredResponse, PaymentError> {
         let GatewaySlot { permit, slot: _until_the_end } = admission;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
-        let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: gateway_key })
-            .map_err(|error| Problem::internal(&error))?;
+        let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: gateway_key })?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
         let start = RefundDraft {
             id,
@@ -105,26 +97,21 @@ impl Payments {
             lease: self.0.lease,
         };
         crash::point("refund.beginning");
-        let Some(refund) = store::begin_refund(&self.0.database, &start).await? else {
-            let mut connection = self.0.database.acquire().await?;
-            if let Some(previous) = idempotency::previous(&mut connection, &claim).await? {
-                return replay(&mut connection, previous).await;
+        let Some(refund) = refunds::begin(&self.0.database, &start).await? else {
+            if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
+                return self.replay_refund(previous).await;
             }
-            connection.release();
-            let taken = || Problem::conflict("A concurrent refund used the refundable amount.");
-            return self.existing_refund(gateway_key).await?.ok_or_else(taken);
+            return self.existing_refund(gateway_key).await?.ok_or(PaymentError::RefundableTaken);
         };
         crash::point("refund.begun");
         // The receiver is dropped if the deadline has passed; the work continues nevertheless.
         let _deadline_passed = begun.send(refund);
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find_refund(&mut connection, id).await?.ok_or_else(Problem::not_found)?;
-        connection.release();
-        created(&self.send_refund(&found.open, permit).await?)
+        let found = self.reload_refund(id).await?;
+        Ok(responses::of_refund(&self.send_refund(&found.open, permit).await?)?)
     }
 
     /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
-    async fn send_refund(&self, open: &OpenRefund, permit: Permit) -> Result<Refund, Problem> {
+    async fn send_refund(&self, open: &OpenRefund, permit: Permit) -> Result<Refund, PaymentError> {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut calls = 1;
         let mut permit = permit;
@@ -166,60 +153,52 @@ impl Payments {
                 SendResult::Unknown(unknown) => unknown,
             };
             if unknown.was_not_sent() {
-                store::uncount_refund_attempt(&self.0.database, open.id).await?;
+                refunds::uncount_attempt(&self.0.database, open.id).await?;
             }
             let pause = self.0.gateway.pause_before_retry(calls, &unknown);
             let pause = pause.filter(|pause| *pause < until.saturating_duration_since(Instant::now()));
             let Some(pause) = pause else { break };
             tokio::time::sleep(pause).await;
             let Ok(next) = self.0.gateway.breaker().acquire() else { break };
-            if store::count_refund_attempt(&self.0.database, open.id).await?.is_none() {
+            if refunds::count_attempt(&self.0.database, open.id).await?.is_none() {
                 // A webhook has settled the refund meanwhile.
                 break;
             }
             (calls, permit) = (calls + 1, next);
         }
-        store::release_refund(&self.0.database, open.id, self.0.recovery_interval, park).await?;
-        let mut connection = self.0.database.acquire().await?;
-        idempotency::release(&mut connection, open.id).await?;
-        let found = store::find_refund(&mut connection, open.id).await?.ok_or_else(Problem::not_found)?;
-        Ok(found.refund)
+        refunds::release(&self.0.database, open.id, self.0.recovery_interval, park).await?;
+        idempotency::release(&self.0.database, open.id).await?;
+        Ok(self.reload_refund(open.id).await?.refund)
     }
-}
 
-/// Replays an earlier request with the same key: returns the stored response, or the refund's current state while none
-/// is stored.
-async fn replay(connection: &mut sqlx::PgConnection, previous: Previous) -> Result<StoredResponse, Problem> {
-    if let Some(answer) = previous.answer {
-        return Ok(answer);
+    /// Replays an earlier request with the same key: returns the stored response, or the refund's current state while
+    /// none is stored.
+    async fn replay_refund(&self, previous: Previous) -> Result<StoredResponse, PaymentError> {
+        if let Some(answer) = previous.answer {
+            return Ok(answer);
+        }
+        Ok(responses::of_refund(&self.reload_refund(previous.resource_id).await?.refund)?.replayed())
     }
-    let RefundRecord { refund, .. } =
-        store::find_refund(connection, previous.resource_id).await?.ok_or_else(Problem::not_found)?;
-    Ok(created(&refund)?.replayed())
+
+    async fn reload_refund(&self, id: Uuid) -> Result<RefundRecord, PaymentError> {
+        refunds::find(&self.0.database, By::Id(id)).await?.ok_or(PaymentError::NotFound)
+    }
 }
 
 /// Returns the amount to refund. It decides nothing: the statement that reserves the amount has its own guard.
-fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, Problem> {
+fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, PaymentError> {
     if found.payment.status == PaymentStatus::Processing {
-        return Err(Problem::conflict("The payment's outcome is not known yet."));
+        return Err(PaymentError::NotSettled);
     }
     if !found.payment.status.took_money() {
-        return Err(Problem::conflict("The payment charged nothing."));
+        return Err(PaymentError::TookNoMoney);
     }
     if amount.is_some_and(|amount| amount > found.payment.amount) {
-        return Err(Problem::invalid(vec![FieldError::new("/amount", "exceeds the paid amount")]));
+        return Err(PaymentError::ExceedsPayment);
     }
     match found.refundable_amount {
-        0 => Err(Problem::conflict("The payment is completely refunded, including refunds in progress.")),
-        left if amount.is_some_and(|amount| amount > left) => {
-            Err(Problem::conflict(format!("The refund exceeds the refundable amount of {left} minor units.")))
-        }
+        0 => Err(PaymentError::NothingLeft),
+        left if amount.is_some_and(|amount| amount > left) => Err(PaymentError::ExceedsRefundable(left)),
         left => Ok(amount.unwrap_or(left)),
     }
-}
-
-/// Returns the response for a refund: 201 for a settled one, whatever its outcome, and 202 while it is `processing`.
-fn created(refund: &Refund) -> Result<StoredResponse, Problem> {
-    let processing = refund.status == RefundStatus::Processing;
-    StoredResponse::new(if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED }, refund)
 }

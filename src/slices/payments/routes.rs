@@ -4,20 +4,23 @@ use axum::{
     extract::{Request, State},
     http::StatusCode,
 };
-use platform::http::{
-    extract::{Id, read_bytes},
-    idempotency::{IdempotentRequest, StoredResponse},
-    limits::Deadline,
-    problem::{Problem, ProblemBody},
+use platform::{
+    database::Database,
+    http::{
+        extract::{Id, read_bytes},
+        idempotency::{IdempotentRequest, StoredResponse},
+        limits::Deadline,
+        problem::{Problem, ProblemBody},
+    },
 };
 use tokio::time::Instant;
 use utoipa_axum::{router::OpenApiRouter, routes};
-use uuid::Uuid;
 
 use super::{
     Payments,
+    errors::PaymentError,
     model::{NewPayment, NewRefund, Payment, Refund},
-    store,
+    store::payments as store,
 };
 use crate::{
     accounts::{Customer, OwnerOrStaff, Staff},
@@ -67,15 +70,14 @@ async fn pay_order(
 )]
 async fn show_payment(
     reader: OwnerOrStaff,
-    State(payments): State<Payments>,
+    State(database): State<Database>,
     Id(id): Id,
 ) -> Result<JsonBody<Payment>, Problem> {
-    let found = payments
-        .find(id, reader.owner_filter())
+    let found = store::find_of_owner(&database, id, reader.owner_filter())
         .await?
         .ok_or_else(|| Problem::not_found_or_not_owned("payments", id))?;
     if reader.owner_filter().is_none() {
-        payments.record_access(id).await?;
+        store::record_access(&database, id).await?;
     }
     Ok(JsonBody(found))
 }
@@ -131,28 +133,12 @@ fn answer_by(deadline: Deadline) -> Instant {
 /// that has not begun is late. Its response is a 503, because the 504 of the deadline would leave the result unknown.
 async fn in_time(
     deadline: Deadline,
-    work: impl Future<Output = Result<StoredResponse, Problem>>,
+    work: impl Future<Output = Result<StoredResponse, PaymentError>>,
 ) -> Result<StoredResponse, Problem> {
     let latest = deadline.0.checked_sub(TO_ANSWER / 2).unwrap_or(deadline.0);
     let too_late = |_| {
         Problem::unavailable(1)
             .detail("The deadline passed before the work started. This request moved no money.")
     };
-    tokio::time::timeout_at(latest, work).await.map_err(too_late)?
-}
-
-impl Payments {
-    async fn find(&self, id: Uuid, owner: Option<Uuid>) -> Result<Option<Payment>, sqlx::Error> {
-        let mut connection = self.0.database.acquire().await?;
-        let found = store::find(&mut connection, id, owner).await?;
-        connection.release();
-        Ok(found.map(|found| found.payment))
-    }
-
-    /// Records that staff has read a customer's payment. If the event cannot be recorded, the payment is not shown.
-    async fn record_access(&self, id: Uuid) -> Result<(), sqlx::Error> {
-        use platform::audit::{Event, EventResult, EventType, record};
-        let event = Event::new(EventType::DataAccess, "payments", "read", EventResult::Success).records([id]);
-        record(&self.0.database, event).await
-    }
+    Ok(tokio::time::timeout_at(latest, work).await.map_err(too_late)??)
 }

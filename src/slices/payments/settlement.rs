@@ -10,14 +10,9 @@
 //! - A charge or refund of the gateway settles one record.
 //!
 //! The response for the idempotency key is stored in the same transaction.
-use axum::http::StatusCode;
 use platform::{
     audit::{self, Event, PendingEvent},
-    database::{observe, violated_constraint},
-    http::{
-        idempotency::{self, StoredResponse},
-        problem::Problem,
-    },
+    http::idempotency,
     resilience::crash,
 };
 use sqlx::PgConnection;
@@ -27,9 +22,15 @@ use uuid::Uuid;
 use super::{
     Payments,
     discrepancies::{self, Discrepancy},
+    errors::PaymentError,
     metrics::{PAYMENT_FAILURES, PAYMENTS},
     model::{Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement},
-    store::{self, OpenRefund, RefundRecord},
+    responses,
+    store::{
+        By, payments,
+        refunds::{self, OpenRefund, RefundRecord},
+        settling,
+    },
 };
 
 /// The result of settling. [`SettleResult::committed`] counts, mirrors and alerts, after the commit.
@@ -120,61 +121,12 @@ pub(super) async fn settle(
     order_id: Uuid,
     settlement: &Settlement,
     decided: Option<&str>,
-) -> Result<SettleResult<Payment>, Problem> {
-    let order_status = (settlement.status() == PaymentStatus::Succeeded).then_some("paid");
-    let statement = sqlx::query!(
-        r#"
-        with locked as materialized (
-          select lock_order($2) as order_locked
-        ), settled as (
-          update payments
-          set
-            status = $3, gateway_charge_id = $4, failure_reason = $5, settled_at = now(), updated_at = now(),
-            lease_expires_at = null, parked_at = null
-          from locked
-          where
-            id = $1 and status = 'processing' and order_locked
-            and (not $7 or attempts = 1)
-            and not exists (
-              select from payments as other where other.gateway_charge_id = $4 and other.id <> $1
-            )
-          returning id, amount, currency, created_at, updated_at
-        ), closed as (
-          update discrepancies
-          set closed_at = now(), closed_reason = 'settled', alert_due_at = null
-          from settled
-          where record_id = settled.id and what = 'outcome unknown' and closed_at is null
-        )
-        select
-          amount as "amount!", currency as "currency!", created_at as "created_at!", updated_at as "updated_at!",
-          settle_order($2, $6)
-        from settled
-        "#,
-        payment_id,
-        order_id,
-        settlement.status().as_str(),
-        settlement.charge_id(),
-        settlement.reason().map(super::model::FailureReason::as_str),
-        order_status,
-        *settlement == Settlement::Rejected,
-    );
-    let settled = observe("payments.settle", statement.fetch_optional(&mut *connection)).await;
-    let Some(row) = settled.map_err(retry_after_a_race)? else {
+) -> Result<SettleResult<Payment>, PaymentError> {
+    let settled = settling::settle_payment(&mut *connection, payment_id, order_id, settlement).await?;
+    let Some(payment) = settled else {
         return not_settled(connection, payment_id, settlement).await;
     };
-    let payment = Payment {
-        id: payment_id,
-        order_id,
-        status: settlement.status(),
-        amount: row.amount,
-        currency: row.currency,
-        refunded_amount: 0,
-        failure_reason: settlement.reason().map(|reason| reason.as_str().to_owned()),
-        created_at: row.created_at,
-        updated_at: row.updated_at,
-    };
-    idempotency::complete(connection, payment_id, &StoredResponse::new(StatusCode::CREATED, &payment)?)
-        .await?;
+    idempotency::complete(connection, payment_id, &responses::of_payment(&payment)?).await?;
     let event = Event::change("payments", "settle")
         .records([payment_id])
         .with("order_id", order_id.to_string())
@@ -185,24 +137,14 @@ pub(super) async fn settle(
     Ok(SettleResult::now(payment, recorded))
 }
 
-/// Converts an error of the settling statement. If one charge or refund of the gateway settled two records
-/// concurrently, the error is retryable. The next attempt finds the other record, and records a discrepancy.
-fn retry_after_a_race(error: sqlx::Error) -> Problem {
-    match violated_constraint(&error) {
-        Some("a_charge_settles_one_payment" | "a_gateway_refund_settles_one_refund") => {
-            Problem::unavailable(1)
-        }
-        _ => error.into(),
-    }
-}
-
 /// Returns the payment that was not settled, because it was settled before or a guard refused the settlement.
 async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
     settlement: &Settlement,
-) -> Result<SettleResult<Payment>, Problem> {
-    let found = store::find(&mut *connection, payment_id, None).await?.ok_or_else(Problem::not_found)?;
+) -> Result<SettleResult<Payment>, PaymentError> {
+    let found =
+        payments::find_within(&mut *connection, By::Id(payment_id)).await?.ok_or(PaymentError::NotFound)?;
     let status = found.payment.status;
     let is_open = status.may_become(settlement.status());
     let is_its_charge = |charge_id: &str| found.charge_id.as_deref() == Some(charge_id);
@@ -210,14 +152,13 @@ async fn not_settled(
         // Another attempt may have reached the gateway, so the rejection of this attempt proves nothing.
         Settlement::Rejected if found.attempts != 1 => None,
         Settlement::Succeeded { charge_id } | Settlement::Declined { charge_id, .. } if is_open => {
-            if !store::charge_is_taken(&mut *connection, payment_id, charge_id).await? {
-                return Err(Problem::unavailable(1));
+            if !payments::charge_is_taken(&mut *connection, payment_id, charge_id).await? {
+                return Err(PaymentError::SettledConcurrently);
             }
             Some(("charge of another payment", charge_id.as_str()))
         }
         Settlement::Rejected | Settlement::Failed { .. } if is_open => {
-            // The order's row is missing. No code of the service can cause that.
-            return Err(Problem::unavailable(1));
+            return Err(PaymentError::OrderMissing);
         }
         Settlement::Succeeded { charge_id } if status.took_money() && is_its_charge(charge_id) => None,
         Settlement::Declined { charge_id, .. }
@@ -249,80 +190,16 @@ pub(super) async fn settle_refund(
     open: &OpenRefund,
     settlement: &RefundSettlement,
     decided: Option<&str>,
-) -> Result<SettleResult<Refund>, Problem> {
-    let status = if settlement.succeeded { RefundStatus::Succeeded } else { RefundStatus::Failed };
-    let failure_reason = (!settlement.succeeded).then_some("gateway_refused");
-    let statement = sqlx::query!(
-        r#"
-        with order_locked as materialized (
-          select lock_order($3) as done
-        ), payment_locked as materialized (
-          select payments.id
-          from order_locked, payments
-          where order_locked.done and payments.id = $2
-          for update of payments
-        ), settled as (
-          update refunds
-          set
-            status = $4, gateway_refund_id = $5, failure_reason = $6, settled_at = now(), updated_at = now(),
-            lease_expires_at = null, parked_at = null
-          from payment_locked
-          where
-            refunds.id = $1 and refunds.payment_id = payment_locked.id and status = 'processing'
-            and not exists (
-              select from refunds as other where other.gateway_refund_id = $5 and other.id <> $1
-            )
-          returning refunds.id, refunds.payment_id, amount, created_at
-        ), closed as (
-          update discrepancies
-          set closed_at = now(), closed_reason = 'settled', alert_due_at = null
-          from settled
-          where record_id = settled.id and what = 'outcome unknown' and closed_at is null
-        ), payment as (
-          update payments
-          set
-            refunded_amount = refunded_amount + case when $7 then settled.amount else 0 end,
-            refund_reserved_amount = refund_reserved_amount - case when $7 then 0 else settled.amount end,
-            status = case
-              when not $7 then status
-              when refunded_amount + settled.amount = payments.amount then 'refunded'
-              else 'partially_refunded'
-            end,
-            updated_at = now()
-          from settled
-          where payments.id = settled.payment_id
-          returning case when $7 then status end as order_status
-        )
-        select
-          amount as "amount!", created_at as "created_at!",
-          case when order_status is not null then settle_order($3, order_status) end
-        from settled, payment
-        "#,
-        open.id,
-        open.payment_id,
-        open.order_id,
-        status.as_str(),
-        settlement.gateway_refund_id,
-        failure_reason,
-        settlement.succeeded,
-    );
-    let settled = observe("refunds.settle", statement.fetch_optional(&mut *connection)).await;
-    let Some(row) = settled.map_err(retry_after_a_race)? else {
-        return refund_not_settled(connection, open, settlement, status).await;
+) -> Result<SettleResult<Refund>, PaymentError> {
+    let settled = settling::settle_refund(&mut *connection, open, settlement).await?;
+    let Some(refund) = settled else {
+        return refund_not_settled(connection, open, settlement).await;
     };
-    let refund = Refund {
-        id: open.id,
-        payment_id: open.payment_id,
-        status,
-        amount: row.amount,
-        currency: open.currency.clone(),
-        created_at: row.created_at,
-    };
-    idempotency::complete(connection, open.id, &StoredResponse::new(StatusCode::CREATED, &refund)?).await?;
+    idempotency::complete(connection, open.id, &responses::of_refund(&refund)?).await?;
     let event = Event::change("refunds", "settle")
         .records([open.id])
         .with("payment_id", open.payment_id.to_string())
-        .with("status", status.as_str())
+        .with("status", refund.status.as_str())
         .with("amount", refund.amount)
         .with("decided_by_operator", decided);
     let recorded = audit::record_with(connection, event).await?;
@@ -334,9 +211,10 @@ async fn refund_not_settled(
     connection: &mut PgConnection,
     open: &OpenRefund,
     settlement: &RefundSettlement,
-    status: RefundStatus,
-) -> Result<SettleResult<Refund>, Problem> {
-    let found = store::find_refund(&mut *connection, open.id).await?.ok_or_else(Problem::not_found)?;
+) -> Result<SettleResult<Refund>, PaymentError> {
+    let status = settlement.status();
+    let found =
+        refunds::find_within(&mut *connection, By::Id(open.id)).await?.ok_or(PaymentError::NotFound)?;
     let RefundRecord { refund, gateway_refund_id, .. } = found;
     let reported = settlement.gateway_refund_id.as_deref();
     let (what, gateway_says) = if refund.status == RefundStatus::Processing {
@@ -362,7 +240,7 @@ impl Payments {
         payment_id: Uuid,
         order_id: Uuid,
         settlement: Settlement,
-    ) -> Result<Payment, Problem> {
+    ) -> Result<Payment, PaymentError> {
         let mut transaction = self.0.database.begin().await?;
         let settled = settle(&mut transaction, payment_id, order_id, &settlement, None).await?;
         crash::point("payment.settling");
@@ -377,7 +255,7 @@ impl Payments {
         &self,
         open: &OpenRefund,
         settlement: RefundSettlement,
-    ) -> Result<Refund, Problem> {
+    ) -> Result<Refund, PaymentError> {
         let mut transaction = self.0.database.begin().await?;
         let settled = settle_refund(&mut transaction, open, &settlement, None).await?;
         crash::point("refund.settling");

@@ -7,12 +7,7 @@
 //! A signed event that is unusable is acknowledged and recorded as a discrepancy, because the gateway would send the
 //! same bytes again.
 use axum::http::HeaderMap;
-use platform::{
-    audit::PendingEvent,
-    http::{idempotency, problem::Problem},
-    resilience::crash,
-    telemetry::traces,
-};
+use platform::{audit::PendingEvent, http::idempotency, resilience::crash, telemetry::traces};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
@@ -22,12 +17,15 @@ use tracing::Span;
 use super::{
     Payments,
     discrepancies::{self, Discrepancy},
+    errors::PaymentError,
     gateway::{Charge, GatewayRefund},
     gateway_key::GatewayKey,
     model::{Mismatch, Payment, Refund, judge_charge, judge_refund},
-    problems::BAD_SIGNATURE,
     settlement::{self, SettleResult},
-    store::{self, RefundRecord},
+    store::{
+        By, payments,
+        refunds::{self, RefundRecord},
+    },
 };
 
 /// Scope of the events' idempotency keys, in place of a caller's id.
@@ -71,10 +69,9 @@ enum Effect {
 
 impl Payments {
     /// Receives an event. Duplicates, unknown references and unusable data are acknowledged, too.
-    pub(super) async fn receive(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Problem> {
+    pub(super) async fn receive(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), PaymentError> {
         let event_id = self.verify(headers, body)?;
-        let event: Event =
-            serde_json::from_slice(body).map_err(|_| Problem::malformed("The event is malformed."))?;
+        let event: Event = serde_json::from_slice(body).map_err(|_| PaymentError::UnreadableEvent)?;
         let mut transaction = self.0.database.begin().await?;
         if !idempotency::claim_event(&mut transaction, SCOPE, event_id, body).await? {
             transaction.rollback().await?;
@@ -100,7 +97,7 @@ impl Payments {
 
     /// Returns the event's id if the signature is valid. It is verified in constant time and within five minutes. One
     /// of several signatures may match one of the configured secrets.
-    fn verify<'a>(&self, headers: &'a HeaderMap, body: &[u8]) -> Result<&'a str, Problem> {
+    fn verify<'a>(&self, headers: &'a HeaderMap, body: &[u8]) -> Result<&'a str, PaymentError> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let id = header(HEADER_WEBHOOK_ID)
             .filter(|id| (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()));
@@ -110,12 +107,16 @@ impl Payments {
         let signed = || self.0.webhooks.iter().any(|webhook| webhook.verify(body, headers).is_ok());
         match id {
             Some(id) if sane_time && signed() => Ok(id),
-            _ => Err(Problem::new(BAD_SIGNATURE)),
+            _ => Err(PaymentError::BadSignature),
         }
     }
 }
 
-async fn apply(connection: &mut PgConnection, event_id: &str, event: &Event<'_>) -> Result<Effect, Problem> {
+async fn apply(
+    connection: &mut PgConnection,
+    event_id: &str,
+    event: &Event<'_>,
+) -> Result<Effect, PaymentError> {
     match event.kind.as_str() {
         "charge.succeeded" | "charge.declined" => match event.data::<Charge>() {
             Ok(charge) => apply_charge(connection, &charge).await,
@@ -140,13 +141,13 @@ async fn unusable(
     event_id: &str,
     reference: Option<GatewayKey>,
     why: &str,
-) -> Result<Effect, Problem> {
+) -> Result<Effect, PaymentError> {
     let id = match reference {
         Some(key) if resource == "payments" => {
-            store::find_by_gateway_key(&mut *connection, key).await?.map(|found| found.payment.id)
+            payments::find_within(&mut *connection, By::GatewayKey(key)).await?.map(|found| found.payment.id)
         }
         Some(key) => {
-            store::find_refund_by_gateway_key(&mut *connection, key).await?.map(|found| found.open.id)
+            refunds::find_within(&mut *connection, By::GatewayKey(key)).await?.map(|found| found.open.id)
         }
         None => None,
     };
@@ -156,8 +157,8 @@ async fn unusable(
     discrepancy(connection, found).await
 }
 
-async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<Effect, Problem> {
-    let Some(found) = store::find_by_gateway_key(&mut *connection, charge.reference).await? else {
+async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<Effect, PaymentError> {
+    let Some(found) = payments::find_within(&mut *connection, By::GatewayKey(charge.reference)).await? else {
         let found = Discrepancy {
             resource: "payments",
             id: Some(charge.reference.0),
@@ -186,8 +187,8 @@ async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<
     }
 }
 
-async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> Result<Effect, Problem> {
-    let found = store::find_refund_by_gateway_key(&mut *connection, refund.reference).await?;
+async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> Result<Effect, PaymentError> {
+    let found = refunds::find_within(&mut *connection, By::GatewayKey(refund.reference)).await?;
     let Some(RefundRecord { refund: known, open, .. }) = found else {
         let found = Discrepancy {
             resource: "refunds",
@@ -216,7 +217,7 @@ async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> 
     }
 }
 
-async fn discrepancy(connection: &mut PgConnection, found: Discrepancy<'_>) -> Result<Effect, Problem> {
+async fn discrepancy(connection: &mut PgConnection, found: Discrepancy<'_>) -> Result<Effect, PaymentError> {
     let recorded = discrepancies::record(connection, &found).await?;
     Ok(recorded.map_or(Effect::Nothing, Effect::Discrepancy))
 }

@@ -1,5 +1,5 @@
 //! The audit log: it contains every operation, an operation without an event fails, and reading the log is audited.
-mod long_trails;
+mod long_audit_logs;
 mod retention;
 pub(crate) mod seals;
 pub(crate) mod verification;

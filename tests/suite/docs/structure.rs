@@ -232,6 +232,31 @@ fn handlers_contain_no_sql() {
     assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");
 }
 
+#[test]
+fn connections_are_acquired_by_hand_only_for_several_statements() {
+    let by_hand = |line: &str| line.contains(".acquire().await");
+    let in_database = |path: &str| path.starts_with("platform/src/database/");
+    // An export sets up its connection, and a verification shares the functions of an export.
+    assert_eq!(
+        lines_with(by_hand, |path| !in_database(path)),
+        [
+            "platform/src/audit/export/mod.rs: let mut connection = owner.acquire().await?;",
+            "platform/src/audit/verify.rs: let mut connection = database.acquire().await?;",
+        ]
+    );
+}
+
+/// Workers and commands use the same functions as routes, and send no response.
+#[test]
+fn only_the_edge_of_a_slice_names_problems() {
+    let names_a_problem = |line: &str| line.contains("Problem");
+    let at_the_edge =
+        |path: &str| ["/routes.rs", "/problems.rs", "/errors.rs"].iter().any(|file| path.ends_with(file));
+    let within = |path: &str| path.starts_with("src/slices/") && !at_the_edge(path);
+    assert_eq!(lines_with(names_a_problem, within), [""; 0]);
+    assert!(!lines_with(names_a_problem, at_the_edge).is_empty(), "the rule finds lines");
+}
+
 /// Returns the names of the metrics in a file.
 #[derive(Default)]
 struct Metrics(BTreeSet<String>);

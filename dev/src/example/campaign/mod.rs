@@ -174,7 +174,7 @@ async fn settle(stage: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<Stri
     let verdict = stage.check().await?;
     progress(&format!("  {verdict}"));
     violations.extend(verdict.violations.iter().map(ToString::to_string));
-    violations.extend(stage.verify_trail().await?);
+    violations.extend(stage.verify_audit_log().await?);
     Ok(violations)
 }
 

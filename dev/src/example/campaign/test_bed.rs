@@ -163,7 +163,7 @@ impl TestBed {
     }
 
     /// Verifies the hash chain of the audit log. Returns the problem, or `None`.
-    pub(super) async fn verify_trail(&self) -> Result<Option<String>, Error> {
+    pub(super) async fn verify_audit_log(&self) -> Result<Option<String>, Error> {
         let verifying = Launch::new(&self.executable)
             .args(["audit", "verify"])
             .directory("/".as_ref())

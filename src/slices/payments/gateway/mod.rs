@@ -78,11 +78,13 @@ pub struct GatewaySlot {
 }
 
 /// Reason why no new operation can begin.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum SlotError {
     /// The breaker is open.
+    #[error("the circuit breaker of the gateway is open")]
     Open(Open),
     /// All slots for requests that wait for the gateway are in use.
+    #[error("too many requests wait for the gateway")]
     Busy,
 }
 

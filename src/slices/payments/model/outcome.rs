@@ -1,7 +1,7 @@
 //! Certain and unknown outcomes of payments and refunds. No I/O.
 use std::time::Duration;
 
-use super::PaymentStatus;
+use super::{PaymentStatus, RefundStatus};
 use crate::slices::payments::{
     gateway::{Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus},
     gateway_key::GatewayKey,
@@ -155,6 +155,13 @@ pub struct RefundSettlement {
     pub succeeded: bool,
     /// The gateway's id of the refund; `None` if an operator ends it.
     pub gateway_refund_id: Option<String>,
+}
+
+impl RefundSettlement {
+    /// Returns the refund's status after the settlement.
+    pub fn status(&self) -> RefundStatus {
+        if self.succeeded { RefundStatus::Succeeded } else { RefundStatus::Failed }
+    }
 }
 
 /// Checks a refund, like [`judge_charge`].

@@ -1,9 +1,10 @@
 //! The refunds table: beginning, leasing and reading. A refund reserves its amount in the payment's row.
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use platform::{
     audit::Event,
-    database::{Database, observe, violated_constraint},
+    database::{Database, instrument_query, violated_constraint},
     http::idempotency::Claim,
 };
 use sqlx::PgConnection;
@@ -14,48 +15,66 @@ use super::{
         gateway_key::GatewayKey,
         model::{Refund, RefundStatus},
     },
-    age, interval,
+    By, age, interval,
 };
+
+/// Queries refunds. The column list is between the two parts of the statement.
+macro_rules! query_refunds {
+    ($before:tt, $after:tt, $($argument:expr),+ $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            $before
+                + r#"
+          refunds.id, refunds.gateway_key, refunds.payment_id, payments.order_id, refunds.status, refunds.amount,
+          payments.currency, payments.gateway_charge_id as "charge_id!", refunds.gateway_request,
+          refunds.correlation_id, refunds.trace_parent, refunds.created_at, refunds.gateway_refund_id,
+          extract(epoch from now() - refunds.first_sent_at)::float8 as "age_seconds!",
+          refunds.parked_at is not null as "parked!"
+        "#
+                + $after,
+            $($argument),+
+        )
+    };
+}
+
+super::declare_sends_and_leases!("refunds");
 
 /// A refund without an outcome: the request to send.
 #[derive(Debug, Clone)]
-pub(in crate::slices::payments) struct OpenRefund {
-    pub(in crate::slices::payments) id: Uuid,
-    pub(in crate::slices::payments) gateway_key: GatewayKey,
-    pub(in crate::slices::payments) payment_id: Uuid,
-    pub(in crate::slices::payments) order_id: Uuid,
-    pub(in crate::slices::payments) amount: i64,
-    pub(in crate::slices::payments) currency: String,
-    pub(in crate::slices::payments) charge_id: String,
-    pub(in crate::slices::payments) gateway_request: String,
-    pub(in crate::slices::payments) correlation_id: String,
-    pub(in crate::slices::payments) trace_parent: Option<String>,
-    pub(in crate::slices::payments) age: Duration,
-    pub(in crate::slices::payments) parked: bool,
+pub struct OpenRefund {
+    pub id: Uuid,
+    pub gateway_key: GatewayKey,
+    pub payment_id: Uuid,
+    pub order_id: Uuid,
+    pub amount: i64,
+    pub currency: String,
+    pub charge_id: String,
+    pub gateway_request: String,
+    pub correlation_id: String,
+    pub trace_parent: Option<String>,
+    pub age: Duration,
+    pub parked: bool,
 }
 
 /// A refund to begin.
-pub(in crate::slices::payments) struct RefundDraft<'a> {
-    pub(in crate::slices::payments) id: Uuid,
-    pub(in crate::slices::payments) gateway_key: GatewayKey,
-    pub(in crate::slices::payments) payment_id: Uuid,
-    pub(in crate::slices::payments) amount: i64,
-    pub(in crate::slices::payments) currency: &'a str,
-    pub(in crate::slices::payments) reason: Option<&'a str>,
-    pub(in crate::slices::payments) gateway_request: &'a str,
-    pub(in crate::slices::payments) correlation_id: &'a str,
-    pub(in crate::slices::payments) trace_parent: Option<&'a str>,
-    pub(in crate::slices::payments) claim: &'a Claim,
-    pub(in crate::slices::payments) lease: Duration,
+pub struct RefundDraft<'a> {
+    pub id: Uuid,
+    pub gateway_key: GatewayKey,
+    pub payment_id: Uuid,
+    pub amount: i64,
+    pub currency: &'a str,
+    pub reason: Option<&'a str>,
+    pub gateway_request: &'a str,
+    pub correlation_id: &'a str,
+    pub trace_parent: Option<&'a str>,
+    pub claim: &'a Claim,
+    pub lease: Duration,
 }
 
 /// Runs the first transaction of a refund as one statement. It locks the payment if the amount is still refundable,
 /// claims the key, and reserves the amount. It also stores the refund with its first lease, and records the audit
 /// event. Returns `None`, and stores nothing, if the amount is no longer refundable or one of the two keys is taken.
-pub(in crate::slices::payments) async fn begin_refund(
-    database: &Database,
-    new: &RefundDraft<'_>,
-) -> Result<Option<Refund>, sqlx::Error> {
+pub async fn begin(database: &Database, new: &RefundDraft<'_>) -> Result<Option<Refund>, sqlx::Error> {
     let event = Event::change("refunds", "create")
         .records([new.id])
         .with("payment_id", new.payment_id.to_string())
@@ -106,8 +125,10 @@ pub(in crate::slices::payments) async fn begin_refund(
         event.to_json(),
         new.gateway_key.0,
     );
-    let mut connection = database.acquire().await?;
-    let begun = match observe("refunds.insert", statement.fetch_optional(&mut *connection)).await {
+    let begun = match database
+        .run("refunds.insert", async |connection| statement.fetch_optional(connection).await)
+        .await
+    {
         Err(error) if violated_constraint(&error) == Some("a_gateway_key_makes_one_refund") => None,
         begun => begun?,
     };
@@ -124,41 +145,9 @@ pub(in crate::slices::payments) async fn begin_refund(
     }))
 }
 
-/// Like [`super::count_attempt`], for a refund.
-pub(in crate::slices::payments) async fn count_refund_attempt(
-    database: &Database,
-    refund_id: Uuid,
-) -> Result<Option<i32>, sqlx::Error> {
-    let statement = sqlx::query_scalar!(
-        "update refunds set attempts = attempts + 1 where id = $1 and status = 'processing' returning attempts",
-        refund_id,
-    );
-    let mut connection = database.acquire().await?;
-    observe("refunds.update", statement.fetch_optional(&mut *connection)).await
-}
-
-/// Like [`super::uncount_attempt`], for a refund.
-pub(in crate::slices::payments) async fn uncount_refund_attempt(
-    database: &Database,
-    refund_id: Uuid,
-) -> Result<(), sqlx::Error> {
-    let statement = sqlx::query!(
-        "update refunds set attempts = attempts - 1 where id = $1 and status = 'processing' and attempts > 0",
-        refund_id,
-    );
-    let mut connection = database.acquire().await?;
-    observe("refunds.update", statement.execute(&mut *connection)).await?;
-    connection.release();
-    Ok(())
-}
-
-/// Like [`super::lease_payments`], for refunds.
-pub(in crate::slices::payments) async fn lease_refunds(
-    database: &Database,
-    lease: Duration,
-    most: i64,
-) -> Result<Vec<OpenRefund>, sqlx::Error> {
-    let statement = sqlx::query!(
+/// Leases refunds that are due, so that no other replica polls the gateway for them at the same time.
+pub async fn lease(database: &Database, lease: Duration, most: i64) -> Result<Vec<OpenRefund>, sqlx::Error> {
+    let statement = query_refunds!(
         r#"
         update refunds
         set lease_expires_at = clock_timestamp() + $1::interval
@@ -173,112 +162,70 @@ pub(in crate::slices::payments) async fn lease_refunds(
             limit $2
             for update skip locked
           )
-        returning
-          refunds.id, refunds.gateway_key, refunds.payment_id, payments.order_id, refunds.amount, payments.currency,
-          payments.gateway_charge_id as "charge_id!", refunds.gateway_request, refunds.correlation_id,
-          refunds.trace_parent,
-          extract(epoch from now() - refunds.first_sent_at)::float8 as "age_seconds!",
-          refunds.parked_at is not null as "parked!"
-        "#,
+        returning"#,
+        "",
         interval(lease),
         most,
     );
-    let mut connection = database.acquire().await?;
-    let rows = observe("refunds.lease", statement.fetch_all(&mut *connection)).await?;
-    let open = rows.into_iter().map(|row| OpenRefund {
-        id: row.id,
-        gateway_key: GatewayKey(row.gateway_key),
-        payment_id: row.payment_id,
-        order_id: row.order_id,
-        amount: row.amount,
-        currency: row.currency,
-        charge_id: row.charge_id,
-        gateway_request: row.gateway_request,
-        correlation_id: row.correlation_id,
-        trace_parent: row.trace_parent,
-        age: age(row.age_seconds),
-        parked: row.parked,
-    });
-    Ok(open.collect())
-}
-
-/// Like [`super::release_payment`], for a refund.
-pub(in crate::slices::payments) async fn release_refund(
-    database: &Database,
-    id: Uuid,
-    pause: Duration,
-    park: bool,
-) -> Result<(), sqlx::Error> {
-    let statement = sqlx::query!(
-        r#"
-        update refunds
-        set lease_expires_at = now() + $2::interval, parked_at = case when $3 then coalesce(parked_at, now()) else parked_at end
-        where id = $1 and status = 'processing'
-        "#,
-        id,
-        interval(pause),
-        park,
-    );
-    let mut connection = database.acquire().await?;
-    observe("refunds.update", statement.execute(&mut *connection)).await?;
-    Ok(())
+    let rows =
+        database.run("refunds.lease", async |connection| statement.fetch_all(connection).await).await?;
+    Ok(rows.into_iter().map(OpenRefund::from).collect())
 }
 
 /// A refund with further data for its callers.
 #[derive(Debug, Clone)]
-pub(in crate::slices::payments) struct RefundRecord {
-    pub(in crate::slices::payments) refund: Refund,
-    pub(in crate::slices::payments) open: OpenRefund,
-    pub(in crate::slices::payments) gateway_refund_id: Option<String>,
+pub struct RefundRecord {
+    pub refund: Refund,
+    pub open: OpenRefund,
+    pub gateway_refund_id: Option<String>,
 }
 
 /// Returns one refund.
-pub(in crate::slices::payments) async fn find_refund(
-    connection: &mut PgConnection,
-    id: Uuid,
-) -> Result<Option<RefundRecord>, sqlx::Error> {
-    select(connection, Some(id), None).await
+pub async fn find(database: &Database, by: By) -> Result<Option<RefundRecord>, sqlx::Error> {
+    database.run("refunds.select", async |connection| select(connection, by).await).await
 }
 
-/// Returns the refund that was begun under a gateway key.
-pub(in crate::slices::payments) async fn find_refund_by_gateway_key(
-    connection: &mut PgConnection,
-    key: GatewayKey,
-) -> Result<Option<RefundRecord>, sqlx::Error> {
-    select(connection, None, Some(key)).await
+/// Returns one refund, within a transaction.
+pub async fn find_within(connection: &mut PgConnection, by: By) -> Result<Option<RefundRecord>, sqlx::Error> {
+    instrument_query("refunds.select", select(connection, by)).await
 }
 
-async fn select(
-    connection: &mut PgConnection,
-    id: Option<Uuid>,
-    key: Option<GatewayKey>,
-) -> Result<Option<RefundRecord>, sqlx::Error> {
-    let statement = sqlx::query!(
+async fn select(connection: &mut PgConnection, by: By) -> Result<Option<RefundRecord>, sqlx::Error> {
+    let (id, gateway_key) = by.parameters();
+    let statement = query_refunds!(
         r#"
-        select
-          refunds.id, refunds.gateway_key, refunds.payment_id, payments.order_id, refunds.status, refunds.amount,
-          payments.currency, payments.gateway_charge_id as "charge_id!", refunds.gateway_request,
-          refunds.correlation_id, refunds.trace_parent, refunds.created_at, refunds.gateway_refund_id,
-          extract(epoch from now() - refunds.first_sent_at)::float8 as "age_seconds!",
-          refunds.parked_at is not null as "parked!"
-        from refunds
+        select"#,
+        r#"from refunds
         join payments on payments.id = refunds.payment_id
         where refunds.id = coalesce($1, (select by_key.id from refunds as by_key where by_key.gateway_key = $2))
         "#,
         id,
-        key.map(|key| key.0),
+        gateway_key,
     );
-    let row = observe("refunds.select", statement.fetch_optional(connection)).await?;
-    row.map(|row| {
-        let refund = Refund {
-            id: row.id,
-            payment_id: row.payment_id,
-            status: refund_status(&row.status)?,
-            amount: row.amount,
-            currency: row.currency.clone(),
-            created_at: row.created_at,
-        };
-        let open = OpenRefund {
+    statement.fetch_optional(connection).await?.map(RefundRecord::try_from).transpose()
+}
+
+struct Row {
+    id: Uuid,
+    gateway_key: Uuid,
+    payment_id: Uuid,
+    order_id: Uuid,
+    status: String,
+    amount: i64,
+    currency: String,
+    charge_id: String,
+    gateway_request: String,
+    correlation_id: String,
+    trace_parent: Option<String>,
+    created_at: DateTime<Utc>,
+    gateway_refund_id: Option<String>,
+    age_seconds: f64,
+    parked: bool,
+}
+
+impl From<Row> for OpenRefund {
+    fn from(row: Row) -> Self {
+        Self {
             id: row.id,
             gateway_key: GatewayKey(row.gateway_key),
             payment_id: row.payment_id,
@@ -291,14 +238,29 @@ async fn select(
             trace_parent: row.trace_parent,
             age: age(row.age_seconds),
             parked: row.parked,
-        };
-        Ok(RefundRecord { refund, open, gateway_refund_id: row.gateway_refund_id })
-    })
-    .transpose()
+        }
+    }
 }
 
-/// Like [`super::payment_status`].
-fn refund_status(text: &str) -> Result<RefundStatus, sqlx::Error> {
+impl TryFrom<Row> for RefundRecord {
+    type Error = sqlx::Error;
+
+    fn try_from(mut row: Row) -> Result<Self, sqlx::Error> {
+        let refund = Refund {
+            id: row.id,
+            payment_id: row.payment_id,
+            status: status(&row.status)?,
+            amount: row.amount,
+            currency: row.currency.clone(),
+            created_at: row.created_at,
+        };
+        let gateway_refund_id = row.gateway_refund_id.take();
+        Ok(Self { refund, open: row.into(), gateway_refund_id })
+    }
+}
+
+/// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
+fn status(text: &str) -> Result<RefundStatus, sqlx::Error> {
     RefundStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown refund status {text:?}").into()))
 }

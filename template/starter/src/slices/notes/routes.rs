@@ -42,7 +42,7 @@ async fn create_note(
             // If no response is stored, a concurrent duplicate held the key and was rolled back.
             return Ok(Change::Refused(Problem::unavailable(1)));
         };
-        Ok(Change::Made(note.id, StoredResponse::new(StatusCode::CREATED, &note)?))
+        Ok(Change::Made(note.id, StoredResponse::from_json(StatusCode::CREATED, note.body)))
     })
     .await
 }

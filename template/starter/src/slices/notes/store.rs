@@ -3,7 +3,7 @@ use chrono::{SubsecRound, Utc};
 use platform::{
     audit::{Event, EventResult, EventType, record},
     database::Database,
-    http::{idempotency::Claim, pagination::PageRequest, problem::Problem},
+    http::{idempotency::Claim, pagination::PageRequest},
 };
 use uuid::Uuid;
 
@@ -11,6 +11,12 @@ use super::{
     metrics::CREATED,
     model::{Note, NoteFields},
 };
+
+/// The created note: its id, and the JSON body as stored for idempotent replay.
+pub(super) struct CreatedNote {
+    pub(super) id: Uuid,
+    pub(super) body: String,
+}
 
 /// Creates a note: claims the key, and stores the row, the response and the audit event. Returns `None`, and stores
 /// nothing, if the key is taken.
@@ -21,12 +27,12 @@ pub(super) async fn create(
     claim: &Claim,
     owner_id: Uuid,
     fields: &NoteFields,
-) -> Result<Option<Note>, Problem> {
+) -> Result<Option<CreatedNote>, sqlx::Error> {
     // PostgreSQL stores microseconds: the response must have the same time as later reads.
     let now = Utc::now().trunc_subsecs(6);
     let name = fields.name.trim().to_owned();
     let created = Note { id: Uuid::now_v7(), owner_id, name, created_at: now, updated_at: now };
-    let answer = serde_json::to_string(&created).map_err(|error| Problem::internal(&error))?;
+    let body = serde_json::to_string(&created).map_err(|error| sqlx::Error::Encode(error.into()))?;
     let event = Event::change("notes", "create").records([created.id]);
     let statement = sqlx::query!(
         r#"
@@ -46,7 +52,7 @@ pub(super) async fn create(
         claim.key,
         claim.fingerprint.as_bytes(),
         created.id,
-        answer,
+        body,
         created.owner_id,
         created.name,
         created.created_at,
@@ -57,7 +63,7 @@ pub(super) async fn create(
     Ok(stored.map(|_| {
         CREATED.inc();
         event.mirror();
-        created
+        CreatedNote { id: created.id, body }
     }))
 }
 

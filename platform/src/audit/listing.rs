@@ -1,4 +1,4 @@
-//! Reading the audit log.
+//! Listing the events of the audit log, page by page.
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Event, EventResult, EventType, record_with};
 use crate::{
-    database::{Database, observe},
+    database::{Database, instrument_query},
     http::{
         extract::Identifier,
         pagination::{Page, PageQuery, PageRequest},
@@ -122,7 +122,7 @@ pub async fn list(
     // is planned for its actual values each time. The planning time does not matter, because no request depends on a
     // fast response.
     let planning = sqlx::query!("set local plan_cache_mode = force_custom_plan");
-    observe("audit_events.plan", planning.execute(&mut *transaction)).await?;
+    instrument_query("audit_events.plan", planning.execute(&mut *transaction)).await?;
     let (before, before_id) = page.after.unzip();
     let statement = sqlx::query_as!(
         AuditEvent,
@@ -150,7 +150,7 @@ pub async fn list(
         before_id,
         page.rows(),
     );
-    let events = observe("audit_events.list", statement.fetch_all(&mut *transaction)).await?;
+    let events = instrument_query("audit_events.list", statement.fetch_all(&mut *transaction)).await?;
     let shown = events.len().min(usize::try_from(page.limit).unwrap_or(usize::MAX));
     let access = Event::new(EventType::DataAccess, "audit_events", "read", EventResult::Success)
         .with("filter", filter.to_json())

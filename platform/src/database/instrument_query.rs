@@ -33,11 +33,11 @@ pub(super) fn remember_server(url: &DatabaseUrl) {
     let _the_first_stays = SERVER.set(server);
 }
 
-/// Runs a statement under a name of the form `table.verb`.
+/// Runs a statement under a name of the form `table.verb`, on a connection that the caller has, such as a transaction's.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn observe<T>(
+pub async fn instrument_query<T>(
     name: &'static str,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {

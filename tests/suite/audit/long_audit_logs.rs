@@ -9,8 +9,8 @@ use dev::harness::{Service, eventually};
 use super::seals::{sealing_service, something_happens};
 use crate::EXECUTABLE;
 
-/// Number of events, which would need sixty megabytes in memory. A longer log is checked by hand: `LONG_TRAIL=1000000
-/// cargo test --test suite long_trails -- --nocapture`.
+/// Number of events, which would need sixty megabytes in memory. A longer log is checked by hand: `LONG_AUDIT_LOG=1000000
+/// cargo test --test suite long_audit_logs -- --nocapture`.
 const EVENTS: i32 = 60_000;
 
 /// Maximum growth of the memory of both processes in bytes. Most of it is a page of events, and the allocator's
@@ -74,7 +74,7 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
         println!("skipped: /proc");
         return;
     }
-    let events = std::env::var("LONG_TRAIL").map_or(EVENTS, |count| count.parse().unwrap());
+    let events = std::env::var("LONG_AUDIT_LOG").map_or(EVENTS, |count| count.parse().unwrap());
     let service = sealing_service().await;
     something_happens(&service).await;
     is_sealed(&service).await;

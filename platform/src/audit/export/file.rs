@@ -1,0 +1,177 @@
+//! The file of an export: gzip over JSON lines, with a start line, each seal followed by its events, and an end line.
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, BufWriter, Write},
+    path::Path,
+};
+
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+
+use super::{
+    super::{
+        canonical::{EventPosition, GENESIS, Seal, StoredEvent},
+        chain::{Chain, Exports, KnownHeads, Verdict},
+        report::{OnProgress, Report, VerifyError, add_head},
+        seals::{self, Head},
+    },
+    ExportError,
+};
+
+const FORM: &str = "audit-export/1";
+
+/// Number of seals per page.
+const SEALS: i64 = 50;
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Line {
+    Begin {
+        form: String,
+        after_seal: i64,
+        #[serde(with = "hex::serde")]
+        after_hash: [u8; 32],
+    },
+    Seal(Seal),
+    Event(Box<StoredEvent>),
+    End {
+        last_seal: i64,
+        events: u64,
+    },
+}
+
+/// Writes the seals after `head` up to `last_seal`, with their events, which come after `begins`. Returns the number
+/// of events.
+pub(super) async fn write(
+    connection: &mut PgConnection,
+    (after, mut begins): (Head, EventPosition),
+    last_seal: i64,
+    path: &Path,
+    on_progress: OnProgress<'_>,
+) -> Result<u64, ExportError> {
+    let refused = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
+    // Existing files are never overwritten, because one may be the only copy of another export.
+    let file = File::create_new(path).map_err(refused)?;
+    let mut file = GzEncoder::new(BufWriter::new(file), Compression::default());
+    let begin = Line::Begin { form: FORM.to_owned(), after_seal: after.number, after_hash: after.hash };
+    write_line(&mut file, &begin).map_err(refused)?;
+    let (mut number, mut events) = (after.number, 0);
+    loop {
+        let page = seals::page(connection, number, last_seal, SEALS).await?;
+        let Some(last) = page.last() else { break };
+        number = last.number;
+        for seal in page {
+            let end = seal.last();
+            let of_seal = seals::events(connection, begins, end, i64::from(seal.event_count) + 1).await?;
+            events += u64::try_from(of_seal.len()).unwrap_or_default();
+            write_line(&mut file, &Line::Seal(seal)).map_err(refused)?;
+            for event in of_seal {
+                write_line(&mut file, &Line::Event(Box::new(event))).map_err(refused)?;
+            }
+            begins = end;
+        }
+        on_progress(number, events);
+    }
+    write_line(&mut file, &Line::End { last_seal, events }).map_err(refused)?;
+    let file = file.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
+    // The data must be on disk, not only in a cache, before the database drops it.
+    file.and_then(|file| file.sync_all()).map_err(refused)?;
+    Ok(events)
+}
+
+fn write_line(file: &mut impl Write, line: &Line) -> io::Result<()> {
+    serde_json::to_writer(&mut *file, line)?;
+    file.write_all(b"\n")
+}
+
+pub(super) fn sha256_of(path: &Path) -> Result<String, VerifyError> {
+    let mut hash = Sha256::new();
+    let mut file = BufReader::new(File::open(path).map_err(VerifyError::file(path))?);
+    loop {
+        let read = file.fill_buf().map_err(VerifyError::file(path))?;
+        if read.is_empty() {
+            return Ok(hex::encode(hash.finalize()));
+        }
+        hash.update(read);
+        let length = read.len();
+        file.consume(length);
+    }
+}
+
+/// Verifies an export without the database, and against logged heads if there are any. The export before it covers
+/// everything before its first seal.
+///
+/// # Errors
+/// The first seal and event that do not verify, or the reason that the file cannot be read.
+pub fn verify_export(
+    path: &Path,
+    heads: KnownHeads,
+    on_progress: OnProgress<'_>,
+) -> Result<Report, VerifyError> {
+    Report::of(verify_file(path, heads, on_progress)?)
+}
+
+/// Adds a file that contains events which may be missing from the database. The file is first verified without the
+/// database. Its seals must be those of the database, so the hash of its last seal is added to `heads`.
+pub fn add_file(
+    path: &Path,
+    exports: &mut Exports,
+    heads: &mut KnownHeads,
+    on_progress: OnProgress<'_>,
+) -> Result<(), VerifyError> {
+    let verdict = verify_file(path, heads.clone(), on_progress)?;
+    if let Some(wrong) = verdict.wrong {
+        return Err(VerifyError::ChainViolation(format!("{}: {wrong}", path.display())));
+    }
+    exports.given.insert(sha256_of(path)?);
+    exports.in_files.extend(verdict.export_events);
+    add_head(heads, verdict.head.number, &verdict.head.hash)
+}
+
+fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> Result<Verdict, VerifyError> {
+    let file = File::open(path).map_err(VerifyError::file(path))?;
+    let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(file))).lines().map(|line| {
+        let line = line.map_err(VerifyError::file(path))?;
+        serde_json::from_str::<Line>(&line).map_err(|error| {
+            VerifyError::ChainViolation(format!("failed to read a line of the export: {error}"))
+        })
+    });
+    let Some(Line::Begin { form, after_seal, after_hash }) = lines.next().transpose()? else {
+        return Err(VerifyError::ChainViolation(
+            "the file is not an export: its first line is no header".to_owned(),
+        ));
+    };
+    if form != FORM || (after_seal == 0) != (after_hash == GENESIS) {
+        return Err(VerifyError::ChainViolation(
+            "the header of the export is unknown to this release".to_owned(),
+        ));
+    }
+    let mut chain = Chain::after(Head { number: after_seal, hash: after_hash }, heads);
+    while let Some(line) = lines.next().transpose()? {
+        match line {
+            Line::Begin { .. } => {
+                return Err(VerifyError::ChainViolation("the export has two headers".to_owned()));
+            }
+            Line::Seal(seal) => {
+                if seal.number % SEALS == 0 {
+                    on_progress(seal.number, chain.events());
+                }
+                chain.seal(&seal);
+            }
+            Line::Event(event) => chain.event(&event),
+            Line::End { last_seal, events } => {
+                let ends = (chain.head_number(), chain.events()) == (last_seal, events);
+                return match lines.next() {
+                    None if ends => Ok(chain.finish(&Exports::default())),
+                    _ => Err(VerifyError::ChainViolation(
+                        "the export has another number of events than its last line states".to_owned(),
+                    )),
+                };
+            }
+        }
+    }
+    Err(VerifyError::ChainViolation("the export is truncated".to_owned()))
+}

@@ -1,0 +1,269 @@
+//! Exports: seals and their events in a file that can be verified without the database.
+//!
+//! Each export continues where the previous export ended, so all exports together are the complete audit log. The
+//! database drops only events that were written, synced, read back and verified. A sealed event must also record that
+//! they are in the file.
+mod file;
+mod partitions;
+
+use std::{path::Path, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgConnection;
+
+use super::{
+    Event, EventResult, EventType,
+    canonical::EventPosition,
+    chain::{ExportRecord, KnownHeads},
+    failures,
+    report::{OnProgress, VerifyError},
+    sealing,
+    seals::{self, Head},
+};
+use crate::database::{Database, instrument_query};
+
+pub(super) use self::file::add_file;
+pub use self::file::verify_export;
+
+/// Maximum time for the export's own event to be sealed.
+const UNTIL_SEALED: Duration = Duration::from_mins(1);
+/// Interval at which a state of the database is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The error of a failed export.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The database is unreachable, or rejected a statement.
+    #[error("failed to export the audit log: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The audit log or the written file does not verify.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// No events were recorded before that time, or all of them are already exported.
+    #[error("nothing to export: every sealed event before that time is in an earlier export")]
+    Nothing,
+    /// Sealing is behind.
+    #[error(
+        "events before that time are not sealed yet: run the command again after `serve` has sealed them"
+    )]
+    NotSealed,
+    /// The export's own event could not be sealed.
+    #[error("wrote the export, but failed to seal its own event, so nothing was dropped: {0}")]
+    OwnEvent(String),
+    /// A partition cannot be locked.
+    #[error(
+        "wrote and recorded the export, but {partition} was not dropped, because {holder} uses it; run the same command again later"
+    )]
+    InUse {
+        /// The partition.
+        partition: String,
+        /// The transaction that holds a lock on the audit log.
+        holder: String,
+    },
+}
+
+/// The result of an export: the written file, and the dropped partitions.
+#[derive(Debug)]
+pub struct Export {
+    /// `None` if all events were in earlier exports.
+    pub written: Option<ExportSummary>,
+    pub dropped: Vec<String>,
+}
+
+/// A file that was written and recorded.
+#[derive(Debug)]
+pub struct ExportSummary {
+    pub first_seal: i64,
+    pub last_seal: i64,
+    pub events: u64,
+    pub file_sha256: String,
+}
+
+/// Exports the events that were recorded before `until` and are in no earlier export. Then drops the partitions that
+/// ended before `until`, are past the retention, and contain only exported events. Runs as the schema owner.
+///
+/// # Errors
+/// The audit log does not verify, or the file or the database fails: then nothing is dropped. Or a partition is in
+/// use: then the partitions before it are dropped, and another call continues with it.
+pub async fn export(
+    owner: &Database,
+    until: DateTime<Utc>,
+    retention_days: u32,
+    path: &Path,
+    on_progress: OnProgress<'_>,
+) -> Result<Export, ExportError> {
+    // One connection, because the setting is the connection's.
+    let mut connection = owner.acquire().await?;
+    cancel_with_this_process(&mut connection).await?;
+    let place = last_place_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
+    let last_seal = seal_that_covers(&mut connection, place).await?.ok_or(ExportError::NotSealed)?;
+    let exported = last_export(&mut connection).await?;
+    let (head, end) =
+        exported.as_ref().map_or((Head::NONE, EventPosition::START), |last| (last.head, last.end));
+    let written = if last_seal > head.number {
+        let events = file::write(&mut connection, (head, end), last_seal, path, on_progress).await?;
+        verify_export(path, KnownHeads::new(), on_progress)?;
+        let written = ExportSummary {
+            first_seal: head.number + 1,
+            last_seal,
+            events,
+            file_sha256: file::sha256_of(path)?,
+        };
+        record(&mut connection, &written).await?;
+        Some(written)
+    } else {
+        None
+    };
+
+    // The export that was just recorded, or an earlier one whose partitions were in use.
+    let export = last_export(&mut connection).await?.ok_or(ExportError::Nothing)?;
+    wait_until_sealed(owner, &mut connection, export.event).await?;
+    let ended_before = until.min(Utc::now() - TimeDelta::days(i64::from(retention_days)));
+    let dropped = partitions::drop_exported(&mut connection, ended_before, export.end).await?;
+    connection.release();
+    if written.is_none() && dropped.is_empty() {
+        return Err(ExportError::Nothing);
+    }
+    Ok(Export { written, dropped })
+}
+
+/// Makes PostgreSQL cancel the connection's statement when this process ends. By default PostgreSQL notices only at
+/// the end of the statement, so the statement would outlive the command.
+async fn cancel_with_this_process(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query!("set client_connection_check_interval = '1s'");
+    instrument_query("pg_settings.update", statement.execute(connection)).await?;
+    Ok(())
+}
+
+/// Records an export: its event, and the row that only the owner can add.
+async fn record(connection: &mut PgConnection, written: &ExportSummary) -> Result<(), sqlx::Error> {
+    let event = Event::new(EventType::Audit, "audit_events", "export", EventResult::Success)
+        .with("first_seal", written.first_seal)
+        .with("last_seal", written.last_seal)
+        .with("event_count", written.events)
+        .with("file_sha256", written.file_sha256.clone());
+    let statement = sqlx::query!(
+        r#"
+        insert into audit_exports (event_id, first_seal, last_seal, file_sha256)
+        select ($1::jsonb ->> 'id')::uuid, $2, $3, $4
+        from record_audit_event($1)
+        "#,
+        event.to_json(),
+        written.first_seal,
+        written.last_seal,
+        written.file_sha256,
+    );
+    let recorded = instrument_query("audit_exports.insert", statement.execute(connection)).await;
+    recorded.inspect_err(|error| failures::count(error, 1))?;
+    event.mirror();
+    Ok(())
+}
+
+/// The last export that was recorded.
+struct LastExport {
+    /// The export's last seal.
+    head: Head,
+    /// The position of that seal's end.
+    end: EventPosition,
+    /// The position of the export's own event.
+    event: EventPosition,
+}
+
+async fn last_export(connection: &mut PgConnection) -> Result<Option<LastExport>, sqlx::Error> {
+    let statement = sqlx::query!(
+        r#"
+        select
+          number, hash, audit_seals.epoch, last_xact_id, last_sequence,
+          audit_events.epoch as event_epoch, audit_events.xact_id::text::bigint as "event_xact_id!",
+          audit_events.sequence as event_sequence
+        from audit_exports
+        join audit_seals on number = last_seal
+        join audit_events on (recorded_at, id) = (exported_at, event_id)
+        order by last_seal desc
+        limit 1
+        "#
+    );
+    let Some(row) = instrument_query("audit_exports.last", statement.fetch_optional(connection)).await?
+    else {
+        return Ok(None);
+    };
+    Ok(Some(LastExport {
+        head: Head::read(row.number, &row.hash)?,
+        end: EventPosition { epoch: row.epoch, xact_id: row.last_xact_id, sequence: row.last_sequence },
+        event: EventPosition {
+            epoch: row.event_epoch,
+            xact_id: row.event_xact_id,
+            sequence: row.event_sequence,
+        },
+    }))
+}
+
+/// Returns every export that the owner has recorded.
+pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<ExportRecord>, sqlx::Error> {
+    let statement = sqlx::query_as!(
+        ExportRecord,
+        "select event_id, first_seal, last_seal, file_sha256 from audit_exports order by first_seal"
+    );
+    instrument_query("audit_exports.select", statement.fetch_all(connection)).await
+}
+
+/// Returns the position of the last event that was recorded before a time.
+async fn last_place_before(
+    connection: &mut PgConnection,
+    until: DateTime<Utc>,
+) -> Result<Option<EventPosition>, sqlx::Error> {
+    let statement = sqlx::query!(
+        r#"
+        select epoch, xact_id::text::bigint as "xact_id!", sequence
+        from audit_events
+        where recorded_at < $1
+        order by epoch desc, audit_events.xact_id desc, sequence desc
+        limit 1
+        "#,
+        until
+    );
+    let row = instrument_query("audit_events.last", statement.fetch_optional(connection)).await?;
+    Ok(row.map(|row| EventPosition { epoch: row.epoch, xact_id: row.xact_id, sequence: row.sequence }))
+}
+
+/// Returns the seal whose range contains a position, if there is one.
+async fn seal_that_covers(
+    connection: &mut PgConnection,
+    place: EventPosition,
+) -> Result<Option<i64>, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"
+        select number
+        from audit_seals
+        where (epoch, last_xact_id, last_sequence) >= ($1, $2, $3)
+        order by number
+        limit 1
+        "#,
+        place.epoch,
+        place.xact_id,
+        place.sequence,
+    );
+    instrument_query("audit_seals.covering", statement.fetch_optional(connection)).await
+}
+
+/// Seals until a position is covered. The running service may seal at the same time.
+async fn wait_until_sealed(
+    owner: &Database,
+    connection: &mut PgConnection,
+    place: EventPosition,
+) -> Result<(), ExportError> {
+    let deadline = tokio::time::Instant::now() + UNTIL_SEALED;
+    while seal_that_covers(connection, place).await?.is_none() {
+        if tokio::time::Instant::now() >= deadline {
+            let writer = seals::oldest_writer(owner).await?;
+            let writer = writer.unwrap_or_else(|| "an unknown session".to_owned());
+            return Err(ExportError::OwnEvent(format!("the oldest writing transaction belongs to {writer}")));
+        }
+        let sealed = sealing::seal_next(owner).await;
+        let sealed = sealed.map_err(|error| ExportError::OwnEvent(error.to_string()))?;
+        if sealed.is_none_or(|sealed| !sealed.more) {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+    Ok(())
+}

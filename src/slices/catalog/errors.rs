@@ -1,0 +1,15 @@
+//! The reasons why a change of the catalog is rejected.
+
+/// A failed change of the catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// Another product has the SKU.
+    #[error("another product has this sku")]
+    SkuTaken,
+    /// There is no such product.
+    #[error("there is no such product")]
+    ProductNotFound,
+    /// The statement failed, or the database is unreachable.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}

@@ -1,0 +1,28 @@
+//! The reasons why a request about an order is rejected.
+use uuid::Uuid;
+
+/// A rejected request about an order.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// The products of these lines do not exist, or are no longer sold.
+    #[error("the products of the lines {0:?} cannot be ordered")]
+    NotForSale(Vec<usize>),
+    /// The products of the basket have several currencies.
+    #[error("the products have several currencies")]
+    SeveralCurrencies,
+    /// The catalog has changed meanwhile: the basket could be ordered now.
+    #[error("the catalog has changed meanwhile")]
+    CatalogChanged,
+    /// There is no such order, or it belongs to another customer.
+    #[error("there is no order {0}, or it belongs to another customer")]
+    NotFound(Uuid),
+    /// A payment of the order is in progress.
+    #[error("a payment of the order is in progress")]
+    PaymentInProgress,
+    /// The order is cancelled already.
+    #[error("the order is cancelled already")]
+    AlreadyCancelled,
+    /// The order is paid.
+    #[error("the order is paid")]
+    AlreadyPaid,
+}

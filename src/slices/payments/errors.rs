@@ -1,0 +1,82 @@
+//! The reasons why a payment or refund is rejected, or one of its steps fails.
+use platform::http::{idempotency::KeyError, problem::Problem};
+use uuid::Uuid;
+
+use super::gateway::SlotError;
+
+/// A rejected request about a payment or refund, or a failed step of one.
+#[derive(Debug, thiserror::Error)]
+pub enum PaymentError {
+    /// The customer has no such order.
+    #[error("there is no order {0}, or it belongs to another customer")]
+    OrderNotFound(Uuid),
+    /// There is no such payment or refund.
+    #[error("there is no such payment or refund")]
+    NotFound,
+    /// The order is cancelled.
+    #[error("the order is cancelled")]
+    OrderCancelled,
+    /// The order is already paid.
+    #[error("the order is already paid")]
+    OrderPaid,
+    /// Another payment of the order is in progress.
+    #[error("another payment of the order is in progress")]
+    OrderBeingPaid,
+    /// Another request paid or cancelled the order first, or is paying it.
+    #[error("another request claimed the order first")]
+    OrderTaken,
+    /// The outcome of the payment to refund is unknown.
+    #[error("the outcome of the payment is unknown")]
+    NotSettled,
+    /// The payment to refund took no money.
+    #[error("the payment charged nothing")]
+    TookNoMoney,
+    /// The amount to refund exceeds the payment.
+    #[error("the amount exceeds the payment")]
+    ExceedsPayment,
+    /// All of the payment was refunded, or is being refunded.
+    #[error("nothing of the payment is left to refund")]
+    NothingLeft,
+    /// The amount to refund exceeds the refundable amount, in minor units.
+    #[error("only {0} minor units of the payment are left to refund")]
+    ExceedsRefundable(i64),
+    /// Another refund took the refundable amount first.
+    #[error("another refund took the refundable amount first")]
+    RefundableTaken,
+    /// No charge can begin at the gateway.
+    #[error("no charge can begin: {0}")]
+    CannotCharge(SlotError),
+    /// No refund can begin at the gateway.
+    #[error("no refund can begin: {0}")]
+    CannotRefund(SlotError),
+    /// The deadline passed before it was known whether the payment or refund has begun.
+    #[error("it is uncertain whether the payment or refund has begun")]
+    BeginningUncertain,
+    /// One charge or refund of the gateway settled another record at the same time. A retry finds that record.
+    #[error("the gateway's record settled another record at the same time")]
+    SettledConcurrently,
+    /// The order of a payment is missing, which no code of the service can cause.
+    #[error("the order of the payment is missing")]
+    OrderMissing,
+    /// The signature of a webhook is missing, wrong, or too old.
+    #[error("the signature of the event is invalid")]
+    BadSignature,
+    /// A signed webhook is not an event.
+    #[error("the event is malformed")]
+    UnreadableEvent,
+    /// The body of the request is invalid. It is checked only after the idempotency key.
+    #[error("the body of the request is invalid")]
+    InvalidBody(Problem),
+    /// The idempotency key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A request of the gateway or a response could not be serialized.
+    #[error(transparent)]
+    Serialization(#[from] serde_json::Error),
+    /// The task of the payment or refund panicked.
+    #[error("the task of the payment or refund panicked: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+    /// A statement failed, or the database is unreachable.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}

@@ -1,0 +1,27 @@
+//! The responses for payments and refunds, which are stored for replays: 201 for a settled one, whatever its outcome, and
+//! 202 while it is `processing`.
+use axum::http::StatusCode;
+use platform::http::idempotency::StoredResponse;
+use uuid::Uuid;
+
+use super::model::{Payment, PaymentStatus, Refund, RefundStatus};
+
+/// Returns the response for a payment.
+pub fn of_payment(payment: &Payment) -> Result<StoredResponse, serde_json::Error> {
+    let status = status(payment.status == PaymentStatus::Processing);
+    Ok(StoredResponse::new(status, payment)?.at(payment_location(payment.id)))
+}
+
+/// Returns the path of a payment, for the `Location` header.
+pub fn payment_location(id: Uuid) -> String {
+    format!("/v1/payments/{id}")
+}
+
+/// Returns the response for a refund.
+pub fn of_refund(refund: &Refund) -> Result<StoredResponse, serde_json::Error> {
+    StoredResponse::new(status(refund.status == RefundStatus::Processing), refund)
+}
+
+fn status(processing: bool) -> StatusCode {
+    if processing { StatusCode::ACCEPTED } else { StatusCode::CREATED }
+}
