@@ -4,7 +4,7 @@ use std::time::Duration;
 use crate::settings::values::{count, seconds};
 
 crate::groups! {
-    /// The audit trail.
+    /// The audit log.
     audit: Settings {
         /// Interval at which audit events are sealed, in seconds.
         "AUDIT_SEAL_INTERVAL_SECONDS" seal_interval: Duration = seconds, default("5");
