@@ -14,7 +14,7 @@ crate::groups! {
         "DATABASE_URL" url: DatabaseUrl = database_url, required, secret;
         /// URL of the database with its owner, for `migrate`, `MIGRATE_ON_START` and `audit export`. Unset: `DATABASE_URL`.
         "DATABASE_MIGRATION_URL" migration_url: DatabaseUrl = database_url, optional, secret;
-        /// Connections in the pool.
+        /// Maximum number of connections in the pool.
         "DATABASE_MAX_CONNECTIONS" max_connections: NonZeroU32 = positive, default("16");
         /// Timeout of a request's wait for a pool connection, in milliseconds.
         "DATABASE_ACQUIRE_TIMEOUT_MS" acquire_timeout: Duration = milliseconds, default("2000");

@@ -29,12 +29,12 @@ crate::groups! {
         "LOG_FORMAT" format: LogFormat = log_format, optional;
         /// Log filter in the syntax of `tracing`. `app` names all code of the service. Unset: depends on `APP_ENV`.
         "RUST_LOG" filter: String = text, optional;
-        /// Also write daily files there.
+        /// Directory of daily log files, in addition to standard output.
         "LOG_DIRECTORY" directory: PathBuf = directory, optional;
         /// Number of daily log files to keep.
         "LOG_FILES_KEPT" files_kept: usize = count, default("14");
     }
-    /// Traces: the variables of the OpenTelemetry specification, which says more about each.
+    /// Traces: variables of the OpenTelemetry specification.
     traces: Traces {
         /// URL of the receiver of spans. Unset: no export; logs still have trace ids.
         "OTEL_EXPORTER_OTLP_ENDPOINT" endpoint: Url = http_url, optional, no_flag;
@@ -50,7 +50,7 @@ crate::groups! {
         "OTEL_TRACES_SAMPLER_ARG" sampler_argument: String = text, optional, no_flag;
         /// Propagators of the trace context.
         "OTEL_PROPAGATORS" propagators: String = text, default("tracecontext,baggage"), no_flag;
-        /// No spans at all.
+        /// Turns all spans off.
         "OTEL_SDK_DISABLED" disabled: bool = flag, default("false"), no_flag;
     }
 }
