@@ -1,5 +1,8 @@
 //! The metrics of payments.
-use super::model::FailureReason;
+use super::{
+    model::FailureReason,
+    reconciliation::{Kind, Scope},
+};
 
 platform::metrics! {
     /// Payments settled, by outcome.
@@ -16,4 +19,14 @@ platform::metrics! {
     pub(super) static PAYMENTS_PARKED: gauge = "payments_parked";
     /// Discrepancies with the gateway that are not closed.
     pub(super) static DISCREPANCIES_OPEN: gauge = "payment_discrepancies_open";
+    /// Charges and refunds of the gateway that reconciliation has compared, including repeated comparisons.
+    pub(super) static RECONCILED: counter = "reconciliation_compared_total" { resource in ["charges", "refunds"] };
+    /// Discrepancies that reconciliation has recorded, by kind.
+    pub(super) static RECONCILIATION_DISCREPANCIES: counter = "reconciliation_discrepancies_total" {
+        kind in Kind::ALL.map(Kind::as_str)
+    };
+    /// Time at which the latest complete reconciliation began, by scope.
+    pub(super) static LAST_RECONCILIATION: float_gauge = "reconciliation_last_success_timestamp_seconds" {
+        scope in Scope::ALL.map(Scope::as_str)
+    };
 }

@@ -21,7 +21,7 @@ use tracing::Span;
 
 use super::{
     Payments,
-    discrepancies::{self, Discrepancy},
+    discrepancies::{self, Discrepancy, UNKNOWN_REFERENCE},
     gateway::{Charge, GatewayRefund},
     gateway_key::GatewayKey,
     model::{Mismatch, Payment, Refund, judge_charge, judge_refund},
@@ -161,7 +161,7 @@ async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<
         let found = Discrepancy {
             resource: "payments",
             id: Some(charge.reference.0),
-            what: "unknown reference",
+            what: UNKNOWN_REFERENCE,
             gateway_says: charge.id.as_str(),
             we_say: "unknown",
         };
@@ -192,7 +192,7 @@ async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> 
         let found = Discrepancy {
             resource: "refunds",
             id: Some(refund.reference.0),
-            what: "unknown reference",
+            what: UNKNOWN_REFERENCE,
             gateway_says: refund.id.as_str(),
             we_say: "unknown",
         };

@@ -1,4 +1,5 @@
 //! The payments table: beginning, leasing and reading. `settlement.rs` has the statements that settle.
+mod reconciliation;
 mod refunds;
 
 use std::time::Duration;
@@ -7,6 +8,10 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+pub(super) use self::reconciliation::{
+    AgedRecord, ComparedPayment, ComparedRefund, IdRange, ListedObjects, RunLimits, advance_run, end_run,
+    last_complete_run, lease_run, match_payments, match_refunds, unlisted_payments, unlisted_refunds,
+};
 pub(super) use self::refunds::{
     OpenRefund, RefundDraft, RefundRecord, begin_refund, count_refund_attempt, find_refund,
     find_refund_by_gateway_key, lease_refunds, release_refund, uncount_refund_attempt,

@@ -298,7 +298,7 @@ async fn select(
 }
 
 /// Like [`super::payment_status`].
-fn refund_status(text: &str) -> Result<RefundStatus, sqlx::Error> {
+pub(super) fn refund_status(text: &str) -> Result<RefundStatus, sqlx::Error> {
     RefundStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown refund status {text:?}").into()))
 }
