@@ -124,7 +124,10 @@ fn command() -> Command {
                 .args(flags(|_| true)),
         )
         .subcommands(slices::commands().into_iter().map(|command| {
-            let settings = flags(|setting| matches!(setting.group, "process" | "database"));
+            let settings = flags(|setting| {
+                matches!(setting.group, "process" | "database")
+                    || slices::Settings::settings().any(|of_slices| of_slices.name == setting.name)
+            });
             command.args(settings.into_iter().map(|setting| setting.global(true)))
         }))
 }
@@ -203,10 +206,12 @@ fn migrate(reader: Reader) -> Outcome {
 
 /// Runs a command of a slice, which uses the database with the service's role.
 fn slice_command(name: &str, arguments: &ArgMatches) -> Outcome {
+    service::install_tls_provider();
     let settings = reader(arguments)?.finish(database::Settings::read)?;
+    let settings_of_slices = reader(arguments)?;
     runtime()?.block_on(async {
         let database = Database::connect_for_command(&settings, name).await?;
-        slices::execute(name, arguments, &database).await
+        slices::execute(name, arguments, &database, settings_of_slices).await
     })
 }
 

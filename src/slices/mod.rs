@@ -64,7 +64,7 @@ pub fn commands() -> Vec<Command> {
     vec![payments::commands::command()]
 }
 
-/// Runs a command of a slice.
+/// Runs a command of a slice. `settings` has the settings of the slices.
 ///
 /// # Errors
 /// The reason of the failure, in one sentence.
@@ -72,9 +72,10 @@ pub async fn execute(
     name: &str,
     arguments: &ArgMatches,
     database: &Database,
+    settings: Reader,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     match name {
-        "payments" => payments::commands::execute(arguments, database).await,
+        "payments" => payments::commands::execute(arguments, database, settings).await,
         _ => Ok(()),
     }
 }

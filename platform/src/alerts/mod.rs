@@ -152,6 +152,12 @@ impl Alerts {
         Ok(Self(Arc::new(Inner { repeat_interval, transport, raised })))
     }
 
+    /// Returns alerts that are only logged, for commands.
+    pub fn without_receivers() -> Self {
+        let raised = Arc::new(RecentAlerts::default());
+        Self(Arc::new(Inner { repeat_interval: Duration::ZERO, transport: None, raised }))
+    }
+
     /// Returns whether alerts are sent to any receiver.
     pub fn has_receivers(&self) -> bool {
         self.0.transport.is_some()

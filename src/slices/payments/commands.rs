@@ -1,11 +1,18 @@
-//! The commands `payments discrepancy list`, `payments discrepancy close` and `payments end`.
+//! The commands `payments discrepancy list`, `payments discrepancy close`, `payments end` and `payments reconcile`.
 use std::error::Error;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Arg, ArgMatches, Command};
-use platform::database::Database;
+use platform::{
+    alerts::Alerts, database::Database, http::timestamp::Timestamp, settings::Reader,
+    workers::BackgroundTasks,
+};
 use uuid::Uuid;
 
-use super::{EndResult, close_discrepancy, end_without_money, open_discrepancies};
+use super::{
+    EndResult, Finding, FindingState, Payments, Settings, close_discrepancy, end_without_money,
+    open_discrepancies,
+};
 
 type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 
@@ -45,6 +52,38 @@ pub fn command() -> Command {
                 .arg(id("The id of the payment or refund"))
                 .arg(reason()),
         )
+        .subcommand(
+            Command::new("reconcile")
+                .about("Compare the gateway's charges and refunds with the database, and record each difference; exits with 1 if one is open")
+                .arg(
+                    Arg::new("since")
+                        .long("since")
+                        .value_name("TIME")
+                        .required(true)
+                        .value_parser(parse_since)
+                        .help("Beginning of the compared time: RFC 3339, or a duration until now, such as 90m, 48h or 7d"),
+                ),
+        )
+}
+
+/// Parses a time, or a duration until now.
+fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
+    let now = Utc::now();
+    let duration = |text: &str| {
+        let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let number = number.parse::<u32>().ok()?.into();
+        let duration = match unit {
+            "s" => TimeDelta::try_seconds(number),
+            "m" => TimeDelta::try_minutes(number),
+            "h" => TimeDelta::try_hours(number),
+            "d" => TimeDelta::try_days(number),
+            _ => None,
+        };
+        now.checked_sub_signed(duration?)
+    };
+    let time = text.parse().ok().or_else(|| duration(text)).filter(|time| *time <= now);
+    let time = time.ok_or("must be a time in the past (RFC 3339), or a duration such as 90m, 48h or 7d")?;
+    Timestamp::try_from(time).map(DateTime::from).map_err(|error| error.to_string())
 }
 
 fn parse_reason(text: &str) -> Result<String, String> {
@@ -55,7 +94,8 @@ fn parse_reason(text: &str) -> Result<String, String> {
     Ok(reason.to_owned())
 }
 
-pub async fn execute(arguments: &ArgMatches, database: &Database) -> Outcome {
+/// Runs a command. `settings` is read only by commands that call the gateway.
+pub async fn execute(arguments: &ArgMatches, database: &Database, settings: Reader) -> Outcome {
     match arguments.subcommand() {
         Some(("discrepancy", arguments)) => match arguments.subcommand() {
             Some(("list", _)) => list(database).await,
@@ -63,6 +103,7 @@ pub async fn execute(arguments: &ArgMatches, database: &Database) -> Outcome {
             _ => Ok(()),
         },
         Some(("end", arguments)) => end(arguments, database).await,
+        Some(("reconcile", arguments)) => reconcile(arguments, database, settings).await,
         _ => Ok(()),
     }
 }
@@ -113,4 +154,60 @@ async fn end(arguments: &ArgMatches, database: &Database) -> Outcome {
         EndResult::NotFound => return Err(format!("no payment or refund has the id {id}").into()),
     }
     Ok(())
+}
+
+async fn reconcile(arguments: &ArgMatches, database: &Database, settings: Reader) -> Outcome {
+    let since = arguments.get_one::<DateTime<Utc>>("since").copied().ok_or("--since is missing")?;
+    let settings = settings.finish(Settings::read)?;
+    // The running service sends the alerts: it reads them from the database.
+    let payments =
+        Payments::start(&settings, database, &Alerts::without_receivers(), &BackgroundTasks::new(), 1)?;
+    let compared = payments.reconcile(since, |found| println!("{}", describe(found))).await;
+    let compared = compared.map_err(|error| format!("the comparison is incomplete: {error}"))?;
+    println!(
+        "compared {} charges and {} refunds of the gateway: {} settled, {} differences open, {} closed",
+        compared.charges, compared.refunds, compared.settled, compared.open, compared.closed,
+    );
+    match compared.open {
+        0 => Ok(()),
+        1 => Err("1 difference with the gateway is open".into()),
+        open => Err(format!("{open} differences with the gateway are open").into()),
+    }
+}
+
+/// Returns a finding as one line.
+fn describe(found: &Finding) -> String {
+    let record = found.id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+    let state = match found.state {
+        FindingState::New => "recorded now",
+        FindingState::Known => "recorded before",
+        FindingState::Closed => "closed",
+    };
+    format!(
+        "{} {record} \"{}\": the gateway reports \"{}\", stored is \"{}\" ({state})",
+        found.resource,
+        found.what,
+        found.gateway_says.escape_debug(),
+        found.we_say,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_beginning_is_a_past_time_or_a_duration() {
+        let hours = |text: &str| parse_since(text).map(|since| (Utc::now() - since).num_hours());
+        assert_eq!(hours("48h"), Ok(48));
+        assert_eq!(hours("2d"), Ok(48));
+        assert_eq!(hours("60m"), Ok(1));
+        assert_eq!(hours("7200s"), Ok(2));
+        assert!(parse_since("2026-01-01T00:00:00Z").is_ok());
+        for refused in
+            ["", "h", "-1h", "1.5h", "1w", "2\u{e4}", "yesterday", "2999-01-01T00:00:00Z", "99999999999d"]
+        {
+            assert!(parse_since(refused).is_err(), "{refused}");
+        }
+    }
 }

@@ -26,6 +26,15 @@ use super::{Payments, store::interval};
 /// the discrepancy.
 pub(super) const OUTCOME_UNKNOWN: &str = "outcome unknown";
 
+/// Discrepancy of a charge or refund of the gateway whose reference no record has.
+pub(super) const UNKNOWN_REFERENCE: &str = "unknown reference";
+
+/// Discrepancy of a second charge under the reference of a payment that has its charge.
+pub(super) const SECOND_CHARGE: &str = "second charge";
+
+/// Discrepancy of a second refund of the gateway under the reference of a refund that has one.
+pub(super) const SECOND_REFUND: &str = "second refund";
+
 /// Maximum length of a stored text of the gateway, in characters.
 const MAX_TEXT: usize = 500;
 
@@ -119,17 +128,32 @@ pub(super) async fn record(
 }
 
 impl Payments {
-    /// Records a discrepancy in a separate transaction, and sends an alert if it is new.
-    pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<(), sqlx::Error> {
+    /// Records a discrepancy in a separate transaction, and sends an alert if it is new. Returns whether it is new.
+    pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<bool, sqlx::Error> {
         let mut transaction = self.0.database.begin().await?;
         let Some(recorded) = record(&mut transaction, found).await? else {
             transaction.rollback().await?;
-            return Ok(());
+            return Ok(false);
         };
         transaction.commit().await?;
         recorded.committed();
         self.alert_discrepancies();
-        Ok(())
+        Ok(true)
+    }
+
+    /// Returns whether an operator has closed a recorded discrepancy.
+    pub(super) async fn is_closed(&self, found: &Discrepancy<'_>) -> Result<bool, sqlx::Error> {
+        let digest = found.digest(&printable(found.gateway_says));
+        let statement = sqlx::query_scalar!(
+            r#"
+            select exists (
+              select from discrepancies where digest = $1 and closed_at is not null
+            ) as "closed!"
+            "#,
+            &digest,
+        );
+        let database = &self.0.database;
+        database.run("discrepancies.select", async |connection| statement.fetch_one(connection).await).await
     }
 
     /// Records a discrepancy of a payment or refund without an outcome.
@@ -141,7 +165,7 @@ impl Payments {
         gateway_says: &str,
     ) -> Result<(), sqlx::Error> {
         let found = Discrepancy { resource, id: Some(id), what, gateway_says, we_say: "processing" };
-        self.discrepancy(&found).await
+        self.discrepancy(&found).await.map(drop)
     }
 
     /// Sends the alerts that no receiver has accepted yet. They are sent in a separate task, because a receiver that is

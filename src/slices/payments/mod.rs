@@ -20,6 +20,7 @@ mod model;
 mod operator;
 mod paying;
 mod problems;
+mod reconciliation;
 mod recovery;
 mod refunding;
 mod responses;
@@ -43,6 +44,7 @@ use self::discrepancies::{close_discrepancy, open_discrepancies};
 use self::gateway::{Gateway, GatewayError};
 use self::operator::{EndResult, end_without_money};
 pub use self::problems::KINDS as PROBLEM_KINDS;
+use self::reconciliation::{Finding, FindingState};
 pub use self::routes::routes;
 pub use self::settings::Settings;
 
@@ -50,6 +52,7 @@ pub use self::settings::Settings;
 pub fn initialize_metrics() {
     gateway::initialize_metrics();
     metrics::initialize();
+    reconciliation::initialize_metrics();
 }
 
 /// State of payments. Cheap to clone.
@@ -67,6 +70,9 @@ struct Inner {
     /// Time for which one replica may process a payment or refund exclusively.
     lease: std::time::Duration,
     recovery_interval: std::time::Duration,
+    reconciliation_interval: std::time::Duration,
+    /// Maximum time for which a request may still be sending a payment or refund.
+    in_flight: std::time::Duration,
     park_after: std::time::Duration,
 }
 
@@ -102,15 +108,18 @@ impl Payments {
             webhooks: settings.webhooks()?,
             lease: settings.lease(database.statement_timeout()),
             recovery_interval: settings.recovery_interval,
+            reconciliation_interval: settings.reconciliation_interval,
+            in_flight: settings.in_flight(database.statement_timeout()),
             park_after: settings.park_after,
         })))
     }
 
-    /// Starts the recovery of unknown outcomes.
+    /// Starts the recovery of unknown outcomes, and the reconciliation with the gateway.
     pub fn start_workers(&self, workers: &Workers) {
         let payments = self.clone();
         workers
             .spawn("payment_recovery", self.0.recovery_interval, move || recovery::recover(payments.clone()));
+        reconciliation::start_workers(self, workers);
     }
 
     /// Adds the gateway to the readiness checks, and the breaker's state to `/health`.

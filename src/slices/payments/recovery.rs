@@ -95,7 +95,7 @@ pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
 }
 
 /// Returns the context of the request that began the payment or refund, with its correlation id.
-fn context_of(correlation_id: &str) -> Context {
+pub(super) fn context_of(correlation_id: &str) -> Context {
     Context::for_work(CorrelationId::parse(correlation_id).unwrap_or_else(CorrelationId::generate))
 }
 

@@ -36,6 +36,8 @@ platform::groups! {
         "GATEWAY_TIMEOUT_MS" gateway_timeout: Duration = milliseconds, default("3000");
         /// Interval at which recovery polls the gateway for unknown outcomes, in seconds. A lease lasts three intervals, or as long as a statement and a gateway call if that is longer.
         "PAYMENT_RECOVERY_INTERVAL_SECONDS" recovery_interval: Duration = seconds, default("5");
+        /// Interval at which the gateway's newest charges and refunds are compared with the payments, in seconds. The last 48 hours are compared every hour.
+        "PAYMENT_RECONCILIATION_INTERVAL_SECONDS" reconciliation_interval: Duration = seconds, default("15");
         /// Age at which a payment of unknown outcome needs review and raises an alert, in seconds. The outcome is never guessed.
         "PAYMENT_PARK_AFTER_SECONDS" park_after: Duration = seconds, default("82800");
     }
@@ -47,7 +49,12 @@ impl Settings {
     /// A lease starts within the statement that takes it. The lease exceeds the rest of that statement and the gateway
     /// calls after it. Recovery therefore never takes over a payment that its request is still sending.
     pub fn lease(&self, statement_timeout: Duration) -> Duration {
-        self.recovery_lease().max(statement_timeout + self.gateway_timeout + LEASE_MARGIN)
+        self.recovery_lease().max(self.in_flight(statement_timeout))
+    }
+
+    /// Returns the maximum time for which a request may still be sending a payment.
+    pub fn in_flight(&self, statement_timeout: Duration) -> Duration {
+        statement_timeout + self.gateway_timeout + LEASE_MARGIN
     }
 
     /// Returns one webhook verifier for each configured secret; there are several while secrets are rotated.

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::{
     Payments,
-    discrepancies::{self, Discrepancy},
+    discrepancies::{self, Discrepancy, SECOND_CHARGE, SECOND_REFUND},
     errors::PaymentError,
     metrics::{PAYMENT_FAILURES, PAYMENTS},
     model::{Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement},
@@ -167,6 +167,13 @@ async fn not_settled(
             None
         }
         Settlement::Rejected | Settlement::Failed { .. } if status == PaymentStatus::Failed => None,
+        // Another charge with the same result.
+        Settlement::Succeeded { charge_id } if status.took_money() => {
+            Some((SECOND_CHARGE, charge_id.as_str()))
+        }
+        Settlement::Declined { charge_id, .. } if status == PaymentStatus::Declined => {
+            Some((SECOND_CHARGE, charge_id.as_str()))
+        }
         _ => Some(("contradiction", settlement.status().as_str())),
     };
     let recorded = match discrepancy {
@@ -222,7 +229,7 @@ async fn refund_not_settled(
     } else if refund.status != status {
         ("contradiction", status.as_str())
     } else if reported.is_some() && gateway_refund_id.is_some() && reported != gateway_refund_id.as_deref() {
-        ("second refund", reported.unwrap_or_default())
+        (SECOND_REFUND, reported.unwrap_or_default())
     } else {
         return Ok(SettleResult::unchanged(refund, None));
     };

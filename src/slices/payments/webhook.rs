@@ -16,7 +16,7 @@ use tracing::Span;
 
 use super::{
     Payments,
-    discrepancies::{self, Discrepancy},
+    discrepancies::{self, Discrepancy, UNKNOWN_REFERENCE},
     errors::PaymentError,
     gateway::{Charge, GatewayRefund},
     gateway_key::GatewayKey,
@@ -162,7 +162,7 @@ async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<
         let found = Discrepancy {
             resource: "payments",
             id: Some(charge.reference.0),
-            what: "unknown reference",
+            what: UNKNOWN_REFERENCE,
             gateway_says: charge.id.as_str(),
             we_say: "unknown",
         };
@@ -193,7 +193,7 @@ async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> 
         let found = Discrepancy {
             resource: "refunds",
             id: Some(refund.reference.0),
-            what: "unknown reference",
+            what: UNKNOWN_REFERENCE,
             gateway_says: refund.id.as_str(),
             we_say: "unknown",
         };

@@ -17,6 +17,7 @@ mod payment_traces;
 mod payments;
 pub(crate) mod permissions;
 mod platform;
+mod reconciliation;
 mod recovery;
 mod refunds;
 mod replicated_payments;

@@ -72,6 +72,7 @@ impl TestBed {
             // The shortest safe timeouts, so that an hour contains many rounds.
             ("GATEWAY_TIMEOUT_MS", "1000".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
+            ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "1".to_owned()),
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
             ("ARGON2_MEMORY_KIB", "64".to_owned()),
             ("ARGON2_ITERATIONS", "1".to_owned()),

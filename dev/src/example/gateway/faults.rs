@@ -6,7 +6,7 @@ use axum::http::HeaderValue;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{charges::DeclineCode, malformed_responses::Malformation};
+use super::{charges::DeclineCode, listing::PageFaults, malformed_responses::Malformation};
 
 /// The faults of the gateway, all off by default. Rates are fractions of the requests, from 0 to 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,16 @@ pub struct Faults {
     pub spoil_rate: f64,
     /// The kind of malformed response.
     pub spoil: Malformation,
+    /// Fraction of the entries of a page of `created_after` that are missing in it. The next request draws anew.
+    pub list_omit_rate: f64,
+    /// Fraction of the pages of `created_after` that are empty, although their cursor continues behind them.
+    pub list_lost_page_rate: f64,
+    /// Fraction of the pages of `created_after` that begin with the last entry of the page before them.
+    pub list_repeat_rate: f64,
+    /// Fraction of the pages of `created_after` that are in the wrong order.
+    pub list_reorder_rate: f64,
+    /// Time in milliseconds for which a new charge or refund is missing in `created_after`.
+    pub list_delay_ms: u32,
     /// The delivery of webhooks.
     pub webhooks: Webhooks,
     /// Seed of the random generator. The same seed with the same order of requests causes the same faults.
@@ -62,6 +72,11 @@ impl Default for Faults {
             cut_rate: 0.0,
             spoil_rate: 0.0,
             spoil: Malformation::Garbage,
+            list_omit_rate: 0.0,
+            list_lost_page_rate: 0.0,
+            list_repeat_rate: 0.0,
+            list_reorder_rate: 0.0,
+            list_delay_ms: 0,
             webhooks: Webhooks::Normal,
             seed: 0,
         }
@@ -77,6 +92,10 @@ impl Faults {
             self.decline_rate,
             self.cut_rate,
             self.spoil_rate,
+            self.list_omit_rate,
+            self.list_lost_page_rate,
+            self.list_repeat_rate,
+            self.list_reorder_rate,
         ];
         if rates.iter().any(|rate| !(0.0..=1.0).contains(rate)) {
             return Some("a rate must be from 0 to 1");
@@ -102,11 +121,24 @@ pub(super) struct RequestFaults {
 /// depend on the others.
 pub(super) struct FaultGenerator {
     rng: StdRng,
+    /// Separate, so that a client that lists does not change the faults of the other requests.
+    listing: StdRng,
 }
 
 impl FaultGenerator {
     pub(super) fn new(seed: u64) -> Self {
-        Self { rng: StdRng::seed_from_u64(seed) }
+        Self { rng: StdRng::seed_from_u64(seed), listing: StdRng::seed_from_u64(!seed) }
+    }
+
+    /// Draws the faults of a page with at most `limit` entries.
+    pub(super) fn throw_for_page(&mut self, faults: &Faults, limit: usize) -> PageFaults {
+        let mut strikes = |rate: f64| self.listing.random::<f64>() < rate;
+        PageFaults {
+            lost: strikes(faults.list_lost_page_rate),
+            repeats_last_entry: strikes(faults.list_repeat_rate),
+            reordered: strikes(faults.list_reorder_rate),
+            omitted: (0..limit).map(|_| strikes(faults.list_omit_rate)).collect(),
+        }
     }
 
     pub(super) fn throw(&mut self, faults: &Faults) -> RequestFaults {

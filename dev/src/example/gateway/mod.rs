@@ -14,6 +14,7 @@
 //! - [`ledger`]: the executed charges and refunds, in memory and in a file
 //! - [`books`]: idempotency keys, and the decision about each request
 //! - [`faults`]: faults, and the seeded random generator that selects the affected requests
+//! - `listing`: the listing by time of creation, and its faults
 //! - [`requests`]: the received requests, for inspection by tests
 //! - [`routes`]: the API
 //! - [`server`]: the socket
@@ -22,6 +23,7 @@
 mod charges;
 mod faults;
 mod ledger;
+mod listing;
 mod malformed_responses;
 mod requests;
 mod routes;
@@ -55,7 +57,10 @@ pub use self::{
     requests::RecordedRequest,
     webhooks::{Delivery, Event},
 };
-use self::{faults::FaultGenerator, requests::RecentEntries, state::GatewayState, webhooks::QueuedEvent};
+use self::{
+    faults::FaultGenerator, ledger::LedgerEntry, requests::RecentEntries, state::GatewayState,
+    webhooks::QueuedEvent,
+};
 
 /// Capacity of the queue of undelivered events. An event that finds the queue full is lost. The gateway's contract
 /// allows this loss: a client must work without webhooks anyway.
@@ -284,7 +289,21 @@ impl Simulator {
 
     /// Records a charge without a request: a second charge, or one of a different amount.
     pub fn record(&self, charge: Charge) -> Result<(), Error> {
-        lock(&self.gateway.books).enter(charge)?;
+        self.enter(Utc::now(), LedgerEntry::Charge(charge))
+    }
+
+    /// Records a charge without a request, as one that was created at this time.
+    pub fn record_at(&self, created: DateTime<Utc>, charge: Charge) -> Result<(), Error> {
+        self.enter(created, LedgerEntry::Charge(charge))
+    }
+
+    /// Records a refund without a request.
+    pub fn record_refund(&self, refund: Refund) -> Result<(), Error> {
+        self.enter(Utc::now(), LedgerEntry::Refund(refund))
+    }
+
+    fn enter(&self, created: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
+        lock(&self.gateway.books).enter(created, done)?;
         self.gateway.happened();
         Ok(())
     }

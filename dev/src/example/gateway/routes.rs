@@ -17,7 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 use uuid::Uuid;
@@ -27,6 +27,7 @@ use super::{
     charges::{Charge, ChargeRequest, Refund, RefundRequest},
     faults::{Faults, RequestFaults},
     ledger::{Counts, KeyedRequest, Ledger},
+    listing::{ListQuery, ListRequest, PageFaults, PageRequest},
     lock,
     requests::RecordedRequest,
     server::CutConnection,
@@ -235,11 +236,6 @@ async fn decide<T: Serialize + Send + 'static>(
     }
 }
 
-#[derive(Deserialize)]
-struct ByReference {
-    reference: Uuid,
-}
-
 #[derive(Serialize)]
 struct ListResponse<T> {
     data: Vec<T>,
@@ -247,16 +243,41 @@ struct ListResponse<T> {
 
 async fn charges(
     State(gateway): State<Arc<Gateway>>,
-    Query(ByReference { reference }): Query<ByReference>,
-) -> Json<ListResponse<Charge>> {
-    Json(ListResponse { data: lock(&gateway.books).ledger().charges_for(reference).cloned().collect() })
+    Query(query): Query<ListQuery>,
+) -> Result<Response, ErrorResponse> {
+    Ok(match query.validate().map_err(|why| ErrorResponse::malformed(&why))? {
+        ListRequest::ByReference(reference) => {
+            let data: Vec<Charge> = lock(&gateway.books).ledger().charges_for(reference).cloned().collect();
+            Json(ListResponse { data }).into_response()
+        }
+        ListRequest::Page(request) => {
+            let (delay, faults) = throw_for_page(&gateway, &request);
+            Json(lock(&gateway.books).list_charges(&request, delay, &faults)).into_response()
+        }
+    })
 }
 
 async fn refunds(
     State(gateway): State<Arc<Gateway>>,
-    Query(ByReference { reference }): Query<ByReference>,
-) -> Json<ListResponse<Refund>> {
-    Json(ListResponse { data: lock(&gateway.books).ledger().refunds_for(reference).cloned().collect() })
+    Query(query): Query<ListQuery>,
+) -> Result<Response, ErrorResponse> {
+    Ok(match query.validate().map_err(|why| ErrorResponse::malformed(&why))? {
+        ListRequest::ByReference(reference) => {
+            let data: Vec<Refund> = lock(&gateway.books).ledger().refunds_for(reference).cloned().collect();
+            Json(ListResponse { data }).into_response()
+        }
+        ListRequest::Page(request) => {
+            let (delay, faults) = throw_for_page(&gateway, &request);
+            Json(lock(&gateway.books).list_refunds(&request, delay, &faults)).into_response()
+        }
+    })
+}
+
+/// Returns the time for which new objects are missing in a page, and the page's other faults.
+fn throw_for_page(gateway: &Gateway, request: &PageRequest) -> (TimeDelta, PageFaults) {
+    let faults = gateway.faults.borrow().clone();
+    let delay = TimeDelta::milliseconds(faults.list_delay_ms.into());
+    (delay, lock(&gateway.dice).throw_for_page(&faults, request.limit))
 }
 
 async fn healthz() -> Json<serde_json::Value> {

@@ -19,6 +19,7 @@ use super::{
         Charge, ChargeRequest, ChargeStatus, DeclineCode, PaymentMethod, Refund, RefundRequest, RefundStatus,
     },
     ledger::{Entry, Journal, KeyedRequest, Ledger, LedgerEntry, LedgerIndex},
+    listing::{self, Page, PageFaults, PageRequest},
 };
 
 /// Lifetime of a key.
@@ -67,6 +68,10 @@ struct Key {
 #[derive(Default)]
 pub(super) struct GatewayState {
     ledger: Ledger,
+    /// Time of creation of each charge of the ledger.
+    charges_created: Vec<DateTime<Utc>>,
+    /// Time of creation of each refund of the ledger.
+    refunds_created: Vec<DateTime<Utc>>,
     keys: HashMap<String, Key>,
     /// Time of the last search for expired keys.
     swept: DateTime<Utc>,
@@ -79,7 +84,7 @@ impl GatewayState {
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
         let mut books = Self::default();
         let journal = Journal::open(path, |Entry { at, asked, done }| {
-            let done = Some(books.ledger.enter(done));
+            let done = Some(books.enter_at(at, done));
             if let Some(asked) = asked.filter(|_| !is_over(at, Utc::now())) {
                 let digest = asked.digest();
                 books.keys.insert(asked.key, Key { digest, since: at, uses: 1, done, due: Instant::now() });
@@ -91,6 +96,26 @@ impl GatewayState {
 
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Returns a page of the charges.
+    pub(super) fn list_charges(
+        &self,
+        request: &PageRequest,
+        delay: TimeDelta,
+        faults: &PageFaults,
+    ) -> Page<Charge> {
+        listing::page(&self.ledger.charges, &self.charges_created, request, delay, faults)
+    }
+
+    /// Returns a page of the refunds.
+    pub(super) fn list_refunds(
+        &self,
+        request: &PageRequest,
+        delay: TimeDelta,
+        faults: &PageFaults,
+    ) -> Page<Refund> {
+        listing::page(&self.ledger.refunds, &self.refunds_created, request, delay, faults)
     }
 
     pub(super) fn forget_keys(&mut self) {
@@ -155,9 +180,9 @@ impl GatewayState {
         Ok(Outcome { done: refund, is_new: true, answer_at, hidden_by: None })
     }
 
-    /// Records a charge without a request.
-    pub(super) fn enter(&mut self, charge: Charge) -> Result<(), Error> {
-        self.write(Entry { at: Utc::now(), asked: None, done: LedgerEntry::Charge(charge) }).map(|_| ())
+    /// Records a charge or refund without a request, as one that was created at this time.
+    pub(super) fn enter(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
+        self.write(Entry { at, asked: None, done }).map(|_| ())
     }
 
     /// Counts a use of the key, and rejects the request if the key belongs to a different request. A new or expired key
@@ -199,7 +224,16 @@ impl GatewayState {
         if let Some(journal) = &mut self.journal {
             journal.append(&entry)?;
         }
-        Ok(self.ledger.enter(entry.done))
+        Ok(self.enter_at(entry.at, entry.done))
+    }
+
+    fn enter_at(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> LedgerIndex {
+        let place = self.ledger.enter(done);
+        match place {
+            LedgerIndex::Charge(_) => self.charges_created.push(at),
+            LedgerIndex::Refund(_) => self.refunds_created.push(at),
+        }
+        place
     }
 }
 

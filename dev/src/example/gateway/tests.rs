@@ -757,3 +757,88 @@ async fn waiting_ends_at_the_deadline() {
     let waited = till.gateway.wait_for(|ledger| !ledger.charges.is_empty(), Duration::from_millis(10)).await;
     assert!(matches!(waited, Err(Error::Deadline(_))));
 }
+
+#[tokio::test]
+async fn charges_and_refunds_are_listed_page_by_page_with_their_time() {
+    let till = Till::open().await;
+    let before = Utc::now();
+    let (mut charges, mut refunds) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (_, charge) = till.charge(&Payment::by("pm_card_ok")).await;
+        refunds.push(till.refund(charge["id"].as_str().unwrap(), Uuid::now_v7(), 100).await.1);
+        charges.push(charge);
+    }
+    let after = before.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    for (path, expected) in [("charges", charges), ("refunds", refunds)] {
+        let first = till.get(&format!("/v1/{path}?created_after={after}&limit=2")).await;
+        let cursor = first["next_cursor"].as_str().unwrap();
+        let second = till.get(&format!("/v1/{path}?created_after={after}&limit=2&cursor={cursor}")).await;
+        assert_eq!(second["next_cursor"], Value::Null);
+        let mut listed =
+            [first["data"].as_array().unwrap().clone(), second["data"].as_array().unwrap().clone()];
+        assert_eq!((listed[0].len(), listed[1].len()), (2, 1));
+        for object in listed.iter_mut().flatten() {
+            let created = object.as_object_mut().unwrap().remove("created").unwrap();
+            let created: chrono::DateTime<Utc> = created.as_str().unwrap().parse().unwrap();
+            assert!((before..=Utc::now()).contains(&created));
+        }
+        assert_eq!(listed.concat(), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_listing_with_an_invalid_query_is_a_bad_request() {
+    let till = Till::open().await;
+    let id = Uuid::now_v7();
+    for query in [
+        String::new(),
+        "?created_after=yesterday".to_owned(),
+        "?created_after=2026-01-01T00:00:00Z&limit=101".to_owned(),
+        "?created_after=2026-01-01T00:00:00Z&limit=-1".to_owned(),
+        "?created_after=2026-01-01T00:00:00Z&cursor=7".to_owned(),
+        format!("?reference={id}&created_after=2026-01-01T00:00:00Z"),
+        "?reference=x".to_owned(),
+    ] {
+        for path in ["charges", "refunds"] {
+            let url = till.url(&format!("/v1/{path}{query}"));
+            let response = till.client.get(url).bearer_auth(API_KEY).send().await.unwrap();
+            assert_eq!(response.status(), 400, "{path}{query}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_listing_is_unreliable_and_the_ledger_is_not() {
+    let till = Till::open().await;
+    let payment = Payment::by("pm_card_ok");
+    till.charge(&payment).await;
+    till.charge(&Payment::by("pm_card_ok")).await;
+    let listed = async |cursor: &str| {
+        let page = till.get(&format!("/v1/charges?created_after=2026-01-01T00:00:00Z&limit=1{cursor}")).await;
+        (page["data"].as_array().unwrap().len(), page["next_cursor"] != Value::Null)
+    };
+    assert_eq!(listed("").await, (1, true));
+    till.faults(json!({ "list_omit_rate": 1.0 })).await;
+    assert_eq!(listed("").await, (0, true));
+    till.faults(json!({ "list_lost_page_rate": 1.0 })).await;
+    assert_eq!(listed("").await, (0, true));
+    till.faults(json!({ "list_repeat_rate": 1.0 })).await;
+    assert_eq!(listed("&cursor=at_1").await, (2, false));
+    till.faults(json!({ "list_delay_ms": 3_600_000 })).await;
+    assert_eq!(listed("").await, (0, false));
+    assert_eq!(till.charges_of(&payment).await.len(), 1);
+    assert_eq!(till.faults(json!({ "list_omit_rate": 1.5 })).await, 422);
+}
+
+#[tokio::test]
+async fn the_times_of_creation_survive_a_restart() {
+    let file = LedgerFile::new();
+    let till = Till::open_with(file.settings()).await;
+    till.charge(&Payment::by("pm_card_ok")).await;
+    let query = "/v1/charges?created_after=2026-01-01T00:00:00Z";
+    let listed = till.get(query).await;
+    till.gateway.stop().await;
+    let till = Till::open_with(file.settings()).await;
+    assert_eq!(till.get(query).await, listed);
+    till.gateway.stop().await;
+}

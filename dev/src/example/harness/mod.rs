@@ -62,7 +62,7 @@ pub const SECRETS: [&str; 2] = ["GATEWAY_API_KEY", "GATEWAY_WEBHOOK_SECRET"];
 /// Readiness checks, in addition to the service's own.
 pub const NEIGHBOUR_CHECKS: [&str; 1] = ["external_api"];
 /// Series that exist from the first scrape, in addition to the platform's.
-pub const SERIES: [&str; 10] = [
+pub const SERIES: [&str; 11] = [
     "orders_created_total 0",
     "payments_total{outcome=\"succeeded\"} 0",
     "payments_total{outcome=\"declined\"} 0",
@@ -70,6 +70,7 @@ pub const SERIES: [&str; 10] = [
     "payment_failures_total{reason=\"gateway_timeout\"} 0",
     "payments_parked 0",
     "payment_discrepancies_open 0",
+    "reconciliation_discrepancies_total{kind=\"orphan\"} 0",
     "payments_processing 0",
     "payment_oldest_processing_seconds 0",
     "circuit_breaker_state{service=\"payment_gateway\"} 0",
@@ -109,6 +110,8 @@ impl ExternalServices {
             // Long for a gateway on this machine, and short for a test that waits until the timeout.
             ("GATEWAY_TIMEOUT_MS", "2500".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
+            // Only tests of reconciliation need more than the run at the start.
+            ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "600".to_owned()),
         ]
     }
 

@@ -63,6 +63,16 @@ pub enum ChargeStatus {
     Declined,
 }
 
+impl ChargeStatus {
+    /// Returns the name as written in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Declined => "declined",
+        }
+    }
+}
+
 /// A refund as the gateway reports it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct GatewayRefund {
@@ -86,6 +96,16 @@ pub enum GatewayRefundStatus {
     Succeeded,
     /// The money was not refunded.
     Failed,
+}
+
+impl GatewayRefundStatus {
+    /// Returns the name as written in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// An object of the gateway that has not been compared with the request yet. Until then, the breaker has not recorded

@@ -4,6 +4,7 @@
 //! a failed connection, a malformed response and the statuses 3xx, 408, 425, 429 and 5xx leave the outcome unknown.
 mod answers;
 mod breaker;
+mod listing;
 mod metrics;
 
 use std::{sync::Arc, time::Duration};
@@ -26,6 +27,7 @@ pub use self::answers::GatewayId;
 pub use self::answers::{
     Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, GatewayResponse, SendResult, Unknown,
 };
+pub use self::listing::{Cursor, PageError, Record};
 use self::metrics::GATEWAY_DURATION;
 pub use self::metrics::initialize as initialize_metrics;
 use super::{gateway_key::GatewayKey, settings::Settings};

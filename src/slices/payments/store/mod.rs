@@ -1,5 +1,6 @@
 //! The tables of payments and refunds: beginning, leasing, reading and settling.
 pub mod payments;
+pub mod reconciliation;
 pub mod refunds;
 pub mod settling;
 

@@ -253,7 +253,7 @@ pub async fn record_access(database: &Database, id: Uuid) -> Result<(), sqlx::Er
 }
 
 /// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
-fn status(text: &str) -> Result<PaymentStatus, sqlx::Error> {
+pub(super) fn status(text: &str) -> Result<PaymentStatus, sqlx::Error> {
     PaymentStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown payment status {text:?}").into()))
 }

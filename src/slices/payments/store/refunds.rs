@@ -260,7 +260,7 @@ impl TryFrom<Row> for RefundRecord {
 }
 
 /// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
-fn status(text: &str) -> Result<RefundStatus, sqlx::Error> {
+pub(super) fn status(text: &str) -> Result<RefundStatus, sqlx::Error> {
     RefundStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown refund status {text:?}").into()))
 }

@@ -51,7 +51,7 @@ pub fn commands() -> Vec<Command> {
     Vec::new()
 }
 
-/// Runs a command of a slice.
+/// Runs a command of a slice. `settings` has the settings of the slices.
 ///
 /// # Errors
 /// The reason of the failure, in one sentence.
@@ -60,6 +60,7 @@ pub async fn execute(
     _name: &str,
     _arguments: &ArgMatches,
     _database: &Database,
+    _settings: Reader,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
