@@ -83,7 +83,7 @@ async fn runs_again(service: &Service) {
     }
 }
 
-/// When the latest complete run began, in microseconds since 1970; 0 before the first.
+/// Returns the time at which the latest complete run began, in microseconds since 1970; 0 before the first.
 async fn completed(service: &Service, scope: &str) -> i64 {
     let query = format!(
         "select coalesce(extract(epoch from completed_through) * 1000000, 0)::bigint from reconciliations where scope = '{scope}'"

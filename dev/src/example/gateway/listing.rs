@@ -76,7 +76,7 @@ pub(super) struct PageFaults {
     pub(super) lost: bool,
     pub(super) repeats_last_entry: bool,
     pub(super) reordered: bool,
-    /// Whether each entry is missing.
+    /// One flag per entry: true if it is missing.
     pub(super) omitted: Vec<bool>,
 }
 
