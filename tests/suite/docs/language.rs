@@ -109,7 +109,7 @@ impl<'ast> Visit<'ast> for Texts {
 /// Returns the words of a message in lower case, without its placeholders.
 fn words(message: &str) -> String {
     let text: String = message.split('{').flat_map(|part| part.rsplit('}').next()).collect();
-    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
     format!(" {} ", words.collect::<Vec<_>>().join(" ").to_lowercase())
 }
 
