@@ -9,7 +9,7 @@ crate::groups! {
     /// The service's own alerts, for what must not wait for a scrape.
     alerts: Settings {
         /// A URL that takes `{severity, title, description, timestamp, metadata}`.
-        "ALERT_WEBHOOK_URL" webhook_url: Url = http_url, optional;
+        "ALERT_WEBHOOK_URL" webhook_url: Url = http_url, optional, secret;
         /// An Alertmanager (v2 API).
         "ALERTMANAGER_URL" alertmanager_url: Url = http_url, optional;
         /// Least time between two sends of the same alert, in seconds.

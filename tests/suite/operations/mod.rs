@@ -1,5 +1,6 @@
 //! Watching the service: is it alive, is it ready, how is it, and how much does it do.
 pub(crate) mod alerts;
+pub(crate) mod outbound;
 mod replicas;
 mod settings;
 mod shutdown;

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Settings that are never shown, and never on a command line, where other users of the machine see them.
-const SECRETS: [&str; 3] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN"];
+const SECRETS: [&str; 4] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN", "ALERT_WEBHOOK_URL"];
 
 /// Every setting that the executable knows, with its default.
 async fn settings() -> BTreeMap<String, Option<String>> {
