@@ -51,7 +51,7 @@ COPY --from=build /build/target/release/image/service /usr/local/bin/service
 USER 65532:65532
 EXPOSE 8080 9000
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["/usr/local/bin/service", "probe", "http://127.0.0.1:9000/readyz"]
+    CMD ["/usr/local/bin/service", "probe", "http://127.0.0.1:9000/healthz"]
 ENTRYPOINT ["/usr/local/bin/service"]
 CMD ["serve"]
 

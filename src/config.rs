@@ -57,7 +57,7 @@ impl Config {
 
     fn check(&self, reader: &mut Reader) {
         let Self { process, database, http, slices, shutdown, .. } = self;
-        slices.check(http, reader);
+        slices.check(process.environment, http, reader);
         database.check(process.environment, reader);
         // The rule uses the effective grace period: outside of development and test, it has a default.
         if self.shutdown_grace() + MIN_DRAIN_TIME > shutdown.deadline {

@@ -10,6 +10,7 @@
 //! - [`telemetry`]: logs, traces, metrics and correlation ids
 //! - [`ops`]: the operations listener: probes, metrics, log level
 //! - [`alerts`]: alerts that the service itself sends
+//! - [`outbound`]: the client of HTTP calls of other services
 //! - [`resilience`]: circuit breaker, retries, crash points
 //! - [`workers`]: periodic work and tracked work
 //! - [`shutdown`]: signals and the timeouts of a shutdown
@@ -22,6 +23,7 @@ pub mod http;
 pub mod identity;
 pub mod migrations;
 pub mod ops;
+pub mod outbound;
 pub mod resilience;
 pub mod settings;
 pub mod shutdown;

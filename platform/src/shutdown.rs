@@ -1,7 +1,10 @@
 //! The shutdown of the process: its signals and its timeouts.
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
+};
 
 use crate::settings::values::seconds;
 
@@ -12,6 +15,31 @@ crate::groups! {
         "SHUTDOWN_GRACE_SECONDS" grace: Duration = seconds, optional;
         /// Maximum duration of the shutdown after the signal, in seconds.
         "SHUTDOWN_DEADLINE_SECONDS" deadline: Duration = seconds, default("25");
+    }
+}
+
+/// Part of the shutdown deadline that is reserved for exporting the last spans and log lines. They also get the time that
+/// the rest of the shutdown has not used.
+pub const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
+
+/// The bounds of the parts of a shutdown. Each part has its own, so that a client that never finishes its request takes
+/// no time from the work that must be completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// End of the drain of connections.
+    pub connections: Instant,
+    /// End of the wait for workers, and for tasks that requests have started.
+    pub work: Instant,
+    /// End of everything else, except the flush of telemetry.
+    pub rest: Instant,
+}
+
+impl Bounds {
+    /// Divides the time from `now` to `deadline`: three quarters for connections, and half of the remaining time for the
+    /// work that these connections have started.
+    pub fn new(now: Instant, deadline: Instant) -> Self {
+        let left = deadline.saturating_duration_since(now).saturating_sub(MIN_FLUSH_TIME);
+        Self { connections: now + left * 3 / 4, work: now + left * 7 / 8, rest: now + left }
     }
 }
 
@@ -30,6 +58,23 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_a_shutdown_ends_before_the_next_and_before_the_flush() {
+        let now = Instant::now();
+        let seconds = |bound: Instant| (bound - now).as_secs_f64();
+        let bounds = Bounds::new(now, now + Duration::from_secs(18));
+        assert_eq!([bounds.connections, bounds.work, bounds.rest].map(seconds), [12.0, 14.0, 16.0]);
+        let none_left = Bounds { connections: now, work: now, rest: now };
+        for left in [Duration::ZERO, MIN_FLUSH_TIME] {
+            assert_eq!(Bounds::new(now, now + left), none_left);
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use clap::{Arg, ArgMatches, Command};
 use platform::{
     database::{self, Database},
-    migrations,
+    migrations, outbound,
     settings::{Mistakes, Process, Reader, Setting},
     telemetry,
 };
@@ -206,7 +206,7 @@ fn migrate(reader: Reader) -> Outcome {
 
 /// Runs a command of a slice, which uses the database with the service's role.
 fn slice_command(name: &str, arguments: &ArgMatches) -> Outcome {
-    service::install_tls_provider();
+    outbound::install_tls_provider();
     let settings = reader(arguments)?.finish(database::Settings::read)?;
     let settings_of_slices = reader(arguments)?;
     runtime()?.block_on(async {
@@ -239,8 +239,8 @@ fn create_user(arguments: &ArgMatches) -> Outcome {
 
 fn probe(arguments: &ArgMatches) -> Outcome {
     let url = arguments.get_one::<String>("url").cloned().unwrap_or_default();
-    service::install_tls_provider();
-    let client = reqwest::Client::builder().timeout(PROBE_TIMEOUT).build()?;
+    let client =
+        outbound::client().redirect(reqwest::redirect::Policy::default()).timeout(PROBE_TIMEOUT).build()?;
     runtime()?.block_on(async { client.get(url).send().await?.error_for_status() })?;
     Ok(())
 }
@@ -264,7 +264,7 @@ fn show_config(reader: Reader) -> Outcome {
     for setting in Config::settings() {
         match reader.effective(setting) {
             Some(_) if setting.secret => println!("{}=<redacted>", setting.name),
-            Some(value) => println!("{}={value}", setting.name),
+            Some(value) => println!("{}={}", setting.name, outbound::redacted_text(&value)),
             None => println!("# {} is not set", setting.name),
         }
     }

@@ -22,12 +22,13 @@ use platform::{
     },
     migrations,
     ops::{self, health::Health, log_level::LogLevel},
-    shutdown::Signals,
+    outbound,
+    shutdown::{Bounds, MIN_FLUSH_TIME, Signals},
     telemetry::Telemetry,
     workers::{BackgroundTasks, Progress, Workers},
 };
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     accounts::{self, Accounts, Authentication},
@@ -39,8 +40,9 @@ use crate::{
 /// Interval of deleting expired sessions, idempotency keys and login attempts.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Part of the shutdown deadline that is reserved for exporting the last spans and log lines.
-const TO_FLUSH: Duration = Duration::from_secs(2);
+/// Time between the bound of the last part of the shutdown and the cut of everything. It is reached only if a part ignores
+/// its bound.
+const CUT_DELAY: Duration = Duration::from_millis(500);
 
 /// Error of starting or ending the service.
 #[derive(Debug, thiserror::Error)]
@@ -80,28 +82,41 @@ pub enum ServeError {
     Cut(String),
 }
 
+/// The end of a service that had started.
+struct Shutdown {
+    /// The parts that were cut at their bound.
+    cut: Vec<String>,
+    /// End of the flush of telemetry.
+    deadline: Instant,
+}
+
 /// Runs the service until a signal ends it. Everything that is started here is stopped here, in reverse order.
 ///
 /// # Errors
 /// If the service could not start completely, or did not end before the shutdown deadline.
 pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeError> {
-    let served = run(&config, &telemetry).await;
-    if let Err(error) = &served {
-        tracing::error!(error = error as &dyn std::error::Error, "the service failed");
+    let (served, deadline) = match run(&config, &telemetry).await {
+        Ok(Shutdown { cut, deadline }) if cut.is_empty() => (Ok(()), deadline),
+        Ok(Shutdown { cut, deadline }) => (Err(ServeError::Cut(cut.join(", "))), deadline),
+        Err(error) => (Err(error), Instant::now() + MIN_FLUSH_TIME),
+    };
+    match &served {
+        Ok(()) => tracing::info!("the service stopped"),
+        Err(error) => tracing::error!(error = error as &dyn std::error::Error, "the service failed"),
     }
-    telemetry.flush(TO_FLUSH).await;
+    telemetry.flush(deadline).await;
     served
 }
 
-async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
+async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeError> {
     let mut signals = Signals::listen()?;
-    install_tls_provider();
+    outbound::install_tls_provider();
     // Waiting for the database or for another replica's migrations can take long. A signal ends the wait at once.
     let database = tokio::select! {
         opened = startup::open(config) => opened?,
         signal = signals.next() => {
             tracing::info!(signal, "the service stopped before it was up");
-            return Ok(());
+            return Ok(Shutdown { cut: Vec::new(), deadline: Instant::now() + MIN_FLUSH_TIME });
         }
     };
     let alerts = Alerts::start(&config.alerts, BuildInfo::current().name)?;
@@ -147,39 +162,57 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), ServeError> {
     let signal = signals.next().await;
     let deadline = Instant::now() + config.shutdown.deadline;
     tracing::info!(signal, "the service is shutting down");
-    let wound_down = async {
+    let wind_down = async {
         // Readiness fails first, and the grace period gives load balancers time to stop sending requests.
         health.fail_readiness();
         tokio::time::sleep(config.shutdown_grace()).await;
-        let enough = deadline - TO_FLUSH;
-        let mut cut = Vec::new();
-        let requests = api.drain(enough).await.cut;
-        note_cut(&mut cut, requests, "connections of the API");
-        let money = tracked.drain(enough).await;
-        note_cut(&mut cut, money, "tasks started by requests");
-        // Workers stop between two units of work, never within one.
-        let stopped = workers.stop(enough).await;
-        note_cut(&mut cut, stopped.len(), "workers");
-        // Records the refusals of the last minute that were only counted.
-        if let Err(error) = refusals.flush().await {
-            tracing::error!(error = &error as &dyn std::error::Error, "failed to audit denied requests");
-        }
-        alerts.flush(enough).await;
+        let bounds = Bounds::new(Instant::now(), deadline);
+        let requests = async {
+            let connections = api.drain(bounds.connections).await.cut;
+            (connections, tracked.drain(bounds.work).await)
+        };
+        // Workers stop between two units of work, never within one. They stop beside the requests, so that a client that
+        // never finishes takes no time from them.
+        let ((connections, tasks), stopped) = tokio::join!(requests, workers.stop(bounds.work));
+        // Requests and workers may still have counted refusals and raised alerts.
+        tokio::join!(record_refusals(&refusals, bounds.rest), send_alerts(&alerts, bounds.rest));
         // Last, so that the shutdown can be observed until its end.
-        ops.drain(enough).await;
-        database.close(enough.saturating_duration_since(Instant::now())).await;
+        ops.drain(bounds.rest).await;
+        database.close(bounds.rest.saturating_duration_since(Instant::now())).await;
+        let mut cut = Vec::new();
+        note_cut(&mut cut, connections, "connections of the API");
+        note_cut(&mut cut, tasks, "tasks that requests had started");
+        note_cut(&mut cut, stopped.len(), "workers");
         cut
     };
-    let cut = tokio::select! {
-        cut = wound_down => cut,
-        signal = signals.next() => vec![format!("everything, because of a second {signal}")],
-        () = tokio::time::sleep_until(deadline) => vec!["everything still running".to_owned()],
-    };
-    if cut.is_empty() {
-        tracing::info!("the service stopped");
-        Ok(())
-    } else {
-        Err(ServeError::Cut(cut.join(", ")))
+    let last_bound = deadline - MIN_FLUSH_TIME + CUT_DELAY;
+    Ok(tokio::select! {
+        cut = wind_down => Shutdown { cut, deadline },
+        () = tokio::time::sleep_until(last_bound) => {
+            Shutdown { cut: vec!["everything still running".to_owned()], deadline }
+        }
+        signal = signals.next() => {
+            let cut = vec![format!("everything, because of a second {signal}")];
+            Shutdown { cut, deadline: deadline.min(Instant::now() + MIN_FLUSH_TIME) }
+        }
+    })
+}
+
+/// Records the refusals of the last minute that were only counted.
+async fn record_refusals(refusals: &Refusals, bound: Instant) {
+    match timeout_at(bound, refusals.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "failed to audit denied requests");
+        }
+        Err(_) => tracing::error!("timed out auditing denied requests"),
+    }
+}
+
+/// Waits until the alerts that were raised are sent.
+async fn send_alerts(alerts: &Alerts, bound: Instant) {
+    if !alerts.flush(bound).await {
+        tracing::error!("dropped alerts: no receiver accepted them in time");
     }
 }
 
@@ -187,12 +220,6 @@ fn note_cut(cut: &mut Vec<String>, count: usize, what: &str) {
     if count > 0 {
         cut.push(format!("{count} {what}"));
     }
-}
-
-/// Installs one provider of cryptography for all TLS connections.
-pub fn install_tls_provider() {
-    // Fails only if a provider is installed already, which is acceptable.
-    let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }
 
 fn initialize_metrics() {

@@ -13,7 +13,7 @@ use platform::{
     database::Database,
     http::{self, problem::Kind},
     ops::health,
-    settings::Reader,
+    settings::{Environment, Reader},
     workers::{BackgroundTasks, Workers},
 };
 use utoipa::OpenApi;
@@ -32,9 +32,9 @@ platform::settings! {
 }
 
 impl Settings {
-    /// Checks the rules between these settings and those of the listener.
-    pub fn check(&self, http: &http::Settings, reader: &mut Reader) {
-        self.payments.check(http, reader);
+    /// Checks the rules between these settings, the environment and the settings of the listener.
+    pub fn check(&self, environment: Environment, http: &http::Settings, reader: &mut Reader) {
+        self.payments.check(environment, http, reader);
     }
 }
 

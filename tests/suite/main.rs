@@ -21,6 +21,7 @@ mod kubernetes;
 mod operations;
 mod stack;
 mod telemetry;
+mod tls;
 
 use dev::harness::{Builder, Service};
 

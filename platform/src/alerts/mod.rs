@@ -16,7 +16,6 @@ use std::{
 };
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use reqwest::redirect;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tokio::{
@@ -27,7 +26,7 @@ use url::Url;
 
 use self::receiver::{Receiver, alertmanager_api, attempt, deliver};
 pub use self::settings::Settings;
-use super::telemetry::correlation;
+use super::{outbound, telemetry::correlation};
 
 crate::metrics! {
     /// Alerts raised by the service, by outcome.
@@ -142,9 +141,7 @@ impl Alerts {
         let transport = if receivers.is_empty() {
             None
         } else {
-            // A redirected POST would arrive as a GET.
-            let client =
-                reqwest::Client::builder().timeout(TIMEOUT).redirect(redirect::Policy::none()).build()?;
+            let client = outbound::client().timeout(TIMEOUT).build()?;
             let (queue, messages) = mpsc::channel(QUEUE);
             tokio::spawn(send_all(client.clone(), Arc::clone(&receivers), messages, Arc::clone(&raised)));
             Some(Transport { client, receivers, queue })

@@ -9,7 +9,7 @@ crate::groups! {
     /// The service's own alerts, for what must not wait for a scrape.
     alerts: Settings {
         /// URL that receives alerts as `{severity, title, description, timestamp, metadata}`.
-        "ALERT_WEBHOOK_URL" webhook_url: Url = http_url, optional;
+        "ALERT_WEBHOOK_URL" webhook_url: Url = http_url, optional, secret;
         /// URL of an Alertmanager (v2 API).
         "ALERTMANAGER_URL" alertmanager_url: Url = http_url, optional;
         /// Minimum time between two sends of the same alert, in seconds.

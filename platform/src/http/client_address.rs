@@ -27,6 +27,8 @@ pub struct ClientAddress {
     pub address: IpAddr,
     /// `true` if the peer is a trusted proxy. Then its trace headers are trusted too.
     pub through_trusted_proxy: bool,
+    /// `https` if a trusted proxy reports that the client used TLS, otherwise `http`.
+    pub scheme: &'static str,
 }
 
 impl ClientAddress {
@@ -55,6 +57,18 @@ pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
     within(&address) || mapped.as_ref().is_some_and(within)
 }
 
+/// The header in which proxies that write `X-Forwarded-For` report the client's scheme.
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// One element of a forwarding header: the client of one hop.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Hop {
+    /// `None` if the element has no valid address.
+    address: Option<IpAddr>,
+    /// `true` if the element has `proto=https`, which only `Forwarded` has.
+    is_https: bool,
+}
+
 /// The networks of trusted proxies, and the header that these proxies write. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TrustedProxies {
@@ -76,28 +90,43 @@ impl TrustedProxies {
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let peer = peer.to_canonical();
         if !self.contain(peer) {
-            return ClientAddress { address: peer, through_trusted_proxy: false };
+            return ClientAddress { address: peer, through_trusted_proxy: false, scheme: "http" };
         }
-        ClientAddress { address: self.walk(peer, headers), through_trusted_proxy: true }
+        let (address, hop_is_https) = self.walk(peer, headers);
+        let is_https =
+            if self.header == header::FORWARDED { hop_is_https } else { is_forwarded_https(headers) };
+        ClientAddress {
+            address,
+            through_trusted_proxy: true,
+            scheme: if is_https { "https" } else { "http" },
+        }
     }
 
-    /// Follows the header from the right, past trusted proxies. Returns the peer if the header is absent.
-    fn walk(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    /// Follows the header from the right, past trusted proxies. Returns the address, and whether its element has
+    /// `proto=https`. Returns the peer if the header is absent.
+    fn walk(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, bool) {
         let elements = if self.header == header::FORWARDED { forwarded_elements } else { listed_elements };
         let lines = headers.get_all(&self.header).iter().rev();
-        let mut last = peer;
+        let mut last = (peer, false);
         // A line that is not text counts as one element that is not an address.
-        let hops =
-            lines.flat_map(|line| line.to_str().map_or_else(|_| vec![None], elements).into_iter().rev());
+        let hops = lines
+            .flat_map(|line| line.to_str().map_or_else(|_| vec![Hop::default()], elements).into_iter().rev());
         for hop in hops {
-            let Some(hop) = hop else { break };
-            last = hop;
-            if !self.contain(hop) {
+            let Some(address) = hop.address else { break };
+            last = (address, hop.is_https);
+            if !self.contain(address) {
                 break;
             }
         }
         last
     }
+}
+
+/// Returns whether the last value of `X-Forwarded-Proto`, which the nearest proxy wrote, is `https`.
+fn is_forwarded_https(headers: &HeaderMap) -> bool {
+    let line = headers.get_all(FORWARDED_PROTO).iter().next_back().and_then(|line| line.to_str().ok());
+    let value = line.and_then(|line| line.rsplit(',').next());
+    value.is_some_and(|value| value.trim().eq_ignore_ascii_case("https"))
 }
 
 /// Stores the [`ClientAddress`] in the request's extensions.
@@ -113,20 +142,21 @@ pub fn find(proxies: &TrustedProxies, mut request: Request) -> Request {
 }
 
 /// Parses the elements of one `X-Forwarded-For` line.
-fn listed_elements(line: &str) -> Vec<Option<IpAddr>> {
-    line.split(',').map(|element| node(element.trim())).collect()
+fn listed_elements(line: &str) -> Vec<Hop> {
+    line.split(',').map(|element| Hop { address: node(element.trim()), is_https: false }).collect()
 }
 
-/// Parses the `for` parameter of each element of one `Forwarded` line. A malformed line counts as one element without
+/// Parses the `for` and `proto` parameters of each element of one `Forwarded` line. A malformed line counts as one element without
 /// an address, because an unclosed quote from the client would hide the element that the proxy appended.
-fn forwarded_elements(line: &str) -> Vec<Option<IpAddr>> {
-    parse_forwarded(line).unwrap_or_else(|| vec![None])
+fn forwarded_elements(line: &str) -> Vec<Hop> {
+    parse_forwarded(line).unwrap_or_else(|| vec![Hop::default()])
 }
 
 /// Parses a line such as `for=192.0.2.60;proto=http, for="[2001:db8::1]:4711"` (RFC 7239, section 4).
-fn parse_forwarded(line: &str) -> Option<Vec<Option<IpAddr>>> {
+fn parse_forwarded(line: &str) -> Option<Vec<Hop>> {
     let mut elements = Vec::new();
     let mut seen_for: Option<Option<IpAddr>> = None;
+    let mut seen_proto: Option<bool> = None;
     let mut rest = line.trim();
     loop {
         let (name, after) = rest.split_once('=')?;
@@ -134,20 +164,30 @@ fn parse_forwarded(line: &str) -> Option<Vec<Option<IpAddr>>> {
             return None;
         }
         let (value, after) = forwarded_value(after)?;
-        if name.eq_ignore_ascii_case("for") && seen_for.replace(node(&value)).is_some() {
+        let is_duplicate = if name.eq_ignore_ascii_case("for") {
+            seen_for.replace(node(&value)).is_some()
+        } else if name.eq_ignore_ascii_case("proto") {
+            seen_proto.replace(value.eq_ignore_ascii_case("https")).is_some()
+        } else {
+            false
+        };
+        if is_duplicate {
             return None;
         }
+        let mut hop =
+            || Hop { address: seen_for.take().flatten(), is_https: seen_proto.take() == Some(true) };
         let after = after.trim_start();
-        let Some(separator) = after.chars().next() else { break };
+        let Some(separator) = after.chars().next() else {
+            elements.push(hop());
+            return Some(elements);
+        };
         rest = after.get(1..)?.trim_start();
         match separator {
             ';' => {}
-            ',' => elements.push(seen_for.take().flatten()),
+            ',' => elements.push(hop()),
             _ => return None,
         }
     }
-    elements.push(seen_for.flatten());
-    Some(elements)
 }
 
 /// Splits `text` into its leading value, a token or a quoted string, and the rest.
@@ -234,6 +274,34 @@ mod tests {
         let found = proxies.client("203.0.113.9".parse().unwrap(), &HeaderMap::new());
         assert!(!found.through_trusted_proxy);
         assert!(proxies.client(PROXY.parse().unwrap(), &HeaderMap::new()).through_trusted_proxy);
+    }
+
+    #[test]
+    fn the_scheme_is_the_one_that_a_trusted_proxy_reports() {
+        let scheme = |header, peer: &str, lines: &[(&'static str, &str)]| {
+            proxies(header).client(peer.parse().unwrap(), &headers(lines)).scheme
+        };
+        for (line, expected) in [
+            ("for=192.0.2.1;proto=https", "https"),
+            ("proto=HTTPS;for=192.0.2.1", "https"),
+            ("for=192.0.2.1;proto=https, for=10.0.0.2;proto=http", "https"),
+            ("for=198.51.100.66;proto=https, for=192.0.2.1;proto=http, for=10.0.0.2", "http"),
+            ("for=192.0.2.1", "http"),
+            ("for=192.0.2.1;proto=https;proto=https", "http"),
+            ("for=192.0.2.1;proto=ftp", "http"),
+        ] {
+            assert_eq!(scheme("forwarded", PROXY, &[("forwarded", line)]), expected, "{line}");
+            assert_eq!(scheme("forwarded", "203.0.113.9", &[("forwarded", line)]), "http", "{line}");
+        }
+        for (line, expected) in
+            [("https", "https"), ("http, https", "https"), ("https, http", "http"), ("", "http")]
+        {
+            let lines = [("x-forwarded-for", "192.0.2.1"), ("x-forwarded-proto", line)];
+            assert_eq!(scheme("x-forwarded-for", PROXY, &lines), expected, "{line}");
+            assert_eq!(scheme("x-forwarded-for", "203.0.113.9", &lines), "http", "{line}");
+        }
+        let both = [("forwarded", "for=192.0.2.1"), ("x-forwarded-proto", "https")];
+        assert_eq!(scheme("forwarded", PROXY, &both), "http", "one header is read");
     }
 
     #[test]
@@ -325,7 +393,7 @@ mod tests {
     #[test]
     fn limits_count_an_ipv6_network_as_one() {
         let network = |address: &str| {
-            ClientAddress { address: address.parse().unwrap(), through_trusted_proxy: false }
+            ClientAddress { address: address.parse().unwrap(), through_trusted_proxy: false, scheme: "http" }
                 .network()
                 .to_string()
         };

@@ -11,7 +11,7 @@ use std::{fmt::Display, thread, time::Instant};
 use axum::{
     body::HttpBody,
     extract::{MatchedPath, Request},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, uri::Authority},
     middleware::Next,
     response::Response,
 };
@@ -97,15 +97,19 @@ impl Exchange {
             status: None,
             response_bytes: None,
         };
-        exchange.span = exchange.open_span(request);
+        exchange.span = exchange.open_span(request, client.map_or("http", |client| client.scheme));
         let trusted = client.is_some_and(|client| client.through_trusted_proxy);
-        traces::set_parent_from(headers, &exchange.span, trusted);
+        traces::join_or_link(headers, &exchange.span, trusted);
         exchange
     }
 
     /// Opens the span with the stable OpenTelemetry semantic conventions for HTTP servers. Fields that are declared
     /// empty are recorded at the end of the request.
-    fn open_span(&self, request: &Request) -> Span {
+    ///
+    /// `url.query` is left out. Clients put tokens and personal data into queries by mistake, also as names without a
+    /// value, and trace stores have neither the access rules nor the retention of the audit log.
+    fn open_span(&self, request: &Request, scheme: &'static str) -> Span {
+        let server = server(request);
         let route = self.route.as_ref().map(MatchedPath::as_str);
         let original = (self.method == "_OTHER").then(|| shortened(request.method().as_str()));
         tracing::info_span!(
@@ -118,8 +122,10 @@ impl Exchange {
             http.request.method_original = original,
             http.route = route,
             http.response.status_code = field::Empty,
-            url.scheme = "http",
+            url.scheme = scheme,
             url.path = shortened(request.uri().path()),
+            server.address = server.as_ref().map(address),
+            server.port = server.as_ref().map(|server| port(server, scheme)),
             network.protocol.version = version(request.version()),
             client.address = self.context.client_address().map(field::display),
             user_agent.original = self.user_agent(),
@@ -187,6 +193,24 @@ impl Drop for Exchange {
         };
         self.context.clone().sync_scope(|| self.span.in_scope(line));
     }
+}
+
+/// Returns the host and port that the client addressed: `:authority` on HTTP/2, otherwise `Host`.
+fn server(request: &Request) -> Option<Authority> {
+    let host = || request.headers().get(header::HOST)?.to_str().ok()?.parse().ok();
+    request.uri().authority().cloned().or_else(host)
+}
+
+/// Returns the host without the brackets of an IPv6 address.
+fn address(server: &Authority) -> &str {
+    let host = server.host();
+    shortened(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))
+}
+
+/// Returns the port, or the default of the scheme. Signed, because the OpenTelemetry bridge exports unsigned numbers as
+/// strings.
+fn port(server: &Authority, scheme: &str) -> i64 {
+    server.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 }).into()
 }
 
 /// Returns the client's correlation id, or a new one if the client's is missing or malformed. A malformed id is no
@@ -304,6 +328,20 @@ mod tests {
             assert!(text.contains(&series), "{series}");
         }
         assert!(text.contains("http_request_duration_seconds_count{method=\"POST\",path=\"/expected\"} 0"));
+    }
+
+    #[test]
+    fn the_server_is_the_one_that_the_client_addressed() {
+        let addressed = |uri: &str, host: &str, scheme: &str| {
+            let request = Request::get(uri).header("host", host).body(Body::empty()).unwrap();
+            server(&request).map(|server| (address(&server).to_owned(), port(&server, scheme)))
+        };
+        let is = |host: &str, port: i64| Some((host.to_owned(), port));
+        assert_eq!(addressed("/", "shop.example:8443", "https"), is("shop.example", 8443));
+        assert_eq!(addressed("/", "shop.example", "https"), is("shop.example", 443));
+        assert_eq!(addressed("/", "[2001:db8::1]", "http"), is("2001:db8::1", 80));
+        assert_eq!(addressed("http://shop.example/", "other.example", "http"), is("shop.example", 80));
+        assert_eq!(addressed("/", "two words", "http"), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use tokio::{runtime::Handle, task};
+use tokio::{runtime::Handle, task, time::Instant};
 use tracing::{Level, Metadata, subscriber::Interest};
 use tracing_subscriber::{
     filter::{FilterExt, LevelFilter, dynamic_filter_fn, filter_fn},
@@ -132,22 +132,21 @@ impl Telemetry {
         self.filter.clone()
     }
 
-    /// Exports the remaining spans and writes the remaining log lines. Later lines are lost, so this must be the last
-    /// step.
+    /// Exports the remaining spans and writes the remaining log lines, until `deadline` at most. Later lines are lost, so
+    /// this must be the last step.
     ///
-    /// Span export ends at `deadline`, minus the maximum time of the writing threads. If the collector does not
-    /// respond by then, the spans are lost.
-    pub async fn flush(self, deadline: Duration) {
+    /// Spans get the whole time, except what the writing threads need. Spans that the collector has not accepted by
+    /// then are lost, counted and logged.
+    pub async fn flush(self, deadline: Instant) {
+        /// Maximum time of the writing threads.
         const WRITING: Duration = Duration::from_millis(1_200);
         let Self { spans, lines, .. } = self;
         // Both block, and the gRPC client meanwhile needs the runtime's own threads.
         let flushed = task::spawn_blocking(move || {
-            let sending = deadline.saturating_sub(WRITING).max(deadline / 2);
-            if let Some(Err(error)) = spans.map(|spans| spans.shutdown_with_timeout(sending)) {
-                tracing::warn!(
-                    error = &error as &(dyn std::error::Error + 'static),
-                    "failed to export the last spans"
-                );
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(spans) = spans {
+                // The processor logs the spans that are lost.
+                let _lost = spans.shutdown_with_timeout(left.saturating_sub(WRITING).max(left / 2));
             }
             lines.finish(WRITING);
         });

@@ -1,7 +1,11 @@
 //! Products, and the rules for their fields.
+use iso_currency::{Currency, IntoEnumIterator};
 use platform::http::{extract::Validate, problem::FieldError};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::schema::{Object, ObjectBuilder, Type},
+};
 use uuid::Uuid;
 
 /// The highest price of one piece, in minor units. It keeps every total below 2^53, above which many JSON readers lose
@@ -43,7 +47,7 @@ pub struct NewProduct {
     #[schema(example = 1290, minimum = 1, maximum = 10_000_000_000_i64)]
     pub unit_amount: i64,
     /// ISO 4217 code of the currency.
-    #[schema(example = "EUR", pattern = "^[A-Z]{3}$")]
+    #[schema(schema_with = currency_schema)]
     pub currency: String,
 }
 
@@ -70,8 +74,11 @@ impl Validate for NewProduct {
         }
         check_name(&self.name, &mut errors);
         check_unit_amount(self.unit_amount, &mut errors);
-        if self.currency.len() != 3 || !self.currency.bytes().all(|byte| byte.is_ascii_uppercase()) {
-            errors.push(FieldError::new("/currency", "must be an ISO 4217 code such as EUR"));
+        if !is_currency(&self.currency) {
+            errors.push(FieldError::new(
+                "/currency",
+                "must be the ISO 4217 code of a current currency, such as EUR",
+            ));
         }
         errors
     }
@@ -90,6 +97,27 @@ impl Validate for ProductChange {
     }
 }
 
+/// Returns whether the code is that of a current currency. ISO 4217 also has codes in which nobody can pay: metals, units of
+/// account, funds, `XTS` for tests and `XXX` for no currency. The list also has currencies that another one has replaced.
+fn is_currency(code: &str) -> bool {
+    Currency::from_code(code).is_some_and(is_current)
+}
+
+fn is_current(currency: Currency) -> bool {
+    !currency.is_special() && !currency.is_fund() && currency.is_superseded().is_none()
+}
+
+/// Returns the schema with the accepted codes, so that no code of the document is rejected.
+fn currency_schema() -> Object {
+    let codes = Currency::iter().filter(|currency| is_current(*currency)).map(|currency| currency.code());
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("ISO 4217, without funds, metals and replaced currencies. The minor unit has two decimals in most currencies, none in JPY and three in KWD."))
+        .enum_values(Some(codes))
+        .examples(["EUR"])
+        .build()
+}
+
 fn check_name(name: &str, errors: &mut Vec<FieldError>) {
     if !(1..=200).contains(&name.trim().chars().count()) || name.chars().any(char::is_control) {
         errors.push(FieldError::new("/name", "must have 1 to 200 characters without control characters"));
@@ -102,5 +130,20 @@ fn check_unit_amount(unit_amount: i64, errors: &mut Vec<FieldError>) {
             "/unit_amount",
             format!("must be between 1 and {MAX_UNIT_AMOUNT} minor units"),
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_currency_is_one_in_which_somebody_can_pay() {
+        for code in ["EUR", "USD", "JPY", "KWD", "XOF", "XCD"] {
+            assert!(is_currency(code), "{code}");
+        }
+        for code in ["XXX", "XTS", "XAU", "XDR", "ZZZ", "HRK", "CLF", "eur", "EU", "EURO", "", "E\u{20ac}R"] {
+            assert!(!is_currency(code), "{code}");
+        }
     }
 }

@@ -3,10 +3,10 @@ use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use platform::{
-    http,
+    http, outbound,
     settings::{
-        Reader,
-        values::{http_url, milliseconds, seconds, secret},
+        Environment, Reader,
+        values::{flag, http_url, milliseconds, seconds, secret},
     },
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -28,6 +28,8 @@ platform::groups! {
     payments: Settings {
         /// Base URL of the gateway.
         "GATEWAY_URL" gateway_url: Url = http_url, required;
+        /// Accept a `GATEWAY_URL` without TLS in staging and production, for a simulator or a mesh that encrypts. Loopback is always accepted.
+        "GATEWAY_ALLOW_PLAINTEXT" allow_plaintext: bool = flag, default("false");
         /// API key sent to the gateway as a bearer token: at least 8 visible ASCII characters.
         "GATEWAY_API_KEY" gateway_api_key: SecretString = api_key, required, secret;
         /// Secret of the gateway's webhooks: `whsec_` and the base64 of at least 24 bytes (Standard Webhooks). During a rotation, the old and the new secret separated by a space.
@@ -66,8 +68,16 @@ impl Settings {
         self.recovery_interval * 3
     }
 
-    /// Checks the rules between these settings and those of the listener.
-    pub fn check(&self, http: &http::Settings, reader: &mut Reader) {
+    /// Checks the rules between these settings, the environment and the settings of the listener.
+    pub fn check(&self, environment: Environment, http: &http::Settings, reader: &mut Reader) {
+        // The call carries the API key.
+        if environment.is_production_like()
+            && !self.allow_plaintext
+            && outbound::is_plaintext(&self.gateway_url)
+        {
+            let rule = "must be https for a host other than loopback in staging and production, unless GATEWAY_ALLOW_PLAINTEXT is set";
+            reader.mistake("GATEWAY_URL", rule);
+        }
         if self.gateway_timeout >= http.request_timeout {
             reader.mistake("GATEWAY_TIMEOUT_MS", "must be below REQUEST_TIMEOUT_MS");
         }

@@ -76,7 +76,18 @@ async fn every_field_of_a_product_has_bounds() {
         ("sku", vec![json!(""), json!("two words"), json!("x".repeat(65)), json!("t\u{e4}sse")]),
         ("name", vec![json!(""), json!("   "), json!("x".repeat(201)), json!("a\u{0}b")]),
         ("unit_amount", vec![json!(0), json!(-1), json!(10_000_000_001_i64)]),
-        ("currency", vec![json!("eur"), json!("EURO"), json!(""), json!("E1R")]),
+        (
+            "currency",
+            vec![
+                json!("eur"),
+                json!("EURO"),
+                json!(""),
+                json!("E1R"),
+                json!("ZZZ"),
+                json!("XXX"),
+                json!("XTS"),
+            ],
+        ),
     ] {
         for value in values {
             let mut product = fits.clone();

@@ -173,6 +173,8 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
     })
     .await;
     assert_eq!(names(&below), ["GET", "settle payment"]);
+    let called = format!("{}v1/charges?REDACTED", service.gateway().url());
+    has_attributes(&below[0], &[("url.full", json!(called))]);
     has_attributes(&recovery, &[("payment_id", json!(unknown.text("id")))]);
 }
 

@@ -14,11 +14,13 @@ use crate::{
     http::panics::{panics_at, says_so},
     operations::{
         alerts::{Pager, is_complete},
+        outbound::CountingProxy,
         page,
         startup::{command, sufficient},
     },
     service,
     telemetry::metrics::openmetrics,
+    tls::{Before, TlsProxy},
 };
 
 const PAYMENTS: &str = "/v1/orders/{id}/payments";
@@ -530,6 +532,43 @@ async fn the_settings_of_payments_are_shown_without_secrets() {
     for secret in ["a-password", "an-api-key", "YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw"] {
         assert!(!told.contains(secret), "{told}");
     }
+}
+
+#[tokio::test]
+async fn a_gateway_without_tls_is_refused_in_staging_and_production() {
+    let config = async |environment, url, more: &[(&'static str, &'static str)]| {
+        let settings = [("APP_ENV", environment), ("GATEWAY_URL", url)];
+        command(&["config"], &[&sufficient()[..], &settings, more].concat()).await
+    };
+    for environment in ["staging", "production"] {
+        for url in ["http://gateway.example", "http://10.0.0.1:9090"] {
+            let stopped = config(environment, url, &[]).await;
+            assert_eq!(stopped.code(), Some(1), "{environment} {url}");
+            assert!(stopped.stderr.contains("\n  GATEWAY_URL must be https"), "{}", stopped.stderr);
+            config(environment, url, &[("GATEWAY_ALLOW_PLAINTEXT", "true")]).await.succeeded();
+        }
+        for url in ["https://gateway.example", "http://127.0.0.1:9090", "http://[::1]:9090"] {
+            config(environment, url, &[]).await.succeeded();
+        }
+    }
+    config("development", "http://gateway.example", &[]).await.succeeded();
+}
+
+#[tokio::test]
+async fn the_gateway_is_called_over_tls_with_a_trusted_authority_only_and_through_no_proxy() {
+    let proxy = CountingProxy::start().await;
+    let service = proxy.in_environment_of(builder()).start().await;
+    let tls = TlsProxy::to(&service.gateway().url(), Before::Nothing).await;
+    let trusting = [("GATEWAY_URL", &*tls.url()), ("SSL_CERT_FILE", tls.authority())];
+    let trusting = service.replica_with(&trusting).await;
+    let _paid = trusting.customer().await.places_an_order().await.pay("pm_card_ok").await.is(201);
+    assert!(trusting.terminate().await.success());
+    let handshakes = tls.handshakes();
+    assert!(handshakes > 0);
+
+    let other = service.replica_with(&[("GATEWAY_URL", &*tls.url())]).await;
+    let _unknown = other.customer().await.places_an_order().await.pay("pm_card_ok").await.is(202);
+    assert_eq!((tls.handshakes(), proxy.clients()), (handshakes, 0));
 }
 
 #[tokio::test]

@@ -375,6 +375,27 @@ async fn too_large_or_too_many_headers_are_rejected() {
 }
 
 #[tokio::test]
+async fn requests_that_are_rejected_before_any_route_are_counted_and_logged() {
+    let service = service().await;
+    let too_large = format!("GET / HTTP/1.1\r\nhost: shop\r\ncookie: {}\r\n\r\n", "c".repeat(32 * 1024));
+    let invalid = "GET / HTTP/1.1\r\nhost: shop\r\nno header\r\n\r\n".to_owned();
+    for (request, status, reason) in [(invalid, 400, "invalid"), (too_large, 431, "too_large")] {
+        let series = format!("http_malformed_requests_total{{reason=\"{reason}\"}}");
+        assert_eq!(service.metric(&series).await, 0);
+        let mut wire = Wire::to(&service).await;
+        wire.writes(&request).await;
+        assert!(wire.is_closed().await.starts_with(&format!("HTTP/1.1 {status}")));
+        eventually("it is counted", async || (service.metric(&series).await == 1).then_some(())).await;
+        let logged = service
+            .logs_that("it is logged", |line| {
+                line["message"] == "rejected a malformed request" && line["reason"] == reason
+            })
+            .await;
+        assert!(logged["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:")), "{logged:#}");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_over_the_limit_waits_and_probes_do_not() {
     let service = builder().setting("MAX_CONNECTIONS", "2").start().await;
     let request = "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n";

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Settings that are never shown and have no flag, because other users of the machine can read command lines.
-const SECRETS: [&str; 3] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN"];
+const SECRETS: [&str; 4] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN", "ALERT_WEBHOOK_URL"];
 
 /// Returns every setting of the executable, with its default.
 async fn settings() -> BTreeMap<String, Option<String>> {

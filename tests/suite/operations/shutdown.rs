@@ -158,7 +158,11 @@ async fn a_hanging_client_is_cut_at_the_deadline_and_logged() {
     .await;
     assert_eq!(service.terminate().await.code(), Some(1));
     let last = last_line(&service);
-    assert!(last.to_string().contains("1 connections of the API"), "{last}");
+    let error = last["error"].as_str().unwrap();
+    assert!(
+        error.ends_with("cut short: 1 connections of the API"),
+        "workers and the rest have ended: {error}"
+    );
 }
 
 #[tokio::test]

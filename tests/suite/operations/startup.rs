@@ -307,10 +307,21 @@ async fn a_port_that_is_taken_is_named_with_its_setting() {
 
 #[tokio::test]
 async fn the_settings_are_shown_without_secrets() {
-    let told = command(&["config"], &sufficient()).await.succeeded();
-    for line in
-        ["DATABASE_URL=<redacted>", "API_ADDRESS=127.0.0.1:8080", "APP_ENV=test", "# OPS_TOKEN is not set"]
-    {
+    let urls = [
+        ("ALERT_WEBHOOK_URL", "https://hooks.example/services/a-password"),
+        ("ALERTMANAGER_URL", "http://somebody:a-password@alerts.internal:9093/?token=a-password"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://a-password@collector.internal"),
+    ];
+    let told = command(&["config"], &[&sufficient()[..], &urls].concat()).await.succeeded();
+    for line in [
+        "DATABASE_URL=<redacted>",
+        "ALERT_WEBHOOK_URL=<redacted>",
+        "ALERTMANAGER_URL=http://REDACTED:REDACTED@alerts.internal:9093/?REDACTED",
+        "OTEL_EXPORTER_OTLP_ENDPOINT=https://REDACTED:REDACTED@collector.internal/",
+        "API_ADDRESS=127.0.0.1:8080",
+        "APP_ENV=test",
+        "# OPS_TOKEN is not set",
+    ] {
         assert!(told.lines().any(|known| known == line), "{line} in {told}");
     }
     assert!(!told.contains("a-password"), "{told}");

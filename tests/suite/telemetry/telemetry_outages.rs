@@ -75,6 +75,53 @@ async fn a_slow_collector_delays_no_request() {
     works_and_ends(&service).await;
 }
 
+/// Starts a service that exports no span before its end, to a collector that takes this long.
+async fn exports_at_its_end(collector: &Collector, takes: Duration, settings: &[(&str, &str)]) -> Service {
+    collector.is(CollectorBehavior::Slow(takes));
+    let builder = builder().traced_by(collector).setting("OTEL_BSP_SCHEDULE_DELAY", "600000");
+    let builder = settings.iter().fold(builder, |builder, (name, value)| builder.setting(name, value));
+    let service = builder.start().await;
+    serves(&service, 5).await;
+    assert_eq!(collector.requests(), 0);
+    service
+}
+
+/// Returns the number of spans that were lost at the end, as the log has it.
+fn spans_lost_at_the_end(service: &Service) -> Option<u64> {
+    let lines = service.logs().into_iter();
+    let mut losses = lines.filter(|line| {
+        line["message"].as_str().is_some_and(|message| message.starts_with("spans were lost at the end"))
+    });
+    losses.next().map(|line| line["spans"].as_u64().unwrap())
+}
+
+#[tokio::test]
+async fn the_last_spans_have_the_rest_of_the_deadline() {
+    let collector = Collector::start().await;
+    let service = exports_at_its_end(&collector, Duration::from_millis(1_500), &[]).await;
+    assert!(service.terminate().await.success());
+    assert_eq!(spans_lost_at_the_end(&service), None);
+    assert!(collector.spans().iter().any(|span| span.name.ends_with(PATH)));
+}
+
+#[tokio::test]
+async fn spans_that_are_lost_at_the_end_are_counted_in_the_log() {
+    for settings in [
+        // The export fails.
+        [("OTEL_EXPORTER_OTLP_TIMEOUT", "500"), ("SHUTDOWN_DEADLINE_SECONDS", "25")],
+        // The export has not finished at the deadline.
+        [("OTEL_EXPORTER_OTLP_TIMEOUT", "60000"), ("SHUTDOWN_DEADLINE_SECONDS", "6")],
+    ] {
+        let collector = Collector::start().await;
+        let service = exports_at_its_end(&collector, Duration::from_mins(1), &settings).await;
+        let started = Instant::now();
+        assert!(service.terminate().await.success());
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        let lost = spans_lost_at_the_end(&service);
+        assert!(lost.is_some_and(|spans| spans >= 5), "{lost:?}");
+    }
+}
+
 #[tokio::test]
 async fn span_export_continues_after_a_collector_outage() {
     let collector = Collector::start().await;

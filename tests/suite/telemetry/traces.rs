@@ -1,8 +1,14 @@
 //! Traces as received by a collector.
-use dev::harness::{Collector, PATH, ROUTE, Service, Span, SpanKind, SpanStatus, TABLE};
+use axum::{Router, http::HeaderMap};
+use dev::harness::{Collector, PATH, ROUTE, Service, Span, SpanKind, SpanStatus, TABLE, WAIT_TIMEOUT};
 use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 
-use crate::{builder, service};
+use crate::{
+    builder,
+    operations::startup::{command, sufficient},
+    service,
+};
 
 /// A public route, so that a request is a single span.
 const PUBLIC: &str = "/problems";
@@ -34,6 +40,98 @@ async fn spans_are_sent_over_http_with_the_configured_resource() {
         [("service.name", "tea-time"), ("deployment.environment.name", "blue"), ("team", "tea")]
     {
         assert_eq!(request.resource[name], value);
+    }
+}
+
+#[tokio::test]
+async fn a_request_has_the_scheme_and_the_server_that_its_client_used() {
+    let collector = Collector::start().await;
+    for (proxies, scheme, port) in [("127.0.0.0/8", "https", 443), ("127.0.0.2/32", "http", 80)] {
+        let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", proxies).start().await;
+        let path = format!("{PUBLIC}?token=a-secret");
+        let request = service.nobody().get(path).header("host", "shop.example");
+        let request = request.header("x-forwarded-proto", "https").header("x-correlation-id", scheme);
+        let _served = request.await.is(200);
+        let span = collector.has_request(PUBLIC, scheme).await;
+        has_attributes(
+            &span,
+            &[
+                ("url.scheme", json!(scheme)),
+                ("url.path", json!(PUBLIC)),
+                ("server.address", json!("shop.example")),
+                ("server.port", json!(port)),
+            ],
+        );
+        assert!(!format!("{span:?}").contains("a-secret"), "{span:#?}");
+    }
+}
+
+#[tokio::test]
+async fn resource_attributes_are_percent_decoded_and_others_are_named_in_a_warning() {
+    let collector = Collector::start().await;
+    let service = builder()
+        .traced_by(&collector)
+        .setting("OTEL_RESOURCE_ATTRIBUTES", "team=a%20b,service.name=tea%2Dtime")
+        .setting("OTEL_METRICS_EXPORTER", "otlp")
+        .setting("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")
+        .start()
+        .await;
+    for name in ["OTEL_METRICS_EXPORTER", "OTEL_EXPORTER_OTLP_CERTIFICATE"] {
+        let warning = format!("{name} is not supported, and has no effect");
+        service.logs_that("a warning", |line| line["level"] == "WARN" && line["message"] == warning).await;
+    }
+    let warned: Vec<_> = service.logs().into_iter().filter(|line| line["level"] == "WARN").collect();
+    assert_eq!(
+        warned.iter().filter(|line| line["message"].to_string().contains("OTEL_")).count(),
+        2,
+        "{warned:#?}"
+    );
+    let _served = service.nobody().get(PUBLIC).header("x-correlation-id", "decoded").await.is(200);
+    let span = collector.has_request(PUBLIC, "decoded").await;
+    assert_eq!((&span.resource["team"], &span.resource["service.name"]), (&json!("a b"), &json!("tea-time")));
+}
+
+/// Starts a receiver that reports how the first export is compressed.
+async fn receiver_of_encodings() -> (String, mpsc::UnboundedReceiver<Option<String>>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let take = async move |headers: HeaderMap| {
+        let encoding = ["grpc-encoding", "content-encoding"].into_iter().find_map(|name| headers.get(name));
+        let _nobody_listens = sender.send(encoding.map(|value| value.to_str().unwrap().to_owned()));
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(take)).await });
+    (url, receiver)
+}
+
+#[tokio::test]
+async fn exports_are_compressed_as_the_variable_says() {
+    for protocol in ["grpc", "http/protobuf"] {
+        for (compression, encoding) in [("gzip", Some("gzip")), ("none", None)] {
+            let (url, mut encodings) = receiver_of_encodings().await;
+            let _service = builder()
+                .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &url)
+                .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+                .setting("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
+                .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
+                .start()
+                .await;
+            let used = timeout(WAIT_TIMEOUT, encodings.recv()).await.unwrap().unwrap();
+            assert_eq!(used.as_deref(), encoding, "{protocol} {compression}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_without_a_scheme_is_refused_by_its_name() {
+    for name in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
+        for endpoint in ["collector:4317", "10.0.0.1:4317", "nonsense", "ftp://collector"] {
+            let settings = [&sufficient()[..], &[(name, endpoint)]].concat();
+            let stopped = command(&["serve"], &settings).await;
+            assert_eq!(stopped.code(), Some(1), "{name}={endpoint}");
+            let rule = format!("{name} must be an http or https URL");
+            assert!(stopped.stderr.contains(&rule), "{endpoint}: {}", stopped.stderr);
+        }
     }
 }
 
@@ -151,7 +249,7 @@ async fn the_exporter_that_the_specification_names_is_honoured() {
 }
 
 #[tokio::test]
-async fn an_untrusted_trace_is_joined_without_its_sampling_flag() {
+async fn an_untrusted_caller_is_linked_and_a_trusted_proxy_is_joined() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -159,13 +257,20 @@ async fn an_untrusted_trace_is_joined_without_its_sampling_flag() {
     let ask = |id: &str| service.nobody().get(PUBLIC).header("x-correlation-id", id);
     let _hiding = ask("hiding").header("traceparent", &unsampled).await.is(200);
     let hiding = collector.has_request(PUBLIC, "hiding").await;
-    assert_eq!((hiding.trace_id.as_str(), hiding.parent_id.as_str()), (trace, "00f067aa0ba902b7"));
+    assert_eq!(hiding.parent_id, "", "a new trace");
+    assert_ne!(hiding.trace_id, trace);
+    let links: Vec<_> =
+        hiding.links.iter().map(|link| (link.trace_id.as_str(), link.span_id.as_str())).collect();
+    assert_eq!(links, [(trace, "00f067aa0ba902b7")]);
 
     let trusting = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let ask = |id: &str| trusting.nobody().get(PUBLIC).header("x-correlation-id", id);
     let _unsampled = ask("unsampled").header("traceparent", &unsampled).await.is(200);
-    let _sampled = ask("sampled").await.is(200);
-    let _the_later_one = collector.has_request(PUBLIC, "sampled").await;
+    let sampled = format!("00-{trace}-00f067aa0ba902b7-01");
+    let _sampled = ask("sampled").header("traceparent", &sampled).await.is(200);
+    let sampled = collector.has_request(PUBLIC, "sampled").await;
+    assert_eq!((sampled.trace_id.as_str(), sampled.parent_id.as_str()), (trace, "00f067aa0ba902b7"));
+    assert!(sampled.links.is_empty());
     assert!(
         collector
             .spans()
@@ -177,7 +282,12 @@ async fn an_untrusted_trace_is_joined_without_its_sampling_flag() {
 #[tokio::test]
 async fn only_the_configured_propagators_are_read() {
     let collector = Collector::start().await;
-    let service = builder().traced_by(&collector).setting("OTEL_PROPAGATORS", "b3,jaeger").start().await;
+    let service = builder()
+        .traced_by(&collector)
+        .setting("OTEL_PROPAGATORS", "b3,jaeger")
+        .setting("TRUSTED_PROXIES", "127.0.0.0/8")
+        .start()
+        .await;
     let ask = |id: &str| service.nobody().get(PUBLIC).header("x-correlation-id", id);
     let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     let _b3 = ask("b3").header("b3", &format!("{trace}-{parent}-1")).await.is(200);

@@ -215,7 +215,11 @@ mod tests {
         let router =
             Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));
         let call = async |address: &str| {
-            let client = ClientAddress { address: address.parse().unwrap(), through_trusted_proxy: false };
+            let client = ClientAddress {
+                address: address.parse().unwrap(),
+                through_trusted_proxy: false,
+                scheme: "http",
+            };
             let request = Request::get("/").extension(client).body(Body::empty()).unwrap();
             router.clone().oneshot(request).await.unwrap()
         };
@@ -234,7 +238,11 @@ mod tests {
         let router =
             Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));
         let call = async || {
-            let client = ClientAddress { address: [192, 0, 2, 1].into(), through_trusted_proxy: false };
+            let client = ClientAddress {
+                address: [192, 0, 2, 1].into(),
+                through_trusted_proxy: false,
+                scheme: "http",
+            };
             let request = Request::get("/").extension(client).body(Body::empty()).unwrap();
             router.clone().oneshot(request).await.unwrap()
         };

@@ -10,7 +10,7 @@
 //! Each connection is one task, so an error in a connection never stops the accept loop.
 mod timed_stream;
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{error::Error, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
 use hyper::{body::Incoming, service::service_fn};
@@ -19,8 +19,6 @@ use hyper_util::{
     server::conn::auto,
 };
 use ipnet::IpNet;
-use lazy_static::lazy_static;
-use prometheus::{IntCounter, register_int_counter};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -35,8 +33,6 @@ use super::{
     client_address,
     shares::{Share, Shares},
 };
-use crate::telemetry::metrics::registered;
-
 /// Maximum size, in bytes, of all headers of one request. A browser with many cookies sends a quarter of it. The
 /// number of headers is limited to a hundred, hyper's default, because another number costs an allocation per
 /// request.
@@ -48,12 +44,17 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Pause after an `accept` error that may be temporary, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
-lazy_static! {
-    static ref REFUSED: IntCounter = registered(register_int_counter!(
-        "connections_refused_total",
-        "Connections rejected because their address had too many open."
-    ));
+crate::metrics! {
+    /// Connections rejected because their address had too many open.
+    static REFUSED: counter = "connections_refused_total";
+    /// Requests that were rejected before they reached a route, because they are not valid HTTP/1.1 or their headers are too large.
+    static MALFORMED: counter = "http_malformed_requests_total" { reason in [INVALID, TOO_LARGE] };
 }
+
+/// The request is not valid HTTP/1.1; hyper responds with 400.
+const INVALID: &str = "invalid";
+/// The headers or the URI of the request are too large; hyper responds with 431 or 414.
+const TOO_LARGE: &str = "too_large";
 
 /// The limits of a listener.
 #[derive(Debug, Clone)]
@@ -142,7 +143,7 @@ impl Listener {
 
     /// Starts to accept connections. Each request carries its peer as [`ConnectInfo`].
     pub fn serve(self, router: Router) -> Server {
-        lazy_static::initialize(&REFUSED);
+        initialize();
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
         let connections = TaskTracker::new();
         let accepting = tokio::spawn(accept(
@@ -275,7 +276,7 @@ async fn accept(
                 }
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "failed to accept connections");
+                    tracing::error!(error = &error as &dyn Error, "failed to accept connections");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -344,9 +345,22 @@ impl ConnectionContext {
             }
         };
         if let Err(error) = result {
-            // Clients disconnect all the time, so this is logged at debug level.
-            tracing::debug!(%peer, error, "connection ended early");
+            report(peer, error.as_ref());
         }
+    }
+}
+
+/// Logs the end of a connection by an error. A request that hyper itself rejects reaches no layer, so it is counted and
+/// logged here. On HTTP/2, such a request ends its stream only, and hyper does not report it.
+fn report(peer: SocketAddr, error: &(dyn Error + 'static)) {
+    match error.downcast_ref::<hyper::Error>() {
+        Some(rejected) if rejected.is_parse() && !rejected.is_parse_version_h2() => {
+            let reason = if rejected.is_parse_too_large() { TOO_LARGE } else { INVALID };
+            MALFORMED.with_label_values(&[reason]).inc();
+            tracing::info!(%peer, reason, error, "rejected a malformed request");
+        }
+        // Clients disconnect all the time, so this is logged at debug level.
+        _ => tracing::debug!(%peer, error, "connection ended early"),
     }
 }
 

@@ -5,12 +5,12 @@ use std::{
     io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prometheus::{
@@ -106,10 +106,11 @@ impl Guards {
 /// Opens all configured sinks. Files are always JSON, because programs read them.
 pub(in crate::telemetry) fn open(settings: &Logs) -> Result<(Vec<Sink>, Guards), LogsError> {
     let mut opened = OpenSinks::default();
-    // Two threads share one output. Each writes whole lines under the lock of standard output.
+    // Two threads share one output. Each writes whole batches under this lock.
+    let stdout = Arc::default();
     let format = stdout_format(settings.format);
-    opened.add("log-stdout", format, SinkKind::EverythingElse, io::stdout());
-    opened.add("log-stdout-audit", format, SinkKind::Audit, io::stdout());
+    opened.add("log-stdout", format, SinkKind::EverythingElse, io::stdout(), Arc::clone(&stdout));
+    opened.add("log-stdout-audit", format, SinkKind::Audit, io::stdout(), stdout);
     if let Some(directory) = &settings.directory {
         let files = [
             ("log-file", BuildInfo::current().name, SinkKind::EverythingElse),
@@ -119,7 +120,7 @@ pub(in crate::telemetry) fn open(settings: &Logs) -> Result<(Vec<Sink>, Guards),
         for (thread, name, wanted) in files {
             let appender = daily_files(directory, name, settings.files_kept)
                 .map_err(|source| LogsError::Directory { directory: directory.clone(), source })?;
-            opened.add(thread, Format::Json, wanted, appender);
+            opened.add(thread, Format::Json, wanted, appender, Arc::default());
         }
     }
     prometheus::register(Box::new(opened.losses.collector()?))?;
@@ -162,9 +163,17 @@ struct OpenSinks {
 }
 
 impl OpenSinks {
-    fn add(&mut self, thread: &str, format: Format, wanted: SinkKind, writer: impl Write + Send + 'static) {
+    /// Adds a sink. Sinks with the same output share its state.
+    fn add(
+        &mut self,
+        thread: &str,
+        format: Format,
+        wanted: SinkKind,
+        writer: impl Write + Send + 'static,
+        output: Arc<Mutex<OutputState>>,
+    ) {
         let failed = Arc::clone(&self.losses.failed);
-        let writer = Batch { inner: writer, lines: Vec::new(), count: 0, failed };
+        let writer = Batch { inner: writer, output, lines: Vec::new(), count: 0, failed };
         let (queue, guard) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(wanted.longest_queue())
@@ -198,10 +207,29 @@ const GATHERING: Duration = Duration::from_millis(2);
 /// Maximum number of bytes in one write.
 const MAX_BATCH_BYTES: usize = 64 * 1024;
 
+/// Pause before the next attempt at an output that is full.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
+
+/// Maximum time for which an output may take nothing. After it, the batch is lost.
+const MAX_FULL_TIME: Duration = Duration::from_secs(5);
+
+/// The state of an output, which several threads may share.
+#[derive(Debug, Default)]
+struct OutputState {
+    /// `true` if the last write ended within a line. Then the next batch starts a new line, so that the rest of the torn
+    /// line does not make the next line unreadable, too.
+    is_within_line: bool,
+}
+
 /// Writes queued lines together, and counts lines whose write fails, because the writing thread ignores errors.
 /// Flushes as soon as the queue is empty.
+///
+/// If the output is a pipe in non-blocking mode, as parents of containers and test runners create, a slow reader makes a
+/// write fail after part of a line. Such an output is retried, like a pipe in blocking mode.
 struct Batch<W> {
     inner: W,
+    /// Locked while a batch is written, because one batch may take several writes.
+    output: Arc<Mutex<OutputState>>,
     lines: Vec<u8>,
     count: usize,
     failed: Arc<AtomicUsize>,
@@ -210,13 +238,45 @@ struct Batch<W> {
 impl<W: Write> Batch<W> {
     /// A partial write counts all of its lines as lost.
     fn write_out(&mut self) -> io::Result<()> {
-        let written = self.inner.write_all(&self.lines).and_then(|()| self.inner.flush());
+        let written = self.write_batch();
         if written.is_err() {
             self.failed.fetch_add(self.count, Ordering::Relaxed);
         }
         self.lines.clear();
         self.count = 0;
         written
+    }
+
+    fn write_batch(&mut self) -> io::Result<()> {
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        if output.is_within_line {
+            self.lines.insert(0, b'\n');
+        }
+        let mut rest = self.lines.as_slice();
+        while !rest.is_empty() {
+            let written = retried(|| self.inner.write(rest))?;
+            let (taken, left) = rest
+                .split_at_checked(written)
+                .filter(|(taken, _)| !taken.is_empty())
+                .ok_or(io::ErrorKind::WriteZero)?;
+            output.is_within_line = !taken.ends_with(b"\n");
+            rest = left;
+        }
+        retried(|| self.inner.flush())
+    }
+}
+
+/// Retries a write to an output that is full.
+fn retried<T>(mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let started = Instant::now();
+    loop {
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < MAX_FULL_TIME => {
+                thread::sleep(FULL_PAUSE);
+            }
+            finished => return finished,
+        }
     }
 }
 
@@ -282,6 +342,8 @@ impl Collector for LossesCollector {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     struct FullDisk;
@@ -299,7 +361,7 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         let mut opened = OpenSinks::default();
-        opened.add("log-test", Format::Json, SinkKind::EverythingElse, FullDisk);
+        opened.add("log-test", Format::Json, SinkKind::EverythingElse, FullDisk, Arc::default());
         for sink in &opened.sinks {
             sink.write(b"{}\n");
             sink.write(b"{}\n");
@@ -331,7 +393,13 @@ mod tests {
         let (writes, written) = mpsc::channel();
         let (let_go_on, go_on) = mpsc::channel();
         let mut opened = OpenSinks::default();
-        opened.add("log-test", Format::Json, SinkKind::EverythingElse, Slow { writes, go_on });
+        opened.add(
+            "log-test",
+            Format::Json,
+            SinkKind::EverythingElse,
+            Slow { writes, go_on },
+            Arc::default(),
+        );
         let sink = &opened.sinks[0];
         sink.write(b"first\n");
         assert_eq!(written.recv().unwrap(), b"first\n");
@@ -340,6 +408,83 @@ mod tests {
         let_go_on.send(()).unwrap();
         assert_eq!(written.recv().unwrap(), b"second\nthird\n");
         let_go_on.send(()).unwrap();
+    }
+
+    /// Reads from a non-blocking socket in small pieces, with pauses in which the socket fills.
+    fn read_slowly(mut reader: impl io::Read) -> String {
+        let mut text = Vec::new();
+        let mut piece = [0; 4096];
+        loop {
+            let length = reader.read(&mut piece).unwrap();
+            if length == 0 {
+                return String::from_utf8(text).unwrap();
+            }
+            text.extend_from_slice(&piece[..length]);
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    #[test]
+    fn a_slow_reader_of_a_non_blocking_output_gets_every_line_whole() {
+        const LINES: usize = 4_000;
+        let (output, reader) = UnixStream::pair().unwrap();
+        output.set_nonblocking(true).unwrap();
+        let reader = thread::spawn(move || read_slowly(reader));
+        let mut opened = OpenSinks::default();
+        let shared = Arc::default();
+        for kind in [SinkKind::EverythingElse, SinkKind::Audit] {
+            // Standard output buffers in the same way.
+            let output = io::LineWriter::new(output.try_clone().unwrap());
+            opened.add("log-test", Format::Json, kind, output, Arc::clone(&shared));
+        }
+        drop(output);
+        let line = |number: usize| format!("{{\"number\":{number},\"text\":\"{}\"}}", "x".repeat(700));
+        for number in 0..LINES {
+            opened.sinks[number % 2].write((line(number) + "\n").as_bytes());
+        }
+        drop(opened.guards);
+        drop(opened.sinks);
+        let text = reader.join().unwrap();
+        assert_eq!(opened.losses.total(), 0);
+        let mut lines: Vec<_> = text.lines().collect();
+        let mut expected: Vec<_> = (0..LINES).map(line).collect();
+        lines.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(lines, expected);
+    }
+
+    /// A writer that takes half of the first write, and fails the second.
+    struct Torn(Arc<Mutex<Vec<u8>>>, usize);
+
+    impl Write for Torn {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1 += 1;
+            let length = match self.1 {
+                1 => bytes.len() / 2,
+                2 => return Err(io::ErrorKind::StorageFull.into()),
+                _ => bytes.len(),
+            };
+            self.0.lock().unwrap().extend_from_slice(&bytes[..length]);
+            Ok(length)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_line_after_a_torn_one_is_whole_and_the_torn_one_is_counted() {
+        let text = Arc::default();
+        let failed = Arc::default();
+        let (inner, counted) = (Torn(Arc::clone(&text), 0), Arc::clone(&failed));
+        let mut batch = Batch { inner, output: Arc::default(), lines: Vec::new(), count: 0, failed: counted };
+        batch.write_all(b"first\n").unwrap();
+        assert!(batch.flush().is_err());
+        batch.write_all(b"second\n").unwrap();
+        batch.flush().unwrap();
+        assert_eq!(*text.lock().unwrap(), b"fir\nsecond\n");
+        assert_eq!(failed.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -24,6 +24,9 @@ crate::metrics! {
     static DROPPED: counter = "trace_spans_dropped_total";
 }
 
+/// The variable of the queue's size.
+pub(super) const QUEUE_SIZE: &str = "OTEL_BSP_MAX_QUEUE_SIZE";
+
 /// The queue size that the OpenTelemetry specification defines as the default.
 const DEFAULT_QUEUE: usize = 2_048;
 
@@ -33,13 +36,15 @@ pub(super) fn start() {
 
 /// Exports spans in batches from a separate thread, and counts lost spans.
 pub(super) fn counted(exporter: impl SpanExporter + 'static) -> impl SpanProcessor + 'static {
-    let configured = env::var("OTEL_BSP_MAX_QUEUE_SIZE").ok().and_then(|size| size.parse().ok());
+    let configured = env::var(QUEUE_SIZE).ok().and_then(|size| size.parse().ok());
     let capacity = configured.filter(|size| *size > 0).unwrap_or(DEFAULT_QUEUE);
     let queued = Arc::new(AtomicUsize::new(0));
-    let exporter = CountingExporter { inner: exporter, queued: Arc::clone(&queued) };
+    let exporting = Arc::new(AtomicUsize::new(0));
+    let exporter =
+        CountingExporter { inner: exporter, queued: Arc::clone(&queued), exporting: Arc::clone(&exporting) };
     let batches = BatchConfigBuilder::default().with_max_queue_size(capacity).build();
     let inner = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
-    BoundedProcessor { inner, queued, capacity }
+    BoundedProcessor { inner, queued, exporting, capacity }
 }
 
 #[derive(Debug)]
@@ -47,6 +52,8 @@ struct BoundedProcessor {
     inner: BatchSpanProcessor,
     /// Number of spans that have ended and that the exporter has not taken yet.
     queued: Arc<AtomicUsize>,
+    /// Number of spans in the batch that is being exported.
+    exporting: Arc<AtomicUsize>,
     capacity: usize,
 }
 
@@ -68,8 +75,21 @@ impl SpanProcessor for BoundedProcessor {
         self.inner.force_flush()
     }
 
+    /// Exports the remaining spans. Counts and logs those that are lost: their export failed, or has not finished in
+    /// time.
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
+        let before = DROPPED.get();
+        let result = self.inner.shutdown_with_timeout(timeout);
+        let unfinished = self.queued.load(Ordering::Relaxed) + self.exporting.load(Ordering::Relaxed);
+        DROPPED.inc_by(unfinished.try_into().unwrap_or(u64::MAX));
+        let lost = DROPPED.get().saturating_sub(before);
+        if lost > 0 {
+            tracing::warn!(
+                spans = lost,
+                "spans were lost at the end: the collector did not accept them in time"
+            );
+        }
+        result
     }
 
     fn set_resource(&mut self, resource: &Resource) {
@@ -81,13 +101,16 @@ impl SpanProcessor for BoundedProcessor {
 struct CountingExporter<E> {
     inner: E,
     queued: Arc<AtomicUsize>,
+    exporting: Arc<AtomicUsize>,
 }
 
 impl<E: SpanExporter> SpanExporter for CountingExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
+        self.exporting.store(spans, Ordering::Relaxed);
         self.queued.fetch_sub(spans, Ordering::Relaxed);
         let result = self.inner.export(batch).await;
+        self.exporting.store(0, Ordering::Relaxed);
         if result.is_err() {
             DROPPED.inc_by(spans.try_into().unwrap_or(u64::MAX));
         }

@@ -3,15 +3,15 @@
 //! The SDK reads most `OTEL_*` variables itself, and this module handles the rest. Without an endpoint nothing is
 //! exported, but spans still have ids for the logs.
 //!
-//! **Trust.** A `traceparent` joins the service's spans to the trace of any caller, because it only names ids. The
-//! *sampled* flag and the baggage are accepted from trusted peers only. The flag would let a caller cause export
-//! costs or suppress tracing, and baggage may contain false data. For other callers the sampling decision is made
-//! again, as for a new trace (see [`Edge`]). So an untrusted caller can neither hide from the traces nor flood them.
+//! **Trust.** Only a trusted peer's `traceparent` is the parent of a request's span. For any other caller the span begins
+//! a new trace, with a *link* to the caller's span. Otherwise a caller could choose the trace id, put its requests into
+//! the trace of another caller, and decide with the *sampled* flag whether they are exported. Baggage of untrusted
+//! callers is ignored, because it may contain false data.
+mod environment;
 mod export;
 mod propagators;
-mod sampling;
 
-use std::{collections::HashMap, env, time::Duration};
+use std::{collections::HashMap, panic::resume_unwind, thread};
 
 use axum::http::{HeaderMap, HeaderValue};
 use opentelemetry::{
@@ -22,21 +22,26 @@ use opentelemetry::{
     trace::TraceContextExt,
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+    tonic_types::transport::ClientTlsConfig,
+};
 use opentelemetry_sdk::{
     Resource,
     propagation::{BaggagePropagator, TraceContextPropagator},
-    resource::{EnvResourceDetector, TelemetryResourceDetector},
+    resource::TelemetryResourceDetector,
     trace::SdkTracerProvider,
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use url::Url;
 use uuid::Uuid;
 
+pub(super) use self::environment::warnings;
 use self::{
+    environment::names,
     export::counted,
     propagators::{B3Headers, B3Propagator, JaegerPropagator},
-    sampling::Edge,
 };
 use super::correlation;
 pub use super::current_span::{current_span_id, current_trace_id, current_trace_parent};
@@ -46,18 +51,20 @@ use crate::{build_info::BuildInfo, settings::Process};
 /// The header that carries the correlation id.
 pub const CORRELATION_HEADER: &str = "x-correlation-id";
 
-/// Timeout of one export. It is shorter than the specification's ten seconds, so that an unresponsive collector
-/// cannot delay the end of the process.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// The error when traces cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
     /// The protocol is not supported.
     #[error("OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf")]
     Protocol,
+    /// The endpoint for traces alone is invalid. The general one is in the table of settings.
+    #[error("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT {0}")]
+    Endpoint(String),
+    /// The HTTP client of the exporter could not be created.
+    #[error("the client that exports traces cannot be built: {0}")]
+    Client(#[source] reqwest::Error),
     /// The exporter rejected its settings.
-    #[error("failed to create the trace exporter")]
+    #[error("failed to create the trace exporter: {0}")]
     Exporter(#[from] ExporterBuildError),
 }
 
@@ -73,60 +80,54 @@ pub(super) fn provider(
     if settings.disabled {
         return Ok(None);
     }
-    let mut builder = SdkTracerProvider::builder()
-        .with_sampler(Edge::from_environment())
-        .with_resource(resource(service, process));
-    if is_exported(settings) {
-        builder = builder.with_span_processor(counted(exporter(settings)?));
+    let mut builder = SdkTracerProvider::builder().with_resource(resource(service, process, settings));
+    if let Some(endpoint) = environment::endpoint(settings)? {
+        builder = builder.with_span_processor(counted(exporter(settings, &endpoint)?));
     }
     Ok(Some(builder.build()))
-}
-
-/// Returns whether spans are exported: an endpoint is set, and `OTEL_TRACES_EXPORTER`, which the SDK does not read,
-/// permits the export.
-fn is_exported(settings: &Traces) -> bool {
-    let has_endpoint = settings.endpoint.is_some() || set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").is_some();
-    let exporters = set("OTEL_TRACES_EXPORTER").unwrap_or_default();
-    has_endpoint && !names(&exporters).any(|name| name == "none")
 }
 
 /// Builds the exporter. The exporter itself reads endpoint, headers and compression from the environment. Otherwise it
 /// could not distinguish the general endpoint, to which HTTP adds a path, from the traces endpoint, which is used
 /// unchanged.
-fn exporter(settings: &Traces) -> Result<SpanExporter, TracesError> {
-    let protocol = set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
-    let timeout = timeout();
-    let exporter = match protocol.as_deref().unwrap_or(&settings.protocol) {
-        "grpc" => SpanExporter::builder().with_tonic().with_timeout(timeout).build()?,
-        "http/protobuf" => {
-            // The HTTP client is built here, before any other client, and requires an installed cryptography
-            // provider.
-            let _already_installed = rustls::crypto::ring::default_provider().install_default();
-            SpanExporter::builder().with_http().with_timeout(timeout).build()?
+///
+/// Both protocols trust the certificates of the operating system, and use no proxy. By default the gRPC exporter trusts
+/// no certificate at all (opentelemetry-rust#2008).
+fn exporter(settings: &Traces, endpoint: &Url) -> Result<SpanExporter, TracesError> {
+    let timeout = environment::timeout();
+    match environment::protocol(settings).as_str() {
+        "grpc" => {
+            let mut builder = SpanExporter::builder().with_tonic().with_timeout(timeout);
+            if endpoint.scheme() == "https" {
+                builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());
+            }
+            Ok(builder.build()?)
         }
-        _ => return Err(TracesError::Protocol),
-    };
-    Ok(exporter)
-}
-
-/// Returns the timeout of one export. The specification's variables are in milliseconds.
-fn timeout() -> Duration {
-    ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"]
-        .into_iter()
-        .find_map(|name| set(name)?.parse().ok())
-        .map_or(EXPORT_TIMEOUT, Duration::from_millis)
+        "http/protobuf" => {
+            crate::outbound::install_tls_provider();
+            let building = thread::spawn(move || {
+                reqwest::blocking::Client::builder().no_proxy().timeout(timeout).build()
+            });
+            // The thread exists because a blocking client must not be built within the runtime.
+            let client =
+                building.join().unwrap_or_else(|panic| resume_unwind(panic)).map_err(TracesError::Client)?;
+            Ok(SpanExporter::builder().with_http().with_http_client(client).with_timeout(timeout).build()?)
+        }
+        _ => Err(TracesError::Protocol),
+    }
 }
 
 /// Returns the attributes that describe the process in every span. `OTEL_RESOURCE_ATTRIBUTES` overrides them, except
 /// for the service name, which all signals share.
-fn resource(service: &str, process: &Process) -> Resource {
+fn resource(service: &str, process: &Process, settings: &Traces) -> Resource {
     Resource::builder_empty()
         .with_attributes([
             KeyValue::new("service.version", BuildInfo::current().version),
             KeyValue::new("service.instance.id", Uuid::now_v7().to_string()),
             KeyValue::new("deployment.environment.name", process.environment.as_str()),
         ])
-        .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())])
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_attributes(environment::attributes(settings))
         .with_service_name(service.to_owned())
         .build()
 }
@@ -135,11 +136,9 @@ fn resource(service: &str, process: &Process) -> Resource {
 /// package name.
 pub(super) fn service_name(settings: &Traces) -> String {
     let among_attributes = || {
-        let attributes = settings.resource_attributes.as_deref()?;
-        attributes.split(',').find_map(|pair| {
-            let (key, value) = pair.split_once('=')?;
-            (key.trim() == "service.name" && !value.trim().is_empty()).then(|| value.trim().to_owned())
-        })
+        let attributes = environment::attributes(settings).into_iter();
+        let mut names = attributes.filter(|attribute| attribute.key.as_str() == "service.name");
+        names.next().map(|attribute| attribute.value.to_string()).filter(|name| !name.is_empty())
     };
     settings
         .service_name
@@ -162,43 +161,6 @@ pub(super) fn propagate(settings: &Traces) {
             }
         });
     global::set_text_map_propagator(TextMapCompositePropagator::new(propagators.collect()));
-}
-
-/// Returns warnings about these settings, to be logged once the log is set up.
-///
-/// The specification requires that an unknown value is ignored with a warning. The SDK warns before the log is set
-/// up, so the service repeats the warning.
-pub(super) fn warnings(settings: &Traces) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for name in names(&settings.propagators) {
-        if !matches!(name, "tracecontext" | "baggage" | "b3" | "b3multi" | "jaeger" | "none") {
-            warnings.push(format!(
-                "OTEL_PROPAGATORS: ignored {name}; supported values are tracecontext, baggage, b3, b3multi, jaeger \
-                 and none"
-            ));
-        }
-    }
-    for name in names(&set("OTEL_TRACES_EXPORTER").unwrap_or_default()) {
-        if !matches!(name, "otlp" | "none") {
-            warnings
-                .push(format!("OTEL_TRACES_EXPORTER: ignored {name}; supported values are otlp and none"));
-        }
-    }
-    match settings.sampler.as_str() {
-        "always_on" | "always_off" | "parentbased_always_on" | "parentbased_always_off" => {}
-        "traceidratio" | "parentbased_traceidratio" => {
-            let ratio = settings.sampler_argument.as_deref().and_then(|ratio| ratio.parse::<f64>().ok());
-            if !ratio.is_some_and(|ratio| (0.0..=1.0).contains(&ratio)) {
-                warnings.push(
-                    "OTEL_TRACES_SAMPLER_ARG is not a ratio between 0 and 1: every trace is sampled".to_owned(),
-                );
-            }
-        }
-        name => warnings.push(format!(
-            "OTEL_TRACES_SAMPLER: ignored {name} and used parentbased_always_on; supported values are always_on, always_off, traceidratio and these three after parentbased_"
-        )),
-    }
-    warnings
 }
 
 /// Links `span` to the span that started its work, as stored by [`current_trace_parent`].
@@ -228,31 +190,19 @@ pub fn inject(headers: &mut HeaderMap) {
     }
 }
 
-/// Joins `span`, which must not have been entered yet, to the trace that the request's headers name.
-///
-/// If the peer is `trusted`, its sampled flag and baggage are accepted.
-pub fn set_parent_from(headers: &HeaderMap, span: &Span, trusted: bool) {
+/// Makes the span that the request's headers name the parent of `span` if the peer is `trusted`, and otherwise links
+/// `span` to it. `span` must not have been entered yet.
+pub fn join_or_link(headers: &HeaderMap, span: &Span, trusted: bool) {
     let found = global::get_text_map_propagator(|propagator| {
         let says_something = propagator.fields().any(|field| headers.contains_key(field));
         says_something.then(|| propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers)))
     });
-    let Some(mut parent) = found else { return };
-    if !trusted {
-        let ids = parent.span().span_context().clone();
-        if !ids.is_valid() {
-            return;
-        }
-        parent = Edge::untrusted(ids);
+    let Some(caller) = found else { return };
+    if trusted {
+        // This fails if there is no trace layer, or the span is filtered out. Then there is no span to join.
+        let _no_traces = span.set_parent(caller);
+    } else {
+        // An invalid context is not linked.
+        span.add_link(caller.span().span_context().clone());
     }
-    // This fails if there is no trace layer, or the span is filtered out. Then there is no span to join.
-    let _no_traces = span.set_parent(parent);
-}
-
-fn names(list: &str) -> impl Iterator<Item = &str> {
-    list.split(',').map(str::trim).filter(|name| !name.is_empty())
-}
-
-/// Reads an environment variable that is not in the table of settings. An empty value counts as unset.
-fn set(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.trim().is_empty())
 }

@@ -33,6 +33,7 @@ pub use self::metrics::initialize as initialize_metrics;
 use super::{gateway_key::GatewayKey, settings::Settings};
 use platform::{
     alerts::Alerts,
+    outbound,
     resilience::{
         breaker::{Breaker, Open, Permit},
         retry::{Backoff, Budget},
@@ -110,11 +111,9 @@ impl Gateway {
             HeaderValue::from_str(&format!("Bearer {}", settings.gateway_api_key.expose_secret()))
                 .map_err(|_| GatewayError::ApiKey)?;
         authorization.set_sensitive(true);
-        let client = reqwest::Client::builder()
+        let client = outbound::client()
             .default_headers(HeaderMap::from_iter([(header::AUTHORIZATION, authorization)]))
             .connect_timeout(settings.gateway_timeout.min(Duration::from_secs(1)))
-            // A followed redirect could send a charge to a host that is not configured.
-            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(GatewayError::Client)?;
         let base = settings.gateway_url.clone();
@@ -332,7 +331,7 @@ impl Gateway {
             otel.status_code = field::Empty,
             http.request.method = method,
             http.response.status_code = field::Empty,
-            url.full = %url,
+            url.full = %outbound::redacted(url),
             server.address = self.0.base.host_str(),
             // Signed, because the bridge to OpenTelemetry exports unsigned numbers as strings.
             server.port = self.0.base.port_or_known_default().map(i64::from),

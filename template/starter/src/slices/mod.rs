@@ -11,7 +11,7 @@ use platform::{
     database::Database,
     http::{self, problem::Kind},
     ops::health,
-    settings::Reader,
+    settings::{Environment, Reader},
     workers::{BackgroundTasks, Workers},
 };
 use utoipa::OpenApi;
@@ -27,7 +27,7 @@ platform::settings! {
 
 impl Settings {
     /// Checks the rules between these settings and those of the listener. There are none yet.
-    pub fn check(&self, _http: &http::Settings, _reader: &mut Reader) {}
+    pub fn check(&self, _environment: Environment, _http: &http::Settings, _reader: &mut Reader) {}
 }
 
 /// The slices' part of the `OpenAPI` document that is not generated from their routes.
