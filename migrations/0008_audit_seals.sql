@@ -240,8 +240,8 @@ $$;
 --
 -- DROP needs ACCESS EXCLUSIVE locks on the partition, the default partition and the parent. Writers need the parent, so
 -- its lock is taken last, when every other lock is held. Each wait is limited by lock_timeout. The caller first waits
--- until no older transaction holds a lock: `platform/src/audit/export/partitions.rs`. DETACH … CONCURRENTLY would avoid these
--- locks, but PostgreSQL does not support it with a default partition.
+-- until no older transaction holds a lock: `platform/src/audit/export/partitions.rs`. DETACH … CONCURRENTLY would avoid
+-- these locks, but PostgreSQL does not support it with a default partition.
 --
 -- The timeout is shorter than deadlock_timeout (1 s). A reader that has locked the parent and waits for the partition
 -- is therefore never the victim of a deadlock.

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_part_of_a_shutdown_ends_before_the_next_and_before_the_flush() {
+    fn each_part_of_a_shutdown_ends_before_the_next() {
         let now = Instant::now();
         let seconds = |bound: Instant| (bound - now).as_secs_f64();
         let bounds = Bounds::new(now, now + Duration::from_secs(18));

@@ -1,7 +1,7 @@
 //! The database: its pool, migrations, transactions, and timeouts.
 //!
 //! - Every statement has a name in traces, metrics and the slow-query log: it runs with [`Database::run`], or within a
-//!   transaction with [`instrument_query`].
+//!   transaction with [`instrument_query()`].
 //! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this prevents.
 //! - Prefer one statement to a transaction. It is one round trip, and cannot be left half complete.
 mod checks;
@@ -139,7 +139,7 @@ impl Database {
     }
 
     /// Runs one statement outside of a transaction, under a name of the form `table.verb`. Acquires a connection,
-    /// measures the statement as [`instrument_query`] does, and returns the connection once the statement is complete.
+    /// measures the statement as [`instrument_query()`] does, and returns the connection once the statement is complete.
     ///
     /// # Errors
     /// The statement failed, or no connection was available ([`Self::acquire`]).

@@ -80,3 +80,16 @@ pub enum PaymentError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
 }
+
+impl PaymentError {
+    /// Returns whether the service has failed, instead of rejecting the request.
+    pub fn is_failure(&self) -> bool {
+        matches!(
+            self,
+            Self::Database(_)
+                | Self::Key(KeyError::Database(_))
+                | Self::Serialization(_)
+                | Self::OrderMissing
+        )
+    }
+}

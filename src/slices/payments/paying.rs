@@ -69,7 +69,7 @@ impl Payments {
         let admission = self.0.gateway.admit().map_err(PaymentError::CannotCharge)?;
         let (begun, has_begun) = oneshot::channel();
         let work = self.clone().begin_and_charge(order_id, order, new, claim, admission, begun);
-        let work = self.0.tracked.run(work);
+        let work = self.0.tracked.run(log_failure(work));
         finish_by(deadline, work, has_begun, responses::of_payment).await
     }
 
@@ -253,6 +253,21 @@ fn why_not_payable(order: &PayableOrder) -> Option<PaymentError> {
 /// Returns the failure reason under which a call without a certain outcome is counted.
 fn reason_of(unknown: &Unknown) -> FailureReason {
     if unknown.is_timeout() { FailureReason::GatewayTimeout } else { FailureReason::GatewayError }
+}
+
+/// Logs a failure of the work, because the caller may no longer wait for its result.
+pub(super) async fn log_failure(
+    work: impl Future<Output = Result<StoredResponse, PaymentError>>,
+) -> Result<StoredResponse, PaymentError> {
+    work.await.inspect_err(|error| {
+        if error.is_failure() {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "failed to complete a payment or refund; recovery takes over if it has begun"
+            );
+        }
+    })
 }
 
 /// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise

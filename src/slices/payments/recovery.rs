@@ -146,8 +146,10 @@ impl Payments {
                 gateway_says: "",
                 we_say: "processing",
             };
-            if self.discrepancy(&unknown).await.is_err() {
-                // A later run records the discrepancy and marks the payment or refund for review.
+            if let Err(error) = self.discrepancy(&unknown).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(resource, %id, error, "failed to record a discrepancy; the next run retries it");
+                // That run also marks the payment or refund for review.
                 return Some(false);
             }
         }

@@ -20,7 +20,7 @@ use super::{
     gateway::{GatewaySlot, SendResult, Unknown},
     gateway_key::GatewayKey,
     model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
-    paying::finish_by,
+    paying::{finish_by, log_failure},
     responses,
     store::{
         By,
@@ -59,7 +59,7 @@ impl Payments {
         let admission = self.0.gateway.admit().map_err(PaymentError::CannotRefund)?;
         let (begun, has_begun) = oneshot::channel();
         let work = self.clone().begin_and_refund(found, amount, new.reason, claim, admission, begun);
-        let work = self.0.tracked.run(work);
+        let work = self.0.tracked.run(log_failure(work));
         finish_by(deadline, work, has_begun, responses::of_refund).await
     }
 

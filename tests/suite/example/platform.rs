@@ -66,7 +66,7 @@ async fn a_payment_that_needs_review_raises_an_alert() {
         ..Faults::default()
     });
     let payment = order.pay("pm_card_ok").await.is(202).id();
-    let parked = pager.receives("parked").await;
+    let parked = pager.receives("Review needed").await;
     is_complete(&parked, "critical");
     assert_eq!(parked["metadata"]["id"], json!(payment));
 }
@@ -555,7 +555,7 @@ async fn a_gateway_without_tls_is_refused_in_staging_and_production() {
 }
 
 #[tokio::test]
-async fn the_gateway_is_called_over_tls_with_a_trusted_authority_only_and_through_no_proxy() {
+async fn the_gateway_call_needs_a_trusted_certificate_and_no_proxy() {
     let proxy = CountingProxy::start().await;
     let service = proxy.in_environment_of(builder()).start().await;
     let tls = TlsProxy::to(&service.gateway().url(), Before::Nothing).await;

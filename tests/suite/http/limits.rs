@@ -375,7 +375,7 @@ async fn too_large_or_too_many_headers_are_rejected() {
 }
 
 #[tokio::test]
-async fn requests_that_are_rejected_before_any_route_are_counted_and_logged() {
+async fn malformed_requests_are_counted_and_logged() {
     let service = service().await;
     let too_large = format!("GET / HTTP/1.1\r\nhost: shop\r\ncookie: {}\r\n\r\n", "c".repeat(32 * 1024));
     let invalid = "GET / HTTP/1.1\r\nhost: shop\r\nno header\r\n\r\n".to_owned();

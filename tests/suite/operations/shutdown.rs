@@ -160,7 +160,7 @@ async fn a_hanging_client_is_cut_at_the_deadline_and_logged() {
     let last = last_line(&service);
     let error = last["error"].as_str().unwrap();
     assert!(
-        error.ends_with("cut short: 1 connections of the API"),
+        error.ends_with("cancelled: 1 connections of the API"),
         "workers and the rest have ended: {error}"
     );
 }

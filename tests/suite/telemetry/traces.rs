@@ -67,7 +67,7 @@ async fn a_request_has_the_scheme_and_the_server_that_its_client_used() {
 }
 
 #[tokio::test]
-async fn resource_attributes_are_percent_decoded_and_others_are_named_in_a_warning() {
+async fn attributes_are_decoded_and_unsupported_variables_named() {
     let collector = Collector::start().await;
     let service = builder()
         .traced_by(&collector)
@@ -77,7 +77,7 @@ async fn resource_attributes_are_percent_decoded_and_others_are_named_in_a_warni
         .start()
         .await;
     for name in ["OTEL_METRICS_EXPORTER", "OTEL_EXPORTER_OTLP_CERTIFICATE"] {
-        let warning = format!("{name} is not supported, and has no effect");
+        let warning = format!("ignored {name}, which is not supported");
         service.logs_that("a warning", |line| line["level"] == "WARN" && line["message"] == warning).await;
     }
     let warned: Vec<_> = service.logs().into_iter().filter(|line| line["level"] == "WARN").collect();

@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_after_a_torn_one_is_whole_and_the_torn_one_is_counted() {
+    fn the_line_after_a_torn_line_is_whole() {
         let text = Arc::default();
         let failed = Arc::default();
         let (inner, counted) = (Torn(Arc::clone(&text), 0), Arc::clone(&failed));

@@ -101,32 +101,33 @@ pub(in crate::telemetry) fn warnings(settings: &Traces) -> Vec<String> {
     for name in names(&settings.propagators) {
         if !matches!(name, "tracecontext" | "baggage" | "b3" | "b3multi" | "jaeger" | "none") {
             warnings.push(format!(
-                "OTEL_PROPAGATORS: {name} is ignored; supported are tracecontext, baggage, b3, b3multi, jaeger \
+                "OTEL_PROPAGATORS: ignored {name}; supported values are tracecontext, baggage, b3, b3multi, jaeger \
                  and none"
             ));
         }
     }
     for name in names(&set("OTEL_TRACES_EXPORTER").unwrap_or_default()) {
         if !matches!(name, "otlp" | "none") {
-            warnings.push(format!("OTEL_TRACES_EXPORTER: {name} is ignored; supported are otlp and none"));
+            warnings
+                .push(format!("OTEL_TRACES_EXPORTER: ignored {name}; supported values are otlp and none"));
         }
     }
     for variable in COMPRESSION {
         if set(variable).is_some_and(|value| !["gzip", "none"].contains(&value.to_ascii_lowercase().as_str()))
         {
-            warnings.push(format!("{variable} is ignored; supported are gzip and none"));
+            warnings.push(format!("ignored {variable}; supported values are gzip and none"));
         }
     }
     if settings.resource_attributes.as_deref().is_some_and(|text| resource_attributes(text).is_none()) {
         warnings.push(
-            "OTEL_RESOURCE_ATTRIBUTES is ignored: it is not a list of key=value, percent-encoded".to_owned(),
+            "ignored OTEL_RESOURCE_ATTRIBUTES: it is not a list of key=value, percent-encoded".to_owned(),
         );
     }
     warnings.extend(sampler_warning(settings));
     let mut unsupported: Vec<_> =
         env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(is_unsupported).collect();
     unsupported.sort();
-    warnings.extend(unsupported.iter().map(|name| format!("{name} is not supported, and has no effect")));
+    warnings.extend(unsupported.iter().map(|name| format!("ignored {name}, which is not supported")));
     warnings
 }
 
@@ -143,11 +144,11 @@ fn sampler_warning(settings: &Traces) -> Option<String> {
             let ratio = settings.sampler_argument.as_deref().and_then(|ratio| ratio.parse::<f64>().ok());
             let is_ratio = ratio.is_some_and(|ratio| (0.0..=1.0).contains(&ratio));
             (!is_ratio).then(|| {
-                "OTEL_TRACES_SAMPLER_ARG is not a ratio between 0 and 1: every trace is kept".to_owned()
+                "OTEL_TRACES_SAMPLER_ARG is not a ratio between 0 and 1: every trace is sampled".to_owned()
             })
         }
         name => Some(format!(
-            "OTEL_TRACES_SAMPLER: {name} is not supported, parentbased_always_on is used; supported are \
+            "OTEL_TRACES_SAMPLER: ignored {name} and used parentbased_always_on; supported values are \
              always_on, always_off, traceidratio and these three after parentbased_"
         )),
     }
