@@ -38,7 +38,7 @@ async fn an_outage_of_the_gateway_pages_someone_and_is_resolved_when_it_is_over(
         .await;
     let rules = vec![
         hurried("payments.yml"),
-        ("telemetry.yml".to_owned(), file_with("prometheus/rules/telemetry.yml", &[])),
+        ("monitoring.yml".to_owned(), file_with("prometheus/rules/monitoring.yml", &[])),
     ];
     let _prometheus = Server::prometheus(&prometheus, &service, alertmanager.url.authority(), rules).await;
     let _traffic = Traffic::start(traffic::Settings {
