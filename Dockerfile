@@ -14,6 +14,9 @@ FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 ENV CARGO_TERM_COLOR=never SQLX_OFFLINE=true
 
+# The executables contain the list of their crates, which scanners and the SBOM read. Without it they see no crate.
+RUN cargo install cargo-auditable --version 0.7.7 --locked
+
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY platform/Cargo.toml platform/Cargo.toml
@@ -24,7 +27,7 @@ COPY Cargo.lock bench/Cargo.tom[l] bench/
 RUN mkdir -p src platform/src dev/src bench/src \
     && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > dev/src/main.rs \
     && touch src/lib.rs platform/src/lib.rs dev/src/lib.rs \
-    && cargo build --release --locked --bins \
+    && cargo auditable build --release --locked --bins \
     && rm -r src platform/src dev/src
 
 COPY . .
@@ -32,7 +35,7 @@ ARG GIT_COMMIT=unknown
 # Cargo compares modification times, and a copied file may be older than the empty file that it replaces.
 # The executable has the package's name; both images install it as `service`.
 RUN touch src/main.rs src/lib.rs platform/src/lib.rs dev/src/main.rs dev/src/lib.rs \
-    && GIT_COMMIT=${GIT_COMMIT} cargo build --release --locked --bins \
+    && GIT_COMMIT=${GIT_COMMIT} cargo auditable build --release --locked --bins \
     && mkdir target/release/image \
     && ln "target/release/$(sed -n '/^\[package\]/,/^name/s/^name = "\(.*\)"/\1/p' Cargo.toml)" target/release/image/service
 # A release has no crash points: see platform/src/resilience/crash.rs.
@@ -50,6 +53,7 @@ LABEL org.opencontainers.image.version="${VERSION}" \
 COPY --from=build /build/target/release/image/service /usr/local/bin/service
 USER 65532:65532
 EXPOSE 8080 9000
+# The process alone: an orchestrator that restarts unhealthy containers must not restart one whose database is down.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
     CMD ["/usr/local/bin/service", "probe", "http://127.0.0.1:9000/healthz"]
 ENTRYPOINT ["/usr/local/bin/service"]

@@ -12,14 +12,17 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use platform::settings::Reader;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     CONNECTIONS_OF_A_DATABASE, OVERLAYS, Objects, files, only_container,
     schema::{check, documents},
     settings, text,
 };
-use crate::{service, stack::repository};
+use crate::{
+    service,
+    stack::{repository, tool},
+};
 
 /// Keys of the Secret `service`, in addition to the required settings of the slices. Their values exist in a cluster
 /// only.
@@ -227,39 +230,221 @@ fn every_pod_selector_matches_pods() {
     assert_eq!(looked_at, 5);
 }
 
+/// Returns the objects that a script of this directory prints.
+fn printed(script: &str, environment: &[(&str, &str)]) -> Vec<Value> {
+    let script = repository().join(super::DIRECTORY).join(script);
+    let printed = Command::new("sh").arg(script).envs(environment.iter().copied()).output().unwrap();
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    documents(&String::from_utf8(printed.stdout).unwrap())
+}
+
+const JOB: &str = env!("CARGO_PKG_NAME");
+
+/// The addresses of the demo, which the rule files have.
+const DEMO: [(&str, &str); 2] =
+    [("RUNBOOKS_URL", "http://localhost:8025/runbooks/"), ("DASHBOARDS_URL", "http://localhost:3000/d/")];
+
+/// Removes the matchers of jobs that the script adds.
+fn without_jobs(query: &str) -> String {
+    let own = format!("job=\"{JOB}\"");
+    [own.as_str(), "job=\"postgres\""].iter().fold(query.to_owned(), |query, matcher| {
+        query.replace(&format!("{{{matcher}}}"), "").replace(&format!("{matcher}, "), "")
+    })
+}
+
 #[test]
-fn the_script_prints_every_rule_file_as_an_object() {
-    let script = repository().join(super::DIRECTORY).join("rules.sh");
-    let printed = Command::new("sh").arg(script).output().unwrap();
-    assert!(printed.status.success());
+fn the_script_prints_the_rules_of_the_service_and_leaves_out_those_of_the_stack() {
     let mut objects = BTreeMap::new();
-    for mut object in documents(&String::from_utf8(printed.stdout).unwrap()) {
+    for mut object in printed("rules.sh", &DEMO) {
         check(&object);
-        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        let mut spec = object["spec"].take();
-        forget_addresses(&mut spec);
-        objects.insert(name, spec);
+        objects.insert(object["metadata"]["name"].as_str().unwrap().to_owned(), object["spec"].take());
     }
     let mut expected = BTreeMap::new();
     for file in fs::read_dir(repository().join("prometheus/rules")).unwrap() {
         let path = file.unwrap().path();
-        let mut rules = documents(&fs::read_to_string(&path).unwrap()).remove(0);
-        forget_addresses(&mut rules);
+        let rules = documents(&fs::read_to_string(&path).unwrap()).remove(0);
         expected.insert(path.file_stem().unwrap().to_str().unwrap().to_owned(), rules);
     }
-    assert!(!expected.is_empty());
+    expected.remove("monitoring").unwrap();
+    for spec in objects.values_mut() {
+        for_each_rule(spec, |rule| {
+            if rule["alert"].is_string() {
+                assert_eq!(rule["labels"]["namespace"], JOB);
+                rule["labels"].as_object_mut().unwrap().remove("namespace");
+            }
+            let constant = rule["expr"].as_str().unwrap().starts_with("vector(");
+            if constant {
+                assert_eq!(rule["labels"].as_object_mut().unwrap().remove("job").unwrap(), JOB);
+            }
+        });
+    }
+    for spec in objects.values_mut().chain(expected.values_mut()) {
+        for_each_rule(spec, |rule| rule["expr"] = without_jobs(rule["expr"].as_str().unwrap()).into());
+    }
     assert_eq!(objects, expected);
 }
 
-/// Runbooks and dashboards have other addresses in a cluster, but the same names.
-fn forget_addresses(rules: &mut Value) {
-    for group in rules["groups"].as_array_mut().unwrap() {
-        for rule in group["rules"].as_array_mut().unwrap().iter_mut().filter(|rule| rule["alert"].is_string())
-        {
-            for link in ["runbook_url", "dashboard_url"] {
-                let name = rule["annotations"][link].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
-                rule["annotations"][link] = name.into();
-            }
-        }
+fn for_each_rule(spec: &mut Value, mut change: impl FnMut(&mut Value)) {
+    for group in spec["groups"].as_array_mut().unwrap() {
+        group["rules"].as_array_mut().unwrap().iter_mut().for_each(&mut change);
     }
+}
+
+#[test]
+fn the_script_gives_every_rule_object_the_label_of_the_stack() {
+    for object in printed("rules.sh", &[("LABEL", "release=stack")]) {
+        check(&object);
+        assert_eq!(object["metadata"]["labels"]["release"], "stack");
+    }
+}
+
+/// Runs the rules of a cluster, and a test of them, with promtool. `None` without promtool.
+fn promtool_passes(test: &Value) -> Option<Result<(), String>> {
+    let promtool = tool("promtool")?;
+    let directory = tempdir();
+    for object in printed("rules.sh", &DEMO) {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        fs::write(directory.join(format!("{name}.yml")), object["spec"].to_string()).unwrap();
+    }
+    fs::write(directory.join("test.json"), test.to_string()).unwrap();
+    let ran =
+        Command::new(promtool).current_dir(&directory).args(["test", "rules", "test.json"]).output().unwrap();
+    fs::remove_dir_all(&directory).unwrap();
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr);
+    Some(if ran.status.success() { Ok(()) } else { Err(text) })
+}
+
+fn tempdir() -> std::path::PathBuf {
+    let directory = std::env::temp_dir().join(format!("rules-{}", uuid::Uuid::now_v7().simple()));
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// The series of this job and of the jobs of a shared cluster whose series have the same names. Each of the latter would fire
+/// an alert if it belonged to the service.
+fn neighbours(job: &str) -> Vec<Value> {
+    let mut series = vec![
+        (format!("up{{job=\"{JOB}\", instance=\"own\"}}"), "1x60"),
+        (format!("http_requests_total{{job=\"{JOB}\", instance=\"own\", status=\"200\"}}"), "0+60x60"),
+        (format!("db_connections_max{{job=\"{JOB}\", instance=\"own\"}}"), "16x60"),
+        (
+            format!("worker_last_success_timestamp_seconds{{job=\"{JOB}\", instance=\"own\", worker=\"w\"}}"),
+            "0+60x60",
+        ),
+    ];
+    let labels = format!("job=\"{job}\", instance=\"node\"");
+    for (name, more, values) in [
+        ("up", "", "0x60"),
+        ("pg_up", "", "0x60"),
+        ("http_requests_total", ", status=\"500\"", "0+60x60"),
+        ("http_request_duration_seconds_bucket", ", le=\"0.25\"", "0x60"),
+        ("http_request_duration_seconds_bucket", ", le=\"+Inf\"", "0+60x60"),
+        ("http_request_duration_seconds_count", "", "0+60x60"),
+        ("process_start_time_seconds", "", "0+60x60"),
+        ("prometheus_rule_evaluation_failures_total", "", "0+60x60"),
+    ] {
+        series.push((format!("{name}{{{labels}{more}}}"), values));
+    }
+    let series = series.into_iter().map(|(series, values)| json!({ "series": series, "values": values }));
+    series.collect()
+}
+
+/// Returns a test that no alert fires within an hour of these series, except for metrics that only slices have (`scope`).
+fn silence(series: Vec<Value>) -> Value {
+    let mut rule_files: Vec<_> = printed("rules.sh", &DEMO)
+        .iter()
+        .map(|object| format!("{}.yml", object["metadata"]["name"].as_str().unwrap()))
+        .collect();
+    rule_files.sort();
+    let query = "count(ALERTS{alertstate=\"firing\", scope=~\"|service\"}) or vector(0)";
+    let expected = json!([{ "labels": "{}", "value": 0 }]);
+    json!({
+        "rule_files": rule_files,
+        "evaluation_interval": "1m",
+        "tests": [{
+            "interval": "1m",
+            "input_series": series,
+            "promql_expr_test": [{ "expr": query, "eval_time": "59m", "exp_samples": expected }],
+        }],
+    })
+}
+
+#[test]
+fn series_of_other_jobs_of_a_cluster_fire_no_alert() {
+    for job in ["thanos-query", "kubelet", "node-exporter"] {
+        let Some(result) = promtool_passes(&silence(neighbours(job))) else { return };
+        result.unwrap_or_else(|error| panic!("{job}: {error}"));
+    }
+    // The same series of our own job do.
+    assert!(promtool_passes(&silence(neighbours(JOB))).unwrap().is_err());
+}
+
+#[test]
+fn the_script_prints_every_dashboard_as_a_config_map() {
+    let address = [("ALERTS_URL", "http://localhost:8025")];
+    let mut names = BTreeSet::new();
+    for object in printed("dashboards.sh", &address) {
+        check(&object);
+        assert_eq!(object["metadata"]["labels"]["grafana_dashboard"], "1");
+        let (name, text) = object["data"].as_object().unwrap().iter().next().unwrap();
+        let file = fs::read_to_string(repository().join("grafana/dashboards").join(name)).unwrap();
+        assert_eq!(text.as_str(), Some(file.as_str()), "{name}");
+        names.insert(name.clone());
+    }
+    let entries = fs::read_dir(repository().join("grafana/dashboards")).unwrap();
+    let expected = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names, expected.filter(|name| name.ends_with(".json")).collect());
+}
+
+#[test]
+fn every_overlay_uses_a_tag_that_a_release_pushes() {
+    for overlay in OVERLAYS {
+        let kustomization = documents(&text(&format!("overlays/{overlay}/kustomization.yaml"))).remove(0);
+        assert_eq!(kustomization["images"][0]["newTag"], env!("CARGO_PKG_VERSION"), "{overlay}");
+    }
+}
+
+#[test]
+fn a_slow_migration_does_not_fail_the_rollout() {
+    let objects = Objects::of_the_base();
+    let migration = objects.migration().spec.unwrap().active_deadline_seconds.unwrap();
+    let rollout = objects.deployment().spec.unwrap().progress_deadline_seconds.unwrap();
+    assert!(i64::from(rollout) > migration, "{rollout} s, {migration} s");
+}
+
+/// Runs the script `check` with a `kubectl` that returns these responses: the first line whose first word occurs in the
+/// arguments. Every other request finds nothing.
+fn check_cluster(responses: &str) -> (Option<i32>, String) {
+    let directory = tempdir();
+    let kubectl = directory.join("kubectl");
+    let stub = format!(
+        "#!/bin/sh\nwhile read -r words response; do case \"$*\" in *\"$words\"*) printf %s \"$response\"; exit 0;; esac; done <<'END'\n{responses}END\nexit 1\n"
+    );
+    fs::write(&kubectl, stub).unwrap();
+    fs::set_permissions(&kubectl, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
+    let script = repository().join(super::DIRECTORY).join("check");
+    let ran = Command::new("sh").arg(script).env("PATH", path).output().unwrap();
+    fs::remove_dir_all(&directory).unwrap();
+    (ran.status.code(), String::from_utf8(ran.stdout).unwrap())
+}
+
+#[test]
+fn the_check_reports_what_a_cluster_lacks() {
+    let (status, report) = check_cluster("version {}\n");
+    assert_eq!(status, Some(1));
+    for missing in
+        ["namespace", "Secret service", "CustomResourceDefinition prometheusrules", "metrics server"]
+    {
+        assert!(report.contains(&format!("missing  {missing}")), "{missing}: {report}");
+    }
+
+    let complete = "version {}\n.spec.retention 35d\n.spec.enableFeatures exemplar-storage\n\
+        .spec.evaluationInterval 30s\nmatchLabels.release kube-prometheus-stack\nget found\n";
+    let (status, report) = check_cluster(complete);
+    assert_eq!((status, report.contains("missing")), (Some(0), false), "{report}");
+
+    let short = complete.replace("35d", "10d").replace("exemplar-storage", "otlp-deltatocumulative");
+    let (status, report) = check_cluster(&short);
+    assert_eq!((status, report.matches("missing").count()), (Some(1), 2), "{report}");
 }

@@ -1,12 +1,14 @@
 //! The overlays as rendered by Kustomize.
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
+
+use serde_json::Value;
 
 use super::{
     DIRECTORY, OVERLAYS, Objects, only_container,
-    schema::{check, documents},
+    schema::{AlertmanagerConfig, Matcher, check, documents, typed},
     settings,
 };
-use crate::stack::{run, tool};
+use crate::stack::{repository, run, tool};
 
 /// Returns a rendered installation, or nothing if Kustomize is not installed.
 fn rendered(overlay: &str) -> Option<Objects> {
@@ -58,6 +60,77 @@ fn the_pods_get_the_settings_of_their_overlay() {
     }
 }
 
+/// Returns the matchers of Alertmanager's own configuration, in order.
+fn matchers(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().map(|matcher| matcher.as_str().unwrap().to_owned()).collect()
+}
+
+fn texts(matchers: &[Matcher]) -> Vec<String> {
+    matchers.iter().map(Matcher::text).collect()
+}
+
+#[test]
+fn the_stack_of_a_cluster_selects_the_objects_and_routes_alerts_as_the_demo_does() {
+    let Some(objects) = rendered("kube-prometheus-stack") else { return };
+    objects.0.iter().for_each(check);
+    for kind in ["ServiceMonitor", "AlertmanagerConfig"] {
+        let object = objects.of_kind(kind)[0];
+        assert_eq!(object["metadata"]["labels"]["release"], "kube-prometheus-stack", "{kind}");
+    }
+    let routing = typed::<AlertmanagerConfig>(objects.of_kind("AlertmanagerConfig")[0]).spec;
+    let path = repository().join("prometheus/alertmanager.yml");
+    let demo = documents(&fs::read_to_string(path).unwrap()).remove(0);
+
+    // The heartbeat and the inhibitions of the monitoring stack are those of the cluster's own stack.
+    let routes: Vec<_> = demo["route"]["routes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|route| route["receiver"] != "heartbeat")
+        .map(|route| {
+            let text = |key: &str| route[key].as_str().map(str::to_owned);
+            (
+                matchers(&route["matchers"]),
+                text("receiver").unwrap(),
+                text("group_wait"),
+                text("repeat_interval"),
+            )
+        })
+        .collect();
+    let rendered = routing.route.routes.iter().map(|route| {
+        (
+            texts(&route.matchers),
+            route.receiver.clone(),
+            route.group_wait.clone(),
+            route.repeat_interval.clone(),
+        )
+    });
+    let rendered: Vec<_> = rendered.collect();
+    assert_eq!(rendered, routes);
+    let of_the_stack = |matchers: &[String]| {
+        ["TargetDown", "LogStorageFull", "TelemetryExportFailing"]
+            .iter()
+            .any(|name| matchers.iter().any(|matcher| matcher.contains(&format!("\"{name}\""))))
+    };
+    let inhibitions: Vec<_> = demo["inhibit_rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| {
+            (matchers(&rule["source_matchers"]), matchers(&rule["target_matchers"]), matchers(&rule["equal"]))
+        })
+        .filter(|(source, target, _)| !of_the_stack(source) && !of_the_stack(target))
+        .collect();
+    let rendered: Vec<_> = routing
+        .inhibit_rules
+        .iter()
+        .map(|rule| (texts(&rule.source_match), texts(&rule.target_match), rule.equal.clone()))
+        .collect();
+    assert_eq!(rendered, inhibitions);
+    let receivers: Vec<_> = routing.receivers.iter().map(|receiver| receiver.name.as_str()).collect();
+    assert_eq!(receivers, ["page", "ticket", "nobody"]);
+}
+
 #[test]
 fn policies_reach_the_name_service_of_the_cluster() {
     let Some(objects) = rendered("production") else { return };
@@ -66,4 +139,5 @@ fn policies_reach_the_name_service_of_the_cluster() {
     let names = &database["spec"]["egress"][1];
     assert_eq!(names["ports"][0]["port"], 53);
     assert!(names["to"][0]["podSelector"].is_null(), "our own labels would choose none of its pods");
+    assert_eq!(names["to"][1]["ipBlock"]["cidr"], "169.254.20.10/32", "NodeLocal DNSCache");
 }

@@ -44,6 +44,9 @@ pub(super) fn check(object: &Value) {
         ("policy/v1", "PodDisruptionBudget") => drop(typed::<PodDisruptionBudget>(object)),
         ("monitoring.coreos.com/v1", "PrometheusRule") => drop(typed::<PrometheusRule>(object)),
         ("monitoring.coreos.com/v1", "ServiceMonitor") => drop(typed::<ServiceMonitor>(object)),
+        ("monitoring.coreos.com/v1alpha1", "AlertmanagerConfig") => {
+            drop(typed::<AlertmanagerConfig>(object));
+        }
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => drop(typed::<Kustomization>(object)),
         (version, kind) => panic!("nobody knows {version} {kind}"),
     }
@@ -52,11 +55,11 @@ pub(super) fn check(object: &Value) {
 /// The used parts of the Prometheus operator's and Kustomize's types, for which no crate exists.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Object<Spec> {
+pub(super) struct Object<Spec> {
     api_version: String,
     kind: String,
     metadata: Metadata,
-    spec: Spec,
+    pub(super) spec: Spec,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -176,4 +179,77 @@ struct Generated {
 #[serde(deny_unknown_fields)]
 struct Patch {
     patch: String,
+}
+
+pub(super) type AlertmanagerConfig = Object<AlertRouting>;
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct AlertRouting {
+    pub(super) route: Route,
+    pub(super) inhibit_rules: Vec<InhibitRule>,
+    pub(super) receivers: Vec<AlertReceiver>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Route {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) matchers: Vec<Matcher>,
+    pub(super) receiver: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) group_by: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) group_wait: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) group_interval: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) repeat_interval: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) routes: Vec<Route>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct InhibitRule {
+    pub(super) source_match: Vec<Matcher>,
+    pub(super) target_match: Vec<Matcher>,
+    pub(super) equal: Vec<String>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Matcher {
+    name: String,
+    match_type: String,
+    value: String,
+}
+
+impl Matcher {
+    /// Returns the matcher as Alertmanager's own configuration writes it.
+    pub(super) fn text(&self) -> String {
+        format!("{}{}\"{}\"", self.name, self.match_type, self.value)
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct AlertReceiver {
+    pub(super) name: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    webhook_configs: Vec<WebhookReceiver>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WebhookReceiver {
+    url_secret: SecretKey,
+    send_resolved: bool,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct SecretKey {
+    name: String,
+    key: String,
 }

@@ -1,13 +1,19 @@
 //! From a fault to a delivered alert, and back: a real Prometheus, a real Alertmanager, an inbox.
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use dev::{
     alert_inbox::{self, Inbox},
     harness::eventually,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::tools::{Server, tool};
+use super::{
+    files::alerts,
+    tools::{Server, tool},
+};
 
 pub(crate) async fn inbox() -> Inbox {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -17,6 +23,132 @@ pub(crate) async fn inbox() -> Inbox {
     })
     .await
     .unwrap()
+}
+
+/// Returns the names of the alerts that a real Alertmanager sends while these alerts fire, in order. Each alert is the name
+/// of a rule, with the labels that its expression adds to those of the rule. All rules of this name fire.
+pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Option<Vec<String>> {
+    let program = tool("alertmanager")?;
+    let inbox = inbox().await;
+    let alertmanager = Server::alertmanager(&program, &inbox.address().to_string()).await;
+    let mut posted = Vec::new();
+    for (name, added) in firing {
+        let rules: Vec<_> = alerts().into_iter().filter(|(rule, _)| rule == name).collect();
+        assert!(!rules.is_empty(), "there is no alert {name}");
+        for (_, rule) in rules {
+            let mut labels = rule.labels;
+            labels.insert("alertname".to_owned(), (*name).to_owned());
+            labels.extend(added.iter().map(|(label, value)| ((*label).to_owned(), (*value).to_owned())));
+            posted.push(json!({ "labels": labels, "annotations": {} }));
+        }
+    }
+    alertmanager.post("api/v2/alerts", &json!(posted)).await;
+    // An alert is active or suppressed once Alertmanager has processed it.
+    let active: BTreeSet<_> = eventually("Alertmanager has processed every alert", async || {
+        let alerts = alertmanager.ask("api/v2/alerts", &[]).await;
+        let alerts = alerts.as_array().unwrap();
+        let state = |alert: &Value| alert["status"]["state"].as_str().unwrap().to_owned();
+        let processed =
+            alerts.len() == posted.len() && alerts.iter().all(|alert| state(alert) != "unprocessed");
+        let active = alerts.iter().filter(|alert| state(alert) == "active");
+        processed
+            .then(|| active.map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned()).collect())
+    })
+    .await;
+    let sent = || inbox.alerts().into_iter().map(|alert| alert.name).collect::<Vec<_>>();
+    eventually("the active alerts arrive", async || {
+        let sent = sent();
+        active.iter().all(|name| sent.contains(name)).then_some(())
+    })
+    .await;
+    let mut sent = sent();
+    sent.sort_unstable();
+    Some(sent)
+}
+
+/// The drills of docs/runbooks/README.md: the alerts that fire in each, and the one that is sent.
+#[tokio::test]
+async fn a_database_outage_sends_one_alert() {
+    let job = &[("job", "service")][..];
+    let sent = sent_while_firing(&[
+        ("DatabaseDown", job),
+        ("DatabasePoolExhausted", &[("job", "service"), ("instance", "a")]),
+        ("DatabaseConnectionTimeouts", job),
+        ("AuditWriteFailures", job),
+        ("AuditSealingBehind", job),
+        ("WorkerStalled", &[("job", "service"), ("instance", "a"), ("worker", "seal")]),
+        ("HighErrorRate", job),
+        ("SlowResponses", job),
+        ("ServiceAvailabilityBudgetBurn", job),
+        ("ServiceLatencyBudgetBurn", job),
+        ("TargetDown", &[("job", "postgres"), ("instance", "postgres-exporter:9187")]),
+    ])
+    .await;
+    let Some(sent) = sent else { return };
+    assert_eq!(sent, ["DatabaseDown"]);
+}
+
+#[tokio::test]
+async fn a_lost_replica_sends_one_alert() {
+    let lost = &[("job", "service"), ("instance", "a")][..];
+    let Some(sent) = sent_while_firing(&[("TargetDown", lost)]).await else { return };
+    assert_eq!(sent, ["TargetDown"]);
+}
+
+#[tokio::test]
+async fn a_bad_release_sends_one_alert() {
+    let job = &[("job", "service")][..];
+    let instance = &[("job", "service"), ("instance", "a")][..];
+    let sent = sent_while_firing(&[
+        ("HighErrorRate", job),
+        ("ServiceAvailabilityBudgetBurn", job),
+        ("ServicePanicked", instance),
+        ("ServiceRestarting", instance),
+    ])
+    .await;
+    let Some(sent) = sent else { return };
+    assert_eq!(sent, ["HighErrorRate"]);
+}
+
+#[tokio::test]
+async fn a_login_attack_sends_one_alert() {
+    let sent = sent_while_firing(&[
+        ("LoginAttack", &[("job", "service")]),
+        ("AuthorizationDenialsHigh", &[("job", "service"), ("reason", "role")]),
+    ])
+    .await;
+    let Some(sent) = sent else { return };
+    assert_eq!(sent, ["LoginAttack"]);
+}
+
+#[tokio::test]
+async fn a_failing_export_sends_one_alert() {
+    let export =
+        &[("job", "collector"), ("instance", "collector:8888"), ("exporter", "otlp_grpc/jaeger")][..];
+    let instance = &[("job", "service"), ("instance", "a")][..];
+    let failing = [("TelemetryExportFailing", export), ("TraceSpansDropped", instance)];
+    let Some(sent) = sent_while_firing(&failing).await else { return };
+    assert_eq!(sent, ["TelemetryExportFailing"]);
+
+    let down = &[("job", "jaeger"), ("instance", "jaeger:8888")][..];
+    let sent = sent_while_firing(&[failing[0], failing[1], ("TargetDown", down)]).await;
+    assert_eq!(sent.unwrap(), ["TargetDown"]);
+}
+
+#[tokio::test]
+async fn a_full_disk_of_the_log_store_sends_one_alert() {
+    let export = |exporter| [("job", "collector"), ("instance", "collector:8888"), ("exporter", exporter)];
+    let (logs, traces) = (export("otlp_http/loki"), export("otlp_grpc/jaeger"));
+    let loki = &[("job", "loki"), ("instance", "loki:3100")][..];
+    let instance = &[("job", "service"), ("instance", "a")][..];
+    let full =
+        [("LogStorageFull", loki), ("TelemetryExportFailing", &logs[..]), ("LogLinesDropped", instance)];
+    let Some(sent) = sent_while_firing(&full).await else { return };
+    assert_eq!(sent, ["LogStorageFull"]);
+
+    // Spans do not pass the log store.
+    let sent = sent_while_firing(&[full[0], full[1], ("TelemetryExportFailing", &traces)]).await;
+    assert_eq!(sent.unwrap(), ["LogStorageFull", "TelemetryExportFailing"]);
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ pub(super) struct Rule {
     pub(super) record: Option<String>,
     pub(super) expr: String,
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
 }
@@ -97,7 +97,7 @@ pub(super) fn rules() -> Vec<Rule> {
     groups.flat_map(|group| group.rules).collect()
 }
 
-fn alerts() -> Vec<(String, Rule)> {
+pub(super) fn alerts() -> Vec<(String, Rule)> {
     rules().into_iter().filter_map(|rule| Some((rule.alert.clone()?, rule))).collect()
 }
 
@@ -164,6 +164,15 @@ fn every_runbook_has_the_same_sections_in_the_same_order() {
 }
 
 #[test]
+fn every_runbook_has_commands_for_a_cluster() {
+    for (name, text) in runbooks() {
+        let (_, first) = text.split_once("## First five minutes").unwrap();
+        let (first, _) = first.split_once("\n## ").unwrap();
+        assert!(first.lines().any(|line| line.contains("kubectl ")), "{name}");
+    }
+}
+
+#[test]
 fn the_list_of_runbooks_is_complete() {
     let list = with_parts("docs/runbooks/README.md");
     let listed: BTreeSet<_> = list
@@ -224,7 +233,7 @@ fn only_scrape_configuration_and_presence_rule_name_the_job() {
         .filter(|rule| rule.expr.contains(env!("CARGO_PKG_NAME")))
         .map(|rule| rule.alert.or(rule.record).unwrap_or_default())
         .collect();
-    assert_eq!(naming, ["ServiceDown"]);
+    assert_eq!(naming, ["ServiceDown", "ServiceMetricsMissing"]);
     let scraped = fs::read_to_string(repository().join("prometheus/prometheus.yml")).unwrap();
     assert!(scraped.contains(&format!("job_name: {}\n", env!("CARGO_PKG_NAME"))));
 }
@@ -274,6 +283,7 @@ fn alerts_are_routed_by_their_severity() {
     run(&amtool, "prometheus", &["check-config", "alertmanager.yml"]);
     for (receiver, labels) in [
         ("page", ["alertname=HighErrorRate", "severity=critical"]),
+        ("page", ["alertname=ServiceLatencyBudgetBurn", "severity=critical"]),
         ("ticket", ["alertname=SlowResponses", "severity=warning"]),
         ("heartbeat", ["alertname=Watchdog", "severity=none"]),
         ("nobody", ["alertname=Anything", "severity=info"]),
@@ -309,6 +319,70 @@ fn dashboards_are_complete_and_cannot_be_edited_in_the_browser() {
             assert!(filled(&panel["fieldConfig"]["defaults"]["unit"]), "{title}");
             assert!(!panel["targets"].as_array().unwrap().is_empty(), "{title}");
         }
+    }
+}
+
+/// Returns the panels of all dashboards, without rows.
+fn panels() -> Vec<Value> {
+    let of_dashboard = |(_, dashboard): (PathBuf, Value)| dashboard["panels"].as_array().unwrap().clone();
+    dashboards().into_iter().flat_map(of_dashboard).filter(|panel| panel["type"] != "row").collect()
+}
+
+#[test]
+fn no_axis_mixes_seconds_with_numbers() {
+    // A gauge in seconds. A rate of seconds is a number of threads, and no duration.
+    let has_seconds = |target: &Value| {
+        let query = target["expr"].as_str().unwrap();
+        query.contains("_seconds{") && !query.contains("rate(") && !query.contains("changes(")
+    };
+    for panel in panels() {
+        let targets = panel["targets"].as_array().unwrap();
+        if targets.iter().all(has_seconds) || !targets.iter().any(has_seconds) {
+            continue;
+        }
+        for target in targets.iter().filter(|target| has_seconds(target)) {
+            let overrides = panel["fieldConfig"]["overrides"].as_array().unwrap();
+            let own = overrides.iter().find(|entry| entry["matcher"]["options"] == target["legendFormat"]);
+            let properties = own.unwrap_or_else(|| panic!("{}", panel["title"]))["properties"].clone();
+            assert!(
+                properties.to_string().contains("\"right\""),
+                "{} has an axis of its own",
+                panel["title"]
+            );
+        }
+    }
+}
+
+#[test]
+fn links_between_signals_keep_the_time_range() {
+    let mut links = 0;
+    for panel in panels() {
+        let explore = |link: &&Value| link["url"].as_str().is_some_and(|url| url.starts_with("/explore"));
+        let defaults = &panel["fieldConfig"]["defaults"]["links"];
+        for link in defaults.as_array().into_iter().flatten().filter(explore) {
+            let url = link["url"].as_str().unwrap();
+            assert!(url.contains("${__from}") && url.contains("${__to}"), "{}: {url}", panel["title"]);
+            links += 1;
+        }
+    }
+    assert!(links > 0);
+    for (path, dashboard) in dashboards() {
+        for link in dashboard["links"].as_array().unwrap().iter().filter(|link| link["type"] == "dashboards")
+        {
+            assert_eq!(link["keepTime"], true, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_parts_of_the_stack_have_panels() {
+    let queries: Vec<_> = panels()
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap().clone())
+        .map(|target| target["expr"].as_str().unwrap().to_owned())
+        .collect();
+    for prefix in ["pg_", "otelcol_", "loki_"] {
+        assert!(queries.iter().any(|query| query.contains(prefix)), "{prefix}");
     }
 }
 

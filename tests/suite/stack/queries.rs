@@ -15,8 +15,8 @@ use crate::service;
 
 /// Series that may be missing: alerts that do not fire, routes excluded from the latency indicator, and targets that do
 /// not run in the test.
-const AT_TIMES: [&str; 5] =
-    ["ALERTS", "slo:latency_excluded_path:info", "alertmanager_", "otelcol_", "pg_up"];
+const AT_TIMES: [&str; 6] =
+    ["ALERTS", "slo:latency_excluded_path:info", "alertmanager_", "loki_", "otelcol_", "pg_"];
 
 /// A query of Prometheus, and the document or dashboard that contains it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +59,28 @@ fn of_runbooks() -> Vec<Query> {
                 place: path.file_name().unwrap().to_str().unwrap().to_owned(),
                 text: line.trim().to_owned(),
             }));
+        }
+    }
+    queries
+}
+
+/// Functions and aggregations that the queries of documents begin with.
+const QUERY_STARTS: [&str; 9] =
+    ["count", "db_", "histogram_quantile(", "max", "min", "predict_linear(", "rate(", "sum", "time()"];
+
+/// Returns the queries in the text of the other documents, which are inline code.
+fn of_documents() -> Vec<Query> {
+    let mut queries = Vec::new();
+    for path in files("docs", "md") {
+        let text = fs::read_to_string(&path).unwrap();
+        let place = path.file_name().unwrap().to_str().unwrap();
+        for line in text.lines() {
+            let code = line.split('`').skip(1).step_by(2);
+            queries.extend(
+                code.filter(|code| QUERY_STARTS.iter().any(|start| code.starts_with(start)))
+                    .filter(|code| code.contains(['(', '/']) && code.contains('_') && !code.contains("()`"))
+                    .map(|code| Query { place: place.to_owned(), text: code.to_owned() }),
+            );
         }
     }
     queries
@@ -127,7 +149,9 @@ async fn every_query_finds_data_on_the_running_service() {
     let prometheus = Server::prometheus(&program, &service, "127.0.0.1:9", rule_files).await;
 
     let mut waiting: Vec<_> = of_dashboards().into_iter().chain(of_runbooks()).collect();
-    for query in waiting.clone().into_iter().chain(of_rules()) {
+    let documents = of_documents();
+    assert!(documents.len() > 20, "queries of documents were found: {documents:#?}");
+    for query in waiting.clone().into_iter().chain(of_rules()).chain(documents) {
         waiting.extend(selectors(&prometheus, &query).await);
     }
     let excused = |query: &Query| {

@@ -114,6 +114,7 @@ impl Server {
                 ("http://alerts:8025", &format!("http://{receivers}")),
                 ("group_wait: 10s", "group_wait: 1s"),
                 ("group_wait: 2m", "group_wait: 1s"),
+                ("group_wait: 4m", "group_wait: 1s"),
                 ("group_interval: 1m", "group_interval: 1s"),
             ],
         );

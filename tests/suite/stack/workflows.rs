@@ -30,6 +30,8 @@ struct Job {
     permissions: BTreeMap<String, String>,
     #[serde(default)]
     needs: Value,
+    #[serde(default)]
+    strategy: Value,
     uses: Option<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
@@ -155,7 +157,9 @@ fn a_change_runs_all_checks_with_the_minimum_compiler() {
 fn a_release_runs_after_the_tests_with_its_notes() {
     let (_, _, release) = workflows().into_iter().find(|(file, ..)| file == "release.yml").unwrap();
     assert_eq!(release.jobs["ci"].uses.as_deref(), Some("./.github/workflows/ci.yml"));
-    for (job, needed) in [("image", ["notes", "ci"]), ("release", ["notes", "image"])] {
+    for (job, needed) in
+        [("image", ["notes", "ci"]), ("manifest", ["notes", "image"]), ("release", ["notes", "manifest"])]
+    {
         assert_eq!(release.jobs[job].needs, serde_json::json!(needed));
     }
     assert!(!release.jobs["notes"].outputs.is_empty());
@@ -164,6 +168,56 @@ fn a_release_runs_after_the_tests_with_its_notes() {
     let told = notes(env!("CARGO_PKG_VERSION"));
     assert!(told.status.success() && String::from_utf8(told.stdout).unwrap().contains("### Added"));
     assert!(!notes("99.0.0").status.success(), "a version that nobody wrote about is not released");
+}
+
+/// Returns the index of the first step that runs this script, or uses this action with this output.
+fn step_index(job: &Job, script: &str, output: &str) -> usize {
+    let is_wanted = |step: &Step| {
+        step.run.as_ref().is_some_and(|run| !script.is_empty() && run.contains(script))
+            || step
+                .with
+                .get("outputs")
+                .and_then(Value::as_str)
+                .is_some_and(|outputs| !output.is_empty() && outputs.contains(output))
+    };
+    job.steps.iter().position(is_wanted).unwrap_or_else(|| panic!("no step with {script:?} {output:?}"))
+}
+
+#[test]
+fn a_release_is_scanned_before_it_is_pushed_for_each_architecture() {
+    let (_, _, release) = workflows().into_iter().find(|(file, ..)| file == "release.yml").unwrap();
+    let image = &release.jobs["image"];
+    let platforms: Vec<_> = image.strategy["matrix"]["include"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["platform"].as_str().unwrap())
+        .collect();
+    assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
+    let epoch = step_index(image, "SOURCE_DATE_EPOCH", "");
+    let build = step_index(image, "", "type=docker");
+    let scan = step_index(image, "bin/grype", "");
+    let push = step_index(image, "", "push=true");
+    assert!(epoch < build && build < scan && scan < push);
+    for step in [build, push] {
+        assert!(image.steps[step].with["outputs"].as_str().unwrap().contains("rewrite-timestamp=true"));
+    }
+}
+
+#[test]
+fn advisories_are_checked_every_night() {
+    let (_, _, nightly) = workflows().into_iter().find(|(file, ..)| file == "nightly.yml").unwrap();
+    assert!(nightly.on["schedule"].is_array());
+    let actions = nightly.jobs["dependencies"].steps.iter().filter_map(|step| step.uses.as_ref());
+    assert!(actions.into_iter().any(|action| action.starts_with("EmbarkStudios/cargo-deny-action@")));
+}
+
+#[test]
+fn executables_of_the_image_list_their_crates() {
+    let dockerfile = fs::read_to_string(repository().join("Dockerfile")).unwrap();
+    let builds: Vec<_> = dockerfile.lines().filter(|line| line.contains(" build --release")).collect();
+    assert_eq!(builds.len(), 2);
+    assert!(builds.iter().all(|line| line.contains("cargo auditable build")), "{builds:?}");
 }
 
 #[test]

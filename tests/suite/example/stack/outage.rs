@@ -38,7 +38,7 @@ async fn a_gateway_outage_pages_and_resolves() {
         .await;
     let rules = vec![
         hurried("payments.yml"),
-        ("telemetry.yml".to_owned(), file_with("prometheus/rules/telemetry.yml", &[])),
+        ("monitoring.yml".to_owned(), file_with("prometheus/rules/monitoring.yml", &[])),
     ];
     let _prometheus = Server::prometheus(&prometheus, &service, alertmanager.url.authority(), rules).await;
     let _traffic = Traffic::start(traffic::Settings {

@@ -1,0 +1,38 @@
+//! The drill of docs/runbooks/README-payments.md: the alerts that fire, and the one that is sent.
+use crate::stack::alerting::sent_while_firing;
+
+#[tokio::test]
+async fn an_outage_of_the_gateway_sends_one_alert() {
+    let job = &[("job", "service")][..];
+    let gateway = &[("job", "service"), ("service", "payment_gateway")][..];
+    let sent = sent_while_firing(&[
+        ("PaymentFailureRatioHigh", job),
+        ("CircuitBreakerOpen", gateway),
+        ("CircuitBreakerFlapping", gateway),
+        ("PaymentsStuck", job),
+        ("PaymentSettlementBudgetBurn", job),
+        ("OrdersCreationStalled", job),
+        ("HighErrorRate", job),
+        ("SlowResponses", job),
+        ("ServiceAvailabilityBudgetBurn", job),
+        ("ServiceLatencyBudgetBurn", job),
+    ])
+    .await;
+    let Some(sent) = sent else { return };
+    assert_eq!(sent, ["PaymentFailureRatioHigh"]);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_database_suppresses_the_alerts_of_payments() {
+    let job = &[("job", "service")][..];
+    let sent = sent_while_firing(&[
+        ("DatabaseDown", job),
+        ("PaymentFailureRatioHigh", job),
+        ("PaymentsStuck", job),
+        ("PaymentSettlementBudgetBurn", job),
+        ("OrdersCreationStalled", job),
+    ])
+    .await;
+    let Some(sent) = sent else { return };
+    assert_eq!(sent, ["DatabaseDown"]);
+}
