@@ -66,7 +66,7 @@ async fn a_payment_that_needs_review_raises_an_alert() {
         ..Faults::default()
     });
     let payment = order.pay("pm_card_ok").await.is(202).id();
-    let parked = pager.receives("Review needed").await;
+    let parked = pager.receives("Review needed: payment").await;
     is_complete(&parked, "critical");
     assert_eq!(parked["metadata"]["id"], json!(payment));
 }
