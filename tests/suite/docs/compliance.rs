@@ -117,7 +117,7 @@ fn every_control_names_tests_that_there_are() {
 
 #[test]
 fn every_control_names_alerts_that_there_are_with_their_runbooks_or_says_why_there_is_none() {
-    let rules: String = ["security", "service", "telemetry", "trail"]
+    let rules: String = ["monitoring", "security", "service", "telemetry", "trail"]
         .iter()
         .map(|name| file(&format!("prometheus/rules/{name}.yml")))
         .collect();
