@@ -117,7 +117,7 @@ fn every_control_names_existing_tests() {
 
 #[test]
 fn every_control_names_existing_alerts_or_explains_none() {
-    let rules: String = ["security", "service", "telemetry", "trail"]
+    let rules: String = ["monitoring", "security", "service", "telemetry", "trail"]
         .iter()
         .map(|name| file(&format!("prometheus/rules/{name}.yml")))
         .collect();
