@@ -252,7 +252,6 @@ async fn a_listing_without_a_charge_is_no_proof() {
     let unlisted = "select (select count(*) from payments where listed_at is null)
                          + (select count(*) from refunds where listed_at is null)";
     assert_eq!(service.database().number(unlisted).await, 0, "the gateway was polled for both");
-    service.invariants_hold().await;
 }
 
 #[tokio::test]
