@@ -81,25 +81,33 @@ pub(in crate::slices::payments) fn start_workers(payments: &Payments, workers: &
     }
 }
 
-/// Compares the next page of a scope, if one is due and no other replica has the lease.
+/// Compares the next page of a scope, if one is due and no other replica has the lease. Before a pause, exports when
+/// the latest complete run began.
 ///
 /// # Errors
 /// If a statement fails. A failed call of the gateway is not an error: a later unit repeats the page, and the age of
 /// the latest complete run is exported.
 async fn compare_due_page(payments: Payments, scope: Scope, replica: Uuid) -> Result<Progress, sqlx::Error> {
+    let progress = compare_next_page(&payments, scope, replica).await?;
+    if progress == Progress::Idle {
+        let began = store::last_complete_run(&payments.0.database, scope.as_str()).await?;
+        LAST_RECONCILIATION.with_label_values(&[scope.as_str()]).set(began);
+    }
+    Ok(progress)
+}
+
+async fn compare_next_page(
+    payments: &Payments,
+    scope: Scope,
+    replica: Uuid,
+) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
     let name = scope.as_str();
     let limits = RunLimits { lease: LEASE, reach: scope.reach(), max_reach: WINDOW };
     let Some(leased) = store::lease_run(database, name, replica, limits).await? else {
-        LAST_RECONCILIATION.with_label_values(&[name]).set(store::last_complete_run(database, name).await?);
         return Ok(Progress::Idle);
     };
-    let interval = match scope {
-        Scope::Recent => payments.0.reconciliation_interval,
-        Scope::Window => WINDOW_INTERVAL,
-    };
     let retry = payments.0.reconciliation_interval;
-    let step = Step::parse(&leased.step).unwrap_or(Step::Charges);
     if leased.pages > MAX_PAGES {
         tracing::error!(scope = name, pages = leased.pages, "the gateway's listing has no end");
         store::end_run(database, name, replica, false, retry).await?;
@@ -111,17 +119,21 @@ async fn compare_due_page(payments: Payments, scope: Scope, replica: Uuid) -> Re
         last_step: scope.last_step(),
         repeated: false,
     };
+    let step = Step::parse(&leased.step).unwrap_or(Step::Charges);
     match payments.compare_page(run, &Position { step, within: leased.position }).await {
-        Ok((outcome, next)) => {
+        Ok((outcome, Some(next))) => {
             count(&outcome);
-            let Some(next) = next else {
-                store::end_run(database, name, replica, true, interval).await?;
-                let completed = store::last_complete_run(database, name).await?;
-                LAST_RECONCILIATION.with_label_values(&[name]).set(completed);
-                return Ok(Progress::Idle);
-            };
             store::advance_run(database, name, replica, next.step.as_str(), next.within.as_deref()).await?;
             Ok(Progress::More)
+        }
+        Ok((outcome, None)) => {
+            count(&outcome);
+            let interval = match scope {
+                Scope::Recent => payments.0.reconciliation_interval,
+                Scope::Window => WINDOW_INTERVAL,
+            };
+            store::end_run(database, name, replica, true, interval).await?;
+            Ok(Progress::Idle)
         }
         Err(ReconcileError::Database(error)) => Err(error),
         Err(ReconcileError::Page(PageError::Rejected(status))) => {
