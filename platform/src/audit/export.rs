@@ -23,10 +23,10 @@ use sqlx::PgConnection;
 use super::{
     Event, EventResult, EventType,
     canonical::{EventPosition, GENESIS, Seal, StoredEvent},
-    chain::{Chain, ExportRecord, Exports, KnownHeads, Verdict},
+    chain::{Chain, ExportRecord, Exports, KnownHeads, Restores, Verdict},
     failures,
     report::{OnProgress, Report, VerifyError, add_head},
-    sealing,
+    sealing::{self, SealError},
     seals::{self, Head},
 };
 use crate::database::{Database, observe};
@@ -36,8 +36,6 @@ const FORM: &str = "audit-export/1";
 /// Number of seals per page.
 const SEALS: i64 = 50;
 
-/// Maximum time for the export's own event to be sealed.
-const UNTIL_SEALED: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Maximum time to wait for other transactions that use a partition to be dropped.
@@ -124,7 +122,7 @@ pub async fn export(
     let mut connection = owner.acquire().await?;
     cancel_with_this_process(&mut connection).await?;
     let place = last_place_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
-    let last_seal = seal_that_covers(&mut connection, place).await?.ok_or(ExportError::NotSealed)?;
+    let last_seal = seals::covering(&mut connection, place).await?.ok_or(ExportError::NotSealed)?;
     let exported = last_export(&mut connection).await?;
     let (head, end) =
         exported.as_ref().map_or((Head::NONE, EventPosition::START), |last| (last.head, last.end));
@@ -141,7 +139,10 @@ pub async fn export(
 
     // The export that was just recorded, or an earlier one whose partitions were in use.
     let export = last_export(&mut connection).await?.ok_or(ExportError::Nothing)?;
-    wait_until_sealed(owner, &mut connection, export.event).await?;
+    sealing::wait_until_sealed(owner, &mut connection, export.event).await.map_err(|error| match error {
+        SealError::Database(error) => ExportError::Database(error),
+        error => ExportError::OwnEvent(error.to_string()),
+    })?;
     let ended_before = until.min(Utc::now() - TimeDelta::days(i64::from(retention_days)));
     let dropped = drop_partitions(&mut connection, ended_before, export.end).await?;
     connection.release();
@@ -259,16 +260,19 @@ pub fn verify_export(
 pub(super) fn add_file(
     path: &Path,
     exports: &mut Exports,
+    restores: &mut Restores,
     heads: &mut KnownHeads,
     on_progress: OnProgress<'_>,
 ) -> Result<(), VerifyError> {
-    let verdict = verify_file(path, heads.clone(), on_progress)?;
+    let verdict = verify_file(path, restores.without_lost(heads), on_progress)?;
     if let Some(wrong) = verdict.wrong {
         return Err(VerifyError::ChainViolation(format!("{}: {wrong}", path.display())));
     }
     exports.given.insert(sha256_of(path)?);
     exports.in_files.extend(verdict.export_events);
-    add_head(heads, verdict.head.number, &verdict.head.hash)
+    restores.in_files.extend(verdict.restore_events);
+    add_head(heads, verdict.head.number, &verdict.head.hash);
+    Ok(())
 }
 
 fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> Result<Verdict, VerifyError> {
@@ -303,7 +307,7 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
             Line::End { last_seal, events } => {
                 let ends = (chain.head_number(), chain.events()) == (last_seal, events);
                 return match lines.next() {
-                    None if ends => Ok(chain.finish(&Exports::default())),
+                    None if ends => Ok(chain.finish(&Exports::default(), &Restores::default())),
                     _ => Err(VerifyError::ChainViolation("the export does not end where it says".to_owned())),
                 };
             }
@@ -376,48 +380,6 @@ async fn last_place_before(
     );
     let row = observe("audit_events.last", statement.fetch_optional(connection)).await?;
     Ok(row.map(|row| EventPosition { epoch: row.epoch, xact_id: row.xact_id, sequence: row.sequence }))
-}
-
-/// Returns the seal whose range contains a position, if there is one.
-async fn seal_that_covers(
-    connection: &mut PgConnection,
-    place: EventPosition,
-) -> Result<Option<i64>, sqlx::Error> {
-    let statement = sqlx::query_scalar!(
-        r#"
-        select number
-        from audit_seals
-        where (epoch, last_xact_id, last_sequence) >= ($1, $2, $3)
-        order by number
-        limit 1
-        "#,
-        place.epoch,
-        place.xact_id,
-        place.sequence,
-    );
-    observe("audit_seals.covering", statement.fetch_optional(connection)).await
-}
-
-/// Seals until a position is covered. The running service may seal at the same time.
-async fn wait_until_sealed(
-    owner: &Database,
-    connection: &mut PgConnection,
-    place: EventPosition,
-) -> Result<(), ExportError> {
-    let deadline = tokio::time::Instant::now() + UNTIL_SEALED;
-    while seal_that_covers(connection, place).await?.is_none() {
-        if tokio::time::Instant::now() >= deadline {
-            let writer = seals::oldest_writer(connection).await?;
-            let writer = writer.unwrap_or_else(|| "nobody".to_owned());
-            return Err(ExportError::OwnEvent(format!("the oldest transaction that writes is of {writer}")));
-        }
-        let sealed = sealing::seal_next(owner).await;
-        let sealed = sealed.map_err(|error| ExportError::OwnEvent(error.to_string()))?;
-        if sealed.is_none_or(|sealed| !sealed.more) {
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-    }
-    Ok(())
 }
 
 /// Drops the partitions that ended before a time and whose events all come at or before `end`. Each partition is

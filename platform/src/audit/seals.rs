@@ -115,6 +115,26 @@ pub(super) async fn hash_of(
     observe("audit_seals.hash", statement.fetch_optional(connection)).await
 }
 
+/// Returns the number of the seal whose range contains a position, if there is one.
+pub(super) async fn covering(
+    connection: &mut PgConnection,
+    place: EventPosition,
+) -> Result<Option<i64>, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"
+        select number
+        from audit_seals
+        where (epoch, last_xact_id, last_sequence) >= ($1, $2, $3)
+        order by number
+        limit 1
+        "#,
+        place.epoch,
+        place.xact_id,
+        place.sequence,
+    );
+    observe("audit_seals.covering", statement.fetch_optional(connection)).await
+}
+
 /// Returns the head of the chain, which the database stores separately from the seals.
 pub(super) async fn head(connection: &mut PgConnection) -> Result<Head, sqlx::Error> {
     let statement = sqlx::query!("select number, hash from audit_seal_head");

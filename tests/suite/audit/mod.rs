@@ -1,5 +1,6 @@
 //! The audit trail: what was done is in it, what cannot be written there is not done, and who reads it is seen.
 mod long_trails;
+mod restore;
 mod retention;
 pub(crate) mod seals;
 pub(crate) mod verification;
