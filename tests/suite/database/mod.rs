@@ -1,5 +1,6 @@
 //! What the database lets the service do, and how it comes to its schema.
 mod database_outages;
+mod pooling;
 pub(crate) mod round_trips;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
