@@ -2,7 +2,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    DIRECTORY, OVERLAYS, Objects, only_container,
+    DIRECTORY, OVERLAYS, Objects, REPLICATED, only_container,
     schema::{check, documents},
     settings,
 };
@@ -17,7 +17,9 @@ fn rendered(overlay: &str) -> Option<Objects> {
 
 #[test]
 fn kustomize_makes_one_installation_of_each_overlay() {
-    for overlay in OVERLAYS {
+    for (overlay, kinds_of_overlay) in
+        OVERLAYS.map(|overlay| (overlay, 9)).into_iter().chain([(REPLICATED, 10)])
+    {
         let Some(objects) = rendered(overlay) else { return };
         let mut kinds = BTreeSet::new();
         for object in &objects.0 {
@@ -30,7 +32,7 @@ fn kustomize_makes_one_installation_of_each_overlay() {
                 "{object:#}"
             );
         }
-        assert_eq!(kinds.len(), 9, "{kinds:?}");
+        assert_eq!(kinds.len(), kinds_of_overlay, "{kinds:?}");
 
         let [service, migration] = objects.pods();
         let image = only_container(&service).image.clone().unwrap();
@@ -55,6 +57,19 @@ fn the_pods_get_the_settings_of_their_overlay() {
             assert_eq!(map["metadata"]["name"], from.name, "a changed setting rolls the pods");
             assert_ne!(from.name, "settings");
         }
+    }
+}
+
+#[test]
+fn pods_trust_the_certificate_authority_of_the_replicated_database() {
+    let Some(objects) = rendered(REPLICATED) else { return };
+    for pod in objects.pods() {
+        let volumes = pod.volumes.clone().unwrap_or_default();
+        let secrets: Vec<_> =
+            volumes.iter().filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref()).collect();
+        assert_eq!(secrets, ["database-ca"], "the operator's name for it");
+        let mounts = only_container(&pod).volume_mounts.clone().unwrap_or_default();
+        assert_eq!(mounts[0].mount_path, "/etc/database");
     }
 }
 
