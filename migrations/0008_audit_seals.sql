@@ -156,14 +156,53 @@ create trigger audit_exports_are_never_truncated
   before truncate on audit_exports
   for each statement execute function refuse_audit_change();
 
--- Begins an epoch if this cluster is not the cluster of the latest epoch. Returns the new epoch, or null. The lock for
--- changing the default waits for all writers, so no event is added to an epoch after its end. The wait is limited by
--- lock_timeout, because later writers queue behind it.
+-- Restores: the database was set back to an earlier state, and the seals made since then are lost. Their hashes are still
+-- in the log. Only the owner can record a restore. Verification accepts a logged seal that is not in the chain only if the
+-- seal is listed here, and a sealed event of the same id has the hash of the whole list.
+create table audit_restores (
+  -- The id of the sealed event. Both are written in one transaction, so `recorded_at` is the event's.
+  event_id uuid primary key,
+  recorded_at timestamptz not null default now(),
+  -- The time of the newest seal that the restore has not lost.
+  lost_since timestamptz not null,
+  -- The cluster, the timeline and the database, all of which a restore may replace.
+  incarnation text not null
+);
+
+create table audit_lost_heads (
+  event_id uuid not null references audit_restores (event_id),
+  number bigint not null,
+  hash bytea not null,
+  primary key (number, hash)
+);
+
+create trigger audit_restores_are_never_changed
+  before update or delete on audit_restores
+  for each row execute function refuse_audit_change();
+
+create trigger audit_restores_are_never_truncated
+  before truncate on audit_restores
+  for each statement execute function refuse_audit_change();
+
+create trigger audit_lost_heads_are_never_changed
+  before update or delete on audit_lost_heads
+  for each row execute function refuse_audit_change();
+
+create trigger audit_lost_heads_are_never_truncated
+  before truncate on audit_lost_heads
+  for each statement execute function refuse_audit_change();
+
+-- Begins an epoch if this cluster is not the cluster of the latest epoch, or after a restore. Returns the new epoch, or
+-- null. The lock for changing the default waits for all writers, so no event is added to an epoch after its end. The wait
+-- is limited by lock_timeout, because later writers queue behind it.
+--
+-- After a restore in the same cluster, transactions and events get the numbers of lost ones again. The epoch tells their
+-- positions apart.
 --
 -- A running service may have written events into the new cluster before this function ran. Those events have the latest
 -- epoch and low transaction ids. Events before the end of the chain could never be sealed, so they get the new epoch.
 -- They have no seal yet, because they were recorded after the last seal.
-create function begin_audit_epoch(event jsonb) returns integer
+create function begin_audit_epoch(event jsonb, is_restored boolean default false) returns integer
 language plpgsql
 set search_path = public, pg_temp
 set lock_timeout = '2s'
@@ -174,7 +213,7 @@ declare
   last_seal audit_seals;
 begin
   select * into strict latest from audit_epochs order by epoch desc limit 1;
-  if latest.system_identifier = cluster then
+  if latest.system_identifier = cluster and not is_restored then
     return null;
   end if;
   execute format('alter table audit_events alter column epoch set default %s', latest.epoch + 1);
@@ -266,6 +305,6 @@ begin
 end
 $$;
 
-grant select on audit_epochs, audit_seal_head, audit_exports to app_runtime;
+grant select on audit_epochs, audit_seal_head, audit_exports, audit_restores, audit_lost_heads to app_runtime;
 grant select, insert on audit_seals to app_runtime;
 grant execute on function metadata_has_one_form(jsonb), audit_default_partition_is_used() to app_runtime;

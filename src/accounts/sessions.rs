@@ -2,13 +2,14 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use platform::{
-    audit::{self, Event, EventResult, EventType},
+    audit::{self, Event, EventResult, EventType, PendingEvent},
     database::{Database, instrument_query},
     http::problem::Problem,
     identity::Caller,
 };
 use rand::{TryRng, rngs::SysRng};
 use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{model::User, users::role};
@@ -123,6 +124,21 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
         event.mirror();
     }
     Ok(())
+}
+
+/// Ends every session, and audits that in one event. After a restore of the database, a session may exist again that
+/// had ended. Returns the number of sessions.
+pub async fn end_all(
+    connection: &mut PgConnection,
+    reason: &str,
+) -> Result<(u64, PendingEvent), sqlx::Error> {
+    let statement = sqlx::query!("delete from sessions");
+    let ended =
+        instrument_query("sessions.delete", statement.execute(&mut *connection)).await?.rows_affected();
+    let event = Event::new(EventType::Authentication, "sessions", "end_all", EventResult::Success)
+        .with("reason", reason)
+        .with("record_count", ended);
+    Ok((ended, audit::record_with(connection, event).await?))
 }
 
 /// Deletes a batch of expired sessions and records each in the audit log. Returns their number.

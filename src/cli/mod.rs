@@ -1,9 +1,10 @@
-//! The command line: `serve`, `migrate`, `user create`, `audit verify`, `audit export`, `openapi`, `config`, `probe`, and
-//! the commands of the slices.
+//! The command line: `serve`, `migrate`, `after-restore`, `user create`, `audit verify`, `audit export`, `openapi`,
+//! `config`, `probe`, and the commands of the slices.
 //!
 //! Exit codes: 0 for success, 1 for failure (with one sentence on stderr), 2 for wrong usage. Every setting of the
 //! table in [`config`](crate::config) has a flag on the commands that use it. Secrets have no flag, because other users
 //! of the machine can read its command lines.
+mod after_restore;
 mod audit;
 
 use std::{
@@ -52,6 +53,7 @@ fn execute(name: &str, arguments: &ArgMatches) -> Outcome {
     match name {
         "serve" => serve(Config::load(reader(arguments)?)?),
         "migrate" => migrate(reader(arguments)?),
+        "after-restore" => after_restore::execute(arguments),
         "user" => match arguments.subcommand() {
             Some(("create", arguments)) => create_user(arguments),
             _ => Ok(()),
@@ -81,6 +83,7 @@ fn command() -> Command {
                 .about("Apply the migrations of this release, as the owner of the database")
                 .args(flags(|setting| matches!(setting.group, "process" | "database" | "logs"))),
         )
+        .subcommand(after_restore::command())
         .subcommand(
             Command::new("user")
                 .about("Manage users")

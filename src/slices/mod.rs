@@ -7,6 +7,7 @@ mod payments;
 use std::error::Error;
 
 use axum::extract::FromRef;
+use chrono::{DateTime, Utc};
 use clap::{ArgMatches, Command};
 use platform::{
     alerts::Alerts,
@@ -78,6 +79,22 @@ pub async fn execute(
         "payments" => payments::commands::execute(arguments, database, settings).await,
         _ => Ok(()),
     }
+}
+
+/// Compares the slices' records with the services that they call, after a restore of the database that has lost the
+/// changes since `lost_since`. Returns one line for each difference that a person must resolve.
+///
+/// # Errors
+/// A comparison could not be completed. The command can be repeated.
+pub async fn after_restore(
+    settings: &Settings,
+    database: &Database,
+    lost_since: DateTime<Utc>,
+) -> Result<Vec<String>, Box<dyn Error + Send + Sync>> {
+    let mut lines = Vec::new();
+    payments::commands::compare_since(&settings.payments, database, lost_since, |line| lines.push(line))
+        .await?;
+    Ok(lines)
 }
 
 /// The state of the slices. Handlers extract the part that they need with `State`. Cheap to clone.

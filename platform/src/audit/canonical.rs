@@ -17,6 +17,7 @@ pub(super) const GENESIS: Hash = [0; 32];
 /// Names of the forms. Each hash includes one, so that a later version can introduce another form.
 const EVENT_FORM: &str = "audit-event/1";
 const SEAL_FORM: &str = "audit-seal/1";
+const LOST_HEADS_FORM: &str = "audit-lost-heads/1";
 
 /// The length that marks an absent value.
 const ABSENT: u32 = u32::MAX;
@@ -150,6 +151,16 @@ impl Seal {
         form.bytes(&self.digests);
         form.hash()
     }
+}
+
+/// Returns the SHA-256 of a list of heads, each its number and its hash, in ascending order.
+pub(super) fn digest_of_heads<'a>(heads: impl Iterator<Item = (i64, &'a [u8])>) -> Hash {
+    let mut form = Form::new(LOST_HEADS_FORM);
+    for (number, hash) in heads {
+        form.text(&number.to_string());
+        form.bytes(hash);
+    }
+    form.hash()
 }
 
 /// A hash over fields, each prefixed with its length.

@@ -3,22 +3,27 @@
 //!
 //! Events may be missing only if three conditions hold. The owner recorded their export, an export event in the chain
 //! confirms it, and the verification has the file or its hash ([`Exports`]).
+//!
+//! A logged seal may be missing only if the owner recorded that a restore of the database lost it, and an event in the
+//! chain confirms that ([`Restores`]).
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt, mem,
 };
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    canonical::{EventPosition, GENESIS, Seal, StoredEvent},
+    canonical::{EventPosition, GENESIS, Seal, StoredEvent, digest_of_heads},
     seals::Head,
 };
 
-/// Hashes of seals that were recorded elsewhere, by their numbers.
-pub type KnownHeads = BTreeMap<i64, Vec<u8>>;
+/// Hashes of seals that were recorded elsewhere, by their numbers. After a restore of the database, two seals may have
+/// the same number.
+pub type KnownHeads = BTreeMap<i64, BTreeSet<Vec<u8>>>;
 
 /// The first violation, and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +83,97 @@ impl ExportRecord {
     }
 }
 
+/// The restores of the database that the verification takes into account.
+#[derive(Debug, Default)]
+pub(super) struct Restores {
+    /// The restores that the schema owner recorded. The service's role can write an event that resembles a restore,
+    /// but cannot add a record.
+    pub recorded: Vec<RestoreRecord>,
+    /// The restores whose events are in the given files of exports.
+    pub in_files: Vec<RestoreEvent>,
+}
+
+/// A restore that the owner recorded: the seals that were logged and then lost.
+#[derive(Debug)]
+pub(super) struct RestoreRecord {
+    /// The id of the restore's event.
+    pub event_id: Uuid,
+    pub lost_heads: BTreeSet<(i64, Vec<u8>)>,
+}
+
+/// The event of a restore.
+#[derive(Debug, Clone)]
+pub(super) struct RestoreEvent {
+    pub id: Uuid,
+    pub recorded_at: DateTime<Utc>,
+    pub reason: String,
+    pub lost_heads_sha256: String,
+}
+
+/// A restore that is recorded, and confirmed by a sealed event.
+#[derive(Debug)]
+pub(super) struct AcknowledgedRestore {
+    pub recorded_at: DateTime<Utc>,
+    pub reason: String,
+    /// The numbers of the first and the last logged seal that are lost.
+    pub lost: Option<(i64, i64)>,
+}
+
+impl RestoreEvent {
+    /// Reads a restore from its event. Returns `None` for an event of another kind.
+    fn from_event(event: &StoredEvent) -> Option<Self> {
+        let is_restore = (event.event_type.as_str(), event.action.as_str(), event.result.as_str())
+            == ("audit", "restore", "success");
+        let text = |key| event.metadata.get(key).and_then(Value::as_str).map(str::to_owned);
+        is_restore.then_some(())?;
+        Some(Self {
+            id: event.id,
+            recorded_at: event.recorded_at,
+            reason: text("reason")?,
+            lost_heads_sha256: text("lost_heads_sha256")?,
+        })
+    }
+}
+
+impl RestoreRecord {
+    /// Returns the SHA-256 of the lost heads, in lower-case hexadecimal.
+    pub(super) fn digest(&self) -> String {
+        hex::encode(digest_of_heads(self.lost_heads.iter().map(|(number, hash)| (*number, hash.as_slice()))))
+    }
+}
+
+impl Restores {
+    /// Returns the heads that no recorded restore has lost.
+    pub(super) fn without_lost(&self, heads: &KnownHeads) -> KnownHeads {
+        let is_lost = |number: i64, hash: &[u8]| {
+            self.recorded.iter().any(|restore| restore.lost_heads.contains(&(number, hash.to_vec())))
+        };
+        let kept = heads.iter().map(|(number, hashes)| {
+            (*number, hashes.iter().filter(|hash| !is_lost(*number, hash)).cloned().collect::<BTreeSet<_>>())
+        });
+        kept.filter(|(_, hashes)| !hashes.is_empty()).collect()
+    }
+
+    /// Returns the recorded restores that one of the sealed events confirms.
+    fn acknowledged(&self, sealed: &[RestoreEvent]) -> Vec<(&RestoreRecord, AcknowledgedRestore)> {
+        let confirmed = self.recorded.iter().filter_map(|record| {
+            let digest = record.digest();
+            let event = sealed
+                .iter()
+                .chain(&self.in_files)
+                .find(|event| event.id == record.event_id && event.lost_heads_sha256 == digest)?;
+            let ends = record.lost_heads.first().zip(record.lost_heads.last());
+            let acknowledged = AcknowledgedRestore {
+                recorded_at: event.recorded_at,
+                reason: event.reason.clone(),
+                lost: ends.map(|((first, _), (last, _))| (*first, *last)),
+            };
+            Some((record, acknowledged))
+        });
+        confirmed.collect()
+    }
+}
+
 /// The seal whose events are being checked.
 struct Open {
     number: i64,
@@ -95,9 +191,20 @@ pub(super) struct Chain {
     /// Seals with missing events, and the first missing event of each.
     absent: Vec<(i64, String)>,
     exports: Vec<ExportRecord>,
+    restores: Vec<RestoreEvent>,
+    /// Seals that were logged with a hash other than that in the chain, too or only.
+    contradicted: Vec<Contradiction>,
     wrong: Option<ChainViolation>,
     events: u64,
     missing: u64,
+}
+
+/// A seal of the chain whose number was also logged with other hashes.
+struct Contradiction {
+    number: i64,
+    /// Whether the hash in the chain was logged, too.
+    is_logged: bool,
+    others: BTreeSet<Vec<u8>>,
 }
 
 /// The result of the check.
@@ -114,6 +221,10 @@ pub(super) struct Verdict {
     pub exports: Vec<ExportRecord>,
     /// The export events in the chain.
     pub export_events: Vec<ExportRecord>,
+    /// The recorded restores whose events are in the chain.
+    pub restores: Vec<AcknowledgedRestore>,
+    /// The restore events in the chain.
+    pub restore_events: Vec<RestoreEvent>,
     pub wrong: Option<ChainViolation>,
 }
 
@@ -127,6 +238,8 @@ impl Chain {
             open: None,
             absent: Vec::new(),
             exports: Vec::new(),
+            restores: Vec::new(),
+            contradicted: Vec::new(),
             wrong: None,
             events: 0,
             missing: 0,
@@ -172,8 +285,9 @@ impl Chain {
     }
 
     fn compare(&mut self, number: i64, hash: &[u8]) {
-        if self.heads.remove(&number).is_some_and(|known| known != hash) {
-            self.fault(number, None, "the hash differs from the logged one");
+        if let Some(mut others) = self.heads.remove(&number) {
+            let is_logged = others.remove(hash);
+            self.contradicted.push(Contradiction { number, is_logged, others });
         }
     }
 
@@ -190,6 +304,7 @@ impl Chain {
             }
             open.matched += skipped + 1;
             self.exports.extend(ExportRecord::from_event(event));
+            self.restores.extend(RestoreEvent::from_event(event));
         } else {
             let number = open.number;
             let what = "not as sealed: changed, moved or inserted";
@@ -207,9 +322,36 @@ impl Chain {
         }
     }
 
-    /// Ends the check. Events may be missing only if one of `exports` contains them.
-    pub(super) fn finish(mut self, exports: &Exports) -> Verdict {
+    /// Records that a seal and an event violate a rule, unless an earlier seal does.
+    fn fault_at(&mut self, seal: i64, event: Option<String>, what: Cow<'static, str>) {
+        if self.wrong.as_ref().is_none_or(|wrong| seal < wrong.seal) {
+            self.wrong = Some(ChainViolation { seal, event, what });
+        }
+    }
+
+    /// Ends the check. Events may be missing only if one of `exports` contains them, and logged seals only if one of
+    /// `restores` has lost them.
+    pub(super) fn finish(mut self, exports: &Exports, restores: &Restores) -> Verdict {
         self.close();
+        let restored = restores.acknowledged(&self.restores);
+        let is_known = |number: i64, hashes: &BTreeSet<Vec<u8>>| {
+            let is_lost = |hash: &Vec<u8>| {
+                restored.iter().any(|(record, _)| record.lost_heads.contains(&(number, hash.clone())))
+            };
+            hashes.iter().all(is_lost)
+        };
+        let contradicted = mem::take(&mut self.contradicted);
+        if let Some(seal) = contradicted.iter().find(|seal| !is_known(seal.number, &seal.others)) {
+            let what = if seal.is_logged {
+                "it was logged with two hashes"
+            } else {
+                "its hash is not the one that was logged"
+            };
+            self.fault_at(seal.number, None, what.into());
+        }
+        let mut beyond = self.heads.iter().filter(|(number, _)| **number > self.head.number);
+        let logged_beyond = beyond.find(|(number, hashes)| !is_known(**number, hashes));
+        let logged_beyond = logged_beyond.map(|(number, _)| *number);
         let is_sealed =
             |export: &&ExportRecord| self.exports.contains(export) || exports.in_files.contains(export);
         let confirmed: Vec<_> = exports.recorded.iter().filter(is_sealed).cloned().collect();
@@ -225,19 +367,19 @@ impl Chain {
                     "missing, and in an export that was not given (SHA-256 {file_sha256})"
                 )),
             };
-            if self.wrong.as_ref().is_none_or(|wrong| seal < wrong.seal) {
-                self.wrong = Some(ChainViolation { seal, event: Some(event), what });
-            }
+            self.fault_at(seal, Some(event), what);
             break;
         }
         Verdict {
-            logged_beyond: self.heads.keys().copied().find(|number| *number > self.head.number),
+            logged_beyond,
             head: self.head,
             end: self.end,
             events: self.events,
             exported: self.missing,
             exports: confirmed,
             export_events: self.exports,
+            restores: restored.into_iter().map(|(_, acknowledged)| acknowledged).collect(),
+            restore_events: self.restores,
             wrong: self.wrong,
         }
     }

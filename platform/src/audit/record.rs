@@ -20,6 +20,11 @@ const UNTIL_WRITTEN: Backoff = Backoff::new(Duration::from_secs(1), Duration::fr
 pub struct PendingEvent(Event);
 
 impl PendingEvent {
+    /// Returns an event that another statement of the transaction has written.
+    pub(super) fn of(event: Event) -> Self {
+        Self(event)
+    }
+
     /// Writes the event to the log and counts it in the metrics. Must be called after the commit.
     pub fn committed(self) {
         self.0.mirror();

@@ -7,7 +7,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use super::{
-    chain::{ExportRecord, KnownHeads, Verdict},
+    chain::{AcknowledgedRestore, ExportRecord, KnownHeads, Verdict},
     seals::Head,
 };
 
@@ -47,15 +47,16 @@ pub struct Report {
     events: u64,
     exported: u64,
     exports: Vec<ExportRecord>,
+    restores: Vec<AcknowledgedRestore>,
     pub(super) tail: Option<(i64, Option<DateTime<Utc>>)>,
 }
 
 impl Report {
     pub(super) fn of(verdict: Verdict) -> Result<Self, VerifyError> {
-        let Verdict { head, events, exported, exports, wrong, .. } = verdict;
+        let Verdict { head, events, exported, exports, restores, wrong, .. } = verdict;
         match wrong {
             Some(wrong) => Err(VerifyError::ChainViolation(wrong.to_string())),
-            None => Ok(Self { head, events, exported, exports, tail: None }),
+            None => Ok(Self { head, events, exported, exports, restores, tail: None }),
         }
     }
 }
@@ -78,6 +79,14 @@ impl fmt::Display for Report {
                 "exported: seals {first_seal} to {last_seal}, in the file with SHA-256 {file_sha256}"
             )?;
         }
+        for AcknowledgedRestore { recorded_at, reason, lost } in &self.restores {
+            write!(formatter, "restored: ")?;
+            match lost {
+                Some((first, last)) => write!(formatter, "seals {first} to {last} were logged and are lost")?,
+                None => write!(formatter, "no logged seal is lost")?,
+            }
+            writeln!(formatter, "; acknowledged at {}: {reason}", recorded_at.to_rfc3339())?;
+        }
         match self.tail {
             Some((0, _)) => writeln!(formatter, "every event is sealed"),
             Some((count, oldest)) => writeln!(
@@ -91,14 +100,6 @@ impl fmt::Display for Report {
 }
 
 /// Adds a head.
-///
-/// # Errors
-/// The seal is already known with another hash.
-pub(super) fn add_head(heads: &mut KnownHeads, number: i64, hash: &[u8]) -> Result<(), VerifyError> {
-    match heads.insert(number, hash.to_vec()) {
-        Some(before) if before != hash => {
-            Err(VerifyError::ChainViolation(format!("seal {number}: it was logged with two hashes")))
-        }
-        _ => Ok(()),
-    }
+pub(super) fn add_head(heads: &mut KnownHeads, number: i64, hash: &[u8]) {
+    heads.entry(number).or_default().insert(hash.to_vec());
 }

@@ -1,6 +1,6 @@
 //! Sealing: one worker among all replicas seals each range of events once no further event can be added to it.
 //!
-//! Four failures are possible, and [`seal_next`] handles each:
+//! Five failures are possible. [`Sealer`] handles the last one, and [`seal_next`] the others:
 //! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start
 //!   again. So the cluster is compared with that of the current epoch before each seal.
 //! - An event's transaction may commit after one that began later. So only events before the oldest running
@@ -8,6 +8,8 @@
 //! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head that the same
 //!   statement reads would be from the moment before the lock was granted.
 //! - The process may end between the commit and the log line. So the head is logged at start and at each interval.
+//! - The database may be set back to an earlier state. So the last head that this process has read must still be in the
+//!   chain before the next seal, unless `after-restore` has acknowledged that it is lost.
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -17,7 +19,8 @@ use tracing::{Span, instrument};
 
 use super::{
     canonical::{EventPosition, Seal, StoredEvent},
-    metrics::SEAL_LAG,
+    metrics::{RESTORES, SEAL_LAG, SEAL_NUMBER},
+    restore,
     seals::{self, Head, Horizon},
 };
 use crate::{
@@ -33,6 +36,10 @@ const BATCH: i64 = 2000;
 
 /// Minimum sealing lag before an alert is raised.
 const MIN_STALE_TIME: Duration = Duration::from_mins(1);
+
+/// Maximum time for an event of a command to be sealed.
+const UNTIL_SEALED: Duration = Duration::from_mins(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The error of a failed seal.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +71,12 @@ pub enum SealError {
     /// The database belongs to another cluster than that of the latest epoch.
     #[error("the PostgreSQL cluster is not the one of the audit log's latest epoch")]
     OtherCluster,
+    /// An older transaction is still writing, so the event is not sealed in time.
+    #[error("the oldest writing transaction belongs to {writer}")]
+    HeldUp {
+        /// The transaction.
+        writer: String,
+    },
 }
 
 /// The sealing of the audit log. Cheap to clone.
@@ -92,41 +105,47 @@ impl Sealer {
     /// # Errors
     /// The database cannot store the seal, or the chain was rewritten.
     pub async fn run(self) -> Result<Progress, SealError> {
-        let sealed = match seal_next(&self.database).await {
-            Ok(sealed) => sealed,
-            Err(error) => {
-                self.tell_of(&error);
-                return Err(error);
-            }
-        };
+        let sealed = self.seal().await.inspect_err(|error| self.tell_of(error))?;
         let Some(SealResult { head, more }) = sealed else { return Ok(Progress::Idle) };
-        self.descends_from_what_was_seen(head).await.inspect_err(|error| self.tell_of(error))?;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
         // The database owner does not control the log store, so the log store keeps an independent copy of the head.
         tracing::info!(target: "audit", seal_number = head.number, seal_hash = hex::encode(head.hash), "sealed the audit log");
         Ok(if more { Progress::More } else { Progress::Idle })
     }
 
-    async fn descends_from_what_was_seen(&self, head: Head) -> Result<(), SealError> {
+    async fn seal(&self) -> Result<Option<SealResult>, SealError> {
+        self.check_last_head().await?;
+        seal_next(&self.database).await
+    }
+
+    /// Checks that the chain still has the last head that this process has read.
+    async fn check_last_head(&self) -> Result<(), SealError> {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(seen) = seen.filter(|seen| seen.number > 0) {
-            let hash = seals::hash_of(&self.database, seen.number).await?;
-            if hash.as_deref() != Some(seen.hash.as_slice()) {
+        let Some(seen) = seen.filter(|seen| seen.number > 0) else { return Ok(()) };
+        let hash = seals::hash_of(&self.database, seen.number).await?;
+        if hash.as_deref() != Some(seen.hash.as_slice()) {
+            if !restore::is_lost(&self.database, seen).await? {
                 return Err(SealError::Rewritten { number: seen.number });
             }
+            tracing::warn!(seal_number = seen.number, "the last seal was lost in a recorded restore");
         }
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
         Ok(())
     }
 
     fn tell_of(&self, error: &SealError) {
         let (title, what_to_do, action) = match error {
-            SealError::Database(_) => return,
+            SealError::Database(_) | SealError::HeldUp { .. } => return,
             SealError::OtherCluster => (
                 "Sealing stopped: different PostgreSQL cluster",
                 "If the database was moved or restored on purpose, run `migrate`, which starts an epoch.",
                 "migrate",
             ),
-            SealError::Rewritten { .. } | SealError::CutOff { .. } | SealError::BeyondHorizon { .. } => (
+            SealError::Rewritten { .. } => (
+                "Audit log tampered with",
+                "If the database was restored on purpose, run `after-restore`. Otherwise preserve the database unchanged, and run `audit verify` with the logged heads.",
+                "investigate",
+            ),
+            SealError::CutOff { .. } | SealError::BeyondHorizon { .. } => (
                 "Audit log tampered with",
                 "Preserve the database unchanged, and run `audit verify` with the logged heads.",
                 "investigate",
@@ -148,6 +167,8 @@ impl Sealer {
     pub async fn measure_lag(self) -> Result<Progress, sqlx::Error> {
         let lag = seals::lag(&self.database).await?;
         SEAL_LAG.set(lag.as_secs_f64());
+        RESTORES.set(restore::count(&self.database).await?);
+        SEAL_NUMBER.set(seals::last_number(&self.database).await?);
         if lag >= self.stale_time {
             let writer = seals::oldest_writer(&self.database).await?;
             self.alerts.raise(Alert {
@@ -163,6 +184,23 @@ impl Sealer {
         }
         Ok(Progress::Idle)
     }
+}
+
+/// Seals until a position is covered. The running service may seal at the same time.
+pub(super) async fn wait_until_sealed(database: &Database, position: EventPosition) -> Result<(), SealError> {
+    let deadline = tokio::time::Instant::now() + UNTIL_SEALED;
+    while seals::covering(database, position).await?.is_none() {
+        if tokio::time::Instant::now() >= deadline {
+            let writer = seals::oldest_writer(database).await?;
+            return Err(SealError::HeldUp {
+                writer: writer.unwrap_or_else(|| "an unknown session".to_owned()),
+            });
+        }
+        if seal_next(database).await?.is_none_or(|sealed| !sealed.more) {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+    Ok(())
 }
 
 /// The result of sealing a batch.

@@ -120,11 +120,36 @@ pub(super) async fn hash_of(database: &Database, number: i64) -> Result<Option<V
     database.run("audit_seals.hash", async |connection| statement.fetch_optional(connection).await).await
 }
 
+/// Returns the number of the seal whose range contains a position, if there is one.
+pub(super) async fn covering(database: &Database, place: EventPosition) -> Result<Option<i64>, sqlx::Error> {
+    let statement = sqlx::query_scalar!(
+        r#"
+        select number
+        from audit_seals
+        where (epoch, last_xact_id, last_sequence) >= ($1, $2, $3)
+        order by number
+        limit 1
+        "#,
+        place.epoch,
+        place.xact_id,
+        place.sequence,
+    );
+    database.run("audit_seals.covering", async |connection| statement.fetch_optional(connection).await).await
+}
+
 /// Returns the head of the chain, which the database stores separately from the seals.
 pub(super) async fn head(connection: &mut PgConnection) -> Result<Head, sqlx::Error> {
-    let statement = sqlx::query!("select number, hash from audit_seal_head");
-    let row = instrument_query("audit_seal_head.select", statement.fetch_one(connection)).await?;
+    instrument_query("audit_seal_head.select", select_head(connection)).await
+}
+
+async fn select_head(connection: &mut PgConnection) -> Result<Head, sqlx::Error> {
+    let row = sqlx::query!("select number, hash from audit_seal_head").fetch_one(connection).await?;
     Head::read(row.number, &row.hash)
+}
+
+/// Returns the number of the newest seal.
+pub(super) async fn last_number(database: &Database) -> Result<i64, sqlx::Error> {
+    Ok(database.run("audit_seal_head.select", select_head).await?.number)
 }
 
 /// Appends a seal to the chain. The database rejects a seal that does not continue the chain.

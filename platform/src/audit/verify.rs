@@ -16,9 +16,10 @@ use sqlx::PgConnection;
 use super::{
     Event, EventResult, EventType,
     canonical::{EventPosition, StoredEvent},
-    chain::{Chain, Exports, KnownHeads},
+    chain::{Chain, Exports, KnownHeads, Restores},
     export, record,
     report::{OnProgress, Report, VerifyError, add_head},
+    restore,
     seals::{self, Head},
 };
 use crate::database::Database;
@@ -78,16 +79,19 @@ async fn verify_database(
     kept: &[ExternalExport],
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VerifyError> {
-    let mut exports = Exports::default();
+    let mut connection = database.acquire().await?;
+    let recorded = export::recorded(&mut connection).await?;
+    let mut exports = Exports { recorded, ..Exports::default() };
+    let recorded = restore::recorded(&mut connection).await?;
+    let mut restores = Restores { recorded, ..Restores::default() };
     for kept in kept {
         match kept {
-            ExternalExport::File(path) => export::add_file(path, &mut exports, &mut heads, on_progress)?,
+            ExternalExport::File(path) => {
+                export::add_file(path, &mut exports, &mut restores, &mut heads, on_progress)?;
+            }
             ExternalExport::Sha256(hash) => drop(exports.given.insert(hash.clone())),
         }
     }
-    // One connection, because most of these functions also run on the connection of an export or of the sealer.
-    let mut connection = database.acquire().await?;
-    exports.recorded = export::recorded(&mut connection).await?;
     let remembered = seals::head(&mut connection).await?;
     let mut chain = Chain::after(Head::NONE, heads);
     let mut events = Events::default();
@@ -105,7 +109,7 @@ async fn verify_database(
         }
         on_progress(number, chain.events());
     }
-    let verdict = chain.finish(&exports);
+    let verdict = chain.finish(&exports, &restores);
     let (end, head, logged_beyond) = (verdict.end, verdict.head, verdict.logged_beyond);
     let mut report = Report::of(verdict)?;
     if head != remembered {
@@ -159,7 +163,7 @@ impl Events {
 /// `seal_hash` is a head. Other lines are ignored.
 ///
 /// # Errors
-/// The file cannot be read, or a seal has two hashes.
+/// The file cannot be read.
 pub fn read_heads(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError> {
     read_lines(path, heads, |_| true)
 }
@@ -168,7 +172,7 @@ pub fn read_heads(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError
 /// lines of the target `audit`. A truncated last line and lines that are not JSON are ignored.
 ///
 /// # Errors
-/// The file cannot be read, or a seal has two hashes.
+/// The file cannot be read.
 pub fn read_log(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError> {
     read_lines(path, heads, |line| line.get("target").and_then(Value::as_str) == Some("audit"))
 }
@@ -184,7 +188,7 @@ fn read_lines(
         let line = line.map_err(VerifyError::file(path))?;
         let Ok(line) = serde_json::from_slice::<Value>(&line) else { continue };
         let Some((number, hash)) = counts(&line).then(|| logged_head(&line)).flatten() else { continue };
-        add_head(heads, number, &hash)?;
+        add_head(heads, number, &hash);
     }
     Ok(())
 }

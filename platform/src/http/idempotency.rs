@@ -15,6 +15,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
+use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -339,6 +340,26 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         .run("idempotency_keys.delete", async |connection| statement.execute(connection).await)
         .await?
         .rows_affected())
+}
+
+/// Extends the keys that expired after `lost_since`, by the time since then. After a restore of the database, a client
+/// may still retry a request whose key was valid at the time to which the database was set back. Returns their number.
+///
+/// # Errors
+/// The statement failed.
+pub async fn extend(connection: &mut PgConnection, lost_since: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let statement = sqlx::query!(
+        r#"
+        update idempotency_keys
+        set completed_at = completed_at + (now() - $1::timestamptz)
+        where
+          completed_at >= $1::timestamptz - make_interval(secs => $2)
+          and completed_at < now() - make_interval(secs => $2)
+        "#,
+        lost_since,
+        KEY_RETENTION.as_secs_f64(),
+    );
+    Ok(instrument_query("idempotency_keys.update", statement.execute(connection)).await?.rows_affected())
 }
 
 /// A response that can be replayed: its status and its exact bytes.

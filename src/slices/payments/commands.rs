@@ -159,20 +159,34 @@ async fn end(arguments: &ArgMatches, database: &Database) -> Outcome {
 async fn reconcile(arguments: &ArgMatches, database: &Database, settings: Reader) -> Outcome {
     let since = arguments.get_one::<DateTime<Utc>>("since").copied().ok_or("--since is missing")?;
     let settings = settings.finish(Settings::read)?;
-    // The running service sends the alerts: it reads them from the database.
-    let payments =
-        Payments::start(&settings, database, &Alerts::without_receivers(), &BackgroundTasks::new(), 1)?;
-    let compared = payments.reconcile(since, |found| println!("{}", describe(found))).await;
-    let compared = compared.map_err(|error| format!("the comparison is incomplete: {error}"))?;
-    println!(
-        "compared {} charges and {} refunds of the gateway: {} settled, {} differences open, {} closed",
-        compared.charges, compared.refunds, compared.settled, compared.open, compared.closed,
-    );
-    match compared.open {
+    match compare_since(&settings, database, since, |line| println!("{line}")).await? {
         0 => Ok(()),
         1 => Err("1 difference with the gateway is open".into()),
         open => Err(format!("{open} differences with the gateway are open").into()),
     }
+}
+
+/// Compares the gateway's charges and refunds since a time with the stored ones. Passes on a line for each difference,
+/// and a summary. Returns the number of open differences.
+///
+/// # Errors
+/// The comparison could not be completed.
+pub async fn compare_since(
+    settings: &Settings,
+    database: &Database,
+    since: DateTime<Utc>,
+    mut on_line: impl FnMut(String),
+) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
+    // The running service sends the alerts: it reads them from the database.
+    let payments =
+        Payments::start(settings, database, &Alerts::without_receivers(), &BackgroundTasks::new(), 1)?;
+    let compared = payments.reconcile(since, |found| on_line(describe(found))).await;
+    let compared = compared.map_err(|error| format!("the comparison is incomplete: {error}"))?;
+    on_line(format!(
+        "compared {} charges and {} refunds of the gateway: {} settled, {} differences open, {} closed",
+        compared.charges, compared.refunds, compared.settled, compared.open, compared.closed,
+    ));
+    Ok(compared.open)
 }
 
 /// Returns a finding as one line.

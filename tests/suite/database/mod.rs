@@ -1,5 +1,6 @@
 //! The rights of the service in the database, and the migration of the schema.
 mod database_outages;
+mod pooling;
 pub(crate) mod round_trips;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};

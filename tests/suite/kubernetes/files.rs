@@ -15,7 +15,7 @@ use platform::settings::Reader;
 use serde_json::{Value, json};
 
 use super::{
-    CONNECTIONS_OF_A_DATABASE, OVERLAYS, Objects, files, only_container,
+    CONNECTIONS_OF_A_DATABASE, OVERLAYS, Objects, REPLICATED, files, only_container,
     schema::{check, documents},
     settings, text,
 };
@@ -250,6 +250,34 @@ fn without_jobs(query: &str) -> String {
     [own.as_str(), "job=\"postgres\""].iter().fold(query.to_owned(), |query, matcher| {
         query.replace(&format!("{{{matcher}}}"), "").replace(&format!("{matcher}, "), "")
     })
+}
+
+#[test]
+fn the_replicated_database_confirms_a_commit_on_two_instances() {
+    let cluster = documents(&text(&format!("overlays/{REPLICATED}/database.yaml"))).remove(0);
+    let spec = &cluster["spec"];
+    let synchronous = &spec["postgresql"]["synchronous"];
+    assert_eq!(
+        (&synchronous["method"], &synchronous["number"], &synchronous["dataDurability"]),
+        (&"any".into(), &1.into(), &"required".into())
+    );
+    assert!(
+        spec["instances"].as_u64().unwrap() > 1 + synchronous["number"].as_u64().unwrap(),
+        "one may be lost"
+    );
+    let connections: u32 =
+        spec["postgresql"]["parameters"]["max_connections"].as_str().unwrap().parse().unwrap();
+    assert!(connections >= CONNECTIONS_OF_A_DATABASE);
+    // The roles are those that the script creates elsewhere.
+    let script = std::fs::read_to_string(repository().join("deploy/postgres/roles.sh")).unwrap();
+    let initdb = &spec["bootstrap"]["initdb"];
+    let (owner, service) = (initdb["owner"].as_str().unwrap(), &spec["managed"]["roles"][0]["name"]);
+    assert_eq!(Some(owner.replace("_owner", "_service").as_str()), service.as_str());
+    let statements = initdb["postInitApplicationSQL"].as_array().unwrap();
+    let grants = format!("grant {} to {owner} with admin option", service.as_str().unwrap());
+    assert!(statements.contains(&grants.into()), "{statements:?}");
+    assert!(script.contains("with admin option") && script.contains("login createrole"), "{script}");
+    assert!(statements.contains(&format!("alter role {owner} createrole").into()), "{statements:?}");
 }
 
 #[test]

@@ -20,6 +20,9 @@ use crate::stack::repository;
 const DIRECTORY: &str = "deploy/kubernetes";
 const OVERLAYS: [&str; 2] = ["staging", "production"];
 
+/// The overlay that adds a replicated database to that of production.
+const REPLICATED: &str = "cloudnativepg";
+
 /// Connections of a PostgreSQL server with default settings, without those reserved for superusers.
 const CONNECTIONS_OF_A_DATABASE: u32 = 97;
 

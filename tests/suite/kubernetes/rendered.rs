@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs};
 use serde_json::Value;
 
 use super::{
-    DIRECTORY, OVERLAYS, Objects, only_container,
+    DIRECTORY, OVERLAYS, Objects, REPLICATED, only_container,
     schema::{AlertmanagerConfig, Matcher, check, documents, typed},
     settings,
 };
@@ -19,7 +19,9 @@ fn rendered(overlay: &str) -> Option<Objects> {
 
 #[test]
 fn kustomize_makes_one_installation_of_each_overlay() {
-    for overlay in OVERLAYS {
+    for (overlay, kinds_of_overlay) in
+        OVERLAYS.map(|overlay| (overlay, 9)).into_iter().chain([(REPLICATED, 10)])
+    {
         let Some(objects) = rendered(overlay) else { return };
         let mut kinds = BTreeSet::new();
         for object in &objects.0 {
@@ -32,7 +34,7 @@ fn kustomize_makes_one_installation_of_each_overlay() {
                 "{object:#}"
             );
         }
-        assert_eq!(kinds.len(), 9, "{kinds:?}");
+        assert_eq!(kinds.len(), kinds_of_overlay, "{kinds:?}");
 
         let [service, migration] = objects.pods();
         let image = only_container(&service).image.clone().unwrap();
@@ -129,6 +131,19 @@ fn the_stack_of_a_cluster_selects_the_objects_and_routes_alerts_as_the_demo_does
     assert_eq!(rendered, inhibitions);
     let receivers: Vec<_> = routing.receivers.iter().map(|receiver| receiver.name.as_str()).collect();
     assert_eq!(receivers, ["page", "ticket", "nobody"]);
+}
+
+#[test]
+fn pods_trust_the_certificate_authority_of_the_replicated_database() {
+    let Some(objects) = rendered(REPLICATED) else { return };
+    for pod in objects.pods() {
+        let volumes = pod.volumes.clone().unwrap_or_default();
+        let secrets: Vec<_> =
+            volumes.iter().filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref()).collect();
+        assert_eq!(secrets, ["database-ca"], "the operator's name for it");
+        let mounts = only_container(&pod).volume_mounts.clone().unwrap_or_default();
+        assert_eq!(mounts[0].mount_path, "/etc/database");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
-    core::v1::{ConfigMap, Service, ServiceAccount},
+    core::v1::{ConfigMap, ResourceRequirements, Service, ServiceAccount},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
@@ -47,12 +47,13 @@ pub(super) fn check(object: &Value) {
         ("monitoring.coreos.com/v1alpha1", "AlertmanagerConfig") => {
             drop(typed::<AlertmanagerConfig>(object));
         }
+        ("postgresql.cnpg.io/v1", "Cluster") => drop(typed::<Cluster>(object)),
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => drop(typed::<Kustomization>(object)),
         (version, kind) => panic!("nobody knows {version} {kind}"),
     }
 }
 
-/// The used parts of the Prometheus operator's and Kustomize's types, for which no crate exists.
+/// The used parts of the types of Kustomize and of the operators of Prometheus and PostgreSQL, for which no crate exists.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Object<Spec> {
@@ -148,7 +149,108 @@ struct Kustomization {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     config_map_generator: Vec<Generated>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    replacements: Vec<Replacement>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     patches: Vec<Patch>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Replacement {
+    source: Source,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Source {
+    kind: String,
+    name: String,
+    field_path: String,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Target {
+    select: BTreeMap<String, String>,
+    field_paths: Vec<String>,
+    options: BTreeMap<String, bool>,
+}
+
+/// A cluster of `CloudNativePG` 1.25.
+type Cluster = Object<DatabaseCluster>;
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DatabaseCluster {
+    instances: u8,
+    image_name: String,
+    postgresql: PostgresConfiguration,
+    bootstrap: Bootstrap,
+    managed: Managed,
+    affinity: Affinity,
+    storage: BTreeMap<String, String>,
+    resources: ResourceRequirements,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct PostgresConfiguration {
+    synchronous: Synchronous,
+    parameters: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Synchronous {
+    method: String,
+    number: u8,
+    data_durability: String,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Bootstrap {
+    initdb: Initdb,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Initdb {
+    database: String,
+    owner: String,
+    secret: SecretName,
+    #[serde(rename = "postInitApplicationSQL")]
+    post_init_application_sql: Vec<String>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct SecretName {
+    name: String,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Managed {
+    roles: Vec<ManagedRole>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ManagedRole {
+    name: String,
+    ensure: String,
+    login: bool,
+    password_secret: SecretName,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Affinity {
+    enable_pod_anti_affinity: bool,
+    topology_key: String,
+    pod_anti_affinity_type: String,
 }
 
 #[derive(Deserialize, Serialize)]

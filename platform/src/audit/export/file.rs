@@ -13,7 +13,7 @@ use sqlx::PgConnection;
 use super::{
     super::{
         canonical::{EventPosition, GENESIS, Seal, StoredEvent},
-        chain::{Chain, Exports, KnownHeads, Verdict},
+        chain::{Chain, Exports, KnownHeads, Restores, Verdict},
         report::{OnProgress, Report, VerifyError, add_head},
         seals::{self, Head},
     },
@@ -119,16 +119,19 @@ pub fn verify_export(
 pub fn add_file(
     path: &Path,
     exports: &mut Exports,
+    restores: &mut Restores,
     heads: &mut KnownHeads,
     on_progress: OnProgress<'_>,
 ) -> Result<(), VerifyError> {
-    let verdict = verify_file(path, heads.clone(), on_progress)?;
+    let verdict = verify_file(path, restores.without_lost(heads), on_progress)?;
     if let Some(wrong) = verdict.wrong {
         return Err(VerifyError::ChainViolation(format!("{}: {wrong}", path.display())));
     }
     exports.given.insert(sha256_of(path)?);
     exports.in_files.extend(verdict.export_events);
-    add_head(heads, verdict.head.number, &verdict.head.hash)
+    restores.in_files.extend(verdict.restore_events);
+    add_head(heads, verdict.head.number, &verdict.head.hash);
+    Ok(())
 }
 
 fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> Result<Verdict, VerifyError> {
@@ -165,7 +168,7 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
             Line::End { last_seal, events } => {
                 let ends = (chain.head_number(), chain.events()) == (last_seal, events);
                 return match lines.next() {
-                    None if ends => Ok(chain.finish(&Exports::default())),
+                    None if ends => Ok(chain.finish(&Exports::default(), &Restores::default())),
                     _ => Err(VerifyError::ChainViolation(
                         "the export has another number of events than its last line states".to_owned(),
                     )),

@@ -17,7 +17,7 @@ use super::{
     chain::{ExportRecord, KnownHeads},
     failures,
     report::{OnProgress, VerifyError},
-    sealing,
+    sealing::{self, SealError},
     seals::{self, Head},
 };
 use crate::database::{Database, instrument_query};
@@ -25,8 +25,6 @@ use crate::database::{Database, instrument_query};
 pub(super) use self::file::add_file;
 pub use self::file::verify_export;
 
-/// Maximum time for the export's own event to be sealed.
-const UNTIL_SEALED: Duration = Duration::from_mins(1);
 /// Interval at which a state of the database is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -96,7 +94,7 @@ pub async fn export(
     let mut connection = owner.acquire().await?;
     cancel_with_this_process(&mut connection).await?;
     let place = last_place_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
-    let last_seal = seal_that_covers(&mut connection, place).await?.ok_or(ExportError::NotSealed)?;
+    let last_seal = seals::covering(owner, place).await?.ok_or(ExportError::NotSealed)?;
     let exported = last_export(&mut connection).await?;
     let (head, end) =
         exported.as_ref().map_or((Head::NONE, EventPosition::START), |last| (last.head, last.end));
@@ -117,7 +115,10 @@ pub async fn export(
 
     // The export that was just recorded, or an earlier one whose partitions were in use.
     let export = last_export(&mut connection).await?.ok_or(ExportError::Nothing)?;
-    wait_until_sealed(owner, &mut connection, export.event).await?;
+    sealing::wait_until_sealed(owner, export.event).await.map_err(|error| match error {
+        SealError::Database(error) => ExportError::Database(error),
+        error => ExportError::OwnEvent(error.to_string()),
+    })?;
     let ended_before = until.min(Utc::now() - TimeDelta::days(i64::from(retention_days)));
     let dropped = partitions::drop_exported(&mut connection, ended_before, export.end).await?;
     connection.release();
@@ -224,46 +225,4 @@ async fn last_place_before(
     );
     let row = instrument_query("audit_events.last", statement.fetch_optional(connection)).await?;
     Ok(row.map(|row| EventPosition { epoch: row.epoch, xact_id: row.xact_id, sequence: row.sequence }))
-}
-
-/// Returns the seal whose range contains a position, if there is one.
-async fn seal_that_covers(
-    connection: &mut PgConnection,
-    place: EventPosition,
-) -> Result<Option<i64>, sqlx::Error> {
-    let statement = sqlx::query_scalar!(
-        r#"
-        select number
-        from audit_seals
-        where (epoch, last_xact_id, last_sequence) >= ($1, $2, $3)
-        order by number
-        limit 1
-        "#,
-        place.epoch,
-        place.xact_id,
-        place.sequence,
-    );
-    instrument_query("audit_seals.covering", statement.fetch_optional(connection)).await
-}
-
-/// Seals until a position is covered. The running service may seal at the same time.
-async fn wait_until_sealed(
-    owner: &Database,
-    connection: &mut PgConnection,
-    place: EventPosition,
-) -> Result<(), ExportError> {
-    let deadline = tokio::time::Instant::now() + UNTIL_SEALED;
-    while seal_that_covers(connection, place).await?.is_none() {
-        if tokio::time::Instant::now() >= deadline {
-            let writer = seals::oldest_writer(owner).await?;
-            let writer = writer.unwrap_or_else(|| "an unknown session".to_owned());
-            return Err(ExportError::OwnEvent(format!("the oldest writing transaction belongs to {writer}")));
-        }
-        let sealed = sealing::seal_next(owner).await;
-        let sealed = sealed.map_err(|error| ExportError::OwnEvent(error.to_string()))?;
-        if sealed.is_none_or(|sealed| !sealed.more) {
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@ mod notes;
 use std::error::Error;
 
 use axum::extract::FromRef;
+use chrono::{DateTime, Utc};
 use clap::{ArgMatches, Command};
 use platform::{
     alerts::Alerts,
@@ -63,6 +64,20 @@ pub async fn execute(
     _settings: Reader,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
+}
+
+/// Compares the slices' records with the services that they call, after a restore of the database that has lost the
+/// changes since `lost_since`. Returns one line for each difference that a person must resolve.
+///
+/// # Errors
+/// A comparison could not be completed. The command can be repeated.
+#[expect(clippy::unused_async, reason = "a comparison waits for the database and for the called service")]
+pub async fn after_restore(
+    _settings: &Settings,
+    _database: &Database,
+    _lost_since: DateTime<Utc>,
+) -> Result<Vec<String>, Box<dyn Error + Send + Sync>> {
+    Ok(Vec::new())
 }
 
 /// The state of the slices. Handlers extract the part that they need with `State`. Cheap to clone.

@@ -1,0 +1,150 @@
+//! The command `after-restore`: what must be done once after the database was set back to an earlier state.
+use std::{io::Write, path::PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use platform::{
+    audit::{self, KnownHeads, LostSpan},
+    database::{self, Database},
+    http::idempotency,
+    outbound,
+};
+
+use super::{Outcome, flags, reader, runtime};
+use crate::{accounts, slices};
+
+/// Maximum length of a reason in characters. It is stored in the audit log.
+const MAX_REASON: usize = 500;
+
+pub(super) fn command() -> Command {
+    let file = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf)).help(help)
+    };
+    let is_of_a_slice = |name: &str| slices::Settings::settings().any(|setting| setting.name == name);
+    Command::new("after-restore")
+        .about("Do what must be done once after the database was restored to an earlier state; as the owner")
+        .arg(
+            Arg::new("reason")
+                .long("reason")
+                .value_name("TEXT")
+                .required(true)
+                .value_parser(parse_reason)
+                .help("Why the database was restored; it is stored in the audit log"),
+        )
+        .arg(file(
+            "known-heads",
+            "The heads that were logged, as lines of JSON: those that the database does not have are acknowledged as lost",
+        ))
+        .arg(file("log", "The same, from the service's own JSON log; several files if it is rotated").num_args(1..))
+        .arg(
+            Arg::new("yes")
+                .long("yes")
+                .action(ArgAction::SetTrue)
+                .help("Do it without asking for confirmation"),
+        )
+        .args(flags(move |setting| {
+            matches!(setting.group, "process" | "database") || is_of_a_slice(setting.name)
+        }))
+}
+
+fn parse_reason(text: &str) -> Result<String, String> {
+    let reason = text.trim();
+    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.contains(char::is_control) {
+        return Err(format!("must be 1 to {MAX_REASON} characters in one line"));
+    }
+    Ok(reason.to_owned())
+}
+
+pub(super) fn execute(arguments: &ArgMatches) -> Outcome {
+    let (settings, slices_settings) = reader(arguments)?
+        .finish(|reader| database::Settings::read(reader).zip(slices::Settings::read(reader)))?;
+    let reason = arguments.get_one::<String>("reason").cloned().unwrap_or_default();
+    let heads = logged_heads(arguments)?;
+    let owner = database::Settings { url: settings.owner().clone(), ..settings };
+    outbound::install_tls_provider();
+    runtime()?.block_on(async {
+        let database = Database::connect_for_command(&owner, "after-restore").await?;
+        let span = read_span(&database, &heads).await?;
+        if span.is_recorded {
+            println!("nothing to do: this restore is recorded already");
+        } else {
+            describe(&span);
+            if !arguments.get_flag("yes") && !confirm()? {
+                return Err("nothing was changed, because it was not confirmed".into());
+            }
+            record(&database, &heads, &reason).await?;
+        }
+        let lost_since = audit::seal_restore(&database).await.map_err(|error| {
+            format!(
+                "the restore is recorded, but its event is not sealed: {error}; run the same command again"
+            )
+        })?;
+        for line in slices::after_restore(&slices_settings, &database, lost_since).await? {
+            println!("{line}");
+        }
+        Ok(())
+    })
+}
+
+/// Returns the heads in the given files.
+fn logged_heads(arguments: &ArgMatches) -> Result<KnownHeads, audit::VerifyError> {
+    let mut heads = KnownHeads::new();
+    if let Some(file) = arguments.get_one::<PathBuf>("known-heads") {
+        audit::read_heads(file, &mut heads)?;
+    }
+    for log in arguments.get_many::<PathBuf>("log").unwrap_or_default() {
+        audit::read_log(log, &mut heads)?;
+    }
+    Ok(heads)
+}
+
+async fn read_span(database: &Database, heads: &KnownHeads) -> Result<LostSpan, sqlx::Error> {
+    let mut transaction = database.begin().await?;
+    let span = audit::lost_span(&mut transaction, heads).await?;
+    transaction.rollback().await?;
+    Ok(span)
+}
+
+/// Prints what the restore has lost, and what the command is about to do.
+fn describe(span: &LostSpan) {
+    match span.numbers() {
+        Some((first, last)) => println!(
+            "changes since {} are lost: {} logged heads of seals {first} to {last} are not in the database",
+            span.since.to_rfc3339(),
+            span.head_count()
+        ),
+        None => println!(
+            "changes since {} may be lost: the database has every head that was given",
+            span.since.to_rfc3339()
+        ),
+    }
+    println!("this ends every session, extends idempotency keys, and begins an epoch of the audit log");
+}
+
+fn confirm() -> std::io::Result<bool> {
+    eprint!("Enter `yes` to continue: ");
+    std::io::stderr().flush()?;
+    let mut input = String::new();
+    std::io::stdin().read_line(&mut input)?;
+    Ok(input.trim() == "yes")
+}
+
+/// Records the restore, ends the sessions and extends the keys, in one transaction. Another call may have done so since
+/// the confirmation.
+async fn record(database: &Database, heads: &KnownHeads, reason: &str) -> Result<(), sqlx::Error> {
+    let mut transaction = database.begin().await?;
+    let span = audit::lost_span(&mut transaction, heads).await?;
+    if span.is_recorded {
+        return transaction.rollback().await;
+    }
+    let (epoch, restored) = audit::record_restore(&mut transaction, &span, reason).await?;
+    let (sessions, ended) = accounts::end_all_sessions(&mut transaction, "restore").await?;
+    let keys = idempotency::extend(&mut transaction, span.since).await?;
+    transaction.commit().await?;
+    restored.into_iter().chain([ended]).for_each(audit::PendingEvent::committed);
+    println!(
+        "recorded: epoch {epoch} of the audit log has begun, {} logged heads are acknowledged as lost",
+        span.head_count()
+    );
+    println!("sessions ended: {sessions}; idempotency keys extended: {keys}");
+    Ok(())
+}
