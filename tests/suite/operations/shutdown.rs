@@ -145,8 +145,9 @@ async fn clients_that_ask_for_nothing_do_not_hold_up_the_end() {
 #[tokio::test]
 async fn a_client_that_hangs_within_its_request_is_cut_at_the_deadline_and_named() {
     let service = builder()
-        .setting("SHUTDOWN_DEADLINE_SECONDS", "4")
+        .setting("SHUTDOWN_DEADLINE_SECONDS", "10")
         .setting("REQUEST_TIMEOUT_MS", "60000")
+        .setting("BODY_TIMEOUT_MS", "60000")
         .start()
         .await;
     let hanging = "POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n";
