@@ -49,7 +49,7 @@ pub fn redacted_text(text: &str) -> String {
             redacted(&url).to_string()
         }
         Ok(url) if url.has_host() => text.to_owned(),
-        _ if text.contains('@') => format!("<{}>", REDACTED.to_lowercase()),
+        _ if text.contains('@') => "<redacted>".to_owned(),
         _ => text.to_owned(),
     }
 }

@@ -146,8 +146,9 @@ async fn idle_clients_do_not_delay_the_shutdown() {
 #[tokio::test]
 async fn a_hanging_client_is_cut_at_the_deadline_and_logged() {
     let service = builder()
-        .setting("SHUTDOWN_DEADLINE_SECONDS", "4")
+        .setting("SHUTDOWN_DEADLINE_SECONDS", "10")
         .setting("REQUEST_TIMEOUT_MS", "60000")
+        .setting("BODY_TIMEOUT_MS", "60000")
         .start()
         .await;
     let hanging = "POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n";

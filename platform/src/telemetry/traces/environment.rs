@@ -124,16 +124,17 @@ pub(in crate::telemetry) fn warnings(settings: &Traces) -> Vec<String> {
         );
     }
     warnings.extend(sampler_warning(settings));
-    let mut unsupported: Vec<_> =
-        env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(is_unsupported).collect();
+    let mut unsupported: Vec<_> = env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| is_unsupported(name))
+        .collect();
     unsupported.sort();
     warnings.extend(unsupported.iter().map(|name| format!("ignored {name}, which is not supported")));
     warnings
 }
 
-fn is_unsupported(name: &String) -> bool {
-    let is_known =
-        SUPPORTED.contains(&name.as_str()) || Traces::settings().any(|setting| setting.name == *name);
+fn is_unsupported(name: &str) -> bool {
+    let is_known = SUPPORTED.contains(&name) || Traces::settings().any(|setting| setting.name == name);
     name.starts_with("OTEL_") && !is_known
 }
 
