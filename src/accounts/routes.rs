@@ -39,8 +39,17 @@ pub fn routes() -> OpenApiRouter<Accounts> {
 #[utoipa::path(
     post, path = "/v1/users", tag = "accounts", request_body = NewUser,
     responses(
-        (status = 201, description = "You are registered", body = User),
+        (
+            status = 201, description = "You are registered", body = User,
+            headers(("location" = String, description = "The user, once logged in")),
+            links(("log_in" = (
+                operation_id = "log_in",
+                request_body = json!({ "email": "{$request.body#/email}", "password": "{$request.body#/password}" }),
+                description = "The credentials are those of the registration."
+            )))
+        ),
         (status = 409, description = "Somebody has this e-mail address", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The request is not valid, or the password is a common one", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn register(
@@ -110,7 +119,10 @@ async fn show_me(State(accounts): State<Accounts>, caller: Caller) -> Result<Jso
 /// Every session of the user ends, this one included.
 #[utoipa::path(
     put, path = "/v1/me/password", tag = "accounts", request_body = PasswordChange, security(("session" = [])),
-    responses((status = 204, description = "The password is changed; log in again"))
+    responses(
+        (status = 204, description = "The password is changed; log in again"),
+        (status = 422, description = "The request is not valid, or the new password is a common one", body = ProblemBody, content_type = "application/problem+json"),
+    )
 )]
 async fn change_password(
     State(accounts): State<Accounts>,

@@ -4,7 +4,7 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, Query},
-        idempotency::{self, Change, IdempotentRequest, StoredResponse},
+        idempotency::{self, Change, IdempotencyKey, IdempotentRequest, StoredResponse},
         pagination::{Page, PageQuery},
         problem::{FieldError, Problem, ProblemBody},
     },
@@ -35,9 +35,12 @@ pub fn routes() -> OpenApiRouter<Slices> {
 ///
 /// At the current prices, which come from the catalog.
 #[utoipa::path(
-    post, path = "/v1/orders", tag = "orders", request_body = Basket, security(("session" = [])),
-    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry")),
-    responses((status = 201, description = "The order", body = Order))
+    post, path = "/v1/orders", tag = "orders", request_body = Basket, security(("session" = ["customer"])),
+    params(IdempotencyKey),
+    responses(
+        (status = 201, description = "The order", body = Order, headers(("location" = String, description = "The order"))),
+        (status = 422, description = "The request is not valid, a product cannot be ordered, the currencies differ, or the Idempotency-Key belongs to another request", body = ProblemBody, content_type = "application/problem+json"),
+    )
 )]
 async fn place_order(
     Customer(caller): Customer,
@@ -95,6 +98,7 @@ struct OrderFilter {
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: Option<i64>,
     /// `next_cursor` of the page before.
+    #[param(pattern = "^[A-Za-z0-9_-]{21}[AQgw]$")]
     cursor: Option<String>,
 }
 
@@ -102,7 +106,7 @@ struct OrderFilter {
 ///
 /// Customers see their own; support and admins see everybody's, which is audited.
 #[utoipa::path(
-    get, path = "/v1/orders", tag = "orders", params(OrderFilter), security(("session" = [])),
+    get, path = "/v1/orders", tag = "orders", params(OrderFilter), security(("session" = ["customer", "support", "admin"])),
     responses((status = 200, description = "A page of orders, newest first", body = Page<Order>))
 )]
 async fn list_orders(
@@ -128,7 +132,7 @@ async fn list_orders(
 /// Show an order
 #[utoipa::path(
     get, path = "/v1/orders/{id}", tag = "orders", params(("id" = Uuid, Path, description = "The order's id")),
-    security(("session" = [])), responses((status = 200, description = "The order", body = Order))
+    security(("session" = ["customer", "support", "admin"])), responses((status = 200, description = "The order", body = Order))
 )]
 async fn show_order(
     reader: OwnerOrStaff,
@@ -149,7 +153,7 @@ async fn show_order(
 /// Only while nobody has paid it or is paying it.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/cancel", tag = "orders", params(("id" = Uuid, Path, description = "The order's id")),
-    security(("session" = [])),
+    security(("session" = ["customer", "support"])),
     responses(
         (status = 200, description = "The order, cancelled", body = Order),
         (status = 409, description = "It is paid, being paid, or cancelled", body = ProblemBody, content_type = "application/problem+json"),

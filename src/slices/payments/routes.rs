@@ -6,7 +6,7 @@ use axum::{
 };
 use platform::http::{
     extract::{Id, read_bytes},
-    idempotency::{IdempotentRequest, StoredResponse},
+    idempotency::{IdempotencyKey, IdempotentRequest, StoredResponse},
     limits::Deadline,
     problem::{Problem, ProblemBody},
 };
@@ -41,15 +41,16 @@ pub fn routes() -> OpenApiRouter<Slices> {
 /// The outcome of the attempt is in `status`. `processing` (202) means that the gateway's answer is not known yet:
 /// look at the payment again, or repeat the request with the same key; it never charges twice.
 #[utoipa::path(
-    post, path = "/v1/orders/{id}/payments", tag = "payments", request_body = NewPayment, security(("session" = [])),
+    post, path = "/v1/orders/{id}/payments", tag = "payments", request_body = NewPayment, security(("session" = ["customer"])),
     params(
         ("id" = Uuid, Path, description = "The order's id"),
-        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry"),
+        IdempotencyKey,
     ),
     responses(
-        (status = 201, description = "The payment, settled: it succeeded, or it did not", body = Payment),
-        (status = 202, description = "The payment; its outcome is not known yet", body = Payment),
+        (status = 201, description = "The payment, settled: it succeeded, or it did not", body = Payment, headers(("location" = String, description = "The payment"))),
+        (status = 202, description = "The payment; its outcome is not known yet", body = Payment, headers(("location" = String, description = "The payment"))),
         (status = 409, description = "The order is paid, cancelled or being paid, or a request with this key is under way", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The request is not valid, or the Idempotency-Key belongs to another request", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn pay_order(
@@ -65,7 +66,7 @@ async fn pay_order(
 /// Show a payment
 #[utoipa::path(
     get, path = "/v1/payments/{id}", tag = "payments", params(("id" = Uuid, Path, description = "The payment's id")),
-    security(("session" = [])), responses((status = 200, description = "The payment", body = Payment))
+    security(("session" = ["customer", "support", "admin"])), responses((status = 200, description = "The payment", body = Payment))
 )]
 async fn show_payment(
     reader: OwnerOrStaff,
@@ -86,15 +87,16 @@ async fn show_payment(
 ///
 /// In part or in full; never more than was paid.
 #[utoipa::path(
-    post, path = "/v1/payments/{id}/refunds", tag = "payments", request_body = NewRefund, security(("session" = [])),
+    post, path = "/v1/payments/{id}/refunds", tag = "payments", request_body = NewRefund, security(("session" = ["support", "admin"])),
     params(
         ("id" = Uuid, Path, description = "The payment's id"),
-        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry"),
+        IdempotencyKey,
     ),
     responses(
         (status = 201, description = "The refund, settled: it succeeded, or it failed", body = Refund),
         (status = 202, description = "The refund; its outcome is not known yet", body = Refund),
         (status = 409, description = "Not so much is left to refund, or a request with this key is under way", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "The request is not valid, the amount exceeds the payment, or the Idempotency-Key belongs to another request", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn refund_payment(
@@ -114,8 +116,8 @@ async fn refund_payment(
     post, path = "/v1/gateway/events", tag = "gateway",
     request_body(content = serde_json::Value, description = "The event: `type`, `timestamp` and `data`"),
     params(
-        ("webhook-id" = String, Header, description = "The event's id"),
-        ("webhook-timestamp" = String, Header, description = "When it was sent, in seconds since 1970"),
+        ("webhook-id" = String, Header, description = "The event's id", pattern = "^[!-~]{1,255}$"),
+        ("webhook-timestamp" = String, Header, description = "When it was sent, in seconds since 1970", pattern = "^[0-9]{1,11}$"),
         ("webhook-signature" = String, Header, description = "One or more signatures, separated by spaces"),
     ),
     responses((status = 204, description = "The event is received"))

@@ -4,9 +4,9 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, Json, Query},
-        idempotency::{self, Change, IdempotentRequest, StoredResponse},
+        idempotency::{self, Change, IdempotencyKey, IdempotentRequest, StoredResponse},
         pagination::{Page, PageQuery},
-        problem::Problem,
+        problem::{Problem, ProblemBody},
     },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -28,9 +28,12 @@ pub fn routes() -> OpenApiRouter<Slices> {
 
 /// Create a new note
 #[utoipa::path(
-    post, path = "/v1/notes", tag = "notes", request_body = NoteFields, security(("session" = [])),
-    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same again for a retry")),
-    responses((status = 201, description = "The note", body = Note))
+    post, path = "/v1/notes", tag = "notes", request_body = NoteFields, security(("session" = ["customer"])),
+    params(IdempotencyKey),
+    responses(
+        (status = 201, description = "The note", body = Note, headers(("location" = String, description = "The note"))),
+        (status = 422, description = "The request is not valid, or the Idempotency-Key belongs to another request", body = ProblemBody, content_type = "application/problem+json"),
+    )
 )]
 async fn create_note(
     Customer(caller): Customer,
@@ -55,7 +58,7 @@ fn location(id: Uuid) -> String {
 ///
 /// Customers see their own; support and administrators see all, which is audited.
 #[utoipa::path(
-    get, path = "/v1/notes", tag = "notes", params(PageQuery), security(("session" = [])),
+    get, path = "/v1/notes", tag = "notes", params(PageQuery), security(("session" = ["customer", "support", "admin"])),
     responses((status = 200, description = "A page of notes, newest first", body = Page<Note>))
 )]
 async fn list_notes(
@@ -75,7 +78,7 @@ async fn list_notes(
 /// Show one note
 #[utoipa::path(
     get, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "Its id")),
-    security(("session" = [])), responses((status = 200, description = "The note", body = Note))
+    security(("session" = ["customer", "support", "admin"])), responses((status = 200, description = "The note", body = Note))
 )]
 async fn show_note(
     reader: OwnerOrStaff,
@@ -94,7 +97,7 @@ async fn show_note(
 /// Change one note
 #[utoipa::path(
     patch, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "Its id")),
-    request_body = NoteFields, security(("session" = [])),
+    request_body = NoteFields, security(("session" = ["customer"])),
     responses((status = 200, description = "The note, changed", body = Note))
 )]
 async fn change_note(
