@@ -17,7 +17,7 @@ pub fn routes() -> OpenApiRouter<Database> {
 /// List audit events
 /// Newest first. Reading the audit log is itself audited.
 #[utoipa::path(
-    get, path = "/v1/audit-events", tag = "audit", params(Filter), security(("session" = [])),
+    get, path = "/v1/audit-events", tag = "audit", params(Filter), security(("session" = ["auditor", "admin"])),
     responses((status = 200, description = "A page of events, newest first", body = Page<AuditEvent>))
 )]
 async fn list_audit_events(

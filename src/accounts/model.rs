@@ -57,8 +57,8 @@ impl Password {
     /// Minimum length of a new password in characters, as in NIST SP 800-63B-3. Revision 4 requires 15 where the password is the
     /// only factor.
     pub const MIN_CHARACTERS: usize = 8;
-    /// Maximum length of a password in bytes. Without it, the client could choose the time of hashing.
-    pub const MAX_BYTES: usize = 1024;
+    /// Maximum length of a password in characters. Without it, the client could choose the time of hashing.
+    pub const MAX_CHARACTERS: usize = 1024;
 
     /// Wraps a password that was not read from a request.
     pub fn new(text: impl Into<String>) -> Self {
@@ -71,8 +71,8 @@ impl Password {
         let password = self.0.expose_secret();
         if password.chars().count() < Self::MIN_CHARACTERS {
             Some("must have at least 8 characters")
-        } else if password.len() > Self::MAX_BYTES {
-            Some("must have at most 1024 bytes")
+        } else if self.is_too_long() {
+            Some(TOO_LONG)
         } else if blocklist::contains(password, email, name) {
             Some("must not be a common password, or the name of the user or of the service")
         } else {
@@ -80,23 +80,34 @@ impl Password {
         }
     }
 
+    fn is_too_long(&self) -> bool {
+        self.0.expose_secret().chars().count() > Self::MAX_CHARACTERS
+    }
+
     pub(super) fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 }
+
+const TOO_LONG: &str = "must have at most 1024 characters";
 
 /// Registration of a user.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewUser {
     /// E-mail address, which is also the login.
-    #[schema(example = "ada@example.com")]
+    #[schema(example = "ada@example.com", format = Email, max_length = 254)]
     pub email: String,
-    /// Password of at least 8 characters.
-    #[schema(value_type = String, format = Password, min_length = 8, example = "correct horse battery staple")]
+    /// Password of 8 to 1024 characters.
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024, example = "correct horse battery staple")]
     pub password: Password,
     /// Name of the user: 1 to 200 characters.
-    #[schema(min_length = 1, max_length = 200, example = "Ada Lovelace")]
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$",
+        example = "Ada Lovelace"
+    )]
     pub name: String,
 }
 
@@ -117,8 +128,7 @@ impl Validate for NewUser {
 }
 
 fn is_name(name: &str) -> bool {
-    let name = name.trim();
-    (1..=200).contains(&name.chars().count()) && !name.chars().any(char::is_control)
+    (1..=200).contains(&name.trim().chars().count()) && !name.chars().any(char::is_control)
 }
 
 /// Credentials of a login.
@@ -129,15 +139,15 @@ pub struct Credentials {
     #[schema(example = "ada@example.com")]
     pub email: String,
     /// Password.
-    #[schema(value_type = String, format = Password, example = "correct horse battery staple")]
+    #[schema(value_type = String, format = Password, max_length = 1024, example = "correct horse battery staple")]
     pub password: Password,
 }
 
 impl Validate for Credentials {
     /// Checks only the size of the password. Anything else that is wrong gets the same 401 as wrong credentials.
     fn validate(&self) -> Vec<FieldError> {
-        if self.password.expose().len() > Password::MAX_BYTES {
-            return vec![FieldError::new("/password", "must have at most 1024 bytes")];
+        if self.password.is_too_long() {
+            return vec![FieldError::new("/password", TOO_LONG)];
         }
         Vec::new()
     }
@@ -148,10 +158,10 @@ impl Validate for Credentials {
 #[serde(deny_unknown_fields)]
 pub struct PasswordChange {
     /// Current password.
-    #[schema(value_type = String, format = Password)]
+    #[schema(value_type = String, format = Password, max_length = 1024, example = "correct horse battery staple")]
     pub current_password: Password,
-    /// Password of at least 8 characters.
-    #[schema(value_type = String, format = Password, min_length = 8)]
+    /// Password of 8 to 1024 characters.
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024, example = "battery horse staple correct")]
     pub new_password: Password,
 }
 
@@ -159,8 +169,8 @@ impl Validate for PasswordChange {
     /// Checks only the size of the current password. The rules for the new password need the user, which only the
     /// handler has.
     fn validate(&self) -> Vec<FieldError> {
-        if self.current_password.expose().len() > Password::MAX_BYTES {
-            return vec![FieldError::new("/current_password", "must have at most 1024 bytes")];
+        if self.current_password.is_too_long() {
+            return vec![FieldError::new("/current_password", TOO_LONG)];
         }
         Vec::new()
     }
@@ -180,7 +190,41 @@ pub struct NewSession {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
     use super::*;
+
+    /// Returns whether a value fits the schema of the document.
+    fn fits<T: ToSchema>(value: &Value) -> bool {
+        jsonschema::is_valid(&serde_json::to_value(T::schema()).unwrap(), value)
+    }
+
+    fn accepts<T: DeserializeOwned + Validate>(value: &Value) -> bool {
+        serde_json::from_value::<T>(value.clone()).is_ok_and(|value| value.validate().is_empty())
+    }
+
+    proptest! {
+        #[test]
+        fn the_schemas_of_credentials_accept_what_is_valid(
+            name in prop_oneof!["[ a\u{0}\u{7f}\u{85}\u{a0}\u{3000}\u{e4}]{0,4}", "[a\u{e4}]{199,202}"],
+            // No common password has these characters.
+            password in prop_oneof!["[\u{1f511}\u{1f40e}]{6,10}", "[\u{1f511}\u{1f40e}]{1023,1026}"],
+        ) {
+            let email = "ada@example.com";
+            for user in [
+                json!({ "email": email, "password": "mxqzvkwt", "name": name }),
+                json!({ "email": email, "password": password, "name": "Ada" }),
+            ] {
+                prop_assert_eq!(fits::<NewUser>(&user), accepts::<NewUser>(&user), "{}", user);
+            }
+            let credentials = json!({ "email": email, "password": password });
+            prop_assert_eq!(fits::<Credentials>(&credentials), accepts::<Credentials>(&credentials));
+            let change = json!({ "current_password": password, "new_password": "mxqzvkwt" });
+            prop_assert_eq!(fits::<PasswordChange>(&change), accepts::<PasswordChange>(&change));
+        }
+    }
 
     #[test]
     fn an_address_is_stored_in_lower_case() {

@@ -39,8 +39,17 @@ pub fn routes() -> OpenApiRouter<Accounts> {
 #[utoipa::path(
     post, path = "/v1/users", tag = "accounts", request_body = NewUser,
     responses(
-        (status = 201, description = "The registered user", body = User),
+        (
+            status = 201, description = "The registered user", body = User,
+            headers(("location" = String, description = "The user, once logged in")),
+            links(("log_in" = (
+                operation_id = "log_in",
+                request_body = json!({ "email": "{$request.body#/email}", "password": "{$request.body#/password}" }),
+                description = "The credentials are those of the registration."
+            )))
+        ),
         (status = 409, description = "The e-mail address belongs to another user", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Invalid request, or the password is a common one", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn register(
@@ -107,7 +116,10 @@ async fn show_me(State(accounts): State<Accounts>, caller: Caller) -> Result<Jso
 /// Ends every session of the user, including the current one.
 #[utoipa::path(
     put, path = "/v1/me/password", tag = "accounts", request_body = PasswordChange, security(("session" = [])),
-    responses((status = 204, description = "The password was changed, and all sessions have ended"))
+    responses(
+        (status = 204, description = "The password was changed, and all sessions have ended"),
+        (status = 422, description = "Invalid request, or the new password is a common one", body = ProblemBody, content_type = "application/problem+json"),
+    )
 )]
 async fn change_password(
     State(accounts): State<Accounts>,

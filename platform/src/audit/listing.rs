@@ -39,6 +39,8 @@ pub struct Filter {
     #[serde(skip_serializing)]
     limit: Option<i64>,
     /// `next_cursor` of the previous page.
+    // The first characters are those of a time from 1970 to the year 9961, in microseconds.
+    #[param(pattern = "^A[A-Za-z0-3][A-Za-z0-9_-]{30}$")]
     #[serde(skip_serializing)]
     cursor: Option<String>,
 }

@@ -20,6 +20,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
+use utoipa::{
+    IntoParams,
+    openapi::{
+        Object, Required, Type,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+        schema::ObjectBuilder,
+    },
+};
 use uuid::Uuid;
 
 use super::{
@@ -36,6 +44,11 @@ const KEY_RETENTION: Duration = Duration::from_hours(24);
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
+    /// The regular expression of the header's value, for the `OpenAPI` document. [`Self::parse`] accepts the same texts:
+    /// a text that does not begin with a quote, a text in quotes, and a text that begins with a quote but does not end
+    /// with one.
+    const PATTERN: &str = r#"^([!#-~][!-~]{0,254}|"[!-~]{1,255}"|"([!-~]{0,253}[!#-~])?)$"#;
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -45,6 +58,21 @@ impl IdempotencyKey {
         let bare = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
         let visible = bare.bytes().all(|byte| byte.is_ascii_graphic());
         (visible && (1..=255).contains(&bare.len())).then(|| Self(bare.to_owned()))
+    }
+}
+
+/// Describes the header in the `OpenAPI` document.
+impl IntoParams for IdempotencyKey {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let value: Object =
+            ObjectBuilder::new().schema_type(Type::String).pattern(Some(Self::PATTERN)).build();
+        let header = ParameterBuilder::new()
+            .name("Idempotency-Key")
+            .parameter_in(ParameterIn::Header)
+            .required(Required::True)
+            .description(Some("1 to 255 visible ASCII characters; the same key again for a retry"))
+            .schema(Some(value));
+        vec![header.build()]
     }
 }
 
@@ -416,7 +444,28 @@ impl IntoResponse for StoredResponse {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prelude::*, string::string_regex};
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_key_of_the_documented_form_is_accepted(
+            key in string_regex(IdempotencyKey::PATTERN.trim_start_matches('^').trim_end_matches('$')).unwrap(),
+        ) {
+            prop_assert!(IdempotencyKey::parse(&key).is_some(), "{:?}", key);
+        }
+    }
+
+    #[test]
+    fn enclosing_quotes_are_no_part_of_a_key() {
+        for (text, key) in [("a", "a"), ("\"a\"", "a"), ("\"", "\""), ("\"a", "\"a"), ("a\"", "a\"")] {
+            assert_eq!(IdempotencyKey::parse(text).unwrap().as_str(), key);
+        }
+        for text in ["", "\"\"", "a b", "\u{e4}"] {
+            assert_eq!(IdempotencyKey::parse(text), None, "{text:?}");
+        }
+    }
 
     fn fingerprint(method: &str, path: &str, body: &str) -> Fingerprint {
         Fingerprint::of(method, path, &parse_json(body.as_bytes()).unwrap())

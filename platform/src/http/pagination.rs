@@ -18,6 +18,7 @@ pub struct PageQuery {
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: Option<i64>,
     /// `next_cursor` of the previous page.
+    #[param(pattern = "^[A-Za-z0-9_-]{21}[AQgw]$")]
     cursor: Option<String>,
 }
 
@@ -147,6 +148,25 @@ mod tests {
         ) {
             let bytes = [micros.to_be_bytes().as_slice(), Uuid::from_u128(id).as_bytes()].concat();
             prop_assert_eq!(<(DateTime<Utc>, Uuid)>::read(&bytes), None);
+        }
+
+        #[test]
+        fn a_cursor_of_the_documented_form_is_accepted(
+            id in "[A-Za-z0-9_-]{21}[AQgw]",
+            time_and_id in "A[A-Za-z0-3][A-Za-z0-9_-]{30}",
+        ) {
+            prop_assert!(decode_cursor::<Uuid>(&id).is_ok());
+            prop_assert!(decode_cursor::<(DateTime<Utc>, Uuid)>(&time_and_id).is_ok());
+        }
+
+        #[test]
+        fn a_cursor_of_this_service_has_the_documented_form(micros in 0..252_201_579_132_747_775_i64, id: u128) {
+            let (time, id) = (DateTime::from_timestamp_micros(micros).unwrap(), Uuid::from_u128(id));
+            let of_an_id = URL_SAFE_NO_PAD.encode(id.write());
+            prop_assert!(of_an_id.len() == 22 && of_an_id.ends_with(['A', 'Q', 'g', 'w']), "{}", of_an_id);
+            let of_a_time = URL_SAFE_NO_PAD.encode((time, id).write());
+            let second = of_a_time.strip_prefix('A').and_then(|rest| rest.chars().next());
+            prop_assert!(of_a_time.len() == 32 && matches!(second, Some('A'..='Z' | 'a'..='z' | '0'..='3')), "{}", of_a_time);
         }
 
         #[test]

@@ -38,10 +38,15 @@ pub struct Product {
 #[serde(deny_unknown_fields)]
 pub struct NewProduct {
     /// Stock-keeping unit, which is unique: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
-    #[schema(example = "MUG-01", min_length = 1, max_length = 64)]
+    #[schema(example = "MUG-01", min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]{1,64}$")]
     pub sku: String,
     /// Name for customers: 1 to 200 characters.
-    #[schema(example = "Mug", min_length = 1, max_length = 200)]
+    #[schema(
+        example = "Mug",
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     pub name: String,
     /// The price of one piece, in minor units.
     #[schema(example = 1290, minimum = 1, maximum = 10_000_000_000_i64)]
@@ -56,7 +61,12 @@ pub struct NewProduct {
 #[serde(deny_unknown_fields)]
 pub struct ProductChange {
     /// New name.
-    #[schema(example = "Large mug", min_length = 1, max_length = 200)]
+    #[schema(
+        example = "Large mug",
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     pub name: Option<String>,
     /// New price in minor units, for new orders.
     #[schema(example = 1490, minimum = 1, maximum = 10_000_000_000_i64)]
@@ -135,15 +145,50 @@ fn check_unit_amount(unit_amount: i64, errors: &mut Vec<FieldError>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
     use super::*;
 
+    /// Returns whether a value fits the schema of the document.
+    fn fits<T: ToSchema>(value: &Value) -> bool {
+        jsonschema::is_valid(&serde_json::to_value(T::schema()).unwrap(), value)
+    }
+
+    fn accepts<T: DeserializeOwned + Validate>(value: &Value) -> bool {
+        serde_json::from_value::<T>(value.clone()).is_ok_and(|value| value.validate().is_empty())
+    }
+
     #[test]
-    fn a_currency_is_one_in_which_somebody_can_pay() {
+    fn a_currency_is_a_current_one_of_iso_4217() {
         for code in ["EUR", "USD", "JPY", "KWD", "XOF", "XCD"] {
             assert!(is_currency(code), "{code}");
         }
         for code in ["XXX", "XTS", "XAU", "XDR", "ZZZ", "HRK", "CLF", "eur", "EU", "EURO", "", "E\u{20ac}R"] {
             assert!(!is_currency(code), "{code}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_schema_of_a_product_accepts_what_is_valid(
+            sku in prop_oneof!["[A-Za-z0-9._-]{0,3}", "[A-Z]{63,66}", "[ -~]{1,2}", Just("\u{e4}".to_owned()), Just("A\n".to_owned())],
+            name in prop_oneof!["[ a\u{0}\u{7f}\u{85}\u{a0}\u{3000}\u{e4}]{0,4}", "[a\u{e4}]{199,202}"],
+            unit_amount in prop_oneof![-1..3_i64, MAX_UNIT_AMOUNT - 1..MAX_UNIT_AMOUNT + 2, any::<i64>()],
+            currency in prop_oneof!["[A-Z]{2,4}", "[A-Za-z\u{c4}]{3}", Just("EUR\n".to_owned())],
+        ) {
+            for product in [
+                json!({ "sku": sku, "name": "Mug", "unit_amount": 1, "currency": "EUR" }),
+                json!({ "sku": "MUG-01", "name": name, "unit_amount": 1, "currency": "EUR" }),
+                json!({ "sku": "MUG-01", "name": "Mug", "unit_amount": unit_amount, "currency": "EUR" }),
+                json!({ "sku": "MUG-01", "name": "Mug", "unit_amount": 1, "currency": currency }),
+            ] {
+                prop_assert_eq!(fits::<NewProduct>(&product), accepts::<NewProduct>(&product), "{}", product);
+            }
+            for change in [json!({ "name": name }), json!({ "unit_amount": unit_amount })] {
+                prop_assert_eq!(fits::<ProductChange>(&change), accepts::<ProductChange>(&change), "{}", change);
+            }
         }
     }
 }

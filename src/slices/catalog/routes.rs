@@ -54,9 +54,17 @@ async fn show_product(State(database): State<Database>, Id(id): Id) -> Result<Js
 
 /// Add a product
 #[utoipa::path(
-    post, path = "/v1/products", tag = "catalog", request_body = NewProduct, security(("session" = [])),
+    post, path = "/v1/products", tag = "catalog", request_body = NewProduct, security(("session" = ["admin"])),
     responses(
-        (status = 201, description = "The product", body = Product),
+        (
+            status = 201, description = "The product", body = Product,
+            headers(("location" = String, description = "The product")),
+            links(("order_product" = (
+                operation_id = "place_order",
+                request_body = json!({ "items": [{ "product_id": "{$response.body#/id}", "quantity": 1 }] }),
+                description = "The product can be ordered."
+            )))
+        ),
         (status = 409, description = "The SKU belongs to another product", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
@@ -73,7 +81,7 @@ async fn create_product(
 /// Change a product
 /// A new price applies to new orders. Existing orders keep their prices.
 #[utoipa::path(
-    patch, path = "/v1/products/{id}", tag = "catalog", request_body = ProductChange, security(("session" = [])),
+    patch, path = "/v1/products/{id}", tag = "catalog", request_body = ProductChange, security(("session" = ["admin"])),
     params(("id" = uuid::Uuid, Path, description = "The product's id")),
     responses((status = 200, description = "The product", body = Product))
 )]

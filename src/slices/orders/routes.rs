@@ -4,7 +4,7 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, Query},
-        idempotency::{self, Change, IdempotentRequest, StoredResponse},
+        idempotency::{self, Change, IdempotencyKey, IdempotentRequest, StoredResponse},
         pagination::{Page, PageQuery},
         problem::{FieldError, Problem, ProblemBody},
     },
@@ -35,9 +35,12 @@ pub fn routes() -> OpenApiRouter<Slices> {
 /// Place an order
 /// The order uses the current prices of the catalog.
 #[utoipa::path(
-    post, path = "/v1/orders", tag = "orders", request_body = Basket, security(("session" = [])),
-    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same key for each retry")),
-    responses((status = 201, description = "The order", body = Order))
+    post, path = "/v1/orders", tag = "orders", request_body = Basket, security(("session" = ["customer"])),
+    params(IdempotencyKey),
+    responses(
+        (status = 201, description = "The order", body = Order, headers(("location" = String, description = "The order"))),
+        (status = 422, description = "Invalid request, a product cannot be ordered, the currencies differ, or the Idempotency-Key belongs to another request", body = ProblemBody, content_type = "application/problem+json"),
+    )
 )]
 async fn place_order(
     Customer(caller): Customer,
@@ -71,13 +74,14 @@ struct OrderFilter {
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: Option<i64>,
     /// `next_cursor` of the previous page.
+    #[param(pattern = "^[A-Za-z0-9_-]{21}[AQgw]$")]
     cursor: Option<String>,
 }
 
 /// List orders
 /// Returns a customer's own orders; for support and admins, the orders of all customers, which is audited.
 #[utoipa::path(
-    get, path = "/v1/orders", tag = "orders", params(OrderFilter), security(("session" = [])),
+    get, path = "/v1/orders", tag = "orders", params(OrderFilter), security(("session" = ["customer", "support", "admin"])),
     responses((status = 200, description = "A page of orders, newest first", body = Page<Order>))
 )]
 async fn list_orders(
@@ -103,7 +107,7 @@ async fn list_orders(
 /// Show an order
 #[utoipa::path(
     get, path = "/v1/orders/{id}", tag = "orders", params(("id" = Uuid, Path, description = "The order's id")),
-    security(("session" = [])), responses((status = 200, description = "The order", body = Order))
+    security(("session" = ["customer", "support", "admin"])), responses((status = 200, description = "The order", body = Order))
 )]
 async fn show_order(
     reader: OwnerOrStaff,
@@ -121,7 +125,7 @@ async fn show_order(
 /// Rejected if the order is paid or a payment is in progress.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/cancel", tag = "orders", params(("id" = Uuid, Path, description = "The order's id")),
-    security(("session" = [])),
+    security(("session" = ["customer", "support"])),
     responses(
         (status = 200, description = "The cancelled order", body = Order),
         (status = 409, description = "The order is paid or cancelled, or a payment is in progress", body = ProblemBody, content_type = "application/problem+json"),

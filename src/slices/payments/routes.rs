@@ -8,7 +8,7 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, read_bytes},
-        idempotency::{IdempotentRequest, StoredResponse},
+        idempotency::{IdempotencyKey, IdempotentRequest, StoredResponse},
         limits::Deadline,
         problem::{Problem, ProblemBody},
     },
@@ -42,15 +42,16 @@ pub fn routes() -> OpenApiRouter<Slices> {
 /// Pay an order
 /// The outcome of the attempt is in `status`. `processing` (202) means that the outcome at the gateway is not known yet. Poll the payment, or repeat the request with the same key, which never charges twice.
 #[utoipa::path(
-    post, path = "/v1/orders/{id}/payments", tag = "payments", request_body = NewPayment, security(("session" = [])),
+    post, path = "/v1/orders/{id}/payments", tag = "payments", request_body = NewPayment, security(("session" = ["customer"])),
     params(
         ("id" = Uuid, Path, description = "The order's id"),
-        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same key for each retry"),
+        IdempotencyKey,
     ),
     responses(
-        (status = 201, description = "The settled payment: succeeded, declined or failed", body = Payment),
-        (status = 202, description = "The payment, whose outcome is not known yet", body = Payment),
+        (status = 201, description = "The settled payment: succeeded, declined or failed", body = Payment, headers(("location" = String, description = "The payment"))),
+        (status = 202, description = "The payment, whose outcome is not known yet", body = Payment, headers(("location" = String, description = "The payment"))),
         (status = 409, description = "The order is paid or cancelled, or a payment or a request with this key is in progress", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Invalid request, or the Idempotency-Key belongs to another request", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn pay_order(
@@ -66,7 +67,7 @@ async fn pay_order(
 /// Show a payment
 #[utoipa::path(
     get, path = "/v1/payments/{id}", tag = "payments", params(("id" = Uuid, Path, description = "The payment's id")),
-    security(("session" = [])), responses((status = 200, description = "The payment", body = Payment))
+    security(("session" = ["customer", "support", "admin"])), responses((status = 200, description = "The payment", body = Payment))
 )]
 async fn show_payment(
     reader: OwnerOrStaff,
@@ -85,15 +86,16 @@ async fn show_payment(
 /// Refund a payment
 /// Refunds a part or all of the payment, never more than the paid amount.
 #[utoipa::path(
-    post, path = "/v1/payments/{id}/refunds", tag = "payments", request_body = NewRefund, security(("session" = [])),
+    post, path = "/v1/payments/{id}/refunds", tag = "payments", request_body = NewRefund, security(("session" = ["support", "admin"])),
     params(
         ("id" = Uuid, Path, description = "The payment's id"),
-        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same key for each retry"),
+        IdempotencyKey,
     ),
     responses(
         (status = 201, description = "The settled refund: succeeded or failed", body = Refund),
         (status = 202, description = "The refund, whose outcome is not known yet", body = Refund),
         (status = 409, description = "The refund exceeds the refundable amount, or a request with this key is in progress", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Invalid request, the amount exceeds the payment, or the Idempotency-Key belongs to another request", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 async fn refund_payment(
@@ -112,8 +114,8 @@ async fn refund_payment(
     post, path = "/v1/gateway/events", tag = "gateway",
     request_body(content = serde_json::Value, description = "The event: `type`, `timestamp` and `data`"),
     params(
-        ("webhook-id" = String, Header, description = "The event's id"),
-        ("webhook-timestamp" = String, Header, description = "Time at which the event was sent, in seconds since 1970"),
+        ("webhook-id" = String, Header, description = "The event's id", pattern = "^[!-~]{1,255}$"),
+        ("webhook-timestamp" = String, Header, description = "Time at which the event was sent, in seconds since 1970", pattern = "^[0-9]{1,11}$"),
         ("webhook-signature" = String, Header, description = "One or more signatures, separated by spaces"),
     ),
     responses((status = 204, description = "The event was received"))

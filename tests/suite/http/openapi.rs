@@ -27,6 +27,14 @@ pub fn operations() -> impl Iterator<Item = (String, &'static str, &'static Map<
     })
 }
 
+/// Returns what a reference of the document refers to, or the value itself if it is no reference.
+pub fn resolved(value: &'static Value) -> &'static Value {
+    let Some(reference) = value.get("$ref") else { return value };
+    let pointer =
+        reference.as_str().and_then(|reference| reference.strip_prefix('#')).expect("a local reference");
+    DOCUMENT.pointer(pointer).unwrap_or_else(|| panic!("the document has no {pointer}"))
+}
+
 fn operation(method: &str, path: &str) -> Option<&'static Map<String, Value>> {
     // HEAD is GET without the body, and has the same description.
     let method = if method == "HEAD" { "GET" } else { method };
@@ -50,8 +58,11 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
         }
         return;
     };
-    let response = &operation["responses"][answer.status.to_string()];
-    assert!(response.is_object(), "the document does not announce {method} {path}: {answer}");
+    let response = operation["responses"].get(answer.status.to_string());
+    let response =
+        response.unwrap_or_else(|| panic!("the document does not announce {method} {path}: {answer}"));
+    let response = resolved(response);
+    has_the_headers(&response["headers"], exchange);
     let Some(content) = response.get("content").and_then(Value::as_object) else {
         assert_eq!(answer.text, "", "the document announces no body of {method} {path}: {answer}");
         return;
@@ -62,6 +73,45 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
     })["schema"];
     if method.as_str() != "HEAD" {
         is_valid(schema["$ref"].as_str().expect("every body has a named schema"), answer);
+    }
+}
+
+/// Headers of the protocol, which OpenAPI does not describe, and those of CORS, which only browsers use.
+const UNDOCUMENTED: [&str; 5] = ["content-length", "content-type", "date", "transfer-encoding", "vary"];
+
+/// Headers that depend on settings or on what an earlier request did.
+const OPTIONAL: [&str; 3] = ["ratelimit", "ratelimit-policy", "idempotency-replayed"];
+
+/// Panics at a header that the document does not announce, at an invalid value, and at a missing header.
+fn has_the_headers(documented: &'static Value, Exchange { method, path, answer }: &Exchange<'_>) {
+    let documented = documented.as_object().expect("every response has documented headers");
+    for name in answer.headers.keys().map(|name| name.as_str()) {
+        let known = documented.contains_key(name) || UNDOCUMENTED.contains(&name);
+        assert!(
+            known || name.starts_with("access-control-"),
+            "the document does not announce the header {name} of {method} {path}: {answer}"
+        );
+    }
+    for (name, header) in documented {
+        let schema = &resolved(header)["schema"];
+        let values: Vec<_> =
+            answer.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
+        // Only a request that is still in progress can be awaited.
+        let optional = OPTIONAL.contains(&name.as_str()) || (name == "retry-after" && answer.status == 409);
+        assert!(!values.is_empty() || optional, "{method} {path} lacks the header {name}: {answer}");
+        if values.is_empty() {
+            continue;
+        }
+        let text = values.join(", ");
+        let value = if schema["type"] == "integer" {
+            json!(text.parse::<i64>().unwrap_or_else(|error| panic!("{name}: {text}: {error}")))
+        } else {
+            json!(text)
+        };
+        assert!(
+            jsonschema::is_valid(schema, &value),
+            "the header {name} of {method} {path} is not as documented: {answer}"
+        );
     }
 }
 
@@ -138,6 +188,7 @@ fn every_operation_has_a_summary_and_an_example() {
         assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{what}");
         assert!(!operation["tags"].as_array().unwrap().is_empty(), "{what}");
         for (status, response) in operation["responses"].as_object().unwrap() {
+            let response = resolved(response);
             assert!(
                 response["description"].as_str().is_some_and(|text| !text.is_empty()),
                 "{what}: {status}"
@@ -146,4 +197,34 @@ fn every_operation_has_a_summary_and_an_example() {
             assert_eq!(problem, status.as_str() >= "400", "{what}: {status}");
         }
     }
+}
+
+#[test]
+fn every_link_leads_to_an_operation_and_sets_its_parameters() {
+    let parameters = |operation: &Map<String, Value>| -> Vec<String> {
+        let parameters = operation.get("parameters").and_then(Value::as_array).into_iter().flatten();
+        let names = parameters.filter(|parameter| parameter["in"] == "path");
+        names.map(|parameter| parameter["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut links = 0;
+    for (method, path, operation) in operations() {
+        for response in operation["responses"].as_object().unwrap().values() {
+            for (name, link) in
+                resolved(response).get("links").and_then(Value::as_object).into_iter().flatten()
+            {
+                let target = operations().find(|(.., target)| target["operationId"] == link["operationId"]);
+                let (.., target) = target.unwrap_or_else(|| panic!("{method} {path}: {name} leads nowhere"));
+                let set: Vec<_> = link
+                    .get("parameters")
+                    .and_then(Value::as_object)
+                    .into_iter()
+                    .flatten()
+                    .map(|(name, _)| name.clone())
+                    .collect();
+                assert_eq!(set, parameters(target), "{method} {path}: {name}");
+                links += 1;
+            }
+        }
+    }
+    assert!(links >= 3, "{links}");
 }

@@ -109,7 +109,7 @@ pub struct Payment {
 #[serde(deny_unknown_fields)]
 pub struct NewPayment {
     /// A payment method of the gateway.
-    #[schema(example = "pm_card_ok", min_length = 1, max_length = 255)]
+    #[schema(example = "pm_card_ok", min_length = 1, max_length = 255, pattern = "^[!-~]{1,255}$")]
     pub payment_method: String,
 }
 
@@ -176,10 +176,10 @@ pub struct Refund {
 #[serde(deny_unknown_fields)]
 pub struct NewRefund {
     /// Amount in minor units. Omitted: the whole refundable amount.
-    #[schema(minimum = 1, example = 1290)]
+    #[schema(minimum = 1, maximum = 9_223_372_036_854_775_807_i64, example = 1290)]
     pub amount: Option<i64>,
     /// Reason of the refund, at most 500 characters. It is stored and not sent to the gateway.
-    #[schema(max_length = 500, example = "The mug arrived broken")]
+    #[schema(max_length = 500, pattern = r"^[^\x00]*$", example = "The mug arrived broken")]
     pub reason: Option<String>,
 }
 

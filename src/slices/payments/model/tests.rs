@@ -1,6 +1,8 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::slices::payments::{
@@ -83,5 +85,30 @@ proptest! {
         prop_assert!(PaymentStatus::Processing.may_become(settled));
         prop_assert!(!settled.may_become(PaymentStatus::Succeeded));
         prop_assert!(!settled.may_become(PaymentStatus::Declined));
+    }
+}
+
+/// Returns whether a value fits the schema of the document.
+fn fits<T: ToSchema>(value: &Value) -> bool {
+    jsonschema::is_valid(&serde_json::to_value(T::schema()).unwrap(), value)
+}
+
+fn accepts<T: DeserializeOwned + Validate>(value: &Value) -> bool {
+    serde_json::from_value::<T>(value.clone()).is_ok_and(|value| value.validate().is_empty())
+}
+
+proptest! {
+    #[test]
+    fn the_schemas_of_requests_accept_what_is_valid(
+        payment_method in prop_oneof!["[ -~\u{7f}]{0,3}", "[!-~]{254,257}", Just("\u{e4}".to_owned()), Just("pm\n".to_owned())],
+        amount in prop_oneof![-1..3_i128, i128::from(i64::MAX) - 1..i128::from(i64::MAX) + 3],
+        reason in prop_oneof!["[\u{0}-\u{3}a]{0,3}", "[a\u{1f511}]{499,502}"],
+    ) {
+        let payment = json!({ "payment_method": payment_method });
+        prop_assert_eq!(fits::<NewPayment>(&payment), accepts::<NewPayment>(&payment), "{}", payment);
+        let amount: Value = serde_json::from_str(&format!("{{\"amount\":{amount}}}")).unwrap();
+        for refund in [amount, json!({ "reason": reason })] {
+            prop_assert_eq!(fits::<NewRefund>(&refund), accepts::<NewRefund>(&refund), "{}", refund);
+        }
     }
 }

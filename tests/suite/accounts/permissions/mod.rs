@@ -115,11 +115,19 @@ fn the_table_in_the_documents_is_this_one() {
 }
 
 #[test]
-fn the_document_marks_routes_that_need_a_session() {
+fn the_document_marks_sessions_and_roles_of_routes() {
     for (method, route, _, expected) in routes() {
         let operation = openapi::operations().find(|(m, r, _)| (m.as_str(), *r) == (method, route));
         let Some((.., operation)) = operation else { continue };
         let needs_session = operation.get("security").is_some_and(|security| security != &json!([]));
         assert_eq!(needs_session, expected[0] == 401, "{method} {route}");
+        if needs_session {
+            let allowed =
+                EVERYBODY.into_iter().zip(expected).filter(|(_, status)| ![401, 403].contains(status));
+            let allowed: Vec<_> = allowed.map(|(role, _)| role).collect();
+            // An empty list means every role.
+            let allowed = if allowed == EVERYBODY[1..] { json!([]) } else { json!(allowed) };
+            assert_eq!(operation["security"], json!([{ "session": allowed }]), "{method} {route}");
+        }
     }
 }

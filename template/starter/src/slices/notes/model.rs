@@ -28,7 +28,7 @@ pub struct Note {
 #[serde(deny_unknown_fields)]
 pub struct NoteFields {
     /// The name of the note: 1 to 200 characters.
-    #[schema(example = "First", min_length = 1, max_length = 200)]
+    #[schema(example = "First", min_length = 1, max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
     pub name: String,
 }
 

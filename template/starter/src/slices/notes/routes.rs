@@ -4,9 +4,9 @@ use platform::{
     database::Database,
     http::{
         extract::{Id, Json, Query},
-        idempotency::{self, Change, IdempotentRequest, StoredResponse},
+        idempotency::{self, Change, IdempotencyKey, IdempotentRequest, StoredResponse},
         pagination::{Page, PageQuery},
-        problem::Problem,
+        problem::{Problem, ProblemBody},
     },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -28,9 +28,12 @@ pub fn routes() -> OpenApiRouter<Slices> {
 
 /// Create a note
 #[utoipa::path(
-    post, path = "/v1/notes", tag = "notes", request_body = NoteFields, security(("session" = [])),
-    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters; the same key for each retry")),
-    responses((status = 201, description = "The note", body = Note))
+    post, path = "/v1/notes", tag = "notes", request_body = NoteFields, security(("session" = ["customer"])),
+    params(IdempotencyKey),
+    responses(
+        (status = 201, description = "The note", body = Note, headers(("location" = String, description = "The note"))),
+        (status = 422, description = "Invalid request, or the Idempotency-Key belongs to another request", body = ProblemBody, content_type = "application/problem+json"),
+    )
 )]
 async fn create_note(
     Customer(caller): Customer,
@@ -54,7 +57,7 @@ fn location(id: Uuid) -> String {
 /// List notes
 /// Returns a customer's own notes; for support and admins, the notes of all customers, which is audited.
 #[utoipa::path(
-    get, path = "/v1/notes", tag = "notes", params(PageQuery), security(("session" = [])),
+    get, path = "/v1/notes", tag = "notes", params(PageQuery), security(("session" = ["customer", "support", "admin"])),
     responses((status = 200, description = "A page of notes, newest first", body = Page<Note>))
 )]
 async fn list_notes(
@@ -74,7 +77,7 @@ async fn list_notes(
 /// Show a note
 #[utoipa::path(
     get, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "The note's id")),
-    security(("session" = [])), responses((status = 200, description = "The note", body = Note))
+    security(("session" = ["customer", "support", "admin"])), responses((status = 200, description = "The note", body = Note))
 )]
 async fn show_note(
     reader: OwnerOrStaff,
@@ -93,7 +96,7 @@ async fn show_note(
 /// Change a note
 #[utoipa::path(
     patch, path = "/v1/notes/{id}", tag = "notes", params(("id" = Uuid, Path, description = "The note's id")),
-    request_body = NoteFields, security(("session" = [])),
+    request_body = NoteFields, security(("session" = ["customer"])),
     responses((status = 200, description = "The changed note", body = Note))
 )]
 async fn change_note(
