@@ -33,7 +33,7 @@ pub(super) fn remember_server(url: &DatabaseUrl) {
     let _the_first_stays = SERVER.set(server);
 }
 
-/// Runs a statement under a name of the form `table.verb`, on a connection that the caller has, such as a transaction's.
+/// Runs a statement under a name of the form `table.verb`, on the caller's connection, such as that of a transaction.
 ///
 /// # Errors
 /// The statement failed.

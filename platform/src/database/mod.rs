@@ -139,7 +139,8 @@ impl Database {
     }
 
     /// Runs one statement outside of a transaction, under a name of the form `table.verb`. Acquires a connection,
-    /// measures the statement as [`instrument_query()`] does, and returns the connection once the statement is complete.
+    /// measures the statement as [`instrument_query()`] does, and returns the connection once the statement is
+    /// complete.
     ///
     /// # Errors
     /// The statement failed, or no connection was available ([`Self::acquire`]).

@@ -126,8 +126,8 @@ impl Basket {
         self.items.iter().map(|item| item.product_id).collect()
     }
 
-    /// Returns the reason why the basket was not placed. `orderable` has those of its products that can be ordered, each
-    /// with its currency.
+    /// Returns the reason why the basket was not placed. `orderable` has those of its products that can be ordered,
+    /// each with its currency.
     pub fn why_not_placed(&self, orderable: &[(Uuid, String)]) -> OrderError {
         let is_orderable = |product: Uuid| orderable.iter().any(|(id, _)| *id == product);
         let lines = self.items.iter().enumerate();

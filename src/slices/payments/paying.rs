@@ -7,10 +7,12 @@
 //! If step 2 has no certain outcome, the payment stays `processing`, the response is 202, and recovery takes over. From
 //! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
 //!
-//! Paying and refunding do not use [`idempotency::run`], which replays stored responses only and looks the key up after
-//! the change was refused. Here an earlier request may have no response yet, and its payment's current state is replayed.
-//! Its response may also be deleted already, and then the gateway key finds the payment. And the key is looked up before
-//! the gateway is asked for a slot, so that a replay takes none.
+//! Paying and refunding do not use [`idempotency::run`]. It replays stored responses only, and looks the key up after the
+//! change was refused. There are three differences here:
+//!
+//! - An earlier request may have no response yet: the payment's current state is the replay.
+//! - The response of an earlier request may be deleted already: then the gateway key finds the payment.
+//! - The key is looked up before a slot of the gateway is taken, so that a replay takes none.
 use platform::{
     http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,

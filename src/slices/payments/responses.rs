@@ -1,5 +1,5 @@
-//! The responses for payments and refunds, which are stored for replays: 201 for a settled one, whatever its outcome, and
-//! 202 while it is `processing`.
+//! The responses for payments and refunds, which are stored for replays: 201 for a settled one, whatever its outcome,
+//! and 202 while it is `processing`.
 use axum::http::StatusCode;
 use platform::http::idempotency::StoredResponse;
 use uuid::Uuid;
