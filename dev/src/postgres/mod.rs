@@ -9,6 +9,7 @@ mod binaries;
 mod cluster;
 mod download;
 mod ownership;
+mod replication;
 mod search;
 mod server;
 mod sql;
@@ -16,9 +17,10 @@ mod unix_user;
 
 pub use cluster::erase;
 pub use ownership::Ownership;
+pub use replication::{Failover, ReplicatedServer, ReplicationMode};
 pub use server::{Presence, Rights, Server};
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use tokio::sync::OnceCell;
 
@@ -85,6 +87,10 @@ pub enum Error {
     NotOurs { kind: &'static str, name: String, made: String },
     #[error("the server was not started here, so it is not restarted here")]
     NotStartedHere,
+    #[error("there is no standby to promote")]
+    NoStandby,
+    #[error("the standby does not follow the primary after {} s", .0.as_secs())]
+    StandbyBehind(Duration),
     #[error("cannot {doing}: {source}")]
     Io { doing: String, source: io::Error },
     #[error(transparent)]
