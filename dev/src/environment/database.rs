@@ -18,11 +18,14 @@ const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 /// One user of every role. The passwords are not secret, because they protect only a database on this machine. They are
 /// constant, because the database persists between runs.
 pub(super) const LOGINS: [Login; 4] = [
-    Login { role: "customer", email: "customer@example.com", password: "customer-password" },
+    CUSTOMER,
     SUPPORT,
     Login { role: "auditor", email: "auditor@example.com", password: "auditor-password" },
     Login { role: "admin", email: "admin@example.com", password: "admin-password" },
 ];
+
+pub(crate) const CUSTOMER: Login =
+    Login { role: "customer", email: "customer@example.com", password: "customer-password" };
 
 pub(crate) const SUPPORT: Login =
     Login { role: "support", email: "support@example.com", password: "support-password" };

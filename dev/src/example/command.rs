@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use url::Url;
 
 use super::{campaign, gateway};
-use crate::{cargo, secret, signals::Interrupts};
+use crate::{cargo, postgres::ReplicationMode, secret, signals::Interrupts};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -47,6 +47,12 @@ pub struct Campaign {
     /// Requests per second of the customers
     #[arg(long, value_name = "N", default_value_t = 25.0)]
     rate: f64,
+    /// Give the database a standby, and replace the primary in every round
+    #[arg(long, value_name = "MODE", value_enum)]
+    failover: Option<ReplicationMode>,
+    /// Number of rounds, in place of the minutes
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
 }
 
 impl Command {
@@ -83,9 +89,13 @@ impl Campaign {
         let settings = campaign::Settings {
             executable: cargo::build_service().await?,
             seed: self.seed,
-            length: campaign::Length::Time(Duration::from_mins(self.minutes)),
+            length: self.rounds.map_or_else(
+                || campaign::Length::Time(Duration::from_mins(self.minutes)),
+                campaign::Length::Rounds,
+            ),
             replicas: self.replicas.max(1),
             rate_per_second: self.rate,
+            failover: self.failover,
         };
         let mut interrupts = Interrupts::listen()?;
         let report = tokio::select! {

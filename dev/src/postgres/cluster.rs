@@ -85,6 +85,24 @@ impl Files {
     }
 }
 
+/// A base backup, which becomes the data of a server.
+#[derive(Debug)]
+pub(super) struct BaseBackup {
+    binaries: Binaries,
+    account: UnixUser,
+    files: Files,
+    purpose: Purpose,
+}
+
+impl BaseBackup {
+    pub(super) async fn start(self, progress: &dyn Fn(&str)) -> Result<Cluster, Error> {
+        let Self { binaries, account, files, purpose } = self;
+        let (child, admin_url) =
+            Cluster::start_patiently(&binaries, &account, &files, &purpose, progress).await?;
+        Ok(Cluster { child, binaries, account, files, purpose, admin_url })
+    }
+}
+
 impl Cluster {
     /// Starts a server from the first of `installed` that can serve the data.
     pub(super) async fn start(
@@ -118,8 +136,9 @@ impl Cluster {
         Ok(Self { child, binaries, account, files, purpose, admin_url })
     }
 
-    /// Starts a standby of this server. The standby follows by streaming replication until it is promoted.
-    pub(super) async fn standby(&self, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+    /// Makes a base backup of this server, through the address of this URL. The server of a standby's backup follows
+    /// the server at that address; any other backup starts as a primary.
+    pub(super) async fn back_up(&self, source: &Url, for_standby: bool) -> Result<BaseBackup, Error> {
         let directory = unique_directory(&self.account);
         std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
         Watchdog::global()
@@ -129,26 +148,18 @@ impl Cluster {
         let files = Files { directory };
         std::fs::copy(self.files.password(), files.password()).map_err(Error::io("copy the password"))?;
         self.account.own(&files.password(), 0o600)?;
-        let backup = self
+        let mut backup = self
             .account
             .launch(&self.binaries.program("pg_basebackup"))
             .args(["-D".as_ref(), files.data().as_os_str()])
-            .args([
-                "-d",
-                self.admin_url.as_str(),
-                "-X",
-                "stream",
-                "-c",
-                "fast",
-                "--write-recovery-conf",
-                "--no-sync",
-            ]);
+            .args(["-d", source.as_str(), "-X", "stream", "-c", "fast", "--no-sync"]);
+        if for_standby {
+            backup = backup.args(["--write-recovery-conf"]);
+        }
         run(backup).await?;
-        let (child, admin_url) =
-            Self::start_patiently(&self.binaries, &self.account, &files, &self.purpose, progress).await?;
         let (binaries, account, purpose) =
             (self.binaries.clone(), self.account.clone(), self.purpose.clone());
-        Ok(Self { child, binaries, account, files, purpose, admin_url })
+        Ok(BaseBackup { binaries, account, files, purpose })
     }
 
     async fn start_patiently(
@@ -225,6 +236,11 @@ impl Cluster {
     /// temporary server is killed at once, because its data is not needed.
     pub(super) async fn stop(self) -> Result<(), Error> {
         let signal = if self.purpose.is_temporary() { Signal::SIGQUIT } else { Signal::SIGINT };
+        self.stop_by(signal).await
+    }
+
+    /// Stops the server with a signal. The data of a temporary server is deleted.
+    pub(super) async fn stop_by(self, signal: Signal) -> Result<(), Error> {
         self.child.stop_by(signal, STOP_DEADLINE).await?;
         if self.purpose.is_temporary() {
             std::fs::remove_dir_all(&self.files.directory).map_err(Error::io("remove the temporary data"))?;

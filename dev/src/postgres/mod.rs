@@ -9,6 +9,7 @@ mod binaries;
 mod cluster;
 mod download;
 mod ownership;
+mod replication;
 mod search;
 mod server;
 mod sql;
@@ -16,9 +17,10 @@ mod unix_user;
 
 pub use cluster::erase;
 pub use ownership::Ownership;
+pub use replication::{Failover, ReplicatedServer, ReplicationMode};
 pub use server::{Presence, Rights, Server};
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use tokio::sync::OnceCell;
 
@@ -85,6 +87,10 @@ pub enum Error {
     NotOurs { kind: &'static str, name: String, made: String },
     #[error("the server was started by another program, so it is not restarted")]
     NotStartedHere,
+    #[error("there is no standby to promote")]
+    NoStandby,
+    #[error("timed out after {} s waiting for the standby to follow the primary", .0.as_secs())]
+    StandbyBehind(Duration),
     #[error("failed to {doing}: {source}")]
     Io { doing: String, source: io::Error },
     #[error(transparent)]

@@ -6,7 +6,7 @@ use url::Url;
 
 use super::{
     Error, Ownership, Purpose,
-    cluster::Cluster,
+    cluster::{BaseBackup, Cluster},
     search::{self, RunningServer},
     sql,
 };
@@ -185,7 +185,7 @@ impl Server {
     }
 
     /// Runs statements one by one as the administrator, in the server's main database.
-    async fn execute(&self, statements: &[String]) -> Result<(), Error> {
+    pub(super) async fn execute(&self, statements: &[String]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         for statement in statements {
             sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await?;
@@ -207,7 +207,23 @@ impl Server {
 
     /// Starts a standby of the server. Fails for a server that this process has not started.
     pub async fn standby(&self, progress: &dyn Fn(&str)) -> Result<Self, Error> {
-        let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?.standby(progress).await?;
+        self.standby_through(&self.admin_url, progress).await
+    }
+
+    /// Starts a standby that follows through the address of this URL.
+    pub(super) async fn standby_through(&self, source: &Url, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+        let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?;
+        self.started(cluster.back_up(source, true).await?, progress).await
+    }
+
+    /// Makes a base backup of the server.
+    pub(super) async fn back_up(&self) -> Result<BaseBackup, Error> {
+        self.cluster.as_ref().ok_or(Error::NotStartedHere)?.back_up(&self.admin_url, false).await
+    }
+
+    /// Starts a server on a base backup of this server.
+    pub(super) async fn started(&self, backup: BaseBackup, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+        let cluster = backup.start(progress).await?;
         Ok(Self { admin_url: cluster.admin_url.clone(), mark: self.mark.clone(), cluster: Some(cluster) })
     }
 
@@ -224,9 +240,14 @@ impl Server {
         }
     }
 
+    /// Stops the server with a signal, and deletes its data if it is temporary.
+    pub(super) async fn stop_by(self, signal: Signal) -> Result<(), Error> {
+        self.cluster.ok_or(Error::NotStartedHere)?.stop_by(signal).await
+    }
+
     /// Opens a connection for one task, closed afterwards. A stored connection would belong to the runtime of the test
     /// that opened it, and end with that test.
-    async fn connect(&self) -> Result<PgConnection, Error> {
+    pub(super) async fn connect(&self) -> Result<PgConnection, Error> {
         Ok(PgConnection::connect(self.admin_url.as_str()).await?)
     }
 

@@ -53,7 +53,7 @@ pub struct TcpProxy {
 
 #[derive(Debug)]
 struct ProxyState {
-    far_ends: Vec<SocketAddr>,
+    far_ends: Mutex<Vec<SocketAddr>>,
     turn: AtomicUsize,
     /// State of new connections.
     flow: Mutex<watch::Sender<Flow>>,
@@ -70,7 +70,7 @@ impl TcpProxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let wire = Arc::new(ProxyState {
-            far_ends,
+            far_ends: Mutex::new(far_ends),
             turn: AtomicUsize::new(0),
             flow: Mutex::new(watch::Sender::new(WELL)),
             lost: Mutex::default(),
@@ -133,6 +133,11 @@ impl TcpProxy {
         lock(&self.wire.lost).push(old);
     }
 
+    /// Leads new connections to this server. Open connections are not affected.
+    pub fn lead_to(&self, server: SocketAddr) {
+        *lock(&self.wire.far_ends) = vec![server];
+    }
+
     /// Returns the number of connections that were closed on arrival.
     pub fn refused(&self) -> usize {
         self.wire.refused.load(Ordering::Relaxed)
@@ -170,9 +175,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl ProxyState {
     /// Connects to the next server that accepts; `None` if none does.
     async fn connect(&self) -> Option<TcpStream> {
-        for _ in &self.far_ends {
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.far_ends.len();
-            let far_end = self.far_ends.get(turn)?;
+        let far_ends = lock(&self.far_ends).clone();
+        for _ in &far_ends {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % far_ends.len();
+            let far_end = far_ends.get(turn)?;
             if let Ok(Ok(connection)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(far_end)).await {
                 return Some(connection);
             }
@@ -195,6 +201,10 @@ async fn accept(listener: TcpListener, wire: Arc<ProxyState>) {
 }
 
 async fn connect(client: TcpStream, wire: Arc<ProxyState>, mut flow: watch::Receiver<Flow>) {
+    // A frozen server does not respond to a new connection either, even if it has ended.
+    if flow.wait_for(|flow| *flow != Flow::Frozen).await.is_err() {
+        return;
+    }
     // No server accepts. The client sees a closed connection, as without the proxy.
     let Some(server) = wire.connect().await else { return };
     let (from_client, to_client) = client.into_split();
@@ -228,7 +238,32 @@ async fn pass(
         let Some(piece) = buffer.get(..read) else { return };
         show(piece);
         if to.write_all(piece).await.is_err() {
-            return;
+            break;
         }
+    }
+    // A frozen connection does not pass on its end either. A lost host sends nothing at all.
+    let _ended = flow.wait_for(|flow| *flow != Flow::Frozen).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_frozen_connection_hides_the_end_of_its_server() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let proxy = TcpProxy::open(vec![server.local_addr().unwrap()]).await.unwrap();
+        let mut old = TcpStream::connect(proxy.address()).await.unwrap();
+        let (accepted, _) = server.accept().await.unwrap();
+        proxy.freeze();
+        drop((accepted, server));
+        let mut new = TcpStream::connect(proxy.address()).await.unwrap();
+        let silence = Duration::from_millis(200);
+        let mut byte = [0];
+        assert!(timeout(silence, old.read(&mut byte)).await.is_err(), "an open connection ended");
+        assert!(timeout(silence, new.read(&mut byte)).await.is_err(), "a new connection ended");
+        proxy.mend();
+        assert_eq!(old.read(&mut byte).await.unwrap_or(0), 0);
+        assert_eq!(new.read(&mut byte).await.unwrap_or(0), 0);
     }
 }

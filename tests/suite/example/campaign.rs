@@ -1,5 +1,8 @@
 //! A short campaign against several replicas. `cargo dev campaign` runs long ones.
-use dev::example::campaign::{self, Length, Settings};
+use dev::{
+    example::campaign::{self, Length, Settings},
+    postgres::ReplicationMode,
+};
 
 use crate::EXECUTABLE;
 
@@ -11,9 +14,27 @@ async fn no_payment_is_lost_or_charged_twice() {
         length: Length::Rounds(3),
         replicas: 3,
         rate_per_second: 20.0,
+        failover: None,
     };
     let report = campaign::run(settings, &|line| eprintln!("{line}")).await.unwrap();
     assert!(report.holds(), "{report}");
     assert!(report.traffic.counts.payments.succeeded > 0, "something was paid: {report}");
     assert!(report.died > 0, "something was killed: {report}");
+}
+
+#[tokio::test]
+async fn a_synchronous_standby_loses_no_acknowledged_order() {
+    let settings = Settings {
+        executable: EXECUTABLE.into(),
+        seed: 3,
+        length: Length::Rounds(3),
+        replicas: 3,
+        rate_per_second: 20.0,
+        failover: Some(ReplicationMode::Synchronous),
+    };
+    let report = campaign::run(settings, &|line| eprintln!("{line}")).await.unwrap();
+    assert!(report.holds(), "{report}");
+    let failovers = report.failovers.as_ref().unwrap();
+    assert!(failovers.payments > 0, "something was paid: {report}");
+    assert_eq!(failovers.changes.values().map(|change| change.times).sum::<u32>(), 3, "{report}");
 }

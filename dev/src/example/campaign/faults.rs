@@ -3,7 +3,10 @@ use std::{fmt, time::Duration};
 
 use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
-use crate::example::gateway::{Faults, Malformation, Webhooks};
+use crate::{
+    example::gateway::{Faults, Malformation, Webhooks},
+    postgres::Failover,
+};
 
 /// The points at which a replica can be made to crash: see `platform::resilience::crash` in the service.
 pub const CRASH_POINTS: [&str; 16] = [
@@ -64,6 +67,8 @@ pub enum Fault {
     Stall(Part),
     /// Faults of the gateway itself and of its webhooks.
     Gateway(Faults),
+    /// Another database server becomes the primary.
+    Failover(Failover),
 }
 
 impl Fault {
@@ -79,7 +84,17 @@ impl Fault {
             Self::Slow(part, _) => format!("{part} slow"),
             Self::Stall(part) => format!("{part} stalled"),
             Self::Gateway(faults) => gateway_fault(faults).to_owned(),
+            Self::Failover(failover) => failover_name(*failover).to_owned(),
         }
+    }
+}
+
+fn failover_name(failover: Failover) -> &'static str {
+    match failover {
+        Failover::ProcessKilled => "primary killed, standby promoted",
+        Failover::HostLost => "primary's host lost, standby promoted",
+        Failover::Switchover => "switchover",
+        Failover::Restore => "restored to an earlier point",
     }
 }
 
@@ -140,14 +155,47 @@ pub fn draw(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<Sched
     if dice.random_bool(0.6) {
         faults.push(of_network_or_database(dice, replicas));
     }
-    // The last fault starts early enough to have an effect.
-    let latest = length.mul_f64(0.6);
-    let mut strikes: Vec<_> = faults
-        .into_iter()
-        .map(|fault| ScheduledFault { after: latest.mul_f64(dice.random()), fault })
-        .collect();
-    strikes.sort_by_key(|strike| strike.after);
-    strikes
+    schedule(dice, faults, length, Vec::new())
+}
+
+/// Draws the faults of one round of failovers: a change of the primary, a gateway fault, and sometimes a crash.
+pub fn draw_failover(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
+    let failover = match dice.random_range(0..8) {
+        0..=2 => Failover::ProcessKilled,
+        3 | 4 => Failover::HostLost,
+        5 | 6 => Failover::Switchover,
+        _ => Failover::Restore,
+    };
+    let mut faults = vec![Fault::Gateway(of_gateway(dice))];
+    if dice.random_bool(0.3) {
+        faults.push(death(dice, replicas));
+    }
+    // The rows of the seconds before a restore are lost.
+    let share = if failover == Failover::Restore { 1.0 } else { dice.random() };
+    let after = latest(length).mul_f64(share);
+    let failover = ScheduledFault { after, fault: Fault::Failover(failover) };
+    schedule(dice, faults, length, vec![failover])
+}
+
+/// Returns the time of the last fault, which is early enough to have an effect.
+fn latest(length: Duration) -> Duration {
+    length.mul_f64(0.6)
+}
+
+/// Draws the time of each fault. Returns them with the already scheduled ones, in chronological order.
+fn schedule(
+    dice: &mut impl Rng,
+    faults: Vec<Fault>,
+    length: Duration,
+    mut scheduled: Vec<ScheduledFault>,
+) -> Vec<ScheduledFault> {
+    let drawn = faults.into_iter().map(|fault| {
+        let after = latest(length).mul_f64(dice.random());
+        ScheduledFault { after, fault }
+    });
+    scheduled.extend(drawn);
+    scheduled.sort_by_key(|fault| fault.after);
+    scheduled
 }
 
 fn death(dice: &mut impl Rng, replicas: usize) -> Fault {
@@ -215,6 +263,20 @@ mod tests {
         };
         assert_eq!(drawn(1), drawn(1));
         assert_ne!(drawn(1), drawn(2));
+    }
+
+    #[test]
+    fn every_failover_is_drawn_once_in_each_of_its_rounds() {
+        let mut dice = StdRng::seed_from_u64(7);
+        let mut drawn = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let faults = draw_failover(&mut dice, 3, Duration::from_secs(8));
+            let is_failover = |fault: &&ScheduledFault| matches!(fault.fault, Fault::Failover(_));
+            let mut failovers = faults.iter().filter(is_failover);
+            drawn.insert(failovers.next().unwrap().fault.name());
+            assert!(failovers.next().is_none(), "{faults:?}");
+        }
+        assert_eq!(drawn.len(), 4, "{drawn:?}");
     }
 
     #[test]

@@ -88,6 +88,11 @@ impl Fleet {
         launch.start()
     }
 
+    /// Returns the API's address and the process id of each replica.
+    pub(super) fn processes(&self) -> Vec<(SocketAddr, u32)> {
+        self.replicas.iter().map(|replica| (replica.api, replica.child.pid())).collect()
+    }
+
     /// Sends SIGKILL to a replica (`kill -9`).
     pub(super) fn kill(&self, replica: usize) {
         if let Some(replica) = self.replicas.get(replica) {
@@ -125,11 +130,16 @@ impl Fleet {
         Ok(())
     }
 
-    /// Restarts dead replicas.
-    pub(super) fn revive(&mut self) -> io::Result<()> {
+    /// Restarts dead replicas. The last line of one that was not killed is reported.
+    pub(super) fn revive(&mut self, progress: &dyn Fn(&str)) -> io::Result<()> {
         for number in 0..self.replicas.len() {
             let dead = self.replicas.get(number).filter(|replica| replica.child.exited().is_some());
-            let Some((api, ops)) = dead.map(|replica| (replica.api, replica.ops)) else { continue };
+            let Some(dead) = dead else { continue };
+            if let Some(code) = dead.child.exited().and_then(|status| status.code()) {
+                let last: Vec<_> = dead.child.tail(1).into_iter().map(|line| line.text).collect();
+                progress(&format!("  replica {number} ended with exit code {code}: {}", last.concat()));
+            }
+            let (api, ops) = (dead.api, dead.ops);
             let child = self.launch(api, ops, None)?;
             if let Some(replica) = self.replicas.get_mut(number) {
                 replica.child = child;

@@ -6,11 +6,15 @@
 //! depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection
+//! - `failovers`: the results of changes of the primary
+//! - `buyers`: customers who remember what the service has acknowledged
 //! - `fleet`: the replicas, which are restarted when they die
 //! - `full_disk`: a directory in which nothing can be written
 //! - `stage`: all components, and the execution of faults
 //! - `clerk`: issues refunds and retries them
 //! - `report`: the faults and the results
+mod buyers;
+mod failovers;
 pub mod faults;
 mod fleet;
 mod full_disk;
@@ -29,12 +33,17 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 
-pub use self::report::Report;
-use self::{faults::ScheduledFault, refunder::Refunder, test_bed::TestBed};
+use self::{
+    buyers::Buyers,
+    faults::{Fault, ScheduledFault},
+    refunder::Refunder,
+    test_bed::TestBed,
+};
+pub use self::{failovers::FailoverReport, report::Report};
 use crate::{
     environment,
     example::{gateway, invariants},
-    postgres,
+    postgres::{self, ReplicationMode},
     process::WaitError,
     traffic::{self, Traffic},
 };
@@ -57,8 +66,10 @@ pub struct Settings {
     pub seed: u64,
     pub length: Length,
     pub replicas: usize,
-    /// Customer requests per second.
+    /// Customer requests per second. Buyers have a rate of their own.
     pub rate_per_second: f64,
+    /// Changes the primary in every round, with buyers as customers. `None` for a database without a standby.
+    pub failover: Option<ReplicationMode>,
 }
 
 /// Length of a campaign.
@@ -95,15 +106,23 @@ pub enum Error {
 /// Runs a campaign. The campaign ends early at the first round with a violation.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, Error> {
     let mut stage = TestBed::set(&settings, progress).await?;
-    let traffic = Traffic::start(traffic::Settings {
+    let fails_over = settings.failover.is_some();
+    let mut buyers = match settings.failover {
+        Some(mode) => Some(Buyers::start(&stage, mode).await?),
+        None => None,
+    };
+    let traffic = traffic::Settings {
         rate_per_second: settings.rate_per_second,
         seed: settings.seed,
         ..traffic::Settings::new(stage.api_url()?)
-    })?;
-    let clerk = Refunder::start(stage.api_url()?, stage.owner_url().clone(), settings.seed)?;
+    };
+    let traffic = (!fails_over).then(|| Traffic::start(traffic)).transpose()?;
+    let clerk = Refunder::start(stage.api_url()?, stage.owner_url().clone(), settings.seed, fails_over)?;
 
     let mut dice = StdRng::seed_from_u64(settings.seed);
     let mut report = Report::new(settings.seed);
+    // The first round begins when every replica is ready.
+    report.ends(settle(&mut stage, progress).await?);
     let started = Instant::now();
     for round in 1.. {
         let over = match settings.length {
@@ -113,13 +132,18 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         if over {
             break;
         }
-        let strikes = faults::draw(&mut dice, settings.replicas, STRIKES);
+        let draw = if fails_over { faults::draw_failover } else { faults::draw };
+        let strikes = draw(&mut dice, settings.replicas, STRIKES);
         let told: Vec<_> = strikes.iter().map(ToString::to_string).collect();
         progress(&format!("round {round}: {}", told.join(", ")));
         report.begins(&strikes);
-        strike(&mut stage, &strikes, progress).await?;
-        stage.heal();
-        let violations = settle(&mut stage, progress).await?;
+        stage.prepare(&strikes).await?;
+        strike(&mut stage, &strikes, buyers.as_mut(), progress).await?;
+        stage.heal(progress).await?;
+        let mut violations = settle(&mut stage, progress).await?;
+        if let Some(buyers) = &mut buyers {
+            violations.extend(buyers.review(&stage).await?);
+        }
         report.ends(violations);
         if !report.holds() {
             break;
@@ -127,9 +151,15 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
     }
 
     report.clerk = clerk.stop().await;
-    report.traffic = traffic.stop().await;
+    if let Some(traffic) = traffic {
+        report.traffic = traffic.stop().await;
+    }
     report.died = stage.deaths();
-    report.verdict = Some(stage.check().await?);
+    let verdict = stage.check().await?;
+    if let Some(buyers) = buyers {
+        report.failovers = Some(buyers.stop(&stage, &verdict).await?);
+    }
+    report.verdict = Some(verdict);
     stage.strike_down().await?;
     Ok(report)
 }
@@ -138,6 +168,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
 async fn strike(
     stage: &mut TestBed,
     strikes: &[ScheduledFault],
+    mut buyers: Option<&mut Buyers>,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     let started = Instant::now();
@@ -145,8 +176,11 @@ async fn strike(
     while started.elapsed() < STRIKES {
         while let Some(strike) = due.next_if(|strike| strike.after <= started.elapsed()) {
             stage.suffer(&strike.fault, progress).await?;
+            if let (Fault::Failover(failover), Some(buyers)) = (&strike.fault, &mut buyers) {
+                buyers.failed_over(*failover, stage);
+            }
         }
-        stage.revive()?;
+        stage.revive(progress)?;
         sleep(TICK).await;
     }
     Ok(())
@@ -159,7 +193,7 @@ async fn settle(stage: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<Stri
     let deadline = Instant::now() + SETTLE_TIME;
     let mut missing = String::new();
     while Instant::now() < deadline {
-        stage.revive()?;
+        stage.revive(progress)?;
         missing = match (stage.are_ready().await, stage.unknown_since(healed).await?) {
             (true, 0) => break,
             (ready, unknown) => format!("replicas ready: {ready}; outcomes unknown: {unknown}"),

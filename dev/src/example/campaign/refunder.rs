@@ -38,11 +38,12 @@ pub(super) struct Refunder {
 }
 
 impl Refunder {
-    pub(super) fn start(api: Url, owner_url: Url, seed: u64) -> Result<Self, Error> {
+    /// Starts the refunds. If rows may be lost, a payment may be unknown to the service.
+    pub(super) fn start(api: Url, owner_url: Url, seed: u64, rows_may_be_lost: bool) -> Result<Self, Error> {
         let client = http::client(Duration::from_secs(15))?;
         let (stop, stopped) = (watch::Sender::new(false), StdRng::seed_from_u64(seed));
-        let desk =
-            RefundLoop { client, api, owner_url, told: RefundReport::default(), stop: stop.subscribe() };
+        let (told, stop_signal) = (RefundReport::default(), stop.subscribe());
+        let desk = RefundLoop { client, api, owner_url, rows_may_be_lost, told, stop: stop_signal };
         let work = tokio::spawn(desk.work(stopped));
         Ok(Self { stop, work })
     }
@@ -57,6 +58,7 @@ struct RefundLoop {
     client: Client,
     api: Url,
     owner_url: Url,
+    rows_may_be_lost: bool,
     told: RefundReport,
     stop: watch::Receiver<bool>,
 }
@@ -118,6 +120,7 @@ impl RefundLoop {
                         continue;
                     }
                     409 | 422 => self.told.refused += 1,
+                    404 if self.rows_may_be_lost => self.told.refused += 1,
                     202 | 429 | 503 | 504 => {
                         self.insist().await;
                         continue;

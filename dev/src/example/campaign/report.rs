@@ -1,7 +1,7 @@
 //! The faults of a campaign and their results.
 use std::{collections::BTreeMap, fmt};
 
-use super::{faults::ScheduledFault, refunder::RefundReport};
+use super::{failovers::FailoverReport, faults::ScheduledFault, refunder::RefundReport};
 use crate::{example::invariants::Verdict, traffic};
 
 /// The results of a campaign.
@@ -17,6 +17,8 @@ pub struct Report {
     pub violations: Vec<String>,
     pub clerk: RefundReport,
     pub traffic: traffic::Report,
+    /// The results of changes of the primary, if there were any.
+    pub failovers: Option<FailoverReport>,
     /// The reconciliation at the end.
     pub verdict: Option<Verdict>,
     /// The faults of each round, for the search for a cause.
@@ -33,6 +35,7 @@ impl Report {
             violations: Vec::new(),
             clerk: RefundReport::default(),
             traffic: traffic::Report::default(),
+            failovers: None,
             verdict: None,
             history: Vec::new(),
         }
@@ -57,6 +60,7 @@ impl Report {
         self.violations.is_empty()
             && self.clerk.unexpected.is_empty()
             && self.traffic.unexpected == 0
+            && self.failovers.as_ref().is_none_or(FailoverReport::holds)
             && self.verdict.as_ref().is_none_or(Verdict::holds)
     }
 }
@@ -75,7 +79,10 @@ impl fmt::Display for Report {
             "refunds: {} succeeded, {} failed, {} rejected, {} attempts retried",
             clerk.succeeded, clerk.failed, clerk.refused, clerk.repeated
         )?;
-        writeln!(formatter, "traffic: {}", self.traffic)?;
+        match &self.failovers {
+            Some(failovers) => writeln!(formatter, "{failovers}")?,
+            None => writeln!(formatter, "traffic: {}", self.traffic)?,
+        }
         if let Some(verdict) = &self.verdict {
             write!(formatter, "{verdict}")?;
         }

@@ -1,22 +1,22 @@
 //! All components of a campaign, and the execution of faults.
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, slice, time::Duration};
 
 use chrono::{DateTime, Utc};
 use url::Url;
 
 use super::{
     Error, Settings,
-    faults::{Fault, Part},
+    faults::{Fault, Part, ScheduledFault},
     fleet::Fleet,
 };
 use crate::{
     environment,
     example::{
-        gateway::{self, Simulator},
-        invariants::{self, Verdict},
+        gateway::{self, Ledger, Simulator},
+        invariants::{self, Loss, Verdict},
         seed_products,
     },
-    postgres::{Purpose, Server},
+    postgres::{Failover, Purpose, ReplicatedServer, Server},
     process::{Launch, Signal},
     tcp_proxy::TcpProxy,
 };
@@ -30,7 +30,7 @@ const VERIFICATION: Duration = Duration::from_mins(2);
 /// A database, a gateway and several replicas, with TCP proxies between them.
 pub(super) struct TestBed {
     executable: PathBuf,
-    server: Server,
+    server: ReplicatedServer,
     owner_url: Url,
     /// Connects as the service's role, bypassing the proxy with faults.
     database_url: Url,
@@ -38,10 +38,10 @@ pub(super) struct TestBed {
     fleet: Fleet,
     /// Proxy and load balancer between callers and replicas, also for webhooks.
     api: TcpProxy,
-    /// Proxy between replicas and database.
-    database: TcpProxy,
     /// Proxy between replicas and gateway.
     charges: TcpProxy,
+    /// True once a failover may have lost confirmed commits.
+    may_have_lost: bool,
 }
 
 impl TestBed {
@@ -60,12 +60,14 @@ impl TestBed {
         })
         .await?;
         let charges = TcpProxy::open(vec![gateway.address()]).await?;
-        let database = TcpProxy::to(&prepared.url).await?;
+        let server = ReplicatedServer::start(server, settings.failover, progress).await?;
 
+        // In a campaign of failovers all requests are of one customer.
+        let caller_limit = if settings.failover.is_some() { "0" } else { "50" };
         let settings_of_replicas = vec![
             ("APP_ENV", "test".to_owned()),
             ("LOG_FORMAT", "json".to_owned()),
-            ("DATABASE_URL", database.leads_to(&prepared.url).to_string()),
+            ("DATABASE_URL", server.url_of_nodes(&prepared.url)),
             ("GATEWAY_URL", format!("http://{}", charges.address())),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
@@ -79,18 +81,19 @@ impl TestBed {
             // All callers share this machine's address.
             ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0".to_owned()),
             ("RATE_LIMIT_ADDRESS_PER_SECOND", "0".to_owned()),
+            ("RATE_LIMIT_CALLER_PER_SECOND", caller_limit.to_owned()),
         ];
         let fleet = Fleet::start(settings.executable.clone(), settings_of_replicas, &addresses)?;
         Ok(Self {
             executable: settings.executable.clone(),
+            owner_url: server.url_of_primary(&prepared.owner_url),
+            database_url: server.url_of_primary(&prepared.url),
             server,
-            owner_url: prepared.owner_url,
-            database_url: prepared.url,
             gateway,
             fleet,
             api,
-            database,
             charges,
+            may_have_lost: false,
         })
     }
 
@@ -104,12 +107,35 @@ impl TestBed {
         &self.owner_url
     }
 
-    fn link(&self, part: Part) -> &TcpProxy {
+    fn links(&self, part: Part) -> &[TcpProxy] {
         match part {
-            Part::Api => &self.api,
-            Part::Database => &self.database,
-            Part::Gateway => &self.charges,
+            Part::Api => slice::from_ref(&self.api),
+            Part::Database => self.server.nodes(),
+            Part::Gateway => slice::from_ref(&self.charges),
         }
+    }
+
+    /// Makes the base backup that a restore among these faults needs.
+    pub(super) async fn prepare(&mut self, strikes: &[ScheduledFault]) -> Result<(), Error> {
+        if strikes.iter().any(|strike| strike.fault == Fault::Failover(Failover::Restore)) {
+            self.server.back_up().await?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether this failover may lose confirmed commits.
+    pub(super) fn may_lose(&self, failover: Failover) -> bool {
+        self.server.may_lose(failover)
+    }
+
+    /// Returns the gateway's ledger.
+    pub(super) fn ledger(&self) -> Ledger {
+        self.gateway.ledger()
+    }
+
+    /// Returns the API's address and the process id of each replica.
+    pub(super) fn replicas(&self) -> Vec<(SocketAddr, u32)> {
+        self.fleet.processes()
     }
 
     /// Executes a fault.
@@ -120,24 +146,30 @@ impl TestBed {
             Fault::FullDisk { replica } => self.fleet.fill_disk(*replica).await?,
             Fault::RestartDatabase => self.server.restart(Signal::SIGINT, progress).await?,
             Fault::KillDatabase => self.server.restart(Signal::SIGKILL, progress).await?,
-            Fault::Cut(part) => self.link(*part).interrupt(),
-            Fault::Slow(part, delay) => self.link(*part).slow(*delay),
-            Fault::Stall(part) => self.link(*part).freeze(),
+            Fault::Cut(part) => self.links(*part).iter().for_each(TcpProxy::interrupt),
+            Fault::Slow(part, delay) => self.links(*part).iter().for_each(|link| link.slow(*delay)),
+            Fault::Stall(part) => self.links(*part).iter().for_each(TcpProxy::freeze),
             Fault::Gateway(faults) => self.gateway.faults().set(faults.clone()),
+            Fault::Failover(failover) => {
+                self.may_have_lost |= self.server.may_lose(*failover);
+                self.server.fail_over(*failover, progress).await?;
+            }
         }
         Ok(())
     }
 
-    /// Ends all lasting faults.
-    pub(super) fn heal(&self) {
+    /// Ends all lasting faults. A lost node gets a new standby.
+    pub(super) async fn heal(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        self.server.rejoin(progress).await?;
         for part in [Part::Api, Part::Database, Part::Gateway] {
-            self.link(part).mend();
+            self.links(part).iter().for_each(TcpProxy::mend);
         }
         self.gateway.faults().clear();
+        Ok(())
     }
 
-    pub(super) fn revive(&mut self) -> Result<(), Error> {
-        Ok(self.fleet.revive()?)
+    pub(super) fn revive(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        Ok(self.fleet.revive(progress)?)
     }
 
     pub(super) async fn are_ready(&self) -> bool {
@@ -160,7 +192,8 @@ impl TestBed {
 
     /// Runs the reconciliation.
     pub(super) async fn check(&self) -> Result<Verdict, Error> {
-        Ok(invariants::check(self.owner_url.as_str(), &self.gateway.url()).await?)
+        let loss = if self.may_have_lost { Loss::Possible } else { Loss::Impossible };
+        Ok(invariants::check_after(loss, self.owner_url.as_str(), &self.gateway.url()).await?)
     }
 
     /// Verifies the hash chain of the audit log. Returns the problem, or `None`.

@@ -9,10 +9,21 @@ use super::{
 };
 use crate::example::gateway::{self, Charge, ChargeStatus, Ledger, RefundStatus};
 
+/// A difference.
+pub(super) enum Finding {
+    Violation(Violation),
+    /// A charge or refund of the gateway has no row. The reference is that of the gateway.
+    Orphan(Uuid, Violation),
+}
+
 /// Compares the ledger with the tables. `before` was read before the ledger, `after` was read after the ledger.
-pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Violation> {
+pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Finding> {
+    let mut orphans = Vec::new();
+    let mut is_orphan = |reference, rule, detail| {
+        orphans.push(Finding::Orphan(reference, Violation { rule, detail }));
+    };
     let mut violations = Vec::new();
-    let mut found = |rule, detail| violations.push(Violation { rule, detail });
+    let mut found = |rule, detail| violations.push(Finding::Violation(Violation { rule, detail }));
 
     let payments = by(&after.payments, |payment| payment.gateway_key);
     for (reference, charges) in by(&ledger.charges, |charge| charge.reference) {
@@ -23,7 +34,11 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
         let payment = payments.get(&reference).and_then(|payments| payments.first());
         for charge in charges {
             match payment {
-                None => found("a charge has a payment", format!("{} has none ({reference})", charge.id)),
+                None => is_orphan(
+                    reference,
+                    "a charge has a payment",
+                    format!("{} has none ({reference})", charge.id),
+                ),
                 Some(payment) => charge_agrees(charge, payment, &mut found),
             }
         }
@@ -56,7 +71,8 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
         let refund = refunds.get(&reference).and_then(|refunds| refunds.first());
         for made in made {
             match refund {
-                None => found(
+                None => is_orphan(
+                    reference,
                     "a refund at the gateway has a stored refund",
                     format!("{} has none ({reference})", made.id),
                 ),
@@ -77,6 +93,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Viola
             );
         }
     }
+    violations.extend(orphans);
     violations
 }
 
@@ -195,16 +212,23 @@ mod tests {
         }
     }
 
+    fn rules_of(found: Vec<Finding>) -> Vec<&'static str> {
+        let rule = |found| match found {
+            Finding::Violation(violation) | Finding::Orphan(_, violation) => violation.rule,
+        };
+        found.into_iter().map(rule).collect()
+    }
+
     fn rules_broken(payments: &[Payment], charges: &[Charge]) -> Vec<&'static str> {
         let tables = Page { payments: payments.to_vec(), ..Page::default() };
         let ledger = Ledger { charges: charges.to_vec(), refunds: vec![] };
-        compare(&tables, &ledger, &tables).into_iter().map(|violation| violation.rule).collect()
+        rules_of(compare(&tables, &ledger, &tables))
     }
 
     fn refund_rules_broken(refunds: &[Refund], made: &[gateway::Refund]) -> Vec<&'static str> {
         let tables = Page { refunds: refunds.to_vec(), ..Page::default() };
         let ledger = Ledger { charges: vec![], refunds: made.to_vec() };
-        compare(&tables, &ledger, &tables).into_iter().map(|violation| violation.rule).collect()
+        rules_of(compare(&tables, &ledger, &tables))
     }
 
     #[test]

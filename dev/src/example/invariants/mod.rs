@@ -26,7 +26,10 @@ use sqlx::{Connection, PgConnection};
 use url::Url;
 use uuid::Uuid;
 
-use self::tables::{Page, Tables};
+use self::{
+    comparison::Finding,
+    tables::{Page, Tables},
+};
 use crate::{
     console::{Comparison, ReconciliationResult},
     example::gateway::Ledger,
@@ -96,6 +99,8 @@ pub struct Verdict {
     pub payments_in_flight: usize,
     /// Number of refunds with an unknown outcome.
     pub refunds_in_flight: usize,
+    /// References of the gateway's charges and refunds without a row, if rows may have been lost.
+    pub orphans: Vec<Uuid>,
     /// Number of compared pages.
     pub pages: usize,
     pub violations: Vec<Violation>,
@@ -146,8 +151,21 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// Possibility of lost rows, by a restore or by a failover to a standby that was behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    Impossible,
+    /// A charge or refund without a row is an orphan and no violation.
+    Possible,
+}
+
 /// Compares the service's tables with the ledger of the gateway at this address. The comparison is read-only.
 pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> {
+    check_after(Loss::Impossible, database_url, gateway).await
+}
+
+/// Compares like [`check`], after a possible loss of rows.
+pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Result<Verdict, Error> {
     let client = crate::http::client(GATEWAY_TIMEOUT)?;
     let mut connection = PgConnection::connect(database_url).await?;
     let Tables { orders, idempotency_keys, mut violations } = Tables::read(&mut connection).await?;
@@ -159,7 +177,10 @@ pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> 
         let ledger = read_ledger(&client, gateway, &keys).await?;
         let after = Page::read(&mut connection, &keys).await?;
         for found in comparison::compare(&before, &ledger, &after) {
-            violations.add(found);
+            match found {
+                Finding::Orphan(reference, _) if loss == Loss::Possible => verdict.orphans.push(reference),
+                Finding::Orphan(_, violation) | Finding::Violation(violation) => violations.add(violation),
+            }
         }
         verdict.count(&ledger, &after);
         next = keys.end().as_u128().checked_add(1).map(Uuid::from_u128);

@@ -1,0 +1,238 @@
+//! A primary with a standby: streaming replication, failover, switchover and restore.
+//!
+//! Each of the two nodes has a TCP proxy with a constant address, because every failover replaces a node's server. A
+//! node that has lost its server gets a new standby, made by a base backup of the primary.
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use tokio::time::{Instant, sleep};
+use url::Url;
+
+use super::{Error, Server, cluster::BaseBackup};
+use crate::{process::Signal, tcp_proxy::TcpProxy};
+
+/// Time for which the standby has received nothing when the primary is lost.
+const REPLICATION_LAG: Duration = Duration::from_millis(500);
+
+/// Deadline for a new standby to catch up with the primary.
+const CATCH_UP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Interval of checks whether the standby has caught up.
+const CATCH_UP_POLL: Duration = Duration::from_millis(20);
+
+/// The guarantee of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReplicationMode {
+    /// A commit is confirmed once the standby has it on disk. A failover loses no confirmed commit.
+    Synchronous,
+    /// A commit is confirmed before the standby has it. A failover loses the last ones.
+    Asynchronous,
+}
+
+/// A change of the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failover {
+    /// The primary's process is killed, which closes its connections. The standby is promoted.
+    ProcessKilled,
+    /// The primary's host is lost, and its connections stay open without any response. The standby is promoted.
+    HostLost,
+    /// The primary is stopped once the standby has everything. The standby is promoted.
+    Switchover,
+    /// Both servers are lost. The base backup of [`ReplicatedServer::back_up`] becomes the primary.
+    Restore,
+}
+
+/// A primary and its standby, or a primary alone.
+#[derive(Debug)]
+pub struct ReplicatedServer {
+    primary: Server,
+    standby: Option<Server>,
+    /// `None` for a primary alone.
+    mode: Option<ReplicationMode>,
+    nodes: Vec<TcpProxy>,
+    /// Index of the primary's node.
+    active: usize,
+    /// Leads to the primary, whichever node it is on.
+    to_primary: TcpProxy,
+    /// Proxy between the primary and the standby.
+    replication: TcpProxy,
+    backup: Option<BaseBackup>,
+}
+
+impl ReplicatedServer {
+    /// Starts a standby of this server, which must be a temporary server of this process. Without a mode there is one
+    /// node and no standby.
+    pub async fn start(
+        primary: Server,
+        mode: Option<ReplicationMode>,
+        progress: &dyn Fn(&str),
+    ) -> Result<Self, Error> {
+        let open = async || {
+            let proxy = TcpProxy::to(primary.admin_url()).await;
+            proxy.map_err(Error::io("open a proxy to PostgreSQL"))
+        };
+        let (to_primary, replication) = (open().await?, open().await?);
+        let mut nodes = vec![open().await?];
+        if mode.is_some() {
+            nodes.push(open().await?);
+        }
+        let (standby, backup) = (None, None);
+        let mut server = Self { primary, standby, mode, nodes, active: 0, to_primary, replication, backup };
+        server.rejoin(progress).await?;
+        Ok(server)
+    }
+
+    /// Returns the current primary.
+    pub fn primary(&self) -> &Server {
+        &self.primary
+    }
+
+    /// Returns the proxies of the nodes.
+    pub fn nodes(&self) -> &[TcpProxy] {
+        &self.nodes
+    }
+
+    /// Returns the URL with an address that always leads to the primary.
+    pub fn url_of_primary(&self, url: &Url) -> Url {
+        self.to_primary.leads_to(url)
+    }
+
+    /// Returns the URL with the address of each node, for a client that connects to the writable primary.
+    pub fn url_of_nodes(&self, url: &Url) -> String {
+        let mut url = self.to_primary.leads_to(url);
+        url.set_query(Some("target_session_attrs=read-write"));
+        let addresses: Vec<_> = self.nodes.iter().map(|node| node.address().to_string()).collect();
+        url.as_str().replacen(&self.to_primary.address().to_string(), &addresses.join(","), 1)
+    }
+
+    /// Returns whether this change of the primary may lose confirmed commits.
+    pub fn may_lose(&self, failover: Failover) -> bool {
+        match failover {
+            Failover::Restore => true,
+            Failover::Switchover => false,
+            Failover::ProcessKilled | Failover::HostLost => self.mode != Some(ReplicationMode::Synchronous),
+        }
+    }
+
+    /// Makes a base backup for [`Failover::Restore`].
+    pub async fn back_up(&mut self) -> Result<(), Error> {
+        self.backup = Some(self.primary.back_up().await?);
+        Ok(())
+    }
+
+    /// Replaces the primary. Returns once the new primary accepts writes. It has no standby until [`Self::rejoin`].
+    pub async fn fail_over(&mut self, failover: Failover, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        match failover {
+            Failover::Restore => return self.restore(progress).await,
+            Failover::Switchover => {}
+            Failover::ProcessKilled | Failover::HostLost => {
+                self.replication.freeze();
+                sleep(REPLICATION_LAG).await;
+            }
+        }
+        if failover == Failover::HostLost
+            && let Some(node) = self.nodes.get(self.active)
+        {
+            node.freeze();
+        }
+        let standby = self.standby.take().ok_or(Error::NoStandby)?;
+        let lost = std::mem::replace(&mut self.primary, standby);
+        let clean = failover == Failover::Switchover;
+        lost.stop_by(if clean { Signal::SIGINT } else { Signal::SIGQUIT }).await?;
+        self.active = 1 - self.active;
+        self.primary.promote().await?;
+        reconnect(&self.to_primary, &self.primary)
+    }
+
+    async fn restore(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        let backup = self.backup.take().ok_or(Error::NoStandby)?;
+        let restored = self.primary.started(backup, progress).await?;
+        confirm_by_standby(&restored, false).await?;
+        std::mem::replace(&mut self.primary, restored).stop_by(Signal::SIGQUIT).await?;
+        if let Some(standby) = self.standby.take() {
+            standby.stop_by(Signal::SIGQUIT).await?;
+        }
+        for proxy in self.nodes.get(self.active).into_iter().chain([&self.to_primary]) {
+            reconnect(proxy, &self.primary)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a new standby on the node without a server, and waits until it follows the primary. Has no effect with a
+    /// standby.
+    pub async fn rejoin(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        let Some(mode) = self.mode.filter(|_| self.standby.is_none()) else { return Ok(()) };
+        reconnect(&self.replication, &self.primary)?;
+        let source = self.replication.leads_to(self.primary.admin_url());
+        let standby = self.primary.standby_through(&source, progress).await?;
+        // Once promoted, the standby has no standby of its own, and would confirm no commit.
+        confirm_by_standby(&standby, false).await?;
+        if let Some(node) = self.nodes.get(1 - self.active) {
+            // Connections to a lost host never end.
+            node.lead_to(address_of(&standby)?);
+            node.fails_over();
+        }
+        self.standby = Some(standby);
+        let synchronous = mode == ReplicationMode::Synchronous;
+        confirm_by_standby(&self.primary, synchronous).await?;
+        self.caught_up(if synchronous { "sync" } else { "async" }).await
+    }
+
+    /// Waits until the standby streams in this state.
+    async fn caught_up(&self, state: &str) -> Result<(), Error> {
+        let mut connection = self.primary.connect().await?;
+        let deadline = Instant::now() + CATCH_UP_DEADLINE;
+        while Instant::now() < deadline {
+            let caught_up = sqlx::query_scalar(
+                "select exists (
+                   select from pg_stat_replication where state = 'streaming' and sync_state = $1
+                 )",
+            );
+            if caught_up.bind(state).fetch_one(&mut connection).await? {
+                return Ok(());
+            }
+            sleep(CATCH_UP_POLL).await;
+        }
+        Err(Error::StandbyBehind(CATCH_UP_DEADLINE))
+    }
+
+    /// Stops the primary with a signal and restarts it on the same data.
+    pub async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        self.primary.restart(signal, progress).await?;
+        for proxy in self.nodes.get(self.active).into_iter().chain([&self.to_primary, &self.replication]) {
+            proxy.lead_to(address_of(&self.primary)?);
+        }
+        Ok(())
+    }
+
+    /// Stops both servers.
+    pub async fn stop(self) -> Result<(), Error> {
+        if let Some(standby) = self.standby {
+            standby.stop().await?;
+        }
+        self.primary.stop().await
+    }
+}
+
+/// Leads new connections to this server, and closes the open ones.
+fn reconnect(proxy: &TcpProxy, server: &Server) -> Result<(), Error> {
+    proxy.lead_to(address_of(server)?);
+    proxy.interrupt();
+    Ok(())
+}
+
+/// Sets whether a commit is confirmed only once a standby has it.
+async fn confirm_by_standby(server: &Server, confirm: bool) -> Result<(), Error> {
+    let names = if confirm { "*" } else { "" };
+    let set = format!("alter system set synchronous_standby_names = '{names}'");
+    server.execute(&[set, "select pg_reload_conf()".to_owned()]).await
+}
+
+fn address_of(server: &Server) -> Result<SocketAddr, Error> {
+    let port = server.admin_url().port().ok_or_else(|| io::Error::other("the URL has no port"));
+    Ok((Ipv4Addr::LOCALHOST, port.map_err(Error::io("address PostgreSQL"))?).into())
+}
