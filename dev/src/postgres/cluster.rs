@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    Error, Purpose,
+    Error, Purpose, base_backup,
     binaries::{Binaries, run},
     unix_user::UnixUser,
 };
@@ -136,9 +136,9 @@ impl Cluster {
         Ok(Self { child, binaries, account, files, purpose, admin_url })
     }
 
-    /// Makes a base backup of this server, through the address of this URL. The server of a standby's backup follows
-    /// the server at that address; any other backup starts as a primary.
-    pub(super) async fn back_up(&self, source: &Url, for_standby: bool) -> Result<BaseBackup, Error> {
+    /// Makes a base backup of this server. With `primary`, it becomes a standby of the server at this URL. Otherwise it
+    /// starts as a primary.
+    pub(super) async fn back_up(&self, primary: Option<&Url>) -> Result<BaseBackup, Error> {
         let directory = unique_directory(&self.account);
         std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
         Watchdog::global()
@@ -148,15 +148,8 @@ impl Cluster {
         let files = Files { directory };
         std::fs::copy(self.files.password(), files.password()).map_err(Error::io("copy the password"))?;
         self.account.own(&files.password(), 0o600)?;
-        let mut backup = self
-            .account
-            .launch(&self.binaries.program("pg_basebackup"))
-            .args(["-D".as_ref(), files.data().as_os_str()])
-            .args(["-d", source.as_str(), "-X", "stream", "-c", "fast", "--no-sync"]);
-        if for_standby {
-            backup = backup.args(["--write-recovery-conf"]);
-        }
-        run(backup).await?;
+        base_backup::make(&self.admin_url, self.files.data(), files.data(), self.account.clone(), primary)
+            .await?;
         let (binaries, account, purpose) =
             (self.binaries.clone(), self.account.clone(), self.purpose.clone());
         Ok(BaseBackup { binaries, account, files, purpose })

@@ -5,6 +5,7 @@
 //!
 //! On a server that is not ours, only objects with our [`Ownership`] are changed or dropped. A database of the same name
 //! without the mark is an error.
+mod base_backup;
 mod binaries;
 mod cluster;
 mod download;

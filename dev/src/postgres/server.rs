@@ -213,12 +213,12 @@ impl Server {
     /// Starts a standby that follows through the address of this URL.
     pub(super) async fn standby_through(&self, source: &Url, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?;
-        self.started(cluster.back_up(source, true).await?, progress).await
+        self.started(cluster.back_up(Some(source)).await?, progress).await
     }
 
     /// Makes a base backup of the server.
     pub(super) async fn back_up(&self) -> Result<BaseBackup, Error> {
-        self.cluster.as_ref().ok_or(Error::NotStartedHere)?.back_up(&self.admin_url, false).await
+        self.cluster.as_ref().ok_or(Error::NotStartedHere)?.back_up(None).await
     }
 
     /// Starts a server on a base backup of this server.

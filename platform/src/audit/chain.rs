@@ -202,7 +202,7 @@ pub(super) struct Chain {
 /// A seal of the chain whose number was also logged with other hashes.
 struct Contradiction {
     number: i64,
-    /// Whether the hash in the chain was logged, too.
+    /// True if the hash in the chain was logged, too.
     is_logged: bool,
     others: BTreeSet<Vec<u8>>,
 }

@@ -18,6 +18,7 @@ mod metrics;
 mod record;
 mod refusals;
 mod report;
+mod lost_heads;
 mod restore;
 mod sealing;
 mod seals;

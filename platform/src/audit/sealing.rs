@@ -20,8 +20,7 @@ use tracing::{Span, instrument};
 use super::{
     canonical::{EventPosition, Seal, StoredEvent},
     metrics::{RESTORES, SEAL_LAG, SEAL_NUMBER},
-    restore,
-    seals::{self, Head, Horizon},
+    lost_heads,     seals::{self, Head, Horizon},
 };
 use crate::{
     alerts::{Alert, Alerts, Severity},
@@ -124,7 +123,7 @@ impl Sealer {
         let Some(seen) = seen.filter(|seen| seen.number > 0) else { return Ok(()) };
         let hash = seals::hash_of(&self.database, seen.number).await?;
         if hash.as_deref() != Some(seen.hash.as_slice()) {
-            if !restore::is_lost(&self.database, seen).await? {
+            if !lost_heads::is_lost(&self.database, seen).await? {
                 return Err(SealError::Rewritten { number: seen.number });
             }
             tracing::warn!(seal_number = seen.number, "the last seal was lost in a recorded restore");
@@ -167,7 +166,7 @@ impl Sealer {
     pub async fn measure_lag(self) -> Result<Progress, sqlx::Error> {
         let lag = seals::lag(&self.database).await?;
         SEAL_LAG.set(lag.as_secs_f64());
-        RESTORES.set(restore::count(&self.database).await?);
+        RESTORES.set(lost_heads::count(&self.database).await?);
         SEAL_NUMBER.set(seals::last_number(&self.database).await?);
         if lag >= self.stale_time {
             let writer = seals::oldest_writer(&self.database).await?;

@@ -19,8 +19,7 @@ use super::{
     chain::{Chain, Exports, KnownHeads, Restores},
     export, record,
     report::{OnProgress, Report, VerifyError, add_head},
-    restore,
-    seals::{self, Head},
+    lost_heads,     seals::{self, Head},
 };
 use crate::database::Database;
 
@@ -82,7 +81,7 @@ async fn verify_database(
     let mut connection = database.acquire().await?;
     let recorded = export::recorded(&mut connection).await?;
     let mut exports = Exports { recorded, ..Exports::default() };
-    let recorded = restore::recorded(&mut connection).await?;
+    let recorded = lost_heads::recorded(&mut connection).await?;
     let mut restores = Restores { recorded, ..Restores::default() };
     for kept in kept {
         match kept {

@@ -130,7 +130,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
 }
 
 #[tokio::test]
-async fn sealing_stops_when_the_chain_is_set_back_and_continues_once_that_is_acknowledged() {
+async fn sealing_stops_when_the_chain_is_set_back() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! What a pooler in transaction mode needs: sessions without a state of their own, except prepared statements.
+//! The requirements of a pooler in transaction mode: sessions without a state of their own, except prepared statements.
 use std::{
     collections::BTreeSet,
     env,

@@ -281,7 +281,7 @@ fn the_replicated_database_confirms_a_commit_on_two_instances() {
 }
 
 #[test]
-fn the_script_prints_the_rules_of_the_service_and_leaves_out_those_of_the_stack() {
+fn the_script_prints_only_the_rules_of_the_service() {
     let mut objects = BTreeMap::new();
     for mut object in printed("rules.sh", &DEMO) {
         check(&object);

@@ -72,7 +72,7 @@ fn texts(matchers: &[Matcher]) -> Vec<String> {
 }
 
 #[test]
-fn the_stack_of_a_cluster_selects_the_objects_and_routes_alerts_as_the_demo_does() {
+fn the_overlay_of_the_stack_routes_alerts_like_the_demo() {
     let Some(objects) = rendered("kube-prometheus-stack") else { return };
     objects.0.iter().for_each(check);
     for kind in ["ServiceMonitor", "AlertmanagerConfig"] {
@@ -134,7 +134,7 @@ fn the_stack_of_a_cluster_selects_the_objects_and_routes_alerts_as_the_demo_does
 }
 
 #[test]
-fn pods_trust_the_certificate_authority_of_the_replicated_database() {
+fn pods_trust_the_authority_of_the_replicated_database() {
     let Some(objects) = rendered(REPLICATED) else { return };
     for pod in objects.pods() {
         let volumes = pod.volumes.clone().unwrap_or_default();
