@@ -160,12 +160,14 @@ mod tests {
         let script =
             std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ci/run")).unwrap();
         let known: Vec<_> = TOOLS.iter().flat_map(|tool| tool.packages.apt.split(' ')).collect();
-        let installed =
-            script.lines().filter_map(|line| line.split_once("apt-get install")).flat_map(|(_, rest)| {
-                rest.split_whitespace().filter(|word| !word.starts_with('-')).collect::<Vec<_>>()
-            });
-        let unknown: Vec<_> =
-            installed.filter(|package| *package != "postgresql" && !known.contains(package)).collect();
+        let needs = script.lines().filter(|line| line.starts_with("need '"));
+        let installed: Vec<_> =
+            needs.flat_map(|line| line.rsplit('\'').next().unwrap_or_default().split_whitespace()).collect();
+        assert!(installed.len() > 4, "{installed:?}");
+        let unknown: Vec<_> = installed
+            .into_iter()
+            .filter(|package| *package != "postgresql" && !known.contains(package))
+            .collect();
         assert!(unknown.is_empty(), "`cargo dev doctor` does not know {unknown:?}");
     }
 }

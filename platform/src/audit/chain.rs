@@ -345,7 +345,7 @@ impl Chain {
             let what = if seal.is_logged {
                 "it was logged with two hashes"
             } else {
-                "its hash is not the one that was logged"
+                "the hash differs from the logged one"
             };
             self.fault_at(seal.number, None, what.into());
         }

@@ -19,8 +19,9 @@ use tracing::{Span, instrument};
 
 use super::{
     canonical::{EventPosition, Seal, StoredEvent},
+    lost_heads,
     metrics::{RESTORES, SEAL_LAG, SEAL_NUMBER},
-    lost_heads,     seals::{self, Head, Horizon},
+    seals::{self, Head, Horizon},
 };
 use crate::{
     alerts::{Alert, Alerts, Severity},

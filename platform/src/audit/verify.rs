@@ -17,9 +17,9 @@ use super::{
     Event, EventResult, EventType,
     canonical::{EventPosition, StoredEvent},
     chain::{Chain, Exports, KnownHeads, Restores},
-    export, record,
+    export, lost_heads, record,
     report::{OnProgress, Report, VerifyError, add_head},
-    lost_heads,     seals::{self, Head},
+    seals::{self, Head},
 };
 use crate::database::Database;
 

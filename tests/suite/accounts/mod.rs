@@ -400,7 +400,7 @@ async fn user_create_reads_the_password_from_stdin_or_environment() {
 
     let again = service.command(&create, &[("USER_PASSWORD", PASSWORD)]).await;
     assert_eq!(again.code(), Some(1));
-    assert!(again.stderr.contains("already"), "{}", again.stderr);
+    assert!(again.stderr.contains("belongs to another user"), "{}", again.stderr);
     let weak = service.command(&create, &[("USER_PASSWORD", "short")]).await;
     assert_eq!(weak.code(), Some(1));
     assert!(!weak.stderr.contains("short") || weak.stderr.contains("8 characters"), "{}", weak.stderr);

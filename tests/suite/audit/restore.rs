@@ -68,7 +68,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
         .await;
     let found = verify(&service, &["--heads", &heads]).await;
     assert_eq!(found.code(), Some(1), "{}", found.stdout);
-    let missing = format!("seal {}: it was logged, and is missing", kept + 1);
+    let missing = format!("seal {}: missing, although it was logged", kept + 1);
     assert!(found.stderr.contains(&missing), "{}", found.stderr);
 
     // Migrate, and run the command.

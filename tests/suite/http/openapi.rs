@@ -77,7 +77,8 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
 }
 
 /// Headers of the protocol, which OpenAPI does not describe, and those of CORS, which only browsers use.
-const UNDOCUMENTED: [&str; 5] = ["content-length", "content-type", "date", "transfer-encoding", "vary"];
+const UNDOCUMENTED: [&str; 6] =
+    ["connection", "content-length", "content-type", "date", "transfer-encoding", "vary"];
 
 /// Headers that depend on settings or on what an earlier request did.
 const OPTIONAL: [&str; 3] = ["ratelimit", "ratelimit-policy", "idempotency-replayed"];
