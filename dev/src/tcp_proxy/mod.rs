@@ -207,24 +207,30 @@ async fn connect(client: TcpStream, wire: Arc<ProxyState>, mut flow: watch::Rece
     }
     // No server accepts. The client sees a closed connection, as without the proxy.
     let Some(server) = wire.connect().await else { return };
-    let (from_client, to_client) = client.into_split();
-    let (from_server, to_server) = server.into_split();
+    let (from_client, mut to_client) = client.into_split();
+    let (from_server, mut to_server) = server.into_split();
     let mut answers = RoundTripCounter::default();
     let count = |piece: &[u8]| {
         wire.bytes_back.fetch_add(piece.len(), Ordering::Relaxed);
         answers.count(piece, &wire.round_trips);
     };
+    let mut cut = flow.clone();
+    let server_ends = async {
+        pass(from_server, &mut to_client, flow.clone(), count).await;
+        // A frozen connection does not pass on the server's end either. A lost host sends nothing at all.
+        let _ended = flow.wait_for(|flow| *flow != Flow::Frozen).await;
+    };
     tokio::select! {
-        () = pass(from_client, to_server, flow.clone(), |_| {}) => {}
-        () = pass(from_server, to_client, flow.clone(), count) => {}
-        _ = flow.wait_for(|flow| *flow == Flow::Cut) => {}
+        () = pass(from_client, &mut to_server, cut.clone(), |_| {}) => {}
+        () = server_ends => {}
+        _ = cut.wait_for(|flow| *flow == Flow::Cut) => {}
     }
 }
 
 /// Copies data while both sides are connected, and passes each piece to an observer.
 async fn pass(
     mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    to: &mut OwnedWriteHalf,
     mut flow: watch::Receiver<Flow>,
     mut show: impl FnMut(&[u8]),
 ) {
@@ -238,11 +244,9 @@ async fn pass(
         let Some(piece) = buffer.get(..read) else { return };
         show(piece);
         if to.write_all(piece).await.is_err() {
-            break;
+            return;
         }
     }
-    // A frozen connection does not pass on its end either. A lost host sends nothing at all.
-    let _ended = flow.wait_for(|flow| *flow != Flow::Frozen).await;
 }
 
 #[cfg(test)]
@@ -265,5 +269,17 @@ mod tests {
         proxy.mend();
         assert_eq!(old.read(&mut byte).await.unwrap_or(0), 0);
         assert_eq!(new.read(&mut byte).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn a_frozen_connection_passes_on_the_end_of_its_client() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let proxy = TcpProxy::open(vec![server.local_addr().unwrap()]).await.unwrap();
+        let client = TcpStream::connect(proxy.address()).await.unwrap();
+        let (mut accepted, _) = server.accept().await.unwrap();
+        proxy.fails_over();
+        drop(client);
+        let end = timeout(CONNECT_TIMEOUT, accepted.read(&mut [0])).await;
+        assert_eq!(end.expect("the server's connection ends").unwrap_or(0), 0);
     }
 }
