@@ -189,23 +189,15 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
 
     let addresses = external_services.addresses();
     let compare = example::comparison(&database.owner_url, &addresses);
-    let stage = FaultTargets {
+    let faults = Switchboard::new(FaultTargets {
         external_services: addresses,
         owner_url: database.owner_url.clone(),
         api: api.clone(),
-    };
-    let faults = Switchboard::new(stage);
+    });
     console.follow(ops.clone(), service.log());
     let alerting = place.directory().join("alerting");
-    console.watch(scene(
-        executable,
-        &database,
-        &faults,
-        compare.clone(),
-        traffic.as_ref(),
-        service_log.clone(),
-        alerting,
-    ));
+    let (compares, log) = (compare.clone(), service_log.clone());
+    console.watch(scene(executable, &database, &faults, compares, traffic.as_ref(), log, alerting));
 
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
     let console_url = console.url();

@@ -191,7 +191,7 @@ impl Request {
             match answer {
                 Ok(answer) if ![202, 409, 503, 504].contains(&answer.status) => return answer,
                 _ if started.elapsed() < REQUEST_TIMEOUT => {
-                    tokio::time::sleep(Duration::from_millis(50)).await
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 last => panic!("{} {} has no final answer: {last:?}", self.method, self.path),
             }

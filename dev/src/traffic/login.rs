@@ -30,7 +30,7 @@ impl ApiRequest<'_> {
             .await;
         match came {
             RequestOutcome::Promised(answer) => {
-                lock(customer).token = Some(text(&answer.body, "token").to_owned())
+                lock(customer).token = Some(text(&answer.body, "token").to_owned());
             }
             // The service may have lost its users since, for example after its database was recreated.
             RequestOutcome::Wrong => *lock(customer) = Customer { at_the_door: true, ..Customer::default() },

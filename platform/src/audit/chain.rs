@@ -333,10 +333,10 @@ impl Chain {
     /// `restores` has lost them.
     pub(super) fn finish(mut self, exports: &Exports, restores: &Restores) -> Verdict {
         self.close();
-        let restored = restores.acknowledged(&self.restores);
+        let acknowledged = restores.acknowledged(&self.restores);
         let is_known = |number: i64, hashes: &BTreeSet<Vec<u8>>| {
             let is_lost = |hash: &Vec<u8>| {
-                restored.iter().any(|(record, _)| record.lost_heads.contains(&(number, hash.clone())))
+                acknowledged.iter().any(|(record, _)| record.lost_heads.contains(&(number, hash.clone())))
             };
             hashes.iter().all(is_lost)
         };
@@ -378,7 +378,7 @@ impl Chain {
             exported: self.missing,
             exports: confirmed,
             export_events: self.exports,
-            restores: restored.into_iter().map(|(_, acknowledged)| acknowledged).collect(),
+            restores: acknowledged.into_iter().map(|(_, acknowledged)| acknowledged).collect(),
             restore_events: self.restores,
             wrong: self.wrong,
         }

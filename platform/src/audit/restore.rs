@@ -13,7 +13,6 @@ use super::{
     chain::{KnownHeads, RestoreRecord},
     record_with,
     sealing::{self, SealError},
-    seals::Head,
 };
 use crate::database::{Database, instrument_query};
 

@@ -112,7 +112,7 @@ impl<'ast> Visit<'ast> for Texts {
 
 /// Returns the words of a message in lower case, without its placeholders.
 fn words(message: &str) -> String {
-    let text: String = message.split('{').flat_map(|part| part.rsplit('}').next()).collect();
+    let text: String = message.split('{').filter_map(|part| part.rsplit('}').next()).collect();
     let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
     format!(" {} ", words.collect::<Vec<_>>().join(" ").to_lowercase())
 }

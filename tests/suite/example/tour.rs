@@ -3,7 +3,7 @@
 //! A block of the document that follows `<!-- output: NAME -->` is compared with the output NAME of the run, after ids,
 //! times, addresses and durations are replaced in both. `UPDATE_TOUR=1 cargo test --test suite -- tour` writes the
 //! outputs of the run into the document.
-use std::{collections::BTreeMap, fmt::Write, fs};
+use std::{collections::BTreeMap, fmt::Write, fs, time::Duration};
 
 use dev::{
     example::gateway::Faults,
@@ -49,7 +49,7 @@ async fn the_tour_shows_what_a_run_prints() {
     let replayed = pay.await.is(201);
     assert_eq!(replayed.text, paid.text);
     outputs.insert("replay", head(&replayed));
-    outputs.insert("gateway-request", gateway_request(&service).await);
+    outputs.insert("gateway-request", gateway_request(&service));
     let row = "select id, gateway_key, order_id, amount, currency, status, attempts, gateway_charge_id from payments";
     outputs.insert("row", pretty(&service.database().rows(row).await[0]));
 
@@ -213,7 +213,7 @@ fn head(response: &HttpResponse) -> String {
     text
 }
 
-async fn gateway_request(service: &Service) -> String {
+fn gateway_request(service: &Service) -> String {
     let requests = service.gateway().requests();
     let charge = requests.iter().find(|request| request.method == "POST").unwrap();
     format!(
@@ -240,7 +240,7 @@ async fn log_lines(service: &Service, correlation_id: &str) -> String {
 }
 
 fn draw(collector: &Collector, span: &Span, depth: usize, into: &mut String) {
-    let duration = (span.ended - span.started) as f64 / 1e6;
+    let duration = Duration::from_nanos(span.ended - span.started).as_secs_f64() * 1000.0;
     let name = format!("{}{}", "  ".repeat(depth), span.name);
     writeln!(into, "{name:<44}{duration:>7.1} ms").unwrap();
     for child in collector.below(span) {

@@ -86,7 +86,7 @@ const OPTIONAL: [&str; 3] = ["ratelimit", "ratelimit-policy", "idempotency-repla
 /// Panics at a header that the document does not announce, at an invalid value, and at a missing header.
 fn has_the_headers(documented: &'static Value, Exchange { method, path, answer }: &Exchange<'_>) {
     let documented = documented.as_object().expect("every response has documented headers");
-    for name in answer.headers.keys().map(|name| name.as_str()) {
+    for name in answer.headers.keys().map(axum::http::HeaderName::as_str) {
         let known = documented.contains_key(name) || UNDOCUMENTED.contains(&name);
         assert!(
             known || name.starts_with("access-control-"),

@@ -338,8 +338,8 @@ fn promtool_passes(test: &Value) -> Option<Result<(), String>> {
     let ran =
         Command::new(promtool).current_dir(&directory).args(["test", "rules", "test.json"]).output().unwrap();
     fs::remove_dir_all(&directory).unwrap();
-    let text = String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr);
-    Some(if ran.status.success() { Ok(()) } else { Err(text) })
+    let output = String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr);
+    Some(if ran.status.success() { Ok(()) } else { Err(output) })
 }
 
 fn tempdir() -> std::path::PathBuf {
@@ -378,7 +378,7 @@ fn neighbours(job: &str) -> Vec<Value> {
 }
 
 /// Returns a test that no alert fires within an hour of these series, except for metrics that only slices have (`scope`).
-fn silence(series: Vec<Value>) -> Value {
+fn silence(series: &[Value]) -> Value {
     let mut rule_files: Vec<_> = printed("rules.sh", &DEMO)
         .iter()
         .map(|object| format!("{}.yml", object["metadata"]["name"].as_str().unwrap()))
@@ -400,11 +400,11 @@ fn silence(series: Vec<Value>) -> Value {
 #[test]
 fn series_of_other_jobs_of_a_cluster_fire_no_alert() {
     for job in ["thanos-query", "kubelet", "node-exporter"] {
-        let Some(result) = promtool_passes(&silence(neighbours(job))) else { return };
+        let Some(result) = promtool_passes(&silence(&neighbours(job))) else { return };
         result.unwrap_or_else(|error| panic!("{job}: {error}"));
     }
     // The same series of our own job do.
-    assert!(promtool_passes(&silence(neighbours(JOB))).unwrap().is_err());
+    assert!(promtool_passes(&silence(&neighbours(JOB))).unwrap().is_err());
 }
 
 #[test]
@@ -420,8 +420,9 @@ fn the_script_prints_every_dashboard_as_a_config_map() {
         names.insert(name.clone());
     }
     let entries = fs::read_dir(repository().join("grafana/dashboards")).unwrap();
-    let expected = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    assert_eq!(names, expected.filter(|name| name.ends_with(".json")).collect());
+    let expected = entries.map(|entry| entry.unwrap().path());
+    let expected = expected.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    assert_eq!(names, expected.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect());
 }
 
 #[test]

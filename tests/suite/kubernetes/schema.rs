@@ -188,7 +188,7 @@ struct DatabaseCluster {
     postgresql: PostgresConfiguration,
     bootstrap: Bootstrap,
     managed: Managed,
-    affinity: Affinity,
+    affinity: Placement,
     storage: BTreeMap<String, String>,
     resources: ResourceRequirements,
 }
@@ -247,7 +247,7 @@ struct ManagedRole {
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Affinity {
+struct Placement {
     enable_pod_anti_affinity: bool,
     topology_key: String,
     pod_anti_affinity_type: String,

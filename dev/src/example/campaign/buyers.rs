@@ -60,9 +60,9 @@ struct Purchase {
 
 /// Running buyers.
 pub(super) struct Buyers {
-    shop: Arc<Shop>,
+    store: Arc<Shop>,
     stop: watch::Sender<bool>,
-    buyers: JoinSet<()>,
+    tasks: JoinSet<()>,
     /// One probe for each replica after each failover: the replica, and the time until a write succeeded.
     probes: JoinSet<((SocketAddr, u32), Option<Duration>)>,
     failover: Option<Failover>,
@@ -77,7 +77,7 @@ impl Buyers {
             .await?;
         connection.close().await?;
         let stop = watch::Sender::new(false);
-        let shop = Arc::new(Shop {
+        let store = Arc::new(Shop {
             client: http::client(Duration::from_secs(15))?,
             api: stage.api_url()?,
             products,
@@ -87,22 +87,22 @@ impl Buyers {
             report: Mutex::new(FailoverReport::new(mode)),
             stopped: stop.subscribe(),
         });
-        let mut buyers = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for _ in 0..BUYERS {
-            buyers.spawn(Arc::clone(&shop).buy());
+            tasks.spawn(Arc::clone(&store).buy());
         }
-        Ok(Self { shop, stop, buyers, probes: JoinSet::new(), failover: None })
+        Ok(Self { store, stop, tasks, probes: JoinSet::new(), failover: None })
     }
 
     /// Measures the time until a write succeeds at each replica. Called when the new primary accepts writes.
     pub(super) fn failed_over(&mut self, failover: Failover, stage: &TestBed) {
         self.failover = Some(failover);
         for replica in stage.replicas() {
-            let shop = Arc::clone(&self.shop);
+            let store = Arc::clone(&self.store);
             self.probes.spawn(async move {
                 let began = Instant::now();
                 let url = Url::parse(&format!("http://{}/", replica.0)).ok();
-                let placed = async { shop.place(&url?).await };
+                let placed = async { store.place(&url?).await };
                 let placed = timeout(SETTLE_TIME, placed).await.ok().flatten();
                 (replica, placed.map(|_placed| began.elapsed()))
             });
@@ -123,14 +123,14 @@ impl Buyers {
             }
         }
 
-        let acknowledged = self.shop.purchases().clone();
+        let acknowledged = self.store.purchases().clone();
         let (orders, payments) = stored(stage.owner_url(), &acknowledged).await?;
         let mut unpaid = Vec::new();
         for (key, purchase) in acknowledged {
             let is_lost = !orders.contains(&purchase.order);
             if is_lost {
                 change.lost_orders += 1;
-                self.shop.purchases().remove(&key);
+                self.store.purchases().remove(&key);
             }
             if purchase.payment.is_some_and(|payment| !payments.contains(&payment)) {
                 change.lost_payments += 1;
@@ -138,8 +138,8 @@ impl Buyers {
             }
         }
         for (key, order) in unpaid {
-            let retried = timeout(SETTLE_TIME, self.shop.pay(order, &key)).await.ok().flatten();
-            self.shop.report().restored_by_retry += u64::from(retried.is_some());
+            let retried = timeout(SETTLE_TIME, self.store.pay(order, &key)).await.ok().flatten();
+            self.store.report().restored_by_retry += u64::from(retried.is_some());
         }
 
         let (lost_orders, lost_payments) = (change.lost_orders, change.lost_payments);
@@ -147,7 +147,7 @@ impl Buyers {
             violations
                 .push(format!("acknowledged, but lost: {lost_orders} orders, {lost_payments} payments"));
         }
-        let mut report = self.shop.report();
+        let mut report = self.store.report();
         if let Some(failover) = self.failover.take() {
             let total = report.changes.entry(failover).or_default();
             total.times += 1;
@@ -166,14 +166,14 @@ impl Buyers {
     /// Stops the buyers and returns the results.
     pub(super) async fn stop(mut self, stage: &TestBed, verdict: &Verdict) -> Result<FailoverReport, Error> {
         self.stop.send_replace(true);
-        while self.buyers.join_next().await.is_some() {}
+        while self.tasks.join_next().await.is_some() {}
         let mut connection = PgConnection::connect(stage.owner_url().as_str()).await?;
         let found = sqlx::query_scalar("select count(*) from discrepancies where record_id = any ($1)")
             .bind(&verdict.orphans)
             .fetch_one(&mut connection)
             .await?;
         connection.close().await?;
-        let mut report = self.shop.report().clone();
+        let mut report = self.store.report().clone();
         report.orphans = verdict.orphans.len();
         report.orphans_found = found;
         Ok(report)

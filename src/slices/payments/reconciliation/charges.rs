@@ -123,7 +123,9 @@ impl Payments {
     ) -> Result<Option<ComparedPayment>, ReconcileError> {
         let mut listed = ListedObjects::default();
         listed.add(reference, "");
-        charges.iter().for_each(|charge| listed.add(reference, charge.id.as_str()));
+        for charge in charges {
+            listed.add(reference, charge.id.as_str());
+        }
         Ok(store::match_payments(&self.0.database, &listed).await?.pop())
     }
 

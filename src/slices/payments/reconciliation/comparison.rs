@@ -201,6 +201,8 @@ mod tests {
 
     #[test]
     fn a_refund_agrees_with_one_of_the_same_result() {
+        use GatewayRefundStatus::{Failed, Succeeded};
+
         let found = |status, name: &str, amount| GatewayRefund {
             id: id(name),
             reference: GatewayKey(Uuid::from_u128(2)),
@@ -218,7 +220,6 @@ mod tests {
             correlation_id: "c".to_owned(),
             age: Duration::ZERO,
         };
-        use GatewayRefundStatus::{Failed, Succeeded};
         for (stored, status, name, amount, verdict) in [
             (refund(RefundStatus::Succeeded, Some("re_1")), Succeeded, "re_1", 100, Verdict::Agrees),
             (refund(RefundStatus::Failed, Some("re_1")), Failed, "re_1", 100, Verdict::Agrees),

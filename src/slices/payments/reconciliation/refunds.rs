@@ -126,7 +126,9 @@ impl Payments {
     ) -> Result<Option<ComparedRefund>, ReconcileError> {
         let mut listed = ListedObjects::default();
         listed.add(reference, "");
-        reported.iter().for_each(|found| listed.add(reference, found.id.as_str()));
+        for found in reported {
+            listed.add(reference, found.id.as_str());
+        }
         Ok(store::match_refunds(&self.0.database, &listed).await?.pop())
     }
 
