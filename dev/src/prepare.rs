@@ -6,7 +6,7 @@
 //! Each replaceable source directory contains the descriptions of its own queries. sqlx finds them through
 //! `SQLX_OFFLINE_DIR` in `.cargo/config.toml`, and because sqlx also searches the directory of the package.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
 };
@@ -43,7 +43,10 @@ pub enum Error {
 /// The directories of descriptions, each with the sources whose queries it describes. The `src` entry excludes the
 /// sources of the other entries.
 const CACHES: [(&str, &str); 3] =
-    [("platform/.sqlx", "platform/src"), ("src/slices/.sqlx", "src/slices"), (".sqlx", "src")];
+    [("platform/.sqlx", "platform/src"), (FIRST_CACHE, "src/slices"), (".sqlx", "src")];
+
+/// The directory of `SQLX_OFFLINE_DIR`.
+const FIRST_CACHE: &str = "src/slices/.sqlx";
 
 /// File paths that differ between the committed descriptions and the current ones.
 #[derive(Debug, Default)]
@@ -94,7 +97,8 @@ pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Err
     Ok(difference)
 }
 
-/// Assigns each description to the caches of the sources that contain its query.
+/// Assigns each description to the caches of the sources that contain its query. A query that a macro composes of several
+/// literals is in no source as a whole. It goes to the directory in which sqlx looks first, for every package.
 fn by_cache(described: &Descriptions) -> Result<Descriptions, Error> {
     let mut sorted = Descriptions::new();
     for (cache, directory) in CACHES {
@@ -110,6 +114,12 @@ fn by_cache(described: &Descriptions) -> Result<Descriptions, Error> {
             }
         }
     }
+    let names: BTreeSet<_> =
+        sorted.keys().filter_map(|path| path.rsplit('/').next()).map(ToOwned::to_owned).collect();
+    let composed = described.iter().filter(|(name, _)| !names.contains(*name));
+    let composed: Vec<_> =
+        composed.map(|(name, content)| (format!("{FIRST_CACHE}/{name}"), content.clone())).collect();
+    sorted.extend(composed);
     Ok(sorted)
 }
 
