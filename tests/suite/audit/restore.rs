@@ -84,7 +84,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
     assert!(done.contains("sessions ended: 2; idempotency keys extended: 1"), "{done}");
     let after = recorded(&service).await;
     let again = after_restore(&service, &heads, &["--yes"]).await.succeeded();
-    assert_eq!(again, "nothing to do: this restore is recorded already\n");
+    assert!(again.starts_with("nothing to do: this restore is recorded already\n"), "{again}");
     assert_eq!(recorded(&service).await, after);
 
     // Verify.
