@@ -1,11 +1,11 @@
 //! The views of the console, with notes in them.
 use dev::{faults::Fault, harness::eventually};
 
-use crate::console::fixture::{Stage, get};
+use crate::console::fixture::{ConsoleFixture, get};
 
 #[tokio::test]
 async fn each_view_shows_what_has_happened() {
-    let (stage, _traffic) = Stage::with_traffic(20.0).await;
+    let (stage, _traffic) = ConsoleFixture::with_traffic(20.0).await;
     let Some(browser) = stage.open("/").await else { return };
     browser.shows("[data-tile=Service]", "ready").await;
     browser.shows("[data-tile=Notes]", "created since the start").await;
@@ -23,7 +23,7 @@ async fn each_view_shows_what_has_happened() {
 
 #[tokio::test]
 async fn a_deep_link_opens_the_trace_of_a_note() {
-    let stage = Stage::set().await;
+    let stage = ConsoleFixture::set().await;
     let customer = stage.service.customer().await;
     let _created = customer.creates().header("x-correlation-id", "the-first").await.is(201);
     let trace = eventually("the trace comes in", async || {
