@@ -42,8 +42,7 @@ const BANNED: [&str; 22] = [
 const MAX_TEST_NAME: usize = 60;
 
 /// Directories of Rust code. A project may lack the last two.
-const SOURCES: [&str; 7] =
-    ["src", "platform/src", "dev/src", "dev/tests", "tests", "bench/src", "template/starter"];
+const SOURCES: [&str; 7] = ["src", "platform/src", "dev/src", "dev/tests", "tests", "bench/src", "template"];
 
 /// Returns the path and the text of every Rust file in these directories.
 fn sources(directories: &[&str]) -> Vec<(String, String)> {

@@ -75,7 +75,7 @@ async fn the_tour_shows_what_a_run_prints() {
     .await;
     outputs.insert(
         "seal",
-        pretty(&service.logs_that("the seal's line", |line| line["seal_number"] == seal).await),
+        log_line(&service.logs_that("the seal's line", |line| line["seal_number"] == seal).await),
     );
     let verified = service.command(&["audit", "verify"], &[]).await;
     outputs.insert("verify", verified.stdout);
@@ -183,9 +183,12 @@ fn event(line: &Value) -> Value {
     line["audit_log"].as_str().map_or(Value::Null, |event| serde_json::from_str(event).unwrap())
 }
 
-/// A line of the log, with the audit event as an object.
+/// A line of the log, with the audit event as an object, and without the members that every line has in common.
 fn log_line(line: &Value) -> String {
     let mut line = line.clone();
+    for common in ["service", "version"] {
+        line.as_object_mut().unwrap().remove(common);
+    }
     if !event(&line).is_null() {
         line["audit_log"] = event(&line);
     }
