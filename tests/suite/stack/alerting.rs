@@ -1,8 +1,5 @@
 //! From a fault to a delivered alert, and back: a real Prometheus, a real Alertmanager, an inbox.
-use std::{
-    collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddr},
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use dev::{
     alert_inbox::{self, Inbox},
@@ -43,22 +40,18 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
         }
     }
     alertmanager.post("api/v2/alerts", &json!(posted)).await;
-    // An alert is active or suppressed once Alertmanager has processed it.
-    let active: BTreeSet<_> = eventually("Alertmanager has processed every alert", async || {
+    let sent = || inbox.alerts().into_iter().map(|alert| alert.name).collect::<Vec<_>>();
+    // An alert is active or suppressed once Alertmanager has processed it. It may be active until its cause is processed.
+    eventually("every alert is processed, and the active ones arrive", async || {
         let alerts = alertmanager.ask("api/v2/alerts", &[]).await;
         let alerts = alerts.as_array().unwrap();
         let state = |alert: &Value| alert["status"]["state"].as_str().unwrap().to_owned();
         let processed =
             alerts.len() == posted.len() && alerts.iter().all(|alert| state(alert) != "unprocessed");
-        let active = alerts.iter().filter(|alert| state(alert) == "active");
-        processed
-            .then(|| active.map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned()).collect())
-    })
-    .await;
-    let sent = || inbox.alerts().into_iter().map(|alert| alert.name).collect::<Vec<_>>();
-    eventually("the active alerts arrive", async || {
         let sent = sent();
-        active.iter().all(|name| sent.contains(name)).then_some(())
+        let arrived = |alert: &Value| sent.iter().any(|name| alert["labels"]["alertname"] == **name);
+        let active = alerts.iter().filter(|alert| state(alert) == "active");
+        (processed && active.into_iter().all(arrived)).then_some(())
     })
     .await;
     let mut sent = sent();
