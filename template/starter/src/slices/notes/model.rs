@@ -28,7 +28,12 @@ pub struct Note {
 #[serde(deny_unknown_fields)]
 pub struct NoteFields {
     /// The name of the note: 1 to 200 characters.
-    #[schema(example = "First", min_length = 1, max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        example = "First",
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     pub name: String,
 }
 
@@ -41,8 +46,7 @@ impl Validate for NoteFields {
         if fits && !self.name.chars().any(char::is_control) {
             return Vec::new();
         }
-        let rule =
-            format!("must have 1 to {MAX_NAME_CHARACTERS} characters without control characters");
+        let rule = format!("must have 1 to {MAX_NAME_CHARACTERS} characters without control characters");
         vec![FieldError::new("/name", rule)]
     }
 }

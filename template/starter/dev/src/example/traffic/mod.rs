@@ -12,7 +12,7 @@ use crate::traffic::{
     api::Call,
     customer::Customer,
     expectations::{has_status, is_page, is_refused, keeps, text},
-    request::{RequestOutcome, ApiRequest, lock},
+    request::{ApiRequest, RequestOutcome, lock},
 };
 
 const PATH: &str = "/v1/notes";
@@ -95,7 +95,13 @@ async fn repeat(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str,
 }
 
 /// Sends a request that the service must refuse.
-async fn blunder(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, strangers: &str, which: u32) {
+async fn blunder(
+    visit: &ApiRequest<'_>,
+    customer: &Mutex<Customer>,
+    token: &str,
+    strangers: &str,
+    which: u32,
+) {
     let create = |body| Call::post(PATH, &body).by(token);
     let (call, status) = match which {
         0 => (create(json!({ "name": "" })).under(&new_key()), 422),
@@ -103,7 +109,9 @@ async fn blunder(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str
         2 => (Call::get(format!("{PATH}/{strangers}")).by(token), 404),
         _ => (Call::get(format!("{PATH}?limit=101")).by(token), 400),
     };
-    if let RequestOutcome::Promised(_) = visit.ask_as(customer, &call, |answer| is_refused(answer, status)).await {
+    if let RequestOutcome::Promised(_) =
+        visit.ask_as(customer, &call, |answer| is_refused(answer, status)).await
+    {
         visit.report().refusals += 1;
     }
 }
