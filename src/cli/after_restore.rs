@@ -12,9 +12,6 @@ use platform::{
 use super::{Outcome, flags, reader, runtime};
 use crate::{accounts, slices};
 
-/// Maximum length of a reason in characters. It is stored in the audit log.
-const MAX_REASON: usize = 500;
-
 pub(super) fn command() -> Command {
     let file = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf)).help(help)
@@ -27,7 +24,7 @@ pub(super) fn command() -> Command {
                 .long("reason")
                 .value_name("TEXT")
                 .required(true)
-                .value_parser(parse_reason)
+                .value_parser(audit::parse_reason)
                 .help("Why the database was restored; it is stored in the audit log"),
         )
         .arg(file(
@@ -44,14 +41,6 @@ pub(super) fn command() -> Command {
         .args(flags(move |setting| {
             matches!(setting.group, "process" | "database") || is_of_a_slice(setting.name)
         }))
-}
-
-fn parse_reason(text: &str) -> Result<String, String> {
-    let reason = text.trim();
-    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.contains(char::is_control) {
-        return Err(format!("must be 1 to {MAX_REASON} characters in one line"));
-    }
-    Ok(reason.to_owned())
 }
 
 pub(super) fn execute(arguments: &ArgMatches) -> Outcome {

@@ -190,3 +190,18 @@ impl Event {
         }
     }
 }
+
+/// Maximum length of a reason in characters.
+const MAX_REASON: usize = 500;
+
+/// Parses the reason that an operator gives for a command, and that its event stores.
+///
+/// # Errors
+/// The reason is empty, has more than 500 characters, or has a control character.
+pub fn parse_reason(text: &str) -> Result<String, String> {
+    let reason = text.trim();
+    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.contains(char::is_control) {
+        return Err(format!("must be 1 to {MAX_REASON} characters in one line"));
+    }
+    Ok(reason.to_owned())
+}

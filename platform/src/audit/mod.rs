@@ -26,7 +26,7 @@ mod settings;
 mod verify;
 
 pub use chain::KnownHeads;
-pub use event::{Event, EventResult, EventType};
+pub use event::{Event, EventResult, EventType, parse_reason};
 pub use export::{Export, ExportError, ExportSummary, export, verify_export};
 pub use failures::WriteFailures;
 pub use listing::{AuditEvent, Filter, list};

@@ -4,7 +4,7 @@ use std::error::Error;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Arg, ArgMatches, Command};
 use platform::{
-    alerts::Alerts, database::Database, http::timestamp::Timestamp, settings::Reader,
+    alerts::Alerts, audit, database::Database, http::timestamp::Timestamp, settings::Reader,
     workers::BackgroundTasks,
 };
 use uuid::Uuid;
@@ -16,9 +16,6 @@ use super::{
 
 type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 
-/// Maximum length of a reason in characters. It is stored in the audit log.
-const MAX_REASON: usize = 500;
-
 pub fn command() -> Command {
     let id = |help: &'static str| Arg::new("id").value_name("ID").required(true).help(help);
     let reason = || {
@@ -26,7 +23,7 @@ pub fn command() -> Command {
             .long("reason")
             .value_name("TEXT")
             .required(true)
-            .value_parser(parse_reason)
+            .value_parser(audit::parse_reason)
             .help("Reason, stored in the audit log")
     };
     Command::new("payments")
@@ -84,14 +81,6 @@ fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
     let time = text.parse().ok().or_else(|| duration(text)).filter(|time| *time <= now);
     let time = time.ok_or("must be a time in the past (RFC 3339), or a duration such as 90m, 48h or 7d")?;
     Timestamp::try_from(time).map(DateTime::from).map_err(|error| error.to_string())
-}
-
-fn parse_reason(text: &str) -> Result<String, String> {
-    let reason = text.trim();
-    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.contains(char::is_control) {
-        return Err(format!("must be 1 to {MAX_REASON} characters in one line"));
-    }
-    Ok(reason.to_owned())
 }
 
 /// Runs a command. `settings` is read only by commands that call the gateway.

@@ -20,7 +20,8 @@ pub async fn command(arguments: &[&str], settings: &[(&str, &str)]) -> CommandOu
 
 /// The minimum settings of `serve`. None of the addresses is reachable.
 pub fn sufficient() -> Vec<(&'static str, &'static str)> {
-    let own = [("APP_ENV", "test"), ("DATABASE_URL", "postgres://somebody:a-password@127.0.0.1:1/service")];
+    let own =
+        [("APP_ENV", "test"), ("DATABASE_URL", "postgres://app_service:a-password@127.0.0.1:1/service")];
     [&own[..], &REQUIRED].concat()
 }
 
@@ -78,7 +79,7 @@ async fn an_unreachable_database_is_named_without_its_password() {
 
 #[tokio::test]
 async fn an_address_of_ipv6_is_one_like_any_other() {
-    let url = "postgres://somebody@[::1]:1/service";
+    let url = "postgres://app_service@[::1]:1/service";
     let settings =
         [&sufficient()[..], &[("DATABASE_URL", url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
     let stopped = command(&["migrate"], &settings).await;
@@ -94,7 +95,7 @@ async fn an_address_of_ipv6_is_one_like_any_other() {
 #[tokio::test]
 async fn an_unsupported_database_url_parameter_is_rejected() {
     for parameter in ["target_session_attrs=any", "channel_binding=require", "keepalives=1"] {
-        let url = format!("postgres://somebody:a-password@a,b/service?{parameter}");
+        let url = format!("postgres://app_service:a-password@a,b/service?{parameter}");
         let settings = [&sufficient()[..], &[("DATABASE_URL", &url)]].concat();
         for arguments in [["serve"], ["migrate"]] {
             let stopped = command(&arguments, &settings).await;
@@ -112,7 +113,7 @@ async fn an_unsupported_database_url_parameter_is_rejected() {
 
 #[tokio::test]
 async fn contradictory_settings_are_rejected() {
-    let remote = "postgres://somebody:a-password@db.internal/service?sslmode=disable";
+    let remote = "postgres://app_service:a-password@db.internal/service?sslmode=disable";
     for (settings, named) in [
         (&[("APP_ENV", "production"), ("SHUTDOWN_DEADLINE_SECONDS", "5")][..], "SHUTDOWN_DEADLINE_SECONDS"),
         (&[("SHUTDOWN_GRACE_SECONDS", "24"), ("SHUTDOWN_DEADLINE_SECONDS", "25")], "SHUTDOWN_GRACE_SECONDS"),
@@ -130,7 +131,7 @@ async fn contradictory_settings_are_rejected() {
         &[("APP_ENV", "staging"), ("DATABASE_URL", remote)],
         &[
             ("APP_ENV", "production"),
-            ("DATABASE_URL", "postgres://somebody@127.0.0.1/service?sslmode=disable"),
+            ("DATABASE_URL", "postgres://app_service@127.0.0.1/service?sslmode=disable"),
         ],
     ] {
         command(&["config"], &[&sufficient()[..], settings].concat()).await.succeeded();
@@ -141,7 +142,7 @@ async fn contradictory_settings_are_rejected() {
 #[tokio::test]
 async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("postgres://somebody@{}/service?sslmode=disable", listener.local_addr().unwrap());
+    let url = format!("postgres://app_service@{}/service?sslmode=disable", listener.local_addr().unwrap());
     let settings =
         [&sufficient()[..], &[("DATABASE_URL", &url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
     let first_message = async {
@@ -235,7 +236,8 @@ async fn a_file_that_cannot_be_read_or_written_is_named() {
     let sentence = failed_in_one_sentence(&stopped);
     assert!(sentence.contains("a-file"), "{sentence}");
 
-    std::fs::write(folder.join(".env"), "DATABASE_URL=\"postgres://somebody:a-password@nowhere\n").unwrap();
+    std::fs::write(folder.join(".env"), "DATABASE_URL=\"postgres://app_service:a-password@nowhere\n")
+        .unwrap();
     let started = Launch::new(EXECUTABLE).args(["serve"]).directory(&folder).start().unwrap();
     assert_eq!(started.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1));
     let said: String = started.lines().into_iter().map(|line| line.text).collect();
@@ -309,7 +311,7 @@ async fn a_port_that_is_taken_is_named_with_its_setting() {
 async fn the_settings_are_shown_without_secrets() {
     let urls = [
         ("ALERT_WEBHOOK_URL", "https://hooks.example/services/a-password"),
-        ("ALERTMANAGER_URL", "http://somebody:a-password@alerts.internal:9093/?token=a-password"),
+        ("ALERTMANAGER_URL", "http://app_service:a-password@alerts.internal:9093/?token=a-password"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://a-password@collector.internal"),
     ];
     let told = command(&["config"], &[&sufficient()[..], &urls].concat()).await.succeeded();

@@ -38,6 +38,7 @@ use tracing::Instrument;
 use uuid::{Builder, Uuid};
 
 pub use self::comparison::Kind;
+use self::comparison::{PAYMENT_WITHOUT_CHARGE, REFUND_WITHOUT_GATEWAY_REFUND};
 use self::metrics::RECONCILIATION_DISCREPANCIES;
 pub use self::metrics::initialize as initialize_metrics;
 pub use self::worker::Scope;
@@ -274,13 +275,21 @@ impl Payments {
             Step::Refunds => self.compare_refunds(run.since, cursor(within).as_ref()).await?,
             Step::UnlistedPayments => {
                 let range = id_range(run, within);
-                let page = store::unlisted_payments(&self.0.database, range, run.repeated).await?;
+                let page =
+                    store::unlisted_payments(&self.0.database, range, run.repeated, PAYMENT_WITHOUT_CHARGE)
+                        .await?;
                 let (references, next) = unlisted(&page);
                 (self.poll_all(references, Self::compare_payment).await?, next)
             }
             Step::UnlistedRefunds => {
                 let range = id_range(run, within);
-                let page = store::unlisted_refunds(&self.0.database, range, run.repeated).await?;
+                let page = store::unlisted_refunds(
+                    &self.0.database,
+                    range,
+                    run.repeated,
+                    REFUND_WITHOUT_GATEWAY_REFUND,
+                )
+                .await?;
                 let (references, next) = unlisted(&page);
                 (self.poll_all(references, Self::compare_refund).await?, next)
             }

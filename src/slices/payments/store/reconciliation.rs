@@ -287,11 +287,13 @@ pub struct IdRange {
     pub limit: i64,
 }
 
-/// Returns payments in the order of their ids. Unless `repeated`, a payment is not unlisted if this is already recorded.
+/// Returns payments in the order of their ids. Unless `repeated`, a payment is not unlisted
+/// if this discrepancy is already recorded for it.
 pub async fn unlisted_payments(
     database: &Database,
     range: IdRange,
     repeated: bool,
+    discrepancy: &str,
 ) -> Result<Vec<AgedRecord>, sqlx::Error> {
     let statement = sqlx::query_as!(
         AgedRecord,
@@ -301,7 +303,7 @@ pub async fn unlisted_payments(
           (
             listed_at is null and status in ('succeeded', 'partially_refunded', 'refunded')
             and ($4 or not exists (
-              select from discrepancies where record_id = payments.id and what = 'payment without charge'
+              select from discrepancies where record_id = payments.id and what = $5
             ))
           ) as "unlisted!"
         from payments
@@ -313,6 +315,7 @@ pub async fn unlisted_payments(
         range.before,
         range.limit,
         repeated,
+        discrepancy,
     );
     database.run("payments.list_unlisted", async |connection| statement.fetch_all(connection).await).await
 }
@@ -322,6 +325,7 @@ pub async fn unlisted_refunds(
     database: &Database,
     range: IdRange,
     repeated: bool,
+    discrepancy: &str,
 ) -> Result<Vec<AgedRecord>, sqlx::Error> {
     let statement = sqlx::query_as!(
         AgedRecord,
@@ -332,7 +336,7 @@ pub async fn unlisted_refunds(
             listed_at is null and status = 'succeeded'
             and ($4 or not exists (
               select from discrepancies
-              where record_id = refunds.id and what = 'refund without gateway refund'
+              where record_id = refunds.id and what = $5
             ))
           ) as "unlisted!"
         from refunds
@@ -344,6 +348,7 @@ pub async fn unlisted_refunds(
         range.before,
         range.limit,
         repeated,
+        discrepancy,
     );
     database.run("refunds.list_unlisted", async |connection| statement.fetch_all(connection).await).await
 }
