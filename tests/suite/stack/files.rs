@@ -266,10 +266,18 @@ fn every_file_that_the_stack_includes_or_mounts_exists() {
         let included = stack["include"].as_array().into_iter().flatten();
         unread.extend(included.map(|path| path.as_str().unwrap().to_owned()));
         let services = stack["services"].as_object().into_iter().flat_map(|services| services.values());
-        for mount in services.flat_map(|service| service["volumes"].as_array().into_iter().flatten()) {
-            let source = mount.as_str().unwrap().split(':').next().unwrap();
-            if source.starts_with('.') {
-                assert!(repository().join(source).exists(), "{path} mounts {source}");
+        for service in services {
+            for mount in service["volumes"].as_array().into_iter().flatten() {
+                let source = mount.as_str().unwrap().split(':').next().unwrap();
+                if source.starts_with('.') {
+                    assert!(repository().join(source).exists(), "{path} mounts {source}");
+                    looked_at += 1;
+                }
+            }
+            for file in service["env_file"].as_array().into_iter().flatten() {
+                let file = file.as_str().or(file["path"].as_str()).unwrap();
+                let file = Path::new(&path).parent().unwrap().join(file);
+                assert!(repository().join(&file).exists(), "{path} reads {}", file.display());
                 looked_at += 1;
             }
         }
