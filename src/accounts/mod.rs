@@ -9,6 +9,8 @@
 mod attempts;
 mod authentication;
 mod blocklist;
+mod credentials;
+mod errors;
 mod metrics;
 mod model;
 mod passwords;
@@ -22,6 +24,7 @@ use platform::{audit::Refusals, database::Database, http::limits::RateLimiter};
 
 pub use self::attempts::sweep as sweep_attempts;
 pub use self::authentication::{Authentication, authenticate};
+pub use self::errors::AccountError;
 pub use self::metrics::initialize as initialize_metrics;
 pub use self::model::{Email, NewUser, Password, User};
 pub use self::passwords::Passwords;
@@ -29,7 +32,7 @@ pub use self::roles::{Admin, AuditReader, Customer, CustomerOrSupport, OwnerOrSt
 pub use self::routes::routes;
 pub use self::sessions::{end_all as end_all_sessions, sweep as sweep_sessions};
 pub use self::settings::Settings;
-pub use self::users::{CreateError, create as create_user};
+pub use self::users::create as create_user;
 
 /// State of the account routes. Cheap to clone.
 #[derive(Clone)]

@@ -9,7 +9,6 @@ use argon2::{
     Algorithm, Argon2, Params, Version,
     password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
 };
-use platform::http::problem::Problem;
 use tokio::sync::Semaphore;
 
 use super::Settings;
@@ -41,12 +40,6 @@ pub enum PasswordError {
     /// The process is shutting down, or a thread panicked.
     #[error("the hashing was cancelled")]
     Abandoned,
-}
-
-impl From<PasswordError> for Problem {
-    fn from(error: PasswordError) -> Self {
-        Self::internal(&error)
-    }
 }
 
 impl Passwords {

@@ -1,4 +1,8 @@
 //! The roles of users, and the extractors that require one of them.
+use platform::{
+    audit::{Event, EventResult, EventType, record},
+    database::Database,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -55,6 +59,24 @@ impl OwnerOrStaff {
     /// Returns the only customer whose records the caller may read, or `None` for staff, who may read all.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
+    }
+
+    /// Records that staff reads these records of customers, in the table `resource`. Does nothing for a customer, who reads
+    /// their own. Handlers call it before they respond, so that no record is shown without its event.
+    ///
+    /// # Errors
+    /// If the event cannot be recorded.
+    pub async fn record_access(
+        &self,
+        database: &Database,
+        resource: &'static str,
+        ids: impl IntoIterator<Item = Uuid>,
+    ) -> Result<(), sqlx::Error> {
+        if self.owner_filter().is_some() {
+            return Ok(());
+        }
+        let event = Event::new(EventType::DataAccess, resource, "read", EventResult::Success).records(ids);
+        record(database, event).await
     }
 }
 

@@ -6,7 +6,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use platform::{
-    audit::{Event, EventResult, EventType},
     http::{
         client_address::ClientAddress,
         extract::Json,
@@ -17,12 +16,10 @@ use platform::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Accounts, Role,
-    attempts::{AttemptResult, Pseudonym},
-    metrics::AUTHENTICATION_FAILURES,
-    model::{Credentials, Email, NewSession, NewUser, Password, PasswordChange, User},
-    sessions::{self, Token},
-    users,
+    Accounts,
+    errors::AccountError,
+    model::{Credentials, Email, NewSession, NewUser, PasswordChange, User},
+    sessions,
 };
 
 /// Returns the routes of accounts.
@@ -58,8 +55,7 @@ async fn register(
     Json(new): Json<NewUser>,
 ) -> Result<Response, Problem> {
     let email = Email::parse(&new.email).ok_or_else(|| Problem::malformed("Invalid e-mail address."))?;
-    let hash = accounts.passwords.hash(&new.password).await?;
-    let user = users::create(&accounts.database, &email, &new.name, &hash, Role::Customer).await?;
+    let user = accounts.register(&email, &new).await?;
     Ok((StatusCode::CREATED, [(header::LOCATION, HeaderValue::from_static("/v1/me"))], JsonBody(user))
         .into_response())
 }
@@ -78,19 +74,8 @@ async fn log_in(
     LimitedClient(client): LimitedClient,
     Json(credentials): Json<Credentials>,
 ) -> Result<Response, Problem> {
-    let token = Token::generate()?;
-    for _ in 0..MAX_VERIFICATIONS {
-        let current_user = accounts.recognise(&credentials, client).await?;
-        let hash = accounts.rehash_if_outdated(&current_user, &credentials.password).await?;
-        let ttl = accounts.session_ttl;
-        if let Some(expires_at) =
-            sessions::begin(&accounts.database, &current_user.user, &hash, &token, ttl).await?
-        {
-            let session = NewSession { token: token.into_text(), expires_at, user: current_user.user };
-            return Ok((StatusCode::CREATED, JsonBody(session)).into_response());
-        }
-    }
-    Err(Problem::unavailable(1))
+    let session = accounts.log_in(&credentials, client).await?;
+    Ok((StatusCode::CREATED, JsonBody(session)).into_response())
 }
 
 /// Log out
@@ -109,7 +94,7 @@ async fn log_out(State(accounts): State<Accounts>, caller: Caller) -> Result<Sta
     responses((status = 200, description = "The current user", body = User))
 )]
 async fn show_me(State(accounts): State<Accounts>, caller: Caller) -> Result<JsonBody<User>, Problem> {
-    Ok(JsonBody(accounts.current_user(caller).await?.user))
+    Ok(JsonBody(accounts.current_user(&caller).await?))
 }
 
 /// Change the password
@@ -127,25 +112,9 @@ async fn change_password(
     LimitedClient(client): LimitedClient,
     Json(change): Json<PasswordChange>,
 ) -> Result<StatusCode, Problem> {
-    let user = accounts.current_user(caller).await?.user;
-    if let Some(weakness) = change.new_password.weakness(&user.email, &user.name) {
-        return Err(Problem::invalid(vec![FieldError::new("/new_password", weakness)]));
-    }
-    let credentials = Credentials { email: user.email, password: change.current_password };
-    for _ in 0..MAX_VERIFICATIONS {
-        let current_user = accounts.recognise(&credentials, client).await?;
-        let hash = accounts.passwords.hash(&change.new_password).await?;
-        if users::change_password(&accounts.database, &current_user, &hash).await? {
-            return Ok(StatusCode::NO_CONTENT);
-        }
-    }
-    Err(Problem::unavailable(1))
+    accounts.change_password(&caller, change, client).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
-
-/// Maximum number of verifications of one request's credentials. The second verification follows if the hash was
-/// replaced after the first. Either another password replaced it, and the request is refused, or a concurrent login
-/// renewed the hash.
-const MAX_VERIFICATIONS: u32 = 2;
 
 /// A client within the limit of logins and registrations. It is an extractor, so that a request over the limit is
 /// refused before its body is read, because hashing is expensive.
@@ -163,69 +132,17 @@ impl FromRequestParts<Accounts> for LimitedClient {
     }
 }
 
-impl Accounts {
-    async fn current_user(&self, caller: Caller) -> Result<users::UserRecord, Problem> {
-        users::by_id(&self.database, caller.user_id).await?.ok_or_else(|| Problem::new(UNAUTHENTICATED))
-    }
-
-    /// Returns the user of these credentials, and the hash that the password was verified against. The attempt is
-    /// counted before the password is verified, and a hash is computed in every case.
-    async fn recognise(
-        &self,
-        credentials: &Credentials,
-        client: ClientAddress,
-    ) -> Result<users::UserRecord, Problem> {
-        let account = self.lockout.pseudonym(&self.database, &credentials.email).await?;
-        let counted = self.lockout.count(&self.database, &account, client.network()).await?;
-        let current_user = match Email::parse(&credentials.email) {
-            Some(email) => users::by_email(&self.database, &email).await?,
-            None => None,
-        };
-        let hash = current_user.as_ref().map(|current_user| current_user.password_hash.clone());
-        let fits = self.passwords.verify(&credentials.password, hash).await?;
-        match (fits, counted, current_user) {
-            (true, AttemptResult::Allowed, Some(current_user)) => {
-                self.lockout.forget(&self.database, &account, client.network()).await?;
-                Ok(current_user)
-            }
-            (_, counted, current_user) => {
-                Err(self.refuse(counted, current_user.map(|current_user| current_user.user), &account).await)
-            }
-        }
-    }
-
-    /// Hashes the password again if the parameters of its hash differ from the settings. Returns the user's hash.
-    async fn rehash_if_outdated(
-        &self,
-        current_user: &users::UserRecord,
-        password: &Password,
-    ) -> Result<String, Problem> {
-        let hash = &current_user.password_hash;
-        if self.passwords.is_outdated(hash) {
-            let renewed = self.passwords.hash(password).await?;
-            if users::renew_hash(&self.database, &current_user.user, hash, &renewed).await? {
-                return Ok(renewed);
-            }
-        }
-        Ok(hash.clone())
-    }
-
-    async fn refuse(&self, counted: AttemptResult, user: Option<User>, account: &Pseudonym) -> Problem {
-        let (reason, action) = match counted {
-            AttemptResult::Allowed => ("bad_credentials", "login"),
-            AttemptResult::LockedOut { just_now: true } => ("locked_out", "lockout"),
-            AttemptResult::LockedOut { just_now: false } => ("locked_out", "login"),
-        };
-        AUTHENTICATION_FAILURES.with_label_values(&[reason]).inc();
-        let mut event = Event::new(EventType::Authentication, "sessions", action, EventResult::Failure)
-            .with("reason", reason);
-        event = match user {
-            Some(user) => event.by(user.id, user.role.as_str()),
-            None => event.with("unknown_account", account.to_hex()),
-        };
-        match self.refusals.record(event).await {
-            Ok(()) => Problem::new(BAD_CREDENTIALS),
-            Err(error) => error.into(),
+impl From<AccountError> for Problem {
+    fn from(error: AccountError) -> Self {
+        match error {
+            AccountError::EmailTaken => Self::conflict("The e-mail address belongs to another user."),
+            AccountError::BadCredentials => Self::new(BAD_CREDENTIALS),
+            AccountError::WeakPassword(rule) => Self::invalid(vec![FieldError::new("/new_password", rule)]),
+            AccountError::UserNotFound => Self::new(UNAUTHENTICATED),
+            AccountError::HashReplaced => Self::unavailable(1),
+            AccountError::Password(error) => Self::internal(&error),
+            AccountError::Random(error) => Self::internal(&error),
+            AccountError::Database(error) => error.into(),
         }
     }
 }

@@ -4,10 +4,12 @@ use chrono::{DateTime, Utc};
 use platform::{
     audit::{self, Event, EventResult, EventType, PendingEvent},
     database::{Database, instrument_query},
-    http::problem::Problem,
     identity::Caller,
 };
-use rand::{TryRng, rngs::SysRng};
+use rand::{
+    TryRng,
+    rngs::{SysError, SysRng},
+};
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -19,9 +21,9 @@ pub(super) struct Token(String);
 
 impl Token {
     /// Generates a token from the operating system's random numbers.
-    pub(super) fn generate() -> Result<Self, Problem> {
+    pub(super) fn generate() -> Result<Self, SysError> {
         let mut bytes = [0; 32];
-        SysRng.try_fill_bytes(&mut bytes).map_err(|error| Problem::internal(&error))?;
+        SysRng.try_fill_bytes(&mut bytes)?;
         Ok(Self(URL_SAFE_NO_PAD.encode(bytes)))
     }
 

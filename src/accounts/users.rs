@@ -3,34 +3,14 @@ use chrono::{DateTime, Utc};
 use platform::{
     audit::{self, Event, EventResult, EventType},
     database::{Database, instrument_query, violated_constraint},
-    http::problem::Problem,
 };
 use uuid::Uuid;
 
 use super::{
     Role,
+    errors::AccountError,
     model::{Email, User},
 };
-
-/// Error of creating a user.
-#[derive(Debug, thiserror::Error)]
-pub enum CreateError {
-    /// Another user has the e-mail address.
-    #[error("the e-mail address belongs to another user")]
-    EmailTaken,
-    /// The statement failed, or the database is unreachable.
-    #[error("failed to store the user: {0}")]
-    Database(#[from] sqlx::Error),
-}
-
-impl From<CreateError> for Problem {
-    fn from(error: CreateError) -> Self {
-        match error {
-            CreateError::EmailTaken => Self::conflict("The e-mail address belongs to another user."),
-            CreateError::Database(error) => error.into(),
-        }
-    }
-}
 
 /// Stores a user and its audit event.
 ///
@@ -42,7 +22,7 @@ pub async fn create(
     name: &str,
     password_hash: &str,
     role: Role,
-) -> Result<User, CreateError> {
+) -> Result<User, AccountError> {
     let id = Uuid::now_v7();
     let event = Event::change("users", "create").records([id]).with("role", role.as_str());
     let statement = sqlx::query!(
@@ -66,8 +46,8 @@ pub async fn create(
         .run("users.insert", async |connection| statement.fetch_one(connection).await)
         .await
         .map_err(|error| match violated_constraint(&error) {
-            Some("email_is_taken_once") => CreateError::EmailTaken,
-            _ => CreateError::Database(error),
+            Some("email_is_taken_once") => AccountError::EmailTaken,
+            _ => AccountError::Database(error),
         })?;
     event.mirror();
     let name = name.trim().to_owned();

@@ -98,9 +98,7 @@ async fn list_orders(
     };
     let orders = store::list(&database, customer_id, filter.status, page).await?;
     let orders = page.page(orders, |order| order.id);
-    if reader.owner_filter().is_none() {
-        store::record_access(&database, orders.data.iter().map(|order| order.id)).await?;
-    }
+    reader.record_access(&database, "orders", orders.data.iter().map(|order| order.id)).await?;
     Ok(JsonBody(orders))
 }
 
@@ -115,9 +113,7 @@ async fn show_order(
     Id(id): Id,
 ) -> Result<JsonBody<Order>, Problem> {
     let order = store::find(&database, id, reader.owner_filter()).await?.ok_or(OrderError::NotFound(id))?;
-    if reader.owner_filter().is_none() {
-        store::record_access(&database, [id]).await?;
-    }
+    reader.record_access(&database, "orders", [id]).await?;
     Ok(JsonBody(order))
 }
 

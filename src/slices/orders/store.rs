@@ -1,6 +1,6 @@
 //! The orders table and its items.
 use platform::{
-    audit::{Event, EventResult, EventType, record},
+    audit::Event,
     database::Database,
     http::{idempotency::Claim, pagination::PageRequest},
 };
@@ -263,15 +263,6 @@ pub(super) async fn cancel(database: &Database, id: Uuid, owner: Option<Uuid>) -
         event.mirror();
     }
     Ok(cancelled)
-}
-
-/// Records that staff has read customers' orders. If the event cannot be recorded, the orders are not shown.
-pub(super) async fn record_access(
-    database: &Database,
-    ids: impl IntoIterator<Item = Uuid>,
-) -> Result<(), sqlx::Error> {
-    let event = Event::new(EventType::DataAccess, "orders", "read", EventResult::Success).records(ids);
-    record(database, event).await
 }
 
 /// The data of an order that paying needs.

@@ -77,9 +77,7 @@ async fn show_payment(
     let found = store::find_of_owner(&database, id, reader.owner_filter())
         .await?
         .ok_or_else(|| Problem::not_found_or_not_owned("payments", id))?;
-    if reader.owner_filter().is_none() {
-        store::record_access(&database, id).await?;
-    }
+    reader.record_access(&database, "payments", [id]).await?;
     Ok(JsonBody(found))
 }
 

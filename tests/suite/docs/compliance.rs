@@ -28,8 +28,8 @@ pub(crate) fn file(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Returns the text of a document and of its parts of the slices: of `docs/metrics.md` and every `docs/metrics-*.md`,
-/// or of `.env.example` and every `.env.*.example`.
+/// Returns the text of a document and of its parts of the slices: of `docs/compliance.md` and every
+/// `docs/compliance-*.md`, or of `.env.example` and every `.env.*.example`.
 pub(crate) fn with_parts(path: &str) -> String {
     let (stem, extension) = path.rsplit_once('.').unwrap();
     let (folder, stem) = stem.rsplit_once('/').unwrap_or((".", stem));
@@ -43,6 +43,25 @@ pub(crate) fn with_parts(path: &str) -> String {
     names.sort_unstable();
     assert!(names.iter().any(|name| path.ends_with(name.as_str())), "{path} is among {names:?}");
     names.iter().map(|name| file(&format!("{folder}/{name}")) + "\n").collect()
+}
+
+/// Returns the rows of every table in `docs` that has this heading. The heading identifies a list, so that a slice can
+/// have its rows of all lists in one document.
+pub(crate) fn rows(heading: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    documents(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs"), &mut found);
+    found.sort();
+    let mut rows = Vec::new();
+    for document in found {
+        let text = fs::read_to_string(document).unwrap();
+        let mut lines = text.lines();
+        while lines.by_ref().any(|line| line == heading) {
+            let table = lines.by_ref().take_while(|line| line.starts_with('|'));
+            rows.extend(table.skip(1).map(str::to_owned));
+        }
+    }
+    assert!(!rows.is_empty(), "a table with the heading {heading}");
+    rows
 }
 
 /// Returns the texts between backticks in a document, outside of its code blocks.
@@ -189,7 +208,9 @@ fn every_file_that_a_document_names_or_links_exists() {
         let links = links.filter(|link| !link.is_empty() && !link.contains("://"));
         let linked = links.map(|link| document.parent().unwrap().join(link));
         let names = quoted(&text).into_iter().filter(|name| {
-            let in_repository = FOLDERS.iter().any(|folder| name.starts_with(folder));
+            // A folder that a project has deleted is not searched for the files that documents still name.
+            let in_repository =
+                FOLDERS.iter().any(|folder| name.starts_with(folder) && root.join(folder).exists());
             in_repository
                 && !["*", " ", "SLICE", "FILE", "NAME", "NNNN"].iter().any(|part| name.contains(part))
         });

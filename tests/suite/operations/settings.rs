@@ -8,11 +8,17 @@ use dev::harness::run;
 
 use crate::{
     EXECUTABLE,
-    docs::{compliance::with_parts, is_complete},
+    docs::{
+        compliance::{rows, with_parts},
+        is_complete,
+    },
 };
 
 /// Settings that are never shown and have no flag, because other users of the machine can read command lines.
 const SECRETS: [&str; 4] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN", "ALERT_WEBHOOK_URL"];
+
+/// The heading of the tables of settings.
+const HEADING: &str = "| name | meaning | default |";
 
 /// Returns every setting of the executable, with its default.
 async fn settings() -> BTreeMap<String, Option<String>> {
@@ -51,7 +57,7 @@ async fn env_example_has_every_setting_with_its_default() {
     let settings = settings().await;
     let named = |settings: Vec<&String>| settings.into_iter().cloned().collect();
     is_complete(
-        ".env.example",
+        ".env*.example",
         &named(example.keys().collect()),
         "the settings",
         &named(settings.keys().collect()),
@@ -91,15 +97,20 @@ async fn every_setting_has_a_flag_except_secrets_and_otel() {
 
 #[tokio::test]
 async fn the_documents_have_one_row_for_every_setting() {
-    let text = with_parts("docs/settings.md");
-    let rows = text.lines().filter(|line| line.starts_with("| `"));
-    let listed: Vec<_> = rows
+    let listed: Vec<_> = rows(HEADING)
+        .iter()
         .filter_map(|row| row.split('|').nth(1))
         .flat_map(|cell| cell.split('`'))
         .filter(|word| is_name(word))
         .map(str::to_owned)
         .collect();
     let names = names().await;
-    assert_eq!(listed.len(), names.len(), "no setting has two rows");
-    is_complete("docs/settings*.md", &listed.into_iter().collect(), "the settings", &names);
+    let rows = listed.len();
+    is_complete(
+        &format!("the tables \"{HEADING}\" of docs"),
+        &listed.into_iter().collect(),
+        "the settings",
+        &names,
+    );
+    assert_eq!(rows, names.len(), "no setting has two rows");
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::tools::{run, tool};
-use crate::docs::{compliance::with_parts, is_complete};
+use crate::docs::{compliance::rows, is_complete, structure::declared_metrics};
 
 /// Address of the runbooks in the demo. A deployment replaces it for all alerts at once.
 const RUNBOOKS: &str = "http://localhost:8025/runbooks/";
@@ -174,24 +174,22 @@ fn every_runbook_has_commands_for_a_cluster() {
 
 #[test]
 fn the_list_of_runbooks_is_complete() {
-    let list = with_parts("docs/runbooks/README.md");
-    let listed: BTreeSet<_> = list
-        .lines()
-        .filter_map(|line| line.strip_prefix("| [")?.split(']').next())
-        .map(str::to_owned)
-        .collect();
-    is_complete("docs/runbooks/README.md", &listed, "the alerts of prometheus/rules", &alert_names());
+    const HEADING: &str = "| alert | severity | meaning |";
+    let rows = rows(HEADING);
+    let listed = rows.iter().filter_map(|row| row.strip_prefix("| [")?.split(']').next());
+    is_complete(
+        &format!("the tables \"{HEADING}\" of docs"),
+        &listed.map(str::to_owned).collect(),
+        "the alerts of prometheus/rules",
+        &alert_names(),
+    );
 }
 
 #[test]
 fn every_alert_has_a_drill_and_what_became_of_it() {
-    let list = with_parts("docs/runbooks/README.md");
+    const HEADING: &str = "| alert | rules | what happened |";
     let mut drilled = BTreeSet::new();
-    let drills = list.split("## Drills").skip(1).flat_map(|drills| {
-        let rows = drills.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
-        rows.take_while(|line| line.starts_with('|'))
-    });
-    for row in drills {
+    for row in rows(HEADING) {
         let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
         let [alert, rules, happened] = cells[..] else { panic!("{row}") };
         assert!(["as they are", "shortened", "promtool"].contains(&rules), "{row}");
@@ -199,7 +197,7 @@ fn every_alert_has_a_drill_and_what_became_of_it() {
         drilled.insert(alert.to_owned());
     }
     is_complete(
-        "the drills of docs/runbooks/README.md",
+        &format!("the tables \"{HEADING}\" of docs"),
         &drilled,
         "the alerts of prometheus/rules",
         &alert_names(),
@@ -224,6 +222,19 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
     let rules = "the alerts of prometheus/rules";
     is_complete("the firing cases of prometheus/tests", &fires, rules, &alert_names());
     is_complete("the silent cases of prometheus/tests", &silent, rules, &alert_names());
+}
+
+/// `AuditTrailSilent` compares the records that users have created with the events of the audit log.
+#[test]
+fn every_counter_of_created_records_is_recorded_for_the_audit() {
+    const RECORD: &str = "job:records_created:increase15m";
+    let recorded = rules().into_iter().filter(|rule| rule.record.as_deref() == Some(RECORD));
+    let expressions: Vec<_> = recorded.map(|rule| rule.expr).collect();
+    assert!(!expressions.is_empty(), "prometheus/rules has no {RECORD}");
+    for counter in declared_metrics().into_iter().filter(|name| name.ends_with("_created_total")) {
+        let is_recorded = expressions.iter().any(|expression| expression.contains(&counter));
+        assert!(is_recorded, "prometheus/rules records no {RECORD} of {counter}");
+    }
 }
 
 #[test]

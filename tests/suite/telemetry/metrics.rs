@@ -15,11 +15,14 @@ use tokio::task::JoinSet;
 
 use crate::{
     builder,
-    docs::{compliance::with_parts, is_complete},
+    docs::{compliance::rows, is_complete},
     service,
 };
 
-/// Returns each family with its type and its labels.
+/// The heading of the tables of metrics.
+pub(crate) const HEADING: &str = "| name | type | labels | unit | what | for example |";
+
+/// The type and the labels of each family.
 type Families = BTreeMap<String, (String, BTreeSet<String>)>;
 
 fn families(text: &str) -> Families {
@@ -48,10 +51,8 @@ fn series(text: &str) -> usize {
 async fn the_document_lists_every_metric_with_its_type_and_labels() {
     let service = service().await;
     let told = families(&service.metrics().await);
-    let document = with_parts("docs/metrics.md");
-    let listed: Families = document
-        .lines()
-        .filter(|line| line.starts_with("| `"))
+    let listed: Families = rows(HEADING)
+        .iter()
         .map(|row| {
             let cells: Vec<_> = row.split('|').map(str::trim).collect();
             let labels = cells[3].split(", ").map(|label| label.trim_matches('`').to_owned());
@@ -62,7 +63,12 @@ async fn the_document_lists_every_metric_with_its_type_and_labels() {
             (name, (cells[2].to_owned(), labels))
         })
         .collect();
-    is_complete("docs/metrics.md", &listed.into_iter().collect(), "/metrics", &told.into_iter().collect());
+    is_complete(
+        &format!("the tables \"{HEADING}\" of docs"),
+        &listed.into_iter().collect(),
+        "/metrics",
+        &told.into_iter().collect(),
+    );
 }
 
 #[tokio::test]

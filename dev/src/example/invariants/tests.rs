@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without payment (4). The payment of
-/// order N has the id 10 + N.
+/// order N has the id 10 + N. Parcels stand for the table of any other slice: one was created under a key.
 const BOOKS: &str = "
     drop schema if exists books cascade;
     create schema books;
@@ -33,6 +33,8 @@ const BOOKS: &str = "
     create function id(number int) returns uuid language sql as
       $$ select format('00000000-0000-7000-8000-0000000000%s', lpad(number::text, 2, '0'))::uuid $$;
 
+    create table parcels (id uuid primary key);
+    insert into parcels values (id(31)), (id(32));
     insert into orders (id, status, total_amount, currency, live_payment_id) values
       (id(1), 'paid', 4200, 'EUR', id(11)),
       (id(2), 'pending_payment', 4200, 'EUR', id(12)),
@@ -46,6 +48,7 @@ const BOOKS: &str = "
     insert into idempotency_keys (scope, key, resource_id, response_body, completed_at) values
       ('user', 'order', id(1), format('{\"id\":\"%s\"}', id(1)), now()),
       ('user', 'payment', id(11), format('{\"id\":\"%s\"}', id(11)), now()),
+      ('user', 'parcel', id(31), format('{\"id\":\"%s\"}', id(31)), now()),
       ('user', 'in flight', id(12), null, null),
       ('gateway', 'msg_1', null, '', now());
     insert into audit_events (event_type, resource, action, result, metadata)
@@ -54,11 +57,12 @@ const BOOKS: &str = "
         select 'orders' as resource, 'create' as action, id from orders
         union all select 'payments', 'create', id from payments
         union all select 'payments', 'settle', id from payments where status <> 'processing'
+        union all select 'parcels', 'create', id(31)
       ) told;
 ";
 
 /// A change, and the invariant that it violates.
-const CRIMES: [(&str, &str); 17] = [
+const CRIMES: [(&str, &str); 19] = [
     (
         "delete from audit_events where resource = 'orders' and metadata -> 'record_ids' ->> 0 = id(1)::text",
         "each start and each settlement has exactly one audit event",
@@ -100,6 +104,14 @@ const CRIMES: [(&str, &str); 17] = [
     (
         "update idempotency_keys set completed_at = now(), response_body = '{}' where key = 'in flight'",
         "a completed idempotency key has exactly one effect, and refers to it",
+    ),
+    (
+        "delete from parcels where id = id(31)",
+        "a completed idempotency key has exactly one effect, and refers to it",
+    ),
+    (
+        "delete from audit_events where resource = 'parcels'",
+        "each start and each settlement has exactly one audit event",
     ),
     (
         "update idempotency_keys set completed_at = null where key = 'payment'",

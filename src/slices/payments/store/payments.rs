@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use platform::{
-    audit::{Event, EventResult, EventType, record},
+    audit::Event,
     database::{Database, instrument_query, violated_constraint},
     http::idempotency::Claim,
 };
@@ -244,12 +244,6 @@ async fn select(
             })
         })
         .transpose()
-}
-
-/// Records that staff has read a customer's payment. If the event cannot be recorded, the payment is not shown.
-pub async fn record_access(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
-    let event = Event::new(EventType::DataAccess, "payments", "read", EventResult::Success).records([id]);
-    record(database, event).await
 }
 
 /// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.

@@ -9,7 +9,7 @@ use serde_json::json;
 use self::table::routes;
 pub(crate) use self::table::{Row, Subject};
 use crate::{
-    docs::{compliance::with_parts, is_complete},
+    docs::{compliance::rows, is_complete},
     example::permissions::FORBIDDEN_TO_AUDITORS,
     http::openapi,
     service,
@@ -102,16 +102,20 @@ fn the_table_has_every_route_of_the_document() {
 
 #[test]
 fn the_table_in_the_documents_is_this_one() {
-    let documents = with_parts("docs/permissions.md");
-    let documents: BTreeSet<_> =
-        documents.lines().filter(|line| line.starts_with("| `")).map(str::to_owned).collect();
+    let heading = format!("| route | {} |", EVERYBODY.join(" | "));
+    let documents = rows(&heading).into_iter().collect();
     let table: BTreeSet<_> = routes()
         .map(|(method, route, _, statuses)| {
             let statuses = statuses.map(|status| status.to_string()).join(" | ");
             format!("| `{method} {route}` | {statuses} |")
         })
         .collect();
-    is_complete("docs/permissions*.md", &documents, "the table of the tests", &table);
+    is_complete(
+        &format!("the tables \"{heading}\" of docs"),
+        &documents,
+        "tests/suite/*/permissions",
+        &table,
+    );
 }
 
 #[test]

@@ -37,7 +37,7 @@ const COMMON: [Row; 6] = [
 
 /// Returns every route.
 pub(super) fn routes() -> impl Iterator<Item = Row> {
-    COMMON.into_iter().chain(ROWS)
+    COMMON.iter().chain(ROWS).copied()
 }
 
 fn register(by: &Client, _: &Subject) -> Request {

@@ -68,9 +68,7 @@ async fn list_notes(
     let page = query.parse()?;
     let found = store::list(&database, reader.owner_filter(), page).await?;
     let found = page.page(found, |note: &Note| note.id);
-    if reader.owner_filter().is_none() {
-        store::record_access(&database, found.data.iter().map(|note| note.id)).await?;
-    }
+    reader.record_access(&database, "notes", found.data.iter().map(|note| note.id)).await?;
     Ok(JsonBody(found))
 }
 
@@ -87,9 +85,7 @@ async fn show_note(
     let found = store::find(&database, id, reader.owner_filter())
         .await?
         .ok_or_else(|| Problem::not_found_or_not_owned("notes", id))?;
-    if reader.owner_filter().is_none() {
-        store::record_access(&database, [id]).await?;
-    }
+    reader.record_access(&database, "notes", [id]).await?;
     Ok(JsonBody(found))
 }
 

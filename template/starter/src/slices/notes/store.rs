@@ -1,7 +1,7 @@
 //! The `notes` table.
 use chrono::{SubsecRound, Utc};
 use platform::{
-    audit::{Event, EventResult, EventType, record},
+    audit::Event,
     database::Database,
     http::{idempotency::Claim, pagination::PageRequest},
 };
@@ -169,13 +169,4 @@ pub(super) async fn change(
             updated_at: row.updated_at,
         }
     }))
-}
-
-/// Records that staff has read notes of customers. If the event cannot be recorded, the notes are not shown.
-pub(super) async fn record_access(
-    database: &Database,
-    ids: impl IntoIterator<Item = Uuid>,
-) -> Result<(), sqlx::Error> {
-    let event = Event::new(EventType::DataAccess, "notes", "read", EventResult::Success).records(ids);
-    record(database, event).await
 }

@@ -21,7 +21,7 @@ impl Fixtures {
 pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
 
 #[rustfmt::skip]
-pub(crate) const ROWS: [Row; 4] = [
+pub(crate) const ROWS: &[Row] = &[
     //                                  none customer support auditor admin
     ("POST",   "/v1/notes",      create, [401, 201, 403, 403, 403]),
     ("GET",    "/v1/notes",      list,   [401, 200, 200, 403, 200]),
