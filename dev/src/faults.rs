@@ -52,6 +52,10 @@ static ALL: LazyLock<Vec<Fault>> = LazyLock::new(|| {
 impl Fault {
     pub const SLOW_DATABASE: Self = Self("slow-database");
     pub const LOGIN_ATTACK: Self = Self("login-attack");
+    /// A change of the primary, which has a button in place of a switch.
+    pub(crate) const FAILOVER: Self = Self("failover");
+    /// The same, to an earlier state.
+    pub(crate) const RESTORE: Self = Self("restore");
 
     /// Returns every fault in display order.
     pub fn all() -> &'static [Self] {

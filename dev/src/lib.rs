@@ -15,6 +15,7 @@
 //! - `ports`: ports that are still free after a restart
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`example`]: all domain code of this crate
+//! - [`failover`]: a primary and its standby, and the changes of the primary that the console requests
 //! - [`faults`]: faults of dependencies, switched at run time
 //! - [`harness`]: the test harness: a service with its own database
 //! - [`http`]: the HTTP client of the tools
@@ -28,6 +29,7 @@ pub mod console;
 pub mod doctor;
 pub mod environment;
 pub mod example;
+pub mod failover;
 pub mod faults;
 pub mod harness;
 pub mod http;

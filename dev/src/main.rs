@@ -44,6 +44,10 @@ struct Environment {
     /// Delete the data of earlier runs first
     #[arg(long)]
     fresh: bool,
+    /// Give the database a synchronous standby, with buttons on the console's page Faults: fail over, and restore to 30
+    /// seconds ago. The data ends with the run
+    #[arg(long, conflicts_with = "fresh")]
+    standby: bool,
     /// Send no traffic
     #[arg(long)]
     no_traffic: bool,
@@ -150,6 +154,7 @@ fn setting(text: &str) -> Result<(String, String), &'static str> {
 async fn environment(arguments: Environment) -> Outcome {
     let settings = environment::Settings {
         fresh: arguments.fresh,
+        standby: arguments.standby,
         logs: arguments.logs,
         data: arguments.data,
         rate: (!arguments.no_traffic).then_some(arguments.rate),

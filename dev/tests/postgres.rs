@@ -8,8 +8,12 @@
 )]
 use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
+use chrono::{DateTime, Utc};
 use dev::{
-    postgres::{self, Error, Ownership, Presence, Purpose, Rights, Server},
+    postgres::{
+        self, Error, Failover, Ownership, Presence, Purpose, ReplicatedServer, ReplicationMode, Rights,
+        Server,
+    },
     process::Launch,
 };
 use nix::{
@@ -233,4 +237,43 @@ async fn a_named_server_that_cannot_be_used_is_an_error() {
 #[ignore = "run by another test in another environment"]
 async fn an_unusable_server_is_rejected() {
     println!("{}", postgres::for_tests().await.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_replicated_server_recovers_to_a_moment_repeatedly() {
+    let server = Server::find_or_start(Purpose::Durable, &|_| ()).await.unwrap();
+    let mode = Some(ReplicationMode::Synchronous);
+    let mut server = ReplicatedServer::start(server, mode, &|_| ()).await.unwrap();
+    let url = server.url_of_primary(server.primary().admin_url());
+    run(&url, "create table things (id serial, kept bool)").await;
+    let long_ago = query::<DateTime<Utc>>(&url, "select now()").await;
+    server.back_up().await.unwrap();
+    let earliest = query::<DateTime<Utc>>(&url, "select now()").await;
+    for kept in 1..=2 {
+        run(&url, "insert into things (kept) values (true)").await;
+        let moment = query::<DateTime<Utc>>(&url, "select clock_timestamp()").await;
+        run(&url, "insert into things (kept) values (false)").await;
+        // A newer backup does not reach back to the moment.
+        server.back_up().await.unwrap();
+        let reached = server.recover(moment, &|_| ()).await.unwrap();
+        assert_eq!(reached, moment);
+        server.admit().unwrap();
+        server.rejoin(&|_| ()).await.unwrap();
+        server.back_up().await.unwrap();
+        assert_eq!(query::<i64>(&url, "select count(*) from things where kept").await, kept);
+        assert_eq!(query::<i64>(&url, "select count(*) from things where not kept").await, 0);
+        let synchronous = "select count(*) from pg_stat_replication where sync_state = 'sync'";
+        assert_eq!(query::<i64>(&url, synchronous).await, 1);
+
+        server.fail_over(Failover::ProcessKilled, &|_| ()).await.unwrap();
+        server.rejoin(&|_| ()).await.unwrap();
+        server.back_up().await.unwrap();
+        assert_eq!(query::<i64>(&url, "select count(*) from things").await, kept);
+    }
+    // Without an older backup, the end of the oldest one is the earliest moment.
+    let reached = server.recover(long_ago, &|_| ()).await.unwrap();
+    assert!(reached > earliest, "{reached} is after the failovers");
+    server.admit().unwrap();
+    assert_eq!(query::<i64>(&url, "select count(*) from things").await, 2);
+    server.stop().await.unwrap();
 }

@@ -8,7 +8,7 @@ use axum::{
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// All files except the page itself: name, type and content.
-const FILES: [(&str, &str, &str); 14] = [
+const FILES: [(&str, &str, &str); 15] = [
     ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
     ("main.js", SCRIPT, include_str!("page/main.js")),
@@ -22,6 +22,7 @@ const FILES: [(&str, &str, &str); 14] = [
     ("logs.js", SCRIPT, include_str!("page/logs.js")),
     ("alerts.js", SCRIPT, include_str!("page/alerts.js")),
     ("faults.js", SCRIPT, include_str!("page/faults.js")),
+    ("standby.js", SCRIPT, include_str!("page/standby.js")),
     ("audit.js", SCRIPT, include_str!("page/audit.js")),
 ];
 

@@ -53,6 +53,7 @@ use self::{
 };
 use crate::{
     alert_inbox::{self, Inbox},
+    failover::Replication,
     faults::Switchboard,
     http,
     otlp::{self, Span},
@@ -86,6 +87,8 @@ pub struct ObservedSystem {
     /// The file with the service's log lines, which contain the heads of the audit chain.
     pub log: Option<PathBuf>,
     pub faults: Switchboard,
+    /// The primary and its standby, if the database has one.
+    pub replication: Option<Replication>,
     /// Reconciliation with an external ledger, if the service has one.
     pub books: Option<Comparison>,
     pub traffic: Option<Switch>,
@@ -239,9 +242,12 @@ impl Console {
             if let Some(compare) = scene.books.clone() {
                 self.spawn(watcher::compare_books(Arc::clone(&self.state), compare));
             }
+            if let Some(replication) = &scene.replication {
+                self.spawn(watcher::report_changes(Arc::clone(&self.state), replication.changes()));
+            }
             self.spawn(watcher::find_first(Arc::clone(&self.state), scene.clone()));
             self.spawn(watcher::alert(Arc::clone(&self.state), scene.clone()));
-            self.spawn(watcher::report_switches(Arc::clone(&self.state), scene));
+            self.spawn(watcher::report_changes(Arc::clone(&self.state), scene.faults.changes()));
         }
     }
 

@@ -27,7 +27,11 @@ use super::{
     now::{self, Snapshot},
     traces,
 };
-use crate::{faults::Fault, otlp, project};
+use crate::{
+    failover::{Change, Replication},
+    faults::Fault,
+    otlp, project,
+};
 
 /// Maximum number of traces in a list.
 const TRACES_SHOWN: usize = 200;
@@ -53,6 +57,8 @@ pub(super) fn router(state: Arc<Shared>) -> Router {
         .route("/api/faults", get(faults))
         .route("/api/faults/{fault}", post(set_fault))
         .route("/api/normal", post(back_to_normal))
+        .route("/api/database", get(database))
+        .route("/api/database/{change}", post(change_primary))
         .route("/api/traffic", post(set_traffic))
         .route("/api/audit", get(audit_log))
         .route("/api/audit/verification", post(verify));
@@ -234,13 +240,34 @@ async fn alerts(State(state): State<Arc<Shared>>) -> Json<Value> {
 
 async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, ErrorResponse> {
     let scene = scene(&state)?;
+    let mut periods = scene.faults.periods();
+    periods.extend(scene.replication.iter().flat_map(Replication::periods));
+    periods.sort_by_key(|period| (period.ended.is_none(), period.ended));
     Ok(Json(json!({
         "faults": Fault::all(),
-        "periods": scene.faults.periods(),
+        "periods": periods,
         "traffic": scene.traffic.as_ref().map(crate::traffic::Switch::is_on),
         "compares": scene.books.is_some(),
         "books": *lock(&state.books),
     })))
+}
+
+/// Returns the state of the primary and its standby, or null if the database has no standby.
+async fn database(State(state): State<Arc<Shared>>) -> Result<Json<Value>, ErrorResponse> {
+    let Some(replication) = &scene(&state)?.replication else { return Ok(Json(Value::Null)) };
+    Ok(Json(json!({ "nodes": replication.nodes().await, "changes": replication.reports() })))
+}
+
+async fn change_primary(
+    State(state): State<Arc<Shared>>,
+    Path(change): Path<Change>,
+    Json(_nothing): Json<Value>,
+) -> Result<StatusCode, ErrorResponse> {
+    let conflict = |why: String| ErrorResponse(StatusCode::CONFLICT, why);
+    let none = || conflict("the database has no standby: start `cargo dev --standby`".to_owned());
+    let replication = scene(&state)?.replication.as_ref().ok_or_else(none)?;
+    replication.request(change).map_err(|error| conflict(error.to_string()))?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 #[derive(Deserialize)]

@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use chrono::Utc;
 use sqlx::{Connection as _, PgConnection};
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
@@ -144,9 +145,8 @@ fn begin_alerting(state: &State, directory: Option<&Path>) {
     }
 }
 
-/// Notifies the open pages of every fault switch, regardless of the caller.
-pub(super) async fn report_switches(state: Arc<State>, scene: ObservedSystem) {
-    let mut changes = scene.faults.changes();
+/// Notifies the open pages of every fault switch and every change of the primary, regardless of the caller.
+pub(super) async fn report_changes<T>(state: Arc<State>, mut changes: watch::Receiver<T>) {
     while changes.changed().await.is_ok() {
         state.changed(|pulse| pulse.faults += 1);
     }

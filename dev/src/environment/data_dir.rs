@@ -64,6 +64,17 @@ impl DataDir {
         &self.directory
     }
 
+    /// Returns an empty directory, for files that belong to temporary data.
+    pub(super) fn scratch(&self) -> Result<PathBuf, Error> {
+        let path = self.directory.join("scratch");
+        match std::fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(self.failed(source)),
+            Ok(()) | Err(_) => {}
+        }
+        std::fs::create_dir(&path).map_err(|source| self.failed(source))?;
+        Ok(path)
+    }
+
     pub(super) fn service_log(&self) -> PathBuf {
         self.directory.join("service.log")
     }

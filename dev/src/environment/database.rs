@@ -43,6 +43,8 @@ pub(crate) struct Login {
 pub(crate) struct Database {
     /// Connects as the role that the service runs with.
     pub(crate) url: Url,
+    /// The same for the service itself, with the address of each node.
+    pub(crate) service_url: String,
     /// Connects as the role that owns the schema.
     pub(crate) owner_url: Url,
 }
@@ -86,7 +88,7 @@ pub(crate) async fn prepare(
     })?;
 
     make_users(executable, &url, &owner_url, progress).await?;
-    Ok(Database { url, owner_url })
+    Ok(Database { service_url: url.to_string(), url, owner_url })
 }
 
 /// Creates missing users in a migrated database.

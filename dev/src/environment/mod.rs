@@ -3,14 +3,16 @@
 //! [`run`] is the entry point. It stops everything that it has started, in reverse order. If it was killed itself, the
 //! [watchdog](crate::process::Watchdog) stops the rest.
 //!
-//! - `place`: the data directory of a checkout, and its lock
+//! - `data_dir`: the data directory of a checkout, and its lock
 //! - `ports`: the check for free ports
 //! - `database`: the database and its users
+//! - `database_server`: the server of the database, alone or with a standby
 //! - `service`: the service as a child process
 //! - `scenario`: a fault that is switched on and off
 //! - `screen`: the overview of all addresses
 mod data_dir;
 pub(crate) mod database;
+mod database_server;
 pub(crate) mod ports;
 mod scenario;
 pub(crate) mod screen;
@@ -31,7 +33,7 @@ use url::Url;
 
 use self::{
     data_dir::DataDir,
-    database::Database,
+    database_server::DatabaseServer,
     ports::Ports,
     screen::Screen,
     service::{Service, Start},
@@ -43,8 +45,9 @@ use crate::{
         self,
         environment::{self as external, ExternalServices},
     },
+    failover,
     faults::{Fault, FaultTargets, Switchboard},
-    postgres::{self, Purpose, Server},
+    postgres,
     process::WaitError,
     project,
     signals::Interrupts,
@@ -59,6 +62,8 @@ const CHECK_INTERVAL: Duration = Duration::from_mins(10);
 pub struct Settings {
     /// Deletes the data of earlier runs.
     pub fresh: bool,
+    /// Gives the database a synchronous standby. Both are temporary.
+    pub standby: bool,
     /// Shows the service's log on the terminal.
     pub logs: bool,
     /// Data directory that replaces the default of the checkout.
@@ -107,6 +112,8 @@ pub enum Error {
     Cargo(#[from] cargo::Error),
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
+    #[error(transparent)]
+    Failover(#[from] failover::Error),
     #[error(
         "the database `{name}` on this server was not created by this checkout ({made}), so it stays unchanged"
     )]
@@ -159,25 +166,29 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         postgres::erase(place.directory(), progress).await?;
         external::erase(place.directory()).map_err(|source| place.failed(source))?;
     }
-    let purpose = Purpose::Development { directory: place.directory().to_owned() };
-    let server = Server::find_or_start(purpose, progress).await?;
-    let database = database::prepare(&server, &executable, settings.fresh, progress).await?;
+    // The records of the external services belong to the data of the database.
+    let directory = if settings.standby { place.scratch()? } else { place.directory().to_owned() };
+    let service_log = place.service_log();
+    let (mut server, database) = if settings.standby {
+        DatabaseServer::start_replicated(&executable, service_log.clone(), progress).await?
+    } else {
+        DatabaseServer::start_alone(directory.clone(), &executable, settings.fresh, progress).await?
+    };
 
     let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
     let external_services =
-        ExternalServices::start(external_ports, place.directory(), &database.owner_url, &api, progress)
-            .await?;
+        ExternalServices::start(external_ports, &directory, &database.owner_url, &api, progress).await?;
     let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
-    let service_log = place.service_log();
     begin_anew(&service_log)?;
+    let settings_of_the_service = settings.of_the_service(&console, &external_services);
     let service = Service::start(Start {
         executable: &executable,
         database: &database,
         ports,
         log: &service_log,
         echo: settings.logs,
-        settings: &settings.of_the_service(&console, &external_services),
+        settings: &settings_of_the_service,
     })
     .await?;
     let traffic = settings.rate.map(|rate_per_second| {
@@ -195,9 +206,18 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         api: api.clone(),
     });
     console.follow(ops.clone(), service.log());
-    let alerting = place.directory().join("alerting");
-    let (compares, log) = (compare.clone(), service_log.clone());
-    console.watch(scene(executable, &database, &faults, compares, traffic.as_ref(), log, alerting));
+    console.watch(ObservedSystem {
+        executable,
+        database_url: database.url.clone(),
+        owner_url: database.owner_url.clone(),
+        faults: faults.clone(),
+        replication: server.replication(),
+        books: compare.clone(),
+        traffic: traffic.as_ref().map(Traffic::switch),
+        log: Some(service_log.clone()),
+        prometheus: Some(place.directory().join("alerting")),
+        scrape_interval: console::SCRAPE_INTERVAL,
+    });
 
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
     let console_url = console.url();
@@ -210,6 +230,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         ops: &ops,
         first_trace: external::FIRST_TRACE,
         owner_url: &database.owner_url,
+        standby: settings.standby,
         service_log: &service_log,
         traffic: settings.rate,
         external_services: &external_services.lines(),
@@ -221,6 +242,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         () = interrupts.next() => {}
         error = service.ended() => return Err(error),
         never = play(settings.scenario, &faults, progress) => match never {},
+        never = server.run(&settings_of_the_service, progress) => match never {},
         never = watch_books(compare.as_ref(), progress) => match never {},
         never = tell_essentials(&console, status) => match never {},
     }
@@ -289,29 +311,6 @@ fn begin_anew(log: &Path) -> Result<(), Error> {
             Err(Error::DataDir { path: log.to_owned(), source })
         }
         Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-/// Returns the service and the dependencies that the console observes.
-fn scene(
-    executable: PathBuf,
-    database: &Database,
-    faults: &Switchboard,
-    books: Option<Comparison>,
-    traffic: Option<&Traffic>,
-    log: PathBuf,
-    alerting: PathBuf,
-) -> ObservedSystem {
-    ObservedSystem {
-        executable,
-        database_url: database.url.clone(),
-        owner_url: database.owner_url.clone(),
-        faults: faults.clone(),
-        books,
-        traffic: traffic.map(Traffic::switch),
-        log: Some(log),
-        prometheus: Some(alerting),
-        scrape_interval: console::SCRAPE_INTERVAL,
     }
 }
 

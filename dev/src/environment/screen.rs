@@ -20,6 +20,7 @@ pub(super) struct Screen<'a> {
     /// The trace that `/traces/first` shows.
     pub(super) first_trace: &'static str,
     pub(super) owner_url: &'a Url,
+    pub(super) standby: bool,
     pub(super) service_log: &'a Path,
     pub(super) traffic: Option<f64>,
     /// External services: a name and its URL.
@@ -30,7 +31,7 @@ pub(super) struct Screen<'a> {
 
 impl fmt::Display for Screen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { console, api, ops, first_trace, owner_url, service_log, .. } = self;
+        let Self { console, api, ops, first_trace, owner_url, standby, service_log, .. } = self;
         writeln!(f, "\n{} is up.\n", project::name())?;
         writeln!(f, "  console         {console} (shows all of this)")?;
         writeln!(f, "  first trace     {console}/traces/first ({first_trace})\n")?;
@@ -42,6 +43,12 @@ impl fmt::Display for Screen<'_> {
             writeln!(f, "  {name:<15} {place}")?;
         }
         writeln!(f, "  database        psql '{owner_url}'")?;
+        if *standby {
+            writeln!(
+                f,
+                "  standby         {console}/faults (fails over and restores; the data is temporary)"
+            )?;
+        }
         writeln!(f, "  log             {}", service_log.display())?;
         match self.traffic {
             Some(rate) => writeln!(f, "  traffic         {rate} requests per second")?,
@@ -53,7 +60,8 @@ impl fmt::Display for Screen<'_> {
         }
         writeln!(f, "\n{}\n", self.commands.0)?;
         self.write_commands(f)?;
-        writeln!(f, "\nCtrl-C stops everything. The data is kept; --fresh deletes it.")
+        let data = if *standby { "The data is deleted." } else { "The data is kept; --fresh deletes it." };
+        writeln!(f, "\nCtrl-C stops everything. {data}")
     }
 }
 

@@ -45,7 +45,7 @@ impl Service {
             // A directory without a `.env` file, which the service would read in development.
             .directory(Path::new("/"))
             .env("APP_ENV", "development")
-            .env("DATABASE_URL", start.database.url.as_str())
+            .env("DATABASE_URL", &start.database.service_url)
             .env("API_ADDRESS", start.ports.api.to_string())
             .env("OPS_ADDRESS", start.ports.ops.to_string())
             .log_to(start.log)

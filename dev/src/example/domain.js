@@ -27,6 +27,9 @@ export const FAULTS = {
     [["/now", "declined payments"], ["/alerts", "no outage alert, because a decline is a valid response"]]],
 };
 
+/** The views that show the effect of a restore, in addition to those of every service. */
+export const RESTORED = [["/alerts", "PaymentDiscrepancyOpen, if the gateway has charges whose payments are lost"]];
+
 /** Description of the traffic. */
 export const TRAFFIC = "Customers who register, browse, order and pay, and send invalid requests.";
 
@@ -34,7 +37,7 @@ export const TRAFFIC = "Customers who register, browse, order and pay, and send 
 export const BOOKS = ["The service's tables are compared with the gateway's ledger", "every charge has exactly one settled payment, and every settled payment has exactly one charge."];
 
 /** Formats the numbers of a reconciliation. */
-export const numbers = (found) => [["orders", found.orders], ["payments", found.payments], ["in flight", found.payments_in_flight], ["refunds", found.refunds], ["charges at the gateway", found.charges]];
+export const numbers = (found) => [["orders", found.orders], ["payments", found.payments], ["in flight", found.payments_in_flight], ["refunds", found.refunds], ["charges at the gateway", found.charges], ["without a payment", found.orphans.length]];
 
 /** Description of the event that the first trace waits for. */
 export const FIRST = "Waiting for the first paid order…";

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use nix::{sys::signal::kill, unistd::Pid};
 use rand::distr::{Alphanumeric, SampleString as _};
 use sqlx::{Connection as _, PgConnection};
@@ -12,7 +13,8 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    Error, Purpose, base_backup,
+    Error, Purpose,
+    base_backup::{self, Taken},
     binaries::{Binaries, run},
     unix_user::UnixUser,
 };
@@ -92,11 +94,32 @@ pub(super) struct BaseBackup {
     account: UnixUser,
     files: Files,
     purpose: Purpose,
+    taken: Taken,
 }
 
 impl BaseBackup {
+    /// Returns the earliest moment to which the backup can be recovered.
+    pub(super) fn ended(&self) -> DateTime<Utc> {
+        self.taken.ended
+    }
+
+    /// Lets the server of this backup recover to a moment, with the WAL of another server.
+    pub(super) fn recover_to(&self, moment: DateTime<Utc>, source: &Cluster) -> Result<(), Error> {
+        base_backup::recover_to(
+            moment,
+            &self.files.data(),
+            &source.files.data().join("pg_wal"),
+            &self.account,
+        )
+    }
+
+    /// Deletes the backup.
+    pub(super) fn discard(self) -> Result<(), Error> {
+        std::fs::remove_dir_all(&self.files.directory).map_err(Error::io("remove a base backup"))
+    }
+
     pub(super) async fn start(self, progress: &dyn Fn(&str)) -> Result<Cluster, Error> {
-        let Self { binaries, account, files, purpose } = self;
+        let Self { binaries, account, files, purpose, taken: _keeps_wal } = self;
         let (child, admin_url) =
             Cluster::start_patiently(&binaries, &account, &files, &purpose, progress).await?;
         Ok(Cluster { child, binaries, account, files, purpose, admin_url })
@@ -148,11 +171,17 @@ impl Cluster {
         let files = Files { directory };
         std::fs::copy(self.files.password(), files.password()).map_err(Error::io("copy the password"))?;
         self.account.own(&files.password(), 0o600)?;
-        base_backup::make(&self.admin_url, self.files.data(), files.data(), self.account.clone(), primary)
-            .await?;
+        let taken = base_backup::make(
+            &self.admin_url,
+            self.files.data(),
+            files.data(),
+            self.account.clone(),
+            primary,
+        )
+        .await?;
         let (binaries, account, purpose) =
             (self.binaries.clone(), self.account.clone(), self.purpose.clone());
-        Ok(BaseBackup { binaries, account, files, purpose })
+        Ok(BaseBackup { binaries, account, files, purpose, taken })
     }
 
     async fn start_patiently(
@@ -183,7 +212,7 @@ impl Cluster {
 
     /// Stops the server with a signal and restarts it on the same data. The port is the same if it is still free.
     pub(super) async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
-        self.child.stop_by(signal, STOP_DEADLINE).await?;
+        self.halt(signal).await?;
         (self.child, self.admin_url) =
             Self::start_patiently(&self.binaries, &self.account, &self.files, &self.purpose, progress)
                 .await?;
@@ -232,9 +261,15 @@ impl Cluster {
         self.stop_by(signal).await
     }
 
+    /// Stops the server with a signal. Its data stays.
+    pub(super) async fn halt(&self, signal: Signal) -> Result<(), Error> {
+        self.child.stop_by(signal, STOP_DEADLINE).await?;
+        Ok(())
+    }
+
     /// Stops the server with a signal. The data of a temporary server is deleted.
     pub(super) async fn stop_by(self, signal: Signal) -> Result<(), Error> {
-        self.child.stop_by(signal, STOP_DEADLINE).await?;
+        self.halt(signal).await?;
         if self.purpose.is_temporary() {
             std::fs::remove_dir_all(&self.files.directory).map_err(Error::io("remove the temporary data"))?;
         }

@@ -90,6 +90,10 @@ pub enum Error {
     NotStartedHere,
     #[error("there is no standby to promote")]
     NoStandby,
+    #[error("there is no base backup to restore")]
+    NoBackup,
+    #[error("timed out after {} s waiting for the recovery to a moment", .0.as_secs())]
+    NotRecovered(Duration),
     #[error("timed out after {} s waiting for the standby to follow the primary", .0.as_secs())]
     StandbyBehind(Duration),
     #[error("failed to {doing}: {source}")]

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use clap::ValueEnum;
 use tokio::time::{Instant, sleep};
 use url::Url;
@@ -23,6 +24,9 @@ const CATCH_UP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Interval of checks whether the standby has caught up.
 const CATCH_UP_POLL: Duration = Duration::from_millis(20);
+
+/// Maximum number of base backups. After a new one, the one before it still reaches further back.
+const MAX_BACKUPS: usize = 2;
 
 /// The guarantee of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -60,7 +64,8 @@ pub struct ReplicatedServer {
     to_primary: TcpProxy,
     /// Proxy between the primary and the standby.
     replication: TcpProxy,
-    backup: Option<BaseBackup>,
+    /// Backups of the current primary, oldest first.
+    backups: Vec<BaseBackup>,
 }
 
 impl ReplicatedServer {
@@ -80,8 +85,8 @@ impl ReplicatedServer {
         if mode.is_some() {
             nodes.push(open().await?);
         }
-        let (standby, backup) = (None, None);
-        let mut server = Self { primary, standby, mode, nodes, active: 0, to_primary, replication, backup };
+        let (standby, backups) = (None, Vec::new());
+        let mut server = Self { primary, standby, mode, nodes, active: 0, to_primary, replication, backups };
         server.rejoin(progress).await?;
         Ok(server)
     }
@@ -118,10 +123,17 @@ impl ReplicatedServer {
         }
     }
 
-    /// Makes a base backup for [`Failover::Restore`].
+    /// Makes a base backup for [`Failover::Restore`] and [`Self::recover`].
     pub async fn back_up(&mut self) -> Result<(), Error> {
-        self.backup = Some(self.primary.back_up().await?);
+        self.backups.push(self.primary.back_up().await?);
+        while self.backups.len() > MAX_BACKUPS {
+            self.backups.remove(0).discard()?;
+        }
         Ok(())
+    }
+
+    fn discard_backups(&mut self) -> Result<(), Error> {
+        self.backups.drain(..).try_for_each(BaseBackup::discard)
     }
 
     /// Replaces the primary. Returns once the new primary accepts writes. It has no standby until [`Self::rejoin`].
@@ -145,21 +157,58 @@ impl ReplicatedServer {
         lost.stop_by(if clean { Signal::SIGINT } else { Signal::SIGQUIT }).await?;
         self.active = 1 - self.active;
         self.primary.promote().await?;
+        self.discard_backups()?;
         reconnect(&self.to_primary, &self.primary)
     }
 
     async fn restore(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
-        let backup = self.backup.take().ok_or(Error::NoStandby)?;
+        let backup = self.backups.pop().ok_or(Error::NoBackup)?;
         let restored = self.primary.started(backup, progress).await?;
-        confirm_by_standby(&restored, false).await?;
-        std::mem::replace(&mut self.primary, restored).stop_by(Signal::SIGQUIT).await?;
+        self.replace(restored).await?;
+        self.admit()
+    }
+
+    /// Restores the database to a moment, or to the oldest one that a base backup reaches. Returns that moment. Clients
+    /// reach the restored server after [`Self::admit`].
+    pub async fn recover(
+        &mut self,
+        moment: DateTime<Utc>,
+        progress: &dyn Fn(&str),
+    ) -> Result<DateTime<Utc>, Error> {
+        let newest = self.backups.iter().rposition(|backup| backup.ended() <= moment);
+        let chosen = newest.unwrap_or_default();
+        if chosen >= self.backups.len() {
+            return Err(Error::NoBackup);
+        }
+        let backup = self.backups.remove(chosen);
+        let moment = moment.max(backup.ended());
+        let restored = self.primary.recovered(backup, moment, progress).await?;
+        self.replace(restored).await?;
+        Ok(moment)
+    }
+
+    /// Replaces both servers by a primary without a standby.
+    async fn replace(&mut self, primary: Server) -> Result<(), Error> {
+        confirm_by_standby(&primary, false).await?;
+        std::mem::replace(&mut self.primary, primary).stop_by(Signal::SIGQUIT).await?;
         if let Some(standby) = self.standby.take() {
             standby.stop_by(Signal::SIGQUIT).await?;
         }
-        for proxy in self.nodes.get(self.active).into_iter().chain([&self.to_primary]) {
-            reconnect(proxy, &self.primary)?;
-        }
-        Ok(())
+        self.discard_backups()
+    }
+
+    /// Lets clients reach the restored server.
+    pub fn admit(&self) -> Result<(), Error> {
+        let proxies = self.nodes.get(self.active).into_iter().chain([&self.to_primary]);
+        proxies.map(|proxy| reconnect(proxy, &self.primary)).collect()
+    }
+
+    /// Returns the URL with the address of the current primary, which only this server's failover changes.
+    pub fn direct_url(&self, url: &Url) -> Url {
+        let mut url = url.clone();
+        // The call fails only for a URL without a host. Such a server could not have been reached.
+        url.set_port(self.primary.admin_url().port()).ok();
+        url
     }
 
     /// Starts a new standby on the node without a server, and waits until it follows the primary. Has no effect with a

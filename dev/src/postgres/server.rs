@@ -1,16 +1,25 @@
 //! Databases and logins on a server, ours or a named one.
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
+use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
     Error, Ownership, Purpose,
+    base_backup::FORGET_TARGET,
     cluster::{BaseBackup, Cluster},
     search::{self, RunningServer},
     sql,
 };
 use crate::process::Signal;
+
+/// Deadline of a recovery to a moment. It reads the WAL of the minutes since the base backup.
+const RECOVERY_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Interval of checks whether a recovery has ended.
+const RECOVERY_POLL: Duration = Duration::from_millis(20);
 
 /// A running server, with the right to create databases and roles.
 #[derive(Debug)]
@@ -225,6 +234,40 @@ impl Server {
     pub(super) async fn started(&self, backup: BaseBackup, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let cluster = backup.start(progress).await?;
         Ok(Self { admin_url: cluster.admin_url.clone(), mark: self.mark.clone(), cluster: Some(cluster) })
+    }
+
+    /// Stops the server, and starts a server on a base backup of it that has recovered to a moment. The stopped server's
+    /// data stays, because the recovery reads its WAL.
+    pub(super) async fn recovered(
+        &self,
+        backup: BaseBackup,
+        moment: DateTime<Utc>,
+        progress: &dyn Fn(&str),
+    ) -> Result<Self, Error> {
+        let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?;
+        // A recovery ends at the first commit after the moment, so there must be one. The switch writes the WAL to disk.
+        let commit = ["select pg_current_xact_id()", "select pg_switch_wal()"].map(ToOwned::to_owned);
+        self.execute(&commit).await?;
+        // A clean shutdown would remove WAL, because the backup's connection ends before it.
+        cluster.halt(Signal::SIGQUIT).await?;
+        backup.recover_to(moment, cluster)?;
+        let server = self.started(backup, progress).await?;
+        server.is_recovered().await?;
+        server.execute(&FORGET_TARGET.map(ToOwned::to_owned)).await?;
+        Ok(server)
+    }
+
+    /// Waits until the server has recovered and accepts writes.
+    async fn is_recovered(&self) -> Result<(), Error> {
+        let mut connection = self.connect().await?;
+        let deadline = Instant::now() + RECOVERY_DEADLINE;
+        while Instant::now() < deadline {
+            if !sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(&mut connection).await? {
+                return Ok(connection.close().await?);
+            }
+            sleep(RECOVERY_POLL).await;
+        }
+        Err(Error::NotRecovered(RECOVERY_DEADLINE))
     }
 
     /// Promotes a standby to primary, and waits until it is the primary.

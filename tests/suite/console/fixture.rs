@@ -61,6 +61,7 @@ impl ConsoleFixture {
             owner_url: service.database().owner_url().clone(),
             log: None,
             faults: faults.clone(),
+            replication: None,
             books: example::comparison(service.database().owner_url(), &service.external_services()),
             traffic: traffic.as_ref().map(Traffic::switch),
             prometheus: None,

@@ -2,6 +2,7 @@
 import { ask, h, nothing, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
 import { BOOKS, FAULTS as OWN_FAULTS, TRAFFIC, numbers } from "./domain.js";
+import * as standby from "./standby.js";
 
 /** The faults: name, effect, and the views that show the effect. */
 const FAULTS = {
@@ -13,23 +14,27 @@ const FAULTS = {
 };
 
 /** Returns the display name of a fault. */
-export const title = (fault) => FAULTS[fault]?.[0] ?? fault;
+export const title = (fault) => (FAULTS[fault] ?? standby.CHANGES[fault])?.[0] ?? fault;
 
-let root, state, failed;
+let root, state, database, timer, failed;
 
 export async function open(element) {
   root = element;
   failed = "";
   replace(root, nothing("Loading the switches…"));
   await load();
+  // The lag of a standby changes without an event.
+  if (database && root.classList.contains("view-faults")) timer = setInterval(load, 2000);
 }
+
+export const close = () => clearInterval(timer);
 
 export const update = (changed) => (changed.has("faults") || changed.has("books") ? load() : undefined);
 
 async function load() {
   try {
-    const found = await ask("/api/faults");
-    if (root.classList.contains("view-faults")) { state = found; render(); }
+    const found = await Promise.all([ask("/api/faults"), standby.read()]);
+    if (root.classList.contains("view-faults")) { [state, database] = found; render(); }
   } catch (error) {
     replace(root, nothing(error.message));
   }
@@ -87,6 +92,7 @@ function render() {
     h("div", { class: "columns" },
       h("section", { class: "switches", "aria-label": "Switches" }, switches, traffic),
       h("div", {},
+        database && standby.panel(database, set),
         h("section", { class: "panel" }, state.compares && [h("h2", {}, "Reconciliation"), verdict()],
           h("button", { type: "button", class: "primary", id: "back-to-normal", "data-key": "normal", onclick: () => set("/api/normal", {}) }, "Back to normal")),
         history())));

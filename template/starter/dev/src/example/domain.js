@@ -9,6 +9,9 @@ export function ownTiles(figures, tile) {
 /** The faults in addition to those of every service: name, effect, and the views that show the effect. */
 export const FAULTS = {};
 
+/** The views that show the effect of a restore, in addition to those of every service. */
+export const RESTORED = [];
+
 /** Description of the traffic. */
 export const TRAFFIC = "Customers who register, create and read notes, repeat requests, and send invalid requests.";
 

@@ -1,0 +1,83 @@
+//! The database server of the environment: one that keeps its data, or a temporary primary with a standby.
+use std::{
+    convert::Infallible,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Error,
+    database::{self, Database},
+};
+use crate::{
+    failover::{AfterRestore, Operator, Replication},
+    postgres::{Purpose, ReplicatedServer, ReplicationMode, Server},
+};
+
+/// The running server or servers.
+#[derive(Debug)]
+pub(super) enum DatabaseServer {
+    Alone(Server),
+    Replicated(Box<Operator>),
+}
+
+impl DatabaseServer {
+    /// Starts a server that keeps its data in this directory, and prepares its database.
+    pub(super) async fn start_alone(
+        directory: PathBuf,
+        executable: &Path,
+        fresh: bool,
+        progress: &dyn Fn(&str),
+    ) -> Result<(Self, Database), Error> {
+        let server = Server::find_or_start(Purpose::Development { directory }, progress).await?;
+        let database = database::prepare(&server, executable, fresh, progress).await?;
+        Ok((Self::Alone(server), database))
+    }
+
+    /// Starts a temporary primary with a synchronous standby, and prepares its database. `log` has the service's log
+    /// lines.
+    pub(super) async fn start_replicated(
+        executable: &Path,
+        log: PathBuf,
+        progress: &dyn Fn(&str),
+    ) -> Result<(Self, Database), Error> {
+        let server = Server::find_or_start(Purpose::Durable, progress).await?;
+        let prepared = database::prepare(&server, executable, false, progress).await?;
+        progress("starting a synchronous standby");
+        let server = ReplicatedServer::start(server, Some(ReplicationMode::Synchronous), progress).await?;
+        let database = Database {
+            service_url: server.url_of_nodes(&prepared.url),
+            url: server.url_of_primary(&prepared.url),
+            owner_url: server.url_of_primary(&prepared.owner_url),
+        };
+        let after_restore = AfterRestore {
+            executable: executable.to_owned(),
+            url: database.url.clone(),
+            owner_url: database.owner_url.clone(),
+            log,
+        };
+        Ok((Self::Replicated(Box::new(Operator::new(server, after_restore))), database))
+    }
+
+    /// Returns the console's part of a replicated database.
+    pub(super) fn replication(&self) -> Option<Replication> {
+        match self {
+            Self::Alone(_) => None,
+            Self::Replicated(operator) => Some(operator.replication()),
+        }
+    }
+
+    /// Carries out the console's requests, until the future is dropped. `settings` are those of the service.
+    pub(super) async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
+        match self {
+            Self::Alone(_) => std::future::pending().await,
+            Self::Replicated(operator) => operator.run(settings, progress).await,
+        }
+    }
+
+    pub(super) async fn stop(self) -> Result<(), Error> {
+        match self {
+            Self::Alone(server) => Ok(server.stop().await?),
+            Self::Replicated(operator) => Ok(operator.stop().await?),
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! The replicated database of `cargo dev --standby`: its state, and the changes of its primary that the console requests.
+//!
+//! [`Replication`] is the console's part: it stores a request, and reports the state. [`Operator`] owns the servers, and
+//! carries out one request at a time.
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::{Connection as _, PgConnection};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use url::Url;
+
+use crate::{
+    faults::{Fault, Period},
+    postgres::{self, Failover, ReplicatedServer},
+    process::{Launch, WaitError},
+};
+
+/// Distance of the moment to which [`Change::Restore`] restores.
+const RESTORE_SPAN: Duration = Duration::from_secs(30);
+
+/// Interval of base backups. A restore reads the WAL since a base backup, and the primary keeps it until then.
+const BACKUP_INTERVAL: Duration = Duration::from_mins(10);
+
+/// Deadline of `after-restore`, which reads the records of called services too.
+const AFTER_RESTORE_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Deadline of reading a node's state.
+const STATE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Number of remembered changes.
+const MAX_REPORTS: usize = 20;
+
+/// A change of the primary, identified by its name in URLs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// The primary is killed, and the standby promoted. The old primary's node gets a new standby.
+    Failover,
+    /// The database is restored to the moment before [`RESTORE_SPAN`], and `after-restore` runs.
+    Restore,
+}
+
+/// A change, in progress or ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChangeReport {
+    pub change: Change,
+    pub began: DateTime<Utc>,
+    /// `None` while the change is in progress.
+    pub ended: Option<DateTime<Utc>>,
+    pub failed: bool,
+    /// The current step, or the result.
+    pub text: String,
+}
+
+/// A node of the replicated database.
+#[derive(Clone, Debug, Serialize)]
+pub struct Node {
+    pub address: String,
+    /// `primary`, `standby` or `unreachable`.
+    pub role: &'static str,
+    /// The state of the standby that follows this primary: replication, synchronization and lag.
+    pub standby: Option<Value>,
+}
+
+/// The reason why a change was rejected or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("a change of the primary is in progress")]
+    InProgress,
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error("the database is restored, but `after-restore` failed: {0}")]
+    AfterRestore(String),
+}
+
+/// The console's part of a replicated database. Clones share the state.
+#[derive(Clone, Debug)]
+pub struct Replication {
+    /// The administrator's URL of each node.
+    nodes: Arc<[Url]>,
+    /// Oldest first. Only the last one may be in progress.
+    reports: watch::Sender<VecDeque<ChangeReport>>,
+}
+
+impl Replication {
+    /// Requests a change.
+    pub fn request(&self, change: Change) -> Result<(), Error> {
+        let accepted = self.reports.send_if_modified(|reports| {
+            if reports.back().is_some_and(|report| report.ended.is_none()) {
+                return false;
+            }
+            let text = "waiting for the operator".to_owned();
+            reports.push_back(ChangeReport { change, began: Utc::now(), ended: None, failed: false, text });
+            while reports.len() > MAX_REPORTS {
+                reports.pop_front();
+            }
+            true
+        });
+        if accepted { Ok(()) } else { Err(Error::InProgress) }
+    }
+
+    /// Returns the remembered changes, oldest first.
+    pub fn reports(&self) -> VecDeque<ChangeReport> {
+        self.reports.borrow().clone()
+    }
+
+    /// Returns the remembered changes as periods, oldest first.
+    pub fn periods(&self) -> Vec<Period> {
+        let period = |report: &ChangeReport| Period {
+            fault: match report.change {
+                Change::Failover => Fault::FAILOVER,
+                Change::Restore => Fault::RESTORE,
+            },
+            began: report.began,
+            ended: report.ended,
+        };
+        self.reports.borrow().iter().map(period).collect()
+    }
+
+    /// Returns a receiver that is notified of every change and every step.
+    pub fn changes(&self) -> watch::Receiver<VecDeque<ChangeReport>> {
+        self.reports.subscribe()
+    }
+
+    /// Reads the state of every node.
+    pub async fn nodes(&self) -> Vec<Node> {
+        let mut nodes = Vec::new();
+        for url in self.nodes.iter() {
+            let address =
+                format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or_default());
+            let (role, standby) = match timeout(STATE_DEADLINE, read_node(url)).await {
+                Ok(Ok((true, _))) => ("standby", None),
+                Ok(Ok((false, standby))) => ("primary", standby),
+                Ok(Err(_)) | Err(_) => ("unreachable", None),
+            };
+            nodes.push(Node { address, role, standby });
+        }
+        nodes
+    }
+
+    /// Waits for a requested change.
+    async fn requested(&self) -> Change {
+        let mut reports = self.reports.subscribe();
+        loop {
+            if let Some(report) = reports.borrow_and_update().back()
+                && report.ended.is_none()
+            {
+                return report.change;
+            }
+            // The sender lives as long as `self`.
+            let _ = reports.changed().await;
+        }
+    }
+
+    fn update(&self, update: impl FnOnce(&mut ChangeReport)) {
+        self.reports.send_modify(|reports| {
+            if let Some(report) = reports.back_mut() {
+                update(report);
+            }
+        });
+    }
+}
+
+/// Returns whether the node is a standby, and the state of the standby that follows it.
+async fn read_node(url: &Url) -> Result<(bool, Option<Value>), sqlx::Error> {
+    let mut connection = PgConnection::connect(url.as_str()).await?;
+    let state = sqlx::query_as(
+        "select pg_is_in_recovery(), (
+           select json_build_object(
+             'state', state,
+             'sync_state', sync_state,
+             'lag_bytes', pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::bigint,
+             'lag_seconds', extract(epoch from replay_lag)::float8
+           )
+           from pg_stat_replication
+           limit 1
+         )",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(state)
+}
+
+/// The command `after-restore`, which runs before clients reach a restored database.
+#[derive(Clone, Debug)]
+pub struct AfterRestore {
+    pub executable: PathBuf,
+    /// Connects as the service's role.
+    pub url: Url,
+    /// Connects as the owner of the schema.
+    pub owner_url: Url,
+    /// The file with the service's log lines, which contain the heads of the audit chain.
+    pub log: PathBuf,
+}
+
+impl AfterRestore {
+    /// Runs the command with these settings. Returns its output.
+    async fn run(&self, server: &ReplicatedServer, settings: &[(String, String)]) -> Result<String, Error> {
+        let mut launch = Launch::new(&self.executable)
+            .args(["after-restore", "--reason", "restored in the console", "--yes", "--log"])
+            .args([&self.log])
+            .directory(Path::new("/"))
+            .env("APP_ENV", "development")
+            .env("RUST_LOG", "warn");
+        for (name, value) in settings {
+            launch = launch.env(name, value);
+        }
+        let launch = launch
+            .env("DATABASE_URL", server.direct_url(&self.url).as_str())
+            .env("DATABASE_MIGRATION_URL", server.direct_url(&self.owner_url).as_str());
+        let failed = |error: WaitError| Error::AfterRestore(error.to_string());
+        let process = launch.start().map_err(|error| failed(error.into()))?;
+        let status = process.wait(AFTER_RESTORE_DEADLINE).await.map_err(failed)?;
+        let lines: Vec<String> = process.lines().into_iter().map(|line| line.text).collect();
+        let output = lines.join("\n");
+        if status.success() { Ok(output) } else { Err(Error::AfterRestore(output)) }
+    }
+}
+
+/// The owner of a primary and its standby.
+#[derive(Debug)]
+pub struct Operator {
+    server: ReplicatedServer,
+    after_restore: AfterRestore,
+    replication: Replication,
+}
+
+impl Operator {
+    pub fn new(server: ReplicatedServer, after_restore: AfterRestore) -> Self {
+        let admin_url = server.primary().admin_url();
+        let nodes = server.nodes().iter().map(|node| node.leads_to(admin_url)).collect();
+        let replication = Replication { nodes, reports: watch::Sender::default() };
+        Self { server, after_restore, replication }
+    }
+
+    /// Returns the console's part.
+    pub fn replication(&self) -> Replication {
+        self.replication.clone()
+    }
+
+    /// Carries out requests and makes base backups, until the future is dropped. `settings` are those of the service. A
+    /// restore reaches no further back than to the start of this function.
+    pub async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
+        let mut clock = interval(BACKUP_INTERVAL);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let replication = self.replication();
+        loop {
+            tokio::select! {
+                // The first base backup comes before the first restore.
+                biased;
+                _ = clock.tick() => {
+                    if let Err(error) = self.server.back_up().await {
+                        progress(&format!("failed to make a base backup: {error}"));
+                    }
+                }
+                change = replication.requested() => self.carry_out(change, settings, progress).await,
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, change: Change, settings: &[(String, String)], progress: &dyn Fn(&str)) {
+        let result = match change {
+            Change::Failover => self.fail_over(progress).await,
+            Change::Restore => self.restore(settings, progress).await,
+        };
+        let failed = result.is_err();
+        let text = result.unwrap_or_else(|error| error.to_string());
+        progress(&text);
+        self.replication.update(|report| {
+            *report = ChangeReport { ended: Some(Utc::now()), failed, text, ..report.clone() };
+        });
+    }
+
+    async fn fail_over(&mut self, progress: &dyn Fn(&str)) -> Result<String, Error> {
+        // An earlier change may have failed before a standby followed.
+        self.server.rejoin(progress).await?;
+        let began = Instant::now();
+        self.step("killing the primary and promoting the standby");
+        self.server.fail_over(Failover::ProcessKilled, progress).await?;
+        let promoted = began.elapsed();
+        self.follow(progress).await?;
+        Ok(format!(
+            "the standby was promoted after {:.1} s, and the old primary is its standby since {:.1} s",
+            promoted.as_secs_f32(),
+            began.elapsed().as_secs_f32(),
+        ))
+    }
+
+    async fn restore(
+        &mut self,
+        settings: &[(String, String)],
+        progress: &dyn Fn(&str),
+    ) -> Result<String, Error> {
+        let began = Instant::now();
+        self.step("stopping both servers and recovering a base backup");
+        let moment = self.server.recover(Utc::now() - RESTORE_SPAN, progress).await?;
+        self.step("running after-restore");
+        let output = self.after_restore.run(&self.server, settings).await;
+        self.server.admit()?;
+        let admitted = began.elapsed();
+        self.follow(progress).await?;
+        Ok(format!(
+            "the database was restored to {} within {:.1} s\n{}",
+            moment.to_rfc3339_opts(SecondsFormat::Millis, true),
+            admitted.as_secs_f32(),
+            output?,
+        ))
+    }
+
+    /// Starts a new standby, and makes the first base backup of the new primary.
+    async fn follow(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        self.step("starting a standby on the other node");
+        self.server.rejoin(progress).await?;
+        Ok(self.server.back_up().await?)
+    }
+
+    fn step(&self, text: &str) {
+        self.replication.update(|report| text.clone_into(&mut report.text));
+    }
+
+    /// Stops both servers.
+    pub async fn stop(self) -> Result<(), Error> {
+        Ok(self.server.stop().await?)
+    }
+}
