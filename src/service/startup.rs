@@ -1,6 +1,9 @@
 //! Startup checks of the database. The service does not start with an unusable database, or if it could rewrite the
 //! audit log.
-use std::future::ready;
+use std::{
+    future::ready,
+    time::{Duration, Instant},
+};
 
 use platform::{
     audit,
@@ -9,28 +12,62 @@ use platform::{
     ops::health::{Builder, CheckError},
 };
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::ServeError;
 use crate::{BUILD, MIGRATIONS, config::Config};
 
-/// Connects to the database, and checks its schema, cluster, privileges and session settings. Outside of development
-/// and test, excess privileges and lossy commits are errors.
+/// Pause between two attempts at a step of the start.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Applies the migrations if `MIGRATE_ON_START` is set, connects to the database, and checks it.
 pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
+    let deadline = Instant::now() + config.database.startup_wait;
     if config.database.migrate_on_start {
-        let migrated = migrations::migrate(&config.database, &MIGRATIONS).await?;
+        let migrate = async || Ok(migrations::migrate(&config.database, &MIGRATIONS).await?);
+        let migrated = retry(deadline, migrate).await?;
         tracing::info!(applied = migrated.applied, "applied the migrations");
     }
     let database = Database::connect(&config.database, BUILD.name).await?;
+    retry(deadline, async || check(&database, config).await).await?;
+    Ok(database)
+}
+
+/// Repeats a step of the start while the database is unavailable. A database that restarts after the first connection
+/// would otherwise end the start, and the replica with it.
+///
+/// # Errors
+/// The step's last error at the deadline, or an error that waiting cannot resolve.
+async fn retry<T>(deadline: Instant, step: impl AsyncFn() -> Result<T, ServeError>) -> Result<T, ServeError> {
+    loop {
+        let error = match step().await {
+            Ok(result) => return Ok(result),
+            Err(error) => error,
+        };
+        if !database::has_transient_cause(&error) || Instant::now() + RETRY_INTERVAL >= deadline {
+            return Err(error);
+        }
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the database became unavailable during the start"
+        );
+        sleep(RETRY_INTERVAL).await;
+    }
+}
+
+/// Checks the schema, cluster, privileges and session settings of the database. Outside of development and test, excess
+/// privileges and lossy commits are errors.
+async fn check(database: &Database, config: &Config) -> Result<(), ServeError> {
     let schema = database.schema_state(&MIGRATIONS).await?;
     match schema {
         SchemaState::Older => return Err(ServeError::SchemaOlder),
         SchemaState::Newer => tracing::warn!("the schema of the database is newer than this release"),
         SchemaState::Current => {}
     }
-    if !audit::cluster_is_known(&database).await? {
+    if !audit::cluster_is_known(database).await? {
         return Err(ServeError::OtherCluster);
     }
-    let privileges = database::privileges(&database).await?;
+    let privileges = database::privileges(database).await?;
     let production_like = config.process.environment.is_production_like();
     match privileges {
         Privileges::Restricted => {}
@@ -39,7 +76,7 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
             "DATABASE_URL's role can rewrite the audit log; only development and test allow this"
         ),
     }
-    match database::check_session_settings(&database, &config.database).await? {
+    match database::check_session_settings(database, &config.database).await? {
         Durability::Durable => {}
         Durability::Lossy if production_like => return Err(ServeError::LossyCommits),
         Durability::Lossy => tracing::warn!(
@@ -49,7 +86,7 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     if production_like && config.database.url.may_be_plaintext() {
         tracing::warn!("DATABASE_URL allows connections without TLS: sslmode=verify-full prevents it");
     }
-    Ok(database)
+    Ok(())
 }
 
 /// Adds the database's checks to readiness and `/health`.

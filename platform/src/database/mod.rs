@@ -266,6 +266,18 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Returns whether an error was caused by a transient error of the database ([`is_transient`]).
+pub fn has_transient_cause(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref() {
+            return is_transient(error);
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Returns whether a connection is unusable after this error.
 fn is_broken(error: &sqlx::Error) -> bool {
     match error {

@@ -27,6 +27,10 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Timeout of one check.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Further time for the response once a new connection is open. Opening takes several round trips, so an overloaded
+/// server has usually responded before.
+const LATE_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Age at which the connection is replaced. Only a new connection is affected by a changed default of the database,
 /// such as `default_transaction_read_only`, or reaches another host with the same name.
 const MAX_AGE: Duration = Duration::from_secs(10);
@@ -107,7 +111,7 @@ async fn look(
     dedicated: Option<DedicatedConnection>,
     states: &watch::Sender<State>,
 ) -> (Option<DedicatedConnection>, State) {
-    let url = &pool.manager().0.clone().of_monitor();
+    let url = &pool.manager().url.clone().of_monitor();
     let Some(mut dedicated) = dedicated else { return reconnect(url, migrations, states).await };
     let mut examined = Box::pin(examine(&mut dedicated.connection));
     let response = match timeout(RESPONSE_TIMEOUT, &mut examined).await {
@@ -126,7 +130,7 @@ async fn look(
                     return (Some(dedicated), state);
                 }
                 // An overloaded server responds to the earlier statement first. A lost server never does.
-                Ok(reconnected) => match timeout(RESPONSE_TIMEOUT, &mut examined).await {
+                Ok(reconnected) => match timeout(LATE_RESPONSE_TIMEOUT, &mut examined).await {
                     Ok(late) => late,
                     Err(_elapsed) => {
                         tracing::warn!("an open database connection no longer responds, but a new one does");
@@ -199,7 +203,7 @@ async fn renew(
     migrations: &Migrator,
     dedicated: DedicatedConnection,
 ) -> (Option<DedicatedConnection>, State) {
-    let url = pool.manager().0.clone().of_monitor();
+    let url = pool.manager().url.clone().of_monitor();
     let connecting = timeout(RESPONSE_TIMEOUT, url.connect());
     match connecting.await.unwrap_or_else(|_elapsed| Err(Unavailable::Unreachable.into())) {
         Ok(connection) => {

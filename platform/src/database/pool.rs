@@ -11,9 +11,9 @@ use std::{
 
 use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult};
 use sqlx::PgConnection;
-use tokio::time::sleep;
+use tokio::{sync::Semaphore, time::sleep};
 
-use super::{DatabaseUrl, Unavailable, sqlstate};
+use super::{DatabaseUrl, url::may_pass};
 
 /// Maximum lifetime of a connection. After that time at the latest, the pool notices a load balancer in front of the
 /// database's replicas, or a changed address. The lifetime of each connection is randomly shortened by up to a
@@ -28,6 +28,12 @@ const LOOK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Maximum pause between two connection attempts.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+
+/// Maximum number of connections that one pool opens at once.
+///
+/// After an outage every replica needs all of its connections. If a busy machine opens them together, each takes so long
+/// that all of them time out, and the next attempts, too.
+const MAX_OPENING: usize = 4;
 
 /// Number of times that all open connections were retired. A connection belongs to the generation in which it was
 /// opened.
@@ -85,17 +91,22 @@ pub(super) fn random_lifetime() -> Duration {
 
 /// Opens connections, and decides whether one may be reused.
 #[derive(Debug)]
-pub(super) struct Connector(pub(super) DatabaseUrl);
+pub(super) struct Connector {
+    pub(super) url: DatabaseUrl,
+    /// One permit per connection that is being opened.
+    opening: Semaphore,
+}
 
 impl managed::Manager for Connector {
     type Type = OpenConnection;
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<OpenConnection, sqlx::Error> {
+        let _permit = self.opening.acquire().await.map_err(|_closed| sqlx::Error::PoolClosed)?;
         // Read first, so that a connection that was being opened during the retirement is retired, too.
         let generation = GENERATION.load(Ordering::Relaxed);
         // Boxed, because it is large and rare, and would be part of every future that needs a connection.
-        let connection = Box::pin(self.0.connect()).await?;
+        let connection = Box::pin(self.url.connect()).await?;
         Ok(OpenConnection { connection, generation, lifetime: random_lifetime() })
     }
 
@@ -118,7 +129,8 @@ impl managed::Manager for Connector {
 #[expect(clippy::expect_used, reason = "it fails only where timeouts are set and no runtime that keeps them")]
 pub(super) fn new(url: DatabaseUrl, max_connections: usize) -> Pool {
     let max_size = max_connections * RETURNING_FACTOR;
-    let builder = Pool::builder(Connector(url)).max_size(max_size).queue_mode(QueueMode::Lifo);
+    let connector = Connector { url, opening: Semaphore::new(MAX_OPENING) };
+    let builder = Pool::builder(connector).max_size(max_size).queue_mode(QueueMode::Lifo);
     let pool = builder.build().expect("no timeouts are set");
     tokio::spawn(close_unneeded(pool.weak()));
     pool
@@ -149,7 +161,7 @@ pub(super) async fn get(pool: Pool) -> Result<PooledConnection, sqlx::Error> {
     loop {
         match pool.get().await {
             Ok(connection) => return Ok(connection),
-            Err(PoolError::Backend(error)) if passes(&error) => {
+            Err(PoolError::Backend(error)) if may_pass(&error) => {
                 sleep(pause).await;
                 pause = (pause * 2).min(MAX_PAUSE);
             }
@@ -161,20 +173,10 @@ pub(super) async fn get(pool: Pool) -> Result<PooledConnection, sqlx::Error> {
     }
 }
 
-/// Returns whether a later attempt may succeed. Either the connection was refused, or the server is starting (57P03)
-/// or has no free slot (53300). Or no host is a writable primary until one is promoted.
-fn passes(error: &sqlx::Error) -> bool {
-    if matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby) {
-        return true;
-    }
-    match error {
-        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
-        other => sqlstate(other).is_some_and(|code| code == "57P03" || code == "53300"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::{net::TcpListener, time::timeout};
+
     use super::*;
 
     #[test]
@@ -183,5 +185,32 @@ mod tests {
         let (shortest, longest) = (lifetimes.iter().min().unwrap(), lifetimes.iter().max().unwrap());
         assert!(*longest <= MAX_LIFETIME && *shortest >= MAX_LIFETIME.mul_f64(0.75));
         assert!(*longest > *shortest + Duration::from_mins(1), "{shortest:?} to {longest:?}");
+    }
+
+    /// A server that closes each connection once no other one arrives. Returns the highest number of open connections.
+    async fn count_concurrent(listener: TcpListener, expected: usize) -> usize {
+        let (mut open, mut accepted, mut highest) = (Vec::new(), 0, 0);
+        while accepted < expected {
+            match timeout(Duration::from_millis(200), listener.accept()).await {
+                Ok(connection) => {
+                    open.push(connection.unwrap());
+                    accepted += 1;
+                    highest = highest.max(open.len());
+                }
+                Err(_elapsed) => open.clear(),
+            }
+        }
+        highest
+    }
+
+    #[tokio::test]
+    async fn few_connections_are_opened_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("postgres://user@{}/db?sslmode=disable", listener.local_addr().unwrap());
+        let pool = new(url.parse().unwrap(), 16);
+        for _ in 0..16 {
+            tokio::spawn(get(pool.clone()));
+        }
+        assert_eq!(count_concurrent(listener, 16).await, MAX_OPENING);
     }
 }

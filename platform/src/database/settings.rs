@@ -20,7 +20,7 @@ crate::groups! {
         "DATABASE_ACQUIRE_TIMEOUT_MS" acquire_timeout: Duration = milliseconds, default("2000");
         /// Timeout of a statement, in milliseconds; `migrate` sets it on the service's role.
         "DATABASE_STATEMENT_TIMEOUT_MS" statement_timeout: Duration = milliseconds, default("5000");
-        /// Time for which `serve` and the commands retry the first connection to the database, in seconds.
+        /// Time from the start for which `serve` and the commands wait for the database, in seconds.
         "DATABASE_STARTUP_WAIT_SECONDS" startup_wait: Duration = seconds, default("30");
         /// Apply pending migrations in `serve` before it listens.
         "MIGRATE_ON_START" migrate_on_start: bool = flag, default("false");

@@ -226,6 +226,30 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
 }
 
 #[tokio::test]
+async fn a_database_that_goes_down_during_the_start_is_retried() {
+    let service = builder().behind_a_link().start().await;
+    service.terminate().await;
+    let link = service.link();
+    let owner = link.leads_to(service.database().owner_url());
+    for migrates in ["false", "true"] {
+        // The start waits for the lock after its first connection.
+        let held = service.database().lock("_sqlx_migrations").await;
+        let goes_down = async {
+            service.database().has_waiting(1).await;
+            let refused = link.refused();
+            link.cut();
+            eventually("the service retries", async || (link.refused() > refused).then_some(())).await;
+            held.release().await;
+            link.mend();
+        };
+        let settings = [("MIGRATE_ON_START", migrates), ("DATABASE_MIGRATION_URL", owner.as_str())];
+        let (started, ()) = tokio::join!(service.replica_with(&settings), goes_down);
+        let _created = started.customer().await.creates().await.is(201);
+        started.terminate().await;
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_read_or_written_is_named() {
     let folder = std::env::temp_dir().join(format!("{}-{}", env!("CARGO_PKG_NAME"), std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

@@ -3,6 +3,7 @@ use std::{fmt, time::Duration};
 
 use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
+use super::locks::{Lock, TABLES};
 use crate::{
     example::gateway::{Faults, Malformation, Webhooks},
     postgres::Failover,
@@ -46,6 +47,13 @@ impl fmt::Display for Part {
     }
 }
 
+/// A secret that is rotated on one replica before the gateway has the new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secret {
+    ApiKey,
+    WebhookSecret,
+}
+
 /// A single fault. A lasting fault lasts until the end of the round.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
@@ -67,6 +75,20 @@ pub enum Fault {
     Stall(Part),
     /// Faults of the gateway itself and of its webhooks.
     Gateway(Faults),
+    /// Another session of the database holds locks for this time.
+    Lock(Lock, Duration),
+    /// An export of the audit log while another transaction reads it.
+    ExportBesideReader,
+    /// A replica that continues with a secret that the gateway does not accept.
+    Rotation { replica: usize, secret: Secret },
+    /// Signed events of the gateway that are unusable, or contradict a settled payment.
+    OddEvents,
+    /// A client that sends texts which PostgreSQL cannot store.
+    HostileTexts,
+    /// Password changes beside logins with the old password.
+    PasswordChanges,
+    /// Clients that send or read slowly.
+    SlowClients,
     /// Another database server becomes the primary.
     Failover(Failover),
 }
@@ -84,6 +106,17 @@ impl Fault {
             Self::Slow(part, _) => format!("{part} slow"),
             Self::Stall(part) => format!("{part} stalled"),
             Self::Gateway(faults) => gateway_fault(faults).to_owned(),
+            Self::Lock(Lock::Table(_), _) => "table locked for seconds".to_owned(),
+            Self::Lock(Lock::Rows(_), _) => "rows locked for seconds".to_owned(),
+            Self::ExportBesideReader => "audit export beside a reader".to_owned(),
+            Self::Rotation { secret: Secret::ApiKey, .. } => "API key rotated on one replica".to_owned(),
+            Self::Rotation { secret: Secret::WebhookSecret, .. } => {
+                "webhook secret rotated on one replica".to_owned()
+            }
+            Self::OddEvents => "odd events of the gateway".to_owned(),
+            Self::HostileTexts => "hostile texts of a client".to_owned(),
+            Self::PasswordChanges => "passwords changed during logins".to_owned(),
+            Self::SlowClients => "slow readers and slow bodies".to_owned(),
             Self::Failover(failover) => failover_name(*failover).to_owned(),
         }
     }
@@ -123,6 +156,9 @@ fn gateway_fault(faults: &Faults) -> &'static str {
             Malformation::Reference => "gateway responds with another payment",
             Malformation::Nul | Malformation::Surrogate => "gateway responds with an invalid id",
             Malformation::Record => "gateway has records with an unknown status",
+            Malformation::Long => "gateway responds with an over-long id",
+            Malformation::Missing => "gateway responds without some fields",
+            Malformation::Second => "gateway lists second charges and refunds",
         }
     } else {
         "gateway responds late"
@@ -140,7 +176,12 @@ impl fmt::Display for ScheduledFault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} (", self.fault.name())?;
         match &self.fault {
-            Fault::Kill { replica } | Fault::FullDisk { replica } => write!(formatter, "{replica}, ")?,
+            Fault::Kill { replica } | Fault::FullDisk { replica } | Fault::Rotation { replica, .. } => {
+                write!(formatter, "{replica}, ")?;
+            }
+            Fault::Lock(Lock::Table(table) | Lock::Rows(table), time) => {
+                write!(formatter, "{table}, {} ms, ", time.as_millis())?;
+            }
             Fault::Crash { replica, point } => write!(formatter, "{replica}, {point}, ")?,
             Fault::Slow(_, delay) => write!(formatter, "{} ms, ", delay.as_millis())?,
             _ => {}
@@ -149,9 +190,11 @@ impl fmt::Display for ScheduledFault {
     }
 }
 
-/// Draws the faults of one round, in chronological order: a crash, a gateway fault, and often a third fault.
+/// Draws the faults of one round, in chronological order: a crash, a gateway fault, a fault of a client, a lock or a
+/// secret, and often a fourth fault.
 pub fn draw(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
-    let mut faults = vec![death(dice, replicas), Fault::Gateway(of_gateway(dice))];
+    let mut faults =
+        vec![death(dice, replicas), Fault::Gateway(of_gateway(dice)), of_clients_or_locks(dice, replicas)];
     if dice.random_bool(0.6) {
         faults.push(of_network_or_database(dice, replicas));
     }
@@ -223,12 +266,35 @@ fn of_gateway(dice: &mut impl Rng) -> Faults {
 }
 
 fn spoiling(dice: &mut impl Rng) -> Malformation {
-    match dice.random_range(0..5) {
+    match dice.random_range(0..11) {
         0 => Malformation::Garbage,
         1 => Malformation::Huge,
         2 => Malformation::Amount,
         3 => Malformation::Currency,
+        4 => Malformation::Nul,
+        5 => Malformation::Surrogate,
+        6 => Malformation::Record,
+        7 => Malformation::Long,
+        8 => Malformation::Missing,
+        9 => Malformation::Second,
         _ => Malformation::Reference,
+    }
+}
+
+fn of_clients_or_locks(dice: &mut impl Rng, replicas: usize) -> Fault {
+    let replica = dice.random_range(0..replicas);
+    let table = TABLES.choose(dice).copied().unwrap_or_default();
+    let time = Duration::from_millis(dice.random_range(1_000..5_000));
+    match dice.random_range(0..9) {
+        0 => Fault::Lock(Lock::Table(table), time),
+        1 => Fault::Lock(Lock::Rows(table), time),
+        2 => Fault::ExportBesideReader,
+        3 => Fault::Rotation { replica, secret: Secret::ApiKey },
+        4 => Fault::Rotation { replica, secret: Secret::WebhookSecret },
+        5 => Fault::OddEvents,
+        6 => Fault::HostileTexts,
+        7 => Fault::PasswordChanges,
+        _ => Fault::SlowClients,
     }
 }
 
@@ -289,8 +355,8 @@ mod tests {
                 fault => fault.name(),
             })
             .collect();
-        // Kill, full disk, two database faults, three faults of three components, thirteen of the gateway, and every
-        // crash point.
-        assert_eq!(drawn.len(), 1 + 1 + 2 + 9 + 13 + CRASH_POINTS.len(), "{drawn:#?}");
+        // Kill, full disk, two database faults, three faults of three components, eighteen of the gateway, nine of
+        // clients, locks and secrets, and every crash point.
+        assert_eq!(drawn.len(), 1 + 1 + 2 + 9 + 18 + 9 + CRASH_POINTS.len(), "{drawn:#?}");
     }
 }

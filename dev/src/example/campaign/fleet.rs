@@ -35,6 +35,8 @@ struct Replica {
     api: SocketAddr,
     ops: SocketAddr,
     child: Child,
+    /// True while the replica has a secret that the gateway does not accept.
+    is_rotated: bool,
 }
 
 impl Fleet {
@@ -55,7 +57,7 @@ impl Fleet {
         };
         for (api, ops) in addresses {
             let child = fleet.launch(*api, *ops, None)?;
-            fleet.replicas.push(Replica { api: *api, ops: *ops, child });
+            fleet.replicas.push(Replica { api: *api, ops: *ops, child, is_rotated: false });
         }
         Ok(fleet)
     }
@@ -114,6 +116,28 @@ impl Fleet {
         }
     }
 
+    /// Replaces a replica with one that has another value of this secret.
+    pub(super) async fn rotate(
+        &mut self,
+        replica: usize,
+        name: &str,
+        value: &str,
+    ) -> Result<(), super::Error> {
+        self.replace(replica, name, value.as_ref()).await?;
+        if let Some(replica) = self.replicas.get_mut(replica) {
+            replica.is_rotated = true;
+        }
+        Ok(())
+    }
+
+    /// Kills the replicas with a rotated secret. Their replacements have the common settings.
+    pub(super) fn end_rotations(&mut self) {
+        for replica in self.replicas.iter_mut().filter(|replica| replica.is_rotated) {
+            // The replica may already be dead.
+            let _ = replica.child.signal(Signal::SIGKILL);
+        }
+    }
+
     async fn replace(&mut self, replica: usize, name: &str, value: &OsStr) -> Result<(), super::Error> {
         self.kill(replica);
         let Some((api, ops)) = self.replicas.get(replica).map(|replica| (replica.api, replica.ops)) else {
@@ -125,6 +149,7 @@ impl Fleet {
         let child = self.launch(api, ops, Some((name, value)))?;
         if let Some(replica) = self.replicas.get_mut(replica) {
             replica.child = child;
+            replica.is_rotated = false;
             self.deaths += 1;
         }
         Ok(())
@@ -143,6 +168,7 @@ impl Fleet {
             let child = self.launch(api, ops, None)?;
             if let Some(replica) = self.replicas.get_mut(number) {
                 replica.child = child;
+                replica.is_rotated = false;
                 self.deaths += 1;
             }
         }

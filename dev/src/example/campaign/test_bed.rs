@@ -1,13 +1,17 @@
 //! All components of a campaign, and the execution of faults.
-use std::{net::SocketAddr, path::PathBuf, slice, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, slice, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
+use tokio::{task::JoinSet, time::timeout};
 use url::Url;
 
 use super::{
     Error, Settings,
-    faults::{Fault, Part, ScheduledFault},
+    faults::{Fault, Part, ScheduledFault, Secret},
     fleet::Fleet,
+    hostile_clients,
+    locks::{Exporter, Exports},
+    odd_events, passwords,
 };
 use crate::{
     environment,
@@ -24,6 +28,13 @@ use crate::{
 const GATEWAY_API_KEY: &str = "sk_for_campaigns";
 const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBlbHNld2hlcmU=";
 
+/// Secrets that the gateway does not accept.
+const OTHER_API_KEY: &str = "sk_not_accepted_yet";
+const OTHER_WEBHOOK_SECRET: &str = "whsec_YW5vdGhlciBzZWNyZXQgdGhhdCBub2JvZHkgc2lnbnMgd2l0aA==";
+
+/// Deadline of a fault that runs beside the others. Components that another fault has stopped can delay it.
+const FAULT_DEADLINE: Duration = Duration::from_mins(1);
+
 /// Deadline of a verification. The audit log of an hour is verified in far less.
 const VERIFICATION: Duration = Duration::from_mins(2);
 
@@ -34,12 +45,15 @@ pub(super) struct TestBed {
     owner_url: Url,
     /// Connects as the service's role, bypassing the proxy with faults.
     database_url: Url,
-    gateway: Simulator,
+    gateway: Arc<Simulator>,
     fleet: Fleet,
     /// Proxy and load balancer between callers and replicas, also for webhooks.
     api: TcpProxy,
     /// Proxy between replicas and gateway.
     charges: TcpProxy,
+    exports: Arc<Exports>,
+    /// Faults that run beside the others, and return the violations that they have found.
+    running: JoinSet<Vec<String>>,
     /// True once a failover may have lost confirmed commits.
     may_have_lost: bool,
 }
@@ -51,14 +65,16 @@ impl TestBed {
         seed_products::offer(&prepared.owner_url, progress).await?;
         let addresses = Fleet::addresses(settings.replicas)?;
         let api = TcpProxy::open(addresses.iter().map(|(api, _)| *api).collect()).await?;
-        let gateway = Simulator::start(gateway::Settings {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            api_key: GATEWAY_API_KEY.to_owned(),
-            webhook_secret: GATEWAY_WEBHOOK_SECRET.to_owned(),
-            webhook_url: Some(Url::parse(&format!("http://{}/v1/gateway/events", api.address()))?),
-            ledger_file: None,
-        })
-        .await?;
+        let gateway = Arc::new(
+            Simulator::start(gateway::Settings {
+                address: SocketAddr::from(([127, 0, 0, 1], 0)),
+                api_key: GATEWAY_API_KEY.to_owned(),
+                webhook_secret: GATEWAY_WEBHOOK_SECRET.to_owned(),
+                webhook_url: Some(Url::parse(&format!("http://{}/v1/gateway/events", api.address()))?),
+                ledger_file: None,
+            })
+            .await?,
+        );
         let charges = TcpProxy::open(vec![gateway.address()]).await?;
         let server = ReplicatedServer::start(server, settings.failover, progress).await?;
 
@@ -76,6 +92,10 @@ impl TestBed {
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
             ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "1".to_owned()),
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
+            ("AUDIT_SEAL_INTERVAL_SECONDS", "1".to_owned()),
+            ("WRITE_TIMEOUT_MS", "5000".to_owned()),
+            // Logins with the old password follow each change.
+            ("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "1000".to_owned()),
             ("ARGON2_MEMORY_KIB", "64".to_owned()),
             ("ARGON2_ITERATIONS", "1".to_owned()),
             // All callers share this machine's address.
@@ -93,6 +113,8 @@ impl TestBed {
             fleet,
             api,
             charges,
+            exports: Exports::new()?,
+            running: JoinSet::new(),
             may_have_lost: false,
         })
     }
@@ -150,12 +172,66 @@ impl TestBed {
             Fault::Slow(part, delay) => self.links(*part).iter().for_each(|link| link.slow(*delay)),
             Fault::Stall(part) => self.links(*part).iter().for_each(TcpProxy::freeze),
             Fault::Gateway(faults) => self.gateway.faults().set(faults.clone()),
+            Fault::Lock(lock, time) => {
+                let holding = lock.hold(self.owner_url.clone(), *time);
+                self.run_beside(async {
+                    // The database may be down.
+                    let _ = holding.await;
+                    Vec::new()
+                });
+            }
+            Fault::ExportBesideReader => {
+                let exporter = Exporter {
+                    executable: self.executable.clone(),
+                    owner_url: self.owner_url.clone(),
+                    database_url: self.database_url.clone(),
+                    exports: Arc::clone(&self.exports),
+                };
+                self.run_beside(exporter.export_beside_reader());
+            }
+            Fault::Rotation { replica, secret } => {
+                let (name, value) = match secret {
+                    Secret::ApiKey => ("GATEWAY_API_KEY", OTHER_API_KEY),
+                    Secret::WebhookSecret => ("GATEWAY_WEBHOOK_SECRET", OTHER_WEBHOOK_SECRET),
+                };
+                self.fleet.rotate(*replica, name, value).await?;
+            }
+            Fault::OddEvents => {
+                self.run_beside(odd_events::deliver(Arc::clone(&self.gateway), self.owner_url.clone()));
+            }
+            Fault::HostileTexts => {
+                self.run_beside(hostile_clients::send_hostile_texts(self.api_url()?));
+            }
+            Fault::PasswordChanges => {
+                self.run_beside(passwords::change_during_logins(self.addresses()));
+            }
+            Fault::SlowClients => {
+                self.run_beside(hostile_clients::be_slow(self.addresses()));
+            }
             Fault::Failover(failover) => {
                 self.may_have_lost |= self.server.may_lose(*failover);
                 self.server.fail_over(*failover, progress).await?;
             }
         }
         Ok(())
+    }
+
+    /// Runs a fault beside the others.
+    fn run_beside(&mut self, fault: impl Future<Output = Vec<String>> + Send + 'static) {
+        self.running.spawn(async { timeout(FAULT_DEADLINE, fault).await.unwrap_or_default() });
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.replicas().into_iter().map(|(address, _)| address).collect()
+    }
+
+    /// Waits until the faults that run beside the others have ended. Returns the violations that they have found.
+    pub(super) async fn findings(&mut self) -> Vec<String> {
+        let mut findings = Vec::new();
+        while let Some(ended) = self.running.join_next().await {
+            findings.extend(ended.unwrap_or_else(|failed| vec![format!("a fault failed: {failed}")]));
+        }
+        findings
     }
 
     /// Ends all lasting faults. A lost node gets a new standby.
@@ -165,6 +241,7 @@ impl TestBed {
             self.links(part).iter().for_each(TcpProxy::mend);
         }
         self.gateway.faults().clear();
+        self.fleet.end_rotations();
         Ok(())
     }
 
@@ -198,8 +275,11 @@ impl TestBed {
 
     /// Verifies the hash chain of the audit log. Returns the problem, or `None`.
     pub(super) async fn verify_audit_log(&self) -> Result<Option<String>, Error> {
+        let exported = self.exports.dropped(&self.owner_url).await?;
         let verifying = Launch::new(&self.executable)
             .args(["audit", "verify"])
+            .args(exported.first().map(|_| "--exported"))
+            .args(exported)
             .directory("/".as_ref())
             .env("APP_ENV", "test")
             .env("DATABASE_URL", self.database_url.as_str())

@@ -29,7 +29,16 @@ pub enum Malformation {
     Surrogate,
     /// An unknown status in a list. Other responses are correct.
     Record,
+    /// An id of 20 000 characters.
+    Long,
+    /// No amount and no status.
+    Missing,
+    /// A second object with another id for each object of a list. Other responses are correct.
+    Second,
 }
+
+/// Length of an over-long id.
+const LONG_ID_BYTES: usize = 20_000;
 
 /// Body size in bytes, far above any reasonable limit of a client.
 const HUGE_BODY_BYTES: usize = 4 * 1024 * 1024;
@@ -46,11 +55,23 @@ impl Malformation {
             Self::Garbage => "<html><body>200 OK</body></html>".to_owned(),
             Self::Huge => format!("{{\"data\":[],\"padding\":\"{}\"}}", "x".repeat(HUGE_BODY_BYTES)),
             Self::Surrogate => String::from_utf8_lossy(&body).replace("\"id\":\"", "\"id\":\"\\ud800"),
-            Self::Amount | Self::Currency | Self::Reference | Self::Nul | Self::Record => {
+            Self::Record | Self::Second => {
                 let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
-                if self != Self::Record || answer.get("data").is_some_and(Value::is_array) {
-                    self.falsify(&mut answer);
+                if let Some(data) = answer.get_mut("data").and_then(Value::as_array_mut) {
+                    let mut falsified = data.clone();
+                    for object in &mut falsified {
+                        self.falsify(object);
+                    }
+                    if self == Self::Record {
+                        data.clear();
+                    }
+                    data.append(&mut falsified);
                 }
+                answer.to_string()
+            }
+            Self::Amount | Self::Currency | Self::Reference | Self::Nul | Self::Long | Self::Missing => {
+                let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+                self.falsify(&mut answer);
                 answer.to_string()
             }
         };
@@ -62,12 +83,19 @@ impl Malformation {
         match answer {
             Value::Array(items) => items.iter_mut().for_each(|item| self.falsify(item)),
             Value::Object(fields) => {
+                if self == Self::Missing {
+                    fields.retain(|name, _| name != "amount" && name != "status");
+                }
                 for (name, value) in fields {
                     match (self, name.as_str()) {
                         (Self::Amount, "amount") => *value = (value.as_i64().unwrap_or_default() + 1).into(),
                         // ISO 4217's code for tests, which no order uses.
                         (Self::Currency, "currency") => *value = "XTS".into(),
                         (Self::Nul, "id") => *value = "ch_\0".into(),
+                        (Self::Long, "id") => *value = "x".repeat(LONG_ID_BYTES).into(),
+                        (Self::Second, "id") => {
+                            *value = format!("{}_second", value.as_str().unwrap_or_default()).into();
+                        }
                         (Self::Record, "status") => *value = "under_review".into(),
                         (Self::Reference, "reference") => *value = Uuid::max().to_string().into(),
                         _ => self.falsify(value),

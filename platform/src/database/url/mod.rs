@@ -33,6 +33,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before the next host is tried while the previous one has not responded yet (RFC 8305, section 8).
 const STAGGER_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Pause before a host that is not a writable primary is tried again, while another host has not responded yet.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
 /// The parameters that sqlx applies. This module handles `target_session_attrs`, `connect_timeout`, `host`,
 /// `hostaddr` and `port`.
 const SQLX_PARAMETERS: [&str; 14] = [
@@ -172,9 +175,8 @@ impl DatabaseUrl {
     /// Connects to the first host that is a writable primary, in the order of the URL. Names are resolved at each
     /// call, so that a changed DNS record takes effect.
     pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let servers: Vec<_> = self.servers().cloned().collect();
         let connect_timeout = self.connect_timeout;
-        race(servers.into_iter().map(move |server| connect_to_server(server, connect_timeout))).await
+        race(self.servers().cloned().collect(), |server| connect_to_server(server, connect_timeout)).await
     }
 }
 
@@ -201,12 +203,9 @@ async fn connect_to_server(
         return connect_to_address(server, connect_timeout).await;
     }
     let resolved = timeout(connect_timeout, lookup_host((server.get_host(), server.get_port()))).await;
-    let addresses: Vec<_> = resolved.map_err(|_elapsed| Unavailable::Unreachable)??.collect();
-    race(addresses.into_iter().map(move |address| {
-        let server = server.clone().host(&address.ip().to_string());
-        connect_to_address(server, connect_timeout)
-    }))
-    .await
+    let addresses = resolved.map_err(|_elapsed| Unavailable::Unreachable)??;
+    let servers = addresses.map(|address| server.clone().host(&address.ip().to_string())).collect();
+    race(servers, |server| connect_to_address(server, connect_timeout)).await
 }
 
 /// Opens a connection, and accepts it only if the server is a writable primary.
@@ -239,28 +238,64 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<(), sqlx::E
     }
 }
 
-/// Runs connection attempts in order. The next one starts when the previous one has failed, or has taken longer than
-/// [`STAGGER_INTERVAL`]. Returns the first connection, or the most informative error.
-async fn race<F>(mut attempts: impl ExactSizeIterator<Item = F> + Send) -> Result<PgConnection, sqlx::Error>
+/// Connects to these servers in order. The attempt at the next one starts when the previous one has failed, or has
+/// taken longer than [`STAGGER_INTERVAL`]. Returns the first connection, or the most informative error.
+///
+/// While a server has not responded yet, the others are tried every [`RETRY_INTERVAL`]. A lost host responds never, and
+/// a standby that is promoted meanwhile would be noticed only after the lost host's timeout.
+async fn race<S, C, F>(servers: Vec<S>, connect: impl Fn(S) -> F) -> Result<C, sqlx::Error>
 where
-    F: Future<Output = Result<PgConnection, sqlx::Error>> + Send + 'static,
+    S: Clone + Send + 'static,
+    C: Send + 'static,
+    F: Future<Output = Result<C, sqlx::Error>> + Send + 'static,
 {
+    let attempt = |server: S, pause: Duration| {
+        let connecting = connect(server.clone());
+        async move {
+            sleep(pause).await;
+            (server, pause.is_zero(), connecting.await)
+        }
+    };
+    let mut untried = servers.into_iter();
     let mut running = JoinSet::new();
+    let mut silent = 0_usize;
     let mut failure = sqlx::Error::from(Unavailable::Unreachable);
     loop {
-        if let Some(attempt) = attempts.next() {
-            running.spawn(attempt);
-        } else if running.is_empty() {
+        if let Some(server) = untried.next() {
+            silent += 1;
+            running.spawn(attempt(server, Duration::ZERO));
+        } else if silent == 0 {
             return Err(failure);
         }
         tokio::select! {
-            Some(finished) = running.join_next() => match finished {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) if explains(&error) >= explains(&failure) => failure = error,
-                Ok(Err(_)) | Err(_) => {}
-            },
-            () = sleep(STAGGER_INTERVAL), if attempts.len() > 0 => {}
+            Some(finished) = running.join_next() => {
+                let Ok((server, is_first, result)) = finished else { return Err(failure) };
+                silent -= usize::from(is_first);
+                let error = match result {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => error,
+                };
+                if may_pass(&error) {
+                    running.spawn(attempt(server, RETRY_INTERVAL));
+                }
+                if explains(&error) >= explains(&failure) {
+                    failure = error;
+                }
+            }
+            () = sleep(STAGGER_INTERVAL), if untried.len() > 0 => {}
         }
+    }
+}
+
+/// Returns whether a later attempt may succeed. Either the connection was refused, or the server is starting (57P03)
+/// or has no free slot (53300). Or no host is a writable primary until one is promoted.
+pub(super) fn may_pass(error: &sqlx::Error) -> bool {
+    if matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby) {
+        return true;
+    }
+    match error {
+        sqlx::Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+        other => sqlstate(other).is_some_and(|code| code == "57P03" || code == "53300"),
     }
 }
 

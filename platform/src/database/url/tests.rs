@@ -78,3 +78,31 @@ fn a_standby_explains_more_than_an_unreachable_host() {
     let unreachable = sqlx::Error::Io(io::ErrorKind::ConnectionRefused.into());
     assert!(explains(&standby) > explains(&unreachable));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_promoted_host_is_found_while_another_is_silent() {
+    let started = tokio::time::Instant::now();
+    let promoted = Duration::from_millis(600);
+    let connected = race(vec!["lost", "standby"], |host| async move {
+        match host {
+            "standby" if started.elapsed() < promoted => Err(Unavailable::Standby.into()),
+            "standby" => Ok(host),
+            _ => {
+                sleep(CONNECT_TIMEOUT).await;
+                Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    });
+    assert_eq!(connected.await.unwrap(), "standby");
+    assert!(started.elapsed() <= promoted + RETRY_INTERVAL, "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn hosts_that_have_all_responded_are_not_retried() {
+    let started = tokio::time::Instant::now();
+    let refused = race(vec!["standby", "standby"], |_host| async {
+        Err::<(), _>(sqlx::Error::from(Unavailable::Standby))
+    });
+    assert_eq!(Unavailable::of(&refused.await.unwrap_err()), Unavailable::Standby);
+    assert!(started.elapsed() < RETRY_INTERVAL, "{:?}", started.elapsed());
+}

@@ -1,0 +1,149 @@
+//! Signed events of the gateway that are unusable or contradict a settled payment. The service acknowledges each, and
+//! records each contradiction.
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection, Row as _};
+use tokio::time::sleep;
+use url::Url;
+use uuid::Uuid;
+
+use crate::example::gateway::{Event, Simulator};
+
+/// Pause between two attempts at a delivery.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// Maximum number of attempts at a delivery.
+const MAX_ATTEMPTS: u32 = 40;
+
+/// Maximum length of a text that the service stores, and more.
+const LONG: usize = 20_000;
+
+/// An event, and the discrepancy that the service must record for it.
+struct OddEvent {
+    name: &'static str,
+    event: Event,
+    /// The record's id and the kind of the discrepancy. `None` if the record is unknown.
+    discrepancy: Option<(Uuid, &'static str)>,
+}
+
+/// Delivers odd events about the newest settled payment and refund. Returns the violations.
+pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<String> {
+    let mut violations = Vec::new();
+    // The database may be down.
+    let Ok(events) = odd_events(&owner_url).await else { return violations };
+    for odd in events {
+        match deliver_once(&gateway, &odd.event).await {
+            Some(200..=299) => {}
+            Some(status) => {
+                violations.push(format!("a signed event with {}: {status}", odd.name));
+                continue;
+            }
+            None => continue,
+        }
+        if let Some((record, kind)) = odd.discrepancy
+            && is_recorded(&owner_url, record, kind).await.is_ok_and(|is_recorded| !is_recorded)
+        {
+            violations.push(format!("an event with {} was acknowledged, but not recorded", odd.name));
+        }
+    }
+    violations
+}
+
+/// Delivers an event until a replica has a definite response. Rejected signatures belong to a replica whose secret was
+/// rotated, so another replica gets the event next.
+async fn deliver_once(gateway: &Simulator, event: &Event) -> Option<u16> {
+    for _ in 0..MAX_ATTEMPTS {
+        match gateway.deliver_webhook(event).await {
+            Err(_) | Ok(401 | 429 | 503 | 504) => sleep(RETRY_PAUSE).await,
+            Ok(status) => return Some(status),
+        }
+    }
+    None
+}
+
+async fn is_recorded(owner_url: &Url, record: Uuid, kind: &str) -> Result<bool, sqlx::Error> {
+    let mut connection = PgConnection::connect(owner_url.as_str()).await?;
+    let recorded = "select exists (select from discrepancies where record_id = $1 and what = $2)";
+    sqlx::query_scalar(recorded).bind(record).bind(kind).fetch_one(&mut connection).await
+}
+
+async fn odd_events(owner_url: &Url) -> Result<Vec<OddEvent>, sqlx::Error> {
+    let mut connection = PgConnection::connect(owner_url.as_str()).await?;
+    let payment = sqlx::query(
+        "select id, gateway_key, gateway_charge_id, amount, currency from payments
+         where status = 'succeeded' order by created_at desc limit 1",
+    );
+    let payment = payment.fetch_optional(&mut connection).await?;
+    let refund = sqlx::query(
+        "select refunds.id, refunds.gateway_key, gateway_charge_id, refunds.amount from refunds
+         join payments on payments.id = refunds.payment_id
+         where refunds.status = 'succeeded' order by refunds.created_at desc limit 1",
+    );
+    let refund = refund.fetch_optional(&mut connection).await?;
+    connection.close().await?;
+
+    let mut events = Vec::new();
+    if let Some(payment) = payment {
+        let id: Uuid = payment.try_get(0)?;
+        let (key, charge_id): (Uuid, String) = (payment.try_get(1)?, payment.try_get(2)?);
+        let (amount, currency): (i64, String) = (payment.try_get(3)?, payment.try_get(4)?);
+        let charge = json!({
+            "id": charge_id, "reference": key, "status": "succeeded", "decline_code": null,
+            "amount": amount, "currency": currency,
+        });
+        let with = |field: &str, value: Value| {
+            let mut charge = charge.clone();
+            if let Some(object) = charge.as_object_mut() {
+                object.insert(field.to_owned(), value);
+            }
+            charge
+        };
+        let unusable = Some((id, "unusable event"));
+        for (name, data, discrepancy) in [
+            ("an unknown status", with("status", json!("under_review")), unusable),
+            ("NUL in an id", with("id", json!("ch_\0")), unusable),
+            ("an over-long id", with("id", json!("x".repeat(LONG))), unusable),
+            ("an over-long decline code", with("decline_code", json!("x".repeat(LONG))), None),
+            (
+                "a missing amount",
+                json!({ "id": charge_id, "reference": key, "status": "succeeded" }),
+                unusable,
+            ),
+            ("a reference that is null", with("reference", Value::Null), None),
+            ("NUL in a reference", with("reference", json!("\0")), None),
+            ("another amount", with("amount", json!(amount + 1)), Some((id, "amount"))),
+            (
+                "another charge",
+                with("id", json!(format!("ch_{}", Uuid::now_v7().simple()))),
+                Some((id, "second charge")),
+            ),
+        ] {
+            events.extend(Event::new("charge.succeeded", &data).ok().map(|event| OddEvent {
+                name,
+                event,
+                discrepancy,
+            }));
+        }
+        let surrogate = Event::new("charge.succeeded", &charge).ok().map(|mut event| {
+            event.body = event.body.replace("\"id\":\"ch_", "\"id\":\"\\ud800");
+            OddEvent { name: "half of a surrogate pair", event, discrepancy: unusable }
+        });
+        events.extend(surrogate);
+    }
+    if let Some(refund) = refund {
+        let (id, key): (Uuid, Uuid) = (refund.try_get(0)?, refund.try_get(1)?);
+        let (charge_id, amount): (String, i64) = (refund.try_get(2)?, refund.try_get(3)?);
+        let second = json!({
+            "id": format!("re_{}", Uuid::now_v7().simple()), "reference": key, "charge_id": charge_id,
+            "status": "succeeded", "amount": amount,
+        });
+        let event = Event::new("refund.succeeded", &second).ok();
+        events.extend(event.map(|event| OddEvent {
+            name: "a second refund",
+            event,
+            discrepancy: Some((id, "second refund")),
+        }));
+    }
+    Ok(events)
+}
