@@ -2,7 +2,7 @@
 pub(crate) mod compliance;
 mod decisions;
 mod language;
-mod structure;
+pub(crate) mod structure;
 
 use std::{collections::BTreeSet, fmt::Debug};
 
