@@ -19,7 +19,7 @@ const HEAD: &str = r#"<!doctype html>
   p { margin: .2rem 0 }
   time, .by { opacity: .7 }
 </style>
-<h1>Alerts that arrived</h1>
+<h1>Received alerts</h1>
 "#;
 
 pub(super) fn render(arrivals: &Arrivals) -> String {

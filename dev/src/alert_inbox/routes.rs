@@ -64,9 +64,11 @@ struct ServiceAlert {
     title: String,
     description: String,
     timestamp: DateTime<Utc>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
 }
 
-async fn from_service(State(shared): State<Arc<Shared>>, Json(raised): Json<ServiceAlert>) {
+async fn from_service(State(shared): State<Arc<Shared>>, Json(mut raised): Json<ServiceAlert>) {
     shared.keep(ReceivedAlert {
         received_at: Utc::now(),
         source: "service".to_owned(),
@@ -76,7 +78,7 @@ async fn from_service(State(shared): State<Arc<Shared>>, Json(raised): Json<Serv
         severity: raised.severity,
         summary: raised.title,
         description: raised.description,
-        runbook_url: None,
+        runbook_url: raised.metadata.remove("runbook_url"),
         dashboard_url: None,
     });
 }

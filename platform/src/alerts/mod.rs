@@ -24,7 +24,7 @@ use tokio::{
 };
 use url::Url;
 
-use self::receiver::{Receiver, alertmanager_api, attempt, deliver};
+use self::receiver::{Receiver, alertmanager_api, attempt, deliver, source_labels};
 pub use self::settings::Settings;
 use super::{outbound, telemetry::correlation};
 
@@ -63,9 +63,31 @@ pub enum Severity {
     Info,
 }
 
+/// The condition that an alert reports. Its name is that of the runbook, and of the alerting rule about the same
+/// condition, if there is one. Alertmanager suppresses the service's own alert while that rule fires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condition {
+    name: &'static str,
+    incident: Option<&'static str>,
+}
+
+impl Condition {
+    /// Creates a condition that is the cause of its own incident.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, incident: None }
+    }
+
+    /// Creates a condition that is a symptom of an incident. Alertmanager suppresses it while the cause fires.
+    pub const fn symptom(name: &'static str, incident: &'static str) -> Self {
+        Self { name, incident: Some(incident) }
+    }
+}
+
 /// An alert.
 #[derive(Debug, Clone)]
 pub struct Alert {
+    /// The condition that the alert reports.
+    pub condition: Condition,
     /// The severity.
     pub severity: Severity,
     /// A short title that is the same for each occurrence.
@@ -80,6 +102,8 @@ pub struct Alert {
 /// A raised alert, ready to send. Its JSON is the body for webhooks.
 #[derive(Debug, Serialize)]
 struct OutgoingAlert {
+    #[serde(skip)]
+    condition: Condition,
     severity: Severity,
     title: String,
     description: String,
@@ -101,6 +125,7 @@ pub struct Alerts(Arc<Inner>);
 
 struct Inner {
     repeat_interval: Duration,
+    runbooks_url: Option<Url>,
     /// `None` if there are no receivers.
     transport: Option<Transport>,
     raised: Arc<RecentAlerts>,
@@ -122,18 +147,19 @@ enum Message {
 impl Alerts {
     /// Starts the task that sends raised alerts. Without configured receivers, alerts are only logged.
     ///
-    /// `service` identifies the source of the alerts to receivers. The process's TLS provider must be installed.
+    /// `job` is the job of the service in Prometheus. Alertmanager compares it when it suppresses alerts. The process's
+    /// TLS provider must be installed.
     ///
     /// # Errors
     /// The HTTP client cannot be built.
-    pub fn start(settings: &Settings, service: &str) -> Result<Self, reqwest::Error> {
+    pub fn start(settings: &Settings, job: &str) -> Result<Self, reqwest::Error> {
         initialize();
         let raised = Arc::new(RecentAlerts::default());
         let repeat_interval = settings.repeat_interval;
         let webhook = settings.webhook_url.clone().map(Receiver::Webhook);
         let alertmanager = settings.alertmanager_url.as_ref().map(|base| Receiver::Alertmanager {
             url: alertmanager_api(base),
-            service: service.to_owned(),
+            labels: source_labels(job, &settings.labels),
             // Long enough that the next repetition arrives before the alert ends, and that operators see the alert.
             firing_for: repeat_interval.saturating_mul(2).max(MIN_FIRING_TIME),
         });
@@ -146,13 +172,15 @@ impl Alerts {
             tokio::spawn(send_all(client.clone(), Arc::clone(&receivers), messages, Arc::clone(&raised)));
             Some(Transport { client, receivers, queue })
         };
-        Ok(Self(Arc::new(Inner { repeat_interval, transport, raised })))
+        let runbooks_url = settings.runbooks_url.clone();
+        Ok(Self(Arc::new(Inner { repeat_interval, runbooks_url, transport, raised })))
     }
 
     /// Returns alerts that are only logged, for commands.
     pub fn without_receivers() -> Self {
         let raised = Arc::new(RecentAlerts::default());
-        Self(Arc::new(Inner { repeat_interval: Duration::ZERO, transport: None, raised }))
+        let repeat_interval = Duration::ZERO;
+        Self(Arc::new(Inner { repeat_interval, runbooks_url: None, transport: None, raised }))
     }
 
     /// Returns whether alerts are sent to any receiver.
@@ -166,9 +194,7 @@ impl Alerts {
     /// the record that the alert is about, so that Alertmanager keeps the alerts of two records apart.
     pub async fn deliver(&self, alert: Alert, key: &str) -> bool {
         let Some(transport) = &self.0.transport else { return false };
-        let Alert { severity, title, description, metadata } = alert;
-        let key = Some(key.to_owned());
-        let raised = OutgoingAlert { severity, title, description, timestamp: Utc::now(), metadata, key };
+        let raised = OutgoingAlert { key: Some(key.to_owned()), ..self.outgoing(alert) };
         let accepted = send(&transport.receivers, &raised, |receiver, url, body| {
             let client = transport.client.clone();
             async move { attempt(&client, receiver, url, &body).await.is_accepted() }
@@ -180,30 +206,37 @@ impl Alerts {
 
     /// Raises an alert. Never waits, never fails. The alert carries the current correlation id.
     pub fn raise(&self, alert: Alert) {
-        let Alert { severity, title, description, mut metadata } = alert;
-        let key = (severity, title.clone());
+        let key = (alert.severity, alert.title.clone());
         if !self.0.raised.remember(&key, self.0.repeat_interval) {
             SENT.with_label_values(&[SUPPRESSED]).inc();
             return;
         }
+        let mut raised = self.outgoing(alert);
         if let Some(context) = correlation::current() {
-            metadata
-                .entry("correlation_id".to_owned())
-                .or_insert_with(|| context.correlation_id().to_string());
+            let id = || context.correlation_id().to_string();
+            raised.metadata.entry("correlation_id".to_owned()).or_insert_with(id);
         }
+        let OutgoingAlert { severity, title, description, metadata, .. } = &raised;
         match severity {
             Severity::Critical => tracing::error!(title, ?metadata, "alert: {description}"),
             Severity::Warning => tracing::warn!(title, ?metadata, "alert: {description}"),
             Severity::Info => tracing::info!(title, ?metadata, "alert: {description}"),
         }
         let Some(Transport { queue, .. }) = &self.0.transport else { return };
-        let raised =
-            OutgoingAlert { severity, title, description, timestamp: Utc::now(), metadata, key: None };
         if queue.try_send(Message::Alert(raised)).is_err() {
             self.0.raised.forget(&key);
             SENT.with_label_values(&[DROPPED]).inc();
             tracing::error!("dropped an alert: the queue is full");
         }
+    }
+
+    fn outgoing(&self, alert: Alert) -> OutgoingAlert {
+        let Alert { condition, severity, title, description, mut metadata } = alert;
+        if let Some(url) = &self.0.runbooks_url {
+            let url = format!("{}/{}", url.as_str().trim_end_matches('/'), condition.name);
+            metadata.insert("runbook_url".to_owned(), url);
+        }
+        OutgoingAlert { condition, severity, title, description, timestamp: Utc::now(), metadata, key: None }
     }
 
     /// Waits until every alert raised before is sent or given up. Returns `false` if the deadline passed first.

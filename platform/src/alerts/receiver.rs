@@ -74,10 +74,17 @@ fn may_pass(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
+pub(super) type Labels = BTreeMap<String, String>;
+
 /// A receiver of alerts.
 pub(super) enum Receiver {
     Webhook(Url),
-    Alertmanager { url: Url, service: String, firing_for: Duration },
+    Alertmanager {
+        url: Url,
+        /// The labels of every alert, which identify this service.
+        labels: Labels,
+        firing_for: Duration,
+    },
 }
 
 impl Receiver {
@@ -97,7 +104,7 @@ impl Receiver {
     pub(super) fn body(&self, alert: &OutgoingAlert) -> Value {
         match self {
             Self::Webhook(_) => json!(alert),
-            Self::Alertmanager { service, firing_for, .. } => {
+            Self::Alertmanager { labels, firing_for, .. } => {
                 let mut annotations: BTreeMap<_, _> =
                     alert.metadata.iter().map(|(name, value)| (label_name(name), value.as_str())).collect();
                 annotations.insert("summary".to_owned(), &alert.title);
@@ -106,11 +113,18 @@ impl Receiver {
                 let ends_at =
                     alert.timestamp.checked_add_signed(firing_for).unwrap_or(DateTime::<Utc>::MAX_UTC);
                 // Alertmanager merges alerts with equal labels, so only values that are the same for each occurrence
-                // are labels.
-                let mut labels =
-                    json!({ "alertname": alert.title, "severity": alert.severity, "service": service });
-                if let (Some(labels), Some(key)) = (labels.as_object_mut(), &alert.key) {
-                    labels.insert("record".to_owned(), key.as_str().into());
+                // and on each replica are labels.
+                let mut labels: BTreeMap<_, _> =
+                    labels.iter().map(|(name, value)| (name.as_str(), json!(value))).collect();
+                labels.insert("alertname", json!(alert.condition.name));
+                labels.insert("severity", json!(alert.severity));
+                labels.insert("title", json!(alert.title));
+                if let Some(incident) = alert.condition.incident {
+                    labels.insert("incident", json!(incident));
+                    labels.insert("incident_role", json!("symptom"));
+                }
+                if let Some(key) = &alert.key {
+                    labels.insert("record", json!(key));
                 }
                 json!([{
                     "labels": labels,
@@ -121,6 +135,14 @@ impl Receiver {
             }
         }
     }
+}
+
+/// Returns the labels of every alert of this service: those of its series in Prometheus, because Alertmanager compares
+/// them. `raised_by` distinguishes its own alerts from those of rules.
+pub(super) fn source_labels(job: &str, settings: &Labels) -> Labels {
+    let defaults = [("job", job), ("raised_by", "service")];
+    let defaults = defaults.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    defaults.into_iter().chain(settings.clone()).collect()
 }
 
 pub(super) fn alertmanager_api(base: &Url) -> Url {

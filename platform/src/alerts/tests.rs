@@ -38,12 +38,19 @@ fn start(webhook: Option<String>, alertmanager: Option<String>) -> Alerts {
     let _another_test_did = rustls::crypto::ring::default_provider().install_default();
     let url = |url: Option<String>| url.map(|url| url.parse().unwrap());
     let repeat_interval = Duration::from_mins(5);
-    let config = Settings { webhook_url: url(webhook), alertmanager_url: url(alertmanager), repeat_interval };
+    let config = Settings {
+        webhook_url: url(webhook),
+        alertmanager_url: url(alertmanager),
+        runbooks_url: Some("http://runbooks/here".parse().unwrap()),
+        labels: [("namespace".to_owned(), "kitchen".to_owned())].into(),
+        repeat_interval,
+    };
     Alerts::start(&config, "teapots").unwrap()
 }
 
 fn alert(title: &str) -> Alert {
     Alert {
+        condition: Condition::symptom("KettleLost", "kitchen"),
         severity: Severity::Warning,
         title: title.to_owned(),
         description: "The kettle does not answer.".to_owned(),
@@ -72,18 +79,28 @@ async fn the_webhook_and_alertmanager_get_their_own_formats() {
         "title": "Kettle lost",
         "description": "The kettle does not answer.",
         "timestamp": timestamp,
-        "metadata": { "service.name": "kettle", "correlation_id": id.as_str() },
+        "metadata": { "service.name": "kettle", "correlation_id": id.as_str(), "runbook_url": "http://runbooks/here/KettleLost" },
     });
     assert_eq!(webhook, &expected);
 
     let alertmanager = &got["/prefix/api/v2/alerts"][0];
-    let labels = json!({ "alertname": "Kettle lost", "severity": "warning", "service": "teapots" });
+    let labels = json!({
+        "alertname": "KettleLost",
+        "title": "Kettle lost",
+        "severity": "warning",
+        "job": "teapots",
+        "namespace": "kitchen",
+        "raised_by": "service",
+        "incident": "kitchen",
+        "incident_role": "symptom",
+    });
     assert_eq!(alertmanager["labels"], labels);
     let annotations = json!({
         "summary": "Kettle lost",
         "description": "The kettle does not answer.",
         "service_name": "kettle",
         "correlation_id": id.as_str(),
+        "runbook_url": "http://runbooks/here/KettleLost",
     });
     assert_eq!(alertmanager["annotations"], annotations);
     let time = |name: &str| DateTime::parse_from_rfc3339(alertmanager[name].as_str().unwrap()).unwrap();

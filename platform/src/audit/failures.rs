@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sqlx::postgres::PgDatabaseError;
 
 use super::metrics::WRITE_FAILURES;
-use crate::alerts::{Alert, Alerts, Severity};
+use crate::alerts::{Alert, Alerts, Condition, Severity};
 
 /// Counts a statement of any kind that failed because its audit event could not be recorded.
 pub(super) fn notice(error: &sqlx::Error) {
@@ -43,9 +43,12 @@ impl WriteFailures {
         let told = self.told.swap(failures, Ordering::Relaxed);
         if failures > told {
             self.alerts.raise(Alert {
+                condition: Condition::symptom("AuditWriteFailures", "database"),
                 severity: Severity::Critical,
                 title: "Audit writes failed".to_owned(),
-                description: "Operations that could not be audited were rejected. Denied requests are the exception. See docs/runbooks/AuditWriteFailures.md.".to_owned(),
+                description:
+                    "Operations that could not be audited were rejected. Denied requests are the exception."
+                        .to_owned(),
                 metadata: [
                     ("events".to_owned(), (failures - told).to_string()),
                     ("action".to_owned(), "restore the audit log".to_owned()),

@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::{Event, failures};
 use crate::{
-    alerts::{Alert, Alerts, Severity},
+    alerts::{Alert, Alerts, Condition, Severity},
     database::{Database, instrument_query},
     resilience::retry::Backoff,
 };
@@ -102,6 +102,7 @@ pub async fn make_partitions(database: &Database, alerts: &Alerts) -> Result<(),
     let statement = sqlx::query_scalar!(r#"select audit_default_partition_is_used() as "used!""#);
     if database.run("audit_events.default", async |connection| statement.fetch_one(connection).await).await? {
         alerts.raise(Alert {
+            condition: Condition::new("AuditDefaultPartitionUsed"),
             severity: Severity::Warning,
             title: "Audit events are in the default partition".to_owned(),
             description: "The partitions of the audit log were not created in time. See docs/audit.md."

@@ -24,7 +24,7 @@ use super::{
     seals::{self, Head, Horizon},
 };
 use crate::{
-    alerts::{Alert, Alerts, Severity},
+    alerts::{Alert, Alerts, Condition, Severity},
     database::Database,
     resilience::crash,
     workers::Progress,
@@ -33,6 +33,9 @@ use crate::{
 /// Maximum number of events in one seal. It limits the memory used, and the number of events that one changed event
 /// makes suspect.
 const BATCH: i64 = 2000;
+
+/// The condition of a chain of seals that the service has not written.
+const TAMPERED: Condition = Condition::new("AuditLogTampered");
 
 /// Minimum sealing lag before an alert is raised.
 const MIN_STALE_TIME: Duration = Duration::from_mins(1);
@@ -133,25 +136,29 @@ impl Sealer {
     }
 
     fn tell_of(&self, error: &SealError) {
-        let (title, what_to_do, action) = match error {
+        let (condition, title, what_to_do, action) = match error {
             SealError::Database(_) | SealError::HeldUp { .. } => return,
             SealError::OtherCluster => (
+                Condition::new("DatabaseRestored"),
                 "Sealing stopped: different PostgreSQL cluster",
                 "If the database was moved or restored on purpose, run `migrate`, which starts an epoch.",
                 "migrate",
             ),
             SealError::Rewritten { .. } => (
+                TAMPERED,
                 "Audit log tampered with",
                 "If the database was restored on purpose, run `after-restore`. Otherwise preserve the database unchanged, and run `audit verify` with the logged heads.",
                 "investigate",
             ),
             SealError::CutOff { .. } | SealError::BeyondHorizon { .. } => (
+                TAMPERED,
                 "Audit log tampered with",
                 "Preserve the database unchanged, and run `audit verify` with the logged heads.",
                 "investigate",
             ),
         };
         self.alerts.raise(Alert {
+            condition,
             severity: Severity::Critical,
             title: title.to_owned(),
             description: format!("{error}. {what_to_do}"),
@@ -172,6 +179,7 @@ impl Sealer {
         if lag >= self.stale_time {
             let writer = seals::oldest_writer(&self.database).await?;
             self.alerts.raise(Alert {
+                condition: Condition::symptom("AuditSealingBehind", "database"),
                 severity: Severity::Warning,
                 title: "Audit log not sealed".to_owned(),
                 description: format!(

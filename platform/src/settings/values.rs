@@ -1,6 +1,6 @@
 //! Parsers for the text of settings. Each error states the expected format and never repeats the text, which may be a
 //! secret.
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use axum::http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
@@ -101,6 +101,20 @@ pub fn list_of_origins(text: &str) -> Result<Vec<HeaderValue>, String> {
                 HeaderValue::from_str(item).map_err(|_| expected.into())
             }
             _ => Err(expected.into()),
+        })
+        .collect()
+}
+
+pub fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let is_name = |name: &str| {
+        !name.starts_with(|first: char| first.is_ascii_digit())
+            && !name.is_empty()
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+    };
+    items(text)
+        .map(|item| match item.split_once('=') {
+            Some((name, value)) if is_name(name) => Ok((name.to_owned(), value.to_owned())),
+            _ => Err("must be labels such as namespace=example, separated by commas".into()),
         })
         .collect()
 }

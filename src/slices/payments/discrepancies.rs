@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use platform::{
-    alerts::{Alert, Severity},
+    alerts::{Alert, Condition, Severity},
     audit::{self, Event, EventResult, EventType, PendingEvent},
     database::{Database, instrument_query},
     telemetry::correlation,
@@ -203,13 +203,15 @@ impl Payments {
 
 fn alert(unalerted: PendingAlert) -> Alert {
     let PendingAlert { id, resource, record_id, what, correlation_id } = unalerted;
-    let (title, description) = if what == OUTCOME_UNKNOWN {
+    let (condition, title, description) = if what == OUTCOME_UNKNOWN {
         (
+            Condition::new("PaymentsParked"),
             format!("Review needed: {}", resource.strip_suffix('s').unwrap_or(&resource)),
             "The outcome at the payment gateway has been unknown for longer than PAYMENT_PARK_AFTER_SECONDS. Recovery continues to poll the gateway, and never guesses an outcome.",
         )
     } else {
         (
+            Condition::new("PaymentDiscrepancyOpen"),
             format!("Payment discrepancy: {what}"),
             "The payment gateway's record contradicts the stored one, and settled nothing. Close the discrepancy with `payments discrepancy close` once it is explained.",
         )
@@ -222,7 +224,7 @@ fn alert(unalerted: PendingAlert) -> Alert {
         ("action", Some("reconcile".to_owned())),
     ];
     let metadata = metadata.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-    Alert { severity: Severity::Critical, title, description: description.to_owned(), metadata }
+    Alert { condition, severity: Severity::Critical, title, description: description.to_owned(), metadata }
 }
 
 /// A discrepancy whose alert no receiver has accepted.

@@ -35,7 +35,7 @@ pub(super) fn files(directory: &str) -> Vec<PathBuf> {
 }
 
 /// Returns the sources of the service and the platform: the path of each file, and its text without unit tests.
-fn sources() -> Vec<(String, String)> {
+pub(crate) fn sources() -> Vec<(String, String)> {
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned();

@@ -9,7 +9,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::tools::{run, tool};
-use crate::docs::{compliance::rows, is_complete, structure::declared_metrics};
+use crate::docs::{
+    compliance::rows,
+    is_complete,
+    structure::{declared_metrics, sources},
+};
 
 /// Address of the runbooks in the demo. A deployment replaces it for all alerts at once.
 const RUNBOOKS: &str = "http://localhost:8025/runbooks/";
@@ -22,7 +26,7 @@ const SECTIONS: [&str; 8] = [
     "First five minutes",
     "Causes",
     "What to do",
-    "How it heals",
+    "Recovery",
     "Escalate",
     "Threshold and drill",
 ];
@@ -37,7 +41,7 @@ pub(super) struct Group {
     pub(super) rules: Vec<Rule>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(super) struct Rule {
     pub(super) alert: Option<String>,
     pub(super) record: Option<String>,
@@ -105,6 +109,27 @@ fn alert_names() -> BTreeSet<String> {
     alerts().into_iter().map(|(name, _)| name).collect()
 }
 
+/// Returns the conditions of the alerts that the service itself sends, with their incidents, from the sources.
+pub(super) fn own_conditions() -> BTreeMap<String, Option<String>> {
+    let mut conditions = BTreeMap::new();
+    for (_, text) in sources() {
+        for call in text.split("Condition::").skip(1) {
+            let arguments = call.split(')').next().unwrap();
+            let mut strings = arguments.split('"').skip(1).step_by(2).map(str::to_owned);
+            if let Some(name) = strings.next() {
+                conditions.insert(name, strings.next());
+            }
+        }
+    }
+    assert!(!conditions.is_empty());
+    conditions
+}
+
+/// Returns the names of all alerts: those of the rules, and those that the service itself sends.
+fn all_names() -> BTreeSet<String> {
+    alert_names().into_iter().chain(own_conditions().into_keys()).collect()
+}
+
 pub(super) fn dashboards() -> Vec<(PathBuf, Value)> {
     let parse = |path: PathBuf| {
         let dashboard = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
@@ -151,7 +176,21 @@ fn every_alert_has_severity_summary_and_runbook() {
 #[test]
 fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
     let written: BTreeSet<_> = runbooks().into_keys().collect();
-    is_complete("docs/runbooks", &written, "the alerts of prometheus/rules", &alert_names());
+    is_complete("docs/runbooks", &written, "the alerts of the rules and of the service", &all_names());
+}
+
+#[test]
+fn the_services_own_alerts_belong_to_the_incident_of_their_rule() {
+    let mut compared = 0;
+    for (name, incident) in own_conditions() {
+        for (_, rule) in alerts().into_iter().filter(|(rule, _)| *rule == name) {
+            assert_eq!(rule.labels.get("incident"), incident.as_ref(), "{name}");
+            let role = rule.labels.get("incident_role").map(String::as_str);
+            assert_eq!(role, incident.is_some().then_some("symptom"), "{name}");
+            compared += 1;
+        }
+    }
+    assert!(compared >= 3, "{compared}");
 }
 
 #[test]
@@ -180,8 +219,8 @@ fn the_list_of_runbooks_is_complete() {
     is_complete(
         &format!("the tables \"{HEADING}\" of docs"),
         &listed.map(str::to_owned).collect(),
-        "the alerts of prometheus/rules",
-        &alert_names(),
+        "the alerts of the rules and of the service",
+        &all_names(),
     );
 }
 
@@ -192,15 +231,15 @@ fn every_alert_has_a_drill_and_what_became_of_it() {
     for row in rows(HEADING) {
         let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
         let [alert, rules, happened] = cells[..] else { panic!("{row}") };
-        assert!(["as they are", "shortened", "promtool"].contains(&rules), "{row}");
+        assert!(["as they are", "shortened", "promtool", "none"].contains(&rules), "{row}");
         assert!(!happened.is_empty(), "{row}");
         drilled.insert(alert.to_owned());
     }
     is_complete(
         &format!("the tables \"{HEADING}\" of docs"),
         &drilled,
-        "the alerts of prometheus/rules",
-        &alert_names(),
+        "the alerts of the rules and of the service",
+        &all_names(),
     );
 }
 

@@ -115,6 +115,7 @@ impl Server {
                 ("group_wait: 10s", "group_wait: 1s"),
                 ("group_wait: 2m", "group_wait: 1s"),
                 ("group_wait: 4m", "group_wait: 1s"),
+                ("group_wait: 5m", "group_wait: 1s"),
                 ("group_interval: 1m", "group_interval: 1s"),
             ],
         );

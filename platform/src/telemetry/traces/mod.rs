@@ -134,7 +134,7 @@ fn resource(service: &str, process: &Process, settings: &Traces) -> Resource {
 
 /// Returns the service name of every signal: `OTEL_SERVICE_NAME`, or the resource attribute `service.name`, or the
 /// package name.
-pub(super) fn service_name(settings: &Traces) -> String {
+pub fn service_name(settings: &Traces) -> String {
     let among_attributes = || {
         let attributes = environment::attributes(settings).into_iter();
         let mut names = attributes.filter(|attribute| attribute.key.as_str() == "service.name");

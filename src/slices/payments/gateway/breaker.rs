@@ -2,11 +2,13 @@
 use std::time::Duration;
 
 use platform::{
-    alerts::{Alert, Alerts, Severity},
+    alerts::{Alert, Alerts, Condition, Severity},
     resilience::breaker::{self, Breaker},
 };
 
 use super::SERVICE;
+
+const BREAKER_OPEN: Condition = Condition::symptom("CircuitBreakerOpen", "payments");
 
 /// Returns the breaker. It opens if at least half of at least ten calls in the last 30 seconds failed.
 pub(super) fn breaker(alerts: &Alerts) -> Breaker {
@@ -31,6 +33,7 @@ pub(super) fn breaker(alerts: &Alerts) -> Breaker {
             breaker::State::HalfOpen => return,
         };
         alerts.raise(Alert {
+            condition: BREAKER_OPEN,
             severity,
             title: format!("Circuit breaker {what}: {SERVICE}"),
             description: description.to_owned(),

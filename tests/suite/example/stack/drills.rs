@@ -1,5 +1,5 @@
 //! The drill of docs/runbooks/README-payments.md: the alerts that fire, and the one that is sent.
-use crate::stack::alerting::sent_while_firing;
+use crate::stack::alerting::{OWN, sent_while_firing};
 
 #[tokio::test]
 async fn an_outage_of_the_gateway_sends_one_alert() {
@@ -8,6 +8,7 @@ async fn an_outage_of_the_gateway_sends_one_alert() {
     let sent = sent_while_firing(&[
         ("PaymentFailureRatioHigh", job),
         ("CircuitBreakerOpen", gateway),
+        ("CircuitBreakerOpen", OWN),
         ("CircuitBreakerFlapping", gateway),
         ("PaymentsStuck", job),
         ("PaymentSettlementBudgetBurn", job),
@@ -20,6 +21,19 @@ async fn an_outage_of_the_gateway_sends_one_alert() {
     .await;
     let Some(sent) = sent else { return };
     assert_eq!(sent, ["PaymentFailureRatioHigh"]);
+}
+
+#[tokio::test]
+async fn a_discrepancy_sends_one_alert() {
+    let own = [OWN[0], OWN[1], OWN[2], ("record", "1")];
+    let other = [OWN[0], OWN[1], OWN[2], ("record", "2")];
+    let open = [
+        ("PaymentDiscrepancyOpen", &[("job", "service")][..]),
+        ("PaymentDiscrepancyOpen", &own),
+        ("PaymentDiscrepancyOpen", &other),
+    ];
+    let Some(sent) = sent_while_firing(&open).await else { return };
+    assert_eq!(sent, ["PaymentDiscrepancyOpen"]);
 }
 
 #[tokio::test]

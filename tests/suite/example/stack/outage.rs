@@ -31,6 +31,8 @@ async fn a_gateway_outage_pages_and_resolves() {
     // The gateway timeout is long, because a call may take seconds on a busy machine, and that is no outage.
     let service = builder()
         .setting("ALERT_WEBHOOK_URL", &format!("http://{}/service", inbox.address()))
+        .setting("ALERTMANAGER_URL", alertmanager.url.as_str())
+        .setting("RUNBOOKS_URL", "http://localhost:8025/runbooks/")
         .setting("GATEWAY_TIMEOUT_MS", "20000")
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "10")
         .setting("REQUEST_TIMEOUT_MS", "30000")
@@ -61,10 +63,21 @@ async fn a_gateway_outage_pages_and_resolves() {
     let page = within(RULE_TIMEOUT, "the page arrives", async || arrived("firing")).await;
     assert_eq!((page.source.as_str(), page.severity.as_str()), ("alertmanager", "critical"));
     assert_eq!(page.runbook_url.as_deref(), Some("http://localhost:8025/runbooks/PaymentFailureRatioHigh"));
-    eventually("the service says by itself that its breaker opened", async || {
+    let webhook = eventually("the service reports that its breaker opened", async || {
         inbox.alerts().into_iter().find(|alert| alert.source == "service" && alert.name.contains("opened"))
     })
     .await;
+
+    assert_eq!(webhook.runbook_url.as_deref(), Some("http://localhost:8025/runbooks/CircuitBreakerOpen"));
+    // Its own alert and the rules have the same job: the page suppresses it.
+    let own = eventually("the page suppresses the alert of the service", async || {
+        let alerts = alertmanager.ask("api/v2/alerts", &[("filter", "raised_by=service")]).await;
+        let alert = alerts.as_array()?.iter().find(|alert| alert["labels"]["severity"] == "warning")?.clone();
+        (alert["status"]["state"] == "suppressed").then_some(alert)
+    })
+    .await;
+    assert_eq!(own["labels"]["alertname"], "CircuitBreakerOpen");
+    assert_eq!(own["annotations"]["runbook_url"], "http://localhost:8025/runbooks/CircuitBreakerOpen");
 
     service.gateway().faults().clear();
     within(RULE_TIMEOUT, "the page is resolved", async || arrived("resolved")).await;
