@@ -1,4 +1,5 @@
-//! A trace collector that receives and stores the spans of a service over OTLP. It can simulate faults of collectors.
+//! A collector that receives and stores the spans and log records of a service over OTLP. It can simulate faults of
+//! collectors.
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
@@ -8,7 +9,7 @@ use std::{
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::eventually;
-use crate::otlp::{self, Span, SpanKind};
+use crate::otlp::{self, Record, Span, SpanKind};
 
 /// The behaviour of a collector.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,7 +31,7 @@ pub struct Collector {
     server: JoinHandle<()>,
 }
 
-/// The received spans, and the current behaviour.
+/// The received spans and log records, and the current behaviour.
 #[derive(Debug, Clone, Default)]
 struct Inbox(Arc<Mutex<Contents>>);
 
@@ -40,6 +41,7 @@ struct Contents {
     /// Number of received requests, accepted or not.
     requests: usize,
     spans: Vec<Span>,
+    records: Vec<Record>,
 }
 
 impl Collector {
@@ -71,6 +73,16 @@ impl Collector {
     /// Returns all accepted spans, in order of arrival.
     pub fn spans(&self) -> Vec<Span> {
         self.inbox.lock().spans.clone()
+    }
+
+    /// Returns all accepted log records, in order of arrival.
+    pub fn records(&self) -> Vec<Record> {
+        self.inbox.lock().records.clone()
+    }
+
+    /// Waits for a log record.
+    pub async fn has_record(&self, what: &str, fits: impl Fn(&Record) -> bool) -> Record {
+        eventually(what, async || self.records().into_iter().find(&fits)).await
     }
 
     /// Waits for a span.
@@ -108,10 +120,9 @@ impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Contents> {
         self.0.lock().expect("no holder of the lock panics")
     }
-}
 
-impl otlp::Sink for Inbox {
-    async fn take(&self, spans: Vec<Span>) -> bool {
+    /// Simulates the current behaviour. Returns whether the request is accepted.
+    async fn accepts(&self) -> bool {
         let mood = {
             let mut contents = self.lock();
             contents.requests += 1;
@@ -122,7 +133,24 @@ impl otlp::Sink for Inbox {
             CollectorBehavior::Slow(pause) => tokio::time::sleep(pause).await,
             CollectorBehavior::Refusing => return false,
         }
-        self.lock().spans.extend(spans);
         true
+    }
+}
+
+impl otlp::Sink for Inbox {
+    async fn take(&self, spans: Vec<Span>) -> bool {
+        let accepted = self.accepts().await;
+        if accepted {
+            self.lock().spans.extend(spans);
+        }
+        accepted
+    }
+
+    async fn take_records(&self, records: Vec<Record>) -> bool {
+        let accepted = self.accepts().await;
+        if accepted {
+            self.lock().records.extend(records);
+        }
+        accepted
     }
 }

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 pub use crate::{
     example::harness::*,
-    otlp::{Span, SpanKind, SpanStatus},
+    otlp::{Record, Span, SpanKind, SpanStatus},
     process::Signal,
     tcp_proxy::TcpProxy,
 };
