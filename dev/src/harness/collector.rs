@@ -1,6 +1,7 @@
 //! A collector that receives and stores the spans and log records of a service over OTLP. It can simulate faults of
-//! collectors.
+//! collectors. When a collector is dropped, it fails the test if it has received an undocumented name.
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -8,7 +9,10 @@ use std::{
 
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::eventually;
+use super::{
+    eventually,
+    schema::{Schema, assert_documented},
+};
 use crate::otlp::{self, Record, Span, SpanKind};
 
 /// The behaviour of a collector.
@@ -113,6 +117,14 @@ impl Collector {
 impl Drop for Collector {
     fn drop(&mut self) {
         self.server.abort();
+        let schema = Schema::documented();
+        let contents = self.inbox.lock();
+        let of_records = |record: &Record| schema.unknown_in_record(&record.target, &record.attributes);
+        let mut unknown: BTreeSet<_> =
+            contents.spans.iter().flat_map(|span| schema.unknown_in_span(span)).collect();
+        unknown.extend(contents.records.iter().flat_map(of_records));
+        drop(contents);
+        assert_documented(&unknown);
     }
 }
 
