@@ -31,8 +31,8 @@ platform::settings! {
         slices: slices::Settings,
         /// Logs.
         logs: telemetry::Logs,
-        /// Traces.
-        traces: telemetry::Traces,
+        /// OpenTelemetry.
+        opentelemetry: telemetry::OpenTelemetry,
         /// The alerts that the service sends itself.
         alerts: alerts::Settings,
         /// Shutdown.

@@ -1,7 +1,7 @@
-//! A receiver of traces over OTLP, in the protocols of all exporters.
+//! A receiver of spans and log records over OTLP, in the protocols of all exporters.
 //!
-//! One router serves both protocols, because both are HTTP: gRPC on HTTP/2, and protobuf on `/v1/traces`. Both allow
-//! gzip compression. A [`Sink`] processes the spans.
+//! One router serves both protocols, because both are HTTP: gRPC on HTTP/2, and protobuf on `/v1/traces` and `/v1/logs`.
+//! Both allow gzip compression. A [`Sink`] processes what is received.
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
@@ -14,11 +14,18 @@ use axum::{
 };
 pub use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode as SpanStatus};
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
+    collector::{
+        logs::v1::{
+            ExportLogsServiceRequest, ExportLogsServiceResponse,
+            logs_service_server::{LogsService, LogsServiceServer},
+        },
+        trace::v1::{
+            ExportTraceServiceRequest, ExportTraceServiceResponse,
+            trace_service_server::{TraceService, TraceServiceServer},
+        },
     },
     common::v1::{AnyValue, KeyValue, any_value},
+    logs::v1::LogRecord,
     trace::v1::{Span as Sent, span},
 };
 use prost::Message;
@@ -30,7 +37,7 @@ use tower_http::decompression::RequestDecompressionLayer;
 /// Maximum size of an uncompressed request in bytes. By default an exporter sends 512 spans at once.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
-/// Attributes of a span, an event or a resource. Texts and numbers stay distinct, as in the protocol.
+/// Attributes of a span, an event, a log record or a resource. Texts and numbers stay distinct, as in the protocol.
 pub type Attributes = BTreeMap<String, Value>;
 
 /// A span as sent.
@@ -71,27 +78,59 @@ pub struct Link {
     pub span_id: String,
 }
 
-/// A consumer of received spans.
+/// A log record as sent.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Name of the scope, which is the target of the log line.
+    pub target: String,
+    /// Nanoseconds since 1970.
+    pub at: u64,
+    /// Number of the severity: 9 is `INFO`, 13 is `WARN`, 17 is `ERROR`.
+    pub severity: i32,
+    pub severity_text: String,
+    pub body: Value,
+    pub attributes: Attributes,
+    /// Empty outside of any span.
+    pub trace_id: String,
+    pub span_id: String,
+    /// Resource attributes of the sender, shared by the records of one request.
+    pub resource: Arc<Attributes>,
+}
+
+/// A consumer of received spans and log records.
 pub trait Sink: Clone + Send + Sync + 'static {
     /// Takes the spans of one request. Returns false to reject them, so that the sender may retry.
     fn take(&self, spans: Vec<Span>) -> impl Future<Output = bool> + Send;
+
+    /// Takes the log records of one request, like [`take`](Self::take). By default they are discarded.
+    fn take_records(&self, _records: Vec<Record>) -> impl Future<Output = bool> + Send {
+        std::future::ready(true)
+    }
 }
 
 /// Returns a router with all routes of an exporter.
 pub fn router<S: Sink>(sink: S) -> Router {
-    let grpc = TraceServiceServer::new(Receiver(sink.clone()))
+    let traces = TraceServiceServer::new(Receiver(sink.clone()))
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let logs = LogsServiceServer::new(Receiver(sink.clone()))
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(MAX_REQUEST_BYTES);
     let protobuf = Router::new()
-        .route("/v1/traces", post(take_protobuf::<S>))
+        .route("/v1/traces", post(take_spans::<S>))
+        .route("/v1/logs", post(take_records::<S>))
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(RequestDecompressionLayer::new())
         .with_state(sink);
     // Without its own fallback the router can be merged into a router with pages.
-    Routes::new(grpc).into_axum_router().reset_fallback().merge(protobuf)
+    Routes::new(traces).add_service(logs).into_axum_router().reset_fallback().merge(protobuf)
 }
 
 struct Receiver<S>(S);
+
+fn rejected() -> Status {
+    Status::resource_exhausted("it is over its limits")
+}
 
 #[tonic::async_trait]
 impl<S: Sink> TraceService for Receiver<S> {
@@ -99,21 +138,63 @@ impl<S: Sink> TraceService for Receiver<S> {
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, Status> {
-        if self.0.take(spans(request.into_inner())).await {
-            Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
-        } else {
-            Err(Status::resource_exhausted("it is over its limits"))
-        }
+        let taken = self.0.take(spans(request.into_inner())).await;
+        taken.then(|| tonic::Response::new(ExportTraceServiceResponse::default())).ok_or_else(rejected)
     }
 }
 
-async fn take_protobuf<S: Sink>(State(sink): State<S>, body: Bytes) -> Result<Response, StatusCode> {
+#[tonic::async_trait]
+impl<S: Sink> LogsService for Receiver<S> {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportLogsServiceRequest>,
+    ) -> Result<tonic::Response<ExportLogsServiceResponse>, Status> {
+        let taken = self.0.take_records(records(request.into_inner())).await;
+        taken.then(|| tonic::Response::new(ExportLogsServiceResponse::default())).ok_or_else(rejected)
+    }
+}
+
+async fn take_spans<S: Sink>(State(sink): State<S>, body: Bytes) -> Result<Response, StatusCode> {
     let request = ExportTraceServiceRequest::decode(body).map_err(|_| StatusCode::BAD_REQUEST)?;
-    if sink.take(spans(request)).await {
-        let taken = ExportTraceServiceResponse::default().encode_to_vec();
-        Ok(([(header::CONTENT_TYPE, "application/x-protobuf")], taken).into_response())
+    accepted(sink.take(spans(request)).await, &ExportTraceServiceResponse::default())
+}
+
+async fn take_records<S: Sink>(State(sink): State<S>, body: Bytes) -> Result<Response, StatusCode> {
+    let request = ExportLogsServiceRequest::decode(body).map_err(|_| StatusCode::BAD_REQUEST)?;
+    accepted(sink.take_records(records(request)).await, &ExportLogsServiceResponse::default())
+}
+
+fn accepted(taken: bool, response: &impl Message) -> Result<Response, StatusCode> {
+    if taken {
+        Ok(([(header::CONTENT_TYPE, "application/x-protobuf")], response.encode_to_vec()).into_response())
     } else {
         Err(StatusCode::SERVICE_UNAVAILABLE)
+    }
+}
+
+fn records(request: ExportLogsServiceRequest) -> Vec<Record> {
+    let of_resources = request.resource_logs.into_iter().flat_map(|of_resource| {
+        let resource = Arc::new(attributes(of_resource.resource.unwrap_or_default().attributes));
+        of_resource.scope_logs.into_iter().flat_map(move |of_scope| {
+            let target = of_scope.scope.unwrap_or_default().name;
+            let resource = Arc::clone(&resource);
+            of_scope.log_records.into_iter().map(move |sent| record(sent, &target, &resource))
+        })
+    });
+    of_resources.collect()
+}
+
+fn record(sent: LogRecord, target: &str, resource: &Arc<Attributes>) -> Record {
+    Record {
+        target: target.to_owned(),
+        at: sent.time_unix_nano,
+        severity: sent.severity_number,
+        severity_text: sent.severity_text,
+        body: sent.body.map_or(Value::Null, value),
+        attributes: attributes(sent.attributes),
+        trace_id: hex::encode(&sent.trace_id),
+        span_id: hex::encode(&sent.span_id),
+        resource: Arc::clone(resource),
     }
 }
 

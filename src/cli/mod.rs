@@ -179,7 +179,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 fn serve(config: Config) -> Outcome {
     let runtime = runtime()?;
     let served = runtime.block_on(async {
-        let telemetry = telemetry::init(&config.process, &config.logs, &config.traces)?;
+        let telemetry = telemetry::init(&config.process, &config.logs, &config.opentelemetry)?;
         service::serve(config, telemetry).await?;
         Outcome::Ok(())
     });

@@ -24,7 +24,7 @@ use platform::{
     ops::{self, health::Health, log_level::LogLevel},
     outbound,
     shutdown::{Bounds, MIN_FLUSH_TIME, Signals},
-    telemetry::{Telemetry, traces::service_name},
+    telemetry::{self, Telemetry},
     workers::{BackgroundTasks, Progress, Workers},
 };
 use serde_json::json;
@@ -119,7 +119,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
             return Ok(Shutdown { cut: Vec::new(), deadline: Instant::now() + MIN_FLUSH_TIME });
         }
     };
-    let alerts = Alerts::start(&config.alerts, &service_name(&config.traces))?;
+    let alerts = Alerts::start(&config.alerts, &telemetry::service_name(&config.opentelemetry))?;
     let tracked = BackgroundTasks::new();
     // At most half of the requests in flight may wait for another service, so that a slow one cannot starve the rest.
     let max_waiting = (config.http.max_requests_in_flight / 2).max(1);

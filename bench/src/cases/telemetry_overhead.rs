@@ -15,10 +15,12 @@ const TRIVIAL: &str = "/problems/not-found";
 
 const CLIENTS: usize = 32;
 
-const LEVELS: [(&str, Telemetry); 3] = [
-    ("bare: no telemetry", Telemetry::Nothing),
-    ("everything, traces at 10 %", Telemetry::Everything { sampled: 0.1 }),
-    ("everything, traces at 100 %", Telemetry::Everything { sampled: 1.0 }),
+/// The amounts of telemetry, and the exporter of log records.
+const LEVELS: [(&str, Telemetry, &str); 4] = [
+    ("bare: no telemetry", Telemetry::Nothing, "none"),
+    ("everything, traces at 10 %", Telemetry::Everything { sampled: 0.1 }, "none"),
+    ("everything, traces at 10 %, log records", Telemetry::Everything { sampled: 0.1 }, "otlp"),
+    ("everything, traces at 100 %", Telemetry::Everything { sampled: 1.0 }, "none"),
 ];
 
 #[derive(Default)]
@@ -27,6 +29,7 @@ struct Level {
     orders: Rounds,
     spans: u64,
     dropped: f64,
+    dropped_lines: f64,
 }
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
@@ -35,11 +38,11 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     for round in 1..=run.size.rounds() {
         (run.progress)(&format!("telemetry, round {round}: axum alone"));
         framework.0.push(axum_alone(run).await?);
-        for (level, (name, seeing)) in levels.iter_mut().zip(LEVELS) {
+        for (level, (name, seeing, exporter)) in levels.iter_mut().zip(LEVELS) {
             (run.progress)(&format!("telemetry, round {round}: {name}"));
-            let trivial = measure(run, level, seeing, ask(TRIVIAL)).await?;
+            let trivial = measure(run, level, seeing, exporter, ask(TRIVIAL)).await?;
             level.trivial.0.push(trivial);
-            let orders = measure(run, level, seeing, place_orders(next_run())).await?;
+            let orders = measure(run, level, seeing, exporter, place_orders(next_run())).await?;
             level.orders.0.push(orders);
         }
     }
@@ -51,15 +54,18 @@ async fn measure(
     run: &Run<'_>,
     level: &mut Level,
     seeing: Telemetry,
+    exporter: &str,
     requests: Requests,
 ) -> anyhow::Result<Sample> {
     let database = run.stage.database("bench_seeing").await?;
     run.stage.checkpoint().await?;
     let receiver = receiver::start().await?;
-    let server = Server::start(run.stage, &database, seeing, Some(receiver.address), &[]).await?;
+    let settings = [("OTEL_LOGS_EXPORTER", exporter.to_owned())];
+    let server = Server::start(run.stage, &database, seeing, Some(receiver.address), &settings).await?;
     let shape = Shape::Closed { clients: CLIENTS };
     let sample = over_http(run.stage, &server, Some(&receiver), shape, run.size.window(), requests).await?;
     level.dropped += server.metric("trace_spans_dropped_total").await?;
+    level.dropped_lines += server.metric("log_lines_dropped_total").await?;
     // The server flushes its remaining spans when it stops.
     server.stop().await?;
     level.spans += receiver::spans(&receiver).await?;
@@ -115,10 +121,10 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
     ]);
     let empty = Level::default();
     let bare = levels.first().unwrap_or(&empty);
-    let (mut spans, mut dropped) = (0, 0.0);
+    let (mut spans, mut dropped, mut dropped_lines) = (0, 0.0, 0.0);
     let mut goals = Vec::new();
-    let most = [(f64::NAN, f64::NAN), (2.2, 1.04), (3.0, 1.07)];
-    for ((name, _), (level, (most_trivial, most_orders))) in LEVELS.iter().zip(levels.iter().zip(most)) {
+    let most = [(f64::NAN, f64::NAN), (2.2, 1.04), (f64::NAN, f64::NAN), (3.0, 1.07)];
+    for ((name, ..), (level, (most_trivial, most_orders))) in LEVELS.iter().zip(levels.iter().zip(most)) {
         let to_bare = level.trivial.ratio(&bare.trivial, of_trivial);
         trivial.row([
             (*name).to_owned(),
@@ -139,6 +145,7 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
         ]);
         spans += level.spans;
         dropped += level.dropped;
+        dropped_lines += level.dropped_lines;
         if most_trivial.is_finite() {
             let what = |what| format!("CPU of {what} with {name}, to bare");
             let (bound, measured) = (Bound::AtMost(most_trivial), to_bare);
@@ -147,14 +154,23 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
             goals.push(Goal { what: what("an order, service and database"), bound, measured });
         }
     }
+    if let [_, without_records, with_records, _] = levels {
+        goals.push(Goal {
+            what: "CPU of an order, service and database, with log records, to without".to_owned(),
+            bound: Bound::AtMost(1.03),
+            measured: with_records.orders.ratio(&without_records.orders, of_order),
+        });
+    }
     Section {
         title: "Cost of telemetry".to_owned(),
         about: format!(
             "CPU per request, {CLIENTS} clients in a closed loop. *Everything* is the JSON access log into a file, \
-             metrics, and traces to a receiver over gRPC. *Bare* is the same executable with `RUST_LOG=off`, \
+             metrics, and traces to a receiver over gRPC. *Log records* are the lines, exported to the same receiver in \
+             addition (`OTEL_LOGS_EXPORTER=otlp`). *Bare* is the same executable with `RUST_LOG=off`, \
              `OTEL_SDK_DISABLED=true` and standard output to `/dev/null`; correlation ids and metrics have no switch, \
              and the lines of the audit log cannot be silenced. The trivial route is `GET {TRIVIAL}`. The receiver \
-             got {spans} spans, and {dropped:.0} were dropped because of a full queue."
+             got {spans} spans, and {dropped:.0} were dropped because of a full queue; {dropped_lines:.0} lines and \
+             records were dropped."
         ),
         tables: vec![trivial, orders],
         goals,

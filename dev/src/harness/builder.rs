@@ -58,6 +58,13 @@ impl Builder {
             .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
     }
 
+    /// Sends spans and log records to this collector, soon after they have ended or were logged.
+    pub fn logged_by(self, collector: &Collector) -> Self {
+        self.traced_by(collector)
+            .setting("OTEL_LOGS_EXPORTER", "otlp")
+            .setting("OTEL_BLRP_SCHEDULE_DELAY", "50")
+    }
+
     /// Adds a witness that sees every request and its response.
     pub fn witness(mut self, witness: Witness) -> Self {
         self.witness = Some(witness);

@@ -1,5 +1,7 @@
-//! A trace collector that receives and stores the spans of a service over OTLP. It can simulate faults of collectors.
+//! A collector that receives and stores the spans and log records of a service over OTLP. It can simulate faults of
+//! collectors. When a collector is dropped, it fails the test if it has received an undocumented name.
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -7,8 +9,11 @@ use std::{
 
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::eventually;
-use crate::otlp::{self, Span, SpanKind};
+use super::{
+    eventually,
+    schema::{Schema, assert_documented},
+};
+use crate::otlp::{self, Record, Span, SpanKind};
 
 /// The behaviour of a collector.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,7 +35,7 @@ pub struct Collector {
     server: JoinHandle<()>,
 }
 
-/// The received spans, and the current behaviour.
+/// The received spans and log records, and the current behaviour.
 #[derive(Debug, Clone, Default)]
 struct Inbox(Arc<Mutex<Contents>>);
 
@@ -40,6 +45,7 @@ struct Contents {
     /// Number of received requests, accepted or not.
     requests: usize,
     spans: Vec<Span>,
+    records: Vec<Record>,
 }
 
 impl Collector {
@@ -73,6 +79,16 @@ impl Collector {
         self.inbox.lock().spans.clone()
     }
 
+    /// Returns all accepted log records, in order of arrival.
+    pub fn records(&self) -> Vec<Record> {
+        self.inbox.lock().records.clone()
+    }
+
+    /// Waits for a log record.
+    pub async fn has_record(&self, what: &str, fits: impl Fn(&Record) -> bool) -> Record {
+        eventually(what, async || self.records().into_iter().find(&fits)).await
+    }
+
     /// Waits for a span.
     pub async fn has(&self, what: &str, fits: impl Fn(&Span) -> bool) -> Span {
         eventually(what, async || self.spans().into_iter().find(&fits)).await
@@ -101,6 +117,14 @@ impl Collector {
 impl Drop for Collector {
     fn drop(&mut self) {
         self.server.abort();
+        let schema = Schema::documented();
+        let contents = self.inbox.lock();
+        let of_records = |record: &Record| schema.unknown_in_record(&record.target, &record.attributes);
+        let mut unknown: BTreeSet<_> =
+            contents.spans.iter().flat_map(|span| schema.unknown_in_span(span)).collect();
+        unknown.extend(contents.records.iter().flat_map(of_records));
+        drop(contents);
+        assert_documented(&unknown);
     }
 }
 
@@ -108,10 +132,9 @@ impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Contents> {
         self.0.lock().expect("no holder of the lock panics")
     }
-}
 
-impl otlp::Sink for Inbox {
-    async fn take(&self, spans: Vec<Span>) -> bool {
+    /// Simulates the current behaviour. Returns whether the request is accepted.
+    async fn accepts(&self) -> bool {
         let mood = {
             let mut contents = self.lock();
             contents.requests += 1;
@@ -122,7 +145,24 @@ impl otlp::Sink for Inbox {
             CollectorBehavior::Slow(pause) => tokio::time::sleep(pause).await,
             CollectorBehavior::Refusing => return false,
         }
-        self.lock().spans.extend(spans);
         true
+    }
+}
+
+impl otlp::Sink for Inbox {
+    async fn take(&self, spans: Vec<Span>) -> bool {
+        let accepted = self.accepts().await;
+        if accepted {
+            self.lock().spans.extend(spans);
+        }
+        accepted
+    }
+
+    async fn take_records(&self, records: Vec<Record>) -> bool {
+        let accepted = self.accepts().await;
+        if accepted {
+            self.lock().records.extend(records);
+        }
+        accepted
     }
 }

@@ -26,6 +26,7 @@ mod collector;
 mod command;
 mod database;
 mod response;
+mod schema;
 mod service;
 mod user;
 
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 
 pub use crate::{
     example::harness::*,
-    otlp::{Span, SpanKind, SpanStatus},
+    otlp::{Record, Span, SpanKind, SpanStatus},
     process::Signal,
     tcp_proxy::TcpProxy,
 };
@@ -47,6 +48,7 @@ pub use self::{
     command::{CommandOutput, run},
     database::{Database, OpenTransaction, Standby},
     response::HttpResponse,
+    schema::Schema,
     service::Service,
     user::{PASSWORD, User},
 };

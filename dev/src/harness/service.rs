@@ -15,6 +15,7 @@ use super::{
     Builder, CommandOutput, Database, PASSWORD, TcpProxy, User, WAIT_TIMEOUT, Witness,
     client::{Api, Client},
     command, eventually,
+    schema::{Schema, assert_documented},
 };
 use crate::{
     example::{Addresses, harness::ExternalServices},
@@ -49,13 +50,18 @@ impl Process {
 
 impl Drop for Process {
     /// Prints the last output of the service if the test failed, because the output often contains the reason.
+    /// Otherwise fails the test if a log line has an undocumented field.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the last log lines of the service at {}:", self.api);
             for line in self.child.tail(40) {
                 eprintln!("{}", line.text);
             }
+            return;
         }
+        let lines = self.child.lines().into_iter().filter(|line| line.stream == Stream::Stdout);
+        let parsed = lines.filter_map(|line| serde_json::from_str(&line.text).ok());
+        assert_documented(&parsed.flat_map(|line| Schema::documented().unknown_in_line(&line)).collect());
     }
 }
 

@@ -7,11 +7,12 @@ pub mod correlation;
 mod current_span;
 pub mod logs;
 pub mod metrics;
+mod otlp;
 mod panics;
 mod settings;
 pub mod traces;
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -23,10 +24,11 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::logs::{Guards, Lines};
+use self::logs::{Guards, Lines, Records};
 
 pub use self::logs::LogFilter;
-pub use self::settings::{LogFormat, Logs, Traces};
+pub use self::otlp::service_name;
+pub use self::settings::{LogFormat, Logs, LogsExporter, OpenTelemetry};
 use crate::{build_info::BuildInfo, settings::Process};
 
 /// The error when telemetry cannot be set up.
@@ -38,10 +40,10 @@ pub enum InitError {
     /// The logs cannot be opened.
     #[error(transparent)]
     Logs(#[from] logs::LogsError),
-    /// The trace exporter cannot be built.
+    /// An exporter cannot be built.
     #[error(transparent)]
-    Traces(#[from] traces::TracesError),
-    /// There is no Tokio runtime, which the trace exporter needs.
+    Export(#[from] otlp::ExportError),
+    /// There is no Tokio runtime, which the exporters need.
     #[error("telemetry must be initialized within the Tokio runtime")]
     NoRuntime,
     /// Telemetry is already set up in this process.
@@ -53,6 +55,7 @@ pub enum InitError {
 pub struct Telemetry {
     filter: LogFilter,
     spans: Option<SdkTracerProvider>,
+    records: Option<Records>,
     lines: Guards,
 }
 
@@ -60,14 +63,16 @@ pub struct Telemetry {
 ///
 /// # Errors
 /// A setting cannot be applied: an invalid filter, a directory that is not writable, or an unknown protocol.
-pub fn init(process: &Process, logs: &Logs, traces: &Traces) -> Result<Telemetry, InitError> {
+pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Result<Telemetry, InitError> {
     let runtime = Handle::try_current().map_err(|_| InitError::NoRuntime)?;
-    let service = traces::service_name(traces);
+    let service = otlp::service_name(opentelemetry);
     let (wanted, filter) =
         logs::reloadable(process.environment, logs.filter.as_deref()).map_err(InitError::Filter)?;
-    let spans = traces::provider(&service, process, traces)?;
-    traces::propagate(traces);
-    let (sinks, guards) = logs::open(logs)?;
+    let resource = otlp::resource(&service, process, opentelemetry);
+    let spans = traces::provider(&resource, opentelemetry)?;
+    traces::propagate(opentelemetry);
+    let records = Records::start(&resource, opentelemetry)?;
+    let (sinks, guards) = logs::open(logs, records.clone())?;
 
     // The log layer comes first, because the handle that changes its filter depends on the type below it. A combined
     // filter has a level hint only if both of its halves have one. Without a hint, the filter would be evaluated for
@@ -78,7 +83,7 @@ pub fn init(process: &Process, logs: &Logs, traces: &Traces) -> Result<Telemetry
     // Audit log lines pass at `info`, whatever the filter is.
     let audit =
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
-    let lines = Lines::new(&service, sinks).with_filter(events.and(wanted.or(audit)));
+    let lines = Lines::new(&service, sinks, records.clone()).with_filter(events.and(wanted.or(audit)));
     let spans_layer = spans.as_ref().map(|provider| {
         // Each of these costs time in every span, and none adds information to the span's name.
         tracing_opentelemetry::layer()
@@ -95,10 +100,10 @@ pub fn init(process: &Process, logs: &Logs, traces: &Traces) -> Result<Telemetry
 
     panics::start();
     metrics::start(&runtime);
-    for warning in traces::warnings(traces) {
+    for warning in otlp::warnings(opentelemetry) {
         tracing::warn!("{warning}");
     }
-    Ok(Telemetry { filter, spans, lines: guards })
+    Ok(Telemetry { filter, spans, records, lines: guards })
 }
 
 /// Returns whether metadata may become a log line, whatever the filter is. Spans never become lines, so their fields
@@ -118,12 +123,10 @@ fn asked_each_time(metadata: &Metadata<'_>) -> Interest {
     if may_be_told(metadata) { Interest::sometimes() } else { Interest::never() }
 }
 
-/// Returns whether metadata becomes a span or a span event: the service's spans, and warnings within them. The
-/// export's own activity must not become spans, because exporting them would create further spans endlessly.
+/// Returns whether metadata becomes a span or a span event: the service's spans, and warnings within them.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
-    const OF_THE_EXPORT: [&str; 7] = ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tonic", "tower"];
     let level = if metadata.is_span() { Level::INFO } else { Level::WARN };
-    *metadata.level() <= level && !OF_THE_EXPORT.iter().any(|name| metadata.target().starts_with(name))
+    *metadata.level() <= level && !otlp::is_of_export(metadata.target())
 }
 
 impl Telemetry {
@@ -132,22 +135,28 @@ impl Telemetry {
         self.filter.clone()
     }
 
-    /// Exports the remaining spans and writes the remaining log lines, until `deadline` at most. Later lines are lost, so
+    /// Exports the remaining spans and log records, and writes the remaining log lines, until `deadline` at most. Later lines are lost, so
     /// this must be the last step.
     ///
-    /// Spans get the whole time, except what the writing threads need. Spans that the collector has not accepted by
-    /// then are lost, counted and logged.
+    /// Both exports get the whole time, except what the writing threads need. Spans and records that the collector has
+    /// not accepted by then are lost, counted and logged.
     pub async fn flush(self, deadline: Instant) {
         /// Maximum time of the writing threads.
         const WRITING: Duration = Duration::from_millis(1_200);
-        let Self { spans, lines, .. } = self;
-        // Both block, and the gRPC client meanwhile needs the runtime's own threads.
+        let Self { spans, records, lines, .. } = self;
+        // All of them block, and the gRPC clients meanwhile need the runtime's own threads.
         let flushed = task::spawn_blocking(move || {
             let left = deadline.saturating_duration_since(Instant::now());
-            if let Some(spans) = spans {
-                // The processor logs the spans that are lost.
-                let _lost = spans.shutdown_with_timeout(left.saturating_sub(WRITING).max(left / 2));
-            }
+            let timeout = left.saturating_sub(WRITING).max(left / 2);
+            thread::scope(|scope| {
+                if let Some(records) = records {
+                    scope.spawn(move || records.finish(timeout));
+                }
+                if let Some(spans) = spans {
+                    // The processor logs the spans that are lost.
+                    let _lost = spans.shutdown_with_timeout(timeout);
+                }
+            });
             lines.finish(WRITING);
         });
         let _only_a_panic_fails = flushed.await;

@@ -3,6 +3,7 @@ pub(crate) mod compliance;
 mod decisions;
 mod language;
 pub(crate) mod structure;
+mod telemetry_schema;
 
 use std::{collections::BTreeSet, fmt::Debug};
 

@@ -4,7 +4,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use dev::harness::{Builder, Collector, PATH, eventually};
+use dev::harness::{Builder, Collector, PATH, Record, eventually};
+use serde_json::json;
 use tokio::{net::TcpListener, task::JoinHandle};
 use url::Url;
 
@@ -15,12 +16,12 @@ use crate::{
 };
 
 #[tokio::test]
-async fn spans_go_to_a_collector_whose_authority_is_trusted() {
+async fn exports_go_to_a_collector_whose_authority_is_trusted() {
     let collector = Collector::start().await;
     let tls = TlsProxy::to(&Url::parse(&collector.endpoint()).unwrap(), Before::Nothing).await;
     for protocol in ["grpc", "http/protobuf"] {
         let service = builder()
-            .traced_by(&collector)
+            .logged_by(&collector)
             .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &tls.url())
             .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
             .setting("SSL_CERT_FILE", tls.authority())
@@ -29,6 +30,8 @@ async fn spans_go_to_a_collector_whose_authority_is_trusted() {
         let id = protocol.replace('/', "-");
         let _listed = service.customer().await.lists().header("x-correlation-id", &id).await.is(200);
         collector.has_request(PATH, &id).await;
+        let is_logged = |record: &Record| record.attributes.get("correlation_id") == Some(&json!(id));
+        collector.has_record("its access line", is_logged).await;
     }
 }
 

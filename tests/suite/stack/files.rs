@@ -299,6 +299,29 @@ fn the_rules_pass_the_tests_of_promtool() {
 }
 
 #[test]
+fn the_collector_can_scrape_the_metrics_of_the_service() {
+    let read = |path: &str| -> Value {
+        yaml_serde::from_str(&fs::read_to_string(repository().join(path)).unwrap()).unwrap()
+    };
+    let (common, metrics) = (read("deploy/collector/collector.yml"), read("deploy/collector/metrics.yml"));
+    let scraped = &metrics["receivers"]["prometheus"]["config"];
+    let job = &scraped["scrape_configs"][0];
+    let of_service = &read("prometheus/prometheus.yml")["scrape_configs"][0];
+    assert_eq!(job["static_configs"], of_service["static_configs"]);
+    let pipeline = &metrics["service"]["pipelines"]["metrics"];
+    for (part, defined) in [("receivers", &metrics), ("processors", &common), ("exporters", &metrics)] {
+        for name in pipeline[part].as_array().unwrap() {
+            assert!(!defined[part][name.as_str().unwrap()].is_null(), "{part}: {name}");
+        }
+    }
+
+    let Some(promtool) = tool("promtool") else { return };
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("collector-scrape.json");
+    fs::write(&file, scraped.to_string()).unwrap();
+    run(&promtool, ".", &["check", "config", file.to_str().unwrap()]);
+}
+
+#[test]
 fn the_rules_satisfy_pint() {
     let Some(pint) = tool("pint") else { return };
     let printed = run(&pint, "prometheus", &["--no-color", "--offline", "--log-level=WARN", "lint", "rules"]);

@@ -1,6 +1,7 @@
 //! Telemetry: log lines, traces, and their volume.
 mod logs;
 pub(crate) mod metrics;
+mod records;
 mod telemetry_outages;
 pub(crate) mod traces;
 

@@ -55,10 +55,13 @@ async fn a_collector_that_is_not_there_costs_no_request_anything() {
             .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{address}"))
             .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
             .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
+            .setting("OTEL_LOGS_EXPORTER", "otlp")
+            .setting("OTEL_BLRP_SCHEDULE_DELAY", "50")
             .start()
             .await;
         serves(&service, 50).await;
         counts_losses(&service, "trace_spans_dropped_total").await;
+        counts_losses(&service, "log_lines_dropped_total").await;
         works_and_ends(&service).await;
     }
 }
@@ -67,18 +70,27 @@ async fn a_collector_that_is_not_there_costs_no_request_anything() {
 async fn a_slow_collector_delays_no_request() {
     let collector = Collector::start().await;
     collector.is(CollectorBehavior::Slow(Duration::from_secs(10)));
-    // A short queue, which overflows soon.
-    let service = builder().traced_by(&collector).setting("OTEL_BSP_MAX_QUEUE_SIZE", "32").start().await;
+    // Short queues, which overflow soon.
+    let service = builder()
+        .logged_by(&collector)
+        .setting("OTEL_BSP_MAX_QUEUE_SIZE", "32")
+        .setting("OTEL_BLRP_MAX_QUEUE_SIZE", "32")
+        .start()
+        .await;
     serves(&service, 100).await;
     counts_losses(&service, "trace_spans_dropped_total").await;
+    counts_losses(&service, "log_lines_dropped_total").await;
     assert!(collector.requests() > 0, "it was tried");
     works_and_ends(&service).await;
 }
 
-/// Starts a service that exports no span before its end, to a collector that takes this long.
+/// Starts a service that exports nothing before its end, to a collector that takes this long.
 async fn exports_at_its_end(collector: &Collector, takes: Duration, settings: &[(&str, &str)]) -> Service {
     collector.is(CollectorBehavior::Slow(takes));
-    let builder = builder().traced_by(collector).setting("OTEL_BSP_SCHEDULE_DELAY", "600000");
+    let builder = builder()
+        .logged_by(collector)
+        .setting("OTEL_BSP_SCHEDULE_DELAY", "600000")
+        .setting("OTEL_BLRP_SCHEDULE_DELAY", "600000");
     let builder = settings.iter().fold(builder, |builder, (name, value)| builder.setting(name, value));
     let service = builder.start().await;
     serves(&service, 5).await;
@@ -86,26 +98,30 @@ async fn exports_at_its_end(collector: &Collector, takes: Duration, settings: &[
     service
 }
 
-/// Returns the number of spans that were lost at the end, as the log has it.
-fn spans_lost_at_the_end(service: &Service) -> Option<u64> {
-    let lines = service.logs().into_iter();
-    let mut losses = lines.filter(|line| {
-        line["message"].as_str().is_some_and(|message| message.starts_with("spans were lost at the end"))
-    });
-    losses.next().map(|line| line["spans"].as_u64().unwrap())
+/// Returns the numbers of spans and log records that were lost at the end, as the log has them.
+fn lost_at_the_end(service: &Service) -> [Option<u64>; 2] {
+    ["spans", "records"].map(|what| {
+        let mut lines = service.logs().into_iter();
+        let loss = lines.find(|line| {
+            let message = line["message"].as_str().unwrap();
+            message.contains("were lost at the end") && line[what].is_number()
+        });
+        loss.map(|line| line[what].as_u64().unwrap())
+    })
 }
 
 #[tokio::test]
-async fn the_last_spans_have_the_rest_of_the_deadline() {
+async fn the_last_exports_have_the_rest_of_the_deadline() {
     let collector = Collector::start().await;
     let service = exports_at_its_end(&collector, Duration::from_millis(1_500), &[]).await;
     assert!(service.terminate().await.success());
-    assert_eq!(spans_lost_at_the_end(&service), None);
+    assert_eq!(lost_at_the_end(&service), [None, None]);
     assert!(collector.spans().iter().any(|span| span.name.ends_with(PATH)));
+    assert!(collector.records().iter().any(|record| record.body == "the service stopped"));
 }
 
 #[tokio::test]
-async fn spans_that_are_lost_at_the_end_are_counted_in_the_log() {
+async fn exports_that_are_lost_at_the_end_are_counted_in_the_log() {
     for settings in [
         // The export fails.
         [("OTEL_EXPORTER_OTLP_TIMEOUT", "500"), ("SHUTDOWN_DEADLINE_SECONDS", "25")],
@@ -117,8 +133,8 @@ async fn spans_that_are_lost_at_the_end_are_counted_in_the_log() {
         let started = Instant::now();
         assert!(service.terminate().await.success());
         assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
-        let lost = spans_lost_at_the_end(&service);
-        assert!(lost.is_some_and(|spans| spans >= 5), "{lost:?}");
+        let lost = lost_at_the_end(&service);
+        assert!(lost.iter().all(|lost| lost.is_some_and(|count| count >= 5)), "{lost:?}");
     }
 }
 

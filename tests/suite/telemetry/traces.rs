@@ -72,11 +72,11 @@ async fn attributes_are_decoded_and_unsupported_variables_named() {
     let service = builder()
         .traced_by(&collector)
         .setting("OTEL_RESOURCE_ATTRIBUTES", "team=a%20b,service.name=tea%2Dtime")
-        .setting("OTEL_METRICS_EXPORTER", "otlp")
+        .setting("OTEL_METRIC_EXPORT_INTERVAL", "1000")
         .setting("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")
         .start()
         .await;
-    for name in ["OTEL_METRICS_EXPORTER", "OTEL_EXPORTER_OTLP_CERTIFICATE"] {
+    for name in ["OTEL_METRIC_EXPORT_INTERVAL", "OTEL_EXPORTER_OTLP_CERTIFICATE"] {
         let warning = format!("ignored {name}, which is not supported");
         service.logs_that("a warning", |line| line["level"] == "WARN" && line["message"] == warning).await;
     }

@@ -11,7 +11,8 @@ use tracing::field::{Field, Visit};
 
 use super::{Buffers, Line, chain, display, is_told_elsewhere};
 
-const KEYS: [&str; 11] = [
+/// The keys of the lines themselves.
+pub(super) const KEYS: [&str; 11] = [
     "timestamp",
     "level",
     "target",

@@ -1,4 +1,5 @@
-//! Logs: one line per event, on standard output and, if a directory is set, in daily files.
+//! Logs: one line per event, on standard output and, if a directory is set, in daily files. With
+//! `OTEL_LOGS_EXPORTER=otlp` each line is also exported as a log record.
 //!
 //! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the
 //! current span, never from span fields. So a line is complete whatever the filter is, and opening a span formats
@@ -10,6 +11,7 @@
 mod filter;
 mod json;
 mod pretty;
+mod records;
 mod sinks;
 
 use std::{cell::RefCell, time::Duration};
@@ -21,9 +23,12 @@ use tracing_log::NormalizeEvent;
 use tracing_subscriber::layer::{Context, Layer};
 
 pub(crate) use self::filter::reloadable;
-pub(super) use self::sinks::{Guards, open};
 pub use self::{filter::LogFilter, sinks::LogsError};
 use self::{json::Origin, sinks::Sink};
+pub(super) use self::{
+    records::Records,
+    sinks::{Guards, open},
+};
 use super::{correlation, current_span};
 use crate::build_info::BuildInfo;
 
@@ -32,10 +37,11 @@ pub(crate) fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// The layer that writes every event to every sink.
+/// The layer that writes every event to every sink, and exports it.
 pub(super) struct Lines {
     origin: Origin,
     sinks: Vec<Sink>,
+    records: Option<Records>,
 }
 
 /// The format of a sink's lines.
@@ -67,8 +73,8 @@ thread_local! {
 }
 
 impl Lines {
-    pub(super) fn new(service: &str, sinks: Vec<Sink>) -> Self {
-        Self { origin: Origin::new(service, BuildInfo::current().version), sinks }
+    pub(super) fn new(service: &str, sinks: Vec<Sink>, records: Option<Records>) -> Self {
+        Self { origin: Origin::new(service, BuildInfo::current().version), sinks, records }
     }
 
     fn write(&self, line: &Line<'_>, buffers: &mut Buffers) {
@@ -79,6 +85,9 @@ impl Lines {
                 Format::Pretty { coloured } => pretty::write(line, coloured, buffers),
             }
             sink.write(&buffers.line);
+        }
+        if let Some(records) = &self.records {
+            records.write(line, &mut buffers.text);
         }
     }
 }

@@ -23,10 +23,13 @@ use tracing_appender::{
     rolling::{RollingFileAppender, Rotation},
 };
 
-use super::{Format, is_audit};
+use super::{Format, Records, is_audit};
 use crate::{
     build_info::BuildInfo,
-    telemetry::settings::{LogFormat, Logs},
+    telemetry::{
+        otlp::ExportError,
+        settings::{LogFormat, Logs},
+    },
 };
 
 /// The error when the logs cannot be opened.
@@ -40,6 +43,9 @@ pub enum LogsError {
         /// The operating system's error.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Log records cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// A metric could not be registered, which is a bug.
     #[error("failed to register log_lines_dropped_total")]
     Metric(#[from] prometheus::Error),
@@ -103,8 +109,11 @@ impl Guards {
     }
 }
 
-/// Opens all configured sinks. Files are always JSON, because programs read them.
-pub(in crate::telemetry) fn open(settings: &Logs) -> Result<(Vec<Sink>, Guards), LogsError> {
+/// Opens all configured sinks. Lines that they or `records` lose are counted in one metric. Files are always JSON, because programs read them.
+pub(in crate::telemetry) fn open(
+    settings: &Logs,
+    records: Option<Records>,
+) -> Result<(Vec<Sink>, Guards), LogsError> {
     let mut opened = OpenSinks::default();
     // Two threads share one output. Each writes whole batches under this lock.
     let stdout = Arc::default();
@@ -123,6 +132,7 @@ pub(in crate::telemetry) fn open(settings: &Logs) -> Result<(Vec<Sink>, Guards),
             opened.add(thread, Format::Json, wanted, appender, Arc::default());
         }
     }
+    opened.losses.records = records;
     prometheus::register(Box::new(opened.losses.collector()?))?;
     Ok((opened.sinks, Guards(opened.guards)))
 }
@@ -300,21 +310,24 @@ impl<W: Write> Write for Batch<W> {
     }
 }
 
-/// The counters of lost lines: one of each queue, and the one of [`Batch`].
+/// The counters of lost lines: one of each queue, the one of [`Batch`], and the one of the export.
 #[derive(Default)]
 struct Losses {
     overflowed: Vec<ErrorCounter>,
     failed: Arc<AtomicUsize>,
+    records: Option<Records>,
 }
 
 impl Losses {
     fn total(&self) -> u64 {
         let overflowed: usize = self.overflowed.iter().map(ErrorCounter::dropped_lines).sum();
-        overflowed.saturating_add(self.failed.load(Ordering::Relaxed)).try_into().unwrap_or(u64::MAX)
+        let written: u64 =
+            overflowed.saturating_add(self.failed.load(Ordering::Relaxed)).try_into().unwrap_or(u64::MAX);
+        written.saturating_add(self.records.as_ref().map_or(0, Records::lost))
     }
 
     fn collector(self) -> prometheus::Result<LossesCollector> {
-        let help = "Log lines lost because the queue was full or the write failed.";
+        let help = "Log lines lost because the queue was full, or the write or the export failed.";
         let options = Opts::new("log_lines_dropped_total", help);
         Ok(LossesCollector { description: options.describe()?, options, losses: self })
     }

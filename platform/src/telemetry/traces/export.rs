@@ -1,16 +1,5 @@
 //! Span export that counts lost spans.
-//!
-//! The SDK drops spans when its queue is full and when an export fails, and does not expose the count of the first.
-//! So this module limits the queue to the same length and counts the dropped spans. The SDK's own queue then never
-//! overflows.
-use std::{
-    env,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use opentelemetry::Context;
 use opentelemetry_sdk::{
@@ -19,16 +8,12 @@ use opentelemetry_sdk::{
     trace::{BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor},
 };
 
+use crate::telemetry::otlp::Queue;
+
 crate::metrics! {
     /// Spans lost because the queue was full or their export failed.
     static DROPPED: counter = "trace_spans_dropped_total";
 }
-
-/// The variable of the queue's size.
-pub(super) const QUEUE_SIZE: &str = "OTEL_BSP_MAX_QUEUE_SIZE";
-
-/// The queue size that the OpenTelemetry specification defines as the default.
-const DEFAULT_QUEUE: usize = 2_048;
 
 pub(super) fn start() {
     initialize();
@@ -36,25 +21,17 @@ pub(super) fn start() {
 
 /// Exports spans in batches from a separate thread, and counts lost spans.
 pub(super) fn counted(exporter: impl SpanExporter + 'static) -> impl SpanProcessor + 'static {
-    let configured = env::var(QUEUE_SIZE).ok().and_then(|size| size.parse().ok());
-    let capacity = configured.filter(|size| *size > 0).unwrap_or(DEFAULT_QUEUE);
-    let queued = Arc::new(AtomicUsize::new(0));
-    let exporting = Arc::new(AtomicUsize::new(0));
-    let exporter =
-        CountingExporter { inner: exporter, queued: Arc::clone(&queued), exporting: Arc::clone(&exporting) };
-    let batches = BatchConfigBuilder::default().with_max_queue_size(capacity).build();
+    let queue = Queue::new("OTEL_BSP_MAX_QUEUE_SIZE", DROPPED.clone());
+    let exporter = CountingExporter { inner: exporter, queue: queue.clone() };
+    let batches = BatchConfigBuilder::default().with_max_queue_size(queue.capacity()).build();
     let inner = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
-    BoundedProcessor { inner, queued, exporting, capacity }
+    BoundedProcessor { inner, queue }
 }
 
 #[derive(Debug)]
 struct BoundedProcessor {
     inner: BatchSpanProcessor,
-    /// Number of spans that have ended and that the exporter has not taken yet.
-    queued: Arc<AtomicUsize>,
-    /// Number of spans in the batch that is being exported.
-    exporting: Arc<AtomicUsize>,
-    capacity: usize,
+    queue: Queue,
 }
 
 impl SpanProcessor for BoundedProcessor {
@@ -63,10 +40,7 @@ impl SpanProcessor for BoundedProcessor {
     }
 
     fn on_end(&self, span: SpanData) {
-        if self.queued.fetch_add(1, Ordering::Relaxed) >= self.capacity {
-            self.queued.fetch_sub(1, Ordering::Relaxed);
-            DROPPED.inc();
-        } else {
+        if self.queue.try_add(self.queue.capacity()) {
             self.inner.on_end(span);
         }
     }
@@ -75,14 +49,9 @@ impl SpanProcessor for BoundedProcessor {
         self.inner.force_flush()
     }
 
-    /// Exports the remaining spans. Counts and logs those that are lost: their export failed, or has not finished in
-    /// time.
+    /// Exports the remaining spans. Counts and logs those that are lost.
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        let before = DROPPED.get();
-        let result = self.inner.shutdown_with_timeout(timeout);
-        let unfinished = self.queued.load(Ordering::Relaxed) + self.exporting.load(Ordering::Relaxed);
-        DROPPED.inc_by(unfinished.try_into().unwrap_or(u64::MAX));
-        let lost = DROPPED.get().saturating_sub(before);
+        let (result, lost) = self.queue.finish(|| self.inner.shutdown_with_timeout(timeout));
         if lost > 0 {
             tracing::warn!(
                 spans = lost,
@@ -100,21 +69,12 @@ impl SpanProcessor for BoundedProcessor {
 #[derive(Debug)]
 struct CountingExporter<E> {
     inner: E,
-    queued: Arc<AtomicUsize>,
-    exporting: Arc<AtomicUsize>,
+    queue: Queue,
 }
 
 impl<E: SpanExporter> SpanExporter for CountingExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = batch.len();
-        self.exporting.store(spans, Ordering::Relaxed);
-        self.queued.fetch_sub(spans, Ordering::Relaxed);
-        let result = self.inner.export(batch).await;
-        self.exporting.store(0, Ordering::Relaxed);
-        if result.is_err() {
-            DROPPED.inc_by(spans.try_into().unwrap_or(u64::MAX));
-        }
-        result
+        self.queue.export(batch.len(), self.inner.export(batch)).await
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {

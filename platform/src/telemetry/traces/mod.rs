@@ -1,154 +1,70 @@
 //! Traces: span export, trust in incoming trace headers, and propagation to other services.
 //!
-//! The SDK reads most `OTEL_*` variables itself, and this module handles the rest. Without an endpoint nothing is
-//! exported, but spans still have ids for the logs.
+//! Without an endpoint nothing is exported, but spans still have ids for the logs.
 //!
 //! **Trust.** Only a trusted peer's `traceparent` is the parent of a request's span. For any other caller the span begins
 //! a new trace, with a *link* to the caller's span. Otherwise a caller could choose the trace id, put its requests into
 //! the trace of another caller, and decide with the *sampled* flag whether they are exported. Baggage of untrusted
 //! callers is ignored, because it may contain false data.
-mod environment;
 mod export;
 mod propagators;
 
-use std::{collections::HashMap, panic::resume_unwind, thread};
+use std::collections::HashMap;
 
 use axum::http::{HeaderMap, HeaderValue};
 use opentelemetry::{
-    Context, KeyValue,
+    Context,
     baggage::BaggageExt,
     global,
     propagation::{TextMapCompositePropagator, TextMapPropagator},
     trace::TraceContextExt,
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
-use opentelemetry_otlp::{
-    ExporterBuildError, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
-    tonic_types::transport::ClientTlsConfig,
-};
+use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{
     Resource,
     propagation::{BaggagePropagator, TraceContextPropagator},
-    resource::TelemetryResourceDetector,
     trace::SdkTracerProvider,
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use url::Url;
-use uuid::Uuid;
 
-pub(super) use self::environment::warnings;
 use self::{
-    environment::names,
     export::counted,
     propagators::{B3Headers, B3Propagator, JaegerPropagator},
 };
-use super::correlation;
 pub use super::current_span::{current_span_id, current_trace_id, current_trace_parent};
-use super::settings::Traces;
-use crate::{build_info::BuildInfo, settings::Process};
+use super::{
+    correlation,
+    otlp::{self, ExportError, Signal, Transport, names},
+    settings::OpenTelemetry,
+};
 
 /// The header that carries the correlation id.
 pub const CORRELATION_HEADER: &str = "x-correlation-id";
-
-/// The error when traces cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum TracesError {
-    /// The protocol is not supported.
-    #[error("OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf")]
-    Protocol,
-    /// The endpoint for traces alone is invalid. The general one is in the table of settings.
-    #[error("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT {0}")]
-    Endpoint(String),
-    /// The HTTP client of the exporter could not be created.
-    #[error("the client that exports traces cannot be built: {0}")]
-    Client(#[source] reqwest::Error),
-    /// The exporter rejected its settings.
-    #[error("failed to create the trace exporter: {0}")]
-    Exporter(#[from] ExporterBuildError),
-}
 
 /// Returns the provider of spans, or `None` if `OTEL_SDK_DISABLED` is set.
 ///
 /// Must be called within the runtime, because the gRPC client needs it.
 pub(super) fn provider(
-    service: &str,
-    process: &Process,
-    settings: &Traces,
-) -> Result<Option<SdkTracerProvider>, TracesError> {
+    resource: &Resource,
+    settings: &OpenTelemetry,
+) -> Result<Option<SdkTracerProvider>, ExportError> {
     export::start();
     if settings.disabled {
         return Ok(None);
     }
-    let mut builder = SdkTracerProvider::builder().with_resource(resource(service, process, settings));
-    if let Some(endpoint) = environment::endpoint(settings)? {
-        builder = builder.with_span_processor(counted(exporter(settings, &endpoint)?));
-    }
-    Ok(Some(builder.build()))
-}
-
-/// Builds the exporter. The exporter itself reads endpoint, headers and compression from the environment. Otherwise it
-/// could not distinguish the general endpoint, to which HTTP adds a path, from the traces endpoint, which is used
-/// unchanged.
-///
-/// Both protocols trust the certificates of the operating system, and use no proxy. By default the gRPC exporter trusts
-/// no certificate at all (opentelemetry-rust#2008).
-fn exporter(settings: &Traces, endpoint: &Url) -> Result<SpanExporter, TracesError> {
-    let timeout = environment::timeout();
-    match environment::protocol(settings).as_str() {
-        "grpc" => {
-            let mut builder = SpanExporter::builder().with_tonic().with_timeout(timeout);
-            if endpoint.scheme() == "https" {
-                builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());
-            }
-            Ok(builder.build()?)
-        }
-        "http/protobuf" => {
-            crate::outbound::install_tls_provider();
-            let building = thread::spawn(move || {
-                reqwest::blocking::Client::builder().no_proxy().timeout(timeout).build()
-            });
-            // The thread exists because a blocking client must not be built within the runtime.
-            let client =
-                building.join().unwrap_or_else(|panic| resume_unwind(panic)).map_err(TracesError::Client)?;
-            Ok(SpanExporter::builder().with_http().with_http_client(client).with_timeout(timeout).build()?)
-        }
-        _ => Err(TracesError::Protocol),
-    }
-}
-
-/// Returns the attributes that describe the process in every span. `OTEL_RESOURCE_ATTRIBUTES` overrides them, except
-/// for the service name, which all signals share.
-fn resource(service: &str, process: &Process, settings: &Traces) -> Resource {
-    Resource::builder_empty()
-        .with_attributes([
-            KeyValue::new("service.version", BuildInfo::current().version),
-            KeyValue::new("service.instance.id", Uuid::now_v7().to_string()),
-            KeyValue::new("deployment.environment.name", process.environment.as_str()),
-        ])
-        .with_detector(Box::new(TelemetryResourceDetector))
-        .with_attributes(environment::attributes(settings))
-        .with_service_name(service.to_owned())
-        .build()
-}
-
-/// Returns the service name of every signal: `OTEL_SERVICE_NAME`, or the resource attribute `service.name`, or the
-/// package name.
-pub fn service_name(settings: &Traces) -> String {
-    let among_attributes = || {
-        let attributes = environment::attributes(settings).into_iter();
-        let mut names = attributes.filter(|attribute| attribute.key.as_str() == "service.name");
-        names.next().map(|attribute| attribute.value.to_string()).filter(|name| !name.is_empty())
+    let builder = SdkTracerProvider::builder().with_resource(resource.clone());
+    let exporter = match otlp::transport(Signal::Traces, settings)? {
+        None => return Ok(Some(builder.build())),
+        Some(Transport::Grpc(grpc)) => grpc.configure(SpanExporter::builder().with_tonic()).build()?,
+        Some(Transport::Http(http)) => http.configure(SpanExporter::builder().with_http()).build()?,
     };
-    settings
-        .service_name
-        .clone()
-        .or_else(among_attributes)
-        .unwrap_or_else(|| BuildInfo::current().name.to_owned())
+    Ok(Some(builder.with_span_processor(counted(exporter)).build()))
 }
 
 /// Installs the propagators that `OTEL_PROPAGATORS` names.
-pub(super) fn propagate(settings: &Traces) {
+pub(super) fn propagate(settings: &OpenTelemetry) {
     let propagators =
         names(&settings.propagators).filter_map(|name| -> Option<Box<dyn TextMapPropagator + Send + Sync>> {
             match name {

@@ -1,39 +1,41 @@
 //! The `OTEL_*` variables: those that the SDK does not read as the specification requires, and warnings about the others.
-use std::{env, time::Duration};
+use std::{collections::BTreeSet, env, time::Duration};
 
 use opentelemetry::KeyValue;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::{TracesError, export::QUEUE_SIZE};
-use crate::{settings::values::http_url, telemetry::settings::Traces};
+use super::{ExportError, Signal};
+use crate::{
+    settings::values::http_url,
+    telemetry::settings::{LogsExporter, OpenTelemetry},
+};
 
 /// Timeout of one export. It is shorter than the specification's ten seconds, so that an unresponsive collector
 /// cannot delay the end of the process.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
-const COMPRESSION: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"];
-const TIMEOUT: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
+/// The variables of an export, which follow `OTEL_EXPORTER_OTLP_` for all signals, or that and `TRACES_` or `LOGS_`.
+const OF_EXPORTS: [&str; 5] = ["COMPRESSION", "ENDPOINT", "HEADERS", "PROTOCOL", "TIMEOUT"];
 
-/// The supported variables of the specification, in addition to those in the table of settings.
-const SUPPORTED: [&str; 15] = [
-    ENDPOINT,
-    COMPRESSION[0],
-    COMPRESSION[1],
-    TIMEOUT[0],
-    TIMEOUT[1],
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-    "OTEL_EXPORTER_OTLP_HEADERS",
+/// The other supported variables of the specification, in addition to those in the table of settings.
+const SUPPORTED: [&str; 10] = [
     "OTEL_TRACES_EXPORTER",
-    QUEUE_SIZE,
+    "OTEL_BSP_MAX_QUEUE_SIZE",
     "OTEL_BSP_SCHEDULE_DELAY",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_BLRP_MAX_QUEUE_SIZE",
+    "OTEL_BLRP_SCHEDULE_DELAY",
+    "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
     "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_SPAN_EVENT_COUNT_LIMIT",
     "OTEL_SPAN_LINK_COUNT_LIMIT",
 ];
+
+/// Returns a variable of one signal, and the same variable for all signals.
+fn names_of(signal: Signal, variable: &str) -> [String; 2] {
+    [format!("OTEL_EXPORTER_OTLP_{}_{variable}", signal.name()), format!("OTEL_EXPORTER_OTLP_{variable}")]
+}
 
 /// Reads an environment variable that is not in the table of settings. An empty value counts as unset.
 fn set(name: &str) -> Option<String> {
@@ -41,33 +43,53 @@ fn set(name: &str) -> Option<String> {
 }
 
 /// Returns the items of a list that is separated by commas.
-pub(super) fn names(list: &str) -> impl Iterator<Item = &str> {
+pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
-/// Returns the receiver of spans, or `None` if spans are not exported: no endpoint is set, or `OTEL_TRACES_EXPORTER`,
-/// which the SDK does not read, forbids the export.
+/// Returns the receiver of a signal, or `None` if the signal is not exported: no endpoint is set, or the variable of its
+/// exporter forbids the export.
 ///
 /// # Errors
-/// The endpoint for traces is not a URL. Without its scheme, the exporter would lose every span without a message.
-pub(super) fn endpoint(settings: &Traces) -> Result<Option<Url>, TracesError> {
-    let endpoint = match set(ENDPOINT) {
-        Some(endpoint) => Some(http_url(endpoint.trim()).map_err(TracesError::Endpoint)?),
+/// The endpoint of the signal is not a URL, or is required and not set. Without its scheme, the exporter would lose
+/// everything without a message.
+pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Url>, ExportError> {
+    let is_exported = match signal {
+        // The SDK does not read this variable.
+        Signal::Traces => !names(&set("OTEL_TRACES_EXPORTER").unwrap_or_default()).any(|name| name == "none"),
+        Signal::Logs => settings.logs_exporter == LogsExporter::Otlp,
+    };
+    let [of_signal, _] = names_of(signal, "ENDPOINT");
+    let endpoint = match set(&of_signal) {
+        Some(endpoint) => {
+            Some(http_url(endpoint.trim()).map_err(|rule| ExportError::Endpoint { name: of_signal, rule })?)
+        }
         None => settings.endpoint.clone(),
     };
-    let exporters = set("OTEL_TRACES_EXPORTER").unwrap_or_default();
-    Ok(endpoint.filter(|_| !names(&exporters).any(|name| name == "none")))
+    match (signal, endpoint) {
+        _ if !is_exported => Ok(None),
+        (Signal::Logs, None) => Err(ExportError::NoEndpoint),
+        (_, endpoint) => Ok(endpoint),
+    }
 }
 
 /// Returns the protocol of the export.
-pub(super) fn protocol(settings: &Traces) -> String {
-    set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").unwrap_or_else(|| settings.protocol.clone())
+pub(super) fn protocol(signal: Signal, settings: &OpenTelemetry) -> String {
+    let [of_signal, _] = names_of(signal, "PROTOCOL");
+    set(&of_signal).unwrap_or_else(|| settings.protocol.clone())
 }
 
 /// Returns the timeout of one export. The specification's variables are in milliseconds.
-pub(super) fn timeout() -> Duration {
-    let milliseconds = TIMEOUT.into_iter().find_map(|name| set(name)?.parse().ok());
+pub(super) fn timeout(signal: Signal) -> Duration {
+    let milliseconds = names_of(signal, "TIMEOUT").into_iter().find_map(|name| set(&name)?.parse().ok());
     milliseconds.map_or(EXPORT_TIMEOUT, Duration::from_millis)
+}
+
+/// Returns the size of a queue, in items. The default is that of the specification.
+pub(super) fn queue_size(variable: &str) -> usize {
+    const DEFAULT_QUEUE_SIZE: usize = 2_048;
+    let configured = set(variable).and_then(|size| size.parse().ok());
+    configured.filter(|size| *size > 0).unwrap_or(DEFAULT_QUEUE_SIZE)
 }
 
 /// Returns the attributes of `OTEL_RESOURCE_ATTRIBUTES`. Keys and values are percent-decoded, which the SDK does not do
@@ -88,7 +110,7 @@ fn resource_attributes(text: &str) -> Option<Vec<KeyValue>> {
 }
 
 /// Returns the attributes of `OTEL_RESOURCE_ATTRIBUTES`, or none if the value is invalid.
-pub(super) fn attributes(settings: &Traces) -> Vec<KeyValue> {
+pub(super) fn attributes(settings: &OpenTelemetry) -> Vec<KeyValue> {
     settings.resource_attributes.as_deref().and_then(resource_attributes).unwrap_or_default()
 }
 
@@ -96,7 +118,7 @@ pub(super) fn attributes(settings: &Traces) -> Vec<KeyValue> {
 ///
 /// The specification requires that an unknown value is ignored with a warning. The SDK warns before the log is set
 /// up, so the service repeats the warning.
-pub(in crate::telemetry) fn warnings(settings: &Traces) -> Vec<String> {
+pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
     let mut warnings = Vec::new();
     for name in names(&settings.propagators) {
         if !matches!(name, "tracecontext" | "baggage" | "b3" | "b3multi" | "jaeger" | "none") {
@@ -112,8 +134,10 @@ pub(in crate::telemetry) fn warnings(settings: &Traces) -> Vec<String> {
                 .push(format!("OTEL_TRACES_EXPORTER: ignored {name}; supported values are otlp and none"));
         }
     }
-    for variable in COMPRESSION {
-        if set(variable).is_some_and(|value| !["gzip", "none"].contains(&value.to_ascii_lowercase().as_str()))
+    let compression = Signal::ALL.into_iter().flat_map(|signal| names_of(signal, "COMPRESSION"));
+    for variable in compression.collect::<BTreeSet<_>>() {
+        if set(&variable)
+            .is_some_and(|value| !["gzip", "none"].contains(&value.to_ascii_lowercase().as_str()))
         {
             warnings.push(format!("ignored {variable}; supported values are gzip and none"));
         }
@@ -134,11 +158,17 @@ pub(in crate::telemetry) fn warnings(settings: &Traces) -> Vec<String> {
 }
 
 fn is_unsupported(name: &str) -> bool {
-    let is_known = SUPPORTED.contains(&name) || Traces::settings().any(|setting| setting.name == name);
+    let is_of_export = |rest: &str| {
+        let of_signal = ["TRACES_", "LOGS_"].iter().find_map(|signal| rest.strip_prefix(signal));
+        OF_EXPORTS.contains(&of_signal.unwrap_or(rest))
+    };
+    let is_known = SUPPORTED.contains(&name)
+        || OpenTelemetry::settings().any(|setting| setting.name == name)
+        || name.strip_prefix("OTEL_EXPORTER_OTLP_").is_some_and(is_of_export);
     name.starts_with("OTEL_") && !is_known
 }
 
-fn sampler_warning(settings: &Traces) -> Option<String> {
+fn sampler_warning(settings: &OpenTelemetry) -> Option<String> {
     match settings.sampler.as_str() {
         "always_on" | "always_off" | "parentbased_always_on" | "parentbased_always_off" => None,
         "traceidratio" | "parentbased_traceidratio" => {

@@ -1,0 +1,90 @@
+//! The telemetry schema, as `docs/telemetry-schema*.md` documents it. Each service and each collector of a test compares
+//! what it emits or receives with the schema.
+use std::{collections::BTreeSet, fs, sync::LazyLock};
+
+use serde_json::Value;
+
+use crate::{
+    otlp::{Attributes, Span},
+    project,
+};
+
+/// The documented names.
+#[derive(Debug, Default)]
+pub struct Schema {
+    /// Names of spans in the sources.
+    pub spans: BTreeSet<String>,
+    pub span_attributes: BTreeSet<String>,
+    pub log_fields: BTreeSet<String>,
+}
+
+static SCHEMA: LazyLock<Schema> = LazyLock::new(Schema::read);
+
+impl Schema {
+    /// Returns the documented schema.
+    pub fn documented() -> &'static Self {
+        &SCHEMA
+    }
+
+    fn read() -> Self {
+        let mut schema = Self::default();
+        let documents = fs::read_dir(project::root().join("docs")).expect("the project has documents");
+        for document in documents {
+            let path = document.expect("the directory is readable").path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with("telemetry-schema") {
+                schema.add(&fs::read_to_string(&path).expect("documents are readable"));
+            }
+        }
+        schema
+    }
+
+    fn add(&mut self, document: &str) {
+        for section in document.split("\n## ").skip(1) {
+            let names = match section.lines().next() {
+                Some("Spans") => &mut self.spans,
+                Some("Span attributes") => &mut self.span_attributes,
+                Some("Log fields") => &mut self.log_fields,
+                _ => continue,
+            };
+            let rows = section.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next());
+            names.extend(rows.map(str::to_owned));
+        }
+    }
+
+    /// Returns the undocumented attributes of a span. Its events are log lines, too, and are compared there.
+    pub(super) fn unknown_in_span(&self, span: &Span) -> BTreeSet<String> {
+        span.attributes.keys().filter(|name| !self.span_attributes.contains(*name)).cloned().collect()
+    }
+
+    /// Returns the undocumented fields of a log record.
+    pub(super) fn unknown_in_record(&self, target: &str, attributes: &Attributes) -> BTreeSet<String> {
+        self.unknown_fields(target, attributes.keys())
+    }
+
+    /// Returns the undocumented fields of a log line.
+    pub(super) fn unknown_in_line(&self, line: &Value) -> BTreeSet<String> {
+        let target = line["target"].as_str().unwrap_or_default();
+        line.as_object().map_or_else(BTreeSet::new, |fields| self.unknown_fields(target, fields.keys()))
+    }
+
+    /// Lines of libraries have fields of their own.
+    fn unknown_fields<'a>(&self, target: &str, names: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+        let of_service = ["access", "app", "audit", "panic", "platform"];
+        let unknown = names.filter(|name| !self.log_fields.contains(*name));
+        if of_service.contains(&target.split("::").next().unwrap_or_default()) {
+            unknown.cloned().collect()
+        } else {
+            BTreeSet::new()
+        }
+    }
+}
+
+/// Panics if there are undocumented names. Called when a service or a collector of a test ends, and silent if the test
+/// has already failed.
+pub(super) fn assert_documented(unknown: &BTreeSet<String>) {
+    assert!(
+        unknown.is_empty() || std::thread::panicking(),
+        "docs/telemetry-schema*.md does not list {unknown:?}"
+    );
+}

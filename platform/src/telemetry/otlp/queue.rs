@@ -1,0 +1,87 @@
+//! Counts of the items that wait for their export, and of those that are lost.
+//!
+//! The SDK drops items when its queue is full and when an export fails, and does not expose the count of the first.
+//! So the processors limit the queue to the same length and count what they drop. The SDK's own queue then never
+//! overflows.
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use opentelemetry_sdk::error::OTelSdkResult;
+use prometheus::IntCounter;
+
+use super::environment::queue_size;
+
+/// The queue of a batch processor, as seen by the processor and its exporter.
+#[derive(Debug, Clone)]
+pub(in crate::telemetry) struct Queue {
+    counts: Arc<Counts>,
+    capacity: usize,
+    lost: IntCounter,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Number of items that the exporter has not taken yet.
+    queued: AtomicUsize,
+    /// Number of items in the batch that is being exported.
+    exporting: AtomicUsize,
+    /// Set before the last export. The SDK would log a warning for each later item.
+    is_closed: AtomicBool,
+}
+
+impl Queue {
+    /// Returns a queue whose size the variable sets. Lost items are counted in `lost`.
+    pub(in crate::telemetry) fn new(variable: &str, lost: IntCounter) -> Self {
+        Self { counts: Arc::default(), capacity: queue_size(variable), lost }
+    }
+
+    /// Returns the maximum number of queued items.
+    pub(in crate::telemetry) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Adds an item if the queue is open and has fewer than `limit` items, and otherwise counts it as lost. Returns
+    /// whether it was added.
+    pub(in crate::telemetry) fn try_add(&self, limit: usize) -> bool {
+        let fits = self.counts.queued.fetch_add(1, Ordering::Relaxed) < limit
+            && !self.counts.is_closed.load(Ordering::Relaxed);
+        if !fits {
+            self.counts.queued.fetch_sub(1, Ordering::Relaxed);
+            self.lost.inc();
+        }
+        fits
+    }
+
+    /// Exports a batch of queued items, and counts them as lost if the export fails.
+    pub(in crate::telemetry) async fn export(
+        &self,
+        items: usize,
+        export: impl Future<Output = OTelSdkResult>,
+    ) -> OTelSdkResult {
+        self.counts.exporting.store(items, Ordering::Relaxed);
+        self.counts.queued.fetch_sub(items, Ordering::Relaxed);
+        let result = export.await;
+        self.counts.exporting.store(0, Ordering::Relaxed);
+        if result.is_err() {
+            self.lost.inc_by(items.try_into().unwrap_or(u64::MAX));
+        }
+        result
+    }
+
+    /// Closes the queue, runs the last export, and counts the items that it leaves. Returns its result, and the number of items that were
+    /// lost meanwhile: their export failed, or has not finished in time.
+    pub(in crate::telemetry) fn finish(
+        &self,
+        export: impl FnOnce() -> OTelSdkResult,
+    ) -> (OTelSdkResult, u64) {
+        self.counts.is_closed.store(true, Ordering::Relaxed);
+        let before = self.lost.get();
+        let result = export();
+        let unfinished =
+            self.counts.queued.load(Ordering::Relaxed) + self.counts.exporting.load(Ordering::Relaxed);
+        self.lost.inc_by(unfinished.try_into().unwrap_or(u64::MAX));
+        (result, self.lost.get().saturating_sub(before))
+    }
+}
