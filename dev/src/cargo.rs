@@ -45,9 +45,7 @@ pub async fn build_service() -> Result<PathBuf, Error> {
 
 /// Runs cargo in the checkout and waits for its success. Cargo prints its messages on the terminal.
 pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Child, Error> {
-    // Uses the same cargo that runs this program, or the user's cargo if this program was started without cargo.
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut launch = Launch::new(cargo)
+    let mut launch = Launch::new(program())
         .envs(users_environment())
         .args(arguments)
         .directory(&project::root())
@@ -62,10 +60,15 @@ pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Chi
     Err(Error::Failed(arguments.first().copied().unwrap_or_default().to_owned()))
 }
 
+/// Returns the cargo that runs this program, or the user's cargo if this program was started without cargo.
+pub(crate) fn program() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
 /// Returns the environment without the variables that `cargo run` has added for this program. Some build scripts (that
 /// of `ring`) depend on these variables. If they were inherited, every switch between the outer and the inner cargo
 /// would recompile half of the dependencies.
-fn users_environment() -> impl Iterator<Item = (OsString, OsString)> {
+pub(crate) fn users_environment() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| {
         let name = name.to_string_lossy();
         !name.starts_with("CARGO_PKG_") && !name.starts_with("CARGO_MANIFEST_")

@@ -13,7 +13,7 @@ struct Tool {
 
 /// The way to find out whether a tool is there.
 enum Check {
-    /// One of these programs is in `PATH`.
+    /// All of these programs are in `PATH`.
     Program(&'static [&'static str]),
     /// This command succeeds.
     Command(&'static str, &'static [&'static str]),
@@ -42,12 +42,25 @@ const USES: [(Use, &str); 4] = [
     (Use::Stack, "docker compose up"),
 ];
 
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 9] = [
     Tool {
         name: "a C compiler",
         check: Check::Program(&["cc"]),
         packages: Packages { apt: "build-essential", dnf: "gcc", brew: "gcc" },
         needed_by: &[Use::Dev, Use::Test, Use::Ci],
+    },
+    // The tests run the lines that `cargo dev` prints, and list the processes that it has left.
+    Tool {
+        name: "curl",
+        check: Check::Program(&["curl"]),
+        packages: Packages { apt: "curl", dnf: "curl", brew: "curl" },
+        needed_by: &[Use::Test, Use::Ci],
+    },
+    Tool {
+        name: "ps",
+        check: Check::Program(&["ps"]),
+        packages: Packages { apt: "procps", dnf: "procps-ng", brew: "procps" },
+        needed_by: &[Use::Test, Use::Ci],
     },
     Tool {
         name: "Git",
@@ -69,7 +82,7 @@ const TOOLS: [Tool; 7] = [
     },
     Tool {
         name: "Chromium and its driver",
-        check: Check::Program(&["chromedriver"]),
+        check: Check::Program(&["chromium", "chromedriver"]),
         packages: Packages {
             apt: "chromium chromium-driver",
             dnf: "chromium chromedriver",
@@ -122,7 +135,7 @@ pub async fn run(say: &dyn Fn(&str)) -> bool {
 impl Check {
     async fn succeeds(&self) -> bool {
         match self {
-            Self::Program(names) => names.iter().any(|name| is_in_path(name)),
+            Self::Program(names) => names.iter().all(|name| is_in_path(name)),
             Self::Command(program, arguments) => {
                 let Ok(child) = Launch::new(*program).args(*arguments).start() else { return false };
                 child.wait(Duration::from_secs(20)).await.is_ok_and(|status| status.success())

@@ -23,6 +23,7 @@
 //! - [`otlp`]: receives traces over OTLP
 //! - [`secret`]: secrets of the tools
 //! - [`traffic`]: generates light, realistic traffic
+//! - [`update`]: merges a newer revision of the template
 pub mod alert_inbox;
 pub mod cargo;
 pub mod console;
@@ -43,3 +44,4 @@ pub mod secret;
 pub mod signals;
 pub mod tcp_proxy;
 pub mod traffic;
+pub mod update;

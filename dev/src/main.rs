@@ -8,7 +8,12 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use dev::{
-    alert_inbox, doctor, environment, example, faults::Fault, prepare, secret, signals::Interrupts, traffic,
+    alert_inbox, doctor, environment, example,
+    faults::Fault,
+    prepare, secret,
+    signals::Interrupts,
+    traffic,
+    update::{self, Merge},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use url::Url;
@@ -37,6 +42,8 @@ enum Command {
     Doctor,
     /// Regenerate `.sqlx`, the query descriptions for compiling without a database
     Prepare(Prepare),
+    /// Merge a newer revision of the template into this generated project, on a branch of its own
+    Update(Update),
 }
 
 #[derive(Debug, Args)]
@@ -119,6 +126,19 @@ struct Prepare {
     check: bool,
 }
 
+#[derive(Debug, Args)]
+struct Update {
+    /// Repository of the template
+    #[arg(long, value_name = "URL|PATH")]
+    from: String,
+    /// Revision of the template to merge
+    #[arg(long, value_name = "REVISION", default_value = "HEAD")]
+    to: String,
+    /// Revision of the template that the project has, if the command cannot find it
+    #[arg(long, value_name = "REVISION")]
+    since: Option<String>,
+}
+
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 #[tokio::main]
@@ -134,6 +154,7 @@ async fn main() -> ExitCode {
             Ok(if doctor::run(&say).await { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Some(Command::Prepare(arguments)) => prepare(&arguments).await,
+        Some(Command::Update(arguments)) => update(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         say(&format!("error: {error}"));
@@ -219,5 +240,26 @@ async fn prepare(arguments: &Prepare) -> Outcome {
         return Ok(ExitCode::FAILURE);
     }
     say(&format!("updated .sqlx:\n{difference}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn update(arguments: &Update) -> Outcome {
+    match update::run(&arguments.from, &arguments.to, arguments.since.as_deref(), &say)? {
+        Merge::UpToDate => say("the project has this revision of the template"),
+        Merge::Clean { branch } => {
+            say(&format!("merged without a conflict on the branch {branch}"));
+            say("next: cargo dev prepare, cargo test, and merge the branch");
+        }
+        Merge::Conflicts { branch, conflicts } => {
+            for conflict in &conflicts {
+                say(conflict);
+            }
+            say(&format!("{} conflicts on the branch {branch}", conflicts.len()));
+            say(
+                "next: resolve them, git add, git cherry-pick --continue; or git cherry-pick --abort, git switch -",
+            );
+            return Ok(ExitCode::FAILURE);
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }

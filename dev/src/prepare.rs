@@ -176,8 +176,8 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     // The macros must be expanded again to describe their queries, because cargo does not detect a changed database.
     let packages = ["--package", "platform", "--package", project::name()];
     cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
-    // Only the libraries contain query macros.
-    cargo::run(&[&["check", "--lib"], &packages[..]].concat(), &environment).await?;
+    // Only the libraries contain query macros. All of them are checked, so that the lints share the dependencies.
+    cargo::run(&["check", "--lib"], &environment).await?;
     read(&queries)
 }
 
