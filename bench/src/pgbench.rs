@@ -225,7 +225,7 @@ fn hash_of_token(number: u64) -> String {
 /// Runs the scripts with the given number of connections. Calls `look` with pgbench's process id, at the beginning and
 /// at the end of the window.
 pub async fn run<T>(
-    stage: &TestBed,
+    test_bed: &TestBed,
     database: &Database,
     scripts: &Scripts,
     clients: usize,
@@ -233,11 +233,11 @@ pub async fn run<T>(
     number: u64,
     mut look: impl FnMut(u32) -> T,
 ) -> anyhow::Result<(LoadResult, [T; 2])> {
-    let directory = stage.directory.join("pgbench");
+    let directory = test_bed.directory.join("pgbench");
     fs::remove_dir_all(&directory).ok();
     fs::create_dir_all(&directory)?;
     let url = &database.url;
-    let mut launch = Launch::new(stage.programs.join("pgbench"))
+    let mut launch = Launch::new(test_bed.programs.join("pgbench"))
         .directory(&directory)
         .env("PGPASSWORD", url.password().unwrap_or_default())
         .args(["--host", "127.0.0.1", "--port", &url.port().unwrap_or(5432).to_string()])

@@ -143,12 +143,12 @@ async fn change_password(
 }
 
 /// Maximum number of verifications of one request's credentials. The second verification follows if the hash was
-/// replaced after the first. Either another password replaced it, and the request is refused, or a concurrent login
+/// replaced after the first. Either another password replaced it, and the request is rejected, or a concurrent login
 /// renewed the hash.
 const MAX_VERIFICATIONS: u32 = 2;
 
 /// A client within the limit of logins and registrations. It is an extractor, so that a request over the limit is
-/// refused before its body is read, because hashing is expensive.
+/// rejected before its body is read, because hashing is expensive.
 struct LimitedClient(ClientAddress);
 
 impl FromRequestParts<Accounts> for LimitedClient {
@@ -223,7 +223,7 @@ impl Accounts {
             Some(user) => event.by(user.id, user.role.as_str()),
             None => event.with("unknown_account", account.to_hex()),
         };
-        match self.refusals.record(event).await {
+        match self.denials.record(event).await {
             Ok(()) => Problem::new(BAD_CREDENTIALS),
             Err(error) => error.into(),
         }

@@ -5,7 +5,7 @@ use crate::{
     load::{Requests, Shape},
     receiver,
     report::{Bound, Goal, Section, Table, cell},
-    requests::{ask, place_orders},
+    requests::{get, place_orders},
     service::{Server, Telemetry},
     statistics::ratio,
 };
@@ -35,11 +35,11 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     for round in 1..=run.size.rounds() {
         (run.progress)(&format!("telemetry, round {round}: axum alone"));
         framework.0.push(axum_alone(run).await?);
-        for (level, (name, seeing)) in levels.iter_mut().zip(LEVELS) {
+        for (level, (name, telemetry)) in levels.iter_mut().zip(LEVELS) {
             (run.progress)(&format!("telemetry, round {round}: {name}"));
-            let trivial = measure(run, level, seeing, ask(TRIVIAL)).await?;
+            let trivial = measure(run, level, telemetry, get(TRIVIAL)).await?;
             level.trivial.0.push(trivial);
-            let orders = measure(run, level, seeing, place_orders(next_run())).await?;
+            let orders = measure(run, level, telemetry, place_orders(next_run())).await?;
             level.orders.0.push(orders);
         }
     }
@@ -50,21 +50,22 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
 async fn measure(
     run: &Run<'_>,
     level: &mut Level,
-    seeing: Telemetry,
+    telemetry: Telemetry,
     requests: Requests,
 ) -> anyhow::Result<Sample> {
-    let database = run.stage.database("bench_seeing").await?;
-    run.stage.checkpoint().await?;
+    let database = run.test_bed.database("bench_seeing").await?;
+    run.test_bed.checkpoint().await?;
     let receiver = receiver::start().await?;
-    let server = Server::start(run.stage, &database, seeing, Some(receiver.address), &[]).await?;
+    let server = Server::start(run.test_bed, &database, telemetry, Some(receiver.address), &[]).await?;
     let shape = Shape::Closed { clients: CLIENTS };
-    let sample = over_http(run.stage, &server, Some(&receiver), shape, run.size.window(), requests).await?;
+    let sample =
+        over_http(run.test_bed, &server, Some(&receiver), shape, run.size.window(), requests).await?;
     level.dropped += server.metric("trace_spans_dropped_total").await?;
     // The server flushes its remaining spans when it stops.
     server.stop().await?;
     level.spans += receiver::spans(&receiver).await?;
     receiver.stop().await?;
-    run.stage.drop(&database).await?;
+    run.test_bed.drop(&database).await?;
     Ok(sample)
 }
 
@@ -72,7 +73,7 @@ async fn measure(
 async fn axum_alone(run: &Run<'_>) -> anyhow::Result<Sample> {
     let server = receiver::start_bare().await?;
     let shape = Shape::Closed { clients: CLIENTS };
-    let sample = over_http(run.stage, &server, None, shape, run.size.window(), ask(TRIVIAL)).await?;
+    let sample = over_http(run.test_bed, &server, None, shape, run.size.window(), get(TRIVIAL)).await?;
     server.stop().await?;
     Ok(sample)
 }

@@ -3,7 +3,7 @@
 //! [`run`] is the entry point. It stops everything that it has started, in reverse order. If it was killed itself, the
 //! [watchdog](crate::process::Watchdog) stops the rest.
 //!
-//! - `place`: the data directory of a checkout, and its lock
+//! - `data_dir`: the data directory of a checkout, and its lock
 //! - `ports`: the check for free ports
 //! - `database`: the database and its users
 //! - `service`: the service as a child process
@@ -139,7 +139,7 @@ pub enum Error {
     #[error("failed to install signal handlers: {0}")]
     Signals(io::Error),
     #[error("{0}")]
-    BooksDisagree(String),
+    RecordsDiffer(String),
     #[error("stopped at once, without a reconciliation")]
     Interrupted,
 }
@@ -147,7 +147,7 @@ pub enum Error {
 /// Starts everything, runs until a signal or the end of the service, and stops everything. Events are reported to
 /// `progress`. The one-line status is reported to `status`, each line replacing the previous one.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
-    let mut place = DataDir::take(settings.data.as_deref())?;
+    let mut data_dir = DataDir::take(settings.data.as_deref())?;
     let ports = Ports::find(settings.api_port, settings.ops_port, progress).await?;
     let external_ports = external::find_ports(&settings.example, progress).await?;
     let console_address =
@@ -156,21 +156,21 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let executable = cargo::build_service().await?;
     if settings.fresh {
         progress("deleting the data of earlier runs");
-        postgres::erase(place.directory(), progress).await?;
-        external::erase(place.directory()).map_err(|source| place.failed(source))?;
+        postgres::erase(data_dir.directory(), progress).await?;
+        external::erase(data_dir.directory()).map_err(|source| data_dir.failed(source))?;
     }
-    let purpose = Purpose::Development { directory: place.directory().to_owned() };
+    let purpose = Purpose::Development { directory: data_dir.directory().to_owned() };
     let server = Server::find_or_start(purpose, progress).await?;
     let database = database::prepare(&server, &executable, settings.fresh, progress).await?;
 
     let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
     let external_services =
-        ExternalServices::start(external_ports, place.directory(), &database.owner_url, &api, progress)
+        ExternalServices::start(external_ports, data_dir.directory(), &database.owner_url, &api, progress)
             .await?;
     let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
-    let service_log = place.service_log();
-    begin_anew(&service_log)?;
+    let service_log = data_dir.service_log();
+    delete_previous_log(&service_log)?;
     let service = Service::start(Start {
         executable: &executable,
         database: &database,
@@ -195,15 +195,15 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         api: api.clone(),
     });
     console.follow(ops.clone(), service.log());
-    let alerting = place.directory().join("alerting");
+    let alerting = data_dir.directory().join("alerting");
     let (compares, log) = (compare.clone(), service_log.clone());
     console.watch(scene(executable, &database, &faults, compares, traffic.as_ref(), log, alerting));
 
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
     let console_url = console.url();
-    place
+    data_dir
         .announce(&format!("console {console_url}\nAPI {api}\noperations {ops}"))
-        .map_err(|source| place.failed(source))?;
+        .map_err(|source| data_dir.failed(source))?;
     let screen = Screen {
         console: &console_url,
         api: &api,
@@ -221,8 +221,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         () = interrupts.next() => {}
         error = service.ended() => return Err(error),
         never = play(settings.scenario, &faults, progress) => match never {},
-        never = watch_books(compare.as_ref(), progress) => match never {},
-        never = tell_essentials(&console, status) => match never {},
+        never = reconcile_periodically(compare.as_ref(), progress) => match never {},
+        never = show_status(&console, status) => match never {},
     }
     status("");
 
@@ -233,13 +233,13 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         let report = OptionFuture::from(traffic.map(Traffic::stop)).await;
         external_services.settle(progress).await?;
         let status = service.stop().await?;
-        let books = OptionFuture::from(compare.map(|compare| compare())).await;
+        let reconciliation = OptionFuture::from(compare.map(|compare| compare())).await;
         external_services.stop().await;
         server.stop().await?;
         if let Some(report) = report {
             progress(&format!("traffic: {report}"));
         }
-        conclude(status, books, &service_log, progress)
+        report_end(status, reconciliation, &service_log, progress)
     };
     tokio::select! {
         stopped = stop => stopped,
@@ -260,17 +260,17 @@ pub async fn seed(
 }
 
 /// Reports how the run ended.
-fn conclude(
+fn report_end(
     service: ExitStatus,
-    books: Option<ReconciliationResult>,
+    reconciliation: Option<ReconciliationResult>,
     service_log: &Path,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     if !service.success() {
         progress(&format!("the service ended with {service}: see {}", service_log.display()));
     }
-    match books {
-        Some(ReconciliationResult { holds: false, says, .. }) => Err(Error::BooksDisagree(says)),
+    match reconciliation {
+        Some(ReconciliationResult { holds: false, says, .. }) => Err(Error::RecordsDiffer(says)),
         Some(ReconciliationResult { says, .. }) => {
             progress(&says);
             Ok(())
@@ -283,7 +283,7 @@ fn conclude(
 }
 
 /// Deletes the log of the previous run, so that the log covers a single run.
-fn begin_anew(log: &Path) -> Result<(), Error> {
+fn delete_previous_log(log: &Path) -> Result<(), Error> {
     match std::fs::remove_file(log) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(Error::DataDir { path: log.to_owned(), source })
@@ -297,7 +297,7 @@ fn scene(
     executable: PathBuf,
     database: &Database,
     faults: &Switchboard,
-    books: Option<Comparison>,
+    reconciliation: Option<Comparison>,
     traffic: Option<&Traffic>,
     log: PathBuf,
     alerting: PathBuf,
@@ -307,7 +307,7 @@ fn scene(
         database_url: database.url.clone(),
         owner_url: database.owner_url.clone(),
         faults: faults.clone(),
-        books,
+        books: reconciliation,
         traffic: traffic.map(Traffic::switch),
         log: Some(log),
         prometheus: Some(alerting),
@@ -323,7 +323,7 @@ async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&
 }
 
 /// Runs the reconciliation periodically and reports each result.
-async fn watch_books(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> Infallible {
+async fn reconcile_periodically(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> Infallible {
     let Some(compare) = compare else { return std::future::pending().await };
     let mut clock = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
     loop {
@@ -333,7 +333,7 @@ async fn watch_books(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> I
 }
 
 /// Keeps the status line up to date.
-async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible {
+async fn show_status(console: &Console, status: &dyn Fn(&str)) -> Infallible {
     let mut essentials = console.essentials();
     loop {
         status(&essentials.next().await);

@@ -10,8 +10,8 @@
 //! - `buyers`: customers who remember what the service has acknowledged
 //! - `fleet`: the replicas, which are restarted when they die
 //! - `full_disk`: a directory in which nothing can be written
-//! - `stage`: all components, and the execution of faults
-//! - `clerk`: issues refunds and retries them
+//! - `test_bed`: all components, and the execution of faults
+//! - `refunder`: issues refunds and retries them
 //! - `report`: the faults and the results
 mod buyers;
 mod failovers;

@@ -295,7 +295,7 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
                 "
                 select format(
                   '%s %s has %s audit events of its start and %s of its settlement',
-                  things.resource, things.id, coalesce(told.begun, 0), coalesce(told.settled, 0)
+                  things.resource, things.id, coalesce(reported.begun, 0), coalesce(reported.settled, 0)
                 )
                 from ({audited}) things
                 left join (
@@ -306,8 +306,8 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
                   from audit_events
                   where event_type = 'data_change' and result = 'success' and action in ('create', 'settle')
                   group by 1, 2
-                ) told using (resource, id)
-                where coalesce(told.begun, 0) <> 1 or coalesce(told.settled, 0) <> things.settled
+                ) reported using (resource, id)
+                where coalesce(reported.begun, 0) <> 1 or coalesce(reported.settled, 0) <> things.settled
                 "
             ),
         ),
@@ -315,10 +315,10 @@ fn rules_of_effects() -> [(&'static str, String); 3] {
 }
 
 async fn violations(snapshot: &mut PgTransaction<'_>) -> Result<Violations, sqlx::Error> {
-    let rules = RULES.map(|(rule, places)| (rule, places.to_owned()));
+    let rules = RULES.map(|(rule, query)| (rule, query.to_owned()));
     let mut violations = Violations::default();
-    for (rule, places) in rules.into_iter().chain(rules_of_effects()) {
-        let mut details = sqlx::query_scalar(AssertSqlSafe(places)).fetch(&mut **snapshot);
+    for (rule, query) in rules.into_iter().chain(rules_of_effects()) {
+        let mut details = sqlx::query_scalar(AssertSqlSafe(query)).fetch(&mut **snapshot);
         while let Some(detail) = details.try_next().await? {
             violations.add(Violation { rule, detail });
         }
