@@ -153,7 +153,7 @@ pub fn naive_order() -> anyhow::Result<Scripts> {
                '127.0.0.1', :detail, 'correlation', {id}, '4bf92f3577b34da6a3ce929d0e0e4736', '0.1.0'
              );
              update idempotency_keys
-             set response_status = 201, response_body = :answer, completed_at = now()
+             set response_status = 201, response_body = :response_body, completed_at = now()
              where scope = {customer} and key = :n;
              commit;
 ",
@@ -196,7 +196,7 @@ fn definitions() -> Vec<(String, String)> {
         ("newest".to_owned(), "ffffffff-ffff-ffff-ffff-ffffffffffff".to_owned()),
         ("rows".to_owned(), "21".to_owned()),
         ("detail".to_owned(), r#"{"lines": 2, "record_count": 1}"#.to_owned()),
-        ("answer".to_owned(), format!(r#"{{"items":"{}"}}"#, "x".repeat(500))),
+        ("response_body".to_owned(), format!(r#"{{"items":"{}"}}"#, "x".repeat(500))),
         (
             "event".to_owned(),
             format!(

@@ -161,7 +161,7 @@ async fn a_user_other_than_root_starts_a_server() {
         println!("skipped: only root can become another user, and every other test runs as this one");
         return;
     }
-    let unprivileged = User::from_name("nobody").unwrap().expect("the user nobody");
+    let unprivileged = User::from_name("nobody").unwrap().expect("the user exists");
     // The test's own executable may be in a directory that only root can enter.
     let directory = std::env::temp_dir().join(unique("dev-nobody"));
     std::fs::create_dir(&directory).unwrap();

@@ -46,7 +46,7 @@ fn alert(title: &str) -> Alert {
     Alert {
         severity: Severity::Warning,
         title: title.to_owned(),
-        description: "The kettle does not answer.".to_owned(),
+        description: "The kettle does not respond.".to_owned(),
         metadata: BTreeMap::from([("service.name".to_owned(), "kettle".to_owned())]),
     }
 }
@@ -70,7 +70,7 @@ async fn the_webhook_and_alertmanager_get_their_own_formats() {
     let expected = json!({
         "severity": "warning",
         "title": "Kettle lost",
-        "description": "The kettle does not answer.",
+        "description": "The kettle does not respond.",
         "timestamp": timestamp,
         "metadata": { "service.name": "kettle", "correlation_id": id.as_str() },
     });
@@ -81,7 +81,7 @@ async fn the_webhook_and_alertmanager_get_their_own_formats() {
     assert_eq!(alertmanager["labels"], labels);
     let annotations = json!({
         "summary": "Kettle lost",
-        "description": "The kettle does not answer.",
+        "description": "The kettle does not respond.",
         "service_name": "kettle",
         "correlation_id": id.as_str(),
     });

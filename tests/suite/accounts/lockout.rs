@@ -27,8 +27,8 @@ fn comparable_parts(rejection: &HttpResponse) -> (u16, Value, BTreeSet<String>) 
 async fn failed_logins_get_the_same_response_for_any_reason() {
     let service = service().await;
     let customer = service.customer().await;
-    let unknown = log_in(&service, "nobody@example.com", WRONG).await.is_problem(401, "bad-credentials");
-    let no_address = log_in(&service, "nobody", WRONG).await.is_problem(401, "bad-credentials");
+    let unknown = log_in(&service, "absent@example.com", WRONG).await.is_problem(401, "bad-credentials");
+    let no_address = log_in(&service, "absent", WRONG).await.is_problem(401, "bad-credentials");
     let wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
     for _ in 0..6 {
         let _wrong = log_in(&service, &customer.email, WRONG).await;
@@ -135,7 +135,7 @@ async fn the_addresses_of_one_ipv6_network_are_locked_out_together() {
 #[tokio::test]
 async fn the_audit_log_and_attempts_share_one_account_pseudonym() {
     let service = service().await;
-    let _wrong = log_in(&service, "nobody@example.com", WRONG).await.is(401);
+    let _wrong = log_in(&service, "absent@example.com", WRONG).await.is(401);
     let events = service.audit_events("action = 'login' and result = 'failure'").await;
     let rows =
         service.database().rows("select distinct encode(account, 'hex') as account from login_attempts");
@@ -167,7 +167,7 @@ async fn an_attempt_is_counted_before_its_password_is_verified() {
         .setting("REQUEST_TIMEOUT_MS", "60000")
         .start()
         .await;
-    for email in ["nobody@example.com", "nobody.else@example.com"] {
+    for email in ["absent@example.com", "absent.else@example.com"] {
         let before = service.database().number("select count(*) from login_attempts").await;
         let credentials = json!({ "email": email, "password": WRONG });
         let started = Instant::now();
@@ -194,7 +194,7 @@ async fn many_logins_do_not_block_registrations() {
         .start()
         .await;
     let started = Instant::now();
-    let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
+    let credentials = json!({ "email": "absent@example.com", "password": WRONG });
     let logins: Vec<_> = (0..24)
         .map(|_| service.anonymous().post("/v1/sessions").json(&credentials).in_background())
         .collect();
@@ -216,7 +216,7 @@ async fn many_logins_do_not_block_registrations() {
 #[tokio::test]
 async fn an_unknown_account_has_a_pseudonym_in_the_audit_log() {
     let service = service().await;
-    for email in ["nobody@example.com", "Nobody@Example.com", "somebody@example.com"] {
+    for email in ["absent@example.com", "Absent@Example.com", "other@example.com"] {
         let _wrong = log_in(&service, email, WRONG).await.is(401);
     }
     let attempts = service.audit_events("action = 'login' and result = 'failure'").await;
@@ -224,9 +224,9 @@ async fn an_unknown_account_has_a_pseudonym_in_the_audit_log() {
         attempts.iter().map(|event| event["metadata"]["unknown_account"].as_str().unwrap()).collect();
     assert_eq!(names[0], names[1], "the same account");
     assert_ne!(names[1], names[2], "another one");
-    let unkeyed = service.database().rows("select encode(sha256('nobody@example.com'), 'hex') as hash").await;
+    let unkeyed = service.database().rows("select encode(sha256('absent@example.com'), 'hex') as hash").await;
     assert!(!names.contains(&unkeyed[0]["hash"].as_str().unwrap()), "a list of addresses does not find it");
-    assert!(!json!(attempts).to_string().to_lowercase().contains("nobody@"), "{attempts:#?}");
+    assert!(!json!(attempts).to_string().to_lowercase().contains("absent@"), "{attempts:#?}");
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn unknown_address_and_wrong_password_take_the_same_time() {
     // A login without a hash would be faster in every round. Other load on the machine differs between rounds.
     let mut rounds = Vec::new();
     for _ in 0..10 {
-        let (known, unknown) = fastest_rejections(&service, [&customer.email, "nobody@example.com"]).await;
+        let (known, unknown) = fastest_rejections(&service, [&customer.email, "absent@example.com"]).await;
         assert!(unknown > 0.005, "a hash is computed: {unknown} s");
         if (0.7..1.43).contains(&(known / unknown)) {
             return;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-pub const WRONG: &str = "not the password of anybody";
+pub const WRONG: &str = "not the password of any user";
 
 pub async fn register(service: &Service, email: &str, password: &str) -> HttpResponse {
     let registration = json!({ "email": email, "password": password, "name": "Grace Hopper" });
@@ -252,12 +252,12 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
     assert!(hash().await.contains("$m=64,t=1,p=1$"));
     // The same password, hashed by a service with more expensive parameters.
     let stronger = [("ARGON2_MEMORY_KIB", "128"), ("ARGON2_ITERATIONS", "2"), ("USER_PASSWORD", PASSWORD)];
-    let create = ["user", "create", "--email", "dear@example.com", "--role", "customer"];
+    let create = ["user", "create", "--email", "stronger@example.com", "--role", "customer"];
     service.command(&create, &stronger).await.succeeded();
     service
         .database()
         .execute(format!(
-            "update users set password_hash = (select password_hash from users where email = 'dear@example.com')
+            "update users set password_hash = (select password_hash from users where email = 'stronger@example.com')
              where id = '{}'",
             customer.id
         ))

@@ -98,7 +98,7 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
 
     let mebibytes = |bytes: u64| bytes / 1024 / 1024;
     println!(
-        "{events} events: sealed in {sealing:.1?} ({:.0} a second, {} MiB, {} more than before), verified in {verifying:.1?} ({:.0} a second, {} MiB, {} more than a short trail)",
+        "{events} events: sealed in {sealing:.1?} ({:.0} a second, {} MiB, {} more than before), verified in {verifying:.1?} ({:.0} a second, {} MiB, {} more than a short log)",
         f64::from(events) / sealing.as_secs_f64(),
         mebibytes(service.peak_memory()),
         mebibytes(sealing_grew),

@@ -34,7 +34,7 @@ async fn an_operation_that_cannot_be_audited_fails() {
     for (what, request) in [
         ("creating", another.clone()),
         ("logging in", log_in(PASSWORD)),
-        ("failing to log in", log_in("not the password of anybody")),
+        ("failing to log in", log_in("not the password of any user")),
         ("staff's reading", support.get(format!("{PATH}/{id}"))),
         ("staff's reading a list", support.lists()),
     ] {

@@ -169,7 +169,7 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
             "seal 2: content and hash do not match".to_owned(),
         ),
         (
-            "a seal says that it was made at another time",
+            "a seal with another time of creation",
             "update audit_seals set sealed_at = sealed_at - interval '1 day' where number = 1".to_owned(),
             "seal 1: content and hash do not match".to_owned(),
         ),

@@ -110,8 +110,9 @@ impl<'ast> Visit<'ast> for Texts {
     }
 }
 
-/// Returns the words of a message in lower case, without its placeholders.
+/// Returns the words of a message in lower case, without its placeholders and the names in backticks.
 fn words(message: &str) -> String {
+    let message: String = message.split('`').step_by(2).collect();
     let text: String = message.split('{').filter_map(|part| part.rsplit('}').next()).collect();
     let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
     format!(" {} ", words.collect::<Vec<_>>().join(" ").to_lowercase())

@@ -26,7 +26,7 @@ async fn a_week(service: &Service) {
     let product = json!({ "sku": "REVIEWED", "name": "A thing", "unit_amount": 100, "currency": "EUR" });
     let _dearer = admin.post("/v1/products").json(&product).await.is(201);
     for _ in 0..6 {
-        let credentials = json!({ "email": customer.email, "password": "not the password of anybody" });
+        let credentials = json!({ "email": customer.email, "password": "not the password of any user" });
         let _wrong = service.anonymous().post("/v1/sessions").json(&credentials).await.is(401);
     }
     // The owner unlocks the account, as the end of the lockout would.

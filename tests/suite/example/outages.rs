@@ -289,7 +289,7 @@ async fn an_unknown_commit_is_not_followed_by_a_charge() {
     assert!(response.header("retry-after").is_some(), "{response}");
     let charged =
         |service: &Service| service.gateway().requests().iter().filter(|sent| sent.method == "POST").count();
-    assert_eq!(charged(&service), 0, "a payment that may not be stored is not charged");
+    assert_eq!(charged(&service), 0, "a payment of unknown commit is not charged");
 
     lock.release().await;
     let paid = eventually("the retry has the outcome", async || {

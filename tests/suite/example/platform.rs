@@ -130,7 +130,7 @@ async fn no_money_moves_that_cannot_be_audited() {
         ("paying", unpaid.pay("pm_card_ok")),
         ("refunding", support.refund(payment, None)),
         ("logging in", log_in(PASSWORD)),
-        ("failing to log in", log_in("not the password of anybody")),
+        ("failing to log in", log_in("not the password of any user")),
         ("staff's reading an order", support.get(paid.path())),
         ("staff's reading a list", support.get("/v1/orders")),
         ("staff's reading a payment", support.get(format!("/v1/payments/{payment}"))),

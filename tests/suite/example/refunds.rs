@@ -375,7 +375,7 @@ async fn a_refund_of_unknown_commit_is_not_sent() {
     service.link().interrupt();
     let response = attempt.response().await.is_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
-    assert_eq!(service.gateway().ledger().refunds.len(), 0, "a refund that may not be stored is not sent");
+    assert_eq!(service.gateway().ledger().refunds.len(), 0, "a refund of unknown commit is not sent");
 
     lock.release().await;
     let refunded = request.insist().await.is(201);
