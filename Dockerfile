@@ -53,7 +53,7 @@ LABEL org.opencontainers.image.version="${VERSION}" \
 COPY --from=build /build/target/release/image/service /usr/local/bin/service
 USER 65532:65532
 EXPOSE 8080 9000
-# The process alone: an orchestrator that restarts unhealthy containers must not restart one whose database is down.
+# Checks the process alone: an orchestrator that restarts unhealthy containers must not restart one whose database is down.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
     CMD ["/usr/local/bin/service", "probe", "http://127.0.0.1:9000/healthz"]
 ENTRYPOINT ["/usr/local/bin/service"]

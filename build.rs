@@ -18,7 +18,7 @@ fn main() {
     println!("cargo:rustc-env=BUILD_COMMIT={}", commit().unwrap_or_else(|| "unknown".into()));
 
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let version = answer(Command::new(rustc).arg("--version"));
+    let version = output_of(Command::new(rustc).arg("--version"));
     println!("cargo:rustc-env=BUILD_RUSTC={}", version.unwrap_or_else(|| "unknown".into()));
 }
 
@@ -28,15 +28,15 @@ fn commit() -> Option<String> {
         return Some(commit.trim().to_owned());
     }
     // Every commit and every checkout adds a line to this file.
-    let moves = answer(Command::new("git").args(["rev-parse", "--git-path", "logs/HEAD"]))?;
+    let moves = output_of(Command::new("git").args(["rev-parse", "--git-path", "logs/HEAD"]))?;
     if Path::new(&moves).exists() {
         println!("cargo:rerun-if-changed={moves}");
     }
-    answer(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]))
+    output_of(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]))
 }
 
 /// Returns the output of a command, if the command ran, succeeded and printed something.
-fn answer(command: &mut Command) -> Option<String> {
+fn output_of(command: &mut Command) -> Option<String> {
     let Output { status, stdout, .. } = command.output().ok()?;
     let text = String::from_utf8(stdout).ok()?.trim().to_owned();
     (status.success() && !text.is_empty()).then_some(text)

@@ -1,4 +1,4 @@
-"""Hooks of Schemathesis for .ci/checks/contract: sessions, examples, and a check of refused valid requests.
+"""Hooks of Schemathesis for .ci/checks/contract: sessions, examples, and a check of rejected valid requests.
 
 CONTRACT_ROLE is a role, `none`, or `allowed`: the first role that the document allows to call an operation.
 """
@@ -94,4 +94,4 @@ def valid_requests_are_understood(ctx, response, case):
     problem = json.loads(response.content)["type"]
     described = "$ref" not in case.operation.definition.raw["responses"].get("422", {"$ref": ""})
     assert problem not in ("/problems/malformed-request", "/problems/missing-idempotency-key"), problem
-    assert problem != "/problems/invalid-request" or described, "the document allows what the service refuses"
+    assert problem != "/problems/invalid-request" or described, "the document allows a request that the service rejects"

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_whatever_a_process_calls_itself() {
+    fn a_process_name_with_parentheses_is_parsed() {
         let stat = "4711 (a) S 1 (b) R 42 4711 1 0 -1 4194560 100 200 3 4 70 30 11 9 20 0 5 0 123 456 789";
         assert_eq!(parse(stat), Some(Stat { parent: 42, own: 100, ended_children: 20 }));
         assert_eq!(parse("4711 (cut off) R 42"), None);

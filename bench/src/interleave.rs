@@ -64,14 +64,14 @@ pub struct Sample {
 
 impl Sample {
     fn new(measured: &LoadResult, [before, after]: [Times; 2], service: Option<u32>) -> Self {
-        let answers = count(measured.answers());
+        let responses = count(measured.responses());
         let milliseconds = |quantile| count(at(&measured.latencies, quantile)) / 1e3;
         let used = after.into_iter().filter_map(|(who, after)| {
             let seconds = after - before.get(&who)?;
-            Some((who, seconds * 1e6 / answers))
+            Some((who, seconds * 1e6 / responses))
         });
         Self {
-            rate: answers / measured.length.as_secs_f64(),
+            rate: responses / measured.length.as_secs_f64(),
             p50_ms: milliseconds(0.5),
             p99_ms: milliseconds(0.99),
             cpu: used.collect(),
@@ -99,7 +99,7 @@ pub fn count(number: u64) -> f64 {
 
 /// Measures one run against an HTTP server.
 pub async fn over_http(
-    stage: &TestBed,
+    test_bed: &TestBed,
     server: &Server,
     receiver: Option<&Server>,
     shape: Shape,
@@ -107,7 +107,7 @@ pub async fn over_http(
     requests: Requests,
 ) -> anyhow::Result<Sample> {
     let watched = WatchedProcesses {
-        postmaster: stage.postmaster,
+        postmaster: test_bed.postmaster,
         service: Some(server.pid()),
         receiver: receiver.map(Server::pid),
         load: std::process::id(),
@@ -118,7 +118,7 @@ pub async fn over_http(
 
 /// Measures one run of pgbench.
 pub async fn with_pgbench(
-    stage: &TestBed,
+    test_bed: &TestBed,
     database: &Database,
     scripts: &Scripts,
     clients: usize,
@@ -126,9 +126,9 @@ pub async fn with_pgbench(
     number: u64,
 ) -> anyhow::Result<Sample> {
     let look = |pid| {
-        WatchedProcesses { postmaster: stage.postmaster, service: None, receiver: None, load: pid }.times()
+        WatchedProcesses { postmaster: test_bed.postmaster, service: None, receiver: None, load: pid }.times()
     };
-    let (measured, times) = pgbench::run(stage, database, scripts, clients, window, number, look).await?;
+    let (measured, times) = pgbench::run(test_bed, database, scripts, clients, window, number, look).await?;
     Ok(Sample::new(&measured, times, None))
 }
 

@@ -60,7 +60,7 @@ pub struct LoadResult {
 
 impl LoadResult {
     /// Returns the number of responses in the window.
-    pub fn answers(&self) -> u64 {
+    pub fn responses(&self) -> u64 {
         self.latencies.len()
     }
 }
@@ -108,16 +108,16 @@ pub async fn run<T>(
     run.phase.store(OVER, Ordering::Relaxed);
     let (length, after) = (began.elapsed(), look());
     let ended = tokio::task::spawn_blocking(move || clients.join()).await?;
-    let Ok(seen) = ended else { bail!("the load generator has panicked") };
+    let Ok(result) = ended else { bail!("the load generator has panicked") };
     let mut measured = LoadResult { length, latencies: histogram()?, failures: 0 };
     let mut example = None;
-    for seen in seen? {
-        measured.latencies.add(&seen.latencies)?;
-        measured.failures += seen.failures;
-        example = example.or(seen.example);
+    for result in result? {
+        measured.latencies.add(&result.latencies)?;
+        measured.failures += result.failures;
+        example = example.or(result.example);
     }
     if let Some(example) = example {
-        eprintln!("  {} of {} requests failed: {example}", measured.failures, measured.answers());
+        eprintln!("  {} of {} requests failed: {example}", measured.failures, measured.responses());
     }
     Ok((measured, [before, after]))
 }
@@ -171,7 +171,7 @@ impl Run {
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let mut seen = ClientResult { latencies: histogram()?, failures: 0, example: None };
+        let mut result = ClientResult { latencies: histogram()?, failures: 0, example: None };
         while self.phase.load(Ordering::Relaxed) != OVER {
             let due = match &queue {
                 None => Instant::now(),
@@ -187,17 +187,17 @@ impl Run {
             let body = answer.into_body().collect().await?.to_bytes();
             if self.phase.load(Ordering::Relaxed) == MEASURING {
                 let took = u64::try_from(due.elapsed().as_micros())?;
-                seen.latencies.saturating_record(took.max(1));
+                result.latencies.saturating_record(took.max(1));
                 if !status.is_success() {
-                    seen.failures += 1;
-                    seen.example.get_or_insert_with(|| {
+                    result.failures += 1;
+                    result.example.get_or_insert_with(|| {
                         let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
                         format!("{status} {text}")
                     });
                 }
             }
         }
-        Ok(seen)
+        Ok(result)
     }
 }
 

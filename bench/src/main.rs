@@ -115,28 +115,28 @@ async fn measure_in(
     progress: &dyn Fn(&str),
 ) -> anyhow::Result<String> {
     let peers = peers::build(progress).await?;
-    let stage = TestBed::set(directory.to_owned(), executable, progress).await?;
-    let run = Run { stage: &stage, size, peers: &peers, progress };
+    let test_bed = TestBed::set(directory.to_owned(), executable, progress).await?;
+    let run = Run { test_bed: &test_bed, size, peers: &peers, progress };
     let began = Instant::now();
-    let mut tables = header(&stage, size);
+    let mut tables = header(&test_bed, size);
     println!("{tables}");
     for case in cases {
         let section = case.run(&run).await?;
         println!("{section}");
         writeln!(tables, "{section}")?;
     }
-    stage.strike().await?;
+    test_bed.strike().await?;
     eprintln!("measured for {} s", began.elapsed().as_secs());
     Ok(tables)
 }
 
 /// Describes the machine and the setup of the measurement.
-fn header(stage: &TestBed, size: Size) -> String {
+fn header(test_bed: &TestBed, size: Size) -> String {
     let window = size.window();
     format!(
         "Measured on {machine}, shared by the load, the contender and the database (PostgreSQL {version}, with default settings; `fsync` and `synchronous_commit` on), with `{size}`: rounds of {length} s after {warm_up} s of warm-up. A figure is the median of {rounds} rounds, with the minimum and the maximum. A ratio is computed in each round.\n",
         machine = cpu::machine(),
-        version = stage.version,
+        version = test_bed.version,
         size = match size {
             Size::Smoke => "--smoke",
             Size::Short => "--short",

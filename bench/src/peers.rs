@@ -83,7 +83,7 @@ impl Peer {
     /// Starts the peer on a database, with its log in a file.
     pub async fn start(
         &self,
-        stage: &TestBed,
+        test_bed: &TestBed,
         database: &Database,
         receiver: Option<SocketAddr>,
     ) -> anyhow::Result<Server> {
@@ -95,7 +95,7 @@ impl Peer {
             .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
             .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
             .env("OTEL_TRACES_SAMPLER_ARG", "0.1")
-            .log_to(&stage.directory.join("peer.log"))
+            .log_to(&test_bed.directory.join("peer.log"))
             .uncaptured();
         if let Some(receiver) = receiver {
             launch = launch.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{receiver}"));

@@ -153,7 +153,7 @@ pub fn naive_order() -> anyhow::Result<Scripts> {
                '127.0.0.1', :detail, 'correlation', {id}, '4bf92f3577b34da6a3ce929d0e0e4736', '0.1.0'
              );
              update idempotency_keys
-             set response_status = 201, response_body = :answer, completed_at = now()
+             set response_status = 201, response_body = :response_body, completed_at = now()
              where scope = {customer} and key = :n;
              commit;
 ",
@@ -196,7 +196,7 @@ fn definitions() -> Vec<(String, String)> {
         ("newest".to_owned(), "ffffffff-ffff-ffff-ffff-ffffffffffff".to_owned()),
         ("rows".to_owned(), "21".to_owned()),
         ("detail".to_owned(), r#"{"lines": 2, "record_count": 1}"#.to_owned()),
-        ("answer".to_owned(), format!(r#"{{"items":"{}"}}"#, "x".repeat(500))),
+        ("response_body".to_owned(), format!(r#"{{"items":"{}"}}"#, "x".repeat(500))),
         (
             "event".to_owned(),
             format!(
@@ -225,7 +225,7 @@ fn hash_of_token(number: u64) -> String {
 /// Runs the scripts with the given number of connections. Calls `look` with pgbench's process id, at the beginning and
 /// at the end of the window.
 pub async fn run<T>(
-    stage: &TestBed,
+    test_bed: &TestBed,
     database: &Database,
     scripts: &Scripts,
     clients: usize,
@@ -233,11 +233,11 @@ pub async fn run<T>(
     number: u64,
     mut look: impl FnMut(u32) -> T,
 ) -> anyhow::Result<(LoadResult, [T; 2])> {
-    let directory = stage.directory.join("pgbench");
+    let directory = test_bed.directory.join("pgbench");
     fs::remove_dir_all(&directory).ok();
     fs::create_dir_all(&directory)?;
     let url = &database.url;
-    let mut launch = Launch::new(stage.programs.join("pgbench"))
+    let mut launch = Launch::new(test_bed.programs.join("pgbench"))
         .directory(&directory)
         .env("PGPASSWORD", url.password().unwrap_or_default())
         .args(["--host", "127.0.0.1", "--port", &url.port().unwrap_or(5432).to_string()])

@@ -99,7 +99,7 @@ impl Display for Section {
         }
         let mut goals = Table::new(&["goal", "wanted", "measured", "met"]);
         for goal in &self.goals {
-            let wanted = match goal.bound {
+            let expected = match goal.bound {
                 Bound::AtLeast(least) => format!("≥ {least}"),
                 Bound::AtMost(most) => format!("≤ {most}"),
             };
@@ -108,7 +108,7 @@ impl Display for Section {
                 Some(false) => "no",
                 None => "–",
             };
-            goals.row([goal.what.clone(), wanted, cell(goal.measured), met.to_owned()]);
+            goals.row([goal.what.clone(), expected, cell(goal.measured), met.to_owned()]);
         }
         writeln!(formatter, "{goals}")
     }

@@ -80,7 +80,7 @@ pub fn list_orders() -> Requests {
 }
 
 /// Returns requests to a route that does no work.
-pub fn ask(path: &'static str) -> Requests {
+pub fn get(path: &'static str) -> Requests {
     Arc::new(move |_| request(Method::GET, path.to_owned(), None, &[]))
 }
 

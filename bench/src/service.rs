@@ -41,18 +41,18 @@ impl Server {
     ///
     /// Rate limits are off, because the whole load comes from one address and few callers.
     pub async fn start(
-        stage: &TestBed,
+        test_bed: &TestBed,
         database: &Database,
-        seeing: Telemetry,
+        telemetry: Telemetry,
         receiver: Option<SocketAddr>,
         settings: &[(&str, String)],
     ) -> anyhow::Result<Self> {
         let (address, ops) = (free_address()?, free_address()?);
-        let log = match seeing {
+        let log = match telemetry {
             Telemetry::Nothing => Path::new("/dev/null").to_owned(),
-            Telemetry::Everything { .. } => stage.directory.join("service.log"),
+            Telemetry::Everything { .. } => test_bed.directory.join("service.log"),
         };
-        let mut launch = Launch::new(&stage.executable)
+        let mut launch = Launch::new(&test_bed.executable)
             .args(["serve"])
             .directory(Path::new("/"))
             .env("APP_ENV", "production")
@@ -60,7 +60,7 @@ impl Server {
             .env("DATABASE_URL", database.url.as_str())
             .env("API_ADDRESS", address.to_string())
             .env("OPS_ADDRESS", ops.to_string())
-            .env("GATEWAY_URL", stage.gateway.url().as_str())
+            .env("GATEWAY_URL", test_bed.gateway.url().as_str())
             .env("GATEWAY_API_KEY", GATEWAY_API_KEY)
             .env("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET)
             .env("RATE_LIMIT_CALLER_PER_SECOND", "0")
@@ -68,7 +68,7 @@ impl Server {
             .env("SHUTDOWN_GRACE_SECONDS", "0")
             .log_to(&log)
             .uncaptured();
-        launch = match seeing {
+        launch = match telemetry {
             Telemetry::Nothing => launch.env("RUST_LOG", "off").env("OTEL_SDK_DISABLED", "true"),
             Telemetry::Everything { sampled } => launch
                 .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")

@@ -104,11 +104,11 @@ impl TestBed {
         server.create_login(SERVICE, PASSWORD, Rights::Restricted).await?;
         server.create_database(TEMPLATE, Some(OWNER)).await?;
         let programs = programs.into();
-        let stage = Self { executable, gateway, postmaster, programs, version, directory, server };
-        let template = stage.address(TEMPLATE);
-        stage.migrate(&template).await?;
+        let test_bed = Self { executable, gateway, postmaster, programs, version, directory, server };
+        let template = test_bed.address(TEMPLATE);
+        test_bed.migrate(&template).await?;
         template.execute(&seed()).await?;
-        Ok(stage)
+        Ok(test_bed)
     }
 
     fn address(&self, name: &str) -> Database {
@@ -183,7 +183,7 @@ impl Database {
     /// Adds orders up to a total number, distributed evenly among the customers. Order `n` has the id [`order`]
     /// returns, belongs to customer `n % CUSTOMERS`, and has two lines. Triggers and foreign keys are disabled, because
     /// with them millions of orders would take an hour. The inserted rows violate none of them.
-    pub async fn has_orders(&self, from: u64, to: u64) -> anyhow::Result<()> {
+    pub async fn add_orders(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(
             &format!(
                 "set session_replication_role = replica;
@@ -206,7 +206,7 @@ impl Database {
 
     /// Adds audit events up to a total number. The service seals them like any other events. Their ids ascend, like the
     /// ids of the service.
-    pub async fn has_audit_events(&self, from: u64, to: u64) -> anyhow::Result<()> {
+    pub async fn add_audit_events(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(&format!(
             "insert into audit_events (
                id, \"timestamp\", event_type, user_id, role, resource, action, result, metadata, correlation_id,
@@ -225,7 +225,7 @@ vacuum analyze audit_events",
     }
 
     /// Waits until the service has sealed every event.
-    pub async fn is_sealed(&self) -> anyhow::Result<()> {
+    pub async fn wait_until_sealed(&self) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(self.admin_url.as_str()).await?;
         let began = Instant::now();
         let events: i64 =

@@ -109,7 +109,7 @@ const TOOLS: [Tool; 9] = [
 ];
 
 /// Prints a line for each command. Returns whether `cargo dev` and `cargo test` can run.
-pub async fn run(say: &dyn Fn(&str)) -> bool {
+pub async fn run(print: &dyn Fn(&str)) -> bool {
     let mut missing = Vec::new();
     for tool in TOOLS {
         if !tool.check.succeeds().await {
@@ -120,15 +120,15 @@ pub async fn run(say: &dyn Fn(&str)) -> bool {
     for (used, command) in USES {
         let missing: Vec<_> = missing.iter().filter(|tool| tool.needed_by.contains(&used)).collect();
         if missing.is_empty() {
-            say(&format!("{command:<18} has everything"));
+            print(&format!("{command:<18} has everything"));
             continue;
         }
         can_run &= ![Use::Dev, Use::Test].contains(&used);
         let names: Vec<_> = missing.iter().map(|tool| tool.name).collect();
         let packages: Vec<_> = missing.iter().map(|tool| &tool.packages).collect();
-        say(&format!("{command:<18} lacks {}: {}", names.join(", "), install_command(&packages)));
+        print(&format!("{command:<18} lacks {}: {}", names.join(", "), install_command(&packages)));
     }
-    say(&format!("{:<18} {}", "PostgreSQL", postgres::installation().await));
+    print(&format!("{:<18} {}", "PostgreSQL", postgres::installation().await));
     can_run
 }
 

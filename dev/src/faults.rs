@@ -131,7 +131,7 @@ struct Switches {
 pub struct Switchboard(Arc<SwitchboardState>);
 
 struct SwitchboardState {
-    stage: FaultTargets,
+    targets: FaultTargets,
     switches: Mutex<Switches>,
     /// Held while the faults are sent to an external service, so that the last switch is sent last.
     sending: tokio::sync::Mutex<()>,
@@ -147,9 +147,9 @@ impl Drop for SwitchboardState {
 
 impl Switchboard {
     /// Creates a switchboard with all faults off.
-    pub fn new(stage: FaultTargets) -> Self {
+    pub fn new(targets: FaultTargets) -> Self {
         let (sending, changed) = (tokio::sync::Mutex::default(), watch::Sender::new(()));
-        Self(Arc::new(SwitchboardState { stage, switches: Mutex::default(), sending, changed }))
+        Self(Arc::new(SwitchboardState { targets, switches: Mutex::default(), sending, changed }))
     }
 
     /// Switches a fault on or off. Has no effect if the fault already has that state.
@@ -194,13 +194,13 @@ impl Switchboard {
     }
 
     fn begin(&self, fault: Fault) {
-        let stage = self.0.stage.clone();
+        let targets = self.0.targets.clone();
         let player = match fault {
             Fault::SLOW_DATABASE => Some(tokio::spawn(async move {
-                let _ = lock_table(&stage.owner_url).await;
+                let _ = lock_table(&targets.owner_url).await;
             })),
             Fault::LOGIN_ATTACK => Some(tokio::spawn(async move {
-                let _ = guess_passwords(&stage.api).await;
+                let _ = guess_passwords(&targets.api).await;
             })),
             _ => None,
         };
@@ -224,7 +224,7 @@ impl Switchboard {
     async fn send(&self) -> Result<(), Error> {
         let _sending = self.0.sending.lock().await;
         let on: Vec<&str> = self.switches().active.keys().map(|fault| fault.name()).collect();
-        example::set_faults(&self.0.stage.external_services, &on).await
+        example::set_faults(&self.0.targets.external_services, &on).await
     }
 
     fn switches(&self) -> MutexGuard<'_, Switches> {

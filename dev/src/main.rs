@@ -146,24 +146,24 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         None => environment(arguments.environment).await,
-        Some(Command::Example(command)) => command.run(&say).await,
+        Some(Command::Example(command)) => command.run(&print).await,
         Some(Command::Traffic(arguments)) => traffic(arguments).await,
         Some(Command::Alerts(arguments)) => alerts(arguments).await,
         Some(Command::Seed(arguments)) => seed(&arguments).await,
         Some(Command::Doctor) => {
-            Ok(if doctor::run(&say).await { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if doctor::run(&print).await { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Some(Command::Prepare(arguments)) => prepare(&arguments).await,
         Some(Command::Update(arguments)) => update(&arguments),
     };
     outcome.unwrap_or_else(|error| {
-        say(&format!("error: {error}"));
+        print(&format!("error: {error}"));
         ExitCode::FAILURE
     })
 }
 
-/// Prints one line for people in a single write. A closed standard error must not stop the work.
-fn say(line: &str) {
+/// Prints one line to standard error in a single write. A closed standard error must not stop the work.
+fn print(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
@@ -190,9 +190,9 @@ async fn environment(arguments: Environment) -> Outcome {
     // The bar is invisible if standard error is not a terminal.
     let bar = if settings.logs { ProgressBar::hidden() } else { ProgressBar::no_length() };
     bar.set_style(ProgressStyle::with_template("{wide_msg}")?);
-    let say = |line: &str| bar.suspend(|| say(line));
+    let print = |line: &str| bar.suspend(|| print(line));
     let status = |line: &str| bar.set_message(line.to_owned());
-    let ended = environment::run(settings, &say, &status).await;
+    let ended = environment::run(settings, &print, &status).await;
     bar.finish_and_clear();
     ended?;
     Ok(ExitCode::SUCCESS)
@@ -206,9 +206,9 @@ async fn traffic(arguments: Traffic) -> Outcome {
         seed: arguments.seed,
         customers: arguments.customers,
     })?;
-    say(&format!("{} requests per second, until Ctrl-C", arguments.rate));
+    print(&format!("{} requests per second, until Ctrl-C", arguments.rate));
     interrupts.next().await;
-    say(&traffic.stop().await.to_string());
+    print(&traffic.stop().await.to_string());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -216,7 +216,7 @@ async fn alerts(arguments: Alerts) -> Outcome {
     let mut interrupts = Interrupts::listen()?;
     let settings = alert_inbox::Settings { address: arguments.address, runbooks: Some(arguments.runbooks) };
     let inbox = alert_inbox::Inbox::start(settings).await?;
-    say(&format!("alerts are shown on http://{}", inbox.address()));
+    print(&format!("alerts are shown on http://{}", inbox.address()));
     interrupts.next().await;
     inbox.stop().await;
     Ok(ExitCode::SUCCESS)
@@ -225,21 +225,21 @@ async fn alerts(arguments: Alerts) -> Outcome {
 async fn seed(arguments: &Seed) -> Outcome {
     let url = Url::parse(&secret::read("DATABASE_URL")?)?;
     let owner_url = Url::parse(&secret::read("DATABASE_MIGRATION_URL")?)?;
-    environment::seed(&arguments.executable, &url, &owner_url, &say).await?;
+    environment::seed(&arguments.executable, &url, &owner_url, &print).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn prepare(arguments: &Prepare) -> Outcome {
-    let difference = prepare::run(arguments.check, &say).await?;
+    let difference = prepare::run(arguments.check, &print).await?;
     if difference.is_empty() {
-        say(".sqlx is up to date");
+        print(".sqlx is up to date");
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.check {
-        say(&format!(".sqlx is out of date; run `cargo dev prepare`:\n{difference}"));
+        print(&format!(".sqlx is out of date; run `cargo dev prepare`:\n{difference}"));
         return Ok(ExitCode::FAILURE);
     }
-    say(&format!("updated .sqlx:\n{difference}"));
+    print(&format!("updated .sqlx:\n{difference}"));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -49,7 +49,7 @@ impl Drop for Data {
     }
 }
 
-async fn is_up(environment: &Child) {
+async fn wait_until_up(environment: &Child) {
     let last = environment.follow().find(BUILT, |line| line.starts_with("Ctrl-C stops everything")).await;
     assert!(last.is_some(), "{}", text(environment));
 }
@@ -79,7 +79,7 @@ async fn is_running(pid: &str) -> bool {
 async fn the_environment_starts_prints_commands_and_stops() {
     let data = Data::new("story");
     let environment = data.cargo_dev(&["--rate", "10"]);
-    is_up(&environment).await;
+    wait_until_up(&environment).await;
 
     let screen = text(&environment);
     let examples: Vec<&str> = screen.lines().skip_while(|line| !line.starts_with("TOKEN=")).take(3).collect();
@@ -89,18 +89,21 @@ async fn the_environment_starts_prints_commands_and_stops() {
 
     let second = data.cargo_dev(&[]);
     assert_eq!(second.wait(BUILT).await.unwrap().code(), Some(1));
-    let said = text(&second);
-    assert!(said.contains(&format!("pid {}", environment.pid())) && said.contains("API http://"), "{said}");
+    let output = text(&second);
+    assert!(
+        output.contains(&format!("pid {}", environment.pid())) && output.contains("API http://"),
+        "{output}"
+    );
 
     environment.signal(Signal::SIGINT).unwrap();
     let status = environment.wait(WAIT_TIMEOUT).await.unwrap();
-    let said = text(&environment);
-    assert!(said.contains(LAST_LINE) && said.contains("traffic: "), "{said}");
-    assert!(status.success(), "{said}");
+    let output = text(&environment);
+    assert!(output.contains(LAST_LINE) && output.contains("traffic: "), "{output}");
+    assert!(status.success(), "{output}");
 
     // The data is kept.
     let environment = data.cargo_dev(&["--no-traffic"]);
-    is_up(&environment).await;
+    wait_until_up(&environment).await;
     assert!(!text(&environment).contains("creating the database"));
     environment.signal(Signal::SIGTERM).unwrap();
     assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
@@ -110,7 +113,7 @@ async fn the_environment_starts_prints_commands_and_stops() {
 async fn after_kill_9_no_process_is_left() {
     let data = Data::new("killed");
     let environment = data.cargo_dev(&["--no-traffic"]);
-    is_up(&environment).await;
+    wait_until_up(&environment).await;
     let children = children_of(environment.pid()).await;
     assert!(children.len() >= 2, "the service and the watchdog at least: {children:?}");
 
@@ -130,7 +133,7 @@ async fn after_kill_9_no_process_is_left() {
 async fn a_database_of_other_migrations_is_reported_with_the_flag() {
     let data = Data::new("earlier");
     let environment = data.cargo_dev(&["--no-traffic"]);
-    is_up(&environment).await;
+    wait_until_up(&environment).await;
     let screen = text(&environment);
     let url =
         screen.lines().find_map(|line| line.trim().strip_prefix("database")?.split('\'').nth(1)).unwrap();
@@ -141,14 +144,14 @@ async fn a_database_of_other_migrations_is_reported_with_the_flag() {
     environment.signal(Signal::SIGTERM).unwrap();
     assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
 
-    let refused = data.cargo_dev(&["--no-traffic"]);
-    assert_eq!(refused.wait(BUILT).await.unwrap().code(), Some(1));
-    let said = text(&refused);
-    assert!(said.contains("migration 1 was previously applied but has been modified"), "{said}");
-    assert!(said.contains("--fresh deletes it and creates a new one"), "{said}");
+    let rejected = data.cargo_dev(&["--no-traffic"]);
+    assert_eq!(rejected.wait(BUILT).await.unwrap().code(), Some(1));
+    let output = text(&rejected);
+    assert!(output.contains("migration 1 was previously applied but has been modified"), "{output}");
+    assert!(output.contains("--fresh deletes it and creates a new one"), "{output}");
 
     let environment = data.cargo_dev(&["--no-traffic", "--fresh"]);
-    is_up(&environment).await;
+    wait_until_up(&environment).await;
     environment.signal(Signal::SIGTERM).unwrap();
     assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
 }
@@ -163,9 +166,9 @@ async fn a_port_that_is_taken_is_named_with_the_flag_for_another() {
         .start()
         .unwrap();
     assert_eq!(environment.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1));
-    let said = text(&environment);
-    assert!(said.contains(&format!("port {port}, for the operations listener, is in use")), "{said}");
-    assert!(said.contains("--ops-port"), "{said}");
+    let output = text(&environment);
+    assert!(output.contains(&format!("port {port}, for the operations listener, is in use")), "{output}");
+    assert!(output.contains("--ops-port"), "{output}");
 }
 
 #[tokio::test]

@@ -73,10 +73,10 @@ async fn a_foreign_database_is_rejected() {
     run(server.admin_url(), "comment on database precious is 'production'").await;
     run(server.admin_url(), "create role precious").await;
 
-    let refused = server.drop_database("precious").await.unwrap_err();
-    assert!(matches!(&refused, Error::NotOurs { made, .. } if made == "production"), "{refused}");
-    let refused = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
-    assert!(matches!(refused, Error::NotOurs { .. }), "{refused}");
+    let rejected = server.drop_database("precious").await.unwrap_err();
+    assert!(matches!(&rejected, Error::NotOurs { made, .. } if made == "production"), "{rejected}");
+    let rejected = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
+    assert!(matches!(rejected, Error::NotOurs { .. }), "{rejected}");
     // A database of ours, for another purpose.
     let mark = Ownership::Environment("/elsewhere".to_owned());
     let comment = format!("comment on database precious is '{mark}'");
@@ -142,8 +142,8 @@ async fn a_development_server_keeps_its_data_and_its_port() {
     server.stop().await.unwrap();
 
     std::fs::write(directory.join("postgres/data/PG_VERSION"), "9\n").unwrap();
-    let refused = start().await.unwrap_err();
-    assert!(matches!(refused, Error::OtherMajor { made_by: 9, .. }), "{refused}");
+    let rejected = start().await.unwrap_err();
+    assert!(matches!(rejected, Error::OtherMajor { made_by: 9, .. }), "{rejected}");
     std::fs::remove_dir_all(directory).unwrap();
 }
 
@@ -165,7 +165,7 @@ async fn a_user_other_than_root_starts_a_server() {
         println!("skipped: only root can become another user, and every other test runs as this one");
         return;
     }
-    let nobody = User::from_name("nobody").unwrap().expect("a user nobody");
+    let unprivileged = User::from_name("nobody").unwrap().expect("the user exists");
     // The test's own executable may be in a directory that only root can enter.
     let directory = std::env::temp_dir().join(unique("dev-nobody"));
     std::fs::create_dir(&directory).unwrap();
@@ -175,7 +175,7 @@ async fn a_user_other_than_root_starts_a_server() {
 
     let child = Launch::new(&copy)
         .args(["--exact", "--ignored", "--nocapture", "a_server_responds"])
-        .account(nobody.uid.as_raw(), nobody.gid.as_raw())
+        .account(unprivileged.uid.as_raw(), unprivileged.gid.as_raw())
         .env("TMPDIR", "/tmp")
         .directory(&directory)
         .start()
@@ -195,7 +195,7 @@ async fn a_user_other_than_root_starts_a_server() {
 async fn a_server_responds() {
     let server = postgres::for_tests().await.unwrap();
     server.create_database(&unique("answers"), None).await.unwrap();
-    println!("it answers at {:?}", server.admin_url().port());
+    println!("the server responds at {:?}", server.admin_url().port());
 }
 
 #[tokio::test]

@@ -113,7 +113,7 @@ async fn waiting_has_a_deadline_and_ended_children_get_no_signal() {
 }
 
 #[tokio::test]
-async fn a_dropped_child_is_gone_with_all_that_it_started() {
+async fn a_dropped_child_ends_with_its_own_children() {
     let child = shell("sleep 60 & echo $!; wait");
     let grandchild = child.follow().next().await.unwrap().text;
     assert!(is_running(&grandchild).await);

@@ -31,7 +31,7 @@ const HOT: [(&str, &str, u64); 7] = [
     ),
     (
         "platform::telemetry::metrics::openmetrics::encode",
-        "telemetry::metrics::openmetrics::tests::families_are_written_as_the_specification_wants_them",
+        "telemetry::metrics::openmetrics::tests::families_follow_the_specification",
         135_490,
     ),
     (

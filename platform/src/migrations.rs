@@ -102,7 +102,7 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
         .await
         .map_err(|source| MigrateError::Rights { role, source })?;
     // The work is committed, so an error while closing the connection does not matter.
-    let _goodbye = connection.close().await;
+    let _closed = connection.close().await;
     let version = after.iter().map(|migration| migration.version).max().unwrap_or(0);
     Ok(MigrationReport { applied: after.len() - before.len(), version })
 }

@@ -83,7 +83,7 @@ impl Lockout {
     }
 
     /// Counts one attempt, atomically, for the account from this network and for the account alone. An attempt that the
-    /// network's own lockout refuses does not count for the account alone. Otherwise one network could lock the owner
+    /// network's own lockout rejects does not count for the account alone. Otherwise one network could lock the owner
     /// out everywhere.
     ///
     /// Attempts up to the ceiling extend the expiry of the count. Attempts beyond the ceiling do not, so that a lockout

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use platform::{
-    audit::{Event, EventResult, EventType, Refusals},
+    audit::{Denials, Event, EventResult, EventType},
     database::Database,
     http::{
         limits::RateLimiter,
@@ -32,14 +32,14 @@ const BY_CALLER: &str = "caller";
 #[derive(Clone)]
 pub struct Authentication {
     database: Database,
-    refusals: Refusals,
+    denials: Denials,
     by_caller: Arc<RateLimiter<Uuid>>,
 }
 
 impl Authentication {
     /// Authenticates against `database`, and limits each caller to `requests_per_second`.
-    pub fn new(database: Database, refusals: Refusals, requests_per_second: u32) -> Self {
-        Self { database, refusals, by_caller: Arc::new(RateLimiter::per_second(requests_per_second)) }
+    pub fn new(database: Database, denials: Denials, requests_per_second: u32) -> Self {
+        Self { database, denials, by_caller: Arc::new(RateLimiter::per_second(requests_per_second)) }
     }
 
     /// Removes the counts of idle callers, so that the memory for them stays bounded.
@@ -55,7 +55,7 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
         let caller = match sessions::caller(&layer.database, token).await {
             Ok(Some(caller)) => caller,
             Ok(None) => {
-                record_bad_token(&layer.refusals).await;
+                record_bad_token(&layer.denials).await;
                 return Problem::new(UNAUTHENTICATED)
                     .detail("The session is unknown or has expired.")
                     .into_response();
@@ -67,7 +67,7 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
         }
         standing = match layer.by_caller.count(&caller.user_id) {
             Ok(standing) => standing,
-            Err(standing) => return standing.refusal(BY_CALLER),
+            Err(standing) => return standing.rejection(BY_CALLER),
         };
         request.extensions_mut().insert::<Caller>(caller);
     }
@@ -76,30 +76,30 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
         standing.insert_headers(BY_CALLER, &mut response);
     }
     if let Some(denial) = response.extensions().get::<Denial>() {
-        record_denial(&layer.refusals, *denial).await;
+        record_denial(&layer.denials, *denial).await;
     }
     response
 }
 
 /// Counts and audits a denied access. The access stays denied if the audit event cannot be recorded; that failure is
 /// counted and logged.
-async fn record_denial(refusals: &Refusals, denial: Denial) {
+async fn record_denial(denials: &Denials, denial: Denial) {
     AUTHORIZATION_DENIALS.with_label_values(&[denial.reason]).inc();
     let event = Event::new(EventType::Authorization, denial.resource, "access", EventResult::Denied)
         .with("reason", denial.reason)
         .records(denial.record_id);
-    if let Err(error) = refusals.record(event).await {
+    if let Err(error) = denials.record(event).await {
         tracing::error!(error = &error as &dyn std::error::Error, "failed to audit a denied permission");
     }
 }
 
 /// Counts and audits an invalid token. The token itself is not recorded, because it may be a mistyped valid token. A
 /// failure to audit is handled as in [`record_denial`].
-async fn record_bad_token(refusals: &Refusals) {
+async fn record_bad_token(denials: &Denials) {
     AUTHENTICATION_FAILURES.with_label_values(&["bad_token"]).inc();
     let event = Event::new(EventType::Authentication, "sessions", "authenticate", EventResult::Failure)
         .with("reason", "bad_token");
-    if let Err(error) = refusals.record(event).await {
+    if let Err(error) = denials.record(event).await {
         tracing::error!(error = &error as &dyn std::error::Error, "failed to audit an invalid token");
     }
 }

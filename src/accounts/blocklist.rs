@@ -1,4 +1,4 @@
-//! Passwords that attackers try first (NIST SP 800-63B-4, section 3.1.1.2), refused wherever a password is chosen.
+//! Passwords that attackers try first (NIST SP 800-63B-4, section 3.1.1.2), rejected wherever a password is chosen.
 //!
 //! The check is a look-up instead of an estimate of strength. The time of an estimate depends on the password, so an
 //! unauthenticated client could choose the cost of the computation. The whole password is compared, never a part of it.

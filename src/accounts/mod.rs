@@ -20,7 +20,7 @@ mod sessions;
 mod settings;
 mod users;
 
-use platform::{audit::Refusals, database::Database, http::limits::RateLimiter};
+use platform::{audit::Denials, database::Database, http::limits::RateLimiter};
 
 pub use self::attempts::sweep as sweep_attempts;
 pub use self::authentication::{Authentication, authenticate};
@@ -38,7 +38,7 @@ pub use self::users::create as create_user;
 #[derive(Clone)]
 pub struct Accounts {
     database: Database,
-    refusals: Refusals,
+    denials: Denials,
     passwords: Passwords,
     session_ttl: std::time::Duration,
     lockout: attempts::Lockout,
@@ -47,10 +47,10 @@ pub struct Accounts {
 
 impl Accounts {
     /// Creates the state of the account routes.
-    pub fn new(database: Database, refusals: Refusals, settings: &Settings) -> Self {
+    pub fn new(database: Database, denials: Denials, settings: &Settings) -> Self {
         Self {
             database,
-            refusals,
+            denials,
             passwords: Passwords::new(settings),
             session_ttl: settings.session_ttl,
             lockout: attempts::Lockout::new(settings),

@@ -117,7 +117,7 @@ async fn change_password(
 }
 
 /// A client within the limit of logins and registrations. It is an extractor, so that a request over the limit is
-/// refused before its body is read, because hashing is expensive.
+/// rejected before its body is read, because hashing is expensive.
 struct LimitedClient(ClientAddress);
 
 impl FromRequestParts<Accounts> for LimitedClient {

@@ -7,7 +7,7 @@ use platform::http::{
     client_address::{self, TrustedProxies},
     host,
     limits::{self, BodyLimit, InFlight, RateLimiter},
-    observe, problem,
+    problem, request_telemetry,
     shares::{self, Shares},
 };
 use tower::ServiceBuilder;
@@ -30,9 +30,9 @@ pub(super) fn around(
         ServiceBuilder::new()
             // First, because logs, limits and trusted proxies all depend on the client's address.
             .map_request(move |request| client_address::find(&trusted, request))
-            // Outside of every layer that can refuse a request, so that logs, metrics and traces include every refusal.
-            .layer(middleware::from_fn(observe::observe))
-            // Outside of every layer that can respond, so that refusals have these headers too.
+            // Outside of every layer that can reject a request, so that logs, metrics and traces include every rejection.
+            .layer(middleware::from_fn(request_telemetry::record_request))
+            // Outside of every layer that can respond, so that rejections have these headers too.
             .map_response(limits::security_headers)
             .option_layer(limits::cors(&settings.cors_allowed_origins))
             // Inside of the observation, so that a panic is recorded as a response with status 500.

@@ -1,13 +1,13 @@
 //! The `OpenAPI` document: generated from the handlers, and completed with the parts that all routes have in common.
 //!
-//! The refusals by layers and extractors follow from the properties of a route. They are added here by rule, because a
+//! The rejections by layers and extractors follow from the properties of a route. They are added here by rule, because a
 //! list at each handler would become incomplete.
 use std::collections::BTreeMap;
 
 use axum::http::{Method, StatusCode};
 use platform::http::{
-    observe,
     problem::{FieldError, MEDIA_TYPE, ProblemBody},
+    request_telemetry,
 };
 use utoipa::{
     Modify, OpenApi,
@@ -42,7 +42,7 @@ impl Modify for Common {
         for (status, description, _) in REFUSALS {
             let mut response = problem(description);
             reference_headers(status, false, &mut response);
-            components.responses.insert(refusal_name(status), RefOr::T(response));
+            components.responses.insert(rejection_name(status), RefOr::T(response));
         }
     }
 }
@@ -55,7 +55,7 @@ pub(super) fn completed(mut document: Document) -> Document {
     let targets = operations_of_one_record(&document);
     for (path, item) in &mut document.paths.paths {
         for operation in operations(item) {
-            add_refusals(path, operation);
+            add_rejections(path, operation);
             add_response_headers(operation);
         }
         if let Some(operation) = &mut item.post {
@@ -82,15 +82,15 @@ pub(super) fn expect_routes(document: &Document) {
         for (method, operation) in operations {
             let statuses = operation.iter().flat_map(|operation| operation.responses.responses.keys());
             let successes = statuses.filter_map(|status| status.parse().ok()).filter(StatusCode::is_success);
-            successes.for_each(|success| observe::expect(&method, path, success));
+            successes.for_each(|success| request_telemetry::expect(&method, path, success));
         }
     }
 }
 
-/// A refusal that follows from the properties of an operation: its status, its description, and its condition.
-type Refusal = (&'static str, &'static str, fn(&str, &Operation) -> bool);
+/// A rejection that follows from the properties of an operation: its status, its description, and its condition.
+type Rejection = (&'static str, &'static str, fn(&str, &Operation) -> bool);
 
-const REFUSALS: [Refusal; 12] = [
+const REFUSALS: [Rejection; 12] = [
     ("400", "Malformed request", |_, operation| has_body(operation) || has_parameters(operation)),
     ("401", "Invalid session", |_, _| true),
     ("403", "Permission denied", |_, operation| needs_session(operation)),
@@ -117,17 +117,17 @@ fn needs_session(operation: &Operation) -> bool {
     operation.security.as_ref().is_some_and(|security| !security.is_empty())
 }
 
-/// Adds the refusals that the handler does not describe itself.
-fn add_refusals(path: &str, operation: &mut Operation) {
+/// Adds the rejections that the handler does not describe itself.
+fn add_rejections(path: &str, operation: &mut Operation) {
     for (status, _, applies) in REFUSALS {
         if applies(path, operation) && !operation.responses.responses.contains_key(status) {
-            let refusal = RefOr::Ref(Ref::from_response_name(refusal_name(status)));
-            operation.responses.responses.insert(status.to_owned(), refusal);
+            let rejection = RefOr::Ref(Ref::from_response_name(rejection_name(status)));
+            operation.responses.responses.insert(status.to_owned(), rejection);
         }
     }
 }
 
-fn refusal_name(status: &str) -> String {
+fn rejection_name(status: &str) -> String {
     format!("Problem{status}")
 }
 

@@ -139,13 +139,13 @@ fn export(arguments: &ArgMatches) -> Outcome {
 
 /// Returns a function that prints the progress to standard error, at most once per [`BETWEEN_LINES`].
 fn progress() -> impl Fn(i64, u64) + Send + Sync {
-    let told = Mutex::new(Instant::now());
+    let last_report = Mutex::new(Instant::now());
     move |seals, events| {
-        if let Ok(mut told) = told.lock()
-            && told.elapsed() >= BETWEEN_LINES
+        if let Ok(mut last_report) = last_report.lock()
+            && last_report.elapsed() >= BETWEEN_LINES
         {
             eprintln!("{seals} seals, {events} events …");
-            *told = Instant::now();
+            *last_report = Instant::now();
         }
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use platform::{
     alerts::Alerts,
-    audit::{self, Event, EventResult, EventType, Refusals, Sealer, WriteFailures},
+    audit::{self, Denials, Event, EventResult, EventType, Sealer, WriteFailures},
     database::Database,
     ops::log_level::{self, LogLevelEvent},
     workers::{BackgroundTasks, Progress, Workers},
@@ -14,8 +14,8 @@ use crate::config::Config;
 /// Interval of creating the partitions of the coming months.
 const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 
-/// Interval of recording the refusals that were only counted.
-const REFUSAL_INTERVAL: Duration = Duration::from_mins(1);
+/// Interval of recording the denials that were only counted.
+const DENIAL_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Interval of checking for audit events that could not be recorded.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
@@ -26,17 +26,17 @@ pub(super) fn start(
     config: &Config,
     database: &Database,
     alerts: &Alerts,
-    refusals: &Refusals,
+    denials: &Denials,
 ) {
     let interval = config.audit.seal_interval;
     let sealing = Sealer::new(database.clone(), alerts.clone(), interval);
     let measured = sealing.clone();
     workers.spawn("audit_sealing", interval, move || sealing.clone().run());
     workers.spawn("audit_seal_lag", interval, move || measured.clone().measure_lag());
-    let refusals = refusals.clone();
-    workers.spawn("audit_refusals", REFUSAL_INTERVAL, move || {
-        let refusals = refusals.clone();
-        async move { refusals.flush().await.map(|()| Progress::Idle) }
+    let denials = denials.clone();
+    workers.spawn("audit_refusals", DENIAL_INTERVAL, move || {
+        let denials = denials.clone();
+        async move { denials.flush().await.map(|()| Progress::Idle) }
     });
     let failures = WriteFailures::new(alerts.clone());
     workers.spawn("audit_write_failures", FAILURE_INTERVAL, move || {
@@ -50,15 +50,15 @@ pub(super) fn start(
     });
 }
 
-/// Returns the function that audits each change of the log filter and each refused change. A change does not wait for
+/// Returns the function that audits each change of the log filter and each rejected change. A change does not wait for
 /// its audit event, so that an operator can raise the log level while the database is unreachable.
 pub(super) fn log_level(
     database: &Database,
-    refusals: &Refusals,
+    denials: &Denials,
     tracked: &BackgroundTasks,
 ) -> impl Fn(log_level::LogLevelEvent) + use<> {
-    let (database, refusals, tracked) = (database.clone(), refusals.clone(), tracked.clone());
-    move |happened| match happened {
+    let (database, denials, tracked) = (database.clone(), denials.clone(), tracked.clone());
+    move |event| match event {
         LogLevelEvent::Changed(changed) => {
             let event =
                 Event::new(EventType::Configuration, "log_level", changed.action, EventResult::Success)
@@ -68,12 +68,12 @@ pub(super) fn log_level(
             let database = database.clone();
             drop(tracked.run(async move { audit::record_once_possible(&database, event).await }));
         }
-        LogLevelEvent::Refused { reason } => {
+        LogLevelEvent::Rejected { reason } => {
             let event = Event::new(EventType::Authorization, "log_level", "change", EventResult::Denied)
                 .with("reason", reason);
-            let refusals = refusals.clone();
+            let denials = denials.clone();
             drop(tracked.run(async move {
-                if let Err(error) = refusals.record(event).await {
+                if let Err(error) = denials.record(event).await {
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
                         "failed to audit a denied request"

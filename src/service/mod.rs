@@ -12,7 +12,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use platform::{
     alerts::Alerts,
-    audit::{self, Refusals},
+    audit::{self, Denials},
     build_info::BuildInfo,
     database::{self, Database},
     http::{
@@ -124,10 +124,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
     // At most half of the requests in flight may wait for another service, so that a slow one cannot starve the rest.
     let max_waiting = (config.http.max_requests_in_flight / 2).max(1);
     let slices = Slices::start(&config.slices, &database, &alerts, &tracked, max_waiting)?;
-    let refusals = Refusals::new(database.clone());
-    let accounts = Accounts::new(database.clone(), refusals.clone(), &config.accounts);
+    let denials = Denials::new(database.clone());
+    let accounts = Accounts::new(database.clone(), denials.clone(), &config.accounts);
     let authentication =
-        Authentication::new(database.clone(), refusals.clone(), config.http.rate_limit_caller);
+        Authentication::new(database.clone(), denials.clone(), config.http.rate_limit_caller);
     let by_address = Arc::new(RateLimiter::<IpAddr>::per_second(config.http.rate_limit_address));
     initialize_metrics();
 
@@ -146,13 +146,13 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
     let workers = Workers::new();
     start_workers(&workers, &database, &accounts, &authentication, &by_address);
     slices.start_workers(&workers);
-    audit_workers::start(&workers, config, &database, &alerts, &refusals);
+    audit_workers::start(&workers, config, &database, &alerts, &denials);
     let health = health(&database, &slices, &workers);
     let log_level = LogLevel::new(
         telemetry.log_filter(),
         ops_address,
         config.http.ops_token.clone(),
-        audit_workers::log_level(&database, &refusals, &tracked),
+        audit_workers::log_level(&database, &denials, &tracked),
     );
     let ops = ops.serve(ops::router(health.clone(), log_level));
     let app = App { database: database.clone(), accounts, slices };
@@ -162,7 +162,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
     let signal = signals.next().await;
     let deadline = Instant::now() + config.shutdown.deadline;
     tracing::info!(signal, "the service is shutting down");
-    let wind_down = async {
+    let shutting_down = async {
         // Readiness fails first, and the grace period gives load balancers time to stop sending requests.
         health.fail_readiness();
         tokio::time::sleep(config.shutdown_grace()).await;
@@ -174,8 +174,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
         // Workers stop between two units of work, never within one. They stop beside the requests, so that a client that
         // never finishes takes no time from them.
         let ((connections, tasks), stopped) = tokio::join!(requests, workers.stop(bounds.work));
-        // Requests and workers may still have counted refusals and raised alerts.
-        tokio::join!(record_refusals(&refusals, bounds.rest), send_alerts(&alerts, bounds.rest));
+        // Requests and workers may still have counted denials and raised alerts.
+        tokio::join!(record_denials(&denials, bounds.rest), send_alerts(&alerts, bounds.rest));
         // Last, so that the shutdown can be observed until its end.
         ops.drain(bounds.rest).await;
         database.close(bounds.rest.saturating_duration_since(Instant::now())).await;
@@ -187,7 +187,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
     };
     let last_bound = deadline - MIN_FLUSH_TIME + CUT_DELAY;
     Ok(tokio::select! {
-        cut = wind_down => Shutdown { cut, deadline },
+        cut = shutting_down => Shutdown { cut, deadline },
         () = tokio::time::sleep_until(last_bound) => {
             Shutdown { cut: vec!["everything still running".to_owned()], deadline }
         }
@@ -198,9 +198,9 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
     })
 }
 
-/// Records the refusals of the last minute that were only counted.
-async fn record_refusals(refusals: &Refusals, bound: Instant) {
-    match timeout_at(bound, refusals.flush()).await {
+/// Records the denials of the last minute that were only counted.
+async fn record_denials(denials: &Denials, bound: Instant) {
+    match timeout_at(bound, denials.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::error!(error = &error as &dyn std::error::Error, "failed to audit denied requests");

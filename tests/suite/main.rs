@@ -35,5 +35,5 @@ async fn service() -> Service {
 
 /// Returns the builder of a service with settings of its own.
 fn builder() -> Builder {
-    Service::builder(EXECUTABLE).witness(http::openapi::agrees_with_the_document)
+    Service::builder(EXECUTABLE).exchange_check(http::openapi::agrees_with_the_document)
 }

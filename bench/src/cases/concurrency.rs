@@ -14,27 +14,27 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         Size::Short => (&[8, 64, 1_000], &[4, 64]),
         Size::Long => (&[8, 64, 256, 1_000], &[4, 8, 16, 32, 64]),
     };
-    let database = run.stage.database("bench_width").await?;
+    let database = run.test_bed.database("bench_width").await?;
     let steps = clients.iter().map(|clients| (*clients, 16)).chain(pools.iter().map(|pool| (64, *pool)));
     let mut table = Vec::new();
     for (clients, pool) in steps {
         let name = format!("{clients} clients, pool of {pool}");
         (run.progress)(&format!("width: {name}"));
-        run.stage.checkpoint().await?;
+        run.test_bed.checkpoint().await?;
         let settings = [
             ("DATABASE_MAX_CONNECTIONS", pool.to_string()),
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "10000".to_owned()),
             ("MAX_REQUESTS_IN_FLIGHT", "2000".to_owned()),
         ];
-        let seeing = Telemetry::Everything { sampled: 0.1 };
-        let server = Server::start(run.stage, &database, seeing, None, &settings).await?;
+        let telemetry = Telemetry::Everything { sampled: 0.1 };
+        let server = Server::start(run.test_bed, &database, telemetry, None, &settings).await?;
         let (shape, window) = (Shape::Closed { clients }, run.size.window());
         let requests = place_orders(next_run());
-        let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
+        let sample = over_http(run.test_bed, &server, None, shape, window, requests).await?;
         server.stop().await?;
         table.push((name, Rounds(vec![sample])));
     }
-    run.stage.drop(&database).await?;
+    run.test_bed.drop(&database).await?;
     let rows: Vec<_> = table.iter().map(|(name, rounds)| (name.clone(), rounds)).collect();
     Ok(Section {
         title: "Clients and connections".to_owned(),

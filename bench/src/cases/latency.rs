@@ -25,7 +25,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let mut contenders: Vec<(&str, Option<&Peer>, Database)> = Vec::new();
     let all = [("the service", None)].into_iter().chain(run.peers.iter().map(|peer| (peer.name, Some(peer))));
     for (number, (name, peer)) in all.enumerate() {
-        let database = run.stage.database(&format!("bench_latency_{number}")).await?;
+        let database = run.test_bed.database(&format!("bench_latency_{number}")).await?;
         contenders.push((name, peer, database));
     }
     let rates = if run.size == Size::Long { RATES.as_slice() } else { RATE.as_slice() };
@@ -35,19 +35,21 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         for (step, per_second) in (0..).zip(rates.iter().copied()) {
             for (number, (name, peer, database)) in contenders.iter().enumerate() {
                 (run.progress)(&format!("latency, round {round}: {per_second} per second, {name}"));
-                run.stage.checkpoint().await?;
+                run.test_bed.checkpoint().await?;
                 let server = match peer {
                     None => {
-                        let seeing = Telemetry::Everything { sampled: 0.1 };
+                        let telemetry = Telemetry::Everything { sampled: 0.1 };
                         let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
-                        Server::start(run.stage, database, seeing, Some(receiver.address), &pool).await?
+                        Server::start(run.test_bed, database, telemetry, Some(receiver.address), &pool)
+                            .await?
                     }
-                    Some(peer) => peer.start(run.stage, database, Some(receiver.address)).await?,
+                    Some(peer) => peer.start(run.test_bed, database, Some(receiver.address)).await?,
                 };
                 let shape = Shape::Open { per_second, connections: CONNECTIONS };
                 let requests = place_orders(next_run());
                 let window = run.size.window();
-                let sample = over_http(run.stage, &server, Some(&receiver), shape, window, requests).await?;
+                let sample =
+                    over_http(run.test_bed, &server, Some(&receiver), shape, window, requests).await?;
                 server.stop().await?;
                 rounds.entry((step, number)).or_default().0.push(sample);
             }
@@ -76,7 +78,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         }
     }
     for (.., database) in &contenders {
-        run.stage.drop(database).await?;
+        run.test_bed.drop(database).await?;
     }
     Ok(Section {
         title: "Latency at fixed rates".to_owned(),

@@ -50,7 +50,7 @@ impl Size {
 
 /// Input of a case.
 pub struct Run<'a> {
-    pub stage: &'a TestBed,
+    pub test_bed: &'a TestBed,
     pub size: Size,
     pub peers: &'a [Peer],
     pub progress: &'a dyn Fn(&str),
@@ -133,10 +133,10 @@ fn cpu_of(sample: &crate::interleave::Sample, who: MeasuredProcess) -> f64 {
 
 /// Lists the failed requests. The expected number is zero.
 fn failures(contenders: &[(String, &Rounds)]) -> String {
-    let mut told = String::new();
+    let mut text = String::new();
     for (name, rounds) in contenders.iter().filter(|(_, rounds)| rounds.failures() > 0) {
         // Writing to a string cannot fail.
-        let _cannot_fail = write!(told, " **{}: {} requests failed.**", name, rounds.failures());
+        let _cannot_fail = write!(text, " **{}: {} requests failed.**", name, rounds.failures());
     }
-    told
+    text
 }

@@ -27,41 +27,41 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let payments: u64 = if run.size == Size::Smoke { 50 } else { 500 };
-    let database = run.stage.database("bench_payments").await?;
-    database.has_orders(0, 2 * payments).await?;
+    let database = run.test_bed.database("bench_payments").await?;
+    database.add_orders(0, 2 * payments).await?;
     let settings = [
         ("DATABASE_MAX_CONNECTIONS", POOL.to_string()),
         // At most half of the in-flight requests may wait for the gateway.
         ("MAX_REQUESTS_IN_FLIGHT", (4 * payments).to_string()),
         ("GATEWAY_TIMEOUT_MS", "8000".to_owned()),
     ];
-    let seeing = Telemetry::Everything { sampled: 0.1 };
-    let server = Server::start(run.stage, &database, seeing, None, &settings).await?;
+    let telemetry = Telemetry::Everything { sampled: 0.1 };
+    let server = Server::start(run.test_bed, &database, telemetry, None, &settings).await?;
 
     (run.progress)(&format!("payments: {payments} at once, with a gateway of {GATEWAY:?}"));
     let latency_ms = u64::try_from(GATEWAY.as_millis())?;
-    run.stage.gateway.faults().set(Faults { latency_ms, ..Faults::default() });
+    run.test_bed.gateway.faults().set(Faults { latency_ms, ..Faults::default() });
     let began = Instant::now();
-    let answers = at_once(server.address, requests(0..payments)).await?;
+    let responses = at_once(server.address, requests(0..payments)).await?;
     let all = began.elapsed();
-    if let Some((status, _)) = answers.iter().find(|(status, _)| !status.is_success()) {
+    if let Some((status, _)) = responses.iter().find(|(status, _)| !status.is_success()) {
         bail!("a payment had the status {status}");
     }
-    let took = spread(answers.iter().map(|(_, took)| took.as_secs_f64() * 1e3));
+    let took = spread(responses.iter().map(|(_, took)| took.as_secs_f64() * 1e3));
 
     (run.progress)(&format!("payments: {payments} waiting for the gateway"));
-    run.stage.gateway.faults().clear();
-    run.stage.gateway.hold_responses();
+    run.test_bed.gateway.faults().clear();
+    run.test_bed.gateway.hold_responses();
     let waiting = tokio::spawn(at_once(server.address, requests(payments..2 * payments)));
     let (held, busy) = while_all_wait(run, &server, &database, payments).await?;
-    run.stage.gateway.release();
+    run.test_bed.gateway.release();
     for (status, _) in waiting.await?? {
         if !status.is_success() {
             bail!("a waiting payment had the status {status}");
         }
     }
     server.stop().await?;
-    run.stage.drop(&database).await?;
+    run.test_bed.drop(&database).await?;
 
     let mut table = Table::new(&["payments", ""]);
     let mut row = |what: String, value: String| table.row([what, value]);
@@ -102,9 +102,9 @@ async fn while_all_wait(
     payments: u64,
 ) -> anyhow::Result<(f64, i64)> {
     let mut connection = PgConnection::connect(database.admin_url.as_str()).await?;
-    let wanted = usize::try_from(2 * payments)?;
+    let expected = usize::try_from(2 * payments)?;
     let arrived =
-        run.stage.gateway.wait_for(|ledger| ledger.counts().charges_succeeded >= wanted, DEADLINE).await;
+        run.test_bed.gateway.wait_for(|ledger| ledger.counts().charges_succeeded >= expected, DEADLINE).await;
     arrived.context("not all payments reached the gateway")?;
     // A worker may briefly hold a connection. The minimum shows what the payments hold all the time.
     let (mut held, mut within) = (f64::INFINITY, i64::MAX);

@@ -16,13 +16,13 @@ use crate::{
 };
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
-    let database = run.stage.database("bench_process").await?;
-    let seeing = Telemetry::Everything { sampled: 0.1 };
+    let database = run.test_bed.database("bench_process").await?;
+    let telemetry = Telemetry::Everything { sampled: 0.1 };
     let (mut until_ready, mut idle, mut loaded, mut scrape) = (vec![], vec![], vec![], vec![]);
     let (mut series_idle, mut series_loaded) = (vec![], vec![]);
     for round in 1..=run.size.rounds() {
         (run.progress)(&format!("process, round {round}"));
-        let server = Server::start(run.stage, &database, seeing, None, &[]).await?;
+        let server = Server::start(run.test_bed, &database, telemetry, None, &[]).await?;
         until_ready.push(server.until_ready.as_secs_f64() * 1e3);
         // The workers have completed their first run by then.
         sleep(Duration::from_secs(1)).await;
@@ -30,7 +30,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         series_idle.push(series(&server.metrics().await?));
         let (shape, window) = (Shape::Closed { clients: 64 }, run.size.window());
         let requests = place_orders(next_run());
-        let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
+        let sample = over_http(run.test_bed, &server, None, shape, window, requests).await?;
         loaded.extend(sample.resident);
         let began = Instant::now();
         let metrics = server.metrics().await?;
@@ -38,7 +38,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         series_loaded.push(series(&metrics));
         server.stop().await?;
     }
-    run.stage.drop(&database).await?;
+    run.test_bed.drop(&database).await?;
     let mut table = Table::new(&["the process", ""]);
     let mut row = |what: &str, value: String| table.row([what.to_owned(), value]);
     row("start until ready, ms", cell(spread(until_ready)));
@@ -48,7 +48,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     row("series before the first request", cell(spread(series_idle)));
     row("series after the orders of 64 clients", cell(spread(series_loaded)));
     #[expect(clippy::cast_precision_loss, reason = "a size below 2^52")]
-    let size = fs::metadata(&run.stage.executable)?.len() as f64 / 1024.0 / 1024.0;
+    let size = fs::metadata(&run.test_bed.executable)?.len() as f64 / 1024.0 / 1024.0;
     row("the executable, MiB", single(Some(size)));
     if run.size == Size::Long {
         let (clean, incremental) = builds(run).await?;
@@ -70,7 +70,7 @@ fn series(scrape: &str) -> f64 {
 
 /// Times a build from scratch in a separate directory, and a rebuild after a change.
 async fn builds(run: &Run<'_>) -> anyhow::Result<(f64, f64)> {
-    let target = run.stage.directory.join("target");
+    let target = run.test_bed.directory.join("target");
     let directory = target.display().to_string();
     let name = project::name();
     let timed = async |arguments: &[&str]| {

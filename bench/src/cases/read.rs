@@ -22,8 +22,8 @@ enum Kind<'a> {
 }
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
-    let database = run.stage.database("bench_read").await?;
-    database.has_orders(0, ORDERS).await?;
+    let database = run.test_bed.database("bench_read").await?;
+    database.add_orders(0, ORDERS).await?;
     let receiver = crate::receiver::start().await?;
     let mut contenders = vec![
         (
@@ -43,27 +43,30 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
             let (server, requests) = match kind {
                 Kind::Pgbench(scripts) => {
                     let sample =
-                        with_pgbench(run.stage, &database, scripts, CLIENTS, window, next_run()).await?;
+                        with_pgbench(run.test_bed, &database, scripts, CLIENTS, window, next_run()).await?;
                     rounds.entry(name).or_default().0.push(sample);
                     continue;
                 }
                 Kind::Service(requests) => {
-                    let seeing = Telemetry::Everything { sampled: 0.1 };
+                    let telemetry = Telemetry::Everything { sampled: 0.1 };
                     let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
                     let receiver = Some(receiver.address);
-                    (Server::start(run.stage, &database, seeing, receiver, &pool).await?, requests.clone())
+                    (
+                        Server::start(run.test_bed, &database, telemetry, receiver, &pool).await?,
+                        requests.clone(),
+                    )
                 }
                 Kind::Peer(peer) => {
-                    (peer.start(run.stage, &database, Some(receiver.address)).await?, read_orders(ORDERS))
+                    (peer.start(run.test_bed, &database, Some(receiver.address)).await?, read_orders(ORDERS))
                 }
             };
-            let sample = over_http(run.stage, &server, Some(&receiver), shape, window, requests).await?;
+            let sample = over_http(run.test_bed, &server, Some(&receiver), shape, window, requests).await?;
             server.stop().await?;
             rounds.entry(name).or_default().0.push(sample);
         }
     }
     receiver.stop().await?;
-    run.stage.drop(&database).await?;
+    run.test_bed.drop(&database).await?;
 
     let none = Rounds::default();
     let of = |name: &str| rounds.get(name).unwrap_or(&none);

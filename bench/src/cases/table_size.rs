@@ -16,18 +16,18 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         Size::Short => &[10_000, 200_000],
         Size::Long => &[10_000, 1_000_000, 10_000_000],
     };
-    let database = run.stage.database("bench_growth").await?;
+    let database = run.test_bed.database("bench_growth").await?;
     let (mut there, mut table) = (0, Vec::new());
     for orders in sizes.iter().copied() {
         (run.progress)(&format!("table-size: inserting {orders} orders and audit events"));
-        database.has_orders(there, orders).await?;
-        database.has_audit_events(there, orders).await?;
+        database.add_orders(there, orders).await?;
+        database.add_audit_events(there, orders).await?;
         there = orders;
-        let seeing = Telemetry::Everything { sampled: 0.1 };
-        let server = Server::start(run.stage, &database, seeing, None, &[]).await?;
+        let telemetry = Telemetry::Everything { sampled: 0.1 };
+        let server = Server::start(run.test_bed, &database, telemetry, None, &[]).await?;
         (run.progress)("table-size: waiting for the seals of these events");
-        database.is_sealed().await?;
-        run.stage.checkpoint().await?;
+        database.wait_until_sealed().await?;
+        run.test_bed.checkpoint().await?;
         let requests = [
             ("one order", read_orders(orders)),
             ("list", list_orders()),
@@ -36,12 +36,12 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         for (what, requests) in requests {
             (run.progress)(&format!("table-size: {what}, {orders} orders"));
             let (shape, window) = (Shape::Closed { clients: CLIENTS }, run.size.window());
-            let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
+            let sample = over_http(run.test_bed, &server, None, shape, window, requests).await?;
             table.push((format!("{what}, {orders} orders"), Rounds(vec![sample])));
         }
         server.stop().await?;
     }
-    run.stage.drop(&database).await?;
+    run.test_bed.drop(&database).await?;
     table.sort_by_key(|(name, _)| name.split(',').next().map(str::to_owned));
     let rows: Vec<_> = table.iter().map(|(name, rounds)| (name.clone(), rounds)).collect();
     Ok(Section {

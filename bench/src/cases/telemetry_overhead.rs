@@ -5,7 +5,7 @@ use crate::{
     load::{Requests, Shape},
     receiver,
     report::{Bound, Goal, Section, Table, cell},
-    requests::{ask, place_orders},
+    requests::{get, place_orders},
     service::{Server, Telemetry},
     statistics::ratio,
 };
@@ -57,20 +57,21 @@ async fn measure(
     exporter: &str,
     requests: Requests,
 ) -> anyhow::Result<Sample> {
-    let database = run.stage.database("bench_seeing").await?;
-    run.stage.checkpoint().await?;
+    let database = run.test_bed.database("bench_seeing").await?;
+    run.test_bed.checkpoint().await?;
     let receiver = receiver::start().await?;
     let settings = [("OTEL_LOGS_EXPORTER", exporter.to_owned())];
     let server = Server::start(run.stage, &database, seeing, Some(receiver.address), &settings).await?;
     let shape = Shape::Closed { clients: CLIENTS };
-    let sample = over_http(run.stage, &server, Some(&receiver), shape, run.size.window(), requests).await?;
+    let sample =
+        over_http(run.test_bed, &server, Some(&receiver), shape, run.size.window(), requests).await?;
     level.dropped += server.metric("trace_spans_dropped_total").await?;
     level.dropped_lines += server.metric("log_lines_dropped_total").await?;
     // The server flushes its remaining spans when it stops.
     server.stop().await?;
     level.spans += receiver::spans(&receiver).await?;
     receiver.stop().await?;
-    run.stage.drop(&database).await?;
+    run.test_bed.drop(&database).await?;
     Ok(sample)
 }
 
@@ -78,7 +79,7 @@ async fn measure(
 async fn axum_alone(run: &Run<'_>) -> anyhow::Result<Sample> {
     let server = receiver::start_bare().await?;
     let shape = Shape::Closed { clients: CLIENTS };
-    let sample = over_http(run.stage, &server, None, shape, run.size.window(), ask(TRIVIAL)).await?;
+    let sample = over_http(run.test_bed, &server, None, shape, run.size.window(), get(TRIVIAL)).await?;
     server.stop().await?;
     Ok(sample)
 }

@@ -40,29 +40,32 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         for clients in CLIENTS {
             for Contender { name, kind, database } in &contenders {
                 (run.progress)(&format!("write, round {round}: {clients} clients, {name}"));
-                run.stage.checkpoint().await?;
+                run.test_bed.checkpoint().await?;
                 let (window, number) = (run.size.window(), next_run());
                 let shape = Shape::Closed { clients };
                 let sample = match kind {
                     Kind::Pgbench(scripts) => {
-                        with_pgbench(run.stage, database, scripts, clients, window, number).await?
+                        with_pgbench(run.test_bed, database, scripts, clients, window, number).await?
                     }
                     Kind::Service => {
-                        let seeing = Telemetry::Everything { sampled: 0.1 };
+                        let telemetry = Telemetry::Everything { sampled: 0.1 };
                         let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
                         let server =
-                            Server::start(run.stage, database, seeing, Some(receiver.address), &pool).await?;
+                            Server::start(run.test_bed, database, telemetry, Some(receiver.address), &pool)
+                                .await?;
                         let requests = place_orders(number);
                         let sample =
-                            over_http(run.stage, &server, Some(&receiver), shape, window, requests).await?;
+                            over_http(run.test_bed, &server, Some(&receiver), shape, window, requests)
+                                .await?;
                         server.stop().await?;
                         sample
                     }
                     Kind::Peer(peer) => {
-                        let server = peer.start(run.stage, database, Some(receiver.address)).await?;
+                        let server = peer.start(run.test_bed, database, Some(receiver.address)).await?;
                         let requests = place_orders(number);
                         let sample =
-                            over_http(run.stage, &server, Some(&receiver), shape, window, requests).await?;
+                            over_http(run.test_bed, &server, Some(&receiver), shape, window, requests)
+                                .await?;
                         server.stop().await?;
                         sample
                     }
@@ -73,7 +76,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     }
     receiver.stop().await?;
     for contender in &contenders {
-        run.stage.drop(&contender.database).await?;
+        run.test_bed.drop(&contender.database).await?;
     }
     Ok(section(&contenders, &rounds))
 }
@@ -87,7 +90,7 @@ async fn contenders<'a>(run: &Run<'a>) -> anyhow::Result<Vec<Contender<'a>>> {
         .chain(run.peers.iter().map(|peer| (peer.name.to_owned(), Kind::Peer(peer))));
     let mut contenders = Vec::new();
     for (number, (name, kind)) in kinds.enumerate() {
-        let database = run.stage.database(&format!("bench_write_{number}")).await?;
+        let database = run.test_bed.database(&format!("bench_write_{number}")).await?;
         contenders.push(Contender { name, kind, database });
     }
     Ok(contenders)

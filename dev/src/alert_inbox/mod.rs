@@ -54,12 +54,12 @@ struct Arrivals {
 }
 
 /// State shared by the routes.
-struct Shared {
+struct InboxState {
     arrivals: Mutex<Arrivals>,
     runbooks: Option<PathBuf>,
 }
 
-impl Shared {
+impl InboxState {
     fn look<T>(&self, at: impl FnOnce(&mut Arrivals) -> T) -> T {
         at(&mut self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -75,7 +75,7 @@ impl Shared {
 /// A running inbox. Dropping the value stops it.
 pub struct Inbox {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<InboxState>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -85,7 +85,7 @@ impl Inbox {
     pub async fn start(settings: Settings) -> std::io::Result<Self> {
         let listener = TcpListener::bind(settings.address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { arrivals: Mutex::default(), runbooks: settings.runbooks });
+        let shared = Arc::new(InboxState { arrivals: Mutex::default(), runbooks: settings.runbooks });
         let stop = watch::Sender::new(false);
         let mut stopped = stop.subscribe();
         let router = routes::router(Arc::clone(&shared));

@@ -11,9 +11,9 @@ use axum::{
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use super::{ReceivedAlert, Shared, page};
+use super::{InboxState, ReceivedAlert, page};
 
-pub(super) fn router(shared: Arc<Shared>) -> Router {
+pub(super) fn router(shared: Arc<InboxState>) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/alerts", get(alerts))
@@ -40,7 +40,7 @@ struct AlertmanagerMessage {
     starts_at: DateTime<Utc>,
 }
 
-async fn from_alertmanager(State(shared): State<Arc<Shared>>, Json(sent): Json<Notification>) {
+async fn from_alertmanager(State(shared): State<Arc<InboxState>>, Json(sent): Json<Notification>) {
     for AlertmanagerMessage { status, mut labels, mut annotations, starts_at } in sent.alerts {
         shared.keep(ReceivedAlert {
             received_at: Utc::now(),
@@ -83,19 +83,19 @@ async fn from_service(State(shared): State<Arc<Shared>>, Json(mut raised): Json<
     });
 }
 
-async fn heartbeat(State(shared): State<Arc<Shared>>) {
+async fn heartbeat(State(shared): State<Arc<InboxState>>) {
     shared.look(|arrivals| arrivals.heartbeat_at = Some(Utc::now()));
 }
 
-async fn alerts(State(shared): State<Arc<Shared>>) -> Json<Vec<ReceivedAlert>> {
+async fn alerts(State(shared): State<Arc<InboxState>>) -> Json<Vec<ReceivedAlert>> {
     Json(shared.look(|arrivals| arrivals.alerts.iter().cloned().collect()))
 }
 
-async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
+async fn page(State(shared): State<Arc<InboxState>>) -> Html<String> {
     Html(shared.look(|arrivals| page::render(arrivals)))
 }
 
-async fn runbook(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
+async fn runbook(State(shared): State<Arc<InboxState>>, Path(name): Path<String>) -> Response {
     // A name is never a path.
     if !name.chars().all(|letter| letter.is_ascii_alphanumeric()) {
         return StatusCode::NOT_FOUND.into_response();

@@ -18,7 +18,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, next: Next) -> Response {
-    if let Err(why) = may_ask(&request, address) {
+    if let Err(why) = check_origin(&request, address) {
         return (StatusCode::FORBIDDEN, why).into_response();
     }
     let mut response = next.run(request).await;
@@ -37,7 +37,7 @@ pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, n
     response
 }
 
-fn may_ask(request: &Request, address: SocketAddr) -> Result<(), &'static str> {
+fn check_origin(request: &Request, address: SocketAddr) -> Result<(), &'static str> {
     let headers = request.headers();
     // HTTP/2 sends the host in the URI of the request.
     let host = request.uri().authority().map(Authority::as_str).or_else(|| text(headers, &header::HOST));

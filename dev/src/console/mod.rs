@@ -8,7 +8,7 @@
 //! - [`now`], [`panels`]: the first view, with its charts and figures
 //! - [`rules`], [`alerting`]: the project's alerts, and a real Prometheus for them if it is installed
 //! - [`audit`]: the audit log and its verification
-//! - [`watching`]: background tasks: scraping, reading the log, reconciliation
+//! - [`watcher`]: background tasks: scraping, reading the log, reconciliation
 //! - [`guard`]: access control
 //! - [`routes`], [`assets`]: the server
 mod alerting;
@@ -147,7 +147,7 @@ struct State {
     scene: OnceLock<ObservedSystem>,
     alerting: OnceLock<AlertingStack>,
     inbox: Inbox,
-    /// The trace to which a newcomer is directed.
+    /// The trace that `/traces/first` shows.
     first: OnceLock<String>,
     /// Change notifications for the open pages.
     pulse: watch::Sender<ChangeCounters>,

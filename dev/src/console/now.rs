@@ -57,13 +57,13 @@ pub(super) struct Route {
     values: BTreeMap<&'static str, f64>,
 }
 
-type Named<'a> = (&'a str, Expression);
+type NamedExpression<'a> = (&'a str, Expression);
 
 /// The expressions and their results.
 pub(super) struct Overview {
-    panels: Vec<(&'static str, Vec<Named<'static>>)>,
-    columns: Vec<Named<'static>>,
-    figures: Vec<Named<'static>>,
+    panels: Vec<(&'static str, Vec<NamedExpression<'static>>)>,
+    columns: Vec<NamedExpression<'static>>,
+    figures: Vec<NamedExpression<'static>>,
     pub(super) points: VecDeque<Snapshot>,
     pub(super) routes: Vec<Route>,
 }
@@ -77,7 +77,9 @@ fn windowed(expression: &str) -> String {
     expression.replace("WINDOW", WINDOW)
 }
 
-fn compiled(expressions: &'static [(&'static str, &'static str)]) -> Result<Vec<Named<'static>>, Error> {
+fn compiled(
+    expressions: &'static [(&'static str, &'static str)],
+) -> Result<Vec<NamedExpression<'static>>, Error> {
     let read = |(name, text): &(&'static str, &str)| Ok((*name, Expression::parse(&windowed(text))?));
     expressions.iter().map(read).collect()
 }
@@ -120,7 +122,8 @@ impl Overview {
             }
             charts.insert(*id, lines);
         }
-        let figure = |(name, expression): &Named<'static>| Some((*name, value(expression).next()?.value));
+        let figure =
+            |(name, expression): &NamedExpression<'static>| Some((*name, value(expression).next()?.value));
         let figures = self.figures.iter().filter_map(figure).collect();
 
         let mut routes: BTreeMap<Labels, Route> = BTreeMap::new();

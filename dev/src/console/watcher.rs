@@ -93,7 +93,7 @@ pub(super) async fn compare_books(state: Arc<State>, compare: Comparison) {
     }
 }
 
-/// Waits for the trace to which a newcomer is directed, and pins the trace.
+/// Waits for the trace that `/traces/first` shows, and pins it.
 pub(super) async fn find_first(state: Arc<State>, scene: ObservedSystem) {
     loop {
         if let Ok(Some(trace_id)) = first(&state, &scene).await

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_checkouts_of_one_name_have_two_places() {
+    fn two_checkouts_of_one_name_have_two_directories() {
         let (one, other) = (directory_of(Path::new("/a/service")), directory_of(Path::new("/b/service")));
         assert_ne!(one, other);
         assert!(one.file_name().unwrap().to_str().unwrap().starts_with("service-"));

@@ -146,7 +146,7 @@ pub enum Error {
     #[error("failed to install signal handlers: {0}")]
     Signals(io::Error),
     #[error("{0}")]
-    BooksDisagree(String),
+    RecordsDiffer(String),
     #[error("stopped at once, without a reconciliation")]
     Interrupted,
 }
@@ -154,7 +154,7 @@ pub enum Error {
 /// Starts everything, runs until a signal or the end of the service, and stops everything. Events are reported to
 /// `progress`. The one-line status is reported to `status`, each line replacing the previous one.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
-    let mut place = DataDir::take(settings.data.as_deref())?;
+    let mut data_dir = DataDir::take(settings.data.as_deref())?;
     let ports = Ports::find(settings.api_port, settings.ops_port, progress).await?;
     let external_ports = external::find_ports(&settings.example, progress).await?;
     let console_address =
@@ -163,8 +163,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let executable = cargo::build_service().await?;
     if settings.fresh {
         progress("deleting the data of earlier runs");
-        postgres::erase(place.directory(), progress).await?;
-        external::erase(place.directory()).map_err(|source| place.failed(source))?;
+        postgres::erase(data_dir.directory(), progress).await?;
+        external::erase(data_dir.directory()).map_err(|source| data_dir.failed(source))?;
     }
     // The records of the external services belong to the data of the database.
     let directory = if settings.standby { place.scratch()? } else { place.directory().to_owned() };
@@ -221,9 +221,9 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
 
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
     let console_url = console.url();
-    place
+    data_dir
         .announce(&format!("console {console_url}\nAPI {api}\noperations {ops}"))
-        .map_err(|source| place.failed(source))?;
+        .map_err(|source| data_dir.failed(source))?;
     let screen = Screen {
         console: &console_url,
         api: &api,
@@ -255,13 +255,13 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         let report = OptionFuture::from(traffic.map(Traffic::stop)).await;
         external_services.settle(progress).await?;
         let status = service.stop().await?;
-        let books = OptionFuture::from(compare.map(|compare| compare())).await;
+        let reconciliation = OptionFuture::from(compare.map(|compare| compare())).await;
         external_services.stop().await;
         server.stop().await?;
         if let Some(report) = report {
             progress(&format!("traffic: {report}"));
         }
-        conclude(status, books, &service_log, progress)
+        report_end(status, reconciliation, &service_log, progress)
     };
     tokio::select! {
         stopped = stop => stopped,
@@ -282,17 +282,17 @@ pub async fn seed(
 }
 
 /// Reports how the run ended.
-fn conclude(
+fn report_end(
     service: ExitStatus,
-    books: Option<ReconciliationResult>,
+    reconciliation: Option<ReconciliationResult>,
     service_log: &Path,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     if !service.success() {
         progress(&format!("the service ended with {service}: see {}", service_log.display()));
     }
-    match books {
-        Some(ReconciliationResult { holds: false, says, .. }) => Err(Error::BooksDisagree(says)),
+    match reconciliation {
+        Some(ReconciliationResult { holds: false, says, .. }) => Err(Error::RecordsDiffer(says)),
         Some(ReconciliationResult { says, .. }) => {
             progress(&says);
             Ok(())
@@ -305,7 +305,7 @@ fn conclude(
 }
 
 /// Deletes the log of the previous run, so that the log covers a single run.
-fn begin_anew(log: &Path) -> Result<(), Error> {
+fn delete_previous_log(log: &Path) -> Result<(), Error> {
     match std::fs::remove_file(log) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(Error::DataDir { path: log.to_owned(), source })
@@ -322,7 +322,7 @@ async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&
 }
 
 /// Runs the reconciliation periodically and reports each result.
-async fn watch_books(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> Infallible {
+async fn reconcile_periodically(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> Infallible {
     let Some(compare) = compare else { return std::future::pending().await };
     let mut clock = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
     loop {
@@ -332,7 +332,7 @@ async fn watch_books(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> I
 }
 
 /// Keeps the status line up to date.
-async fn tell_essentials(console: &Console, status: &dyn Fn(&str)) -> Infallible {
+async fn show_status(console: &Console, status: &dyn Fn(&str)) -> Infallible {
     let mut essentials = console.essentials();
     loop {
         status(&essentials.next().await);

@@ -16,7 +16,7 @@ pub enum Error {
     Unusable { port: u16, source: io::Error },
 }
 
-/// Time that a killed earlier run needs to disappear, because its watchdog first requests a graceful stop.
+/// Maximum time until the watchdog of a killed earlier run has freed the ports. It first requests a graceful stop.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The service's ports, on this machine only.
@@ -44,7 +44,7 @@ pub(crate) async fn free(
     progress: &dyn Fn(&str),
 ) -> Result<SocketAddr, Error> {
     let deadline = Instant::now() + WAIT_TIMEOUT;
-    let mut told = false;
+    let mut is_reported = false;
     loop {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             // Port 0 selects any free port.
@@ -54,9 +54,9 @@ pub(crate) async fn free(
             }
             Err(_) if Instant::now() >= deadline => return Err(Error::Taken { what, flag, port }),
             Err(_) => {
-                if !told {
+                if !is_reported {
                     progress(&format!("port {port}, for {what}, is in use: waiting"));
-                    told = true;
+                    is_reported = true;
                 }
                 sleep(Duration::from_millis(100)).await;
             }

@@ -39,8 +39,8 @@ impl fmt::Display for Screen<'_> {
         writeln!(f, "  API document    {api}docs")?;
         writeln!(f, "  metrics         {ops}metrics")?;
         writeln!(f, "  health          {ops}health")?;
-        for (name, place) in self.external_services {
-            writeln!(f, "  {name:<15} {place}")?;
+        for (name, url) in self.external_services {
+            writeln!(f, "  {name:<15} {url}")?;
         }
         writeln!(f, "  database        psql '{owner_url}'")?;
         if *standby {

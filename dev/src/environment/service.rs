@@ -65,8 +65,8 @@ impl Service {
             if self.child.exited().is_some() {
                 return Err(self.ended().await);
             }
-            let answer = client.get(readiness).send().await;
-            if answer.is_ok_and(|answer| answer.status().is_success()) {
+            let response = client.get(readiness).send().await;
+            if response.is_ok_and(|response| response.status().is_success()) {
                 return Ok(());
             }
             sleep(Duration::from_millis(50)).await;

@@ -56,17 +56,17 @@ pub struct Campaign {
 }
 
 impl Command {
-    /// Runs the command. `say` prints a line for the user.
-    pub async fn run(self, say: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
+    /// Runs the command. `print` prints a line for the user.
+    pub async fn run(self, print: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
         match self {
-            Self::Gateway(arguments) => arguments.run(say).await,
-            Self::Campaign(arguments) => arguments.run(say).await,
+            Self::Gateway(arguments) => arguments.run(print).await,
+            Self::Campaign(arguments) => arguments.run(print).await,
         }
     }
 }
 
 impl Gateway {
-    async fn run(self, say: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
+    async fn run(self, print: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
         let mut interrupts = Interrupts::listen()?;
         let simulator = gateway::Simulator::start(gateway::Settings {
             address: self.address,
@@ -76,7 +76,7 @@ impl Gateway {
             ledger_file: self.ledger,
         })
         .await?;
-        say(&format!("the payment gateway is listening on {}", simulator.url()));
+        print(&format!("the payment gateway is listening on {}", simulator.url()));
         interrupts.next().await;
         simulator.stop().await;
         Ok(ExitCode::SUCCESS)
@@ -84,8 +84,8 @@ impl Gateway {
 }
 
 impl Campaign {
-    async fn run(self, say: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
-        say("building the service");
+    async fn run(self, print: &dyn Fn(&str)) -> Result<ExitCode, Box<dyn Error>> {
+        print("building the service");
         let settings = campaign::Settings {
             executable: cargo::build_service().await?,
             seed: self.seed,
@@ -99,10 +99,10 @@ impl Campaign {
         };
         let mut interrupts = Interrupts::listen()?;
         let report = tokio::select! {
-            report = campaign::run(settings, say) => report?,
+            report = campaign::run(settings, print) => report?,
             () = interrupts.next() => return Err("interrupted; the findings so far are above".into()),
         };
-        say(&report.to_string());
+        print(&report.to_string());
         Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

@@ -21,7 +21,7 @@ export const FAULTS = {
     [["/now", "the breaker opens and payments are rejected at once"], ["/traces?status=5xx", "traces of the rejections"], ["/alerts", "PaymentFailureRatioHigh"]]],
   "gateway-slow": ["Gateway slow", "Every response of the payment gateway takes 1.5 seconds longer.",
     [["/traces?route=payments&min_ms=1000", "the waterfall of a slow payment"], ["/now", "the latency of the gateway"]]],
-  "lost-answers": ["Responses lost", "Half of the gateway's responses are lost after the charge.",
+  "lost-responses": ["Responses lost", "Half of the gateway's responses are lost after the charge.",
     [["/now", "payments without an outcome"], ["/traces?route=recover", "the recovery worker polls, and never charges twice"]]],
   "decline-storm": ["Decline storm", "Four of five payments are declined.",
     [["/now", "declined payments"], ["/alerts", "no outage alert, because a decline is a valid response"]]],

@@ -145,14 +145,14 @@ impl ExternalServices {
     pub(crate) async fn settle(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.gateway.faults().clear();
         let deadline = Instant::now() + SETTLE_TIMEOUT;
-        let mut told = false;
+        let mut is_reported = false;
         while Instant::now() < deadline {
             if invariants::in_flight(self.owner_url.as_str()).await? == 0 {
                 break;
             }
-            if !told {
+            if !is_reported {
                 progress("waiting for open payments to settle");
-                told = true;
+                is_reported = true;
             }
             sleep(Duration::from_millis(250)).await;
         }

@@ -8,7 +8,7 @@ const GATEWAY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const OUTAGE: &str = "gateway-outage";
 const SLOW: &str = "gateway-slow";
-const LOST_ANSWERS: &str = "lost-answers";
+const LOST_RESPONSES: &str = "lost-responses";
 const DECLINE_STORM: &str = "decline-storm";
 
 /// The name of each fault, and its line in `--help`.
@@ -19,7 +19,7 @@ pub(crate) const FAULTS: &[(&str, &str)] = &[
     ),
     (SLOW, "The payment gateway takes 1.5 seconds for each response"),
     (
-        LOST_ANSWERS,
+        LOST_RESPONSES,
         "Half of the payment gateway's responses are lost after the charge: the outcome is unknown until recovery polls it",
     ),
     (DECLINE_STORM, "Four of five payments are declined, which must not raise an outage alert"),
@@ -48,7 +48,7 @@ fn of_names(names: &[&str]) -> Faults {
         match *name {
             OUTAGE => (faults.error_rate, faults.error_status) = (1.0, 503),
             SLOW => faults.latency_ms = 1500,
-            LOST_ANSWERS => faults.cut_rate = 0.5,
+            LOST_RESPONSES => faults.cut_rate = 0.5,
             DECLINE_STORM => faults.decline_rate = 0.8,
             _ => {}
         }

@@ -61,7 +61,9 @@ impl Balancer {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("there is a free port");
         let address = listener.local_addr().expect("a listener has an address");
         let router = Router::new().fallback(pass_on).with_state(Arc::clone(&pool));
-        let serving = async move { axum::serve(listener, router).await.expect("it serves without end") };
+        let serving = async move {
+            axum::serve(listener, router).await.expect("the server runs until the end of the test")
+        };
         let tasks = [tokio::spawn(serving), tokio::spawn(Arc::clone(&pool).probe())];
         Self { url: Url::parse(&format!("http://{address}/")).expect("an address makes a URL"), pool, tasks }
     }
@@ -101,8 +103,8 @@ impl Pool {
             let known = self.replicas().clone();
             for replica in known {
                 let url = replica.ops.join("/readyz").expect("a path makes a URL");
-                let answer = self.client.get(url).send().await;
-                let ready = answer.is_ok_and(|answer| answer.status().is_success());
+                let response = self.client.get(url).send().await;
+                let ready = response.is_ok_and(|response| response.status().is_success());
                 let mut replicas = self.replicas();
                 if let Some(known) = replicas.iter_mut().find(|known| known.ops == replica.ops) {
                     known.ready = ready;
@@ -127,9 +129,9 @@ async fn pass_on(State(pool): State<Arc<Pool>>, request: Request) -> Response {
     parts.headers.remove(header::HOST);
     let Ok(body) = to_bytes(body, BODY_LIMIT).await else { return StatusCode::BAD_REQUEST.into_response() };
     let passed_on = pool.client.request(parts.method, url).headers(parts.headers).body(body).send().await;
-    let Ok(answer) = passed_on else { return StatusCode::BAD_GATEWAY.into_response() };
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    let Ok(body) = answer.bytes().await else { return StatusCode::BAD_GATEWAY.into_response() };
+    let Ok(response) = passed_on else { return StatusCode::BAD_GATEWAY.into_response() };
+    let (status, headers) = (response.status(), response.headers().clone());
+    let Ok(body) = response.bytes().await else { return StatusCode::BAD_GATEWAY.into_response() };
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     *response.headers_mut() = headers;

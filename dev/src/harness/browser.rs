@@ -16,7 +16,7 @@ use crate::{
     project,
 };
 
-/// A browser with one window. Dropping the value ends the browser; [`Browser::has_no_errors`] asserts that no error
+/// A browser with one window. Dropping the value ends the browser; [`Browser::assert_no_errors`] asserts that no error
 /// occurred.
 pub struct Browser {
     client: Client,
@@ -42,7 +42,7 @@ impl Browser {
             .await
             .unwrap();
         let browser = Self { client, site: site.to_owned(), _driver: driver };
-        browser.is_as_wide_as(1280, 900).await;
+        browser.resize(1280, 900).await;
         browser.go(path).await;
         browser
     }
@@ -53,7 +53,7 @@ impl Browser {
     }
 
     /// Returns the path and the query of the current page.
-    pub async fn place(&self) -> String {
+    pub async fn location(&self) -> String {
         let url = self.client.current_url().await.unwrap();
         format!("{}{}", url.path(), url.query().map(|query| format!("?{query}")).unwrap_or_default())
     }
@@ -72,16 +72,16 @@ impl Browser {
         while self.client.execute(script, arguments.clone()).await.unwrap() != json!(true) {
             if Instant::now() > deadline {
                 let body = self.run("return document.body.innerText").await;
-                panic!("{selector} does not show {text:?} on {}:\n{body:#}", self.place().await);
+                panic!("{selector} does not show {text:?} on {}:\n{body:#}", self.location().await);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// Waits until no such element exists.
-    pub async fn has_no(&self, selector: &str) {
+    pub async fn wait_until_absent(&self, selector: &str) {
         let found = Locator::Css(selector);
-        eventually("it goes away", async || {
+        eventually("the element disappears", async || {
             let found = self.client.find_all(found).await.unwrap();
             let mut visible = false;
             for element in found {
@@ -110,7 +110,7 @@ impl Browser {
     }
 
     /// Sets the size of the page, to that of a window or of a phone.
-    pub async fn is_as_wide_as(&self, width: u32, height: u32) {
+    pub async fn resize(&self, width: u32, height: u32) {
         let metrics =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
         self.develop("Emulation.setDeviceMetricsOverride", metrics).await;
@@ -123,7 +123,7 @@ impl Browser {
     }
 
     /// Saves a screenshot in `target/console` of the checkout.
-    pub async fn picture(&self, name: &str) -> PathBuf {
+    pub async fn screenshot(&self, name: &str) -> PathBuf {
         let directory = project::root().join("target/console");
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join(format!("{name}.png"));
@@ -132,7 +132,7 @@ impl Browser {
     }
 
     /// Asserts that the browser's console contains no warnings or errors.
-    pub async fn has_no_errors(self) {
+    pub async fn assert_no_errors(self) {
         let logged = self.command("se/log", json!({ "type": "browser" })).await;
         let worse = |entry: &&Value| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING"));
         let errors: Vec<_> = logged.as_array().unwrap().iter().filter(worse).collect();
@@ -153,7 +153,7 @@ impl Browser {
 /// Starts the driver, and returns its port. The driver chooses a port that is free for IPv6, and exits if the same port
 /// is in use for IPv4. In that case this function starts the driver again.
 async fn start(driver: &Path) -> (Child, u16) {
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     for _ in 0..5 {
         let driver = Launch::new(driver).args(["--port=0"]).start().unwrap();
         let started =
@@ -162,9 +162,9 @@ async fn start(driver: &Path) -> (Child, u16) {
             let port = line.text.trim_end_matches('.').rsplit(' ').next().unwrap().parse().unwrap();
             return (driver, port);
         }
-        said.extend(driver.tail(20));
+        output.extend(driver.tail(20));
     }
-    panic!("{said:#?}")
+    panic!("{output:#?}")
 }
 
 /// A command of the driver beyond the standard.

@@ -1,7 +1,7 @@
 //! Builder that starts a service for a test.
 use std::{path::PathBuf, sync::Arc};
 
-use super::{Collector, Database, Service, TcpProxy, Witness, service::Dependencies};
+use super::{Collector, Database, ExchangeCheck, Service, TcpProxy, service::Dependencies};
 use crate::example::harness::ExternalServices;
 
 /// Default settings of every service in tests.
@@ -22,11 +22,11 @@ const SETTINGS: [(&str, &str); 10] = [
 
 /// A service before its start.
 #[derive(Debug, Clone)]
-#[must_use = "start() starts it"]
+#[must_use = "the service starts with start()"]
 pub struct Builder {
     executable: PathBuf,
     settings: Vec<(String, String)>,
-    witness: Option<Witness>,
+    exchange_check: Option<ExchangeCheck>,
     has_schema: bool,
     behind_a_link: bool,
     has_server: bool,
@@ -38,7 +38,7 @@ impl Builder {
         Self {
             executable,
             settings: settings.into(),
-            witness: None,
+            exchange_check: None,
             has_schema: true,
             behind_a_link: false,
             has_server: false,
@@ -108,13 +108,13 @@ impl Builder {
         } else {
             None
         };
-        // The test's settings come last, so that they take precedence. A deployment without settings is that of a test.
+        // The test's own settings take precedence over those of the dependencies.
         for (name, value) in external_services.settings().into_iter().chain(database.settings()) {
             if !settings.iter().any(|(known, _)| known == name) {
                 settings.push((name.to_owned(), value));
             }
         }
         let dependencies = Dependencies { external_services, database, link };
-        Service::launch(self.executable, settings, self.witness, dependencies).await
+        Service::launch(self.executable, settings, self.exchange_check, dependencies).await
     }
 }

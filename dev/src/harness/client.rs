@@ -17,39 +17,39 @@ use super::{HttpResponse, Service};
 /// Timeout that exceeds the service's own deadline, so that the service times out first.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// A request and its response, for a [`Witness`].
+/// A request and its response, for an [`ExchangeCheck`].
 #[derive(Debug)]
 pub struct Exchange<'a> {
     pub method: &'a Method,
     /// The path without the query.
     pub path: &'a str,
-    pub answer: &'a HttpResponse,
+    pub response: &'a HttpResponse,
 }
 
-/// A function that sees every exchange of a whole run, and panics if an exchange violates a rule.
-pub type Witness = fn(&Exchange<'_>);
+/// A check that runs on every exchange of a test, and panics if an exchange violates a rule.
+pub type ExchangeCheck = fn(&Exchange<'_>);
 
 /// Connection to a service. It stays valid when the service restarts on another port.
 #[derive(Debug)]
 pub(super) struct Api {
     client: reqwest::Client,
     url: RwLock<Url>,
-    witness: Option<Witness>,
+    exchange_check: Option<ExchangeCheck>,
 }
 
 impl Api {
-    pub(super) fn new(url: Url, witness: Option<Witness>) -> Self {
+    pub(super) fn new(url: Url, exchange_check: Option<ExchangeCheck>) -> Self {
         let client = crate::http::client(REQUEST_TIMEOUT).expect("a client can be made");
-        Self { client, url: RwLock::new(url), witness }
+        Self { client, url: RwLock::new(url), exchange_check }
     }
 
     pub(super) fn url(&self) -> Url {
         self.url.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns a connection to another replica, with the same witness.
+    /// Returns a connection to another replica, with the same check of exchanges.
     pub(super) fn moved_to(&self, url: Url) -> Self {
-        Self { client: self.client.clone(), url: RwLock::new(url), witness: self.witness }
+        Self { client: self.client.clone(), url: RwLock::new(url), exchange_check: self.exchange_check }
     }
 
     pub(super) fn move_to(&self, url: Url) {
@@ -187,13 +187,13 @@ impl Request {
     pub async fn insist(self) -> HttpResponse {
         let started = Instant::now();
         loop {
-            let answer = self.clone().try_send().await;
-            match answer {
-                Ok(answer) if ![202, 409, 503, 504].contains(&answer.status) => return answer,
+            let response = self.clone().try_send().await;
+            match response {
+                Ok(response) if ![202, 409, 503, 504].contains(&response.status) => return response,
                 _ if started.elapsed() < REQUEST_TIMEOUT => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                last => panic!("{} {} has no final answer: {last:?}", self.method, self.path),
+                last => panic!("{} {} has no final response: {last:?}", self.method, self.path),
             }
         }
     }
@@ -210,11 +210,11 @@ impl Request {
         }
         let response = request.body(self.body).send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let answer = HttpResponse { status, headers, text: response.text().await? };
-        if let Some(witness) = self.api.witness {
-            witness(&Exchange { method: &self.method, path, answer: &answer });
+        let response = HttpResponse { status, headers, text: response.text().await? };
+        if let Some(exchange_check) = self.api.exchange_check {
+            exchange_check(&Exchange { method: &self.method, path, response: &response });
         }
-        Ok(answer)
+        Ok(response)
     }
 }
 
@@ -225,7 +225,7 @@ impl IntoFuture for Request {
     fn into_future(self) -> Self::IntoFuture {
         let what = format!("{} {}", self.method, self.path);
         Box::pin(async move {
-            self.try_send().await.unwrap_or_else(|error| panic!("{what} was not answered: {error:?}"))
+            self.try_send().await.unwrap_or_else(|error| panic!("{what} has no response: {error:?}"))
         })
     }
 }
@@ -239,13 +239,13 @@ pub struct Attempt {
 
 impl Attempt {
     /// Waits for the response.
-    pub async fn answer(self) -> HttpResponse {
-        let answer = self.task.await.expect("the request's task ends by itself");
-        answer.unwrap_or_else(|error| panic!("there was no answer: {error:?}"))
+    pub async fn response(self) -> HttpResponse {
+        let response = self.task.await.expect("the request's task ends by itself");
+        response.unwrap_or_else(|error| panic!("there was no response: {error:?}"))
     }
 
     /// Waits for the response; `None` if the connection ended without one.
-    pub async fn try_answer(self) -> Option<HttpResponse> {
+    pub async fn try_response(self) -> Option<HttpResponse> {
         self.task.await.expect("the request's task ends by itself").ok()
     }
 

@@ -20,11 +20,11 @@ use crate::otlp::{self, Record, Span, SpanKind};
 pub enum CollectorBehavior {
     /// Accepts requests.
     #[default]
-    Well,
+    Accepting,
     /// Accepts requests after a delay.
     Slow(Duration),
     /// Rejects requests, like a collector above its limits.
-    Refusing,
+    Rejecting,
 }
 
 /// A running collector. Dropping the value stops it.
@@ -41,7 +41,7 @@ struct Inbox(Arc<Mutex<Contents>>);
 
 #[derive(Debug, Default)]
 struct Contents {
-    mood: CollectorBehavior,
+    behavior: CollectorBehavior,
     /// Number of received requests, accepted or not.
     requests: usize,
     spans: Vec<Span>,
@@ -55,7 +55,8 @@ impl Collector {
         let address = listener.local_addr().expect("a listener has an address");
         let inbox = Inbox::default();
         let router = otlp::router(inbox.clone());
-        let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+        let server =
+            tokio::spawn(async move { axum::serve(listener, router).await.expect("the server runs") });
         Self { address, inbox, server }
     }
 
@@ -65,8 +66,8 @@ impl Collector {
     }
 
     /// Sets the behaviour for further requests.
-    pub fn is(&self, mood: CollectorBehavior) {
-        self.inbox.lock().mood = mood;
+    pub fn set_behavior(&self, behavior: CollectorBehavior) {
+        self.inbox.lock().behavior = behavior;
     }
 
     /// Returns the number of received requests, accepted or not.
@@ -90,13 +91,13 @@ impl Collector {
     }
 
     /// Waits for a span.
-    pub async fn has(&self, what: &str, fits: impl Fn(&Span) -> bool) -> Span {
+    pub async fn wait_for_span(&self, what: &str, fits: impl Fn(&Span) -> bool) -> Span {
         eventually(what, async || self.spans().into_iter().find(&fits)).await
     }
 
     /// Waits for the span of a request to this route with this correlation id.
-    pub async fn has_request(&self, route: &str, correlation_id: &str) -> Span {
-        self.has(&format!("{route} {correlation_id}"), |span| {
+    pub async fn wait_for_request(&self, route: &str, correlation_id: &str) -> Span {
+        self.wait_for_span(&format!("{route} {correlation_id}"), |span| {
             let attributes = &span.attributes;
             span.kind == SpanKind::Server
                 && attributes.get("http.route").is_some_and(|known| known == route)
@@ -106,7 +107,7 @@ impl Collector {
     }
 
     /// Returns the child spans of this span, in order of their start.
-    pub fn below(&self, parent: &Span) -> Vec<Span> {
+    pub fn children_of(&self, parent: &Span) -> Vec<Span> {
         let mut children = self.spans();
         children.retain(|span| span.trace_id == parent.trace_id && span.parent_id == parent.span_id);
         children.sort_by_key(|span| span.started);
@@ -138,12 +139,12 @@ impl Inbox {
         let mood = {
             let mut contents = self.lock();
             contents.requests += 1;
-            contents.mood
+            contents.behavior
         };
-        match mood {
-            CollectorBehavior::Well => {}
+        match behavior {
+            CollectorBehavior::Accepting => {}
             CollectorBehavior::Slow(pause) => tokio::time::sleep(pause).await,
-            CollectorBehavior::Refusing => return false,
+            CollectorBehavior::Rejecting => return false,
         }
         true
     }

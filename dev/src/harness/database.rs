@@ -1,4 +1,4 @@
-//! The database of one service: cloned from a migrated template, looked at and prepared as its owner.
+//! The database of one service, cloned from a migrated template. Tests inspect and prepare it as its owner.
 use std::{
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
@@ -19,10 +19,11 @@ use crate::{
     project,
 };
 
-/// Of both roles: the server listens on this machine only, and the roles end with the run.
+/// Password of the owner and of the service's role. It protects nothing: the server listens on this machine only, and
+/// both roles are dropped after the run.
 const PASSWORD: &str = "for-tests-only";
 
-/// A database that ends with its test.
+/// A database that is dropped at the end of its test.
 #[derive(Debug)]
 pub struct Database {
     server: &'static Server,
@@ -33,7 +34,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// A fresh one, with the schema of this release and what every test finds in it.
+    /// Creates a database with the schema of this release and the data that every test uses.
     pub(super) async fn create(executable: &Path, settings: &[(String, String)]) -> Self {
         static TEMPLATE: OnceCell<String> = OnceCell::const_new();
         let server = shared_server().await;
@@ -48,7 +49,7 @@ impl Database {
         database
     }
 
-    /// A fresh one on a server of its own, for tests that hold up what all databases of a server share.
+    /// Creates a database on a separate server, for tests that block a resource of all databases of a server.
     pub(super) async fn create_alone(executable: &Path, settings: &[(String, String)]) -> Self {
         let started = Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}")).await;
         let server: &'static Server = Box::leak(Box::new(started.unwrap_or_else(|error| panic!("{error}"))));
@@ -61,7 +62,7 @@ impl Database {
         database
     }
 
-    /// An empty one, without a schema.
+    /// Creates a database without a schema.
     pub async fn create_empty() -> Self {
         let server = shared_server().await;
         create_roles(server).await;
@@ -73,7 +74,7 @@ impl Database {
 
     fn named(server: &'static Server, name: String) -> Self {
         let owner_url = server.url(&name, &owner_role(), PASSWORD);
-        let options: PgConnectOptions = owner_url.as_str().parse().expect("the server's address is one");
+        let options: PgConnectOptions = owner_url.as_str().parse().expect("the server's URL is valid");
         Self {
             server,
             owner: PgPoolOptions::new().max_connections(3).connect_lazy_with(options),
@@ -102,17 +103,17 @@ impl Database {
         ]
     }
 
-    /// Its address as the owner.
+    /// Returns the URL that connects as the owner.
     pub fn owner_url(&self) -> &Url {
         &self.owner_url
     }
 
-    /// Its address as the service's role.
+    /// Returns the URL that connects as the service's role.
     pub fn service_url(&self) -> &Url {
         &self.service_url
     }
 
-    /// Starts a standby of the server, which must be this database's own.
+    /// Starts a standby of the server. No other database may use that server.
     pub async fn standby(&self) -> Standby {
         let started = self.server.standby(&|line| eprintln!("{line}")).await;
         let server = started.unwrap_or_else(|error| panic!("{error}"));
@@ -122,13 +123,14 @@ impl Database {
 
     /// Runs a statement as the administrator of the server.
     pub async fn execute_as_administrator(&self, statement: &str) {
-        let mut admin =
-            PgConnection::connect(self.server.admin_url_of(&self.name).as_str()).await.expect("it answers");
+        let mut admin = PgConnection::connect(self.server.admin_url_of(&self.name).as_str())
+            .await
+            .expect("the server responds");
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut admin).await;
         run.unwrap_or_else(|error| panic!("{error}: {statement}"));
     }
 
-    /// The name of the service's role.
+    /// Returns the name of the service's role.
     pub fn service_role(&self) -> String {
         service_role()
     }
@@ -140,7 +142,7 @@ impl Database {
         run.unwrap_or_else(|error| panic!("{error}: {statements}"));
     }
 
-    /// Runs a statement as the service's role and rolls it back; the error is the SQLSTATE of the refusal.
+    /// Runs a statement as the service's role, and rolls it back. The error is the SQLSTATE of the rejection.
     pub async fn try_as_service(&self, statement: &str) -> Result<(), String> {
         let mut connection =
             PgConnection::connect(self.service_url.as_str()).await.expect("the role logs in");
@@ -152,8 +154,8 @@ impl Database {
         })
     }
 
-    /// Runs a statement as the owner in a transaction that stays open until what is returned is dropped: a lock
-    /// is held for as long.
+    /// Runs a statement as the owner in a transaction, and returns the open transaction. Its locks are held until it is
+    /// dropped.
     pub async fn hold(&self, statement: &str) -> OpenTransaction {
         let mut transaction = self.owner.begin().await.expect("a transaction begins");
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
@@ -161,24 +163,24 @@ impl Database {
         OpenTransaction(transaction)
     }
 
-    /// Copies the whole database, for [`Self::restore`]. Nothing but the test may be connected to it.
+    /// Copies the whole database for [`Self::restore`], after all its sessions are closed.
     pub async fn back_up(&self) {
         let owner = owner_role();
         let copy = format!("create database \"{0}_backup\" template \"{0}\" owner \"{owner}\"", self.name);
         self.administer(&[&copy]).await;
     }
 
-    /// Puts the copy in the place of the database: everything since [`Self::back_up`] is lost.
+    /// Replaces the database by its copy. All changes since [`Self::back_up`] are lost.
     pub async fn restore(&self) {
         let drop = format!("drop database \"{}\"", self.name);
         let rename = format!("alter database \"{0}_backup\" rename to \"{0}\"", self.name);
         self.administer(&[&drop, &rename]).await;
     }
 
-    /// Runs statements as the server's administrator, without a session in this database.
+    /// Closes all sessions of this database, and runs statements as the server's administrator.
     async fn administer(&self, statements: &[&str]) {
         let mut admin =
-            PgConnection::connect(self.server.admin_url().as_str()).await.expect("the server answers");
+            PgConnection::connect(self.server.admin_url().as_str()).await.expect("the server responds");
         eventually("all sessions have ended", async || {
             let end = format!(
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{}'",
@@ -194,14 +196,14 @@ impl Database {
         }
     }
 
-    /// Keeps a table from everybody else until what is returned is dropped.
+    /// Locks a table exclusively until the returned transaction is dropped.
     pub async fn lock(&self, table: &str) -> OpenTransaction {
         self.hold(&format!("lock table {table} in access exclusive mode")).await
     }
 
-    /// Waits until that many statements in this database wait for a lock.
-    pub async fn has_waiting(&self, statements: i64) {
-        // A lock on a row has no database in `pg_locks`; its session has.
+    /// Waits until at least this number of statements in this database wait for a lock.
+    pub async fn wait_for_blocked_statements(&self, statements: i64) {
+        // `pg_locks` has no database for a lock on a row, but `pg_stat_activity` has one for its session.
         let waiting = "select count(*) from pg_locks
                        where not granted
                          and pid in (select pid from pg_stat_activity where datname = current_database())";
@@ -211,14 +213,14 @@ impl Database {
         .await;
     }
 
-    /// The rows of a query, each as a JSON object.
+    /// Returns the rows of a query, each as a JSON object.
     pub async fn rows(&self, query: impl AsRef<str>) -> Vec<Value> {
         let query = format!("select to_jsonb(found) from ({}) as found", query.as_ref());
         let rows = sqlx::query_scalar(AssertSqlSafe(query.as_str())).fetch_all(&self.owner).await;
         rows.unwrap_or_else(|error| panic!("{error}: {query}"))
     }
 
-    /// The number that a query like `select count(*) …` returns.
+    /// Returns the number that a query such as `select count(*) …` selects.
     pub async fn number(&self, query: impl AsRef<str>) -> i64 {
         let query = query.as_ref();
         let number = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.owner).await;
@@ -234,29 +236,29 @@ pub struct Standby {
 }
 
 impl Standby {
-    /// The address of the database there, as the service's role.
+    /// Returns the URL of the database on the standby, which connects as the service's role.
     pub fn service_url(&self) -> &Url {
         &self.service_url
     }
 
-    /// Makes it the primary.
+    /// Promotes the standby to primary.
     pub async fn promote(&self) {
         self.server.promote().await.unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
-/// A transaction that is held open.
+/// An open transaction.
 #[derive(Debug)]
 #[must_use = "the transaction ends when this is dropped"]
 pub struct OpenTransaction(PgTransaction<'static>);
 
 impl OpenTransaction {
-    /// Ends it.
+    /// Rolls the transaction back.
     pub async fn release(self) {
         self.0.rollback().await.expect("a transaction ends");
     }
 
-    /// Ends it, and what it did stays done.
+    /// Commits the transaction.
     pub async fn commit(self) {
         self.0.commit().await.expect("a transaction commits");
     }
@@ -265,8 +267,8 @@ impl OpenTransaction {
 impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (self.server, std::mem::take(&mut self.name));
-        // On a thread of its own, since the runtime of the test is ending. What the end of the process cuts short
-        // is dropped by the next run.
+        // A separate thread, because the runtime of the test is ending. If the process ends first, the next run drops
+        // the database.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {
@@ -276,7 +278,7 @@ impl Drop for Database {
     }
 }
 
-/// Two runs at once may share a server, but no name.
+/// Returns a name that no concurrent run uses, because concurrent runs may share a server.
 fn unique(what: &str) -> String {
     format!("{}_test_{}_{what}", project::identifier(), std::process::id())
 }

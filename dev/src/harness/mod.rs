@@ -43,7 +43,7 @@ pub use self::{
     balancer::Balancer,
     browser::Browser,
     builder::Builder,
-    client::{Attempt, Client, Exchange, Request, Witness},
+    client::{Attempt, Client, Exchange, ExchangeCheck, Request},
     collector::{Collector, CollectorBehavior},
     command::{CommandOutput, run},
     database::{Database, OpenTransaction, Standby},

@@ -12,7 +12,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Builder, CommandOutput, Database, PASSWORD, TcpProxy, User, WAIT_TIMEOUT, Witness,
+    Builder, CommandOutput, Database, ExchangeCheck, PASSWORD, TcpProxy, User, WAIT_TIMEOUT,
     client::{Api, Client},
     command, eventually,
     schema::{Schema, assert_documented},
@@ -97,14 +97,14 @@ impl Service {
     pub(super) async fn launch(
         executable: PathBuf,
         settings: Vec<(String, String)>,
-        witness: Option<Witness>,
+        exchange_check: Option<ExchangeCheck>,
         dependencies: Dependencies,
     ) -> Self {
         let process = Process::start(&executable, &settings).await;
-        let api = Arc::new(Api::new(process.api.clone(), witness));
+        let api = Arc::new(Api::new(process.api.clone(), exchange_check));
         let service = Self { executable, settings, process, api, dependencies };
         service.announce_address();
-        service.is_ready().await;
+        service.wait_until_ready().await;
         service
     }
 
@@ -112,7 +112,7 @@ impl Service {
         self.dependencies.external_services.set_service_address(&self.process.api);
     }
 
-    async fn is_ready(&self) {
+    async fn wait_until_ready(&self) {
         eventually("the service is ready", async || (self.ops("/readyz").await.0 == 200).then_some(())).await;
     }
 
@@ -145,7 +145,7 @@ impl Service {
         self.process = Process::start(&self.executable, &self.settings).await;
         self.api.move_to(self.process.api.clone());
         self.announce_address();
-        self.is_ready().await;
+        self.wait_until_ready().await;
     }
 
     /// Restarts the service without one of its settings.
@@ -181,7 +181,7 @@ impl Service {
             process,
             dependencies: self.dependencies.clone(),
         };
-        replica.is_ready().await;
+        replica.wait_until_ready().await;
         replica
     }
 
@@ -196,7 +196,7 @@ impl Service {
     // Users.
 
     /// Returns a client without a session.
-    pub fn nobody(&self) -> Client {
+    pub fn anonymous(&self) -> Client {
         Client::new(Arc::clone(&self.api))
     }
 
@@ -204,7 +204,7 @@ impl Service {
     pub async fn customer(&self) -> User {
         let email = format!("customer-{}@example.com", Uuid::now_v7().simple());
         let registration = json!({ "email": email, "password": PASSWORD, "name": "Ada Lovelace" });
-        let _registered = self.nobody().post("/v1/users").json(&registration).await.is(201);
+        let _registered = self.anonymous().post("/v1/users").json(&registration).await.is(201);
         self.log_in(&email).await
     }
 
@@ -232,7 +232,7 @@ impl Service {
 
     /// Logs in a user who has the common password of all test users.
     pub async fn log_in(&self, email: &str) -> User {
-        User::log_in(&self.nobody(), &self.dependencies.database, email).await
+        User::log_in(&self.anonymous(), &self.dependencies.database, email).await
     }
 
     /// Returns a user with the same session, whose requests go to this replica.
@@ -258,7 +258,7 @@ impl Service {
 
     /// Returns the TCP proxy to the database, for a service built with a proxy.
     pub fn link(&self) -> Arc<TcpProxy> {
-        Arc::clone(self.dependencies.link.as_ref().expect("the service was built behind a link"))
+        Arc::clone(self.dependencies.link.as_ref().expect("the service was built with a TCP proxy"))
     }
 
     /// Returns the audit events that match a condition, oldest first.
@@ -317,17 +317,17 @@ impl Service {
     }
 
     /// Stops reading the service's output, while the pipe stays open.
-    pub fn nobody_reads_its_output(&self) {
+    pub fn stall_output(&self) {
         self.process.child.stall_stdout();
     }
 
     /// Resumes reading the service's output, including all lines still in the pipe.
-    pub fn somebody_reads_its_output_again(&self) {
+    pub fn resume_output(&self) {
         self.process.child.read_stdout_again();
     }
 
     /// Closes the reading end of the service's output.
-    pub fn its_output_is_closed(&self) {
+    pub fn close_output(&self) {
         self.process.child.close_stdout();
     }
 
@@ -345,7 +345,7 @@ impl Service {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.child.pid()));
         let status = status.expect("the process runs");
         let size = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
-        size.and_then(|size| size.trim().parse::<u64>().ok()).expect("it says so") * 1024
+        size.and_then(|size| size.trim().parse::<u64>().ok()).expect("the memory is reported") * 1024
     }
 
     /// Returns the output of the current process from its start.

@@ -33,13 +33,13 @@ impl Deref for User {
 
 impl User {
     /// Logs in.
-    pub(super) async fn log_in(nobody: &Client, database: &Arc<Database>, email: &str) -> Self {
+    pub(super) async fn log_in(anonymous: &Client, database: &Arc<Database>, email: &str) -> Self {
         let credentials = json!({ "email": email, "password": PASSWORD });
-        let session = nobody.post("/v1/sessions").json(&credentials).await.is(201);
+        let session = anonymous.post("/v1/sessions").json(&credentials).await.is(201);
         let token = session.text("token");
         let id = session.json()["user"]["id"].as_str().unwrap_or_default().parse();
         Self {
-            client: nobody.with_token(&token),
+            client: anonymous.with_token(&token),
             database: Arc::clone(database),
             id: id.unwrap_or_else(|error| panic!("{error}: {session}")),
             email: email.to_owned(),

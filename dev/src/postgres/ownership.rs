@@ -13,10 +13,10 @@ use crate::project;
 /// The owner and the purpose of a database, stored on the server as the database's comment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
-    /// For the environment with this data directory. Two environments on one server must not share a database, because
+    /// An environment with this data directory. Two environments on one server must not share a database, because
     /// the stored data would not match their separate simulators.
     Environment(String),
-    /// For one test process.
+    /// A single test process.
     Tests { host: String, pid: u32, started: DateTime<Utc> },
 }
 

@@ -15,8 +15,9 @@ use tokio::{sync::watch, time::timeout};
 
 use super::lock;
 
-/// Enough for the log of a whole test, and bounded for a service that runs for days.
+/// Enough for the log of a with_newline test, and bounded for a service that runs for days.
 const MAX_LINES: usize = 20_000;
+/// Maximum size of the lines in memory, in bytes.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// Maximum size of a log file, in bytes. The previous part of the log is in a second file, `.1`.
@@ -41,15 +42,15 @@ pub struct Line {
 
 /// The state of the reader of standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reader {
-    Reads,
-    /// Does not read, so the pipe fills.
-    Stalls,
-    /// Has closed its end of the pipe.
-    Gone,
+enum ReaderState {
+    Reading,
+    /// The reader does not read, so the pipe fills.
+    Stalled,
+    /// The reader has closed its end of the pipe.
+    Closed,
 }
 
-/// The copy in a file. A full file replaces the previous `.1` file.
+/// The copy of the output in a file. A full file replaces the previous `.1` file.
 struct Log(FileRotate<AppendCount>);
 
 impl Log {
@@ -70,18 +71,18 @@ impl fmt::Debug for Log {
 pub(super) struct Output {
     state: Mutex<State>,
     changes: watch::Sender<()>,
-    read_on: Condvar,
+    resumed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    kept: VecDeque<Line>,
+    recent: VecDeque<Line>,
     /// Total size of the texts.
     bytes: usize,
-    /// Number of the first line in `kept`, counted from the child's start.
+    /// Number of the first line in `recent`, counted from the child's start.
     first: u64,
     streams_open: usize,
-    reader: Reader,
+    reader: ReaderState,
     log: Option<Log>,
     echo: &'static [Stream],
 }
@@ -89,9 +90,9 @@ struct State {
 impl State {
     fn keep(&mut self, line: Line) {
         self.bytes += line.text.len();
-        self.kept.push_back(line);
-        while self.kept.len() > MAX_LINES || self.bytes > MAX_BYTES {
-            let Some(oldest) = self.kept.pop_front() else { break };
+        self.recent.push_back(line);
+        while self.recent.len() > MAX_LINES || self.bytes > MAX_BYTES {
+            let Some(oldest) = self.recent.pop_front() else { break };
             self.bytes -= oldest.text.len();
             self.first += 1;
         }
@@ -101,15 +102,15 @@ impl State {
 impl Output {
     pub(super) fn new(log: Option<&Path>, echo: &'static [Stream]) -> Arc<Self> {
         let state = State {
-            kept: VecDeque::new(),
+            recent: VecDeque::new(),
             bytes: 0,
             first: 0,
             streams_open: 0,
-            reader: Reader::Reads,
+            reader: ReaderState::Reading,
             log: log.map(Log::at),
             echo,
         };
-        Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), read_on: Condvar::new() })
+        Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), resumed: Condvar::new() })
     }
 
     /// Reads the stream to its end on a separate thread.
@@ -123,7 +124,7 @@ impl Output {
                 let text = String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned();
                 output.push(Line { stream, text });
                 bytes.clear();
-                if !output.reads_on(stream) {
+                if !output.continues_reading(stream) {
                     break;
                 }
             }
@@ -133,44 +134,44 @@ impl Output {
         });
     }
 
-    /// Returns whether reading continues. Waits while the reader stalls.
-    fn reads_on(&self, stream: Stream) -> bool {
+    /// Returns whether reading continues. Waits while the reader is stalled.
+    fn continues_reading(&self, stream: Stream) -> bool {
         let mut state = lock(&self.state);
-        while stream == Stream::Stdout && state.reader == Reader::Stalls {
-            state = self.read_on.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while stream == Stream::Stdout && state.reader == ReaderState::Stalled {
+            state = self.resumed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        stream != Stream::Stdout || state.reader == Reader::Reads
+        stream != Stream::Stdout || state.reader == ReaderState::Reading
     }
 
-    fn set_reader(&self, reader: Reader) {
+    fn set_reader(&self, reader: ReaderState) {
         lock(&self.state).reader = reader;
-        self.read_on.notify_all();
+        self.resumed.notify_all();
     }
 
     /// Stops reading standard output after the next line. The pipe stays open.
     pub(super) fn stall(&self) {
-        self.set_reader(Reader::Stalls);
+        self.set_reader(ReaderState::Stalled);
     }
 
     /// Resumes reading standard output where reading stopped.
     pub(super) fn read_again(&self) {
-        self.set_reader(Reader::Reads);
+        self.set_reader(ReaderState::Reading);
     }
 
     /// Closes the pipe of standard output at the next line.
     pub(super) fn close(&self) {
-        self.set_reader(Reader::Gone);
+        self.set_reader(ReaderState::Closed);
     }
 
     fn push(&self, line: Line) {
         let mut state = lock(&self.state);
         // A full disk or a closed terminal must not stop the reading, because the child would block on its pipe.
-        let whole = format!("{}\n", line.text);
+        let with_newline = format!("{}\n", line.text);
         if let Some(Log(log)) = &mut state.log {
-            log.write_all(whole.as_bytes()).ok();
+            log.write_all(with_newline.as_bytes()).ok();
         }
         if state.echo.contains(&line.stream) {
-            io::stderr().write_all(whole.as_bytes()).ok();
+            io::stderr().write_all(with_newline.as_bytes()).ok();
         }
         state.keep(line);
         drop(state);
@@ -178,12 +179,12 @@ impl Output {
     }
 
     pub(super) fn lines(&self) -> Vec<Line> {
-        lock(&self.state).kept.iter().cloned().collect()
+        lock(&self.state).recent.iter().cloned().collect()
     }
 
     pub(super) fn tail(&self, count: usize) -> Vec<Line> {
         let state = lock(&self.state);
-        state.kept.iter().skip(state.kept.len().saturating_sub(count)).cloned().collect()
+        state.recent.iter().skip(state.recent.len().saturating_sub(count)).cloned().collect()
     }
 
     /// Waits until both streams have ended, up to a deadline, because a grandchild may keep them open.
@@ -194,7 +195,7 @@ impl Output {
 
     pub(super) fn follow(self: &Arc<Self>, from_now: bool) -> Follower {
         let state = lock(&self.state);
-        let next = if from_now { state.first + state.kept.len() as u64 } else { state.first };
+        let next = if from_now { state.first + state.recent.len() as u64 } else { state.first };
         drop(state);
         Follower { changes: self.changes.subscribe(), output: Arc::clone(self), next }
     }
@@ -216,7 +217,7 @@ impl Follower {
             {
                 let state = lock(&self.output.state);
                 let position = self.next.saturating_sub(state.first);
-                let line = usize::try_from(position).ok().and_then(|position| state.kept.get(position));
+                let line = usize::try_from(position).ok().and_then(|position| state.recent.get(position));
                 if let Some(line) = line {
                     self.next = state.first + position + 1;
                     return Some(line.clone());
@@ -263,6 +264,6 @@ mod tests {
         assert_eq!(output.lines().len(), MAX_BYTES / (1024 * 1024));
         print("the newest".to_owned());
         let found = reader.find(Duration::from_secs(10), |line| line == "the newest").await;
-        assert!(found.is_some(), "a reader who was overtaken reads on");
+        assert!(found.is_some(), "a reader behind the memory continues with the oldest line");
     }
 }

@@ -59,7 +59,7 @@ struct ProxyState {
     flow: Mutex<watch::Sender<Flow>>,
     /// State of connections to hosts that were replaced. No more data passes on these connections.
     lost: Mutex<Vec<watch::Sender<Flow>>>,
-    refused: AtomicUsize,
+    rejected: AtomicUsize,
     round_trips: AtomicUsize,
     bytes_back: AtomicUsize,
 }
@@ -74,7 +74,7 @@ impl TcpProxy {
             turn: AtomicUsize::new(0),
             flow: Mutex::new(watch::Sender::new(WELL)),
             lost: Mutex::default(),
-            refused: AtomicUsize::new(0),
+            rejected: AtomicUsize::new(0),
             round_trips: AtomicUsize::new(0),
             bytes_back: AtomicUsize::new(0),
         });
@@ -139,8 +139,8 @@ impl TcpProxy {
     }
 
     /// Returns the number of connections that were closed on arrival.
-    pub fn refused(&self) -> usize {
-        self.wire.refused.load(Ordering::Relaxed)
+    pub fn rejected(&self) -> usize {
+        self.wire.rejected.load(Ordering::Relaxed)
     }
 
     /// Returns the number of round trips so far on all connections, for a database server without TLS.
@@ -193,7 +193,7 @@ async fn accept(listener: TcpListener, wire: Arc<ProxyState>) {
         while connections.try_join_next().is_some() {}
         let flow = lock(&wire.flow).subscribe();
         if *flow.borrow() == Flow::Cut {
-            wire.refused.fetch_add(1, Ordering::Relaxed);
+            wire.rejected.fetch_add(1, Ordering::Relaxed);
         } else {
             connections.spawn(connect(client, Arc::clone(&wire), flow));
         }
@@ -209,10 +209,10 @@ async fn connect(client: TcpStream, wire: Arc<ProxyState>, mut flow: watch::Rece
     let Some(server) = wire.connect().await else { return };
     let (from_client, mut to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
-    let mut answers = RoundTripCounter::default();
+    let mut counter = RoundTripCounter::default();
     let count = |piece: &[u8]| {
         wire.bytes_back.fetch_add(piece.len(), Ordering::Relaxed);
-        answers.count(piece, &wire.round_trips);
+        counter.count(piece, &wire.round_trips);
     };
     let mut cut = flow.clone();
     let server_ends = async {

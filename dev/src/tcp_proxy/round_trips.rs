@@ -1,4 +1,4 @@
-//! Counter of round trips to PostgreSQL on the wire, where it sees every round trip. For each message exchange (a
+//! Counter of round trips to PostgreSQL, which reads the bytes on the wire. For each message exchange (a
 //! statement, `begin`, a ping of the pool) the driver waits for one `ReadyForQuery` (PostgreSQL's documentation,
 //! "Message Flow").
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,10 +63,11 @@ mod tests {
     fn round_trips_are_counted_wherever_the_wire_cuts_messages() {
         let row = message(b'D', b"Z\0\0\0\x05Z, which is no message of its own");
         let ready = message(b'Z', b"I");
-        let said = [b"N".to_vec(), message(b'R', &[0; 4]), ready.clone(), row, ready.clone(), ready].concat();
-        for size in 1..=said.len() {
-            let (mut answers, round_trips) = (RoundTripCounter::default(), AtomicUsize::new(0));
-            said.chunks(size).for_each(|piece| answers.count(piece, &round_trips));
+        let output =
+            [b"N".to_vec(), message(b'R', &[0; 4]), ready.clone(), row, ready.clone(), ready].concat();
+        for size in 1..=output.len() {
+            let (mut counter, round_trips) = (RoundTripCounter::default(), AtomicUsize::new(0));
+            output.chunks(size).for_each(|piece| counter.count(piece, &round_trips));
             assert_eq!(round_trips.into_inner(), 3, "in pieces of {size}");
         }
     }

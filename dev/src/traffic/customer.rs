@@ -7,7 +7,7 @@ pub(crate) struct Customer {
     pub(crate) identity: Option<Identity>,
     pub(crate) token: Option<String>,
     /// True while a registration or a login is in flight.
-    pub(crate) at_the_door: bool,
+    pub(crate) is_logging_in: bool,
     /// The customer's memory of earlier actions.
     pub(crate) memory: Memory,
 }

@@ -13,7 +13,7 @@ use super::{
     report::Report,
     request::{ApiRequest, lock},
 };
-use crate::example::traffic::{self as example, memory::Shared};
+use crate::example::traffic::{self as example, memory::SharedMemory};
 
 /// Minimum interval of registrations and logins. The service limits them per address, and all customers share one
 /// address.
@@ -24,7 +24,7 @@ pub(super) struct CustomerPool {
     api: Api,
     seed: u64,
     customers: Vec<Mutex<Customer>>,
-    shared: Shared,
+    shared: SharedMemory,
     door_opens: Mutex<Instant>,
     report: Mutex<Report>,
 }
@@ -35,7 +35,7 @@ impl CustomerPool {
             api: Api::new(settings.api)?,
             seed: settings.seed,
             customers: (0..settings.customers.max(1)).map(|_| Mutex::default()).collect(),
-            shared: Shared::default(),
+            shared: SharedMemory::default(),
             door_opens: Mutex::new(Instant::now()),
             report: Mutex::default(),
         })
@@ -46,7 +46,7 @@ impl CustomerPool {
     }
 
     /// Counts a request that was not sent because too many were in flight.
-    pub(super) fn crowded(&self) {
+    pub(super) fn count_not_sent(&self) {
         lock(&self.report).not_sent += 1;
     }
 
@@ -54,33 +54,33 @@ impl CustomerPool {
     pub(super) async fn visit(self: Arc<Self>, tick: u64) {
         let mut rng = StdRng::seed_from_u64(self.seed ^ tick.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let visit = ApiRequest::new(&self.shared, &self.api, &self.report);
-        if let Some(customer) = self.who_may_enter() {
-            visit.enter(customer).await;
-            lock(customer).at_the_door = false;
+        if let Some(customer) = self.next_to_log_in() {
+            visit.authenticate(customer).await;
+            lock(customer).is_logging_in = false;
             return;
         }
         let inside: Vec<_> =
             self.customers.iter().filter(|customer| lock(customer).token.is_some()).collect();
         let chosen = (!inside.is_empty()).then(|| rng.random_range(0..inside.len()));
         let Some(customer) = chosen.and_then(|index| inside.get(index).copied()) else {
-            example::look_around(&visit).await;
+            example::browse(&visit).await;
             return;
         };
-        let stranger = inside.iter().find(|other| !std::ptr::eq(**other, customer));
-        example::act(&visit, customer, stranger.copied(), rng).await;
+        let other_customer = inside.iter().find(|other| !std::ptr::eq(**other, customer));
+        example::act(&visit, customer, other_customer.copied(), rng).await;
     }
 
     /// Returns a customer who should register or log in, if the interval has passed.
-    fn who_may_enter(&self) -> Option<&Mutex<Customer>> {
+    fn next_to_log_in(&self) -> Option<&Mutex<Customer>> {
         let mut door_opens = lock(&self.door_opens);
         if Instant::now() < *door_opens {
             return None;
         }
         let outside = self.customers.iter().find(|customer| {
             let customer = lock(customer);
-            customer.token.is_none() && !customer.at_the_door
+            customer.token.is_none() && !customer.is_logging_in
         })?;
-        lock(outside).at_the_door = true;
+        lock(outside).is_logging_in = true;
         *door_opens = Instant::now() + LOGIN_INTERVAL;
         Some(outside)
     }

@@ -6,7 +6,7 @@ use super::api::ApiResponse;
 /// The result of a check: success, or the violated rule.
 pub(crate) type CheckResult = Result<(), String>;
 
-pub(crate) fn keeps(promise: &str, kept: bool) -> CheckResult {
+pub(crate) fn check(promise: &str, kept: bool) -> CheckResult {
     if kept { Ok(()) } else { Err(promise.to_owned()) }
 }
 
@@ -22,39 +22,42 @@ pub(crate) fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     value.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-pub(crate) fn has_status(answer: &ApiResponse, status: u16) -> CheckResult {
-    keeps(&format!("the status is {status}"), answer.status == status)
+pub(crate) fn has_status(response: &ApiResponse, status: u16) -> CheckResult {
+    check(&format!("the status is {status}"), response.status == status)
 }
 
 /// Checks a problem response: RFC 9457 and the service's extensions.
-pub(crate) fn is_problem(answer: &ApiResponse) -> CheckResult {
-    let media_type = answer.header("content-type").unwrap_or_default();
-    keeps("a rejection is application/problem+json", media_type.starts_with("application/problem+json"))?;
-    keeps("a problem contains its status", number(&answer.body, "status") == Some(i64::from(answer.status)))?;
+pub(crate) fn is_problem(response: &ApiResponse) -> CheckResult {
+    let media_type = response.header("content-type").unwrap_or_default();
+    check("a rejection is application/problem+json", media_type.starts_with("application/problem+json"))?;
+    check(
+        "a problem contains its status",
+        number(&response.body, "status") == Some(i64::from(response.status)),
+    )?;
     for field in ["type", "title", "correlation_id"] {
-        keeps(&format!("a problem has `{field}`"), !text(&answer.body, field).is_empty())?;
+        check(&format!("a problem has `{field}`"), !text(&response.body, field).is_empty())?;
     }
     Ok(())
 }
 
 /// Checks an error response with this status and its required parts.
-pub(crate) fn is_refused(answer: &ApiResponse, status: u16) -> CheckResult {
-    has_status(answer, status)?;
-    is_problem(answer)?;
+pub(crate) fn is_rejected(response: &ApiResponse, status: u16) -> CheckResult {
+    has_status(response, status)?;
+    is_problem(response)?;
     match status {
-        401 => keeps("a 401 has WWW-Authenticate", answer.header("www-authenticate").is_some()),
-        405 => keeps("a 405 has Allow", answer.header("allow").is_some()),
+        401 => check("a 401 has WWW-Authenticate", response.header("www-authenticate").is_some()),
+        405 => check("a 405 has Allow", response.header("allow").is_some()),
         _ => Ok(()),
     }
 }
 
 /// Checks a page of a list with at most `limit` entries.
-pub(crate) fn is_page(answer: &ApiResponse, limit: usize) -> CheckResult {
-    has_status(answer, 200)?;
-    keeps("a page has `data`", answer.body.get("data").is_some_and(Value::is_array))?;
-    keeps("a page respects its limit", list(&answer.body, "data").len() <= limit)?;
-    let cursor = answer.body.get("next_cursor");
-    keeps(
+pub(crate) fn is_page(response: &ApiResponse, limit: usize) -> CheckResult {
+    has_status(response, 200)?;
+    check("a page has `data`", response.body.get("data").is_some_and(Value::is_array))?;
+    check("a page respects its limit", list(&response.body, "data").len() <= limit)?;
+    let cursor = response.body.get("next_cursor");
+    check(
         "`next_cursor` is text or null",
         cursor.is_some_and(|cursor| cursor.is_string() || cursor.is_null()),
     )
@@ -76,11 +79,11 @@ mod tests {
     #[test]
     fn a_rejection_must_be_a_complete_problem() {
         let body = json!({ "type": "/problems/x", "title": "X", "status": 422, "correlation_id": "c" });
-        assert_eq!(is_refused(&problem("application/problem+json", body.clone()), 422), Ok(()));
-        assert!(is_refused(&problem("application/problem+json", body.clone()), 400).is_err());
-        assert!(is_refused(&problem("application/json", body.clone()), 422).is_err());
+        assert_eq!(is_rejected(&problem("application/problem+json", body.clone()), 422), Ok(()));
+        assert!(is_rejected(&problem("application/problem+json", body.clone()), 400).is_err());
+        assert!(is_rejected(&problem("application/json", body.clone()), 422).is_err());
         let mut other_status = body;
         other_status["status"] = json!(500);
-        assert!(is_refused(&problem("application/problem+json", other_status), 422).is_err());
+        assert!(is_rejected(&problem("application/problem+json", other_status), 422).is_err());
     }
 }

@@ -7,34 +7,36 @@ use uuid::Uuid;
 use super::{
     api::Call,
     customer::{Customer, Identity},
-    expectations::{has_status, keeps, text},
+    expectations::{check, has_status, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
 impl ApiRequest<'_> {
-    pub(super) async fn enter(&self, customer: &Mutex<Customer>) {
+    pub(super) async fn authenticate(&self, customer: &Mutex<Customer>) {
         let known = lock(customer).identity.clone();
         let Some(identity) = known else {
             return self.register(customer).await;
         };
         let call =
             Call::post("/v1/sessions", &json!({ "email": identity.email, "password": identity.password }));
-        let came = self
-            .ask(&call, |answer| {
-                has_status(answer, 201)?;
-                keeps("a session has a token", !text(&answer.body, "token").is_empty())?;
-                keeps("a session ends", !text(&answer.body, "expires_at").is_empty())?;
-                let user = answer.body.get("user").unwrap_or(&Value::Null);
-                keeps("a session belongs to the logged-in user", text(user, "id") == identity.id)
+        let outcome = self
+            .send(&call, |response| {
+                has_status(response, 201)?;
+                check("a session has a token", !text(&response.body, "token").is_empty())?;
+                check("a session ends", !text(&response.body, "expires_at").is_empty())?;
+                let user = response.body.get("user").unwrap_or(&Value::Null);
+                check("a session belongs to the logged-in user", text(user, "id") == identity.id)
             })
             .await;
-        match came {
-            RequestOutcome::Promised(answer) => {
-                lock(customer).token = Some(text(&answer.body, "token").to_owned());
+        match outcome {
+            RequestOutcome::Expected(response) => {
+                lock(customer).token = Some(text(&response.body, "token").to_owned());
             }
             // The service may have lost its users since, for example after its database was recreated.
-            RequestOutcome::Wrong => *lock(customer) = Customer { at_the_door: true, ..Customer::default() },
-            RequestOutcome::ComeAgain => {}
+            RequestOutcome::Unexpected => {
+                *lock(customer) = Customer { is_logging_in: true, ..Customer::default() }
+            }
+            RequestOutcome::Retryable => {}
         }
     }
 
@@ -44,16 +46,16 @@ impl ApiRequest<'_> {
         let password = format!("open sesame {name}");
         let call =
             Call::post("/v1/users", &json!({ "email": email, "password": password, "name": "Traffic" }));
-        let came = self
-            .ask(&call, |answer| {
-                has_status(answer, 201)?;
-                keeps("a user has an id", !text(&answer.body, "id").is_empty())?;
-                keeps("a user has the registered address", text(&answer.body, "email") == email)?;
-                keeps("a registered user is a customer", text(&answer.body, "role") == "customer")
+        let outcome = self
+            .send(&call, |response| {
+                has_status(response, 201)?;
+                check("a user has an id", !text(&response.body, "id").is_empty())?;
+                check("a user has the registered address", text(&response.body, "email") == email)?;
+                check("a registered user is a customer", text(&response.body, "role") == "customer")
             })
             .await;
-        if let RequestOutcome::Promised(answer) = came {
-            let id = text(&answer.body, "id").to_owned();
+        if let RequestOutcome::Expected(response) = outcome {
+            let id = text(&response.body, "id").to_owned();
             lock(customer).identity = Some(Identity { id, email, password });
             self.report().customers += 1;
         }

@@ -9,9 +9,9 @@
 //! - [`api`]: one request and its response
 //! - [`customer`]: the identity of a customer
 //! - [`expectations`]: the API contract of every response
-//! - [`visit`]: one request of one customer: sending it, and counting the response
-//! - [`door`]: registration and login
-//! - [`market`]: the schedule of customers
+//! - [`request`]: one request of one customer: sending it, and counting the response
+//! - [`login`]: registration and login
+//! - [`customers`]: the schedule of customers
 //! - [`example::traffic`](crate::example): the actions of customers
 //! - [`report`]: the statistics so far
 pub(crate) mod api;
@@ -77,7 +77,7 @@ impl Switch {
 
 /// Running traffic. Dropping the value ends it; [`Traffic::stop`] also returns the report.
 pub struct Traffic {
-    market: Arc<CustomerPool>,
+    pool: Arc<CustomerPool>,
     switch: Switch,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -87,11 +87,11 @@ impl Traffic {
     /// Starts at once, even if the service is not reachable yet.
     pub fn start(settings: Settings) -> Result<Self, reqwest::Error> {
         let pause = Duration::from_secs_f64(1.0 / settings.rate_per_second.clamp(0.01, 1000.0));
-        let market = Arc::new(CustomerPool::open(settings)?);
+        let pool = Arc::new(CustomerPool::open(settings)?);
         let switch = Switch(watch::Sender::new(true));
         let stop = watch::Sender::new(false);
-        let task = tokio::spawn(run(Arc::clone(&market), pause, switch.clone(), stop.subscribe()));
-        Ok(Self { market, switch, stop, task })
+        let task = tokio::spawn(run(Arc::clone(&pool), pause, switch.clone(), stop.subscribe()));
+        Ok(Self { pool, switch, stop, task })
     }
 
     /// Returns the switch that pauses and resumes the traffic.
@@ -101,18 +101,18 @@ impl Traffic {
 
     /// Returns the report so far.
     pub fn report(&self) -> Report {
-        self.market.report()
+        self.pool.report()
     }
 
     /// Sends no further requests, waits briefly for those in flight, and returns the report.
     pub async fn stop(self) -> Report {
         self.stop.send_replace(true);
         let _ = self.task.await;
-        self.market.report()
+        self.pool.report()
     }
 }
 
-async fn run(market: Arc<CustomerPool>, pause: Duration, switch: Switch, mut stop: watch::Receiver<bool>) {
+async fn run(pool: Arc<CustomerPool>, pause: Duration, switch: Switch, mut stop: watch::Receiver<bool>) {
     let mut requests = JoinSet::new();
     let mut clock = tokio::time::interval(pause);
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -126,9 +126,9 @@ async fn run(market: Arc<CustomerPool>, pause: Duration, switch: Switch, mut sto
             continue;
         }
         if requests.len() < AT_ONCE {
-            requests.spawn(Arc::clone(&market).visit(tick));
+            requests.spawn(Arc::clone(&pool).visit(tick));
         } else {
-            market.crowded();
+            pool.count_not_sent();
         }
     }
     let _ =

@@ -23,7 +23,7 @@ pub struct Report {
     /// Correct replays under the same key.
     pub replays: u64,
     /// Deliberately invalid requests that were rejected correctly.
-    pub refusals: u64,
+    pub rejections: u64,
     /// Expired sessions that were replaced by a new login.
     pub sessions_renewed: u64,
     /// Responses 429, 503 and 504 of a busy service.
@@ -81,7 +81,7 @@ impl fmt::Display for Report {
             self.customers,
             self.counts,
             self.replays,
-            self.refusals,
+            self.rejections,
             self.turned_away,
             self.unanswered,
             self.unexpected,

@@ -6,32 +6,32 @@ use uuid::Uuid;
 use super::{
     api::{Api, ApiResponse, Call},
     customer::Customer,
-    expectations::{CheckResult, is_refused, keeps},
+    expectations::{CheckResult, check, is_rejected},
     report::{Report, UnexpectedResponse},
 };
-use crate::example::traffic::memory::Shared;
+use crate::example::traffic::memory::SharedMemory;
 
 /// The outcome of a request.
 pub(crate) enum RequestOutcome {
     /// The response that the API contract promises.
-    Promised(ApiResponse),
+    Expected(ApiResponse),
     /// No response, or a response that requests a retry. The effect is unknown, and the same request may be retried.
-    ComeAgain,
+    Retryable,
     /// A response that violates the API contract. The response is counted, and the request is not retried.
-    Wrong,
+    Unexpected,
 }
 
 /// One request in flight.
 pub(crate) struct ApiRequest<'a> {
     /// Memory shared by all customers.
-    pub(crate) shared: &'a Shared,
+    pub(crate) shared: &'a SharedMemory,
     api: &'a Api,
     report: &'a Mutex<Report>,
     correlation_id: String,
 }
 
 impl<'a> ApiRequest<'a> {
-    pub(super) fn new(shared: &'a Shared, api: &'a Api, report: &'a Mutex<Report>) -> Self {
+    pub(super) fn new(shared: &'a SharedMemory, api: &'a Api, report: &'a Mutex<Report>) -> Self {
         let correlation_id = format!("traffic-{}", Uuid::now_v7().simple());
         Self { shared, api, report, correlation_id }
     }
@@ -40,85 +40,85 @@ impl<'a> ApiRequest<'a> {
         lock(self.report)
     }
 
-    /// Sends a call and counts its outcome. `promised` returns the violation of a response. It does not see missing
+    /// Sends a call and counts its outcome. `expected` returns the violation of a response. It does not see missing
     /// responses or the responses of a busy service.
-    pub(crate) async fn ask(
+    pub(crate) async fn send(
         &self,
         call: &Call,
-        promised: impl FnOnce(&ApiResponse) -> CheckResult,
+        expected: impl FnOnce(&ApiResponse) -> CheckResult,
     ) -> RequestOutcome {
         self.report().requests += 1;
-        let Some(answer) = self.api.send(call, &self.correlation_id).await else {
+        let Some(response) = self.api.send(call, &self.correlation_id).await else {
             self.report().unanswered += 1;
-            return RequestOutcome::ComeAgain;
+            return RequestOutcome::Retryable;
         };
-        let turned_away = turns_away(call, &answer);
-        let kept = keeps(
+        let turned_away = is_busy(call, &response);
+        let kept = check(
             "the response has the correlation id",
-            answer.header("x-correlation-id") == Some(self.correlation_id.as_str()),
+            response.header("x-correlation-id") == Some(self.correlation_id.as_str()),
         )
-        .and_then(|()| if turned_away { is_refused_for_now(&answer) } else { promised(&answer) });
+        .and_then(|()| if turned_away { is_retryable_rejection(&response) } else { expected(&response) });
         match kept {
             Err(why) => {
                 self.report().unexpected(UnexpectedResponse {
                     method: call.method.to_string(),
                     path: call.path.clone(),
-                    status: answer.status,
+                    status: response.status,
                     why,
-                    body: answer.text,
+                    body: response.text,
                     correlation_id: self.correlation_id.clone(),
                 });
-                RequestOutcome::Wrong
+                RequestOutcome::Unexpected
             }
             Ok(()) if turned_away => {
                 self.report().turned_away += 1;
-                RequestOutcome::ComeAgain
+                RequestOutcome::Retryable
             }
-            Ok(()) => RequestOutcome::Promised(answer),
+            Ok(()) => RequestOutcome::Expected(response),
         }
     }
 
     /// Sends a call of a logged-in customer. A session may end at any time. In that case the customer logs in again
     /// before anything else, and the request may be retried.
-    pub(crate) async fn ask_as(
+    pub(crate) async fn send_as(
         &self,
         customer: &Mutex<Customer>,
         call: &Call,
-        promised: impl FnOnce(&ApiResponse) -> CheckResult,
+        expected: impl FnOnce(&ApiResponse) -> CheckResult,
     ) -> RequestOutcome {
         let mut ended = false;
-        let came = self
-            .ask(call, |answer| {
-                ended = answer.status == 401;
-                if ended { is_refused(answer, 401) } else { promised(answer) }
+        let outcome = self
+            .send(call, |response| {
+                ended = response.status == 401;
+                if ended { is_rejected(response, 401) } else { expected(response) }
             })
             .await;
         if !ended {
-            return came;
+            return outcome;
         }
         let mut customer = lock(customer);
         if customer.token == call.token {
             customer.token = None;
             self.report().sessions_renewed += 1;
         }
-        RequestOutcome::ComeAgain
+        RequestOutcome::Retryable
     }
 }
 
 /// Returns whether a busy service may give this response to this call.
-fn turns_away(call: &Call, answer: &ApiResponse) -> bool {
-    match answer.status {
+fn is_busy(call: &Call, response: &ApiResponse) -> bool {
+    match response.status {
         429 | 503 => true,
         504 => !call.never_times_out,
         _ => false,
     }
 }
 
-fn is_refused_for_now(answer: &ApiResponse) -> CheckResult {
-    is_refused(answer, answer.status)?;
-    keeps(
+fn is_retryable_rejection(response: &ApiResponse) -> CheckResult {
+    is_rejected(response, response.status)?;
+    check(
         "a retryable rejection has Retry-After",
-        answer.status == 504 || answer.header("retry-after").is_some(),
+        response.status == 504 || response.header("retry-after").is_some(),
     )
 }
 

@@ -53,7 +53,7 @@ fn alert(title: &str) -> Alert {
         condition: Condition::symptom("KettleLost", "kitchen"),
         severity: Severity::Warning,
         title: title.to_owned(),
-        description: "The kettle does not answer.".to_owned(),
+        description: "The kettle does not respond.".to_owned(),
         metadata: BTreeMap::from([("service.name".to_owned(), "kettle".to_owned())]),
     }
 }
@@ -77,7 +77,7 @@ async fn the_webhook_and_alertmanager_get_their_own_formats() {
     let expected = json!({
         "severity": "warning",
         "title": "Kettle lost",
-        "description": "The kettle does not answer.",
+        "description": "The kettle does not respond.",
         "timestamp": timestamp,
         "metadata": { "service.name": "kettle", "correlation_id": id.as_str(), "runbook_url": "http://runbooks/here/KettleLost" },
     });
@@ -97,7 +97,7 @@ async fn the_webhook_and_alertmanager_get_their_own_formats() {
     assert_eq!(alertmanager["labels"], labels);
     let annotations = json!({
         "summary": "Kettle lost",
-        "description": "The kettle does not answer.",
+        "description": "The kettle does not respond.",
         "service_name": "kettle",
         "correlation_id": id.as_str(),
         "runbook_url": "http://runbooks/here/KettleLost",

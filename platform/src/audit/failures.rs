@@ -28,20 +28,20 @@ fn is_of_the_audit_log(error: &sqlx::Error) -> bool {
 /// Alerts about events that could not be written.
 pub struct WriteFailures {
     alerts: Alerts,
-    told: AtomicU64,
+    reported: AtomicU64,
 }
 
 impl WriteFailures {
     /// Sends the alerts through `alerts`.
     pub fn new(alerts: Alerts) -> Self {
-        Self { alerts, told: AtomicU64::new(0) }
+        Self { alerts, reported: AtomicU64::new(0) }
     }
 
     /// Raises an alert if events could not be written since the last call.
     pub fn raise_alert(&self) {
         let failures = WRITE_FAILURES.get();
-        let told = self.told.swap(failures, Ordering::Relaxed);
-        if failures > told {
+        let reported = self.reported.swap(failures, Ordering::Relaxed);
+        if failures > reported {
             self.alerts.raise(Alert {
                 condition: Condition::symptom("AuditWriteFailures", "database"),
                 severity: Severity::Critical,
@@ -50,7 +50,7 @@ impl WriteFailures {
                     "Operations that could not be audited were rejected. Denied requests are the exception."
                         .to_owned(),
                 metadata: [
-                    ("events".to_owned(), (failures - told).to_string()),
+                    ("events".to_owned(), (failures - reported).to_string()),
                     ("action".to_owned(), "restore the audit log".to_owned()),
                 ]
                 .into(),

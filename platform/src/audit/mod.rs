@@ -10,6 +10,7 @@
 //! Passwords, tokens and card data are never recorded.
 mod canonical;
 mod chain;
+mod denials;
 mod event;
 mod export;
 mod failures;
@@ -17,7 +18,6 @@ mod listing;
 mod lost_heads;
 mod metrics;
 mod record;
-mod refusals;
 mod report;
 mod restore;
 mod sealing;
@@ -26,12 +26,12 @@ mod settings;
 mod verify;
 
 pub use chain::KnownHeads;
+pub use denials::Denials;
 pub use event::{Event, EventResult, EventType, parse_reason};
 pub use export::{Export, ExportError, ExportSummary, export, verify_export};
 pub use failures::WriteFailures;
 pub use listing::{AuditEvent, Filter, list};
 pub use record::{PendingEvent, make_partitions, record, record_all_with, record_once_possible, record_with};
-pub use refusals::Refusals;
 pub use report::{OnProgress, Report, VerifyError};
 pub use restore::{LostSpan, lost_span, record_restore, seal_restore};
 pub use sealing::{SealError, Sealer};

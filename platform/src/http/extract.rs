@@ -94,10 +94,10 @@ pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -
 
 /// Returns the message without the value that was sent, because that value may be a misplaced password.
 fn without_value(message: &str) -> String {
-    let tells_the_value =
+    let contains_value =
         ["invalid type: ", "invalid value: ", "unknown variant "].iter().any(|kind| message.contains(kind));
     match message.rsplit_once(", expected ") {
-        Some((_, expected)) if tells_the_value => format!("expected {expected}"),
+        Some((_, expected)) if contains_value => format!("expected {expected}"),
         _ => message.to_owned(),
     }
 }

@@ -187,7 +187,7 @@ pub struct Previous {
     pub resource_id: Uuid,
     /// The stored response. `None` if the resource is not settled yet and the first caller is no longer waiting. Then
     /// the response is the current state.
-    pub answer: Option<StoredResponse>,
+    pub response: Option<StoredResponse>,
 }
 
 /// The reason why a key cannot be used.
@@ -247,15 +247,15 @@ pub async fn previous(database: &Database, claim: &Claim) -> Result<Option<Previ
     }
     let status =
         row.response_status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
-    let answer = status
+    let response = status
         .zip(row.response_body)
         .map(|(status, body)| StoredResponse::from_json(status, body).replayed());
     match (row.resource_id, row.lease_seconds) {
-        (Some(resource_id), _) if answer.is_some() => Ok(Some(Previous { resource_id, answer })),
+        (Some(resource_id), _) if response.is_some() => Ok(Some(Previous { resource_id, response })),
         (_, Some(seconds)) if seconds > 0 => {
             Err(KeyError::InFlight { retry_after_seconds: seconds.unsigned_abs().min(2) })
         }
-        (Some(resource_id), _) => Ok(Some(Previous { resource_id, answer: None })),
+        (Some(resource_id), _) => Ok(Some(Previous { resource_id, response: None })),
         (None, _) => Err(KeyError::InFlight { retry_after_seconds: 1 }),
     }
 }
@@ -267,18 +267,18 @@ pub enum Change {
     /// response.
     Made(Uuid, StoredResponse),
     /// Nothing was changed. Either the key is already claimed, or the request is rejected with this problem.
-    Refused(Problem),
+    Rejected(Problem),
 }
 
 /// Runs a change once: makes it with `change`, or replays the stored response of an earlier request with the same
 /// key.
 ///
-/// `change` claims the key in the transaction that makes the change. So the key is looked up only after a refusal. A
+/// `change` claims the key in the transaction that makes the change. So the key is looked up only after a rejection. A
 /// replay is still sent before any check rejects the request, even if its body is invalid. `location` returns the
 /// path of the created resource.
 ///
 /// # Errors
-/// The refusal, if no earlier request has a response. 422 if the key belongs to another request.
+/// The rejection, if no earlier request has a response. 422 if the key belongs to another request.
 pub async fn run<T>(
     database: &Database,
     user_id: Uuid,
@@ -289,14 +289,14 @@ pub async fn run<T>(
     let claim = Claim::of_user(user_id, &request);
     let change = match request.body {
         Ok(body) => change(&claim, body).await?,
-        Err(invalid) => Change::Refused(invalid),
+        Err(invalid) => Change::Rejected(invalid),
     };
-    let refusal = match change {
+    let rejection = match change {
         Change::Made(id, response) => return Ok(response.at(location(id))),
-        Change::Refused(refusal) => refusal,
+        Change::Rejected(rejection) => rejection,
     };
     let earlier = previous(database, &claim).await?;
-    earlier.and_then(|earlier| Some(earlier.answer?.at(location(earlier.resource_id)))).ok_or(refusal)
+    earlier.and_then(|earlier| Some(earlier.response?.at(location(earlier.resource_id)))).ok_or(rejection)
 }
 
 /// Claims the id of an event, within the transaction of its effect, because the sender may send the event repeatedly.
@@ -321,7 +321,7 @@ pub async fn claim_event(
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,
-    answer: &StoredResponse,
+    response: &StoredResponse,
 ) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         r#"
@@ -330,8 +330,8 @@ pub async fn complete(
         where resource_id = $1 and completed_at is null
         "#,
         resource_id,
-        i16::try_from(answer.status.as_u16()).unwrap_or_default(),
-        answer.body,
+        i16::try_from(response.status.as_u16()).unwrap_or_default(),
+        response.body,
     );
     instrument_query("idempotency_keys.update", statement.execute(connection)).await?;
     Ok(())

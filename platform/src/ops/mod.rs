@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refusals_are_problems_here_too() {
+    async fn rejections_are_problems_too() {
         for (method, path, expected) in [
             (Method::GET, "/nothing", StatusCode::NOT_FOUND),
             (Method::POST, "/readyz", StatusCode::METHOD_NOT_ALLOWED),

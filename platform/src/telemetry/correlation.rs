@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_context_is_there_for_its_own_task_only() {
+    async fn a_context_belongs_to_its_task_only() {
         let context = Context::for_work(CorrelationId::generate());
         let id = context.correlation_id().clone();
         let seen = context

@@ -9,11 +9,11 @@ use super::*;
 
 #[derive(Debug, thiserror::Error)]
 #[error("no luck")]
-struct NoLuck;
+struct TestError;
 
 const INTERVAL: Duration = Duration::from_mins(1);
 
-fn soon() -> Instant {
+fn in_five_seconds() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
@@ -21,13 +21,13 @@ fn soon() -> Instant {
 fn scripted(
     workers: &Workers,
     name: &'static str,
-    script: fn(usize) -> Result<Progress, NoLuck>,
+    script: fn(usize) -> Result<Progress, TestError>,
 ) -> mpsc::UnboundedReceiver<Instant> {
-    let (ran, times) = mpsc::unbounded_channel();
+    let (sender, times) = mpsc::unbounded_channel();
     let count = AtomicUsize::new(0);
     workers.spawn(name, INTERVAL, move || {
         let number = count.fetch_add(1, Ordering::Relaxed);
-        let _ = ran.send(Instant::now());
+        let _ = sender.send(Instant::now());
         // Some units panic before they return a future, some within the future.
         let early = number.is_multiple_of(2).then(|| script(number));
         async move { early.unwrap_or_else(|| script(number)) }
@@ -45,14 +45,14 @@ async fn more_work_is_done_at_once_and_no_work_after_the_interval() {
     for expected in [Duration::ZERO, Duration::ZERO, Duration::ZERO, INTERVAL, INTERVAL * 2] {
         assert_eq!((times.recv().await.unwrap() - began).as_secs(), expected.as_secs());
     }
-    assert!(workers.stop(soon()).await.is_empty());
+    assert!(workers.stop(in_five_seconds()).await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_and_panics_are_tried_again_with_growing_pauses() {
+async fn failures_and_panics_are_retried_with_growing_pauses() {
     let workers = Workers::new();
     let mut times = scripted(&workers, "test_failures", |number| match number {
-        0..5 => Err(NoLuck),
+        0..5 => Err(TestError),
         5..10 => panic!("a panic of the test"),
         _ => Ok(Progress::Idle),
     });
@@ -66,14 +66,14 @@ async fn failures_and_panics_are_tried_again_with_growing_pauses() {
     let status = workers.status();
     assert_eq!((status[0].name, status[0].consecutive_failures), ("test_failures", 0));
     assert!(status[0].last_success.is_some());
-    workers.stop(soon()).await;
+    workers.stop(in_five_seconds()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_heartbeat_advances_only_with_success() {
     let workers = Workers::new();
     let before = seconds(Utc::now());
-    let mut times = scripted(&workers, "test_heartbeat", |_| Err(NoLuck));
+    let mut times = scripted(&workers, "test_heartbeat", |_| Err(TestError));
     let started = LAST_SUCCESS.with_label_values(&["test_heartbeat"]).get();
     assert!(started >= before);
     for _ in 0..5 {
@@ -81,23 +81,23 @@ async fn the_heartbeat_advances_only_with_success() {
     }
     assert!((LAST_SUCCESS.with_label_values(&["test_heartbeat"]).get() - started).abs() < f64::EPSILON);
     assert!(workers.status()[0].last_success.is_none());
-    workers.stop(soon()).await;
+    workers.stop(in_five_seconds()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_unit_has_a_correlation_id_of_its_own() {
     let workers = Workers::new();
-    let (seen, mut ids) = mpsc::unbounded_channel();
+    let (sender, mut ids) = mpsc::unbounded_channel();
     workers.spawn("test_correlation", INTERVAL, move || {
-        let seen = seen.clone();
+        let sender = sender.clone();
         async move {
-            let _ = seen.send(correlation::current().map(|context| context.correlation_id().clone()));
-            Ok::<_, NoLuck>(Progress::More)
+            let _ = sender.send(correlation::current().map(|context| context.correlation_id().clone()));
+            Ok::<_, TestError>(Progress::More)
         }
     });
     let (first, second) = (ids.recv().await.unwrap(), ids.recv().await.unwrap());
     assert!(first.is_some() && second.is_some() && first != second);
-    workers.stop(soon()).await;
+    workers.stop(in_five_seconds()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,13 +110,13 @@ async fn stopping_waits_for_the_current_unit_only() {
             let (finish, finished) = oneshot::channel::<()>();
             let _ = begun.send(finish);
             let _ = finished.await;
-            Ok::<_, NoLuck>(Progress::More)
+            Ok::<_, TestError>(Progress::More)
         }
     });
     let finish = units.recv().await.unwrap();
     let stopping = tokio::spawn({
         let workers = workers.clone();
-        async move { workers.stop(soon()).await }
+        async move { workers.stop(in_five_seconds()).await }
     });
     tokio::task::yield_now().await;
     assert!(!stopping.is_finished());
@@ -129,16 +129,16 @@ async fn stopping_waits_for_the_current_unit_only() {
 async fn a_unit_without_end_is_cut_at_the_deadline_and_named() {
     let workers = Workers::new();
     let (alive, mut dropped) = mpsc::channel::<()>(1);
-    workers.spawn("test_idle", INTERVAL, async || Ok::<_, NoLuck>(Progress::Idle));
+    workers.spawn("test_idle", INTERVAL, async || Ok::<_, TestError>(Progress::Idle));
     workers.spawn("test_endless", INTERVAL, move || {
         let alive = alive.clone();
         async move {
             let _alive = alive;
-            pending::<Result<Progress, NoLuck>>().await
+            pending::<Result<Progress, TestError>>().await
         }
     });
     tokio::task::yield_now().await;
-    let deadline = soon();
+    let deadline = in_five_seconds();
     assert_eq!(workers.stop(deadline).await, ["test_endless"]);
     assert!(Instant::now() >= deadline);
     assert!(dropped.recv().await.is_none());
@@ -159,7 +159,7 @@ async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
     caller.await;
     let draining = tokio::spawn({
         let tracked = tracked.clone();
-        async move { tracked.drain(soon()).await }
+        async move { tracked.drain(in_five_seconds()).await }
     });
     go_on.send(()).unwrap();
     assert_eq!(draining.await.unwrap(), 0);
@@ -171,5 +171,5 @@ async fn draining_reports_the_unfinished_tasks() {
     let tracked = BackgroundTasks::new();
     tracked.run(pending::<()>());
     tracked.run(async {});
-    assert_eq!(tracked.drain(soon()).await, 1);
+    assert_eq!(tracked.drain(in_five_seconds()).await, 1);
 }

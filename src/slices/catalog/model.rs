@@ -107,7 +107,7 @@ impl Validate for ProductChange {
     }
 }
 
-/// Returns whether the code is that of a current currency. ISO 4217 also has codes in which nobody can pay: metals, units of
+/// Returns whether the code is that of a current currency. ISO 4217 also has codes that no payment can use: metals, units of
 /// account, funds, `XTS` for tests and `XXX` for no currency. The list also has currencies that another one has replaced.
 fn is_currency(code: &str) -> bool {
     Currency::from_code(code).is_some_and(is_current)

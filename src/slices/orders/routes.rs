@@ -50,7 +50,7 @@ async fn place_order(
     idempotency::run(&database, caller.user_id, request, location, async |claim, basket| {
         let Some(placed) = store::place(&database, claim, caller.user_id, &basket).await? else {
             let orderable = store::orderable(&database, &basket).await?;
-            return Ok(Change::Refused(basket.why_not_placed(&orderable).into()));
+            return Ok(Change::Rejected(basket.why_not_placed(&orderable).into()));
         };
         Ok(Change::Made(placed.id, StoredResponse::from_json(StatusCode::CREATED, placed.body)))
     })

@@ -207,10 +207,10 @@ mod tests {
         assert_eq!(hours("60m"), Ok(1));
         assert_eq!(hours("7200s"), Ok(2));
         assert!(parse_since("2026-01-01T00:00:00Z").is_ok());
-        for refused in
+        for rejected in
             ["", "h", "-1h", "1.5h", "1w", "2\u{e4}", "yesterday", "2999-01-01T00:00:00Z", "99999999999d"]
         {
-            assert!(parse_since(refused).is_err(), "{refused}");
+            assert!(parse_since(rejected).is_err(), "{rejected}");
         }
     }
 }

@@ -8,7 +8,7 @@
 //! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
 //!
 //! Paying and refunding do not use [`idempotency::run`]. It replays stored responses only, and looks the key up after the
-//! change was refused. There are three differences here:
+//! change was rejected. There are three differences here:
 //!
 //! - An earlier request may have no response yet: the payment's current state is the replay.
 //! - The response of an earlier request may be deleted already: then the gateway key finds the payment.
@@ -68,9 +68,9 @@ impl Payments {
         if let Some(conflict) = why_not_payable(&order) {
             return self.existing_payment(GatewayKey::derive(&claim)).await?.ok_or(conflict);
         }
-        let admission = self.0.gateway.admit().map_err(PaymentError::CannotCharge)?;
+        let gateway_slot = self.0.gateway.admit().map_err(PaymentError::CannotCharge)?;
         let (begun, has_begun) = oneshot::channel();
-        let work = self.clone().begin_and_charge(order_id, order, new, claim, admission, begun);
+        let work = self.clone().begin_and_charge(order_id, order, new, claim, gateway_slot, begun);
         let work = self.0.tracked.run(log_failure(work));
         finish_by(deadline, work, has_begun, responses::of_payment).await
     }
@@ -78,8 +78,8 @@ impl Payments {
     /// Replays an earlier request with the same key: returns the stored response, or the payment's current state while
     /// none is stored.
     async fn replay(&self, previous: Previous) -> Result<StoredResponse, PaymentError> {
-        if let Some(answer) = previous.answer {
-            return Ok(answer.at(responses::payment_location(previous.resource_id)));
+        if let Some(response) = previous.response {
+            return Ok(response.at(responses::payment_location(previous.resource_id)));
         }
         Ok(responses::of_payment(&self.reload(previous.resource_id).await?)?.replayed())
     }
@@ -97,10 +97,10 @@ impl Payments {
         order: PayableOrder,
         new: NewPayment,
         claim: Claim,
-        admission: GatewaySlot,
+        gateway_slot: GatewaySlot,
         begun: oneshot::Sender<Payment>,
     ) -> Result<StoredResponse, PaymentError> {
-        let GatewaySlot { permit, slot: _until_the_end } = admission;
+        let GatewaySlot { permit, slot: _until_the_end } = gateway_slot;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
         let body = ChargeRequest {
             amount: order.total_amount,
@@ -164,12 +164,12 @@ impl Payments {
         let mut permit = permit;
         loop {
             let unknown = match self.0.gateway.charge(gateway_key, gateway_request, permit, until).await {
-                SendResult::Made(answer) => {
+                SendResult::Made(response) => {
                     crash::point("payment.answered");
                     let judge = |charge: &Charge| {
                         judge_charge(gateway_key, payment.amount, &payment.currency, charge)
                     };
-                    match answer.judge(judge) {
+                    match response.judge(judge) {
                         (_, Ok(settlement)) => break self.settle_or_leave(payment, settlement).await,
                         (charge, Err(Mismatch(what))) => {
                             self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
@@ -177,7 +177,7 @@ impl Payments {
                         }
                     }
                 }
-                SendResult::Refused(status) => {
+                SendResult::Rejected(status) => {
                     tracing::warn!(%status, calls, "the gateway rejected the charge");
                     break self.settle_or_leave(payment, Settlement::Rejected).await;
                 }
@@ -210,7 +210,7 @@ impl Payments {
         }
     }
 
-    /// Settles the payment, or leaves it to recovery if a guard refuses the settlement.
+    /// Settles the payment, or leaves it to recovery if a guard rejects the settlement.
     async fn settle_or_leave(
         &self,
         payment: Payment,

@@ -101,9 +101,8 @@ pub(super) fn context_of(correlation_id: &str) -> Context {
 
 impl Payments {
     async fn recover_payment(self, payment: OpenPayment) {
-        let learned = self.learn_payment(&payment).await;
-        let Some(park) =
-            self.needs_review("payments", payment.id, payment.age, payment.parked, learned).await
+        let result = self.poll_payment(&payment).await;
+        let Some(park) = self.needs_review("payments", payment.id, payment.age, payment.parked, result).await
         else {
             return;
         };
@@ -124,9 +123,9 @@ impl Payments {
         id: Uuid,
         age: Duration,
         parked: bool,
-        learned: Result<PollResult, PaymentError>,
+        result: Result<PollResult, PaymentError>,
     ) -> Option<bool> {
-        match learned {
+        match result {
             Ok(PollResult::Settled) => return None,
             Ok(PollResult::NeedsReview) => return Some(true),
             Ok(PollResult::Unknown) => {}
@@ -158,7 +157,7 @@ impl Payments {
 
     /// Polls for a payment's outcome. If the gateway has no charge and the key is still valid, resends the charge.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
-    async fn learn_payment(&self, payment: &OpenPayment) -> Result<PollResult, PaymentError> {
+    async fn poll_payment(&self, payment: &OpenPayment) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), payment.trace_parent.as_deref());
         crash::point("recovery.leased");
         let until = Instant::now() + self.0.gateway.timeout();
@@ -204,13 +203,13 @@ impl Payments {
         }
         crash::point("recovery.sending");
         match self.0.gateway.charge(payment.gateway_key, &payment.gateway_request, permit, until).await {
-            SendResult::Made(answer) => {
-                let (charge, judged) = answer.judge(|charge| {
+            SendResult::Made(response) => {
+                let (charge, judged) = response.judge(|charge| {
                     judge_charge(payment.gateway_key, payment.amount, &payment.currency, charge)
                 });
                 self.settle_charge(payment, &charge, judged).await
             }
-            SendResult::Refused(status) => {
+            SendResult::Rejected(status) => {
                 // The settling statement checks that no earlier attempt may have reached the gateway.
                 tracing::warn!(%status, payment_id = %payment.id, "the gateway rejected a resent charge");
                 let settled = self.settle(payment.id, payment.order_id, Settlement::Rejected).await?;
@@ -247,8 +246,8 @@ impl Payments {
             Ok(settlement) => {
                 let settled = self.settle(payment.id, payment.order_id, settlement).await?;
                 // A charge that has settled another payment cannot settle a second one.
-                let refused = settled.status == PaymentStatus::Processing;
-                Ok(if refused { PollResult::NeedsReview } else { PollResult::Settled })
+                let rejected = settled.status == PaymentStatus::Processing;
+                Ok(if rejected { PollResult::NeedsReview } else { PollResult::Settled })
             }
             Err(Mismatch(what)) => {
                 self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
@@ -258,8 +257,8 @@ impl Payments {
     }
 
     async fn recover_refund(self, refund: OpenRefund) {
-        let learned = self.learn_refund(&refund).await;
-        let Some(park) = self.needs_review("refunds", refund.id, refund.age, refund.parked, learned).await
+        let result = self.poll_refund(&refund).await;
+        let Some(park) = self.needs_review("refunds", refund.id, refund.age, refund.parked, result).await
         else {
             return;
         };
@@ -273,7 +272,7 @@ impl Payments {
     /// Polls for a refund's outcome. If the gateway has no refund and the key is still valid, resends the refund. An
     /// empty list is never proof.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
-    async fn learn_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
+    async fn poll_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
         let refunds = match self.0.gateway.refunds(refund.gateway_key, until).await {
@@ -305,11 +304,11 @@ impl Payments {
         }
         let (key, charge_id) = (refund.gateway_key, &refund.charge_id);
         match self.0.gateway.refund(charge_id, key, &refund.gateway_request, permit, until).await {
-            SendResult::Made(answer) => {
-                let (found, _) = answer.judge(|found| judge_refund(key, refund.amount, charge_id, found));
+            SendResult::Made(response) => {
+                let (found, _) = response.judge(|found| judge_refund(key, refund.amount, charge_id, found));
                 self.settle_found_refund(refund, &found).await
             }
-            SendResult::Refused(status) => {
+            SendResult::Rejected(status) => {
                 self.mismatch("refunds", refund.id, "refused", status.as_str()).await?;
                 Ok(PollResult::NeedsReview)
             }
@@ -338,8 +337,8 @@ impl Payments {
         match judge_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
             Ok(settlement) => {
                 let settled = self.settle_refund(refund, settlement).await?;
-                let refused = settled.status == RefundStatus::Processing;
-                Ok(if refused { PollResult::NeedsReview } else { PollResult::Settled })
+                let rejected = settled.status == RefundStatus::Processing;
+                Ok(if rejected { PollResult::NeedsReview } else { PollResult::Settled })
             }
             Err(Mismatch(what)) => {
                 self.mismatch("refunds", refund.id, what, &format!("{found:?}")).await?;

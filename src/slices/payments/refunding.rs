@@ -54,11 +54,13 @@ impl Payments {
         let new = request.body.map_err(PaymentError::InvalidBody)?;
         let amount = match amount_to_refund(&found, new.amount) {
             Ok(amount) => amount,
-            Err(refusal) => return self.existing_refund(GatewayKey::derive(&claim)).await?.ok_or(refusal),
+            Err(rejection) => {
+                return self.existing_refund(GatewayKey::derive(&claim)).await?.ok_or(rejection);
+            }
         };
-        let admission = self.0.gateway.admit().map_err(PaymentError::CannotRefund)?;
+        let gateway_slot = self.0.gateway.admit().map_err(PaymentError::CannotRefund)?;
         let (begun, has_begun) = oneshot::channel();
-        let work = self.clone().begin_and_refund(found, amount, new.reason, claim, admission, begun);
+        let work = self.clone().begin_and_refund(found, amount, new.reason, claim, gateway_slot, begun);
         let work = self.0.tracked.run(log_failure(work));
         finish_by(deadline, work, has_begun, responses::of_refund).await
     }
@@ -76,10 +78,10 @@ impl Payments {
         amount: i64,
         reason: Option<String>,
         claim: Claim,
-        admission: GatewaySlot,
+        gateway_slot: GatewaySlot,
         begun: oneshot::Sender<Refund>,
     ) -> Result<StoredResponse, PaymentError> {
-        let GatewaySlot { permit, slot: _until_the_end } = admission;
+        let GatewaySlot { permit, slot: _until_the_end } = gateway_slot;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
         let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: gateway_key })?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
@@ -123,8 +125,8 @@ impl Payments {
                 self.0.gateway.refund(&open.charge_id, key, &open.gateway_request, permit, until).await;
             crash::point("refund.answered");
             let unknown = match sent {
-                SendResult::Made(answer) => {
-                    match answer.judge(|refund| judge_refund(key, open.amount, &open.charge_id, refund)) {
+                SendResult::Made(response) => {
+                    match response.judge(|refund| judge_refund(key, open.amount, &open.charge_id, refund)) {
                         (_, Ok(settlement)) => {
                             let refund = self.settle_refund(open, settlement).await?;
                             if refund.status != RefundStatus::Processing {
@@ -137,7 +139,7 @@ impl Payments {
                     }
                     break;
                 }
-                SendResult::Refused(status) => {
+                SendResult::Rejected(status) => {
                     self.mismatch("refunds", open.id, "refused", status.as_str()).await?;
                     park = true;
                     break;
@@ -174,8 +176,8 @@ impl Payments {
     /// Replays an earlier request with the same key: returns the stored response, or the refund's current state while
     /// none is stored.
     async fn replay_refund(&self, previous: Previous) -> Result<StoredResponse, PaymentError> {
-        if let Some(answer) = previous.answer {
-            return Ok(answer);
+        if let Some(response) = previous.response {
+            return Ok(response);
         }
         Ok(responses::of_refund(&self.reload_refund(previous.resource_id).await?.refund)?.replayed())
     }

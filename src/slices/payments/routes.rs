@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Time reserved for sending the response, so that it is sent before the request's deadline.
-const TO_ANSWER: std::time::Duration = std::time::Duration::from_millis(250);
+const RESPONSE_MARGIN: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// Returns the routes of payments.
 pub fn routes() -> OpenApiRouter<Slices> {
@@ -61,7 +61,7 @@ async fn pay_order(
     Id(order_id): Id,
     request: IdempotentRequest<NewPayment>,
 ) -> Result<StoredResponse, Problem> {
-    in_time(deadline, payments.pay(caller, order_id, request, answer_by(deadline))).await
+    in_time(deadline, payments.pay(caller, order_id, request, respond_by(deadline))).await
 }
 
 /// Show a payment
@@ -103,7 +103,7 @@ async fn refund_payment(
     Id(payment_id): Id,
     request: IdempotentRequest<NewRefund>,
 ) -> Result<StoredResponse, Problem> {
-    in_time(deadline, payments.refund(caller, payment_id, request, answer_by(deadline))).await
+    in_time(deadline, payments.refund(caller, payment_id, request, respond_by(deadline))).await
 }
 
 /// Receive an event of the payment gateway
@@ -125,17 +125,17 @@ async fn receive_event(State(payments): State<Payments>, request: Request) -> Re
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn answer_by(deadline: Deadline) -> Instant {
-    deadline.0.checked_sub(TO_ANSWER).unwrap_or(deadline.0)
+fn respond_by(deadline: Deadline) -> Instant {
+    deadline.0.checked_sub(RESPONSE_MARGIN).unwrap_or(deadline.0)
 }
 
-/// Limits the work to the request's deadline. Work that has begun responds earlier (see [`answer_by`]), so only work
+/// Limits the work to the request's deadline. Work that has begun responds earlier (see [`respond_by`]), so only work
 /// that has not begun is late. Its response is a 503, because the 504 of the deadline would leave the result unknown.
 async fn in_time(
     deadline: Deadline,
     work: impl Future<Output = Result<StoredResponse, PaymentError>>,
 ) -> Result<StoredResponse, Problem> {
-    let latest = deadline.0.checked_sub(TO_ANSWER / 2).unwrap_or(deadline.0);
+    let latest = deadline.0.checked_sub(RESPONSE_MARGIN / 2).unwrap_or(deadline.0);
     let too_late = |_| {
         Problem::unavailable(1)
             .detail("The deadline passed before the work started. This request moved no money.")

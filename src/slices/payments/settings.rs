@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(webhook_secrets(&secret(24)).map_or(0, |secrets| secrets.len()), 1);
         let rotated = format!("{} {}", secret(32), secret(24));
         assert_eq!(webhook_secrets(&rotated).map_or(0, |secrets| secrets.len()), 2);
-        for refused in [
+        for rejected in [
             "whsec_".to_owned(),
             secret(23),
             format!("{} {}", secret(32), secret(16)),
@@ -130,15 +130,15 @@ mod tests {
             format!("{},{}", secret(32), secret(32)),
             "whsec_not base64".to_owned(),
         ] {
-            assert!(webhook_secrets(&refused).is_err(), "{refused}");
+            assert!(webhook_secrets(&rejected).is_err(), "{rejected}");
         }
     }
 
     #[test]
     fn an_api_key_is_neither_short_nor_unprintable() {
         assert!(api_key("sk_12345").is_ok());
-        for refused in ["x", "sk_1234", "sk 1234567", "sk_1234\u{e4}5"] {
-            assert!(api_key(refused).is_err(), "{refused}");
+        for rejected in ["x", "sk_1234", "sk 1234567", "sk_1234\u{e4}5"] {
+            assert!(api_key(rejected).is_err(), "{rejected}");
         }
     }
 }

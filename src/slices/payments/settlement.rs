@@ -36,7 +36,7 @@ use super::{
 /// The result of settling. [`SettleResult::committed`] counts, mirrors and alerts, after the commit.
 #[must_use = "call committed() after the commit"]
 pub(super) struct SettleResult<T> {
-    /// The payment or refund in its current state. It is still `processing` if a guard refused the settlement.
+    /// The payment or refund in its current state. It is still `processing` if a guard rejected the settlement.
     subject: T,
     how: SettleEffect,
 }
@@ -44,7 +44,7 @@ pub(super) struct SettleResult<T> {
 enum SettleEffect {
     /// This call settled the payment or refund.
     Now(PendingEvent),
-    /// This call changed nothing. Either a guard refused the settlement, or an earlier one had the same outcome or one
+    /// This call changed nothing. Either a guard rejected the settlement, or an earlier one had the same outcome or one
     /// that is a recorded discrepancy.
     Unchanged,
     /// This call changed nothing and recorded a discrepancy.
@@ -137,7 +137,7 @@ pub(super) async fn settle(
     Ok(SettleResult::now(payment, recorded))
 }
 
-/// Returns the payment that was not settled, because it was settled before or a guard refused the settlement.
+/// Returns the payment that was not settled, because it was settled before or a guard rejected the settlement.
 async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
@@ -241,7 +241,7 @@ async fn refund_not_settled(
 
 impl Payments {
     /// Settles a payment in a separate transaction. Returns its current state, which is still `processing` if a
-    /// guard refused the settlement.
+    /// guard rejected the settlement.
     pub(super) async fn settle(
         &self,
         payment_id: Uuid,
@@ -257,7 +257,7 @@ impl Payments {
     }
 
     /// Settles a refund in a separate transaction. Returns its current state, which is still `processing` if a
-    /// guard refused the settlement.
+    /// guard rejected the settlement.
     pub(super) async fn settle_refund(
         &self,
         open: &OpenRefund,

@@ -10,38 +10,38 @@ use crate::{builder, service};
 /// Logs in from another address, through the trusted proxy.
 async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> HttpResponse {
     let credentials = json!({ "email": email, "password": password });
-    let elsewhere = service.nobody().with_header("x-forwarded-for", address);
+    let elsewhere = service.anonymous().with_header("x-forwarded-for", address);
     elsewhere.post("/v1/sessions").json(&credentials).await
 }
 
 /// Returns all parts of a rejection that a client can compare.
-fn what_is_told(refusal: &HttpResponse) -> (u16, Value, BTreeSet<String>) {
-    let mut body = refusal.json();
+fn comparable_parts(rejection: &HttpResponse) -> (u16, Value, BTreeSet<String>) {
+    let mut body = rejection.json();
     for id in ["correlation_id", "trace_id"] {
         body.as_object_mut().unwrap().remove(id);
     }
-    (refusal.status, body, refusal.headers.keys().map(ToString::to_string).collect())
+    (rejection.status, body, rejection.headers.keys().map(ToString::to_string).collect())
 }
 
 #[tokio::test]
 async fn failed_logins_get_the_same_response_for_any_reason() {
     let service = service().await;
     let customer = service.customer().await;
-    let unknown = log_in(&service, "nobody@example.com", WRONG).await.is_problem(401, "bad-credentials");
-    let no_address = log_in(&service, "nobody", WRONG).await.is_problem(401, "bad-credentials");
+    let unknown = log_in(&service, "absent@example.com", WRONG).await.is_problem(401, "bad-credentials");
+    let no_address = log_in(&service, "absent", WRONG).await.is_problem(401, "bad-credentials");
     let wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
     for _ in 0..6 {
         let _wrong = log_in(&service, &customer.email, WRONG).await;
     }
     let locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
 
-    assert_eq!(what_is_told(&unknown), what_is_told(&wrong));
-    assert_eq!(what_is_told(&no_address), what_is_told(&wrong));
-    assert_eq!(what_is_told(&locked), what_is_told(&wrong));
+    assert_eq!(comparable_parts(&unknown), comparable_parts(&wrong));
+    assert_eq!(comparable_parts(&no_address), comparable_parts(&wrong));
+    assert_eq!(comparable_parts(&locked), comparable_parts(&wrong));
 }
 
 #[tokio::test]
-async fn five_bad_tries_lock_an_account_out_until_the_time_is_over() {
+async fn five_failed_attempts_lock_an_account_for_a_while() {
     let service = builder().setting("LOCKOUT_SECONDS", "5").start().await;
     let customer = service.customer().await;
     for _ in 0..5 {
@@ -50,17 +50,17 @@ async fn five_bad_tries_lock_an_account_out_until_the_time_is_over() {
     let _locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
     let _unaffected = customer.get("/v1/me").await.is(200);
     let lockouts = service.audit_events("action = 'lockout'").await;
-    assert_eq!(lockouts.len(), 1, "said once");
+    assert_eq!(lockouts.len(), 1, "recorded once");
     assert_eq!((&lockouts[0]["user_id"], &lockouts[0]["result"]), (&json!(customer.id), &json!("failure")));
 
-    eventually("the lockout ends although somebody keeps trying", async || {
+    eventually("the lockout ends despite further attempts", async || {
         (log_in(&service, &customer.email, PASSWORD).await.status == 201).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn four_bad_tries_are_forgiven_by_a_good_one() {
+async fn a_success_deletes_four_failed_attempts() {
     let service = service().await;
     let customer = service.customer().await;
     for _ in 0..3 {
@@ -80,28 +80,28 @@ async fn an_attacker_is_locked_out_and_the_owner_is_not() {
     }
     let _locked = log_in_from(&service, "203.0.113.7", &customer.email, PASSWORD).await.is(401);
     let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(201);
-    let tries = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
-    assert!(tries.iter().all(|event| event["ip_address"] == "203.0.113.7"), "{tries:#?}");
+    let attempts = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
+    assert!(attempts.iter().all(|event| event["ip_address"] == "203.0.113.7"), "{attempts:#?}");
 }
 
 #[tokio::test]
 async fn an_untrusted_forwarded_address_is_ignored() {
     let service = service().await;
     let customer = service.customer().await;
-    for stranger in 0..6 {
-        let _wrong = log_in_from(&service, &format!("203.0.113.{stranger}"), &customer.email, WRONG).await;
+    for attacker in 0..6 {
+        let _wrong = log_in_from(&service, &format!("203.0.113.{attacker}"), &customer.email, WRONG).await;
     }
     let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
-    let tries = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
-    assert!(tries.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{tries:#?}");
+    let attempts = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
+    assert!(attempts.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{attempts:#?}");
 }
 
 #[tokio::test]
 async fn many_addresses_together_lock_an_account() {
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let customer = service.customer().await;
-    for stranger in 0..50 {
-        let address = format!("203.0.113.{stranger}");
+    for attacker in 0..50 {
+        let address = format!("203.0.113.{attacker}");
         let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.is(401);
     }
     let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
@@ -112,7 +112,7 @@ async fn one_address_alone_locks_no_account_out_for_others() {
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let customer = service.customer().await;
     for _ in 0..60 {
-        let _refused = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.is(401);
+        let _rejected = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.is(401);
     }
     let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(201);
     assert_eq!(service.audit_events("action = 'lockout'").await.len(), 1);
@@ -135,7 +135,7 @@ async fn the_addresses_of_one_ipv6_network_are_locked_out_together() {
 #[tokio::test]
 async fn the_audit_log_and_attempts_share_one_account_pseudonym() {
     let service = service().await;
-    let _wrong = log_in(&service, "nobody@example.com", WRONG).await.is(401);
+    let _wrong = log_in(&service, "absent@example.com", WRONG).await.is(401);
     let events = service.audit_events("action = 'login' and result = 'failure'").await;
     let rows =
         service.database().rows("select distinct encode(account, 'hex') as account from login_attempts");
@@ -146,20 +146,20 @@ async fn the_audit_log_and_attempts_share_one_account_pseudonym() {
 async fn concurrent_attempts_are_counted_before_they_are_checked() {
     let service = service().await;
     let customer = service.customer().await;
-    let tries = (0..20).map(|_| {
+    let attempts = (0..20).map(|_| {
         let credentials = json!({ "email": customer.email, "password": WRONG });
-        service.nobody().post("/v1/sessions").json(&credentials).in_background()
+        service.anonymous().post("/v1/sessions").json(&credentials).in_background()
     });
-    for guess in tries.collect::<Vec<_>>() {
-        let _wrong = guess.answer().await.is_problem(401, "bad-credentials");
+    for attempt in attempts.collect::<Vec<_>>() {
+        let _wrong = attempt.response().await.is_problem(401, "bad-credentials");
     }
-    let judged = service.metric("authentication_failures_total{reason=\"bad_credentials\"}").await;
+    let verified = service.metric("authentication_failures_total{reason=\"bad_credentials\"}").await;
     let locked = service.metric("authentication_failures_total{reason=\"locked_out\"}").await;
-    assert_eq!((judged, locked), (5, 15));
+    assert_eq!((verified, locked), (5, 15));
 }
 
 #[tokio::test]
-async fn a_try_is_counted_before_its_password_is_looked_at() {
+async fn an_attempt_is_counted_before_its_password_is_verified() {
     // A hash takes seconds. A client that disconnects during the hash must be counted nevertheless.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "32768")
@@ -167,20 +167,20 @@ async fn a_try_is_counted_before_its_password_is_looked_at() {
         .setting("REQUEST_TIMEOUT_MS", "60000")
         .start()
         .await;
-    for email in ["nobody@example.com", "nobody.else@example.com"] {
+    for email in ["absent@example.com", "absent.else@example.com"] {
         let before = service.database().number("select count(*) from login_attempts").await;
         let credentials = json!({ "email": email, "password": WRONG });
         let started = Instant::now();
-        let attempt = service.nobody().post("/v1/sessions").json(&credentials).in_background();
+        let attempt = service.anonymous().post("/v1/sessions").json(&credentials).in_background();
         eventually("it is counted", async || {
             let counted = service.database().number("select count(*) from login_attempts").await;
             (counted > before).then_some(())
         })
         .await;
         let counted = started.elapsed();
-        assert_eq!(attempt.answer().await.status, 401);
-        let answered = started.elapsed();
-        assert!(counted < answered / 2, "counted after {counted:.1?}, answered after {answered:.1?}");
+        assert_eq!(attempt.response().await.status, 401);
+        let responded = started.elapsed();
+        assert!(counted < responded / 2, "counted after {counted:.1?}, responded after {responded:.1?}");
     }
 }
 
@@ -194,9 +194,10 @@ async fn many_logins_do_not_block_registrations() {
         .start()
         .await;
     let started = Instant::now();
-    let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
-    let logins: Vec<_> =
-        (0..24).map(|_| service.nobody().post("/v1/sessions").json(&credentials).in_background()).collect();
+    let credentials = json!({ "email": "absent@example.com", "password": WRONG });
+    let logins: Vec<_> = (0..24)
+        .map(|_| service.anonymous().post("/v1/sessions").json(&credentials).in_background())
+        .collect();
     eventually("they have begun", async || {
         (service.database().number("select coalesce(sum(attempts), 0)::bigint from login_attempts").await
             >= 24)
@@ -206,7 +207,7 @@ async fn many_logins_do_not_block_registrations() {
     let _registered = register(&service, "new@example.com", PASSWORD).await.is(201);
     let registered = started.elapsed();
     for login in logins {
-        assert_eq!(login.answer().await.status, 401);
+        assert_eq!(login.response().await.status, 401);
     }
     let all = started.elapsed();
     assert!(registered < all / 2, "registered after {registered:.1?}, the logins took {all:.1?}");
@@ -215,26 +216,26 @@ async fn many_logins_do_not_block_registrations() {
 #[tokio::test]
 async fn an_unknown_account_has_a_pseudonym_in_the_audit_log() {
     let service = service().await;
-    for email in ["nobody@example.com", "Nobody@Example.com", "somebody@example.com"] {
+    for email in ["absent@example.com", "Absent@Example.com", "other@example.com"] {
         let _wrong = log_in(&service, email, WRONG).await.is(401);
     }
-    let tries = service.audit_events("action = 'login' and result = 'failure'").await;
+    let attempts = service.audit_events("action = 'login' and result = 'failure'").await;
     let names: Vec<_> =
-        tries.iter().map(|event| event["metadata"]["unknown_account"].as_str().unwrap()).collect();
+        attempts.iter().map(|event| event["metadata"]["unknown_account"].as_str().unwrap()).collect();
     assert_eq!(names[0], names[1], "the same account");
     assert_ne!(names[1], names[2], "another one");
-    let plain = service.database().rows("select encode(sha256('nobody@example.com'), 'hex') as hash").await;
-    assert!(!names.contains(&plain[0]["hash"].as_str().unwrap()), "a list of addresses does not find it");
-    assert!(!json!(tries).to_string().to_lowercase().contains("nobody@"), "{tries:#?}");
+    let unkeyed = service.database().rows("select encode(sha256('absent@example.com'), 'hex') as hash").await;
+    assert!(!names.contains(&unkeyed[0]["hash"].as_str().unwrap()), "a list of addresses does not find it");
+    assert!(!json!(attempts).to_string().to_lowercase().contains("absent@"), "{attempts:#?}");
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_becomes_few_events_and_none_is_lost() {
+async fn a_flood_of_denials_becomes_few_events() {
     let service = service().await;
     let customer = service.customer().await;
-    let refusals = (0..130).map(|_| customer.get("/v1/audit-events").in_background());
-    for refusal in refusals.collect::<Vec<_>>() {
-        let _refused = refusal.answer().await.is_problem(403, "forbidden");
+    let rejections = (0..130).map(|_| customer.get("/v1/audit-events").in_background());
+    for rejection in rejections.collect::<Vec<_>>() {
+        let _rejected = rejection.response().await.is_problem(403, "forbidden");
     }
     service.terminate().await;
     let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
@@ -257,20 +258,20 @@ async fn unknown_address_and_wrong_password_take_the_same_time() {
         .await;
     let customer = service.customer().await;
     // A login without a hash would be faster in every round. Other load on the machine differs between rounds.
-    let mut seen = Vec::new();
+    let mut rounds = Vec::new();
     for _ in 0..10 {
-        let (known, unknown) = fastest_refusals(&service, [&customer.email, "nobody@example.com"]).await;
+        let (known, unknown) = fastest_rejections(&service, [&customer.email, "absent@example.com"]).await;
         assert!(unknown > 0.005, "a hash is computed: {unknown} s");
         if (0.7..1.43).contains(&(known / unknown)) {
             return;
         }
-        seen.push((known, unknown));
+        rounds.push((known, unknown));
     }
-    panic!("known and unknown differ each time, in seconds: {seen:?}");
+    panic!("known and unknown differ each time, in seconds: {rounds:?}");
 }
 
 /// Returns the shortest time of a wrong password for each of two addresses, in seconds.
-async fn fastest_refusals(service: &Service, [one, other]: [&str; 2]) -> (f64, f64) {
+async fn fastest_rejections(service: &Service, [one, other]: [&str; 2]) -> (f64, f64) {
     let mut fastest = (f64::MAX, f64::MAX);
     // The addresses alternate, so that other load on the machine affects both. Load can only add time.
     for _ in 0..10 {
@@ -288,23 +289,23 @@ async fn the_address_limit_applies_before_the_body_is_read() {
     let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "1").start().await;
     let _first = log_in(&service, "a@example.com", WRONG).await.is(401);
     for path in ["/v1/sessions", "/v1/users"] {
-        let request = service.nobody().post(path).header("content-type", "application/json");
-        let _refused = request.body("no JSON").await.is_problem(429, "too-many-requests");
+        let request = service.anonymous().post(path).header("content-type", "application/json");
+        let _rejected = request.body("no JSON").await.is_problem(429, "too-many-requests");
     }
 }
 
 #[tokio::test]
-async fn an_address_may_try_only_so_often() {
+async fn logins_of_one_address_are_limited() {
     let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "3").start().await;
-    let answers = [
+    let responses = [
         log_in(&service, "a@example.com", WRONG).await,
         log_in(&service, "b@example.com", WRONG).await,
         register(&service, "c@example.com", PASSWORD).await,
         log_in(&service, "d@example.com", WRONG).await,
         register(&service, "e@example.com", PASSWORD).await,
     ];
-    assert_eq!(answers.each_ref().map(|answer| answer.status), [401, 401, 201, 429, 429]);
-    let refused = answers[3].clone().is_problem(429, "too-many-requests");
-    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=20).contains(&seconds), "{refused}");
+    assert_eq!(responses.each_ref().map(|response| response.status), [401, 401, 201, 429, 429]);
+    let rejected = responses[3].clone().is_problem(429, "too-many-requests");
+    let seconds: u64 = rejected.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=20).contains(&seconds), "{rejected}");
 }

@@ -10,16 +10,16 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-pub const WRONG: &str = "not the password of anybody";
+pub const WRONG: &str = "not the password of any user";
 
 pub async fn register(service: &Service, email: &str, password: &str) -> HttpResponse {
     let registration = json!({ "email": email, "password": password, "name": "Grace Hopper" });
-    service.nobody().post("/v1/users").json(&registration).await
+    service.anonymous().post("/v1/users").json(&registration).await
 }
 
 pub async fn log_in(service: &Service, email: &str, password: &str) -> HttpResponse {
     let credentials = json!({ "email": email, "password": password });
-    service.nobody().post("/v1/sessions").json(&credentials).await
+    service.anonymous().post("/v1/sessions").json(&credentials).await
 }
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn a_user_registers_logs_in_and_reads_their_account() {
     let minutes = (expires_at - chrono::Utc::now()).num_minutes();
     assert!((715..=720).contains(&minutes), "a session lasts twelve hours, not {minutes} minutes");
 
-    let me = service.nobody().with_token(session["token"].as_str().unwrap()).get("/v1/me").await.is(200);
+    let me = service.anonymous().with_token(session["token"].as_str().unwrap()).get("/v1/me").await.is(200);
     assert_eq!(me.json(), user);
 }
 
@@ -66,7 +66,7 @@ async fn concurrent_registrations_of_one_address_create_one_user() {
 async fn all_errors_of_a_registration_are_reported_at_once() {
     let service = service().await;
     let registration = json!({ "email": "nobody", "password": "short", "name": " " });
-    let _refused = service.nobody().post("/v1/users").json(&registration).await.is_invalid_at(&[
+    let _rejected = service.anonymous().post("/v1/users").json(&registration).await.is_invalid_at(&[
         "/email",
         "/password",
         "/name",
@@ -86,12 +86,12 @@ async fn a_password_has_8_to_1024_characters() {
         (format!("mxqzvkwt {}", "\u{1F511}".repeat(1015)), true),
     ] {
         let email = format!("{}@example.com", Uuid::now_v7().simple());
-        let answer = register(&service, &email, &password).await;
+        let response = register(&service, &email, &password).await;
         if fits {
-            let _registered = answer.is(201);
+            let _registered = response.is(201);
             let _known = log_in(&service, &email, &password).await.is(201);
         } else {
-            let _weak = answer.is_invalid_at(&["/password"]);
+            let _weak = response.is_invalid_at(&["/password"]);
         }
     }
 }
@@ -102,19 +102,19 @@ async fn a_common_password_is_rejected_on_every_route() {
     for common in
         ["12345678", "password", "Passw0rd", "qwertyuiop", "aaaaaaaa", "Grace Hopper", "grace@example.com"]
     {
-        let _refused = register(&service, "grace@example.com", common).await.is_invalid_at(&["/password"]);
+        let _rejected = register(&service, "grace@example.com", common).await.is_invalid_at(&["/password"]);
     }
     let customer = service.customer().await;
     let account = customer.email.split('@').next().unwrap();
     for common in ["iloveyou1", &customer.email, account, "Ada Lovelace", "lovelace1815"] {
-        let _refused = changes_password(&customer, PASSWORD, common).await.is_invalid_at(&["/new_password"]);
+        let _rejected = changes_password(&customer, PASSWORD, common).await.is_invalid_at(&["/new_password"]);
     }
     let create = ["user", "create", "--email", "root.of.all@example.com", "--name", "Ada Lovelace"];
     let create = [&create[..], &["--role", "admin"]].concat();
     for common in ["password1", "root.of.all@example.com", "RootOfAll", "Ada Lovelace"] {
-        let refused = service.command(&create, &[("USER_PASSWORD", common)]).await;
-        assert_eq!(refused.code(), Some(1), "{common}");
-        assert!(refused.stderr.contains("must not be a common password"), "{common}: {}", refused.stderr);
+        let rejected = service.command(&create, &[("USER_PASSWORD", common)]).await;
+        assert_eq!(rejected.code(), Some(1), "{common}");
+        assert!(rejected.stderr.contains("must not be a common password"), "{common}: {}", rejected.stderr);
     }
 }
 
@@ -126,7 +126,7 @@ async fn changes_password(user: &User, current: &str, new: &str) -> HttpResponse
 async fn an_email_address_has_no_display_name() {
     let service = service().await;
     let named = "Eve <victim@example.com>";
-    let _refused = register(&service, named, PASSWORD).await.is_invalid_at(&["/email"]);
+    let _rejected = register(&service, named, PASSWORD).await.is_invalid_at(&["/email"]);
     let create = ["user", "create", "--email", named, "--role", "customer"];
     assert_eq!(service.command(&create, &[("USER_PASSWORD", PASSWORD)]).await.code(), Some(1));
     let _victim = register(&service, "victim@example.com", PASSWORD).await.is(201);
@@ -145,18 +145,18 @@ async fn hostile_passwords_do_not_slow_down_other_requests() {
         let registrations = (0..20).map(|_| {
             let email = format!("{}@example.com", Uuid::now_v7().simple());
             let registration = json!({ "email": email, "password": HOSTILE, "name": "Eve" });
-            service.nobody().post("/v1/users").json(&registration).in_background()
+            service.anonymous().post("/v1/users").json(&registration).in_background()
         });
         let registrations = registrations.collect::<Vec<_>>();
         let mut took = Duration::ZERO;
         for _ in 0..5 {
             let started = Instant::now();
             assert_eq!(service.ops("/healthz").await.0, 200);
-            let _other = service.nobody().get("/problems").await.is(200);
+            let _other = service.anonymous().get("/problems").await.is(200);
             took = took.max(started.elapsed());
         }
         for registration in registrations {
-            let _registered = registration.answer().await.is(201);
+            let _registered = registration.response().await.is(201);
         }
         if took < Duration::from_millis(250) {
             return;
@@ -176,10 +176,10 @@ async fn a_login_during_a_password_change_starts_no_session() {
     let change = format!("update users set password_hash = ({other_hash}) where id = '{}'", customer.id);
     let change = service.database().hold(&change).await;
     let credentials = json!({ "email": customer.email, "password": PASSWORD });
-    let login = service.nobody().post("/v1/sessions").json(&credentials).in_background();
-    service.database().has_waiting(1).await;
+    let login = service.anonymous().post("/v1/sessions").json(&credentials).in_background();
+    service.database().wait_for_blocked_statements(1).await;
     change.commit().await;
-    let _refused = login.answer().await.is_problem(401, "bad-credentials");
+    let _rejected = login.response().await.is_problem(401, "bad-credentials");
     assert_eq!(service.database().number("select count(*) from sessions").await, 1, "the customer's own");
 }
 
@@ -209,9 +209,10 @@ async fn concurrent_logins_with_an_outdated_hash_all_begin_a_session() {
     let create = ["user", "create", "--email", "grace@example.com", "--role", "customer"];
     service.command(&create, &outdated).await.succeeded();
     let credentials = json!({ "email": "grace@example.com", "password": PASSWORD });
-    let logins = [(); 2].map(|()| service.nobody().post("/v1/sessions").json(&credentials).in_background());
+    let logins =
+        [(); 2].map(|()| service.anonymous().post("/v1/sessions").json(&credentials).in_background());
     for login in logins {
-        let _in = login.answer().await.is(201);
+        let _in = login.response().await.is(201);
     }
 }
 
@@ -229,9 +230,9 @@ async fn as_many_passwords_are_hashed_at_once_as_the_setting_allows() {
         let of_one = service.peak_memory();
         let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
         let logins =
-            [(); 8].map(|()| service.nobody().post("/v1/sessions").json(&credentials).in_background());
+            [(); 8].map(|()| service.anonymous().post("/v1/sessions").json(&credentials).in_background());
         for login in logins {
-            let _wrong = login.answer().await.is(401);
+            let _wrong = login.response().await.is(401);
         }
         service.peak_memory() - of_one
     };
@@ -250,20 +251,23 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
     };
     assert!(hash().await.contains("$m=64,t=1,p=1$"));
     // The same password, hashed by a service with more expensive parameters.
-    let dearer = [("ARGON2_MEMORY_KIB", "128"), ("ARGON2_ITERATIONS", "2"), ("USER_PASSWORD", PASSWORD)];
-    let create = ["user", "create", "--email", "dear@example.com", "--role", "customer"];
-    service.command(&create, &dearer).await.succeeded();
+    let stronger = [("ARGON2_MEMORY_KIB", "128"), ("ARGON2_ITERATIONS", "2"), ("USER_PASSWORD", PASSWORD)];
+    let create = ["user", "create", "--email", "stronger@example.com", "--role", "customer"];
+    service.command(&create, &stronger).await.succeeded();
     service
         .database()
         .execute(format!(
-            "update users set password_hash = (select password_hash from users where email = 'dear@example.com')
+            "update users set password_hash = (select password_hash from users where email = 'stronger@example.com')
              where id = '{}'",
             customer.id
         ))
         .await;
     assert!(hash().await.contains("$m=128,t=2,p=1$"));
     let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
-    assert!(hash().await.contains("$m=128,t=2,p=1$"), "only who knows the password has it hashed anew");
+    assert!(
+        hash().await.contains("$m=128,t=2,p=1$"),
+        "only a login with the valid password replaces the hash"
+    );
     let _known = log_in(&service, &customer.email, PASSWORD).await.is(201);
     let renewed = hash().await;
     assert!(renewed.contains("$m=64,t=1,p=1$"), "{renewed}");
@@ -273,11 +277,11 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
 }
 
 #[tokio::test]
-async fn nobody_makes_themselves_an_admin() {
+async fn no_user_can_become_an_admin() {
     let service = service().await;
     let registration =
         json!({ "email": "eve@example.com", "password": PASSWORD, "name": "Eve", "role": "admin" });
-    let _refused = service.nobody().post("/v1/users").json(&registration).await.is_invalid_at(&["/role"]);
+    let _rejected = service.anonymous().post("/v1/users").json(&registration).await.is_invalid_at(&["/role"]);
 }
 
 #[tokio::test]
@@ -288,7 +292,7 @@ async fn logging_out_ends_this_session_and_no_other() {
     let logged_out = here.delete("/v1/sessions/current").await.is(204);
     assert_eq!(logged_out.text, "");
     let _ended = here.get("/v1/me").await.is_problem(401, "unauthenticated");
-    let _goes_on = there.get("/v1/me").await.is(200);
+    let _valid_session = there.get("/v1/me").await.is(200);
 }
 
 #[tokio::test]
@@ -296,13 +300,13 @@ async fn another_password_ends_every_session() {
     let service = service().await;
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
-    let somebody_else = service.customer().await;
+    let other_customer = service.customer().await;
     let _changed = changes_password(&here, PASSWORD, "a new and longer password").await.is(204);
 
     for ended in [&here, &there] {
         let _ended = ended.get("/v1/me").await.is_problem(401, "unauthenticated");
     }
-    let _goes_on = somebody_else.get("/v1/me").await.is(200);
+    let _valid_session = other_customer.get("/v1/me").await.is(200);
     let _old = log_in(&service, &here.email, PASSWORD).await.is_problem(401, "bad-credentials");
     let _new = log_in(&service, &here.email, "a new and longer password").await.is(201);
     let revoked = service.audit_events("action = 'revoke' and resource = 'sessions'").await;
@@ -320,7 +324,7 @@ async fn a_password_change_requires_the_current_password() {
     let _wrong = wrong.is_problem(401, "bad-credentials");
     let _weak = changes_password(&customer, PASSWORD, "short").await.is_invalid_at(&["/new_password"]);
     let _unchanged = log_in(&service, &customer.email, PASSWORD).await.is(201);
-    let _goes_on = customer.get("/v1/me").await.is(200);
+    let _valid_session = customer.get("/v1/me").await.is(200);
 }
 
 #[tokio::test]
@@ -328,8 +332,8 @@ async fn a_session_ends_when_its_time_is_over() {
     let mut service = builder().setting("SESSION_TTL_SECONDS", "1").start().await;
     let customer = service.customer().await;
     let ended = eventually("the session ends", async || {
-        let answer = customer.get("/v1/me").await;
-        (answer.status != 200).then_some(answer)
+        let response = customer.get("/v1/me").await;
+        (response.status != 200).then_some(response)
     })
     .await;
     let ended = ended.is_problem(401, "unauthenticated");
@@ -337,7 +341,7 @@ async fn a_session_ends_when_its_time_is_over() {
     // The sweep runs at start.
     service.terminate().await;
     service.restart().await;
-    let expired = eventually("the trail tells that it has ended", async || {
+    let expired = eventually("the end of the session is audited", async || {
         service.audit_events("action = 'expire' and resource = 'sessions'").await.pop()
     })
     .await;
@@ -348,10 +352,10 @@ async fn a_session_ends_when_its_time_is_over() {
 #[tokio::test]
 async fn an_invalid_token_is_rejected_even_on_public_routes() {
     let service = service().await;
-    let stranger = service.nobody().with_token("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+    let unknown = service.anonymous().with_token("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
     for path in ["/v1/me", "/problems", PATH, "/nothing"] {
-        let refused = stranger.get(path).await.is_problem(401, "unauthenticated");
-        assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+        let rejected = unknown.get(path).await.is_problem(401, "unauthenticated");
+        assert_eq!(rejected.header("www-authenticate"), Some("Bearer"));
     }
     assert_eq!(service.metric("authentication_failures_total{reason=\"bad_token\"}").await, 4);
     let audited = service.audit_events("metadata ->> 'reason' = 'bad_token'").await;
@@ -359,13 +363,13 @@ async fn an_invalid_token_is_rejected_even_on_public_routes() {
     assert!(audited.iter().all(|event| event["result"] == "failure" && event["ip_address"] == "127.0.0.1"));
     assert!(!json!(audited).to_string().contains("AAAAAAAA"), "not the token itself");
     for credentials in ["Basic Z3JhY2U6aG9wcGVy", "Bearer", "Bearer ", ""] {
-        let refused = service.nobody().get("/v1/me").header("authorization", credentials).await;
-        assert_eq!(refused.status, 401, "{credentials:?}: {refused}");
+        let rejected = service.anonymous().get("/v1/me").header("authorization", credentials).await;
+        assert_eq!(rejected.status, 401, "{credentials:?}: {rejected}");
     }
 }
 
 #[tokio::test]
-async fn neither_tokens_nor_passwords_are_written_down_anywhere() {
+async fn no_token_or_password_is_stored() {
     let service = service().await;
     let customer = service.customer().await;
     let _created = customer.creates().await.is(201);
@@ -381,7 +385,7 @@ async fn neither_tokens_nor_passwords_are_written_down_anywhere() {
         everything.extend(rows.iter().map(Value::to_string));
     }
     everything.extend(service.logs().iter().map(Value::to_string));
-    assert!(everything.contains(&customer.id.to_string()), "something was looked at");
+    assert!(everything.contains(&customer.id.to_string()), "something was checked");
     for secret in [customer.token.as_str(), PASSWORD, WRONG] {
         assert!(!everything.contains(secret), "{secret}");
     }
@@ -393,8 +397,8 @@ async fn user_create_reads_the_password_from_stdin_or_environment() {
     let service = service().await;
     let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
     // A request would time out before a connection exists, but a command waits for it.
-    let hurried = [("USER_PASSWORD", PASSWORD), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1")];
-    let made = service.command(&create, &hurried).await.succeeded();
+    let short_timeout = [("USER_PASSWORD", PASSWORD), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1")];
+    let made = service.command(&create, &short_timeout).await.succeeded();
     assert!(made.contains("root@example.com admin"), "{made}");
     assert_eq!(service.log_in("root@example.com").await.get("/v1/me").await.is(200).text("role"), "admin");
 

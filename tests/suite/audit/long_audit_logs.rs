@@ -47,7 +47,7 @@ fn verify(service: &Service) -> (u64, Duration) {
         std::thread::sleep(Duration::from_millis(2));
     };
     assert!(status.success(), "{status}");
-    assert!(peak > 0, "its memory was looked at");
+    assert!(peak > 0, "its memory was measured");
     (peak, started.elapsed())
 }
 
@@ -57,7 +57,7 @@ async fn waiting_for_a_seal(service: &Service) -> i64 {
 }
 
 /// Waits until every event is sealed. Fails if sealing makes no progress.
-async fn is_sealed(service: &Service) {
+async fn wait_until_sealed(service: &Service) {
     loop {
         let waiting = waiting_for_a_seal(service).await;
         if waiting == 0 {
@@ -77,7 +77,7 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
     let events = std::env::var("LONG_AUDIT_LOG").map_or(EVENTS, |count| count.parse().unwrap());
     let service = sealing_service().await;
     something_happens(&service).await;
-    is_sealed(&service).await;
+    wait_until_sealed(&service).await;
     let (short_peak, _) = verify(&service);
     let before = service.peak_memory();
 
@@ -91,14 +91,14 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
         ))
         .await;
     let started = Instant::now();
-    is_sealed(&service).await;
+    wait_until_sealed(&service).await;
     let (sealing, sealing_grew) = (started.elapsed(), service.peak_memory().saturating_sub(before));
     let (peak, verifying) = verify(&service);
     let verifying_grew = peak.saturating_sub(short_peak);
 
     let mebibytes = |bytes: u64| bytes / 1024 / 1024;
     println!(
-        "{events} events: sealed in {sealing:.1?} ({:.0} a second, {} MiB, {} more than before), verified in {verifying:.1?} ({:.0} a second, {} MiB, {} more than a short trail)",
+        "{events} events: sealed in {sealing:.1?} ({:.0} a second, {} MiB, {} more than before), verified in {verifying:.1?} ({:.0} a second, {} MiB, {} more than a short log)",
         f64::from(events) / sealing.as_secs_f64(),
         mebibytes(service.peak_memory()),
         mebibytes(sealing_grew),
@@ -107,5 +107,5 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
         mebibytes(verifying_grew),
     );
     assert!(sealing_grew < BOUND, "sealing took {sealing_grew} bytes more than before");
-    assert!(verifying_grew < BOUND, "verifying took {verifying_grew} bytes more than with a short trail");
+    assert!(verifying_grew < BOUND, "verifying took {verifying_grew} bytes more than with a short audit log");
 }

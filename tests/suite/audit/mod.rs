@@ -29,20 +29,20 @@ async fn an_operation_that_cannot_be_audited_fails() {
     let another = customer.creates();
     let log_in = |password: &str| {
         let credentials = json!({ "email": customer.email, "password": password });
-        service.nobody().post("/v1/sessions").json(&credentials)
+        service.anonymous().post("/v1/sessions").json(&credentials)
     };
     for (what, request) in [
         ("creating", another.clone()),
         ("logging in", log_in(PASSWORD)),
-        ("failing to log in", log_in("not the password of anybody")),
+        ("failing to log in", log_in("not the password of any user")),
         ("staff's reading", support.get(format!("{PATH}/{id}"))),
         ("staff's reading a list", support.lists()),
     ] {
-        let refused = request.await;
-        assert_eq!(refused.status, 500, "{what}: {refused}");
+        let rejected = request.await;
+        assert_eq!(rejected.status, 500, "{what}: {rejected}");
     }
     // A rejection grants nothing, so it does not depend on its audit event.
-    let _refused = support.creates().await.is_problem(403, "forbidden");
+    let _rejected = support.creates().await.is_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 4);
 
     service.database().execute(format!("grant insert ({WRITABLE}) on audit_events to app_runtime")).await;
@@ -52,7 +52,7 @@ async fn an_operation_that_cannot_be_audited_fails() {
 }
 
 /// Returns the events of a query from all pages.
-async fn trail(auditor: &User, query: &str) -> Vec<Value> {
+async fn audit_log(auditor: &User, query: &str) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = auditor.get(format!("/v1/audit-events?limit=3{query}{cursor}")).await.is(200).json();
@@ -65,7 +65,7 @@ async fn trail(auditor: &User, query: &str) -> Vec<Value> {
 async fn something_has_happened(service: &Service) -> (User, Uuid) {
     let customer = service.customer().await;
     let id = customer.creates().await.is(201).id();
-    let _refused = customer.get("/v1/audit-events").await.is_problem(403, "forbidden");
+    let _rejected = customer.get("/v1/audit-events").await.is_problem(403, "forbidden");
     (customer, id)
 }
 
@@ -74,7 +74,7 @@ async fn an_auditor_reads_events_with_all_required_fields() {
     let service = service().await;
     let (customer, id) = something_has_happened(&service).await;
     let auditor = service.auditor().await;
-    let created = trail(&auditor, &format!("&resource={TABLE}&user_id={}", customer.id)).await;
+    let created = audit_log(&auditor, &format!("&resource={TABLE}&user_id={}", customer.id)).await;
     let created = created.iter().find(|event| event["action"] == "create").unwrap();
     for (field, value) in [
         ("event_type", json!("data_change")),
@@ -106,7 +106,8 @@ async fn the_audit_log_filters_and_pages_without_gaps() {
         ids
     };
     let read = async |query: &str| {
-        let mut ids: Vec<_> = trail(&auditor, query).await.iter().map(|event| event["id"].clone()).collect();
+        let mut ids: Vec<_> =
+            audit_log(&auditor, query).await.iter().map(|event| event["id"].clone()).collect();
         ids.sort_by_key(ToString::to_string);
         ids
     };
@@ -129,13 +130,13 @@ async fn the_audit_log_filters_and_pages_without_gaps() {
     ] {
         let expected = stored(&condition).await;
         assert_eq!(read(&query).await, expected, "{query}");
-        assert_eq!(expected.is_empty(), condition == "false", "something was looked at: {query}");
+        assert_eq!(expected.is_empty(), condition == "false", "something was checked: {query}");
     }
     for query in
         ["event_type=gossip", "user_id=me", "from=yesterday", "to=tomorrow", "limit=0", "cursor=nonsense"]
     {
-        let refused = auditor.get(format!("/v1/audit-events?{query}")).await;
-        assert_eq!(refused.status, 400, "{query}: {refused}");
+        let rejected = auditor.get(format!("/v1/audit-events?{query}")).await;
+        assert_eq!(rejected.status, 400, "{query}: {rejected}");
     }
 }
 
@@ -189,7 +190,7 @@ async fn the_audit_log_is_read_and_sealed_by_its_indexes() {
             let reads_through = node["Node Type"] == "Seq Scan" && node["Relation Name"] == this_month;
             assert!(!reads_through, "{values}: {statement}\n{plan:#}");
         }
-        assert!(plan.to_string().contains(&this_month), "something was looked at: {plan:#}");
+        assert!(plan.to_string().contains(&this_month), "something was checked: {plan:#}");
     }
 }
 
@@ -265,8 +266,8 @@ async fn query_values_that_postgresql_cannot_store_are_malformed() {
         format!("cursor={}", cursor(-62_167_219_200_000_001)),
         format!("cursor={}", cursor(253_402_300_800_000_000)),
     ] {
-        let refused = auditor.get(format!("/v1/audit-events?{query}")).await;
-        assert_eq!(refused.status, 400, "{query}: {refused}");
+        let rejected = auditor.get(format!("/v1/audit-events?{query}")).await;
+        assert_eq!(rejected.status, 400, "{query}: {rejected}");
     }
     for query in [
         "from=0000-01-01T00:00:00Z&to=9999-12-31T23:59:59.999999Z".to_owned(),
@@ -302,8 +303,8 @@ async fn no_query_value_of_any_route_is_an_internal_error() {
             assert_eq!(method, "GET", "only reading takes a query: {path}");
             for value in hostile {
                 let query = format!("{path}?{}={value}", parameter["name"].as_str().unwrap());
-                let answer = admin.get(&query).await;
-                assert!(answer.status < 500, "{query}: {answer}");
+                let response = admin.get(&query).await;
+                assert!(response.status < 500, "{query}: {response}");
                 sent += 1;
             }
         }
@@ -311,7 +312,7 @@ async fn no_query_value_of_any_route_is_an_internal_error() {
     assert!(sent >= 7 * hostile.len(), "{sent}");
 }
 
-/// The functions of the schema: name, settings, source, and whether PUBLIC has the right to execute them.
+/// Returns the functions of the schema: name, settings, source, and whether PUBLIC has the right to execute them.
 async fn functions(service: &Service) -> Vec<Value> {
     service
         .database()
@@ -348,7 +349,7 @@ async fn functions_set_their_search_path_and_are_not_public() {
         }
         assert_eq!(
             function["public"], false,
-            "{name}: grant execute to app_runtime if the service calls it, and to nobody else"
+            "{name}: grant execute to app_runtime if the service calls it, and to no other role"
         );
         // With standard_conforming_strings = off, a backslash is an escape.
         let body = source.split("as $function$").nth(1).unwrap();

@@ -20,7 +20,7 @@ async fn head_is_logged(service: &Service) -> i64 {
     head
 }
 
-/// The tables that `after-restore` changes, for comparison.
+/// Returns the rows of the tables that `after-restore` changes.
 async fn recorded(service: &Service) -> Vec<Value> {
     let query = "select
         (select json_agg(audit_epochs) from audit_epochs) as epochs,
@@ -153,8 +153,8 @@ async fn sealing_stops_when_the_chain_is_set_back() {
         let lines = service.logs();
         lines.iter().filter(|line| line["message"] == "worker failed").count()
     };
-    let seen = failures();
-    eventually("sealing is tried again", async || (failures() > seen).then_some(())).await;
+    let before = failures();
+    eventually("sealing is tried again", async || (failures() > before).then_some(())).await;
     assert_eq!(
         service.database().number("select count(*) from audit_seals").await,
         seals,

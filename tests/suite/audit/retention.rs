@@ -65,7 +65,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let named = format!("missing, and in an export that was not given (SHA-256 {hash})");
     assert!(found.stderr.contains(&named), "{}", found.stderr);
     let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await;
-    assert_eq!(again.code(), Some(1), "nothing is left of it: {}", again.stdout);
+    assert_eq!(again.code(), Some(1), "the partition is dropped: {}", again.stdout);
 
     // The next file starts at the end of the first.
     let march = scratch.path("2021-03.jsonl.gz");
@@ -85,8 +85,8 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     }
     for file in [&february, &march] {
         verify(&service, &["--export", file, "--heads", &heads]).await.succeeded();
-        let Some((whole, told)) = python(&documented_verifier(), &[file]) else { continue };
-        assert!(whole && told.contains("verified up to seal"), "{told}");
+        let Some((whole, output)) = python(&documented_verifier(), &[file]) else { continue };
+        assert!(whole && output.contains("verified up to seal"), "{output}");
     }
 
     // Without the export's own event, missing events are a finding.
@@ -104,8 +104,8 @@ async fn an_export_that_was_changed_does_not_verify() {
     everything_is_sealed(&service).await;
     let file = scratch.path("export.jsonl.gz");
     let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
-    let refused = export(&service, "yesterday", &file).await;
-    assert_eq!(refused.code(), Some(2), "{}", refused.stderr);
+    let rejected = export(&service, "yesterday", &file).await;
+    assert_eq!(rejected.code(), Some(2), "{}", rejected.stderr);
     assert!(!export(&service, &tomorrow, &file).await.succeeded().contains("dropped"), "it is not that old");
     verify(&service, &["--export", &file]).await.succeeded();
     let over = export(&service, &tomorrow, &file).await;
@@ -133,9 +133,9 @@ async fn an_export_that_was_changed_does_not_verify() {
         let found = verify(&service, &["--export", &path]).await;
         assert_eq!(found.code(), Some(1), "{what}: {}", found.stdout);
         if ["a field", "a missing event", "a missing last event"].contains(&what)
-            && let Some((whole, told)) = python(&documented_verifier(), &[&path])
+            && let Some((whole, output)) = python(&documented_verifier(), &[&path])
         {
-            assert!(!whole, "{what}: {told}");
+            assert!(!whole, "{what}: {output}");
         }
     }
     std::fs::write(&file, &std::fs::read(&file).unwrap()[..100]).unwrap();
@@ -164,7 +164,7 @@ async fn the_event_of_an_export_can_be_exported_later() {
     verify(&service, &["--exported", &february, &later]).await.succeeded();
 }
 
-/// A transaction that has read the whole audit log and stays open, like that of `pg_dump`.
+/// Opens a transaction that reads the whole audit log and stays open, like that of `pg_dump`.
 async fn reader(service: &Service) -> dev::harness::OpenTransaction {
     service
         .database()

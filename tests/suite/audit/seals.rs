@@ -21,7 +21,7 @@ const UNSEALED: &str = "
         >= (audit_events.epoch, xact_id::text::bigint, sequence)
     )";
 
-/// A customer registers, logs in, and creates a record: three events.
+/// Causes three events: a customer registers, logs in, and creates a record.
 pub async fn something_happens(service: &Service) {
     let _created = service.customer().await.creates().await.is(201);
 }
@@ -69,7 +69,7 @@ async fn every_event_is_sealed_and_the_head_of_the_chain_is_logged() {
         "{verified}"
     );
     let verifications = service.audit_events("event_type = 'audit' and action = 'verify'").await;
-    assert_eq!(verifications.len(), 1, "verifying the trail is in the trail");
+    assert_eq!(verifications.len(), 1, "the verification is audited");
     assert_eq!(verifications[0]["metadata"]["head_hash"], head.1);
 }
 
@@ -115,7 +115,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     everything_is_sealed(&service).await;
     let events = service.database().number("select count(*) from audit_events").await;
     let sealed = service.database().number("select sum(event_count)::bigint from audit_seals").await;
-    assert_eq!(sealed, events, "what was committed meanwhile is not passed over");
+    assert_eq!(sealed, events, "events committed meanwhile are sealed");
     verify(&service, &[]).await.succeeded();
 }
 
@@ -146,12 +146,12 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
     let registration = serde_json::json!({
         "email": "ada@example.com", "password": dev::harness::PASSWORD, "name": "Ada Lovelace"
     });
-    let _registered = service.nobody().post("/v1/users").json(&registration).in_background();
-    assert!(service.ends().await.code().is_none(), "it died, and did not end");
+    let _registered = service.anonymous().post("/v1/users").json(&registration).in_background();
+    assert!(service.ends().await.code().is_none(), "a signal ended the process");
     let sealed =
         service.database().rows("select number, encode(hash, 'hex') as hash from audit_seal_head").await;
     assert!(sealed[0]["number"].as_i64().is_some_and(|number| number > 0), "{sealed:?}");
-    assert!(logged_heads(&service).iter().all(|(number, _)| *number == 0), "it had no time to say so");
+    assert!(logged_heads(&service).iter().all(|(number, _)| *number == 0), "the process has logged no head");
     service.restart_without("CRASH_AT").await;
     let logged = |line: &Value| line["seal_number"].as_i64() >= sealed[0]["number"].as_i64();
     service.logs_that("the head is logged", logged).await;
@@ -176,13 +176,16 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
     service.customer().await;
     let overtaken = service.database().number(UNSEALED).await;
     assert!(overtaken > 0);
-    let seen = logged_heads(&service).len();
-    eventually("the sealer has looked twice more", async || {
-        (logged_heads(&service).len() >= seen + 2).then_some(())
+    let before = logged_heads(&service).len();
+    eventually("the sealer has run twice more", async || {
+        (logged_heads(&service).len() >= before + 2).then_some(())
     })
     .await;
-    assert!(service.database().number(UNSEALED).await >= overtaken, "nothing overtakes what may still come");
-    eventually("the lag is measured beside the sealer", async || {
+    assert!(
+        service.database().number(UNSEALED).await >= overtaken,
+        "no event is sealed before an open transaction"
+    );
+    eventually("the lag is measured independently of the sealer", async || {
         let text = service.metrics().await;
         let lag =
             text.lines().find_map(|line| line.strip_prefix("audit_seal_lag_seconds ")?.parse::<f64>().ok());
@@ -214,9 +217,9 @@ async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
         )
         .await;
     service.terminate().await;
-    let refused = service.command(&["serve"], &[]).await;
-    assert_eq!(refused.code(), Some(1));
-    assert!(refused.stderr.contains("different PostgreSQL cluster"), "{}", refused.stderr);
+    let rejected = service.command(&["serve"], &[]).await;
+    assert_eq!(rejected.code(), Some(1));
+    assert!(rejected.stderr.contains("different PostgreSQL cluster"), "{}", rejected.stderr);
     service.command(&["migrate"], &[]).await.succeeded();
     service.restart().await;
     service.customer().await;
@@ -229,7 +232,7 @@ async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     );
     assert!(
         !service.audit_events("epoch = 2 and resource = 'users'").await.is_empty(),
-        "what follows is of epoch 2"
+        "later events belong to epoch 2"
     );
     service.command(&["migrate"], &[]).await.succeeded();
     assert_eq!(service.database().number("select count(*) from audit_epochs").await, 2, "once");
@@ -281,12 +284,12 @@ async fn seals_are_only_appended() {
         "delete from audit_exports",
         "set session_replication_role = replica",
     ] {
-        let refused = service.database().try_as_service(statement).await;
-        assert_eq!(refused, Err("42501".to_owned()), "{statement}");
+        let rejected = service.database().try_as_service(statement).await;
+        assert_eq!(rejected, Err("42501".to_owned()), "{statement}");
     }
     for fork in [next_seal(&[("number", "number + 2")]), next_seal(&[("previous_hash", "sha256(hash)")])] {
-        let refused = service.database().try_as_service(&fork).await;
-        assert_eq!(refused, Err("23000".to_owned()), "{fork}");
+        let rejected = service.database().try_as_service(&fork).await;
+        assert_eq!(rejected, Err("23000".to_owned()), "{fork}");
     }
     assert_eq!(service.database().try_as_service(&next_seal(&[])).await, Ok(()), "the end may be continued");
 }
@@ -330,8 +333,8 @@ async fn a_seal_covers_only_events_that_are_complete() {
         &[("first_sequence", "last_sequence + 2")],
         &[("sealed_at", "now() + interval '1 hour'")],
     ] {
-        let refused = service.database().try_as_service(&next_seal(forged)).await;
-        assert_eq!(refused, Err("23000".to_owned()), "{forged:?}");
+        let rejected = service.database().try_as_service(&next_seal(forged)).await;
+        assert_eq!(rejected, Err("23000".to_owned()), "{forged:?}");
     }
 }
 
@@ -450,7 +453,7 @@ const SHAPE: &str = "
 /// Starts a service whose worker has checked for missing partitions, and checks again hours later.
 async fn partitioned_service() -> Service {
     let service = crate::service().await;
-    eventually("the partitions are looked after", async || {
+    eventually("the partitions are checked", async || {
         let (_, health) = service.ops("/health").await;
         let health: Value = serde_json::from_str(&health).ok()?;
         let workers = health["workers"].as_array()?;
@@ -479,10 +482,10 @@ async fn creating_a_partition_blocks_no_writer() {
         "set timezone = 'America/New_York'; set datestyle = 'SQL, DMY'; set search_path = pg_catalog;
                   set standard_conforming_strings = off; set intervalstyle = 'sql_standard';
                   select public.make_audit_partitions()";
-    let mut maker = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     let customer = service.customer().await;
-    let (attempt, ()) = tokio::join!(maker.execute(making), async {
-        service.database().has_waiting(1).await;
+    let (attempt, ()) = tokio::join!(connection.execute(making), async {
+        service.database().wait_for_blocked_statements(1).await;
         for _ in 0..5 {
             let started = std::time::Instant::now();
             let _created = customer.creates().await.is(201);
@@ -490,10 +493,14 @@ async fn creating_a_partition_blocks_no_writer() {
         }
     });
     let error = attempt.unwrap_err();
-    assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("55P03"), "it gives way: {error}");
+    assert_eq!(
+        error.as_database_error().unwrap().code().as_deref(),
+        Some("55P03"),
+        "the function times out first: {error}"
+    );
 
     reader.execute("rollback").await.unwrap();
-    maker.execute(making).await.unwrap();
+    connection.execute(making).await.unwrap();
     assert_eq!(service.database().rows(SHAPE).await, made);
 }
 
@@ -537,8 +544,8 @@ async fn ambiguous_metadata_is_rejected() {
         ("{}", "infinity"),
         ("{}", "1999-12-31T23:59:59Z"),
     ] {
-        let refused = service.database().try_as_service(&event(metadata, timestamp)).await;
-        assert_eq!(refused, Err("23514".to_owned()), "{metadata} {timestamp}");
+        let rejected = service.database().try_as_service(&event(metadata, timestamp)).await;
+        assert_eq!(rejected, Err("23514".to_owned()), "{metadata} {timestamp}");
     }
     let taken = event(r#"{"a":[1,true,"x",{"b":-9007199254740991}]}"#, now);
     assert_eq!(service.database().try_as_service(&taken).await, Ok(()));
@@ -579,7 +586,7 @@ async fn sealing_that_finds_nothing_to_seal_keeps_its_connection() {
     let before = service.database().rows(connection).await;
     assert_eq!(before.len(), 1);
     let heads = || service.logs().iter().filter(|line| line["message"] == "sealed the audit log").count();
-    let told = heads();
-    eventually("the head is told three times more", async || (heads() >= told + 3).then_some(())).await;
+    let logged = heads();
+    eventually("the head is logged three more times", async || (heads() >= logged + 3).then_some(())).await;
     assert_eq!(service.database().rows(connection).await, before);
 }

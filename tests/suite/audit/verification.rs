@@ -62,7 +62,7 @@ pub fn log_lines(service: &Service) -> String {
 }
 
 /// Returns a stopped service with at least three seals.
-async fn a_sealed_trail() -> Service {
+async fn sealed_service() -> Service {
     let service = sealing_service().await;
     for _ in 0..3 {
         something_happens(&service).await;
@@ -98,7 +98,7 @@ async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
 
 #[tokio::test]
 async fn every_change_of_the_audit_log_is_found_and_named() {
-    let service = a_sealed_trail().await;
+    let service = sealed_service().await;
     verify(&service, &[]).await.succeeded();
     let count = service.database().number("select sum(event_count)::bigint from audit_seals").await;
     let (second, third, last) =
@@ -169,7 +169,7 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
             "seal 2: content and hash do not match".to_owned(),
         ),
         (
-            "a seal says that it was made at another time",
+            "a seal with another time of creation",
             "update audit_seals set sealed_at = sealed_at - interval '1 day' where number = 1".to_owned(),
             "seal 1: content and hash do not match".to_owned(),
         ),
@@ -193,7 +193,7 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
 
 #[tokio::test]
 async fn only_the_logged_heads_reveal_a_regenerated_chain() {
-    let mut service = a_sealed_trail().await;
+    let mut service = sealed_service().await;
     let scratch = Scratch::new();
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
     verify(&service, &["--heads", &heads]).await.succeeded();
@@ -217,7 +217,11 @@ async fn only_the_logged_heads_reveal_a_regenerated_chain() {
     let found = verify(&service, &["--heads", &beyond]).await;
     assert!(found.stderr.contains("seal 999: missing, although it was logged"), "{}", found.stderr);
     let none = scratch.write("none.jsonl", "{}\n");
-    assert_eq!(verify(&service, &["--heads", &none]).await.code(), Some(1), "no heads is no proof");
+    assert_eq!(
+        verify(&service, &["--heads", &none]).await.code(),
+        Some(1),
+        "without heads nothing is proved"
+    );
 }
 
 #[tokio::test]
@@ -260,7 +264,7 @@ async fn heads_are_read_from_the_service_log() {
     assert_eq!(missing.code(), Some(1));
     assert!(missing.stderr.contains("nowhere.log"), "{}", missing.stderr);
     let empty = scratch.write("empty.log", "");
-    assert_eq!(verify(&service, &["--log", &empty]).await.code(), Some(1), "no heads is no proof");
+    assert_eq!(verify(&service, &["--log", &empty]).await.code(), Some(1), "without heads nothing is proved");
 }
 
 #[tokio::test]
@@ -280,7 +284,7 @@ async fn a_rewritten_chain_stops_sealing_and_raises_an_alert() {
     );
 }
 
-/// The verifier in the document, and its test vector.
+/// Returns the verifier in the document, and its test vector.
 fn documented() -> (String, Vec<Value>) {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/audit.md")).unwrap();
     let block = |text: &str| text.split_once("\n```").unwrap().0.to_owned();
@@ -294,8 +298,8 @@ pub fn python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
     let script = scratch.write("verifier.py", script);
     match std::process::Command::new("python3").arg(script).args(arguments).output() {
         Ok(output) => {
-            let told = [output.stdout, output.stderr].concat();
-            Some((output.status.success(), String::from_utf8(told).unwrap()))
+            let text = [output.stdout, output.stderr].concat();
+            Some((output.status.success(), String::from_utf8(text).unwrap()))
         }
         Err(error) => {
             assert!(std::env::var_os("REQUIRE_TOOLS").is_none(), "python3: {error}");
@@ -317,13 +321,15 @@ fn the_documents_verifier_computes_the_documents_test_vector() {
          print(digest_of(event).hex() == seal['digests'], hash_of(seal) == seal['hash'])",
         script.split("if __name__").next().unwrap()
     );
-    let Some((_, told)) = python(&check, &[&vectors[0].to_string(), &vectors[1].to_string()]) else { return };
-    assert_eq!(told.trim(), "True True");
+    let Some((_, output)) = python(&check, &[&vectors[0].to_string(), &vectors[1].to_string()]) else {
+        return;
+    };
+    assert_eq!(output.trim(), "True True");
 }
 
 #[tokio::test]
 async fn a_forged_export_record_does_not_excuse_missing_events() {
-    let mut service = a_sealed_trail().await;
+    let mut service = sealed_service().await;
     let scratch = Scratch::new();
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
     // The service's role can insert an event that resembles one of `audit export`.

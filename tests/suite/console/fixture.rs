@@ -80,7 +80,7 @@ impl ConsoleFixture {
 /// Returns the response of the console.
 pub(crate) async fn get(console: &Console, path: &str) -> Value {
     let url = Url::parse(&console.url()).unwrap().join(path).unwrap();
-    let answer = dev::http::client(WAIT_TIMEOUT).unwrap().get(url).send().await.unwrap();
-    assert!(answer.status().is_success(), "{path}: {}", answer.status());
-    answer.json().await.unwrap()
+    let response = dev::http::client(WAIT_TIMEOUT).unwrap().get(url).send().await.unwrap();
+    assert!(response.status().is_success(), "{path}: {}", response.status());
+    response.json().await.unwrap()
 }

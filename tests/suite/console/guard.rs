@@ -4,7 +4,7 @@ use reqwest::{Method, Response};
 
 use super::fixture::console;
 
-async fn ask(console: &Console, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
+async fn send(console: &Console, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
     let client = dev::http::client(WAIT_TIMEOUT).unwrap();
     let mut request = client.request(method, format!("{}{path}", console.url()));
     for (name, value) in headers {
@@ -25,11 +25,11 @@ async fn a_foreign_host_name_is_rejected() {
         ("127.0.0.1", 403),
     ] {
         for path in ["/now", "/api/logs", "/api/stream"] {
-            let answer = ask(&console, Method::GET, path, &[("host", host)]).await;
-            assert_eq!(answer.status(), status, "{host} {path}");
+            let response = send(&console, Method::GET, path, &[("host", host)]).await;
+            assert_eq!(response.status(), status, "{host} {path}");
         }
         if status == 403 {
-            let spans = ask(&console, Method::POST, "/v1/traces", &[("host", host)]).await;
+            let spans = send(&console, Method::POST, "/v1/traces", &[("host", host)]).await;
             assert_eq!(spans.status(), 403, "{host}");
         }
     }
@@ -41,9 +41,9 @@ async fn a_foreign_origin_is_rejected_and_a_link_is_not() {
     let own = console.url();
     let json = ("content-type", "application/json");
     for (origin, status) in [(own.as_str(), 503), ("http://evil.example.com", 403), ("null", 403)] {
-        // No service is observed yet, which the console's own page receives as an error.
-        let answer = ask(&console, Method::POST, "/api/normal", &[("origin", origin)]).await;
-        assert!(answer.status() == 415 || answer.status() == 403, "{origin}: {}", answer.status());
+        // The console observes no service yet, so a request of its own page fails with 503.
+        let response = send(&console, Method::POST, "/api/normal", &[("origin", origin)]).await;
+        assert!(response.status() == 415 || response.status() == 403, "{origin}: {}", response.status());
         let client = dev::http::client(WAIT_TIMEOUT).unwrap();
         let request =
             client.post(format!("{own}/api/normal")).header("origin", origin).header(json.0, json.1);
@@ -51,22 +51,22 @@ async fn a_foreign_origin_is_rejected_and_a_link_is_not() {
     }
     let embedded =
         [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors"), ("sec-fetch-dest", "image")];
-    assert_eq!(ask(&console, Method::GET, "/api/logs", &embedded).await.status(), 403);
+    assert_eq!(send(&console, Method::GET, "/api/logs", &embedded).await.status(), 403);
     let link =
         [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
-    assert_eq!(ask(&console, Method::GET, "/traces", &link).await.status(), 200);
+    assert_eq!(send(&console, Method::GET, "/traces", &link).await.status(), 200);
 }
 
 #[tokio::test]
 async fn it_listens_on_this_machine_and_its_pages_load_nothing_else() {
     let console = console().await;
     assert!(console.url().starts_with("http://127.0.0.1:"), "{}", console.url());
-    let page = ask(&console, Method::GET, "/now", &[]).await;
+    let page = send(&console, Method::GET, "/now", &[]).await;
     let policy = page.headers()["content-security-policy"].to_str().unwrap().to_owned();
     assert!(policy.starts_with("default-src 'none'; script-src 'self'"), "{policy}");
     assert!(!policy.contains("unsafe"), "{policy}");
     assert_eq!(page.headers()["x-content-type-options"], "nosniff");
     let text = page.text().await.unwrap();
     assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("<style"), "{text}");
-    assert_eq!(ask(&console, Method::GET, "/assets/..%2Fmod.rs", &[]).await.status(), 404);
+    assert_eq!(send(&console, Method::GET, "/assets/..%2Fmod.rs", &[]).await.status(), 404);
 }

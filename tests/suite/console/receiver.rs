@@ -20,12 +20,12 @@ async fn both_protocols_are_received_and_replicas_distinguished() {
         .start()
         .await;
     for (service, id) in [(&service, "one"), (&replica, "two"), (&by_http, "three")] {
-        let _served = service.nobody().get("/problems").header("x-correlation-id", id).await.is(200);
+        let _served = service.anonymous().get("/problems").header("x-correlation-id", id).await.is(200);
     }
     let mut instances = Vec::new();
     for id in ["one", "two", "three"] {
         let path = format!("/api/traces?correlation_id={id}");
-        let instance = eventually("the trace comes in", async || {
+        let instance = eventually("the trace is received", async || {
             Some(get(&console, &path).await[0]["instance"].as_str()?.to_owned())
         })
         .await;

@@ -12,7 +12,7 @@ async fn ready(service: &Service) -> (u16, Value) {
     (status, serde_json::from_str(&body).unwrap_or_default())
 }
 
-async fn is_ready_again(service: &Service) {
+async fn wait_until_ready(service: &Service) {
     within(Duration::from_mins(1), "it is ready again", async || {
         (ready(service).await.0 == 200).then_some(())
     })
@@ -25,18 +25,18 @@ async fn probes_respond_in_time_while_the_database_hangs() {
     service.link().freeze();
     eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     for _ in 0..5 {
-        let asked = Instant::now();
+        let requests = Instant::now();
         let (status, body) = ready(&service).await;
         assert_eq!((status, body["checks"]["database"].as_str()), (503, Some("unhealthy")), "{body}");
-        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
-        assert_eq!(service.ops("/healthz").await.0, 200, "it is alive all the same");
+        assert!(requests.elapsed() < Duration::from_secs(5), "{:?}", requests.elapsed());
+        assert_eq!(service.ops("/healthz").await.0, 200, "the process is alive nevertheless");
     }
     let (_, report) = service.ops("/health").await;
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["status"], "unhealthy");
     assert_eq!(report["checks"]["database"]["message"], "the database is unreachable");
     service.link().mend();
-    is_ready_again(&service).await;
+    wait_until_ready(&service).await;
 }
 
 #[tokio::test]
@@ -45,18 +45,18 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
     let customer = service.customer().await;
     let request = customer.creates();
     service.link().cut();
-    let refused = request.clone().await.is_problem(503, "unavailable");
-    assert!(refused.header("retry-after").is_some(), "{refused}");
+    let rejected = request.clone().await.is_problem(503, "unavailable");
+    assert!(rejected.header("retry-after").is_some(), "{rejected}");
     eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
-    eventually("a worker fails, and says so", async || {
+    eventually("a worker fails and logs it", async || {
         service.logs().iter().any(|line| line["message"] == "worker failed").then_some(())
     })
     .await;
     service.link().mend();
-    is_ready_again(&service).await;
+    wait_until_ready(&service).await;
     assert!(!request.insist().await.is(201).is_replayed());
     // After several failures, a worker pauses for up to 30 seconds.
-    within(Duration::from_mins(2), "the workers work again", async || {
+    within(Duration::from_mins(2), "the workers succeed again", async || {
         let (_, report) = service.ops("/health").await;
         let report: Value = serde_json::from_str(&report).unwrap();
         let workers = report["workers"].as_array().unwrap();
@@ -73,10 +73,11 @@ async fn a_slow_connection_attempt_serves_the_next_request() {
     // all replicas reconnect at once.
     service.link().interrupt();
     service.link().slow(Duration::from_millis(100));
-    let refused = customer.lists().await.is_problem(503, "unavailable");
-    assert!(refused.header("retry-after").is_some(), "{refused}");
-    eventually("a connection is there", async || (customer.lists().await.status == 200).then_some(())).await;
-    is_ready_again(&service).await;
+    let rejected = customer.lists().await.is_problem(503, "unavailable");
+    assert!(rejected.header("retry-after").is_some(), "{rejected}");
+    eventually("a connection is available", async || (customer.lists().await.status == 200).then_some(()))
+        .await;
+    wait_until_ready(&service).await;
 }
 
 #[tokio::test]
@@ -91,24 +92,24 @@ async fn connections_to_a_lost_host_are_closed() {
     let pool = [(); 4];
     // All connections of the pool are open and have a statement in flight when the host is lost.
     let held = service.database().lock(TABLE).await;
-    let asked = pool.map(|()| customer.lists().in_background());
-    service.database().has_waiting(4).await;
+    let requests = pool.map(|()| customer.lists().in_background());
+    service.database().wait_for_blocked_statements(4).await;
     service.link().freeze();
-    for request in asked {
-        let _late = request.answer().await.is_problem(504, "timeout");
+    for request in requests {
+        let _late = request.response().await.is_problem(504, "timeout");
     }
     held.release().await;
     service.link().fails_over();
 
-    is_ready_again(&service).await;
-    let asked = pool.map(|()| customer.lists().in_background());
-    for request in asked {
-        let _served = request.answer().await.is(200);
+    wait_until_ready(&service).await;
+    let requests = pool.map(|()| customer.lists().in_background());
+    for request in requests {
+        let _served = request.response().await.is(200);
     }
     let recovered =
         async || service.gauge("worker_last_success_timestamp_seconds{worker=\"audit_sealing\"}").await;
     let before = recovered().await;
-    within(Duration::from_mins(1), "the workers work again", async || {
+    within(Duration::from_mins(1), "the workers succeed again", async || {
         (recovered().await > before).then_some(())
     })
     .await;
@@ -123,18 +124,18 @@ async fn the_statement_timeout_follows_the_setting() {
         .await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
-    let asked = customer.lists().in_background();
+    let requests = customer.lists().in_background();
     // The wait exceeds every other timeout of a statement.
     let waited = format!(
         "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
          and waitstart < now() - interval '16 s'"
     );
-    eventually("it has waited for long", async || {
+    eventually("the pool has waited long enough", async || {
         (service.database().number(&waited).await > 0).then_some(())
     })
     .await;
     held.release().await;
-    let _listed = asked.answer().await.is(200);
+    let _listed = requests.response().await.is(200);
 }
 
 /// Returns a URL with the hosts of both URLs.
@@ -146,18 +147,18 @@ fn both(first: &Url, second: &Url) -> String {
 /// Repeats a change until it succeeds. Every other response must be retryable.
 async fn succeeds_after_503s_only(request: impl Fn() -> Request) -> HttpResponse {
     within(Duration::from_mins(1), "it succeeds", async || {
-        let answer = request().await;
-        if answer.status == 201 {
-            return Some(answer);
+        let response = request().await;
+        if response.status == 201 {
+            return Some(response);
         }
-        let answer = answer.is_problem(503, "unavailable");
-        assert!(answer.header("retry-after").is_some(), "{answer}");
+        let response = response.is_problem(503, "unavailable");
+        assert!(response.header("retry-after").is_some(), "{response}");
         None
     })
     .await
 }
 
-async fn is_not_ready_because(service: &Service, reason: &str) {
+async fn wait_until_not_ready(service: &Service, reason: &str) {
     eventually(reason, async || {
         let (_, report) = service.ops("/health").await;
         let report: Value = serde_json::from_str(&report).unwrap();
@@ -203,7 +204,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
     let created = customer.creates().await.is(201).id();
     let pool = [(); 4].map(|()| customer.lists().in_background());
     for request in pool {
-        let _every_connection_is_open = request.answer().await.is(200);
+        let _every_connection_is_open = request.response().await.is(200);
     }
 
     service.link().freeze();
@@ -211,9 +212,9 @@ async fn a_promoted_standby_takes_over_within_seconds() {
     let lost = Instant::now();
     let _created = succeeds_after_503s_only(|| customer.creates()).await;
     assert!(lost.elapsed() < Duration::from_secs(15), "{:?}", lost.elapsed());
-    is_ready_again(&service).await;
+    wait_until_ready(&service).await;
     let listed = customer.lists().await.is(200);
-    assert!(listed.to_string().contains(&created.to_string()), "a confirmed commit is there: {listed}");
+    assert!(listed.to_string().contains(&created.to_string()), "a confirmed commit is kept: {listed}");
 }
 
 #[tokio::test]
@@ -226,12 +227,12 @@ async fn statements_on_a_lost_host_end_within_seconds() {
         .await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
-    let asked = [(); 4].map(|()| customer.lists().in_background());
-    service.database().has_waiting(4).await;
+    let requests = [(); 4].map(|()| customer.lists().in_background());
+    service.database().wait_for_blocked_statements(4).await;
     service.link().fails_over();
     let lost = Instant::now();
-    for request in asked {
-        let _given_up = request.answer().await.is_problem(503, "unavailable");
+    for request in requests {
+        let _given_up = request.response().await.is_problem(503, "unavailable");
     }
     assert!(lost.elapsed() < Duration::from_secs(20), "{:?}", lost.elapsed());
     held.release().await;
@@ -247,9 +248,9 @@ async fn cancelled_statements_do_not_keep_connections() {
         .await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
-    let asked = [(); 4].map(|()| customer.lists().in_background());
-    service.database().has_waiting(4).await;
-    for request in asked {
+    let requests = [(); 4].map(|()| customer.lists().in_background());
+    service.database().wait_for_blocked_statements(4).await;
+    for request in requests {
         let _request = request.give_up().await;
     }
     // Every connection of the pool still waits for the lock.
@@ -271,20 +272,20 @@ async fn a_server_that_turns_read_only_is_an_outage_that_passes() {
         service.database().execute_as_administrator("select pg_reload_conf()").await;
     };
     set("on").await;
-    eventually("changes are refused", async || {
-        let answer = customer.creates().await;
-        if answer.status == 201 {
+    eventually("changes are rejected", async || {
+        let response = customer.creates().await;
+        if response.status == 201 {
             return None;
         }
-        let answer = answer.is_problem(503, "unavailable");
-        assert!(answer.header("retry-after").is_some(), "{answer}");
+        let response = response.is_problem(503, "unavailable");
+        assert!(response.header("retry-after").is_some(), "{response}");
         Some(())
     })
     .await;
-    is_not_ready_because(&service, "the database is read-only").await;
+    wait_until_not_ready(&service, "the database is read-only").await;
     set("off").await;
     let _created = succeeds_after_503s_only(|| customer.creates()).await;
-    is_ready_again(&service).await;
+    wait_until_ready(&service).await;
 }
 
 #[tokio::test]
@@ -301,7 +302,7 @@ async fn a_database_with_read_only_sessions_is_not_used() {
     };
     set("on").await;
     // Open sessions keep the old default. The monitor detects the change with a connection of its own.
-    is_not_ready_because(&service, "the database is read-only").await;
+    wait_until_not_ready(&service, "the database is read-only").await;
     let role = service.database().service_role();
     let end_sessions = format!(
         "select pg_terminate_backend(pid)
@@ -310,13 +311,13 @@ async fn a_database_with_read_only_sessions_is_not_used() {
     );
     service.database().execute_as_administrator(&end_sessions).await;
     for _ in 0..6 {
-        let refused = customer.creates().await.is_problem(503, "unavailable");
-        assert!(refused.header("retry-after").is_some(), "{refused}");
+        let rejected = customer.creates().await.is_problem(503, "unavailable");
+        assert!(rejected.header("retry-after").is_some(), "{rejected}");
     }
     // The session is read-only by default now, including the harness's own.
     set("off").await;
     let _created = succeeds_after_503s_only(|| customer.creates()).await;
-    is_ready_again(&service).await;
+    wait_until_ready(&service).await;
 }
 
 #[tokio::test]
@@ -345,18 +346,18 @@ async fn a_column_that_changes_its_type_fails_no_request_for_good() {
     // Every request reads this column for the authentication.
     service.database().execute("alter table users alter column role type varchar(20)").await;
     for _ in 0..8 {
-        let answer = customer.lists().await;
-        assert!([200, 503].contains(&answer.status), "{answer}");
+        let response = customer.lists().await;
+        assert!([200, 503].contains(&response.status), "{response}");
     }
     changed.send_replace(true);
-    let mut refused = 0;
+    let mut rejected = 0;
     for client in clients {
         for status in client.await.unwrap() {
             assert!([200, 503].contains(&status), "{status}");
-            refused += usize::from(status == 503);
+            rejected += usize::from(status == 503);
         }
     }
-    assert!(refused <= 4, "{refused} requests were refused, and there are 4 connections");
+    assert!(rejected <= 4, "{rejected} requests were rejected, and there are 4 connections");
     for _ in 0..8 {
         let _listed = customer.lists().await.is(200);
     }

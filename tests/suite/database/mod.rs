@@ -57,8 +57,8 @@ async fn the_service_cannot_rewrite_what_happened() {
         "create role loot",
         "grant app_runtime to current_user with admin option",
     ] {
-        let refused = service.database().try_as_service(statement).await;
-        assert_eq!(refused, Err(INSUFFICIENT_PRIVILEGE.to_owned()), "{statement}");
+        let rejected = service.database().try_as_service(statement).await;
+        assert_eq!(rejected, Err(INSUFFICIENT_PRIVILEGE.to_owned()), "{statement}");
     }
 }
 
@@ -132,8 +132,8 @@ async fn triggers_protect_the_audit_log_from_its_owner() {
         ["update audit_events set user_id = null", "delete from audit_events", "truncate audit_events"]
     {
         let mut owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
-        let refused = owner.execute(AssertSqlSafe(statement)).await;
-        assert!(refused.unwrap_err().to_string().contains("append-only"), "{statement}");
+        let rejected = owner.execute(AssertSqlSafe(statement)).await;
+        assert!(rejected.unwrap_err().to_string().contains("append-only"), "{statement}");
     }
     assert_eq!(service.database().number("select count(*) from audit_events").await, before);
 }
@@ -178,13 +178,13 @@ async fn several_replicas_may_migrate_at_once() {
             tokio::spawn(async move { migrate(&database).await })
         })
         .collect();
-    let mut told = Vec::new();
+    let mut outputs = Vec::new();
     for replica in replicas {
-        told.push(replica.await.unwrap().succeeded());
+        outputs.push(replica.await.unwrap().succeeded());
     }
     let migrations = database.number("select count(*) from _sqlx_migrations where success").await;
     let all = format!("applied {migrations} migrations");
-    assert!(told.iter().any(|told| told.starts_with(&all)), "{told:#?}");
+    assert!(outputs.iter().any(|outputs| outputs.starts_with(&all)), "{outputs:#?}");
     assert!(migrate(&database).await.succeeded().starts_with("applied 0 migrations"));
 }
 
@@ -193,9 +193,9 @@ async fn a_changed_applied_migration_is_rejected() {
     let database = Database::create_empty().await;
     migrate(&database).await.succeeded();
     database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
-    let refused = migrate(&database).await;
-    assert_eq!(refused.code(), Some(1));
-    assert!(refused.stderr.contains("migration 1"), "{}", refused.stderr);
+    let rejected = migrate(&database).await;
+    assert_eq!(rejected.code(), Some(1));
+    assert!(rejected.stderr.contains("migration 1"), "{}", rejected.stderr);
 }
 
 #[tokio::test]
@@ -205,13 +205,13 @@ async fn an_older_release_does_not_change_a_newer_schema() {
     let newer = r"insert into _sqlx_migrations (version, description, success, checksum, execution_time)
                   values (9999, 'of the next release', true, '\x00', 0)";
     database.execute(newer).await;
-    let told = migrate(&database).await.succeeded();
-    assert!(told.starts_with("nothing to do: the schema has version 9999"), "{told}");
+    let outputs = migrate(&database).await.succeeded();
+    assert!(outputs.starts_with("nothing to do: the schema has version 9999"), "{outputs}");
 
     database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
-    let refused = migrate(&database).await;
-    assert_eq!(refused.code(), Some(1));
-    assert!(refused.stderr.contains("migration 1"), "{}", refused.stderr);
+    let rejected = migrate(&database).await;
+    assert_eq!(rejected.code(), Some(1));
+    assert!(rejected.stderr.contains("migration 1"), "{}", rejected.stderr);
 }
 
 #[tokio::test]
@@ -220,21 +220,21 @@ async fn an_unsuitable_database_is_rejected_before_any_change() {
     let prefer_another_schema = "create schema shop;
         do $$ begin execute format('alter database %I set search_path = shop, public', current_database()); end $$";
     database.execute(prefer_another_schema).await;
-    let refused = migrate(&database).await;
-    assert_eq!(refused.code(), Some(1));
-    assert!(refused.stderr.contains("search_path is shop, and public is required"), "{}", refused.stderr);
+    let rejected = migrate(&database).await;
+    assert_eq!(rejected.code(), Some(1));
+    assert!(rejected.stderr.contains("search_path is shop, and public is required"), "{}", rejected.stderr);
     let tables = "select count(*) from pg_class where relname = '_sqlx_migrations'";
     assert_eq!(database.number(tables).await, 0);
 
     let database = Database::create_empty().await;
     let service_url = database.service_url().as_str();
     let settings = [("DATABASE_URL", service_url), ("DATABASE_MIGRATION_URL", service_url)];
-    let refused = run(Path::new(EXECUTABLE), &["migrate"], &settings).await;
-    assert_eq!(refused.code(), Some(1));
+    let rejected = run(Path::new(EXECUTABLE), &["migrate"], &settings).await;
+    assert_eq!(rejected.code(), Some(1));
     for lacking in ["no right to create tables", "no right to create roles"] {
-        assert!(refused.stderr.contains(lacking), "{}", refused.stderr);
+        assert!(rejected.stderr.contains(lacking), "{}", rejected.stderr);
     }
-    assert_eq!(refused.stderr.trim_end().lines().count(), 1, "{}", refused.stderr);
+    assert_eq!(rejected.stderr.trim_end().lines().count(), 1, "{}", rejected.stderr);
 }
 
 #[tokio::test]
@@ -270,7 +270,7 @@ async fn a_cancelled_begin_leaves_no_open_transaction() {
     for turns in 0..1000 {
         // A connection is already open, so the cancellation hits the start of the transaction.
         pool.acquire().await.unwrap().release();
-        let patience = async {
+        let yielding = async {
             for _ in 0..turns {
                 tokio::task::yield_now().await;
             }
@@ -278,7 +278,7 @@ async fn a_cancelled_begin_leaves_no_open_transaction() {
         tokio::select! {
             biased;
             transaction = pool.begin() => begun += usize::from(transaction.is_ok()),
-            () = patience => {}
+            () = yielding => {}
         }
     }
     assert!((1..1000).contains(&begun), "some were cancelled, and {begun} were not");

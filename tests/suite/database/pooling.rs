@@ -54,7 +54,7 @@ async fn sessions_have_no_state_but_prepared_statements() {
     let customer = service.customer().await;
     let seals = "select count(*) from audit_seals";
     let before = service.database().number(seals).await;
-    customer.does_what_customers_do().await.unwrap();
+    customer.uses_every_customer_route().await.unwrap();
     eventually("the trigger was called by the sealer, too", async || {
         (service.database().number(seals).await > before).then_some(())
     })
@@ -120,7 +120,7 @@ impl Pooler {
         let file = directory.join("pgbouncer.ini");
         std::fs::write(&file, settings).unwrap();
         let mut launch = Launch::new(program);
-        // It refuses to run as root.
+        // PgBouncer rejects to run as root.
         if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
             std::fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
             launch = launch.args(["-u", "nobody"]);
@@ -144,7 +144,7 @@ impl Drop for Pooler {
     }
 }
 
-/// A replica of the service that reaches the database through a pooler.
+/// Starts a replica of the service that reaches the database through a pooler.
 async fn pooled(service: &Service, pooler: &Pooler) -> Service {
     service.replica_with(&[("DATABASE_URL", pooler.url.as_str())]).await
 }
@@ -161,7 +161,7 @@ async fn the_main_flows_work_through_a_pooler() {
     // Two replicas with four connections each share two, so each statement meets sessions that have not prepared it.
     let (one, two) = (first.customer().await, second.customer().await);
     for _ in 0..10 {
-        let (one, two) = tokio::join!(one.does_what_customers_do(), two.does_what_customers_do());
+        let (one, two) = tokio::join!(one.uses_every_customer_route(), two.uses_every_customer_route());
         one.unwrap();
         two.unwrap();
     }

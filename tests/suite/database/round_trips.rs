@@ -33,10 +33,10 @@ pub(crate) async fn taken(
     let mut fewest = DatabaseCost { round_trips: usize::MAX, bytes: usize::MAX };
     for _ in 0..TRIES {
         let request = request().await;
-        nobody_is_at_the_database(service).await;
+        wait_until_pool_is_idle(service).await;
         let before = DatabaseCost { round_trips: link.round_trips(), bytes: link.bytes_back() };
-        let _answer = request.await.is(status);
-        nobody_is_at_the_database(service).await;
+        let _response = request.await.is(status);
+        wait_until_pool_is_idle(service).await;
         fewest.round_trips = fewest.round_trips.min(link.round_trips() - before.round_trips);
         fewest.bytes = fewest.bytes.min(link.bytes_back() - before.bytes);
     }
@@ -55,8 +55,8 @@ pub(crate) async fn counted_service() -> Service {
 }
 
 /// Waits until the pool is idle. A connection counts as active until its last ping has succeeded.
-async fn nobody_is_at_the_database(service: &Service) {
-    eventually("the pool is at rest", async || {
+async fn wait_until_pool_is_idle(service: &Service) {
+    eventually("the pool is idle", async || {
         (service.metric("db_connections_active").await == 0).then_some(())
     })
     .await;
@@ -70,7 +70,7 @@ async fn hot_routes_make_no_more_round_trips_than_they_need() {
     let mut counted = Vec::new();
     for (route, status, _) in ROUND_TRIPS {
         let request = async || match route {
-            "POST /v1/sessions" => service.nobody().post("/v1/sessions").json(&credentials),
+            "POST /v1/sessions" => service.anonymous().post("/v1/sessions").json(&credentials),
             "GET /v1/me" => customer.get("/v1/me"),
             route => unreachable!("{route}"),
         };

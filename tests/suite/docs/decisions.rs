@@ -22,8 +22,8 @@ fn every_decision_is_listed_and_complete() {
         let text = file(&format!("docs/decisions/{name}"));
         let title = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap();
         assert!(list.contains(&format!("]({name}) | {title} |")), "{name} is listed by its title");
-        for part in ["Chosen:", "Also thought of:", "Why:", "Price:", "What would change our mind:"] {
-            assert!(text.contains(&format!("**{part}**")), "{name} says nothing under {part}");
+        for part in ["Chosen:", "Alternatives:", "Why:", "Cost:", "Conditions of a change:"] {
+            assert!(text.contains(&format!("**{part}**")), "{name} has no text under {part}");
         }
         written.insert(name);
     }

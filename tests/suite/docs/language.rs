@@ -1,19 +1,19 @@
-//! The rules of language that a test can check: the openings of doc comments, the words of messages, the length of test
-//! names. CONTRIBUTING.md has the glossary.
+//! The rules of language that a test can check: the openings of doc comments, the words of messages, the names of types,
+//! functions and tests, and the lists of modules. CONTRIBUTING.md has the glossary.
 use std::{collections::BTreeSet, fs};
 
 use syn::visit::{self, Visit};
 
-use super::structure::{CRATES, files, root};
+use super::structure::{files, root};
 
 /// Words with which no doc comment starts. A type starts with a noun, a function with a verb: *Returns*, *Waits until*.
-const OPENINGS: [&str; 12] = [
+const OPENINGS: [&str; 21] = [
     "What", "Who", "Whom", "Whose", "Whoever", "Whatever", "Whether", "When", "Where", "How", "Somebody",
-    "Nobody",
+    "Nobody", "It", "Its", "Of", "In", "By", "For", "So", "As", "Also",
 ];
 
 /// Words that no message contains. CONTRIBUTING.md has the words to use instead.
-const BANNED: [&str; 22] = [
+const BANNED: [&str; 23] = [
     "somebody",
     "someone",
     "nobody",
@@ -36,7 +36,14 @@ const BANNED: [&str; 22] = [
     "may not",
     "ask again",
     "given back",
+    "looked at",
 ];
+
+/// Participles with an irregular form. No type has such a name.
+const PARTICIPLES: [&str; 9] = ["Found", "Known", "Seen", "Kept", "Held", "Told", "Broken", "Torn", "Gone"];
+
+/// Prefixes of functions that only answer.
+const PREDICATES: [&str; 6] = ["is_", "are_", "has_", "was_", "may_", "can_"];
 
 /// Maximum length of the name of a test, in characters.
 const MAX_TEST_NAME: usize = 60;
@@ -73,8 +80,8 @@ fn doc_comments_start_with_a_noun_or_a_verb() {
     assert!(starts > 500, "{starts} doc comments");
 }
 
-/// The texts of a file outside of its unit tests: string literals, `#[error]` messages, and the contents of macros
-/// except queries. These are the messages of logs, errors, problems, alerts, metrics and commands.
+/// The texts of a file: string literals, `#[error]` messages, and the contents of macros except queries. These are the
+/// messages of logs, errors, problems, alerts, metrics, commands and assertions.
 #[derive(Default)]
 struct Texts(Vec<String>);
 
@@ -101,16 +108,11 @@ impl<'ast> Visit<'ast> for Texts {
             self.add_tokens(&call.tokens);
         }
     }
-
-    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
-        if module.ident != "tests" {
-            visit::visit_item_mod(self, module);
-        }
-    }
 }
 
-/// Returns the words of a message in lower case, without its placeholders.
+/// Returns the words of a message in lower case, without its placeholders and the names in backticks.
 fn words(message: &str) -> String {
+    let message: String = message.split('`').step_by(2).collect();
     let text: String = message.split('{').filter_map(|part| part.rsplit('}').next()).collect();
     let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
     format!(" {} ", words.collect::<Vec<_>>().join(" ").to_lowercase())
@@ -119,7 +121,8 @@ fn words(message: &str) -> String {
 #[test]
 fn messages_use_the_words_of_the_glossary() {
     let (mut checked, mut found) = (0, Vec::new());
-    for (path, text) in sources(&CRATES).into_iter().filter(|(path, _)| !path.ends_with("/tests.rs")) {
+    for (path, text) in sources(&SOURCES).into_iter().filter(|(path, _)| !path.ends_with("docs/language.rs"))
+    {
         let mut texts = Texts::default();
         texts.visit_file(&syn::parse_file(&text).unwrap());
         // A message has several words. A single one is a name, which clients and dashboards rely on.
@@ -134,28 +137,133 @@ fn messages_use_the_words_of_the_glossary() {
     assert!(checked > 200, "{checked} messages");
 }
 
-/// The names of the tests in a file.
+/// The names of the tests in a file, and the names that break a rule.
 #[derive(Default)]
-struct Tests(BTreeSet<String>);
+struct Names {
+    tests: BTreeSet<String>,
+    participles: Vec<String>,
+    acting_predicates: Vec<String>,
+    functions_without_verb: Vec<String>,
+}
 
-impl<'ast> Visit<'ast> for Tests {
+impl Names {
+    fn add_type(&mut self, name: &syn::Ident) {
+        let name = name.to_string();
+        let is_one_word = name.chars().filter(char::is_ascii_uppercase).count() == 1;
+        let is_participle = name.ends_with("ed") && !name.ends_with("eed");
+        if is_one_word && is_participle || PARTICIPLES.contains(&name.as_str()) {
+            self.participles.push(name);
+        }
+    }
+
+    /// Adds an async function that is named like a predicate and returns no `bool`: it waits or acts. Adds a function whose
+    /// documentation does not start with a verb, except for routes, whose documentation is a title in the API's document.
+    fn add_function(&mut self, function: &syn::Signature, attributes: &[syn::Attribute]) {
+        let name = function.ident.to_string();
+        let is_predicate = PREDICATES.iter().any(|prefix| name.starts_with(prefix));
+        let mut result = ReturnsBool(false);
+        result.visit_return_type(&function.output);
+        if function.asyncness.is_some() && is_predicate && !result.0 {
+            self.acting_predicates.push(name);
+        }
+        let is_route = attributes.iter().any(|attribute| attribute.path().segments[0].ident == "utoipa");
+        let mut documentation = Texts::default();
+        let docs = attributes.iter().filter(|attribute| attribute.path().is_ident("doc"));
+        docs.for_each(|attribute| visit::visit_attribute(&mut documentation, attribute));
+        let first = documentation.0.first().and_then(|line| line.split_whitespace().next());
+        if first.is_some_and(|word| !word.ends_with('s')) && !is_route {
+            self.functions_without_verb.push(format!("{}: {}", function.ident, documentation.0[0]));
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Names {
     fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
         let is_test = |attribute: &syn::Attribute| {
             attribute.path().segments.last().is_some_and(|segment| segment.ident == "test")
         };
         if function.attrs.iter().any(is_test) {
-            self.0.insert(function.sig.ident.to_string());
+            self.tests.insert(function.sig.ident.to_string());
+        } else {
+            self.add_function(&function.sig, &function.attrs);
         }
+        visit::visit_item_fn(self, function);
     }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        self.add_function(&function.sig, &function.attrs);
+        visit::visit_impl_item_fn(self, function);
+    }
+
+    fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
+        self.add_type(&item.ident);
+    }
+
+    fn visit_item_enum(&mut self, item: &'ast syn::ItemEnum) {
+        self.add_type(&item.ident);
+    }
+
+    fn visit_item_type(&mut self, item: &'ast syn::ItemType) {
+        self.add_type(&item.ident);
+    }
+}
+
+struct ReturnsBool(bool);
+
+impl<'ast> Visit<'ast> for ReturnsBool {
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.0 |= path.is_ident("bool");
+        visit::visit_path(self, path);
+    }
+}
+
+/// Returns the names of every Rust file.
+fn names() -> Names {
+    let mut names = Names::default();
+    for (_, text) in sources(&SOURCES) {
+        names.visit_file(&syn::parse_file(&text).unwrap());
+    }
+    names
 }
 
 #[test]
 fn names_of_tests_are_short() {
-    let mut tests = Tests::default();
-    for (_, text) in sources(&SOURCES) {
-        tests.visit_file(&syn::parse_file(&text).unwrap());
-    }
-    let long: Vec<_> = tests.0.iter().filter(|name| name.len() > MAX_TEST_NAME).collect();
+    let tests = names().tests;
+    let long: Vec<_> = tests.iter().filter(|name| name.len() > MAX_TEST_NAME).collect();
     assert!(long.is_empty(), "longer than {MAX_TEST_NAME} characters: {long:#?}");
-    assert!(tests.0.len() > 200, "{} tests", tests.0.len());
+    assert!(tests.len() > 200, "{} tests", tests.len());
+}
+
+#[test]
+fn types_are_nouns_and_predicates_only_answer() {
+    let names = names();
+    assert!(names.participles.is_empty(), "name the thing: {:#?}", names.participles);
+    assert!(names.acting_predicates.is_empty(), "use a verb: {:#?}", names.acting_predicates);
+}
+
+#[test]
+fn documentation_of_functions_starts_with_a_verb() {
+    let functions = names().functions_without_verb;
+    assert!(functions.is_empty(), "start with a third-person verb: {functions:#?}");
+}
+
+/// A renamed module must not keep its old name in the list that introduces a directory.
+#[test]
+fn lists_of_modules_name_existing_modules() {
+    let (mut checked, mut missing) = (0, Vec::new());
+    for (path, text) in sources(&SOURCES) {
+        let items = text.lines().filter_map(|line| line.strip_prefix("//! - ")?.split_once(':'));
+        for name in items.flat_map(|(names, _)| names.split('`').skip(1).step_by(2)) {
+            let declared = [format!("mod {name};"), format!("mod {name} {{")];
+            if !name.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+                continue;
+            }
+            checked += 1;
+            if !declared.iter().any(|module| text.contains(module)) {
+                missing.push(format!("{path}: {name}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(checked > 50, "{checked} modules");
 }

@@ -6,26 +6,27 @@ use uuid::Uuid;
 use crate::service;
 
 #[tokio::test]
-async fn anybody_reads_the_catalog_page_by_page() {
+async fn every_client_reads_the_catalog_page_by_page() {
     let service = service().await;
-    let nobody = service.nobody();
-    let all = nobody.get("/v1/products").await.is(200).json();
+    let anonymous = service.anonymous();
+    let all = anonymous.get("/v1/products").await.is(200).json();
     let ids: Vec<_> = all["data"].as_array().unwrap().iter().map(|product| product["id"].clone()).collect();
     assert_eq!(ids, [MUG, TEAPOT, LAMP, RETIRED].map(Value::from), "oldest first");
     assert_eq!(all["next_cursor"], Value::Null);
 
-    let first = nobody.get("/v1/products?limit=3").await.is(200).json();
+    let first = anonymous.get("/v1/products?limit=3").await.is(200).json();
     let cursor = first["next_cursor"].as_str().unwrap();
-    let second = nobody.get(format!("/v1/products?limit=3&cursor={cursor}")).await.is(200).json();
+    let second = anonymous.get(format!("/v1/products?limit=3&cursor={cursor}")).await.is(200).json();
     assert_eq!(second["data"].as_array().unwrap()[0]["id"], RETIRED);
     assert_eq!(second["next_cursor"], Value::Null);
 
-    let mug = nobody.get(format!("/v1/products/{MUG}")).await.is(200).json();
+    let mug = anonymous.get(format!("/v1/products/{MUG}")).await.is(200).json();
     assert_eq!(
         mug,
         json!({ "id": MUG, "sku": "MUG-01", "name": "Mug", "unit_amount": 1290, "currency": "EUR", "active": true })
     );
-    let _absent = nobody.get(format!("/v1/products/{}", Uuid::now_v7())).await.is_problem(404, "not-found");
+    let _absent =
+        anonymous.get(format!("/v1/products/{}", Uuid::now_v7())).await.is_problem(404, "not-found");
 }
 
 #[tokio::test]
@@ -36,7 +37,7 @@ async fn an_admin_adds_and_changes_a_product_audited() {
     let created = admin.post("/v1/products").json(&new).await.is(201);
     let path = format!("/v1/products/{}", created.id());
     assert_eq!(created.header("location"), Some(path.as_str()));
-    assert_eq!(service.nobody().get(&path).await.is(200).json(), created.json());
+    assert_eq!(service.anonymous().get(&path).await.is(200).json(), created.json());
 
     let changed = admin.patch(&path).json(&json!({ "unit_amount": 890 })).await.is(200).json();
     assert_eq!(
@@ -49,14 +50,14 @@ async fn an_admin_adds_and_changes_a_product_audited() {
     assert_eq!(unchanged, retired);
 
     let about_it = format!("resource = 'products' and metadata -> 'record_ids' ? '{}'", created.id());
-    let told = service.audit_events(&about_it).await;
-    assert_eq!(told[0]["action"], "create");
-    assert_eq!(told[1]["action"], "update");
-    assert_eq!(told[1]["user_id"], json!(admin.id));
+    let events = service.audit_events(&about_it).await;
+    assert_eq!(events[0]["action"], "create");
+    assert_eq!(events[1]["action"], "update");
+    assert_eq!(events[1]["user_id"], json!(admin.id));
     let prices = |event: &Value| {
         [&event["metadata"]["unit_amount_before"], &event["metadata"]["unit_amount"]].map(Value::clone)
     };
-    assert_eq!(prices(&told[1]), [json!(790), json!(890)]);
+    assert_eq!(prices(&events[1]), [json!(790), json!(890)]);
 }
 
 #[tokio::test]
@@ -93,11 +94,11 @@ async fn every_field_of_a_product_has_bounds() {
             let mut product = fits.clone();
             product[field] = value;
             let pointer = format!("/{field}");
-            let _refused = admin.post("/v1/products").json(&product).await.is_invalid_at(&[&pointer]);
+            let _rejected = admin.post("/v1/products").json(&product).await.is_invalid_at(&[&pointer]);
             if ["name", "unit_amount"].contains(&field) {
                 let change = json!({ field: product[field] });
                 let change = admin.patch(format!("/v1/products/{MUG}")).json(&change);
-                let _refused = change.await.is_invalid_at(&[&pointer]);
+                let _rejected = change.await.is_invalid_at(&[&pointer]);
             }
         }
     }

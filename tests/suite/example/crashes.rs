@@ -17,29 +17,29 @@ use super::payments::charges;
 use crate::builder;
 
 /// Starts a service that crashes at a crash point.
-async fn dies_at(point: &str) -> Service {
+async fn service_that_crashes_at(point: &str) -> Service {
     builder().setting("CRASH_AT", point).start().await
 }
 
 /// Restarts the crashed process. The caller, who got no response, retries until the response has the outcome.
-async fn is_asked_again(service: &mut Service, the_same_again: Request) -> HttpResponse {
+async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpResponse {
     let ended = service.ends().await;
-    assert!(ended.signal().is_some(), "it died, and did not end: {ended}");
+    assert!(ended.signal().is_some(), "a signal ended the process: {ended}");
     service.restart_without("CRASH_AT").await;
-    eventually("the same request is answered with the outcome", async || {
-        let answer = the_same_again.clone().await;
+    eventually("the retry has the outcome", async || {
+        let response = retry.clone().await;
         // 409 during the lease of the crashed process, then 202 until recovery settles it.
-        match answer.status {
-            201 => Some(answer),
+        match response.status {
+            201 => Some(response),
             202 | 409 => None,
-            _ => panic!("{answer}"),
+            _ => panic!("{response}"),
         }
     })
     .await
 }
 
 /// Checks that the start and the settlement have one audit event each.
-async fn is_told_once(service: &Service, resource: &str) {
+async fn assert_one_event_each(service: &Service, resource: &str) {
     for action in ["create", "settle"] {
         let condition = format!("resource = '{resource}' and action = '{action}' and result = 'success'");
         assert_eq!(service.audit_events(&condition).await.len(), 1, "{resource} {action}");
@@ -47,48 +47,48 @@ async fn is_told_once(service: &Service, resource: &str) {
 }
 
 async fn a_payment_survives(point: &str, card: &str, webhooks: bool) {
-    let mut service = dies_at(point).await;
+    let mut service = service_that_crashes_at(point).await;
     if !webhooks {
         service.gateway_sends_no_webhooks();
     }
     let order = service.customer().await.places_an_order().await;
     let attempt = order.pay(card).in_background();
-    is_paid_in_the_end(&mut service, &order, attempt.again()).await;
+    retry_until_paid(&mut service, &order, attempt.again()).await;
 }
 
-/// The gateway fails during the request, and has no charge when recovery polls it.
+/// Tests a crash at this point. The gateway fails during the request, and has no charge when recovery polls it.
 async fn a_payment_that_never_arrived_survives(point: &str) {
-    let mut service = dies_at(point).await;
+    let mut service = service_that_crashes_at(point).await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let request = order.pay("pm_card_ok");
     let calm = service.gateway().faults().get();
     service.gateway().faults().set(Faults { error_rate: 1.0, ..calm.clone() });
-    let _under_way = request.clone().await.is(202);
+    let _processing = request.clone().await.is(202);
     service.gateway().faults().set(calm);
-    is_paid_in_the_end(&mut service, &order, request).await;
+    retry_until_paid(&mut service, &order, request).await;
 }
 
-async fn is_paid_in_the_end(service: &mut Service, order: &Order, the_same_again: Request) {
-    let paid = is_asked_again(service, the_same_again).await;
+async fn retry_until_paid(service: &mut Service, order: &Order, retry: Request) {
+    let paid = retry_after_restart(service, retry).await;
     assert_eq!(paid.text("status"), "succeeded");
     order.becomes("paid").await;
     assert_eq!(charges(service, paid.id()).await, 1, "charged once");
-    is_told_once(service, "payments").await;
+    assert_one_event_each(service, "payments").await;
     service.invariants_hold().await;
 }
 
 async fn a_refund_survives(point: &str) {
-    let mut service = dies_at(point).await;
+    let mut service = service_that_crashes_at(point).await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
     let attempt = service.support().await.refund(payment, None).in_background();
-    let refunded = is_asked_again(&mut service, attempt.again()).await;
+    let refunded = retry_after_restart(&mut service, attempt.again()).await;
     assert_eq!(refunded.text("status"), "succeeded");
     order.becomes("refunded").await;
-    assert_eq!(service.gateway().ledger().refunds.len(), 1, "given back once");
-    is_told_once(&service, "refunds").await;
+    assert_eq!(service.gateway().ledger().refunds.len(), 1, "refunded once");
+    assert_one_event_each(&service, "refunds").await;
     service.invariants_hold().await;
 }
 
@@ -143,7 +143,7 @@ fn the_table_has_every_crash_point_of_the_sources() {
 
 /// Compiles the module of crash points alone, with or without debug assertions, and runs one of them. Returns the exit
 /// status, and whether the executable contains the variable's name.
-fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
+fn reach_crash_point(debug_assertions: &str) -> (ExitStatus, bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let program = directory.join(format!("crash-{debug_assertions}"));
@@ -167,18 +167,15 @@ fn comes_to_a_place(debug_assertions: &str) -> (ExitStatus, bool) {
 
 #[test]
 fn a_release_build_has_no_crash_points() {
-    let (ended, is_in_it) = comes_to_a_place("on");
-    assert!(ended.signal().is_some() && is_in_it, "the places are there where they should be: {ended}");
-    let (ended, is_in_it) = comes_to_a_place("off");
+    let (ended, is_in_it) = reach_crash_point("on");
+    assert!(ended.signal().is_some() && is_in_it, "a debug build has the crash point: {ended}");
+    let (ended, is_in_it) = reach_crash_point("off");
     assert!(ended.success() && !is_in_it, "{ended}");
 
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for file in ["Cargo.toml", ".cargo/config.toml"] {
         let text = fs::read_to_string(root.join(file)).unwrap();
-        assert!(
-            !text.contains("debug-assertions = true"),
-            "{file}: a release has none, and nothing says otherwise"
-        );
+        assert!(!text.contains("debug-assertions = true"), "{file}: a release has no crash points");
     }
     // The build of the image searches the executable for the variable, and fails if it has crash points.
     let image = fs::read_to_string(root.join("Dockerfile")).unwrap();

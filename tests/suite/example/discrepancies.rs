@@ -100,9 +100,9 @@ async fn an_operator_ends_only_what_needs_review() {
     let payment = order.pay("pm_card_timeout").await.is(202).id();
     let id = payment.to_string();
     let end = ["payments", "end", id.as_str(), "--reason", "the gateway has no such charge"];
-    let refused = service.command(&end, &[]).await;
-    assert_eq!(refused.code(), Some(1));
-    assert!(refused.stderr.contains("needs no review"), "{}", refused.stderr);
+    let rejected = service.command(&end, &[]).await;
+    assert_eq!(rejected.code(), Some(1));
+    assert!(rejected.stderr.contains("needs no review"), "{}", rejected.stderr);
 
     service.database().execute(format!("update payments set parked_at = now() where id = '{id}'")).await;
     service.command(&end, &[]).await.succeeded();

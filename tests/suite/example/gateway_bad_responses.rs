@@ -13,19 +13,26 @@ fn spoiled(spoil: Malformation) -> Faults {
 }
 
 /// Returns the discrepancies in the audit log.
-async fn told(service: &Service) -> Vec<String> {
+async fn discrepancies(service: &Service) -> Vec<String> {
     let events = service.audit_events("action = 'discrepancy'").await;
     events.iter().map(|event| event["metadata"]["what"].as_str().unwrap().to_owned()).collect()
 }
 
-async fn is_not_believed(spoil: Malformation, what: Option<&str>) {
+async fn pay_with_malformed_response(spoil: Malformation, what: Option<&str>) {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(spoiled(spoil));
     let payment = order.pay("pm_card_ok").await.is(202).id();
     if let Some(what) = what {
-        eventually("it is told", async || (!told(&service).await.is_empty()).then_some(())).await;
-        assert!(told(&service).await.iter().all(|told| told == what), "{:?}", told(&service).await);
+        eventually("the discrepancy is recorded", async || {
+            (!discrepancies(&service).await.is_empty()).then_some(())
+        })
+        .await;
+        assert!(
+            discrepancies(&service).await.iter().all(|discrepancies| discrepancies == what),
+            "{:?}",
+            discrepancies(&service).await
+        );
     }
     assert_eq!(order.status().await, "pending_payment");
 
@@ -37,37 +44,37 @@ async fn is_not_believed(spoil: Malformation, what: Option<&str>) {
 
 #[tokio::test]
 async fn a_response_without_json_settles_nothing() {
-    is_not_believed(Malformation::Garbage, None).await;
+    pay_with_malformed_response(Malformation::Garbage, None).await;
 }
 
 #[tokio::test]
 async fn a_huge_response_is_not_read() {
-    is_not_believed(Malformation::Huge, None).await;
+    pay_with_malformed_response(Malformation::Huge, None).await;
 }
 
 #[tokio::test]
 async fn a_response_with_another_amount_settles_nothing() {
-    is_not_believed(Malformation::Amount, Some("amount")).await;
+    pay_with_malformed_response(Malformation::Amount, Some("amount")).await;
 }
 
 #[tokio::test]
 async fn a_response_in_another_currency_settles_nothing() {
-    is_not_believed(Malformation::Currency, Some("currency")).await;
+    pay_with_malformed_response(Malformation::Currency, Some("currency")).await;
 }
 
 #[tokio::test]
 async fn a_response_of_another_payment_settles_nothing() {
-    is_not_believed(Malformation::Reference, Some("reference")).await;
+    pay_with_malformed_response(Malformation::Reference, Some("reference")).await;
 }
 
 #[tokio::test]
 async fn an_id_that_cannot_be_stored_settles_nothing() {
-    is_not_believed(Malformation::Nul, Some("unreadable charge")).await;
+    pay_with_malformed_response(Malformation::Nul, Some("unreadable charge")).await;
 }
 
 #[tokio::test]
 async fn an_id_that_is_not_text_settles_nothing() {
-    is_not_believed(Malformation::Surrogate, Some("unreadable charge")).await;
+    pay_with_malformed_response(Malformation::Surrogate, Some("unreadable charge")).await;
 }
 
 #[tokio::test]
@@ -81,29 +88,29 @@ async fn unreadable_records_do_not_block_other_payments() {
         unanswered.push((order.pay("pm_card_timeout").in_background(), order));
     }
     for (attempt, _) in unanswered {
-        let _unknown = attempt.answer().await.is(202);
+        let _unknown = attempt.response().await.is(202);
     }
     let orders = [(); 20].map(|()| customer.places_an_order());
     for (paid, order) in orders.into_iter().enumerate() {
         let order = order.await;
         eventually("the breaker is closed", async || {
-            let answer = order.pay("pm_card_ok").await;
-            assert!([201, 503].contains(&answer.status), "{answer}");
+            let response = order.pay("pm_card_ok").await;
+            assert!([201, 503].contains(&response.status), "{response}");
             // Only the ten calls without a response opened the breaker. Once it is closed, it stays closed.
-            assert!(paid == 0 || answer.status == 201, "{paid} were paid: {answer}");
-            (answer.status == 201).then_some(())
+            assert!(paid == 0 || response.status == 201, "{paid} were paid: {response}");
+            (response.status == 201).then_some(())
         })
         .await;
     }
     eventually("each unreadable record is recorded", async || {
-        (told(&service).await.len() == 10).then_some(())
+        (discrepancies(&service).await.len() == 10).then_some(())
     })
     .await;
-    assert!(told(&service).await.iter().all(|told| told == "unreadable charge"));
+    assert!(discrepancies(&service).await.iter().all(|discrepancies| discrepancies == "unreadable charge"));
 }
 
 #[tokio::test]
-async fn a_retry_after_beyond_all_time_ends_the_retries_of_a_request() {
+async fn an_excessive_retry_after_ends_the_retries() {
     let service = service().await;
     let customer = service.customer().await;
     for retry_after in ["18446744073709551615", "99999999999999999999999999"] {
@@ -131,7 +138,7 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_from_another_gateway").in_background();
-    let payment = order.has_a_payment().await;
+    let payment = order.wait_for_payment().await;
     eventually("the charge is sent", async || (service.sends_of(payment).await == 1).then_some(())).await;
     // This simulates the recovery of another replica.
     service.database().execute(format!("update payments set attempts = 2 where id = '{payment}'")).await;
@@ -146,10 +153,10 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
     service.gateway().record(charge).unwrap();
     service.gateway().release();
 
-    assert_eq!(attempt.answer().await.is(202).text("status"), "processing");
+    assert_eq!(attempt.response().await.is(202).text("status"), "processing");
     order.becomes("paid").await;
     assert_eq!(order.payments().await, [payment]);
-    assert_eq!(told(&service).await, [""; 0]);
+    assert_eq!(discrepancies(&service).await, [""; 0]);
     service.invariants_hold().await;
 }
 
@@ -191,7 +198,7 @@ async fn one_charge_settles_one_payment_and_the_other_needs_review() {
     );
     eventually("it needs review", async || (service.database().number(&parked).await == 1).then_some(()))
         .await;
-    assert_eq!(told(&service).await, ["charge of another payment"]);
+    assert_eq!(discrepancies(&service).await, ["charge of another payment"]);
     assert_eq!(order.status().await, "pending_payment");
 }
 
@@ -203,12 +210,12 @@ async fn malformed_responses_open_the_breaker() {
         let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "60").start().await;
         let customer = service.customer().await;
         service.gateway().faults().set(spoiled(spoil));
-        let refused = eventually("the breaker opens", async || {
-            let answer = customer.places_an_order().await.pay("pm_card_ok").await;
-            (answer.status == 503).then_some(answer)
+        let rejected = eventually("the breaker opens", async || {
+            let response = customer.places_an_order().await.pay("pm_card_ok").await;
+            (response.status == 503).then_some(response)
         })
         .await;
-        assert!(refused.header("retry-after").is_some(), "{spoil:?}: {refused}");
+        assert!(rejected.header("retry-after").is_some(), "{spoil:?}: {rejected}");
         assert_eq!(
             service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await,
             2,
@@ -236,8 +243,12 @@ async fn a_conflict_at_the_gateway_is_unknown_and_alerted() {
         Faults { error_rate: 1.0, error_status: 409, webhooks: Webhooks::Never, ..Faults::default() };
     service.gateway().faults().set(conflict);
     let payment = order.pay("pm_card_ok").await.is(202);
-    assert_eq!(payment.text("status"), "processing", "a 409 never ends a payment, be it the first answer");
-    assert_eq!(told(&service).await, ["idempotency conflict"]);
+    assert_eq!(
+        payment.text("status"),
+        "processing",
+        "a 409 never ends a payment, not even as the first response"
+    );
+    assert_eq!(discrepancies(&service).await, ["idempotency conflict"]);
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     order.becomes("paid").await;
     assert_eq!(charges(&service, payment.id()).await, 1);
@@ -255,8 +266,8 @@ async fn a_rejection_proves_nothing_about_an_earlier_attempt() {
     let sent = || service.gateway().requests().iter().filter(|request| request.method == "POST").count();
     eventually("it is sent", async || (sent() == 1).then_some(())).await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
-    let answer = attempt.answer().await.is(202);
+    let response = attempt.response().await.is(202);
     assert!(sent() >= 2, "it was sent again within the request");
-    assert_eq!(answer.text("status"), "processing");
+    assert_eq!(response.text("status"), "processing");
     service.invariants_hold().await;
 }

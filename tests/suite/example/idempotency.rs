@@ -76,7 +76,7 @@ async fn a_key_belongs_to_the_first_request_under_it() {
 }
 
 #[tokio::test]
-async fn a_key_is_its_users_own() {
+async fn keys_of_two_users_are_independent() {
     let service = service().await;
     let (one, other) = (service.customer().await, service.customer().await);
     let first = one.orders(&[(MUG, 1)]).key("everybodys-favourite").await.is(201);
@@ -86,7 +86,7 @@ async fn a_key_is_its_users_own() {
 }
 
 #[tokio::test]
-async fn spelling_a_request_differently_does_not_make_it_another_one() {
+async fn a_reformatted_request_is_the_same_request() {
     let service = service().await;
     let customer = service.customer().await;
     let spelled = |body: &str| {
@@ -111,7 +111,7 @@ async fn a_key_is_needed_wherever_something_must_not_happen_twice() {
     let payment = order.pay_successfully().await;
     for request in [customer.orders(&[(MUG, 1)]), order.pay("pm_card_ok"), support.refund(payment, Some(1))] {
         let keyless = request.without_header("idempotency-key");
-        let _refused = keyless.await.is_problem(400, "missing-idempotency-key");
+        let _rejected = keyless.await.is_problem(400, "missing-idempotency-key");
     }
 }
 
@@ -126,7 +126,7 @@ async fn a_key_has_1_to_255_visible_ascii_characters_without_quotes() {
         let _placed = order(key).await.is(201);
     }
     for key in ["", "\"\"", "two words", "t\u{e4}st", &"k".repeat(256)] {
-        let _refused = order(key).await.is_problem(400, "missing-idempotency-key");
+        let _rejected = order(key).await.is_problem(400, "missing-idempotency-key");
     }
 
     let bare = order("quoted-or-not").await.is(201);
@@ -176,7 +176,7 @@ async fn a_retry_during_a_payment_gets_409_and_then_the_outcome() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    order.has_a_payment().await;
+    order.wait_for_payment().await;
 
     let early = attempt.again().await.is_problem(409, "request-under-way");
     let seconds: u64 = early.header("retry-after").unwrap().parse().unwrap();
@@ -184,7 +184,7 @@ async fn a_retry_during_a_payment_gets_409_and_then_the_outcome() {
 
     service.gateway().release();
     let again = attempt.again();
-    let first = attempt.answer().await.is(201);
+    let first = attempt.response().await.is(201);
     let replayed = again.await.is(201);
     assert!(replayed.is_replayed());
     assert_eq!(replayed.text, first.text);
@@ -225,7 +225,7 @@ async fn keys_expire_one_day_after_completion() {
     let (old, young) = (order("old").await.is(201), order("young").await.is(201));
     service.gateway().hold_responses();
     let unpaid = customer.places_an_order().await;
-    let _under_way = unpaid.pay("pm_card_ok").key("never-complete").await.is(202);
+    let _processing = unpaid.pay("pm_card_ok").key("never-complete").await.is(202);
 
     service
         .database()
@@ -240,7 +240,7 @@ async fn keys_expire_one_day_after_completion() {
     assert_eq!(order("young").await.is(201).text, young.text);
     service.terminate().await;
     service.restart().await;
-    eventually("the sweeper has come", async || (kept(&service).await.len() < 3).then_some(())).await;
+    eventually("the sweeper has run", async || (kept(&service).await.len() < 3).then_some(())).await;
     assert_eq!(kept(&service).await, [json!({ "key": "never-complete" }), json!({ "key": "young" })]);
     assert_eq!(order("young").await.is(201).text, young.text);
     let anew = order("old").await.is(201);
@@ -253,32 +253,32 @@ async fn keys_expire_one_day_after_completion() {
 
 /// Sends fifty concurrent duplicates, and the same request until it has its final response. Returns the different
 /// responses.
-async fn told_to_fifty_twins(request: Request) -> Vec<String> {
-    let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
-    let mut told = Vec::new();
+async fn responses_of_fifty_duplicates(request: Request) -> Vec<String> {
+    let duplicates: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
+    let mut bodies = Vec::new();
     let mut firsts = 0;
-    for twin in twins {
-        let answer = twin.answer().await;
-        if answer.status == 201 {
-            firsts += usize::from(!answer.is_replayed());
-            told.push(answer.text);
+    for duplicate in duplicates {
+        let response = duplicate.response().await;
+        if response.status == 201 {
+            firsts += usize::from(!response.is_replayed());
+            bodies.push(response.text);
         } else {
-            let busy = answer.is_problem(409, "request-under-way");
+            let busy = response.is_problem(409, "request-under-way");
             assert!(busy.header("retry-after").is_some());
         }
     }
     assert_eq!(firsts, 1, "one of them did the work");
-    told.push(request.await.is(201).text);
-    told.dedup();
-    told
+    bodies.push(request.await.is(201).text);
+    bodies.dedup();
+    bodies
 }
 
 #[tokio::test]
 async fn fifty_concurrent_duplicates_place_one_order() {
     let service = service().await;
     let customer = service.customer().await;
-    let told = told_to_fifty_twins(customer.orders(&[(MUG, 3)])).await;
-    assert_eq!(told.len(), 1, "all are told the same: {told:#?}");
+    let bodies = responses_of_fifty_duplicates(customer.orders(&[(MUG, 3)])).await;
+    assert_eq!(bodies.len(), 1, "all responses are the same: {bodies:#?}");
     assert_eq!(service.database().number("select count(*) from orders").await, 1);
     service.invariants_hold().await;
 }
@@ -287,8 +287,8 @@ async fn fifty_concurrent_duplicates_place_one_order() {
 async fn fifty_concurrent_duplicates_charge_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let told = told_to_fifty_twins(order.pay("pm_card_ok")).await;
-    assert_eq!(told.len(), 1, "all are told the same: {told:#?}");
+    let bodies = responses_of_fifty_duplicates(order.pay("pm_card_ok")).await;
+    assert_eq!(bodies.len(), 1, "all responses are the same: {bodies:#?}");
     assert_eq!(service.gateway().ledger().charges.len(), 1);
     service.invariants_hold().await;
 }
@@ -298,8 +298,8 @@ async fn fifty_concurrent_duplicates_refund_once() {
     let service = service().await;
     let support = service.support().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
-    let told = told_to_fifty_twins(support.refund(payment, Some(100))).await;
-    assert_eq!(told.len(), 1, "all are told the same: {told:#?}");
+    let bodies = responses_of_fifty_duplicates(support.refund(payment, Some(100))).await;
+    assert_eq!(bodies.len(), 1, "all responses are the same: {bodies:#?}");
     assert_eq!(service.gateway().ledger().refunds.len(), 1);
     service.invariants_hold().await;
 }
@@ -308,9 +308,9 @@ async fn fifty_concurrent_duplicates_refund_once() {
 async fn fifty_duplicates_of_an_invalid_order_are_all_rejected() {
     let service = service().await;
     let request = service.customer().await.orders(&[(MUG, 1001)]);
-    let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
-    for twin in twins {
-        let _refused = twin.answer().await.is_invalid_at(&["/items/0/quantity"]);
+    let duplicates: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
+    for duplicate in duplicates {
+        let _rejected = duplicate.response().await.is_invalid_at(&["/items/0/quantity"]);
     }
     assert_eq!(service.database().number("select count(*) from idempotency_keys").await, 0);
 }

@@ -15,7 +15,7 @@ fn queries() -> Vec<String> {
     blocks.map(|query| query.trim_end_matches(';').to_owned()).collect()
 }
 
-/// A week with one occurrence of every event that the review looks for.
+/// Causes one occurrence of every event that the review looks for.
 async fn a_week(service: &Service) {
     let (customer, support, admin) =
         (service.customer().await, service.support().await, service.admin().await);
@@ -26,13 +26,13 @@ async fn a_week(service: &Service) {
     let product = json!({ "sku": "REVIEWED", "name": "A thing", "unit_amount": 100, "currency": "EUR" });
     let _dearer = admin.post("/v1/products").json(&product).await.is(201);
     for _ in 0..6 {
-        let credentials = json!({ "email": customer.email, "password": "not the password of anybody" });
-        let _wrong = service.nobody().post("/v1/sessions").json(&credentials).await.is(401);
+        let credentials = json!({ "email": customer.email, "password": "not the password of any user" });
+        let _wrong = service.anonymous().post("/v1/sessions").json(&credentials).await.is(401);
     }
     // The owner unlocks the account, as the end of the lockout would.
     service.database().execute("delete from login_attempts").await;
     let credentials = json!({ "email": customer.email, "password": PASSWORD });
-    let _in = service.nobody().post("/v1/sessions").json(&credentials).await.is(201);
+    let _in = service.anonymous().post("/v1/sessions").json(&credentials).await.is(201);
     let change = json!({ "filter": "info", "ttl_seconds": 60 }).to_string();
     assert_eq!(service.operate(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
     service.command(&["audit", "verify"], &[]).await.succeeded();

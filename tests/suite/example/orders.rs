@@ -28,10 +28,10 @@ async fn an_order_is_placed_at_the_prices_of_the_catalog() {
         ])
     );
     assert_eq!(service.metric("orders_created_total").await, 1);
-    let trail = service.audit_events("resource = 'orders' and action = 'create'").await;
-    assert_eq!(trail.len(), 1);
-    assert_eq!(trail[0]["user_id"], json!(customer.id));
-    assert_eq!(trail[0]["metadata"]["record_ids"], json!([placed.id()]));
+    let events = service.audit_events("resource = 'orders' and action = 'create'").await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["user_id"], json!(customer.id));
+    assert_eq!(events[0]["metadata"]["record_ids"], json!([placed.id()]));
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn every_invalid_line_of_an_order_is_reported() {
     let service = service().await;
     let customer = service.customer().await;
     let unknown = Uuid::now_v7().to_string();
-    let _refused = customer
+    let _rejected = customer
         .orders(&[(MUG, 1), (RETIRED, 1), (&unknown, 1)])
         .await
         .is_invalid_at(&["/items/1/product_id", "/items/2/product_id"]);
@@ -76,7 +76,7 @@ async fn every_invalid_line_of_an_order_is_reported() {
 #[tokio::test]
 async fn an_order_has_one_currency() {
     let service = service().await;
-    let _refused = service.customer().await.orders(&[(MUG, 1), (LAMP, 1)]).await.is_invalid_at(&["/items"]);
+    let _rejected = service.customer().await.orders(&[(MUG, 1), (LAMP, 1)]).await.is_invalid_at(&["/items"]);
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn quantities_and_lines_have_bounds() {
 }
 
 #[tokio::test]
-async fn the_dearest_order_is_still_exact() {
+async fn the_largest_order_has_an_exact_total() {
     let service = service().await;
     let (customer, admin) = (service.customer().await, service.admin().await);
     let yacht =
@@ -141,7 +141,7 @@ async fn a_list_pages_newest_first_without_gaps_or_duplicates() {
 }
 
 #[tokio::test]
-async fn an_order_that_is_placed_meanwhile_does_not_disturb_the_pages() {
+async fn a_new_order_does_not_change_later_pages() {
     let service = service().await;
     let customer = service.customer().await;
     for _ in 0..4 {
@@ -192,11 +192,11 @@ async fn a_page_has_twenty_orders_by_default() {
 }
 
 #[tokio::test]
-async fn somebody_elses_order_is_as_absent_as_one_that_never_was() {
+async fn a_foreign_order_looks_like_a_missing_one() {
     let service = service().await;
     let (owner, stranger) = (service.customer().await, service.customer().await);
     let (theirs, never) = (owner.places_an_order().await.id, Uuid::now_v7());
-    let refusals = async |id: Uuid| {
+    let rejections = async |id: Uuid| {
         let paths = [
             format!("/v1/orders/{id}"),
             format!("/v1/orders/{id}/cancel"),
@@ -207,18 +207,18 @@ async fn somebody_elses_order_is_as_absent_as_one_that_never_was() {
             stranger.post(&paths[1]),
             stranger.post(&paths[2]).json(&json!({ "payment_method": "pm_card_ok" })).new_key(),
         ];
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         for request in requests {
-            let answer = request.await.is_problem(404, "not-found");
-            let mut body = answer.json();
+            let response = request.await.is_problem(404, "not-found");
+            let mut body = response.json();
             for what_differs in ["instance", "correlation_id", "trace_id"] {
                 body.as_object_mut().unwrap().remove(what_differs);
             }
-            answers.push((body, answer.headers.keys().cloned().collect::<HashSet<_>>()));
+            responses.push((body, response.headers.keys().cloned().collect::<HashSet<_>>()));
         }
-        answers
+        responses
     };
-    assert_eq!(refusals(theirs).await, refusals(never).await);
+    assert_eq!(rejections(theirs).await, rejections(never).await);
 
     for id in [theirs, never] {
         let denied = format!(
@@ -226,7 +226,7 @@ async fn somebody_elses_order_is_as_absent_as_one_that_never_was() {
              and user_id = '{}' and metadata -> 'record_ids' ? '{id}'",
             stranger.id
         );
-        assert_eq!(service.audit_events(&denied).await.len(), 3, "each refusal is audited");
+        assert_eq!(service.audit_events(&denied).await.len(), 3, "each rejection is audited");
     }
     assert_eq!(service.metric("authorization_denials_total{reason=\"not_owner\"}").await, 6);
 }
@@ -276,7 +276,7 @@ async fn a_paid_order_is_not_cancelled() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     order.pay_successfully().await;
-    let _refused = order.cancel().await.is_problem(409, "conflict");
+    let _rejected = order.cancel().await.is_problem(409, "conflict");
     assert_eq!(order.status().await, "paid");
 }
 

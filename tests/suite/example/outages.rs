@@ -20,7 +20,7 @@ async fn a_flaky_gateway_is_retried_and_charges_once() {
 }
 
 /// Pays with a card whose outcome stays unknown for the request. Recovery settles the payment without a webhook.
-async fn is_settled_by_recovery(card: &str) {
+async fn pay_and_recover(card: &str) {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let customer = service.customer().await;
@@ -40,17 +40,17 @@ async fn is_settled_by_recovery(card: &str) {
 
 #[tokio::test]
 async fn a_charge_without_response_is_settled_by_polling() {
-    is_settled_by_recovery("pm_card_timeout").await;
+    pay_and_recover("pm_card_timeout").await;
 }
 
 #[tokio::test]
 async fn a_charge_with_a_late_response_is_settled_by_polling() {
-    is_settled_by_recovery("pm_card_slow").await;
+    pay_and_recover("pm_card_slow").await;
 }
 
 #[tokio::test]
-async fn a_charge_behind_an_error_is_settled_by_asking() {
-    is_settled_by_recovery("pm_card_error_after_charge").await;
+async fn a_charge_behind_an_error_is_settled_by_polling() {
+    pay_and_recover("pm_card_error_after_charge").await;
 }
 
 #[tokio::test]
@@ -58,10 +58,10 @@ async fn a_failing_gateway_is_retried_until_it_charges() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let answer = order.pay("pm_card_error").await;
-    assert!([201, 202].contains(&answer.status), "{answer}");
+    let response = order.pay("pm_card_error").await;
+    assert!([201, 202].contains(&response.status), "{response}");
     order.becomes("paid").await;
-    assert_eq!(charges(&service, answer.id()).await, 1);
+    assert_eq!(charges(&service, response.id()).await, 1);
     service.invariants_hold().await;
 }
 
@@ -73,7 +73,7 @@ async fn a_webhook_settles_a_payment_during_its_request() {
     let attempt = order.pay("pm_card_ok").in_background();
     order.becomes("paid").await;
     service.gateway().release();
-    assert_eq!(attempt.answer().await.is(201).text("status"), "succeeded");
+    assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
     assert_eq!(service.metric("payments_total{outcome=\"succeeded\"}").await, 1, "it is counted once");
     service.invariants_hold().await;
 }
@@ -100,7 +100,7 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
     let payment = wait_until_charged(&service, &order).await;
-    let the_same_again = attempt.again();
+    let retry = attempt.again();
     service.kill_9().await;
     let _cut_off = attempt.give_up().await;
     service.gateway().release();
@@ -108,7 +108,7 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
 
     order.becomes("paid").await;
     assert_eq!(charges(&service, payment).await, 1);
-    let repeated = the_same_again.await.is(201);
+    let repeated = retry.await.is(201);
     assert!(repeated.is_replayed());
     assert_eq!((repeated.id(), repeated.text("status")), (payment, "succeeded".to_owned()));
     service.invariants_hold().await;
@@ -129,7 +129,10 @@ async fn a_client_disconnect_does_not_cancel_the_charge() {
     let payment = wait_until_charged(&service, &order).await;
     let _gone = attempt.give_up().await;
     let given_up = "http_requests_total{method=\"POST\",path=\"/v1/orders/{id}/payments\",status=\"499\"}";
-    eventually("the client is gone", async || service.metrics().await.contains(given_up).then_some(())).await;
+    eventually("the client's request is recorded as abandoned", async || {
+        service.metrics().await.contains(given_up).then_some(())
+    })
+    .await;
 
     service.gateway().release();
     order.becomes("paid").await;
@@ -158,8 +161,8 @@ async fn a_payment_past_its_deadline_moves_no_money() {
     let support = service.support().await;
     let lock = service.database().hold("lock table orders, payments in access exclusive mode").await;
     for request in [order.pay("pm_card_ok"), support.refund(paid, None)] {
-        let answer = request.await.is_problem(503, "unavailable");
-        assert!(answer.header("retry-after").is_some(), "{answer}");
+        let response = request.await.is_problem(503, "unavailable");
+        assert!(response.header("retry-after").is_some(), "{response}");
     }
     lock.release().await;
     assert_eq!(order.payments().await, NO_PAYMENTS);
@@ -177,28 +180,28 @@ async fn an_open_breaker_rejects_and_keeps_the_key_usable() {
         ..Faults::default()
     });
     let customer = service.customer().await;
-    let refused = eventually("the breaker opens", async || {
+    let rejected = eventually("the breaker opens", async || {
         let order = customer.places_an_order().await;
         let request = order.pay("pm_card_ok").key("the-key-of-this-checkout");
         let request = request.header("idempotency-key", &format!("checkout-{}", order.id));
-        let answer = request.clone().await;
-        (answer.status == 503).then_some((order, request, answer))
+        let response = request.clone().await;
+        (response.status == 503).then_some((order, request, response))
     })
     .await;
-    let (order, request, answer) = refused;
+    let (order, request, response) = rejected;
 
-    let answer = answer.is_problem(503, "unavailable");
-    let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=10).contains(&seconds), "{answer}");
+    let response = response.is_problem(503, "unavailable");
+    let seconds: u64 = response.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=10).contains(&seconds), "{response}");
     assert_eq!(order.payments().await, NO_PAYMENTS, "nothing is stored");
     let keys = format!("select count(*) from idempotency_keys where key = 'checkout-{}'", order.id);
     assert_eq!(service.database().number(keys).await, 0, "nor is the key");
     assert_eq!(service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await, 2);
 
     service.gateway().faults().clear();
-    let paid = eventually("the gateway is asked again", async || {
-        let answer = request.clone().await;
-        (answer.status == 201).then_some(answer)
+    let paid = eventually("the gateway is polled again", async || {
+        let response = request.clone().await;
+        (response.status == 201).then_some(response)
     })
     .await;
     assert!(!paid.is_replayed());
@@ -232,15 +235,15 @@ async fn a_slow_gateway_does_not_starve_other_routes() {
         wait_until_charged(&service, order).await;
     }
 
-    let refused = third.pay("pm_card_ok").await.is_problem(503, "unavailable");
-    assert_eq!(refused.header("retry-after"), Some("1"));
+    let rejected = third.pay("pm_card_ok").await.is_problem(503, "unavailable");
+    assert_eq!(rejected.header("retry-after"), Some("1"));
     assert_eq!(third.payments().await, NO_PAYMENTS, "nothing is stored");
     customer.places_an_order().await;
     assert_eq!(third.status().await, "pending_payment");
 
     service.gateway().release();
     for attempt in waiting {
-        let _paid = attempt.answer().await.is(201);
+        let _paid = attempt.response().await.is(201);
     }
     let _paid = third.pay("pm_card_ok").await.is(201);
     service.invariants_hold().await;
@@ -282,16 +285,16 @@ async fn an_unknown_commit_is_not_followed_by_a_charge() {
     })
     .await;
     service.link().interrupt();
-    let answer = attempt.answer().await.is_problem(503, "unavailable");
-    assert!(answer.header("retry-after").is_some(), "{answer}");
+    let response = attempt.response().await.is_problem(503, "unavailable");
+    assert!(response.header("retry-after").is_some(), "{response}");
     let charged =
         |service: &Service| service.gateway().requests().iter().filter(|sent| sent.method == "POST").count();
-    assert_eq!(charged(&service), 0, "nothing is charged that may not be stored");
+    assert_eq!(charged(&service), 0, "a payment of unknown commit is not charged");
 
     lock.release().await;
-    let paid = eventually("the same request is answered with the outcome", async || {
-        let answer = request.clone().await;
-        (answer.status == 201).then_some(answer)
+    let paid = eventually("the retry has the outcome", async || {
+        let response = request.clone().await;
+        (response.status == 201).then_some(response)
     })
     .await;
     order.becomes("paid").await;

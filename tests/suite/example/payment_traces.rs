@@ -48,7 +48,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     let order = service.customer().await.places_an_order().await;
     let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
 
-    let request = collector.has_request(PAYMENTS, "a-checkout").await;
+    let request = collector.wait_for_request(PAYMENTS, "a-checkout").await;
     assert_eq!(request.name, "POST /v1/orders/{id}/payments");
     assert_eq!((request.status, request.parent_id.as_str()), (SpanStatus::Unset, ""));
     has_attributes(
@@ -65,7 +65,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     );
 
     let below = eventually("the whole trace", async || {
-        let below = collector.below(&request);
+        let below = collector.children_of(&request);
         below.iter().any(|span| span.name == "settle payment").then_some(below)
     })
     .await;
@@ -82,7 +82,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     );
     let settling = &below[5];
     has_attributes(settling, &[("outcome", json!("succeeded")), ("payment_id", json!(paid.text("id")))]);
-    let settled = collector.below(settling);
+    let settled = collector.children_of(settling);
     assert_eq!(names(&settled), ["SETTLE payments", "UPDATE idempotency_keys", "INSERT audit_events"]);
     for span in below[..5].iter().chain(&settled) {
         assert_eq!((span.kind, span.status), (SpanKind::Client, SpanStatus::Unset), "{span:#?}");
@@ -127,19 +127,20 @@ async fn a_failed_gateway_call_has_its_cause_in_the_span() {
     let service = traced(&collector).await;
     let order = service.customer().await.places_an_order().await;
     let _paid = order.pay("pm_card_flaky").header("x-correlation-id", "flaky").await;
-    let request = collector.has_request(PAYMENTS, "flaky").await;
+    let request = collector.wait_for_request(PAYMENTS, "flaky").await;
     let failed = collector
-        .has("the call that failed", |span| {
+        .wait_for_span("the call that failed", |span| {
             span.parent_id == request.span_id && span.name == "POST" && span.status == SpanStatus::Error
         })
         .await;
     has_attributes(&failed, &[("http.response.status_code", json!(503)), ("error.type", json!("503"))]);
-    let refused = order.customer.places(&[(TEAPOT, 1)]).await;
-    let _refused = refused.pay("pm_card_unheard_of").header("x-correlation-id", "refused").await;
-    let request = collector.has_request(PAYMENTS, "refused").await;
-    let call =
-        collector.has("the call", |span| span.parent_id == request.span_id && span.name == "POST").await;
-    assert_eq!(call.status, SpanStatus::Error, "a client was not given what it asked for");
+    let rejected = order.customer.places(&[(TEAPOT, 1)]).await;
+    let _rejected = rejected.pay("pm_card_unheard_of").header("x-correlation-id", "refused").await;
+    let request = collector.wait_for_request(PAYMENTS, "refused").await;
+    let call = collector
+        .wait_for_span("the call", |span| span.parent_id == request.span_id && span.name == "POST")
+        .await;
+    assert_eq!(call.status, SpanStatus::Error, "the client received an error");
     has_attributes(&call, &[("http.response.status_code", json!(422)), ("error.type", json!("422"))]);
 }
 
@@ -149,27 +150,27 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
     let service = traced(&collector).await;
     let order = service.customer().await.places_an_order().await;
     let _paid = order.pay("pm_card_ok").header("x-correlation-id", "told").await.is(201);
-    let began = collector.has_request(PAYMENTS, "told").await;
+    let began = collector.wait_for_request(PAYMENTS, "told").await;
     let webhook = collector
-        .has("the webhook", |span| {
+        .wait_for_span("the webhook", |span| {
             span.name == "POST /v1/gateway/events"
                 && span.links.iter().any(|link| link.trace_id == began.trace_id)
         })
         .await;
     assert_eq!(webhook.attributes["correlation_id"], "told");
-    assert_ne!(webhook.trace_id, began.trace_id, "a link, and no part of it");
+    assert_ne!(webhook.trace_id, began.trace_id, "a link and not a child");
 
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let unknown = order.pay("pm_card_timeout").header("x-correlation-id", "asked").await.is(202);
-    let began = collector.has_request(PAYMENTS, "asked").await;
+    let began = collector.wait_for_request(PAYMENTS, "asked").await;
     let recovery = collector
-        .has("the recovery", |span| {
+        .wait_for_span("the recovery", |span| {
             span.name == "recover payment" && span.links.iter().any(|link| link.trace_id == began.trace_id)
         })
         .await;
     let below = eventually("what it did", async || {
-        let below = collector.below(&recovery);
+        let below = collector.children_of(&recovery);
         below.iter().any(|span| span.name == "settle payment").then_some(below)
     })
     .await;

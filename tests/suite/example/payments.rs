@@ -18,7 +18,7 @@ pub async fn charges(service: &Service, payment: Uuid) -> usize {
 
 /// Waits until the gateway has charged an order, with or without a response.
 pub async fn wait_until_charged(service: &Service, order: &Order) -> Uuid {
-    let payment = order.has_a_payment().await;
+    let payment = order.wait_for_payment().await;
     eventually("the gateway has charged", async || (charges(service, payment).await > 0).then_some(())).await;
     payment
 }
@@ -92,7 +92,7 @@ async fn an_order_is_paid_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
-    let _refused = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let _rejected = order.pay("pm_card_ok").await.is_problem(409, "conflict");
     assert_eq!(order.payments().await, [payment]);
     service.invariants_hold().await;
 }
@@ -102,7 +102,7 @@ async fn a_cancelled_order_is_not_paid() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let _cancelled = order.cancel().await.is(200);
-    let _refused = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let _rejected = order.pay("pm_card_ok").await.is_problem(409, "conflict");
     assert_eq!(service.gateway().ledger().charges.len(), 0);
 }
 
@@ -115,11 +115,11 @@ async fn an_order_with_a_payment_in_progress_is_locked() {
     let attempt = order.pay("pm_card_ok").in_background();
     wait_until_charged(&service, &order).await;
 
-    let _refused = order.cancel().await.is_problem(409, "conflict");
-    let _refused = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let _rejected = order.cancel().await.is_problem(409, "conflict");
+    let _rejected = order.pay("pm_card_ok").await.is_problem(409, "conflict");
 
     service.gateway().release();
-    let _paid = attempt.answer().await.is(201);
+    let _paid = attempt.response().await.is(201);
     service.invariants_hold().await;
 }
 
@@ -130,9 +130,9 @@ async fn twenty_concurrent_payments_of_one_order_charge_once() {
     let attempts: Vec<_> = (0..20).map(|_| order.pay("pm_card_ok").in_background()).collect();
     let mut paid = 0;
     for attempt in attempts {
-        match attempt.answer().await {
-            answer if answer.status == 201 => paid += 1,
-            answer => drop(answer.is_problem(409, "conflict")),
+        match attempt.response().await {
+            response if response.status == 201 => paid += 1,
+            response => drop(response.is_problem(409, "conflict")),
         }
     }
     assert_eq!(paid, 1);
@@ -165,10 +165,10 @@ async fn the_audit_log_records_a_payments_start_and_settlement() {
     let order = customer.places_an_order().await;
     let paying = order.pay("pm_card_ok").header("x-correlation-id", "checkout-7");
     let payment = paying.await.is(201).id();
-    let told = service.audit_events(&format!("metadata -> 'record_ids' ? '{payment}'")).await;
+    let events = service.audit_events(&format!("metadata -> 'record_ids' ? '{payment}'")).await;
     let of = |event: &Value| (event["action"].clone(), event["correlation_id"].clone());
     assert_eq!(
-        told.iter().map(of).collect::<Vec<_>>(),
+        events.iter().map(of).collect::<Vec<_>>(),
         [(json!("create"), json!("checkout-7")), (json!("settle"), json!("checkout-7"))]
     );
 }
@@ -178,7 +178,7 @@ async fn a_payment_method_has_a_form() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     for method in ["", "pm card ok", "pm_card_\u{e4}", &"x".repeat(256)] {
-        let _refused = order.pay(method).await.is_invalid_at(&["/payment_method"]);
+        let _rejected = order.pay(method).await.is_invalid_at(&["/payment_method"]);
     }
     assert_eq!(order.payments().await, NO_PAYMENTS);
 }
@@ -264,7 +264,7 @@ async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
         service.database().execute(lock).await;
     }
     service.gateway().release();
-    let _paid = attempt.answer().await.is(201);
+    let _paid = attempt.response().await.is(201);
     service.invariants_hold().await;
 }
 
@@ -292,7 +292,7 @@ async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     let lease = service.database().number(lease).await;
     assert!(lease >= 1800 + 2, "{lease} s: three times the interval, from the end of the wait on");
     service.gateway().release();
-    let _paid = attempt.answer().await.is(201);
+    let _paid = attempt.response().await.is(201);
     service.invariants_hold().await;
 }
 
@@ -312,7 +312,7 @@ async fn attempts_are_counted_and_committed_before_each_send() {
     let attempt = order.pay("pm_card_ok").in_background();
     let payment = wait_until_charged(&service, &order).await;
     let attempts = format!("select attempts::bigint from payments where id = '{payment}'");
-    assert_eq!(service.database().number(attempts).await, 1, "before it is answered");
+    assert_eq!(service.database().number(attempts).await, 1, "before the response");
     service.gateway().release();
-    let _paid = attempt.answer().await.is(201);
+    let _paid = attempt.response().await.is(201);
 }

@@ -11,7 +11,7 @@ use crate::{
     audit::WRITABLE,
     builder,
     database::{INSUFFICIENT_PRIVILEGE, nodes, statements},
-    http::panics::{panics_at, says_so},
+    http::panics::{panics_at, the_only_panic},
     operations::{
         alerts::{Pager, is_complete},
         outbound::CountingProxy,
@@ -52,7 +52,7 @@ async fn each_breaker_transition_raises_one_alert() {
     service.gateway().faults().clear();
     let closed = pager.receives("Circuit breaker closed").await;
     is_complete(&closed, "info");
-    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "it is said once in the interval");
+    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "the alert is sent once in the interval");
     assert!(service.metric("alerts_sent_total{outcome=\"sent\"}").await >= 2);
 }
 
@@ -91,13 +91,13 @@ async fn a_contradiction_with_the_gateway_raises_an_alert() {
     let again = Event::of_charge(&unknown).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&again).await.unwrap(), 204);
     let recorded = service.audit_events("action = 'discrepancy'").await;
-    assert_eq!(recorded.len(), 1, "another event that says the same is no news");
+    assert_eq!(recorded.len(), 1, "another event with the same content is no new discrepancy");
     let suppressed = service.metric("alerts_sent_total{outcome=\"suppressed\"}").await;
-    assert_eq!(suppressed, 0, "and is not told again, whether or not the interval has passed");
+    assert_eq!(suppressed, 0, "no second alert is raised, not even after the interval");
 }
 
 #[tokio::test]
-async fn a_pager_that_is_switched_off_costs_no_payment_anything() {
+async fn an_unreachable_pager_delays_no_payment() {
     let service = builder().setting("ALERT_WEBHOOK_URL", "http://127.0.0.1:1/alerts").start().await;
     let customer = service.customer().await;
     let event = Event::new(
@@ -122,7 +122,7 @@ async fn no_money_moves_that_cannot_be_audited() {
     let order = customer.orders(&[(MUG, 1)]);
     let log_in = |password: &str| {
         let credentials = json!({ "email": customer.email, "password": password });
-        service.nobody().post("/v1/sessions").json(&credentials)
+        service.anonymous().post("/v1/sessions").json(&credentials)
     };
     for (what, request) in [
         ("placing", order.clone()),
@@ -130,16 +130,16 @@ async fn no_money_moves_that_cannot_be_audited() {
         ("paying", unpaid.pay("pm_card_ok")),
         ("refunding", support.refund(payment, None)),
         ("logging in", log_in(PASSWORD)),
-        ("failing to log in", log_in("not the password of anybody")),
+        ("failing to log in", log_in("not the password of any user")),
         ("staff's reading an order", support.get(paid.path())),
         ("staff's reading a list", support.get("/v1/orders")),
         ("staff's reading a payment", support.get(format!("/v1/payments/{payment}"))),
     ] {
-        let refused = request.await;
-        assert_eq!(refused.status, 500, "{what}: {refused}");
+        let rejected = request.await;
+        assert_eq!(rejected.status, 500, "{what}: {rejected}");
     }
     // A rejection grants nothing, so it does not depend on its audit event.
-    let _refused = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
+    let _rejected = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 5);
 
     service.database().execute(format!("grant insert ({WRITABLE}) on audit_events to app_runtime")).await;
@@ -181,8 +181,8 @@ async fn the_service_cannot_rewrite_the_audit_log() {
         "alter table orders add column loot integer",
         "drop trigger order_status_moves_forward on orders",
     ] {
-        let refused = service.database().try_as_service(statement).await;
-        assert_eq!(refused, Err(INSUFFICIENT_PRIVILEGE.to_owned()), "{statement}");
+        let rejected = service.database().try_as_service(statement).await;
+        assert_eq!(rejected, Err(INSUFFICIENT_PRIVILEGE.to_owned()), "{statement}");
     }
     service.invariants_hold().await;
 }
@@ -211,12 +211,12 @@ async fn the_database_keeps_the_rules_of_money_by_itself() {
     );
     assert_eq!(service.database().try_as_service(&second).await, Err("23505".to_owned()), "one live payment");
     let cheaper = second.replace("2580", "1");
-    let refused = service.database().try_as_service(&cheaper).await;
-    assert!(["23505", "23503"].contains(&refused.unwrap_err().as_str()), "of the order's amount");
+    let rejected = service.database().try_as_service(&cheaper).await;
+    assert!(["23505", "23503"].contains(&rejected.unwrap_err().as_str()), "of the order's amount");
 }
 
 #[tokio::test]
-async fn no_statement_reads_through_everybodys_orders() {
+async fn no_statement_scans_the_orders_of_all_customers() {
     let service = service().await;
     // The orders have no items, because the trigger that requires items would take most of the time.
     service
@@ -279,21 +279,21 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
         assert!(told[field].is_string(), "{field} in {told:#}");
         assert_eq!(told[field], access[field]);
     }
-    assert_ne!(told["span_id"], access["span_id"], "it is the call's own span");
+    assert_ne!(told["span_id"], access["span_id"], "the line has the span of the call");
 }
 
 #[tokio::test]
 async fn an_unreachable_gateway_degrades_the_service() {
     let service = service().await;
     service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
-    eventually("the gateway is seen to be away", async || {
+    eventually("the gateway is reported as unreachable", async || {
         let (status, body) = page(&service, "/readyz").await;
         (status == 200 && body["checks"]["external_api"] == "degraded").then_some(())
     })
     .await;
     assert_eq!(page(&service, "/health").await.1["status"], "degraded");
     service.gateway().faults().clear();
-    eventually("the gateway is seen to be back", async || {
+    eventually("the gateway is reported as reachable", async || {
         (page(&service, "/readyz").await.1["checks"]["external_api"] == "healthy").then_some(())
     })
     .await;
@@ -309,7 +309,7 @@ async fn gateway_latency_has_exemplars_of_payment_traces() {
     for correlation_id in ["a-payment", "another-payment", "a-third-payment"] {
         let order = customer.places(&[(MUG, 1)]).await;
         let _paid = order.pay("pm_card_ok").header("x-correlation-id", correlation_id).await.is(201);
-        let request = collector.has_request("/v1/orders/{id}/payments", correlation_id).await;
+        let request = collector.wait_for_request("/v1/orders/{id}/payments", correlation_id).await;
         let page = openmetrics(&service).await;
         assert!(page.ends_with("# EOF\n"));
         let exemplar = format!("# {{trace_id=\"{}\",span_id=\"", request.trace_id);
@@ -348,9 +348,9 @@ async fn invalid_fields_have_pointers() {
         (json!([]), ""),
         (json!("an order"), ""),
     ] {
-        let refused = customer.post("/v1/orders").new_key().json(&body).await;
-        assert_eq!(refused.status, 422, "{body}: {refused}");
-        let _refused = refused.is_invalid_at(&[pointer]);
+        let rejected = customer.post("/v1/orders").new_key().json(&body).await;
+        assert_eq!(rejected.status, 422, "{body}: {rejected}");
+        let _rejected = rejected.is_invalid_at(&[pointer]);
     }
     assert_eq!(service.database().number("select count(*) from orders").await, 0);
 }
@@ -375,18 +375,18 @@ async fn a_filter_of_orders_that_cannot_be_read_is_malformed() {
         "status=PAID",
         "customer_id=me",
     ] {
-        let refused = customer.get(format!("/v1/orders?{query}")).await;
-        assert_eq!(refused.status, 400, "{query}: {refused}");
-        let _refused = refused.is_problem(400, "malformed-request");
+        let rejected = customer.get(format!("/v1/orders?{query}")).await;
+        assert_eq!(rejected.status, 400, "{query}: {rejected}");
+        let _rejected = rejected.is_problem(400, "malformed-request");
     }
     for query in ["limit=0", "limit=101", "cursor=nonsense"] {
-        let _refused =
+        let _rejected =
             customer.get(format!("/v1/products?{query}")).await.is_problem(400, "malformed-request");
     }
 }
 
 #[tokio::test]
-async fn an_id_that_is_none_is_no_order_payment_or_product() {
+async fn an_invalid_id_is_no_order_payment_or_product() {
     let service = service().await;
     let (customer, admin) = (service.customer().await, service.admin().await);
     for id in ["7", "me", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..%2fetc"] {
@@ -401,9 +401,9 @@ async fn an_id_that_is_none_is_no_order_payment_or_product() {
             admin.patch(format!("/v1/products/{id}")).json(&json!({})),
         ] {
             let what = format!("{request:?}");
-            let refused = request.await;
-            assert_eq!(refused.status, 404, "{what}: {refused}");
-            let _refused = refused.is_problem(404, "not-found");
+            let rejected = request.await;
+            assert_eq!(rejected.status, 404, "{what}: {rejected}");
+            let _rejected = rejected.is_problem(404, "not-found");
         }
     }
 }
@@ -415,12 +415,12 @@ async fn a_payment_in_flight_is_finished_before_the_service_ends() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    order.has_a_payment().await;
+    order.wait_for_payment().await;
     service.signal(Signal::SIGTERM);
     service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
     service.gateway().release();
 
-    assert_eq!(attempt.answer().await.is(201).text("status"), "succeeded");
+    assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
     assert_eq!(service.ends().await.code(), Some(0));
     service.invariants_hold().await;
 }
@@ -437,7 +437,7 @@ async fn a_payment_that_cannot_end_in_time_is_cut_and_named() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    order.has_a_payment().await;
+    order.wait_for_payment().await;
     assert_eq!(service.terminate().await.code(), Some(1));
     assert!(service.logs().iter().any(|line| line.to_string().contains("shutdown deadline exceeded")));
     let _cut = attempt.give_up().await;
@@ -449,7 +449,7 @@ async fn a_payment_survives_a_panic_of_recovery() {
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "unlucky").await.is(202);
-    let panic = says_so(&service, "recovery.leased").await;
+    let panic = the_only_panic(&service, "recovery.leased").await;
     assert_eq!(panic["correlation_id"], "unlucky", "of the request that began it");
     order.becomes("paid").await;
     service.invariants_hold().await;
@@ -463,7 +463,7 @@ async fn a_payment_survives_a_panic_of_its_request() {
     let request = order.pay("pm_card_ok").header("x-correlation-id", "unlucky");
     let failed = request.await;
     assert!([202, 500].contains(&failed.status), "{failed}");
-    let panic = says_so(&service, "payment.settling").await;
+    let panic = the_only_panic(&service, "payment.settling").await;
     assert_eq!(panic["correlation_id"], "unlucky");
     order.becomes("paid").await;
     service.invariants_hold().await;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{builder, operations::alerts::Pager};
 
-/// A service that compares the newest minutes every second.
+/// Returns the builder of a service that compares the newest minutes every second.
 fn reconciling() -> Builder {
     builder().setting("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "1")
 }
@@ -39,7 +39,7 @@ fn charge_of(reference: Uuid, id: &str) -> Charge {
     }
 }
 
-/// The recorded discrepancies: kind, record and gateway's report, oldest first.
+/// Returns the recorded discrepancies: kind, record and gateway's report, oldest first.
 async fn recorded(service: &Service) -> Vec<(String, Option<Uuid>, String)> {
     let rows = service
         .database()
@@ -56,7 +56,7 @@ async fn nothing_is_recorded(service: &Service) {
 }
 
 /// Waits until something is recorded, and then for two more runs, which must not record it again.
-async fn are_recorded_once(service: &Service, expected: &[(&str, Uuid)]) {
+async fn wait_until_recorded_once(service: &Service, expected: &[(&str, Uuid)]) {
     within(Duration::from_mins(1), "the differences are recorded", async || {
         (recorded(service).await.len() >= expected.len()).then_some(())
     })
@@ -102,7 +102,7 @@ async fn compares_the_window(service: &Service) {
 }
 
 /// Waits for the first run over the window, which every service begins with.
-async fn has_compared_the_window(service: &Service) {
+async fn wait_for_first_window(service: &Service) {
     within(Duration::from_mins(1), "the first window is compared", async || {
         (completed(service, "window").await > 0).then_some(())
     })
@@ -128,7 +128,7 @@ async fn a_charge_whose_payment_was_lost_in_a_restore_is_found() {
     service.database().restore().await;
     service.restart().await;
 
-    are_recorded_once(&service, &[("unknown reference", charge.reference)]).await;
+    wait_until_recorded_once(&service, &[("unknown reference", charge.reference)]).await;
     assert_eq!(recorded(&service).await[0].2, charge.id);
     assert_eq!(found(&service, "orphan").await, 1);
     let alert = eventually("the alert arrives", async || pager.all("unknown reference").pop()).await;
@@ -137,7 +137,7 @@ async fn a_charge_whose_payment_was_lost_in_a_restore_is_found() {
         (service.metric("payment_discrepancies_open").await == 1).then_some(())
     })
     .await;
-    assert_eq!(order.status().await, "pending_payment", "nothing is settled by it");
+    assert_eq!(order.status().await, "pending_payment", "it settles nothing");
     assert_eq!(service.gateway().ledger().refunds.len(), 0, "nothing is refunded by it");
 }
 
@@ -155,7 +155,7 @@ async fn a_refund_of_the_gateway_without_a_refund_is_found() {
         amount: 100,
     };
     service.gateway().record_refund(refund).unwrap();
-    are_recorded_once(&service, &[("unknown reference", reference)]).await;
+    wait_until_recorded_once(&service, &[("unknown reference", reference)]).await;
     assert_eq!(found(&service, "orphan").await, 1);
 }
 
@@ -176,7 +176,7 @@ async fn a_second_charge_another_amount_and_another_result_are_found() {
     service.gateway().record(Charge { id: "ch_contradicts".to_owned(), ..succeeded }).unwrap();
 
     let expected = [("second charge", twice), ("amount", more), ("contradiction", declined)];
-    are_recorded_once(&service, &expected).await;
+    wait_until_recorded_once(&service, &expected).await;
     for kind in ["duplicate", "mismatch", "contradiction"] {
         assert_eq!(found(&service, kind).await, 1, "{kind}");
     }
@@ -191,16 +191,16 @@ async fn a_second_refund_and_a_refund_of_another_amount_are_found() {
     let made = service.gateway().ledger().refunds.remove(0);
     service.gateway().record_refund(Refund { id: "re_second".to_owned(), ..made.clone() }).unwrap();
     service.gateway().record_refund(Refund { id: "re_more".to_owned(), amount: 501, ..made }).unwrap();
-    are_recorded_once(&service, &[("second refund", refund), ("amount", refund)]).await;
+    wait_until_recorded_once(&service, &[("second refund", refund), ("amount", refund)]).await;
 }
 
-/// The id of a record that was created eleven minutes earlier.
+/// Returns the id of a record that was created eleven minutes earlier.
 fn eleven_minutes_older(id: Uuid) -> Uuid {
     Uuid::from_u128(id.as_u128() - ((11 * 60 * 1000) << 80))
 }
 
 /// Gives a payment and its refund the ids of older records. Returns the new ids.
-async fn grow_old(service: &Service, payment: Uuid, refund: Uuid) -> (Uuid, Uuid) {
+async fn backdate_records(service: &Service, payment: Uuid, refund: Uuid) -> (Uuid, Uuid) {
     let (aged, aged_refund) = (eleven_minutes_older(payment), eleven_minutes_older(refund));
     // Without the foreign keys, which would need the rows to change at once.
     let statements = format!(
@@ -216,7 +216,7 @@ async fn grow_old(service: &Service, payment: Uuid, refund: Uuid) -> (Uuid, Uuid
 #[tokio::test]
 async fn a_payment_or_refund_that_the_gateway_does_not_have_is_found() {
     let service = start().await;
-    has_compared_the_window(&service).await;
+    wait_for_first_window(&service).await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let refund = service.support().await.refund(payment, Some(500)).await.is(201).id();
     let (charge, made) = (service.gateway_key(payment).await, service.gateway_key(refund).await);
@@ -228,12 +228,12 @@ async fn a_payment_or_refund_that_the_gateway_does_not_have_is_found() {
     service.database().execute(lose("refunds", refund)).await;
     compares_the_window(&service).await;
     let orphans = [("unknown reference", charge), ("unknown reference", made)];
-    are_recorded_once(&service, &orphans).await;
+    wait_until_recorded_once(&service, &orphans).await;
 
-    let (payment, refund) = grow_old(&service, payment, refund).await;
+    let (payment, refund) = backdate_records(&service, payment, refund).await;
     compares_the_window(&service).await;
     let missing = [("payment without charge", payment), ("refund without gateway refund", refund)];
-    are_recorded_once(&service, &[orphans, missing].concat()).await;
+    wait_until_recorded_once(&service, &[orphans, missing].concat()).await;
     assert_eq!(found(&service, "missing").await, 2);
     compares_the_window(&service).await;
     assert_eq!(recorded(&service).await.len(), 4);
@@ -242,11 +242,11 @@ async fn a_payment_or_refund_that_the_gateway_does_not_have_is_found() {
 #[tokio::test]
 async fn a_listing_without_a_charge_is_no_proof() {
     let service = start().await;
-    has_compared_the_window(&service).await;
+    wait_for_first_window(&service).await;
     service.gateway().faults().set(Faults { list_omit_rate: 1.0, ..no_webhooks() });
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let refund = service.support().await.refund(payment, Some(500)).await.is(201).id();
-    grow_old(&service, payment, refund).await;
+    backdate_records(&service, payment, refund).await;
     compares_the_window(&service).await;
     nothing_is_recorded(&service).await;
     let unlisted = "select (select count(*) from payments where listed_at is null)
@@ -284,13 +284,13 @@ async fn an_unreliable_listing_hides_nothing_and_invents_nothing() {
     for orphan in orphans {
         service.gateway().record(charge_of(orphan, &format!("ch_{}", orphan.simple()))).unwrap();
     }
-    are_recorded_once(&service, &orphans.map(|orphan| ("unknown reference", orphan))).await;
+    wait_until_recorded_once(&service, &orphans.map(|orphan| ("unknown reference", orphan))).await;
 }
 
 #[tokio::test]
 async fn the_window_finds_what_is_older_than_the_newest_minutes() {
     let service = start().await;
-    has_compared_the_window(&service).await;
+    wait_for_first_window(&service).await;
     let orphan = Uuid::now_v7();
     for hours in [1, 49] {
         let charge = charge_of(if hours == 1 { orphan } else { Uuid::now_v7() }, &format!("ch_{hours}"));
@@ -299,7 +299,7 @@ async fn the_window_finds_what_is_older_than_the_newest_minutes() {
     runs_again(&service).await;
     nothing_is_recorded(&service).await;
     compares_the_window(&service).await;
-    are_recorded_once(&service, &[("unknown reference", orphan)]).await;
+    wait_until_recorded_once(&service, &[("unknown reference", orphan)]).await;
 }
 
 #[tokio::test]
@@ -307,7 +307,7 @@ async fn a_record_that_is_unreadable_is_found_and_hides_no_other() {
     let service = start().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     service.gateway().faults().set(Faults { spoil_rate: 1.0, spoil: Malformation::Record, ..no_webhooks() });
-    are_recorded_once(&service, &[("unreadable charge", payment)]).await;
+    wait_until_recorded_once(&service, &[("unreadable charge", payment)]).await;
     assert_eq!(found(&service, "unreadable").await, 1);
     assert!(completed(&service, "recent").await > 0);
 }
@@ -346,11 +346,11 @@ async fn two_charges_settle_no_payment_without_an_outcome() {
     let sent =
         format!("update payments set first_sent_at = now() - interval '1 minute' where id = '{payment}'");
     service.database().execute(sent).await;
-    are_recorded_once(&service, &[("several charges", payment)]).await;
+    wait_until_recorded_once(&service, &[("several charges", payment)]).await;
     assert_eq!(order.status().await, "pending_payment");
 }
 
-/// The times at which the gateway's charges were listed.
+/// Returns the times at which the gateway's charges were listed.
 fn listings(service: &Service) -> Vec<chrono::DateTime<Utc>> {
     let requests = service.gateway().requests();
     let listings = requests.iter().filter(|request| request.path.starts_with("/v1/charges?created_after"));
@@ -361,7 +361,7 @@ fn listings(service: &Service) -> Vec<chrono::DateTime<Utc>> {
 async fn one_replica_reads_the_listing_and_another_takes_over() {
     let one = start().await;
     let two = one.replica().await;
-    has_compared_the_window(&two).await;
+    wait_for_first_window(&two).await;
     let before = listings(&one).len();
     within(Duration::from_mins(1), "ten runs have begun", async || {
         (listings(&one).len() >= before + 10).then_some(())
@@ -374,7 +374,7 @@ async fn one_replica_reads_the_listing_and_another_takes_over() {
     one.kill_9().await;
     let orphan = Uuid::now_v7();
     one.gateway().record(charge_of(orphan, "ch_orphan")).unwrap();
-    are_recorded_once(&two, &[("unknown reference", orphan)]).await;
+    wait_until_recorded_once(&two, &[("unknown reference", orphan)]).await;
 }
 
 #[tokio::test]
@@ -384,17 +384,17 @@ async fn while_the_gateway_is_down_no_run_completes() {
     service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..no_webhooks() });
     let attempts = async |count: usize| {
         let before = listings(&service).len();
-        within(Duration::from_mins(1), "the listing is tried again", async || {
+        within(Duration::from_mins(1), "the listing is retried", async || {
             (listings(&service).len() >= before + count).then_some(())
         })
         .await;
     };
     attempts(2).await;
-    let stands = completed(&service, "recent").await;
+    let completed_at = completed(&service, "recent").await;
     attempts(2).await;
-    assert_eq!(completed(&service, "recent").await, stands);
+    assert_eq!(completed(&service, "recent").await, completed_at);
     let exported = service.gauge("reconciliation_last_success_timestamp_seconds{scope=\"recent\"}").await;
-    let expected = TimeDelta::microseconds(stands).as_seconds_f64();
+    let expected = TimeDelta::microseconds(completed_at).as_seconds_f64();
     assert!((exported - expected).abs() < 0.01, "{exported} {expected}");
     let orphan = Uuid::now_v7();
     service.gateway().record(charge_of(orphan, "ch_orphan")).unwrap();
@@ -402,14 +402,14 @@ async fn while_the_gateway_is_down_no_run_completes() {
     nothing_is_recorded(&service).await;
 
     service.gateway().faults().set(no_webhooks());
-    are_recorded_once(&service, &[("unknown reference", orphan)]).await;
+    wait_until_recorded_once(&service, &[("unknown reference", orphan)]).await;
 }
 
 #[tokio::test]
 async fn the_command_prints_each_difference_until_it_is_closed() {
     let service = builder().start().await;
     service.gateway_sends_no_webhooks();
-    has_compared_the_window(&service).await;
+    wait_for_first_window(&service).await;
     service.customer().await.places_an_order().await.pay_successfully().await;
     let reconcile = ["payments", "reconcile", "--since", "1h"];
     let printed = service.command(&reconcile, &[]).await.succeeded();

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-/// The gateway fails before any work, and sends no webhooks.
+/// Returns the faults of a gateway that fails before any work, and sends no webhooks.
 fn outage() -> Faults {
     Faults { error_rate: 1.0, error_status: 503, webhooks: Webhooks::Never, ..Faults::default() }
 }
@@ -34,16 +34,16 @@ async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str
 }
 
 /// Returns the number of polls of a payment or refund.
-async fn asked_for(service: &Service, id: Uuid) -> usize {
+async fn polls_of(service: &Service, id: Uuid) -> usize {
     let query = format!("reference={}", service.gateway_key(id).await);
     service.gateway().requests().iter().filter(|request| request.path.ends_with(&query)).count()
 }
 
-async fn is_asked_for_again(service: &Service, id: Uuid) {
-    let before = asked_for(service, id).await;
+async fn wait_for_another_poll(service: &Service, id: Uuid) {
+    let before = polls_of(service, id).await;
     // The first poll may have been in flight already. The second sees everything that the test has prepared.
-    eventually("the gateway is asked again", async || {
-        (asked_for(service, id).await > before + 1).then_some(())
+    eventually("the gateway is polled again", async || {
+        (polls_of(service, id).await > before + 1).then_some(())
     })
     .await;
 }
@@ -70,7 +70,7 @@ async fn a_charge_is_resent_with_identical_bytes_and_key() {
 
     let sent = service.gateway().requests();
     let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
-    assert!(by_the_request >= 1 && sent.len() > by_the_request, "recovery has sent it again");
+    assert!(by_the_request >= 1 && sent.len() > by_the_request, "recovery has resent it");
     for request in &sent {
         assert_eq!((&request.path, &request.body), (&sent[0].path, &sent[0].body));
         assert_eq!(request.correlation_id.as_deref(), Some("the-first-request"));
@@ -96,7 +96,7 @@ async fn a_cut_connection_does_not_repeat_the_charge() {
 }
 
 #[tokio::test]
-async fn a_charge_that_the_gateway_knows_is_not_sent_again() {
+async fn a_known_charge_is_not_resent() {
     let service = service().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -115,7 +115,7 @@ async fn recovery_skips_payments_that_a_request_processes() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let payment = order.pay("pm_card_ok").await.is(202).id();
-    assert_eq!(asked_for(&service, payment).await, 0);
+    assert_eq!(polls_of(&service, payment).await, 0);
     assert_eq!(service.sends_of(payment).await, 1);
     service.gateway().release();
     order.becomes("paid").await;
@@ -129,13 +129,13 @@ async fn an_unknown_charge_fails_only_after_25_hours() {
     backdate_first_send(&service, "payments", id, "24 hours").await;
     service.gateway().faults().set(no_webhooks());
     let sent = service.sends_of(id).await;
-    eventually("the gateway is asked", async || {
+    eventually("the gateway is polled", async || {
         backdate_first_send(&service, "payments", id, "24 hours").await;
-        (asked_for(&service, id).await > 3).then_some(())
+        (polls_of(&service, id).await > 3).then_some(())
     })
     .await;
-    assert_eq!(payment(&service, id).await["status"], "processing", "an empty answer proves nothing yet");
-    assert_eq!(service.sends_of(id).await, sent, "a key that may be forgotten is not used again");
+    assert_eq!(payment(&service, id).await["status"], "processing", "an empty response proves nothing yet");
+    assert_eq!(service.sends_of(id).await, sent, "a key that may have expired is not used again");
 
     eventually("it has failed", async || {
         backdate_first_send(&service, "payments", id, "25 hours 1 minute").await;
@@ -161,14 +161,14 @@ async fn an_empty_response_never_fails_a_refund() {
     backdate_first_send(&service, "refunds", refund, "3 days").await;
     service.gateway().faults().set(no_webhooks());
     let sent = service.sends_of(refund).await;
-    eventually("the gateway is asked", async || {
+    eventually("the gateway is polled", async || {
         backdate_first_send(&service, "refunds", refund, "3 days").await;
-        (asked_for(&service, refund).await > 3).then_some(())
+        (polls_of(&service, refund).await > 3).then_some(())
     })
     .await;
     let row = service.database().rows(format!("select * from refunds where id = '{refund}'")).await.remove(0);
     assert_eq!(row["status"], "processing");
-    assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "its amount stays set aside");
+    assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "its amount stays reserved");
     assert_eq!(service.sends_of(refund).await, sent);
     service.invariants_hold().await;
 }
@@ -179,9 +179,8 @@ async fn a_rejection_after_an_unanswered_attempt_proves_nothing() {
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_from_another_gateway").await;
     let sent = service.sends_of(id).await;
     service.gateway().faults().set(no_webhooks());
-    eventually("it is sent again, and refused", async || (service.sends_of(id).await > sent).then_some(()))
-        .await;
-    is_asked_for_again(&service, id).await;
+    eventually("it is resent and rejected", async || (service.sends_of(id).await > sent).then_some(())).await;
+    wait_for_another_poll(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     let _still_taken = order.pay("pm_card_ok").await.is_problem(409, "conflict");
     service.invariants_hold().await;
@@ -205,7 +204,7 @@ async fn two_charges_for_one_payment_settle_nothing_and_are_reported() {
     service.gateway().faults().set(no_webhooks());
     eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
         .await;
-    is_asked_for_again(&service, id).await;
+    wait_for_another_poll(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     assert_eq!(order.status().await, "pending_payment");
 }
@@ -226,22 +225,22 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     service.gateway().faults().set(no_webhooks());
     eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
         .await;
-    is_asked_for_again(&service, id).await;
-    is_asked_for_again(&service, id).await;
+    wait_for_another_poll(&service, id).await;
+    wait_for_another_poll(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     assert_eq!(order.status().await, "pending_payment");
-    assert_eq!(discrepancies(&service, id).await.len(), 1, "what is found again is not told again");
+    assert_eq!(discrepancies(&service, id).await.len(), 1, "the same discrepancy is recorded once");
     assert_eq!(service.metric("audit_events_total{event_type=\"data_change\",result=\"failure\"}").await, 1);
 
     // A second charge of the same payment is a new discrepancy.
     let second = Charge { id: "ch_second".to_owned(), ..wrong };
     service.gateway().record(second).unwrap();
-    let told = eventually("the second is reported", async || {
-        let told = discrepancies(&service, id).await;
-        (told.len() > 1).then_some(told)
+    let events = eventually("the second is reported", async || {
+        let events = discrepancies(&service, id).await;
+        (events.len() > 1).then_some(events)
     })
     .await;
-    let what: Vec<_> = told.iter().map(|event| event["metadata"]["what"].as_str().unwrap()).collect();
+    let what: Vec<_> = events.iter().map(|event| event["metadata"]["what"].as_str().unwrap()).collect();
     assert_eq!(what, ["amount", "several charges"]);
 }
 
@@ -249,14 +248,17 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
 async fn a_payment_that_needs_review_is_still_settled() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
-    eventually("it is parked", async || (service.metric("payments_parked").await == 1).then_some(())).await;
+    eventually("the payment needs review", async || {
+        (service.metric("payments_parked").await == 1).then_some(())
+    })
+    .await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     assert_eq!(service.metric("payments_processing").await, 1);
     assert!(service.metric("payment_oldest_processing_seconds").await >= 1);
 
     service.gateway().faults().set(no_webhooks());
     order.becomes("paid").await;
-    eventually("nothing is parked", async || (service.metric("payments_parked").await == 0).then_some(()))
+    eventually("nothing needs review", async || (service.metric("payments_parked").await == 0).then_some(()))
         .await;
     service.invariants_hold().await;
 }
@@ -265,8 +267,10 @@ async fn a_payment_that_needs_review_is_still_settled() {
 async fn a_webhook_settles_a_payment_that_needs_review() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
     let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
-    eventually("it is parked", async || (!payment(&service, id).await["parked_at"].is_null()).then_some(()))
-        .await;
+    eventually("the payment needs review", async || {
+        (!payment(&service, id).await["parked_at"].is_null()).then_some(())
+    })
+    .await;
     let charge = Charge {
         id: "ch_parked".to_owned(),
         reference: service.gateway_key(id).await,
@@ -278,7 +282,7 @@ async fn a_webhook_settles_a_payment_that_needs_review() {
     service.gateway().record(charge.clone()).unwrap();
     let event = Event::of_charge(&charge).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
-    assert_eq!(order.status().await, "paid", "although the gateway still answers nobody");
+    assert_eq!(order.status().await, "paid", "although the gateway sends no response");
     assert!(payment(&service, id).await["parked_at"].is_null());
     service.invariants_hold().await;
 }

@@ -21,7 +21,7 @@ async fn payment(support: &User, id: Uuid) -> (String, i64) {
     (payment.text("status"), payment.json()["refunded_amount"].as_i64().unwrap())
 }
 
-fn given_back(service: &Service) -> i64 {
+fn refunded_total(service: &Service) -> i64 {
     let refunds = service.gateway().ledger().refunds;
     refunds.iter().filter(|refund| refund.status == RefundStatus::Succeeded).map(|refund| refund.amount).sum()
 }
@@ -50,7 +50,7 @@ async fn a_payment_is_refunded_in_parts() {
 
     let _nothing_left = support.refund(id, None).await.is_problem(409, "conflict");
     let _nothing_left = support.refund(id, Some(1)).await.is_problem(409, "conflict");
-    assert_eq!(given_back(&service), 2580);
+    assert_eq!(refunded_total(&service), 2580);
     service.invariants_hold().await;
 }
 
@@ -75,7 +75,7 @@ async fn refunds_never_exceed_the_payment() {
     let _less_than_nothing = support.refund(id, Some(-1)).await.is_invalid_at(&["/amount"]);
     let _part = support.refund(id, Some(2000)).await.is(201);
     let _more_than_the_rest = support.refund(id, Some(581)).await.is_problem(409, "conflict");
-    assert_eq!(given_back(&service), 2000);
+    assert_eq!(refunded_total(&service), 2000);
     service.invariants_hold().await;
 }
 
@@ -86,14 +86,14 @@ async fn twenty_refunds_at_once_never_exceed_the_payment() {
     let refunds: Vec<_> = (0..20).map(|_| support.refund(id, Some(500)).in_background()).collect();
     let mut made = 0;
     for refund in refunds {
-        match refund.answer().await {
-            answer if answer.status == 201 => made += 1,
-            answer => drop(answer.is_problem(409, "conflict")),
+        match refund.response().await {
+            response if response.status == 201 => made += 1,
+            response => drop(response.is_problem(409, "conflict")),
         }
     }
     assert_eq!(made, 5, "as many as fit into 2580");
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 2500));
-    assert_eq!(given_back(&service), 2500);
+    assert_eq!(refunded_total(&service), 2500);
     service.invariants_hold().await;
 }
 
@@ -105,7 +105,7 @@ async fn two_concurrent_full_refunds_refund_once() {
     let mut statuses = [one.status, other.status];
     statuses.sort_unstable();
     assert_eq!(statuses, [201, 409]);
-    assert_eq!(given_back(&service), 2580);
+    assert_eq!(refunded_total(&service), 2580);
     service.invariants_hold().await;
 }
 
@@ -115,17 +115,17 @@ async fn only_charged_payments_can_be_refunded() {
     service.gateway_sends_no_webhooks();
     let (customer, support) = (service.customer().await, service.support().await);
     let declined = customer.places_an_order().await.pay("pm_card_declined").await.is(201).id();
-    let _refused = support.refund(declined, None).await.is_problem(409, "conflict");
+    let _rejected = support.refund(declined, None).await.is_problem(409, "conflict");
 
     let order = customer.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    let under_way = order.has_a_payment().await;
-    let _refused = support.refund(under_way, None).await.is_problem(409, "conflict");
+    let processing = order.wait_for_payment().await;
+    let _rejected = support.refund(processing, None).await.is_problem(409, "conflict");
     service.gateway().release();
-    let _paid = attempt.answer().await.is(201);
+    let _paid = attempt.response().await.is(201);
 
-    let _refused = support.refund(Uuid::now_v7(), None).await.is_problem(404, "not-found");
+    let _rejected = support.refund(Uuid::now_v7(), None).await.is_problem(404, "not-found");
     service.invariants_hold().await;
 }
 
@@ -170,7 +170,7 @@ async fn an_unknown_refund_is_settled_by_polling_and_made_once() {
     assert_eq!(refund.text("status"), "processing");
     // The amount of a refund in progress is reserved and cannot be refunded again.
     let _reserved = support.refund(id, Some(2000)).await.is_problem(409, "conflict");
-    assert_eq!(payment(&support, id).await.1, 0, "and it is not counted as given back yet");
+    assert_eq!(payment(&support, id).await.1, 0, "the amount is not refunded yet");
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     order.becomes("partially_refunded").await;
@@ -178,7 +178,7 @@ async fn an_unknown_refund_is_settled_by_polling_and_made_once() {
     let repeated = request.await.is(201);
     assert!(repeated.is_replayed());
     assert_eq!((repeated.id(), repeated.text("status")), (refund.id(), "succeeded".to_owned()));
-    assert_eq!(given_back(&service), 1000);
+    assert_eq!(refunded_total(&service), 1000);
     service.invariants_hold().await;
 }
 
@@ -189,16 +189,17 @@ async fn a_refund_survives_a_crash_before_its_settlement() {
     service.gateway_sends_no_webhooks();
     service.gateway().hold_responses();
     let attempt = support.refund(id, None).in_background();
-    eventually("the gateway has given it back", async || (given_back(&service) == 2580).then_some(())).await;
-    let the_same_again = attempt.again();
+    eventually("the gateway has refunded it", async || (refunded_total(&service) == 2580).then_some(()))
+        .await;
+    let retry = attempt.again();
     service.kill_9().await;
     let _cut_off = attempt.give_up().await;
     service.gateway().release();
     service.restart().await;
 
     order.becomes("refunded").await;
-    assert!(the_same_again.await.is(201).is_replayed());
-    assert_eq!(given_back(&service), 2580);
+    assert!(retry.await.is(201).is_replayed());
+    assert_eq!(refunded_total(&service), 2580);
     service.invariants_hold().await;
 }
 
@@ -210,7 +211,7 @@ async fn a_webhook_settles_a_refund_during_its_request() {
     let attempt = support.refund(id, None).in_background();
     order.becomes("refunded").await;
     service.gateway().release();
-    assert_eq!(attempt.answer().await.is(201).text("status"), "succeeded");
+    assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
     service.invariants_hold().await;
 }
 
@@ -224,8 +225,8 @@ async fn a_refund_is_not_started_while_the_gateway_is_down() {
         (customer.places_an_order().await.pay("pm_card_ok").await.status == 503).then_some(())
     })
     .await;
-    let refused = support.refund(id, Some(1)).await.is_problem(503, "unavailable");
-    assert!(refused.header("retry-after").is_some());
+    let rejected = support.refund(id, Some(1)).await.is_problem(503, "unavailable");
+    assert!(rejected.header("retry-after").is_some());
     assert_eq!(service.database().number("select count(*) from refunds").await, 0);
 }
 
@@ -233,13 +234,13 @@ async fn a_refund_is_not_started_while_the_gateway_is_down() {
 async fn a_refund_has_a_reason_of_at_most_500_characters() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
-    let because = |reason: &str| {
+    let with_reason = |reason: &str| {
         let refund = json!({ "amount": 1, "reason": reason });
         support.post(format!("/v1/payments/{id}/refunds")).json(&refund).new_key()
     };
-    let _refunded = because(&"\u{e4}".repeat(500)).await.is(201);
-    let _too_long = because(&"x".repeat(501)).await.is_invalid_at(&["/reason"]);
-    let _unstorable = because("\u{0}").await.is_invalid_at(&["/reason"]);
+    let _refunded = with_reason(&"\u{e4}".repeat(500)).await.is(201);
+    let _too_long = with_reason(&"x".repeat(501)).await.is_invalid_at(&["/reason"]);
+    let _unstorable = with_reason("\u{0}").await.is_invalid_at(&["/reason"]);
     service.invariants_hold().await;
 }
 
@@ -250,10 +251,10 @@ async fn the_audit_log_records_a_refund_and_its_user() {
     service.gateway_sends_no_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, Some(100)).await.is(201).id();
-    let told = service.audit_events(&format!("metadata -> 'record_ids' ? '{refund}'")).await;
+    let events = service.audit_events(&format!("metadata -> 'record_ids' ? '{refund}'")).await;
     let of = |event: &Value| (event["action"].clone(), event["user_id"].clone(), event["role"].clone());
     let by_support = |action: &str| (json!(action), json!(support.id), json!("support"));
-    assert_eq!(told.iter().map(of).collect::<Vec<_>>(), [by_support("create"), by_support("settle")]);
+    assert_eq!(events.iter().map(of).collect::<Vec<_>>(), [by_support("create"), by_support("settle")]);
 }
 
 #[tokio::test]
@@ -291,7 +292,7 @@ async fn an_expired_key_still_finds_its_refund() {
         assert!(again.is_replayed());
         assert_eq!(again.id(), first.id());
     }
-    assert_eq!(given_back(&service), 2580);
+    assert_eq!(refunded_total(&service), 2580);
     assert_eq!(service.gateway().ledger().refunds.len(), 2);
 }
 
@@ -322,13 +323,13 @@ async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
     });
     let rest = support.refund(id, None).await.is(202);
     let key = service.gateway_key(rest.id()).await.to_string();
-    let by_the_request = service.sends_of(rest.id()).await;
+    let sends_of_request = service.sends_of(rest.id()).await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     order.becomes("refunded").await;
 
     let sent = service.gateway().requests();
     let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
-    assert!(sent.len() > by_the_request);
+    assert!(sent.len() > sends_of_request);
     for request in sent {
         let body: Value = serde_json::from_str(&request.body).unwrap();
         assert_eq!(body, json!({ "amount": 2080, "reference": key }));
@@ -372,14 +373,14 @@ async fn a_refund_of_unknown_commit_is_not_sent() {
     })
     .await;
     service.link().interrupt();
-    let answer = attempt.answer().await.is_problem(503, "unavailable");
-    assert!(answer.header("retry-after").is_some(), "{answer}");
-    assert_eq!(service.gateway().ledger().refunds.len(), 0, "nothing is sent that may not be stored");
+    let response = attempt.response().await.is_problem(503, "unavailable");
+    assert!(response.header("retry-after").is_some(), "{response}");
+    assert_eq!(service.gateway().ledger().refunds.len(), 0, "a refund of unknown commit is not sent");
 
     lock.release().await;
     let refunded = request.insist().await.is(201);
     assert_eq!(refunded.text("status"), "succeeded");
-    assert_eq!(given_back(&service), 1000);
+    assert_eq!(refunded_total(&service), 1000);
     service.invariants_hold().await;
 }
 
@@ -411,6 +412,6 @@ async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     let _all = support.refund(id, None).await.is(201);
-    assert_eq!(given_back(&service), 2580);
+    assert_eq!(refunded_total(&service), 2580);
     service.invariants_hold().await;
 }

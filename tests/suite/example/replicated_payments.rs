@@ -9,13 +9,13 @@ use dev::{
 use crate::service;
 
 #[tokio::test]
-async fn twins_at_different_replicas_have_one_effect() {
+async fn duplicates_at_two_replicas_have_one_effect() {
     let one = service().await;
     let two = one.replica().await;
     let here = one.customer().await;
     let there = two.serves(&here);
     let order = here.places_an_order().await;
-    let twins: Vec<_> = (0..20)
+    let duplicates: Vec<_> = (0..20)
         .map(|n| {
             let customer = if n % 2 == 0 { &here } else { &there };
             let payment = customer.pay(order.id, "pm_card_ok").key("one-payment");
@@ -24,17 +24,17 @@ async fn twins_at_different_replicas_have_one_effect() {
         })
         .collect();
     let (mut paid, mut placed) = (Vec::new(), Vec::new());
-    for (payment, purchase) in twins {
-        match payment.answer().await {
-            answer if answer.status == 201 => paid.push(answer.text),
-            answer => drop(answer.is_problem(409, "request-under-way")),
+    for (payment, purchase) in duplicates {
+        match payment.response().await {
+            response if response.status == 201 => paid.push(response.text),
+            response => drop(response.is_problem(409, "request-under-way")),
         }
-        placed.push(purchase.answer().await.is(201).text);
+        placed.push(purchase.response().await.is(201).text);
     }
-    for told in [&mut paid, &mut placed] {
-        told.sort();
-        told.dedup();
-        assert_eq!(told.len(), 1);
+    for bodies in [&mut paid, &mut placed] {
+        bodies.sort();
+        bodies.dedup();
+        assert_eq!(bodies.len(), 1);
     }
     assert_eq!(one.gateway().ledger().charges.len(), 1);
     assert_eq!(one.database().number("select count(*) from orders").await, 2);
@@ -49,21 +49,23 @@ async fn another_replica_settles_payments_of_a_crashed_one() {
     let order = one.customer().await.places_an_order().await;
     one.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    let payment = order.has_a_payment().await;
+    let payment = order.wait_for_payment().await;
     eventually("it is charged", async || (!one.charges_for(payment).await.is_empty()).then_some(())).await;
     one.kill_9().await;
     let _cut_off = attempt.give_up().await;
     one.gateway().release();
 
-    let seen = two.serves(&order.customer);
-    eventually("it is paid", async || (seen.get(order.path()).await.text("status") == "paid").then_some(()))
-        .await;
+    let at_the_other_replica = two.serves(&order.customer);
+    eventually("it is paid", async || {
+        (at_the_other_replica.get(order.path()).await.text("status") == "paid").then_some(())
+    })
+    .await;
     assert_eq!(one.charges_for(payment).await.len(), 1);
     two.invariants_hold().await;
 }
 
 /// Places an order and pays it, and retries each request until it succeeds.
-async fn shops(customer: User, card: &'static str) {
+async fn order_and_pay(customer: User, card: &'static str) {
     let order = customer.orders(&[(MUG, 2)]).insist().await.is(201).id();
     let _paid_or_not = customer.pay(order, card).insist().await.is(201);
 }
@@ -86,25 +88,25 @@ async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
     });
     let cards =
         ["pm_card_ok", "pm_card_flaky", "pm_card_error", "pm_card_error_after_charge", "pm_card_declined"];
-    let shoppers: Vec<_> = (0..45)
-        .map(|n| tokio::spawn(shops(services[n % 3].serves(&customer), cards[n % cards.len()])))
+    let customers: Vec<_> = (0..45)
+        .map(|n| tokio::spawn(order_and_pay(services[n % 3].serves(&customer), cards[n % cards.len()])))
         .collect();
 
-    for victim in 0..3 {
-        let begun = 5 * (victim + 1);
+    for killed in 0..3 {
+        let begun = 5 * (killed + 1);
         let payments = "select count(*) from payments";
         eventually("some payments have begun", async || {
             (services[0].database().number(payments).await >= begun).then_some(())
         })
         .await;
-        let victim = usize::try_from(victim).unwrap();
-        services[victim].kill_9().await;
-        services[victim].restart().await;
+        let killed = usize::try_from(killed).unwrap();
+        services[killed].kill_9().await;
+        services[killed].restart().await;
     }
     services[0].gateway().faults().clear();
 
-    for shopper in shoppers {
-        shopper.await.unwrap();
+    for customer in customers {
+        customer.await.unwrap();
     }
     within(Duration::from_mins(1), "every payment is settled", async || {
         let unsettled = "select count(*) from payments where status = 'processing'";
@@ -129,14 +131,14 @@ async fn one_of_several_replicas_recovers_an_unknown_payment() {
         attempts.push((order.pay("pm_card_timeout").in_background(), order));
     }
     for (attempt, order) in attempts {
-        let payment = one.gateway_key(attempt.answer().await.is(202).id()).await.to_string();
+        let payment = one.gateway_key(attempt.response().await.is(202).id()).await.to_string();
         order.becomes("paid").await;
-        let asked = one
+        let poll = one
             .gateway()
             .requests()
             .into_iter()
             .filter(|request| request.method == "GET" && request.path.contains(&payment));
-        assert_eq!(asked.count(), 1, "of payment {payment}");
+        assert_eq!(poll.count(), 1, "of payment {payment}");
     }
     let settled = "select count(*) from audit_events where resource = 'payments' and action = 'settle'";
     assert_eq!(one.database().number(settled).await, 12);

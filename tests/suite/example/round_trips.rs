@@ -30,7 +30,7 @@ async fn orders_and_payments_make_no_more_round_trips_than_they_need() {
     let mut counted = Vec::new();
     for (route, status, _) in ROUND_TRIPS {
         let request = async || match route {
-            "GET /v1/products" => service.nobody().get("/v1/products"),
+            "GET /v1/products" => service.anonymous().get("/v1/products"),
             "POST /v1/orders" => customer.orders(&[(MUG, 2), (TEAPOT, 1)]),
             "POST /v1/orders, again" => customer.post("/v1/orders").json(&body).key("again"),
             "GET /v1/orders/{id}" => customer.get(order.path()),
@@ -62,7 +62,7 @@ async fn a_404_costs_the_same_for_missing_and_foreign_orders() {
         products.iter().map(|product| json!({ "product_id": product["id"], "quantity": 1 })).collect();
     let placed = owner.post("/v1/orders").json(&json!({ "items": items })).new_key().await.is(201);
 
-    let refused = async |id: Uuid| {
+    let rejected = async |id: Uuid| {
         let pay = json!({ "payment_method": "pm_card_ok" });
         [
             taken(&service, 404, async || stranger.get(format!("/v1/orders/{id}"))).await,
@@ -73,5 +73,5 @@ async fn a_404_costs_the_same_for_missing_and_foreign_orders() {
             .await,
         ]
     };
-    assert_eq!(refused(placed.id()).await, refused(Uuid::now_v7()).await);
+    assert_eq!(rejected(placed.id()).await, rejected(Uuid::now_v7()).await);
 }

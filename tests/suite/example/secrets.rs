@@ -25,8 +25,8 @@ async fn everything_is_done(service: &Service) -> (Vec<HttpResponse>, Vec<String
         service.nobody().with_header("cookie", COOKIE).with_header("baggage", &format!("x={BAGGAGE}"));
     let credentials = |password: &str| json!({ "email": "ada@example.com", "password": password });
     let registration = json!({ "email": "ada@example.com", "password": PASSWORD, "name": "Ada" });
-    let _registered = nobody.post("/v1/users").json(&registration).await.is(201);
-    refusals.push(nobody.post("/v1/users").json(&registration).await.is(409));
+    let _registered = anonymous.post("/v1/users").json(&registration).await.is(201);
+    rejections.push(anonymous.post("/v1/users").json(&registration).await.is(409));
     for body in [
         format!("{{\"email\":\"ada@example.com\",\"password\":\"{PASSWORD}\""),
         format!("{{\"email\":\"ada@example.com\",\"password\":[\"{PASSWORD}\"],\"name\":\"Ada\"}}"),
@@ -34,51 +34,53 @@ async fn everything_is_done(service: &Service) -> (Vec<HttpResponse>, Vec<String
         format!("\"{PASSWORD}\""),
         format!("{{\"email\":\"ada@example.com\",\"password\":{CARD},\"name\":\"Ada\"}}"),
     ] {
-        refusals.push(nobody.post("/v1/users").header("content-type", "application/json").body(body).await);
+        rejections
+            .push(anonymous.post("/v1/users").header("content-type", "application/json").body(body).await);
     }
-    refusals.push(nobody.post("/v1/sessions").json(&credentials(WRONG_PASSWORD)).await.is(401));
-    let session = nobody.post("/v1/sessions").json(&credentials(PASSWORD)).await.is(201);
+    rejections.push(anonymous.post("/v1/sessions").json(&credentials(WRONG_PASSWORD)).await.is(401));
+    let session = anonymous.post("/v1/sessions").json(&credentials(PASSWORD)).await.is(201);
     let token = session.text("token");
-    let ada = nobody.with_token(&token);
+    let ada = anonymous.with_token(&token);
 
     for authorization in
         [format!("Bearer {STRAY_TOKEN}"), format!("Basic {STRAY_TOKEN}"), STRAY_TOKEN.to_owned()]
     {
-        refusals.push(nobody.get("/v1/me").header("authorization", &authorization).await.is(401));
+        rejections.push(anonymous.get("/v1/me").header("authorization", &authorization).await.is(401));
     }
-    refusals.push(nobody.get(format!("/v1/products?token={STRAY_TOKEN}&limit={CARD}")).await);
-    refusals.push(nobody.get(format!("/v1/products?cursor={STRAY_TOKEN}")).await);
-    refusals.push(ada.get(format!("/v1/orders?status={STRAY_TOKEN}")).await.is(400));
-    refusals.push(nobody.get(format!("/v1/nothing?password={PASSWORD}")).await.is(404));
+    rejections.push(anonymous.get(format!("/v1/products?token={STRAY_TOKEN}&limit={CARD}")).await);
+    rejections.push(anonymous.get(format!("/v1/products?cursor={STRAY_TOKEN}")).await);
+    rejections.push(ada.get(format!("/v1/orders?status={STRAY_TOKEN}")).await.is(400));
+    rejections.push(anonymous.get(format!("/v1/nothing?password={PASSWORD}")).await.is(404));
     let change = |current: &str| json!({ "current_password": current, "new_password": NEW_PASSWORD });
-    refusals.push(ada.put("/v1/me/password").json(&change(WRONG_PASSWORD)).await);
+    rejections.push(ada.put("/v1/me/password").json(&change(WRONG_PASSWORD)).await);
 
     let order = ada.post("/v1/orders").json(&json!({ "items": [{ "product_id": MUG, "quantity": 1 }] }));
     let order = order.new_key().await.is(201).id();
     let pay = |method: &str| {
         ada.post(format!("/v1/orders/{order}/payments")).json(&json!({ "payment_method": method })).new_key()
     };
-    refusals.push(pay(CARD).await);
+    rejections.push(pay(CARD).await);
     let with_card = json!({ "payment_method": "pm_card_ok", "card_number": 4_111_111_111_111_111_i64 });
-    refusals.push(ada.post(format!("/v1/orders/{order}/payments")).json(&with_card).new_key().await.is(422));
-    let event = nobody.post("/v1/gateway/events").header("content-type", "application/json");
+    rejections
+        .push(ada.post(format!("/v1/orders/{order}/payments")).json(&with_card).new_key().await.is(422));
+    let event = anonymous.post("/v1/gateway/events").header("content-type", "application/json");
     let event = event.header("webhook-id", "1").header("webhook-timestamp", "1");
-    refusals.push(event.header("webhook-signature", &format!("v1,{STRAY_TOKEN}")).body(CARD).await.is(400));
+    rejections.push(event.header("webhook-signature", &format!("v1,{STRAY_TOKEN}")).body(CARD).await.is(400));
 
-    refusals.push(pay("pm_card_declined").await.is(201));
+    rejections.push(pay("pm_card_declined").await.is(201));
     let payment = pay("pm_card_ok").await.is(201).id();
     let _shown = ada.get(format!("/v1/payments/{payment}")).await.is(200);
     let _shown = ada.get(format!("/v1/orders/{order}")).await.is(200);
-    refusals.push(ada.post(format!("/v1/orders/{order}/cancel")).await.is(409));
+    rejections.push(ada.post(format!("/v1/orders/{order}/cancel")).await.is(409));
     let mut tokens = vec![token];
     tokens.extend(staff_do_theirs(service, order, payment, &mut refusals).await);
     every_route_gets_secrets(service, &mut refusals).await;
 
     let _changed = ada.put("/v1/me/password").json(&change(PASSWORD)).await.is(204);
-    let again = nobody.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(201).text("token");
-    let _me = nobody.with_token(&again).get("/v1/me").await.is(200);
-    let _left = nobody.with_token(&again).delete("/v1/sessions/current").await.is(204);
-    refusals.push(nobody.with_token(&again).get("/v1/me").await.is(401));
+    let again = anonymous.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(201).text("token");
+    let _me = anonymous.with_token(&again).get("/v1/me").await.is(200);
+    let _left = anonymous.with_token(&again).delete("/v1/sessions/current").await.is(204);
+    rejections.push(anonymous.with_token(&again).get("/v1/me").await.is(401));
     tokens.push(again);
 
     let url = service.ops_url().join("/log-level").unwrap();
@@ -87,43 +89,43 @@ async fn everything_is_done(service: &Service) -> (Vec<HttpResponse>, Vec<String
 
     // The log of an unexpected failure.
     service.database().execute("alter table users rename to gone").await;
-    refusals.push(nobody.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(500));
-    refusals.push(nobody.post("/v1/users").json(&registration).await.is(500));
-    (refusals, tokens)
+    rejections.push(anonymous.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(500));
+    rejections.push(anonymous.post("/v1/users").json(&registration).await.is(500));
+    (rejections, tokens)
 }
 
 /// Uses the routes of support, an admin and an auditor, with secrets in every field that accepts text.
-async fn staff_do_theirs(
+async fn use_staff_routes(
     service: &Service,
     order: Uuid,
     payment: Uuid,
-    refusals: &mut Vec<HttpResponse>,
+    rejections: &mut Vec<HttpResponse>,
 ) -> Vec<String> {
     let (support, admin, auditor) = (service.support().await, service.admin().await, service.auditor().await);
     let _listed = support.get("/v1/orders").await.is(200);
-    refusals.push(support.get(format!("/v1/orders?customer_id={STRAY_TOKEN}")).await.is(400));
+    rejections.push(support.get(format!("/v1/orders?customer_id={STRAY_TOKEN}")).await.is(400));
     let _shown = support.get(format!("/v1/orders/{order}")).await.is(200);
     let refund = |body: Value| {
         let client: &Client = &support;
         client.post(format!("/v1/payments/{payment}/refunds")).json(&body).new_key()
     };
-    refusals.push(refund(json!({ "amount": STRAY_TOKEN })).await.is(422));
-    refusals.push(refund(json!({ "amount": 1, "card_number": CARD })).await.is(422));
+    rejections.push(refund(json!({ "amount": STRAY_TOKEN })).await.is(422));
+    rejections.push(refund(json!({ "amount": 1, "card_number": CARD })).await.is(422));
     let _refunded = refund(json!({ "amount": 1, "reason": format!("paid by {CARD}") })).await.is(201);
 
     let product = json!({ "sku": "TEA-1", "name": "Tea", "unit_amount": 500, "currency": "EUR" });
     let mut wrong = product.clone();
     wrong["password"] = json!(PASSWORD);
-    refusals.push(admin.post("/v1/products").json(&wrong).await.is(422));
+    rejections.push(admin.post("/v1/products").json(&wrong).await.is(422));
     let product = admin.post("/v1/products").json(&product).await.is(201).id();
     let path = format!("/v1/products/{product}");
-    refusals.push(admin.patch(&path).json(&json!({ "unit_amount": STRAY_TOKEN })).await.is(422));
+    rejections.push(admin.patch(&path).json(&json!({ "unit_amount": STRAY_TOKEN })).await.is(422));
     let _changed = admin.patch(&path).json(&json!({ "unit_amount": 600 })).await.is(200);
-    let _shown = service.nobody().get(&path).await.is(200);
+    let _shown = service.anonymous().get(&path).await.is(200);
 
     let _read = auditor.get("/v1/audit-events").await.is(200);
-    refusals.push(auditor.get(format!("/v1/audit-events?user_id={STRAY_TOKEN}")).await.is(400));
-    refusals.push(auditor.get(format!("/v1/audit-events?cursor={STRAY_TOKEN}")).await.is(400));
+    rejections.push(auditor.get(format!("/v1/audit-events?user_id={STRAY_TOKEN}")).await.is(400));
+    rejections.push(auditor.get(format!("/v1/audit-events?cursor={STRAY_TOKEN}")).await.is(400));
     [support.token.clone(), admin.token.clone(), auditor.token.clone()].into()
 }
 
@@ -151,9 +153,9 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
         .setting("GATEWAY_WEBHOOK_SECRET", &format!("whsec_{WEBHOOK_SECRET}"))
         .start()
         .await;
-    let _document = service.nobody().get("/openapi.json").await.is(200);
-    let (refusals, tokens) = everything_is_done(&service).await;
-    let trail = service.audit_events("true").await;
+    let _document = service.anonymous().get("/openapi.json").await.is(200);
+    let (rejections, tokens) = use_every_route(&service).await;
+    let events = service.audit_events("true").await;
     let (_, health) = service.ops("/health").await;
     let metrics = service.metrics().await;
     let (_, problem) = service.operate(Method::PUT, "/log-level", STRAY_TOKEN).await.unwrap();
@@ -164,12 +166,12 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
         ("standard error", vec![service.stderr().join("\n")]),
         ("a span", collector.spans().iter().map(|span| format!("{span:?}")).collect()),
         ("a metric", metrics.lines().map(str::to_owned).collect()),
-        ("the trail", trail.iter().map(ToString::to_string).collect()),
-        ("an error's body", refusals.iter().map(ToString::to_string).collect()),
+        ("the audit log", events.iter().map(ToString::to_string).collect()),
+        ("an error's body", rejections.iter().map(ToString::to_string).collect()),
         ("a page of operations", vec![health, problem]),
     ];
     let first = service.logs().into_iter().find(|line| line["message"] == "the service is up");
-    assert!(first.is_some(), "every line is looked at, from the first on");
+    assert!(first.is_some(), "every line is checked");
     let database_password = service.database().service_url().password().unwrap().to_owned();
     let mut secrets =
         vec!["SECRET", CARD, WEBHOOK_SECRET, GATEWAY_API_KEY, STAFF_PASSWORD, &database_password];

@@ -1,4 +1,4 @@
-//! `docs/tour.md`: the outputs that it shows are those of this run.
+//! The outputs in `docs/tour.md`, compared with those of a run.
 //!
 //! A block of the document that follows `<!-- output: NAME -->` is compared with the output NAME of the run, after ids,
 //! times, addresses and durations are replaced in both. `UPDATE_TOUR=1 cargo test --test suite -- tour` writes the
@@ -55,9 +55,9 @@ async fn the_tour_shows_what_a_run_prints() {
 
     // Telemetry.
     outputs.insert("logs", log_lines(&service, "tour-2").await);
-    let request = collector.has_request(PAYMENTS, "tour-2").await;
+    let request = collector.wait_for_request(PAYMENTS, "tour-2").await;
     eventually("the whole trace", async || {
-        collector.below(&request).iter().any(|span| span.name == "settle payment").then_some(())
+        collector.children_of(&request).iter().any(|span| span.name == "settle payment").then_some(())
     })
     .await;
     let mut trace = String::new();
@@ -107,7 +107,7 @@ async fn the_tour_shows_what_a_run_prints() {
     let alert = serde_json::to_value(alert).unwrap();
     outputs.insert("alert", members(&alert, &["source", "severity", "summary", "description", "started_at"]));
 
-    // It is repaired.
+    // The gateway works again.
     service.gateway().faults().clear();
     order.becomes("paid").await;
     let settled = service.logs_that("the settlement", |line| {
@@ -147,13 +147,13 @@ fn compare(outputs: &Outputs) {
         assert_eq!(
             normalized(&found[3]),
             normalized(&real),
-            "docs/tour.md shows another `{}`; UPDATE_TOUR=1 writes it anew",
+            "docs/tour.md shows another `{}`; UPDATE_TOUR=1 updates it",
             &found[2]
         );
     }
 }
 
-/// Replaces what differs in every run.
+/// Replaces the values that differ in every run.
 fn normalized(text: &str) -> String {
     let rules = [
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
@@ -178,12 +178,12 @@ fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap() + "\n"
 }
 
-/// The audit event that a line of the log has as text.
+/// Parses the audit event that a log line contains as text.
 fn event(line: &Value) -> Value {
     line["audit_log"].as_str().map_or(Value::Null, |event| serde_json::from_str(event).unwrap())
 }
 
-/// A line of the log, with the audit event as an object, and without the members that every line has in common.
+/// Formats a log line, with the audit event as an object, and without the members that all lines have in common.
 fn log_line(line: &Value) -> String {
     let mut line = line.clone();
     for common in ["service", "version"] {
@@ -195,13 +195,13 @@ fn log_line(line: &Value) -> String {
     pretty(&line)
 }
 
-/// Some members of an object.
+/// Formats these members of an object.
 fn members(object: &Value, names: &[&str]) -> String {
     let members = names.iter().map(|name| ((*name).to_owned(), object[name].clone()));
     pretty(&Value::Object(members.collect()))
 }
 
-/// The status, the headers that matter, and the body.
+/// Formats the status, the headers that the tour explains, and the body.
 fn response(response: &HttpResponse) -> String {
     format!("{}\n{}", head(response), pretty(&response.json()))
 }
@@ -230,7 +230,7 @@ fn gateway_request(service: &Service) -> String {
     )
 }
 
-/// The lines of one request in the order of their times: the lines of the target `audit` have a queue of their own.
+/// Returns the log lines of one request, sorted by time, because the lines of the target `audit` have a separate queue.
 async fn log_lines(service: &Service, correlation_id: &str) -> String {
     let is_last = |line: &Value| line["correlation_id"] == correlation_id && line["route"] == PAYMENTS;
     let last = service.logs_that("the request's line", is_last).await;
@@ -246,12 +246,12 @@ fn draw(collector: &Collector, span: &Span, depth: usize, into: &mut String) {
     let duration = Duration::from_nanos(span.ended - span.started).as_secs_f64() * 1000.0;
     let name = format!("{}{}", "  ".repeat(depth), span.name);
     writeln!(into, "{name:<44}{duration:>7.1} ms").unwrap();
-    for child in collector.below(span) {
+    for child in collector.children_of(span) {
         draw(collector, &child, depth + 1, into);
     }
 }
 
-/// The counters and the counts of histograms, by series.
+/// Returns the counters and the counts of histograms, by series.
 async fn counters(service: &Service) -> BTreeMap<String, f64> {
     let lines = service.metrics().await;
     lines
@@ -280,7 +280,7 @@ fn moved(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Strin
     text
 }
 
-/// Rows as lines, with the names of the columns first.
+/// Formats rows as lines, after a line with the names of the columns.
 fn table(rows: &[Value]) -> String {
     let columns = ["sequence", "event_type", "resource", "action", "result", "role", "correlation_id"];
     let mut text = columns.map(|column| format!("{column:<16}")).concat().trim_end().to_owned() + "\n";

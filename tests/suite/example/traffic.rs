@@ -13,13 +13,13 @@ async fn normal_traffic_has_no_unexpected_response_or_violation() {
     let service = service().await;
     let settings = Settings { rate_per_second: 25.0, ..Settings::new(service.api_url().clone()) };
     let traffic = Traffic::start(settings).unwrap();
-    within(Duration::from_mins(2), "there was enough of everything", async || {
+    within(Duration::from_mins(2), "every kind of request was sent", async || {
         let report = traffic.report();
         let enough = report.counts.orders >= 20
             && report.counts.payments.succeeded >= 5
             && report.counts.payments.declined >= 1
             && report.replays >= 1
-            && report.refusals >= 3;
+            && report.rejections >= 3;
         (enough || report.unexpected > 0).then_some(())
     })
     .await;

@@ -14,7 +14,7 @@ use crate::{builder, operations::alerts::Pager, service};
 fn delivery(service: &Service, event: &Event, at: DateTime<Utc>) -> Request {
     let signature = service.gateway().sign(&event.body, &event.id, at).unwrap();
     service
-        .nobody()
+        .anonymous()
         .post("/v1/gateway/events")
         .header("content-type", "application/json")
         .header("webhook-id", &event.id)
@@ -39,7 +39,7 @@ fn charge_of(reference: Uuid) -> Charge {
 }
 
 /// Returns an order whose payment is charged, without a response or a webhook of the gateway.
-async fn an_order_in_the_dark(service: &Service) -> (Order, Charge) {
+async fn order_without_outcome(service: &Service) -> (Order, Charge) {
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
@@ -47,7 +47,7 @@ async fn an_order_in_the_dark(service: &Service) -> (Order, Charge) {
 }
 
 /// Starts a service that does not poll the gateway during a test.
-async fn service_that_does_not_ask() -> Service {
+async fn service_without_polling() -> Service {
     builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await
 }
 
@@ -58,8 +58,8 @@ async fn discrepancies(service: &Service, id: Uuid) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_signed_event_settles_its_payment() {
-    let service = service_that_does_not_ask().await;
-    let (order, charge) = an_order_in_the_dark(&service).await;
+    let service = service_without_polling().await;
+    let (order, charge) = order_without_outcome(&service).await;
     let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
     assert_eq!(order.status().await, "paid");
     service.invariants_hold().await;
@@ -67,8 +67,8 @@ async fn a_signed_event_settles_its_payment() {
 
 #[tokio::test]
 async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
-    let service = service_that_does_not_ask().await;
-    let (order, charge) = an_order_in_the_dark(&service).await;
+    let service = service_without_polling().await;
+    let (order, charge) = order_without_outcome(&service).await;
     let event = Event::of_charge(&charge).unwrap();
     let signed = || now(&service, &event);
     let forged =
@@ -93,9 +93,9 @@ async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
         ("a body with one more space", signed().body(format!("{} ", event.body))),
         ("no body", signed().body("")),
     ] {
-        let refused = request.await;
-        assert_eq!(refused.status, 400, "{what}: {refused}");
-        let _refused = refused.is_problem(400, "bad-signature");
+        let rejected = request.await;
+        assert_eq!(rejected.status, 400, "{what}: {rejected}");
+        let _rejected = rejected.is_problem(400, "bad-signature");
     }
     assert_eq!(order.status().await, "pending_payment");
     let _genuine = signed().await.is(204);
@@ -108,13 +108,13 @@ async fn an_event_is_accepted_for_five_minutes() {
     let event = || Event::new("something.else", &json!({})).unwrap();
     for seconds in [0, 290, -290] {
         let at = Utc::now() - TimeDelta::seconds(seconds);
-        let answer = delivery(&service, &event(), at).await;
-        assert_eq!(answer.status, 204, "{seconds} s old: {answer}");
+        let response = delivery(&service, &event(), at).await;
+        assert_eq!(response.status, 204, "{seconds} s old: {response}");
     }
     for seconds in [310, -310, 86_400, -86_400] {
         let at = Utc::now() - TimeDelta::seconds(seconds);
-        let answer = delivery(&service, &event(), at).await;
-        assert_eq!(answer.status, 400, "{seconds} s old: {answer}");
+        let response = delivery(&service, &event(), at).await;
+        assert_eq!(response.status, 400, "{seconds} s old: {response}");
     }
 }
 
@@ -138,12 +138,12 @@ async fn a_malformed_timestamp_is_rejected() {
         "9223372036854775808",
         "99999999999999999999999999",
     ] {
-        let answer = now(&service, &event).header("webhook-timestamp", timestamp).await;
-        assert_eq!(answer.status, 400, "{timestamp:?}: {answer}");
-        let _refused = answer.is_problem(400, "bad-signature");
+        let response = now(&service, &event).header("webhook-timestamp", timestamp).await;
+        assert_eq!(response.status, 400, "{timestamp:?}: {response}");
+        let _rejected = response.is_problem(400, "bad-signature");
     }
     assert_eq!(service.metric("panics_total").await, 0);
-    let _still_well = now(&service, &event).await.is(204);
+    let _served = now(&service, &event).await.is(204);
 }
 
 #[tokio::test]
@@ -154,21 +154,21 @@ async fn one_valid_signature_suffices_during_a_rotation() {
     let good = service.gateway().sign(&event.body, &event.id, at).unwrap();
     let bad = "v1,c29tZWJvZHkgZWxzZSdzIHNpZ25hdHVyZSwgMzIgYnl0ZXM=";
     for signatures in [format!("{good} {bad}"), format!("{bad} {good}"), format!("v1a,AAAA {bad} {good}")] {
-        let answer = delivery(&service, &event, at).header("webhook-signature", &signatures).await;
-        assert_eq!(answer.status, 204, "{signatures}: {answer}");
+        let response = delivery(&service, &event, at).header("webhook-signature", &signatures).await;
+        assert_eq!(response.status, 204, "{signatures}: {response}");
     }
-    let answer = delivery(&service, &event, at).header("webhook-signature", &format!("{bad} {bad}")).await;
-    let _refused = answer.is_problem(400, "bad-signature");
+    let response = delivery(&service, &event, at).header("webhook-signature", &format!("{bad} {bad}")).await;
+    let _rejected = response.is_problem(400, "bad-signature");
 }
 
 #[tokio::test]
 async fn a_duplicate_event_is_applied_once() {
-    let service = service_that_does_not_ask().await;
-    let (order, charge) = an_order_in_the_dark(&service).await;
+    let service = service_without_polling().await;
+    let (order, charge) = order_without_outcome(&service).await;
     let event = Event::of_charge(&charge).unwrap();
     let deliveries: Vec<_> = (0..10).map(|_| now(&service, &event).in_background()).collect();
     for delivery in deliveries {
-        let _received = delivery.answer().await.is(204);
+        let _received = delivery.response().await.is(204);
     }
     // A second event of the same charge is no new discrepancy.
     let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
@@ -184,8 +184,8 @@ async fn a_duplicate_event_is_applied_once() {
 
 #[tokio::test]
 async fn an_events_id_is_used_up_by_its_first_body() {
-    let service = service_that_does_not_ask().await;
-    let (order, charge) = an_order_in_the_dark(&service).await;
+    let service = service_without_polling().await;
+    let (order, charge) = order_without_outcome(&service).await;
     let first = Event::new("something.else", &json!({})).unwrap();
     let second = Event { id: first.id.clone(), ..Event::of_charge(&charge).unwrap() };
     let _received = now(&service, &first).await.is(204);
@@ -207,7 +207,7 @@ async fn an_event_after_the_response_changes_nothing() {
     let support = service.support().await;
     let _refunded = support.refund(payment, None).await.is(201);
     let _late = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
-    assert_eq!(order.status().await, "refunded", "an old event does not bring an old state back");
+    assert_eq!(order.status().await, "refunded", "an old event does not restore an old state");
     assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
     service.invariants_hold().await;
 }
@@ -244,8 +244,8 @@ async fn an_event_of_an_unknown_payment_is_recorded() {
 
 #[tokio::test]
 async fn a_charge_of_another_amount_never_settles_a_payment() {
-    let service = service_that_does_not_ask().await;
-    let (order, charge) = an_order_in_the_dark(&service).await;
+    let service = service_without_polling().await;
+    let (order, charge) = order_without_outcome(&service).await;
     let payment = order.payments().await[0];
     for wrong in [
         Charge { amount: charge.amount + 1, ..charge.clone() },
@@ -263,8 +263,8 @@ async fn a_charge_of_another_amount_never_settles_a_payment() {
 
 #[tokio::test]
 async fn a_newer_gateways_fields_and_events_are_ignored() {
-    let service = service_that_does_not_ask().await;
-    let (order, charge) = an_order_in_the_dark(&service).await;
+    let service = service_without_polling().await;
+    let (order, charge) = order_without_outcome(&service).await;
     let mut newer = serde_json::to_value(&charge).unwrap();
     newer["network"] = json!({ "name": "visa" });
     for kind in ["charge.disputed", "payout.paid", ""] {
@@ -283,9 +283,9 @@ fn signed(body: &str) -> Event {
 async fn a_signed_message_that_is_no_event_is_a_bad_request() {
     let service = service().await;
     for body in ["", "{", "[]", "null", r#"{"data":{}}"#] {
-        let answer = now(&service, &signed(body)).await;
-        assert_eq!(answer.status, 400, "{body}: {answer}");
-        let _refused = answer.is_problem(400, "malformed-request");
+        let response = now(&service, &signed(body)).await;
+        assert_eq!(response.status, 400, "{body}: {response}");
+        let _rejected = response.is_problem(400, "malformed-request");
     }
     assert_eq!(service.metric("panics_total").await, 0);
 }
@@ -314,8 +314,8 @@ async fn an_unusable_signed_event_is_recorded_and_alerted() {
         charge("\"\"", &reference),
     ];
     for body in &bodies {
-        let answer = now(&service, &signed(body)).await;
-        assert_eq!(answer.status, 204, "{body}: {answer}");
+        let response = now(&service, &signed(body)).await;
+        assert_eq!(response.status, 204, "{body}: {response}");
     }
     let recorded = service.audit_events("action = 'discrepancy'").await;
     assert_eq!(recorded.len(), bodies.len());
@@ -338,15 +338,15 @@ async fn two_secrets_verify_while_one_replaces_the_other() {
         let at = Utc::now();
         let signer = standardwebhooks::Webhook::new(&secret).unwrap();
         let signature = signer.sign(&event.id, at.timestamp(), event.body.as_bytes()).unwrap();
-        let answer = delivery(&service, &event, at).header("webhook-signature", &signature).await;
-        assert_eq!(answer.status, status, "{answer}");
+        let response = delivery(&service, &event, at).header("webhook-signature", &signature).await;
+        assert_eq!(response.status, status, "{response}");
     }
 }
 
 #[tokio::test]
 async fn an_event_that_failed_is_applied_when_it_is_resent() {
-    let service = service_that_does_not_ask().await;
-    let (order, charge) = an_order_in_the_dark(&service).await;
+    let service = service_without_polling().await;
+    let (order, charge) = order_without_outcome(&service).await;
     let event = Event::of_charge(&charge).unwrap();
     service.database().execute("revoke insert on audit_events from app_runtime").await;
     assert_eq!(now(&service, &event).await.status, 500);
@@ -368,13 +368,13 @@ async fn an_event_that_failed_is_applied_when_it_is_resent() {
 
 #[tokio::test]
 async fn an_event_has_the_correlation_id_of_its_request() {
-    let service = service_that_does_not_ask().await;
+    let service = service_without_polling().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").header("x-correlation-id", "checkout-8").in_background();
     order.becomes("paid").await;
     service.gateway().release();
-    let _paid = attempt.answer().await.is(201);
+    let _paid = attempt.response().await.is(201);
     service
         .logs_that("the webhook's request is logged under the id", |line| {
             line["correlation_id"] == "checkout-8" && line["route"] == "/v1/gateway/events"

@@ -8,18 +8,18 @@ use crate::{builder, service};
 #[tokio::test]
 async fn an_invalid_correlation_id_is_replaced() {
     let service = service().await;
-    let answered = async |id: &str| {
-        let answer = service.nobody().get("/nothing").header("x-correlation-id", id).await.is(404);
-        let header = answer.header("x-correlation-id").unwrap().to_owned();
-        assert_eq!(answer.text("correlation_id"), header);
+    let correlation_id_for = async |id: &str| {
+        let response = service.anonymous().get("/nothing").header("x-correlation-id", id).await.is(404);
+        let header = response.header("x-correlation-id").unwrap().to_owned();
+        assert_eq!(response.text("correlation_id"), header);
         header
     };
     let longest = "x".repeat(128);
     for kept in ["a", "A-Z_0.9", &longest] {
-        assert_eq!(answered(kept).await, kept);
+        assert_eq!(correlation_id_for(kept).await, kept);
     }
     for replaced in ["", "two words", "{\"level\":\"ERROR\"}", "a;b", &"x".repeat(129)] {
-        let id = answered(replaced).await;
+        let id = correlation_id_for(replaced).await;
         assert_ne!(id, replaced);
         assert!(Uuid::parse_str(&id).is_ok(), "{id}");
     }
@@ -30,11 +30,11 @@ async fn every_response_has_security_headers() {
     let service = service().await;
     let customer = service.customer().await;
     for path in ["/v1/me", PATH, "/nothing", "/problems", "/openapi.json"] {
-        let answer = customer.get(path).await;
-        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{path}: {answer}");
-        assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}: {answer}");
-        assert!(answer.header("content-security-policy").is_some(), "{path}: {answer}");
-        assert_eq!(answer.header("access-control-allow-origin"), None, "{path}: {answer}");
+        let response = customer.get(path).await;
+        assert_eq!(response.header("x-content-type-options"), Some("nosniff"), "{path}: {response}");
+        assert_eq!(response.header("cache-control"), Some("no-store"), "{path}: {response}");
+        assert!(response.header("content-security-policy").is_some(), "{path}: {response}");
+        assert_eq!(response.header("access-control-allow-origin"), None, "{path}: {response}");
     }
 }
 
@@ -51,11 +51,11 @@ async fn no_response_names_the_software() {
         ops.join("/readyz").unwrap(),
         ops.join("/nothing").unwrap(),
     ] {
-        let answer = client.get(url.clone()).send().await.unwrap();
+        let response = client.get(url.clone()).send().await.unwrap();
         for name in ["server", "x-powered-by", "via", "x-runtime"] {
-            assert!(!answer.headers().contains_key(name), "{name} at {url}");
+            assert!(!response.headers().contains_key(name), "{name} at {url}");
         }
-        let text = format!("{:?}", answer.headers()).to_lowercase();
+        let text = format!("{:?}", response.headers()).to_lowercase();
         for part in ["axum", "hyper", "tower", "rust", env!("CARGO_PKG_VERSION")] {
             assert!(!text.contains(part), "{part} at {url}: {text}");
         }
@@ -66,7 +66,7 @@ async fn no_response_names_the_software() {
 async fn pages_of_a_configured_origin_may_call_and_all_others_may_not() {
     let service = builder().setting("CORS_ALLOWED_ORIGINS", "https://shop.example").start().await;
     let preflight = |origin: &str| {
-        let request = service.nobody().request(Method::OPTIONS, PATH).header("origin", origin);
+        let request = service.anonymous().request(Method::OPTIONS, PATH).header("origin", origin);
         request
             .header("access-control-request-method", "POST")
             .header("access-control-request-headers", "authorization,content-type,idempotency-key")
@@ -78,9 +78,9 @@ async fn pages_of_a_configured_origin_may_call_and_all_others_may_not() {
     assert_eq!(allowed.header("access-control-allow-credentials"), None, "{allowed}");
     let other = preflight("https://evil.example").await;
     assert_eq!(other.header("access-control-allow-origin"), None, "{other}");
-    let refused = service.nobody().get("/v1/me").header("origin", "https://shop.example").await.is(401);
-    assert_eq!(refused.header("access-control-allow-origin"), Some("https://shop.example"));
-    assert!(refused.header("access-control-expose-headers").unwrap().contains("idempotency-replayed"));
+    let rejected = service.anonymous().get("/v1/me").header("origin", "https://shop.example").await.is(401);
+    assert_eq!(rejected.header("access-control-allow-origin"), Some("https://shop.example"));
+    assert!(rejected.header("access-control-expose-headers").unwrap().contains("idempotency-replayed"));
 }
 
 #[tokio::test]

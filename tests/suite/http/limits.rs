@@ -9,7 +9,7 @@ use tokio::{
     net::{TcpSocket, TcpStream},
 };
 
-use super::problems::tells_nothing_of_the_inside;
+use super::problems::exposes_no_internals;
 use crate::{builder, service};
 
 #[tokio::test]
@@ -20,9 +20,9 @@ async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
     let request = customer.creates();
     let read = customer.lists().await.is_problem(503, "unavailable");
     let write = request.clone().await.is_problem(503, "unavailable");
-    for refused in [read, write] {
-        assert!(refused.header("retry-after").is_some(), "{refused}");
-        tells_nothing_of_the_inside(&refused);
+    for rejected in [read, write] {
+        assert!(rejected.header("retry-after").is_some(), "{rejected}");
+        exposes_no_internals(&rejected);
     }
     held.release().await;
     let _read = customer.lists().await.is(200);
@@ -39,13 +39,13 @@ async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let waiting = customer.lists().in_background();
-    service.database().has_waiting(1).await;
-    let refused = customer.get("/v1/me").await.is_problem(503, "unavailable");
-    assert!(refused.header("retry-after").is_some());
+    service.database().wait_for_blocked_statements(1).await;
+    let rejected = customer.get("/v1/me").await.is_problem(503, "unavailable");
+    assert!(rejected.header("retry-after").is_some());
     assert!(service.metric("db_connection_acquire_timeouts_total").await >= 1);
     held.release().await;
-    let _served = waiting.answer().await.is(200);
-    let _well_again = customer.get("/v1/me").await.is(200);
+    let _served = waiting.response().await.is(200);
+    let _recovered = customer.get("/v1/me").await.is(200);
 }
 
 #[tokio::test]
@@ -54,9 +54,9 @@ async fn a_request_has_a_deadline() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let late = customer.lists().await.is_problem(504, "timeout");
-    tells_nothing_of_the_inside(&late);
+    exposes_no_internals(&late);
     held.release().await;
-    let _well_again = customer.lists().await.is(200);
+    let _recovered = customer.lists().await.is(200);
 }
 
 #[tokio::test]
@@ -66,12 +66,12 @@ async fn a_cancelled_request_has_no_later_effect() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let blocking = customer.lists().in_background();
-    service.database().has_waiting(1).await;
+    service.database().wait_for_blocked_statements(1).await;
     let request = customer.creates();
     let _late = request.clone().await.is_problem(504, "timeout");
-    let _late = blocking.answer().await.is_problem(504, "timeout");
+    let _late = blocking.response().await.is_problem(504, "timeout");
     held.release().await;
-    assert!(!request.await.is(201).is_replayed(), "it was done although it was over");
+    assert!(!request.await.is(201).is_replayed(), "the cancelled request had an effect");
 }
 
 #[tokio::test]
@@ -80,24 +80,24 @@ async fn an_overloaded_service_responds_503_at_once() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let waiting = [(); 2].map(|()| customer.lists().in_background());
-    service.database().has_waiting(2).await;
-    let refused = service.nobody().get("/problems").await.is_problem(503, "unavailable");
-    assert!(refused.header("retry-after").is_some());
+    service.database().wait_for_blocked_statements(2).await;
+    let rejected = service.anonymous().get("/problems").await.is_problem(503, "unavailable");
+    assert!(rejected.header("retry-after").is_some());
     held.release().await;
     for request in waiting {
-        let _served = request.answer().await.is(200);
+        let _served = request.response().await.is(200);
     }
 }
 
 /// Sends the same request until it is rejected. Returns the number of accepted requests before.
-async fn until_refused(request: Request) -> (usize, HttpResponse) {
+async fn until_rejected(request: Request) -> (usize, HttpResponse) {
     for sent in 0..100 {
-        let answer = request.clone().await;
-        if answer.status != 200 {
-            return (sent, answer);
+        let response = request.clone().await;
+        if response.status != 200 {
+            return (sent, response);
         }
     }
-    panic!("it is never refused: {request:?}");
+    panic!("it is never rejected: {request:?}");
 }
 
 #[tokio::test]
@@ -107,19 +107,19 @@ async fn a_429_has_a_retry_after() {
     {
         let service = builder().setting(setting, "1").start().await;
         let customer = service.customer().await;
-        let (let_through, refused) = until_refused(customer.get("/v1/me")).await;
-        assert!(let_through >= 7, "{setting}: a burst of ten is let through, not of {let_through}");
-        let refused = refused.is_problem(429, "too-many-requests");
-        assert_eq!(refused.header("retry-after"), Some("1"));
+        let (let_through, rejected) = until_rejected(customer.get("/v1/me")).await;
+        assert!(let_through >= 7, "{setting}: a burst of ten is allowed, not of {let_through}");
+        let rejected = rejected.is_problem(429, "too-many-requests");
+        assert_eq!(rejected.header("retry-after"), Some("1"));
         let policy = if everybody_at_the_address { "address" } else { "caller" };
-        let says = |header: &str| refused.header(header).unwrap_or_default().to_owned();
-        assert_eq!(says("ratelimit"), format!("\"{policy}\";r=0;t=1"), "{refused}");
-        assert_eq!(says("ratelimit-policy"), format!("\"{policy}\";q=10;w=10"), "{refused}");
-        let somebody_else = service.nobody().get("/problems");
+        let value_of = |header: &str| rejected.header(header).unwrap_or_default().to_owned();
+        assert_eq!(value_of("ratelimit"), format!("\"{policy}\";r=0;t=1"), "{rejected}");
+        assert_eq!(value_of("ratelimit-policy"), format!("\"{policy}\";q=10;w=10"), "{rejected}");
+        let another_address = service.anonymous().get("/problems");
         if everybody_at_the_address {
-            let _refused = until_refused(somebody_else).await.1.is_problem(429, "too-many-requests");
+            let _rejected = until_rejected(another_address).await.1.is_problem(429, "too-many-requests");
         } else {
-            let _served = somebody_else.await.is(200);
+            let _served = another_address.await.is(200);
         }
     }
 }
@@ -131,13 +131,13 @@ async fn headers_report_the_rest_of_each_limit() {
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "20")
         .start()
         .await;
-    let answer = service.customer().await.get("/v1/me").await.is(200);
-    let says = |header: &str| {
-        let values = answer.headers.get_all(header).iter();
+    let response = service.customer().await.get("/v1/me").await.is(200);
+    let value_of = |header: &str| {
+        let values = response.headers.get_all(header).iter();
         values.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(says("ratelimit-policy"), ["\"caller\";q=50;w=10", "\"address\";q=200;w=10"]);
-    let left = says("ratelimit");
+    assert_eq!(value_of("ratelimit-policy"), ["\"caller\";q=50;w=10", "\"address\";q=200;w=10"]);
+    let left = value_of("ratelimit");
     assert!(left[0].starts_with("\"caller\";r=49;t="), "{left:?}");
     assert!(left[1].starts_with("\"address\";r=19"), "{left:?}");
 }
@@ -145,28 +145,28 @@ async fn headers_report_the_rest_of_each_limit() {
 #[tokio::test]
 async fn a_client_cannot_evade_the_limit_by_a_forged_header() {
     let from = |service: &Service, header: &str, value: &str| {
-        service.nobody().get("/problems").header(header, value)
+        service.anonymous().get("/problems").header(header, value)
     };
     let direct = builder().setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1").start().await;
-    let mut refused = false;
+    let mut rejected = false;
     for n in 0..40 {
         let header = ["x-forwarded-for", "forwarded", "x-real-ip"][n % 3];
         let value = if header == "forwarded" { format!("for=192.0.2.{n}") } else { format!("192.0.2.{n}") };
-        refused |= from(&direct, header, &value).await.status == 429;
+        rejected |= from(&direct, header, &value).await.status == 429;
     }
-    assert!(refused, "without a trusted proxy, the peer is who calls");
+    assert!(rejected, "without a trusted proxy, the peer is the client");
 
     let proxied = builder()
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1")
         .setting("TRUSTED_PROXIES", "127.0.0.0/8")
         .start()
         .await;
-    let _limited = until_refused(from(&proxied, "x-forwarded-for", "192.0.2.1")).await.1.is(429);
+    let _limited = until_rejected(from(&proxied, "x-forwarded-for", "192.0.2.1")).await.1.is(429);
     let _another = from(&proxied, "x-forwarded-for", "192.0.2.2").await.is(200);
     for made_up in ["198.51.100.1, 192.0.2.1", "198.51.100.2, 192.0.2.1", "\"for=1\", 192.0.2.1"] {
         let _what_stands_left_is_hearsay = from(&proxied, "x-forwarded-for", made_up).await.is(429);
     }
-    let _limited = until_refused(from(&proxied, "x-forwarded-for", "2001:db8::1")).await.1.is(429);
+    let _limited = until_rejected(from(&proxied, "x-forwarded-for", "2001:db8::1")).await.1.is(429);
     let _same_network = from(&proxied, "x-forwarded-for", "2001:db8::ffff").await.is(429);
     let _another = from(&proxied, "x-forwarded-for", "2001:db8:0:1::1").await.is(200);
 }
@@ -180,8 +180,8 @@ async fn the_client_address_comes_from_the_configured_header() {
         let service =
             builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").setting("FORWARDED_HEADER", written);
         let service = service.start().await;
-        let request = service.nobody().get("/v1/me").header(written, line).header(other, forged);
-        let _refused = request.header("authorization", "Bearer unknown").await.is(401);
+        let request = service.anonymous().get("/v1/me").header(written, line).header(other, forged);
+        let _rejected = request.header("authorization", "Bearer unknown").await.is(401);
         let audited = service.audit_events("metadata ->> 'reason' = 'bad_token'").await;
         assert_eq!(audited[0]["ip_address"], "192.0.2.1", "{written}");
         let is_access_line = |line: &Value| line["target"] == "access" && line["route"] == "/v1/me";
@@ -204,16 +204,16 @@ impl Wire {
     }
 
     /// Returns all bytes until the service closes the connection.
-    async fn is_closed(&mut self) -> String {
-        let mut answer = Vec::new();
-        let closed = tokio::time::timeout(WAIT_TIMEOUT, self.0.read_to_end(&mut answer)).await;
-        assert!(closed.is_ok(), "the connection is still open: {}", String::from_utf8_lossy(&answer));
-        String::from_utf8(answer).unwrap()
+    async fn read_until_closed(&mut self) -> String {
+        let mut response = Vec::new();
+        let closed = tokio::time::timeout(WAIT_TIMEOUT, self.0.read_to_end(&mut response)).await;
+        assert!(closed.is_ok(), "the connection is still open: {}", String::from_utf8_lossy(&response));
+        String::from_utf8(response).unwrap()
     }
 
-    async fn is_answered(&mut self) {
-        let answered = tokio::time::timeout(WAIT_TIMEOUT, self.0.readable()).await;
-        assert!(answered.is_ok_and(|readable| readable.is_ok()), "there is no answer");
+    async fn wait_for_response(&mut self) {
+        let readable_in_time = tokio::time::timeout(WAIT_TIMEOUT, self.0.readable()).await;
+        assert!(readable_in_time.is_ok_and(|readable| readable.is_ok()), "there is no response");
     }
 }
 
@@ -222,7 +222,7 @@ async fn a_client_with_slow_headers_is_disconnected() {
     let service = builder().setting("HEADER_TIMEOUT_MS", "1000").start().await;
     let mut slow = Wire::to(&service).await;
     slow.writes("GET /problems HTTP/1.1\r\nhost: ").await;
-    assert!(!slow.is_closed().await.contains(" 200 "));
+    assert!(!slow.read_until_closed().await.contains(" 200 "));
 }
 
 #[tokio::test]
@@ -231,8 +231,8 @@ async fn a_slow_body_gets_a_response_and_is_disconnected() {
     let mut slow = Wire::to(&service).await;
     slow.writes("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
     slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
-    let answer = slow.is_closed().await;
-    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("/problems/timeout"), "{answer}");
+    let response = slow.read_until_closed().await;
+    assert!(response.starts_with("HTTP/1.1 504") && response.contains("/problems/timeout"), "{response}");
 }
 
 #[tokio::test]
@@ -243,10 +243,10 @@ async fn a_slow_body_is_rejected_before_the_deadline() {
         slow.writes(&format!("POST {path} HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n"))
             .await;
         slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
-        let answer = slow.is_closed().await;
+        let response = slow.read_until_closed().await;
         assert!(
-            answer.starts_with("HTTP/1.1 400") && answer.contains("Timed out reading the body."),
-            "{answer}"
+            response.starts_with("HTTP/1.1 400") && response.contains("Timed out reading the body."),
+            "{response}"
         );
     }
 }
@@ -263,13 +263,13 @@ async fn slow_requests_of_one_address_do_not_starve_others() {
     let held = service.database().lock(TABLE).await;
     let from = |address: &str| customer.with_header("x-forwarded-for", address);
     let waiting = [(); 2].map(|()| from("192.0.2.1").get(dev::harness::PATH).in_background());
-    service.database().has_waiting(2).await;
-    let refused = from("192.0.2.1").get("/problems").await.is_problem(429, "too-many-requests");
-    assert!(refused.header("retry-after").is_some(), "{refused}");
+    service.database().wait_for_blocked_statements(2).await;
+    let rejected = from("192.0.2.1").get("/problems").await.is_problem(429, "too-many-requests");
+    assert!(rejected.header("retry-after").is_some(), "{rejected}");
     let _another_address = from("192.0.2.2").get("/problems").await.is(200);
     held.release().await;
     for request in waiting {
-        let _served = request.answer().await.is(200);
+        let _served = request.response().await.is(200);
     }
     let _again = from("192.0.2.1").get("/problems").await.is(200);
 }
@@ -282,8 +282,8 @@ async fn a_client_that_half_closes_its_connection_gets_its_response() {
     wire.writes("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
     wire.writes(&format!("content-length: {}\r\n\r\n{body}", body.len())).await;
     wire.0.shutdown().await.unwrap();
-    let answer = wire.is_closed().await;
-    assert!(answer.starts_with("HTTP/1.1 201") && answer.contains("grace@example.com"), "{answer}");
+    let response = wire.read_until_closed().await;
+    assert!(response.starts_with("HTTP/1.1 201") && response.contains("grace@example.com"), "{response}");
 }
 
 #[tokio::test]
@@ -294,10 +294,10 @@ async fn a_request_without_one_valid_host_is_rejected() {
     {
         let mut wire = Wire::to(&service).await;
         wire.writes(&format!("GET /problems HTTP/1.1\r\n{hosts}connection: close\r\n\r\n")).await;
-        let answer = wire.is_closed().await;
+        let response = wire.read_until_closed().await;
         assert!(
-            answer.starts_with("HTTP/1.1 400") && answer.contains("malformed-request"),
-            "{hosts}: {answer}"
+            response.starts_with("HTTP/1.1 400") && response.contains("malformed-request"),
+            "{hosts}: {response}"
         );
     }
     assert_eq!(
@@ -306,7 +306,7 @@ async fn a_request_without_one_valid_host_is_rejected() {
     );
     let mut old = Wire::to(&service).await;
     old.writes("GET /problems HTTP/1.0\r\n\r\n").await;
-    assert!(old.is_closed().await.contains(" 200 "), "HTTP/1.0 has no Host");
+    assert!(old.read_until_closed().await.contains(" 200 "), "HTTP/1.0 has no Host");
 }
 
 #[tokio::test]
@@ -346,13 +346,13 @@ async fn connections_of_one_address_do_not_starve_others() {
     let mut open = [connect([127, 0, 0, 2]).await, connect([127, 0, 0, 2]).await];
     for wire in &mut open {
         wire.writes(request).await;
-        wire.is_answered().await;
+        wire.wait_for_response().await;
     }
-    assert_eq!(connect([127, 0, 0, 2]).await.is_closed().await, "");
+    assert_eq!(connect([127, 0, 0, 2]).await.read_until_closed().await, "");
     assert_eq!(service.metric("connections_refused_total").await, 1);
     let mut another = connect([127, 0, 0, 3]).await;
     another.writes(request).await;
-    another.is_answered().await;
+    another.wait_for_response().await;
     drop(open);
     eventually("the address has its share again", async || {
         let mut wire = connect([127, 0, 0, 2]).await;
@@ -369,9 +369,9 @@ async fn too_large_or_too_many_headers_are_rejected() {
     for headers in [format!("cookie: {}\r\n", "c".repeat(32 * 1024)), "x: y\r\n".repeat(101)] {
         let mut wire = Wire::to(&service).await;
         wire.writes(&format!("GET /problems HTTP/1.1\r\nhost: shop\r\n{headers}\r\n")).await;
-        assert!(wire.is_closed().await.starts_with("HTTP/1.1 431"));
+        assert!(wire.read_until_closed().await.starts_with("HTTP/1.1 431"));
     }
-    let _others_are_served = service.nobody().get("/problems").await.is(200);
+    let _others_are_served = service.anonymous().get("/problems").await.is(200);
 }
 
 #[tokio::test]
@@ -384,7 +384,7 @@ async fn malformed_requests_are_counted_and_logged() {
         assert_eq!(service.metric(&series).await, 0);
         let mut wire = Wire::to(&service).await;
         wire.writes(&request).await;
-        assert!(wire.is_closed().await.starts_with(&format!("HTTP/1.1 {status}")));
+        assert!(wire.read_until_closed().await.starts_with(&format!("HTTP/1.1 {status}")));
         eventually("it is counted", async || (service.metric(&series).await == 1).then_some(())).await;
         let logged = service
             .logs_that("it is logged", |line| {
@@ -402,14 +402,14 @@ async fn a_connection_over_the_limit_waits_and_probes_do_not() {
     let mut open = [Wire::to(&service).await, Wire::to(&service).await];
     for wire in &mut open {
         wire.writes(request).await;
-        wire.is_answered().await;
+        wire.wait_for_response().await;
     }
     let mut third = Wire::to(&service).await;
     third.writes(request).await;
     assert!(tokio::time::timeout(Duration::from_millis(500), third.0.readable()).await.is_err());
     assert_eq!(service.ops("/readyz").await.0, 200, "operations has its own connections");
     drop(open);
-    third.is_answered().await;
+    third.wait_for_response().await;
 }
 
 #[tokio::test]
@@ -420,15 +420,15 @@ async fn http_2_is_spoken_without_tls_and_limited_alike() {
         hyper::client::conn::http2::handshake::<_, _, String>(TokioExecutor::new(), stream).await.unwrap();
     tokio::spawn(connection);
     let url = service.api_url().join("/problems").unwrap();
-    let answers = (0..20).map(|_| {
+    let responses = (0..20).map(|_| {
         let request = hyper::Request::get(url.as_str()).body(String::new()).unwrap();
         client.clone().send_request(request)
     });
     let mut statuses = Vec::new();
-    for answer in answers.collect::<Vec<_>>() {
-        let answer = answer.await.unwrap();
-        assert_eq!(answer.version(), hyper::Version::HTTP_2);
-        statuses.push(answer.status().as_u16());
+    for response in responses.collect::<Vec<_>>() {
+        let response = response.await.unwrap();
+        assert_eq!(response.version(), hyper::Version::HTTP_2);
+        statuses.push(response.status().as_u16());
     }
     assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
 }

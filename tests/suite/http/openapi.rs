@@ -50,29 +50,29 @@ fn fits(template: &str, path: &str) -> bool {
 
 /// Panics if the document does not describe a response: its status, its media type, or its schema.
 pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
-    let Exchange { method, path, answer } = exchange;
+    let Exchange { method, path, response } = exchange;
     // Requests that the document does not contain get a problem too.
     let Some(operation) = operation(method.as_str(), path) else {
-        if answer.header("content-type") == Some("application/problem+json") {
-            is_valid("#/components/schemas/Problem", answer);
+        if response.header("content-type") == Some("application/problem+json") {
+            is_valid("#/components/schemas/Problem", response);
         }
         return;
     };
-    let response = operation["responses"].get(answer.status.to_string());
-    let response =
-        response.unwrap_or_else(|| panic!("the document does not announce {method} {path}: {answer}"));
-    let response = resolved(response);
-    has_the_headers(&response["headers"], exchange);
-    let Some(content) = response.get("content").and_then(Value::as_object) else {
-        assert_eq!(answer.text, "", "the document announces no body of {method} {path}: {answer}");
+    let documented = operation["responses"].get(response.status.to_string());
+    let documented =
+        documented.unwrap_or_else(|| panic!("the document does not announce {method} {path}: {response}"));
+    let documented = resolved(documented);
+    has_the_headers(&documented["headers"], exchange);
+    let Some(content) = documented.get("content").and_then(Value::as_object) else {
+        assert_eq!(response.text, "", "the document announces no body of {method} {path}: {response}");
         return;
     };
-    let media_type = answer.header("content-type").unwrap_or_default();
+    let media_type = response.header("content-type").unwrap_or_default();
     let schema = &content.get(media_type).unwrap_or_else(|| {
-        panic!("the document does not announce {media_type} from {method} {path}: {answer}")
+        panic!("the document does not announce {media_type} from {method} {path}: {response}")
     })["schema"];
     if method.as_str() != "HEAD" {
-        is_valid(schema["$ref"].as_str().expect("every body has a named schema"), answer);
+        is_valid(schema["$ref"].as_str().expect("every body has a named schema"), response);
     }
 }
 
@@ -84,22 +84,22 @@ const UNDOCUMENTED: [&str; 6] =
 const OPTIONAL: [&str; 3] = ["ratelimit", "ratelimit-policy", "idempotency-replayed"];
 
 /// Panics at a header that the document does not announce, at an invalid value, and at a missing header.
-fn has_the_headers(documented: &'static Value, Exchange { method, path, answer }: &Exchange<'_>) {
+fn has_the_headers(documented: &'static Value, Exchange { method, path, response }: &Exchange<'_>) {
     let documented = documented.as_object().expect("every response has documented headers");
-    for name in answer.headers.keys().map(axum::http::HeaderName::as_str) {
+    for name in response.headers.keys().map(axum::http::HeaderName::as_str) {
         let known = documented.contains_key(name) || UNDOCUMENTED.contains(&name);
         assert!(
             known || name.starts_with("access-control-"),
-            "the document does not announce the header {name} of {method} {path}: {answer}"
+            "the document does not announce the header {name} of {method} {path}: {response}"
         );
     }
     for (name, header) in documented {
         let schema = &resolved(header)["schema"];
         let values: Vec<_> =
-            answer.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
+            response.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
         // Only a request that is still in progress can be awaited.
-        let optional = OPTIONAL.contains(&name.as_str()) || (name == "retry-after" && answer.status == 409);
-        assert!(!values.is_empty() || optional, "{method} {path} lacks the header {name}: {answer}");
+        let optional = OPTIONAL.contains(&name.as_str()) || (name == "retry-after" && response.status == 409);
+        assert!(!values.is_empty() || optional, "{method} {path} lacks the header {name}: {response}");
         if values.is_empty() {
             continue;
         }
@@ -111,19 +111,19 @@ fn has_the_headers(documented: &'static Value, Exchange { method, path, answer }
         };
         assert!(
             jsonschema::is_valid(schema, &value),
-            "the header {name} of {method} {path} is not as documented: {answer}"
+            "the header {name} of {method} {path} is not as documented: {response}"
         );
     }
 }
 
-fn is_valid(schema: &str, answer: &HttpResponse) {
+fn is_valid(schema: &str, response: &HttpResponse) {
     static VALIDATORS: LazyLock<Mutex<HashMap<String, Validator>>> = LazyLock::new(Mutex::default);
     let mut validators = VALIDATORS.lock().unwrap_or_else(PoisonError::into_inner);
     let validator = validators.entry(schema.to_owned()).or_insert_with(|| validator(schema));
-    let body = answer.json();
+    let body = response.json();
     let errors: Vec<_> =
         validator.iter_errors(&body).map(|error| format!("{}: {error}", error.instance_path())).collect();
-    assert!(errors.is_empty(), "not as the document has it ({schema}): {errors:#?}\n{answer}");
+    assert!(errors.is_empty(), "the response does not match the schema ({schema}): {errors:#?}\n{response}");
 }
 
 /// Returns a validator that rejects undocumented members and invalid formats.
@@ -156,7 +156,7 @@ fn forbid_unknown_members(schema: &mut Value) {
 #[tokio::test]
 async fn the_document_is_openapi_3_1_and_served_as_it_is_printed() {
     let service = service().await;
-    let served = service.nobody().get("/openapi.json").await.is(200).json();
+    let served = service.anonymous().get("/openapi.json").await.is(200).json();
     assert!(served["openapi"].as_str().unwrap().starts_with("3.1."));
     assert_eq!(served, *DOCUMENT);
 }
@@ -164,19 +164,19 @@ async fn the_document_is_openapi_3_1_and_served_as_it_is_printed() {
 #[tokio::test]
 async fn the_page_of_the_document_works_without_the_internet() {
     let service = service().await;
-    let nobody = service.nobody();
-    let page = nobody.get("/docs/").await.is(200);
+    let anonymous = service.anonymous();
+    let page = anonymous.get("/docs/").await.is(200);
     let policy = page.header("content-security-policy").unwrap();
     assert!(policy.starts_with("default-src 'self'"), "{policy}");
     assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
     let links: Vec<_> = page.text.split(['"', '\'']).filter(|word| word.contains("//")).collect();
-    assert_eq!(links, [""; 0], "the page loads nothing from elsewhere");
+    assert_eq!(links, [""; 0], "the page loads no foreign resource");
     let scripts: Vec<_> =
         page.text.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     assert!(!scripts.is_empty());
     for script in scripts {
         let path = format!("/docs/{}", script.trim_start_matches("./"));
-        let script = nobody.get(&path).await.is(200);
+        let script = anonymous.get(&path).await.is(200);
         assert!(script.header("content-type").unwrap().contains("javascript"), "{path}");
     }
     assert!(!page.text.contains("<script>"), "the policy would keep a script in the page from running");
@@ -214,7 +214,7 @@ fn every_link_leads_to_an_operation_and_sets_its_parameters() {
                 resolved(response).get("links").and_then(Value::as_object).into_iter().flatten()
             {
                 let target = operations().find(|(.., target)| target["operationId"] == link["operationId"]);
-                let (.., target) = target.unwrap_or_else(|| panic!("{method} {path}: {name} leads nowhere"));
+                let (.., target) = target.unwrap_or_else(|| panic!("{method} {path}: {name} has no target"));
                 let set: Vec<_> = link
                     .get("parameters")
                     .and_then(Value::as_object)

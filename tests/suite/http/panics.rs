@@ -13,7 +13,7 @@ pub async fn panics_at(point: &str) -> Service {
 }
 
 /// Checks that the service has panicked once, and logged exactly one line.
-pub async fn says_so(service: &Service, point: &str) -> Value {
+pub async fn the_only_panic(service: &Service, point: &str) -> Value {
     let line = service.logs_that("the panic", |line| line["target"] == "panic").await;
     assert_eq!(line["level"], "ERROR", "{line:#}");
     assert_eq!(line["message"], format!("panicked: a test injects a panic at {point}"), "{line:#}");
@@ -30,7 +30,7 @@ pub async fn says_so(service: &Service, point: &str) -> Value {
 async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
     let service = panics_at("seal.inserted").await;
     service.customer().await;
-    let panic = says_so(&service, "seal.inserted").await;
+    let panic = the_only_panic(&service, "seal.inserted").await;
     let ended = service
         .logs_that("its end", |line| line["message"] == "worker terminated within a unit of work")
         .await;
@@ -38,7 +38,7 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
     assert_eq!(ended["correlation_id"], panic["correlation_id"], "of the same run");
     everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
-    eventually("it is well again", async || {
+    eventually("the check succeeds again", async || {
         let (_, health) = service.ops("/health").await;
         let health: Value = serde_json::from_str(&health).unwrap();
         let workers = health["workers"].as_array().unwrap();

@@ -18,11 +18,11 @@ async fn an_unknown_path_is_a_problem() {
     for path in
         ["/", "/nothing", "/v1", "/v1/nothing", &with_a_slash, "/v2/users", "/problems/nothing", "/%00"]
     {
-        let refused = service.nobody().get(path).await;
-        assert_eq!(refused.status, 404, "{path}: {refused}");
-        let refused = refused.is_problem(404, "not-found");
-        assert_eq!(refused.text("instance"), path);
-        assert_eq!(refused.header("x-correlation-id"), Some(refused.text("correlation_id").as_str()));
+        let rejected = service.anonymous().get(path).await;
+        assert_eq!(rejected.status, 404, "{path}: {rejected}");
+        let rejected = rejected.is_problem(404, "not-found");
+        assert_eq!(rejected.text("instance"), path);
+        assert_eq!(rejected.header("x-correlation-id"), Some(rejected.text("correlation_id").as_str()));
     }
 }
 
@@ -38,10 +38,10 @@ async fn a_405_lists_the_allowed_methods() {
         ("POST", "/problems", &["GET", "HEAD"]),
     ] {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let refused = service.nobody().request(method.clone(), path).await;
-        assert_eq!(refused.status, 405, "{method} {path}: {refused}");
-        let refused = refused.is_problem(405, "method-not-allowed");
-        let mut allow: Vec<_> = refused.header("allow").unwrap().split(',').map(str::trim).collect();
+        let rejected = service.anonymous().request(method.clone(), path).await;
+        assert_eq!(rejected.status, 405, "{method} {path}: {rejected}");
+        let rejected = rejected.is_problem(405, "method-not-allowed");
+        let mut allow: Vec<_> = rejected.header("allow").unwrap().split(',').map(str::trim).collect();
         allow.sort_unstable();
         assert_eq!(allow, allowed, "{method} {path}");
     }
@@ -66,9 +66,9 @@ async fn a_body_that_is_not_json_is_malformed() {
         br#"{"items":"\ud800"}"#,
         &deep,
     ] {
-        let refused = something(&customer, body).await;
-        assert_eq!(refused.status, 400, "{:?}: {refused}", String::from_utf8_lossy(body));
-        let _refused = refused.is_problem(400, "malformed-request");
+        let rejected = something(&customer, body).await;
+        assert_eq!(rejected.status, 400, "{:?}: {rejected}", String::from_utf8_lossy(body));
+        let _rejected = rejected.is_problem(400, "malformed-request");
     }
     assert_eq!(service.metric("panics_total").await, 0);
 }
@@ -87,11 +87,11 @@ async fn a_body_has_a_media_type_and_it_is_json() {
         let _placed = something(&customer, body.clone()).header("content-type", fits).await.is(201);
     }
     for other in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", ""] {
-        let refused = something(&customer, body.clone()).header("content-type", other).await;
-        let _refused = refused.is_problem(415, "unsupported-media-type");
+        let rejected = something(&customer, body.clone()).header("content-type", other).await;
+        let _rejected = rejected.is_problem(415, "unsupported-media-type");
     }
-    let refused = something(&customer, body).without_header("content-type").await;
-    let _refused = refused.is_problem(415, "unsupported-media-type");
+    let rejected = something(&customer, body).without_header("content-type").await;
+    let _rejected = rejected.is_problem(415, "unsupported-media-type");
 }
 
 #[tokio::test]
@@ -102,9 +102,9 @@ async fn a_client_that_does_not_accept_json_gets_406() {
         let _served = customer.lists().header("accept", fits).await.is(200);
     }
     for other in ["text/html", "application/xml", "application/json;q=0", "image/*"] {
-        let _refused = customer.lists().header("accept", other).await.is_problem(406, "not-acceptable");
+        let _rejected = customer.lists().header("accept", other).await.is_problem(406, "not-acceptable");
     }
-    let _page = service.nobody().get("/docs/").header("accept", "text/html").await.is(200);
+    let _page = service.anonymous().get("/docs/").header("accept", "text/html").await.is(200);
 }
 
 #[tokio::test]
@@ -121,9 +121,9 @@ async fn an_oversized_body_is_rejected_with_or_without_length() {
 
     for (bytes, expected) in [(65_536, "HTTP/1.1 201"), (65_537, "HTTP/1.1 413"), (1_000_000, "HTTP/1.1 413")]
     {
-        let answer = send_in_chunks(&service, &customer, &of(bytes)).await;
-        assert!(answer.starts_with(expected), "{bytes} bytes in chunks: {answer}");
-        assert!(expected.ends_with("201") || answer.contains("/problems/body-too-large"), "{answer}");
+        let response = send_in_chunks(&service, &customer, &of(bytes)).await;
+        assert!(response.starts_with(expected), "{bytes} bytes in chunks: {response}");
+        assert!(expected.ends_with("201") || response.contains("/problems/body-too-large"), "{response}");
     }
 }
 
@@ -147,10 +147,10 @@ async fn send_in_chunks(service: &Service, customer: &User, body: &str) -> Strin
         write.write_all(chunks.concat().as_bytes()).await?;
         write.write_all(b"0\r\n\r\n").await
     };
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     // The service may respond and close the connection before it has read everything.
-    let (_sent, _read) = tokio::join!(sending, read.read_to_end(&mut answer));
-    String::from_utf8(answer).unwrap()
+    let (_sent, _read) = tokio::join!(sending, read.read_to_end(&mut response));
+    String::from_utf8(response).unwrap()
 }
 
 #[tokio::test]
@@ -169,34 +169,34 @@ async fn a_query_that_cannot_be_read_is_malformed() {
         "cursor=",
         "cursor=AAAA",
     ] {
-        let refused = customer.get(format!("{PATH}?{query}")).await;
-        assert_eq!(refused.status, 400, "{query}: {refused}");
-        let _refused = refused.is_problem(400, "malformed-request");
+        let rejected = customer.get(format!("{PATH}?{query}")).await;
+        assert_eq!(rejected.status, 400, "{query}: {rejected}");
+        let _rejected = rejected.is_problem(400, "malformed-request");
     }
 }
 
 #[tokio::test]
-async fn an_id_that_is_none_is_the_id_of_nothing() {
+async fn an_invalid_id_is_not_found() {
     let service = service().await;
     let customer = service.customer().await;
     for id in ["7", "me", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..%2fetc"] {
-        let refused = customer.get(format!("{PATH}/{id}")).await;
-        assert_eq!(refused.status, 404, "{id}: {refused}");
-        let _refused = refused.is_problem(404, "not-found");
+        let rejected = customer.get(format!("{PATH}/{id}")).await;
+        assert_eq!(rejected.status, 404, "{id}: {rejected}");
+        let _rejected = rejected.is_problem(404, "not-found");
     }
 }
 
 #[tokio::test]
 async fn every_problem_type_has_its_page() {
     let service = service().await;
-    let nobody = service.nobody();
-    let all = nobody.get("/problems").await.is(200).json();
+    let anonymous = service.anonymous();
+    let all = anonymous.get("/problems").await.is(200).json();
     let all = all["data"].as_array().unwrap();
     let statuses: BTreeSet<_> = all.iter().map(|kind| kind["status"].as_u64().unwrap()).collect();
     let expected = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429, 500, 503, 504];
     assert_eq!(statuses.into_iter().collect::<Vec<_>>(), expected);
     for kind in all {
-        let page = nobody.get(kind["type"].as_str().unwrap()).await.is(200).json();
+        let page = anonymous.get(kind["type"].as_str().unwrap()).await.is(200).json();
         assert_eq!(&page, kind);
         assert!(page["about"].as_str().unwrap().len() > 20 && !page["title"].as_str().unwrap().is_empty());
     }
@@ -207,16 +207,16 @@ const MEMBERS: [&str; 8] =
     ["type", "title", "status", "detail", "instance", "correlation_id", "trace_id", "errors"];
 
 /// Panics if a rejection exposes internals.
-pub fn tells_nothing_of_the_inside(answer: &HttpResponse) {
-    let told = answer.text.to_lowercase();
+pub fn exposes_no_internals(response: &HttpResponse) {
+    let text = response.text.to_lowercase();
     for word in ["select ", "relation ", "column ", "sql", "postgres", "panic", "src/", ".rs", "127.0.0.1"] {
-        assert!(!told.contains(word), "{word}: {answer}");
+        assert!(!text.contains(word), "{word}: {response}");
     }
-    let body = answer.json();
+    let body = response.json();
     for member in body.as_object().unwrap().keys() {
-        assert!(MEMBERS.contains(&member.as_str()), "{member}: {answer}");
+        assert!(MEMBERS.contains(&member.as_str()), "{member}: {response}");
     }
-    assert!(answer.header("server").is_none(), "{answer}");
+    assert!(response.header("server").is_none(), "{response}");
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn an_internal_error_is_logged_and_hidden_from_the_caller() {
     service.database().execute(format!("revoke select on {TABLE} from app_runtime")).await;
     let failed = customer.lists().header("x-correlation-id", "what-happened").await;
     let failed = failed.is_problem(500, "internal-error");
-    tells_nothing_of_the_inside(&failed);
+    exposes_no_internals(&failed);
     assert_eq!(failed.text("correlation_id"), "what-happened");
     let cause = service
         .logs_that("the cause is logged under the id", |line| {

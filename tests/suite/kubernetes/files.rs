@@ -39,7 +39,7 @@ fn every_manifest_has_only_what_kubernetes_knows() {
 }
 
 #[test]
-fn an_unknown_field_does_not_pass() {
+fn an_unknown_field_is_rejected() {
     let mut deployment = documents(&text("base/deployment.yaml")).remove(0);
     check(&deployment);
     deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 30.into();
@@ -77,7 +77,7 @@ fn every_variable_is_a_setting_and_secrets_are_references() {
     }
     for name in OVERLAYS.iter().flat_map(|overlay| settings(overlay).into_keys()) {
         let setting = known.get(name.as_str()).unwrap_or_else(|| panic!("{name} is no setting"));
-        assert!(!setting.secret, "{name} is a secret, and stands in a file");
+        assert!(!setting.secret, "{name} is a secret in a file");
     }
 }
 
@@ -97,7 +97,7 @@ fn the_service_accepts_the_settings_of_every_overlay() {
     assert_eq!(of_the_migration.into_keys().collect::<Vec<_>>(), ["DATABASE_MIGRATION_URL", "DATABASE_URL"]);
 }
 
-fn asks(probe: Option<&Probe>) -> (String, u32) {
+fn probe_and_seconds(probe: Option<&Probe>) -> (String, u32) {
     let probe = probe.unwrap();
     let get = probe.http_get.as_ref().unwrap();
     assert_eq!(get.port, IntOrString::String("operations".to_owned()));
@@ -110,20 +110,23 @@ async fn probes_and_scrapes_use_existing_routes() {
     let objects = Objects::of_the_base();
     let [pod, _] = objects.pods();
     let container = only_container(&pod);
-    let (startup, patience) = asks(container.startup_probe.as_ref());
-    let (liveness, _) = asks(container.liveness_probe.as_ref());
-    let (readiness, _) = asks(container.readiness_probe.as_ref());
+    let (startup, startup_seconds) = probe_and_seconds(container.startup_probe.as_ref());
+    let (liveness, _) = probe_and_seconds(container.liveness_probe.as_ref());
+    let (readiness, _) = probe_and_seconds(container.readiness_probe.as_ref());
     let waits = Config::settings().find(|setting| setting.name == "DATABASE_STARTUP_WAIT_SECONDS");
     let waits: u32 = waits.unwrap().default.unwrap().parse().unwrap();
-    assert!(patience > waits, "a database may take {waits} s to come, and the start has {patience} s");
+    assert!(
+        startup_seconds > waits,
+        "a database may take {waits} s to start, and the start-up probe allows {startup_seconds} s"
+    );
 
     let monitor = objects.of_kind("ServiceMonitor")[0];
     let scraped = monitor["spec"]["endpoints"][0]["path"].as_str().unwrap().to_owned();
     let service = service().await;
     for path in [startup, liveness, readiness, scraped] {
         let url = service.ops_url().join(&path).unwrap();
-        let answer = reqwest::get(url).await.unwrap();
-        assert_eq!(answer.status(), 200, "{path}");
+        let response = reqwest::get(url).await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
     }
 }
 
@@ -179,7 +182,7 @@ fn all_pods_fit_into_the_databases_connection_limit() {
     }
 }
 
-/// The profile `restricted` of the Pod Security Standards, with a read-only root file system.
+/// Asserts the profile `restricted` of the Pod Security Standards, and a read-only root file system.
 fn is_restricted(pod: &PodSpec) {
     let context = pod.security_context.as_ref().unwrap();
     assert_eq!(context.run_as_non_root, Some(true));
@@ -348,7 +351,7 @@ fn tempdir() -> std::path::PathBuf {
     directory
 }
 
-/// The series of this job and of the jobs of a shared cluster whose series have the same names. Each of the latter would fire
+/// Returns the series of this job and of the jobs of a shared cluster whose series have the same names. Each of the latter would fire
 /// an alert if it belonged to the service.
 fn neighbours(job: &str) -> Vec<Value> {
     let mut series = vec![

@@ -130,7 +130,7 @@ fn the_overlay_of_the_stack_routes_alerts_like_the_demo() {
         .collect();
     assert_eq!(rendered, inhibitions);
     let receivers: Vec<_> = routing.receivers.iter().map(|receiver| receiver.name.as_str()).collect();
-    assert_eq!(receivers, ["page", "ticket", "nobody"]);
+    assert_eq!(receivers, ["page", "ticket", "none"]);
 }
 
 #[test]

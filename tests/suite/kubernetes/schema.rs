@@ -26,7 +26,7 @@ pub(super) fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> T {
     assert_eq!(
         &serde_json::to_value(&parsed).unwrap(),
         object,
-        "left: what is known, right: what stands there"
+        "left: known fields, right: fields of the file"
     );
     parsed
 }
@@ -49,7 +49,7 @@ pub(super) fn check(object: &Value) {
         }
         ("postgresql.cnpg.io/v1", "Cluster") => drop(typed::<Cluster>(object)),
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => drop(typed::<Kustomization>(object)),
-        (version, kind) => panic!("nobody knows {version} {kind}"),
+        (version, kind) => panic!("unknown kind: {version} {kind}"),
     }
 }
 
@@ -108,11 +108,11 @@ struct Rule {
     annotations: BTreeMap<String, String>,
 }
 
-type ServiceMonitor = Object<Monitored>;
+type ServiceMonitor = Object<ServiceMonitorSpec>;
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Monitored {
+struct ServiceMonitorSpec {
     job_label: String,
     selector: Selector,
     endpoints: Vec<Endpoint>,
@@ -147,7 +147,7 @@ struct Kustomization {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     images: Vec<Image>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    config_map_generator: Vec<Generated>,
+    config_map_generator: Vec<ConfigMapSource>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     replacements: Vec<Replacement>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -187,7 +187,7 @@ struct DatabaseCluster {
     image_name: String,
     postgresql: PostgresConfiguration,
     bootstrap: Bootstrap,
-    managed: Managed,
+    managed: ManagedRoles,
     affinity: Placement,
     storage: BTreeMap<String, String>,
     resources: ResourceRequirements,
@@ -232,7 +232,7 @@ struct SecretName {
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Managed {
+struct ManagedRoles {
     roles: Vec<ManagedRole>,
 }
 
@@ -270,7 +270,7 @@ struct Image {
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Generated {
+struct ConfigMapSource {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     behavior: Option<String>,

@@ -71,9 +71,9 @@ async fn failed_audit_writes_raise_an_alert() {
     assert_eq!(customer.creates().await.status, 500);
     let failures = service.metric("audit_write_failures_total").await;
     assert_eq!(failures, 1, "it is counted");
-    let told = pager.receives("Audit writes failed").await;
-    is_complete(&told, "critical");
-    assert_eq!(told["metadata"]["events"], "1");
+    let alert = pager.receives("Audit writes failed").await;
+    is_complete(&alert, "critical");
+    assert_eq!(alert["metadata"]["events"], "1");
 }
 
 #[tokio::test]
@@ -90,9 +90,9 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
     service.logs_that("the process has seen the head", |line| line["seal_number"] == head).await;
     // The owner of the database regenerates the whole chain, consistently for the database.
     unseal(&service, "").await;
-    let told = pager.receives("Audit log tampered with").await;
-    is_complete(&told, "critical");
-    assert!(told["description"].as_str().unwrap().contains("was rewritten"), "{told:#}");
+    let alert = pager.receives("Audit log tampered with").await;
+    is_complete(&alert, "critical");
+    assert!(alert["description"].as_str().unwrap().contains("was rewritten"), "{alert:#}");
 }
 
 /// Starts a service whose events have been unsealed for too long, because a transaction delays the horizon.
@@ -116,9 +116,9 @@ async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Serv
 }
 
 async fn names_whoever_holds_it_up(pager: &Pager) -> String {
-    let told = pager.receives("Audit log not sealed").await;
-    is_complete(&told, "warning");
-    told["metadata"]["oldest_writer"].as_str().unwrap().to_owned()
+    let alert = pager.receives("Audit log not sealed").await;
+    is_complete(&alert, "warning");
+    alert["metadata"]["oldest_writer"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn a_prepared_transaction_that_delays_sealing_is_named() {
 }
 
 #[tokio::test]
-async fn a_pager_that_is_switched_off_costs_no_request_anything() {
+async fn an_unreachable_pager_delays_no_request() {
     let service = builder().setting("ALERT_WEBHOOK_URL", "http://127.0.0.1:1/alerts").start().await;
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;

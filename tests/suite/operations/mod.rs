@@ -46,7 +46,7 @@ async fn a_service_with_an_older_schema_is_not_ready() {
     })
     .await;
     assert_eq!((&body["status"], &body["checks"]["migrations"]), (&json!("not_ready"), &json!("unhealthy")));
-    assert_eq!(page(&service, "/healthz").await.0, 200, "it is alive all the same");
+    assert_eq!(page(&service, "/healthz").await.0, 200, "the process is alive nevertheless");
 }
 
 #[tokio::test]
@@ -59,10 +59,10 @@ async fn many_probes_cause_few_database_queries() {
         workers.iter().all(|worker| worker["last_success"].is_string()).then_some(())
     })
     .await;
-    let asked = async || service.metric("db_connection_acquire_duration_seconds_count").await;
+    let acquired = async || service.metric("db_connection_acquire_duration_seconds_count").await;
     let client = dev::http::client(WAIT_TIMEOUT).unwrap();
     let url = service.ops_url().join("/readyz").unwrap();
-    let (before, began) = (asked().await, Instant::now());
+    let (before, began) = (acquired().await, Instant::now());
     for _ in 0..40 {
         let probes: Vec<_> = (0..50).map(|_| tokio::spawn(client.get(url.clone()).send())).collect();
         for probe in probes {
@@ -70,8 +70,8 @@ async fn many_probes_cause_few_database_queries() {
         }
     }
     // The checks of the database read the latest state of the monitor's own connection.
-    let questions = asked().await - before;
-    assert!(questions <= 2, "{questions} questions for 2000 probes in {:?}", began.elapsed());
+    let queries = acquired().await - before;
+    assert!(queries <= 2, "{queries} queries for 2000 probes in {:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -83,8 +83,8 @@ async fn a_full_pool_does_not_fail_readiness() {
         .await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
-    let asked = [(); 4].map(|()| customer.lists().in_background());
-    service.database().has_waiting(4).await;
+    let acquired = [(); 4].map(|()| customer.lists().in_background());
+    service.database().wait_for_blocked_statements(4).await;
     let mut pace = tokio::time::interval(Duration::from_millis(100));
     // Longer than the timeout of a check and the time for which its result is shared.
     let began = Instant::now();
@@ -94,8 +94,8 @@ async fn a_full_pool_does_not_fail_readiness() {
         assert_eq!((status, &body["checks"]["database"]), (200, &json!("healthy")), "{body}");
     }
     held.release().await;
-    for request in asked {
-        let _served = request.answer().await.is(200);
+    for request in acquired {
+        let _served = request.response().await.is(200);
     }
 }
 
@@ -176,12 +176,12 @@ async fn every_series_of_every_route_is_there_from_the_first_scrape() {
 #[tokio::test]
 async fn a_request_is_counted_by_its_route_and_never_by_its_path() {
     let service = service().await;
-    let nobody = service.nobody();
+    let anonymous = service.anonymous();
     let customer = service.customer().await;
     let id = customer.creates().await.is(201).id().to_string();
     let _served = customer.get(format!("{PATH}/{id}")).await.is(200);
-    let _unknown = nobody.get("/v1/somewhere/else").await.is(404);
-    let _brewed = nobody.request(Method::from_bytes(b"BREW").unwrap(), "/coffee").await.is(404);
+    let _unknown = anonymous.get("/v1/somewhere/else").await.is(404);
+    let _brewed = anonymous.request(Method::from_bytes(b"BREW").unwrap(), "/coffee").await.is(404);
     let metrics = service.metrics().await;
     for series in [
         &format!("http_requests_total{{method=\"GET\",path=\"{ROUTE}\",status=\"200\"}} 1"),

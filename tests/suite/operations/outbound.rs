@@ -126,7 +126,7 @@ async fn no_call_goes_through_a_proxy_of_the_environment() {
         let id = protocol.replace('/', "-");
         let customer = service.customer().await;
         let _listed = customer.lists().header("x-correlation-id", &id).await.is(200);
-        collector.has_request(PATH, &id).await;
+        collector.wait_for_request(PATH, &id).await;
         service.database().execute("revoke insert on audit_events from app_runtime").await;
         assert_eq!(customer.creates().await.status, 500);
         let sent = "alerts_sent_total{outcome=\"sent\"}";

@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use crate::{builder, service};
 
 #[tokio::test]
-async fn a_session_is_good_at_every_replica_and_ends_at_every_replica() {
+async fn a_session_is_valid_and_ends_at_every_replica() {
     let one = service().await;
     let two = one.replica().await;
     let here = one.customer().await;
@@ -16,12 +16,12 @@ async fn a_session_is_good_at_every_replica_and_ends_at_every_replica() {
 }
 
 /// Sends requests until the test ends. Returns the number of expected responses, and every unexpected one.
-async fn goes_on(customer: User, mut closed: watch::Receiver<bool>) -> (usize, Vec<String>) {
+async fn send_until_closed(customer: User, mut closed: watch::Receiver<bool>) -> (usize, Vec<String>) {
     let (mut served, mut failed) = (0, Vec::new());
     while !*closed.borrow_and_update() {
-        match customer.does_what_customers_do().await {
-            Ok(answered) => served += answered,
-            Err(answer) => failed.push(answer),
+        match customer.uses_every_customer_route().await {
+            Ok(count) => served += count,
+            Err(response) => failed.push(response),
         }
     }
     (served, failed)
@@ -43,8 +43,9 @@ async fn a_rolling_restart_under_load_fails_no_request() {
     };
     all_ready().await;
     let (closed, closing) = watch::channel(false);
-    let customers: Vec<_> =
-        (0..6).map(|_| tokio::spawn(goes_on(balancer.serves(&customer), closing.clone()))).collect();
+    let customers: Vec<_> = (0..6)
+        .map(|_| tokio::spawn(send_until_closed(balancer.serves(&customer), closing.clone())))
+        .collect();
 
     for service in &mut services {
         assert_eq!(service.terminate().await.code(), Some(0));
@@ -56,10 +57,10 @@ async fn a_rolling_restart_under_load_fails_no_request() {
     closed.send_replace(true);
     let mut served = 0;
     for customer in customers {
-        let (answered, failed) = customer.await.unwrap();
+        let (count, failed) = customer.await.unwrap();
         assert_eq!(failed, [""; 0]);
-        served += answered;
+        served += count;
     }
-    assert!(served > 100, "too little was asked to prove anything: {served}");
+    assert!(served > 100, "too few requests prove nothing: {served}");
     services[0].invariants_hold().await;
 }

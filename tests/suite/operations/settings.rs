@@ -22,7 +22,7 @@ const HEADING: &str = "| name | meaning | default |";
 
 /// Returns every setting of the executable, with its default.
 async fn settings() -> BTreeMap<String, Option<String>> {
-    let told = run(Path::new(EXECUTABLE), &["config"], &[]).await.stdout;
+    let output = run(Path::new(EXECUTABLE), &["config"], &[]).await.stdout;
     let setting = |line: &str| {
         let unset = line.strip_prefix("# ").and_then(|comment| comment.strip_suffix(" is not set"));
         match (unset, line.split_once('=')) {
@@ -31,7 +31,7 @@ async fn settings() -> BTreeMap<String, Option<String>> {
             (None, None) => panic!("{line}"),
         }
     };
-    told.lines().map(setting).collect()
+    output.lines().map(setting).collect()
 }
 
 async fn names() -> BTreeSet<String> {
@@ -65,11 +65,7 @@ async fn env_example_has_every_setting_with_its_default() {
     for (name, default) in settings {
         let (active, value) = &example[&name];
         if let Some(default) = default {
-            assert_eq!(
-                (*active, value),
-                (true, &default),
-                "{name}: a setting with a default stands there with it"
-            );
+            assert_eq!((*active, value), (true, &default), "{name}: the default is missing in the document");
         }
     }
 }

@@ -33,12 +33,12 @@ async fn a_request_in_flight_is_finished_before_the_service_ends() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let attempt = customer.creates().in_background();
-    service.database().has_waiting(1).await;
+    service.database().wait_for_blocked_statements(1).await;
     service.signal(Signal::SIGTERM);
     service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
     held.release().await;
 
-    let _created = attempt.answer().await.is(201);
+    let _created = attempt.response().await.is(201);
     assert_eq!(service.ends().await.code(), Some(0));
 }
 
@@ -52,7 +52,7 @@ async fn readiness_fails_before_the_listeners_close() {
     })
     .await;
     assert_eq!((&body["status"], &body["checks"]["draining"]), (&json!("not_ready"), &json!("unhealthy")));
-    let _still_served = service.nobody().get("/problems").await.is(200);
+    let _still_served = service.anonymous().get("/problems").await.is(200);
     assert_eq!(service.ends().await.code(), Some(0));
 }
 
@@ -66,7 +66,7 @@ async fn work_past_the_deadline_is_cut_and_named() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let attempt = customer.creates().in_background();
-    service.database().has_waiting(1).await;
+    service.database().wait_for_blocked_statements(1).await;
     assert_eq!(service.terminate().await.code(), Some(1));
     assert!(service.logs().iter().any(|line| line.to_string().contains("shutdown deadline exceeded")));
     let _cut = attempt.give_up().await;
@@ -91,7 +91,7 @@ async fn ends_while_it_waits(settings: &[(&str, String)], waits: impl AsyncFn(&d
 }
 
 #[tokio::test]
-async fn a_signal_is_obeyed_while_the_database_is_waited_for() {
+async fn a_signal_ends_the_wait_for_the_database() {
     let settings = [
         ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nowhere".to_owned()),
         ("DATABASE_STARTUP_WAIT_SECONDS", "60".to_owned()),
@@ -105,12 +105,12 @@ async fn a_signal_is_obeyed_while_the_database_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_signal_is_obeyed_while_another_migration_is_waited_for() {
+async fn a_signal_ends_the_wait_for_another_migration() {
     let database = Database::create_empty().await;
     let _held = database.hold("select pg_advisory_xact_lock(hashtext('migrate'))").await;
     let mut settings = database.settings().to_vec();
     settings.push(("MIGRATE_ON_START", "true".to_owned()));
-    ends_while_it_waits(&settings, async |_| database.has_waiting(1).await).await;
+    ends_while_it_waits(&settings, async |_| database.wait_for_blocked_statements(1).await).await;
 }
 
 #[tokio::test]
@@ -136,8 +136,8 @@ async fn idle_clients_do_not_delay_the_shutdown() {
     let service = builder().setting("HEADER_TIMEOUT_MS", "2000").start().await;
     let _silent = connection(&service, "").await;
     let _half_a_request = connection(&service, "GET /problems HTTP/1.1\r\nhost").await;
-    let answered = connection(&service, "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n").await;
-    answered.readable().await.unwrap();
+    let responded = connection(&service, "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n").await;
+    responded.readable().await.unwrap();
     let started = Instant::now();
     assert_eq!(service.terminate().await.code(), Some(0));
     assert!(started.elapsed().as_secs() < 15, "{:?}", started.elapsed());
@@ -153,7 +153,7 @@ async fn a_hanging_client_is_cut_at_the_deadline_and_logged() {
         .await;
     let hanging = "POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n";
     let _hanging = connection(&service, &format!("{hanging}content-length: 100\r\n\r\n{{")).await;
-    eventually("its request is under way", async || {
+    eventually("its request is in flight", async || {
         (service.metric("http_requests_in_flight").await == 1).then_some(())
     })
     .await;

@@ -18,7 +18,7 @@ pub async fn command(arguments: &[&str], settings: &[(&str, &str)]) -> CommandOu
     run(Path::new(EXECUTABLE), arguments, settings).await
 }
 
-/// The minimum settings of `serve`. None of the addresses is reachable.
+/// Returns the minimum settings of `serve`. None of the addresses is reachable.
 pub fn sufficient() -> Vec<(&'static str, &'static str)> {
     let own =
         [("APP_ENV", "test"), ("DATABASE_URL", "postgres://app_service:a-password@127.0.0.1:1/service")];
@@ -178,18 +178,18 @@ fn failed_in_one_sentence(stopped: &CommandOutput) -> &str {
 #[tokio::test]
 async fn a_rejected_login_is_not_retried() {
     let database = Database::create_empty().await;
-    let mut stranger = database.service_url().clone();
-    stranger.set_password(Some("another-password")).unwrap();
+    let mut wrong_password = database.service_url().clone();
+    wrong_password.set_password(Some("another-password")).unwrap();
     let mut nowhere = database.service_url().clone();
     nowhere.set_path("/nowhere");
-    for url in [stranger, nowhere] {
+    for url in [wrong_password, nowhere] {
         let settings = [&sufficient()[..], &[("DATABASE_URL", url.as_str())]].concat();
         for arguments in [["serve"], ["migrate"]] {
             let started = Instant::now();
             let stopped = command(&arguments, &settings).await;
             let sentence = failed_in_one_sentence(&stopped);
             assert!(sentence.contains("rejected the connection"), "{sentence}");
-            assert!(started.elapsed() < Duration::from_secs(20), "it was waited for");
+            assert!(started.elapsed() < Duration::from_secs(20), "the service waited for the database");
         }
     }
 }
@@ -217,7 +217,7 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
     service.link().cut();
     let link = service.link();
     let comes_later = async {
-        eventually("the service has tried twice", async || (link.refused() >= 2).then_some(())).await;
+        eventually("the service has made two attempts", async || (link.rejected() >= 2).then_some(())).await;
         link.mend();
     };
     tokio::join!(service.restart(), comes_later);
@@ -264,8 +264,8 @@ async fn a_file_that_cannot_be_read_or_written_is_named() {
         .unwrap();
     let started = Launch::new(EXECUTABLE).args(["serve"]).directory(&folder).start().unwrap();
     assert_eq!(started.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1));
-    let said: String = started.lines().into_iter().map(|line| line.text).collect();
-    assert!(said.contains(".env") && !said.contains("a-password"), "{said}");
+    let output: String = started.lines().into_iter().map(|line| line.text).collect();
+    assert!(output.contains(".env") && !output.contains("a-password"), "{output}");
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
@@ -280,7 +280,7 @@ async fn a_failed_migration_is_rolled_back() {
     let half_done = "select count(*) from _sqlx_migrations where not success";
     assert_eq!(database.number(half_done).await, 0);
     let users = "select count(*) from pg_class where relname = 'users'";
-    assert_eq!(database.number(users).await, 0, "what its first statements made is not there");
+    assert_eq!(database.number(users).await, 0, "its first statements are rolled back");
 
     database.execute("drop table sessions").await;
     command(&["migrate"], &settings).await.succeeded();
@@ -338,7 +338,7 @@ async fn the_settings_are_shown_without_secrets() {
         ("ALERTMANAGER_URL", "http://app_service:a-password@alerts.internal:9093/?token=a-password"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://a-password@collector.internal"),
     ];
-    let told = command(&["config"], &[&sufficient()[..], &urls].concat()).await.succeeded();
+    let output = command(&["config"], &[&sufficient()[..], &urls].concat()).await.succeeded();
     for line in [
         "DATABASE_URL=<redacted>",
         "ALERT_WEBHOOK_URL=<redacted>",
@@ -348,16 +348,16 @@ async fn the_settings_are_shown_without_secrets() {
         "APP_ENV=test",
         "# OPS_TOKEN is not set",
     ] {
-        assert!(told.lines().any(|known| known == line), "{line} in {told}");
+        assert!(output.lines().any(|known| known == line), "{line} in {output}");
     }
-    assert!(!told.contains("a-password"), "{told}");
+    assert!(!output.contains("a-password"), "{output}");
 }
 
 #[tokio::test]
 async fn flags_take_precedence_over_the_environment() {
     let settings = [&sufficient()[..], &[("REQUEST_TIMEOUT_MS", "7000")]].concat();
-    let told = command(&["config", "--request-timeout-ms", "8000"], &settings).await.succeeded();
-    assert!(told.contains("\nREQUEST_TIMEOUT_MS=8000\n"), "{told}");
+    let output = command(&["config", "--request-timeout-ms", "8000"], &settings).await.succeeded();
+    assert!(output.contains("\nREQUEST_TIMEOUT_MS=8000\n"), "{output}");
 }
 
 #[tokio::test]
@@ -377,8 +377,9 @@ async fn probe_distinguishes_ready_from_unreachable() {
     let service = crate::service().await;
     let url = service.ops_url().join("readyz").unwrap();
     service.command(&["probe", url.as_str()], &[]).await.succeeded();
-    let refused = service.command(&["probe", service.ops_url().join("nowhere").unwrap().as_str()], &[]).await;
-    assert_eq!(refused.code(), Some(1), "{}", refused.stderr);
+    let rejected =
+        service.command(&["probe", service.ops_url().join("nowhere").unwrap().as_str()], &[]).await;
+    assert_eq!(rejected.code(), Some(1), "{}", rejected.stderr);
     service.terminate().await;
     let away = service.command(&["probe", url.as_str()], &[]).await;
     assert_eq!(away.code(), Some(1), "{}", away.stderr);

@@ -47,7 +47,7 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
     let sent = || inbox.alerts().into_iter().map(|alert| alert.name).collect::<Vec<_>>();
     // An alert is active or suppressed once Alertmanager has processed it. It may be active until its cause is processed.
     eventually("every alert is processed, and the active ones arrive", async || {
-        let alerts = alertmanager.ask("api/v2/alerts", &[]).await;
+        let alerts = alertmanager.query("api/v2/alerts", &[]).await;
         let alerts = alerts.as_array().unwrap();
         let state = |alert: &Value| alert["status"]["state"].as_str().unwrap().to_owned();
         let processed =
@@ -172,7 +172,7 @@ async fn a_full_disk_of_the_log_store_sends_one_alert() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_down_silences_what_follows_from_it() {
+async fn a_service_outage_suppresses_its_consequences() {
     let Some(program) = tool("alertmanager") else { return };
     let inbox = inbox().await;
     let alertmanager = Server::alertmanager(&program, &inbox.address().to_string()).await;
@@ -185,7 +185,7 @@ async fn a_service_that_is_down_silences_what_follows_from_it() {
     ]);
     alertmanager.post("api/v2/alerts", &alerts).await;
     eventually("the alerts of two jobs arrive", async || (inbox.alerts().len() >= 2).then_some(())).await;
-    let alerts = alertmanager.ask("api/v2/alerts", &[("silenced", "false")]).await;
+    let alerts = alertmanager.query("api/v2/alerts", &[("silenced", "false")]).await;
     let mut states: Vec<_> = alerts
         .as_array()
         .unwrap()
@@ -254,7 +254,7 @@ async fn a_database_outage_pages_once_with_the_name_of_its_cause() {
         alert("Unrelated", "", "", "service"),
     ]);
     alertmanager.post("api/v2/alerts", &alerts).await;
-    eventually("the cause and what does not follow from it arrive", async || {
+    eventually("the cause and the independent alert arrive", async || {
         (inbox.alerts().len() >= 3).then_some(())
     })
     .await;
@@ -268,8 +268,8 @@ async fn an_alert_leads_to_its_runbook() {
     let inbox = inbox().await;
     let client = dev::http::client(dev::harness::WAIT_TIMEOUT).unwrap();
     let get = async |path: &str| {
-        let answer = client.get(format!("http://{}{path}", inbox.address())).send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        let response = client.get(format!("http://{}{path}", inbox.address())).send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
     };
     let (status, text) = get("/runbooks/HighErrorRate").await;
     assert_eq!((status, text.lines().next()), (200, Some("# HighErrorRate")));

@@ -165,10 +165,7 @@ fn every_alert_has_severity_summary_and_runbook() {
         assert!(annotation("description").ends_with('.'), "{name}");
         assert_eq!(annotation("runbook_url"), format!("{RUNBOOKS}{name}"));
         let dashboard = annotation("dashboard_url").strip_prefix(DASHBOARDS);
-        assert!(
-            dashboard.is_some_and(|uid| uids.contains(uid)),
-            "{name} leads to a dashboard that is not there"
-        );
+        assert!(dashboard.is_some_and(|uid| uids.contains(uid)), "{name} links to a missing dashboard");
         assert!(!rule.labels.values().any(|value| value.contains("{{")), "{name} has a label that changes");
     }
 }
@@ -367,7 +364,7 @@ fn alerts_are_routed_by_their_severity() {
         ("page", ["alertname=ServiceLatencyBudgetBurn", "severity=critical"]),
         ("ticket", ["alertname=SlowResponses", "severity=warning"]),
         ("heartbeat", ["alertname=Watchdog", "severity=none"]),
-        ("nobody", ["alertname=Anything", "severity=info"]),
+        ("none", ["alertname=Anything", "severity=info"]),
     ] {
         let verify = format!("--verify.receivers={receiver}");
         let mut arguments = vec!["config", "routes", "test", "--config.file=alertmanager.yml", &verify];
@@ -497,7 +494,7 @@ fn dashboard_variables_follow_the_time_and_are_multi_value() {
         for (variable, label) in variables[1..].iter().zip(["Job", "Instance"]) {
             assert_eq!(variable["label"], label);
             assert_eq!(variable["datasource"]["uid"], "${datasource}", "{label}");
-            assert_eq!(variable["refresh"], 2, "{label} is asked for again when the time changes");
+            assert_eq!(variable["refresh"], 2, "{label} is refreshed when the time changes");
             assert_eq!(
                 (&variable["multi"], &variable["includeAll"]),
                 (&true.into(), &true.into()),

@@ -118,7 +118,7 @@ async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
             _ => {}
         }
     }
-    let parsed = prometheus.ask("api/v1/parse_query", &[("query", &query.text)]).await;
+    let parsed = prometheus.query("api/v1/parse_query", &[("query", &query.text)]).await;
     let mut found = Vec::new();
     collect(&parsed["data"], &mut found);
     found.into_iter().map(|text| Query { place: query.place.clone(), text }).collect()
@@ -126,8 +126,8 @@ async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
 
 /// Returns whether a query returns a number.
 async fn has_data(prometheus: &Server, query: &Query) -> bool {
-    let answer = prometheus.ask("api/v1/query", &[("query", &query.text)]).await;
-    let series = answer["data"]["result"].as_array().unwrap();
+    let response = prometheus.query("api/v1/query", &[("query", &query.text)]).await;
+    let series = response["data"]["result"].as_array().unwrap();
     series.iter().any(|series| series["value"][1].as_str().is_some_and(|value| value != "NaN"))
 }
 
@@ -173,7 +173,7 @@ async fn every_query_finds_data_on_the_running_service() {
     })
     .await;
 
-    let report = prometheus.ask("api/v1/rules", &[]).await;
+    let report = prometheus.query("api/v1/rules", &[]).await;
     for group in report["data"]["groups"].as_array().unwrap() {
         for rule in group["rules"].as_array().unwrap() {
             assert_eq!(rule["health"], "ok", "{}: {}", rule["name"], rule["lastError"]);

@@ -162,23 +162,23 @@ impl Server {
     }
 
     /// Returns the response of its HTTP API.
-    pub(crate) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+    pub(crate) async fn query(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let url = Url::parse_with_params(self.url.join(path).unwrap().as_str(), parameters).unwrap();
-        let answer = self.client.get(url).send().await.unwrap();
-        let status = answer.status();
-        let body: Value = answer.json().await.unwrap();
+        let response = self.client.get(url).send().await.unwrap();
+        let status = response.status();
+        let body: Value = response.json().await.unwrap();
         assert!(status.is_success(), "{path} {parameters:?}: {status} {body}");
         body
     }
 
     /// Sends a request to its HTTP API.
     pub(crate) async fn post(&self, path: &str, body: &Value) {
-        let answer = self.client.post(self.url.join(path).unwrap()).json(body).send().await.unwrap();
-        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+        let response = self.client.post(self.url.join(path).unwrap()).json(body).send().await.unwrap();
+        assert!(response.status().is_success(), "{path}: {}", response.status());
     }
 }
 
-/// These programs do not report their port, so the test selects it.
+/// Returns a free address. These programs do not report their port, so the test selects it.
 fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()

@@ -78,7 +78,7 @@ fn every_workflow_has_a_name_a_cause_and_an_end() {
             let ends = job.timeout_minutes.is_some() || job.uses.is_some();
             assert!(ends, "{file}: {name} may run for six hours");
             let runner = job.runs_on.unwrap_or_default();
-            assert!(!runner.ends_with("latest"), "{file}: {name} runs on whatever is new");
+            assert!(!runner.ends_with("latest"), "{file}: {name} does not pin its runner");
         }
     }
 }
@@ -86,14 +86,14 @@ fn every_workflow_has_a_name_a_cause_and_an_end() {
 #[test]
 fn workflows_have_permissions_by_job_only() {
     for (file, _, workflow) in workflows() {
-        assert!(
-            workflow.permissions.is_empty(),
-            "{file}: what is granted at the top is granted to every job"
-        );
+        assert!(workflow.permissions.is_empty(), "{file}: a permission at the top applies to every job");
         for (name, job) in workflow.jobs {
-            assert!(!job.permissions.is_empty(), "{file}: {name} says nothing of its permissions");
+            assert!(!job.permissions.is_empty(), "{file}: {name} has no permissions");
             let writes = job.permissions.values().any(|access| access == "write");
-            assert!(!writes || file == "release.yml", "{file}: {name} writes, and is no release");
+            assert!(
+                !writes || file == "release.yml",
+                "{file}: {name} has a write permission, and is no release"
+            );
         }
     }
 }
@@ -165,9 +165,9 @@ fn a_release_runs_after_the_tests_with_its_notes() {
     assert!(!release.jobs["notes"].outputs.is_empty());
     let notes =
         |version: &str| Command::new(repository().join(".ci/changelog")).arg(version).output().unwrap();
-    let told = notes(env!("CARGO_PKG_VERSION"));
-    assert!(told.status.success() && String::from_utf8(told.stdout).unwrap().contains("### Added"));
-    assert!(!notes("99.0.0").status.success(), "a version that nobody wrote about is not released");
+    let output = notes(env!("CARGO_PKG_VERSION"));
+    assert!(output.status.success() && String::from_utf8(output.stdout).unwrap().contains("### Added"));
+    assert!(!notes("99.0.0").status.success(), "a version without notes is not released");
 }
 
 /// Returns the index of the first step that runs this script, or uses this action with this output.
@@ -246,5 +246,5 @@ fn tool_versions_match_the_go_modules() {
         assert!(tools.contains(&format!("\nbuild {module} \"${name}\" ")), "{module} is not built");
         looked_at += 1;
     }
-    assert!(looked_at >= 5, "something was looked at: {looked_at}");
+    assert!(looked_at >= 5, "something was checked: {looked_at}");
 }

@@ -54,14 +54,14 @@ async fn a_slow_statement_is_named() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let asking = customer.lists().header("x-correlation-id", "slow").in_background();
-    eventually("it has waited for long", async || {
+    eventually("the pool has waited long enough", async || {
         let waiting = "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
              where datname = current_database() and not granted and waitstart < now() - interval '0.6 s'";
         (service.database().number(waiting).await > 0).then_some(())
     })
     .await;
     held.release().await;
-    let _listed = asking.answer().await.is(200);
+    let _listed = asking.response().await.is(200);
     let line = service.logs_that("the slow one", |line| line["message"] == "slow statement").await;
     assert_eq!((&line["query"], &line["correlation_id"]), (&json!(LISTS), &json!("slow")));
     assert!(line["duration_ms"].as_u64().is_some_and(|duration| duration >= 500), "{line:#}");
@@ -76,10 +76,10 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
         let mut connection = TcpStream::connect(&address).await.unwrap();
         let request = format!("{head}\r\nhost: {address}\r\nconnection: close\r\n\r\n");
         connection.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        connection.read_to_end(&mut answer).await.unwrap();
-        let answer = String::from_utf8(answer).unwrap();
-        let (head, _body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut response = Vec::new();
+        connection.read_to_end(&mut response).await.unwrap();
+        let response = String::from_utf8(response).unwrap();
+        let (head, _body) = response.split_once("\r\n\r\n").unwrap();
         assert!(!head.contains("forged"), "{head}");
         head.to_owned()
     };
@@ -98,8 +98,8 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
         send(head).await;
     }
     for control in ["\u{1b}[2K", "\u{0}", "a\rb"] {
-        let refused = send(format!("GET /problems HTTP/1.1\r\nx-correlation-id: {control}")).await;
-        assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+        let rejected = send(format!("GET /problems HTTP/1.1\r\nx-correlation-id: {control}")).await;
+        assert!(rejected.starts_with("HTTP/1.1 400"), "{rejected}");
     }
     let lines = eventually("four access lines", async || {
         let mut lines = service.logs();
@@ -144,7 +144,7 @@ async fn log_files_separate_the_audit_log_and_are_rotated() {
     assert_eq!(of_request("audit"), ["audit"]);
     assert_eq!(of_request(env!("CARGO_PKG_NAME")), ["access"]);
     let last = lines_in(&directory, env!("CARGO_PKG_NAME")).pop().unwrap();
-    assert_eq!(last["message"], "the service stopped", "what was logged last is written too");
+    assert_eq!(last["message"], "the service stopped", "the last lines are written too");
     for name in [env!("CARGO_PKG_NAME"), "audit"] {
         let files = std::fs::read_dir(&directory).unwrap();
         let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -161,7 +161,7 @@ async fn the_log_level_cannot_silence_the_audit_log() {
     assert_eq!(status, 200, "{body}");
     let _created = customer.creates().header("x-correlation-id", "silent").await.is(201);
     let mirrored = |line: &Value| line["correlation_id"] == "silent" && line["target"] == "audit";
-    let _mirrored = service.logs_that("the trail's line", mirrored).await;
+    let _mirrored = service.logs_that("the audit log line", mirrored).await;
     assert!(
         !service.logs().iter().any(|line| line["correlation_id"] == "silent" && line["target"] == "access")
     );
@@ -200,7 +200,7 @@ async fn library_logs_are_filtered_and_have_the_same_format() {
 }
 
 #[tokio::test]
-async fn nobody_makes_libraries_write_down_what_passes_through_them() {
+async fn libraries_cannot_log_payloads() {
     let service = builder().setting("RUST_LOG", "trace").start().await;
     let _created = service.customer().await.creates().await.is(201);
     let ours = |line: &Value| {
@@ -213,7 +213,7 @@ async fn nobody_makes_libraries_write_down_what_passes_through_them() {
 }
 
 async fn quiet_by_default(service: &Service) {
-    let _served = service.nobody().get("/problems").header("x-correlation-id", "quiet").await.is(200);
+    let _served = service.anonymous().get("/problems").header("x-correlation-id", "quiet").await.is(200);
     let _ops = within(WAIT_TIMEOUT, "a debug line of ours", async || {
         service.logs().into_iter().find(|line| line["level"] == "DEBUG" && line["target"] == "access")
     })

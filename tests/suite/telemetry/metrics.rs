@@ -83,15 +83,15 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
     let things = format!("{PATH}/");
     let routes = [things.as_str(), "/v1/users/", "/v1/audit-events/", "/problems/", "/docs/", "/"];
     for route in routes {
-        let _whatever = service.nobody().get(format!("{route}{}", text(8))).await;
+        let _any_status = service.anonymous().get(format!("{route}{}", text(8))).await;
         let brewed = Method::from_bytes(text(5).as_bytes()).unwrap();
-        let _whatever = service.nobody().request(brewed, format!("{route}{}", text(8))).await;
+        let _any_status = service.anonymous().request(brewed, format!("{route}{}", text(8))).await;
     }
     let before = service.metrics().await;
 
     let mut senders = JoinSet::new();
     for sender in 0..AT_ONCE {
-        let nobody = service.nobody();
+        let anonymous = service.anonymous();
         let requests: Vec<_> = (0..REQUESTS / AT_ONCE)
             .map(|number| {
                 let path = format!("{}{}?{}", routes[(sender + number) % routes.len()], text(12), text(6));
@@ -100,12 +100,12 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
                 } else {
                     Method::from_bytes(text(6).as_bytes()).unwrap()
                 };
-                nobody.request(method, path)
+                anonymous.request(method, path)
             })
             .collect();
         senders.spawn(async move {
             for request in requests {
-                let _whatever = request.await;
+                let _any_status = request.await;
             }
         });
     }
@@ -152,7 +152,7 @@ async fn the_pools_gauges_are_true_while_connections_are_held() {
     eventually("all of them are held", async || (pool(&service).await == [4, 0, 4]).then_some(())).await;
     held.release().await;
     for request in waiting.into_iter().chain([one_more, another]) {
-        let _listed = request.answer().await.is(200);
+        let _listed = request.response().await.is(200);
     }
     eventually("all of them are free", async || (pool(&service).await == [0, 4, 4]).then_some(())).await;
 }
@@ -162,10 +162,10 @@ pub async fn openmetrics(service: &Service) -> String {
     let client = reqwest::Client::new();
     let page = client.get(service.ops_url().join("/metrics").unwrap());
     let page = page.header("accept", "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3");
-    let answer = page.send().await.unwrap();
-    let media_type = answer.headers()["content-type"].to_str().unwrap().to_owned();
+    let response = page.send().await.unwrap();
+    let media_type = response.headers()["content-type"].to_str().unwrap().to_owned();
     assert_eq!(media_type, "application/openmetrics-text; version=1.0.0; charset=utf-8");
-    answer.text().await.unwrap()
+    response.text().await.unwrap()
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
     let service = builder().traced_by(&collector).start().await;
     let customer = service.customer().await;
     let _created = customer.creates().header("x-correlation-id", "an-example").await.is(201);
-    let request = collector.has_request(PATH, "an-example").await;
+    let request = collector.wait_for_request(PATH, "an-example").await;
     let page = openmetrics(&service).await;
     assert!(page.ends_with("# EOF\n"));
     for series in [
@@ -191,7 +191,7 @@ async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
 async fn prometheus_scrapes_the_page_and_its_exemplars() {
     let Some(prometheus) = tool("prometheus") else { return };
     let service = service().await;
-    let _served = service.nobody().get("/problems").header("x-correlation-id", "scraped").await.is(200);
+    let _served = service.anonymous().get("/problems").header("x-correlation-id", "scraped").await.is(200);
     let line = service.logs_that("the access line", |line| line["correlation_id"] == "scraped").await;
     let trace = line["trace_id"].as_str().unwrap().to_owned();
 
@@ -218,8 +218,8 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
         .unwrap();
 
     let ask = async |question: &str| -> Option<Value> {
-        let answer = reqwest::get(format!("http://{free}/api/v1/{question}")).await.ok()?;
-        serde_json::from_str(&answer.text().await.ok()?).ok()
+        let response = reqwest::get(format!("http://{free}/api/v1/{question}")).await.ok()?;
+        serde_json::from_str(&response.text().await.ok()?).ok()
     };
     let found = eventually("Prometheus has the exemplar", async || {
         let question = "query_exemplars?query=http_request_duration_seconds_bucket&start=0&end=9999999999";

@@ -91,23 +91,24 @@ async fn rejected_log_level_changes_are_audited_and_counted() {
     let service = service().await;
     let url = service.ops_url().join("/log-level").unwrap();
     let client = reqwest::Client::new();
-    let refused = async |count: usize| {
+    let rejected = async |count: usize| {
         for _ in 0..count {
             let request =
                 client.put(url.clone()).header("host", "evil.example").json(&json!({ "filter": "off" }));
             assert_eq!(request.send().await.unwrap().status(), 403);
         }
     };
-    refused(1).await;
-    let refusals = "event_type = 'authorization' and resource = 'log_level' and result = 'denied'";
-    let told = eventually("it is in the trail", async || service.audit_events(refusals).await.pop()).await;
-    assert_eq!(told["action"], "change");
-    assert_eq!(told["metadata"]["reason"], "foreign_host");
-    assert_eq!(told["ip_address"], "127.0.0.1");
+    rejected(1).await;
+    let rejections = "event_type = 'authorization' and resource = 'log_level' and result = 'denied'";
+    let event =
+        eventually("the event is recorded", async || service.audit_events(rejections).await.pop()).await;
+    assert_eq!(event["action"], "change");
+    assert_eq!(event["metadata"]["reason"], "foreign_host");
+    assert_eq!(event["ip_address"], "127.0.0.1");
 
-    refused(129).await;
+    rejected(129).await;
     service.terminate().await;
-    let written = service.audit_events(refusals).await.len();
+    let written = service.audit_events(rejections).await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
     // A new minute may begin in between, which allows a hundred more events.
@@ -121,9 +122,9 @@ async fn a_change_of_the_log_level_is_audited() {
     let change = json!({ "filter": "app=debug", "ttl_seconds": 60 }).to_string();
     let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
     assert_eq!(status, 200, "{body}");
-    let told = eventually("it is in the trail", async || {
+    let event = eventually("the event is recorded", async || {
         service.audit_events("event_type = 'configuration'").await.into_iter().next()
     })
     .await;
-    assert!(told.to_string().contains("app=debug"), "{told:#}");
+    assert!(event.to_string().contains("app=debug"), "{event:#}");
 }

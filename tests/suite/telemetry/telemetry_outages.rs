@@ -46,10 +46,10 @@ async fn works_and_ends(service: &Service) {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_not_there_costs_no_request_anything() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = nobody.local_addr().unwrap();
-    drop(nobody);
+async fn an_unreachable_collector_delays_no_request() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
     for protocol in ["grpc", "http/protobuf"] {
         let service = builder()
             .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{address}"))
@@ -141,13 +141,13 @@ async fn exports_that_are_lost_at_the_end_are_counted_in_the_log() {
 #[tokio::test]
 async fn span_export_continues_after_a_collector_outage() {
     let collector = Collector::start().await;
-    collector.is(CollectorBehavior::Refusing);
+    collector.set_behavior(CollectorBehavior::Rejecting);
     let service = builder().traced_by(&collector).start().await;
     serves(&service, 20).await;
     counts_losses(&service, "trace_spans_dropped_total").await;
-    collector.is(CollectorBehavior::Well);
+    collector.set_behavior(CollectorBehavior::Accepting);
     let _served = service.customer().await.lists().header("x-correlation-id", "well-again").await.is(200);
-    let _taken = collector.has_request(PATH, "well-again").await;
+    let _taken = collector.wait_for_request(PATH, "well-again").await;
     works_and_ends(&service).await;
 }
 
@@ -155,7 +155,7 @@ async fn span_export_continues_after_a_collector_outage() {
 async fn a_stopped_log_reader_delays_no_request() {
     // With all log lines of all libraries, the pipe and the queue are full soon.
     let service = builder().setting("RUST_LOG", "trace").start().await;
-    service.nobody_reads_its_output();
+    service.stall_output();
     let before = service.memory();
     within(WAIT_TIMEOUT, "lines are lost", async || {
         serves(&service, 80).await;
@@ -172,7 +172,7 @@ async fn a_late_log_reader_misses_no_audit_line() {
     let service =
         builder().setting("RUST_LOG", "trace").setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     let customer = service.customer().await;
-    service.nobody_reads_its_output();
+    service.stall_output();
     within(WAIT_TIMEOUT, "lines are lost", async || {
         serves(&service, 80).await;
         (service.metric("log_lines_dropped_total").await > 0).then_some(())
@@ -184,21 +184,21 @@ async fn a_late_log_reader_misses_no_audit_line() {
     let head = service.database().number("select number from audit_seal_head").await;
     assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost meanwhile");
 
-    service.somebody_reads_its_output_again();
+    service.resume_output();
     let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
     service.logs_that("the head", sealed).await;
     let lines = service.logs();
     let of_order = |target: &str| {
         lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)
     };
-    assert!(of_order("audit"), "what happened meanwhile is in the log");
-    assert!(!of_order("access"), "where there was no place for anything else");
+    assert!(of_order("audit"), "the events of that time are logged");
+    assert!(!of_order("access"), "although other lines were dropped");
 }
 
 #[tokio::test]
-async fn a_reader_of_the_log_that_has_gone_costs_no_request_anything() {
+async fn a_closed_log_pipe_delays_no_request() {
     let service = builder().start().await;
-    service.its_output_is_closed();
+    service.close_output();
     serves(&service, 20).await;
     counts_losses(&service, "log_lines_dropped_total").await;
     works_and_ends(&service).await;
@@ -221,14 +221,14 @@ fn log_files_lead_to(target: &Path, directory: &Path) {
 }
 
 #[tokio::test]
-async fn a_full_disk_under_the_log_costs_no_request_anything() {
+async fn a_full_disk_under_the_log_delays_no_request() {
     let directory = directory("full-disk");
     log_files_lead_to(Path::new("/dev/full"), &directory);
     let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
     serves(&service, 20).await;
     counts_losses(&service, "log_lines_dropped_total").await;
-    let told = |line: &serde_json::Value| line["target"] == "access";
-    let _elsewhere_they_are_seen = service.logs_that("an access line", told).await;
+    let is_access_line = |line: &serde_json::Value| line["target"] == "access";
+    let _elsewhere_they_are_seen = service.logs_that("an access line", is_access_line).await;
     works_and_ends(&service).await;
 }
 
@@ -248,7 +248,7 @@ async fn an_unwritable_log_file_delays_no_request() {
     counts_losses(&service, "log_lines_dropped_total").await;
     works_and_ends(&service).await;
     let access = service.logs().into_iter().filter(|line| line["target"] == "access").count();
-    assert!(access >= 25, "elsewhere they are seen: {access}");
+    assert!(access >= 25, "an access line is written: {access}");
 }
 
 #[tokio::test]
@@ -280,7 +280,7 @@ async fn scrapes_and_requests_do_not_block_each_other() {
     }
     held.release().await;
     for request in waiting {
-        let _listed = request.answer().await.is(200);
+        let _listed = request.response().await.is(200);
     }
 
     let client = dev::http::client(dev::harness::WAIT_TIMEOUT).unwrap();

@@ -34,8 +34,8 @@ async fn spans_are_sent_over_http_with_the_configured_resource() {
         .setting("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=blue,team=tea")
         .start()
         .await;
-    let _served = service.nobody().get(PUBLIC).header("x-correlation-id", "over-http").await.is(200);
-    let request = collector.has_request(PUBLIC, "over-http").await;
+    let _served = service.anonymous().get(PUBLIC).header("x-correlation-id", "over-http").await.is(200);
+    let request = collector.wait_for_request(PUBLIC, "over-http").await;
     for (name, value) in
         [("service.name", "tea-time"), ("deployment.environment.name", "blue"), ("team", "tea")]
     {
@@ -49,10 +49,10 @@ async fn a_request_has_the_scheme_and_the_server_that_its_client_used() {
     for (proxies, scheme, port) in [("127.0.0.0/8", "https", 443), ("127.0.0.2/32", "http", 80)] {
         let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", proxies).start().await;
         let path = format!("{PUBLIC}?token=a-secret");
-        let request = service.nobody().get(path).header("host", "shop.example");
+        let request = service.anonymous().get(path).header("host", "shop.example");
         let request = request.header("x-forwarded-proto", "https").header("x-correlation-id", scheme);
         let _served = request.await.is(200);
-        let span = collector.has_request(PUBLIC, scheme).await;
+        let span = collector.wait_for_request(PUBLIC, scheme).await;
         has_attributes(
             &span,
             &[
@@ -86,8 +86,8 @@ async fn attributes_are_decoded_and_unsupported_variables_named() {
         2,
         "{warned:#?}"
     );
-    let _served = service.nobody().get(PUBLIC).header("x-correlation-id", "decoded").await.is(200);
-    let span = collector.has_request(PUBLIC, "decoded").await;
+    let _served = service.anonymous().get(PUBLIC).header("x-correlation-id", "decoded").await.is(200);
+    let span = collector.wait_for_request(PUBLIC, "decoded").await;
     assert_eq!((&span.resource["team"], &span.resource["service.name"]), (&json!("a b"), &json!("tea-time")));
 }
 
@@ -105,7 +105,7 @@ async fn receiver_of_encodings() -> (String, mpsc::UnboundedReceiver<Option<Stri
 }
 
 #[tokio::test]
-async fn exports_are_compressed_as_the_variable_says() {
+async fn exports_are_compressed_as_configured() {
     for protocol in ["grpc", "http/protobuf"] {
         for (compression, encoding) in [("gzip", Some("gzip")), ("none", None)] {
             let (url, mut encodings) = receiver_of_encodings().await;
@@ -140,35 +140,38 @@ async fn only_what_went_wrong_here_is_an_error() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     let customer = service.customer().await;
-    let ask = |id: &str| customer.lists().header("x-correlation-id", id);
+    let request = |id: &str| customer.lists().header("x-correlation-id", id);
     let is_list = |span: &Span| span.name.starts_with("LIST") && span.name.ends_with(TABLE);
     let status = |span: &Span| (span.status, span.attributes["http.response.status_code"].clone());
 
     let unknown = format!("{PATH}/{}", uuid::Uuid::nil());
     let _unknown = customer.get(unknown).header("x-correlation-id", "theirs").await.is(404);
-    let theirs = collector.has_request(ROUTE, "theirs").await;
+    let theirs = collector.wait_for_request(ROUTE, "theirs").await;
     assert_eq!(status(&theirs), (SpanStatus::Unset, json!(404)));
     assert!(!theirs.attributes.contains_key("error.type"), "{theirs:#?}");
 
     // A client disconnect is no error of the service, but the cancelled request is visible.
     let held = service.database().lock(TABLE).await;
-    let left = ask("left").in_background();
-    service.database().has_waiting(1).await;
+    let left = request("left").in_background();
+    service.database().wait_for_blocked_statements(1).await;
     let _given_up = left.give_up().await;
-    let left = collector.has_request(PATH, "left").await;
+    let left = collector.wait_for_request(PATH, "left").await;
     assert_eq!(status(&left), (SpanStatus::Unset, json!(499)));
-    let cut = collector.has("its statement", |span| is_list(span) && span.parent_id == left.span_id).await;
+    let cut = collector
+        .wait_for_span("its statement", |span| is_list(span) && span.parent_id == left.span_id)
+        .await;
     assert_eq!(cut.status, SpanStatus::Error);
     has_attributes(&cut, &[("error.type", json!("cancelled"))]);
     held.release().await;
 
     service.database().execute(format!("revoke select on {TABLE} from app_runtime")).await;
-    let _failed = ask("ours").await.is(500);
-    let ours = collector.has_request(PATH, "ours").await;
+    let _failed = request("ours").await.is(500);
+    let ours = collector.wait_for_request(PATH, "ours").await;
     assert_eq!(status(&ours), (SpanStatus::Error, json!(500)));
     has_attributes(&ours, &[("error.type", json!("500"))]);
-    let statement =
-        collector.has("its statement", |span| is_list(span) && span.parent_id == ours.span_id).await;
+    let statement = collector
+        .wait_for_span("its statement", |span| is_list(span) && span.parent_id == ours.span_id)
+        .await;
     assert_eq!(statement.status, SpanStatus::Error);
     has_attributes(
         &statement,
@@ -183,11 +186,11 @@ async fn the_span_of_sealing_reports_its_result() {
     service.customer().await;
     let sealed =
         |span: &Span| span.name == "seal batch" && span.attributes.get("seal_number") == Some(&json!(1));
-    let batch = collector.has("the first seal", sealed).await;
+    let batch = collector.wait_for_span("the first seal", sealed).await;
     let events =
         service.database().number("select event_count::bigint from audit_seals where number = 1").await;
     has_attributes(&batch, &[("event_count", json!(events))]);
-    let run = collector.has("the worker's run", |span| span.span_id == batch.parent_id).await;
+    let run = collector.wait_for_span("the worker's run", |span| span.span_id == batch.parent_id).await;
     assert_eq!(run.name, "audit_sealing");
 }
 
@@ -201,9 +204,9 @@ async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
         .start()
         .await;
     for _ in 0..requests {
-        let _listed = service.nobody().get(PUBLIC).await.is(200);
+        let _listed = service.anonymous().get(PUBLIC).await.is(200);
     }
-    assert!(service.terminate().await.success(), "what is under way is sent before the end");
+    assert!(service.terminate().await.success(), "ended spans are sent before the exit");
     let spans = collector.spans();
     for span in &spans {
         let is_first = span.parent_id.is_empty();
@@ -214,7 +217,7 @@ async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
 }
 
 #[tokio::test]
-async fn a_ratio_of_the_traces_is_kept_and_those_are_whole() {
+async fn sampled_traces_are_complete() {
     const REQUESTS: usize = 200;
     for sampler in ["traceidratio", "parentbased_traceidratio"] {
         assert_eq!(kept(sampler, "0", 20).await, 0, "{sampler}");
@@ -229,23 +232,23 @@ async fn a_ratio_of_the_traces_is_kept_and_those_are_whole() {
 async fn the_exporter_that_the_specification_names_is_honoured() {
     let collector = Collector::start().await;
     let silent = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "none").start().await;
-    let _served = silent.nobody().get(PUBLIC).header("x-correlation-id", "kept-here").await.is(200);
+    let _served = silent.anonymous().get(PUBLIC).header("x-correlation-id", "kept-here").await.is(200);
     let line = silent.logs_that("the access line", |line| line["correlation_id"] == "kept-here").await;
     assert!(line["trace_id"].is_string(), "logs still have the ids: {line:#}");
-    assert!(silent.terminate().await.success(), "what is under way would be sent before the end");
+    assert!(silent.terminate().await.success(), "ended spans would be sent before the exit");
     assert_eq!(collector.requests(), 0);
 
     let sending = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "otlp").start().await;
-    let _served = sending.nobody().get(PUBLIC).header("x-correlation-id", "sent").await.is(200);
-    collector.has_request(PUBLIC, "sent").await;
+    let _served = sending.anonymous().get(PUBLIC).header("x-correlation-id", "sent").await.is(200);
+    collector.wait_for_request(PUBLIC, "sent").await;
 
     let other = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "zipkin").start().await;
     let warned = |line: &Value| {
         line["message"] == "OTEL_TRACES_EXPORTER: ignored zipkin; supported values are otlp and none"
     };
     other.logs_that("a warning", warned).await;
-    let _served = other.nobody().get(PUBLIC).header("x-correlation-id", "sent-too").await.is(200);
-    collector.has_request(PUBLIC, "sent-too").await;
+    let _served = other.anonymous().get(PUBLIC).header("x-correlation-id", "sent-too").await.is(200);
+    collector.wait_for_request(PUBLIC, "sent-too").await;
 }
 
 #[tokio::test]
@@ -254,9 +257,9 @@ async fn an_untrusted_caller_is_linked_and_a_trusted_proxy_is_joined() {
     let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let unsampled = format!("00-{trace}-00f067aa0ba902b7-00");
-    let ask = |id: &str| service.nobody().get(PUBLIC).header("x-correlation-id", id);
-    let _hiding = ask("hiding").header("traceparent", &unsampled).await.is(200);
-    let hiding = collector.has_request(PUBLIC, "hiding").await;
+    let request = |id: &str| service.anonymous().get(PUBLIC).header("x-correlation-id", id);
+    let _hiding = request("hiding").header("traceparent", &unsampled).await.is(200);
+    let hiding = collector.wait_for_request(PUBLIC, "hiding").await;
     assert_eq!(hiding.parent_id, "", "a new trace");
     assert_ne!(hiding.trace_id, trace);
     let links: Vec<_> =
@@ -264,11 +267,11 @@ async fn an_untrusted_caller_is_linked_and_a_trusted_proxy_is_joined() {
     assert_eq!(links, [(trace, "00f067aa0ba902b7")]);
 
     let trusting = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
-    let ask = |id: &str| trusting.nobody().get(PUBLIC).header("x-correlation-id", id);
-    let _unsampled = ask("unsampled").header("traceparent", &unsampled).await.is(200);
+    let request = |id: &str| trusting.anonymous().get(PUBLIC).header("x-correlation-id", id);
+    let _unsampled = request("unsampled").header("traceparent", &unsampled).await.is(200);
     let sampled = format!("00-{trace}-00f067aa0ba902b7-01");
-    let _sampled = ask("sampled").header("traceparent", &sampled).await.is(200);
-    let sampled = collector.has_request(PUBLIC, "sampled").await;
+    let _sampled = request("sampled").header("traceparent", &sampled).await.is(200);
+    let sampled = collector.wait_for_request(PUBLIC, "sampled").await;
     assert_eq!((sampled.trace_id.as_str(), sampled.parent_id.as_str()), (trace, "00f067aa0ba902b7"));
     assert!(sampled.links.is_empty());
     assert!(
@@ -288,24 +291,24 @@ async fn only_the_configured_propagators_are_read() {
         .setting("TRUSTED_PROXIES", "127.0.0.0/8")
         .start()
         .await;
-    let ask = |id: &str| service.nobody().get(PUBLIC).header("x-correlation-id", id);
+    let request = |id: &str| service.anonymous().get(PUBLIC).header("x-correlation-id", id);
     let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-    let _b3 = ask("b3").header("b3", &format!("{trace}-{parent}-1")).await.is(200);
-    let multiple = ask("b3multi").header("x-b3-traceid", trace).header("x-b3-spanid", parent);
+    let _b3 = request("b3").header("b3", &format!("{trace}-{parent}-1")).await.is(200);
+    let multiple = request("b3multi").header("x-b3-traceid", trace).header("x-b3-spanid", parent);
     let _multiple = multiple.await.is(200);
-    let _jaeger = ask("jaeger").header("uber-trace-id", &format!("{trace}:{parent}:0:1")).await.is(200);
-    let _w3c = ask("w3c").header("traceparent", &format!("00-{trace}-{parent}-01")).await.is(200);
+    let _jaeger = request("jaeger").header("uber-trace-id", &format!("{trace}:{parent}:0:1")).await.is(200);
+    let _w3c = request("w3c").header("traceparent", &format!("00-{trace}-{parent}-01")).await.is(200);
     for id in ["b3", "b3multi", "jaeger"] {
-        let request = collector.has_request(PUBLIC, id).await;
+        let request = collector.wait_for_request(PUBLIC, id).await;
         assert_eq!((request.trace_id.as_str(), request.parent_id.as_str()), (trace, parent), "{id}");
     }
-    assert_ne!(collector.has_request(PUBLIC, "w3c").await.trace_id, trace);
+    assert_ne!(collector.wait_for_request(PUBLIC, "w3c").await.trace_id, trace);
 }
 
 #[tokio::test]
 async fn logs_have_trace_ids_without_a_collector_unless_disabled() {
     let line = async |service: &Service| {
-        let _served = service.nobody().get(PUBLIC).header("x-correlation-id", "seen").await.is(200);
+        let _served = service.anonymous().get(PUBLIC).header("x-correlation-id", "seen").await.is(200);
         service.logs_that("the access line", |line| line["correlation_id"] == "seen").await
     };
     let untraced = line(&service().await).await;

@@ -67,7 +67,7 @@ function verdict() {
     h("p", { class: `verdict ${books.holds ? "good" : "bad"}`, id: "books" }, books.holds ? "All invariants hold" : found ? "Invariants are violated" : "Reconciliation failed"),
     found ? h("dl", { class: "numbers" }, numbers(found).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))) : h("p", {}, books.says),
     found?.violations.map((violation) => h("p", { class: "bad" }, violation.rule, ": ", violation.detail)),
-    found?.untold > 0 && h("p", { class: "bad" }, `and ${number(found.untold)} more`),
+    found?.unreported > 0 && h("p", { class: "bad" }, `and ${number(found.unreported)} more`),
     h("p", { class: "muted" }, `${BOOKS[0]} every 30 seconds, last at ${clock(books.at)}: ${BOOKS[1]}`),
   ];
 }

@@ -56,7 +56,7 @@ impl FailoverReport {
         }
     }
 
-    /// Returns whether nobody was charged twice, and all responses followed the API contract.
+    /// Returns whether no customer was charged twice, and all responses followed the API contract.
     pub(super) fn holds(&self) -> bool {
         self.double_charges == 0 && self.unexpected.is_empty()
     }

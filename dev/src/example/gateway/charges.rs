@@ -14,7 +14,7 @@ pub(super) struct ChargeRequest {
 
 impl ChargeRequest {
     /// Returns the validation error, if any.
-    pub(super) fn mistake(&self) -> Option<&'static str> {
+    pub(super) fn validation_error(&self) -> Option<&'static str> {
         if self.amount <= 0 {
             return Some("amount must be a positive number of minor units");
         }
@@ -34,7 +34,7 @@ pub(super) struct RefundRequest {
 
 impl RefundRequest {
     /// Returns the validation error, if any.
-    pub(super) fn mistake(&self) -> Option<&'static str> {
+    pub(super) fn validation_error(&self) -> Option<&'static str> {
         (self.amount <= 0).then_some("amount must be a positive number of minor units")
     }
 }
@@ -150,7 +150,7 @@ pub enum PaymentMethod {
 
 impl PaymentMethod {
     /// Returns the status with which the `nth` request under a key (from 1) is rejected before any effect.
-    pub(super) fn turns_away(self, nth: u32) -> Option<u16> {
+    pub(super) fn rejects(self, nth: u32) -> Option<u16> {
         match self {
             Self::Error if nth <= 3 => Some(500),
             Self::Flaky if nth % 2 == 1 => Some(503),

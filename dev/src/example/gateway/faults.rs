@@ -25,7 +25,7 @@ pub struct Faults {
     /// Delay added to every response, in milliseconds.
     pub latency_ms: u64,
     /// Executes requests and holds back the responses until this is switched off.
-    pub hold_answers: bool,
+    pub hold_responses: bool,
     /// Fraction of requests that are executed and then have their connection cut before the response.
     pub cut_rate: f64,
     /// Fraction of requests that are executed and then receive a malformed response.
@@ -68,7 +68,7 @@ impl Default for Faults {
             retry_after: String::new(),
             decline_rate: 0.0,
             latency_ms: 0,
-            hold_answers: false,
+            hold_responses: false,
             cut_rate: 0.0,
             spoil_rate: 0.0,
             spoil: Malformation::Garbage,
@@ -85,7 +85,7 @@ impl Default for Faults {
 
 impl Faults {
     /// Returns the validation error, if any.
-    pub(super) fn mistake(&self) -> Option<&'static str> {
+    pub(super) fn validation_error(&self) -> Option<&'static str> {
         let rates = [
             self.error_rate,
             self.error_rate_after_charge,
@@ -112,7 +112,7 @@ pub(super) struct RequestFaults {
     pub(super) error_status: u16,
     pub(super) retry_after: Option<HeaderValue>,
     pub(super) cut: bool,
-    pub(super) spoiled: Option<Malformation>,
+    pub(super) malformation: Option<Malformation>,
     pub(super) decline: Option<DeclineCode>,
     pub(super) latency: Duration,
 }
@@ -131,29 +131,29 @@ impl FaultGenerator {
     }
 
     /// Draws the faults of a page with at most `limit` entries.
-    pub(super) fn throw_for_page(&mut self, faults: &Faults, limit: usize) -> PageFaults {
-        let mut strikes = |rate: f64| self.listing.random::<f64>() < rate;
+    pub(super) fn draw_for_page(&mut self, faults: &Faults, limit: usize) -> PageFaults {
+        let mut occurs = |rate: f64| self.listing.random::<f64>() < rate;
         PageFaults {
-            lost: strikes(faults.list_lost_page_rate),
-            repeats_last_entry: strikes(faults.list_repeat_rate),
-            reordered: strikes(faults.list_reorder_rate),
-            omitted: (0..limit).map(|_| strikes(faults.list_omit_rate)).collect(),
+            lost: occurs(faults.list_lost_page_rate),
+            repeats_last_entry: occurs(faults.list_repeat_rate),
+            reordered: occurs(faults.list_reorder_rate),
+            omitted: (0..limit).map(|_| occurs(faults.list_omit_rate)).collect(),
         }
     }
 
-    pub(super) fn throw(&mut self, faults: &Faults) -> RequestFaults {
+    pub(super) fn draw(&mut self, faults: &Faults) -> RequestFaults {
         const DECLINES: [DeclineCode; 4] = [
             DeclineCode::InsufficientFunds,
             DeclineCode::CardExpired,
             DeclineCode::FraudSuspected,
             DeclineCode::DoNotHonor,
         ];
-        let mut strikes = |rate: f64| self.rng.random::<f64>() < rate;
-        let error_before = strikes(faults.error_rate);
-        let error_after = strikes(faults.error_rate_after_charge);
-        let cut = strikes(faults.cut_rate);
-        let declined = strikes(faults.decline_rate);
-        let spoiled = strikes(faults.spoil_rate);
+        let mut occurs = |rate: f64| self.rng.random::<f64>() < rate;
+        let error_before = occurs(faults.error_rate);
+        let error_after = occurs(faults.error_rate_after_charge);
+        let cut = occurs(faults.cut_rate);
+        let declined = occurs(faults.decline_rate);
+        let malformation = occurs(faults.spoil_rate);
         let code = DECLINES.get(self.rng.random_range(0..DECLINES.len())).copied();
         RequestFaults {
             error_before,
@@ -161,7 +161,7 @@ impl FaultGenerator {
             error_status: faults.error_status,
             retry_after: HeaderValue::from_str(&faults.retry_after).ok().filter(|value| !value.is_empty()),
             cut,
-            spoiled: spoiled.then_some(faults.spoil),
+            malformation: malformation.then_some(faults.spoil),
             decline: code.filter(|_| declined),
             latency: Duration::from_millis(faults.latency_ms),
         }

@@ -40,7 +40,7 @@ pub struct Counts {
     pub payments_charged: usize,
     pub refunds_succeeded: usize,
     pub refunds_failed: usize,
-    /// Number of the client's distinct successful refunds.
+    /// Number of distinct refunds of the client that succeeded.
     pub refunds_made: usize,
 }
 
@@ -103,7 +103,7 @@ impl Ledger {
     }
 }
 
-/// A client's request under a key. The same key with any difference is a different request.
+/// A client's request under a key. A request with another path or body is a different request, even under the same key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KeyedRequest {
     pub(super) key: String,
@@ -124,8 +124,8 @@ impl KeyedRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) at: DateTime<Utc>,
-    /// Absent for an entry without a request.
-    pub(super) asked: Option<KeyedRequest>,
+    /// `None` for an entry that a test recorded without a request.
+    pub(super) keyed: Option<KeyedRequest>,
     pub(super) done: LedgerEntry,
 }
 

@@ -1,7 +1,7 @@
 //! The listing of charges and refunds by their time of creation, page by page, and its faults.
 //!
-//! A real gateway's listing is a separate index of its ledger: an entry may be late, missing, repeated or in the wrong
-//! place. The faults imitate this. The ledger itself, and the listing by reference, are always correct.
+//! A real gateway's listing is a separate index of its ledger: an entry may be late, missing, repeated or out of
+//! order. The faults imitate this. The ledger itself, and the listing by reference, are always correct.
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

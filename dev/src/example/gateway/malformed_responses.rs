@@ -27,7 +27,7 @@ pub enum Malformation {
     Nul,
     /// An id with half of a surrogate pair, which is invalid text.
     Surrogate,
-    /// An unknown status in a list. Other responses are correct.
+    /// A record with an unknown status, in the responses of lists only.
     Record,
     /// An id of 20 000 characters.
     Long,
@@ -51,7 +51,7 @@ impl Malformation {
         }
         let (mut parts, body) = response.into_parts();
         let body = to_bytes(body, HUGE_BODY_BYTES).await.unwrap_or_default();
-        let spoiled = match self {
+        let malformed = match self {
             Self::Garbage => "<html><body>200 OK</body></html>".to_owned(),
             Self::Huge => format!("{{\"data\":[],\"padding\":\"{}\"}}", "x".repeat(HUGE_BODY_BYTES)),
             Self::Surrogate => String::from_utf8_lossy(&body).replace("\"id\":\"", "\"id\":\"\\ud800"),
@@ -67,7 +67,7 @@ impl Malformation {
                     }
                     data.append(&mut falsified);
                 }
-                answer.to_string()
+                response.to_string()
             }
             Self::Amount | Self::Currency | Self::Reference | Self::Nul | Self::Long | Self::Missing => {
                 let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -75,12 +75,12 @@ impl Malformation {
                 answer.to_string()
             }
         };
-        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(spoiled.len()));
-        Response::from_parts(parts, Body::from(spoiled))
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(malformed.len()));
+        Response::from_parts(parts, Body::from(malformed))
     }
 
-    fn falsify(self, answer: &mut Value) {
-        match answer {
+    fn falsify(self, response: &mut Value) {
+        match response {
             Value::Array(items) => items.iter_mut().for_each(|item| self.falsify(item)),
             Value::Object(fields) => {
                 if self == Self::Missing {
@@ -89,7 +89,7 @@ impl Malformation {
                 for (name, value) in fields {
                     match (self, name.as_str()) {
                         (Self::Amount, "amount") => *value = (value.as_i64().unwrap_or_default() + 1).into(),
-                        // ISO 4217's code for tests, which no order uses.
+                        // `XTS` is the currency code for tests in ISO 4217, so no order has it.
                         (Self::Currency, "currency") => *value = "XTS".into(),
                         (Self::Nul, "id") => *value = "ch_\0".into(),
                         (Self::Long, "id") => *value = "x".repeat(LONG_ID_BYTES).into(),

@@ -7,18 +7,18 @@
 //! response changes the ledger.
 //!
 //! It runs for days with `cargo dev`, so its memory is bounded. Recent requests are bounded by count and bytes
-//! ([`requests`]), idempotency keys by their lifetime ([`books`]). The ledger grows without bound, by less than 200
+//! ([`requests`]), idempotency keys by their lifetime ([`state`]). The ledger grows without bound, by less than 200
 //! bytes per charge ([`ledger`]).
 //!
 //! - [`charges`]: charges, refunds, and the behaviour of each test payment method
 //! - [`ledger`]: the executed charges and refunds, in memory and in a file
-//! - [`books`]: idempotency keys, and the decision about each request
+//! - [`state`]: idempotency keys, and the decision about each request
 //! - [`faults`]: faults, and the seeded random generator that selects the affected requests
 //! - `listing`: the listing by time of creation, and its faults
 //! - [`requests`]: the received requests, for inspection by tests
 //! - [`routes`]: the API
 //! - [`server`]: the socket
-//! - [`spoiling`]: malformed responses
+//! - [`malformed_responses`]: malformed responses
 //! - [`webhooks`]: signing and delivering events
 mod charges;
 mod faults;
@@ -85,7 +85,7 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy)]
 pub struct Timings {
     /// Delay of the response to `pm_card_slow`.
-    pub slow_answer: Duration,
+    pub slow_response: Duration,
     /// Delay between a charge or refund and its webhook.
     pub webhook_delay: Duration,
     /// The delay while webhooks are late.
@@ -99,7 +99,7 @@ pub struct Timings {
 impl Default for Timings {
     fn default() -> Self {
         Self {
-            slow_answer: Duration::from_secs(30),
+            slow_response: Duration::from_secs(30),
             webhook_delay: Duration::from_millis(100),
             webhook_lateness: Duration::from_secs(20),
             webhook_backoff: Duration::from_millis(500),
@@ -139,7 +139,7 @@ pub enum Error {
 struct Gateway {
     api_key: String,
     timings: Timings,
-    books: Mutex<GatewayState>,
+    state: Mutex<GatewayState>,
     faults: watch::Sender<Faults>,
     dice: Mutex<FaultGenerator>,
     requests: Mutex<RecentEntries<RecordedRequest>>,
@@ -154,7 +154,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn happened(&self) {
+    fn notify(&self) {
         self.changed.send_replace(());
     }
 
@@ -164,8 +164,8 @@ impl Gateway {
         self.faults.send_replace(faults);
     }
 
-    fn hold_answers(&self, hold: bool) {
-        self.faults.send_modify(|faults| faults.hold_answers = hold);
+    fn hold_responses(&self, hold: bool) {
+        self.faults.send_modify(|faults| faults.hold_responses = hold);
     }
 }
 
@@ -196,7 +196,7 @@ impl Simulator {
 
     /// Starts a simulator with the given timings.
     pub async fn start_with(settings: Settings, timings: Timings) -> Result<Self, Error> {
-        let books = match settings.ledger_file {
+        let state = match settings.ledger_file {
             None => GatewayState::default(),
             Some(path) => GatewayState::open(path)?,
         };
@@ -213,7 +213,7 @@ impl Simulator {
         let gateway = Arc::new(Gateway {
             api_key: settings.api_key,
             timings,
-            books: Mutex::new(books),
+            state: Mutex::new(state),
             dice: Mutex::new(FaultGenerator::new(faults.seed)),
             faults: watch::Sender::new(faults),
             requests: Mutex::default(),
@@ -256,9 +256,9 @@ impl Simulator {
         for task in tasks {
             let _ = task.await;
         }
-        // A cut request may still be running on another thread. Closing the books prevents further writes, so that the
+        // A cut request may still be running on another thread. Closing the state prevents further writes, so that the
         // next simulator is the only writer of this ledger file.
-        lock(&self.gateway.books).close();
+        lock(&self.gateway.state).close();
     }
 
     /// Returns the control of the current faults.
@@ -268,23 +268,23 @@ impl Simulator {
 
     /// Executes and records further requests, and holds back their responses.
     pub fn hold_responses(&self) {
-        self.gateway.hold_answers(true);
+        self.gateway.hold_responses(true);
     }
 
     /// Releases the held responses.
     pub fn release(&self) {
-        self.gateway.hold_answers(false);
+        self.gateway.hold_responses(false);
     }
 
     /// Returns the current ledger.
     pub fn ledger(&self) -> Ledger {
-        lock(&self.gateway.books).ledger().clone()
+        lock(&self.gateway.state).ledger().clone()
     }
 
     /// Returns the charges for a payment, including declined ones. More than one successful charge is the error that
     /// this design prevents.
     pub fn charges_for(&self, reference: Uuid) -> Vec<Charge> {
-        lock(&self.gateway.books).ledger().charges_for(reference).cloned().collect()
+        lock(&self.gateway.state).ledger().charges_for(reference).cloned().collect()
     }
 
     /// Records a charge without a request: a second charge, or one of a different amount.
@@ -303,8 +303,8 @@ impl Simulator {
     }
 
     fn enter(&self, created: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
-        lock(&self.gateway.books).enter(created, done)?;
-        self.gateway.happened();
+        lock(&self.gateway.state).enter(created, done)?;
+        self.gateway.notify();
         Ok(())
     }
 
@@ -327,7 +327,7 @@ impl Simulator {
         mut expected: impl FnMut(&Ledger) -> bool,
         deadline: Duration,
     ) -> Result<(), Error> {
-        self.wait_until(|simulator| expected(lock(&simulator.gateway.books).ledger()), deadline).await
+        self.wait_until(|simulator| expected(lock(&simulator.gateway.state).ledger()), deadline).await
     }
 
     /// Waits until the simulator's state (requests, events, deliveries, ledger) satisfies the condition.
@@ -349,7 +349,7 @@ impl Simulator {
     /// Expires every idempotency key, as if 24 hours had passed. The ledger is unchanged, and a request with an old key
     /// charges again.
     pub fn forget_keys(&self) {
-        lock(&self.gateway.books).forget_keys();
+        lock(&self.gateway.state).forget_keys();
     }
 
     /// Returns the latest events in order of creation, delivered or not.

@@ -4,7 +4,7 @@
 //! - the record of requests
 //! - the fault that rejects requests
 //! - the check of the API key
-//! - the decision in the books
+//! - the decision about the request ([`super::state`])
 //! - the faults that delay, malform or lose the response
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ use super::{
     lock,
     requests::RecordedRequest,
     server::CutConnection,
-    state::{Outcome, Refusal},
+    state::{Outcome, Rejection},
     webhooks::{self, Event},
 };
 
@@ -45,7 +45,7 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), authenticate))
         // An outage affects the health check too.
         .route("/healthz", get(healthz))
-        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), suffer_faults))
+        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), apply_faults))
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), record));
     Router::new()
         .route("/ledger", get(ledger))
@@ -67,13 +67,13 @@ impl ErrorResponse {
     }
 }
 
-impl From<Refusal> for ErrorResponse {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::TurnedAway(status) => Self(status, "the gateway is unavailable".to_owned()),
-            Refusal::KeyReused => Self(409, "the Idempotency-Key was used for another request".to_owned()),
-            Refusal::NoSuchCharge => Self(404, "the charge does not exist".to_owned()),
-            Refusal::Broken(error) => Self(500, error.to_string()),
+impl From<Rejection> for ErrorResponse {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::ByPaymentMethod(status) => Self(status, "the gateway is unavailable".to_owned()),
+            Rejection::KeyReused => Self(409, "the Idempotency-Key was used for another request".to_owned()),
+            Rejection::NoSuchCharge => Self(404, "the charge does not exist".to_owned()),
+            Rejection::Broken(error) => Self(500, error.to_string()),
         }
     }
 }
@@ -106,35 +106,37 @@ async fn record(
         baggage: text(&parts.headers, "baggage"),
         body: String::from_utf8_lossy(&body).into_owned(),
     });
-    gateway.happened();
+    gateway.notify();
     Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
 }
 
-async fn suffer_faults(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+async fn apply_faults(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     let faults = gateway.faults.borrow().clone();
-    let fate = lock(&gateway.dice).throw(&faults);
-    request.extensions_mut().insert(fate.clone());
+    let faults_of_request = lock(&gateway.dice).draw(&faults);
+    request.extensions_mut().insert(faults_of_request.clone());
     let on_purpose = || {
-        let mut refused =
-            ErrorResponse(fate.error_status, "the gateway failed because of an injected fault".to_owned())
-                .into_response();
-        if let Some(retry_after) = fate.retry_after.clone() {
-            refused.headers_mut().insert(header::RETRY_AFTER, retry_after);
+        let mut rejected = ErrorResponse(
+            faults_of_request.error_status,
+            "the gateway failed because of an injected fault".to_owned(),
+        )
+        .into_response();
+        if let Some(retry_after) = faults_of_request.retry_after.clone() {
+            rejected.headers_mut().insert(header::RETRY_AFTER, retry_after);
         }
-        refused
+        rejected
     };
 
-    let mut response = if fate.error_before { on_purpose() } else { next.run(request).await };
-    if fate.error_after && response.status() == StatusCode::CREATED {
+    let mut response = if faults_of_request.error_before { on_purpose() } else { next.run(request).await };
+    if faults_of_request.error_after && response.status() == StatusCode::CREATED {
         response = on_purpose();
     }
-    if let Some(spoil) = fate.spoiled {
+    if let Some(spoil) = faults_of_request.malformation {
         response = spoil.spoil(response).await;
     }
-    tokio::time::sleep(fate.latency).await;
+    tokio::time::sleep(faults_of_request.latency).await;
     // `gateway` owns the sender, so the wait ends only when the responses are released.
-    let _ = gateway.faults.subscribe().wait_for(|faults| !faults.hold_answers).await;
-    if fate.cut {
+    let _ = gateway.faults.subscribe().wait_for(|faults| !faults.hold_responses).await;
+    if faults_of_request.cut {
         response.extensions_mut().insert(CutConnection);
     }
     response
@@ -145,13 +147,13 @@ async fn authenticate(State(gateway): State<Arc<Gateway>>, request: Request, nex
     if text(request.headers(), header::AUTHORIZATION.as_str()).is_some_and(|given| given == expected) {
         return next.run(request).await;
     }
-    let refused = ErrorResponse(401, "Authorization: Bearer API_KEY is required".to_owned());
-    ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response()
+    let rejected = ErrorResponse(401, "Authorization: Bearer API_KEY is required".to_owned());
+    ([(header::WWW_AUTHENTICATE, "Bearer")], rejected).into_response()
 }
 
 /// A validated request that moves money.
 struct Order<T> {
-    asked: KeyedRequest,
+    keyed: KeyedRequest,
     request: T,
     correlation_id: Option<String>,
 }
@@ -164,24 +166,27 @@ impl<T: DeserializeOwned> Order<T> {
         let request = parse(body)?;
         let body = std::str::from_utf8(body).map_err(|error| ErrorResponse::malformed(&error))?.to_owned();
         let correlation_id = text(headers, "x-correlation-id");
-        Ok(Self { asked: KeyedRequest { key, path, body }, request, correlation_id })
+        Ok(Self { keyed: KeyedRequest { key, path, body }, request, correlation_id })
     }
 }
 
 async fn charge(
     State(gateway): State<Arc<Gateway>>,
-    Extension(fate): Extension<RequestFaults>,
+    Extension(faults_of_request): Extension<RequestFaults>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ErrorResponse> {
     let order = Order::<ChargeRequest>::parse("/v1/charges".to_owned(), &headers, &body)?;
-    order.request.mistake().map_or(Ok(()), |mistake| Err(ErrorResponse::invalid(&mistake)))?;
+    order
+        .request
+        .validation_error()
+        .map_or(Ok(()), |validation_error| Err(ErrorResponse::invalid(&validation_error)))?;
     decide(gateway, move |gateway| {
-        let outcome = lock(&gateway.books).charge(
-            order.asked,
+        let outcome = lock(&gateway.state).charge(
+            order.keyed,
             &order.request,
-            fate.decline,
-            gateway.timings.slow_answer,
+            faults_of_request.decline,
+            gateway.timings.slow_response,
         )?;
         if outcome.is_new {
             announce(gateway, Event::of_charge(&outcome.done), order.correlation_id);
@@ -198,9 +203,12 @@ async fn refund(
     body: Bytes,
 ) -> Result<Response, ErrorResponse> {
     let order = Order::<RefundRequest>::parse(format!("/v1/charges/{charge_id}/refunds"), &headers, &body)?;
-    order.request.mistake().map_or(Ok(()), |mistake| Err(ErrorResponse::invalid(&mistake)))?;
+    order
+        .request
+        .validation_error()
+        .map_or(Ok(()), |validation_error| Err(ErrorResponse::invalid(&validation_error)))?;
     decide(gateway, move |gateway| {
-        let outcome = lock(&gateway.books).refund(order.asked, &charge_id, &order.request)?;
+        let outcome = lock(&gateway.state).refund(order.keyed, &charge_id, &order.request)?;
         if outcome.is_new {
             announce(gateway, Event::of_refund(&outcome.done), order.correlation_id);
         }
@@ -219,12 +227,12 @@ fn announce(gateway: &Gateway, event: Result<Event, super::Error>, correlation_i
 /// client disconnects. The response is sent when it is due.
 async fn decide<T: Serialize + Send + 'static>(
     gateway: Arc<Gateway>,
-    decision: impl FnOnce(&Gateway) -> Result<Outcome<T>, Refusal> + Send + 'static,
+    decision: impl FnOnce(&Gateway) -> Result<Outcome<T>, Rejection> + Send + 'static,
 ) -> Result<Response, ErrorResponse> {
     let outcome = tokio::task::spawn_blocking(move || decision(&gateway))
         .await
         .map_err(|failed| ErrorResponse(500, failed.to_string()))??;
-    match outcome.answer_at {
+    match outcome.respond_at {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
     }
@@ -247,12 +255,12 @@ async fn charges(
 ) -> Result<Response, ErrorResponse> {
     Ok(match query.validate().map_err(|why| ErrorResponse::malformed(&why))? {
         ListRequest::ByReference(reference) => {
-            let data: Vec<Charge> = lock(&gateway.books).ledger().charges_for(reference).cloned().collect();
+            let data: Vec<Charge> = lock(&gateway.state).ledger().charges_for(reference).cloned().collect();
             Json(ListResponse { data }).into_response()
         }
         ListRequest::Page(request) => {
-            let (delay, faults) = throw_for_page(&gateway, &request);
-            Json(lock(&gateway.books).list_charges(&request, delay, &faults)).into_response()
+            let (delay, faults) = draw_for_page(&gateway, &request);
+            Json(lock(&gateway.state).list_charges(&request, delay, &faults)).into_response()
         }
     })
 }
@@ -263,21 +271,21 @@ async fn refunds(
 ) -> Result<Response, ErrorResponse> {
     Ok(match query.validate().map_err(|why| ErrorResponse::malformed(&why))? {
         ListRequest::ByReference(reference) => {
-            let data: Vec<Refund> = lock(&gateway.books).ledger().refunds_for(reference).cloned().collect();
+            let data: Vec<Refund> = lock(&gateway.state).ledger().refunds_for(reference).cloned().collect();
             Json(ListResponse { data }).into_response()
         }
         ListRequest::Page(request) => {
-            let (delay, faults) = throw_for_page(&gateway, &request);
-            Json(lock(&gateway.books).list_refunds(&request, delay, &faults)).into_response()
+            let (delay, faults) = draw_for_page(&gateway, &request);
+            Json(lock(&gateway.state).list_refunds(&request, delay, &faults)).into_response()
         }
     })
 }
 
 /// Returns the time for which new objects are missing in a page, and the page's other faults.
-fn throw_for_page(gateway: &Gateway, request: &PageRequest) -> (TimeDelta, PageFaults) {
+fn draw_for_page(gateway: &Gateway, request: &PageRequest) -> (TimeDelta, PageFaults) {
     let faults = gateway.faults.borrow().clone();
     let delay = TimeDelta::milliseconds(faults.list_delay_ms.into());
-    (delay, lock(&gateway.dice).throw_for_page(&faults, request.limit))
+    (delay, lock(&gateway.dice).draw_for_page(&faults, request.limit))
 }
 
 async fn healthz() -> Json<serde_json::Value> {
@@ -307,8 +315,8 @@ impl Default for References {
 
 /// Returns charges, refunds and their counts: the whole ledger, or the part with the requested references. The range
 /// allows a reconciliation page by page.
-async fn ledger(State(gateway): State<Arc<Gateway>>, Query(asked): Query<References>) -> Json<LedgerPage> {
-    let ledger = lock(&gateway.books).ledger().of(asked.from..=asked.through);
+async fn ledger(State(gateway): State<Arc<Gateway>>, Query(keyed): Query<References>) -> Json<LedgerPage> {
+    let ledger = lock(&gateway.state).ledger().of(keyed.from..=keyed.through);
     Json(LedgerPage { counts: ledger.counts(), ledger })
 }
 
@@ -319,8 +327,8 @@ async fn show_faults(State(gateway): State<Arc<Gateway>>) -> Json<Faults> {
 /// Replaces the faults. Fields missing in the body take their defaults.
 async fn set_faults(State(gateway): State<Arc<Gateway>>, body: Bytes) -> Result<Json<Faults>, ErrorResponse> {
     let faults: Faults = parse(&body)?;
-    if let Some(mistake) = faults.mistake() {
-        return Err(ErrorResponse::invalid(&mistake));
+    if let Some(validation_error) = faults.validation_error() {
+        return Err(ErrorResponse::invalid(&validation_error));
     }
     gateway.set_faults(faults.clone());
     Ok(Json(faults))

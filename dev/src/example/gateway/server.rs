@@ -48,8 +48,8 @@ pub(super) async fn run(listener: TcpListener, router: Router, mut stop: watch::
 async fn serve(stream: TcpStream, router: Router) {
     let router = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let answer = router.call(request);
-        async move { answer.await.map_or_else(|never| match never {}, cut_or_answer) }
+        let response = router.call(request);
+        async move { response.await.map_or_else(|never| match never {}, cut_or_respond) }
     });
     let _ = stream.set_nodelay(true);
     // The client sees every outcome of the connection, so the server reports none.
@@ -58,6 +58,6 @@ async fn serve(stream: TcpStream, router: Router) {
 
 /// Returns the response, or an error for a connection to cut. hyper closes a connection without a response when its
 /// service fails.
-fn cut_or_answer(response: Response) -> Result<Response, CutConnection> {
+fn cut_or_respond(response: Response) -> Result<Response, CutConnection> {
     if response.extensions().get::<CutConnection>().is_some() { Err(CutConnection) } else { Ok(response) }
 }

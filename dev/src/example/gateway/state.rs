@@ -30,9 +30,9 @@ const SWEEP_INTERVAL: TimeDelta = TimeDelta::minutes(10);
 
 /// The reason why a request had no effect.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum Rejection {
     /// The payment method rejects the request with this status.
-    TurnedAway(u16),
+    ByPaymentMethod(u16),
     /// The key belongs to a different request.
     KeyReused,
     /// The charge does not exist.
@@ -48,7 +48,7 @@ pub(super) struct Outcome<T> {
     /// True if this request created the result.
     pub(super) is_new: bool,
     /// Time of the response to this request and to every other request with the same key. `None` means never.
-    pub(super) answer_at: Option<Instant>,
+    pub(super) respond_at: Option<Instant>,
     /// The status in place of a 201, if the payment method hides the result.
     pub(super) hidden_by: Option<u16>,
 }
@@ -80,18 +80,18 @@ pub(super) struct GatewayState {
 }
 
 impl GatewayState {
-    /// Opens the books with the entries of the file, and appends to the file from then on.
+    /// Reads the entries of the file, and appends further entries to it.
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
-        let mut books = Self::default();
-        let journal = Journal::open(path, |Entry { at, asked, done }| {
-            let done = Some(books.enter_at(at, done));
-            if let Some(asked) = asked.filter(|_| !is_over(at, Utc::now())) {
-                let digest = asked.digest();
-                books.keys.insert(asked.key, Key { digest, since: at, uses: 1, done, due: Instant::now() });
+        let mut state = Self::default();
+        let journal = Journal::open(path, |Entry { at, keyed, done }| {
+            let done = Some(state.enter_at(at, done));
+            if let Some(keyed) = keyed.filter(|_| !is_expired(at, Utc::now())) {
+                let digest = keyed.digest();
+                state.keys.insert(keyed.key, Key { digest, since: at, uses: 1, done, due: Instant::now() });
             }
         })?;
-        books.journal = Some(journal);
-        Ok(books)
+        state.journal = Some(journal);
+        Ok(state)
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -131,88 +131,88 @@ impl GatewayState {
     /// Executes a charge, unless it was already executed under this key.
     pub(super) fn charge(
         &mut self,
-        asked: KeyedRequest,
+        keyed: KeyedRequest,
         request: &ChargeRequest,
         decline: Option<DeclineCode>,
-        slow_answer: Duration,
-    ) -> Result<Outcome<Charge>, Refusal> {
+        slow_response: Duration,
+    ) -> Result<Outcome<Charge>, Rejection> {
         let method = request.payment_method;
-        let patience = if method == PaymentMethod::Slow { slow_answer } else { Duration::ZERO };
-        let key = self.claim(&asked, patience)?;
-        if let Some(status) = method.turns_away(key.uses) {
-            return Err(Refusal::TurnedAway(status));
+        let delay = if method == PaymentMethod::Slow { slow_response } else { Duration::ZERO };
+        let key = self.claim(&keyed, delay)?;
+        if let Some(status) = method.rejects(key.uses) {
+            return Err(Rejection::ByPaymentMethod(status));
         }
-        let answer_at = (method != PaymentMethod::Timeout).then_some(key.due);
+        let respond_at = (method != PaymentMethod::Timeout).then_some(key.due);
         let hidden_by = (method == PaymentMethod::ErrorAfterCharge).then_some(500);
-        if let Some(LedgerIndex::Charge(place)) = key.done
-            && let Some(charge) = self.ledger.charges.get(place).cloned()
+        if let Some(LedgerIndex::Charge(index)) = key.done
+            && let Some(charge) = self.ledger.charges.get(index).cloned()
         {
-            return Ok(Outcome { done: charge, is_new: false, answer_at, hidden_by });
+            return Ok(Outcome { done: charge, is_new: false, respond_at, hidden_by });
         }
         let charge = Charge::new(request, method.decline_code().or(decline));
-        self.carry_out(asked, LedgerEntry::Charge(charge.clone()))?;
-        Ok(Outcome { done: charge, is_new: true, answer_at, hidden_by })
+        self.execute(keyed, LedgerEntry::Charge(charge.clone()))?;
+        Ok(Outcome { done: charge, is_new: true, respond_at, hidden_by })
     }
 
     /// Executes a refund, unless it was already executed under this key. The refund fails if the charge took no money,
     /// or if the sum of refunds would exceed the charge.
     pub(super) fn refund(
         &mut self,
-        asked: KeyedRequest,
+        keyed: KeyedRequest,
         charge_id: &str,
         request: &RefundRequest,
-    ) -> Result<Outcome<Refund>, Refusal> {
-        let charge = self.ledger.charge(charge_id).ok_or(Refusal::NoSuchCharge)?;
+    ) -> Result<Outcome<Refund>, Rejection> {
+        let charge = self.ledger.charge(charge_id).ok_or(Rejection::NoSuchCharge)?;
         let rest = match charge.status {
             ChargeStatus::Succeeded => charge.amount - self.ledger.refunded_amount(charge_id),
             ChargeStatus::Declined => 0,
         };
         let status = if request.amount <= rest { RefundStatus::Succeeded } else { RefundStatus::Failed };
-        let key = self.claim(&asked, Duration::ZERO)?;
-        let answer_at = Some(key.due);
-        if let Some(LedgerIndex::Refund(place)) = key.done
-            && let Some(refund) = self.ledger.refunds.get(place).cloned()
+        let key = self.claim(&keyed, Duration::ZERO)?;
+        let respond_at = Some(key.due);
+        if let Some(LedgerIndex::Refund(index)) = key.done
+            && let Some(refund) = self.ledger.refunds.get(index).cloned()
         {
-            return Ok(Outcome { done: refund, is_new: false, answer_at, hidden_by: None });
+            return Ok(Outcome { done: refund, is_new: false, respond_at, hidden_by: None });
         }
         let refund = Refund::new(request, charge_id, status);
-        self.carry_out(asked, LedgerEntry::Refund(refund.clone()))?;
-        Ok(Outcome { done: refund, is_new: true, answer_at, hidden_by: None })
+        self.execute(keyed, LedgerEntry::Refund(refund.clone()))?;
+        Ok(Outcome { done: refund, is_new: true, respond_at, hidden_by: None })
     }
 
     /// Records a charge or refund without a request, as one that was created at this time.
     pub(super) fn enter(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
-        self.write(Entry { at, asked: None, done }).map(|_| ())
+        self.write(Entry { at, keyed: None, done }).map(|_| ())
     }
 
     /// Counts a use of the key, and rejects the request if the key belongs to a different request. A new or expired key
-    /// is registered, and its response is due after `patience`.
-    fn claim(&mut self, asked: &KeyedRequest, patience: Duration) -> Result<Key, Refusal> {
+    /// is registered, and its response is due after `delay`.
+    fn claim(&mut self, keyed: &KeyedRequest, delay: Duration) -> Result<Key, Rejection> {
         let now = Utc::now();
         if now - self.swept >= SWEEP_INTERVAL {
-            self.keys.retain(|_, key| !is_over(key.since, now));
+            self.keys.retain(|_, key| !is_expired(key.since, now));
             self.swept = now;
         }
-        if self.keys.get(&asked.key).is_some_and(|key| is_over(key.since, now)) {
-            self.keys.remove(&asked.key);
+        if self.keys.get(&keyed.key).is_some_and(|key| is_expired(key.since, now)) {
+            self.keys.remove(&keyed.key);
         }
-        let digest = asked.digest();
-        let due = Instant::now() + patience;
+        let digest = keyed.digest();
+        let due = Instant::now() + delay;
         let new = Key { digest, since: now, uses: 0, done: None, due };
-        let key = self.keys.entry(asked.key.clone()).or_insert(new);
+        let key = self.keys.entry(keyed.key.clone()).or_insert(new);
         if key.digest != digest {
-            return Err(Refusal::KeyReused);
+            return Err(Rejection::KeyReused);
         }
         key.uses += 1;
         Ok(*key)
     }
 
-    fn carry_out(&mut self, asked: KeyedRequest, done: LedgerEntry) -> Result<(), Refusal> {
-        let name = asked.key.clone();
-        let place =
-            self.write(Entry { at: Utc::now(), asked: Some(asked), done }).map_err(Refusal::Broken)?;
+    fn execute(&mut self, keyed: KeyedRequest, done: LedgerEntry) -> Result<(), Rejection> {
+        let name = keyed.key.clone();
+        let index =
+            self.write(Entry { at: Utc::now(), keyed: Some(keyed), done }).map_err(Rejection::Broken)?;
         if let Some(key) = self.keys.get_mut(&name) {
-            key.done = Some(place);
+            key.done = Some(index);
         }
         Ok(())
     }
@@ -228,16 +228,16 @@ impl GatewayState {
     }
 
     fn enter_at(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> LedgerIndex {
-        let place = self.ledger.enter(done);
-        match place {
+        let index = self.ledger.enter(done);
+        match index {
             LedgerIndex::Charge(_) => self.charges_created.push(at),
             LedgerIndex::Refund(_) => self.refunds_created.push(at),
         }
-        place
+        index
     }
 }
 
-fn is_over(since: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+fn is_expired(since: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     now - since >= KEY_LIFETIME
 }
 
@@ -247,9 +247,9 @@ mod tests {
 
     use super::*;
 
-    fn pay(books: &mut GatewayState) {
+    fn pay(state: &mut GatewayState) {
         let reference = Uuid::now_v7();
-        let asked = KeyedRequest {
+        let keyed = KeyedRequest {
             key: reference.to_string(),
             path: "/v1/charges".to_owned(),
             body: "{}".to_owned(),
@@ -260,33 +260,33 @@ mod tests {
             payment_method: PaymentMethod::Ok,
             reference,
         };
-        assert!(books.charge(asked, &request, None, Duration::ZERO).is_ok());
+        assert!(state.charge(keyed, &request, None, Duration::ZERO).is_ok());
     }
 
     #[test]
     fn an_unused_key_is_deleted_when_it_expires() {
-        let mut books = GatewayState::default();
+        let mut state = GatewayState::default();
         for _ in 0..100 {
-            pay(&mut books);
+            pay(&mut state);
         }
-        assert_eq!((books.keys.len(), books.ledger.charges.len()), (100, 100));
+        assert_eq!((state.keys.len(), state.ledger.charges.len()), (100, 100));
 
-        for key in books.keys.values_mut().take(60) {
+        for key in state.keys.values_mut().take(60) {
             key.since -= KEY_LIFETIME;
         }
-        books.swept -= SWEEP_INTERVAL;
-        pay(&mut books);
-        assert_eq!((books.keys.len(), books.ledger.charges.len()), (41, 101));
+        state.swept -= SWEEP_INTERVAL;
+        pay(&mut state);
+        assert_eq!((state.keys.len(), state.ledger.charges.len()), (41, 101));
     }
 
     #[test]
     fn the_documented_size_of_a_charge_holds() {
         let key = Uuid::now_v7().to_string();
         assert!(size_of::<(String, Key)>() + key.len() <= 200, "{}", size_of::<(String, Key)>());
-        let mut books = GatewayState::default();
-        pay(&mut books);
+        let mut state = GatewayState::default();
+        pay(&mut state);
         let texts: usize =
-            books.ledger.charges.iter().map(|charge| charge.id.len() + charge.currency.len()).sum();
+            state.ledger.charges.iter().map(|charge| charge.id.len() + charge.currency.len()).sum();
         assert!(size_of::<Charge>() + texts <= 200, "{}", size_of::<Charge>());
     }
 }

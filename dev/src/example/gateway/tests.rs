@@ -40,7 +40,7 @@ fn settings() -> Settings {
 
 fn quick() -> Timings {
     Timings {
-        slow_answer: Duration::from_millis(300),
+        slow_response: Duration::from_millis(300),
         webhook_delay: Duration::from_millis(1),
         webhook_lateness: Duration::from_millis(300),
         webhook_backoff: Duration::from_millis(5),
@@ -86,13 +86,13 @@ impl Till {
     }
 
     async fn charge(&self, payment: &Payment) -> (u16, Value) {
-        answer(self.post("/v1/charges", &payment.key(), &payment.body()).send().await.unwrap()).await
+        response(self.post("/v1/charges", &payment.key(), &payment.body()).send().await.unwrap()).await
     }
 
     async fn refund(&self, charge_id: &str, refund: Uuid, amount: i64) -> (u16, Value) {
         let body = json!({ "amount": amount, "reference": refund }).to_string();
         let path = format!("/v1/charges/{charge_id}/refunds");
-        answer(self.post(&path, &refund.to_string(), &body).send().await.unwrap()).await
+        response(self.post(&path, &refund.to_string(), &body).send().await.unwrap()).await
     }
 
     async fn charges_of(&self, payment: &Payment) -> Vec<Value> {
@@ -104,7 +104,7 @@ impl Till {
     }
 }
 
-async fn answer(response: reqwest::Response) -> (u16, Value) {
+async fn response(response: reqwest::Response) -> (u16, Value) {
     (response.status().as_u16(), response.json().await.unwrap())
 }
 
@@ -226,7 +226,7 @@ async fn an_invalid_request_is_rejected_and_stores_no_key() {
         ),
     ] {
         let (status, problem) =
-            answer(till.post("/v1/charges", &payment.key(), &body).send().await.unwrap()).await;
+            response(till.post("/v1/charges", &payment.key(), &body).send().await.unwrap()).await;
         assert_eq!(status, expected, "{body}: {problem}");
     }
     assert_eq!(till.charge(&payment).await.0, 201);
@@ -264,14 +264,14 @@ async fn a_duplicate_waits_for_the_response_of_a_slow_card() {
     };
 
     let (first, second) = tokio::join!(till.charge(&payment), second);
-    assert!(begun.elapsed() >= quick().slow_answer);
+    assert!(begun.elapsed() >= quick().slow_response);
     assert_eq!(first, second);
     assert_eq!(first.0, 201);
     assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
 
     let again = Instant::now();
     assert_eq!(till.charge(&payment).await, first);
-    assert!(again.elapsed() < begun.elapsed(), "only the first answer is slow");
+    assert!(again.elapsed() < begun.elapsed(), "only the first response is slow");
 }
 
 #[tokio::test]
@@ -295,7 +295,7 @@ async fn an_error_card_is_charged_by_the_fourth_request() {
     let payment = Payment::by("pm_card_error");
     for _ in 0..3 {
         assert_eq!(till.charge(&payment).await.0, 500);
-        assert!(till.charges_of(&payment).await.is_empty(), "an empty answer blocks no later charge");
+        assert!(till.charges_of(&payment).await.is_empty(), "an empty response blocks no later charge");
     }
     let (status, charge) = till.charge(&payment).await;
     assert_eq!((status, &charge["status"]), (201, &json!("succeeded")));
@@ -358,7 +358,7 @@ async fn refunds_never_exceed_the_charge() {
     assert_eq!(
         till.refund(charge_id, part, 4000).await,
         (201, refund.clone()),
-        "the same key, the same answer"
+        "the same key has the same response"
     );
     assert_eq!(till.refund(charge_id, part, 1).await.0, 409);
     assert_eq!(till.get(&format!("/v1/refunds?reference={part}")).await["data"], json!([refund]));
@@ -367,7 +367,7 @@ async fn refunds_never_exceed_the_charge() {
     assert_eq!((status, &too_much["status"]), (201, &json!("failed")));
     let (status, rest) = till.refund(charge_id, Uuid::now_v7(), 200).await;
     assert_eq!((status, &rest["status"]), (201, &json!("succeeded")));
-    let given_back: i64 = till
+    let refunded_total: i64 = till
         .gateway
         .ledger()
         .refunds
@@ -375,7 +375,7 @@ async fn refunds_never_exceed_the_charge() {
         .filter(|refund| refund.status == RefundStatus::Succeeded)
         .map(|refund| refund.amount)
         .sum();
-    assert_eq!(given_back, 4200);
+    assert_eq!(refunded_total, 4200);
 }
 
 #[tokio::test]
@@ -390,7 +390,7 @@ async fn a_declined_charge_cannot_be_refunded() {
 }
 
 #[tokio::test]
-async fn held_responses_belong_to_made_charges() {
+async fn a_charge_exists_before_its_held_response() {
     let till = Till::open().await;
     let payment = Payment::by("pm_card_ok");
     till.gateway.hold_responses();
@@ -403,8 +403,8 @@ async fn held_responses_belong_to_made_charges() {
         Instant::now()
     };
     let held = async { (till.charge(&payment).await, Instant::now()) };
-    let ((answer, answered_at), released_at) = tokio::join!(held, watcher);
-    assert_eq!(answer.0, 201);
+    let ((response, answered_at), released_at) = tokio::join!(held, watcher);
+    assert_eq!(response.0, 201);
     assert!(answered_at >= released_at);
 }
 
@@ -440,9 +440,9 @@ async fn an_outage_rejects_requests_before_any_work() {
 #[tokio::test]
 async fn errors_after_the_charge_and_cuts_leave_a_charge() {
     let till = Till::open().await;
-    let spoiled = Payment::by("pm_card_ok");
+    let unsent = Payment::by("pm_card_ok");
     till.gateway.faults().set(Faults { error_rate_after_charge: 1.0, ..Faults::default() });
-    assert_eq!(till.charge(&spoiled).await.0, 500);
+    assert_eq!(till.charge(&unsent).await.0, 500);
 
     let cut = Payment::by("pm_card_ok");
     till.gateway.faults().set(Faults { cut_rate: 1.0, ..Faults::default() });
@@ -450,7 +450,7 @@ async fn errors_after_the_charge_and_cuts_leave_a_charge() {
     assert!(!failure.is_timeout() && failure.status().is_none(), "{failure:?}");
 
     till.gateway.faults().clear();
-    for payment in [spoiled, cut] {
+    for payment in [unsent, cut] {
         assert_eq!(till.charges_of(&payment).await.len(), 1);
         assert_eq!(till.charge(&payment).await.0, 201);
         assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
@@ -591,7 +591,7 @@ async fn every_outcome_has_a_signed_webhook_with_its_correlation_id() {
 }
 
 #[tokio::test]
-async fn a_webhook_that_is_not_taken_is_sent_again_under_the_same_id() {
+async fn a_rejected_webhook_is_resent_under_the_same_id() {
     let mut inbox = Receiver::start(&[500, 404]).await;
     let till = Till::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
     till.charge(&Payment::by("pm_card_ok")).await;
@@ -709,8 +709,8 @@ async fn the_ledger_survives_a_restart_and_a_truncated_last_line() {
 async fn a_ledger_that_is_damaged_in_the_middle_is_not_used() {
     let file = LedgerFile::new();
     std::fs::write(&file.0, "{}\n").unwrap();
-    let refused = Simulator::start(file.settings()).await;
-    assert!(matches!(refused, Err(Error::LedgerLine { line: 1, .. })));
+    let rejected = Simulator::start(file.settings()).await;
+    assert!(matches!(rejected, Err(Error::LedgerLine { line: 1, .. })));
 }
 
 #[tokio::test]

@@ -132,7 +132,7 @@ pub(super) fn enqueue(gateway: &Gateway, event: Event) {
         let _ = gateway.queue.try_send(QueuedEvent { event: event.clone(), due: Instant::now() + delay });
     }
     lock(&gateway.events).push(event);
-    gateway.happened();
+    gateway.notify();
 }
 
 /// Delivers queued events until `stop` is set. Events still queued at that time are lost.
@@ -147,14 +147,14 @@ pub(super) async fn run(
             () = stopped(&mut stop) => break,
             Some(_) = deliveries.join_next() => {}
             Some(next) = queued.recv(), if deliveries.len() < AT_ONCE => {
-                deliveries.spawn(deliver_with_patience(Arc::clone(&gateway), next));
+                deliveries.spawn(deliver_when_due(Arc::clone(&gateway), next));
             }
         }
     }
     deliveries.shutdown().await;
 }
 
-async fn deliver_with_patience(gateway: Arc<Gateway>, QueuedEvent { event, due }: QueuedEvent) {
+async fn deliver_when_due(gateway: Arc<Gateway>, QueuedEvent { event, due }: QueuedEvent) {
     tokio::time::sleep_until(due.into()).await;
     let mut pause = gateway.timings.webhook_backoff;
     for attempt in 1..=gateway.timings.webhook_attempts {
@@ -184,9 +184,9 @@ pub(super) async fn deliver(gateway: &Gateway, event: &Event) -> Result<u16, Err
     if let Some(id) = &event.correlation_id {
         request = request.header("x-correlation-id", id);
     }
-    let answer = request.send().await.map(|response| response.status().as_u16());
-    let delivery = Delivery { event_id: event.id.clone(), at: now, status: answer.as_ref().ok().copied() };
+    let response = request.send().await.map(|response| response.status().as_u16());
+    let delivery = Delivery { event_id: event.id.clone(), at: now, status: response.as_ref().ok().copied() };
     lock(&gateway.deliveries).push(delivery);
-    gateway.happened();
-    Ok(answer?)
+    gateway.notify();
+    Ok(response?)
 }

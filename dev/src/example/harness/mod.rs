@@ -169,7 +169,7 @@ impl User {
     ///
     /// # Errors
     /// Describes the first incorrect response.
-    pub async fn does_what_customers_do(&self) -> Result<usize, String> {
+    pub async fn uses_every_customer_route(&self) -> Result<usize, String> {
         let placed = self.orders(&[(MUG, 1)]).await;
         if placed.status != 201 {
             return Err(placed.to_string());

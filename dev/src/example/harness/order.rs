@@ -72,7 +72,7 @@ impl Order {
     }
 
     /// Waits until the order has a payment, and returns the payment's id.
-    pub async fn has_a_payment(&self) -> Uuid {
+    pub async fn wait_for_payment(&self) -> Uuid {
         let what = format!("order {} has a payment", self.id);
         eventually(&what, async || self.payments().await.last().copied()).await
     }

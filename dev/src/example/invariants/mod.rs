@@ -72,16 +72,16 @@ impl fmt::Display for Violation {
 /// The reported violations, and the number of further ones.
 #[derive(Debug, Clone, Default)]
 struct Violations {
-    told: Vec<Violation>,
-    untold: usize,
+    reported: Vec<Violation>,
+    unreported: usize,
 }
 
 impl Violations {
     fn add(&mut self, violation: Violation) {
-        if self.told.len() < MAX_VIOLATIONS {
-            self.told.push(violation);
+        if self.reported.len() < MAX_VIOLATIONS {
+            self.reported.push(violation);
         } else {
-            self.untold += 1;
+            self.unreported += 1;
         }
     }
 }
@@ -105,7 +105,7 @@ pub struct Verdict {
     pub pages: usize,
     pub violations: Vec<Violation>,
     /// Number of violations beyond the reported ones.
-    pub untold: usize,
+    pub unreported: usize,
 }
 
 impl Verdict {
@@ -126,7 +126,7 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.violations.len() + self.untold {
+        match self.violations.len() + self.unreported {
             0 => formatter.write_str("all invariants hold")?,
             1 => formatter.write_str("1 invariant is violated")?,
             count => write!(formatter, "{count} invariants are violated")?,
@@ -144,8 +144,8 @@ impl fmt::Display for Verdict {
             self.charges,
         )?;
         self.violations.iter().try_for_each(|violation| write!(formatter, "\n- {violation}"))?;
-        if self.untold > 0 {
-            write!(formatter, "\n- and {} more", self.untold)?;
+        if self.unreported > 0 {
+            write!(formatter, "\n- and {} more", self.unreported)?;
         }
         Ok(())
     }
@@ -186,8 +186,8 @@ pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Resul
         next = keys.end().as_u128().checked_add(1).map(Uuid::from_u128);
     }
     connection.close().await?;
-    let Violations { told, untold } = violations;
-    Ok(Verdict { violations: told, untold, ..verdict })
+    let Violations { reported, unreported } = violations;
+    Ok(Verdict { violations: reported, unreported, ..verdict })
 }
 
 /// Compares like [`check`]. Rows may have been lost if `after-restore` has recorded a restore.

@@ -319,7 +319,7 @@ fn rules_of_effects(others: &[String]) -> [(&'static str, String); 3] {
                 "
                 select format(
                   '%s %s has %s audit events of its start and %s of its settlement',
-                  things.resource, things.id, coalesce(told.begun, 0), coalesce(told.settled, 0)
+                  things.resource, things.id, coalesce(reported.begun, 0), coalesce(reported.settled, 0)
                 )
                 from ({audited}) things
                 left join (
@@ -330,8 +330,8 @@ fn rules_of_effects(others: &[String]) -> [(&'static str, String); 3] {
                   from audit_events
                   where event_type = 'data_change' and result = 'success' and action in ('create', 'settle')
                   group by 1, 2
-                ) told using (resource, id)
-                where coalesce(told.begun, 0) <> 1 or coalesce(told.settled, 0) <> things.settled
+                ) reported using (resource, id)
+                where coalesce(reported.begun, 0) <> 1 or coalesce(reported.settled, 0) <> things.settled
                 "
             ),
         ),

@@ -24,7 +24,7 @@ const BOOKS: &str = "
     declare name text;
     begin
       for name in select tablename from pg_tables where schemaname = 'public' loop
-        execute format('create table books.%I as table public.%I with no data', name, name);
+        execute format('create table records.%I as table public.%I with no data', name, name);
       end loop;
     end $$;
     alter table payments alter refunded_amount set default 0, alter refund_reserved_amount set default 0,
@@ -52,7 +52,7 @@ const BOOKS: &str = "
       ('user', 'in flight', id(12), null, null),
       ('gateway', 'msg_1', null, '', now());
     insert into audit_events (event_type, resource, action, result, metadata)
-      select 'data_change', told.resource, told.action, 'success', jsonb_build_object('record_ids', array[told.id])
+      select 'data_change', reported.resource, reported.action, 'success', jsonb_build_object('record_ids', array[reported.id])
       from (
         select 'orders' as resource, 'create' as action, id from orders
         union all select 'payments', 'create', id from payments
@@ -127,27 +127,27 @@ const CRIMES: [(&str, &str); 19] = [
 ];
 
 /// Two and a half pages.
-const MANY: i64 = invariants::PAGE * 5 / 2;
+const PAYMENTS: i64 = invariants::PAGE * 5 / 2;
 
 /// The given number of paid orders: order N has payment N, with the charge `ch_N`.
-const MANY_BOOKS: &str = "
+const MANY_PAYMENTS: &str = "
     truncate orders, order_items, payments, idempotency_keys, audit_events;
     create function many(kind int, number bigint) returns uuid language sql as
       $$ select format('00000000-0000-700%s-8000-%s', kind, lpad(to_hex(number), 12, '0'))::uuid $$;
     create index on order_items (order_id);
     create index on refunds (payment_id);
     insert into orders (id, status, total_amount, currency, live_payment_id)
-      select many(1, n), 'paid', 4200, 'EUR', many(2, n) from generate_series(1, MANY) n;
+      select many(1, n), 'paid', 4200, 'EUR', many(2, n) from generate_series(1, PAYMENTS) n;
     insert into order_items (order_id, amount) select id, 4200 from orders;
     insert into payments (id, order_id, status, amount, currency, gateway_charge_id)
-      select many(2, n), many(1, n), 'succeeded', 4200, 'EUR', 'ch_' || n from generate_series(1, MANY) n;
+      select many(2, n), many(1, n), 'succeeded', 4200, 'EUR', 'ch_' || n from generate_series(1, PAYMENTS) n;
     insert into audit_events (event_type, resource, action, result, metadata)
-      select 'data_change', told.resource, told.action, 'success', jsonb_build_object('record_ids', array[told.id])
+      select 'data_change', reported.resource, reported.action, 'success', jsonb_build_object('record_ids', array[reported.id])
       from (
         select 'orders' as resource, 'create' as action, id from orders
         union all select 'payments', 'create', id from payments
         union all select 'payments', 'settle', id from payments
-      ) told;
+      ) reported;
     analyze;
 ";
 
@@ -179,7 +179,7 @@ fn charge(number: u128, status: ChargeStatus) -> Charge {
     }
 }
 
-/// Creates a database with the tables of the migrations. [`BOOKS`] copies them into a schema that precedes theirs in
+/// Creates a database with the tables of the migrations. [`RECORDS`] copies them into a schema that precedes theirs in
 /// the search path.
 async fn migrated(server: &Server, name: &str) -> (Url, PgConnection) {
     server.create_database(name, None).await.unwrap();
@@ -187,14 +187,14 @@ async fn migrated(server: &Server, name: &str) -> (Url, PgConnection) {
     let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
     let migrator = Migrator::new(project::root().join("migrations")).await.unwrap();
     migrator.run(&mut connection).await.unwrap();
-    let search_path = format!("alter database {name} set search_path = books, public");
+    let search_path = format!("alter database {name} set search_path = records, public");
     sqlx::raw_sql(AssertSqlSafe(search_path)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     (url.clone(), PgConnection::connect(url.as_str()).await.unwrap())
 }
 
 #[tokio::test]
-async fn books_that_agree_pass_and_each_crime_is_named() {
+async fn equal_records_pass_and_each_violation_is_named() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
     let (url, mut connection) = migrated(server, &name).await;
@@ -204,18 +204,21 @@ async fn books_that_agree_pass_and_each_crime_is_named() {
     gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
     gateway.record(charge(3, ChargeStatus::Declined)).unwrap();
 
-    sqlx::raw_sql(BOOKS).execute(&mut connection).await.unwrap();
+    sqlx::raw_sql(RECORDS).execute(&mut connection).await.unwrap();
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     assert!(verdict.holds(), "{verdict}");
     assert_eq!((verdict.orders, verdict.payments, verdict.payments_in_flight, verdict.charges), (4, 3, 1, 3));
 
-    for (crime, rule) in CRIMES {
-        sqlx::raw_sql(AssertSqlSafe(format!("{BOOKS}; {crime}"))).execute(&mut connection).await.unwrap();
+    for (violation, rule) in VIOLATIONS {
+        sqlx::raw_sql(AssertSqlSafe(format!("{RECORDS}; {violation}")))
+            .execute(&mut connection)
+            .await
+            .unwrap();
         let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-        assert!(verdict.violations.iter().any(|violation| violation.rule == rule), "{crime}: {verdict}");
+        assert!(verdict.violations.iter().any(|violation| violation.rule == rule), "{violation}: {verdict}");
     }
 
-    sqlx::raw_sql(BOOKS).execute(&mut connection).await.unwrap();
+    sqlx::raw_sql(RECORDS).execute(&mut connection).await.unwrap();
     gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     assert_eq!(verdict.violations.len(), 1, "{verdict}");
@@ -231,10 +234,10 @@ async fn long_ledgers_are_compared_page_by_page_without_gaps() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
     let (url, mut connection) = migrated(server, &name).await;
-    let books = format!("{BOOKS}; {}", MANY_BOOKS.replace("MANY", &MANY.to_string()));
-    sqlx::raw_sql(AssertSqlSafe(books)).execute(&mut connection).await.unwrap();
+    let records = format!("{RECORDS}; {}", MANY_PAYMENTS.replace("PAYMENTS", &PAYMENTS.to_string()));
+    sqlx::raw_sql(AssertSqlSafe(records)).execute(&mut connection).await.unwrap();
     let gateway = gateway().await;
-    for number in 1..=MANY {
+    for number in 1..=PAYMENTS {
         gateway.record(charge_of_many(number)).unwrap();
     }
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
@@ -243,19 +246,19 @@ async fn long_ledgers_are_compared_page_by_page_without_gaps() {
 
     // The first and the last of each page, and ids before and after all pages.
     let page = invariants::PAGE;
-    let crimes = [0, 1, page, page + 1, 2 * page, 2 * page + 1, MANY, MANY + 1];
-    for number in crimes {
+    let violations = [0, 1, page, page + 1, 2 * page, 2 * page + 1, PAYMENTS, PAYMENTS + 1];
+    for number in violations {
         gateway.record(Charge { id: format!("second_{number}"), ..charge_of_many(number) }).unwrap();
     }
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     let found = |rule: &str| verdict.violations.iter().filter(|violation| violation.rule == rule).count();
-    assert_eq!(found("a payment is charged once"), crimes.len() - 2, "{verdict}");
+    assert_eq!(found("a payment is charged once"), violations.len() - 2, "{verdict}");
     assert_eq!(found("a charge has a payment"), 2, "{verdict}");
 
     sqlx::raw_sql("update payments set amount = 1").execute(&mut connection).await.unwrap();
     let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     assert_eq!(verdict.violations.len(), invariants::MAX_VIOLATIONS);
-    assert!(verdict.untold > verdict.payments, "{} are counted but not reported", verdict.untold);
+    assert!(verdict.unreported > verdict.payments, "{} are counted but not reported", verdict.unreported);
 
     connection.close().await.unwrap();
     gateway.stop().await;

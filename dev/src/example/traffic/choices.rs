@@ -43,12 +43,12 @@ pub(super) enum Action {
 }
 
 impl Memory {
-    /// Chooses the next action of this customer. `strangers_order` belongs to another customer.
+    /// Chooses the next action of this customer. `foreign_order` belongs to another customer.
     pub(super) fn next(
         &mut self,
         rng: &mut StdRng,
         products: &[Product],
-        strangers_order: Option<String>,
+        foreign_order: Option<String>,
     ) -> Action {
         if products.is_empty() {
             return Action::Browse { cursor: None };
@@ -64,14 +64,14 @@ impl Memory {
             82..86 => Some(Action::ListOrders { paid_only: rng.random_bool(0.5) }),
             86..87 => Some(Action::WhoAmI),
             87..89 => self.take(|state| matches!(state, State::Unpaid { .. })).map(Action::Cancel),
-            89..94 => self.answered.clone().map(Action::Repeat),
-            _ => self.blunder(rng, products, strangers_order).map(Action::InvalidRequest),
+            89..94 => self.completed.clone().map(Action::Repeat),
+            _ => self.invalid_request(rng, products, foreign_order).map(Action::InvalidRequest),
         };
         chosen.unwrap_or_else(|| Action::Browse { cursor: self.cursor.take() })
     }
 
     fn place(&mut self, rng: &mut StdRng, products: &[Product]) -> Action {
-        match self.unsure.pop() {
+        match self.uncertain.pop() {
             Some((key, items)) => Action::Place { key, items, again: true },
             None => Action::Place { key: new_key(), items: basket(rng, products), again: false },
         }
@@ -104,24 +104,24 @@ impl Memory {
         })
     }
 
-    fn blunder(
+    fn invalid_request(
         &mut self,
         rng: &mut StdRng,
         products: &[Product],
-        strangers_order: Option<String>,
+        foreign_order: Option<String>,
     ) -> Option<InvalidRequest> {
         Some(match rng.random_range(0..12) {
             0 => InvalidRequest::UnknownField(basket(rng, products)),
             1 => InvalidRequest::QuantityOfZero(products.choose(rng)?.clone()),
             2 => InvalidRequest::NoToken,
-            3 => InvalidRequest::SomebodyElsesOrder(strangers_order.unwrap_or_else(new_key)),
+            3 => InvalidRequest::SomebodyElsesOrder(foreign_order.unwrap_or_else(new_key)),
             4 => InvalidRequest::NoKey(basket(rng, products)),
             5 => InvalidRequest::BrokenJson,
             6 => InvalidRequest::LimitTooHigh,
             7 => InvalidRequest::NoSuchRoute,
             8 => InvalidRequest::WrongMethod,
             9 => InvalidRequest::NotAllowed,
-            10 => InvalidRequest::KeyReused(self.answered.clone()?),
+            10 => InvalidRequest::KeyReused(self.completed.clone()?),
             _ => InvalidRequest::PayTwice(self.take(|state| matches!(state, State::Paid))?),
         })
     }

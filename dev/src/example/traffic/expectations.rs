@@ -3,20 +3,20 @@ use serde_json::Value;
 
 use crate::traffic::{
     api::ApiResponse,
-    expectations::{CheckResult, has_status, keeps, list, number, text},
+    expectations::{CheckResult, check, has_status, list, number, text},
 };
 
 pub(crate) fn is_product(product: &Value) -> CheckResult {
     for field in ["id", "sku", "name", "currency"] {
-        keeps(&format!("a product has `{field}`"), !text(product, field).is_empty())?;
+        check(&format!("a product has `{field}`"), !text(product, field).is_empty())?;
     }
-    keeps("a product has a price", number(product, "unit_amount").is_some_and(|amount| amount > 0))
+    check("a product has a price", number(product, "unit_amount").is_some_and(|amount| amount > 0))
 }
 
 /// Checks that an order has all fields, and that its amounts add up.
 pub(crate) fn is_order(order: &Value) -> CheckResult {
     for field in ["id", "customer_id", "status", "currency", "created_at", "updated_at"] {
-        keeps(&format!("an order has `{field}`"), !text(order, field).is_empty())?;
+        check(&format!("an order has `{field}`"), !text(order, field).is_empty())?;
     }
     let mut total = Some(0_i64);
     for item in list(order, "items") {
@@ -24,10 +24,10 @@ pub(crate) fn is_order(order: &Value) -> CheckResult {
         let product = number(item, "unit_amount")
             .zip(number(item, "quantity"))
             .and_then(|(unit_amount, quantity)| unit_amount.checked_mul(quantity));
-        keeps("an item's amount is price times quantity", amount.is_some() && amount == product)?;
+        check("an item's amount is price times quantity", amount.is_some() && amount == product)?;
         total = total.zip(amount).and_then(|(total, amount)| total.checked_add(amount));
     }
-    keeps(
+    check(
         "an order's total is the sum of its items",
         total.is_some() && total == number(order, "total_amount"),
     )
@@ -41,25 +41,25 @@ pub(crate) fn is_payment(
     currency: &str,
     method: &str,
 ) -> CheckResult {
-    keeps("a payment has an id", !text(payment, "id").is_empty())?;
-    keeps("a payment refers to its order", text(payment, "order_id") == order_id)?;
-    keeps("a payment has its order's amount", number(payment, "amount") == Some(amount))?;
-    keeps("a payment has its order's currency", text(payment, "currency") == currency)?;
+    check("a payment has an id", !text(payment, "id").is_empty())?;
+    check("a payment refers to its order", text(payment, "order_id") == order_id)?;
+    check("a payment has its order's amount", number(payment, "amount") == Some(amount))?;
+    check("a payment has its order's currency", text(payment, "currency") == currency)?;
     let status = text(payment, "status");
     let known = ["processing", "succeeded", "declined", "failed", "partially_refunded", "refunded"];
-    keeps("a payment has a known status", known.contains(&status))?;
-    let refused = ["declined", "failed"].contains(&status);
+    check("a payment has a known status", known.contains(&status))?;
+    let rejected = ["declined", "failed"].contains(&status);
     let reason = payment.get("failure_reason").is_some_and(|reason| !reason.is_null());
-    keeps("only a failed or declined payment has a reason", refused == reason)?;
+    check("only a failed or declined payment has a reason", rejected == reason)?;
     let bad_card = ["pm_card_declined", "pm_card_expired", "pm_card_fraud"].contains(&method);
-    keeps("a bad card never pays", !bad_card || refused || status == "processing")
+    check("a bad card never pays", !bad_card || rejected || status == "processing")
 }
 
 /// Checks that the status code matches the payment's state: 202 while it is processing, otherwise 201.
-pub(crate) fn says_whether_it_is_settled(answer: &ApiResponse) -> CheckResult {
-    match text(&answer.body, "status") {
-        "processing" => has_status(answer, 202),
-        _ => has_status(answer, 201),
+pub(crate) fn has_status_of_its_state(response: &ApiResponse) -> CheckResult {
+    match text(&response.body, "status") {
+        "processing" => has_status(response, 202),
+        _ => has_status(response, 201),
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_has_to_add_up() {
+    fn an_order_has_consistent_amounts() {
         assert_eq!(is_order(&order()), Ok(()));
         let mut wrong_total = order();
         wrong_total["total_amount"] = json!(701);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_has_to_fit_its_order_and_its_card() {
+    fn a_payment_matches_its_order_and_its_card() {
         let fits = |payment: &Value, method| is_payment(payment, "o", 700, "EUR", method);
         assert_eq!(fits(&payment("succeeded", &Value::Null), "pm_card_ok"), Ok(()));
         assert_eq!(fits(&payment("declined", &json!("card_expired")), "pm_card_expired"), Ok(()));

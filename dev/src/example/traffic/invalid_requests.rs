@@ -9,7 +9,7 @@ use super::memory::{CompletedRequest, PlacedOrder, Product};
 use crate::traffic::{
     api::{ApiResponse, Call},
     customer::Customer,
-    expectations::{is_refused, keeps, list},
+    expectations::{check, is_rejected, list},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -32,10 +32,15 @@ pub(super) enum InvalidRequest {
 
 impl ApiRequest<'_> {
     /// Sends an invalid request, and checks that it is rejected.
-    pub(super) async fn blunder(&self, customer: &Mutex<Customer>, token: &str, blunder: InvalidRequest) {
+    pub(super) async fn invalid_request(
+        &self,
+        customer: &Mutex<Customer>,
+        token: &str,
+        invalid_request: InvalidRequest,
+    ) {
         let fresh = Uuid::now_v7().to_string();
         let order = |body: &Value| Call::post("/v1/orders", body).by(token).under(&fresh);
-        let (call, status) = match &blunder {
+        let (call, status) = match &invalid_request {
             InvalidRequest::UnknownField(items) => (order(&json!({ "items": items, "coupon": "FREE" })), 422),
             InvalidRequest::QuantityOfZero(product) => {
                 (order(&json!({ "items": [{ "product_id": product.id, "quantity": 0 }] })), 422)
@@ -55,9 +60,9 @@ impl ApiRequest<'_> {
                 let product = json!({ "sku": fresh, "name": "Mine", "unit_amount": 1, "currency": "EUR" });
                 (Call::post("/v1/products", &product).by(token).under(&fresh), 403)
             }
-            InvalidRequest::KeyReused(answered) => {
+            InvalidRequest::KeyReused(completed) => {
                 let other = json!({ "something": "else" }).to_string();
-                (Call { body: Some(other), ..answered.call.clone().by(token) }, 422)
+                (Call { body: Some(other), ..completed.call.clone().by(token) }, 422)
             }
             InvalidRequest::PayTwice(paid) => {
                 let card = json!({ "payment_method": "pm_card_ok" });
@@ -65,22 +70,22 @@ impl ApiRequest<'_> {
             }
         };
         let names_the_field =
-            matches!(blunder, InvalidRequest::UnknownField(_) | InvalidRequest::QuantityOfZero(_));
-        let promised = |answer: &ApiResponse| {
-            is_refused(answer, status)?;
-            keeps(
+            matches!(invalid_request, InvalidRequest::UnknownField(_) | InvalidRequest::QuantityOfZero(_));
+        let expected = |response: &ApiResponse| {
+            is_rejected(response, status)?;
+            check(
                 "the rejection names the field",
-                !names_the_field || !list(&answer.body, "errors").is_empty(),
+                !names_the_field || !list(&response.body, "errors").is_empty(),
             )
         };
-        let came = match status {
-            401 => self.ask(&call, promised).await,
-            _ => self.ask_as(customer, &call, promised).await,
+        let outcome = match status {
+            401 => self.send(&call, expected).await,
+            _ => self.send_as(customer, &call, expected).await,
         };
-        if let RequestOutcome::Promised(_) = came {
-            self.report().refusals += 1;
+        if let RequestOutcome::Expected(_) = outcome {
+            self.report().rejections += 1;
         }
-        if let InvalidRequest::PayTwice(order) = blunder {
+        if let InvalidRequest::PayTwice(order) = invalid_request {
             lock(customer).memory.remember(order);
         }
     }

@@ -74,8 +74,8 @@ pub(crate) struct Memory {
     pub(super) cursor: Option<String>,
     pub(super) orders: VecDeque<PlacedOrder>,
     /// Orders whose placement had no definite response.
-    pub(super) unsure: Vec<(String, Value)>,
-    pub(super) answered: Option<CompletedRequest>,
+    pub(super) uncertain: Vec<(String, Value)>,
+    pub(super) completed: Option<CompletedRequest>,
 }
 
 impl Memory {
@@ -104,7 +104,7 @@ impl Memory {
 
 /// Memory shared by all customers: the products for sale.
 #[derive(Debug, Default)]
-pub(crate) struct Shared {
+pub(crate) struct SharedMemory {
     pub(super) products: Mutex<BTreeMap<String, Product>>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - [`memory`]: memory of each customer, memory shared by all customers, and the results
 //! - [`choices`]: the next action of a customer
-//! - [`shopping`], [`paying`], [`blunders`]: the actions, each with its part of the API contract
+//! - [`shopping`], [`paying`], [`invalid_requests`]: the actions, each with its part of the API contract
 //! - [`expectations`]: the parts of the API contract that several actions share
 mod choices;
 mod expectations;
@@ -21,24 +21,24 @@ use crate::traffic::{
 };
 
 /// Sends one request without a session.
-pub(crate) async fn look_around(visit: &ApiRequest<'_>) {
+pub(crate) async fn browse(visit: &ApiRequest<'_>) {
     visit.browse(None, None).await;
 }
 
-/// Sends one request of a logged-in customer. `stranger` is another customer.
+/// Sends one request of a logged-in customer. `other_customer` is another customer.
 pub(crate) async fn act(
     visit: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
-    stranger: Option<&Mutex<Customer>>,
+    other_customer: Option<&Mutex<Customer>>,
     mut rng: StdRng,
 ) {
     let products: Vec<_> = lock(&visit.shared.products).values().cloned().collect();
-    let strangers_order =
-        stranger.and_then(|stranger| lock(stranger).memory.orders.front().map(|order| order.id.clone()));
+    let foreign_order = other_customer
+        .and_then(|other_customer| lock(other_customer).memory.orders.front().map(|order| order.id.clone()));
     let (action, token) = {
         let mut customer = lock(customer);
         let token = customer.token.clone().unwrap_or_default();
-        (customer.memory.next(&mut rng, &products, strangers_order), token)
+        (customer.memory.next(&mut rng, &products, foreign_order), token)
     };
     visit.carry_out(customer, &token, action).await;
 }

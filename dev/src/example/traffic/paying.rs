@@ -4,13 +4,13 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 
 use super::{
-    expectations::{is_payment, says_whether_it_is_settled},
+    expectations::{has_status_of_its_state, is_payment},
     memory::{CompletedRequest, PayRequest, PlacedOrder, State},
 };
 use crate::traffic::{
     api::Call,
     customer::Customer,
-    expectations::{has_status, is_refused, keeps, text},
+    expectations::{check, has_status, is_rejected, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -29,27 +29,27 @@ impl ApiRequest<'_> {
         // At the deadline the response is 202.
         let call = Call { never_times_out: true, ..call };
         let mut under_way = false;
-        let came = self
-            .ask_as(customer, &call, |answer| {
-                under_way = again && answer.status == 409 && answer.header("retry-after").is_some();
+        let outcome = self
+            .send_as(customer, &call, |response| {
+                under_way = again && response.status == 409 && response.header("retry-after").is_some();
                 if under_way {
-                    return is_refused(answer, 409);
+                    return is_rejected(response, 409);
                 }
-                keeps("a new payment is 201 or 202", [201, 202].contains(&answer.status))?;
-                is_payment(&answer.body, &order.id, order.total_amount, &order.currency, request.method)?;
-                says_whether_it_is_settled(answer)?;
-                keeps("a new payment is not a replay", again || !answer.is_replayed())
+                check("a new payment is 201 or 202", [201, 202].contains(&response.status))?;
+                is_payment(&response.body, &order.id, order.total_amount, &order.currency, request.method)?;
+                has_status_of_its_state(response)?;
+                check("a new payment is not a replay", again || !response.is_replayed())
             })
             .await;
-        match came {
-            RequestOutcome::Promised(answer) if !under_way => {
-                if answer.status == 201 {
-                    lock(customer).memory.answered =
-                        Some(CompletedRequest { call, status: answer.status, body: answer.body.clone() });
+        match outcome {
+            RequestOutcome::Expected(response) if !under_way => {
+                if response.status == 201 {
+                    lock(customer).memory.completed =
+                        Some(CompletedRequest { call, status: response.status, body: response.body.clone() });
                 }
-                self.learn(customer, order, request, &answer.body);
+                self.record_state(customer, order, request, &response.body);
             }
-            RequestOutcome::Promised(_) | RequestOutcome::ComeAgain => {
+            RequestOutcome::Expected(_) | RequestOutcome::Retryable => {
                 let payment_id = match &order.state {
                     State::Paying { payment_id, .. } => payment_id.clone(),
                     _ => None,
@@ -58,7 +58,7 @@ impl ApiRequest<'_> {
                     .memory
                     .remember(PlacedOrder { state: State::Paying { payment_id, request }, ..order });
             }
-            RequestOutcome::Wrong => {}
+            RequestOutcome::Unexpected => {}
         }
     }
 
@@ -71,22 +71,28 @@ impl ApiRequest<'_> {
         request: PayRequest,
     ) {
         let call = Call::get(format!("/v1/payments/{payment_id}")).by(token);
-        let came = self
-            .ask_as(customer, &call, |answer| {
-                has_status(answer, 200)?;
-                keeps("the response is the requested payment", text(&answer.body, "id") == payment_id)?;
-                is_payment(&answer.body, &order.id, order.total_amount, &order.currency, request.method)
+        let outcome = self
+            .send_as(customer, &call, |response| {
+                has_status(response, 200)?;
+                check("the response is the requested payment", text(&response.body, "id") == payment_id)?;
+                is_payment(&response.body, &order.id, order.total_amount, &order.currency, request.method)
             })
             .await;
-        match came {
-            RequestOutcome::Promised(answer) => self.learn(customer, order, request, &answer.body),
-            RequestOutcome::ComeAgain => lock(customer).memory.remember(order),
-            RequestOutcome::Wrong => {}
+        match outcome {
+            RequestOutcome::Expected(response) => self.record_state(customer, order, request, &response.body),
+            RequestOutcome::Retryable => lock(customer).memory.remember(order),
+            RequestOutcome::Unexpected => {}
         }
     }
 
     /// Counts the state of a payment, and updates the customer's memory.
-    fn learn(&self, customer: &Mutex<Customer>, order: PlacedOrder, request: PayRequest, payment: &Value) {
+    fn record_state(
+        &self,
+        customer: &Mutex<Customer>,
+        order: PlacedOrder,
+        request: PayRequest,
+        payment: &Value,
+    ) {
         let was_processing = matches!(order.state, State::Paying { payment_id: Some(_), .. });
         let mut report = self.report();
         let payments = &mut report.counts.payments;

@@ -11,7 +11,7 @@ use super::{
 use crate::traffic::{
     api::{ApiResponse, Call},
     customer::Customer,
-    expectations::{has_status, is_page, keeps, list, number, text},
+    expectations::{check, has_status, is_page, list, number, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -32,8 +32,10 @@ impl ApiRequest<'_> {
             Action::AskForOrder(order) => self.ask_for_order(customer, token, order).await,
             Action::ListOrders { paid_only } => self.list_orders(customer, token, paid_only).await,
             Action::Cancel(order) => self.cancel(customer, token, order).await,
-            Action::Repeat(answered) => self.repeat(customer, token, answered).await,
-            Action::InvalidRequest(blunder) => self.blunder(customer, token, blunder).await,
+            Action::Repeat(completed) => self.repeat(customer, token, completed).await,
+            Action::InvalidRequest(invalid_request) => {
+                self.invalid_request(customer, token, invalid_request).await
+            }
         }
     }
 
@@ -42,15 +44,15 @@ impl ApiRequest<'_> {
             Some(cursor) => format!("/v1/products?limit={PRODUCTS_PAGE}&cursor={cursor}"),
             None => format!("/v1/products?limit={PRODUCTS_PAGE}"),
         };
-        let came = self
-            .ask(&Call::get(path), |answer| {
-                is_page(answer, PRODUCTS_PAGE)?;
-                list(&answer.body, "data").iter().try_for_each(is_product)
+        let outcome = self
+            .send(&Call::get(path), |response| {
+                is_page(response, PRODUCTS_PAGE)?;
+                list(&response.body, "data").iter().try_for_each(is_product)
             })
             .await;
-        let RequestOutcome::Promised(answer) = came else { return };
+        let RequestOutcome::Expected(response) = outcome else { return };
         let mut products = lock(&self.shared.products);
-        for product in list(&answer.body, "data") {
+        for product in list(&response.body, "data") {
             let id = text(product, "id").to_owned();
             if product.get("active") == Some(&Value::Bool(true)) {
                 let currency = text(product, "currency").to_owned();
@@ -62,20 +64,20 @@ impl ApiRequest<'_> {
         drop(products);
         if let Some(customer) = customer {
             lock(customer).memory.cursor =
-                answer.body.get("next_cursor").and_then(Value::as_str).map(ToOwned::to_owned);
+                response.body.get("next_cursor").and_then(Value::as_str).map(ToOwned::to_owned);
         }
     }
 
     async fn look_at(&self, product: &Product) {
-        let came = self
-            .ask(&Call::get(format!("/v1/products/{}", product.id)), |answer| {
-                has_status(answer, 200)?;
-                is_product(&answer.body)?;
-                keeps("the response is the requested product", text(&answer.body, "id") == product.id)
+        let outcome = self
+            .send(&Call::get(format!("/v1/products/{}", product.id)), |response| {
+                has_status(response, 200)?;
+                is_product(&response.body)?;
+                check("the response is the requested product", text(&response.body, "id") == product.id)
             })
             .await;
-        if let RequestOutcome::Promised(answer) = came
-            && answer.body.get("active") == Some(&Value::Bool(false))
+        if let RequestOutcome::Expected(response) = outcome
+            && response.body.get("active") == Some(&Value::Bool(false))
         {
             lock(&self.shared.products).remove(&product.id);
         }
@@ -83,30 +85,30 @@ impl ApiRequest<'_> {
 
     async fn who_am_i(&self, customer: &Mutex<Customer>, token: &str) {
         let identity = lock(customer).identity.clone();
-        self.ask_as(customer, &Call::get("/v1/me").by(token), |answer| {
-            has_status(answer, 200)?;
+        self.send_as(customer, &Call::get("/v1/me").by(token), |response| {
+            has_status(response, 200)?;
             let id = identity.as_ref().map(|identity| identity.id.as_str());
-            keeps("the response is the current user", Some(text(&answer.body, "id")) == id)
+            check("the response is the current user", Some(text(&response.body, "id")) == id)
         })
         .await;
     }
 
     async fn place(&self, customer: &Mutex<Customer>, token: &str, key: String, items: Value, again: bool) {
         let call = Call::post("/v1/orders", &json!({ "items": items })).by(token).under(&key);
-        let came = self
-            .ask_as(customer, &call, |answer| {
-                has_status(answer, 201)?;
-                is_order(&answer.body)?;
-                keeps("a new order is unpaid", text(&answer.body, "status") == "pending_payment")?;
+        let outcome = self
+            .send_as(customer, &call, |response| {
+                has_status(response, 201)?;
+                is_order(&response.body)?;
+                check("a new order is unpaid", text(&response.body, "status") == "pending_payment")?;
                 let lines = items.as_array().map_or(0, Vec::len);
-                keeps("an order has every line", list(&answer.body, "items").len() == lines)?;
-                keeps("a new order is not a replay", again || !answer.is_replayed())?;
-                let location = answer.header("location").unwrap_or_default();
-                keeps("`Location` is the order's path", location.ends_with(text(&answer.body, "id")))
+                check("an order has every line", list(&response.body, "items").len() == lines)?;
+                check("a new order is not a replay", again || !response.is_replayed())?;
+                let location = response.header("location").unwrap_or_default();
+                check("`Location` is the order's path", location.ends_with(text(&response.body, "id")))
             })
             .await;
-        match came {
-            RequestOutcome::Promised(ApiResponse { status, body, .. }) => {
+        match outcome {
+            RequestOutcome::Expected(ApiResponse { status, body, .. }) => {
                 self.report().counts.orders += 1;
                 let memory = &mut lock(customer).memory;
                 memory.remember(PlacedOrder {
@@ -115,10 +117,10 @@ impl ApiRequest<'_> {
                     currency: text(&body, "currency").to_owned(),
                     state: State::Unpaid { declined_before: false },
                 });
-                memory.answered = Some(CompletedRequest { call, status, body });
+                memory.completed = Some(CompletedRequest { call, status, body });
             }
-            RequestOutcome::ComeAgain => lock(customer).memory.unsure.push((key, items)),
-            RequestOutcome::Wrong => {}
+            RequestOutcome::Retryable => lock(customer).memory.uncertain.push((key, items)),
+            RequestOutcome::Unexpected => {}
         }
     }
 
@@ -130,18 +132,18 @@ impl ApiRequest<'_> {
             State::Paid => &["paid", "partially_refunded", "refunded"],
             State::Cancelled => &["cancelled"],
         };
-        let came = self
-            .ask_as(customer, &call, |answer| {
-                has_status(answer, 200)?;
-                is_order(&answer.body)?;
-                keeps("the response is the requested order", text(&answer.body, "id") == order.id)?;
-                let total = number(&answer.body, "total_amount");
-                keeps("an order's total stays unchanged", total == Some(order.total_amount))?;
-                let status = text(&answer.body, "status");
-                keeps(&format!("the order's status is one of {possible:?}"), possible.contains(&status))
+        let outcome = self
+            .send_as(customer, &call, |response| {
+                has_status(response, 200)?;
+                is_order(&response.body)?;
+                check("the response is the requested order", text(&response.body, "id") == order.id)?;
+                let total = number(&response.body, "total_amount");
+                check("an order's total stays unchanged", total == Some(order.total_amount))?;
+                let status = text(&response.body, "status");
+                check(&format!("the order's status is one of {possible:?}"), possible.contains(&status))
             })
             .await;
-        if !matches!(came, RequestOutcome::Wrong) {
+        if !matches!(outcome, RequestOutcome::Unexpected) {
             lock(customer).memory.remember(order);
         }
     }
@@ -150,12 +152,12 @@ impl ApiRequest<'_> {
         let filter = if paid_only { "&status=paid" } else { "" };
         let call = Call::get(format!("/v1/orders?limit={ORDERS_PAGE}{filter}")).by(token);
         let identity = lock(customer).identity.clone();
-        self.ask_as(customer, &call, |answer| {
-            is_page(answer, ORDERS_PAGE)?;
+        self.send_as(customer, &call, |response| {
+            is_page(response, ORDERS_PAGE)?;
             let id = identity.as_ref().map(|identity| identity.id.as_str());
-            for order in list(&answer.body, "data") {
-                keeps("a customer sees their own orders only", Some(text(order, "customer_id")) == id)?;
-                keeps("the list respects the filter", !paid_only || text(order, "status") == "paid")?;
+            for order in list(&response.body, "data") {
+                check("a customer sees their own orders only", Some(text(order, "customer_id")) == id)?;
+                check("the list respects the filter", !paid_only || text(order, "status") == "paid")?;
             }
             Ok(())
         })
@@ -164,34 +166,34 @@ impl ApiRequest<'_> {
 
     async fn cancel(&self, customer: &Mutex<Customer>, token: &str, order: PlacedOrder) {
         let call = Call { body: None, ..Call::post(format!("/v1/orders/{}/cancel", order.id), &Value::Null) };
-        let came = self
-            .ask_as(customer, &call.by(token), |answer| {
-                has_status(answer, 200)?;
-                is_order(&answer.body)?;
-                keeps(
+        let outcome = self
+            .send_as(customer, &call.by(token), |response| {
+                has_status(response, 200)?;
+                is_order(&response.body)?;
+                check(
                     "a cancelled order has the status cancelled",
-                    text(&answer.body, "status") == "cancelled",
+                    text(&response.body, "status") == "cancelled",
                 )
             })
             .await;
         // Without a response the cancellation is uncertain, and a second attempt may be rejected correctly. The
         // customer leaves the order alone.
-        if let RequestOutcome::Promised(_) = came {
+        if let RequestOutcome::Expected(_) = outcome {
             self.report().counts.cancelled += 1;
             lock(customer).memory.remember(PlacedOrder { state: State::Cancelled, ..order });
         }
     }
 
-    /// Sends an already answered request once more.
-    async fn repeat(&self, customer: &Mutex<Customer>, token: &str, answered: CompletedRequest) {
-        let came = self
-            .ask_as(customer, &answered.call.by(token), |answer| {
-                has_status(answer, answered.status)?;
-                keeps("a replay is marked as a replay", answer.is_replayed())?;
-                keeps("a replay is the first response", answer.body == answered.body)
+    /// Sends an already completed request once more.
+    async fn repeat(&self, customer: &Mutex<Customer>, token: &str, completed: CompletedRequest) {
+        let outcome = self
+            .send_as(customer, &completed.call.by(token), |response| {
+                has_status(response, completed.status)?;
+                check("a replay is marked as a replay", response.is_replayed())?;
+                check("a replay is the first response", response.body == completed.body)
             })
             .await;
-        if let RequestOutcome::Promised(_) = came {
+        if let RequestOutcome::Expected(_) = outcome {
             self.report().replays += 1;
         }
     }

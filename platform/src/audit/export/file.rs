@@ -52,12 +52,12 @@ pub(super) async fn write(
     path: &Path,
     on_progress: OnProgress<'_>,
 ) -> Result<u64, ExportError> {
-    let refused = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
+    let rejected = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
     // Existing files are never overwritten, because one may be the only copy of another export.
-    let file = File::create_new(path).map_err(refused)?;
+    let file = File::create_new(path).map_err(rejected)?;
     let mut file = GzEncoder::new(BufWriter::new(file), Compression::default());
     let begin = Line::Begin { form: FORM.to_owned(), after_seal: after.number, after_hash: after.hash };
-    write_line(&mut file, &begin).map_err(refused)?;
+    write_line(&mut file, &begin).map_err(rejected)?;
     let (mut number, mut events) = (after.number, 0);
     loop {
         let page = seals::page(connection, number, last_seal, SEALS).await?;
@@ -67,18 +67,18 @@ pub(super) async fn write(
             let end = seal.last();
             let of_seal = seals::events(connection, begins, end, i64::from(seal.event_count) + 1).await?;
             events += u64::try_from(of_seal.len()).unwrap_or_default();
-            write_line(&mut file, &Line::Seal(seal)).map_err(refused)?;
+            write_line(&mut file, &Line::Seal(seal)).map_err(rejected)?;
             for event in of_seal {
-                write_line(&mut file, &Line::Event(Box::new(event))).map_err(refused)?;
+                write_line(&mut file, &Line::Event(Box::new(event))).map_err(rejected)?;
             }
             begins = end;
         }
         on_progress(number, events);
     }
-    write_line(&mut file, &Line::End { last_seal, events }).map_err(refused)?;
+    write_line(&mut file, &Line::End { last_seal, events }).map_err(rejected)?;
     let file = file.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
     // The data must be on disk, not only in a cache, before the database drops it.
-    file.and_then(|file| file.sync_all()).map_err(refused)?;
+    file.and_then(|file| file.sync_all()).map_err(rejected)?;
     Ok(events)
 }
 

@@ -173,9 +173,9 @@ mod tests {
             async move { get_root(&router).await }
         });
         entered.notified().await;
-        let refused = get_root(&router).await;
-        assert!(is_problem(&refused, StatusCode::SERVICE_UNAVAILABLE));
-        assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+        let rejected = get_root(&router).await;
+        assert!(is_problem(&rejected, StatusCode::SERVICE_UNAVAILABLE));
+        assert_eq!(rejected.headers()[header::RETRY_AFTER], "1");
         release.notify_one();
         assert_eq!(first.await.unwrap().status(), StatusCode::OK);
         release.notify_one();
@@ -188,7 +188,7 @@ mod tests {
             Router::new().route("/", get(pending::<()>)).layer(from_fn_with_state(InFlight::new(1), shed));
         for _ in 0..3 {
             let given_up = tokio::time::timeout(Duration::from_millis(1), get_root(&router)).await;
-            assert!(given_up.is_err(), "refused, although nobody is being worked for");
+            assert!(given_up.is_err(), "rejected, although no request is in flight");
         }
     }
 

@@ -68,7 +68,7 @@ impl RateLimitStatus {
     }
 
     /// Returns the 429 response.
-    pub fn refusal(&self, policy: &str) -> Response {
+    pub fn rejection(&self, policy: &str) -> Response {
         let problem = Problem::new(problem::TOO_MANY_REQUESTS).retry_after(self.reset_seconds());
         let mut response = problem.into_response();
         self.insert_headers(policy, &mut response);
@@ -109,9 +109,9 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
                 let used = quota.burst_size().get().saturating_sub(remaining);
                 Ok(Some(RateLimitStatus { quota, remaining, reset: quota.replenish_interval() * used }))
             }
-            Err(refused) => {
-                let reset = refused.wait_time_from(DefaultClock::default().now());
-                Err(RateLimitStatus { quota: refused.quota(), remaining: 0, reset })
+            Err(rejected) => {
+                let reset = rejected.wait_time_from(DefaultClock::default().now());
+                Err(RateLimitStatus { quota: rejected.quota(), remaining: 0, reset })
             }
         }
     }
@@ -155,7 +155,7 @@ pub async fn limit_by_address(
             }
             response
         }
-        Err(standing) => standing.refusal(BY_ADDRESS),
+        Err(standing) => standing.rejection(BY_ADDRESS),
     }
 }
 
@@ -224,11 +224,11 @@ mod tests {
             router.clone().oneshot(request).await.unwrap()
         };
         assert_eq!(call("2001:db8::1").await.status(), StatusCode::OK);
-        let refused = call("2001:db8::2").await;
-        assert!(is_problem(&refused, StatusCode::TOO_MANY_REQUESTS));
-        assert!(refused.headers().contains_key(header::RETRY_AFTER));
+        let rejected = call("2001:db8::2").await;
+        assert!(is_problem(&rejected, StatusCode::TOO_MANY_REQUESTS));
+        assert!(rejected.headers().contains_key(header::RETRY_AFTER));
         assert_eq!(call("2001:db8:0:1::1").await.status(), StatusCode::OK);
-        let body = to_bytes(refused.into_body(), usize::MAX).await.unwrap();
+        let body = to_bytes(rejected.into_body(), usize::MAX).await.unwrap();
         assert!(body.starts_with(b"{"));
     }
 
@@ -252,10 +252,10 @@ mod tests {
         for _ in 0..9 {
             assert_eq!(call().await.status(), StatusCode::OK);
         }
-        let refused = call().await;
-        assert!(is_problem(&refused, StatusCode::TOO_MANY_REQUESTS));
-        assert_eq!(refused.headers()["ratelimit"], "\"address\";r=0;t=1");
-        assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+        let rejected = call().await;
+        assert!(is_problem(&rejected, StatusCode::TOO_MANY_REQUESTS));
+        assert_eq!(rejected.headers()["ratelimit"], "\"address\";r=0;t=1");
+        assert_eq!(rejected.headers()[header::RETRY_AFTER], "1");
     }
 
     fn is_problem(response: &Response, status: StatusCode) -> bool {

@@ -255,7 +255,7 @@ impl ConnectionLimits {
 
 async fn accept(
     socket: TcpListener,
-    admission: ConnectionLimits,
+    limits: ConnectionLimits,
     serving: ConnectionContext,
     connections: TaskTracker,
 ) {
@@ -264,10 +264,10 @@ async fn accept(
         loop {
             // The permit is acquired before `accept`, because a connection that waits in the kernel's queue costs
             // this process nothing.
-            let Ok(permit) = Arc::clone(&admission.permits).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&limits.permits).acquire_owned().await else { return };
             match socket.accept().await {
                 Ok((stream, peer)) => {
-                    if let Ok(share) = admission.share(peer) {
+                    if let Ok(share) = limits.share(peer) {
                         connections.spawn(serving.clone().connection(stream, peer, (permit, share)));
                     } else {
                         REFUSED.inc();

@@ -75,7 +75,7 @@ impl Client {
     }
 
     /// Reads everything until the server closes the connection.
-    async fn is_closed(&mut self) -> String {
+    async fn read_until_closed(&mut self) -> String {
         let mut bytes = Vec::new();
         // A reset also counts as closed.
         let _ = timeout(WAIT_TIMEOUT, self.0.read_to_end(&mut bytes)).await.unwrap();
@@ -90,8 +90,8 @@ fn deadline() -> Instant {
 #[tokio::test]
 async fn a_request_carries_its_peer() {
     let (server, address, _) = start(LIMITS).await;
-    let answer = Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK"));
+    let response = Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
+    assert!(response.starts_with("HTTP/1.1 200 OK"));
     assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 });
 }
 
@@ -114,9 +114,9 @@ async fn a_silent_client_and_a_slow_one_lose_their_connection() {
     slow.send("GET / HTTP/1.1\r\nhost:").await;
     let mut half_a_preface = Client::connect(address).await;
     half_a_preface.send("PRI * HTTP/2.0").await;
-    assert_eq!(silent.is_closed().await, "");
-    assert_eq!(slow.is_closed().await, "");
-    assert_eq!(half_a_preface.is_closed().await, "");
+    assert_eq!(silent.read_until_closed().await, "");
+    assert_eq!(slow.read_until_closed().await, "");
+    assert_eq!(half_a_preface.read_until_closed().await, "");
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn the_header_timeout_ends_slow_requests_not_idle_connections() {
     idle.asks_for("/").await.reads("127.0.0.1").await;
     slow.asks_for("/").await.reads("127.0.0.1").await;
     slow.send("GET").await;
-    assert_eq!(slow.is_closed().await, "");
+    assert_eq!(slow.read_until_closed().await, "");
     idle.asks_for("/").await.reads("127.0.0.1").await;
 }
 
@@ -136,7 +136,7 @@ async fn a_slow_body_is_not_a_slow_header() {
     let (mut uploading, mut slow) = (Client::connect(address).await, Client::connect(address).await);
     uploading.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nfirst").await;
     slow.send("GET").await;
-    assert_eq!(slow.is_closed().await, "");
+    assert_eq!(slow.read_until_closed().await, "");
     uploading.send("-last").await.reads("first-last").await;
 }
 
@@ -150,7 +150,7 @@ async fn a_half_closed_connection_is_served_and_then_closed() {
     // The end of the client's input has arrived before the response is made.
     assert!(timeout(Duration::from_millis(100), client.0.readable()).await.is_err());
     gate.release.notify_one();
-    assert!(client.is_closed().await.ends_with("released"));
+    assert!(client.read_until_closed().await.ends_with("released"));
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn one_connection_over_the_limit_waits() {
 #[tokio::test]
 async fn a_panic_costs_one_connection() {
     let (server, address, _) = start(LIMITS).await;
-    assert_eq!(Client::connect(address).await.asks_for("/panic").await.is_closed().await, "");
+    assert_eq!(Client::connect(address).await.asks_for("/panic").await.read_until_closed().await, "");
     Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
     assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 });
 }
@@ -205,12 +205,12 @@ async fn draining_closes_idle_connections_and_lets_requests_finish() {
     busy.asks_for("/held").await;
     gate.entered.notified().await;
     let draining = tokio::spawn(server.drain(deadline()));
-    silent.is_closed().await;
-    idle.is_closed().await;
+    silent.read_until_closed().await;
+    idle.read_until_closed().await;
     assert!(TcpStream::connect(address).await.is_err());
     assert!(!draining.is_finished());
     gate.release.notify_one();
-    assert!(busy.is_closed().await.ends_with("released"));
+    assert!(busy.read_until_closed().await.ends_with("released"));
     assert_eq!(draining.await.unwrap(), DrainReport { cut: 0 });
 }
 
@@ -221,7 +221,7 @@ async fn requests_at_the_deadline_are_cut_and_counted() {
     busy.asks_for("/held").await;
     gate.entered.notified().await;
     assert_eq!(server.drain(Instant::now()).await, DrainReport { cut: 1 });
-    assert_eq!(busy.is_closed().await, "");
+    assert_eq!(busy.read_until_closed().await, "");
 }
 
 #[tokio::test]
@@ -242,8 +242,8 @@ async fn oversized_headers_are_rejected() {
     let (_server, address, _) = start(LIMITS).await;
     let mut client = Client::connect(address).await;
     client.send(&format!("GET / HTTP/1.1\r\ncookie: {}\r\n", "c".repeat(HEADERS_LIMIT.into()))).await;
-    assert!(client.is_closed().await.starts_with("HTTP/1.1 431"));
+    assert!(client.read_until_closed().await.starts_with("HTTP/1.1 431"));
     let mut client = Client::connect(address).await;
     client.send(&format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(101))).await;
-    assert!(client.is_closed().await.starts_with("HTTP/1.1 431"));
+    assert!(client.read_until_closed().await.starts_with("HTTP/1.1 431"));
 }

@@ -231,7 +231,7 @@ impl Health {
 
     async fn components(&self) -> BTreeMap<&'static str, Component> {
         let mut components = self.latest_round().await;
-        // Never shared, so that a draining process is immediately reported as not ready.
+        // This component is not cached, so that a draining process is reported as not ready at once.
         let status =
             if self.0.draining.load(Ordering::Relaxed) { Status::Unhealthy } else { Status::Healthy };
         let message = (status == Status::Unhealthy).then(|| "the process is shutting down".to_owned());

@@ -3,7 +3,7 @@
 //! Every client of the listener may read it. [`LogLevelAuth`] decides which callers may change it.
 //!
 //! A change may be temporary, after which the default returns, because a forgotten debug level is expensive.
-mod admission;
+mod authorization;
 
 use std::{
     net::SocketAddr,
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
 use tokio::{task::AbortHandle, time::sleep};
 
-use self::admission::{LogLevelAuth, Refusal};
+use self::authorization::{LogLevelAuth, Rejection};
 use crate::{
     http::problem::{self, FieldError, Problem},
     telemetry::logs::LogFilter,
@@ -43,18 +43,18 @@ pub struct LogLevel(Arc<Inner>);
 
 struct Inner {
     filter: LogFilter,
-    admission: LogLevelAuth,
-    temporary: Mutex<Option<Temporary>>,
-    tell: Box<dyn Fn(LogLevelEvent) + Send + Sync>,
+    authorization: LogLevelAuth,
+    temporary: Mutex<Option<TemporaryChange>>,
+    on_event: Box<dyn Fn(LogLevelEvent) + Send + Sync>,
 }
 
 /// An event of the log level.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogLevelEvent {
     /// The log level was changed.
-    Changed(Changed),
+    Changed(LogLevelChange),
     /// An unauthorized change was rejected.
-    Refused {
+    Rejected {
         /// `foreign_host`, `not_loopback` or `bad_token`.
         reason: &'static str,
     },
@@ -62,7 +62,7 @@ pub enum LogLevelEvent {
 
 /// The replacement of one filter by another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Changed {
+pub struct LogLevelChange {
     /// `change` for a caller's change, `restore` for the end of a temporary change.
     pub action: &'static str,
     /// The filter before the change.
@@ -74,7 +74,7 @@ pub struct Changed {
 }
 
 /// A temporary change.
-struct Temporary {
+struct TemporaryChange {
     expires_at: DateTime<Utc>,
     end: AbortHandle,
 }
@@ -96,18 +96,18 @@ struct Change {
 }
 
 impl LogLevel {
-    /// Returns the log level of the listener at `address`. Callers that are not on loopback must send `token`. `tell`
+    /// Returns the log level of the listener at `address`. Callers that are not on loopback must send `token`. `on_event`
     /// is called with each change and each rejection, in the context of the request that caused it, and must not
     /// block.
     pub fn new(
         filter: LogFilter,
         address: SocketAddr,
         token: Option<SecretString>,
-        tell: impl Fn(LogLevelEvent) + Send + Sync + 'static,
+        on_event: impl Fn(LogLevelEvent) + Send + Sync + 'static,
     ) -> Self {
         let temporary = Mutex::new(None);
-        let admission = LogLevelAuth { address, token };
-        Self(Arc::new(Inner { filter, admission, temporary, tell: Box::new(tell) }))
+        let authorization = LogLevelAuth { address, token };
+        Self(Arc::new(Inner { filter, authorization, temporary, on_event: Box::new(on_event) }))
     }
 
     fn level(&self) -> Level {
@@ -135,7 +135,7 @@ impl LogLevel {
                 ttl_seconds = change.ttl_seconds,
                 "changed the log filter"
             );
-            (self.0.tell)(LogLevelEvent::Changed(Changed {
+            (self.0.on_event)(LogLevelEvent::Changed(LogLevelChange {
                 action: "change",
                 before,
                 after: change.filter.clone(),
@@ -145,7 +145,7 @@ impl LogLevel {
         Ok(self.level())
     }
 
-    fn temporary(&self, ttl: Duration) -> Temporary {
+    fn temporary(&self, ttl: Duration) -> TemporaryChange {
         let level = self.clone();
         let end = sleep(ttl);
         let restoring = spawn_in_present_context(async move {
@@ -153,7 +153,7 @@ impl LogLevel {
             level.restore();
         });
         let expires_at = (Utc::now() + TimeDelta::from_std(ttl).unwrap_or_default()).trunc_subsecs(6);
-        Temporary { expires_at, end: restoring.abort_handle() }
+        TemporaryChange { expires_at, end: restoring.abort_handle() }
     }
 
     fn restore(&self) {
@@ -170,23 +170,23 @@ impl LogLevel {
             Ok(()) => {
                 tracing::warn!(before, after = default, "restored the default log filter");
                 let after = default.to_owned();
-                let restored = Changed { action: "restore", before, after, ttl_seconds: None };
-                (self.0.tell)(LogLevelEvent::Changed(restored));
+                let restored = LogLevelChange { action: "restore", before, after, ttl_seconds: None };
+                (self.0.on_event)(LogLevelEvent::Changed(restored));
             }
             Err(why) => tracing::error!(why, "failed to restore the default log filter"),
         }
     }
 
-    fn refuse(&self, peer: SocketAddr, refusal: Refusal) -> Problem {
-        let Refusal { reason, problem } = refusal;
+    fn reject(&self, peer: SocketAddr, rejection: Rejection) -> Problem {
+        let Rejection { reason, problem } = rejection;
         tracing::warn!(%peer, reason, "rejected an unauthorized change of the log filter");
-        (self.0.tell)(LogLevelEvent::Refused { reason });
+        (self.0.on_event)(LogLevelEvent::Rejected { reason });
         problem
     }
 }
 
 impl Inner {
-    fn temporary(&self) -> MutexGuard<'_, Option<Temporary>> {
+    fn temporary(&self) -> MutexGuard<'_, Option<TemporaryChange>> {
         self.temporary.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -221,7 +221,7 @@ async fn change(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Level>, Problem> {
-    level.0.admission.admit(peer, &uri, &headers).map_err(|refusal| level.refuse(peer, refusal))?;
+    level.0.authorization.admit(peer, &uri, &headers).map_err(|rejection| level.reject(peer, rejection))?;
     level.change(&parse(&headers, body)?).map(Json)
 }
 

@@ -20,12 +20,12 @@ const LOOPBACK: &str = "127.0.0.1:50000";
 const ELSEWHERE: &str = "192.0.2.7:50000";
 
 fn with_token(token: Option<&str>) -> Router {
-    told_to(token, |_| {})
+    router_with(token, |_| {})
 }
 
-fn told_to(token: Option<&str>, tell: impl Fn(LogLevelEvent) + Send + Sync + 'static) -> Router {
+fn router_with(token: Option<&str>, on_event: impl Fn(LogLevelEvent) + Send + Sync + 'static) -> Router {
     let address = "10.1.2.3:9000".parse().unwrap();
-    routes(LogLevel::new(filter(), address, token.map(SecretString::from), tell))
+    routes(LogLevel::new(filter(), address, token.map(SecretString::from), on_event))
 }
 
 fn put(peer: &str, host: &str, body: &Value) -> Request<Body> {
@@ -57,15 +57,15 @@ async fn a_change_returns_the_new_filter() {
     let router = with_token(None);
     assert_eq!(shown(&router).await, json!({ "filter": "info", "default": "info", "expires_at": null }));
     let request = put(LOOPBACK, "localhost:9000", &json!({ "filter": "app=debug" }));
-    let answer = json_of(router.clone().oneshot(request).await.unwrap()).await;
-    assert_eq!(answer, json!({ "filter": "app=debug", "default": "info", "expires_at": null }));
-    assert_eq!(shown(&router).await, answer);
+    let response = json_of(router.clone().oneshot(request).await.unwrap()).await;
+    assert_eq!(response, json!({ "filter": "app=debug", "default": "info", "expires_at": null }));
+    assert_eq!(shown(&router).await, response);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
-    let (told, mut changes) = tokio::sync::mpsc::unbounded_channel();
-    let router = told_to(None, move |happened| told.send(happened).unwrap());
+    let (sender, mut changes) = tokio::sync::mpsc::unbounded_channel();
+    let router = router_with(None, move |event| sender.send(event).unwrap());
     let change = |filter, seconds: Option<u64>| {
         put(LOOPBACK, "localhost", &json!({ "filter": filter, "ttl_seconds": seconds }))
     };
@@ -84,9 +84,9 @@ async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
     assert_eq!(shown(&router).await, json!({ "filter": "warn", "default": "info", "expires_at": null }));
 
     let changes: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
-        .map(|happened| match happened {
+        .map(|event| match event {
             LogLevelEvent::Changed(now) => (now.action, now.before, now.after, now.ttl_seconds),
-            LogLevelEvent::Refused { reason } => panic!("refused: {reason}"),
+            LogLevelEvent::Rejected { reason } => panic!("rejected: {reason}"),
         })
         .collect();
     let expected = [
@@ -139,12 +139,12 @@ async fn an_unauthorized_change_is_reported() {
         (Some(TOKEN), ELSEWHERE, "10.1.2.3:9000", "bad_token"),
         (None, ELSEWHERE, "10.1.2.3:9000", "not_loopback"),
     ] {
-        let (told, mut refusals) = tokio::sync::mpsc::unbounded_channel();
-        let router = told_to(token, move |happened| told.send(happened).unwrap());
-        let refused = status_of(&router, put(peer, host, &json!({ "filter": "off" }))).await;
-        assert!(matches!(refused, 401 | 403), "{reason}");
-        assert_eq!(refusals.try_recv(), Ok(LogLevelEvent::Refused { reason }));
-        assert!(refusals.try_recv().is_err(), "it is told once");
+        let (sender, mut rejections) = tokio::sync::mpsc::unbounded_channel();
+        let router = router_with(token, move |event| sender.send(event).unwrap());
+        let rejected = status_of(&router, put(peer, host, &json!({ "filter": "off" }))).await;
+        assert!(matches!(rejected, 401 | 403), "{reason}");
+        assert_eq!(rejections.try_recv(), Ok(LogLevelEvent::Rejected { reason }));
+        assert!(rejections.try_recv().is_err(), "each rejection is reported once");
     }
 }
 

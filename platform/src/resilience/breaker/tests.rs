@@ -39,9 +39,9 @@ async fn it_opens_when_half_of_enough_calls_failed() {
     fail(&breaker, 1);
     assert_eq!(breaker.state(), State::Open);
     advance(Duration::from_secs(2)).await;
-    let refusal = breaker.acquire().unwrap_err();
-    assert_eq!(refusal.retry_after, Duration::from_secs(3));
-    assert_eq!(refusal.retry_after_seconds(), 3);
+    let rejection = breaker.acquire().unwrap_err();
+    assert_eq!(rejection.retry_after, Duration::from_secs(3));
+    assert_eq!(rejection.retry_after_seconds(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -54,7 +54,7 @@ async fn old_failures_do_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn enough_probes_close_it_and_forget_the_past() {
+async fn enough_successful_probes_close_it() {
     let breaker = half_open("test_closes").await;
     let (first, second) = (breaker.acquire().unwrap(), breaker.acquire().unwrap());
     assert_eq!(breaker.acquire().unwrap_err(), PROBES_UNDER_WAY);
@@ -126,11 +126,11 @@ async fn a_verdict_from_before_a_transition_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn everybody_hears_of_every_transition() {
-    let heard = Arc::new(Mutex::new(Vec::new()));
+async fn every_transition_is_reported() {
+    let reported = Arc::new(Mutex::new(Vec::new()));
     let breaker = Breaker::new("test_heard", SETTINGS).on_transition({
-        let heard = Arc::clone(&heard);
-        move |state| heard.lock().unwrap().push(state)
+        let reported = Arc::clone(&reported);
+        move |state| reported.lock().unwrap().push(state)
     });
     let gauge = STATE.with_label_values(&["test_heard"]);
     fail(&breaker, 4);
@@ -140,7 +140,7 @@ async fn everybody_hears_of_every_transition() {
     assert_eq!(gauge.get(), 1);
     breaker.acquire().unwrap().succeeded();
     assert_eq!(gauge.get(), 0);
-    assert_eq!(*heard.lock().unwrap(), [State::Open, State::HalfOpen, State::Closed]);
+    assert_eq!(*reported.lock().unwrap(), [State::Open, State::HalfOpen, State::Closed]);
 }
 
 #[tokio::test(start_paused = true)]

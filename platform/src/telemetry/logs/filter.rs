@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_is_not_one_changes_nothing() {
+    fn an_invalid_filter_changes_nothing() {
         let (_kept, filter) = reloadable(Environment::Production, None).unwrap();
         for wrong in ["app=loud", "info,app=debug=trace", "[request]=debug", " "] {
             assert!(filter.set(wrong).is_err(), "{wrong}");

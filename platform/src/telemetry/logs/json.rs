@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_called_like_a_fixed_key_keeps_out_of_its_way() {
+    fn a_field_named_like_a_fixed_key_gets_a_prefix() {
         let line = line_of(|| tracing::info!(level = "high", service = ?Some(1), user_id = 7, "water"));
         assert!(
             line.contains(r#""field.level":"high","field.service":"Some(1)","field.user_id":7"#),
@@ -240,26 +240,26 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_written_with_everything_that_caused_it() {
+    fn an_error_is_logged_with_its_causes() {
         #[derive(Debug, thiserror::Error)]
         #[error("the tea is cold")]
-        struct Cold(#[source] std::io::Error);
+        struct ColdTea(#[source] std::io::Error);
 
-        let error = Cold(std::io::Error::other(Cold(std::io::Error::other("no gas"))));
+        let error = ColdTea(std::io::Error::other(ColdTea(std::io::Error::other("no gas"))));
         let line = object_of(|| tracing::error!(error = &error as &(dyn Error + 'static), "failed"));
         assert_eq!(line["error"], "the tea is cold: the tea is cold: no gas");
     }
 
     #[test]
     fn a_value_that_cannot_be_formatted_does_not_lose_the_line() {
-        struct Broken;
-        impl Debug for Broken {
+        struct FailingDisplay;
+        impl Debug for FailingDisplay {
             fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 formatter.write_str("half")?;
                 Err(std::fmt::Error)
             }
         }
-        let line = object_of(|| tracing::info!(broken = ?Broken, ratio = f64::NAN, "still here"));
+        let line = object_of(|| tracing::info!(broken = ?FailingDisplay, ratio = f64::NAN, "still here"));
         assert_eq!((&line["broken"], &line["ratio"]), (&"half".into(), &serde_json::Value::Null));
     }
 }

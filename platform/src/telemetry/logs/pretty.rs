@@ -23,7 +23,7 @@ pub(super) fn write(line: &Line<'_>, coloured: bool, Buffers { line: out, text }
     put(out, format_args!("{dim}{}{reset} ", line.at.format("%H:%M:%S%.3f")));
     put(out, format_args!("{colour}{level:>5}{reset} {dim}{}{reset}: ", line.metadata.target()));
     line.message(text);
-    put(out, format_args!("{}", Escaped(text)));
+    put(out, format_args!("{}", EscapedText(text)));
     line.event.record(&mut Fields { out, text, dim, reset });
     if let Some(context) = &line.context {
         put(out, format_args!(" {dim}correlation_id={}{reset}", context.correlation_id()));
@@ -63,7 +63,7 @@ impl Fields<'_> {
         let mut text = std::mem::take(self.text);
         text.clear();
         write(&mut text);
-        self.field(field, &Escaped(&text));
+        self.field(field, &EscapedText(&text));
         *self.text = text;
     }
 }
@@ -86,7 +86,7 @@ impl Visit for Fields<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, &Escaped(value));
+        self.field(field, &EscapedText(value));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
@@ -101,9 +101,9 @@ impl Visit for Fields<'_> {
 }
 
 /// A text whose control characters are escaped, so that it cannot control the terminal.
-struct Escaped<'a>(&'a str);
+struct EscapedText<'a>(&'a str);
 
-impl Display for Escaped<'_> {
+impl Display for EscapedText<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for character in self.0.chars() {
             match character {
@@ -128,6 +128,6 @@ mod tests {
     #[test]
     fn a_text_cannot_forge_a_line_or_command_the_terminal() {
         let forged = "tea\n12:00:00 ERROR \u{1b}[31mfire\r";
-        assert_eq!(Escaped(forged).to_string(), "tea\n    12:00:00 ERROR \\u{1b}[31mfire\\r");
+        assert_eq!(EscapedText(forged).to_string(), "tea\n    12:00:00 ERROR \\u{1b}[31mfire\\r");
     }
 }

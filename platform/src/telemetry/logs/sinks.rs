@@ -246,7 +246,7 @@ struct Batch<W> {
 }
 
 impl<W: Write> Batch<W> {
-    /// A partial write counts all of its lines as lost.
+    /// Writes the batch. A partial write counts all of its lines as lost.
     fn write_out(&mut self) -> io::Result<()> {
         let written = self.write_batch();
         if written.is_err() {
@@ -384,12 +384,12 @@ mod tests {
     }
 
     /// A writer that sends its data to the test, and waits until the test lets it continue.
-    struct Slow {
+    struct SlowWriter {
         writes: mpsc::Sender<Vec<u8>>,
         go_on: mpsc::Receiver<()>,
     }
 
-    impl Write for Slow {
+    impl Write for SlowWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.writes.send(bytes.to_vec()).unwrap();
             self.go_on.recv().unwrap();
@@ -410,7 +410,7 @@ mod tests {
             "log-test",
             Format::Json,
             SinkKind::EverythingElse,
-            Slow { writes, go_on },
+            SlowWriter { writes, go_on },
             Arc::default(),
         );
         let sink = &opened.sinks[0];
@@ -467,9 +467,9 @@ mod tests {
     }
 
     /// A writer that takes half of the first write, and fails the second.
-    struct Torn(Arc<Mutex<Vec<u8>>>, usize);
+    struct TornWriter(Arc<Mutex<Vec<u8>>>, usize);
 
-    impl Write for Torn {
+    impl Write for TornWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.1 += 1;
             let length = match self.1 {
@@ -490,7 +490,7 @@ mod tests {
     fn the_line_after_a_torn_line_is_whole() {
         let text = Arc::default();
         let failed = Arc::default();
-        let (inner, counted) = (Torn(Arc::clone(&text), 0), Arc::clone(&failed));
+        let (inner, counted) = (TornWriter(Arc::clone(&text), 0), Arc::clone(&failed));
         let mut batch = Batch { inner, output: Arc::default(), lines: Vec::new(), count: 0, failed: counted };
         batch.write_all(b"first\n").unwrap();
         assert!(batch.flush().is_err());

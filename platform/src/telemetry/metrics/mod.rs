@@ -26,7 +26,7 @@ crate::metrics! {
 ///
 /// # Panics
 /// The name is taken or invalid. This is a bug, which the first start reveals.
-#[expect(clippy::expect_used, reason = "a mistake in the code, met at start-up and never later")]
+#[expect(clippy::expect_used, reason = "a defect of the code, which every start reveals")]
 pub fn registered<M>(metric: prometheus::Result<M>) -> M {
     metric.expect("a metric is declared once, under a valid name")
 }

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn families_are_written_as_the_specification_wants_them() {
+    fn families_follow_the_specification() {
         let poured = Counter::new("tea_poured_litres_total", "Tea that was poured").unwrap();
         poured.inc_by(1.5);
         let warmth = Gauge::new("tea_warmth_celsius", "How warm, \"roughly\"\nor not at all").unwrap();
@@ -244,7 +244,7 @@ tea_drawn_seconds_count{tea="green"} 1
             let series = format!("tea_steeped_seconds_bucket{{cup=\"1\",tea=\"green\",le=\"{bound}\"}} ");
             text.lines().find_map(|line| line.strip_prefix(&series)).unwrap()
         };
-        assert_eq!(bucket("0.1"), "1", "what no trace was sampled of has no exemplar");
+        assert_eq!(bucket("0.1"), "1", "an observation without a sampled trace has no exemplar");
         let exemplar = bucket("1.0").strip_prefix("3 # ").unwrap();
         assert!(exemplar.starts_with(&format!("{{trace_id=\"{newest}\",span_id=\"")), "{exemplar}");
         assert_eq!(exemplar.split_whitespace().nth(1), Some("0.3"), "{exemplar}");

@@ -40,7 +40,7 @@ pub(super) struct Exemplars {
     /// Label names, in the order in which the label values are given.
     labels: Vec<String>,
     bounds: Vec<f64>,
-    /// By the concatenated label values: the newest exemplar of each bucket.
+    /// The newest exemplar of each bucket, by the concatenated label values.
     series: RwLock<HashMap<String, Arc<Buckets>>>,
 }
 

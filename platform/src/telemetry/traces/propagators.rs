@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn short_ids_and_decisions_left_to_us_are_understood() {
+    fn short_ids_and_missing_states_are_parsed() {
         let b3 = B3Propagator::new(B3Headers::Single);
         let long = || ("0".repeat(16) + "a3ce929d0e0e4736", SPAN.to_owned(), true);
         assert_eq!(read(&b3, &[("b3", "a3ce929d0e0e4736-00f067aa0ba902b7")]), Some(long()));

@@ -160,7 +160,7 @@ impl Gateway {
                 let (page, _) = response.judge(|_| Ok::<_, ()>(()));
                 Ok(page)
             }
-            SendResult::Refused(status) => Err(PageError::Rejected(status)),
+            SendResult::Rejected(status) => Err(PageError::Rejected(status)),
             SendResult::Conflict => Err(PageError::Rejected(StatusCode::CONFLICT)),
             SendResult::Unknown(unknown) => Err(unknown.into()),
         }

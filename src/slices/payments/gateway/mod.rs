@@ -2,10 +2,10 @@
 //!
 //! It distinguishes certain outcomes from unknown ones. Only a charge or refund object is a certain outcome. A timeout,
 //! a failed connection, a malformed response and the statuses 3xx, 408, 425, 429 and 5xx leave the outcome unknown.
-mod answers;
 mod breaker;
 mod listing;
 mod metrics;
+mod response;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,14 +22,14 @@ use tokio::{
 use tracing::{Instrument, Span, field};
 use url::Url;
 
-#[cfg(test)]
-pub use self::answers::GatewayId;
-pub use self::answers::{
-    Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, GatewayResponse, SendResult, Unknown,
-};
 pub use self::listing::{Cursor, PageError, Record};
 use self::metrics::GATEWAY_DURATION;
 pub use self::metrics::initialize as initialize_metrics;
+#[cfg(test)]
+pub use self::response::GatewayId;
+pub use self::response::{
+    Charge, ChargeStatus, GatewayRefund, GatewayRefundStatus, GatewayResponse, SendResult, Unknown,
+};
 use super::{gateway_key::GatewayKey, settings::Settings};
 use platform::{
     alerts::Alerts,
@@ -102,11 +102,11 @@ impl SlotError {
 }
 
 impl Gateway {
-    /// Creates a client with these settings. At most `most_waiting` requests wait for the gateway at once.
+    /// Creates a client with these settings. At most `max_waiting` requests wait for the gateway at once.
     ///
     /// # Errors
     /// If the client cannot be created, or the API key is not a valid header value.
-    pub fn new(settings: &Settings, alerts: &Alerts, most_waiting: usize) -> Result<Self, GatewayError> {
+    pub fn new(settings: &Settings, alerts: &Alerts, max_waiting: usize) -> Result<Self, GatewayError> {
         let mut authorization =
             HeaderValue::from_str(&format!("Bearer {}", settings.gateway_api_key.expose_secret()))
                 .map_err(|_| GatewayError::ApiKey)?;
@@ -123,7 +123,7 @@ impl Gateway {
             timeout: settings.gateway_timeout,
             breaker: breaker::breaker(alerts),
             budget: Budget::new(20, 10),
-            slots: Arc::new(Semaphore::new(most_waiting)),
+            slots: Arc::new(Semaphore::new(max_waiting)),
         })))
     }
 
@@ -256,13 +256,13 @@ impl Gateway {
         let mut url = self.url(&["v1", path]);
         url.query_pairs_mut().append_pair("reference", &reference.to_string());
         match self.call::<List<T>>(self.0.client.get(url.clone()), "GET", url, permit, until).await {
-            SendResult::Made(answer) => {
+            SendResult::Made(response) => {
                 let is_about_it = |found: &T| reference_of(found) == reference;
                 let (list, _) =
-                    answer.judge(|list| list.data.iter().all(is_about_it).then_some(()).ok_or(()));
+                    response.judge(|list| list.data.iter().all(is_about_it).then_some(()).ok_or(()));
                 Ok(list.data)
             }
-            SendResult::Refused(status) => Err(Unknown::Status { status, retry_after: None }),
+            SendResult::Rejected(status) => Err(Unknown::Status { status, retry_after: None }),
             SendResult::Conflict => Err(Unknown::Status { status: StatusCode::CONFLICT, retry_after: None }),
             SendResult::Unknown(unknown) => Err(unknown),
         }
@@ -295,7 +295,7 @@ impl Gateway {
         .await;
         let outcome = match &reply {
             Ok(Reply::Object(..)) => "success",
-            Ok(Reply::Refused(_)) => "refused",
+            Ok(Reply::Rejected(_)) => "refused",
             Err(unknown) if unknown.is_timeout() => "timeout",
             Err(_) => "error",
         };
@@ -303,12 +303,12 @@ impl Gateway {
         record_reply(&span, &reply);
         match reply {
             Ok(Reply::Object(_, object)) => SendResult::Made(GatewayResponse { object, permit }),
-            Ok(Reply::Refused(status)) => {
+            Ok(Reply::Rejected(status)) => {
                 permit.succeeded();
                 if status == StatusCode::CONFLICT {
                     SendResult::Conflict
                 } else {
-                    SendResult::Refused(status)
+                    SendResult::Rejected(status)
                 }
             }
             Err(unknown) => {
@@ -345,13 +345,13 @@ enum Reply<T> {
     /// 2xx, with the object of the body.
     Object(StatusCode, T),
     /// 4xx, except 408, 425 and 429.
-    Refused(StatusCode),
+    Rejected(StatusCode),
 }
 
 /// Records the result in the client's span. A 4xx is an error of a client's span, too.
 fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
     let status = match reply {
-        Ok(Reply::Object(status, _) | Reply::Refused(status)) | Err(Unknown::Status { status, .. }) => {
+        Ok(Reply::Object(status, _) | Reply::Rejected(status)) | Err(Unknown::Status { status, .. }) => {
             Some(*status)
         }
         Err(_) => None,
@@ -361,7 +361,7 @@ fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
     }
     let error = match reply {
         Ok(Reply::Object(..)) => return,
-        Ok(Reply::Refused(status)) | Err(Unknown::Status { status, .. }) => status.as_str(),
+        Ok(Reply::Rejected(status)) | Err(Unknown::Status { status, .. }) => status.as_str(),
         Err(unknown) if unknown.is_timeout() => "timeout",
         Err(Unknown::TimedOut | Unknown::NotConnected(_) | Unknown::Connection(_)) => "connection",
         Err(Unknown::Malformed(_)) => "malformed",
@@ -397,7 +397,7 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
         return Err(status(&response));
     }
     if !response.status().is_success() {
-        return Ok(Reply::Refused(response.status()));
+        return Ok(Reply::Rejected(response.status()));
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(from_reqwest)? {

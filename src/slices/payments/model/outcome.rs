@@ -199,7 +199,7 @@ const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 pub enum NoCharge {
     /// A first call may still be in flight. Resend the same charge under the same key, and use its response.
     Resend,
-    /// It is too late to resend, and too early for certainty.
+    /// The charge can no longer be resent, but a first call may still have charged. Poll only.
     Poll,
     /// The payment was never charged, and never will be.
     NeverCharged,

@@ -23,8 +23,8 @@ fn a_key() -> GatewayKey {
 fn an_id_of_the_gateway_is_bounded_visible_ascii() {
     let parse = |text: &str| GatewayId::try_from(text.to_owned());
     assert!(parse("ch_1").is_ok() && parse(&"x".repeat(255)).is_ok());
-    for refused in ["", "ch_\u{0}", "ch 1", "ch_1\n", "ch_\u{e4}", &"x".repeat(256)] {
-        assert!(parse(refused).is_err(), "{refused:?}");
+    for rejected in ["", "ch_\u{0}", "ch 1", "ch_1\n", "ch_\u{e4}", &"x".repeat(256)] {
+        assert!(parse(rejected).is_err(), "{rejected:?}");
     }
 }
 
@@ -67,13 +67,13 @@ proptest! {
         path in prop::collection::vec(prop::sample::select(PaymentStatus::ALL.to_vec()), 1..10)
     ) {
         let mut status = PaymentStatus::Processing;
-        let mut refused = false;
+        let mut rejected = false;
         for next in path {
             if status.may_become(next) {
-                refused |= matches!(next, PaymentStatus::Declined | PaymentStatus::Failed);
+                rejected |= matches!(next, PaymentStatus::Declined | PaymentStatus::Failed);
                 status = next;
             }
-            prop_assert!(!(refused && status.took_money()));
+            prop_assert!(!(rejected && status.took_money()));
         }
     }
 

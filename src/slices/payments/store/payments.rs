@@ -121,7 +121,11 @@ pub async fn begin(database: &Database, new: &PaymentDraft<'_>) -> Result<Option
 }
 
 /// Leases payments that are due, so that no other replica polls the gateway for them at the same time.
-pub async fn lease(database: &Database, lease: Duration, most: i64) -> Result<Vec<OpenPayment>, sqlx::Error> {
+pub async fn lease(
+    database: &Database,
+    lease: Duration,
+    limit: i64,
+) -> Result<Vec<OpenPayment>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
         update payments
@@ -140,7 +144,7 @@ pub async fn lease(database: &Database, lease: Duration, most: i64) -> Result<Ve
           parked_at is not null as "parked!"
         "#,
         interval(lease),
-        most,
+        limit,
     );
     let rows =
         database.run("payments.lease", async |connection| statement.fetch_all(connection).await).await?;

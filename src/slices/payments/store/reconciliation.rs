@@ -224,7 +224,7 @@ pub struct ComparedRefund {
     pub age: Duration,
 }
 
-/// Like [`match_payments`], for refunds.
+/// Mirrors [`match_payments`] for refunds.
 pub async fn match_refunds(
     database: &Database,
     listed: &ListedObjects,
@@ -320,7 +320,7 @@ pub async fn unlisted_payments(
     database.run("payments.list_unlisted", async |connection| statement.fetch_all(connection).await).await
 }
 
-/// Like [`unlisted_payments`], for refunds.
+/// Mirrors [`unlisted_payments`] for refunds.
 pub async fn unlisted_refunds(
     database: &Database,
     range: IdRange,

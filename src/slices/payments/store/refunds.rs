@@ -146,7 +146,7 @@ pub async fn begin(database: &Database, new: &RefundDraft<'_>) -> Result<Option<
 }
 
 /// Leases refunds that are due, so that no other replica polls the gateway for them at the same time.
-pub async fn lease(database: &Database, lease: Duration, most: i64) -> Result<Vec<OpenRefund>, sqlx::Error> {
+pub async fn lease(database: &Database, lease: Duration, limit: i64) -> Result<Vec<OpenRefund>, sqlx::Error> {
     let statement = query_refunds!(
         r#"
         update refunds
@@ -165,7 +165,7 @@ pub async fn lease(database: &Database, lease: Duration, most: i64) -> Result<Ve
         returning"#,
         "",
         interval(lease),
-        most,
+        limit,
     );
     let rows =
         database.run("refunds.lease", async |connection| statement.fetch_all(connection).await).await?;

@@ -11,7 +11,7 @@ use super::{
     refunds::OpenRefund,
 };
 
-/// Settles a payment, and its order if the payment succeeded. Returns `None`, and changes nothing, if a guard refuses
+/// Settles a payment, and its order if the payment succeeded. Returns `None`, and changes nothing, if a guard rejects
 /// the settlement.
 pub async fn settle_payment(
     connection: &mut PgConnection,
@@ -70,7 +70,7 @@ pub async fn settle_payment(
     }))
 }
 
-/// Settles a refund, and updates its payment and its order. Returns `None`, and changes nothing, if a guard refuses the
+/// Settles a refund, and updates its payment and its order. Returns `None`, and changes nothing, if a guard rejects the
 /// settlement.
 pub async fn settle_refund(
     connection: &mut PgConnection,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Every kind of caller, in the order of the table's columns.
-const EVERYBODY: [&str; 5] = ["no login", "customer", "support", "auditor", "admin"];
+const CALLERS: [&str; 5] = ["no login", "customer", "support", "auditor", "admin"];
 
 struct Users {
     support: User,
@@ -46,27 +46,27 @@ impl Users {
 #[tokio::test]
 async fn every_route_admits_exactly_its_roles() {
     let service = service().await;
-    let people = Users::of(&service).await;
-    let mut refused = 0;
-    for (method, route, ask, expected) in routes() {
-        for (role, expected) in EVERYBODY.into_iter().zip(expected) {
+    let staff = Users::of(&service).await;
+    let mut rejected = 0;
+    for (method, route, request, expected) in routes() {
+        for (role, expected) in CALLERS.into_iter().zip(expected) {
             // Each request gets a new owner and a new session, because some requests consume them.
             let owner = service.customer().await;
-            let (by, email) = match (role, people.user(role)) {
+            let (by, email) = match (role, staff.user(role)) {
                 ("customer", _) => ((*owner).clone(), owner.email.clone()),
                 (_, Some(user)) => ((*service.log_in(&user.email).await).clone(), user.email.clone()),
-                (_, None) => (service.nobody(), owner.email.clone()),
+                (_, None) => (service.anonymous(), owner.email.clone()),
             };
-            let answer = ask(&by, &Subject::of(&owner, email).await).await;
-            assert_eq!(answer.status, expected, "{method} {route} by {role}: {answer}");
+            let response = request(&by, &Subject::of(&owner, email).await).await;
+            assert_eq!(response.status, expected, "{method} {route} by {role}: {response}");
             match expected {
                 401 => {
-                    let problem = answer.is_problem(401, "unauthenticated");
+                    let problem = response.is_problem(401, "unauthenticated");
                     assert_eq!(problem.header("www-authenticate"), Some("Bearer"));
                 }
                 403 => {
-                    refused += 1;
-                    let _problem = answer.is_problem(403, "forbidden");
+                    rejected += 1;
+                    let _problem = response.is_problem(403, "forbidden");
                 }
                 _ => {}
             }
@@ -74,7 +74,7 @@ async fn every_route_admits_exactly_its_roles() {
     }
     let denials =
         service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'role'").await;
-    assert_eq!(denials.len(), refused, "each refusal is audited");
+    assert_eq!(denials.len(), rejected, "each rejection is audited");
     assert!(denials.iter().all(|denial| denial["result"] == "denied" && denial["user_id"].is_string()));
     service.invariants_hold().await;
 }
@@ -82,11 +82,11 @@ async fn every_route_admits_exactly_its_roles() {
 #[tokio::test]
 async fn permissions_are_checked_before_the_body() {
     let service = service().await;
-    let people = Users::of(&service).await;
+    let staff = Users::of(&service).await;
     let nonsense = |request: Request| request.header("content-type", "application/json").body("{");
     for path in FORBIDDEN_TO_AUDITORS {
-        let _nobody = nonsense(service.nobody().post(path)).await.is_problem(401, "unauthenticated");
-        let _auditor = nonsense(people.auditor.post(path)).await.is_problem(403, "forbidden");
+        let _anonymous = nonsense(service.anonymous().post(path)).await.is_problem(401, "unauthenticated");
+        let _auditor = nonsense(staff.auditor.post(path)).await.is_problem(403, "forbidden");
     }
 }
 
@@ -127,10 +127,10 @@ fn the_document_marks_sessions_and_roles_of_routes() {
         assert_eq!(needs_session, expected[0] == 401, "{method} {route}");
         if needs_session {
             let allowed =
-                EVERYBODY.into_iter().zip(expected).filter(|(_, status)| ![401, 403].contains(status));
+                CALLERS.into_iter().zip(expected).filter(|(_, status)| ![401, 403].contains(status));
             let allowed: Vec<_> = allowed.map(|(role, _)| role).collect();
             // An empty list means every role.
-            let allowed = if allowed == EVERYBODY[1..] { json!([]) } else { json!(allowed) };
+            let allowed = if allowed == CALLERS[1..] { json!([]) } else { json!(allowed) };
             assert_eq!(operation["security"], json!([{ "session": allowed }]), "{method} {route}");
         }
     }

@@ -19,10 +19,10 @@ impl Subject {
     }
 }
 
-pub(crate) type Ask = fn(&Client, &Subject) -> Request;
+pub(crate) type BuildRequest = fn(&Client, &Subject) -> Request;
 
-/// A route, and its status for each of [`EVERYBODY`](super::EVERYBODY) if the request is otherwise valid.
-pub(crate) type Row = (&'static str, &'static str, Ask, [u16; 5]);
+/// A route, and its status for each of [`CALLERS`](super::CALLERS) if the request is otherwise valid.
+pub(crate) type Row = (&'static str, &'static str, BuildRequest, [u16; 5]);
 
 #[rustfmt::skip]
 const COMMON: [Row; 6] = [
@@ -32,7 +32,7 @@ const COMMON: [Row; 6] = [
     ("DELETE", "/v1/sessions/current", log_out,        [401, 204, 204, 204, 204]),
     ("GET",    "/v1/me",               who_am_i,       [401, 200, 200, 200, 200]),
     ("PUT",    "/v1/me/password",      new_password,   [401, 204, 204, 204, 204]),
-    ("GET",    "/v1/audit-events",     read_trail,     [401, 403, 403, 200, 200]),
+    ("GET",    "/v1/audit-events",     read_audit_log,     [401, 403, 403, 200, 200]),
 ];
 
 /// Returns every route.
@@ -61,6 +61,6 @@ fn new_password(by: &Client, _: &Subject) -> Request {
     by.put("/v1/me/password").json(&json!({ "current_password": PASSWORD, "new_password": PASSWORD }))
 }
 
-fn read_trail(by: &Client, _: &Subject) -> Request {
+fn read_audit_log(by: &Client, _: &Subject) -> Request {
     by.get("/v1/audit-events")
 }

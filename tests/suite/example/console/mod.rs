@@ -7,7 +7,7 @@ use dev::harness::{Order, eventually};
 use crate::console::fixture::{ConsoleFixture, get};
 
 impl ConsoleFixture {
-    /// An order of a customer, paid under a correlation id of its own.
+    /// Returns a new order of a new customer, paid under this correlation id.
     pub(crate) async fn paid_order(&self, correlation_id: &str) -> Order {
         let order = self.service.customer().await.places_an_order().await;
         let _paid = order.pay("pm_card_ok").header("x-correlation-id", correlation_id).await.is(201);
@@ -17,7 +17,7 @@ impl ConsoleFixture {
     /// Returns the id of the complete trace with this correlation id.
     pub(crate) async fn trace_of(&self, correlation_id: &str) -> String {
         let path = format!("/api/traces?correlation_id={correlation_id}&route=POST%20%2Fv1%2Forders");
-        eventually("the trace comes in", async || {
+        eventually("the trace is received", async || {
             let traces = get(&self.console, &path).await;
             let trace = traces.as_array()?.iter().find(|trace| trace["spans"].as_u64() > Some(5))?.clone();
             Some(trace["trace_id"].as_str()?.to_owned())

@@ -9,21 +9,21 @@ use crate::console::fixture::{ConsoleFixture, get};
 /// Every view at the width of a desktop and of a phone, with the light and the dark theme.
 #[tokio::test]
 async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
-    let (stage, traffic) = ConsoleFixture::with_traffic(25.0).await;
-    let Some(browser) = stage.open("/now").await else { return };
-    has_points(&stage, 60).await;
-    stage.faults.set(Fault::named("gateway-outage").unwrap(), true).await.unwrap();
+    let (fixture, traffic) = ConsoleFixture::with_traffic(25.0).await;
+    let Some(browser) = fixture.open("/now").await else { return };
+    wait_for_points(&fixture, 60).await;
+    fixture.faults.set(Fault::named("gateway-outage").unwrap(), true).await.unwrap();
     browser.shows("[data-tile=Breaker]", "open").await;
-    has_points(&stage, 85).await;
-    stage.faults.clear().await.unwrap();
+    wait_for_points(&fixture, 85).await;
+    fixture.faults.clear().await.unwrap();
     browser.shows("[data-tile=Breaker]", "closed").await;
-    has_points(&stage, 120).await;
+    wait_for_points(&fixture, 120).await;
     // No further data arrives. Otherwise a slow machine would push this trace out of the window.
     if let Some(traffic) = traffic {
         traffic.stop().await;
     }
-    stage.paid_order("a-checkout").await;
-    let trace = stage.trace_of("a-checkout").await;
+    fixture.paid_order("a-checkout").await;
+    let trace = fixture.trace_of("a-checkout").await;
 
     let views = [
         ("now", "/now?minutes=2".to_owned(), ".chart"),
@@ -37,7 +37,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     for (name, path, part) in views {
         for (device, width, height) in [("window", 1280, 900), ("phone", 390, 844)] {
             for scheme in ["light", "dark"] {
-                browser.is_as_wide_as(width, height).await;
+                browser.resize(width, height).await;
                 browser.prefers(scheme).await;
                 browser.go(&path).await;
                 browser.shows(part, "").await;
@@ -47,17 +47,17 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
                 }
                 let wider = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
                 assert_eq!(wider, json!(0), "{name} on a {device} is wider than it");
-                browser.picture(&format!("{name}-{device}-{scheme}")).await;
+                browser.screenshot(&format!("{name}-{device}-{scheme}")).await;
             }
         }
     }
-    browser.has_no_errors().await;
+    browser.assert_no_errors().await;
 }
 
 /// Waits until the charts have this number of points.
-async fn has_points(stage: &ConsoleFixture, count: usize) {
+async fn wait_for_points(fixture: &ConsoleFixture, count: usize) {
     within(Duration::from_mins(3), "there is something to see", async || {
-        let now = get(&stage.console, "/api/now").await;
+        let now = get(&fixture.console, "/api/now").await;
         (now["points"].as_array()?.len() >= count).then_some(())
     })
     .await;

@@ -9,10 +9,10 @@ use serde_json::json;
 use crate::console::fixture::{ConsoleFixture, get};
 
 #[tokio::test]
-async fn each_view_shows_what_has_happened() {
-    let (stage, _traffic) = ConsoleFixture::with_traffic(20.0).await;
-    stage.paid_order("a-checkout").await;
-    let Some(browser) = stage.open("/").await else { return };
+async fn each_view_shows_recent_activity() {
+    let (fixture, _traffic) = ConsoleFixture::with_traffic(20.0).await;
+    fixture.paid_order("a-checkout").await;
+    let Some(browser) = fixture.open("/").await else { return };
 
     browser.shows("[data-tile=Service]", "ready").await;
     browser.shows("[data-tile=Breaker]", "closed").await;
@@ -27,7 +27,7 @@ async fn each_view_shows_what_has_happened() {
     assert_eq!(browser.run(tour).await, json!("/traces/first"));
     browser.shows("table", "/v1/orders/{id}/payments").await;
     browser.shows(".lamps", "payment recovery").await;
-    assert_eq!(browser.place().await, "/now");
+    assert_eq!(browser.location().await, "/now");
 
     browser.click("nav a[data-view=traces]").await;
     browser.shows(".row.trace .name", "POST /v1/orders/{id}/payments").await;
@@ -55,59 +55,61 @@ async fn each_view_shows_what_has_happened() {
     browser.shows(".seals", "events").await;
     browser.click("#verify").await;
     browser.shows("#verification", "The chain is intact").await;
-    stage
+    fixture
         .service
         .database()
         .execute("alter table audit_events disable trigger user; update audit_events set action = 'forged' where sequence = (select min(sequence) from audit_events)")
         .await;
     browser.click("#verify").await;
     browser.shows("#verification", "The chain is broken").await;
-    browser.has_no_errors().await;
+    browser.assert_no_errors().await;
 }
 
 #[tokio::test]
 async fn a_deep_link_opens_a_payment_trace_with_its_log_lines() {
-    let stage = ConsoleFixture::set().await;
-    stage.paid_order("the-first").await;
-    let trace = stage.trace_of("the-first").await;
-    let Some(browser) = stage.open(&format!("/traces/{trace}")).await else {
+    let fixture = ConsoleFixture::set().await;
+    fixture.paid_order("the-first").await;
+    let trace = fixture.trace_of("the-first").await;
+    let Some(browser) = fixture.open(&format!("/traces/{trace}")).await else {
         return;
     };
     browser.shows(".title h1", "201 POST /v1/orders/{id}/payments").await;
     browser.shows(".title code", &trace).await;
     browser.shows(".waterfall", "INSERT payments").await;
-    let gateway = stage.service.gateway().address();
+    let gateway = fixture.service.gateway().address();
     browser.shows("[data-span=POST]", &format!("POST {gateway}/v1/charges")).await;
     browser.shows(".beside .line .message", "request").await;
 
     browser.click("[data-span='SETTLE payments']").await;
     browser.shows(".details", "db.collection.name").await;
-    let place = browser.place().await;
+    let place = browser.location().await;
     assert!(place.starts_with(&format!("/traces/{trace}?span=")), "{place}");
     browser.go(&place).await;
     browser.shows(".details h2", "SETTLE payments").await;
 
     browser.go("/traces/first").await;
     browser.shows(".title code", &trace).await;
-    assert_eq!(browser.place().await, format!("/traces/{trace}"));
-    browser.has_no_errors().await;
+    assert_eq!(browser.location().await, format!("/traces/{trace}"));
+    browser.assert_no_errors().await;
 }
 
 #[tokio::test]
 async fn every_view_shows_a_fault_until_it_is_switched_off() {
-    let (stage, _traffic) = ConsoleFixture::with_traffic(40.0).await;
-    let Some(browser) = stage.open("/faults").await else { return };
-    eventually("customers pay", async || (stage.service.gateway().ledger().charges.len() > 5).then_some(()))
-        .await;
+    let (fixture, _traffic) = ConsoleFixture::with_traffic(40.0).await;
+    let Some(browser) = fixture.open("/faults").await else { return };
+    eventually("customers pay", async || {
+        (fixture.service.gateway().ledger().charges.len() > 5).then_some(())
+    })
+    .await;
     browser.click("[data-fault=gateway-outage] button").await;
     browser.shows("#banner", "Gateway outage").await;
-    assert!((stage.service.gateway().faults().get().error_rate - 1.0).abs() < f64::EPSILON);
+    assert!((fixture.service.gateway().faults().get().error_rate - 1.0).abs() < f64::EPSILON);
 
     browser.click("nav a[data-view=now]").await;
     browser.shows("[data-tile=Breaker]", "open").await;
     browser.shows("#banner", "Gateway outage").await;
     browser.shows(".shade", "Gateway outage").await;
-    eventually("the time of the fault stands behind the charts", async || {
+    eventually("the period of the fault is marked in the charts", async || {
         let bands = browser.run("return document.querySelectorAll('.band').length").await;
         (bands.as_u64() > Some(0)).then_some(())
     })
@@ -122,32 +124,32 @@ async fn every_view_shows_a_fault_until_it_is_switched_off() {
     browser.shows("#banner", "Gateway outage").await;
 
     browser.click("#normal").await;
-    browser.has_no("#banner").await;
-    assert!(stage.service.gateway().faults().get().error_rate.abs() < f64::EPSILON);
-    assert!(!stage.faults.is_on(Fault::named("gateway-outage").unwrap()));
+    browser.wait_until_absent("#banner").await;
+    assert!(fixture.service.gateway().faults().get().error_rate.abs() < f64::EPSILON);
+    assert!(!fixture.faults.is_on(Fault::named("gateway-outage").unwrap()));
     browser.go("/now").await;
     browser.shows("[data-tile=Breaker]", "closed").await;
-    browser.has_no_errors().await;
+    browser.assert_no_errors().await;
 }
 
 #[tokio::test]
 async fn markup_in_data_is_shown_as_text() {
     const MARKUP: &str =
         "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>";
-    let stage = ConsoleFixture::set().await;
+    let fixture = ConsoleFixture::set().await;
     let named = json!({ "email": "markup@example.com", "password": dev::harness::PASSWORD, "name": MARKUP });
-    let _registered = stage.service.nobody().post("/v1/users").json(&named).await.is(201);
-    let asked = stage.service.nobody().get("/v1/products").header("user-agent", MARKUP);
-    let _served = asked.header("x-correlation-id", "markup").await.is(200);
+    let _registered = fixture.service.anonymous().post("/v1/users").json(&named).await.is(201);
+    let request = fixture.service.anonymous().get("/v1/products").header("user-agent", MARKUP);
+    let _served = request.header("x-correlation-id", "markup").await.is(200);
     let line = json!({ "timestamp": "2026-01-01T00:00:00Z", "level": "ERROR", "target": MARKUP, "message": MARKUP, MARKUP: MARKUP, "trace_id": "abc" });
     let printed = Launch::new("printf").args(["%s\\n", &line.to_string(), MARKUP]).start().unwrap();
-    stage.console.follow("http://127.0.0.1:9/".parse().unwrap(), printed.follow());
+    fixture.console.follow("http://127.0.0.1:9/".parse().unwrap(), printed.follow());
     printed.wait(WAIT_TIMEOUT).await.unwrap();
 
-    let Some(browser) = stage.open("/logs?text=onerror").await else { return };
+    let Some(browser) = fixture.open("/logs?text=onerror").await else { return };
     browser.shows(".line .message", MARKUP).await;
-    let trace = eventually("the trace comes in", async || {
-        let traces = get(&stage.console, "/api/traces?correlation_id=markup").await;
+    let trace = eventually("the trace is received", async || {
+        let traces = get(&fixture.console, "/api/traces?correlation_id=markup").await;
         Some(traces[0]["trace_id"].as_str()?.to_owned())
     })
     .await;
@@ -163,21 +165,21 @@ async fn markup_in_data_is_shown_as_text() {
         assert_eq!(browser.run(images).await, json!(0), "{path}");
         assert_ne!(browser.run("return document.title").await, json!("taken"), "{path}");
     }
-    browser.has_no_errors().await;
+    browser.assert_no_errors().await;
 }
 
 #[tokio::test]
-async fn the_keyboard_leads_everywhere() {
-    let stage = ConsoleFixture::set().await;
-    stage.paid_order("by-keyboard").await;
-    stage.trace_of("by-keyboard").await;
-    let Some(browser) = stage.open("/now").await else { return };
+async fn every_view_is_reachable_by_keyboard() {
+    let fixture = ConsoleFixture::set().await;
+    fixture.paid_order("by-keyboard").await;
+    fixture.trace_of("by-keyboard").await;
+    let Some(browser) = fixture.open("/now").await else { return };
     browser.shows("[data-tile=Service]", "ready").await;
     for (key, place) in
         [("3", "/logs"), ("4", "/alerts"), ("5", "/faults"), ("6", "/audit"), ("2", "/traces")]
     {
         browser.press(key).await;
-        assert_eq!(browser.place().await, place);
+        assert_eq!(browser.location().await, place);
     }
     browser.shows(".row.trace .name", "POST /v1/orders/{id}/payments").await;
     browser.press("j").await;
@@ -187,5 +189,5 @@ async fn the_keyboard_leads_everywhere() {
     browser.shows(".waterfall", "0 µs").await;
     browser.press("t").await;
     assert_eq!(browser.run("return document.documentElement.dataset.theme").await, json!("light"));
-    browser.has_no_errors().await;
+    browser.assert_no_errors().await;
 }

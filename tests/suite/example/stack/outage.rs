@@ -15,7 +15,7 @@ use crate::{
 
 /// Returns the rules with seconds instead of minutes, so that five minutes pass in five seconds. The threshold is
 /// higher, because one or two failures on a busy machine already exceed one in twenty of so few attempts.
-fn hurried(file: &str) -> (String, String) {
+fn with_seconds_for_minutes(file: &str) -> (String, String) {
     let rules = file_with(
         &format!("prometheus/rules/{file}"),
         &[("m]", "s]"), ("for: 3m", "for: 3s"), ("for: 2m", "for: 2s"), ("> 0.05", "> 0.25")],
@@ -39,7 +39,7 @@ async fn a_gateway_outage_pages_and_resolves() {
         .start()
         .await;
     let rules = vec![
-        hurried("payments.yml"),
+        with_seconds_for_minutes("payments.yml"),
         ("monitoring.yml".to_owned(), file_with("prometheus/rules/monitoring.yml", &[])),
     ];
     let _prometheus = Server::prometheus(&prometheus, &service, alertmanager.url.authority(), rules).await;
@@ -57,7 +57,7 @@ async fn a_gateway_outage_pages_and_resolves() {
         (service.gateway().ledger().charges.len() > 20).then_some(())
     })
     .await;
-    assert_eq!(arrived("firing"), None, "nothing is wrong yet");
+    assert_eq!(arrived("firing"), None, "no alert fires yet");
 
     service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..Faults::default() });
     let page = within(RULE_TIMEOUT, "the page arrives", async || arrived("firing")).await;

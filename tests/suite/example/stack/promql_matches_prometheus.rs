@@ -43,7 +43,7 @@ async fn expressions() -> Vec<String> {
         now["charts"].as_array().unwrap().iter().flat_map(|chart| chart["expressions"].as_array().unwrap());
     let mut expressions: Vec<String> = of_page.map(|text| text.as_str().unwrap().to_owned()).collect();
     expressions.extend(MORE.map(ToOwned::to_owned));
-    for file in ["database", "payments", "presence", "security", "service", "telemetry", "trail"] {
+    for file in ["database", "payments", "presence", "security", "service", "telemetry", "audit"] {
         let text =
             std::fs::read_to_string(repository().join(format!("prometheus/rules/{file}.yml"))).unwrap();
         let rules: Value = yaml_serde::from_str(&text).unwrap();
@@ -61,9 +61,9 @@ async fn samples(prometheus: &Server, until: i64) -> Store {
         ("query", r#"{job=~".+", __name__!~"scrape_.+|ALERTS.*|up|.*:.*"}[14m]"#),
         ("time", &seconds(until)),
     ];
-    let answer = prometheus.ask("api/v1/query", &everything).await;
+    let response = prometheus.query("api/v1/query", &everything).await;
     let mut scrapes: BTreeMap<(i64, String, String), String> = BTreeMap::new();
-    for series in answer["data"]["result"].as_array().unwrap() {
+    for series in response["data"]["result"].as_array().unwrap() {
         let mut labels: Labels = serde_json::from_value(series["metric"].clone()).unwrap();
         let (job, instance) = (labels.remove("job").unwrap(), labels.remove("instance").unwrap());
         let name = labels.remove("__name__").unwrap();
@@ -87,12 +87,12 @@ fn seconds(milliseconds: i64) -> String {
 }
 
 /// Returns the value of Prometheus at a time.
-async fn asked(prometheus: &Server, expression: &str, at: i64) -> Vec<Element> {
-    let answer = prometheus.ask("api/v1/query", &[("query", expression), ("time", &seconds(at))]).await;
+async fn value_of_prometheus(prometheus: &Server, expression: &str, at: i64) -> Vec<Element> {
+    let response = prometheus.query("api/v1/query", &[("query", expression), ("time", &seconds(at))]).await;
     let value = |pair: &Value| pair[1].as_str().unwrap().parse().unwrap();
-    let mut elements = match answer["data"]["resultType"].as_str().unwrap() {
-        "scalar" => vec![Element { labels: Labels::new(), value: value(&answer["data"]["result"]) }],
-        _ => answer["data"]["result"]
+    let mut elements = match response["data"]["resultType"].as_str().unwrap() {
+        "scalar" => vec![Element { labels: Labels::new(), value: value(&response["data"]["result"]) }],
+        _ => response["data"]["result"]
             .as_array()
             .unwrap()
             .iter()
@@ -124,8 +124,8 @@ async fn the_console_computes_what_prometheus_would() {
     .unwrap();
     let scrapes = [("query", "count_over_time(orders_created_total[5m])")];
     within(RULE_TIMEOUT, "there is something to compute", async || {
-        let answer = prometheus.ask("api/v1/query", &scrapes).await;
-        let count: f64 = answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()?;
+        let response = prometheus.query("api/v1/query", &scrapes).await;
+        let count: f64 = response["data"]["result"][0]["value"][1].as_str()?.parse().ok()?;
         (count >= 15.0 && service.gateway().ledger().charges.len() > 20).then_some(())
     })
     .await;
@@ -142,13 +142,13 @@ async fn the_console_computes_what_prometheus_would() {
         }
         let mut ours = expression.value(&store, at).unwrap().into_elements();
         ours.sort_by(|one, other| one.labels.cmp(&other.labels));
-        let theirs = asked(&prometheus, &text, at).await;
+        let theirs = value_of_prometheus(&prometheus, &text, at).await;
         let labels = |elements: &[Element]| -> Vec<Labels> {
             elements.iter().map(|element| element.labels.clone()).collect()
         };
         assert_eq!(labels(&ours), labels(&theirs), "{text}");
         for (ours, theirs) in ours.iter().zip(&theirs) {
-            assert!(are_equal(ours.value, theirs.value), "{text}: {ours:?}, and Prometheus says {theirs:?}");
+            assert!(are_equal(ours.value, theirs.value), "{text}: {ours:?}, and Prometheus has {theirs:?}");
         }
         compared += 1;
         values += ours.len();

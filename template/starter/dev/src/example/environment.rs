@@ -48,7 +48,7 @@ pub(crate) fn erase(_directory: &Path) -> io::Result<()> {
 /// The services that ours calls, in one environment.
 pub(crate) struct ExternalServices;
 
-#[expect(clippy::unused_self, reason = "a simulator knows its address")]
+#[expect(clippy::unused_self, reason = "a simulator has an address")]
 impl ExternalServices {
     /// Starts the services. They store their data in the directory.
     pub(crate) fn start(

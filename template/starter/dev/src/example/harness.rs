@@ -37,7 +37,7 @@ pub fn body() -> Value {
 /// The services that ours calls: none. Start a simulator here, and add its address to the settings.
 pub(crate) struct ExternalServices;
 
-#[expect(clippy::unused_self, reason = "a simulator knows its address")]
+#[expect(clippy::unused_self, reason = "a simulator has an address")]
 impl ExternalServices {
     /// Starts the services.
     pub(crate) fn start() -> Ready<Self> {
@@ -94,7 +94,7 @@ impl User {
     ///
     /// # Errors
     /// The first unexpected response.
-    pub async fn does_what_customers_do(&self) -> Result<usize, String> {
+    pub async fn uses_every_customer_route(&self) -> Result<usize, String> {
         let created = self.creates().await;
         if created.status != 201 {
             return Err(created.to_string());

@@ -33,8 +33,8 @@ use crate::console::Comparison;
 pub enum Command {}
 
 impl Command {
-    /// Runs the command. `say` prints a line for people.
-    pub fn run(self, _say: &dyn Fn(&str)) -> Ready<Result<ExitCode, Box<dyn Error>>> {
+    /// Runs the command. `print` prints a line for the user.
+    pub fn run(self, _print: &dyn Fn(&str)) -> Ready<Result<ExitCode, Box<dyn Error>>> {
         match self {}
     }
 }

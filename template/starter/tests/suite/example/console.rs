@@ -4,9 +4,9 @@ use dev::{faults::Fault, harness::eventually};
 use crate::console::fixture::{ConsoleFixture, get};
 
 #[tokio::test]
-async fn each_view_shows_what_has_happened() {
-    let (stage, _traffic) = ConsoleFixture::with_traffic(20.0).await;
-    let Some(browser) = stage.open("/").await else { return };
+async fn each_view_shows_recent_activity() {
+    let (fixture, _traffic) = ConsoleFixture::with_traffic(20.0).await;
+    let Some(browser) = fixture.open("/").await else { return };
     browser.shows("[data-tile=Service]", "ready").await;
     browser.shows("[data-tile=Notes]", "created since the start").await;
     browser.shows("[data-chart=created] .legend", "notes").await;
@@ -15,26 +15,26 @@ async fn each_view_shows_what_has_happened() {
     browser.go("/faults").await;
     browser.click("[data-fault=slow-database] button").await;
     browser.shows("#banner", "Slow database").await;
-    assert!(stage.faults.is_on(Fault::SLOW_DATABASE));
+    assert!(fixture.faults.is_on(Fault::SLOW_DATABASE));
     browser.click("#normal").await;
-    browser.has_no("#banner").await;
-    browser.has_no_errors().await;
+    browser.wait_until_absent("#banner").await;
+    browser.assert_no_errors().await;
 }
 
 #[tokio::test]
 async fn a_deep_link_opens_the_trace_of_a_note() {
-    let stage = ConsoleFixture::set().await;
-    let customer = stage.service.customer().await;
+    let fixture = ConsoleFixture::set().await;
+    let customer = fixture.service.customer().await;
     let _created = customer.creates().header("x-correlation-id", "the-first").await.is(201);
-    let trace = eventually("the trace comes in", async || {
-        let traces = get(&stage.console, "/api/traces?correlation_id=the-first").await;
+    let trace = eventually("the trace is received", async || {
+        let traces = get(&fixture.console, "/api/traces?correlation_id=the-first").await;
         Some(traces[0]["trace_id"].as_str()?.to_owned())
     })
     .await;
-    let Some(browser) = stage.open(&format!("/traces/{trace}")).await else { return };
+    let Some(browser) = fixture.open(&format!("/traces/{trace}")).await else { return };
     browser.shows(".title h1", "201 POST /v1/notes").await;
     browser.shows(".waterfall", "INSERT notes").await;
     browser.go("/traces/first").await;
     browser.shows(".title code", &trace).await;
-    browser.has_no_errors().await;
+    browser.assert_no_errors().await;
 }

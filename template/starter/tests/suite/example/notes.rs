@@ -23,7 +23,7 @@ async fn a_customer_creates_reads_and_renames_a_note() {
     assert_eq!(created.header("location"), Some(path.as_str()));
     assert_eq!(created.text("name"), "First");
     assert_eq!(created.text("owner_id"), customer.id.to_string());
-    assert_eq!(customer.get(&path).await.is(200).json(), created.json(), "what is read is what was answered");
+    assert_eq!(customer.get(&path).await.is(200).json(), created.json(), "the stored note equals the response");
 
     let changed = customer.patch(&path).json(&json!({ "name": "Second" })).await.is(200);
     assert_eq!(changed.text("name"), "Second");
@@ -54,14 +54,14 @@ async fn invalid_fields_have_pointers() {
         (json!("First"), ""),
     ] {
         for request in [customer.post(PATH).new_key(), customer.patch(&path)] {
-            let _refused = request.json(&body).await.is_invalid_at(&[pointer]);
+            let _rejected = request.json(&body).await.is_invalid_at(&[pointer]);
         }
     }
     assert_eq!(count(&service).await, 1);
 }
 
 #[tokio::test]
-async fn somebody_elses_is_as_absent_as_one_that_never_was() {
+async fn a_foreign_note_looks_like_a_missing_one() {
     let service = service().await;
     let (owner, stranger) = (service.customer().await, service.customer().await);
     let id = owner.creates().await.is(201).id();
@@ -71,9 +71,9 @@ async fn somebody_elses_is_as_absent_as_one_that_never_was() {
         let _absent = stranger.patch(&path).json(&body()).await.is_problem(404, "not-found");
     }
     assert_eq!(stranger.lists().await.is(200).json()["data"], json!([]));
-    let refused =
+    let rejected =
         service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'not_owner'").await;
-    assert_eq!(refused.len(), 4, "each try is audited");
+    assert_eq!(rejected.len(), 4, "each attempt is audited");
 }
 
 #[tokio::test]
@@ -152,10 +152,10 @@ async fn a_key_is_required_and_a_rejection_stores_none() {
     let service = service().await;
     let customer = service.customer().await;
     let without = customer.creates().without_header("idempotency-key");
-    let _refused = without.await.is_problem(400, "missing-idempotency-key");
+    let _rejected = without.await.is_problem(400, "missing-idempotency-key");
     for key in ["", " ", "naïve", &"k".repeat(256)] {
-        let refused = customer.creates().key(key).try_send().await;
-        assert!(refused.is_ok_and(|refused| refused.status == 400), "{key}");
+        let rejected = customer.creates().key(key).try_send().await;
+        assert!(rejected.is_ok_and(|rejected| rejected.status == 400), "{key}");
     }
     let _invalid = customer.creates_note("").key("repaired").await.is(422);
     let repaired = customer.creates_note("First").key("repaired").await.is(201);
@@ -163,18 +163,18 @@ async fn a_key_is_required_and_a_rejection_stores_none() {
 }
 
 #[tokio::test]
-async fn fifty_twins_have_one_effect() {
+async fn fifty_duplicates_have_one_effect() {
     let service = service().await;
     let request: Request = service.customer().await.creates();
-    let twins: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
-    let (mut told, mut firsts) = (Vec::new(), 0);
-    for twin in twins {
-        let answer = twin.answer().await.is(201);
-        firsts += usize::from(!answer.is_replayed());
-        told.push(answer.text);
+    let duplicates: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
+    let (mut bodies, mut firsts) = (Vec::new(), 0);
+    for duplicate in duplicates {
+        let response = duplicate.response().await.is(201);
+        firsts += usize::from(!response.is_replayed());
+        bodies.push(response.text);
     }
-    told.dedup();
-    assert_eq!((told.len(), firsts), (1, 1), "{told:#?}");
+    bodies.dedup();
+    assert_eq!((bodies.len(), firsts), (1, 1), "{bodies:#?}");
     assert_eq!(count(&service).await, 1);
     service.invariants_hold().await;
 }
@@ -189,15 +189,15 @@ async fn the_service_can_change_a_name_and_nothing_else() {
         "update notes set owner_id = gen_random_uuid()",
         "update notes set created_at = now()",
     ] {
-        let refused = service.database().try_as_service(statement).await;
-        assert_eq!(refused, Err("42501".to_owned()), "{statement}");
+        let rejected = service.database().try_as_service(statement).await;
+        assert_eq!(rejected, Err("42501".to_owned()), "{statement}");
     }
     let nameless = service.database().try_as_service("update notes set name = ''").await;
-    assert_eq!(nameless, Err("23514".to_owned()), "the database keeps the rule, too");
+    assert_eq!(nameless, Err("23514".to_owned()), "the database enforces the rule, too");
 }
 
 #[tokio::test]
-async fn no_statement_reads_through_everybodys() {
+async fn no_statement_scans_the_rows_of_all_customers() {
     let service = service().await;
     service
         .database()

@@ -40,12 +40,12 @@ async fn a_404_costs_the_same_for_missing_and_foreign_notes() {
     let service = counted_service().await;
     let (owner, stranger) = (service.customer().await, service.customer().await);
     let note = owner.creates().await.is(201).id();
-    let refused = async |id: Uuid| {
+    let rejected = async |id: Uuid| {
         let change = json!({ "name": "Another" });
         [
             taken(&service, 404, async || stranger.get(format!("{PATH}/{id}"))).await,
             taken(&service, 404, async || stranger.patch(format!("{PATH}/{id}")).json(&change)).await,
         ]
     };
-    assert_eq!(refused(note).await, refused(Uuid::now_v7()).await);
+    assert_eq!(rejected(note).await, rejected(Uuid::now_v7()).await);
 }

@@ -13,9 +13,9 @@ async fn normal_traffic_has_no_unexpected_response() {
     let service = service().await;
     let settings = Settings { rate_per_second: 25.0, ..Settings::new(service.api_url().clone()) };
     let traffic = Traffic::start(settings).unwrap();
-    within(Duration::from_mins(2), "there was enough of everything", async || {
+    within(Duration::from_mins(2), "every kind of request was sent", async || {
         let report = traffic.report();
-        let enough = report.counts.created >= 20 && report.replays >= 1 && report.refusals >= 3;
+        let enough = report.counts.created >= 20 && report.replays >= 1 && report.rejections >= 3;
         (enough || report.unexpected > 0).then_some(())
     })
     .await;

@@ -8,12 +8,12 @@ use crate::traffic::api::Call;
 /// State of one customer: the note that the customer created last.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    pub(super) last: Option<Created>,
+    pub(super) last: Option<CreatedNote>,
 }
 
 /// A created note, and the request that created it.
 #[derive(Debug, Clone)]
-pub(super) struct Created {
+pub(super) struct CreatedNote {
     pub(super) id: String,
     pub(super) call: Call,
     pub(super) response: String,
@@ -21,7 +21,7 @@ pub(super) struct Created {
 
 /// State that all customers share: the number of generated names.
 #[derive(Debug, Default)]
-pub(crate) struct Shared {
+pub(crate) struct SharedMemory {
     pub(super) names: AtomicU64,
 }
 

@@ -7,11 +7,11 @@ use rand::{RngExt, rngs::StdRng};
 use serde_json::json;
 use uuid::Uuid;
 
-use self::memory::Created;
+use self::memory::CreatedNote;
 use crate::traffic::{
     api::Call,
     customer::Customer,
-    expectations::{has_status, is_page, is_refused, keeps, text},
+    expectations::{has_status, is_page, is_rejected, check, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -19,17 +19,17 @@ const PATH: &str = "/v1/notes";
 const PAGE: usize = 5;
 
 /// Sends one request without a session.
-pub(crate) async fn look_around(visit: &ApiRequest<'_>) {
-    if let RequestOutcome::Promised(_) = visit.ask(&Call::get(PATH), |answer| is_refused(answer, 401)).await {
-        visit.report().refusals += 1;
+pub(crate) async fn browse(visit: &ApiRequest<'_>) {
+    if let RequestOutcome::Expected(_) = visit.send(&Call::get(PATH), |response| is_rejected(response, 401)).await {
+        visit.report().rejections += 1;
     }
 }
 
-/// Sends one request of a customer who is logged in. `stranger` is another customer.
+/// Sends one request of a customer who is logged in. `other_customer` is another customer.
 pub(crate) async fn act(
     visit: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
-    stranger: Option<&Mutex<Customer>>,
+    other_customer: Option<&Mutex<Customer>>,
     mut rng: StdRng,
 ) {
     let (token, last) = {
@@ -42,9 +42,9 @@ pub(crate) async fn act(
         (6..8, _) => list(visit, customer, &token).await,
         (8, Some(last)) => repeat(visit, customer, &token, last).await,
         (_, Some(_)) => {
-            let strangers = stranger.and_then(|stranger| lock(stranger).memory.last.clone());
-            let strangers = strangers.map_or_else(new_key, |note| note.id);
-            blunder(visit, customer, &token, &strangers, rng.random_range(0..4)).await;
+            let foreign_id = other_customer.and_then(|other_customer| lock(other_customer).memory.last.clone());
+            let foreign_id = foreign_id.map_or_else(new_key, |note| note.id);
+            invalid_request(visit, customer, &token, &foreign_id, rng.random_range(0..4)).await;
         }
     }
 }
@@ -52,67 +52,67 @@ pub(crate) async fn act(
 async fn create(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
     let number = visit.shared.names.fetch_add(1, Ordering::Relaxed);
     let call = Call::post(PATH, &json!({ "name": format!("Note {number}") })).by(token).under(&new_key());
-    let came = visit
-        .ask_as(customer, &call, |answer| {
-            has_status(answer, 201)?;
-            keeps("a new note is not a replay", !answer.is_replayed())?;
-            keeps("a new note has an id", !text(&answer.body, "id").is_empty())
+    let outcome = visit
+        .send_as(customer, &call, |response| {
+            has_status(response, 201)?;
+            check("a new note is not a replay", !response.is_replayed())?;
+            check("a new note has an id", !text(&response.body, "id").is_empty())
         })
         .await;
-    if let RequestOutcome::Promised(answer) = came {
+    if let RequestOutcome::Expected(response) = outcome {
         visit.report().counts.created += 1;
-        let id = text(&answer.body, "id").to_owned();
-        lock(customer).memory.last = Some(Created { id, call, response: answer.text });
+        let id = text(&response.body, "id").to_owned();
+        lock(customer).memory.last = Some(CreatedNote { id, call, response: response.text });
     }
 }
 
 async fn read(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, id: &str) {
     visit
-        .ask_as(customer, &Call::get(format!("{PATH}/{id}")).by(token), |answer| {
-            has_status(answer, 200)?;
-            keeps("the response is the requested note", text(&answer.body, "id") == id)
+        .send_as(customer, &Call::get(format!("{PATH}/{id}")).by(token), |response| {
+            has_status(response, 200)?;
+            check("the response is the requested note", text(&response.body, "id") == id)
         })
         .await;
 }
 
 async fn list(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
     let call = Call::get(format!("{PATH}?limit={PAGE}")).by(token);
-    visit.ask_as(customer, &call, |answer| is_page(answer, PAGE)).await;
+    visit.send_as(customer, &call, |response| is_page(response, PAGE)).await;
 }
 
 /// Repeats a request that was successful before.
-async fn repeat(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, last: Created) {
-    let came = visit
-        .ask_as(customer, &last.call.by(token), |answer| {
-            has_status(answer, 201)?;
-            keeps("a replay is marked as a replay", answer.is_replayed())?;
-            keeps("a replay is the first response", answer.text == last.response)
+async fn repeat(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, last: CreatedNote) {
+    let outcome = visit
+        .send_as(customer, &last.call.by(token), |response| {
+            has_status(response, 201)?;
+            check("a replay is marked as a replay", response.is_replayed())?;
+            check("a replay is the first response", response.text == last.response)
         })
         .await;
-    if let RequestOutcome::Promised(_) = came {
+    if let RequestOutcome::Expected(_) = outcome {
         visit.report().replays += 1;
     }
 }
 
-/// Sends a request that the service must refuse.
-async fn blunder(
+/// Sends a request that the service must reject.
+async fn invalid_request(
     visit: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
     token: &str,
-    strangers: &str,
+    foreign_id: &str,
     which: u32,
 ) {
     let create = |body| Call::post(PATH, &body).by(token);
     let (call, status) = match which {
         0 => (create(json!({ "name": "" })).under(&new_key()), 422),
         1 => (create(json!({ "name": "Without a key" })), 400),
-        2 => (Call::get(format!("{PATH}/{strangers}")).by(token), 404),
+        2 => (Call::get(format!("{PATH}/{foreign_id}")).by(token), 404),
         _ => (Call::get(format!("{PATH}?limit=101")).by(token), 400),
     };
-    if let RequestOutcome::Promised(_) =
-        visit.ask_as(customer, &call, |answer| is_refused(answer, status)).await
+    if let RequestOutcome::Expected(_) =
+        visit.send_as(customer, &call, |response| is_rejected(response, status)).await
     {
-        visit.report().refusals += 1;
+        visit.report().rejections += 1;
     }
 }
 

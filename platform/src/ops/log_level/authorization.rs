@@ -22,7 +22,7 @@ pub(super) struct LogLevelAuth {
 }
 
 /// The reason of a rejection.
-pub(super) struct Refusal {
+pub(super) struct Rejection {
     /// `foreign_host`, `not_loopback` or `bad_token`.
     pub(super) reason: &'static str,
     /// The problem that the caller receives.
@@ -31,11 +31,11 @@ pub(super) struct Refusal {
 
 impl LogLevelAuth {
     /// Checks whether this caller may change the level.
-    pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+    pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Rejection> {
         if !self.is_own_name(uri, headers) {
             let detail = "Host must be loopback or the address of this listener.";
             let problem = Problem::new(problem::FORBIDDEN).detail(detail);
-            return Err(Refusal { reason: "foreign_host", problem });
+            return Err(Rejection { reason: "foreign_host", problem });
         }
         if peer.ip().to_canonical().is_loopback() {
             return Ok(());
@@ -44,7 +44,7 @@ impl LogLevelAuth {
             let detail =
                 "Only loopback clients are authorized to change the log level, because OPS_TOKEN is not set.";
             let problem = Problem::new(problem::FORBIDDEN).detail(detail);
-            return Err(Refusal { reason: "not_loopback", problem });
+            return Err(Rejection { reason: "not_loopback", problem });
         };
         let shown = headers
             .get(header::AUTHORIZATION)
@@ -55,7 +55,7 @@ impl LogLevelAuth {
         if token.expose_secret().as_bytes().ct_eq(shown).into() {
             Ok(())
         } else {
-            Err(Refusal { reason: "bad_token", problem: Problem::new(problem::UNAUTHENTICATED) })
+            Err(Rejection { reason: "bad_token", problem: Problem::new(problem::UNAUTHENTICATED) })
         }
     }
 

@@ -47,7 +47,7 @@ pub struct Charge {
     pub status: ChargeStatus,
     /// The reason of a decline.
     pub decline_code: Option<String>,
-    /// In minor units.
+    /// Amount in minor units.
     pub amount: i64,
     /// ISO 4217.
     pub currency: String,
@@ -84,7 +84,7 @@ pub struct GatewayRefund {
     pub charge_id: GatewayId,
     /// The result of the refund.
     pub status: GatewayRefundStatus,
-    /// In minor units.
+    /// Amount in minor units.
     pub amount: i64,
 }
 
@@ -136,7 +136,7 @@ pub enum SendResult<T> {
     /// The gateway returned the object. The outcome is certain if the object matches the request.
     Made(GatewayResponse<T>),
     /// The gateway rejected the request (4xx). This is certain only if no other attempt may have reached the gateway.
-    Refused(StatusCode),
+    Rejected(StatusCode),
     /// The gateway has another body under this key (409). That must never happen, and leaves the outcome unknown.
     Conflict,
     /// The outcome is unknown.

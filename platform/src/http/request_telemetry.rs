@@ -57,7 +57,7 @@ pub fn expect(method: &Method, route: &str, success: StatusCode) {
 
 /// Records a request. This middleware is inside only the one that finds the client's address, and outside all others.
 /// It is added by `Router::layer`, so the route is already matched.
-pub async fn observe(request: Request, next: Next) -> Response {
+pub async fn record_request(request: Request, next: Next) -> Response {
     let exchange = Exchange::begin(&request);
     let (span, context) = (exchange.span.clone(), exchange.context.clone());
     let mut response = context.scope(next.run(request).instrument(span)).await;
@@ -276,10 +276,10 @@ mod tests {
         Router::new()
             .route("/observed/{id}", get(id))
             .route("/never", get(gives_up))
-            .layer(middleware::from_fn(observe))
+            .layer(middleware::from_fn(record_request))
     }
 
-    async fn answer(method: &str, path: &str, id: &str) -> Response {
+    async fn response(method: &str, path: &str, id: &str) -> Response {
         let request = Request::builder().method(method).uri(path).header("x-correlation-id", id);
         app().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
     }
@@ -291,10 +291,10 @@ mod tests {
     #[tokio::test]
     async fn a_valid_correlation_id_is_echoed_others_are_replaced() {
         let echoed = async |id: &str| {
-            let response = answer("GET", "/observed/1", id).await;
+            let response = response("GET", "/observed/1", id).await;
             let header = response.headers()["x-correlation-id"].to_str().unwrap().to_owned();
             let body = axum::body::to_bytes(response.into_body(), 1_000).await.unwrap();
-            assert_eq!(body, header.as_bytes(), "the handler sees what the client is told");
+            assert_eq!(body, header.as_bytes(), "the handler and the client have the same id");
             header
         };
         assert_eq!(echoed("order-7").await, "order-7");
@@ -304,17 +304,17 @@ mod tests {
 
     #[tokio::test]
     async fn unknown_routes_and_methods_share_one_series() {
-        answer("BREW", "/teapot/1", "").await;
-        answer("STEEP", "/teapot/2", "").await;
+        response("BREW", "/teapot/1", "").await;
+        response("STEEP", "/teapot/2", "").await;
         assert_eq!(counted("_OTHER", "unmatched", "404"), 2);
-        answer("DELETE", "/observed/1", "").await;
+        response("DELETE", "/observed/1", "").await;
         assert_eq!(counted("DELETE", "/observed/{id}", "405"), 1);
     }
 
     #[tokio::test]
     async fn a_client_disconnect_is_counted() {
         let waited = std::time::Duration::from_millis(10);
-        assert!(tokio::time::timeout(waited, answer("GET", "/never", "")).await.is_err());
+        assert!(tokio::time::timeout(waited, response("GET", "/never", "")).await.is_err());
         assert_eq!(counted("GET", "/never", "499"), 1);
     }
 

@@ -20,18 +20,18 @@ const ADDRESSES: usize = 10_000;
 
 /// The writer of denials. Cheap to clone.
 #[derive(Clone)]
-pub struct Refusals {
+pub struct Denials {
     database: Database,
-    seen: Arc<Mutex<RefusalCounts>>,
+    counts: Arc<Mutex<DenialCounts>>,
 }
 
 /// Denials of the current minute, by address. `None` counts the addresses beyond the maximum.
-type RefusalCounts = HashMap<Option<IpAddr>, u64>;
+type DenialCounts = HashMap<Option<IpAddr>, u64>;
 
-impl Refusals {
+impl Denials {
     /// Writes denials to `database`.
     pub fn new(database: Database) -> Self {
-        Self { database, seen: Arc::default() }
+        Self { database, counts: Arc::default() }
     }
 
     /// Writes a denial, or counts it.
@@ -40,9 +40,9 @@ impl Refusals {
     }
 
     fn count(&self, address: Option<IpAddr>) -> bool {
-        let mut seen = self.seen();
-        let known = seen.contains_key(&address) || seen.len() < ADDRESSES;
-        let count = seen.entry(address.filter(|_| known)).or_insert(0);
+        let mut counts = self.counts();
+        let known = counts.contains_key(&address) || counts.len() < ADDRESSES;
+        let count = counts.entry(address.filter(|_| known)).or_insert(0);
         *count += 1;
         *count <= WRITTEN
     }
@@ -52,7 +52,7 @@ impl Refusals {
     /// # Errors
     /// The statement failed. The counts that could not be written are kept for the next call.
     pub async fn flush(&self) -> Result<(), sqlx::Error> {
-        let mut counted: Vec<_> = mem::take(&mut *self.seen()).into_iter().collect();
+        let mut counted: Vec<_> = mem::take(&mut *self.counts()).into_iter().collect();
         counted.retain(|(_, count)| *count > WRITTEN);
         while let Some((address, count)) = counted.pop() {
             let event = Event::new(EventType::Authorization, "requests", "refuse", EventResult::Denied)
@@ -60,9 +60,9 @@ impl Refusals {
                 .with("count", count - WRITTEN);
             if let Err(error) = record(&self.database, event).await {
                 counted.push((address, count));
-                let mut seen = self.seen();
+                let mut counts = self.counts();
                 for (address, count) in counted {
-                    *seen.entry(address).or_insert(0) += count;
+                    *counts.entry(address).or_insert(0) += count;
                 }
                 return Err(error);
             }
@@ -70,7 +70,7 @@ impl Refusals {
         Ok(())
     }
 
-    fn seen(&self) -> MutexGuard<'_, RefusalCounts> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, DenialCounts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
