@@ -244,18 +244,18 @@ async fn prepare(arguments: &Prepare) -> Outcome {
 }
 
 fn update(arguments: &Update) -> Outcome {
-    match update::run(&arguments.from, &arguments.to, arguments.since.as_deref(), &say)? {
-        Merge::UpToDate => say("the project has this revision of the template"),
+    match update::run(&arguments.from, &arguments.to, arguments.since.as_deref(), &print)? {
+        Merge::UpToDate => print("the project has this revision of the template"),
         Merge::Clean { branch } => {
-            say(&format!("merged without a conflict on the branch {branch}"));
-            say("next: cargo dev prepare, cargo test, and merge the branch");
+            print(&format!("merged without a conflict on the branch {branch}"));
+            print("next: cargo dev prepare, cargo test, and merge the branch");
         }
         Merge::Conflicts { branch, conflicts } => {
             for conflict in &conflicts {
-                say(conflict);
+                print(conflict);
             }
-            say(&format!("{} conflicts on the branch {branch}", conflicts.len()));
-            say(
+            print(&format!("{} conflicts on the branch {branch}", conflicts.len()));
+            print(
                 "next: resolve them, git add, git cherry-pick --continue; or git cherry-pick --abort, git switch -",
             );
             return Ok(ExitCode::FAILURE);

@@ -224,8 +224,8 @@ async fn the_console_has_buttons_only_with_a_standby() {
         };
         let browser = open(&without).await;
         browser.shows(".switches", "Slow database").await;
-        browser.has_no("#database").await;
-        browser.has_no_errors().await;
+        browser.wait_until_absent("#database").await;
+        browser.assert_no_errors().await;
         let browser = open(&with).await;
         browser.shows("#database [data-role=primary]", "streaming · sync").await;
         browser.shows("#database [data-role=standby]", "").await;
@@ -237,7 +237,7 @@ async fn the_console_has_buttons_only_with_a_standby() {
             browser.shows("#database [data-role=primary]", "streaming · sync").await;
         }
         browser.shows(".history", "Failover").await;
-        browser.has_no_errors().await;
+        browser.assert_no_errors().await;
     }
     with.stop().await;
     without.stop().await;

@@ -135,6 +135,6 @@ impl Accounts {
             Some(user) => event.by(user.id, user.role.as_str()),
             None => event.with("unknown_account", account.to_hex()),
         };
-        Ok(self.refusals.record(event).await?)
+        Ok(self.denials.record(event).await?)
     }
 }

@@ -38,11 +38,11 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     for round in 1..=run.size.rounds() {
         (run.progress)(&format!("telemetry, round {round}: axum alone"));
         framework.0.push(axum_alone(run).await?);
-        for (level, (name, seeing, exporter)) in levels.iter_mut().zip(LEVELS) {
+        for (level, (name, telemetry, exporter)) in levels.iter_mut().zip(LEVELS) {
             (run.progress)(&format!("telemetry, round {round}: {name}"));
-            let trivial = measure(run, level, seeing, exporter, ask(TRIVIAL)).await?;
+            let trivial = measure(run, level, telemetry, exporter, get(TRIVIAL)).await?;
             level.trivial.0.push(trivial);
-            let orders = measure(run, level, seeing, exporter, place_orders(next_run())).await?;
+            let orders = measure(run, level, telemetry, exporter, place_orders(next_run())).await?;
             level.orders.0.push(orders);
         }
     }
@@ -53,7 +53,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
 async fn measure(
     run: &Run<'_>,
     level: &mut Level,
-    seeing: Telemetry,
+    telemetry: Telemetry,
     exporter: &str,
     requests: Requests,
 ) -> anyhow::Result<Sample> {
@@ -61,7 +61,7 @@ async fn measure(
     run.test_bed.checkpoint().await?;
     let receiver = receiver::start().await?;
     let settings = [("OTEL_LOGS_EXPORTER", exporter.to_owned())];
-    let server = Server::start(run.stage, &database, seeing, Some(receiver.address), &settings).await?;
+    let server = Server::start(run.test_bed, &database, telemetry, Some(receiver.address), &settings).await?;
     let shape = Shape::Closed { clients: CLIENTS };
     let sample =
         over_http(run.test_bed, &server, Some(&receiver), shape, run.size.window(), requests).await?;

@@ -68,7 +68,7 @@ struct ServiceAlert {
     metadata: BTreeMap<String, String>,
 }
 
-async fn from_service(State(shared): State<Arc<Shared>>, Json(mut raised): Json<ServiceAlert>) {
+async fn from_service(State(shared): State<Arc<InboxState>>, Json(mut raised): Json<ServiceAlert>) {
     shared.keep(ReceivedAlert {
         received_at: Utc::now(),
         source: "service".to_owned(),

@@ -167,8 +167,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         external::erase(data_dir.directory()).map_err(|source| data_dir.failed(source))?;
     }
     // The records of the external services belong to the data of the database.
-    let directory = if settings.standby { place.scratch()? } else { place.directory().to_owned() };
-    let service_log = place.service_log();
+    let directory = if settings.standby { data_dir.scratch()? } else { data_dir.directory().to_owned() };
+    let service_log = data_dir.service_log();
     let (mut server, database) = if settings.standby {
         DatabaseServer::start_replicated(&executable, service_log.clone(), progress).await?
     } else {
@@ -180,7 +180,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         ExternalServices::start(external_ports, &directory, &database.owner_url, &api, progress).await?;
     let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
-    begin_anew(&service_log)?;
+    delete_previous_log(&service_log)?;
     let settings_of_the_service = settings.of_the_service(&console, &external_services);
     let service = Service::start(Start {
         executable: &executable,
@@ -215,7 +215,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         books: compare.clone(),
         traffic: traffic.as_ref().map(Traffic::switch),
         log: Some(service_log.clone()),
-        prometheus: Some(place.directory().join("alerting")),
+        prometheus: Some(data_dir.directory().join("alerting")),
         scrape_interval: console::SCRAPE_INTERVAL,
     });
 
@@ -243,8 +243,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         error = service.ended() => return Err(error),
         never = play(settings.scenario, &faults, progress) => match never {},
         never = server.run(&settings_of_the_service, progress) => match never {},
-        never = watch_books(compare.as_ref(), progress) => match never {},
-        never = tell_essentials(&console, status) => match never {},
+        never = reconcile_periodically(compare.as_ref(), progress) => match never {},
+        never = show_status(&console, status) => match never {},
     }
     status("");
 

@@ -65,9 +65,9 @@ impl Builder {
             .setting("OTEL_BLRP_SCHEDULE_DELAY", "50")
     }
 
-    /// Adds a witness that sees every request and its response.
-    pub fn witness(mut self, witness: Witness) -> Self {
-        self.witness = Some(witness);
+    /// Adds a check that runs on every request and its response.
+    pub fn exchange_check(mut self, exchange_check: ExchangeCheck) -> Self {
+        self.exchange_check = Some(exchange_check);
         self
     }
 

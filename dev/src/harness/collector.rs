@@ -136,7 +136,7 @@ impl Inbox {
 
     /// Simulates the current behaviour. Returns whether the request is accepted.
     async fn accepts(&self) -> bool {
-        let mood = {
+        let behavior = {
             let mut contents = self.lock();
             contents.requests += 1;
             contents.behavior

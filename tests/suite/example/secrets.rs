@@ -18,11 +18,11 @@ const WEBHOOK_SECRET: &str = "U0VDUkVUNiBmb3IgdGVzdHMgb25seSwgbmV2ZXI=";
 const COOKIE: &str = "a-cookie-SECRET7";
 const BAGGAGE: &str = "baggage-of-a-stranger-SECRET8";
 
-/// Uses the routes with secrets in valid and invalid requests. Returns the rejections, and the callers' tokens.
-async fn everything_is_done(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
-    let mut refusals = Vec::new();
-    let nobody =
-        service.nobody().with_header("cookie", COOKIE).with_header("baggage", &format!("x={BAGGAGE}"));
+/// Uses the common routes with secrets in valid and invalid requests. Returns the rejections, and the callers' tokens.
+async fn use_common_routes(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
+    let mut rejections = Vec::new();
+    let anonymous =
+        service.anonymous().with_header("cookie", COOKIE).with_header("baggage", &format!("x={BAGGAGE}"));
     let credentials = |password: &str| json!({ "email": "ada@example.com", "password": password });
     let registration = json!({ "email": "ada@example.com", "password": PASSWORD, "name": "Ada" });
     let _registered = anonymous.post("/v1/users").json(&registration).await.is(201);
@@ -73,8 +73,8 @@ async fn everything_is_done(service: &Service) -> (Vec<HttpResponse>, Vec<String
     let _shown = ada.get(format!("/v1/orders/{order}")).await.is(200);
     rejections.push(ada.post(format!("/v1/orders/{order}/cancel")).await.is(409));
     let mut tokens = vec![token];
-    tokens.extend(staff_do_theirs(service, order, payment, &mut refusals).await);
-    every_route_gets_secrets(service, &mut refusals).await;
+    tokens.extend(use_staff_routes(service, order, payment, &mut rejections).await);
+    send_secrets_to_every_route(service, &mut rejections).await;
 
     let _changed = ada.put("/v1/me/password").json(&change(PASSWORD)).await.is(204);
     let again = anonymous.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(201).text("token");
@@ -130,7 +130,7 @@ async fn use_staff_routes(
 }
 
 /// Sends secrets to every route of the document, in fields that no request has. The routes of new slices are included.
-async fn every_route_gets_secrets(service: &Service, refusals: &mut Vec<HttpResponse>) {
+async fn send_secrets_to_every_route(service: &Service, rejections: &mut Vec<HttpResponse>) {
     let body = json!({ "password": PASSWORD, "card_number": CARD, "token": STRAY_TOKEN });
     let admin = service.admin().await;
     for (method, path, _) in openapi::operations() {
@@ -138,7 +138,7 @@ async fn every_route_gets_secrets(service: &Service, refusals: &mut Vec<HttpResp
         // Each request has a new session, because one of the routes ends it.
         for user in [service.customer().await, service.log_in(&admin.email).await] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
-            refusals.push(user.request(method, &path).json(&body).new_key().await);
+            rejections.push(user.request(method, &path).json(&body).new_key().await);
         }
     }
 }
@@ -154,7 +154,7 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
         .start()
         .await;
     let _document = service.anonymous().get("/openapi.json").await.is(200);
-    let (rejections, tokens) = use_every_route(&service).await;
+    let (rejections, tokens) = use_common_routes(&service).await;
     let events = service.audit_events("true").await;
     let (_, health) = service.ops("/health").await;
     let metrics = service.metrics().await;

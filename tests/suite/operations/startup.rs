@@ -235,10 +235,10 @@ async fn a_database_that_goes_down_during_the_start_is_retried() {
         // The start waits for the lock after its first connection.
         let held = service.database().lock("_sqlx_migrations").await;
         let goes_down = async {
-            service.database().has_waiting(1).await;
-            let refused = link.refused();
+            service.database().wait_for_blocked_statements(1).await;
+            let rejected = link.rejected();
             link.cut();
-            eventually("the service retries", async || (link.refused() > refused).then_some(())).await;
+            eventually("the service retries", async || (link.rejected() > rejected).then_some(())).await;
             held.release().await;
             link.mend();
         };

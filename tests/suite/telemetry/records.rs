@@ -36,7 +36,7 @@ async fn every_log_line_is_exported_with_the_same_fields() {
             builder().logged_by(&collector).setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol).start().await;
         let customer = service.customer().await;
         let _created = customer.creates().header("x-correlation-id", "exported").await.is(201);
-        let _unknown = service.nobody().get("/nowhere").await.is(404);
+        let _unknown = service.anonymous().get("/nowhere").await.is(404);
         assert!(service.terminate().await.success());
 
         let records = collector.records();
@@ -53,7 +53,7 @@ async fn every_log_line_is_exported_with_the_same_fields() {
         let access = access.unwrap();
         assert_eq!((access.severity, access.attributes["route"].clone()), (9, json!(PATH)));
         assert_eq!(access.attributes["user_id"], json!(customer.id));
-        let span = collector.has_request(PATH, "exported").await;
+        let span = collector.wait_for_request(PATH, "exported").await;
         assert_eq!((&access.trace_id, &access.span_id), (&span.trace_id, &span.span_id));
         assert_eq!(access.resource["service.instance.id"], span.resource["service.instance.id"]);
     }
@@ -67,7 +67,7 @@ async fn the_export_does_not_export_its_own_log_lines() {
         |target: &str| ["h2", "hyper", "opentelemetry"].iter().any(|name| target.starts_with(name));
     let is_written = |line: &Value| of_export(line["target"].as_str().unwrap());
     service.logs_that("a line of the export", is_written).await;
-    let _served = service.nobody().get("/problems").header("x-correlation-id", "exported").await.is(200);
+    let _served = service.anonymous().get("/problems").header("x-correlation-id", "exported").await.is(200);
     let has_id = |record: &Record| record.attributes.get("correlation_id") == Some(&json!("exported"));
     collector.has_record("the access line", has_id).await;
     let looped = collector.records().into_iter().find(|record| of_export(&record.target));
@@ -84,7 +84,7 @@ async fn other_lines_do_not_suppress_exported_audit_lines() {
         .start()
         .await;
     for _ in 0..32 {
-        let _served = service.nobody().get("/problems").await.is(200);
+        let _served = service.anonymous().get("/problems").await.is(200);
     }
     assert!(service.metric("log_lines_dropped_total").await > 0);
     let late = service.customer().await.creates().header("x-correlation-id", "late");

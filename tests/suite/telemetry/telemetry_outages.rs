@@ -69,7 +69,7 @@ async fn an_unreachable_collector_delays_no_request() {
 #[tokio::test]
 async fn a_slow_collector_delays_no_request() {
     let collector = Collector::start().await;
-    collector.is(CollectorBehavior::Slow(Duration::from_secs(10)));
+    collector.set_behavior(CollectorBehavior::Slow(Duration::from_secs(10)));
     // Short queues, which overflow soon.
     let service = builder()
         .logged_by(&collector)
@@ -86,7 +86,7 @@ async fn a_slow_collector_delays_no_request() {
 
 /// Starts a service that exports nothing before its end, to a collector that takes this long.
 async fn exports_at_its_end(collector: &Collector, takes: Duration, settings: &[(&str, &str)]) -> Service {
-    collector.is(CollectorBehavior::Slow(takes));
+    collector.set_behavior(CollectorBehavior::Slow(takes));
     let builder = builder()
         .logged_by(collector)
         .setting("OTEL_BSP_SCHEDULE_DELAY", "600000")

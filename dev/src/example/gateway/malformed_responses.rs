@@ -56,8 +56,8 @@ impl Malformation {
             Self::Huge => format!("{{\"data\":[],\"padding\":\"{}\"}}", "x".repeat(HUGE_BODY_BYTES)),
             Self::Surrogate => String::from_utf8_lossy(&body).replace("\"id\":\"", "\"id\":\"\\ud800"),
             Self::Record | Self::Second => {
-                let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
-                if let Some(data) = answer.get_mut("data").and_then(Value::as_array_mut) {
+                let mut response: Value = serde_json::from_slice(&body).unwrap_or_default();
+                if let Some(data) = response.get_mut("data").and_then(Value::as_array_mut) {
                     let mut falsified = data.clone();
                     for object in &mut falsified {
                         self.falsify(object);
@@ -70,9 +70,9 @@ impl Malformation {
                 response.to_string()
             }
             Self::Amount | Self::Currency | Self::Reference | Self::Nul | Self::Long | Self::Missing => {
-                let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
-                self.falsify(&mut answer);
-                answer.to_string()
+                let mut response: Value = serde_json::from_slice(&body).unwrap_or_default();
+                self.falsify(&mut response);
+                response.to_string()
             }
         };
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(malformed.len()));

@@ -17,7 +17,7 @@ use crate::{
 
 /// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without payment (4). The payment of
 /// order N has the id 10 + N. Parcels stand for the table of any other slice: one was created under a key.
-const BOOKS: &str = "
+const RECORDS: &str = "
     drop schema if exists books cascade;
     create schema books;
     do $$
@@ -62,7 +62,7 @@ const BOOKS: &str = "
 ";
 
 /// A change, and the invariant that it violates.
-const CRIMES: [(&str, &str); 19] = [
+const VIOLATIONS: [(&str, &str); 19] = [
     (
         "delete from audit_events where resource = 'orders' and metadata -> 'record_ids' ->> 0 = id(1)::text",
         "each start and each settlement has exactly one audit event",

@@ -109,7 +109,8 @@ impl Guards {
     }
 }
 
-/// Opens all configured sinks. Lines that they or `records` lose are counted in one metric. Files are always JSON, because programs read them.
+/// Opens all configured sinks. Lines that they or `records` lose are counted in one metric. Files are always JSON,
+/// because programs read them.
 pub(in crate::telemetry) fn open(
     settings: &Logs,
     records: Option<Records>,
@@ -504,7 +505,7 @@ mod tests {
     fn a_directory_that_cannot_be_written_is_an_error_with_its_name() {
         let settings =
             Logs { format: None, filter: None, directory: Some("/dev/null/logs".into()), files_kept: 14 };
-        let error = open(&settings).err().map(|error| error.to_string());
+        let error = open(&settings, None).err().map(|error| error.to_string());
         assert_eq!(error.as_deref(), Some("LOG_DIRECTORY: failed to write a log file in /dev/null/logs"));
     }
 }

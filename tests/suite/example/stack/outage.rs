@@ -71,7 +71,7 @@ async fn a_gateway_outage_pages_and_resolves() {
     assert_eq!(webhook.runbook_url.as_deref(), Some("http://localhost:8025/runbooks/CircuitBreakerOpen"));
     // Its own alert and the rules have the same job: the page suppresses it.
     let own = eventually("the page suppresses the alert of the service", async || {
-        let alerts = alertmanager.ask("api/v2/alerts", &[("filter", "raised_by=service")]).await;
+        let alerts = alertmanager.query("api/v2/alerts", &[("filter", "raised_by=service")]).await;
         let alert = alerts.as_array()?.iter().find(|alert| alert["labels"]["severity"] == "warning")?.clone();
         (alert["status"]["state"] == "suppressed").then_some(alert)
     })
