@@ -62,7 +62,7 @@ impl Balancer {
         let address = listener.local_addr().expect("a listener has an address");
         let router = Router::new().fallback(pass_on).with_state(Arc::clone(&pool));
         let serving = async move {
-            axum::serve(listener, router).await.expect("the server runs until the end of the test")
+            axum::serve(listener, router).await.expect("the server runs until the end of the test");
         };
         let tasks = [tokio::spawn(serving), tokio::spawn(Arc::clone(&pool).probe())];
         Self { url: Url::parse(&format!("http://{address}/")).expect("an address makes a URL"), pool, tasks }

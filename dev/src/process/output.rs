@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::lock;
 
-/// Enough for the log of a with_newline test, and bounded for a service that runs for days.
+/// Enough for the log of a whole test, and bounded for a service that runs for days.
 const MAX_LINES: usize = 20_000;
 /// Maximum size of the lines in memory, in bytes.
 const MAX_BYTES: usize = 16 * 1024 * 1024;

@@ -34,7 +34,7 @@ impl ApiRequest<'_> {
             Action::Cancel(order) => self.cancel(customer, token, order).await,
             Action::Repeat(completed) => self.repeat(customer, token, completed).await,
             Action::InvalidRequest(invalid_request) => {
-                self.invalid_request(customer, token, invalid_request).await
+                self.invalid_request(customer, token, invalid_request).await;
             }
         }
     }
