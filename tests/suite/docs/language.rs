@@ -171,7 +171,7 @@ impl Names {
         let docs = attributes.iter().filter(|attribute| attribute.path().is_ident("doc"));
         docs.for_each(|attribute| visit::visit_attribute(&mut documentation, attribute));
         let first = documentation.0.first().and_then(|line| line.split_whitespace().next());
-        if first.is_some_and(|word| !word.ends_with('s')) && !is_route {
+        if first.is_some_and(|word| !word.trim_end_matches(',').ends_with('s')) && !is_route {
             self.functions_without_verb.push(format!("{}: {}", function.ident, documentation.0[0]));
         }
     }
@@ -252,7 +252,7 @@ fn documentation_of_functions_starts_with_a_verb() {
 fn lists_of_modules_name_existing_modules() {
     let (mut checked, mut missing) = (0, Vec::new());
     for (path, text) in sources(&SOURCES) {
-        let items = text.lines().filter_map(|line| line.strip_prefix("//! - ")?.split_once(':'));
+        let items = text.lines().filter_map(|line| line.strip_prefix("//! - ")?.split_once(": "));
         for name in items.flat_map(|(names, _)| names.split('`').skip(1).step_by(2)) {
             let declared = [format!("mod {name};"), format!("mod {name} {{")];
             if !name.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
