@@ -6,11 +6,11 @@ import { RESTORED } from "./domain.js";
 /** The changes of the primary: name, button, effect, effect for customers, and the views that show the effect. */
 export const CHANGES = {
   failover: ["Failover", "Fail over", "Kills the primary and promotes the standby. The old primary comes back as a standby.",
-    "For one to two seconds, customers get 503 with Retry-After. A retry with the same key succeeds, and no confirmed change is lost.",
-    [["/now", "5xx of the requests, and connections"], ["/logs?level=WARN", "the service leaves the old primary"], ["/alerts", "no alert, because each waits longer"]]],
+    "For some seconds, customers get 503 with Retry-After. A retry with the same key succeeds, and no confirmed change is lost.",
+    [["/now", "5xx of the requests, and connections"], ["/logs?level=WARN", "the service leaves the old primary"], ["/alerts", "DatabaseDown, if requests waited for a connection for longer than 2 s"]]],
   restore: ["Restore", "Restore to 30 s ago", "Stops both servers, recovers the database to its state 30 seconds ago, and runs after-restore.",
     "For some seconds, customers get 503. Then every session has ended: customers get 401 and log in again. Changes of the last 30 seconds are lost, and the traffic reports responses about them as unexpected.",
-    [["/audit", "the event restore, and a gap that the verification accepts"], ["/alerts", "no DatabaseRestored, because after-restore has run"], ...RESTORED]],
+    [["/audit", "the event restore, and a gap that the verification accepts"], ["/alerts", "DatabaseDown with its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORED]],
 };
 
 /** Reads the state; null without a standby. */
