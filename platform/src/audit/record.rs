@@ -21,7 +21,7 @@ pub struct PendingEvent(Event);
 
 impl PendingEvent {
     /// Returns an event that another statement of the transaction has written.
-    pub(super) fn of(event: Event) -> Self {
+    pub fn of(event: Event) -> Self {
         Self(event)
     }
 

@@ -317,21 +317,27 @@ pub async fn claim_event(
     instrument_query("idempotency_keys.insert", statement.fetch_one(connection)).await
 }
 
-/// Stores the response for the key that created `resource_id`, within the transaction that settles the resource.
+/// Stores the response for the key that created `resource_id`, and records the audit event of the settlement, within the
+/// transaction that settles the resource. Both are one statement, to save a round trip.
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,
     response: &StoredResponse,
+    audit_event: Value,
 ) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         r#"
-        update idempotency_keys
-        set response_status = $2, response_body = $3, completed_at = now(), lease_expires_at = null
-        where resource_id = $1 and completed_at is null
+        with completed as (
+          update idempotency_keys
+          set response_status = $2, response_body = $3, completed_at = now(), lease_expires_at = null
+          where resource_id = $1 and completed_at is null
+        )
+        select record_audit_event($4)
         "#,
         resource_id,
         i16::try_from(response.status.as_u16()).unwrap_or_default(),
         response.body,
+        audit_event,
     );
     instrument_query("idempotency_keys.update", statement.execute(connection)).await?;
     Ok(())

@@ -11,7 +11,7 @@
 //!
 //! The response for the idempotency key is stored in the same transaction.
 use platform::{
-    audit::{self, Event, PendingEvent},
+    audit::{Event, PendingEvent},
     http::idempotency,
     resilience::crash,
 };
@@ -126,15 +126,15 @@ pub(super) async fn settle(
     let Some(payment) = settled else {
         return not_settled(connection, payment_id, settlement).await;
     };
-    idempotency::complete(connection, payment_id, &responses::of_payment(&payment)?).await?;
     let event = Event::change("payments", "settle")
         .records([payment_id])
         .with("order_id", order_id.to_string())
         .with("status", payment.status.as_str())
         .with("amount", payment.amount)
         .with("decided_by_operator", decided);
-    let recorded = audit::record_with(connection, event).await?;
-    Ok(SettleResult::now(payment, recorded))
+    let response = responses::of_payment(&payment)?;
+    idempotency::complete(connection, payment_id, &response, event.to_json()).await?;
+    Ok(SettleResult::now(payment, PendingEvent::of(event)))
 }
 
 /// Returns the payment that was not settled, because it was settled before or a guard rejected the settlement.
@@ -202,15 +202,15 @@ pub(super) async fn settle_refund(
     let Some(refund) = settled else {
         return refund_not_settled(connection, open, settlement).await;
     };
-    idempotency::complete(connection, open.id, &responses::of_refund(&refund)?).await?;
     let event = Event::change("refunds", "settle")
         .records([open.id])
         .with("payment_id", open.payment_id.to_string())
         .with("status", refund.status.as_str())
         .with("amount", refund.amount)
         .with("decided_by_operator", decided);
-    let recorded = audit::record_with(connection, event).await?;
-    Ok(SettleResult::now(refund, recorded))
+    let response = responses::of_refund(&refund)?;
+    idempotency::complete(connection, open.id, &response, event.to_json()).await?;
+    Ok(SettleResult::now(refund, PendingEvent::of(event)))
 }
 
 /// Mirrors [`not_settled`]. Another refund of the gateway for a settled refund is a discrepancy, whatever its status.
