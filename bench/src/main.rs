@@ -5,7 +5,7 @@
 //! of them. Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.
 //!
 //! - [`test_bed`]: the database server and its identical databases
-//! - [`service`], [`peers`], [`pgbench`]: the contenders
+//! - [`service`], [`floor`], [`peers`], [`pgbench`]: the contenders
 //! - [`receiver`]: the receiver of traces
 //! - [`load`], [`requests`]: the load
 //! - [`interleave`], [`cpu`], [`statistics`]: measurements and their evaluation
@@ -13,6 +13,7 @@
 //! - [`report`]: the tables
 mod cases;
 mod cpu;
+mod floor;
 mod interleave;
 mod load;
 mod peers;
@@ -74,6 +75,9 @@ enum Helper {
     /// Respond to every request with this JSON
     #[command(hide = true)]
     Answer { address: SocketAddr, body: String },
+    /// Serve the routes of orders with nothing around them
+    #[command(hide = true)]
+    Floor { address: SocketAddr },
 }
 
 #[tokio::main]
@@ -82,6 +86,7 @@ async fn main() -> anyhow::Result<()> {
     match arguments.helper {
         Some(Helper::ReceiveTraces { address }) => receiver::serve(address).await,
         Some(Helper::Answer { address, body }) => receiver::serve_bare(address, body).await,
+        Some(Helper::Floor { address }) => floor::serve(address).await,
         None => measure(arguments).await,
     }
 }

@@ -35,17 +35,22 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Scripts(Vec<String>);
 
+/// Directories of the descriptions of the service's statements.
+const DESCRIPTIONS: [&str; 2] = [".sqlx", "src/slices/.sqlx"];
+
 /// Returns the text of the only statement of the service that contains all of these parts.
-fn own(parts: &[&str]) -> anyhow::Result<String> {
+pub fn statement(parts: &[&str]) -> anyhow::Result<String> {
     #[derive(Deserialize)]
     struct Description {
         query: String,
     }
     let mut found = Vec::new();
-    for entry in fs::read_dir(project::root().join(".sqlx"))? {
-        let description: Description = serde_json::from_str(&fs::read_to_string(entry?.path())?)?;
-        if parts.iter().all(|part| description.query.contains(part)) {
-            found.push(description.query);
+    for directory in DESCRIPTIONS {
+        for entry in fs::read_dir(project::root().join(directory))? {
+            let description: Description = serde_json::from_str(&fs::read_to_string(entry?.path())?)?;
+            if parts.iter().all(|part| description.query.contains(part)) {
+                found.push(description.query);
+            }
         }
     }
     match <[String; 1]>::try_from(found) {
@@ -96,13 +101,13 @@ fn each_variant(script: impl Fn(u64) -> anyhow::Result<String>) -> anyhow::Resul
 const NEXT: &str = "\\set i :i + 1\n\\set n :run * 1000000000000 + :client_id * 1000000000 + :i\n";
 
 fn session(variant: u64) -> anyhow::Result<String> {
-    let statement = own(&["from sessions", "sessions.token_hash = $1"])?;
+    let statement = statement(&["from sessions", "sessions.token_hash = $1"])?;
     with_arguments(&statement, &[&format!(":token{variant}")])
 }
 
 /// Returns `POST /v1/orders` as the service executes it: the authentication, and one statement for everything else.
 pub fn own_order() -> anyhow::Result<Scripts> {
-    let statement = own(&["insert into orders", "claim_idempotency_key("])?;
+    let statement = statement(&["insert into orders", "claim_idempotency_key("])?;
     let id = sql_id("04000000-0000-7000-8000-", ":n");
     let event = format!("(:event::jsonb || jsonb_build_object('id', {id}))");
     each_variant(|variant| {
@@ -166,7 +171,7 @@ pub fn naive_order() -> anyhow::Result<Scripts> {
 
 /// Returns `GET /v1/orders/{id}`: the authentication and the order.
 pub fn own_read(orders: u64) -> anyhow::Result<Scripts> {
-    let statement = own(&["from orders_with_items", "where id = $1"])?;
+    let statement = statement(&["from orders_with_items", "where id = $1"])?;
     let id = sql_id("01000000-0000-7000-8000-", ":n");
     each_variant(|variant| {
         let of_customer =
@@ -179,7 +184,7 @@ pub fn own_read(orders: u64) -> anyhow::Result<Scripts> {
 /// Returns `GET /v1/orders`: the authentication, and the newest 21 orders of the caller. The 21st shows that there is a
 /// next page.
 pub fn own_list() -> anyhow::Result<Scripts> {
-    let statement = own(&["from orders_with_items", "where customer_id = $1"])?;
+    let statement = statement(&["from orders_with_items", "where customer_id = $1"])?;
     each_variant(|variant| {
         let customer = format!(":customer{variant}");
         let list = with_arguments(&statement, &[&customer, "null", ":newest", ":rows"])?;

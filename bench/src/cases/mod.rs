@@ -11,7 +11,7 @@ mod write;
 use std::{fmt::Write as _, time::Duration};
 
 use crate::{
-    interleave::{MeasuredProcess, Rounds},
+    interleave::{MeasuredProcess, Rounds, Sample},
     load::Window,
     peers::Peer,
     report::{Section, Table, cell},
@@ -127,8 +127,14 @@ fn figures(contenders: &[(String, &Rounds)]) -> Table {
 }
 
 /// Returns the CPU time per response, or NaN on a system that does not report CPU times.
-fn cpu_of(sample: &crate::interleave::Sample, who: MeasuredProcess) -> f64 {
+fn cpu_of(sample: &Sample, who: MeasuredProcess) -> f64 {
     sample.cpu.get(&who).copied().unwrap_or(f64::NAN)
+}
+
+/// Returns the CPU time of the service and of the database per response. The receiver of traces is a separate process,
+/// and is reported separately.
+fn of_request(sample: &Sample) -> f64 {
+    sample.cpu_of(&[MeasuredProcess::Service, MeasuredProcess::Database])
 }
 
 /// Lists the failed requests. The expected number is zero.

@@ -1,8 +1,9 @@
 //! `GET /v1/orders/{id}` and the list, compared with pgbench (running our own statements) and with the peers.
 use std::collections::BTreeMap;
 
-use super::{Run, failures, figures, next_run};
+use super::{Run, failures, figures, next_run, of_request};
 use crate::{
+    floor,
     interleave::{Rounds, over_http, with_pgbench},
     load::{Requests, Shape},
     peers::{POOL, Peer},
@@ -18,6 +19,7 @@ const ORDERS: u64 = 20_000;
 enum Kind<'a> {
     Pgbench(Scripts),
     Service(Requests),
+    Floor,
     Peer(&'a Peer),
 }
 
@@ -31,6 +33,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
             Kind::Pgbench(pgbench::own_read(ORDERS)?),
         ),
         ("the service, one order".to_owned(), Kind::Service(read_orders(ORDERS))),
+        ("the floor, one order".to_owned(), Kind::Floor),
         ("pgbench, the service's statements, list".to_owned(), Kind::Pgbench(pgbench::own_list()?)),
         ("the service, list".to_owned(), Kind::Service(list_orders())),
     ];
@@ -56,6 +59,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                         requests.clone(),
                     )
                 }
+                Kind::Floor => (floor::start(&database).await?, read_orders(ORDERS)),
                 Kind::Peer(peer) => {
                     (peer.start(run.test_bed, &database, Some(receiver.address)).await?, read_orders(ORDERS))
                 }
@@ -77,15 +81,20 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         measured: of(&format!("the service, {what}"))
             .ratio(of(&format!("pgbench, the service's statements, {what}")), |sample| sample.rate),
     };
+    let to_floor = Goal {
+        what: "CPU of one order, service and database, to the floor".to_owned(),
+        bound: Bound::AtMost(1.35),
+        measured: of("the service, one order").ratio(of("the floor, one order"), of_request),
+    };
     Ok(Section {
         title: "The read path".to_owned(),
         about: format!(
             "`GET /v1/orders/{{id}}` and `GET /v1/orders` (the newest twenty) of {CUSTOMERS} customers with {ORDERS} \
-             orders, {CLIENTS} clients in a closed loop, compared with pgbench with the service's statements: the lookup of the session, and the order or the list.{}",
+             orders, {CLIENTS} clients in a closed loop, compared with pgbench with the service's statements: the lookup of the session, and the order or the list. The floor has the service's statements and pool, and nothing around them.{}",
             failures(&all),
             CUSTOMERS = crate::test_bed::CUSTOMERS,
         ),
         tables: vec![figures(&all)],
-        goals: vec![goal("one order"), goal("list")],
+        goals: vec![goal("one order"), goal("list"), to_floor],
     })
 }

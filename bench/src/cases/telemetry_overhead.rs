@@ -1,5 +1,5 @@
 //! The cost of observability.
-use super::{Run, cpu_of, next_run};
+use super::{Run, cpu_of, next_run, of_request};
 use crate::{
     interleave::{MeasuredProcess, Rounds, Sample, over_http},
     load::{Requests, Shape},
@@ -84,12 +84,6 @@ async fn axum_alone(run: &Run<'_>) -> anyhow::Result<Sample> {
     Ok(sample)
 }
 
-/// Returns the cost of an order: CPU time of the service and of the database. The receiver is a separate process and is
-/// reported separately.
-fn of_order(sample: &Sample) -> f64 {
-    sample.cpu_of(&[MeasuredProcess::Service, MeasuredProcess::Database])
-}
-
 fn of_trivial(sample: &Sample) -> f64 {
     cpu_of(sample, MeasuredProcess::Service)
 }
@@ -135,7 +129,7 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
             cell(level.trivial.spread(|sample| sample.rate)),
             cell(level.trivial.spread(|sample| cpu_of(sample, MeasuredProcess::Receiver))),
         ]);
-        let order_to_bare = level.orders.ratio(&bare.orders, of_order);
+        let order_to_bare = level.orders.ratio(&bare.orders, of_request);
         orders.row([
             (*name).to_owned(),
             cell(level.orders.spread(of_trivial)),

@@ -1,8 +1,9 @@
 //! The complete `POST /v1/orders`, compared with the database alone and with the peers.
 use std::collections::BTreeMap;
 
-use super::{Run, failures, figures, next_run};
+use super::{Run, failures, figures, next_run, of_request};
 use crate::{
+    floor,
     interleave::{Rounds, over_http, with_pgbench},
     load::Shape,
     peers::{POOL, Peer},
@@ -18,10 +19,12 @@ const CLIENTS: [usize; 2] = [8, 32];
 const NAIVE: &str = "pgbench, ten round trips (a)";
 const OWN: &str = "pgbench, the service's statements (b)";
 const SERVICE: &str = "the service";
+const FLOOR: &str = "the floor";
 
 enum Kind<'a> {
     Pgbench(Scripts),
     Service,
+    Floor,
     Peer(&'a Peer),
 }
 
@@ -60,6 +63,13 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                         server.stop().await?;
                         sample
                     }
+                    Kind::Floor => {
+                        let server = floor::start(database).await?;
+                        let requests = place_orders(number);
+                        let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
+                        server.stop().await?;
+                        sample
+                    }
                     Kind::Peer(peer) => {
                         let server = peer.start(run.test_bed, database, Some(receiver.address)).await?;
                         let requests = place_orders(number);
@@ -86,7 +96,7 @@ async fn contenders<'a>(run: &Run<'a>) -> anyhow::Result<Vec<Contender<'a>>> {
     let kinds = pgbench
         .map(|(name, scripts)| (name.to_owned(), Kind::Pgbench(scripts)))
         .into_iter()
-        .chain([(SERVICE.to_owned(), Kind::Service)])
+        .chain([(SERVICE.to_owned(), Kind::Service), (FLOOR.to_owned(), Kind::Floor)])
         .chain(run.peers.iter().map(|peer| (peer.name.to_owned(), Kind::Peer(peer))));
     let mut contenders = Vec::new();
     for (number, (name, kind)) in kinds.enumerate() {
@@ -101,7 +111,7 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
     let of = |clients: usize, name: &'a str| rounds.get(&(clients, name)).unwrap_or(&none);
     let mut section = Section {
         title: "The write path".to_owned(),
-        about: "The complete `POST /v1/orders` (authentication, idempotency, prices, two lines, audit, commit; JSON logs, metrics, traces at 10 %), in a closed loop, compared with pgbench with prepared statements on the same schema and server: (a) ten round trips, (b) the service's own two statements with array parameters."
+        about: "The complete `POST /v1/orders` (authentication, idempotency, prices, two lines, audit, commit; JSON logs, metrics, traces at 10 %), in a closed loop, compared with pgbench with prepared statements on the same schema and server: (a) ten round trips, (b) the service's own two statements with array parameters. The floor has the service's statements and pool, and nothing around them: no layers, validation, telemetry and audit events."
             .to_owned(),
         ..Section::default()
     };
@@ -125,6 +135,13 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
             what: format!("orders per second, to {name}, {clients} clients"),
             bound: Bound::AtLeast(least),
             measured: of(clients, SERVICE).ratio(of(clients, name), |sample| sample.rate),
+        });
+    }
+    for clients in CLIENTS {
+        section.goals.push(Goal {
+            what: format!("CPU of an order, service and database, to the floor, {clients} clients"),
+            bound: Bound::AtMost(1.5),
+            measured: of(clients, SERVICE).ratio(of(clients, FLOOR), of_request),
         });
     }
     section
