@@ -166,6 +166,8 @@ struct OrderItem {
     amount: i64,
 }
 
+type Row = (Uuid, Uuid, String, String, i64, Jsonb<Vec<OrderItem>>, DateTime<Utc>, DateTime<Utc>);
+
 async fn show_order(
     State(floor): State<Arc<Floor>>,
     Path(id): Path<Uuid>,
@@ -173,7 +175,6 @@ async fn show_order(
 ) -> Result<Json<Order>, Failure> {
     let caller = floor.caller(&headers).await?;
     let mut connection = floor.connection().await?;
-    type Row = (Uuid, Uuid, String, String, i64, Jsonb<Vec<OrderItem>>, DateTime<Utc>, DateTime<Utc>);
     let row: Option<Row> =
         sqlx::query_as(floor.show).bind(id).bind(caller).fetch_optional(&mut *connection).await?;
     connection.release();

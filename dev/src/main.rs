@@ -47,6 +47,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct Environment {
     /// Delete the data of earlier runs first
     #[arg(long)]

@@ -153,7 +153,7 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
         goals.push(Goal {
             what: "CPU of an order, service and database, with log records, to without".to_owned(),
             bound: Bound::AtMost(1.03),
-            measured: with_records.orders.ratio(&without_records.orders, of_order),
+            measured: with_records.orders.ratio(&without_records.orders, of_request),
         });
     }
     Section {

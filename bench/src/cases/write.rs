@@ -66,7 +66,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                     Kind::Floor => {
                         let server = floor::start(database).await?;
                         let requests = place_orders(number);
-                        let sample = over_http(run.stage, &server, None, shape, window, requests).await?;
+                        let sample = over_http(run.test_bed, &server, None, shape, window, requests).await?;
                         server.stop().await?;
                         sample
                     }

@@ -236,7 +236,7 @@ impl Console {
     }
 
     /// Starts observing a service. Only the first call has an effect.
-    pub fn watch(&self, scene: ObservedSystem) {
+    pub fn watch(&self, scene: &ObservedSystem) {
         if self.state.scene.set(scene.clone()).is_ok() {
             self.spawn(watcher::scrape(Arc::clone(&self.state), scene.scrape_interval));
             if let Some(compare) = scene.books.clone() {

@@ -16,7 +16,7 @@ use crate::{
 /// The running server or servers.
 #[derive(Debug)]
 pub(super) enum DatabaseServer {
-    Alone(Server),
+    Alone(Box<Server>),
     Replicated(Box<Operator>),
 }
 
@@ -30,7 +30,7 @@ impl DatabaseServer {
     ) -> Result<(Self, Database), Error> {
         let server = Server::find_or_start(Purpose::Development { directory }, progress).await?;
         let database = database::prepare(&server, executable, fresh, progress).await?;
-        Ok((Self::Alone(server), database))
+        Ok((Self::Alone(Box::new(server)), database))
     }
 
     /// Starts a temporary primary with a synchronous standby, and prepares its database. `log` has the service's log

@@ -81,6 +81,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Starts the traffic, if there is to be any.
+    fn start_traffic(&self, api: &Url) -> Result<Option<Traffic>, reqwest::Error> {
+        let settings = |rate_per_second| traffic::Settings {
+            rate_per_second,
+            seed: self.seed,
+            ..traffic::Settings::new(api.clone())
+        };
+        self.rate.map(|rate_per_second| Traffic::start(settings(rate_per_second))).transpose()
+    }
+
     /// Returns the settings for the environment, followed by the user's own settings.
     fn of_the_service(
         &self,
@@ -162,9 +172,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     progress("building the service");
     let executable = cargo::build_service().await?;
     if settings.fresh {
-        progress("deleting the data of earlier runs");
-        postgres::erase(data_dir.directory(), progress).await?;
-        external::erase(data_dir.directory()).map_err(|source| data_dir.failed(source))?;
+        delete_previous_data(&data_dir, progress).await?;
     }
     // The records of the external services belong to the data of the database.
     let directory = if settings.standby { data_dir.scratch()? } else { data_dir.directory().to_owned() };
@@ -191,12 +199,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         settings: &settings_of_the_service,
     })
     .await?;
-    let traffic = settings.rate.map(|rate_per_second| {
-        let traffic =
-            traffic::Settings { rate_per_second, seed: settings.seed, ..traffic::Settings::new(api.clone()) };
-        Traffic::start(traffic)
-    });
-    let traffic = traffic.transpose()?;
+    let traffic = settings.start_traffic(&api)?;
 
     let addresses = external_services.addresses();
     let compare = example::comparison(&database.owner_url, &addresses);
@@ -206,7 +209,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         api: api.clone(),
     });
     console.follow(ops.clone(), service.log());
-    console.watch(ObservedSystem {
+    console.watch(&ObservedSystem {
         executable,
         database_url: database.url.clone(),
         owner_url: database.owner_url.clone(),
@@ -258,9 +261,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         let reconciliation = OptionFuture::from(compare.map(|compare| compare())).await;
         external_services.stop().await;
         server.stop().await?;
-        if let Some(report) = report {
-            progress(&format!("traffic: {report}"));
-        }
+        report.iter().for_each(|report| progress(&format!("traffic: {report}")));
         report_end(status, reconciliation, &service_log, progress)
     };
     tokio::select! {
@@ -302,6 +303,13 @@ fn report_end(
             Ok(())
         }
     }
+}
+
+/// Deletes the database and the records of the external services that earlier runs have stored.
+async fn delete_previous_data(data_dir: &DataDir, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    progress("deleting the data of earlier runs");
+    postgres::erase(data_dir.directory(), progress).await?;
+    external::erase(data_dir.directory()).map_err(|source| data_dir.failed(source))
 }
 
 /// Deletes the log of the previous run, so that the log covers a single run.

@@ -199,8 +199,8 @@ impl ReplicatedServer {
 
     /// Lets clients reach the restored server.
     pub fn admit(&self) -> Result<(), Error> {
-        let proxies = self.nodes.get(self.active).into_iter().chain([&self.to_primary]);
-        proxies.map(|proxy| reconnect(proxy, &self.primary)).collect()
+        let mut proxies = self.nodes.get(self.active).into_iter().chain([&self.to_primary]);
+        proxies.try_for_each(|proxy| reconnect(proxy, &self.primary))
     }
 
     /// Returns the URL with the address of the current primary, which only this server's failover changes.

@@ -55,7 +55,7 @@ impl ConsoleFixture {
             Traffic::start(settings).unwrap()
         });
         console.follow(service.ops_url().clone(), service.follow());
-        console.watch(ObservedSystem {
+        console.watch(&ObservedSystem {
             executable: PathBuf::from(EXECUTABLE),
             database_url: service.database().service_url().clone(),
             owner_url: service.database().owner_url().clone(),
