@@ -261,8 +261,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         let reconciliation = OptionFuture::from(compare.map(|compare| compare())).await;
         external_services.stop().await;
         server.stop().await?;
-        report.iter().for_each(|report| progress(&format!("traffic: {report}")));
-        report_end(status, reconciliation, &service_log, progress)
+        report_end(report, status, reconciliation, &service_log, progress)
     };
     tokio::select! {
         stopped = stop => stopped,
@@ -284,11 +283,15 @@ pub async fn seed(
 
 /// Reports how the run ended.
 fn report_end(
+    traffic: Option<traffic::Report>,
     service: ExitStatus,
     reconciliation: Option<ReconciliationResult>,
     service_log: &Path,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
+    if let Some(traffic) = traffic {
+        progress(&format!("traffic: {traffic}"));
+    }
     if !service.success() {
         progress(&format!("the service ended with {service}: see {}", service_log.display()));
     }
