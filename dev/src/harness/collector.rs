@@ -86,7 +86,7 @@ impl Collector {
     }
 
     /// Waits for a log record.
-    pub async fn has_record(&self, what: &str, fits: impl Fn(&Record) -> bool) -> Record {
+    pub async fn wait_for_record(&self, what: &str, fits: impl Fn(&Record) -> bool) -> Record {
         eventually(what, async || self.records().into_iter().find(&fits)).await
     }
 

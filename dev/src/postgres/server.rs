@@ -252,13 +252,13 @@ impl Server {
         cluster.halt(Signal::SIGQUIT).await?;
         backup.recover_to(moment, cluster)?;
         let server = self.started(backup, progress).await?;
-        server.is_recovered().await?;
+        server.wait_until_recovered().await?;
         server.execute(&FORGET_TARGET.map(ToOwned::to_owned)).await?;
         Ok(server)
     }
 
     /// Waits until the server has recovered and accepts writes.
-    async fn is_recovered(&self) -> Result<(), Error> {
+    async fn wait_until_recovered(&self) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let deadline = Instant::now() + RECOVERY_DEADLINE;
         while Instant::now() < deadline {

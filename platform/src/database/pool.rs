@@ -31,8 +31,8 @@ const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// Maximum number of connections that one pool opens at once.
 ///
-/// After an outage every replica needs all of its connections. If a busy machine opens them together, each takes so long
-/// that all of them time out, and the next attempts, too.
+/// After an outage every replica needs all of its connections. If a busy machine opened them together, each could take
+/// so long that all of them time out, and the next attempts, too.
 const MAX_OPENING: usize = 4;
 
 /// Number of times that all open connections were retired. A connection belongs to the generation in which it was
@@ -187,7 +187,7 @@ mod tests {
         assert!(*longest > *shortest + Duration::from_mins(1), "{shortest:?} to {longest:?}");
     }
 
-    /// A server that closes each connection once no other one arrives. Returns the highest number of open connections.
+    /// Runs a server that closes its connections once no other one arrives. Returns the highest number of open ones.
     async fn count_concurrent(listener: TcpListener, expected: usize) -> usize {
         let (mut open, mut accepted, mut highest) = (Vec::new(), 0, 0);
         while accepted < expected {

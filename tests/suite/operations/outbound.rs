@@ -31,7 +31,7 @@ async fn exports_go_to_a_collector_whose_authority_is_trusted() {
         let _listed = service.customer().await.lists().header("x-correlation-id", &id).await.is(200);
         collector.wait_for_request(PATH, &id).await;
         let is_logged = |record: &Record| record.attributes.get("correlation_id") == Some(&json!(id));
-        collector.has_record("its access line", is_logged).await;
+        collector.wait_for_record("its access line", is_logged).await;
     }
 }
 

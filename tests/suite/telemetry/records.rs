@@ -69,7 +69,7 @@ async fn the_export_does_not_export_its_own_log_lines() {
     service.logs_that("a line of the export", is_written).await;
     let _served = service.anonymous().get("/problems").header("x-correlation-id", "exported").await.is(200);
     let has_id = |record: &Record| record.attributes.get("correlation_id") == Some(&json!("exported"));
-    collector.has_record("the access line", has_id).await;
+    collector.wait_for_record("the access line", has_id).await;
     let looped = collector.records().into_iter().find(|record| of_export(&record.target));
     assert!(looped.is_none(), "{looped:#?}");
 }

@@ -18,8 +18,8 @@ use crate::{
 /// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without payment (4). The payment of
 /// order N has the id 10 + N. Parcels stand for the table of any other slice: one was created under a key.
 const RECORDS: &str = "
-    drop schema if exists books cascade;
-    create schema books;
+    drop schema if exists records cascade;
+    create schema records;
     do $$
     declare name text;
     begin
@@ -58,7 +58,7 @@ const RECORDS: &str = "
         union all select 'payments', 'create', id from payments
         union all select 'payments', 'settle', id from payments where status <> 'processing'
         union all select 'parcels', 'create', id(31)
-      ) told;
+      ) reported;
 ";
 
 /// A change, and the invariant that it violates.

@@ -146,7 +146,7 @@ impl Visit for Attributes<'_> {
         self.field(field, value);
     }
 
-    /// OTLP has no unsigned numbers. A value that exceeds the signed ones is exported as text.
+    /// Exports a value above the signed numbers as text, because OTLP has no unsigned numbers.
     fn record_u64(&mut self, field: &Field, value: u64) {
         match i64::try_from(value) {
             Ok(value) => self.field(field, value),
