@@ -23,7 +23,11 @@ async fn a_customer_creates_reads_and_renames_a_note() {
     assert_eq!(created.header("location"), Some(path.as_str()));
     assert_eq!(created.text("name"), "First");
     assert_eq!(created.text("owner_id"), customer.id.to_string());
-    assert_eq!(customer.get(&path).await.is(200).json(), created.json(), "the stored note equals the response");
+    assert_eq!(
+        customer.get(&path).await.is(200).json(),
+        created.json(),
+        "the stored note equals the response"
+    );
 
     let changed = customer.patch(&path).json(&json!({ "name": "Second" })).await.is(200);
     assert_eq!(changed.text("name"), "Second");

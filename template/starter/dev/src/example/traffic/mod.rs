@@ -11,7 +11,7 @@ use self::memory::CreatedNote;
 use crate::traffic::{
     api::Call,
     customer::Customer,
-    expectations::{has_status, is_page, is_rejected, check, text},
+    expectations::{check, has_status, is_page, is_rejected, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -20,7 +20,9 @@ const PAGE: usize = 5;
 
 /// Sends one request without a session.
 pub(crate) async fn browse(visit: &ApiRequest<'_>) {
-    if let RequestOutcome::Expected(_) = visit.send(&Call::get(PATH), |response| is_rejected(response, 401)).await {
+    if let RequestOutcome::Expected(_) =
+        visit.send(&Call::get(PATH), |response| is_rejected(response, 401)).await
+    {
         visit.report().rejections += 1;
     }
 }
@@ -42,7 +44,8 @@ pub(crate) async fn act(
         (6..8, _) => list(visit, customer, &token).await,
         (8, Some(last)) => repeat(visit, customer, &token, last).await,
         (_, Some(_)) => {
-            let foreign_id = other_customer.and_then(|other_customer| lock(other_customer).memory.last.clone());
+            let foreign_id =
+                other_customer.and_then(|other_customer| lock(other_customer).memory.last.clone());
             let foreign_id = foreign_id.map_or_else(new_key, |note| note.id);
             invalid_request(visit, customer, &token, &foreign_id, rng.random_range(0..4)).await;
         }
