@@ -291,11 +291,13 @@ pub fn declared_metrics() -> BTreeSet<String> {
 #[test]
 fn every_declared_metric_is_documented() {
     let rows = super::compliance::rows(HEADING);
+    // It also lists the metrics of parts of the platform that not every project uses.
+    let common = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
     let declared = declared_metrics();
     for name in &declared {
-        let row = format!("| `{name}` | ");
+        let cell = format!("| `{name}` | ");
         assert!(
-            rows.iter().any(|line| line.starts_with(&row)),
+            rows.iter().any(|line| line.starts_with(&cell)) || common.contains(&cell),
             "{name} is in no table \"{HEADING}\" of docs"
         );
     }
