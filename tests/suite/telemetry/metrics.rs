@@ -205,20 +205,26 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
         "static_configs": [{ "targets": [target] }]
     }] });
     std::fs::write(directory.join("prometheus.yml"), scrapes.to_string()).unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let running = Launch::new(prometheus)
         .args([
             "--config.file=prometheus.yml",
             "--storage.tsdb.path=data",
             "--enable-feature=exemplar-storage",
-            &format!("--web.listen-address={free}"),
+            "--web.listen-address=127.0.0.1:0",
         ])
         .directory(&directory)
         .start()
         .unwrap();
+    // It logs the port that the system selected. A port that the test selects may be taken before it listens.
+    let address = eventually("Prometheus listens", async || {
+        let lines = running.lines();
+        let line = lines.iter().find(|line| line.text.contains("msg=\"Listening on\""))?;
+        Some(line.text.split_once(" address=")?.1.trim().to_owned())
+    })
+    .await;
 
     let ask = async |question: &str| -> Option<Value> {
-        let response = reqwest::get(format!("http://{free}/api/v1/{question}")).await.ok()?;
+        let response = reqwest::get(format!("http://{address}/api/v1/{question}")).await.ok()?;
         serde_json::from_str(&response.text().await.ok()?).ok()
     };
     let found = eventually("Prometheus has the exemplar", async || {
