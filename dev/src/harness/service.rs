@@ -18,7 +18,10 @@ use super::{
     schema::{Schema, assert_documented},
 };
 use crate::{
-    example::{Addresses, harness::ExternalServices},
+    example::{
+        Addresses,
+        harness::{ExternalServices, FIRST_WORK},
+    },
     process::{Child, Follower, Signal, Stream},
 };
 
@@ -308,6 +311,21 @@ impl Service {
     /// Returns the value of a gauge, such as `worker_last_success_timestamp_seconds{worker="sweep"}`.
     pub async fn gauge(&self, series: &str) -> f64 {
         self.value(series).await
+    }
+
+    /// Waits until every worker has completed its first work. A single unit of a worker may be a part of its work only.
+    pub async fn wait_for_first_work(&self) {
+        eventually("every worker has completed its first work", async || {
+            let (_, health) = self.ops("/health").await;
+            let health: Value = serde_json::from_str(&health).ok()?;
+            let mut complete =
+                health["workers"].as_array()?.iter().all(|worker| worker["last_success"].is_string());
+            for gauge in FIRST_WORK {
+                complete &= self.gauge(gauge).await > 0.0;
+            }
+            complete.then_some(())
+        })
+        .await;
     }
 
     async fn value<T: FromStr>(&self, series: &str) -> T {

@@ -141,6 +141,12 @@ pub(crate) async fn seed_products(database: &Database) {
         .await;
 }
 
+/// Gauges that are zero until a worker whose work has several units has completed it once.
+pub const FIRST_WORK: [&str; 2] = [
+    "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
+    "reconciliation_last_success_timestamp_seconds{scope=\"window\"}",
+];
+
 impl Builder {
     /// Sets worker intervals longer than any test, so that the workers do not use the database during a test.
     pub fn with_idle_workers(self) -> Self {

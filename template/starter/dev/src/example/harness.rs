@@ -28,6 +28,8 @@ pub const SECRETS: [&str; 0] = [];
 pub const NEIGHBOUR_CHECKS: [&str; 0] = [];
 /// Series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
+/// Gauges that are zero until a worker whose work has several units has completed it once.
+pub const FIRST_WORK: [&str; 0] = [];
 
 /// Returns a body that creates a note.
 pub fn body() -> Value {
