@@ -135,30 +135,37 @@ impl Server {
     async fn start(
         program: &Path,
         files: Vec<(String, String)>,
-        arguments: impl FnOnce(&Path, &str) -> Vec<String>,
+        arguments: impl Fn(&Path, &str) -> Vec<String>,
     ) -> Self {
-        let directory = Directory(env::temp_dir().join(format!("stack-{}", Uuid::now_v7().simple())));
-        for (name, text) in files {
-            let path = directory.0.join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        let address = free_address();
-        let process = Launch::new(program).args(arguments(&directory.0, &address)).start().unwrap();
-        let server = Self {
-            url: Url::parse(&format!("http://{address}/")).unwrap(),
-            client: http::client(WAIT_TIMEOUT).unwrap(),
-            process,
-            _directory: directory,
-        };
-        eventually("it is ready", async || {
-            if let Some(status) = server.process.exited() {
-                panic!("{}: {status}: {:#?}", program.display(), server.process.tail(10));
+        // Another process may take the address before the program listens. The program then ends.
+        for _ in 0..3 {
+            let directory = Directory(env::temp_dir().join(format!("stack-{}", Uuid::now_v7().simple())));
+            for (name, text) in &files {
+                let path = directory.0.join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
             }
-            server.client.get(server.url.join("-/ready").unwrap()).send().await.ok()?.error_for_status().ok()
-        })
-        .await;
-        server
+            let address = free_address();
+            let process = Launch::new(program).args(arguments(&directory.0, &address)).start().unwrap();
+            let url = Url::parse(&format!("http://{address}/")).unwrap();
+            let client = http::client(WAIT_TIMEOUT).unwrap();
+            let server = Self { url, client, process, _directory: directory };
+            let is_ready = eventually("it is ready or has ended", async || {
+                if server.process.exited().is_some() {
+                    return Some(false);
+                }
+                let ready = server.client.get(server.url.join("-/ready").unwrap()).send().await.ok()?;
+                ready.status().is_success().then_some(true)
+            })
+            .await;
+            if is_ready {
+                return server;
+            }
+            let lines = server.process.tail(10);
+            let is_taken = lines.iter().any(|line| line.text.contains("address already in use"));
+            assert!(is_taken, "{}: {:?}: {lines:#?}", program.display(), server.process.exited());
+        }
+        panic!("{} found no free address", program.display());
     }
 
     /// Returns the response of its HTTP API.
