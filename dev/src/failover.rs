@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    ffi::OsStr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -201,23 +202,27 @@ pub struct AfterRestore {
     pub url: Url,
     /// Connects as the owner of the schema.
     pub owner_url: Url,
-    /// The file with the service's log lines, which contain the heads of the audit chain.
-    pub log: PathBuf,
+    /// The files with the service's log lines, which contain the heads of the audit chain.
+    pub logs: Vec<PathBuf>,
 }
 
 impl AfterRestore {
-    /// Runs the command with these settings. Returns its output.
-    async fn run(&self, server: &ReplicatedServer, settings: &[(String, String)]) -> Result<String, Error> {
+    /// Runs the command with these settings. Returns its output. A failed command can be repeated.
+    pub async fn run(
+        &self,
+        server: &ReplicatedServer,
+        settings: &[(impl AsRef<OsStr>, String)],
+    ) -> Result<String, Error> {
         let mut launch = Launch::new(&self.executable)
-            .args(["after-restore", "--reason", "restored in the console", "--yes", "--log"])
-            .args([&self.log])
+            .args(["after-restore", "--reason", "restored on purpose", "--yes", "--log"])
+            .args(&self.logs)
             .directory(Path::new("/"))
-            .env("APP_ENV", "development")
-            .env("RUST_LOG", "warn");
+            .env("APP_ENV", "development");
         for (name, value) in settings {
             launch = launch.env(name, value);
         }
         let launch = launch
+            .env("RUST_LOG", "warn")
             .env("DATABASE_URL", server.direct_url(&self.url).as_str())
             .env("DATABASE_MIGRATION_URL", server.direct_url(&self.owner_url).as_str());
         let failed = |error: WaitError| Error::AfterRestore(error.to_string());

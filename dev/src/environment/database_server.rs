@@ -53,7 +53,7 @@ impl DatabaseServer {
             executable: executable.to_owned(),
             url: database.url.clone(),
             owner_url: database.owner_url.clone(),
-            log,
+            logs: vec![log],
         };
         Ok((Self::Replicated(Box::new(Operator::new(server, after_restore))), database))
     }

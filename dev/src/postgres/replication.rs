@@ -137,6 +137,7 @@ impl ReplicatedServer {
     }
 
     /// Replaces the primary. Returns once the new primary accepts writes. It has no standby until [`Self::rejoin`].
+    /// Clients reach a restored primary after [`Self::admit`], and every other one at once.
     pub async fn fail_over(&mut self, failover: Failover, progress: &dyn Fn(&str)) -> Result<(), Error> {
         match failover {
             Failover::Restore => return self.restore(progress).await,
@@ -154,18 +155,20 @@ impl ReplicatedServer {
         let standby = self.standby.take().ok_or(Error::NoStandby)?;
         let lost = std::mem::replace(&mut self.primary, standby);
         let clean = failover == Failover::Switchover;
-        lost.stop_by(if clean { Signal::SIGINT } else { Signal::SIGQUIT }).await?;
+        let signal = if clean { Signal::SIGINT } else { Signal::SIGQUIT };
+        lost.halt(signal).await?;
         self.active = 1 - self.active;
         self.primary.promote().await?;
-        self.discard_backups()?;
-        reconnect(&self.to_primary, &self.primary)
+        reconnect(&self.to_primary, &self.primary)?;
+        // Deleting data takes seconds, in which the database would be down.
+        lost.stop_by(signal).await?;
+        self.discard_backups()
     }
 
     async fn restore(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let backup = self.backups.pop().ok_or(Error::NoBackup)?;
         let restored = self.primary.started(backup, progress).await?;
-        self.replace(restored).await?;
-        self.admit()
+        self.replace(restored).await
     }
 
     /// Restores the database to a moment, or to the oldest one that a base backup reaches. Returns that moment. Clients

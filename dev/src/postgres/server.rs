@@ -283,6 +283,11 @@ impl Server {
         }
     }
 
+    /// Stops the server with a signal. Its data stays.
+    pub(super) async fn halt(&self, signal: Signal) -> Result<(), Error> {
+        self.cluster.as_ref().ok_or(Error::NotStartedHere)?.halt(signal).await
+    }
+
     /// Stops the server with a signal, and deletes its data if it is temporary.
     pub(super) async fn stop_by(self, signal: Signal) -> Result<(), Error> {
         self.cluster.ok_or(Error::NotStartedHere)?.stop_by(signal).await

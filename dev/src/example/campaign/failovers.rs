@@ -1,7 +1,7 @@
 //! The results of a campaign that changes the primary.
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use super::faults::Fault;
+use super::{faults::Fault, orphans::OrphanReport};
 use crate::postgres::{Failover, ReplicationMode};
 
 /// The results of all changes of the primary, and of the customers' requests meanwhile.
@@ -17,9 +17,7 @@ pub struct FailoverReport {
     /// Lost payments that the client's retry under the same key has restored, without a second charge.
     pub restored_by_retry: u64,
     /// Charges and refunds of the gateway without a row in the database.
-    pub orphans: usize,
-    /// Orphans that the service itself has recorded as discrepancies.
-    pub orphans_found: i64,
+    pub orphans: OrphanReport,
     /// Number of responses that request a retry, by status.
     pub turned_away: BTreeMap<u16, u64>,
     /// Requests without a response.
@@ -48,8 +46,7 @@ impl FailoverReport {
             payments: 0,
             double_charges: 0,
             restored_by_retry: 0,
-            orphans: 0,
-            orphans_found: 0,
+            orphans: OrphanReport::default(),
             turned_away: BTreeMap::new(),
             unanswered: 0,
             unexpected: Vec::new(),
@@ -62,14 +59,12 @@ impl FailoverReport {
     }
 }
 
-impl ChangeReport {
-    /// Returns the time within which this share of the writes succeeded.
-    fn percentile(&self, percent: usize) -> f64 {
-        let mut sorted = self.recoveries.clone();
-        sorted.sort();
-        let rank = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-        sorted.get(rank).copied().unwrap_or_default().as_secs_f64()
-    }
+/// Returns the time in seconds that this percentage of the times does not exceed.
+pub(super) fn percentile(times: &[Duration], percent: usize) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    let rank = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted.get(rank).copied().unwrap_or_default().as_secs_f64()
 }
 
 impl fmt::Display for FailoverReport {
@@ -84,21 +79,28 @@ impl fmt::Display for FailoverReport {
                 change.times,
                 change.lost_orders,
                 change.lost_payments,
-                change.percentile(50),
-                change.percentile(99),
-                change.percentile(100),
+                percentile(&change.recoveries, 50),
+                percentile(&change.recoveries, 99),
+                percentile(&change.recoveries, 100),
             )?;
         }
+        let all: Vec<_> = self.changes.values().flat_map(|change| change.recoveries.clone()).collect();
+        writeln!(
+            formatter,
+            "{} changes of the primary, writes succeed within {:.2} s at p99 of {} measurements",
+            self.changes.values().map(|change| change.times).sum::<u32>(),
+            percentile(&all, 99),
+            all.len(),
+        )?;
         write!(
             formatter,
             "{} orders and {} payments acknowledged, {} double charges; {} lost payments restored by a retry; \
-             {} orphans, {} of them found by the service; turned away {:?}, {} unanswered, {} unexpected",
+             {}; turned away {:?}, {} unanswered, {} unexpected",
             self.orders,
             self.payments,
             self.double_charges,
             self.restored_by_retry,
             self.orphans,
-            self.orphans_found,
             self.turned_away,
             self.unanswered,
             self.unexpected.len(),
@@ -112,10 +114,9 @@ mod tests {
 
     #[test]
     fn a_percentile_is_the_time_that_so_many_kept() {
-        let recoveries = (1..=200).rev().map(Duration::from_secs).collect();
-        let change = ChangeReport { recoveries, ..ChangeReport::default() };
-        let shown = [50, 99, 100].map(|percent| change.percentile(percent).to_string());
+        let times: Vec<_> = (1..=200).rev().map(Duration::from_secs).collect();
+        let shown = [50, 99, 100].map(|percent| percentile(&times, percent).to_string());
         assert_eq!(shown, ["100", "198", "200"]);
-        assert_eq!(ChangeReport::default().percentile(99).to_bits(), 0.0_f64.to_bits());
+        assert_eq!(percentile(&[], 99).to_bits(), 0.0_f64.to_bits());
     }
 }

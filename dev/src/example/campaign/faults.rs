@@ -147,6 +147,8 @@ fn gateway_fault(faults: &Faults) -> &'static str {
         "gateway cuts connections after charging"
     } else if faults.decline_rate > calm.decline_rate {
         "gateway declines"
+    } else if faults.list_omit_rate > calm.list_omit_rate {
+        "gateway lists objects late, twice, in the wrong order, or not"
     } else if faults.spoil_rate > calm.spoil_rate {
         match faults.spoil {
             Malformation::Garbage => "gateway responds with garbage",
@@ -252,7 +254,7 @@ fn death(dice: &mut impl Rng, replicas: usize) -> Fault {
 fn of_gateway(dice: &mut impl Rng) -> Faults {
     let seed = dice.random();
     let calm = Faults { seed, ..Faults::default() };
-    match dice.random_range(0..10) {
+    match dice.random_range(0..11) {
         0 => Faults { error_rate: 0.5, error_status: 503, ..calm },
         1 => Faults { error_rate_after_charge: 0.5, ..calm },
         2 => Faults { cut_rate: 0.5, ..calm },
@@ -261,6 +263,14 @@ fn of_gateway(dice: &mut impl Rng) -> Faults {
         5 => Faults { webhooks: Webhooks::Late, ..calm },
         6 => Faults { webhooks: Webhooks::Twice, ..calm },
         7 | 8 => Faults { spoil_rate: 0.5, spoil: spoiling(dice), ..calm },
+        9 => Faults {
+            list_omit_rate: 0.5,
+            list_lost_page_rate: 0.5,
+            list_repeat_rate: 0.5,
+            list_reorder_rate: 0.5,
+            list_delay_ms: 2_000,
+            ..calm
+        },
         _ => Faults { webhooks: Webhooks::Never, ..calm },
     }
 }
@@ -355,8 +365,8 @@ mod tests {
                 fault => fault.name(),
             })
             .collect();
-        // Kill, full disk, two database faults, three faults of three components, eighteen of the gateway, nine of
+        // Kill, full disk, two database faults, three faults of three components, nineteen of the gateway, nine of
         // clients, locks and secrets, and every crash point.
-        assert_eq!(drawn.len(), 1 + 1 + 2 + 9 + 18 + 9 + CRASH_POINTS.len(), "{drawn:#?}");
+        assert_eq!(drawn.len(), 1 + 1 + 2 + 9 + 19 + 9 + CRASH_POINTS.len(), "{drawn:#?}");
     }
 }

@@ -1,11 +1,13 @@
 //! The replicas and their supervisor, which restarts dead replicas.
 use std::{
     ffi::OsStr,
-    io,
+    fs, io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use uuid::Uuid;
 
 use crate::{
     http, ports,
@@ -25,6 +27,8 @@ pub(super) struct Fleet {
     executable: PathBuf,
     settings: Vec<(&'static str, String)>,
     replicas: Vec<Replica>,
+    /// Directory of the replicas' logs, deleted with the fleet.
+    logs: PathBuf,
     client: reqwest::Client,
     full_disk: FullDisk,
     /// Number of replica deaths.
@@ -47,10 +51,13 @@ impl Fleet {
         addresses: &[(SocketAddr, SocketAddr)],
     ) -> Result<Self, super::Error> {
         let client = http::client(Duration::from_secs(2))?;
+        let logs = std::env::temp_dir().join(format!("campaign-{}", Uuid::now_v7().simple()));
+        fs::create_dir_all(&logs)?;
         let mut fleet = Self {
             executable,
             settings,
             replicas: Vec::new(),
+            logs,
             client,
             full_disk: FullDisk::new(),
             deaths: 0,
@@ -79,6 +86,7 @@ impl Fleet {
         let mut launch = Launch::new(&self.executable)
             .args(["serve"])
             .directory("/".as_ref())
+            .log_to(&self.log(api))
             .env("API_ADDRESS", api.to_string())
             .env("OPS_ADDRESS", ops.to_string());
         for (name, value) in &self.settings {
@@ -88,6 +96,20 @@ impl Fleet {
             launch = launch.env(name, value);
         }
         launch.start()
+    }
+
+    fn log(&self, api: SocketAddr) -> PathBuf {
+        self.logs.join(format!("{}.log", api.port()))
+    }
+
+    /// Returns the log of each replica, with the lines of its earlier processes.
+    pub(super) fn logs(&self) -> Vec<PathBuf> {
+        self.replicas.iter().map(|replica| self.log(replica.api)).collect()
+    }
+
+    /// Returns the replicas' settings.
+    pub(super) fn settings(&self) -> &[(&'static str, String)] {
+        &self.settings
     }
 
     /// Returns the API's address and the process id of each replica.
@@ -136,6 +158,15 @@ impl Fleet {
             // The replica may already be dead.
             let _ = replica.child.signal(Signal::SIGKILL);
         }
+    }
+
+    /// Kills every replica, and waits for their exits.
+    pub(super) async fn kill_all(&self) -> Result<(), super::Error> {
+        for (number, replica) in self.replicas.iter().enumerate() {
+            self.kill(number);
+            replica.child.wait(STOP_DEADLINE).await?;
+        }
+        Ok(())
     }
 
     async fn replace(&mut self, replica: usize, name: &str, value: &OsStr) -> Result<(), super::Error> {
@@ -220,5 +251,11 @@ impl Fleet {
             replica.child.stop(STOP_DEADLINE).await?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.logs).ok();
     }
 }

@@ -13,6 +13,7 @@
 //! - `hostile_clients`: texts that cannot be stored, slow bodies and slow readers
 //! - `locks`: locks of other sessions, and an export of the audit log beside a reader
 //! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment
+//! - `orphans`: charges and refunds whose rows are lost
 //! - `passwords`: password changes beside logins
 //! - `test_bed`: all components, and the execution of faults
 //! - `refunder`: issues refunds and retries them
@@ -25,6 +26,7 @@ mod full_disk;
 mod hostile_clients;
 mod locks;
 mod odd_events;
+mod orphans;
 mod passwords;
 mod refunder;
 mod report;
@@ -51,6 +53,7 @@ pub use self::{failovers::FailoverReport, report::Report};
 use crate::{
     environment,
     example::{gateway, invariants},
+    failover,
     postgres::{self, ReplicationMode},
     process::WaitError,
     traffic::{self, Traffic},
@@ -58,6 +61,9 @@ use crate::{
 
 /// Duration of the faults in a round.
 const STRIKES: Duration = Duration::from_secs(8);
+
+/// Minimum duration of the faults in a round of failovers. It lasts until writes succeed at every replica.
+const FAILOVER_STRIKES: Duration = Duration::from_secs(5);
 
 /// Interval of checks for due faults.
 const TICK: Duration = Duration::from_millis(50);
@@ -109,6 +115,8 @@ pub enum Error {
     Io(#[from] io::Error),
     #[error(transparent)]
     Wait(#[from] WaitError),
+    #[error(transparent)]
+    Failover(#[from] failover::Error),
 }
 
 /// Runs a campaign. The campaign ends early at the first round with a violation.
@@ -140,8 +148,11 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         if over {
             break;
         }
-        let draw = if fails_over { faults::draw_failover } else { faults::draw };
-        let strikes = draw(&mut dice, settings.replicas, STRIKES);
+        let strikes = if fails_over {
+            faults::draw_failover(&mut dice, settings.replicas, FAILOVER_STRIKES)
+        } else {
+            faults::draw(&mut dice, settings.replicas, STRIKES)
+        };
         let told: Vec<_> = strikes.iter().map(ToString::to_string).collect();
         progress(&format!("round {round}: {}", told.join(", ")));
         report.begins(&strikes);
@@ -163,11 +174,12 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         report.traffic = traffic.stop().await;
     }
     report.died = stage.deaths();
-    let verdict = stage.check().await?;
     if let Some(buyers) = buyers {
-        report.failovers = Some(buyers.stop(&stage, &verdict).await?);
+        let (violations, orphans) = stage.wait_for_orphans().await?;
+        report.ends(violations);
+        report.failovers = Some(FailoverReport { orphans, ..buyers.stop().await });
     }
-    report.verdict = Some(verdict);
+    report.verdict = Some(stage.check().await?);
     stage.strike_down().await?;
     Ok(report)
 }
@@ -181,7 +193,8 @@ async fn strike(
 ) -> Result<(), Error> {
     let started = Instant::now();
     let mut due = strikes.iter().peekable();
-    while started.elapsed() < STRIKES {
+    let length = if buyers.is_some() { FAILOVER_STRIKES } else { STRIKES };
+    while started.elapsed() < length || buyers.as_mut().is_some_and(|buyers| buyers.are_probing(stage)) {
         while let Some(strike) = due.next_if(|strike| strike.after <= started.elapsed()) {
             stage.suffer(&strike.fault, progress).await?;
             if let (Fault::Failover(failover), Some(buyers)) = (&strike.fault, &mut buyers) {
@@ -219,6 +232,7 @@ async fn settle(stage: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<Stri
     let verdict = stage.check().await?;
     progress(&format!("  {verdict}"));
     violations.extend(verdict.violations.iter().map(ToString::to_string));
+    violations.extend(stage.review_orphans(&verdict, healed).await?);
     violations.extend(stage.verify_audit_log().await?);
     Ok(violations)
 }

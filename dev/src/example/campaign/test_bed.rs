@@ -1,5 +1,12 @@
 //! All components of a campaign, and the execution of faults.
-use std::{net::SocketAddr, path::PathBuf, slice, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    slice,
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use tokio::{task::JoinSet, time::timeout};
@@ -11,7 +18,9 @@ use super::{
     fleet::Fleet,
     hostile_clients,
     locks::{Exporter, Exports},
-    odd_events, passwords,
+    odd_events,
+    orphans::{OrphanReport, Orphans},
+    passwords,
 };
 use crate::{
     environment,
@@ -20,6 +29,7 @@ use crate::{
         invariants::{self, Loss, Verdict},
         seed_products,
     },
+    failover::{self, AfterRestore},
     postgres::{Failover, Purpose, ReplicatedServer, Server},
     process::{Launch, Signal},
     tcp_proxy::TcpProxy,
@@ -56,6 +66,9 @@ pub(super) struct TestBed {
     running: JoinSet<Vec<String>>,
     /// True once a failover may have lost confirmed commits.
     may_have_lost: bool,
+    /// True while the runbook of a restore must be followed.
+    is_restored: bool,
+    orphans: Orphans,
 }
 
 impl TestBed {
@@ -83,6 +96,8 @@ impl TestBed {
         let settings_of_replicas = vec![
             ("APP_ENV", "test".to_owned()),
             ("LOG_FORMAT", "json".to_owned()),
+            // Every verification of the audit log reads the heads in the logs of the whole campaign.
+            ("RUST_LOG", "warn,audit=info".to_owned()),
             ("DATABASE_URL", server.url_of_nodes(&prepared.url)),
             ("GATEWAY_URL", format!("http://{}", charges.address())),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
@@ -116,6 +131,8 @@ impl TestBed {
             exports: Exports::new()?,
             running: JoinSet::new(),
             may_have_lost: false,
+            is_restored: false,
+            orphans: Orphans::default(),
         })
     }
 
@@ -209,8 +226,14 @@ impl TestBed {
                 self.run_beside(hostile_clients::be_slow(self.addresses()));
             }
             Fault::Failover(failover) => {
-                self.may_have_lost |= self.server.may_lose(*failover);
+                self.is_restored = self.server.may_lose(*failover);
+                self.may_have_lost |= self.is_restored;
                 self.server.fail_over(*failover, progress).await?;
+                if *failover == Failover::Restore {
+                    // The gateway's faults can fail the command. It is repeated at the end of the faults.
+                    self.is_restored = self.run_after_restore().await.is_err();
+                    self.server.admit()?;
+                }
             }
         }
         Ok(())
@@ -234,7 +257,19 @@ impl TestBed {
         findings
     }
 
-    /// Ends all lasting faults. A lost node gets a new standby.
+    /// Runs the command that follows a restore.
+    async fn run_after_restore(&self) -> Result<String, failover::Error> {
+        let command = AfterRestore {
+            executable: self.executable.clone(),
+            url: self.database_url.clone(),
+            owner_url: self.owner_url.clone(),
+            logs: self.fleet.logs(),
+        };
+        command.run(&self.server, self.fleet.settings()).await
+    }
+
+    /// Ends all lasting faults. A lost node gets a new standby. If a failover may have lost commits, the runbook of a
+    /// restore is followed.
     pub(super) async fn heal(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.server.rejoin(progress).await?;
         for part in [Part::Api, Part::Database, Part::Gateway] {
@@ -242,6 +277,11 @@ impl TestBed {
         }
         self.gateway.faults().clear();
         self.fleet.end_rotations();
+        if self.is_restored {
+            self.fleet.kill_all().await?;
+            self.run_after_restore().await?;
+            self.is_restored = false;
+        }
         Ok(())
     }
 
@@ -267,6 +307,22 @@ impl TestBed {
         Ok(super::unknown_since(self.owner_url.as_str(), moment).await?)
     }
 
+    /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `healed` is the
+    /// end of the faults before the reconciliation. Returns the violations.
+    pub(super) async fn review_orphans(
+        &mut self,
+        verdict: &Verdict,
+        healed: DateTime<Utc>,
+    ) -> Result<Vec<String>, Error> {
+        Ok(self.orphans.review(&verdict.orphans, &self.owner_url, healed).await?)
+    }
+
+    /// Waits until the service has recorded every orphan, or until one is overdue.
+    pub(super) async fn wait_for_orphans(&mut self) -> Result<(Vec<String>, OrphanReport), Error> {
+        let violations = self.orphans.wait_until_found(&self.owner_url).await?;
+        Ok((violations, self.orphans.report()))
+    }
+
     /// Runs the reconciliation.
     pub(super) async fn check(&self) -> Result<Verdict, Error> {
         let loss = if self.may_have_lost { Loss::Possible } else { Loss::Impossible };
@@ -276,10 +332,13 @@ impl TestBed {
     /// Verifies the hash chain of the audit log. Returns the problem, or `None`.
     pub(super) async fn verify_audit_log(&self) -> Result<Option<String>, Error> {
         let exported = self.exports.dropped(&self.owner_url).await?;
+        let logs: Vec<_> = self.fleet.logs().into_iter().filter(|log| has_head(log)).collect();
         let verifying = Launch::new(&self.executable)
             .args(["audit", "verify"])
             .args(exported.first().map(|_| "--exported"))
             .args(exported)
+            .args(logs.first().map(|_| "--log"))
+            .args(logs)
             .directory("/".as_ref())
             .env("APP_ENV", "test")
             .env("DATABASE_URL", self.database_url.as_str())
@@ -296,4 +355,9 @@ impl TestBed {
         self.server.stop().await?;
         Ok(())
     }
+}
+
+/// Returns whether the log contains a head of the audit chain.
+fn has_head(log: &Path) -> bool {
+    fs::read_to_string(log).is_ok_and(|lines| lines.contains("\"seal_hash\""))
 }
