@@ -1,12 +1,12 @@
 //! Checks of the database before the service uses it.
 use super::{Database, Settings};
 
-/// The role's ability to rewrite its own audit log.
+/// The ability of the service's role to rewrite the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privileges {
     /// The role cannot rewrite the audit log.
     Restricted,
-    /// The role can rewrite the audit log: it is a superuser, the owner, or was granted too many privileges.
+    /// The role can rewrite the audit log, as a superuser, as the owner, or by granted privileges.
     TooMany,
 }
 

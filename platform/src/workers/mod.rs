@@ -227,7 +227,7 @@ where
     let judged = async move {
         // The unit runs in a separate task, so that a panic does not end the worker. The task is aborted if this
         // future is dropped.
-        let unit = AbortOnDropHandle::new(spawn_in_present_context(async move { unit().await }));
+        let unit = AbortOnDropHandle::new(spawn_in_current_context(async move { unit().await }));
         match unit.await {
             Ok(Ok(progress)) => Some(progress),
             Ok(Err(error)) => {
@@ -253,7 +253,7 @@ fn report_panic(worker: &'static str, ended: &JoinError) {
 }
 
 /// Runs `work` in a separate task, with the current correlation context and span.
-pub(super) fn spawn_in_present_context<F>(work: F) -> JoinHandle<F::Output>
+pub(super) fn spawn_in_current_context<F>(work: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
 {

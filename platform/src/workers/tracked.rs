@@ -6,7 +6,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::spawn_in_present_context;
+use super::spawn_in_current_context;
 
 /// Work that must finish even if its caller disconnects. Cheap to clone.
 #[derive(Clone, Default)]
@@ -24,7 +24,7 @@ impl BackgroundTasks {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        spawn_in_present_context(self.0.track_future(work))
+        spawn_in_current_context(self.0.track_future(work))
     }
 
     /// Waits until all work has finished. Returns the number of tasks that were still running at the deadline.

@@ -133,10 +133,10 @@ fn extended(context: &Context, found: Option<SpanContext>) -> Context {
 
 /// Returns a remote span context. Both formats allow shorter ids, which are padded with zeros on the left.
 fn remote(trace_id: &str, span_id: &str, sampled: bool) -> Option<SpanContext> {
-    let plain = |id: &str, longest: usize| {
-        (1..=longest).contains(&id.len()) && id.bytes().all(|digit| digit.is_ascii_hexdigit())
+    let is_hex_id = |id: &str, max_length: usize| {
+        (1..=max_length).contains(&id.len()) && id.bytes().all(|digit| digit.is_ascii_hexdigit())
     };
-    if !plain(trace_id, 32) || !plain(span_id, 16) {
+    if !is_hex_id(trace_id, 32) || !is_hex_id(span_id, 16) {
         return None;
     }
     let flags = if sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
