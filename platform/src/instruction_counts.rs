@@ -45,7 +45,7 @@ const HOT_FUNCTIONS: [(&str, &str, u64); 7] = [
     ),
     (
         "platform::http::pagination::decode_cursor",
-        "http::pagination::tests::a_page_begins_after_the_last_row_of_the_one_before",
+        "http::pagination::tests::a_page_starts_after_the_last_row_of_the_previous_page",
         5_443,
     ),
     (

@@ -186,7 +186,7 @@ pub struct Previous {
     /// The id of the resource that the earlier request created.
     pub resource_id: Uuid,
     /// The stored response. `None` if the resource is not settled yet and the first caller is no longer waiting. Then
-    /// the response is the current state.
+    /// the caller receives the current state.
     pub response: Option<StoredResponse>,
 }
 
@@ -274,8 +274,8 @@ pub enum Change {
 /// key.
 ///
 /// `change` claims the key in the transaction that makes the change. So the key is looked up only after a rejection. A
-/// replay is still sent before any check rejects the request, even if its body is invalid. `location` returns the
-/// path of the created resource.
+/// replay is still sent if a check rejects the request, even if its body is invalid. `location` returns the path of the
+/// created resource.
 ///
 /// # Errors
 /// The rejection, if no earlier request has a response. 422 if the key belongs to another request.
@@ -376,8 +376,8 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         .rows_affected())
 }
 
-/// Extends the keys that expired after `lost_since`, by the time since then. After a restore of the database, a client
-/// may still retry a request whose key was valid at the time to which the database was set back. Returns their number.
+/// Extends keys that expired after `lost_since` by the time since then, and returns their number. After a restore of
+/// the database, a client may still retry a request whose key was valid at the restored time.
 ///
 /// # Errors
 /// The statement failed.
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn enclosing_quotes_are_no_part_of_a_key() {
+    fn enclosing_quotes_are_not_part_of_a_key() {
         for (text, key) in [("a", "a"), ("\"a\"", "a"), ("\"", "\""), ("\"a", "\"a"), ("a\"", "a\"")] {
             assert_eq!(IdempotencyKey::parse(text).unwrap().as_str(), key);
         }
@@ -480,12 +480,13 @@ mod tests {
     #[test]
     fn a_fingerprint_ignores_the_formatting_of_the_body() {
         let original = r#"{"items":[{"id":"01900000-0000-7000-8000-000000000001","quantity":2}]}"#;
-        let otherwise = r#"{ "items": [ { "quantity": 2, "id": "01900000-0000-7000-8000-000000000001" } ] }"#;
-        let asked = fingerprint("POST", "/v1/things", original);
-        assert_eq!(fingerprint("POST", "/v1/things", otherwise), asked);
-        assert_ne!(fingerprint("POST", "/v1/things", &original.replace('2', "3")), asked);
-        assert_ne!(fingerprint("POST", "/v1/thing", original), asked);
-        assert_ne!(fingerprint("PUT", "/v1/things", original), asked);
-        assert_ne!(fingerprint("POST", "/v1/things", &original.replace("quantity", "number")), asked);
+        let reformatted =
+            r#"{ "items": [ { "quantity": 2, "id": "01900000-0000-7000-8000-000000000001" } ] }"#;
+        let expected = fingerprint("POST", "/v1/things", original);
+        assert_eq!(fingerprint("POST", "/v1/things", reformatted), expected);
+        assert_ne!(fingerprint("POST", "/v1/things", &original.replace('2', "3")), expected);
+        assert_ne!(fingerprint("POST", "/v1/thing", original), expected);
+        assert_ne!(fingerprint("PUT", "/v1/things", original), expected);
+        assert_ne!(fingerprint("POST", "/v1/things", &original.replace("quantity", "number")), expected);
     }
 }

@@ -49,12 +49,12 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
-/// Returns the endpoint of a signal, or `None` if the signal is not exported. No endpoint is set, or the variable of
+/// Returns the endpoint of a signal, or `None` if the signal is not exported: no endpoint is set, or the variable of
 /// its exporter turns the export off.
 ///
 /// # Errors
-/// The endpoint of the signal is not a URL, or is required and not set. With a URL without a scheme, the exporter would
-/// lose everything silently.
+/// The endpoint of the signal is not a URL, or is required and not set. Without a scheme in the URL, the exporter would
+/// silently lose everything.
 pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Url>, ExportError> {
     let is_exported = match signal {
         // The SDK does not read this variable.
