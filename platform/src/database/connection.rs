@@ -6,8 +6,8 @@
 //! limited by [`response_timeout`].
 //!
 //! sqlx 0.9.0 sets neither TCP keepalive nor `TCP_USER_TIMEOUT` on its sockets, and cannot be given a configured
-//! socket. Instead the [monitor](super::monitor) checks one connection, and [`end_statements_of_lost_server`] ends the statements
-//! that wait for a lost server.
+//! socket. Instead the [monitor](super::monitor) checks one connection, and [`end_statements_of_lost_server`] ends the
+//! statements that wait for a lost server.
 use std::{
     io,
     ops::{Deref, DerefMut},

@@ -317,8 +317,8 @@ pub async fn claim_event(
     instrument_query("idempotency_keys.insert", statement.fetch_one(connection)).await
 }
 
-/// Stores the response for the key that created `resource_id`, and records the audit event of the settlement, within the
-/// transaction that settles the resource. Both are one statement, to save a round trip.
+/// Stores the response for the key that created `resource_id`, and records the audit event of the settlement, within
+/// the transaction that settles the resource. Both are one statement, to save a round trip.
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,

@@ -1,5 +1,4 @@
-//! Work that a request started and that must finish even if the client disconnects.
-//! Shutdown waits for it.
+//! Work that a request started and that must finish even if the client disconnects. Shutdown waits for it.
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
