@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_one_form() {
+    fn json_has_one_canonical_form() {
         for (value, form) in [
             (json!({ "b": 1, "a": [true, "x"], "aa": {} }), r#"{"a":[true,"x"],"aa":{},"b":1}"#),
             (json!({ "ä": "ü\"\\\n\u{1f}/" }), "{\"ä\":\"ü\\\"\\\\\\n\\u001f/\"}"),

@@ -4,8 +4,8 @@
 //! Events may be missing only if three conditions hold. The owner recorded their export, an export event in the chain
 //! confirms it, and the verification has the file or its hash ([`Exports`]).
 //!
-//! A logged seal may be missing only if the owner recorded that a restore of the database lost it, and an event in the
-//! chain confirms that ([`Restores`]).
+//! Logged seals may be missing only after a restore of the database. The owner must have recorded them as lost, and an
+//! event in the chain must confirm that ([`Restores`]).
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},

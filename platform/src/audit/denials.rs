@@ -41,8 +41,8 @@ impl Denials {
 
     fn count(&self, address: Option<IpAddr>) -> bool {
         let mut counts = self.counts();
-        let known = counts.contains_key(&address) || counts.len() < MAX_ADDRESSES;
-        let count = counts.entry(address.filter(|_| known)).or_insert(0);
+        let has_own_count = counts.contains_key(&address) || counts.len() < MAX_ADDRESSES;
+        let count = counts.entry(address.filter(|_| has_own_count)).or_insert(0);
         *count += 1;
         *count <= MAX_EVENTS_PER_MINUTE
     }

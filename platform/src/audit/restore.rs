@@ -21,7 +21,7 @@ use crate::database::{Database, instrument_query};
 pub struct LostSpan {
     /// The time of the newest seal that is not lost. Changes before that time are in the restored database.
     pub since: DateTime<Utc>,
-    /// True if this restore is recorded, and no other head is unknown.
+    /// True if this restore is recorded, and no logged head is unknown.
     pub is_recorded: bool,
     incarnation: String,
     record: RestoreRecord,
@@ -40,7 +40,7 @@ impl LostSpan {
     }
 }
 
-/// Returns the part of the audit log that the latest restore has lost, by the heads that were logged. Locks out other
+/// Returns the part of the audit log that the latest restore has lost, judged by the logged heads. Locks out other
 /// callers until the transaction ends.
 ///
 /// A restore is new if the cluster, the timeline or the database differs from those of the recorded restores. It is

@@ -8,8 +8,8 @@
 //! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head read by the same
 //!   statement would be from before the lock was granted.
 //! - The process may end between the commit and the log line. So the head is logged at start and at each interval.
-//! - The database may be set back to an earlier state. So the last head that this process has read must still be in the
-//!   chain before the next seal, unless `after-restore` has acknowledged that it is lost.
+//! - The database may be set back to an earlier state. So before the next seal, the chain must still have the last head
+//!   that this process has read. A head that `after-restore` recorded as lost is the exception.
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -50,7 +50,7 @@ pub enum SealError {
     /// The database is unreachable, or rejected the seal.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
-    /// The chain differs from the one that this process has read before.
+    /// The chain no longer has the last seal that this process has read.
     #[error("the chain of seals was rewritten: seal {number} differs from the one that this process read")]
     Rewritten {
         /// The number of the last seal that this process has read.

@@ -1,8 +1,7 @@
 //! Verification that the audit log is unchanged since it was sealed, and that the chain matches the logged heads.
 //!
-//! Verification streams: only one page of seals and one page of events are in memory, however long the audit log is.
-//! Verification trusts none of the data that it reads. It changes nothing, and only adds the event that records the
-//! verification.
+//! Verification streams: only one page of seals and one page of events are in memory at a time. Verification trusts
+//! none of the data that it reads. It changes nothing, and only adds the event that records the verification.
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader},
@@ -30,7 +29,7 @@ const EVENTS_PER_PAGE: i64 = 5000;
 /// Maximum number of unsealed events that are counted.
 const MAX_TAIL_EVENTS: i64 = 100_000;
 
-/// An export that is kept outside of the database: the file, or its SHA-256 if the file is not at hand.
+/// An export that is kept outside of the database: the file, or its SHA-256 if the file is not available.
 #[derive(Debug, Clone)]
 pub enum ExternalExport {
     /// A file, which is verified too.

@@ -159,8 +159,8 @@ impl Database {
     ///
     /// A connection attempt continues even if its request has timed out, and the next request uses the connection.
     /// After a restart of the database all replicas open all of their connections at once, and connecting is slow. If
-    /// attempts were cancelled with their requests, no connection might ever be ready in time. The service would stay
-    /// down under a load that it could handle.
+    /// attempts were cancelled with their requests, no connection might be ready in time. The service would stay down
+    /// under a load that it could handle.
     async fn wait_for(
         &self,
         connection: impl Future<Output = Result<(PooledConnection, OwnedSemaphorePermit), sqlx::Error>>

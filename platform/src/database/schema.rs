@@ -12,7 +12,7 @@ pub enum SchemaState {
     Current,
     /// Migrations are missing.
     Older,
-    /// The schema has migrations that the service does not know, because a newer release is being rolled out.
+    /// The schema has migrations that are unknown to the service, because a newer release is being rolled out.
     Newer,
 }
 

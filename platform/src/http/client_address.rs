@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn several_lines_are_one_list() {
+    fn several_header_lines_are_one_list() {
         let lines = [("x-forwarded-for", "198.51.100.66, 192.0.2.1"), ("x-forwarded-for", "10.0.0.2")];
         assert_eq!(client(PROXY, &lines), "192.0.2.1");
         let lines = [("forwarded", "for=\"left open"), ("forwarded", "for=192.0.2.1")];

@@ -44,9 +44,8 @@ const KEY_RETENTION: Duration = Duration::from_hours(24);
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// The regular expression of the header's value, for the `OpenAPI` document. [`Self::parse`] accepts the same texts:
-    /// a text that does not begin with a quote, a text in quotes, and a text that begins with a quote but does not end
-    /// with one.
+    /// The regular expression of the header's value, for the `OpenAPI` document. [`Self::parse`] accepts the same
+    /// texts: without a leading quote, in quotes, or with a leading quote only.
     const PATTERN: &str = r#"^([!#-~][!-~]{0,254}|"[!-~]{1,255}"|"([!-~]{0,253}[!#-~])?)$"#;
 
     pub fn as_str(&self) -> &str {

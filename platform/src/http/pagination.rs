@@ -1,7 +1,7 @@
 //! Keyset pagination of lists: a page starts after the last id of the previous page.
 //!
-//! Compared with an offset, every page has the same cost, and rows added meanwhile cause no skipped or repeated rows.
-//! The cursor is opaque, so its content can change.
+//! Compared with an offset, every page has the same cost, and rows added between two requests cause no skipped or
+//! repeated rows. The cursor is opaque, so its content can change.
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};

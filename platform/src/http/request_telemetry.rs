@@ -103,8 +103,8 @@ impl Exchange {
         exchange
     }
 
-    /// Opens the span with the stable OpenTelemetry semantic conventions for HTTP servers. Fields that are declared
-    /// empty are recorded at the end of the request.
+    /// Opens a span with the attributes of the stable OpenTelemetry semantic conventions for HTTP servers. Fields that
+    /// are declared empty are recorded when the request ends.
     ///
     /// `url.query` is left out, because clients put tokens and personal data into queries by mistake, also as names
     /// without a value. Trace stores have neither the access rules nor the retention of the audit log.

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_of_a_request_has_a_year_of_four_digits() {
+    fn times_in_requests_have_four_digit_years() {
         for (text, accepted) in [
             ("0000-01-01T00:00:00Z", true),
             ("9999-12-31T23:59:59.999999Z", true),

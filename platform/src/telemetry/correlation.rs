@@ -1,8 +1,8 @@
 //! The context of the current work: the request or the worker's run, and the user.
 //!
 //! The context belongs to the task, not to a span. Log lines, audit events, problem bodies and outbound calls all read
-//! it, so none of them depends on the spans that the log level enables. Work that continues in another task is passed
-//! the context with [`Context::scope`].
+//! it, so none of them depends on the spans that the log level enables. Work that continues in another task gets the
+//! context by [`Context::scope`].
 use std::{
     fmt,
     net::IpAddr,

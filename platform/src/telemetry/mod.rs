@@ -80,7 +80,7 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
     let events = dynamic_filter_fn(|metadata, _| may_be_logged(metadata))
         .with_callsite_filter(callsite_interest)
         .with_max_level_hint(LevelFilter::TRACE);
-    // Audit log lines pass at `info`, whatever the filter is.
+    // Audit log lines pass at `info` with every filter.
     let audit =
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
     let lines = Lines::new(&service, sinks, records.clone()).with_filter(events.and(configured.or(audit)));
@@ -108,7 +108,7 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
 
 /// Returns whether the log filter may enable a log line for this metadata. Spans never become log lines, so their
 /// fields are not stored. At `trace`, libraries log the headers and values that they process, so no filter can enable
-/// that.
+/// those lines.
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     let is_ours = ["app", "platform", "access", "audit"]
         .contains(&metadata.target().split("::").next().unwrap_or_default());

@@ -148,7 +148,7 @@ async fn a_unit_that_never_ends_is_aborted_at_the_deadline() {
 async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
     let tracked = BackgroundTasks::new();
     let (report, reported) = oneshot::channel();
-    let (go_on, wait) = oneshot::channel::<()>();
+    let (resume, wait) = oneshot::channel::<()>();
     let id = CorrelationId::generate();
     let caller = Context::for_work(id.clone()).scope(async {
         drop(tracked.run(async move {
@@ -161,7 +161,7 @@ async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
         let tracked = tracked.clone();
         async move { tracked.drain(in_five_seconds()).await }
     });
-    go_on.send(()).unwrap();
+    resume.send(()).unwrap();
     assert_eq!(draining.await.unwrap(), 0);
     assert_eq!(reported.await.unwrap(), id);
 }

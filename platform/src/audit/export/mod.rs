@@ -90,7 +90,7 @@ pub async fn export(
     path: &Path,
     on_progress: OnProgress<'_>,
 ) -> Result<Export, ExportError> {
-    // All statements use one connection, because the next function sets a parameter of it.
+    // One connection, because `cancel_with_this_process` sets a parameter of it.
     let mut connection = owner.acquire().await?;
     cancel_with_this_process(&mut connection).await?;
     let position = last_position_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;

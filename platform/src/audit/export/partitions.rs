@@ -13,7 +13,7 @@ use super::{
 };
 use crate::database::instrument_query;
 
-/// Maximum time to wait for other transactions that use a partition to be dropped.
+/// Maximum time to wait for transactions that use a partition.
 const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Drops the partitions that ended before a time and whose events all come at or before `end`. Each partition is

@@ -240,8 +240,8 @@ pub(super) async fn require_writable_primary(connection: &mut PgConnection) -> R
 /// Connects to these servers in order. The attempt at the next one starts when the previous one has failed, or has
 /// taken longer than [`STAGGER_INTERVAL`]. Returns the first connection, or the most informative error.
 ///
-/// While a server has not responded yet, the others are tried every [`RETRY_INTERVAL`]. A lost host never responds, and
-/// a standby that is promoted meanwhile would be noticed only after the lost host's timeout.
+/// While a server has not responded yet, the others are tried every [`RETRY_INTERVAL`]. A lost host never responds, so
+/// a promoted standby would otherwise be noticed only after the lost host's timeout.
 async fn race<S, C, F>(servers: Vec<S>, connect: impl Fn(S) -> F) -> Result<C, sqlx::Error>
 where
     S: Clone + Send + 'static,

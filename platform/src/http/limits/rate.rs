@@ -135,7 +135,7 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
     }
 
     /// Returns the number of stored keys.
-    pub fn remembered(&self) -> usize {
+    pub fn key_count(&self) -> usize {
         self.limiter.as_ref().map_or(0, DefaultKeyedRateLimiter::len)
     }
 }
@@ -195,7 +195,7 @@ mod tests {
     fn zero_disables_the_rate_limit() {
         let limiter = RateLimiter::per_second(0);
         assert!((0..10_000).all(|_| limiter.check(&"a").is_ok()));
-        assert_eq!(limiter.remembered(), 0);
+        assert_eq!(limiter.key_count(), 0);
     }
 
     #[test]
@@ -206,7 +206,7 @@ mod tests {
         slow.check(&0).unwrap();
         limiter.prune_idle();
         slow.prune_idle();
-        assert_eq!((limiter.remembered(), slow.remembered()), (0, 1));
+        assert_eq!((limiter.key_count(), slow.key_count()), (0, 1));
     }
 
     #[tokio::test]

@@ -131,7 +131,7 @@ async fn the_header_timeout_ends_slow_requests_not_idle_connections() {
 }
 
 #[tokio::test]
-async fn a_slow_body_is_not_a_slow_header() {
+async fn a_slow_body_does_not_trigger_the_header_timeout() {
     let (_server, address, _) = start(LIMITS).await;
     let (mut uploading, mut slow) = (Client::connect(address).await, Client::connect(address).await);
     uploading.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nfirst").await;
@@ -215,7 +215,7 @@ async fn draining_closes_idle_connections_and_lets_requests_finish() {
 }
 
 #[tokio::test]
-async fn requests_at_the_deadline_are_cut_and_counted() {
+async fn connections_open_at_the_deadline_are_closed_and_counted() {
     let (server, address, gate) = start(LIMITS).await;
     let mut busy = Client::connect(address).await;
     busy.request("/held").await;

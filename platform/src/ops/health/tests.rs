@@ -51,7 +51,7 @@ async fn draining_is_reported_despite_cached_results() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn checks_run_concurrently_with_a_deadline_each() {
+async fn checks_run_concurrently_under_one_deadline() {
     let slow = || async {
         sleep(Duration::from_millis(700)).await;
         Ok(Some("slow today".to_owned()))
@@ -73,7 +73,7 @@ async fn checks_run_concurrently_with_a_deadline_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_probes_a_second_are_one_round_a_second() {
+async fn a_thousand_probes_a_second_cause_one_round_a_second() {
     let rounds = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&rounds);
     let health = Health::builder(BUILD)

@@ -1,9 +1,8 @@
 //! Logs: one line per event, on standard output and, if a directory is set, in daily files. With
 //! `OTEL_LOGS_EXPORTER=otlp` each line is also exported as a log record.
 //!
-//! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the
-//! current span, never from span fields. So a line is complete whatever the filter is, and opening a span formats
-//! nothing.
+//! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the current
+//! span, never from span fields. So a line is complete with every filter, and opening a span formats nothing.
 //!
 //! Logging never blocks. Lines go through a bounded queue to a separate thread. Lines that do not fit, or cannot be
 //! written (a full disk, a closed pipe), are lost and counted in `log_lines_dropped_total`. Audit log lines pass

@@ -235,8 +235,8 @@ struct OutputState {
 /// Writes queued lines together, and counts lines whose write fails, because the writing thread ignores errors.
 /// Flushes as soon as the queue is empty.
 ///
-/// If the output is a pipe in non-blocking mode, as parents of containers and test runners create, a slow reader makes
-/// a write fail after part of a line. Such an output is retried, like a pipe in blocking mode.
+/// Container runtimes and test runners may pass a non-blocking pipe as the output. If its reader is slow, a write fails
+/// after part of a line, and is retried.
 struct Batch<W> {
     inner: W,
     /// Locked while a batch is written, because one batch may take several writes.

@@ -49,8 +49,8 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
-/// Returns the endpoint of a signal, or `None` if the signal is not exported: no endpoint is set, or the variable of
-/// its exporter turns the export off.
+/// Returns the endpoint of a signal. Returns `None` if the signal is not exported: no endpoint is set, or the variable
+/// of its exporter turns the export off.
 ///
 /// # Errors
 /// The endpoint of the signal is not a URL, or is required and not set. Without a scheme in the URL, the exporter would
@@ -163,13 +163,13 @@ pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
 }
 
 fn is_unsupported(name: &str) -> bool {
-    let is_of_export = |rest: &str| {
+    let is_export_variable = |rest: &str| {
         let of_signal = ["TRACES_", "LOGS_"].iter().find_map(|signal| rest.strip_prefix(signal));
         EXPORT_VARIABLES.contains(&of_signal.unwrap_or(rest))
     };
     let is_known = SUPPORTED.contains(&name)
         || OpenTelemetry::settings().any(|setting| setting.name == name)
-        || name.strip_prefix("OTEL_EXPORTER_OTLP_").is_some_and(is_of_export);
+        || name.strip_prefix("OTEL_EXPORTER_OTLP_").is_some_and(is_export_variable);
     name.starts_with("OTEL_") && !is_known
 }
 

@@ -134,7 +134,7 @@ pub(super) fn is_export_target(target: &str) -> bool {
 }
 
 /// Returns the attributes that describe the process in every signal. `OTEL_RESOURCE_ATTRIBUTES` overrides them, except
-/// for the service name, which the log lines have, too.
+/// the service name, which [`service_name`] returns.
 pub(super) fn resource(service: &str, process: &Process, settings: &OpenTelemetry) -> Resource {
     Resource::builder_empty()
         .with_attributes([

@@ -3,9 +3,9 @@
 //! Without an endpoint nothing is exported, but spans still have ids for the logs.
 //!
 //! **Trust.** Only a trusted peer's `traceparent` is the parent of a request's span. For any other caller the span
-//! starts a new trace, with a *link* to the caller's span. Otherwise a caller could choose the trace id, put its
-//! requests into the trace of another caller, and decide with the *sampled* flag whether they are exported. Baggage of
-//! untrusted callers is ignored, because it may contain false data.
+//! starts a new trace, with a *link* to the caller's span. Otherwise a caller could choose the trace id, join another
+//! caller's trace, and decide with the *sampled* flag whether its spans are exported. Baggage of untrusted callers is
+//! ignored, because it may contain false data.
 mod export;
 mod propagators;
 

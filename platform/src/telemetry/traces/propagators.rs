@@ -73,7 +73,7 @@ impl TextMapPropagator for B3Propagator {
     }
 
     fn extract_with_context(&self, context: &Context, extractor: &dyn Extractor) -> Context {
-        extended(context, single(extractor).or_else(|| multiple(extractor)))
+        with_remote_span(context, single(extractor).or_else(|| multiple(extractor)))
     }
 
     fn fields(&self) -> FieldIter<'_> {
@@ -110,7 +110,7 @@ impl TextMapPropagator for JaegerPropagator {
     }
 
     fn extract_with_context(&self, context: &Context, extractor: &dyn Extractor) -> Context {
-        extended(context, jaeger(extractor))
+        with_remote_span(context, jaeger(extractor))
     }
 
     fn fields(&self) -> FieldIter<'_> {
@@ -127,7 +127,7 @@ fn jaeger(extractor: &dyn Extractor) -> Option<SpanContext> {
     remote(trace_id, span_id, flags & 1 == 1)
 }
 
-fn extended(context: &Context, found: Option<SpanContext>) -> Context {
+fn with_remote_span(context: &Context, found: Option<SpanContext>) -> Context {
     found.map_or_else(|| context.clone(), |ids| context.with_remote_span_context(ids))
 }
 
