@@ -21,7 +21,7 @@ const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration
 pub(super) enum Attempt {
     Accepted,
     /// The receiver rejected the alert, and would reject a retry, too.
-    Refused,
+    Rejected,
     /// A retry may succeed.
     Failed,
 }
@@ -40,7 +40,7 @@ pub(super) async fn deliver(client: reqwest::Client, receiver: &'static str, url
         }
         match attempt(&client, receiver, url.clone(), &body).await {
             Attempt::Accepted => return true,
-            Attempt::Refused => return false,
+            Attempt::Rejected => return false,
             Attempt::Failed => {}
         }
     }
@@ -59,7 +59,7 @@ pub(super) async fn attempt(
         Ok(response) => {
             let status = response.status();
             tracing::warn!(receiver, status = status.as_u16(), "failed to send an alert");
-            if is_retryable(status) { Attempt::Failed } else { Attempt::Refused }
+            if is_retryable(status) { Attempt::Failed } else { Attempt::Rejected }
         }
         Err(error) => {
             // The URL may be a secret, because many webhooks authenticate their senders by it.

@@ -70,7 +70,7 @@ pub enum ConnectError {
     },
     /// The database responded, and rejected the connection.
     #[error("the database at {address} rejected the connection: {source}")]
-    Refused {
+    Rejected {
         /// Host and port, without credentials.
         address: String,
         /// The database's error.
@@ -329,9 +329,9 @@ pub async fn wait_until_reachable(url: &DatabaseUrl, wait: Duration) -> Result<(
         };
         // 57P03: the server is starting. 53: it lacks resources, such as connection slots. Waiting does not resolve its
         // other errors, such as a wrong password.
-        let refused = sqlstate(&error).is_some_and(|code| code != "57P03" && !code.starts_with("53"));
-        if refused {
-            return Err(ConnectError::Refused { address, source: error });
+        let is_rejection = sqlstate(&error).is_some_and(|code| code != "57P03" && !code.starts_with("53"));
+        if is_rejection {
+            return Err(ConnectError::Rejected { address, source: error });
         }
         if started.elapsed() + pause >= wait {
             return Err(ConnectError::Unreachable { address, waited: wait, source: error });

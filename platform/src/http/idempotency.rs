@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use super::{
     extract::{Validate, decode, parse_json, read_body},
-    problem::{KEY_REUSED, MISSING_IDEMPOTENCY_KEY, Problem, UNDER_WAY},
+    problem::{IN_PROGRESS, KEY_REUSED, MISSING_IDEMPOTENCY_KEY, Problem},
 };
 use crate::database::{Database, instrument_query};
 
@@ -211,7 +211,7 @@ impl From<KeyError> for Problem {
         match error {
             KeyError::Reused => Self::new(KEY_REUSED),
             KeyError::InFlight { retry_after_seconds } => {
-                Self::new(UNDER_WAY).retry_after(retry_after_seconds)
+                Self::new(IN_PROGRESS).retry_after(retry_after_seconds)
             }
             KeyError::Database(error) => error.into(),
         }

@@ -68,7 +68,7 @@ crate::problem_kinds! {
     /// The current state of the resource does not allow this operation. Read the resource again, then decide.
     CONFLICT = CONFLICT "conflict" "Conflict with the current state";
     /// The first request with this key is still in progress. Retry with the same key after `Retry-After` seconds.
-    UNDER_WAY = CONFLICT "request-under-way" "Request in progress";
+    IN_PROGRESS = CONFLICT "request-under-way" "Request in progress";
     /// The body exceeds the maximum size.
     BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "Body too large";
     /// The body must be `application/json`.
