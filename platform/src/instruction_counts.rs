@@ -1,10 +1,9 @@
 //! Instruction counts of hot functions. Unlike time, the number of instructions does not depend on the machine's
 //! load.
 //!
-//! Callgrind counts them while a unit test runs that calls the function. So private functions can be counted, and
-//! their arguments stay in their own module. The tests count their own build, which is not optimized, because a
-//! release build of everything would take longer than all the tests. An additional pass, allocation or formatting
-//! makes a function more expensive in both builds.
+//! Callgrind counts them during a unit test that calls the function, so private functions can be counted, too. The
+//! tests count their own build, which is not optimized, because a release build would take longer than all the tests.
+//! An additional pass, allocation or formatting makes a function more expensive in both builds.
 // Other targets and optimized builds have other counts.
 #![cfg(all(debug_assertions, target_arch = "x86_64", target_os = "linux"))]
 
@@ -18,15 +17,15 @@ use std::{
 /// A function, the unit test that calls it, and the number of instructions per call.
 ///
 /// To update a number, copy it from the message of the failed test, in the commit that changes the cost.
-const HOT: [(&str, &str, u64); 7] = [
+const HOT_FUNCTIONS: [(&str, &str, u64); 7] = [
     (
         "platform::telemetry::logs::json::write",
-        "telemetry::logs::json::tests::the_context_of_the_task_is_in_the_line",
+        "telemetry::logs::json::tests::a_line_contains_the_context_of_its_task",
         126_449,
     ),
     (
         "platform::telemetry::metrics::render",
-        "telemetry::metrics::tests::the_build_is_in_the_first_scrape",
+        "telemetry::metrics::tests::the_first_scrape_contains_the_build",
         1_003_467,
     ),
     (
@@ -36,7 +35,7 @@ const HOT: [(&str, &str, u64); 7] = [
     ),
     (
         "platform::telemetry::correlation::CorrelationId::parse",
-        "telemetry::correlation::tests::a_correlation_id_is_short_and_plain",
+        "telemetry::correlation::tests::correlation_ids_are_short_and_need_no_escaping",
         2_150,
     ),
     (
@@ -46,19 +45,19 @@ const HOT: [(&str, &str, u64); 7] = [
     ),
     (
         "platform::http::pagination::decode_cursor",
-        "http::pagination::tests::a_page_begins_after_the_last_row_of_the_one_before",
+        "http::pagination::tests::a_page_starts_after_the_last_row_of_the_previous_page",
         5_443,
     ),
     (
         "platform::audit::canonical::StoredEvent::digest",
-        "audit::canonical::tests::the_test_vector_of_the_document_is_what_is_computed",
+        "audit::canonical::tests::computed_hashes_match_the_documented_test_vector",
         124_943,
     ),
 ];
 
-/// Tolerance in percent. Compilers differ by less. It applies in both directions, because otherwise a function that
+/// Tolerance, which exceeds the difference between compilers. It applies in both directions. Otherwise a function that
 /// became cheaper could become expensive again unnoticed.
-const MARGIN: u64 = 15;
+const TOLERANCE_PERCENT: u64 = 15;
 
 #[test]
 fn hot_functions_keep_their_instruction_counts() {
@@ -70,14 +69,14 @@ fn hot_functions_keep_their_instruction_counts() {
         }
         version => assert!(version.unwrap().status.success()),
     }
-    let mut moved = Vec::new();
-    for (function, test, expected) in HOT {
+    let mut deviations = Vec::new();
+    for (function, test, expected) in HOT_FUNCTIONS {
         let counted = instructions(function, test);
-        if counted.abs_diff(expected) * 100 > expected * MARGIN {
-            moved.push(format!("{function}: {counted} instructions, and not {expected}"));
+        if counted.abs_diff(expected) * 100 > expected * TOLERANCE_PERCENT {
+            deviations.push(format!("{function}: {counted} instructions instead of {expected}"));
         }
     }
-    assert!(moved.is_empty(), "{moved:#?}");
+    assert!(deviations.is_empty(), "{deviations:#?}");
 }
 
 /// Returns the mean number of instructions per call of a function in a test of this executable.

@@ -1,7 +1,7 @@
 //! The parts that every service needs. A service depends on this crate, never the reverse, and the crate contains no
 //! domain logic.
 //!
-//! - [`settings`]: tables of settings, each declared by the module that uses them
+//! - [`settings`]: tables of settings, each declared by the module that uses it
 //! - [`http`]: the listener, limits, extractors, problems, pagination and idempotency keys
 //! - [`identity`]: the caller of a request, and the extractors that require a role
 //! - [`database`]: the pool, transactions, timed statements
@@ -10,7 +10,7 @@
 //! - [`telemetry`]: logs, traces, metrics and correlation ids
 //! - [`ops`]: the operations listener: probes, metrics, log level
 //! - [`alerts`]: alerts that the service itself sends
-//! - [`outbound`]: the client of HTTP calls of other services
+//! - [`outbound`]: the client for HTTP calls to other services
 //! - [`resilience`]: circuit breaker, retries, crash points
 //! - [`workers`]: periodic work and tracked work
 //! - [`shutdown`]: signals and the timeouts of a shutdown

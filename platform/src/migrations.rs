@@ -17,13 +17,13 @@ use crate::{
 
 const TABLE: &str = "_sqlx_migrations";
 
-/// Settings of the service's role. As start-up options of each connection, a pooler in transaction mode would reject
-/// them.
+/// Settings of the service's role. They are not start-up options of the connections, because a pooler in transaction
+/// mode rejects those.
 ///
-/// - `force_generic_plan` is for statements over arrays. The planner overestimates the cost of their generic plan,
-///   and plans them again at every execution.
-/// - The TCP settings end the sessions of a replica whose host is lost, within half a minute. They also keep idle
-///   connections alive in firewalls.
+/// - `force_generic_plan` is for statements over arrays. Otherwise the planner overestimates the cost of their generic
+///   plan, and plans them at every execution.
+/// - The TCP settings end the sessions of a replica whose host is lost, within half a minute. They also keep firewalls
+///   from dropping idle connections.
 /// - `client_connection_check_interval` ends the statement of a closed connection.
 const ROLE_SETTINGS: [(&str, &str); 7] = [
     ("plan_cache_mode", "force_generic_plan"),
@@ -85,7 +85,7 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     if !unmet.is_empty() {
         return Err(MigrateError::Requirements(unmet));
     }
-    // sqlx takes a lock of its own, but that covers neither its table nor the privileges.
+    // sqlx's own lock covers neither the creation of its table nor the grants below.
     sqlx::raw_sql("select pg_advisory_lock(hashtext('migrate'))")
         .execute(&mut connection)
         .await
@@ -112,7 +112,7 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<AppliedMigration>,
     Ok(connection.list_applied_migrations(TABLE).await?)
 }
 
-/// Returns whether the schema has every migration of this binary, unchanged, and newer ones. sqlx would reject those.
+/// Returns whether the schema has every migration of this binary, unchanged, and newer ones, which sqlx would reject.
 ///
 /// # Errors
 /// A migration of this binary was changed or has failed.
@@ -143,11 +143,11 @@ async fn is_newer(
 /// be compared.
 async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let event = Event::new(EventType::Audit, "audit_epochs", "begin", EventResult::Success);
-    let begun: Option<i32> = sqlx::query_scalar("select begin_audit_epoch($1)")
+    let started_epoch: Option<i32> = sqlx::query_scalar("select begin_audit_epoch($1)")
         .bind(event.to_json())
         .fetch_one(connection)
         .await?;
-    if let Some(epoch) = begun {
+    if let Some(epoch) = started_epoch {
         event.mirror();
         tracing::warn!(
             epoch,
@@ -157,7 +157,8 @@ async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Er
     Ok(())
 }
 
-/// Makes the service's login a member of `app_runtime`, and sets [`ROLE_SETTINGS`] and others on it.
+/// Grants `app_runtime` to the service's login role, and sets [`ROLE_SETTINGS`], the statement timeout and a durable
+/// `synchronous_commit` on it.
 async fn grant_rights(
     connection: &mut PgConnection,
     owner: &str,
@@ -210,9 +211,9 @@ async fn execute_formatted(
     Ok(())
 }
 
-/// Returns the value of `synchronous_commit` in a new session of `role`. It may be set on the role in this database,
-/// on the role, on the database, on all, or on the server. The server's value is that of this session, unless it is
-/// set on this session's own role.
+/// Returns the value of `synchronous_commit` in a new session of `role`. It may be set on the role, on the database, on
+/// both, for all, or on the server. The server's value is that of this session. If this session's own role overrides
+/// it, the server's value is unknown, and `off` is assumed.
 async fn synchronous_commit(connection: &mut PgConnection, role: &str) -> Result<String, sqlx::Error> {
     let statement = sqlx::query_scalar(
         "select coalesce(

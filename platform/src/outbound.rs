@@ -1,8 +1,8 @@
-//! HTTP calls of other services: their client, and the form in which their URLs are shown.
+//! HTTP calls to other services: their client, and the redaction of URLs.
 //!
-//! **Proxies.** No client uses a proxy. reqwest would take one from `HTTP_PROXY` and similar variables, which often belong
-//! to another program. A plaintext proxy would then read the bodies and credentials of `http` calls, and the gRPC
-//! exporter of traces ignores these variables anyway. `docs/settings.md` states the rule.
+//! **Proxies.** No client uses a proxy. reqwest would take one from `HTTP_PROXY` and similar variables, which often
+//! belong to another program. A plaintext proxy would then read the bodies and credentials of `http` calls, and the
+//! gRPC exporter of traces ignores these variables anyway. `docs/settings.md` states the rule.
 //!
 //! **Certificates.** Every client trusts the certificates of the operating system, or those of `SSL_CERT_FILE` and
 //! `SSL_CERT_DIR`. The connections of the database and of the exporter of traces do the same.
@@ -12,21 +12,21 @@ use url::{Host, Url};
 /// The text in place of a secret part of a URL, as OpenTelemetry's semantic conventions define it for `url.full`.
 const REDACTED: &str = "REDACTED";
 
-/// Returns a client that uses no proxy and follows no redirect. A followed redirect could send the call to a host that is
-/// not configured, and turns a POST into a GET.
+/// Returns a client that uses no proxy and follows no redirect. A followed redirect could send the call to a host that
+/// is not configured, and turns a POST into a GET.
 pub fn client() -> ClientBuilder {
     install_tls_provider();
     reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none())
 }
 
-/// Installs one provider of cryptography for all TLS connections.
+/// Installs `ring` as the cryptography provider of all TLS connections.
 pub fn install_tls_provider() {
-    // Fails only if a provider is installed already, which is acceptable.
+    // Fails only if a provider is already installed.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Returns the URL in the form in which spans, logs and commands show it. User, password and query may be secrets, and
-/// are replaced by `REDACTED`.
+/// Returns the URL for spans, logs and commands. User, password and query may be secrets, and are replaced by
+/// `REDACTED`.
 pub fn redacted(url: &Url) -> Url {
     let mut shown = url.clone();
     if !url.username().is_empty() || url.password().is_some() {
@@ -41,8 +41,8 @@ pub fn redacted(url: &Url) -> Url {
     shown
 }
 
-/// Returns the text of a setting in the form in which commands show it: URLs as [`redacted`], other text unchanged. Text
-/// with an `@` that is not a URL may be a mistyped URL with a password, and is replaced as a whole.
+/// Returns the text of a setting for commands. URLs are [`redacted`]. Other text with an `@` is replaced as a whole,
+/// because it may be a mistyped URL with a password.
 pub fn redacted_text(text: &str) -> String {
     match Url::parse(text.trim()) {
         Ok(url) if url.has_host() && (url.query().is_some() || text.contains(['@', '#'])) => {
@@ -54,7 +54,7 @@ pub fn redacted_text(text: &str) -> String {
     }
 }
 
-/// Returns whether calls of this URL cross a network without TLS.
+/// Returns whether calls to this URL cross a network without TLS.
 pub fn is_plaintext(url: &Url) -> bool {
     let is_local = match url.host() {
         Some(Host::Domain(name)) => name == "localhost",

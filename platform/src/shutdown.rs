@@ -18,8 +18,8 @@ crate::groups! {
     }
 }
 
-/// Part of the shutdown deadline that is reserved for exporting the last spans and log lines. They also get the time that
-/// the rest of the shutdown has not used.
+/// Time reserved for exporting the last spans and log records. The time that earlier parts of the shutdown leave unused
+/// is added to it.
 pub const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
 /// The bounds of the parts of a shutdown. Each part has its own, so that a client that never finishes its request takes

@@ -43,10 +43,10 @@ const SUPPRESSED: &str = "suppressed";
 const DROPPED: &str = "dropped";
 
 /// Capacity of the queue. More alerts at once belong to one incident, which the queued alerts already report.
-const QUEUE: usize = 64;
+const QUEUE_CAPACITY: usize = 64;
 
 /// Timeout of one attempt at a receiver.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Minimum time for which Alertmanager shows an alert, because an event has no end of its own.
 const MIN_FIRING_TIME: Duration = Duration::from_mins(5);
@@ -128,7 +128,7 @@ struct Inner {
     runbooks_url: Option<Url>,
     /// `None` if there are no receivers.
     transport: Option<Transport>,
-    raised: Arc<RecentAlerts>,
+    recent: Arc<RecentAlerts>,
 }
 
 /// The receivers, the HTTP client, and the queue.
@@ -154,7 +154,7 @@ impl Alerts {
     /// The HTTP client cannot be built.
     pub fn start(settings: &Settings, job: &str) -> Result<Self, reqwest::Error> {
         initialize();
-        let raised = Arc::new(RecentAlerts::default());
+        let recent = Arc::new(RecentAlerts::default());
         let repeat_interval = settings.repeat_interval;
         let webhook = settings.webhook_url.clone().map(Receiver::Webhook);
         let alertmanager = settings.alertmanager_url.as_ref().map(|base| Receiver::Alertmanager {
@@ -167,20 +167,20 @@ impl Alerts {
         let transport = if receivers.is_empty() {
             None
         } else {
-            let client = outbound::client().timeout(TIMEOUT).build()?;
-            let (queue, messages) = mpsc::channel(QUEUE);
-            tokio::spawn(send_all(client.clone(), Arc::clone(&receivers), messages, Arc::clone(&raised)));
+            let client = outbound::client().timeout(ATTEMPT_TIMEOUT).build()?;
+            let (queue, messages) = mpsc::channel(QUEUE_CAPACITY);
+            tokio::spawn(send_all(client.clone(), Arc::clone(&receivers), messages, Arc::clone(&recent)));
             Some(Transport { client, receivers, queue })
         };
         let runbooks_url = settings.runbooks_url.clone();
-        Ok(Self(Arc::new(Inner { repeat_interval, runbooks_url, transport, raised })))
+        Ok(Self(Arc::new(Inner { repeat_interval, runbooks_url, transport, recent })))
     }
 
     /// Returns alerts that are only logged, for commands.
     pub fn without_receivers() -> Self {
-        let raised = Arc::new(RecentAlerts::default());
+        let recent = Arc::new(RecentAlerts::default());
         let repeat_interval = Duration::ZERO;
-        Self(Arc::new(Inner { repeat_interval, runbooks_url: None, transport: None, raised }))
+        Self(Arc::new(Inner { repeat_interval, runbooks_url: None, transport: None, recent }))
     }
 
     /// Returns whether alerts are sent to any receiver.
@@ -207,7 +207,7 @@ impl Alerts {
     /// Raises an alert. Never waits, never fails. The alert carries the current correlation id.
     pub fn raise(&self, alert: Alert) {
         let key = (alert.severity, alert.title.clone());
-        if !self.0.raised.remember(&key, self.0.repeat_interval) {
+        if !self.0.recent.record(&key, self.0.repeat_interval) {
             SENT.with_label_values(&[SUPPRESSED]).inc();
             return;
         }
@@ -224,7 +224,7 @@ impl Alerts {
         }
         let Some(Transport { queue, .. }) = &self.0.transport else { return };
         if queue.try_send(Message::Alert(raised)).is_err() {
-            self.0.raised.forget(&key);
+            self.0.recent.remove(&key);
             SENT.with_label_values(&[DROPPED]).inc();
             tracing::error!("dropped an alert: the queue is full");
         }
@@ -239,11 +239,11 @@ impl Alerts {
         OutgoingAlert { condition, severity, title, description, timestamp: Utc::now(), metadata, key: None }
     }
 
-    /// Waits until every alert raised before is sent or given up. Returns `false` if the deadline passed first.
+    /// Waits until every alert raised before is sent or has failed. Returns `false` if the deadline passed first.
     pub async fn flush(&self, deadline: Instant) -> bool {
         let Some(Transport { queue, .. }) = &self.0.transport else { return true };
-        let (tell, told) = oneshot::channel();
-        let flushed = async { queue.send(Message::Flush(tell)).await.is_ok() && told.await.is_ok() };
+        let (sender, processed) = oneshot::channel();
+        let flushed = async { queue.send(Message::Flush(sender)).await.is_ok() && processed.await.is_ok() };
         timeout_at(deadline, flushed).await.unwrap_or(false)
     }
 }
@@ -255,19 +255,19 @@ type Key = (Severity, String);
 struct RecentAlerts(Mutex<HashMap<Key, Instant>>);
 
 impl RecentAlerts {
-    /// Returns whether this alert may be sent, and records that it was.
-    fn remember(&self, key: &Key, interval: Duration) -> bool {
-        let mut raised = self.lock();
-        raised.retain(|_, at| at.elapsed() < interval);
-        let is_new = !raised.contains_key(key);
+    /// Returns whether this alert may be sent now. If so, records the time.
+    fn record(&self, key: &Key, interval: Duration) -> bool {
+        let mut recent = self.lock();
+        recent.retain(|_, at| at.elapsed() < interval);
+        let is_new = !recent.contains_key(key);
         if is_new {
-            raised.insert(key.clone(), Instant::now());
+            recent.insert(key.clone(), Instant::now());
         }
         is_new
     }
 
     /// Removes the record of an alert that no receiver accepted, so that the next one may be sent.
-    fn forget(&self, key: &Key) {
+    fn remove(&self, key: &Key) {
         self.lock().remove(key);
     }
 
@@ -292,11 +292,11 @@ async fn send_all(
                 .await;
                 count_sent(accepted, receivers.len());
                 if accepted == 0 {
-                    recent.forget(&(alert.severity, alert.title));
+                    recent.remove(&(alert.severity, alert.title));
                 }
             }
-            Message::Flush(tell) => {
-                let _nobody_waits_any_more = tell.send(());
+            Message::Flush(sender) => {
+                let _receiver_dropped = sender.send(());
             }
         }
     }

@@ -12,16 +12,16 @@ use crate::resilience::retry::Backoff;
 
 /// Number of attempts per receiver. With the pauses between them, they take about as long as the restart of a
 /// receiver.
-const ATTEMPTS: u32 = 5;
+const MAX_ATTEMPTS: u32 = 5;
 
-const BETWEEN_ATTEMPTS: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
 
 /// The result of one attempt at a receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
     Accepted,
     /// The receiver rejected the alert, and would reject a retry, too.
-    Refused,
+    Rejected,
     /// A retry may succeed.
     Failed,
 }
@@ -34,13 +34,13 @@ impl Attempt {
 
 /// Sends an alert to one receiver. Retries if a retry may succeed. Returns whether the receiver accepted the alert.
 pub(super) async fn deliver(client: reqwest::Client, receiver: &'static str, url: Url, body: Value) -> bool {
-    for retry in 0..ATTEMPTS {
+    for retry in 0..MAX_ATTEMPTS {
         if retry > 0 {
-            sleep(BETWEEN_ATTEMPTS.pause(retry - 1)).await;
+            sleep(RETRY_BACKOFF.pause(retry - 1)).await;
         }
         match attempt(&client, receiver, url.clone(), &body).await {
             Attempt::Accepted => return true,
-            Attempt::Refused => return false,
+            Attempt::Rejected => return false,
             Attempt::Failed => {}
         }
     }
@@ -59,7 +59,7 @@ pub(super) async fn attempt(
         Ok(response) => {
             let status = response.status();
             tracing::warn!(receiver, status = status.as_u16(), "failed to send an alert");
-            if may_pass(status) { Attempt::Failed } else { Attempt::Refused }
+            if is_retryable(status) { Attempt::Failed } else { Attempt::Rejected }
         }
         Err(error) => {
             // The URL may be a secret, because many webhooks authenticate their senders by it.
@@ -70,7 +70,7 @@ pub(super) async fn attempt(
     }
 }
 
-fn may_pass(status: StatusCode) -> bool {
+fn is_retryable(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 

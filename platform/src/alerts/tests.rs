@@ -14,18 +14,18 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Starts a receiver that responds with these statuses, one after the other, and returns what it received.
 async fn receiver(statuses: &'static [u16]) -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) {
     type Script = (mpsc::UnboundedSender<(String, Value)>, Arc<Mutex<std::slice::Iter<'static, u16>>>);
-    async fn take(State((tell, script)): State<Script>, uri: Uri, Json(body): Json<Value>) -> StatusCode {
-        let _ = tell.send((uri.path().to_owned(), body));
+    async fn take(State((sender, script)): State<Script>, uri: Uri, Json(body): Json<Value>) -> StatusCode {
+        let _ = sender.send((uri.path().to_owned(), body));
         let status = script.lock().unwrap().next().copied().unwrap_or(200);
         StatusCode::from_u16(status).unwrap()
     }
-    let (tell, told) = mpsc::unbounded_channel();
-    let script: Script = (tell, Arc::new(Mutex::new(statuses.iter())));
+    let (sender, received) = mpsc::unbounded_channel();
+    let script: Script = (sender, Arc::new(Mutex::new(statuses.iter())));
     let router = Router::new().fallback(any(take)).with_state(script);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(socket, router).await });
-    (address, told)
+    (address, received)
 }
 
 /// Starts a receiver that accepts connections and never responds.
@@ -64,12 +64,12 @@ fn deadline() -> Instant {
 
 #[tokio::test]
 async fn the_webhook_and_alertmanager_get_their_own_formats() {
-    let (address, mut told) = receiver(&[]).await;
+    let (address, mut received) = receiver(&[]).await;
     let alerts = start(Some(format!("http://{address}/hook")), Some(format!("http://{address}/prefix/")));
     let id = correlation::CorrelationId::generate();
     correlation::Context::for_work(id.clone()).sync_scope(|| alerts.raise(alert("Kettle lost")));
     assert!(alerts.flush(deadline()).await);
-    let got = BTreeMap::from([told.recv().await.unwrap(), told.recv().await.unwrap()]);
+    let got = BTreeMap::from([received.recv().await.unwrap(), received.recv().await.unwrap()]);
 
     let webhook = &got["/hook"];
     let timestamp = webhook["timestamp"].as_str().unwrap();
@@ -109,16 +109,16 @@ async fn the_webhook_and_alertmanager_get_their_own_formats() {
 
 #[tokio::test]
 async fn the_same_alert_is_sent_once() {
-    let (address, mut told) = receiver(&[]).await;
+    let (address, mut received) = receiver(&[]).await;
     let alerts = start(Some(format!("http://{address}/")), None);
     let suppressed = SENT.with_label_values(&[SUPPRESSED]).get();
     alerts.raise(alert("first"));
     alerts.raise(alert("first"));
     alerts.raise(Alert { severity: Severity::Critical, ..alert("first") });
     assert!(alerts.flush(deadline()).await);
-    assert_eq!(told.recv().await.unwrap().1["severity"], "warning");
-    assert_eq!(told.recv().await.unwrap().1["severity"], "critical");
-    assert!(told.is_empty());
+    assert_eq!(received.recv().await.unwrap().1["severity"], "warning");
+    assert_eq!(received.recv().await.unwrap().1["severity"], "critical");
+    assert!(received.is_empty());
     assert!(SENT.with_label_values(&[SUPPRESSED]).get() > suppressed);
 }
 
@@ -126,27 +126,27 @@ async fn the_same_alert_is_sent_once() {
 async fn an_alert_may_be_repeated_after_the_interval() {
     let (recent, interval) = (RecentAlerts::default(), Duration::from_mins(5));
     let key = (Severity::Info, "title".to_owned());
-    assert!(recent.remember(&key, interval));
+    assert!(recent.record(&key, interval));
     advance(interval / 2).await;
-    assert!(!recent.remember(&key, interval));
+    assert!(!recent.record(&key, interval));
     advance(interval / 2).await;
-    assert!(recent.remember(&key, interval));
-    recent.forget(&key);
-    assert!(recent.remember(&key, interval));
+    assert!(recent.record(&key, interval));
+    recent.remove(&key);
+    assert!(recent.record(&key, interval));
 }
 
 #[tokio::test]
 async fn a_failed_send_is_retried() {
-    let (address, mut told) = receiver(&[503, 200]).await;
+    let (address, mut received) = receiver(&[503, 200]).await;
     let alerts = start(Some(format!("http://{address}/")), None);
-    alerts.raise(alert("asked again"));
+    alerts.raise(alert("retried"));
     assert!(alerts.flush(deadline()).await);
-    assert_eq!(told.recv().await.unwrap().1, told.recv().await.unwrap().1);
+    assert_eq!(received.recv().await.unwrap().1, received.recv().await.unwrap().1);
 }
 
 #[tokio::test]
 async fn an_unsent_alert_can_be_raised_again_at_once() {
-    let (address, mut told) = receiver(&[400, 302, 200]).await;
+    let (address, mut received) = receiver(&[400, 302, 200]).await;
     let alerts = start(Some(format!("http://{address}/")), None);
     let failed = SENT.with_label_values(&[FAILED]).get();
     for _ in 0..4 {
@@ -154,9 +154,9 @@ async fn an_unsent_alert_can_be_raised_again_at_once() {
         assert!(alerts.flush(deadline()).await);
     }
     for _ in 0..3 {
-        told.recv().await.unwrap();
+        received.recv().await.unwrap();
     }
-    assert!(told.is_empty());
+    assert!(received.is_empty());
     assert!(SENT.with_label_values(&[FAILED]).get() >= failed + 2);
 }
 
@@ -165,7 +165,7 @@ async fn raising_never_waits_for_a_hanging_receiver() {
     let (address, _socket) = silent_receiver().await;
     let alerts = start(Some(format!("http://{address}/")), None);
     let dropped = SENT.with_label_values(&[DROPPED]).get();
-    for number in 0..QUEUE + 10 {
+    for number in 0..QUEUE_CAPACITY + 10 {
         alerts.raise(alert(&format!("number {number}")));
     }
     assert!(SENT.with_label_values(&[DROPPED]).get() >= dropped + 9);

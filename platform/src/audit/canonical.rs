@@ -74,7 +74,7 @@ pub(super) struct StoredEvent {
 
 impl StoredEvent {
     /// Returns the event's position.
-    pub(super) fn place(&self) -> EventPosition {
+    pub(super) fn position(&self) -> EventPosition {
         EventPosition { epoch: self.epoch, xact_id: self.xact_id, sequence: self.sequence }
     }
 
@@ -215,7 +215,7 @@ fn write_json(value: &Value, out: &mut String) {
                 write_json(value, out);
             });
         }
-        // PostgreSQL preserves that a number was written as 1.0.
+        // PostgreSQL returns a number that was written as 1.0 in that form.
         Value::Number(number) => match number.as_f64() {
             Some(float) if !number.is_i64() && float.fract() == 0.0 && float.abs() <= MAX_SAFE_INTEGER => {
                 out.push_str(&Value::from(whole(float)).to_string());
@@ -226,7 +226,7 @@ fn write_json(value: &Value, out: &mut String) {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the caller has seen that it is whole and small enough")]
+#[expect(clippy::cast_possible_truncation, reason = "the caller checks that it is whole and small enough")]
 fn whole(float: f64) -> i64 {
     float as i64
 }
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_test_vector_of_the_document_is_what_is_computed() {
+    fn computed_hashes_match_the_documented_test_vector() {
         let event: StoredEvent = serde_json::from_str(documented("An event, and its digest")).unwrap();
         let digest = hex::encode(event.digest());
         let seal: Seal = serde_json::from_str(documented("A seal over that event alone")).unwrap();
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_one_form() {
+    fn json_has_one_canonical_form() {
         for (value, form) in [
             (json!({ "b": 1, "a": [true, "x"], "aa": {} }), r#"{"a":[true,"x"],"aa":{},"b":1}"#),
             (json!({ "ä": "ü\"\\\n\u{1f}/" }), "{\"ä\":\"ü\\\"\\\\\\n\\u001f/\"}"),

@@ -4,8 +4,8 @@
 //! Events may be missing only if three conditions hold. The owner recorded their export, an export event in the chain
 //! confirms it, and the verification has the file or its hash ([`Exports`]).
 //!
-//! A logged seal may be missing only if the owner recorded that a restore of the database lost it, and an event in the
-//! chain confirms that ([`Restores`]).
+//! Logged seals may be missing only after a restore of the database. The owner must have recorded them as lost, and an
+//! event in the chain must confirm that ([`Restores`]).
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -21,8 +21,8 @@ use super::{
     seals::Head,
 };
 
-/// Hashes of seals that were recorded elsewhere, by their numbers. After a restore of the database, two seals may have
-/// the same number.
+/// Hashes of seals that were recorded outside of the database, by their numbers. After a restore of the database, two
+/// seals may have the same number.
 pub type KnownHeads = BTreeMap<i64, BTreeSet<Vec<u8>>>;
 
 /// The first violation, and its position.
@@ -192,26 +192,25 @@ pub(super) struct Chain {
     absent: Vec<(i64, String)>,
     exports: Vec<ExportRecord>,
     restores: Vec<RestoreEvent>,
-    /// Seals that were logged with a hash other than that in the chain, too or only.
-    contradicted: Vec<Contradiction>,
-    wrong: Option<ChainViolation>,
+    /// The logged seals of the chain.
+    logged: Vec<LoggedSeal>,
+    violation: Option<ChainViolation>,
     events: u64,
     missing: u64,
 }
 
-/// A seal of the chain whose number was also logged with other hashes.
-struct Contradiction {
+/// A seal of the chain whose number was logged.
+struct LoggedSeal {
     number: i64,
-    /// True if the hash in the chain was logged, too.
-    is_logged: bool,
+    /// True if the hash in the chain was logged. `others` are the other logged hashes.
+    is_hash_logged: bool,
     others: BTreeSet<Vec<u8>>,
 }
 
 /// The result of the check.
 #[derive(Debug)]
 pub(super) struct Verdict {
-    /// The first seal after the end of the chain whose hash was recorded elsewhere, which proves that the seal
-    /// existed.
+    /// The first seal after the end of the chain whose hash was logged, which proves that the seal existed.
     pub logged_beyond: Option<i64>,
     pub head: Head,
     pub end: EventPosition,
@@ -225,7 +224,7 @@ pub(super) struct Verdict {
     pub restores: Vec<AcknowledgedRestore>,
     /// The restore events in the chain.
     pub restore_events: Vec<RestoreEvent>,
-    pub wrong: Option<ChainViolation>,
+    pub violation: Option<ChainViolation>,
 }
 
 impl Chain {
@@ -239,8 +238,8 @@ impl Chain {
             absent: Vec::new(),
             exports: Vec::new(),
             restores: Vec::new(),
-            contradicted: Vec::new(),
-            wrong: None,
+            logged: Vec::new(),
+            violation: None,
             events: 0,
             missing: 0,
         }
@@ -257,8 +256,8 @@ impl Chain {
     }
 
     fn fault(&mut self, seal: i64, event: Option<String>, what: &'static str) {
-        if self.wrong.is_none() {
-            self.wrong = Some(ChainViolation { seal, event, what: what.into() });
+        if self.violation.is_none() {
+            self.violation = Some(ChainViolation { seal, event, what: what.into() });
         }
     }
 
@@ -286,8 +285,8 @@ impl Chain {
 
     fn compare(&mut self, number: i64, hash: &[u8]) {
         if let Some(mut others) = self.heads.remove(&number) {
-            let is_logged = others.remove(hash);
-            self.contradicted.push(Contradiction { number, is_logged, others });
+            let is_hash_logged = others.remove(hash);
+            self.logged.push(LoggedSeal { number, is_hash_logged, others });
         }
     }
 
@@ -322,10 +321,10 @@ impl Chain {
         }
     }
 
-    /// Records that a seal and an event violate a rule, unless an earlier seal does.
+    /// Records that a seal and an event violate a rule, unless an earlier seal violates one.
     fn fault_at(&mut self, seal: i64, event: Option<String>, what: Cow<'static, str>) {
-        if self.wrong.as_ref().is_none_or(|wrong| seal < wrong.seal) {
-            self.wrong = Some(ChainViolation { seal, event, what });
+        if self.violation.as_ref().is_none_or(|violation| seal < violation.seal) {
+            self.violation = Some(ChainViolation { seal, event, what });
         }
     }
 
@@ -334,15 +333,15 @@ impl Chain {
     pub(super) fn finish(mut self, exports: &Exports, restores: &Restores) -> Verdict {
         self.close();
         let acknowledged = restores.acknowledged(&self.restores);
-        let is_known = |number: i64, hashes: &BTreeSet<Vec<u8>>| {
+        let are_lost = |number: i64, hashes: &BTreeSet<Vec<u8>>| {
             let is_lost = |hash: &Vec<u8>| {
                 acknowledged.iter().any(|(record, _)| record.lost_heads.contains(&(number, hash.clone())))
             };
             hashes.iter().all(is_lost)
         };
-        let contradicted = mem::take(&mut self.contradicted);
-        if let Some(seal) = contradicted.iter().find(|seal| !is_known(seal.number, &seal.others)) {
-            let what = if seal.is_logged {
+        let logged = mem::take(&mut self.logged);
+        if let Some(seal) = logged.iter().find(|seal| !are_lost(seal.number, &seal.others)) {
+            let what = if seal.is_hash_logged {
                 "it was logged with two hashes"
             } else {
                 "the hash differs from the logged one"
@@ -350,7 +349,7 @@ impl Chain {
             self.fault_at(seal.number, None, what.into());
         }
         let mut beyond = self.heads.iter().filter(|(number, _)| **number > self.head.number);
-        let logged_beyond = beyond.find(|(number, hashes)| !is_known(**number, hashes));
+        let logged_beyond = beyond.find(|(number, hashes)| !are_lost(**number, hashes));
         let logged_beyond = logged_beyond.map(|(number, _)| *number);
         let is_sealed =
             |export: &&ExportRecord| self.exports.contains(export) || exports.in_files.contains(export);
@@ -380,7 +379,7 @@ impl Chain {
             export_events: self.exports,
             restores: acknowledged.into_iter().map(|(_, acknowledged)| acknowledged).collect(),
             restore_events: self.restores,
-            wrong: self.wrong,
+            violation: self.violation,
         }
     }
 }

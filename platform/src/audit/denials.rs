@@ -13,10 +13,10 @@ use super::{Event, EventResult, EventType, record};
 use crate::{database::Database, http::client_address::network};
 
 /// Maximum number of separate events per address and minute. Further denials are only counted.
-const WRITTEN: u64 = 100;
+const MAX_EVENTS_PER_MINUTE: u64 = 100;
 
 /// Maximum number of addresses that are counted separately. Further addresses share one count.
-const ADDRESSES: usize = 10_000;
+const MAX_ADDRESSES: usize = 10_000;
 
 /// The writer of denials. Cheap to clone.
 #[derive(Clone)]
@@ -34,17 +34,17 @@ impl Denials {
         Self { database, counts: Arc::default() }
     }
 
-    /// Writes a denial, or counts it.
+    /// Writes a denial as an event, or only counts it.
     pub async fn record(&self, event: Event) -> Result<(), sqlx::Error> {
         if self.count(event.ip_address.map(network)) { record(&self.database, event).await } else { Ok(()) }
     }
 
     fn count(&self, address: Option<IpAddr>) -> bool {
         let mut counts = self.counts();
-        let known = counts.contains_key(&address) || counts.len() < ADDRESSES;
-        let count = counts.entry(address.filter(|_| known)).or_insert(0);
+        let has_own_count = counts.contains_key(&address) || counts.len() < MAX_ADDRESSES;
+        let count = counts.entry(address.filter(|_| has_own_count)).or_insert(0);
         *count += 1;
-        *count <= WRITTEN
+        *count <= MAX_EVENTS_PER_MINUTE
     }
 
     /// Starts a new minute, and writes the denials that were only counted in the previous one.
@@ -53,11 +53,11 @@ impl Denials {
     /// The statement failed. The counts that could not be written are kept for the next call.
     pub async fn flush(&self) -> Result<(), sqlx::Error> {
         let mut counted: Vec<_> = mem::take(&mut *self.counts()).into_iter().collect();
-        counted.retain(|(_, count)| *count > WRITTEN);
+        counted.retain(|(_, count)| *count > MAX_EVENTS_PER_MINUTE);
         while let Some((address, count)) = counted.pop() {
             let event = Event::new(EventType::Authorization, "requests", "refuse", EventResult::Denied)
                 .from(address)
-                .with("count", count - WRITTEN);
+                .with("count", count - MAX_EVENTS_PER_MINUTE);
             if let Err(error) = record(&self.database, event).await {
                 counted.push((address, count));
                 let mut counts = self.counts();

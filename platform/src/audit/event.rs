@@ -154,7 +154,7 @@ impl Event {
         self
     }
 
-    /// Sets the user, if the context has none. During a login, the user becomes known only while the request runs.
+    /// Overrides the user of the context. During a login, the context has no user yet.
     #[must_use]
     pub fn by(mut self, user_id: Uuid, role: &'static str) -> Self {
         self.user_id = Some(user_id);
@@ -162,7 +162,7 @@ impl Event {
         self
     }
 
-    /// Sets the client address, if the context has none.
+    /// Overrides the client address of the context.
     #[must_use]
     pub(super) fn from(mut self, address: Option<IpAddr>) -> Self {
         self.ip_address = address;
@@ -191,8 +191,8 @@ impl Event {
     }
 }
 
-/// Maximum length of a reason in characters.
-const MAX_REASON: usize = 500;
+/// Maximum number of characters of a reason.
+const MAX_REASON_CHARACTERS: usize = 500;
 
 /// Parses the reason that an operator gives for a command, and that its event stores.
 ///
@@ -200,8 +200,11 @@ const MAX_REASON: usize = 500;
 /// The reason is empty, has more than 500 characters, or has a control character.
 pub fn parse_reason(text: &str) -> Result<String, String> {
     let reason = text.trim();
-    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.contains(char::is_control) {
-        return Err(format!("must be 1 to {MAX_REASON} characters in one line"));
+    if reason.is_empty()
+        || reason.chars().count() > MAX_REASON_CHARACTERS
+        || reason.contains(char::is_control)
+    {
+        return Err(format!("must be 1 to {MAX_REASON_CHARACTERS} characters in one line"));
     }
     Ok(reason.to_owned())
 }

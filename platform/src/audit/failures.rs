@@ -7,22 +7,23 @@ use super::metrics::WRITE_FAILURES;
 use crate::alerts::{Alert, Alerts, Condition, Severity};
 
 /// Counts a statement of any kind that failed because its audit event could not be recorded.
-pub(super) fn notice(error: &sqlx::Error) {
-    if is_of_the_audit_log(error) {
+pub(super) fn on_statement_failure(error: &sqlx::Error) {
+    if is_audit_write_failure(error) {
         WRITE_FAILURES.inc();
     }
 }
 
-/// Counts the events of a failed statement that only wrote events.
+/// Counts the events of a failed statement that only writes events. [`on_statement_failure`] has already counted one of
+/// them.
 pub(super) fn count(error: &sqlx::Error, events: usize) {
-    let noticed = usize::from(is_of_the_audit_log(error));
-    WRITE_FAILURES.inc_by(u64::try_from(events.saturating_sub(noticed)).unwrap_or(u64::MAX));
+    let counted = usize::from(is_audit_write_failure(error));
+    WRITE_FAILURES.inc_by(u64::try_from(events.saturating_sub(counted)).unwrap_or(u64::MAX));
 }
 
-/// Returns whether the function that writes the audit log has failed, in any statement.
-fn is_of_the_audit_log(error: &sqlx::Error) -> bool {
+/// Returns whether `record_audit_event` failed.
+fn is_audit_write_failure(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    error.and_then(PgDatabaseError::r#where).is_some_and(|place| place.contains("record_audit_event"))
+    error.and_then(PgDatabaseError::r#where).is_some_and(|context| context.contains("record_audit_event"))
 }
 
 /// Alerts about events that could not be written.

@@ -39,8 +39,8 @@ pub use seals::cluster_is_known;
 pub use settings::Settings;
 pub use verify::{ExternalExport, read_heads, read_log, verify};
 
-/// Creates the series of the audit log, and counts the statements that failed because of it.
+/// Creates the metric series of the audit log, and starts to count failed audit writes.
 pub fn initialize_metrics() {
     metrics::initialize();
-    crate::database::notify_of_failures(failures::notice);
+    crate::database::notify_of_failures(failures::on_statement_failure);
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Backoff between attempts while the database is unreachable.
-const UNTIL_WRITTEN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// An event of a transaction that may still be rolled back. It must be mirrored after the commit.
 #[must_use = "mirror it after the commit"]
@@ -89,7 +89,7 @@ pub async fn record_once_possible(database: &Database, event: Event) {
                 "failed to record an audit event; a retry follows"
             ),
         }
-        sleep(UNTIL_WRITTEN.pause(retry)).await;
+        sleep(RETRY_BACKOFF.pause(retry)).await;
     }
 }
 

@@ -48,15 +48,15 @@ pub struct Report {
     exported: u64,
     exports: Vec<ExportRecord>,
     restores: Vec<AcknowledgedRestore>,
-    pub(super) tail: Option<(i64, Option<DateTime<Utc>>)>,
+    pub(super) unsealed: Option<(i64, Option<DateTime<Utc>>)>,
 }
 
 impl Report {
     pub(super) fn of(verdict: Verdict) -> Result<Self, VerifyError> {
-        let Verdict { head, events, exported, exports, restores, wrong, .. } = verdict;
-        match wrong {
-            Some(wrong) => Err(VerifyError::ChainViolation(wrong.to_string())),
-            None => Ok(Self { head, events, exported, exports, restores, tail: None }),
+        let Verdict { head, events, exported, exports, restores, violation, .. } = verdict;
+        match violation {
+            Some(violation) => Err(VerifyError::ChainViolation(violation.to_string())),
+            None => Ok(Self { head, events, exported, exports, restores, unsealed: None }),
         }
     }
 }
@@ -87,7 +87,7 @@ impl fmt::Display for Report {
             }
             writeln!(formatter, "; acknowledged at {}: {reason}", recorded_at.to_rfc3339())?;
         }
-        match self.tail {
+        match self.unsealed {
             Some((0, _)) => writeln!(formatter, "every event is sealed"),
             Some((count, oldest)) => writeln!(
                 formatter,

@@ -1,8 +1,8 @@
 //! Restores: the database was set back to an earlier state, while the log still has the heads of the lost seals.
 //!
 //! Without an acknowledgement, verification rightly reports those heads as missing. An acknowledgement is a row that
-//! only the owner can write, the list of lost heads, and an event with the hash of that list. Verification excuses the
-//! heads of the list, and reports the gap each time.
+//! only the owner can write, the list of lost heads, and an event with the hash of that list. Verification then accepts
+//! that these heads are missing, and reports the gap each time.
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -21,7 +21,7 @@ use crate::database::{Database, instrument_query};
 pub struct LostSpan {
     /// The time of the newest seal that is not lost. Changes before that time are in the restored database.
     pub since: DateTime<Utc>,
-    /// True if this restore is recorded, and no other head is unknown.
+    /// True if this restore is recorded, and no logged head is unknown.
     pub is_recorded: bool,
     incarnation: String,
     record: RestoreRecord,
@@ -40,11 +40,12 @@ impl LostSpan {
     }
 }
 
-/// Returns the part of the audit log that the latest restore has lost, by the heads that were logged. Locks out other
+/// Returns the part of the audit log that the latest restore has lost, judged by the logged heads. Locks out other
 /// callers until the transaction ends.
 ///
-/// A restore is new if the cluster, the timeline or the database is another one than at the recorded restores, or if a
-/// logged head is neither in the chain nor recorded as lost. The second condition detects files that were copied back.
+/// A restore is new if the cluster, the timeline or the database differs from those of the recorded restores. It is
+/// also new if a logged head is neither in the chain nor recorded as lost. The second condition detects files that were
+/// copied back.
 ///
 /// # Errors
 /// A statement failed.
@@ -152,8 +153,8 @@ pub async fn record_restore(
     Ok((epoch, [PendingEvent::of(begun), event]))
 }
 
-/// Waits until the event of the latest restore is sealed. Until then verification does not excuse its lost heads.
-/// Returns the time since which changes are lost.
+/// Waits until the event of the latest restore is sealed. Until then, verification does not accept that its lost heads
+/// are missing. Returns the time since which changes are lost.
 ///
 /// # Errors
 /// The event could not be sealed within a minute, no restore is recorded, or a statement failed.
@@ -169,7 +170,7 @@ pub async fn seal_restore(owner: &Database) -> Result<DateTime<Utc>, SealError> 
     );
     let event =
         owner.run("audit_restores.last", async |connection| statement.fetch_one(connection).await).await?;
-    let place = EventPosition { epoch: event.epoch, xact_id: event.xact_id, sequence: event.sequence };
-    sealing::wait_until_sealed(owner, place).await?;
+    let position = EventPosition { epoch: event.epoch, xact_id: event.xact_id, sequence: event.sequence };
+    sealing::wait_until_sealed(owner, position).await?;
     Ok(event.lost_since)
 }

@@ -1,15 +1,15 @@
 //! Sealing: one worker among all replicas seals each range of events once no further event can be added to it.
 //!
-//! Five failures are possible. [`Sealer`] handles the last one, and [`seal_next`] the others:
-//! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start
-//!   again. So the cluster is compared with that of the current epoch before each seal.
+//! Five failures are possible. [`Sealer`] handles the last two, and [`seal_next`] the others:
+//! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start again.
+//!   So the cluster is compared with that of the current epoch before each seal.
 //! - An event's transaction may commit after one that began later. So only events before the oldest running
 //!   transaction are sealed, and that horizon is taken before the events are read.
-//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head that the same
-//!   statement reads would be from the moment before the lock was granted.
+//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head read by the same
+//!   statement would be from before the lock was granted.
 //! - The process may end between the commit and the log line. So the head is logged at start and at each interval.
-//! - The database may be set back to an earlier state. So the last head that this process has read must still be in the
-//!   chain before the next seal, unless `after-restore` has acknowledged that it is lost.
+//! - The database may be set back to an earlier state. So before the next seal, the chain must still have the last head
+//!   that this process has read. A head that `after-restore` recorded as lost is the exception.
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -32,16 +32,16 @@ use crate::{
 
 /// Maximum number of events in one seal. It limits the memory used, and the number of events that one changed event
 /// makes suspect.
-const BATCH: i64 = 2000;
+const MAX_SEAL_EVENTS: i64 = 2000;
 
-/// The condition of a chain of seals that the service has not written.
+/// The condition of a chain that was changed by something other than the service.
 const TAMPERED: Condition = Condition::new("AuditLogTampered");
 
-/// Minimum sealing lag before an alert is raised.
-const MIN_STALE_TIME: Duration = Duration::from_mins(1);
+/// Minimum lag that raises an alert.
+const MIN_ALERT_LAG: Duration = Duration::from_mins(1);
 
-/// Maximum time for an event of a command to be sealed.
-const UNTIL_SEALED: Duration = Duration::from_mins(1);
+/// Timeout of the wait for the seal of a command's event.
+const SEAL_TIMEOUT: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The error of a failed seal.
@@ -50,8 +50,8 @@ pub enum SealError {
     /// The database is unreachable, or rejected the seal.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
-    /// The chain differs from the one that this process has read before.
-    #[error("the chain of seals was rewritten: seal {number} differs from the one that this process wrote")]
+    /// The chain no longer has the last seal that this process has read.
+    #[error("the chain of seals was rewritten: seal {number} differs from the one that this process read")]
     Rewritten {
         /// The number of the last seal that this process has read.
         number: i64,
@@ -87,9 +87,9 @@ pub enum SealError {
 pub struct Sealer {
     database: Database,
     alerts: Alerts,
-    stale_time: Duration,
+    alert_lag: Duration,
     /// The last head that this process has read.
-    seen: Arc<Mutex<Option<Head>>>,
+    last_head: Arc<Mutex<Option<Head>>>,
 }
 
 impl Sealer {
@@ -98,8 +98,8 @@ impl Sealer {
         Self {
             database,
             alerts,
-            stale_time: (interval * 10).max(MIN_STALE_TIME),
-            seen: Arc::new(Mutex::new(None)),
+            alert_lag: (interval * 10).max(MIN_ALERT_LAG),
+            last_head: Arc::new(Mutex::new(None)),
         }
     }
 
@@ -108,9 +108,9 @@ impl Sealer {
     /// # Errors
     /// The database cannot store the seal, or the chain was rewritten.
     pub async fn run(self) -> Result<Progress, SealError> {
-        let sealed = self.seal().await.inspect_err(|error| self.tell_of(error))?;
+        let sealed = self.seal().await.inspect_err(|error| self.raise_alert(error))?;
         let Some(SealResult { head, more }) = sealed else { return Ok(Progress::Idle) };
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+        *self.last_head.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
         // The database owner does not control the log store, so the log store keeps an independent copy of the head.
         tracing::info!(target: "audit", seal_number = head.number, seal_hash = hex::encode(head.hash), "sealed the audit log");
         Ok(if more { Progress::More } else { Progress::Idle })
@@ -123,20 +123,20 @@ impl Sealer {
 
     /// Checks that the chain still has the last head that this process has read.
     async fn check_last_head(&self) -> Result<(), SealError> {
-        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(seen) = seen.filter(|seen| seen.number > 0) else { return Ok(()) };
-        let hash = seals::hash_of(&self.database, seen.number).await?;
-        if hash.as_deref() != Some(seen.hash.as_slice()) {
-            if !lost_heads::is_lost(&self.database, seen).await? {
-                return Err(SealError::Rewritten { number: seen.number });
+        let last_head = *self.last_head.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(last_head) = last_head.filter(|last_head| last_head.number > 0) else { return Ok(()) };
+        let hash = seals::hash_of(&self.database, last_head.number).await?;
+        if hash.as_deref() != Some(last_head.hash.as_slice()) {
+            if !lost_heads::is_lost(&self.database, last_head).await? {
+                return Err(SealError::Rewritten { number: last_head.number });
             }
-            tracing::warn!(seal_number = seen.number, "the last seal was lost in a recorded restore");
+            tracing::warn!(seal_number = last_head.number, "the last seal was lost in a recorded restore");
         }
         Ok(())
     }
 
-    fn tell_of(&self, error: &SealError) {
-        let (condition, title, what_to_do, action) = match error {
+    fn raise_alert(&self, error: &SealError) {
+        let (condition, title, instruction, action) = match error {
             SealError::Database(_) | SealError::HeldUp { .. } => return,
             SealError::OtherCluster => (
                 Condition::new("DatabaseRestored"),
@@ -161,7 +161,7 @@ impl Sealer {
             condition,
             severity: Severity::Critical,
             title: title.to_owned(),
-            description: format!("{error}. {what_to_do}"),
+            description: format!("{error}. {instruction}"),
             metadata: [("action".to_owned(), action.to_owned())].into(),
         });
     }
@@ -176,7 +176,7 @@ impl Sealer {
         SEAL_LAG.set(lag.as_secs_f64());
         RESTORES.set(lost_heads::count(&self.database).await?);
         SEAL_NUMBER.set(seals::last_number(&self.database).await?);
-        if lag >= self.stale_time {
+        if lag >= self.alert_lag {
             let writer = seals::oldest_writer(&self.database).await?;
             self.alerts.raise(Alert {
                 condition: Condition::symptom("AuditSealingBehind", "database"),
@@ -196,7 +196,7 @@ impl Sealer {
 
 /// Seals until a position is covered. The running service may seal at the same time.
 pub(super) async fn wait_until_sealed(database: &Database, position: EventPosition) -> Result<(), SealError> {
-    let deadline = tokio::time::Instant::now() + UNTIL_SEALED;
+    let deadline = tokio::time::Instant::now() + SEAL_TIMEOUT;
     while seals::covering(database, position).await?.is_none() {
         if tokio::time::Instant::now() >= deadline {
             let writer = seals::oldest_writer(database).await?;
@@ -251,7 +251,7 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<SealResult>,
         } else {
             EventPosition::end_of(epoch)
         };
-        events = seals::events(&mut transaction, after, until, BATCH).await?;
+        events = seals::events(&mut transaction, after, until, MAX_SEAL_EVENTS).await?;
         if !events.is_empty() {
             break;
         }
@@ -261,14 +261,14 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<SealResult>,
         transaction.rollback().await?;
         return Ok(Some(SealResult { head: remembered, more: false }));
     };
-    let seal = seal(remembered, horizon, first.place(), newest.place(), &events);
+    let seal = seal(remembered, horizon, first.position(), newest.position(), &events);
     seals::insert(&mut transaction, &seal).await?;
     crash::point("seal.inserted");
     transaction.commit().await?;
     crash::point("seal.committed");
     Span::current().record("seal_number", seal.number).record("event_count", seal.event_count);
     let head = Head { number: seal.number, hash: seal.computed_hash() };
-    Ok(Some(SealResult { head, more: i64::from(seal.event_count) == BATCH }))
+    Ok(Some(SealResult { head, more: i64::from(seal.event_count) == MAX_SEAL_EVENTS }))
 }
 
 fn seal(

@@ -121,7 +121,10 @@ pub(super) async fn hash_of(database: &Database, number: i64) -> Result<Option<V
 }
 
 /// Returns the number of the seal whose range contains a position, if there is one.
-pub(super) async fn covering(database: &Database, place: EventPosition) -> Result<Option<i64>, sqlx::Error> {
+pub(super) async fn covering(
+    database: &Database,
+    position: EventPosition,
+) -> Result<Option<i64>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"
         select number
@@ -130,9 +133,9 @@ pub(super) async fn covering(database: &Database, place: EventPosition) -> Resul
         order by number
         limit 1
         "#,
-        place.epoch,
-        place.xact_id,
-        place.sequence,
+        position.epoch,
+        position.xact_id,
+        position.sequence,
     );
     database.run("audit_seals.covering", async |connection| statement.fetch_optional(connection).await).await
 }

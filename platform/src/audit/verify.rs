@@ -1,8 +1,7 @@
 //! Verification that the audit log is unchanged since it was sealed, and that the chain matches the logged heads.
 //!
-//! Verification streams: only one page of seals and one page of events are in memory, however long the audit log is.
-//! Verification trusts none of the data that it reads. It changes nothing, and only adds the event that records the
-//! verification.
+//! Verification streams: only one page of seals and one page of events are in memory at a time. Verification trusts
+//! none of the data that it reads. It changes nothing, and only adds the event that records the verification.
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader},
@@ -24,13 +23,13 @@ use super::{
 use crate::database::Database;
 
 /// Number of seals per page.
-const SEALS: i64 = 50;
+const SEALS_PER_PAGE: i64 = 50;
 /// Number of events per page.
-const EVENTS: i64 = 5000;
+const EVENTS_PER_PAGE: i64 = 5000;
 /// Maximum number of unsealed events that are counted.
 const MAX_TAIL_EVENTS: i64 = 100_000;
 
-/// An export that is kept outside of the database: the file, or its SHA-256 if the file is not at hand.
+/// An export that is kept outside of the database: the file, or its SHA-256 if the file is not available.
 #[derive(Debug, Clone)]
 pub enum ExternalExport {
     /// A file, which is verified too.
@@ -56,10 +55,10 @@ impl FromStr for ExternalExport {
 pub async fn verify(
     database: &Database,
     heads: KnownHeads,
-    kept: &[ExternalExport],
+    external_exports: &[ExternalExport],
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VerifyError> {
-    let verified = verify_database(database, heads, kept, on_progress).await;
+    let verified = verify_database(database, heads, external_exports, on_progress).await;
     let result = if verified.is_ok() { EventResult::Success } else { EventResult::Failure };
     let event = Event::new(EventType::Audit, "audit_seals", "verify", result);
     let event = match &verified {
@@ -75,7 +74,7 @@ pub async fn verify(
 async fn verify_database(
     database: &Database,
     mut heads: KnownHeads,
-    kept: &[ExternalExport],
+    external_exports: &[ExternalExport],
     on_progress: OnProgress<'_>,
 ) -> Result<Report, VerifyError> {
     let mut connection = database.acquire().await?;
@@ -83,8 +82,8 @@ async fn verify_database(
     let mut exports = Exports { recorded, ..Exports::default() };
     let recorded = lost_heads::recorded(&mut connection).await?;
     let mut restores = Restores { recorded, ..Restores::default() };
-    for kept in kept {
-        match kept {
+    for external in external_exports {
+        match external {
             ExternalExport::File(path) => {
                 export::add_file(path, &mut exports, &mut restores, &mut heads, on_progress)?;
             }
@@ -96,7 +95,7 @@ async fn verify_database(
     let mut events = Events::default();
     let mut number = 0;
     loop {
-        let page = seals::page(&mut connection, number, remembered.number, SEALS).await?;
+        let page = seals::page(&mut connection, number, remembered.number, SEALS_PER_PAGE).await?;
         let Some(last) = page.last() else { break };
         number = last.number;
         let until = last.last();
@@ -118,8 +117,8 @@ async fn verify_database(
     if let Some(number) = logged_beyond {
         return Err(VerifyError::ChainViolation(format!("seal {number}: missing, although it was logged")));
     }
-    let tail = seals::tail(&mut connection, end, MAX_TAIL_EVENTS).await?;
-    report.tail = Some((tail.count, tail.oldest));
+    let unsealed = seals::tail(&mut connection, end, MAX_TAIL_EVENTS).await?;
+    report.unsealed = Some((unsealed.count, unsealed.oldest));
     Ok(report)
 }
 
@@ -145,15 +144,15 @@ impl Events {
         until: EventPosition,
     ) -> Result<Option<StoredEvent>, sqlx::Error> {
         if self.page.is_empty() && self.read < last {
-            let page = seals::events(connection, self.read, until, EVENTS).await?;
-            let whole = i64::try_from(page.len()).is_ok_and(|count| count < EVENTS);
+            let page = seals::events(connection, self.read, until, EVENTS_PER_PAGE).await?;
+            let is_last_page = i64::try_from(page.len()).is_ok_and(|count| count < EVENTS_PER_PAGE);
             self.read = match page.last() {
-                Some(event) if !whole => event.place(),
+                Some(event) if !is_last_page => event.position(),
                 _ => until,
             };
             self.page = page.into();
         }
-        let is_next = self.page.front().is_some_and(|event| event.place() <= last);
+        let is_next = self.page.front().is_some_and(|event| event.position() <= last);
         Ok(if is_next { self.page.pop_front() } else { None })
     }
 }
@@ -179,14 +178,14 @@ pub fn read_log(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError> 
 fn read_lines(
     path: &Path,
     heads: &mut KnownHeads,
-    counts: impl Fn(&Value) -> bool,
+    is_selected: impl Fn(&Value) -> bool,
 ) -> Result<(), VerifyError> {
     let file = std::fs::File::open(path).map_err(VerifyError::file(path))?;
     // Lines are read as bytes, because lines of other programs may not be UTF-8.
     for line in BufReader::new(file).split(b'\n') {
         let line = line.map_err(VerifyError::file(path))?;
         let Ok(line) = serde_json::from_slice::<Value>(&line) else { continue };
-        let Some((number, hash)) = counts(&line).then(|| logged_head(&line)).flatten() else { continue };
+        let Some((number, hash)) = is_selected(&line).then(|| logged_head(&line)).flatten() else { continue };
         add_head(heads, number, &hash);
     }
     Ok(())

@@ -1,12 +1,12 @@
 //! Checks of the database before the service uses it.
 use super::{Database, Settings};
 
-/// The role's ability to rewrite its own audit log.
+/// The ability of the service's role to rewrite the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privileges {
     /// The role cannot rewrite the audit log.
     Restricted,
-    /// The role can rewrite the audit log: it is a superuser, the owner, or was granted too many privileges.
+    /// The role can rewrite the audit log, as a superuser, as the owner, or by granted privileges.
     TooMany,
 }
 
@@ -70,12 +70,14 @@ pub async fn check_session_settings(
     );
     let session =
         database.run("pg_settings.select", async |connection| statement.fetch_one(connection).await).await?;
-    let wanted = settings.statement_timeout.as_secs_f64();
-    if session.plan_cache_mode != "force_generic_plan" || (session.statement_timeout - wanted).abs() > 0.001 {
+    let configured = settings.statement_timeout.as_secs_f64();
+    if session.plan_cache_mode != "force_generic_plan"
+        || (session.statement_timeout - configured).abs() > 0.001
+    {
         tracing::warn!(
             plan_cache_mode = session.plan_cache_mode,
             statement_timeout_seconds = session.statement_timeout,
-            wanted_statement_timeout_seconds = wanted,
+            wanted_statement_timeout_seconds = configured,
             "the settings of this role differ from those that `migrate` sets; run `migrate` again"
         );
     }

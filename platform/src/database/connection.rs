@@ -1,13 +1,13 @@
 //! A pooled connection, and a transaction on one. Statements on both fail if the database does not respond.
 //!
 //! A database host that is lost closes no connection, and TCP reports the loss only after a quarter of an hour. Until
-//! then, sqlx 0.9.0 waits for a statement's response, and the connection occupies its slot in the pool meanwhile. As
-//! many such requests as the pool has slots would keep the service down long after the database is back. So every
-//! wait here is limited by [`silence`].
+//! then, sqlx 0.9.0 waits for a statement's response, and the connection occupies its slot in the pool. Once such
+//! statements occupy all slots, the service stays down long after the database is back. So every wait here is limited
+//! by [`response_timeout`].
 //!
-//! sqlx 0.9.0 sets neither TCP keepalive nor `TCP_USER_TIMEOUT` on its sockets, and accepts no socket from outside.
-//! Instead the [monitor](super::monitor) pings one connection, and [`give_up_lost_peers`] ends the statements that
-//! wait for a lost server.
+//! sqlx 0.9.0 sets neither TCP keepalive nor `TCP_USER_TIMEOUT` on its sockets, and cannot be given a configured
+//! socket. Instead the [monitor](super::monitor) checks one connection, and [`end_statements_of_lost_server`] ends the
+//! statements that wait for a lost server.
 use std::{
     io,
     ops::{Deref, DerefMut},
@@ -39,23 +39,24 @@ const RETURN_PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// slot.
 const RETURN_SLOT_TIME: Duration = Duration::from_millis(50);
 
-/// Time that statements in flight have once the server is known to be lost, because some may run on a new connection.
-const LOST_PEER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for which statements in flight continue once the server is known to be lost, because some may run on a new
+/// connection.
+const LOST_SERVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Notifies every statement in flight that the server is lost.
-static PEER_LOST: Notify = Notify::const_new();
+static SERVER_LOST: Notify = Notify::const_new();
 
 /// The value of `DATABASE_STATEMENT_TIMEOUT_MS` for the process's pool.
 static STATEMENT_TIMEOUT: OnceLock<Duration> = OnceLock::new();
 
 /// Sets the timeout after which the server itself cancels a statement. Only the first call counts.
-pub(super) fn expect_answers_within(timeout: Duration) {
-    let _the_first_stays = STATEMENT_TIMEOUT.set(timeout);
+pub(super) fn set_statement_timeout(timeout: Duration) {
+    let _already_set = STATEMENT_TIMEOUT.set(timeout);
 }
 
-/// Returns the maximum time without a response. The database cancels each statement at its timeout and reports that,
-/// so a server that stays silent for much longer is lost.
-fn silence() -> Duration {
+/// Returns the time after which a server without a response counts as lost. A working server cancels each statement at
+/// the statement timeout, and reports that.
+fn response_timeout() -> Duration {
     STATEMENT_TIMEOUT.get().copied().unwrap_or_default() + STATEMENT_TIMEOUT_MARGIN
 }
 
@@ -63,26 +64,26 @@ fn silence() -> Duration {
 ///
 /// # Errors
 /// The statement's error, or an I/O error if there was no response.
-pub(crate) async fn answered<T>(
-    answer: impl Future<Output = Result<T, sqlx::Error>>,
+pub(crate) async fn await_response<T>(
+    response: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
     tokio::select! {
         biased;
-        answer = answer => answer,
-        () = peer_is_lost() => Err(sqlx::Error::Io(io::ErrorKind::ConnectionAborted.into())),
-        () = sleep(silence()) => Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())),
+        response = response => response,
+        () = wait_until_server_lost() => Err(sqlx::Error::Io(io::ErrorKind::ConnectionAborted.into())),
+        () = sleep(response_timeout()) => Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())),
     }
 }
 
-async fn peer_is_lost() {
-    PEER_LOST.notified().await;
-    sleep(LOST_PEER_TIMEOUT).await;
+async fn wait_until_server_lost() {
+    SERVER_LOST.notified().await;
+    sleep(LOST_SERVER_TIMEOUT).await;
 }
 
-/// Ends every statement that is still in flight after [`LOST_PEER_TIMEOUT`]. Called when the server no longer
+/// Ends every statement that is still in flight after [`LOST_SERVER_TIMEOUT`]. Called when the server no longer
 /// responds on an open connection, although a new connection can be opened.
-pub(super) fn give_up_lost_peers() {
-    PEER_LOST.notify_waiters();
+pub(super) fn end_statements_of_lost_server() {
+    SERVER_LOST.notify_waiters();
 }
 
 /// A pooled connection.
@@ -127,14 +128,14 @@ impl Deref for Connection {
 
     #[expect(clippy::expect_used, reason = "the connection is present until it is dropped or released")]
     fn deref(&self) -> &PgConnection {
-        self.pooled.as_ref().expect("a released connection has no user")
+        self.pooled.as_ref().expect("a released connection is not used")
     }
 }
 
 impl DerefMut for Connection {
     #[expect(clippy::expect_used, reason = "the connection is present until it is dropped or released")]
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.pooled.as_mut().expect("a released connection has no user")
+        self.pooled.as_mut().expect("a released connection is not used")
     }
 }
 
@@ -150,26 +151,26 @@ impl Drop for Connection {
     }
 }
 
-/// Returns a connection to the pool if it responds to a ping, and closes it otherwise. An abandoned statement that
-/// still runs on the server delays the response.
+/// Returns a connection to the pool if it responds to a ping, and closes it otherwise. A cancelled statement that still
+/// runs on the server delays the response.
 async fn return_to_pool(mut pooled: PooledConnection, mut slot: Option<OwnedSemaphorePermit>) {
-    let answer = {
+    let response = {
         let mut ping = pin!(timeout(RETURN_PING_TIMEOUT, sqlx::Connection::ping(&mut **pooled)));
         tokio::select! {
             biased;
-            answer = &mut ping => answer,
+            response = &mut ping => response,
             () = sleep(RETURN_SLOT_TIME) => {
                 drop(slot.take());
                 ping.await
             }
         }
     };
-    // Another connection may have been opened in its place.
+    // Another connection may have been opened while this one had no slot.
     let is_surplus = || {
         let status = PooledConnection::pool(&pooled).map(|pool| pool.status());
         status.is_none_or(|status| status.size > pool::max_connections(&status))
     };
-    if !matches!(answer, Ok(Ok(()))) || is_surplus() {
+    if !matches!(response, Ok(Ok(()))) || is_surplus() {
         drop(PooledConnection::take(pooled));
     } else {
         drop(pooled);
@@ -186,7 +187,7 @@ impl Transaction {
     pub(super) async fn begin(mut connection: Connection) -> Result<Self, sqlx::Error> {
         // Set before BEGIN is sent: if the caller stops waiting, the transaction may still begin on the server.
         connection.within_transaction = true;
-        answered(connection.execute("begin")).await?;
+        await_response(connection.execute("begin")).await?;
         Ok(Self(connection))
     }
 
@@ -199,16 +200,16 @@ impl Transaction {
     }
 
     /// Rolls the transaction back and returns the connection to the pool. Dropping the transaction would close the
-    /// connection. For transactions that turn out to have no work.
+    /// connection. Use it for a transaction that turns out to have no work.
     ///
     /// # Errors
-    /// The rollback failed. The transaction is rolled back all the same.
+    /// The statement failed. Closing the connection then rolls the transaction back.
     pub async fn rollback(self) -> Result<(), sqlx::Error> {
         self.end("rollback").await
     }
 
     async fn end(mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        answered(self.0.execute(statement)).await?;
+        await_response(self.0.execute(statement)).await?;
         self.0.within_transaction = false;
         self.0.release();
         Ok(())

@@ -1,7 +1,6 @@
 //! Observability of statements: a span, a duration in a histogram, and a log line for slow statements.
 //!
-//! Cancelled statements are recorded, too: the request ran into its deadline, or its client disconnected. Those are
-//! often the slow ones.
+//! Statements cancelled by a deadline or a disconnect are recorded, too, because they are often the slow ones.
 use std::{
     borrow::Cow,
     fmt::{self, Display, Formatter},
@@ -11,10 +10,10 @@ use std::{
 
 use tracing::{Instrument, Span, field};
 
-use super::{DatabaseUrl, connection::answered, is_outdated, metrics::QUERY_DURATION, pool, sqlstate};
+use super::{DatabaseUrl, connection::await_response, is_outdated, metrics::QUERY_DURATION, pool, sqlstate};
 
 /// Duration above which a statement is logged as slow.
-const SLOW: Duration = Duration::from_millis(500);
+const SLOW_THRESHOLD: Duration = Duration::from_millis(500);
 
 /// The server of the process's pool.
 static SERVER: OnceLock<Server> = OnceLock::new();
@@ -25,12 +24,12 @@ struct Server {
     database: Option<String>,
 }
 
-/// Stores the server, which spans name from now on. Only the first call counts.
-pub(super) fn remember_server(url: &DatabaseUrl) {
+/// Sets the server that spans name. Only the first call counts.
+pub(super) fn set_server(url: &DatabaseUrl) {
     let database = url.database().map(str::to_owned);
     let address = url.server().map(|(host, port)| (host.to_owned(), port));
     let server = Server { address, database };
-    let _the_first_stays = SERVER.set(server);
+    let _already_set = SERVER.set(server);
 }
 
 /// Runs a statement under a name of the form `table.verb`, on the caller's connection, such as that of a transaction.
@@ -47,7 +46,7 @@ pub async fn instrument_query<T>(
         started: Instant::now(),
         error: Some("cancelled".into()),
     };
-    let result = answered(statement).instrument(running.span.clone()).await;
+    let result = await_response(statement).instrument(running.span.clone()).await;
     running.end(&result);
     if result.as_ref().is_err_and(is_outdated) {
         pool::retire_open_connections();
@@ -66,11 +65,11 @@ static ON_FAILURE: OnceLock<fn(&sqlx::Error)> = OnceLock::new();
 /// change and its audit event are one statement, and only the error shows which of them failed. Only the first call
 /// counts.
 pub fn notify_of_failures(on_failure: fn(&sqlx::Error)) {
-    let _the_first_stays = ON_FAILURE.set(on_failure);
+    let _already_set = ON_FAILURE.set(on_failure);
 }
 
-/// Opens the span with the stable OpenTelemetry semantic conventions for databases. Fields that are declared empty
-/// are recorded at the end of the statement.
+/// Opens a span with the attributes of the stable OpenTelemetry semantic conventions for databases. Fields that are
+/// declared empty are recorded when the statement ends.
 fn open_span(name: &'static str) -> Span {
     let (table, verb) = name.split_once('.').unwrap_or((name, ""));
     let summary = Summary { table, verb };
@@ -114,7 +113,7 @@ struct RunningQuery {
     name: &'static str,
     span: Span,
     started: Instant,
-    /// The error's name in the span.
+    /// The `error.type` of the span.
     error: Option<Cow<'static, str>>,
 }
 
@@ -132,12 +131,12 @@ impl RunningQuery {
 
 impl Drop for RunningQuery {
     fn drop(&mut self) {
-        let took = self.started.elapsed();
-        self.span.in_scope(|| QUERY_DURATION.observe(&[self.name], took));
-        if took >= SLOW {
+        let elapsed = self.started.elapsed();
+        self.span.in_scope(|| QUERY_DURATION.observe(&[self.name], elapsed));
+        if elapsed >= SLOW_THRESHOLD {
             tracing::warn!(
                 query = self.name,
-                duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
                 error = self.error.as_deref(),
                 "slow statement"
             );

@@ -27,10 +27,10 @@ struct Pool {
 }
 
 /// Registers the pool's gauges. A process has one pool.
-pub(super) fn watch_pool(database: Database) {
+pub(super) fn register_pool(database: Database) {
     initialize();
     let gauge = |name, help| IntGauge::new(name, help);
-    let made = (|| {
+    let pool = (|| {
         Ok::<_, prometheus::Error>(Pool {
             database,
             active: gauge("db_connections_active", "Pool connections in use")?,
@@ -38,7 +38,7 @@ pub(super) fn watch_pool(database: Database) {
             max: gauge("db_connections_max", "Maximum number of pool connections")?,
         })
     })();
-    if let Err(error) = made.and_then(|pool| prometheus::register(Box::new(pool))) {
+    if let Err(error) = pool.and_then(|pool| prometheus::register(Box::new(pool))) {
         tracing::warn!(error = &error as &dyn std::error::Error, "failed to register pool metrics");
     }
 }

@@ -3,7 +3,7 @@
 //! - Every statement has a name in traces, metrics and the slow-query log: it runs with [`Database::run`], or within a
 //!   transaction with [`instrument_query()`].
 //! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this prevents.
-//! - Prefer one statement to a transaction. It is one round trip, and cannot be left half complete.
+//! - Prefer one statement to a transaction. It is one round trip, and is never partially complete.
 mod checks;
 mod connection;
 mod instrument_query;
@@ -42,7 +42,7 @@ pub use self::{
     url::{DatabaseUrl, Unavailable},
 };
 
-/// Time that opening a connection may take after its request has timed out.
+/// Time for which a connection attempt continues after its request has timed out.
 const OPENING_TIME: Duration = Duration::from_secs(5);
 
 /// The pool. Cheap to clone.
@@ -70,7 +70,7 @@ pub enum ConnectError {
     },
     /// The database responded, and rejected the connection.
     #[error("the database at {address} rejected the connection: {source}")]
-    Refused {
+    Rejected {
         /// Host and port, without credentials.
         address: String,
         /// The database's error.
@@ -96,14 +96,14 @@ impl Database {
             acquire_timeout: settings.acquire_timeout,
             statement_timeout: settings.statement_timeout,
         };
-        instrument_query::remember_server(&settings.url);
-        connection::expect_answers_within(settings.statement_timeout);
-        metrics::watch_pool(database.clone());
+        instrument_query::set_server(&settings.url);
+        connection::set_statement_timeout(settings.statement_timeout);
+        metrics::register_pool(database.clone());
         Ok(database)
     }
 
-    /// Connects for a command. No other requests queue behind a command, so it waits as long for a connection of a
-    /// busy database as for a database that starts.
+    /// Connects for a command. A command waits for a free connection as long as for a starting database, because no
+    /// requests queue behind it.
     ///
     /// # Errors
     /// See [`Self::connect`].
@@ -113,15 +113,15 @@ impl Database {
         Ok(Self { acquire_timeout, ..database })
     }
 
-    /// Acquires a connection. Only for several statements that need the same connection: [`Self::run`] is for one
-    /// statement, [`Self::begin`] for a transaction.
+    /// Acquires a connection, for several statements that need the same one. Use [`Self::run`] for one statement, and
+    /// [`Self::begin`] for a transaction.
     ///
     /// # Errors
     /// No connection is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which also happens if the database is unreachable.
     pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let timer = ACQUIRE_DURATION.start_timer();
         let (pool, slots) = (self.pool.clone(), Arc::clone(&self.slots));
-        // The connection comes first in the tuple, so that it is returned before its slot if the receiver is gone.
+        // The connection is first in the tuple, so that it is dropped before its slot if the caller has timed out.
         let mut connection = Box::pin(async move {
             let slot = slots.acquire_owned().await.map_err(|_closed| sqlx::Error::PoolClosed)?;
             Ok::<_, sqlx::Error>((pool::get(pool).await?, slot))
@@ -159,8 +159,8 @@ impl Database {
     ///
     /// A connection attempt continues even if its request has timed out, and the next request uses the connection.
     /// After a restart of the database all replicas open all of their connections at once, and connecting is slow. If
-    /// attempts were cancelled with their requests, no connection might ever be ready in time. The service would stay
-    /// down under a load that it could handle.
+    /// attempts were cancelled with their requests, no connection might be ready in time. The service would stay down
+    /// under a load that it could handle.
     async fn wait_for(
         &self,
         connection: impl Future<Output = Result<(PooledConnection, OwnedSemaphorePermit), sqlx::Error>>
@@ -191,7 +191,7 @@ impl Database {
         self.statement_timeout
     }
 
-    /// Returns the numbers of the pool's connections.
+    /// Returns the number of connections by state.
     pub fn pool_state(&self) -> PoolState {
         let status = self.pool.status();
         let count = |connections: usize| u32::try_from(connections).unwrap_or(u32::MAX);
@@ -202,30 +202,30 @@ impl Database {
         }
     }
 
-    /// Closes every connection. Waits until `deadline` for connections in use.
-    pub async fn close(&self, deadline: Duration) {
+    /// Closes every connection. Waits at most `timeout` for connections in use.
+    pub async fn close(&self, timeout: Duration) {
         self.slots.close();
         self.pool.close();
-        let given_back = async {
+        let all_returned = async {
             while self.pool.status().size > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        if tokio::time::timeout(deadline, given_back).await.is_err() {
+        if tokio::time::timeout(timeout, all_returned).await.is_err() {
             tracing::warn!("timed out waiting for database connections in use");
         }
     }
 }
 
-/// Returns the result of a future, or a timeout error if the time has passed.
+/// Returns the result of a future, or a timeout error after `timeout`.
 async fn within<T>(
-    patience: Duration,
-    connection: impl Future<Output = Result<T, sqlx::Error>>,
+    timeout: Duration,
+    future: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    tokio::time::timeout(patience, connection).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    tokio::time::timeout(timeout, future).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// The numbers of the pool's connections.
+/// The number of the pool's connections by state.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct PoolState {
     /// Connections in use.
@@ -245,8 +245,8 @@ pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>>
     error.as_database_error()?.code()
 }
 
-/// Returns whether a retry may succeed. The database is unreachable, overloaded, restarting, or not writable until
-/// another host is promoted. Or the statement lost a race.
+/// Returns whether a retry may succeed: the database is temporarily unavailable, or the statement conflicted with a
+/// concurrent one.
 pub fn is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
@@ -294,8 +294,8 @@ fn is_broken(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Returns whether an error affects every open connection. Either the server is no longer writable (25006), or the
-/// schema has changed under their prepared statements. New connections may be unaffected.
+/// Returns whether an error affects every open connection, but possibly no new one. Either the server is no longer
+/// writable (25006), or the schema has changed since the statements were prepared.
 fn is_outdated(error: &sqlx::Error) -> bool {
     is_outdated_plan(error) || sqlstate(error).is_some_and(|code| code == "25006")
 }
@@ -321,17 +321,17 @@ pub async fn wait_until_reachable(url: &DatabaseUrl, wait: Duration) -> Result<(
         let error = match attempt {
             Ok(Ok(connection)) => {
                 // The connection succeeded, so an error while closing it does not matter.
-                let _goodbye = sqlx::Connection::close(connection).await;
+                let _closed = sqlx::Connection::close(connection).await;
                 return Ok(());
             }
             Ok(Err(error)) => error,
             Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
         };
-        // 57P03: the server is starting. 53: it lacks resources, such as connection slots. Its other errors (a wrong
-        // password, an unknown database) persist however long the service waits.
-        let refused = sqlstate(&error).is_some_and(|code| code != "57P03" && !code.starts_with("53"));
-        if refused {
-            return Err(ConnectError::Refused { address, source: error });
+        // 57P03: the server is starting. 53: it lacks resources, such as connection slots. Waiting does not resolve its
+        // other errors, such as a wrong password.
+        let is_rejection = sqlstate(&error).is_some_and(|code| code != "57P03" && !code.starts_with("53"));
+        if is_rejection {
+            return Err(ConnectError::Rejected { address, source: error });
         }
         if started.elapsed() + pause >= wait {
             return Err(ConnectError::Unreachable { address, waited: wait, source: error });

@@ -18,11 +18,11 @@ use super::{
     DatabaseUrl, SchemaState, Unavailable, connection,
     pool::{self, Pool},
     schema::schema_state,
-    url::examine,
+    url::require_writable_primary,
 };
 
 /// Pause between two checks.
-const INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Timeout of one check.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const LATE_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// such as `default_transaction_read_only`, or reaches another host with the same name.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// Time for a new connection before the database counts as unreachable. The attempt itself continues.
+/// Time after which the database counts as unreachable while a new connection is being opened. The attempt continues.
 const RECONNECT_TIME: Duration = Duration::from_millis(500);
 
 /// The latest state of the database.
@@ -76,7 +76,7 @@ impl Monitor {
     }
 }
 
-/// The dedicated connection.
+/// The monitor's own connection.
 struct DedicatedConnection {
     connection: PgConnection,
     opened: Instant,
@@ -85,70 +85,70 @@ struct DedicatedConnection {
 async fn watch_database(pool: Pool, migrations: &'static Migrator, states: watch::Sender<State>) {
     let mut dedicated = None;
     while !pool.is_closed() {
-        let (kept, state) = look(&pool, migrations, dedicated, &states).await;
-        dedicated = kept;
-        let known = states.borrow().unavailable;
-        report_change(known, state.unavailable);
+        let (next, state) = check_once(&pool, migrations, dedicated, &states).await;
+        dedicated = next;
+        let previous = states.borrow().unavailable;
+        report_change(previous, state.unavailable);
         states.send_replace(state);
-        sleep(INTERVAL).await;
+        sleep(CHECK_INTERVAL).await;
     }
 }
 
-fn report_change(known: Option<Unavailable>, unavailable: Option<Unavailable>) {
+fn report_change(previous: Option<Unavailable>, unavailable: Option<Unavailable>) {
     match unavailable {
-        Some(reason) if known != unavailable => {
+        Some(reason) if previous != unavailable => {
             tracing::warn!(reason = reason.as_str(), "database unavailable");
         }
-        None if known.is_some() => tracing::info!("database available again"),
+        None if previous.is_some() => tracing::info!("database available again"),
         _ => {}
     }
 }
 
 /// Checks the database once. Returns the connection for the next check.
-async fn look(
+async fn check_once(
     pool: &Pool,
     migrations: &Migrator,
     dedicated: Option<DedicatedConnection>,
     states: &watch::Sender<State>,
 ) -> (Option<DedicatedConnection>, State) {
-    let url = &pool.manager().url.clone().of_monitor();
+    let url = &pool.manager().url.clone().for_monitor();
     let Some(mut dedicated) = dedicated else { return reconnect(url, migrations, states).await };
-    let mut examined = Box::pin(examine(&mut dedicated.connection));
-    let response = match timeout(RESPONSE_TIMEOUT, &mut examined).await {
+    let mut check = Box::pin(require_writable_primary(&mut dedicated.connection));
+    let response = match timeout(RESPONSE_TIMEOUT, &mut check).await {
         Ok(response) => response,
         Err(_elapsed) => {
             let reconnected = tokio::select! {
                 biased;
-                response = &mut examined => Err(response),
+                response = &mut check => Err(response),
                 reconnected = reconnect(url, migrations, states) => Ok(reconnected),
             };
             match reconnected {
                 Err(late) => late,
-                // Kept, so that the other lost connections are closed once a new one can be opened.
+                // Kept, so that the open connections are retired if a new one responds later, but this one does not.
                 Ok((None, state)) => {
-                    drop(examined);
+                    drop(check);
                     return (Some(dedicated), state);
                 }
-                // An overloaded server responds to the earlier statement first. A lost server never does.
-                Ok(reconnected) => match timeout(LATE_RESPONSE_TIMEOUT, &mut examined).await {
+                // An overloaded server responds to the earlier statement soon, a lost server never.
+                Ok(reconnected) => match timeout(LATE_RESPONSE_TIMEOUT, &mut check).await {
                     Ok(late) => late,
                     Err(_elapsed) => {
                         tracing::warn!("an open database connection no longer responds, but a new one does");
                         retire(pool).await;
-                        connection::give_up_lost_peers();
+                        connection::end_statements_of_lost_server();
                         return reconnected;
                     }
                 },
             }
         }
     };
-    drop(examined);
+    drop(check);
     match response {
-        Ok(()) if dedicated.opened.elapsed() < MAX_AGE => inspect(dedicated, migrations).await,
-        Ok(()) => renew(pool, migrations, dedicated).await,
+        Ok(()) if dedicated.opened.elapsed() < MAX_AGE => read_schema(dedicated, migrations).await,
+        Ok(()) => replace_connection(pool, migrations, dedicated).await,
         Err(error) => {
-            // The server of the open connections is not writable, or has closed this connection. After they are
-            // retired, new connections go to the first host that is a writable primary.
+            // The server of the open connections is not writable, or has closed this connection. After the retirement,
+            // new connections go to the first host that is a writable primary.
             drop(dedicated);
             retire(pool).await;
             let (reconnected, state) = reconnect(url, migrations, states).await;
@@ -180,9 +180,9 @@ async fn reconnect(
         Err(_elapsed) => {
             let unreachable = State { unavailable: Some(Unavailable::Unreachable), schema: None };
             // An earlier reason is kept, because it is more specific.
-            let known = states.borrow().unavailable;
-            if known.is_none() {
-                report_change(known, unreachable.unavailable);
+            let previous = states.borrow().unavailable;
+            if previous.is_none() {
+                report_change(previous, unreachable.unavailable);
                 states.send_replace(unreachable);
             }
             connecting.await
@@ -190,7 +190,7 @@ async fn reconnect(
     };
     match connected {
         Ok(connection) => {
-            inspect(DedicatedConnection { connection, opened: Instant::now() }, migrations).await
+            read_schema(DedicatedConnection { connection, opened: Instant::now() }, migrations).await
         }
         Err(error) => (None, State { unavailable: Some(Unavailable::of(&error)), schema: None }),
     }
@@ -198,27 +198,27 @@ async fn reconnect(
 
 /// Replaces a working connection with a new one. If no new one can be opened, the old one is kept and still counts as
 /// available, unless the database is no longer writable.
-async fn renew(
+async fn replace_connection(
     pool: &Pool,
     migrations: &Migrator,
     dedicated: DedicatedConnection,
 ) -> (Option<DedicatedConnection>, State) {
-    let url = pool.manager().url.clone().of_monitor();
+    let url = pool.manager().url.clone().for_monitor();
     let connecting = timeout(RESPONSE_TIMEOUT, url.connect());
     match connecting.await.unwrap_or_else(|_elapsed| Err(Unavailable::Unreachable.into())) {
         Ok(connection) => {
-            let _goodbye = timeout(RESPONSE_TIMEOUT, sqlx::Connection::close(dedicated.connection)).await;
-            inspect(DedicatedConnection { connection, opened: Instant::now() }, migrations).await
+            let _closed = timeout(RESPONSE_TIMEOUT, sqlx::Connection::close(dedicated.connection)).await;
+            read_schema(DedicatedConnection { connection, opened: Instant::now() }, migrations).await
         }
         Err(error) if is_demoted(&error) => {
             (Some(dedicated), State { unavailable: Some(Unavailable::of(&error)), schema: None })
         }
-        Err(_) => inspect(dedicated, migrations).await,
+        Err(_) => read_schema(dedicated, migrations).await,
     }
 }
 
 /// Reads the schema's state on a working connection.
-async fn inspect(
+async fn read_schema(
     mut dedicated: DedicatedConnection,
     migrations: &Migrator,
 ) -> (Option<DedicatedConnection>, State) {

@@ -13,18 +13,18 @@ use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleErro
 use sqlx::PgConnection;
 use tokio::{sync::Semaphore, time::sleep};
 
-use super::{DatabaseUrl, url::may_pass};
+use super::{DatabaseUrl, url::is_retryable};
 
-/// Maximum lifetime of a connection. After that time at the latest, the pool notices a load balancer in front of the
-/// database's replicas, or a changed address. The lifetime of each connection is randomly shortened by up to a
-/// quarter. So connections that were opened together after a restart are not closed together.
+/// Maximum lifetime of a connection. It limits how long the pool uses an old address, or one backend of a load
+/// balancer. Each lifetime is randomly shortened by up to a quarter, so that connections opened together are not closed
+/// together.
 const MAX_LIFETIME: Duration = Duration::from_mins(30);
 
 /// Time after which an idle connection is closed.
-const IDLE_TIME: Duration = Duration::from_mins(10);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Interval at which idle connections are closed.
-const LOOK_INTERVAL: Duration = Duration::from_mins(1);
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Maximum pause between two connection attempts.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
@@ -103,7 +103,7 @@ impl managed::Manager for Connector {
 
     async fn create(&self) -> Result<OpenConnection, sqlx::Error> {
         let _permit = self.opening.acquire().await.map_err(|_closed| sqlx::Error::PoolClosed)?;
-        // Read first, so that a connection that was being opened during the retirement is retired, too.
+        // Read before connecting, so that a retirement also covers a connection that is being opened.
         let generation = GENERATION.load(Ordering::Relaxed);
         // Boxed, because it is large and rare, and would be part of every future that needs a connection.
         let connection = Box::pin(self.url.connect()).await?;
@@ -121,37 +121,37 @@ impl managed::Manager for Connector {
     }
 }
 
-/// Creates an empty pool. The caller uses at most `max_connections`, and as many again may be in the process of being
-/// returned.
+/// Creates an empty pool. The caller uses at most `max_connections`. As many again may be in the pings that precede
+/// their return.
 ///
 /// The most recently returned connection is reused first. Its caches are warm, and connections that are not needed
 /// become idle.
-#[expect(clippy::expect_used, reason = "it fails only where timeouts are set and no runtime that keeps them")]
+#[expect(clippy::expect_used, reason = "fails only if timeouts are set without a runtime")]
 pub(super) fn new(url: DatabaseUrl, max_connections: usize) -> Pool {
     let max_size = max_connections * RETURNING_FACTOR;
     let connector = Connector { url, opening: Semaphore::new(MAX_OPENING) };
     let builder = Pool::builder(connector).max_size(max_size).queue_mode(QueueMode::Lifo);
     let pool = builder.build().expect("no timeouts are set");
-    tokio::spawn(close_unneeded(pool.weak()));
+    tokio::spawn(close_idle_periodically(pool.weak()));
     pool
 }
 
 /// Closes idle connections until the pool is dropped or closed.
-async fn close_unneeded(pool: managed::WeakPool<Connector>) {
+async fn close_idle_periodically(pool: managed::WeakPool<Connector>) {
     loop {
-        sleep(LOOK_INTERVAL).await;
+        sleep(IDLE_CHECK_INTERVAL).await;
         let Some(pool) = pool.upgrade().filter(|pool| !pool.is_closed()) else { return };
-        close_idle(&pool, |metrics| metrics.last_used() >= IDLE_TIME).await;
+        close_idle(&pool, |metrics| metrics.last_used() >= IDLE_TIMEOUT).await;
     }
 }
 
-/// Closes the idle connections that are retired or `unneeded`.
-pub(super) async fn close_idle(pool: &Pool, unneeded: impl Fn(&Metrics) -> bool) {
+/// Closes the idle connections that are retired or unneeded.
+pub(super) async fn close_idle(pool: &Pool, is_unneeded: impl Fn(&Metrics) -> bool) {
     let unneeded =
-        pool.retain(|connection, metrics| connection.is_current(&metrics) && !unneeded(&metrics)).removed;
+        pool.retain(|connection, metrics| connection.is_current(&metrics) && !is_unneeded(&metrics)).removed;
     for OpenConnection { connection, .. } in unneeded {
-        // The server is notified, but the outcome does not matter.
-        let _goodbye = tokio::time::timeout(LOOK_INTERVAL, sqlx::Connection::close(connection)).await;
+        // Closing notifies the server. An error does not matter.
+        let _closed = tokio::time::timeout(IDLE_CHECK_INTERVAL, sqlx::Connection::close(connection)).await;
     }
 }
 
@@ -161,7 +161,7 @@ pub(super) async fn get(pool: Pool) -> Result<PooledConnection, sqlx::Error> {
     loop {
         match pool.get().await {
             Ok(connection) => return Ok(connection),
-            Err(PoolError::Backend(error)) if may_pass(&error) => {
+            Err(PoolError::Backend(error)) if is_retryable(&error) => {
                 sleep(pause).await;
                 pause = (pause * 2).min(MAX_PAUSE);
             }
@@ -187,7 +187,8 @@ mod tests {
         assert!(*longest > *shortest + Duration::from_mins(1), "{shortest:?} to {longest:?}");
     }
 
-    /// Runs a server that closes its connections once no other one arrives. Returns the highest number of open ones.
+    /// Accepts connections, and closes them when no further one arrives. Returns the highest number of open
+    /// connections.
     async fn count_concurrent(listener: TcpListener, expected: usize) -> usize {
         let (mut open, mut accepted, mut highest) = (Vec::new(), 0, 0);
         while accepted < expected {

@@ -1,6 +1,6 @@
 //! The requirements on a database, which `migrate` checks before its first change.
 //!
-//! A database that fails in the middle of its migrations must be repaired by hand. Each unmet requirement is one
+//! If the migrations failed halfway, an operator would have to repair the database. Each unmet requirement is one
 //! sentence, and all of them are reported at once.
 use sqlx::PgConnection;
 
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn each_requirement_is_one_sentence_that_names_what_is_wrong() {
+    fn each_unmet_requirement_is_named_in_one_sentence() {
         assert_eq!(sufficient().unmet("app"), Vec::<String>::new());
         for (facts, named) in [
             (Facts { version: 14, ..sufficient() }, "PostgreSQL 14"),

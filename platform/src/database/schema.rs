@@ -3,7 +3,7 @@ use std::cmp::Ordering;
 
 use sqlx::{PgConnection, migrate::Migrator};
 
-use super::{Database, connection::answered};
+use super::{Database, connection::await_response};
 
 /// The state of a database's schema, compared with the migrations of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum SchemaState {
     Current,
     /// Migrations are missing.
     Older,
-    /// The schema has migrations that are missing in the service, because a newer release is being rolled out.
+    /// The schema has migrations that are unknown to the service, because a newer release is being rolled out.
     Newer,
 }
 
@@ -43,8 +43,8 @@ pub(super) async fn schema_state(
     migrations: &Migrator,
 ) -> Result<SchemaState, sqlx::Error> {
     let statement = sqlx::query_scalar("select max(version) from _sqlx_migrations where success");
-    // Not instrumented, because the statement runs every second, and each would be a trace.
-    let applied: Result<Option<i64>, _> = answered(statement.fetch_one(connection)).await;
+    // Not instrumented, because the statement runs every second, and each run would be a trace.
+    let applied: Result<Option<i64>, _> = await_response(statement.fetch_one(connection)).await;
     let applied = match applied {
         // 42P01: the table of migrations does not exist yet; 42501: the role may not read it yet.
         Err(sqlx::Error::Database(error))

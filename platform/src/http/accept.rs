@@ -28,9 +28,9 @@ fn accepts_json(headers: &HeaderMap) -> bool {
 fn range_covers_json(range: &str) -> bool {
     let mut parts = range.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
-    let unwanted =
+    let is_excluded =
         parts.any(|parameter| parameter.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0_f32)));
-    !unwanted
+    !is_excluded
         && matches!(
             media_type.as_str(),
             "*/*" | "application/*" | "application/json" | "application/problem+json"

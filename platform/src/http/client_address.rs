@@ -146,8 +146,9 @@ fn listed_elements(line: &str) -> Vec<Hop> {
     line.split(',').map(|element| Hop { address: node(element.trim()), is_https: false }).collect()
 }
 
-/// Parses the `for` and `proto` parameters of each element of one `Forwarded` line. A malformed line counts as one element without
-/// an address, because an unclosed quote from the client would hide the element that the proxy appended.
+/// Parses the `for` and `proto` parameters of each element of one `Forwarded` line. A malformed line counts as one
+/// element without an address, because an unclosed quote from the client would hide the element that the proxy
+/// appended.
 fn forwarded_elements(line: &str) -> Vec<Hop> {
     parse_forwarded(line).unwrap_or_else(|| vec![Hop::default()])
 }
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_is_read_as_rfc_7239_has_it() {
+    fn forwarded_is_parsed_as_rfc_7239_specifies() {
         for (line, expected) in [
             ("for=192.0.2.1", "192.0.2.1"),
             ("For=192.0.2.1;proto=https;by=10.0.0.1", "192.0.2.1"),
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn several_lines_are_one_list() {
+    fn several_header_lines_are_one_list() {
         let lines = [("x-forwarded-for", "198.51.100.66, 192.0.2.1"), ("x-forwarded-for", "10.0.0.2")];
         assert_eq!(client(PROXY, &lines), "192.0.2.1");
         let lines = [("forwarded", "for=\"left open"), ("forwarded", "for=192.0.2.1")];
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_peer_is_itself_in_either_spelling() {
+    fn an_ipv4_mapped_peer_counts_as_ipv4() {
         assert_eq!(client("::ffff:10.0.0.1", &[("x-forwarded-for", "192.0.2.1")]), "192.0.2.1");
         assert_eq!(client("::ffff:203.0.113.9", &[]), "203.0.113.9");
         let networks = ["::ffff:10.0.0.0/104".parse().unwrap()];
@@ -404,12 +405,12 @@ mod tests {
     fn untrusted() -> impl Strategy<Value = IpAddr> {
         any::<IpAddr>()
             .prop_map(|address| address.to_canonical())
-            .prop_filter("a proxy's", |address| !proxies("forwarded").contain(*address))
+            .prop_filter("address of a proxy", |address| !proxies("forwarded").contain(*address))
     }
 
     proptest! {
         #[test]
-        fn the_entry_of_the_proxy_wins(
+        fn the_address_that_the_proxy_wrote_is_used(
             forged in "[ -~]{0,60}", address in untrusted(), name in prop_oneof![Just("forwarded"), Just("x-forwarded-for")],
         ) {
             let written = match (name, address) {
@@ -427,7 +428,7 @@ mod tests {
         }
 
         #[test]
-        fn an_address_that_is_written_is_read(address in any::<IpAddr>(), port in any::<u16>()) {
+        fn formatted_addresses_are_parsed(address in any::<IpAddr>(), port in any::<u16>()) {
             let with_port = SocketAddr::from((address, port)).to_string();
             prop_assert_eq!(node(&with_port), Some(address.to_canonical()));
             prop_assert_eq!(node(&address.to_string()), Some(address.to_canonical()));

@@ -162,8 +162,8 @@ impl TryFrom<String> for Identifier {
     type Error = NotAnIdentifier;
 
     fn try_from(text: String) -> Result<Self, NotAnIdentifier> {
-        let of_a_name = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
-        let is_name = (1..=63).contains(&text.len()) && text.bytes().all(of_a_name);
+        let is_name_byte = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        let is_name = (1..=63).contains(&text.len()) && text.bytes().all(is_name_byte);
         if is_name { Ok(Self(text)) } else { Err(NotAnIdentifier) }
     }
 }

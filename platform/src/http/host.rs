@@ -37,14 +37,14 @@ fn is_host(value: &HeaderValue) -> bool {
         Some(None) => return false,
         None => {
             let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
-            (name.bytes().all(is_of_a_name), rest)
+            (name.bytes().all(is_name_byte), rest)
         }
     };
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     host_is_valid && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
-fn is_of_a_name(byte: u8) -> bool {
+fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte)
 }
 

@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use super::{
     extract::{Validate, decode, parse_json, read_body},
-    problem::{KEY_REUSED, MISSING_IDEMPOTENCY_KEY, Problem, UNDER_WAY},
+    problem::{IN_PROGRESS, KEY_REUSED, MISSING_IDEMPOTENCY_KEY, Problem},
 };
 use crate::database::{Database, instrument_query};
 
@@ -44,9 +44,8 @@ const KEY_RETENTION: Duration = Duration::from_hours(24);
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// The regular expression of the header's value, for the `OpenAPI` document. [`Self::parse`] accepts the same texts:
-    /// a text that does not begin with a quote, a text in quotes, and a text that begins with a quote but does not end
-    /// with one.
+    /// The regular expression of the header's value, for the `OpenAPI` document. [`Self::parse`] accepts the same
+    /// texts: without a leading quote, in quotes, or with a leading quote only.
     const PATTERN: &str = r#"^([!#-~][!-~]{0,254}|"[!-~]{1,255}"|"([!-~]{0,253}[!#-~])?)$"#;
 
     pub fn as_str(&self) -> &str {
@@ -186,7 +185,7 @@ pub struct Previous {
     /// The id of the resource that the earlier request created.
     pub resource_id: Uuid,
     /// The stored response. `None` if the resource is not settled yet and the first caller is no longer waiting. Then
-    /// the response is the current state.
+    /// the caller receives the current state.
     pub response: Option<StoredResponse>,
 }
 
@@ -212,7 +211,7 @@ impl From<KeyError> for Problem {
         match error {
             KeyError::Reused => Self::new(KEY_REUSED),
             KeyError::InFlight { retry_after_seconds } => {
-                Self::new(UNDER_WAY).retry_after(retry_after_seconds)
+                Self::new(IN_PROGRESS).retry_after(retry_after_seconds)
             }
             KeyError::Database(error) => error.into(),
         }
@@ -274,8 +273,8 @@ pub enum Change {
 /// key.
 ///
 /// `change` claims the key in the transaction that makes the change. So the key is looked up only after a rejection. A
-/// replay is still sent before any check rejects the request, even if its body is invalid. `location` returns the
-/// path of the created resource.
+/// replay is still sent if a check rejects the request, even if its body is invalid. `location` returns the path of the
+/// created resource.
 ///
 /// # Errors
 /// The rejection, if no earlier request has a response. 422 if the key belongs to another request.
@@ -317,8 +316,8 @@ pub async fn claim_event(
     instrument_query("idempotency_keys.insert", statement.fetch_one(connection)).await
 }
 
-/// Stores the response for the key that created `resource_id`, and records the audit event of the settlement, within the
-/// transaction that settles the resource. Both are one statement, to save a round trip.
+/// Stores the response for the key that created `resource_id`, and records the audit event of the settlement, within
+/// the transaction that settles the resource. Both are one statement, to save a round trip.
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,
@@ -376,8 +375,8 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         .rows_affected())
 }
 
-/// Extends the keys that expired after `lost_since`, by the time since then. After a restore of the database, a client
-/// may still retry a request whose key was valid at the time to which the database was set back. Returns their number.
+/// Extends keys that expired after `lost_since` by the time since then, and returns their number. After a restore of
+/// the database, a client may still retry a request whose key was valid at the restored time.
 ///
 /// # Errors
 /// The statement failed.
@@ -464,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn enclosing_quotes_are_no_part_of_a_key() {
+    fn enclosing_quotes_are_not_part_of_a_key() {
         for (text, key) in [("a", "a"), ("\"a\"", "a"), ("\"", "\""), ("\"a", "\"a"), ("a\"", "a\"")] {
             assert_eq!(IdempotencyKey::parse(text).unwrap().as_str(), key);
         }
@@ -480,12 +479,13 @@ mod tests {
     #[test]
     fn a_fingerprint_ignores_the_formatting_of_the_body() {
         let original = r#"{"items":[{"id":"01900000-0000-7000-8000-000000000001","quantity":2}]}"#;
-        let otherwise = r#"{ "items": [ { "quantity": 2, "id": "01900000-0000-7000-8000-000000000001" } ] }"#;
-        let asked = fingerprint("POST", "/v1/things", original);
-        assert_eq!(fingerprint("POST", "/v1/things", otherwise), asked);
-        assert_ne!(fingerprint("POST", "/v1/things", &original.replace('2', "3")), asked);
-        assert_ne!(fingerprint("POST", "/v1/thing", original), asked);
-        assert_ne!(fingerprint("PUT", "/v1/things", original), asked);
-        assert_ne!(fingerprint("POST", "/v1/things", &original.replace("quantity", "number")), asked);
+        let reformatted =
+            r#"{ "items": [ { "quantity": 2, "id": "01900000-0000-7000-8000-000000000001" } ] }"#;
+        let expected = fingerprint("POST", "/v1/things", original);
+        assert_eq!(fingerprint("POST", "/v1/things", reformatted), expected);
+        assert_ne!(fingerprint("POST", "/v1/things", &original.replace('2', "3")), expected);
+        assert_ne!(fingerprint("POST", "/v1/thing", original), expected);
+        assert_ne!(fingerprint("PUT", "/v1/things", original), expected);
+        assert_ne!(fingerprint("POST", "/v1/things", &original.replace("quantity", "number")), expected);
     }
 }

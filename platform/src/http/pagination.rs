@@ -1,7 +1,7 @@
 //! Keyset pagination of lists: a page starts after the last id of the previous page.
 //!
-//! Compared with an offset, every page has the same cost, and rows added meanwhile cause no skipped or repeated rows.
-//! The cursor is opaque, so its content can change.
+//! Compared with an offset, every page has the same cost, and rows added between two requests cause no skipped or
+//! repeated rows. The cursor is opaque, so its content can change.
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_begins_after_the_last_row_of_the_one_before() {
+    fn a_page_starts_after_the_last_row_of_the_previous_page() {
         let rows: Vec<_> = (1..=3).map(Uuid::from_u128).collect();
         let first = PageQuery::new(Some(2), None).parse::<Uuid>().unwrap();
         let page = first.page(rows.clone(), |id| *id);
@@ -135,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_is_read_as_it_was_written(micros in -60_000_000_000_000_000..250_000_000_000_000_000_i64, id: u128) {
+        fn decoding_a_cursor_returns_its_key(micros in -60_000_000_000_000_000..250_000_000_000_000_000_i64, id: u128) {
             let (time, id) = (DateTime::from_timestamp_micros(micros).unwrap(), Uuid::from_u128(id));
             prop_assert_eq!(Uuid::read(&id.write()), Some(id));
             prop_assert_eq!(<(DateTime<Utc>, Uuid)>::read(&(time, id).write()), Some((time, id)));

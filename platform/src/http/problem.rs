@@ -68,7 +68,7 @@ crate::problem_kinds! {
     /// The current state of the resource does not allow this operation. Read the resource again, then decide.
     CONFLICT = CONFLICT "conflict" "Conflict with the current state";
     /// The first request with this key is still in progress. Retry with the same key after `Retry-After` seconds.
-    UNDER_WAY = CONFLICT "request-under-way" "Request in progress";
+    IN_PROGRESS = CONFLICT "request-under-way" "Request in progress";
     /// The body exceeds the maximum size.
     BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "Body too large";
     /// The body must be `application/json`.
@@ -167,8 +167,8 @@ impl Problem {
         Self::new(NOT_FOUND)
     }
 
-    /// Returns 404 for a record that does not exist or belongs to another user. The caller can distinguish the two
-    /// neither by the response nor by its timing, because both are audited as a denial.
+    /// Returns 404 for a record that does not exist or belongs to another user. Response and timing are the same in
+    /// both cases, because both are audited as a denial.
     pub fn not_found_or_not_owned(resource: &'static str, id: Uuid) -> Self {
         Self::not_found().denied(Denial { reason: "not_owner", resource, record_id: Some(id) })
     }

@@ -55,8 +55,8 @@ pub fn expect(method: &Method, route: &str, success: StatusCode) {
     initialize();
 }
 
-/// Records a request. This middleware is inside only the one that finds the client's address, and outside all others.
-/// It is added by `Router::layer`, so the route is already matched.
+/// Records a request. Only the middleware that finds the client's address runs before this one. It is added by
+/// `Router::layer`, so the route is already matched.
 pub async fn record_request(request: Request, next: Next) -> Response {
     let exchange = Exchange::begin(&request);
     let (span, context) = (exchange.span.clone(), exchange.context.clone());
@@ -103,11 +103,11 @@ impl Exchange {
         exchange
     }
 
-    /// Opens the span with the stable OpenTelemetry semantic conventions for HTTP servers. Fields that are declared
-    /// empty are recorded at the end of the request.
+    /// Opens a span with the attributes of the stable OpenTelemetry semantic conventions for HTTP servers. Fields that
+    /// are declared empty are recorded when the request ends.
     ///
-    /// `url.query` is left out. Clients put tokens and personal data into queries by mistake, also as names without a
-    /// value, and trace stores have neither the access rules nor the retention of the audit log.
+    /// `url.query` is left out, because clients put tokens and personal data into queries by mistake, also as names
+    /// without a value. Trace stores have neither the access rules nor the retention of the audit log.
     fn open_span(&self, request: &Request, scheme: &'static str) -> Span {
         let server = server(request);
         let route = self.route.as_ref().map(MatchedPath::as_str);
@@ -272,10 +272,10 @@ mod tests {
 
     fn app() -> Router {
         let id = async || correlation::current_id().to_string();
-        let gives_up = async || std::future::pending::<()>().await;
+        let never = async || std::future::pending::<()>().await;
         Router::new()
             .route("/observed/{id}", get(id))
-            .route("/never", get(gives_up))
+            .route("/never", get(never))
             .layer(middleware::from_fn(record_request))
     }
 

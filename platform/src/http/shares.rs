@@ -25,39 +25,39 @@ type ShareCounts = Arc<Mutex<HashMap<IpAddr, usize>>>;
 /// Per-network counters with a common maximum. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shares {
-    held: ShareCounts,
+    counts: ShareCounts,
     max: usize,
 }
 
 /// One slot of a network's share. Dropping it frees the slot.
 #[derive(Debug)]
-#[must_use = "the share is returned when this is dropped"]
+#[must_use = "the slot is freed when this is dropped"]
 pub struct Share {
-    held: ShareCounts,
+    counts: ShareCounts,
     network: IpAddr,
 }
 
 impl Shares {
     /// Allows each network to hold `max` slots at once. 0 disables the limit.
     pub fn new(max: usize) -> Self {
-        Self { held: ShareCounts::default(), max: if max == 0 { usize::MAX } else { max } }
+        Self { counts: ShareCounts::default(), max: if max == 0 { usize::MAX } else { max } }
     }
 
     /// Takes a slot for a [network](ClientAddress::network). Returns `None` if the network's share is used up.
     pub fn take(&self, network: IpAddr) -> Option<Share> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = held.entry(network).or_default();
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(network).or_default();
         (*count < self.max).then(|| {
             *count += 1;
-            Share { held: Arc::clone(&self.held), network }
+            Share { counts: Arc::clone(&self.counts), network }
         })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut count) = held.entry(self.network) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = counts.entry(self.network) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
@@ -74,7 +74,7 @@ pub async fn limit_in_flight_by_address(
     next: Next,
 ) -> Response {
     match shares.take(client.network()) {
-        Some(_while_it_runs) => next.run(request).await,
+        Some(_share) => next.run(request).await,
         None => Problem::new(problem::TOO_MANY_REQUESTS).retry_after(1).into_response(),
     }
 }
@@ -99,13 +99,13 @@ mod tests {
     fn only_networks_with_requests_are_stored() {
         let shares = Shares::new(1);
         let held: Vec<_> = (0..100).map(|last| shares.take([192, 0, 2, last].into())).collect();
-        assert_eq!(shares.held.lock().unwrap().len(), 100);
+        assert_eq!(shares.counts.lock().unwrap().len(), 100);
         drop(held);
-        assert_eq!(shares.held.lock().unwrap().len(), 0);
+        assert_eq!(shares.counts.lock().unwrap().len(), 0);
     }
 
     #[test]
-    fn zero_is_no_bound() {
+    fn zero_disables_the_share_limit() {
         let shares = Shares::new(0);
         let held: Vec<_> = (0..1000).map(|_| shares.take([192, 0, 2, 1].into())).collect();
         assert!(held.iter().all(Option::is_some));

@@ -46,8 +46,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_of_a_request_has_a_year_of_four_digits() {
-        for (text, taken) in [
+    fn times_in_requests_have_four_digit_years() {
+        for (text, accepted) in [
             ("0000-01-01T00:00:00Z", true),
             ("9999-12-31T23:59:59.999999Z", true),
             ("-0001-12-31T23:59:59Z", false),
@@ -58,7 +58,7 @@ mod tests {
             ("9999-12-31T23:59:59-01:00", false),
             ("0000-01-01T00:00:00+01:00", false),
         ] {
-            assert_eq!(serde_json::from_value::<Timestamp>(json!(text)).is_ok(), taken, "{text}");
+            assert_eq!(serde_json::from_value::<Timestamp>(json!(text)).is_ok(), accepted, "{text}");
         }
     }
 }

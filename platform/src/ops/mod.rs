@@ -35,7 +35,7 @@ use super::{
 /// Returns the routes of this listener.
 pub fn router(health: Health, log_level: LogLevel) -> Router {
     Router::new()
-        .route("/healthz", get(alive))
+        .route("/healthz", get(liveness))
         .route("/readyz", get(ready))
         .route("/health", get(report))
         .with_state(health)
@@ -46,12 +46,12 @@ pub fn router(health: Health, log_level: LogLevel) -> Router {
         .layer(from_fn(require_host))
         .layer(CatchPanicLayer::custom(problem::from_panic))
         .layer(MapResponseLayer::new(limits::security_headers::<Body>))
-        // Outermost, so that panics and rejections have a context too.
-        .layer(from_fn(accompany))
+        // Outermost, so that panics and rejections have a context, too.
+        .layer(from_fn(add_context))
 }
 
-/// Returns that the process is alive, without checking any dependency.
-async fn alive() -> Json<Value> {
+/// Responds with 200, without checking any dependency.
+async fn liveness() -> Json<Value> {
     let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
     Json(json!({ "status": "ok", "timestamp": timestamp }))
 }
@@ -72,9 +72,9 @@ async fn scrape(headers: HeaderMap) -> Result<Response, Problem> {
     Ok(([(header::CONTENT_TYPE, media_type)], text).into_response())
 }
 
-/// Gives each request a context, as on the API listener, and logs it below the default level, because probes and
+/// Runs each request in a context, as the API listener does. Logs it below the default level, because probes and
 /// scrapes arrive every few seconds. These requests are in no metric and no trace.
-async fn accompany(request: Request, next: Next) -> Response {
+async fn add_context(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let sent = request.headers().get(CORRELATION_HEADER).and_then(|value| value.to_str().ok());
     let id = sent.and_then(CorrelationId::parse).unwrap_or_else(CorrelationId::generate);
@@ -82,14 +82,14 @@ async fn accompany(request: Request, next: Next) -> Response {
     let address = peer.map(|ConnectInfo(peer)| peer.ip().to_canonical());
     let context = Context::for_request(id.clone(), request.uri().path(), address);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let answered = async {
+    let handled = async {
         let response = next.run(request).await;
         let status = response.status().as_u16();
         let duration_ms = logs::milliseconds(started.elapsed());
         tracing::debug!(target: "access", %method, path, status, duration_ms, "request");
         response
     };
-    let mut response = context.scope(answered).await;
+    let mut response = context.scope(handled).await;
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(CORRELATION_HEADER, id);
     }
@@ -107,12 +107,12 @@ mod tests {
     use super::{health::CheckError, *};
     use crate::{build_info::BuildInfo, settings::Environment, telemetry::logs::reloadable};
 
-    async fn ask(method: Method, path: &str) -> (StatusCode, HeaderMap, String) {
+    async fn send(method: Method, path: &str) -> (StatusCode, HeaderMap, String) {
         let health = Health::builder(BuildInfo::current())
             .required("database", async || Err(CheckError("cannot be reached")))
             .section("pool", || panic!("a panic of the test"))
             .build();
-        let (_kept, filter) = reloadable(Environment::Production, None).unwrap();
+        let (_layer, filter) = reloadable(Environment::Production, None).unwrap();
         let router = router(health, LogLevel::new(filter, ([127, 0, 0, 1], 9000).into(), None, |_| {}));
         let request = Request::builder()
             .method(method)
@@ -128,7 +128,7 @@ mod tests {
 
     #[tokio::test]
     async fn healthz_reports_the_status_and_time() {
-        let (status, headers, body) = ask(Method::GET, "/healthz").await;
+        let (status, headers, body) = send(Method::GET, "/healthz").await;
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((status, &body["status"]), (StatusCode::OK, &json!("ok")));
         assert!(chrono::DateTime::parse_from_rfc3339(body["timestamp"].as_str().unwrap()).is_ok());
@@ -137,7 +137,7 @@ mod tests {
 
     #[tokio::test]
     async fn readyz_names_the_failed_checks() {
-        let (status, headers, body) = ask(Method::GET, "/readyz").await;
+        let (status, headers, body) = send(Method::GET, "/readyz").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(headers["content-type"], "application/json");
         assert_eq!(
@@ -148,7 +148,7 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_text() {
-        let (status, headers, _) = ask(Method::GET, "/metrics").await;
+        let (status, headers, _) = send(Method::GET, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert_eq!(headers["content-type"], "text/plain; version=0.0.4");
     }
@@ -161,7 +161,7 @@ mod tests {
             (Method::DELETE, "/log-level", StatusCode::METHOD_NOT_ALLOWED),
             (Method::GET, "/health", StatusCode::INTERNAL_SERVER_ERROR),
         ] {
-            let (status, headers, body) = ask(method, path).await;
+            let (status, headers, body) = send(method, path).await;
             assert_eq!(status, expected, "{path}");
             let body: Value = serde_json::from_str(&body).unwrap();
             assert_eq!((&body["instance"], &body["correlation_id"]), (&json!(path), &json!("probe-7")));
@@ -169,7 +169,7 @@ mod tests {
             assert_eq!(headers["content-type"], problem::MEDIA_TYPE, "{path}");
             assert_eq!(status == StatusCode::METHOD_NOT_ALLOWED, headers.contains_key("allow"), "{path}");
         }
-        let (_, headers, _) = ask(Method::DELETE, "/log-level").await;
+        let (_, headers, _) = send(Method::DELETE, "/log-level").await;
         assert_eq!(headers["allow"], "GET,HEAD,PUT");
     }
 }

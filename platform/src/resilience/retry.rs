@@ -48,12 +48,12 @@ pub struct Budget {
 }
 
 /// The cost of one retry in hundredths. Each call earns as many hundredths as the budget has percent.
-const RETRY: u32 = 100;
+const RETRY_COST: u32 = 100;
 
 impl Budget {
     /// Allows retries for `percent` of 100 calls, and `reserve` retries at once after a time without retries.
     pub const fn new(percent: u32, reserve: u32) -> Self {
-        let capacity = reserve.saturating_mul(RETRY);
+        let capacity = reserve.saturating_mul(RETRY_COST);
         Self { percent, capacity, balance: AtomicU32::new(capacity) }
     }
 
@@ -65,7 +65,7 @@ impl Budget {
 
     /// Spends one retry. Returns `false` if none is left.
     pub fn spend(&self) -> bool {
-        let spent = |balance: u32| balance.checked_sub(RETRY);
+        let spent = |balance: u32| balance.checked_sub(RETRY_COST);
         self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent).is_ok()
     }
 }
@@ -125,7 +125,7 @@ mod tests {
                 } else if budget.spend() {
                     retries += 1;
                 }
-                prop_assert!(retries * RETRY <= reserve * RETRY + first_attempts * percent);
+                prop_assert!(retries * RETRY_COST <= reserve * RETRY_COST + first_attempts * percent);
             }
         }
     }

@@ -7,8 +7,8 @@
 //! - the output of the command `config`
 //! - the check of the documents
 //!
-//! Settings are read once, at start, and **every** mistake is reported at once. Otherwise an operator who repairs a
-//! deployment would find the second mistake only after the first.
+//! Settings are read once, at start, and **every** mistake is reported at once. Otherwise an operator would find the
+//! second mistake only after correcting the first.
 //!
 //! The structs have no `Debug`, so that no secret can be printed by accident.
 mod process;

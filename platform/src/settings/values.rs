@@ -36,19 +36,20 @@ pub fn positive<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().ok().filter(|_| !is_zero).ok_or_else(|| "must be a whole number, 1 or more".into())
 }
 
-/// Maximum duration in seconds. It exceeds any sensible duration, and adding it to a time cannot overflow.
-const MAX_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
+/// Maximum number of seconds or milliseconds. It exceeds any sensible duration, and adding it to a time cannot
+/// overflow.
+const MAX_DURATION: u64 = 10 * 365 * 24 * 60 * 60;
 
 pub fn seconds(text: &str) -> Result<Duration, String> {
     match count(text)? {
-        long if long > MAX_SECONDS => Err("must be less than ten years".into()),
+        long if long > MAX_DURATION => Err("must be less than ten years".into()),
         seconds => Ok(Duration::from_secs(seconds)),
     }
 }
 
 pub fn milliseconds(text: &str) -> Result<Duration, String> {
     match positive::<std::num::NonZeroU64>(text)?.get() {
-        long if long > MAX_SECONDS => Err("must be less than four days".into()),
+        long if long > MAX_DURATION => Err("must be less than four days".into()),
         milliseconds => Ok(Duration::from_millis(milliseconds)),
     }
 }

@@ -1,8 +1,8 @@
 //! The context of the current work: the request or the worker's run, and the user.
 //!
-//! The context belongs to the task, not to a span. Log lines, audit events, problem bodies and outbound calls all
-//! read it, so none of them depends on the spans that the log level enables. Work that continues in another task
-//! takes the context along with [`Context::scope`].
+//! The context belongs to the task, not to a span. Log lines, audit events, problem bodies and outbound calls all read
+//! it, so none of them depends on the spans that the log level enables. Work that continues in another task gets the
+//! context by [`Context::scope`].
 use std::{
     fmt,
     net::IpAddr,
@@ -112,7 +112,7 @@ impl Context {
 
     /// Stores the user. Authentication calls this once.
     pub fn identify(&self, user: User) {
-        let _already_known = self.0.user.set(user);
+        let _already_set = self.0.user.set(user);
     }
 
     /// Runs `work` in this context.
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_correlation_id_is_short_and_plain() {
+    fn correlation_ids_are_short_and_need_no_escaping() {
         let longest = "x".repeat(128);
         for id in ["a", "order-7_B.2", &longest, CorrelationId::generate().as_str()] {
             assert_eq!(CorrelationId::parse(id).map(|id| id.to_string()).as_deref(), Some(id));

@@ -6,7 +6,7 @@ use opentelemetry::{
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// Returns the trace of the current span, if there is one.
+/// Returns the trace id of the current span, if there is one.
 pub fn current_trace_id() -> Option<TraceId> {
     current(SpanContext::trace_id)
 }

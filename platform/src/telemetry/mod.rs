@@ -1,8 +1,8 @@
 //! Logs, traces, metrics, and the correlation between them.
 //!
 //! [`init`] sets up everything once, before any other code runs. [`Telemetry::flush`] ends telemetry, after all other
-//! code. In between no handle is needed: code logs, opens spans and counts, and the task's context adds the request
-//! and the user.
+//! code. In between, code needs no handle to log, open spans and count. The task's context adds the request and the
+//! user.
 pub mod correlation;
 mod current_span;
 pub mod logs;
@@ -66,24 +66,24 @@ pub struct Telemetry {
 pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Result<Telemetry, InitError> {
     let runtime = Handle::try_current().map_err(|_| InitError::NoRuntime)?;
     let service = otlp::service_name(opentelemetry);
-    let (wanted, filter) =
+    let (configured, filter) =
         logs::reloadable(process.environment, logs.filter.as_deref()).map_err(InitError::Filter)?;
     let resource = otlp::resource(&service, process, opentelemetry);
     let spans = traces::provider(&resource, opentelemetry)?;
-    traces::propagate(opentelemetry);
+    traces::install_propagators(opentelemetry);
     let records = Records::start(&resource, opentelemetry)?;
     let (sinks, guards) = logs::open(logs, records.clone())?;
 
     // The log layer comes first, because the handle that changes its filter depends on the type below it. A combined
-    // filter has a level hint only if both of its halves have one. Without a hint, the filter would be evaluated for
+    // filter has a level hint only if both of its parts have one. Without a hint, the filter would be evaluated for
     // every `trace!`.
-    let events = dynamic_filter_fn(|metadata, _| may_be_told(metadata))
-        .with_callsite_filter(asked_each_time)
+    let events = dynamic_filter_fn(|metadata, _| may_be_logged(metadata))
+        .with_callsite_filter(callsite_interest)
         .with_max_level_hint(LevelFilter::TRACE);
-    // Audit log lines pass at `info`, whatever the filter is.
+    // Audit log lines pass at `info` with every filter.
     let audit =
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
-    let lines = Lines::new(&service, sinks, records.clone()).with_filter(events.and(wanted.or(audit)));
+    let lines = Lines::new(&service, sinks, records.clone()).with_filter(events.and(configured.or(audit)));
     let spans_layer = spans.as_ref().map(|provider| {
         // Each of these costs time in every span, and none adds information to the span's name.
         tracing_opentelemetry::layer()
@@ -106,10 +106,10 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
     Ok(Telemetry { filter, spans, records, lines: guards })
 }
 
-/// Returns whether metadata may become a log line, whatever the filter is. Spans never become lines, so their fields
-/// need not be stored for lines. At `trace`, libraries log the headers and values that they process, so no filter can
-/// enable that.
-fn may_be_told(metadata: &Metadata<'_>) -> bool {
+/// Returns whether the log filter may enable a log line for this metadata. Spans never become log lines, so their
+/// fields are not stored. At `trace`, libraries log the headers and values that they process, so no filter can enable
+/// those lines.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     let is_ours = ["app", "platform", "access", "audit"]
         .contains(&metadata.target().split("::").next().unwrap_or_default());
     metadata.is_event() && (*metadata.level() <= Level::DEBUG || is_ours)
@@ -117,16 +117,16 @@ fn may_be_told(metadata: &Metadata<'_>) -> bool {
 
 /// Returns the interest in an event: `sometimes`, never `always`, even for events that are always enabled. The reason
 /// is a bug in tracing-subscriber 0.3.23. After each statement, sqlx checks through the `log` crate whether an event
-/// would be logged. The result of such a check stays in the thread. The next event with interest `always` would use
-/// that result instead of its own, and be lost.
-fn asked_each_time(metadata: &Metadata<'_>) -> Interest {
-    if may_be_told(metadata) { Interest::sometimes() } else { Interest::never() }
+/// would be logged. The thread stores the result of such a check. The next event with interest `always` would use that
+/// result instead of its own, and be lost.
+fn callsite_interest(metadata: &Metadata<'_>) -> Interest {
+    if may_be_logged(metadata) { Interest::sometimes() } else { Interest::never() }
 }
 
 /// Returns whether metadata becomes a span or a span event: the service's spans, and warnings within them.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     let level = if metadata.is_span() { Level::INFO } else { Level::WARN };
-    *metadata.level() <= level && !otlp::is_of_export(metadata.target())
+    *metadata.level() <= level && !otlp::is_export_target(metadata.target())
 }
 
 impl Telemetry {
@@ -135,19 +135,19 @@ impl Telemetry {
         self.filter.clone()
     }
 
-    /// Exports the remaining spans and log records, and writes the remaining log lines, until `deadline` at most. Later lines are lost, so
-    /// this must be the last step.
+    /// Exports the remaining spans and log records, and writes the remaining log lines, until `deadline` at most. Later
+    /// lines are lost, so this must be the last step.
     ///
-    /// Both exports get the whole time, except what the writing threads need. Spans and records that the collector has
+    /// Both exports get the whole time, except that of the writing threads. Spans and records that the collector has
     /// not accepted by then are lost, counted and logged.
     pub async fn flush(self, deadline: Instant) {
         /// Maximum time of the writing threads.
-        const WRITING: Duration = Duration::from_millis(1_200);
+        const WRITE_TIMEOUT: Duration = Duration::from_millis(1_200);
         let Self { spans, records, lines, .. } = self;
-        // All of them block, and the gRPC clients meanwhile need the runtime's own threads.
+        // Exporting and writing block, while the gRPC clients need the runtime's own threads.
         let flushed = task::spawn_blocking(move || {
             let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = left.saturating_sub(WRITING).max(left / 2);
+            let timeout = left.saturating_sub(WRITE_TIMEOUT).max(left / 2);
             thread::scope(|scope| {
                 if let Some(records) = records {
                     scope.spawn(move || records.finish(timeout));
@@ -157,7 +157,7 @@ impl Telemetry {
                     let _lost = spans.shutdown_with_timeout(timeout);
                 }
             });
-            lines.finish(WRITING);
+            lines.finish(WRITE_TIMEOUT);
         });
         let _only_a_panic_fails = flushed.await;
     }

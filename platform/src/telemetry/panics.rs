@@ -65,13 +65,13 @@ mod tests {
         }
         let memory = Memory::default();
         let before = PANICS.get();
-        let usual = panic::take_hook();
+        let previous_hook = panic::take_hook();
         panic::set_hook(Box::new(report));
         let caught =
             tracing::subscriber::with_default(tracing_subscriber::registry().with(memory.clone()), || {
                 panic::catch_unwind(spills_the_tea)
             });
-        panic::set_hook(usual);
+        panic::set_hook(previous_hook);
         assert!(caught.is_err());
         // Other tests of this process may panic meanwhile, on threads of their own.
         assert!(PANICS.get() > before);

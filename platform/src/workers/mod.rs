@@ -3,7 +3,7 @@
 //! [`Workers`] run a unit of work at an interval, as long as the process runs. If a unit fails or panics, the failure
 //! is logged, and the worker tries again after a pause. Shutdown stops workers between two units.
 //!
-//! [`BackgroundTasks`] work is started by a request, and shutdown waits for it, too.
+//! [`BackgroundTasks`] are started by requests. Shutdown waits for them, too.
 mod tracked;
 
 use std::{
@@ -39,7 +39,7 @@ crate::metrics! {
 /// Backoff after failures. The first pauses are short, so that a worker with a long interval recovers quickly from a
 /// short failure. The longest pause is short, so that a worker with a short interval recovers quickly after an
 /// outage.
-const AFTER_FAILURE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+const FAILURE_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Minimum interval. An interval of zero would keep a core busy without work.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
@@ -61,7 +61,7 @@ pub struct Workers(Arc<Inner>);
 struct Inner {
     tasks: TaskTracker,
     stopping: CancellationToken,
-    cut: CancellationToken,
+    aborting: CancellationToken,
     workers: Mutex<Vec<Arc<Worker>>>,
 }
 
@@ -115,11 +115,11 @@ impl Workers {
         });
         worker.beat();
         self.workers().push(Arc::clone(&worker));
-        let (stopping, cut) = (self.0.stopping.clone(), self.0.cut.clone());
+        let (stopping, aborting) = (self.0.stopping.clone(), self.0.aborting.clone());
         self.0.tasks.spawn(async move {
             tokio::select! {
                 () = supervise(&worker, Arc::new(unit), &stopping) => worker.lock().ended = true,
-                () = cut.cancelled() => {}
+                () = aborting.cancelled() => {}
             }
         });
     }
@@ -144,11 +144,11 @@ impl Workers {
         if in_time {
             return Vec::new();
         }
-        let cut =
+        let aborted =
             self.workers().iter().filter(|worker| !worker.lock().ended).map(|worker| worker.name).collect();
-        self.0.cut.cancel();
+        self.0.aborting.cancel();
         self.0.tasks.wait().await;
-        cut
+        aborted
     }
 
     fn workers(&self) -> MutexGuard<'_, Vec<Arc<Worker>>> {
@@ -173,7 +173,7 @@ impl Worker {
     /// Counts a failure, and returns the pause before the next unit.
     fn failed(&self) -> Duration {
         let mut state = self.lock();
-        let pause = AFTER_FAILURE.pause(state.consecutive_failures);
+        let pause = FAILURE_BACKOFF.pause(state.consecutive_failures);
         state.consecutive_failures = state.consecutive_failures.saturating_add(1);
         pause
     }
@@ -224,10 +224,10 @@ where
         otel.status_code = field::Empty,
         worker = worker.name,
     );
-    let judged = async move {
+    let outcome = async move {
         // The unit runs in a separate task, so that a panic does not end the worker. The task is aborted if this
         // future is dropped.
-        let unit = AbortOnDropHandle::new(spawn_in_present_context(async move { unit().await }));
+        let unit = AbortOnDropHandle::new(spawn_in_current_context(async move { unit().await }));
         match unit.await {
             Ok(Ok(progress)) => Some(progress),
             Ok(Err(error)) => {
@@ -244,7 +244,7 @@ where
             None
         })
     };
-    context.scope(judged.instrument(span)).await
+    context.scope(outcome.instrument(span)).await
 }
 
 fn report_panic(worker: &'static str, ended: &JoinError) {
@@ -253,7 +253,7 @@ fn report_panic(worker: &'static str, ended: &JoinError) {
 }
 
 /// Runs `work` in a separate task, with the current correlation context and span.
-pub(super) fn spawn_in_present_context<F>(work: F) -> JoinHandle<F::Output>
+pub(super) fn spawn_in_current_context<F>(work: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
 {

@@ -36,7 +36,7 @@ fn scripted(
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_work_is_done_at_once_and_no_work_after_the_interval() {
+async fn more_work_runs_at_once_and_idle_workers_wait() {
     let workers = Workers::new();
     let began = Instant::now();
     let mut times = scripted(&workers, "test_progress", |number| {
@@ -59,7 +59,7 @@ async fn failures_and_panics_are_retried_with_growing_pauses() {
     let mut last = times.recv().await.unwrap();
     for retry in 0..10 {
         let next = times.recv().await.unwrap();
-        assert!(next - last <= AFTER_FAILURE.ceiling(retry) + Duration::from_millis(1));
+        assert!(next - last <= FAILURE_BACKOFF.ceiling(retry) + Duration::from_millis(1));
         last = next;
     }
     times.recv().await.unwrap();
@@ -126,7 +126,7 @@ async fn stopping_waits_for_the_current_unit_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_unit_without_end_is_cut_at_the_deadline_and_named() {
+async fn a_unit_that_never_ends_is_aborted_at_the_deadline() {
     let workers = Workers::new();
     let (alive, mut dropped) = mpsc::channel::<()>(1);
     workers.spawn("test_idle", INTERVAL, async || Ok::<_, TestError>(Progress::Idle));
@@ -148,7 +148,7 @@ async fn a_unit_without_end_is_cut_at_the_deadline_and_named() {
 async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
     let tracked = BackgroundTasks::new();
     let (report, reported) = oneshot::channel();
-    let (go_on, wait) = oneshot::channel::<()>();
+    let (resume, wait) = oneshot::channel::<()>();
     let id = CorrelationId::generate();
     let caller = Context::for_work(id.clone()).scope(async {
         drop(tracked.run(async move {
@@ -161,7 +161,7 @@ async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
         let tracked = tracked.clone();
         async move { tracked.drain(in_five_seconds()).await }
     });
-    go_on.send(()).unwrap();
+    resume.send(()).unwrap();
     assert_eq!(draining.await.unwrap(), 0);
     assert_eq!(reported.await.unwrap(), id);
 }

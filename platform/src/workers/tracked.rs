@@ -1,12 +1,11 @@
-//! Work that a request started and that must finish even if the client disconnects.
-//! Shutdown waits for it.
+//! Work that a request started and that must finish even if the client disconnects. Shutdown waits for it.
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 
-use super::spawn_in_present_context;
+use super::spawn_in_current_context;
 
 /// Work that must finish even if its caller disconnects. Cheap to clone.
 #[derive(Clone, Default)]
@@ -24,7 +23,7 @@ impl BackgroundTasks {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        spawn_in_present_context(self.0.track_future(work))
+        spawn_in_current_context(self.0.track_future(work))
     }
 
     /// Waits until all work has finished. Returns the number of tasks that were still running at the deadline.

@@ -20,10 +20,10 @@ use super::{
     ExportError,
 };
 
-const FORM: &str = "audit-export/1";
+const FORMAT: &str = "audit-export/1";
 
 /// Number of seals per page.
-const SEALS: i64 = 50;
+const SEALS_PER_PAGE: i64 = 50;
 
 /// A line of the file.
 #[derive(Serialize, Deserialize)]
@@ -43,42 +43,43 @@ enum Line {
     },
 }
 
-/// Writes the seals after `head` up to `last_seal`, with their events, which come after `begins`. Returns the number
+/// Writes the seals after `after` up to `last_seal`, with their events, which come after `position`. Returns the number
 /// of events.
 pub(super) async fn write(
     connection: &mut PgConnection,
-    (after, mut begins): (Head, EventPosition),
+    (after, mut position): (Head, EventPosition),
     last_seal: i64,
     path: &Path,
     on_progress: OnProgress<'_>,
 ) -> Result<u64, ExportError> {
-    let rejected = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
+    let file_error = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
     // Existing files are never overwritten, because one may be the only copy of another export.
-    let file = File::create_new(path).map_err(rejected)?;
+    let file = File::create_new(path).map_err(file_error)?;
     let mut file = GzEncoder::new(BufWriter::new(file), Compression::default());
-    let begin = Line::Begin { form: FORM.to_owned(), after_seal: after.number, after_hash: after.hash };
-    write_line(&mut file, &begin).map_err(rejected)?;
+    let begin = Line::Begin { form: FORMAT.to_owned(), after_seal: after.number, after_hash: after.hash };
+    write_line(&mut file, &begin).map_err(file_error)?;
     let (mut number, mut events) = (after.number, 0);
     loop {
-        let page = seals::page(connection, number, last_seal, SEALS).await?;
+        let page = seals::page(connection, number, last_seal, SEALS_PER_PAGE).await?;
         let Some(last) = page.last() else { break };
         number = last.number;
         for seal in page {
             let end = seal.last();
-            let of_seal = seals::events(connection, begins, end, i64::from(seal.event_count) + 1).await?;
-            events += u64::try_from(of_seal.len()).unwrap_or_default();
-            write_line(&mut file, &Line::Seal(seal)).map_err(rejected)?;
-            for event in of_seal {
-                write_line(&mut file, &Line::Event(Box::new(event))).map_err(rejected)?;
+            let seal_events =
+                seals::events(connection, position, end, i64::from(seal.event_count) + 1).await?;
+            events += u64::try_from(seal_events.len()).unwrap_or_default();
+            write_line(&mut file, &Line::Seal(seal)).map_err(file_error)?;
+            for event in seal_events {
+                write_line(&mut file, &Line::Event(Box::new(event))).map_err(file_error)?;
             }
-            begins = end;
+            position = end;
         }
         on_progress(number, events);
     }
-    write_line(&mut file, &Line::End { last_seal, events }).map_err(rejected)?;
+    write_line(&mut file, &Line::End { last_seal, events }).map_err(file_error)?;
     let file = file.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
     // The data must be on disk, not only in a cache, before the database drops it.
-    file.and_then(|file| file.sync_all()).map_err(rejected)?;
+    file.and_then(|file| file.sync_all()).map_err(file_error)?;
     Ok(events)
 }
 
@@ -101,8 +102,8 @@ pub(super) fn sha256_of(path: &Path) -> Result<String, VerifyError> {
     }
 }
 
-/// Verifies an export without the database, and against logged heads if there are any. The export before it covers
-/// everything before its first seal.
+/// Verifies an export without the database, and against logged heads if there are any. Earlier exports cover everything
+/// before its first seal.
 ///
 /// # Errors
 /// The first seal and event that do not verify, or the reason that the file cannot be read.
@@ -124,8 +125,8 @@ pub fn add_file(
     on_progress: OnProgress<'_>,
 ) -> Result<(), VerifyError> {
     let verdict = verify_file(path, restores.without_lost(heads), on_progress)?;
-    if let Some(wrong) = verdict.wrong {
-        return Err(VerifyError::ChainViolation(format!("{}: {wrong}", path.display())));
+    if let Some(violation) = verdict.violation {
+        return Err(VerifyError::ChainViolation(format!("{}: {violation}", path.display())));
     }
     exports.given.insert(sha256_of(path)?);
     exports.in_files.extend(verdict.export_events);
@@ -147,7 +148,7 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
             "the file is not an export: its first line is no header".to_owned(),
         ));
     };
-    if form != FORM || (after_seal == 0) != (after_hash == GENESIS) {
+    if form != FORMAT || (after_seal == 0) != (after_hash == GENESIS) {
         return Err(VerifyError::ChainViolation(
             "the header of the export is unknown to this release".to_owned(),
         ));
@@ -159,16 +160,16 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
                 return Err(VerifyError::ChainViolation("the export has two headers".to_owned()));
             }
             Line::Seal(seal) => {
-                if seal.number % SEALS == 0 {
+                if seal.number % SEALS_PER_PAGE == 0 {
                     on_progress(seal.number, chain.events());
                 }
                 chain.seal(&seal);
             }
             Line::Event(event) => chain.event(&event),
             Line::End { last_seal, events } => {
-                let ends = (chain.head_number(), chain.events()) == (last_seal, events);
+                let is_complete = (chain.head_number(), chain.events()) == (last_seal, events);
                 return match lines.next() {
-                    None if ends => Ok(chain.finish(&Exports::default(), &Restores::default())),
+                    None if is_complete => Ok(chain.finish(&Exports::default(), &Restores::default())),
                     _ => Err(VerifyError::ChainViolation(
                         "the export has another number of events than its last line states".to_owned(),
                     )),

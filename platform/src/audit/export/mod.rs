@@ -1,8 +1,8 @@
 //! Exports: seals and their events in a file that can be verified without the database.
 //!
 //! Each export continues where the previous export ended, so all exports together are the complete audit log. The
-//! database drops only events that were written, synced, read back and verified. A sealed event must also record that
-//! they are in the file.
+//! database drops only events that were written, synced, read back and verified. A sealed event must also record the
+//! file.
 mod file;
 mod partitions;
 
@@ -25,7 +25,7 @@ use crate::database::{Database, instrument_query};
 pub(super) use self::file::add_file;
 pub use self::file::verify_export;
 
-/// Interval at which a state of the database is polled.
+/// Interval at which lock holders are polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The error of a failed export.
@@ -90,11 +90,11 @@ pub async fn export(
     path: &Path,
     on_progress: OnProgress<'_>,
 ) -> Result<Export, ExportError> {
-    // One connection, because the setting is the connection's.
+    // One connection, because `cancel_with_this_process` sets a parameter of it.
     let mut connection = owner.acquire().await?;
     cancel_with_this_process(&mut connection).await?;
-    let place = last_place_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
-    let last_seal = seals::covering(owner, place).await?.ok_or(ExportError::NotSealed)?;
+    let position = last_position_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
+    let last_seal = seals::covering(owner, position).await?.ok_or(ExportError::NotSealed)?;
     let exported = last_export(&mut connection).await?;
     let (head, end) =
         exported.as_ref().map_or((Head::NONE, EventPosition::START), |last| (last.head, last.end));
@@ -209,7 +209,7 @@ pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<Export
 }
 
 /// Returns the position of the last event that was recorded before a time.
-async fn last_place_before(
+async fn last_position_before(
     connection: &mut PgConnection,
     until: DateTime<Utc>,
 ) -> Result<Option<EventPosition>, sqlx::Error> {

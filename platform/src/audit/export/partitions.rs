@@ -13,11 +13,11 @@ use super::{
 };
 use crate::database::instrument_query;
 
-/// Maximum time to wait for other transactions that use a partition to be dropped.
+/// Maximum time to wait for transactions that use a partition.
 const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Drops the partitions that ended before a time and whose events all come at or before `end`. Each partition is
-/// dropped in its own transaction, which also writes the event of it. Returns the partitions' names.
+/// dropped in its own transaction, which also records the drop as an event. Returns the partitions' names.
 pub(super) async fn drop_exported(
     connection: &mut PgConnection,
     ended_before: DateTime<Utc>,
@@ -67,8 +67,8 @@ async fn drop_partition(
                 }
                 return Ok(dropped);
             }
-            // A transaction that began meanwhile holds a lock for longer than `lock_timeout`. The next attempt waits
-            // for it.
+            // A newer transaction holds a lock for longer than `lock_timeout`. The next attempt waits for that
+            // transaction.
             Err(error) if is_lock_timeout(&error) => {}
             Err(error) => return Err(error.into()),
         }

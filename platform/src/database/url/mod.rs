@@ -122,13 +122,12 @@ impl DatabaseUrl {
         self.others.is_empty().then(|| (self.first.get_host(), self.first.get_port()))
     }
 
-    /// Returns whether a connection to some host over a network is without TLS.
+    /// Returns whether the connection to any remote host is without TLS.
     pub fn is_plaintext(&self) -> bool {
         self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow))
     }
 
-    /// Returns whether a connection to some host over a network may be without TLS. `prefer` accepts a server without
-    /// TLS.
+    /// Returns whether the connection to any remote host may be without TLS. `prefer` accepts a server without TLS.
     pub fn may_be_plaintext(&self) -> bool {
         self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer))
     }
@@ -146,8 +145,8 @@ impl DatabaseUrl {
         })
     }
 
-    /// Appends ` monitor` to the application name, which tells the monitor's connection apart in `pg_stat_activity`.
-    pub(super) fn of_monitor(self) -> Self {
+    /// Appends ` monitor` to the application name, to identify the monitor's connection in `pg_stat_activity`.
+    pub(super) fn for_monitor(self) -> Self {
         self.map(|server| {
             let name = format!("{} monitor", server.get_application_name().unwrap_or_default());
             server.application_name(&name)
@@ -191,15 +190,15 @@ fn is_local(server: &PgConnectOptions) -> bool {
 
 /// Connects to one host, trying each address of its name.
 ///
-/// With `sslmode=require` and above the name itself is passed to sqlx, because TLS sends it to the server and
-/// verifies it. Then tokio tries its addresses, one after the other.
+/// With `sslmode=require` and stricter modes, sqlx receives the name itself, because TLS sends and verifies it. Then
+/// tokio tries its addresses, one after the other.
 async fn connect_to_server(
     server: PgConnectOptions,
     connect_timeout: Duration,
 ) -> Result<PgConnection, sqlx::Error> {
-    let name_is_needed =
+    let tls_needs_name =
         !matches!(server.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer);
-    if server.get_socket().is_some() || server.get_host().starts_with('/') || name_is_needed {
+    if server.get_socket().is_some() || server.get_host().starts_with('/') || tls_needs_name {
         return connect_to_address(server, connect_timeout).await;
     }
     let resolved = timeout(connect_timeout, lookup_host((server.get_host(), server.get_port()))).await;
@@ -215,7 +214,7 @@ async fn connect_to_address(
 ) -> Result<PgConnection, sqlx::Error> {
     let connect = async {
         let mut connection = server.connect().await?;
-        examine(&mut connection).await.map(|()| connection)
+        require_writable_primary(&mut connection).await.map(|()| connection)
     };
     timeout(connect_timeout, connect)
         .await
@@ -226,7 +225,7 @@ async fn connect_to_address(
 ///
 /// # Errors
 /// [`Unavailable::Standby`] or [`Unavailable::ReadOnly`] inside of [`sqlx::Error::Io`], or the statement's error.
-pub(super) async fn examine(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+pub(super) async fn require_writable_primary(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let statement = "select pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
     let state = sqlx::raw_sql(statement).fetch_one(connection).await?;
     if state.try_get(0)? {
@@ -241,8 +240,8 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<(), sqlx::E
 /// Connects to these servers in order. The attempt at the next one starts when the previous one has failed, or has
 /// taken longer than [`STAGGER_INTERVAL`]. Returns the first connection, or the most informative error.
 ///
-/// While a server has not responded yet, the others are tried every [`RETRY_INTERVAL`]. A lost host never responds, and
-/// a standby that is promoted meanwhile would be noticed only after the lost host's timeout.
+/// While a server has not responded yet, the others are tried every [`RETRY_INTERVAL`]. A lost host never responds, so
+/// a promoted standby would otherwise be noticed only after the lost host's timeout.
 async fn race<S, C, F>(servers: Vec<S>, connect: impl Fn(S) -> F) -> Result<C, sqlx::Error>
 where
     S: Clone + Send + 'static,
@@ -258,27 +257,27 @@ where
     };
     let mut untried = servers.into_iter();
     let mut running = JoinSet::new();
-    let mut silent = 0_usize;
+    let mut without_response = 0_usize;
     let mut failure = sqlx::Error::from(Unavailable::Unreachable);
     loop {
         if let Some(server) = untried.next() {
-            silent += 1;
+            without_response += 1;
             running.spawn(attempt(server, Duration::ZERO));
-        } else if silent == 0 {
+        } else if without_response == 0 {
             return Err(failure);
         }
         tokio::select! {
             Some(finished) = running.join_next() => {
                 let Ok((server, is_first, result)) = finished else { return Err(failure) };
-                silent -= usize::from(is_first);
+                without_response -= usize::from(is_first);
                 let error = match result {
                     Ok(connection) => return Ok(connection),
                     Err(error) => error,
                 };
-                if may_pass(&error) {
+                if is_retryable(&error) {
                     running.spawn(attempt(server, RETRY_INTERVAL));
                 }
-                if explains(&error) >= explains(&failure) {
+                if rank(&error) >= rank(&failure) {
                     failure = error;
                 }
             }
@@ -287,9 +286,9 @@ where
     }
 }
 
-/// Returns whether a later attempt may succeed. Either the connection was refused, or the server is starting (57P03)
-/// or has no free slot (53300). Or no host is a writable primary until one is promoted.
-pub(super) fn may_pass(error: &sqlx::Error) -> bool {
+/// Returns whether a later attempt may succeed. The connection was refused, the server is starting (57P03) or has no
+/// free connection slot (53300), or no writable primary was promoted yet.
+pub(super) fn is_retryable(error: &sqlx::Error) -> bool {
     if matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby) {
         return true;
     }
@@ -299,8 +298,9 @@ pub(super) fn may_pass(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Ranks the errors of several hosts by their use to an operator. A standby ranks above unreachable hosts.
-fn explains(error: &sqlx::Error) -> u8 {
+/// Returns the rank of an error. Of several hosts, the error with the highest rank is reported, because it is the most
+/// informative.
+fn rank(error: &sqlx::Error) -> u8 {
     match Unavailable::of(error) {
         Unavailable::Standby | Unavailable::ReadOnly => 2,
         Unavailable::Rejected if sqlstate(error).is_none_or(|code| code != "57P03") => 1,
@@ -355,13 +355,13 @@ impl FromStr for DatabaseUrl {
         let servers = hosts.into_iter().enumerate().map(|(index, (host, port))| {
             let host = if host.is_empty() { default_host() } else { host };
             let port = ports.get(index).or_else(|| ports.first()).copied().or(port);
-            let written = if host.contains(':') {
+            let encoded_host = if host.contains(':') {
                 format!("[{host}]")
             } else {
                 form_urlencoded::byte_serialize(host.as_bytes()).collect()
             };
             let port = port.map_or_else(String::new, |port| format!(":{port}"));
-            let url = format!("postgres://{user}{written}{port}{path}?{}", parameters.passed_on);
+            let url = format!("postgres://{user}{encoded_host}{port}{path}?{}", parameters.for_sqlx);
             let options: PgConnectOptions = url.parse().map_err(|_| expected())?;
             // PgBouncer and similar poolers reject this start-up parameter. Without it PostgreSQL 12 and later send
             // the shortest exact text, and sqlx reads numbers in binary form anyway.
@@ -381,7 +381,7 @@ fn default_host() -> String {
     PgConnectOptions::new_without_pgpass().get_host().to_owned()
 }
 
-/// Splits `host`, `host:port`, `[address]` or `[address]:port`. Percent-encoded sockets are decoded.
+/// Splits `host`, `host:port`, `[address]` or `[address]:port`. Percent-encoded socket paths are decoded.
 fn split_port(text: &str) -> Option<(String, Option<u16>)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(address) => {
@@ -408,13 +408,13 @@ struct Parameters {
     ports: Option<Vec<u16>>,
     connect_timeout: Option<Duration>,
     /// The parameters that sqlx applies, as a query string.
-    passed_on: String,
+    for_sqlx: String,
 }
 
 impl Parameters {
     fn parse(query: &str) -> Result<Self, String> {
         let mut parsed = Self::default();
-        let mut passed_on = form_urlencoded::Serializer::new(String::new());
+        let mut for_sqlx = form_urlencoded::Serializer::new(String::new());
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "host" | "hostaddr" => {
@@ -430,7 +430,7 @@ impl Parameters {
                     let seconds = seconds.ok_or("has a connect_timeout that is not 1 to 3600 seconds")?;
                     parsed.connect_timeout = Some(Duration::from_secs(seconds));
                 }
-                // Every connection is checked for both anyway.
+                // Every connection is checked to be a writable primary anyway.
                 "target_session_attrs" if matches!(&*value, "read-write" | "primary") => {}
                 "target_session_attrs" => {
                     return Err(
@@ -438,16 +438,17 @@ impl Parameters {
                     );
                 }
                 known if SQLX_PARAMETERS.contains(&known) || is_option(known) => {
-                    passed_on.append_pair(known, &value);
+                    for_sqlx.append_pair(known, &value);
                 }
-                // A part of a password that is not percent-encoded never matches, because it contains the `@`.
+                // The name may be the rest of a password that is not percent-encoded. It then contains `@`, and must
+                // not be shown.
                 unknown if unknown.bytes().all(|byte| byte.is_ascii_lowercase() || b"_-".contains(&byte)) => {
                     return Err(format!("has the parameter `{unknown}`, which is not supported"));
                 }
                 _ => return Err("has a parameter that is not supported".into()),
             }
         }
-        parsed.passed_on = passed_on.finish();
+        parsed.for_sqlx = for_sqlx.finish();
         Ok(parsed)
     }
 }

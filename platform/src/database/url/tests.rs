@@ -4,7 +4,7 @@ fn servers(text: &str) -> String {
     text.parse::<DatabaseUrl>().unwrap().to_string()
 }
 
-fn mistake(text: &str) -> String {
+fn parse_error(text: &str) -> String {
     text.parse::<DatabaseUrl>().unwrap_err()
 }
 
@@ -27,7 +27,7 @@ fn hosts_and_ports_are_parsed_like_libpq() {
 }
 
 #[test]
-fn role_and_database_are_those_of_the_url_for_every_host() {
+fn every_host_has_the_role_and_database_of_the_url() {
     let url: DatabaseUrl = "postgres://ada%40x:secret@a,b/orders?sslmode=require".parse().unwrap();
     assert_eq!(url.username(), "ada@x");
     assert!(url.servers().all(|server| server.get_database() == Some("orders")));
@@ -36,7 +36,7 @@ fn role_and_database_are_those_of_the_url_for_every_host() {
 }
 
 #[test]
-fn no_parameter_is_ignored() {
+fn unsupported_parameters_are_rejected() {
     for (url, expected) in [
         ("postgres://user@a/db?target_session_attrs=any", "target_session_attrs"),
         ("postgres://user@a/db?target_session_attrs=standby", "target_session_attrs"),
@@ -50,16 +50,16 @@ fn no_parameter_is_ignored() {
         ("postgres://user@a:port/db", "must be a PostgreSQL URL"),
         ("postgres://user@[a]/db", "must be a PostgreSQL URL"),
     ] {
-        assert!(mistake(url).contains(expected), "{url}: {}", mistake(url));
+        assert!(parse_error(url).contains(expected), "{url}: {}", parse_error(url));
     }
     let timeout = |text: &str| text.parse::<DatabaseUrl>().unwrap().connect_timeout;
     assert_eq!(timeout("postgres://user@a/db?connect_timeout=7"), Duration::from_secs(7));
     // A password that is not percent-encoded is parsed as part of a parameter's name.
-    assert_eq!(mistake("postgres://user:top?secret@a/db"), "has a parameter that is not supported");
+    assert_eq!(parse_error("postgres://user:top?secret@a/db"), "has a parameter that is not supported");
 }
 
 #[test]
-fn transport_without_tls_is_known_for_remote_hosts() {
+fn plaintext_is_detected_for_remote_hosts() {
     let url = |text: &str| text.parse::<DatabaseUrl>().unwrap();
     for local in ["127.0.0.1", "localhost", "[::1]", "%2Ftmp"] {
         assert!(!url(&format!("postgres://user@{local}/db?sslmode=disable")).may_be_plaintext(), "{local}");
@@ -72,15 +72,15 @@ fn transport_without_tls_is_known_for_remote_hosts() {
 }
 
 #[test]
-fn a_standby_explains_more_than_an_unreachable_host() {
+fn a_standby_ranks_above_an_unreachable_host() {
     let standby = sqlx::Error::from(Unavailable::Standby);
     assert_eq!(Unavailable::of(&standby), Unavailable::Standby);
     let unreachable = sqlx::Error::Io(io::ErrorKind::ConnectionRefused.into());
-    assert!(explains(&standby) > explains(&unreachable));
+    assert!(rank(&standby) > rank(&unreachable));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_promoted_host_is_found_while_another_is_silent() {
+async fn a_promoted_host_is_found_while_another_does_not_respond() {
     let started = tokio::time::Instant::now();
     let promoted = Duration::from_millis(600);
     let connected = race(vec!["lost", "standby"], |host| async move {

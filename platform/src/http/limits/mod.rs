@@ -43,7 +43,7 @@ impl InFlight {
 /// and its client would time out before its turn.
 pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, next: Next) -> Response {
     match permits.try_acquire() {
-        Ok(_while_it_runs) => next.run(request).await,
+        Ok(_permit) => next.run(request).await,
         Err(_) => Problem::unavailable(1).into_response(),
     }
 }
@@ -104,7 +104,7 @@ pub fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
     const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
     const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-    const REMEMBERED_FOR: Duration = Duration::from_mins(10);
+    const PREFLIGHT_MAX_AGE: Duration = Duration::from_mins(10);
 
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.iter().cloned()))
@@ -118,7 +118,7 @@ pub fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
             RATE_LIMIT,
             RATE_LIMIT_POLICY,
         ])
-        .max_age(REMEMBERED_FOR);
+        .max_age(PREFLIGHT_MAX_AGE);
     (!origins.is_empty()).then_some(layer)
 }
 
@@ -187,8 +187,8 @@ mod tests {
         let router =
             Router::new().route("/", get(pending::<()>)).layer(from_fn_with_state(InFlight::new(1), shed));
         for _ in 0..3 {
-            let given_up = tokio::time::timeout(Duration::from_millis(1), get_root(&router)).await;
-            assert!(given_up.is_err(), "rejected, although no request is in flight");
+            let timed_out = tokio::time::timeout(Duration::from_millis(1), get_root(&router)).await;
+            assert!(timed_out.is_err(), "rejected, although no request is in flight");
         }
     }
 
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_of_a_listed_origin_may_call_and_others_may_not() {
+    async fn only_listed_origins_may_call() {
         let allowed = async |configured: &[HeaderValue], origin: &'static str| {
             let router = Router::new().route("/", get(async || ())).layer(option_layer(cors(configured)));
             let request = Request::options("/")

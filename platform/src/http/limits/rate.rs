@@ -23,7 +23,7 @@ use crate::http::{
     problem::{self, Problem},
 };
 
-/// Limits the rate of each key `K`, in this process and not across replicas.
+/// A rate limit for each key `K`, in this process and not across replicas.
 #[derive(Debug)]
 pub struct RateLimiter<K: Hash + Eq + Clone> {
     /// `None` disables the limit.
@@ -121,7 +121,7 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
     /// # Errors
     /// The request exceeds the limit. The error is the number of seconds until the next request is allowed.
     pub fn check(&self, key: &K) -> Result<(), u64> {
-        self.count(key).map(drop).map_err(|standing| standing.reset_seconds())
+        self.count(key).map(drop).map_err(|status| status.reset_seconds())
     }
 
     /// Removes the keys whose full burst is available again.
@@ -135,7 +135,7 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
     }
 
     /// Returns the number of stored keys.
-    pub fn remembered(&self) -> usize {
+    pub fn key_count(&self) -> usize {
         self.limiter.as_ref().map_or(0, DefaultKeyedRateLimiter::len)
     }
 }
@@ -148,19 +148,19 @@ pub async fn limit_by_address(
     next: Next,
 ) -> Response {
     match limiter.count(&client.network()) {
-        Ok(standing) => {
+        Ok(status) => {
             let mut response = next.run(request).await;
-            if let Some(standing) = standing {
-                standing.insert_headers(BY_ADDRESS, &mut response);
+            if let Some(status) = status {
+                status.insert_headers(ADDRESS_POLICY, &mut response);
             }
             response
         }
-        Err(standing) => standing.rejection(BY_ADDRESS),
+        Err(status) => status.rejection(ADDRESS_POLICY),
     }
 }
 
 /// The name of the per-address limit in the `RateLimit` headers.
-const BY_ADDRESS: &str = "address";
+const ADDRESS_POLICY: &str = "address";
 
 #[cfg(test)]
 mod tests {
@@ -192,10 +192,10 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_no_limit() {
+    fn zero_disables_the_rate_limit() {
         let limiter = RateLimiter::per_second(0);
         assert!((0..10_000).all(|_| limiter.check(&"a").is_ok()));
-        assert_eq!(limiter.remembered(), 0);
+        assert_eq!(limiter.key_count(), 0);
     }
 
     #[test]
@@ -206,7 +206,7 @@ mod tests {
         slow.check(&0).unwrap();
         limiter.prune_idle();
         slow.prune_idle();
-        assert_eq!((limiter.remembered(), slow.remembered()), (0, 1));
+        assert_eq!((limiter.key_count(), slow.key_count()), (0, 1));
     }
 
     #[tokio::test]
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn headers_report_the_limit_and_the_rest() {
+    async fn headers_report_the_limit_and_the_remaining_quota() {
         let limiter = Arc::new(RateLimiter::per_second(1));
         let router =
             Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));

@@ -33,6 +33,7 @@ use super::{
     client_address,
     shares::{Share, Shares},
 };
+
 /// Maximum size, in bytes, of all headers of one request. A browser with many cookies sends a quarter of it. The
 /// number of headers is limited to a hundred, hyper's default, because another number costs an allocation per
 /// request.
@@ -144,7 +145,7 @@ impl Listener {
     /// Starts to accept connections. Each request carries its peer as [`ConnectInfo`].
     pub fn serve(self, router: Router) -> Server {
         initialize();
-        let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
+        let (draining, aborting) = (CancellationToken::new(), CancellationToken::new());
         let connections = TaskTracker::new();
         let accepting = tokio::spawn(accept(
             self.socket,
@@ -162,11 +163,11 @@ impl Listener {
                 write_timeout: self.limits.write_timeout,
                 idle_timeout: self.limits.idle_timeout,
                 draining: draining.clone(),
-                cut: cut.clone(),
+                aborting: aborting.clone(),
             },
             connections.clone(),
         ));
-        Server { accepting, connections, draining, cut }
+        Server { accepting, connections, draining, aborting }
     }
 }
 
@@ -194,7 +195,7 @@ pub struct Server {
     accepting: JoinHandle<()>,
     connections: TaskTracker,
     draining: CancellationToken,
-    cut: CancellationToken,
+    aborting: CancellationToken,
 }
 
 /// The result of a drain.
@@ -217,7 +218,7 @@ impl Server {
             return DrainReport { cut: 0 };
         }
         let cut = self.connections.len();
-        self.cut.cancel();
+        self.aborting.cancel();
         self.connections.wait().await;
         DrainReport { cut }
     }
@@ -232,10 +233,10 @@ struct ConnectionContext {
     write_timeout: Duration,
     idle_timeout: Duration,
     draining: CancellationToken,
-    cut: CancellationToken,
+    aborting: CancellationToken,
 }
 
-/// The rule that decides which connections are accepted.
+/// The limits that decide which connections are accepted.
 struct ConnectionLimits {
     permits: Arc<Semaphore>,
     shares: Shares,
@@ -243,7 +244,8 @@ struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Takes a slot of the address's share. Returns `Ok(None)` if the address is exempt.
+    /// Takes a slot of the address's share. Returns `Ok(None)` if the address is exempt, and an error if the share is
+    /// used up.
     fn share(&self, peer: SocketAddr) -> Result<Option<Share>, ()> {
         let address = peer.ip().to_canonical();
         if client_address::is_within(&self.proxies, address) {
@@ -256,11 +258,11 @@ impl ConnectionLimits {
 async fn accept(
     socket: TcpListener,
     limits: ConnectionLimits,
-    serving: ConnectionContext,
+    context: ConnectionContext,
     connections: TaskTracker,
 ) {
-    let draining = serving.draining.clone();
-    let endless = async {
+    let draining = context.draining.clone();
+    let accept_loop = async {
         loop {
             // The permit is acquired before `accept`, because a connection that waits in the kernel's queue costs
             // this process nothing.
@@ -268,7 +270,7 @@ async fn accept(
             match socket.accept().await {
                 Ok((stream, peer)) => {
                     if let Ok(share) = limits.share(peer) {
-                        connections.spawn(serving.clone().connection(stream, peer, (permit, share)));
+                        connections.spawn(context.clone().serve_connection(stream, peer, (permit, share)));
                     } else {
                         REFUSED.inc();
                         tracing::debug!(%peer, "rejected a connection: its address has too many open connections");
@@ -284,7 +286,7 @@ async fn accept(
     };
     tokio::select! {
         () = draining.cancelled() => {}
-        () = endless => {}
+        () = accept_loop => {}
     }
 }
 
@@ -297,11 +299,11 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 }
 
 impl ConnectionContext {
-    async fn connection(
+    async fn serve_connection(
         self,
         stream: TcpStream,
         peer: SocketAddr,
-        _while_it_is_open: (OwnedSemaphorePermit, Option<Share>),
+        _permits: (OwnedSemaphorePermit, Option<Share>),
     ) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "the client disconnected before its first request");
@@ -331,16 +333,16 @@ impl ConnectionContext {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     result = connection => result,
-                    () = self.cut.cancelled() => return,
+                    () = self.aborting.cancelled() => return,
                 }
             }
             () = requests.idle(self.idle_timeout) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     result = connection => result,
-                    // A response is pending that the client does not read.
+                    // The client does not read a pending response.
                     () = sleep(self.write_timeout) => return,
-                    () = self.cut.cancelled() => return,
+                    () = self.aborting.cancelled() => return,
                 }
             }
         };
@@ -351,7 +353,7 @@ impl ConnectionContext {
 }
 
 /// Logs the end of a connection by an error. A request that hyper itself rejects reaches no layer, so it is counted and
-/// logged here. On HTTP/2, such a request ends its stream only, and hyper does not report it.
+/// logged here. On HTTP/2, such a request ends only its stream, and hyper does not report it.
 fn report(peer: SocketAddr, error: &(dyn Error + 'static)) {
     match error.downcast_ref::<hyper::Error>() {
         Some(rejected) if rejected.is_parse() && !rejected.is_parse_version_h2() => {

@@ -58,12 +58,12 @@ impl Client {
         self
     }
 
-    async fn asks_for(&mut self, path: &str) -> &mut Self {
+    async fn request(&mut self, path: &str) -> &mut Self {
         self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
     }
 
     /// Reads until `end` arrives.
-    async fn reads(&mut self, end: &str) -> String {
+    async fn read_until(&mut self, end: &str) -> String {
         let mut text = String::new();
         let reading = async {
             while !text.ends_with(end) {
@@ -90,13 +90,13 @@ fn deadline() -> Instant {
 #[tokio::test]
 async fn a_request_carries_its_peer() {
     let (server, address, _) = start(LIMITS).await;
-    let response = Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
+    let response = Client::connect(address).await.request("/").await.read_until("127.0.0.1").await;
     assert!(response.starts_with("HTTP/1.1 200 OK"));
     assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 });
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_one_sentence() {
+async fn a_bind_error_names_the_setting_and_the_address() {
     let (_server, address, _) = start(LIMITS).await;
     let error = Listener::bind("API_ADDRESS", address, LIMITS).await.unwrap_err();
     let expected = format!("failed to listen on {address} (API_ADDRESS): the port is in use");
@@ -107,7 +107,7 @@ async fn an_address_in_use_is_one_sentence() {
 }
 
 #[tokio::test]
-async fn a_silent_client_and_a_slow_one_lose_their_connection() {
+async fn connections_without_complete_headers_are_closed() {
     let (_server, address, _) = start(LIMITS).await;
     let mut silent = Client::connect(address).await;
     let mut slow = Client::connect(address).await;
@@ -123,28 +123,28 @@ async fn a_silent_client_and_a_slow_one_lose_their_connection() {
 async fn the_header_timeout_ends_slow_requests_not_idle_connections() {
     let (_server, address, _) = start(LIMITS).await;
     let (mut idle, mut slow) = (Client::connect(address).await, Client::connect(address).await);
-    idle.asks_for("/").await.reads("127.0.0.1").await;
-    slow.asks_for("/").await.reads("127.0.0.1").await;
+    idle.request("/").await.read_until("127.0.0.1").await;
+    slow.request("/").await.read_until("127.0.0.1").await;
     slow.send("GET").await;
     assert_eq!(slow.read_until_closed().await, "");
-    idle.asks_for("/").await.reads("127.0.0.1").await;
+    idle.request("/").await.read_until("127.0.0.1").await;
 }
 
 #[tokio::test]
-async fn a_slow_body_is_not_a_slow_header() {
+async fn a_slow_body_does_not_trigger_the_header_timeout() {
     let (_server, address, _) = start(LIMITS).await;
     let (mut uploading, mut slow) = (Client::connect(address).await, Client::connect(address).await);
     uploading.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nfirst").await;
     slow.send("GET").await;
     assert_eq!(slow.read_until_closed().await, "");
-    uploading.send("-last").await.reads("first-last").await;
+    uploading.send("-last").await.read_until("first-last").await;
 }
 
 #[tokio::test]
 async fn a_half_closed_connection_is_served_and_then_closed() {
     let (_server, address, gate) = start(LIMITS).await;
     let mut client = Client::connect(address).await;
-    client.asks_for("/held").await;
+    client.request("/held").await;
     gate.entered.notified().await;
     client.0.shutdown().await.unwrap();
     // The end of the client's input has arrived before the response is made.
@@ -154,45 +154,45 @@ async fn a_half_closed_connection_is_served_and_then_closed() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_gone_ends_its_request() {
+async fn a_client_disconnect_ends_its_request() {
     let (server, address, gate) = start(LIMITS).await;
     let mut client = Client::connect(address).await;
-    client.asks_for("/held").await;
+    client.request("/held").await;
     gate.entered.notified().await;
     drop(client);
     assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 }, "nothing releases the request");
 }
 
 #[tokio::test]
-async fn a_proxy_has_as_many_connections_as_it_needs() {
+async fn a_proxy_is_exempt_from_the_per_address_limit() {
     let limits = Limits { max_connections_per_address: 1, ..LIMITS };
     let (_server, address, _) =
         start(Limits { proxies: vec!["127.0.0.0/8".parse().unwrap()], ..limits }).await;
     let (mut one, mut other) = (Client::connect(address).await, Client::connect(address).await);
-    one.asks_for("/").await.reads("127.0.0.1").await;
-    other.asks_for("/").await.reads("127.0.0.1").await;
+    one.request("/").await.read_until("127.0.0.1").await;
+    other.request("/").await.read_until("127.0.0.1").await;
 }
 
 #[tokio::test]
 async fn one_connection_over_the_limit_waits() {
     let (_server, address, gate) = start(Limits { max_connections: 1, ..LIMITS }).await;
     let mut first = Client::connect(address).await;
-    first.asks_for("/held").await;
+    first.request("/held").await;
     gate.entered.notified().await;
     let mut second = Client::connect(address).await;
-    second.asks_for("/").await;
+    second.request("/").await;
     assert!(timeout(LIMITS.header_timeout, second.0.readable()).await.is_err());
     gate.release.notify_one();
-    first.reads("released").await;
+    first.read_until("released").await;
     drop(first);
-    second.reads("127.0.0.1").await;
+    second.read_until("127.0.0.1").await;
 }
 
 #[tokio::test]
-async fn a_panic_costs_one_connection() {
+async fn a_panic_closes_only_its_connection() {
     let (server, address, _) = start(LIMITS).await;
-    assert_eq!(Client::connect(address).await.asks_for("/panic").await.read_until_closed().await, "");
-    Client::connect(address).await.asks_for("/").await.reads("127.0.0.1").await;
+    assert_eq!(Client::connect(address).await.request("/panic").await.read_until_closed().await, "");
+    Client::connect(address).await.request("/").await.read_until("127.0.0.1").await;
     assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 });
 }
 
@@ -200,9 +200,9 @@ async fn a_panic_costs_one_connection() {
 async fn draining_closes_idle_connections_and_lets_requests_finish() {
     let (server, address, gate) = start(Limits { header_timeout: WAIT_TIMEOUT, ..LIMITS }).await;
     let (mut silent, mut idle) = (Client::connect(address).await, Client::connect(address).await);
-    idle.asks_for("/").await.reads("127.0.0.1").await;
+    idle.request("/").await.read_until("127.0.0.1").await;
     let mut busy = Client::connect(address).await;
-    busy.asks_for("/held").await;
+    busy.request("/held").await;
     gate.entered.notified().await;
     let draining = tokio::spawn(server.drain(deadline()));
     silent.read_until_closed().await;
@@ -215,17 +215,17 @@ async fn draining_closes_idle_connections_and_lets_requests_finish() {
 }
 
 #[tokio::test]
-async fn requests_at_the_deadline_are_cut_and_counted() {
+async fn connections_open_at_the_deadline_are_closed_and_counted() {
     let (server, address, gate) = start(LIMITS).await;
     let mut busy = Client::connect(address).await;
-    busy.asks_for("/held").await;
+    busy.request("/held").await;
     gate.entered.notified().await;
     assert_eq!(server.drain(Instant::now()).await, DrainReport { cut: 1 });
     assert_eq!(busy.read_until_closed().await, "");
 }
 
 #[tokio::test]
-async fn http_2_is_spoken_without_tls() {
+async fn http_2_works_without_tls() {
     let (server, address, _) = start(LIMITS).await;
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (mut sender, connection) =

@@ -36,7 +36,7 @@ const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     begun: AtomicUsize,
-    answered: AtomicUsize,
+    ended: AtomicUsize,
     multiplexed: AtomicBool,
 }
 
@@ -51,13 +51,13 @@ impl Requests {
 
     /// Returns whether the next bytes can only be the headers of a request.
     fn headers_are_next(&self) -> bool {
-        self.begun.load(Ordering::Relaxed) == self.answered.load(Ordering::Relaxed)
+        self.begun.load(Ordering::Relaxed) == self.ended.load(Ordering::Relaxed)
             && !self.multiplexed.load(Ordering::Relaxed)
     }
 
     /// Returns whether the connection's only request is waiting for its response. Always `false` on HTTP/2.
     fn is_in_flight(&self) -> bool {
-        self.begun.load(Ordering::Relaxed) != self.answered.load(Ordering::Relaxed)
+        self.begun.load(Ordering::Relaxed) != self.ended.load(Ordering::Relaxed)
             && !self.multiplexed.load(Ordering::Relaxed)
     }
 
@@ -69,7 +69,7 @@ impl Requests {
             sleep(timeout).await;
             if self.multiplexed.load(Ordering::Relaxed)
                 && begun == self.begun.load(Ordering::Relaxed)
-                && begun == self.answered.load(Ordering::Relaxed)
+                && begun == self.ended.load(Ordering::Relaxed)
             {
                 return;
             }
@@ -82,7 +82,7 @@ pub(super) struct InFlight(Arc<Requests>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.answered.fetch_add(1, Ordering::Relaxed);
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -93,15 +93,15 @@ pub(super) struct TimedStream {
     write_timeout: Duration,
     requests: Arc<Requests>,
     /// Number of requests that had begun at the last check.
-    seen: usize,
-    /// Time since which headers are expected.
-    since: Option<Instant>,
+    last_begun: usize,
+    /// Start of the timeout; `None` while no headers are expected.
+    headers_expected_since: Option<Instant>,
     /// Timer for the headers. It is created only if the headers arrive in several pieces, which is rare.
-    alarm: Option<Pin<Box<Sleep>>>,
+    header_timer: Option<Pin<Box<Sleep>>>,
     /// Timer that is set while the client reads nothing of the response.
-    stalled: Option<Pin<Box<Sleep>>>,
+    write_timer: Option<Pin<Box<Sleep>>>,
     /// Timer that is set when the client closed its side while a request was in flight.
-    half_closed: Option<Pin<Box<Sleep>>>,
+    half_close_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl TimedStream {
@@ -116,43 +116,42 @@ impl TimedStream {
             header_timeout,
             write_timeout,
             requests,
-            seen: 0,
-            since: Some(Instant::now()),
-            alarm: None,
-            stalled: None,
-            half_closed: None,
+            last_begun: 0,
+            headers_expected_since: Some(Instant::now()),
+            header_timer: None,
+            write_timer: None,
+            half_close_timer: None,
         }
     }
 
     fn poll_header_timeout(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(since) = self.since else { return Poll::Pending };
+        let Some(since) = self.headers_expected_since else { return Poll::Pending };
         let timeout = self.header_timeout;
-        self.alarm.get_or_insert_with(|| Box::pin(sleep_until(since + timeout))).as_mut().poll(context)
+        self.header_timer.get_or_insert_with(|| Box::pin(sleep_until(since + timeout))).as_mut().poll(context)
     }
 
-    /// Returns ready when the end of the client's input may be reported: the response is written, or the timeout has
-    /// passed.
-    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.requests.is_in_flight() && self.stalled.is_none() {
+    /// Returns ready when the end of the client's input may be reported: after the response, or after the timeout.
+    fn poll_end_of_input(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.requests.is_in_flight() && self.write_timer.is_none() {
             return Poll::Ready(Ok(()));
         }
-        let held = self.half_closed.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSE_TIMEOUT)));
-        held.as_mut().poll(context).map(Ok)
+        let timer = self.half_close_timer.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSE_TIMEOUT)));
+        timer.as_mut().poll(context).map(Ok)
     }
 
     /// Fails a write that has been pending for too long. Each successful write restarts the timeout.
-    fn poll_written<T>(
+    fn limit_write<T>(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            self.write_timer = None;
             return written;
         }
         let timeout = self.write_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        let write_timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        write_timer.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -163,10 +162,10 @@ impl AsyncRead for TimedStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let begun = self.requests.begun.load(Ordering::Relaxed);
-        if begun != self.seen {
-            self.seen = begun;
-            self.since = None;
-            self.alarm = None;
+        if begun != self.last_begun {
+            self.last_begun = begun;
+            self.headers_expected_since = None;
+            self.header_timer = None;
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
@@ -175,10 +174,13 @@ impl AsyncRead for TimedStream {
         }
         let is_end = matches!(result, Poll::Ready(Ok(()))) && buffer.filled().len() == before;
         if is_end && buffer.remaining() > 0 {
-            return self.poll_end(context);
+            return self.poll_end_of_input(context);
         }
-        if buffer.filled().len() > before && self.since.is_none() && self.requests.headers_are_next() {
-            self.since = Some(Instant::now());
+        if buffer.filled().len() > before
+            && self.headers_expected_since.is_none()
+            && self.requests.headers_are_next()
+        {
+            self.headers_expected_since = Some(Instant::now());
         }
         result
     }
@@ -191,7 +193,7 @@ impl AsyncWrite for TimedStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.poll_written(context, written)
+        self.limit_write(context, written)
     }
 
     fn poll_write_vectored(
@@ -200,7 +202,7 @@ impl AsyncWrite for TimedStream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.poll_written(context, written)
+        self.limit_write(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -3,7 +3,7 @@
 //! Liveness checks no dependency. If it checked the database, an outage of the database would restart every replica.
 //! Readiness checks the required dependencies. A failed optional dependency only makes the service *degraded*.
 //!
-//! Checks run concurrently under one deadline, and their results are shared for a short time, so that probes cause
+//! Checks run concurrently under one deadline, and their results are cached for a short time, so that probes cause
 //! little load. Every client of the listener can read a check's message. So messages are fixed sentences without
 //! credentials, and the details of a failure are logged.
 use std::{
@@ -25,10 +25,10 @@ use tokio::{
 
 use crate::build_info::BuildInfo;
 
-/// Deadline of all checks of a round together.
+/// Deadline of a round, which runs all checks.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// Time for which the results of a round are shared.
+/// Time for which the results of a round are cached.
 const CACHE_TIME: Duration = Duration::from_secs(1);
 
 /// The status of one component.
@@ -307,8 +307,8 @@ impl NamedCheck {
         let latency_ms = latency.map(|latency| latency.as_millis().try_into().unwrap_or(u64::MAX));
         match outcome {
             Ok(message) => Component { status: Status::Healthy, message, latency_ms },
-            Err(CheckError(why)) => {
-                Component { status: self.failed, message: Some(why.to_owned()), latency_ms }
+            Err(CheckError(reason)) => {
+                Component { status: self.failed, message: Some(reason.to_owned()), latency_ms }
             }
         }
     }

@@ -13,7 +13,7 @@ const BUILD: BuildInfo = BuildInfo { name: "service", version: "1.2.3", commit: 
 const DOWN: CheckError = CheckError("cannot be reached");
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_has_what_it_needs_is_ready() {
+async fn a_failed_optional_check_leaves_the_process_ready() {
     let health = Health::builder(BUILD)
         .required("database", || ready(Ok(None)))
         .optional("external_api", || ready(Err(DOWN)))
@@ -27,7 +27,7 @@ async fn a_process_that_has_what_it_needs_is_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_required_check_is_named_by_the_probe() {
+async fn readiness_names_the_failed_required_check() {
     let health = Health::builder(BUILD)
         .required("database", || ready(Err(DOWN)))
         .required("migrations", || ready(Ok(None)))
@@ -41,7 +41,7 @@ async fn a_failed_required_check_is_named_by_the_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_shows_at_once_whatever_was_shared() {
+async fn draining_is_reported_despite_cached_results() {
     let health = Health::builder(BUILD).build();
     assert!(health.readiness().await.is_ready());
     health.fail_readiness();
@@ -51,7 +51,7 @@ async fn draining_shows_at_once_whatever_was_shared() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn checks_run_concurrently_with_a_deadline_each() {
+async fn checks_run_concurrently_under_one_deadline() {
     let slow = || async {
         sleep(Duration::from_millis(700)).await;
         Ok(Some("slow today".to_owned()))
@@ -73,7 +73,7 @@ async fn checks_run_concurrently_with_a_deadline_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_probes_a_second_are_one_round_a_second() {
+async fn a_thousand_probes_a_second_cause_one_round_a_second() {
     let rounds = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&rounds);
     let health = Health::builder(BUILD)
@@ -105,8 +105,8 @@ async fn a_cancelled_probe_starts_no_further_checks() {
         })
         .build();
     for _ in 0..10 {
-        let given_up = tokio::time::timeout(Duration::from_millis(50), health.readiness()).await;
-        assert!(given_up.is_err());
+        let timed_out = tokio::time::timeout(Duration::from_millis(50), health.readiness()).await;
+        assert!(timed_out.is_err());
     }
     assert!(!health.readiness().await.is_ready());
     assert_eq!(rounds.load(Ordering::Relaxed), 1);

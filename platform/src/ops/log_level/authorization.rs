@@ -1,4 +1,4 @@
-//! The authorization of log level changes. A caller that turns logging off could hide later actions.
+//! The authorization of log level changes, because a caller that turns logging off could hide later actions.
 //!
 //! - The request's `Host` must be loopback or the listener's own address. A web page in an operator's browser can
 //!   resolve its own name to this address (DNS rebinding). Its requests then come from the operator's machine, but
@@ -46,13 +46,13 @@ impl LogLevelAuth {
             let problem = Problem::new(problem::FORBIDDEN).detail(detail);
             return Err(Rejection { reason: "not_loopback", problem });
         };
-        let shown = headers
+        let sent = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.as_bytes().split_at_checked("Bearer ".len()))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
             .map(|(_, token)| token)
             .unwrap_or_default();
-        if token.expose_secret().as_bytes().ct_eq(shown).into() {
+        if token.expose_secret().as_bytes().ct_eq(sent).into() {
             Ok(())
         } else {
             Err(Rejection { reason: "bad_token", problem: Problem::new(problem::UNAUTHENTICATED) })

@@ -1,8 +1,8 @@
 //! Changing the log filter while the process runs.
 //!
-//! Every client of the listener may read it. [`LogLevelAuth`] decides which callers may change it.
+//! Every client of the listener may read the filter. [`LogLevelAuth`] decides which callers may change it.
 //!
-//! A change may be temporary, after which the default returns, because a forgotten debug level is expensive.
+//! A change may be temporary, because a forgotten debug level is expensive. At its end the default filter is restored.
 mod authorization;
 
 use std::{
@@ -28,11 +28,11 @@ use self::authorization::{LogLevelAuth, Rejection};
 use crate::{
     http::problem::{self, FieldError, Problem},
     telemetry::logs::LogFilter,
-    workers::spawn_in_present_context,
+    workers::spawn_in_current_context,
 };
 
 /// Maximum size of the body in bytes, which allows for more targets than a useful filter names.
-const BODY_LIMIT: usize = 4 * 1024;
+const MAX_BODY_BYTES: usize = 4 * 1024;
 
 /// Maximum duration of a temporary change, in seconds. A longer change belongs in the configuration.
 const MAX_SECONDS: u64 = 7 * 24 * 60 * 60;
@@ -48,7 +48,7 @@ struct Inner {
     on_event: Box<dyn Fn(LogLevelEvent) + Send + Sync>,
 }
 
-/// An event of the log level.
+/// A change of the log level, or a rejected attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogLevelEvent {
     /// The log level was changed.
@@ -148,7 +148,7 @@ impl LogLevel {
     fn temporary(&self, ttl: Duration) -> TemporaryChange {
         let level = self.clone();
         let end = sleep(ttl);
-        let restoring = spawn_in_present_context(async move {
+        let restoring = spawn_in_current_context(async move {
             end.await;
             level.restore();
         });
@@ -206,7 +206,7 @@ fn invalid(pointer: &str, message: impl Into<String>) -> Problem {
 pub(super) fn routes(level: LogLevel) -> Router {
     Router::new()
         .route("/log-level", get(show).put(change))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(level)
 }
 

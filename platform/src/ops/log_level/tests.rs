@@ -17,7 +17,7 @@ fn filter() -> LogFilter {
 
 const TOKEN: &str = "a-token-of-operations";
 const LOOPBACK: &str = "127.0.0.1:50000";
-const ELSEWHERE: &str = "192.0.2.7:50000";
+const REMOTE: &str = "192.0.2.7:50000";
 
 fn with_token(token: Option<&str>) -> Router {
     router_with(token, |_| {})
@@ -43,7 +43,7 @@ async fn json_of(response: Response<Body>) -> Value {
     serde_json::from_slice(&body).unwrap()
 }
 
-async fn shown(router: &Router) -> Value {
+async fn current_level(router: &Router) -> Value {
     let request = Request::get("/log-level").body(Body::empty()).unwrap();
     json_of(router.clone().oneshot(request).await.unwrap()).await
 }
@@ -55,33 +55,42 @@ async fn status_of(router: &Router, request: Request<Body>) -> u16 {
 #[tokio::test]
 async fn a_change_returns_the_new_filter() {
     let router = with_token(None);
-    assert_eq!(shown(&router).await, json!({ "filter": "info", "default": "info", "expires_at": null }));
+    assert_eq!(
+        current_level(&router).await,
+        json!({ "filter": "info", "default": "info", "expires_at": null })
+    );
     let request = put(LOOPBACK, "localhost:9000", &json!({ "filter": "app=debug" }));
     let response = json_of(router.clone().oneshot(request).await.unwrap()).await;
     assert_eq!(response, json!({ "filter": "app=debug", "default": "info", "expires_at": null }));
-    assert_eq!(shown(&router).await, response);
+    assert_eq!(current_level(&router).await, response);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
+async fn a_temporary_change_ends_or_is_replaced_by_a_newer_one() {
     let (sender, mut changes) = tokio::sync::mpsc::unbounded_channel();
     let router = router_with(None, move |event| sender.send(event).unwrap());
     let change = |filter, seconds: Option<u64>| {
         put(LOOPBACK, "localhost", &json!({ "filter": filter, "ttl_seconds": seconds }))
     };
     assert_eq!(status_of(&router, change("debug", Some(60))).await, 200);
-    assert!(shown(&router).await["expires_at"].is_string());
+    assert!(current_level(&router).await["expires_at"].is_string());
     sleep(Duration::from_secs(50)).await;
     assert_eq!(status_of(&router, change("trace", Some(60))).await, 200);
     sleep(Duration::from_secs(50)).await;
-    assert_eq!(shown(&router).await["filter"], "trace");
+    assert_eq!(current_level(&router).await["filter"], "trace");
     sleep(Duration::from_secs(11)).await;
-    assert_eq!(shown(&router).await, json!({ "filter": "info", "default": "info", "expires_at": null }));
+    assert_eq!(
+        current_level(&router).await,
+        json!({ "filter": "info", "default": "info", "expires_at": null })
+    );
 
     assert_eq!(status_of(&router, change("debug", Some(60))).await, 200);
     assert_eq!(status_of(&router, change("warn", None)).await, 200);
     sleep(Duration::from_secs(61)).await;
-    assert_eq!(shown(&router).await, json!({ "filter": "warn", "default": "info", "expires_at": null }));
+    assert_eq!(
+        current_level(&router).await,
+        json!({ "filter": "warn", "default": "info", "expires_at": null })
+    );
 
     let changes: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
         .map(|event| match event {
@@ -103,7 +112,7 @@ async fn a_change_with_an_end_ends_and_a_newer_one_replaces_it() {
 }
 
 #[tokio::test]
-async fn only_loopback_and_the_token_may_change_it() {
+async fn only_loopback_and_token_holders_may_change_the_filter() {
     let body = json!({ "filter": "off" });
     let request = |peer, token: Option<&str>| {
         let mut request = put(peer, "10.1.2.3:9000", &body);
@@ -118,15 +127,15 @@ async fn only_loopback_and_the_token_may_change_it() {
         (&open, LOOPBACK, None, 200),
         (&open, "[::1]:50000", None, 200),
         (&open, "[::ffff:127.0.0.1]:50000", None, 200),
-        (&open, ELSEWHERE, None, 401),
-        (&open, ELSEWHERE, Some("Bearer a-token-of-operation"), 401),
-        (&open, ELSEWHERE, Some("Basic a-token-of-operations"), 401),
-        (&open, ELSEWHERE, Some(TOKEN), 401),
-        (&open, ELSEWHERE, Some(bearer.as_str()), 200),
+        (&open, REMOTE, None, 401),
+        (&open, REMOTE, Some("Bearer a-token-of-operation"), 401),
+        (&open, REMOTE, Some("Basic a-token-of-operations"), 401),
+        (&open, REMOTE, Some(TOKEN), 401),
+        (&open, REMOTE, Some(bearer.as_str()), 200),
         (&closed, LOOPBACK, None, 200),
-        (&closed, ELSEWHERE, None, 403),
-        (&closed, ELSEWHERE, Some(bearer.as_str()), 403),
-        (&closed, ELSEWHERE, Some("Bearer "), 403),
+        (&closed, REMOTE, None, 403),
+        (&closed, REMOTE, Some(bearer.as_str()), 403),
+        (&closed, REMOTE, Some("Bearer "), 403),
     ] {
         assert_eq!(status_of(router, request(peer, token)).await, status, "{peer} {token:?}");
     }
@@ -136,8 +145,8 @@ async fn only_loopback_and_the_token_may_change_it() {
 async fn an_unauthorized_change_is_reported() {
     for (token, peer, host, reason) in [
         (Some(TOKEN), LOOPBACK, "evil.example", "foreign_host"),
-        (Some(TOKEN), ELSEWHERE, "10.1.2.3:9000", "bad_token"),
-        (None, ELSEWHERE, "10.1.2.3:9000", "not_loopback"),
+        (Some(TOKEN), REMOTE, "10.1.2.3:9000", "bad_token"),
+        (None, REMOTE, "10.1.2.3:9000", "not_loopback"),
     ] {
         let (sender, mut rejections) = tokio::sync::mpsc::unbounded_channel();
         let router = router_with(token, move |event| sender.send(event).unwrap());
@@ -197,10 +206,10 @@ async fn an_invalid_change_is_rejected() {
         let request = put(LOOPBACK, "localhost", &json!(null)).map(|_| Body::from(body));
         assert_eq!(status_of(&router, request).await, status, "{body}");
     }
-    let large = json!({ "filter": "o".repeat(BODY_LIMIT) });
+    let large = json!({ "filter": "o".repeat(MAX_BODY_BYTES) });
     assert_eq!(status_of(&router, put(LOOPBACK, "localhost", &large)).await, 413);
     let mut untyped = put(LOOPBACK, "localhost", &json!({ "filter": "off" }));
     untyped.headers_mut().insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());
     assert_eq!(status_of(&router, untyped).await, 415);
-    assert_eq!(shown(&router).await["filter"], "info");
+    assert_eq!(current_level(&router).await["filter"], "info");
 }

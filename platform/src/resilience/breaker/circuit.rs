@@ -22,7 +22,7 @@ pub(super) enum Call {
     Background,
 }
 
-/// The states and their transitions, without a clock.
+/// The current state of a breaker.
 pub(super) struct Circuit {
     /// Number of transitions. The verdict of a call from an earlier epoch is ignored.
     pub(super) epoch: u64,
@@ -42,7 +42,7 @@ impl Phase {
 }
 
 /// The retry time while all probes are in flight. One of them will have an outcome soon.
-pub(super) const PROBES_UNDER_WAY: Open = Open { retry_after: Duration::from_secs(1) };
+pub(super) const PROBES_IN_FLIGHT: Open = Open { retry_after: Duration::from_secs(1) };
 
 impl Circuit {
     pub(super) fn closed(settings: &Settings) -> Self {
@@ -85,7 +85,7 @@ impl Circuit {
                 *background += 1;
                 Ok(self.epoch)
             }
-            (Phase::HalfOpen { .. }, _) => Err(PROBES_UNDER_WAY),
+            (Phase::HalfOpen { .. }, _) => Err(PROBES_IN_FLIGHT),
         }
     }
 
@@ -103,7 +103,7 @@ impl Circuit {
             (Phase::Closed(window), Verdict::Succeeded) => window.count(now, false),
             (Phase::Closed(window), Verdict::Failed) => {
                 window.count(now, true);
-                if window.is_bad(settings) {
+                if window.exceeds_failure_ratio(settings) {
                     self.enter(Phase::Open { until: now + settings.open_for });
                 }
             }
@@ -152,7 +152,7 @@ impl Window {
         }
     }
 
-    fn is_bad(&self, settings: &Settings) -> bool {
+    fn exceeds_failure_ratio(&self, settings: &Settings) -> bool {
         let calls: u32 = self.slots.iter().map(|slot| slot.calls).fold(0, u32::saturating_add);
         let failures: u32 = self.slots.iter().map(|slot| slot.failures).fold(0, u32::saturating_add);
         calls >= settings.minimum_calls && f64::from(failures) >= settings.failure_ratio * f64::from(calls)

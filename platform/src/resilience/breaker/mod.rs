@@ -123,7 +123,7 @@ impl Breaker {
     /// Calls `hook` with the new state after every transition. Only the first hook counts.
     #[must_use]
     pub fn on_transition(self, hook: impl Fn(State) + Send + Sync + 'static) -> Self {
-        let _only_the_first = self.0.on_transition.set(Box::new(hook));
+        let _already_set = self.0.on_transition.set(Box::new(hook));
         self
     }
 
@@ -184,12 +184,12 @@ impl Inner {
             (result, before, after)
         };
         if before != after {
-            self.announce(before, after);
+            self.report_transition(before, after);
         }
         result
     }
 
-    fn announce(&self, before: State, after: State) {
+    fn report_transition(&self, before: State, after: State) {
         let service = self.name;
         match after {
             State::Open => tracing::warn!(service, "circuit breaker changed from {before} to {after}"),

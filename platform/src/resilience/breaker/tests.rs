@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tokio::time::advance;
 
 use super::{
-    circuit::{Call, PROBES_UNDER_WAY},
+    circuit::{Call, PROBES_IN_FLIGHT},
     *,
 };
 
@@ -30,7 +30,7 @@ async fn half_open(name: &'static str) -> Breaker {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_opens_when_half_of_enough_calls_failed() {
+async fn it_opens_when_half_of_enough_calls_fail() {
     let breaker = Breaker::new("test_opens", SETTINGS);
     breaker.acquire().unwrap().succeeded();
     breaker.acquire().unwrap().succeeded();
@@ -57,7 +57,7 @@ async fn old_failures_do_not_count() {
 async fn enough_successful_probes_close_it() {
     let breaker = half_open("test_closes").await;
     let (first, second) = (breaker.acquire().unwrap(), breaker.acquire().unwrap());
-    assert_eq!(breaker.acquire().unwrap_err(), PROBES_UNDER_WAY);
+    assert_eq!(breaker.acquire().unwrap_err(), PROBES_IN_FLIGHT);
     first.succeeded();
     assert_eq!(breaker.state(), State::HalfOpen);
     second.succeeded();
@@ -92,7 +92,7 @@ async fn a_cancelled_probe_makes_room_for_another() {
 async fn background_calls_do_not_use_up_the_probes() {
     let breaker = half_open("test_background").await;
     let background = breaker.acquire_in_background().unwrap();
-    assert_eq!(breaker.acquire_in_background().unwrap_err(), PROBES_UNDER_WAY, "one at a time");
+    assert_eq!(breaker.acquire_in_background().unwrap_err(), PROBES_IN_FLIGHT, "one at a time");
     let (first, second) = (breaker.acquire().unwrap(), breaker.acquire().unwrap());
     drop(background);
     let without_verdict = breaker.acquire_in_background().unwrap();

@@ -9,7 +9,7 @@ use crate::settings::Environment;
 const DEVELOPMENT: &str =
     "debug,h2=info,hyper=info,opentelemetry=info,reqwest=info,rustls=info,sqlx=info,tonic=info,tower=info";
 
-const OTHERWISE: &str = "info";
+const DEFAULT: &str = "info";
 
 /// Reads and changes the log filter. Cheap to clone.
 #[derive(Clone)]
@@ -21,13 +21,13 @@ struct Inner {
     current: RwLock<String>,
 }
 
-/// Returns the filter of the log lines, and the handle that changes it. Only the filter can be changed, not a layer.
-/// Replacing a layer would lose the data that is registered with it, which traces depend on.
+/// Returns the filter of the log lines, and the handle that changes it. Only the filter can be replaced, because
+/// replacing a layer would lose registered data, on which traces depend.
 pub(crate) fn reloadable(
     environment: Environment,
     configured: Option<&str>,
 ) -> Result<(reload::Layer<EnvFilter, Registry>, LogFilter), String> {
-    let by_environment = if environment == Environment::Development { DEVELOPMENT } else { OTHERWISE };
+    let by_environment = if environment == Environment::Development { DEVELOPMENT } else { DEFAULT };
     let expression = configured.unwrap_or(by_environment).to_owned();
     let (filter, handle) = reload::Layer::new(parse(&expression)?);
     let inner = Inner { handle, default: expression.clone(), current: RwLock::new(expression) };
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn the_environment_decides_unless_the_filter_is_set() {
         let default = |environment, configured| {
-            let (_kept, filter) = reloadable(environment, configured).unwrap();
+            let (_layer, filter) = reloadable(environment, configured).unwrap();
             filter.default_filter().to_owned()
         };
         assert!(default(Environment::Development, None).starts_with("debug,"));
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_filter_can_be_changed_while_it_is_in_use() {
-        let (_kept, filter) = reloadable(Environment::Production, None).unwrap();
+        let (_layer, filter) = reloadable(Environment::Production, None).unwrap();
         filter.set("warn,app=debug").unwrap();
         assert_eq!(filter.current(), "warn,app=debug");
         assert_eq!(filter.default_filter(), "info");
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn an_invalid_filter_changes_nothing() {
-        let (_kept, filter) = reloadable(Environment::Production, None).unwrap();
+        let (_layer, filter) = reloadable(Environment::Production, None).unwrap();
         for wrong in ["app=loud", "info,app=debug=trace", "[request]=debug", " "] {
             assert!(filter.set(wrong).is_err(), "{wrong}");
         }

@@ -1,7 +1,7 @@
 //! Log lines for machines: one JSON object each.
 //!
-//! Every line starts with the same keys. The event's own fields follow at the same level, so that queries find them
-//! whichever module logged them. A field with the name of one of those keys is written as `field.NAME`, because JSON
+//! Every line starts with the same keys. The event's own fields follow at the same level, so that queries need not know
+//! which module logged them. A field with the name of one of those keys is written as `field.NAME`, because JSON
 //! parsers disagree about duplicate keys.
 use std::{error::Error, fmt::Debug};
 
@@ -9,9 +9,9 @@ use chrono::SecondsFormat;
 use serde::Serialize;
 use tracing::field::{Field, Visit};
 
-use super::{Buffers, Line, chain, display, is_told_elsewhere};
+use super::{Buffers, Line, chain, display, is_written_separately};
 
-/// The keys of the lines themselves.
+/// The fixed keys of a line.
 pub(super) const KEYS: [&str; 11] = [
     "timestamp",
     "level",
@@ -71,7 +71,7 @@ struct Fields<'a> {
 impl Fields<'_> {
     fn field<T: Serialize + ?Sized>(&mut self, field: &Field, value: &T) {
         let name = field.name();
-        if is_told_elsewhere(name) {
+        if is_written_separately(name) {
             return;
         }
         if KEYS.contains(&name) {
@@ -86,7 +86,7 @@ impl Fields<'_> {
 
     /// Writes a field whose text `write` formats into the buffer.
     fn text(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
-        if is_told_elsewhere(field.name()) {
+        if is_written_separately(field.name()) {
             return;
         }
         let mut text = std::mem::take(self.text);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_context_of_the_task_is_in_the_line() {
+    fn a_line_contains_the_context_of_its_task() {
         let context = correlation::Context::for_work(CorrelationId::parse("order-7").unwrap());
         context.identify(User { id: Uuid::nil(), role: "customer" });
         let line = context.clone().sync_scope(|| object_of(|| tracing::info!("hello")));

@@ -1,9 +1,8 @@
 //! Logs: one line per event, on standard output and, if a directory is set, in daily files. With
 //! `OTEL_LOGS_EXPORTER=otlp` each line is also exported as a log record.
 //!
-//! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the
-//! current span, never from span fields. So a line is complete whatever the filter is, and opening a span formats
-//! nothing.
+//! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the current
+//! span, never from span fields. So a line is complete with every filter, and opening a span formats nothing.
 //!
 //! Logging never blocks. Lines go through a bounded queue to a separate thread. Lines that do not fit, or cannot be
 //! written (a full disk, a closed pipe), are lost and counted in `log_lines_dropped_total`. Audit log lines pass
@@ -78,7 +77,7 @@ impl Lines {
     }
 
     fn write(&self, line: &Line<'_>, buffers: &mut Buffers) {
-        for sink in self.sinks.iter().filter(|sink| sink.takes(line.metadata.target())) {
+        for sink in self.sinks.iter().filter(|sink| sink.accepts(line.metadata.target())) {
             buffers.line.clear();
             match sink.format {
                 Format::Json => json::write(line, &self.origin, buffers),
@@ -94,7 +93,7 @@ impl Lines {
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        // Events of the `log` crate carry their actual target in fields.
+        // Events of the `log` crate have their actual target in fields.
         let normalized = event.normalized_metadata();
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let line =
@@ -118,7 +117,7 @@ fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
 
 impl Line<'_> {
     /// Writes the event's `message` into `text`. An event without a message is logged under its name, which contains
-    /// its place in the code.
+    /// the file and line.
     fn message(&self, text: &mut String) {
         struct Message<'a>(&'a mut String);
         impl tracing::field::Visit for Message<'_> {
@@ -146,9 +145,9 @@ pub(super) fn is_audit(target: &str) -> bool {
     target == "audit" || target.starts_with("audit::")
 }
 
-/// Appends to a text. A value whose formatting fails is truncated there, because a log line must not fail for it.
+/// Appends to a text. A value whose formatting fails is truncated, so that the line is not lost.
 fn display(text: &mut String, value: std::fmt::Arguments<'_>) {
-    let _cut_off = std::fmt::Write::write_fmt(text, value);
+    let _truncated = std::fmt::Write::write_fmt(text, value);
 }
 
 /// Appends an error and its causes: `a: b: c`.
@@ -161,8 +160,8 @@ fn chain(text: &mut String, error: &(dyn std::error::Error + 'static)) {
     }
 }
 
-/// Returns whether lines omit this field. The message has its own place, and the fields of the `log` crate are in the
-/// event's metadata.
-fn is_told_elsewhere(name: &str) -> bool {
+/// Returns whether a field is not among the event's own fields. The message has its own key, and the fields of the
+/// `log` crate are in the event's metadata.
+fn is_written_separately(name: &str) -> bool {
     name == "message" || name.starts_with("log.")
 }

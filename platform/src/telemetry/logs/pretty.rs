@@ -10,7 +10,7 @@ use tracing::{
     field::{Field, Visit},
 };
 
-use super::{Buffers, Line, chain, display, is_told_elsewhere};
+use super::{Buffers, Line, chain, display, is_written_separately};
 
 const DIM: &str = "\u{1b}[2m";
 const RESET: &str = "\u{1b}[0m";
@@ -53,7 +53,7 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn field(&mut self, field: &Field, value: &dyn Display) {
-        if !is_told_elsewhere(field.name()) {
+        if !is_written_separately(field.name()) {
             let Self { dim, reset, .. } = self;
             put(self.out, format_args!(" {dim}{}={reset}{value}", field.name()));
         }
@@ -94,7 +94,7 @@ impl Visit for Fields<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if !is_told_elsewhere(field.name()) {
+        if !is_written_separately(field.name()) {
             self.text(field, |text| display(text, format_args!("{value:?}")));
         }
     }

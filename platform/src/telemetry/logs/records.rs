@@ -1,8 +1,8 @@
 //! Export of log lines as OpenTelemetry log records, in addition to the lines themselves.
 //!
 //! A record has the same fields as the JSON line, under the same names. The crate `opentelemetry-appender-tracing` is
-//! not used, because its records lack them: it reads the trace from `opentelemetry::Context`, which stays empty because
-//! context activation is off, it omits the causes of errors, and it does not know the task's context.
+//! not used, because it omits the causes of errors and the task's context. It also reads the trace from
+//! `opentelemetry::Context`, which is empty because context activation is off.
 use std::{error::Error, fmt::Debug, time::Duration};
 
 use opentelemetry::{
@@ -24,7 +24,7 @@ use tracing::{
     field::{Field, Visit},
 };
 
-use super::{Line, chain, display, is_audit, is_told_elsewhere, json::KEYS};
+use super::{Line, chain, display, is_audit, is_written_separately, json::KEYS};
 use crate::telemetry::{
     otlp::{self, ExportError, Queue, Signal, Transport},
     settings::OpenTelemetry,
@@ -58,7 +58,7 @@ impl Records {
             Some(Transport::Http(http)) => http.configure(OtlpExporter::builder().with_http()).build(),
         };
         let lost = IntCounter::new("exported", "Lost log records.")?;
-        let processor = counted(exporter.map_err(ExportError::from)?, lost.clone());
+        let processor = counting_processor(exporter.map_err(ExportError::from)?, lost.clone());
         let provider = SdkLoggerProvider::builder()
             .with_log_processor(processor)
             .with_resource(resource.clone())
@@ -71,7 +71,7 @@ impl Records {
         self.lost.get()
     }
 
-    /// Exports the remaining records, until `timeout` at most.
+    /// Exports the remaining records, for at most `timeout`.
     pub(in crate::telemetry) fn finish(&self, timeout: Duration) {
         // The processor logs the records that are lost.
         let _lost = self.provider.shutdown_with_timeout(timeout);
@@ -80,7 +80,7 @@ impl Records {
     /// Queues a line for the export.
     pub(super) fn write(&self, line: &Line<'_>, text: &mut String) {
         let target = line.metadata.target();
-        if otlp::is_of_export(target) {
+        if otlp::is_export_target(target) {
             return;
         }
         let mut record = self.logger.create_log_record();
@@ -122,7 +122,7 @@ struct Attributes<'a>(&'a mut SdkLogRecord);
 impl Attributes<'_> {
     fn field(&mut self, field: &Field, value: impl Into<AnyValue>) {
         let name = field.name();
-        if is_told_elsewhere(name) {
+        if is_written_separately(name) {
             return;
         }
         let key = if KEYS.contains(&name) { Key::from(format!("field.{name}")) } else { Key::from(name) };
@@ -146,7 +146,7 @@ impl Visit for Attributes<'_> {
         self.field(field, value);
     }
 
-    /// Exports a value above the signed numbers as text, because OTLP has no unsigned numbers.
+    /// Exports a value above `i64::MAX` as text, because OTLP has no unsigned numbers.
     fn record_u64(&mut self, field: &Field, value: u64) {
         match i64::try_from(value) {
             Ok(value) => self.field(field, value),
@@ -167,14 +167,14 @@ impl Visit for Attributes<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if !is_told_elsewhere(field.name()) {
+        if !is_written_separately(field.name()) {
             self.text(field, |text| display(text, format_args!("{value:?}")));
         }
     }
 }
 
 /// Exports records in batches from a separate thread, and counts lost records.
-fn counted(exporter: impl LogExporter + 'static, lost: IntCounter) -> impl LogProcessor + 'static {
+fn counting_processor(exporter: impl LogExporter + 'static, lost: IntCounter) -> impl LogProcessor + 'static {
     let queue = Queue::new("OTEL_BLRP_MAX_QUEUE_SIZE", lost);
     let exporter = CountingExporter { inner: exporter, queue: queue.clone() };
     let batches = BatchConfigBuilder::default().with_max_queue_size(queue.capacity()).build();

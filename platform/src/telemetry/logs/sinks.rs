@@ -64,7 +64,7 @@ const MAX_QUEUED_AUDIT_LINES: usize = 16_384;
 /// A queue, and a thread that writes its lines.
 pub(in crate::telemetry) struct Sink {
     pub(super) format: Format,
-    wanted: SinkKind,
+    kind: SinkKind,
     queue: NonBlocking,
 }
 
@@ -73,29 +73,29 @@ pub(in crate::telemetry) struct Sink {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SinkKind {
     Audit,
-    EverythingElse,
+    Other,
 }
 
 impl SinkKind {
-    fn longest_queue(self) -> usize {
+    fn max_queued_lines(self) -> usize {
         match self {
             Self::Audit => MAX_QUEUED_AUDIT_LINES,
-            Self::EverythingElse => MAX_QUEUED_LINES,
+            Self::Other => MAX_QUEUED_LINES,
         }
     }
 }
 
-/// Keeps the writing threads alive.
+/// The guards of the writing threads. Dropping a guard ends its thread.
 pub(in crate::telemetry) struct Guards(Vec<WorkerGuard>);
 
 impl Guards {
-    /// Lets each thread write its queued lines, until `deadline` at most.
+    /// Lets each thread write its queued lines, for at most `timeout`.
     ///
     /// Each guard is dropped on a separate thread. If no process reads the output any more, dropping a guard blocks
     /// forever, because the guard reports this on the same output. This must delay neither the other sinks nor the
     /// process.
-    pub(in crate::telemetry) fn finish(self, deadline: Duration) {
-        let (finished, all) = mpsc::channel::<()>();
+    pub(in crate::telemetry) fn finish(self, timeout: Duration) {
+        let (finished, all_finished) = mpsc::channel::<()>();
         for guard in self.0 {
             let finished = finished.clone();
             thread::spawn(move || {
@@ -105,7 +105,7 @@ impl Guards {
         }
         drop(finished);
         // The channel disconnects when every thread has dropped its sender.
-        let _all_or_too_late = all.recv_timeout(deadline);
+        let _finished_or_timed_out = all_finished.recv_timeout(timeout);
     }
 }
 
@@ -119,18 +119,18 @@ pub(in crate::telemetry) fn open(
     // Two threads share one output. Each writes whole batches under this lock.
     let stdout = Arc::default();
     let format = stdout_format(settings.format);
-    opened.add("log-stdout", format, SinkKind::EverythingElse, io::stdout(), Arc::clone(&stdout));
+    opened.add("log-stdout", format, SinkKind::Other, io::stdout(), Arc::clone(&stdout));
     opened.add("log-stdout-audit", format, SinkKind::Audit, io::stdout(), stdout);
     if let Some(directory) = &settings.directory {
         let files = [
-            ("log-file", BuildInfo::current().name, SinkKind::EverythingElse),
+            ("log-file", BuildInfo::current().name, SinkKind::Other),
             // Pruning selects files by their name prefix, so neither name may be a prefix of the other.
             ("log-audit", "audit", SinkKind::Audit),
         ];
-        for (thread, name, wanted) in files {
+        for (thread, name, kind) in files {
             let appender = daily_files(directory, name, settings.files_kept)
                 .map_err(|source| LogsError::Directory { directory: directory.clone(), source })?;
-            opened.add(thread, Format::Json, wanted, appender, Arc::default());
+            opened.add(thread, Format::Json, kind, appender, Arc::default());
         }
     }
     opened.losses.records = records;
@@ -179,7 +179,7 @@ impl OpenSinks {
         &mut self,
         thread: &str,
         format: Format,
-        wanted: SinkKind,
+        kind: SinkKind,
         writer: impl Write + Send + 'static,
         output: Arc<Mutex<OutputState>>,
     ) {
@@ -187,21 +187,21 @@ impl OpenSinks {
         let writer = Batch { inner: writer, output, lines: Vec::new(), count: 0, failed };
         let (queue, guard) = NonBlockingBuilder::default()
             .lossy(true)
-            .buffered_lines_limit(wanted.longest_queue())
+            .buffered_lines_limit(kind.max_queued_lines())
             .thread_name(thread)
             .finish(writer);
         self.losses.overflowed.push(queue.error_counter());
-        self.sinks.push(Sink { format, wanted, queue });
+        self.sinks.push(Sink { format, kind, queue });
         self.guards.push(guard);
     }
 }
 
 impl Sink {
     /// Returns whether the sink accepts lines of this target.
-    pub(super) fn takes(&self, target: &str) -> bool {
-        match self.wanted {
+    pub(super) fn accepts(&self, target: &str) -> bool {
+        match self.kind {
             SinkKind::Audit => is_audit(target),
-            SinkKind::EverythingElse => !is_audit(target),
+            SinkKind::Other => !is_audit(target),
         }
     }
 
@@ -211,9 +211,9 @@ impl Sink {
     }
 }
 
-/// Pause of the writing thread after each write, so that it writes the next lines together. Waking the thread for
-/// each line would cost each request a wake-up, a write and a thread switch.
-const GATHERING: Duration = Duration::from_millis(2);
+/// Pause of the writing thread after each batch, during which the next lines are queued. Without it, each line would
+/// cost its request a wake-up, a write and a thread switch.
+const BATCH_PAUSE: Duration = Duration::from_millis(2);
 
 /// Maximum number of bytes in one write.
 const MAX_BATCH_BYTES: usize = 64 * 1024;
@@ -221,7 +221,7 @@ const MAX_BATCH_BYTES: usize = 64 * 1024;
 /// Pause before the next attempt at an output that is full.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
 
-/// Maximum time for which an output may take nothing. After it, the batch is lost.
+/// Maximum time for which a full output is retried. After it, the batch is lost.
 const MAX_FULL_TIME: Duration = Duration::from_secs(5);
 
 /// The state of an output, which several threads may share.
@@ -235,8 +235,8 @@ struct OutputState {
 /// Writes queued lines together, and counts lines whose write fails, because the writing thread ignores errors.
 /// Flushes as soon as the queue is empty.
 ///
-/// If the output is a pipe in non-blocking mode, as parents of containers and test runners create, a slow reader makes a
-/// write fail after part of a line. Such an output is retried, like a pipe in blocking mode.
+/// Container runtimes and test runners may pass a non-blocking pipe as the output. If its reader is slow, a write fails
+/// after part of a line, and is retried.
 struct Batch<W> {
     inner: W,
     /// Locked while a batch is written, because one batch may take several writes.
@@ -247,7 +247,7 @@ struct Batch<W> {
 }
 
 impl<W: Write> Batch<W> {
-    /// Writes the batch. A partial write counts all of its lines as lost.
+    /// Writes the batch. If a write fails, all lines of the batch count as lost.
     fn write_out(&mut self) -> io::Result<()> {
         let written = self.write_batch();
         if written.is_err() {
@@ -265,7 +265,7 @@ impl<W: Write> Batch<W> {
         }
         let mut rest = self.lines.as_slice();
         while !rest.is_empty() {
-            let written = retried(|| self.inner.write(rest))?;
+            let written = retry_while_full(|| self.inner.write(rest))?;
             let (taken, left) = rest
                 .split_at_checked(written)
                 .filter(|(taken, _)| !taken.is_empty())
@@ -273,12 +273,12 @@ impl<W: Write> Batch<W> {
             output.is_within_line = !taken.ends_with(b"\n");
             rest = left;
         }
-        retried(|| self.inner.flush())
+        retry_while_full(|| self.inner.flush())
     }
 }
 
-/// Retries a write to an output that is full.
-fn retried<T>(mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Retries a write while the output is full.
+fn retry_while_full<T>(mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let started = Instant::now();
     loop {
         match write() {
@@ -304,14 +304,13 @@ impl<W: Write> Write for Batch<W> {
     fn flush(&mut self) -> io::Result<()> {
         if self.count > 0 {
             self.write_out()?;
-            // Meanwhile the next lines gather in the queue, without a wake-up for each.
-            thread::sleep(GATHERING);
+            thread::sleep(BATCH_PAUSE);
         }
         Ok(())
     }
 }
 
-/// The counters of lost lines: one of each queue, the one of [`Batch`], and the one of the export.
+/// The counters of lost lines: those of the queues, that of [`Batch`], and that of the export.
 #[derive(Default)]
 struct Losses {
     overflowed: Vec<ErrorCounter>,
@@ -375,7 +374,7 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         let mut opened = OpenSinks::default();
-        opened.add("log-test", Format::Json, SinkKind::EverythingElse, FullDisk, Arc::default());
+        opened.add("log-test", Format::Json, SinkKind::Other, FullDisk, Arc::default());
         for sink in &opened.sinks {
             sink.write(b"{}\n");
             sink.write(b"{}\n");
@@ -384,16 +383,16 @@ mod tests {
         assert_eq!(opened.losses.total(), 2);
     }
 
-    /// A writer that sends its data to the test, and waits until the test lets it continue.
+    /// A writer that sends its data to the test, and then waits for the test.
     struct SlowWriter {
         writes: mpsc::Sender<Vec<u8>>,
-        go_on: mpsc::Receiver<()>,
+        resume: mpsc::Receiver<()>,
     }
 
     impl Write for SlowWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.writes.send(bytes.to_vec()).unwrap();
-            self.go_on.recv().unwrap();
+            self.resume.recv().unwrap();
             Ok(bytes.len())
         }
 
@@ -405,23 +404,17 @@ mod tests {
     #[test]
     fn queued_lines_are_written_in_one_batch() {
         let (writes, written) = mpsc::channel();
-        let (let_go_on, go_on) = mpsc::channel();
+        let (resume_sender, resume) = mpsc::channel();
         let mut opened = OpenSinks::default();
-        opened.add(
-            "log-test",
-            Format::Json,
-            SinkKind::EverythingElse,
-            SlowWriter { writes, go_on },
-            Arc::default(),
-        );
+        opened.add("log-test", Format::Json, SinkKind::Other, SlowWriter { writes, resume }, Arc::default());
         let sink = &opened.sinks[0];
         sink.write(b"first\n");
         assert_eq!(written.recv().unwrap(), b"first\n");
         sink.write(b"second\n");
         sink.write(b"third\n");
-        let_go_on.send(()).unwrap();
+        resume_sender.send(()).unwrap();
         assert_eq!(written.recv().unwrap(), b"second\nthird\n");
-        let_go_on.send(()).unwrap();
+        resume_sender.send(()).unwrap();
     }
 
     /// Reads from a non-blocking socket in small pieces, with pauses in which the socket fills.
@@ -446,7 +439,7 @@ mod tests {
         let reader = thread::spawn(move || read_slowly(reader));
         let mut opened = OpenSinks::default();
         let shared = Arc::default();
-        for kind in [SinkKind::EverythingElse, SinkKind::Audit] {
+        for kind in [SinkKind::Other, SinkKind::Audit] {
             // Standard output buffers in the same way.
             let output = io::LineWriter::new(output.try_clone().unwrap());
             opened.add("log-test", Format::Json, kind, output, Arc::clone(&shared));

@@ -35,7 +35,7 @@ pub fn registered<M>(metric: prometheus::Result<M>) -> M {
 /// older text format otherwise.
 ///
 /// # Errors
-/// Two metrics contradict each other, which is a bug.
+/// The metrics cannot be encoded, which is a bug.
 pub fn render(headers: &HeaderMap) -> prometheus::Result<(&'static str, String)> {
     let families = prometheus::gather();
     if openmetrics::is_preferred(headers) {
@@ -48,7 +48,7 @@ pub fn render(headers: &HeaderMap) -> prometheus::Result<(&'static str, String)>
 pub(super) fn start(runtime: &Handle) {
     let BuildInfo { version, commit, .. } = BuildInfo::current();
     BUILD_INFO.with_label_values(&[version, commit]).set(1);
-    runtime::watch(runtime);
+    runtime::register(runtime);
 }
 
 #[cfg(test)]
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_build_is_in_the_first_scrape() {
+    async fn the_first_scrape_contains_the_build() {
         start(&Handle::current());
         let (content_type, text) = render(&HeaderMap::new()).unwrap();
         assert_eq!(content_type, "text/plain; version=0.0.4");

@@ -14,18 +14,18 @@ pub(super) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0
 /// weights.
 pub(super) fn is_preferred(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let (mut ours, mut older) = (0.0_f32, 0.0_f32);
+    let (mut openmetrics, mut older) = (0.0_f32, 0.0_f32);
     for range in values.flat_map(|value| value.split(',')) {
         let mut parts = range.split(';').map(str::trim);
         let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
         let weight = parts.find_map(|parameter| parameter.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0);
         match media_type.as_str() {
-            "application/openmetrics-text" => ours = ours.max(weight),
+            "application/openmetrics-text" => openmetrics = openmetrics.max(weight),
             "text/plain" => older = older.max(weight),
             _ => {}
         }
     }
-    ours > 0.0 && ours >= older
+    openmetrics > 0.0 && openmetrics >= older
 }
 
 /// Encodes all families.
@@ -111,7 +111,7 @@ fn sample(
 ) -> std::fmt::Result {
     let mut pairs: Vec<_> =
         labels.iter().map(|label| format!("{}=\"{}\"", label.name(), escaped(label.value()))).collect();
-    pairs.extend(bound.map(|bound| format!("le=\"{}\"", canonical(bound))));
+    pairs.extend(bound.map(|bound| format!("le=\"{}\"", format_bound(bound))));
     write!(text, "{name}{suffix}")?;
     if !pairs.is_empty() {
         write!(text, "{{{}}}", pairs.join(","))?;
@@ -128,9 +128,8 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('\n', "\\n").replace('"', "\\\"")
 }
 
-/// Formats a bucket bound. The bound is part of the series' name, and the format requires it to be written as a
-/// float.
-fn canonical(bound: f64) -> String {
+/// Formats a bucket bound, which the format requires to be written as a float.
+fn format_bound(bound: f64) -> String {
     if bound.is_finite() { format!("{bound:?}") } else { number(bound) }
 }
 
@@ -223,7 +222,7 @@ tea_drawn_seconds_count{tea="green"} 1
     }
 
     #[test]
-    fn a_bucket_shows_the_newest_sampled_trace_that_fell_into_it() {
+    fn a_bucket_has_the_newest_sampled_trace_as_exemplar() {
         let bounds = [0.1, 1.0];
         let steeped = TracedHistograms::new("tea_steeped_seconds", "How long", &["tea", "cup"], &bounds);
         let provider = SdkTracerProvider::default();

@@ -1,4 +1,4 @@
-//! Metrics of the runtime's load. A task in the runtime's queues waits only for a worker thread.
+//! Metrics of the Tokio runtime's load. Tasks in its queues are ready and wait for a thread.
 use prometheus::{
     Counter, IntGauge, Opts,
     core::{Collector, Desc},
@@ -16,7 +16,7 @@ struct Runtime {
 }
 
 /// Registers the runtime's metrics. A process has one runtime.
-pub(super) fn watch(runtime: &Handle) {
+pub(super) fn register(runtime: &Handle) {
     let registered =
         Runtime::new(runtime.metrics()).and_then(|runtime| prometheus::register(Box::new(runtime)));
     if let Err(error) = registered {

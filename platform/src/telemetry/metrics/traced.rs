@@ -69,8 +69,8 @@ impl TracedHistograms {
     }
 
     /// Records the duration of one operation.
-    pub fn observe(&self, labels: &[&str], took: Duration) {
-        let seconds = took.as_secs_f64();
+    pub fn observe(&self, labels: &[&str], duration: Duration) {
+        let seconds = duration.as_secs_f64();
         self.histograms.with_label_values(labels).observe(seconds);
         let exemplar = current_span::current(|span| {
             let exemplar = |span: &SpanContext| Exemplar {
@@ -82,7 +82,7 @@ impl TracedHistograms {
             span.is_sampled().then(|| exemplar(span))
         });
         if let Some(exemplar) = exemplar.flatten() {
-            self.exemplars.remember(labels, exemplar);
+            self.exemplars.store(labels, exemplar);
         }
     }
 }
@@ -93,7 +93,7 @@ impl Exemplars {
         FAMILIES.read().unwrap_or_else(PoisonError::into_inner).get(family).cloned()
     }
 
-    fn remember(&self, labels: &[&str], exemplar: Exemplar) {
+    fn store(&self, labels: &[&str], exemplar: Exemplar) {
         let bucket = self.bounds.partition_point(|bound| *bound < exemplar.value);
         let buckets = self.buckets(labels);
         if let Some(Ok(mut newest)) = buckets.get(bucket).map(Mutex::try_lock) {
@@ -103,8 +103,8 @@ impl Exemplars {
 
     fn buckets(&self, labels: &[&str]) -> Arc<Buckets> {
         let key = key(labels.iter().copied());
-        let known = self.series.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        known.unwrap_or_else(|| {
+        let existing = self.series.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        existing.unwrap_or_else(|| {
             // One more bucket for values above every bound.
             let empty = || (0..=self.bounds.len()).map(|_| Mutex::default()).collect();
             let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
@@ -119,9 +119,9 @@ impl Exemplars {
             found.map_or("", |label| label.value())
         };
         let key = key(self.labels.iter().map(value));
-        let known = self.series.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let existing = self.series.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         let copy = |bucket: &Mutex<Option<Exemplar>>| *bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        known.map_or_else(Vec::new, |buckets| buckets.iter().map(copy).collect())
+        existing.map_or_else(Vec::new, |buckets| buckets.iter().map(copy).collect())
     }
 }
 

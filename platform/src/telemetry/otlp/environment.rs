@@ -1,4 +1,5 @@
-//! The `OTEL_*` variables: those that the SDK does not read as the specification requires, and warnings about the others.
+//! The `OTEL_*` variables that the SDK does not read as the specification requires, and warnings about invalid
+//! variables.
 use std::{collections::BTreeSet, env, time::Duration};
 
 use opentelemetry::KeyValue;
@@ -15,8 +16,9 @@ use crate::{
 /// cannot delay the end of the process.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The variables of an export, which follow `OTEL_EXPORTER_OTLP_` for all signals, or that and `TRACES_` or `LOGS_`.
-const OF_EXPORTS: [&str; 5] = ["COMPRESSION", "ENDPOINT", "HEADERS", "PROTOCOL", "TIMEOUT"];
+/// Names of the export variables after `OTEL_EXPORTER_OTLP_`, or after `OTEL_EXPORTER_OTLP_TRACES_` or
+/// `OTEL_EXPORTER_OTLP_LOGS_`.
+const EXPORT_VARIABLES: [&str; 5] = ["COMPRESSION", "ENDPOINT", "HEADERS", "PROTOCOL", "TIMEOUT"];
 
 /// The other supported variables of the specification, in addition to those in the table of settings.
 const SUPPORTED: [&str; 10] = [
@@ -38,29 +40,31 @@ fn names_of(signal: Signal, variable: &str) -> [String; 2] {
 }
 
 /// Reads an environment variable that is not in the table of settings. An empty value counts as unset.
-fn set(name: &str) -> Option<String> {
+fn read_variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
-/// Returns the items of a list that is separated by commas.
+/// Returns the items of a comma-separated list.
 pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
-/// Returns the receiver of a signal, or `None` if the signal is not exported: no endpoint is set, or the variable of its
-/// exporter forbids the export.
+/// Returns the endpoint of a signal. Returns `None` if the signal is not exported: no endpoint is set, or the variable
+/// of its exporter turns the export off.
 ///
 /// # Errors
-/// The endpoint of the signal is not a URL, or is required and not set. Without its scheme, the exporter would lose
-/// everything without a message.
+/// The endpoint of the signal is not a URL, or is required and not set. Without a scheme in the URL, the exporter would
+/// silently lose everything.
 pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Url>, ExportError> {
     let is_exported = match signal {
         // The SDK does not read this variable.
-        Signal::Traces => !names(&set("OTEL_TRACES_EXPORTER").unwrap_or_default()).any(|name| name == "none"),
+        Signal::Traces => {
+            !names(&read_variable("OTEL_TRACES_EXPORTER").unwrap_or_default()).any(|name| name == "none")
+        }
         Signal::Logs => settings.logs_exporter == LogsExporter::Otlp,
     };
     let [of_signal, _] = names_of(signal, "ENDPOINT");
-    let endpoint = match set(&of_signal) {
+    let endpoint = match read_variable(&of_signal) {
         Some(endpoint) => {
             Some(http_url(endpoint.trim()).map_err(|rule| ExportError::Endpoint { name: of_signal, rule })?)
         }
@@ -76,19 +80,20 @@ pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Optio
 /// Returns the protocol of the export.
 pub(super) fn protocol(signal: Signal, settings: &OpenTelemetry) -> String {
     let [of_signal, _] = names_of(signal, "PROTOCOL");
-    set(&of_signal).unwrap_or_else(|| settings.protocol.clone())
+    read_variable(&of_signal).unwrap_or_else(|| settings.protocol.clone())
 }
 
 /// Returns the timeout of one export. The specification's variables are in milliseconds.
 pub(super) fn timeout(signal: Signal) -> Duration {
-    let milliseconds = names_of(signal, "TIMEOUT").into_iter().find_map(|name| set(&name)?.parse().ok());
+    let milliseconds =
+        names_of(signal, "TIMEOUT").into_iter().find_map(|name| read_variable(&name)?.parse().ok());
     milliseconds.map_or(EXPORT_TIMEOUT, Duration::from_millis)
 }
 
 /// Returns the size of a queue, in items. The default is that of the specification.
 pub(super) fn queue_size(variable: &str) -> usize {
     const DEFAULT_QUEUE_SIZE: usize = 2_048;
-    let configured = set(variable).and_then(|size| size.parse().ok());
+    let configured = read_variable(variable).and_then(|size| size.parse().ok());
     configured.filter(|size| *size > 0).unwrap_or(DEFAULT_QUEUE_SIZE)
 }
 
@@ -128,7 +133,7 @@ pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
             ));
         }
     }
-    for name in names(&set("OTEL_TRACES_EXPORTER").unwrap_or_default()) {
+    for name in names(&read_variable("OTEL_TRACES_EXPORTER").unwrap_or_default()) {
         if !matches!(name, "otlp" | "none") {
             warnings
                 .push(format!("OTEL_TRACES_EXPORTER: ignored {name}; supported values are otlp and none"));
@@ -136,7 +141,7 @@ pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
     }
     let compression = Signal::ALL.into_iter().flat_map(|signal| names_of(signal, "COMPRESSION"));
     for variable in compression.collect::<BTreeSet<_>>() {
-        if set(&variable)
+        if read_variable(&variable)
             .is_some_and(|value| !["gzip", "none"].contains(&value.to_ascii_lowercase().as_str()))
         {
             warnings.push(format!("ignored {variable}; supported values are gzip and none"));
@@ -158,13 +163,13 @@ pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
 }
 
 fn is_unsupported(name: &str) -> bool {
-    let is_of_export = |rest: &str| {
+    let is_export_variable = |rest: &str| {
         let of_signal = ["TRACES_", "LOGS_"].iter().find_map(|signal| rest.strip_prefix(signal));
-        OF_EXPORTS.contains(&of_signal.unwrap_or(rest))
+        EXPORT_VARIABLES.contains(&of_signal.unwrap_or(rest))
     };
     let is_known = SUPPORTED.contains(&name)
         || OpenTelemetry::settings().any(|setting| setting.name == name)
-        || name.strip_prefix("OTEL_EXPORTER_OTLP_").is_some_and(is_of_export);
+        || name.strip_prefix("OTEL_EXPORTER_OTLP_").is_some_and(is_export_variable);
     name.starts_with("OTEL_") && !is_known
 }
 

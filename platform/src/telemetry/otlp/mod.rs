@@ -1,4 +1,4 @@
-//! Export over OTLP, which all signals share: the variables of the specification, transport, resource and losses.
+//! The OTLP export of all signals: the variables of the specification, transport, resource and lost items.
 //!
 //! The SDK reads most `OTEL_*` variables itself, and this module handles the rest.
 mod environment;
@@ -97,12 +97,12 @@ pub(super) fn transport(signal: Signal, settings: &OpenTelemetry) -> Result<Opti
         "grpc" => Ok(Some(Transport::Grpc(Grpc { timeout, is_encrypted: endpoint.scheme() == "https" }))),
         "http/protobuf" => {
             crate::outbound::install_tls_provider();
-            let building = thread::spawn(move || {
+            let thread = thread::spawn(move || {
                 reqwest::blocking::Client::builder().no_proxy().timeout(timeout).build()
             });
-            // The thread exists because a blocking client must not be built within the runtime.
+            // A separate thread, because a blocking client must not be built within the runtime.
             let client =
-                building.join().unwrap_or_else(|panic| resume_unwind(panic)).map_err(ExportError::Client)?;
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map_err(ExportError::Client)?;
             Ok(Some(Transport::Http(Http { timeout, client })))
         }
         _ => Err(ExportError::Protocol),
@@ -127,14 +127,14 @@ impl Http {
 }
 
 /// Returns whether a target is part of the export itself. Exporting its events would create further events endlessly.
-pub(super) fn is_of_export(target: &str) -> bool {
+pub(super) fn is_export_target(target: &str) -> bool {
     ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tonic", "tower"]
         .iter()
         .any(|name| target.starts_with(name))
 }
 
 /// Returns the attributes that describe the process in every signal. `OTEL_RESOURCE_ATTRIBUTES` overrides them, except
-/// for the service name, which the log lines have, too.
+/// the service name, which [`service_name`] returns.
 pub(super) fn resource(service: &str, process: &Process, settings: &OpenTelemetry) -> Resource {
     Resource::builder_empty()
         .with_attributes([
@@ -151,7 +151,7 @@ pub(super) fn resource(service: &str, process: &Process, settings: &OpenTelemetr
 /// Returns the service name of every signal: `OTEL_SERVICE_NAME`, or the resource attribute `service.name`, or the
 /// package name.
 pub fn service_name(settings: &OpenTelemetry) -> String {
-    let among_attributes = || {
+    let from_attributes = || {
         let attributes = environment::attributes(settings).into_iter();
         let mut names = attributes.filter(|attribute| attribute.key.as_str() == "service.name");
         names.next().map(|attribute| attribute.value.to_string()).filter(|name| !name.is_empty())
@@ -159,6 +159,6 @@ pub fn service_name(settings: &OpenTelemetry) -> String {
     settings
         .service_name
         .clone()
-        .or_else(among_attributes)
+        .or_else(from_attributes)
         .unwrap_or_else(|| BuildInfo::current().name.to_owned())
 }

@@ -1,7 +1,7 @@
 //! Counts of the items that wait for their export, and of those that are lost.
 //!
-//! The SDK drops items when its queue is full and when an export fails, and does not expose the count of the first.
-//! So the processors limit the queue to the same length and count what they drop. The SDK's own queue then never
+//! The SDK drops items when its queue is full and when an export fails, and does not expose how many a full queue
+//! drops. So the processors limit the queue to the same length and count what they drop. The SDK's own queue then never
 //! overflows.
 use std::sync::{
     Arc,
@@ -13,7 +13,7 @@ use prometheus::IntCounter;
 
 use super::environment::queue_size;
 
-/// The queue of a batch processor, as seen by the processor and its exporter.
+/// The counts of a batch processor's queue, which the processor and its exporter share.
 #[derive(Debug, Clone)]
 pub(in crate::telemetry) struct Queue {
     counts: Arc<Counts>,
@@ -70,8 +70,8 @@ impl Queue {
         result
     }
 
-    /// Closes the queue, runs the last export, and counts the items that it leaves. Returns its result, and the number of items that were
-    /// lost meanwhile: their export failed, or has not finished in time.
+    /// Closes the queue and runs the last export. Returns its result, and the number of items lost in it: their export
+    /// failed, or did not finish in time.
     pub(in crate::telemetry) fn finish(
         &self,
         export: impl FnOnce() -> OTelSdkResult,

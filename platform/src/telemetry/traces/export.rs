@@ -20,7 +20,7 @@ pub(super) fn start() {
 }
 
 /// Exports spans in batches from a separate thread, and counts lost spans.
-pub(super) fn counted(exporter: impl SpanExporter + 'static) -> impl SpanProcessor + 'static {
+pub(super) fn counting_processor(exporter: impl SpanExporter + 'static) -> impl SpanProcessor + 'static {
     let queue = Queue::new("OTEL_BSP_MAX_QUEUE_SIZE", DROPPED.clone());
     let exporter = CountingExporter { inner: exporter, queue: queue.clone() };
     let batches = BatchConfigBuilder::default().with_max_queue_size(queue.capacity()).build();

@@ -2,10 +2,10 @@
 //!
 //! Without an endpoint nothing is exported, but spans still have ids for the logs.
 //!
-//! **Trust.** Only a trusted peer's `traceparent` is the parent of a request's span. For any other caller the span begins
-//! a new trace, with a *link* to the caller's span. Otherwise a caller could choose the trace id, put its requests into
-//! the trace of another caller, and decide with the *sampled* flag whether they are exported. Baggage of untrusted
-//! callers is ignored, because it may contain false data.
+//! **Trust.** Only a trusted peer's `traceparent` is the parent of a request's span. For any other caller the span
+//! starts a new trace, with a *link* to the caller's span. Otherwise a caller could choose the trace id, join another
+//! caller's trace, and decide with the *sampled* flag whether its spans are exported. Baggage of untrusted callers is
+//! ignored, because it may contain false data.
 mod export;
 mod propagators;
 
@@ -30,7 +30,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use self::{
-    export::counted,
+    export::counting_processor,
     propagators::{B3Headers, B3Propagator, JaegerPropagator},
 };
 pub use super::current_span::{current_span_id, current_trace_id, current_trace_parent};
@@ -60,11 +60,11 @@ pub(super) fn provider(
         Some(Transport::Grpc(grpc)) => grpc.configure(SpanExporter::builder().with_tonic()).build()?,
         Some(Transport::Http(http)) => http.configure(SpanExporter::builder().with_http()).build()?,
     };
-    Ok(Some(builder.with_span_processor(counted(exporter)).build()))
+    Ok(Some(builder.with_span_processor(counting_processor(exporter)).build()))
 }
 
 /// Installs the propagators that `OTEL_PROPAGATORS` names.
-pub(super) fn propagate(settings: &OpenTelemetry) {
+pub(super) fn install_propagators(settings: &OpenTelemetry) {
     let propagators =
         names(&settings.propagators).filter_map(|name| -> Option<Box<dyn TextMapPropagator + Send + Sync>> {
             match name {
@@ -83,15 +83,15 @@ pub(super) fn propagate(settings: &OpenTelemetry) {
 pub fn link(span: &Span, trace_parent: Option<&str>) {
     let Some(trace_parent) = trace_parent else { return };
     let carrier = HashMap::from([("traceparent".to_owned(), trace_parent.to_owned())]);
-    let began = TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier);
-    let began = began.span().span_context().clone();
-    if began.is_valid() {
-        span.add_link(began);
+    let origin = TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier);
+    let origin = origin.span().span_context().clone();
+    if origin.is_valid() {
+        span.add_link(origin);
     }
 }
 
-/// Adds the trace and the correlation id to an outbound call. Baggage is removed: the called service is a third
-/// party, and the callers' baggage must not be disclosed to it.
+/// Adds the trace and the correlation id to an outbound call. Baggage is removed, because the called service is a third
+/// party, to which callers' baggage must not be disclosed.
 pub fn inject(headers: &mut HeaderMap) {
     let context = Span::current().context().with_cleared_baggage();
     global::get_text_map_propagator(|propagator| {
@@ -106,14 +106,14 @@ pub fn inject(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes the span that the request's headers name the parent of `span` if the peer is `trusted`, and otherwise links
+/// Makes the caller's span, which the headers name, the parent of `span` if the peer is `trusted`. Otherwise links
 /// `span` to it. `span` must not have been entered yet.
 pub fn join_or_link(headers: &HeaderMap, span: &Span, trusted: bool) {
-    let found = global::get_text_map_propagator(|propagator| {
-        let says_something = propagator.fields().any(|field| headers.contains_key(field));
-        says_something.then(|| propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers)))
+    let caller = global::get_text_map_propagator(|propagator| {
+        let has_context = propagator.fields().any(|field| headers.contains_key(field));
+        has_context.then(|| propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers)))
     });
-    let Some(caller) = found else { return };
+    let Some(caller) = caller else { return };
     if trusted {
         // This fails if there is no trace layer, or the span is filtered out. Then there is no span to join.
         let _no_traces = span.set_parent(caller);

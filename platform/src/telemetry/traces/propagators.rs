@@ -73,7 +73,7 @@ impl TextMapPropagator for B3Propagator {
     }
 
     fn extract_with_context(&self, context: &Context, extractor: &dyn Extractor) -> Context {
-        extended(context, single(extractor).or_else(|| multiple(extractor)))
+        with_remote_span(context, single(extractor).or_else(|| multiple(extractor)))
     }
 
     fn fields(&self) -> FieldIter<'_> {
@@ -110,7 +110,7 @@ impl TextMapPropagator for JaegerPropagator {
     }
 
     fn extract_with_context(&self, context: &Context, extractor: &dyn Extractor) -> Context {
-        extended(context, jaeger(extractor))
+        with_remote_span(context, jaeger(extractor))
     }
 
     fn fields(&self) -> FieldIter<'_> {
@@ -127,16 +127,16 @@ fn jaeger(extractor: &dyn Extractor) -> Option<SpanContext> {
     remote(trace_id, span_id, flags & 1 == 1)
 }
 
-fn extended(context: &Context, found: Option<SpanContext>) -> Context {
+fn with_remote_span(context: &Context, found: Option<SpanContext>) -> Context {
     found.map_or_else(|| context.clone(), |ids| context.with_remote_span_context(ids))
 }
 
 /// Returns a remote span context. Both formats allow shorter ids, which are padded with zeros on the left.
 fn remote(trace_id: &str, span_id: &str, sampled: bool) -> Option<SpanContext> {
-    let plain = |id: &str, longest: usize| {
-        (1..=longest).contains(&id.len()) && id.bytes().all(|digit| digit.is_ascii_hexdigit())
+    let is_hex_id = |id: &str, max_length: usize| {
+        (1..=max_length).contains(&id.len()) && id.bytes().all(|digit| digit.is_ascii_hexdigit())
     };
-    if !plain(trace_id, 32) || !plain(span_id, 16) {
+    if !is_hex_id(trace_id, 32) || !is_hex_id(span_id, 16) {
         return None;
     }
     let flags = if sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
