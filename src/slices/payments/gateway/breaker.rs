@@ -25,10 +25,10 @@ pub(super) fn breaker(alerts: &Alerts) -> Breaker {
             breaker::State::Open => (
                 Severity::Warning,
                 "opened",
-                "Calls to the payment gateway fail. The breaker rejects further calls.",
+                "Calls of the payment gateway fail. The breaker rejects further calls.",
             ),
             breaker::State::Closed => {
-                (Severity::Info, "closed", "Calls to the payment gateway succeed again.")
+                (Severity::Info, "closed", "Calls of the payment gateway succeed again.")
             }
             breaker::State::HalfOpen => return,
         };

@@ -17,7 +17,7 @@ impl Fixtures {
     }
 }
 
-/// Paths at which an auditor may change nothing.
+/// Paths at which an auditor is not allowed to change anything.
 pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
 
 #[rustfmt::skip]

@@ -36,15 +36,15 @@ async fn notes_make_no_more_round_trips_than_they_need() {
 
 /// A difference in time would reveal which notes exist.
 #[tokio::test]
-async fn a_404_costs_the_same_for_missing_and_foreign_notes() {
+async fn a_404_costs_the_same_for_missing_and_others_notes() {
     let service = counted_service().await;
-    let (owner, stranger) = (service.customer().await, service.customer().await);
+    let (owner, other_customer) = (service.customer().await, service.customer().await);
     let note = owner.creates().await.is(201).id();
     let rejected = async |id: Uuid| {
         let change = json!({ "name": "Another" });
         [
-            taken(&service, 404, async || stranger.get(format!("{PATH}/{id}"))).await,
-            taken(&service, 404, async || stranger.patch(format!("{PATH}/{id}")).json(&change)).await,
+            taken(&service, 404, async || other_customer.get(format!("{PATH}/{id}"))).await,
+            taken(&service, 404, async || other_customer.patch(format!("{PATH}/{id}")).json(&change)).await,
         ]
     };
     assert_eq!(rejected(note).await, rejected(Uuid::now_v7()).await);
