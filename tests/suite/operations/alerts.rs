@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     audit::{
-        seals::{everything_is_sealed, verify},
+        seals::{verify, wait_until_everything_is_sealed},
         verification::unseal,
     },
     builder,
@@ -85,7 +85,7 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
         .start()
         .await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the process has seen the head", |line| line["seal_number"] == head).await;
     // The owner of the database regenerates the whole chain, consistently for the database.
@@ -136,7 +136,7 @@ async fn the_transaction_that_delays_sealing_is_named() {
     let verified = verify(&service, &[]).await.succeeded();
     assert!(verified.contains("not sealed yet, so not verified: "), "{verified}");
     forgotten.unwrap().release().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn a_prepared_transaction_that_delays_sealing_is_named() {
     assert!(named.starts_with("prepared transaction forgotten (in "), "{named}");
     assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
     service.database().execute("rollback prepared 'forgotten'").await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
 }
 
 #[tokio::test]

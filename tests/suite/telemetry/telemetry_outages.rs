@@ -9,7 +9,7 @@ use std::{
 use dev::harness::{Collector, CollectorBehavior, PATH, REQUIRED, Service, TABLE, eventually, run, within};
 use tokio::net::TcpListener;
 
-use crate::{EXECUTABLE, audit::seals::everything_is_sealed, builder};
+use crate::{EXECUTABLE, audit::seals::wait_until_everything_is_sealed, builder};
 
 /// Far below every export timeout, and far above the duration of a request on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -180,7 +180,7 @@ async fn a_late_log_reader_misses_no_audit_line() {
     .await;
     let lost = service.metric("log_lines_dropped_total").await;
     let _created = customer.creates().header("x-correlation-id", "meanwhile").await.is(201);
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
     assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost meanwhile");
 

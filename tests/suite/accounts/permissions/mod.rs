@@ -15,7 +15,7 @@ use crate::{
     service,
 };
 
-/// Every kind of caller, in the order of the table's columns.
+/// The roles of callers, in the order of the table's columns.
 const CALLERS: [&str; 5] = ["no login", "customer", "support", "auditor", "admin"];
 
 struct Users {
@@ -52,12 +52,12 @@ async fn every_route_admits_exactly_its_roles() {
         for (role, expected) in CALLERS.into_iter().zip(expected) {
             // Each request gets a new owner and a new session, because some requests consume them.
             let owner = service.customer().await;
-            let (by, email) = match (role, staff.user(role)) {
+            let (client, email) = match (role, staff.user(role)) {
                 ("customer", _) => ((*owner).clone(), owner.email.clone()),
                 (_, Some(user)) => ((*service.log_in(&user.email).await).clone(), user.email.clone()),
                 (_, None) => (service.anonymous(), owner.email.clone()),
             };
-            let response = request(&by, &Subject::of(&owner, email).await).await;
+            let response = request(&client, &Subject::of(&owner, email).await).await;
             assert_eq!(response.status, expected, "{method} {route} by {role}: {response}");
             match expected {
                 401 => {
@@ -83,10 +83,11 @@ async fn every_route_admits_exactly_its_roles() {
 async fn permissions_are_checked_before_the_body() {
     let service = service().await;
     let staff = Users::of(&service).await;
-    let nonsense = |request: Request| request.header("content-type", "application/json").body("{");
+    let with_malformed_body = |request: Request| request.header("content-type", "application/json").body("{");
     for path in FORBIDDEN_TO_AUDITORS {
-        let _anonymous = nonsense(service.anonymous().post(path)).await.is_problem(401, "unauthenticated");
-        let _auditor = nonsense(staff.auditor.post(path)).await.is_problem(403, "forbidden");
+        let _anonymous =
+            with_malformed_body(service.anonymous().post(path)).await.is_problem(401, "unauthenticated");
+        let _auditor = with_malformed_body(staff.auditor.post(path)).await.is_problem(403, "forbidden");
     }
 }
 
