@@ -202,10 +202,10 @@ async fn audited_writes_continue_while_an_export_waits() {
     wait_until_everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
-    let reads = reader(&service).await;
+    let reads = open_reader(&service).await;
     let (finished, ()) = tokio::join!(export(&service, "2021-03-01", &file), async {
         // The reader does not delay seals, because it writes nothing.
-        exported(&service).await;
+        wait_until_exported(&service).await;
         make_audited_writes(&service, 10).await;
         let left = service
             .database()
@@ -256,9 +256,9 @@ async fn an_interrupted_export_can_be_repeated() {
     held.release().await;
 
     // Terminated while it waits for a reader, the export is complete. The next run drops the partitions.
-    let reads = reader(&service).await;
+    let reads = open_reader(&service).await;
     let mut exporting = start_export(&service, &file);
-    exported(&service).await;
+    wait_until_exported(&service).await;
     exporting.kill().unwrap();
     exporting.wait().unwrap();
     make_audited_writes(&service, 3).await;

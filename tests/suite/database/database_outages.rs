@@ -23,7 +23,7 @@ async fn wait_until_ready(service: &Service) {
 async fn probes_respond_in_time_while_the_database_hangs() {
     let service = builder().behind_a_link().start().await;
     service.link().freeze();
-    eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
+    eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     for _ in 0..5 {
         let requests = Instant::now();
         let (status, body) = ready(&service).await;
@@ -47,7 +47,7 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
     service.link().cut();
     let rejected = request.clone().await.is_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some(), "{rejected}");
-    eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
+    eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     eventually("a worker fails and logs it", async || {
         service.logs().iter().any(|line| line["message"] == "worker failed").then_some(())
     })

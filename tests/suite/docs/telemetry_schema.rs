@@ -11,7 +11,7 @@ use syn::{
 };
 
 use super::{
-    is_complete,
+    assert_complete,
     structure::{CRATES, files},
 };
 
@@ -163,7 +163,7 @@ fn the_telemetry_schema_lists_the_names_in_the_sources() {
 
     let documented = Schema::documented();
     let file = "docs/telemetry-schema*.md";
-    is_complete(file, &documented.spans, "the spans in the sources", &spans);
-    is_complete(file, &documented.span_attributes, "the span fields in the sources", &span_attributes);
-    is_complete(file, &documented.log_fields, "the event fields in the sources", &log_fields);
+    assert_complete(file, &documented.spans, "the spans in the sources", &spans);
+    assert_complete(file, &documented.span_attributes, "the span fields in the sources", &span_attributes);
+    assert_complete(file, &documented.log_fields, "the event fields in the sources", &log_fields);
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use self::table::routes;
 pub(crate) use self::table::{Row, Subject};
 use crate::{
-    docs::{compliance::rows, is_complete},
+    docs::{assert_complete, compliance::rows},
     example::permissions::FORBIDDEN_TO_AUDITORS,
     http::openapi,
     service,
@@ -98,7 +98,7 @@ fn the_table_has_every_route_of_the_document() {
     let table: BTreeSet<_> = routes().map(|(method, route, ..)| format!("{method} {route}")).collect();
     let document: BTreeSet<_> =
         openapi::operations().map(|(method, route, _)| format!("{method} {route}")).collect();
-    is_complete(FILE, &table, "the routes of the OpenAPI document", &document);
+    assert_complete(FILE, &table, "the routes of the OpenAPI document", &document);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn the_table_in_the_documents_is_this_one() {
             format!("| `{method} {route}` | {statuses} |")
         })
         .collect();
-    is_complete(
+    assert_complete(
         &format!("the tables \"{heading}\" of docs"),
         &documents,
         "tests/suite/*/permissions",
