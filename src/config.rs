@@ -13,7 +13,7 @@ use crate::{accounts, slices};
 /// Minimum length of `OPS_TOKEN`, in characters.
 const MIN_OPS_TOKEN_LENGTH: usize = 16;
 
-/// Minimum time for draining. Exporting the last spans and log lines takes up to two seconds of it.
+/// Minimum time for draining. The export of the last spans and log lines takes up to two seconds of this time.
 const MIN_DRAIN_TIME: Duration = Duration::from_secs(3);
 
 platform::settings! {

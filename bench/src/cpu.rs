@@ -1,5 +1,5 @@
-//! CPU time of processes, read from `/proc`. CPU time is the steadiest figure on a small machine. Systems other than
-//! Linux have no such figure, and the tables omit it.
+//! CPU time of processes, read from `/proc`. CPU time varies less between runs than any other figure on a small
+//! machine. It is measured on Linux only, and omitted from the tables on other systems.
 //!
 //! The CPU time of a process includes all of its threads, ended threads included. A PostgreSQL server consists of its
 //! postmaster and one process per connection. The postmaster accumulates the CPU time of children that it has waited
@@ -7,7 +7,7 @@
 use std::{fs, path::Path, time::Duration};
 
 /// Unit in which the kernel reports times to programs, on every architecture that Rust supports on Linux.
-const TICKS_A_SECOND: u64 = 100;
+const TICKS_PER_SECOND: u64 = 100;
 
 /// The times in one line of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ fn stat(pid: u32) -> Option<Stat> {
 }
 
 fn time(ticks: u64) -> Duration {
-    Duration::from_millis(ticks * 1_000 / TICKS_A_SECOND)
+    Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND)
 }
 
 /// Returns the CPU time of this process since its start.

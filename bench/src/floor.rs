@@ -1,7 +1,7 @@
-//! The floor: the same routes with the service's statements on the service's pool, and nothing around them. It has no
-//! layers, limits, validation, telemetry and audit events, so the distance to the service is the cost of these.
+//! The floor: a server with only the service's statements and pool behind the same routes. It has no layers, limits,
+//! validation, telemetry and audit events, so the difference from the service is the cost of these.
 //!
-//! It is this program, run again as a separate process, so that its CPU time is counted separately.
+//! The floor is this program, run again as a separate process, so that its CPU time is counted separately.
 use std::{env, net::SocketAddr, sync::Arc};
 
 use axum::{
@@ -25,13 +25,13 @@ use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use crate::{
-    peers::POOL,
+    peers::POOL_SIZE,
     pgbench::statement,
     service::Server,
     test_bed::{Database, free_address},
 };
 
-/// The part of the statement of an order that records the audit event.
+/// The part of the statement that places an order which records the audit event.
 const AUDIT: &str = ", record_audit_event($8)";
 
 /// Starts the floor on a database.
@@ -40,7 +40,7 @@ pub async fn start(database: &Database) -> anyhow::Result<Server> {
     let launch = Launch::new(env::current_exe()?)
         .args(["floor", &address.to_string()])
         .env("DATABASE_URL", database.url.as_str())
-        .env("DATABASE_MAX_CONNECTIONS", POOL.to_string())
+        .env("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string())
         .uncaptured();
     Server::launch(launch, address, None, &format!("http://{address}/")).await
 }
@@ -49,7 +49,7 @@ pub async fn start(database: &Database) -> anyhow::Result<Server> {
 pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let settings = Reader::new(|name| env::var(name).ok()).finish(Settings::read)?;
     let place = statement(&["insert into orders", "claim_idempotency_key("])?;
-    anyhow::ensure!(place.contains(AUDIT), "the statement of an order contains no {AUDIT:?}");
+    anyhow::ensure!(place.contains(AUDIT), "the statement that places an order does not contain {AUDIT:?}");
     let floor = Floor {
         pool: Pool::connect(&settings, "floor").await?,
         session: statement(&["from sessions", "sessions.token_hash = $1"])?.leak(),

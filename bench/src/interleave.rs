@@ -1,4 +1,4 @@
-//! Contenders that do the same job, run in turn for several rounds.
+//! Measurements of contenders, which process the same requests and run in turn for several rounds.
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
@@ -21,7 +21,7 @@ pub enum MeasuredProcess {
     Load,
 }
 
-/// The observed processes.
+/// The ids of the measured processes.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchedProcesses {
     pub postmaster: u32,
@@ -35,12 +35,12 @@ type Times = BTreeMap<MeasuredProcess, f64>;
 impl WatchedProcesses {
     /// Returns the CPU time of each process so far, in seconds. Empty on a system that does not report CPU times.
     fn times(self) -> Times {
-        let one = |who, pid: Option<u32>| Some((who, cpu::of_process(pid?)?.as_secs_f64()));
+        let time_of = |process, pid: Option<u32>| Some((process, cpu::of_process(pid?)?.as_secs_f64()));
         [
-            one(MeasuredProcess::Service, self.service),
+            time_of(MeasuredProcess::Service, self.service),
             cpu::of_server(self.postmaster).map(|time| (MeasuredProcess::Database, time.as_secs_f64())),
-            one(MeasuredProcess::Receiver, self.receiver),
-            one(MeasuredProcess::Load, Some(self.load)),
+            time_of(MeasuredProcess::Receiver, self.receiver),
+            time_of(MeasuredProcess::Load, Some(self.load)),
         ]
         .into_iter()
         .flatten()
@@ -66,9 +66,9 @@ impl Sample {
     fn new(measured: &LoadResult, [before, after]: [Times; 2], service: Option<u32>) -> Self {
         let responses = count(measured.responses());
         let milliseconds = |quantile| count(at(&measured.latencies, quantile)) / 1e3;
-        let used = after.into_iter().filter_map(|(who, after)| {
-            let seconds = after - before.get(&who)?;
-            Some((who, seconds * 1e6 / responses))
+        let used = after.into_iter().filter_map(|(process, after)| {
+            let seconds = after - before.get(&process)?;
+            Some((process, seconds * 1e6 / responses))
         });
         Self {
             rate: responses / measured.length.as_secs_f64(),
@@ -81,8 +81,8 @@ impl Sample {
     }
 
     /// Returns the CPU time of these processes per response, in total. NaN on a system that does not report CPU times.
-    pub fn cpu_of(&self, who: &[MeasuredProcess]) -> f64 {
-        let all = who.iter().filter_map(|who| self.cpu.get(who));
+    pub fn cpu_of(&self, process: &[MeasuredProcess]) -> f64 {
+        let all = process.iter().filter_map(|process| self.cpu.get(process));
         if self.cpu.is_empty() { f64::NAN } else { all.sum() }
     }
 }
@@ -125,10 +125,11 @@ pub async fn with_pgbench(
     window: Window,
     number: u64,
 ) -> anyhow::Result<Sample> {
-    let look = |pid| {
+    let read_times = |pid| {
         WatchedProcesses { postmaster: test_bed.postmaster, service: None, receiver: None, load: pid }.times()
     };
-    let (measured, times) = pgbench::run(test_bed, database, scripts, clients, window, number, look).await?;
+    let (measured, times) =
+        pgbench::run(test_bed, database, scripts, clients, window, number, read_times).await?;
     Ok(Sample::new(&measured, times, None))
 }
 

@@ -1,15 +1,15 @@
 //! HTTP load from this process: a closed loop for capacity, an open loop for latency.
 //!
-//! The load generator is our own and small, because none of the available ones is suitable. The fixed-rate generators
-//! available through `cargo` (oha, goose, rlt) have one of three problems. They cannot send a different
-//! `Idempotency-Key` with each request, they measure a late request from its sending, or they use more CPU per request
+//! The load generator is part of the project, because no available one is suitable. The fixed-rate generators available
+//! through `cargo` (oha, goose, rlt) have one of three problems. They cannot send a different `Idempotency-Key` with
+//! each request, they measure the latency from the sending instead of the due time, or they use more CPU per request
 //! than the service. wrk has no open loop at all.
 //!
 //! *Closed*: each client sends its next request after the response to the previous one. A closed loop measures capacity
 //! and does not measure latency: a stalled service simply receives fewer requests (coordinated omission).
 //!
 //! *Open*: requests are due at fixed times, regardless of responses. Latency is measured **from the time at which a
-//! request was due**. So the figure includes waiting in the service and waiting for a free connection.
+//! request was due**. The figure therefore includes waiting in the service and waiting for a free connection.
 use std::{
     collections::VecDeque,
     net::SocketAddr,
@@ -54,7 +54,7 @@ pub type Requests = Arc<dyn Fn(u64) -> Request<Full<Bytes>> + Send + Sync>;
 pub struct LoadResult {
     pub length: Duration,
     pub latencies: Histogram<u64>,
-    /// Responses with a status other than 2xx, and requests without a response. A run with failures measures an error.
+    /// Responses with a status other than 2xx. The figures of a run with failures are invalid.
     pub failures: u64,
 }
 
@@ -77,23 +77,23 @@ struct Run {
     requests: Requests,
 }
 
-/// Observations of one client.
+/// The measurements of one client.
 struct ClientResult {
     latencies: Histogram<u64>,
     failures: u64,
-    example: Option<String>,
+    first_failure: Option<String>,
 }
 
-/// Sends requests until the window ends. Calls `look` at the beginning and at the end of the window.
+/// Sends requests until the window ends. Calls `read_times` at the beginning and at the end of the window.
 pub async fn run<T>(
     address: SocketAddr,
     shape: Shape,
     window: Window,
     requests: Requests,
-    mut look: impl FnMut() -> T,
+    mut read_times: impl FnMut() -> T,
 ) -> anyhow::Result<(LoadResult, [T; 2])> {
     let run = Arc::new(Run { phase: AtomicU8::new(WARMING_UP), next: AtomicU64::new(0), address, requests });
-    // The load uses a single thread, because its CPU time is not available to the measured service.
+    // The load uses a single thread, so that it takes at most one core from the measured service.
     let clients = thread::spawn({
         let run = Arc::clone(&run);
         move || {
@@ -102,22 +102,22 @@ pub async fn run<T>(
         }
     });
     tokio::time::sleep(window.warm_up).await;
-    let (before, began) = (look(), Instant::now());
+    let (before, began) = (read_times(), Instant::now());
     run.phase.store(MEASURING, Ordering::Relaxed);
     tokio::time::sleep(window.length).await;
     run.phase.store(OVER, Ordering::Relaxed);
-    let (length, after) = (began.elapsed(), look());
+    let (length, after) = (began.elapsed(), read_times());
     let ended = tokio::task::spawn_blocking(move || clients.join()).await?;
     let Ok(result) = ended else { bail!("the load generator has panicked") };
     let mut measured = LoadResult { length, latencies: histogram()?, failures: 0 };
-    let mut example = None;
+    let mut first_failure = None;
     for result in result? {
         measured.latencies.add(&result.latencies)?;
         measured.failures += result.failures;
-        example = example.or(result.example);
+        first_failure = first_failure.or(result.first_failure);
     }
-    if let Some(example) = example {
-        eprintln!("  {} of {} requests failed: {example}", measured.failures, measured.responses());
+    if let Some(first_failure) = first_failure {
+        eprintln!("  {} of {} requests failed: {first_failure}", measured.failures, measured.responses());
     }
     Ok((measured, [before, after]))
 }
@@ -141,7 +141,7 @@ impl Run {
                 let run = Arc::clone(&self);
                 // A dedicated thread sleeps with microsecond precision. A timer of the runtime has millisecond
                 // precision.
-                thread::spawn(move || run.keep_time(per_second, &due));
+                thread::spawn(move || run.send_due_times(per_second, &due));
                 let queue = Arc::new(Mutex::new(queue));
                 for _ in 0..connections {
                     clients.spawn(Arc::clone(&self).client(Some(Arc::clone(&queue))));
@@ -152,7 +152,7 @@ impl Run {
     }
 
     /// Sends the due time of each request, until the run ends.
-    fn keep_time(&self, per_second: f64, due: &mpsc::UnboundedSender<Instant>) {
+    fn send_due_times(&self, per_second: f64, due: &mpsc::UnboundedSender<Instant>) {
         let began = Instant::now();
         for number in 0_u32.. {
             let at = began + Duration::from_secs_f64(f64::from(number) / per_second);
@@ -171,7 +171,7 @@ impl Run {
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let mut result = ClientResult { latencies: histogram()?, failures: 0, example: None };
+        let mut result = ClientResult { latencies: histogram()?, failures: 0, first_failure: None };
         while self.phase.load(Ordering::Relaxed) != OVER {
             let due = match &queue {
                 None => Instant::now(),
@@ -182,15 +182,15 @@ impl Run {
                 }
             };
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let answer = sender.send_request((self.requests)(number)).await?;
-            let status = answer.status();
-            let body = answer.into_body().collect().await?.to_bytes();
+            let response = sender.send_request((self.requests)(number)).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await?.to_bytes();
             if self.phase.load(Ordering::Relaxed) == MEASURING {
                 let took = u64::try_from(due.elapsed().as_micros())?;
                 result.latencies.saturating_record(took.max(1));
                 if !status.is_success() {
                     result.failures += 1;
-                    result.example.get_or_insert_with(|| {
+                    result.first_failure.get_or_insert_with(|| {
                         let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
                         format!("{status} {text}")
                     });
@@ -202,7 +202,7 @@ impl Run {
 }
 
 /// Sends a number of requests concurrently, each on its own connection. Returns the status and the latency of each.
-pub async fn at_once(
+pub async fn send_concurrently(
     address: SocketAddr,
     requests: VecDeque<Request<Full<Bytes>>>,
 ) -> anyhow::Result<Vec<(hyper::StatusCode, Duration)>> {
@@ -213,9 +213,9 @@ pub async fn at_once(
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);
             let began = Instant::now();
-            let answer = sender.send_request(request).await?;
-            let status = answer.status();
-            answer.into_body().collect().await?;
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            response.into_body().collect().await?;
             anyhow::Ok((status, began.elapsed()))
         });
     }

@@ -1,5 +1,5 @@
-//! `cargo bench-all`: compares the service with the limit and with other services, in one run on one machine, as
-//! ratios.
+//! `cargo bench-all`: compares the service with pgbench, with its own statements alone, and with other services. All
+//! run on one machine, and the results are ratios.
 //!
 //! Contenders run interleaved, for several rounds of a few seconds, so that other activity of the machine affects all
 //! of them. Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.
@@ -66,7 +66,7 @@ struct Arguments {
     markdown: Option<PathBuf>,
 }
 
-/// Subcommands that this program runs in processes of their own.
+/// Subcommands that this program runs in separate processes.
 #[derive(Debug, Subcommand)]
 enum Helper {
     /// Receive and count traces
@@ -74,8 +74,8 @@ enum Helper {
     ReceiveTraces { address: SocketAddr },
     /// Respond to every request with this JSON
     #[command(hide = true)]
-    Answer { address: SocketAddr, body: String },
-    /// Serve the routes of orders with nothing around them
+    Respond { address: SocketAddr, body: String },
+    /// Serve the routes of orders with the service's statements only
     #[command(hide = true)]
     Floor { address: SocketAddr },
 }
@@ -85,7 +85,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.helper {
         Some(Helper::ReceiveTraces { address }) => receiver::serve(address).await,
-        Some(Helper::Answer { address, body }) => receiver::serve_bare(address, body).await,
+        Some(Helper::Respond { address, body }) => receiver::serve_axum_alone(address, body).await,
         Some(Helper::Floor { address }) => floor::serve(address).await,
         None => measure(arguments).await,
     }
@@ -106,7 +106,7 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let tables = measured?;
     if let Some(file) = arguments.markdown {
         let document = fs::read_to_string(&file).unwrap_or_default();
-        fs::write(&file, report::put_into(&document, &tables))?;
+        fs::write(&file, report::replace_tables(&document, &tables))?;
         eprintln!("wrote {}", file.display());
     }
     Ok(())
@@ -120,7 +120,7 @@ async fn measure_in(
     progress: &dyn Fn(&str),
 ) -> anyhow::Result<String> {
     let peers = peers::build(progress).await?;
-    let test_bed = TestBed::set(directory.to_owned(), executable, progress).await?;
+    let test_bed = TestBed::start(directory.to_owned(), executable, progress).await?;
     let run = Run { test_bed: &test_bed, size, peers: &peers, progress };
     let began = Instant::now();
     let mut tables = header(&test_bed, size);
@@ -130,7 +130,7 @@ async fn measure_in(
         println!("{section}");
         writeln!(tables, "{section}")?;
     }
-    test_bed.strike().await?;
+    test_bed.stop().await?;
     eprintln!("measured for {} s", began.elapsed().as_secs());
     Ok(tables)
 }

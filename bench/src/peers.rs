@@ -1,5 +1,5 @@
-//! Services in other languages that do the same job (`bench/peers`). Each is written in its language's usual style,
-//! with the same database, the same pool size, and the same traces.
+//! Services with the same routes (`bench/peers`), each written in the usual style of its language. They have the same
+//! database, the same pool size, and the same traces.
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::bail;
@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// Pool size of every contender.
-pub const POOL: u32 = 16;
+pub const POOL_SIZE: u32 = 16;
 
-/// Deadline of a build from scratch on a slow machine.
+/// Deadline of a build from scratch, long enough for a slow machine.
 const BUILD_DEADLINE: Duration = Duration::from_mins(30);
 
 /// A built peer.
@@ -91,7 +91,7 @@ impl Peer {
         let mut launch = Launch::new(&self.executable)
             .env("DATABASE_URL", database.url.as_str())
             .env("LISTEN_ADDRESS", address.to_string())
-            .env("DATABASE_MAX_CONNECTIONS", POOL.to_string())
+            .env("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string())
             .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
             .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
             .env("OTEL_TRACES_SAMPLER_ARG", "0.1")

@@ -1,11 +1,12 @@
-//! PostgreSQL's own benchmark, which measures the database without a service in front of it.
+//! PostgreSQL's own benchmark, which measures the database without a service.
 //!
 //! Its scripts run prepared statements as the service's role. They are either the transaction that most services would
-//! send ([`naive_order`]), or **our own statements** ([`own_order`] and similar functions). Our statements are read
-//! from `.sqlx`, which continuous integration compares with the sources, and parameters replace `$1`. Arrays are
-//! parameters, as in the service: `ARRAY[:a, :b]` would show the planner the number of elements.
+//! send ([`naive_order`]), or the service's **own statements** ([`own_order`] and similar functions). The latter are
+//! read from `.sqlx`, which continuous integration compares with the sources, and pgbench variables replace `$1`.
+//! Arrays are parameters, as in the service, because `ARRAY[:a, :b]` would reveal the number of elements to the
+//! planner.
 //!
-//! pgbench variables are numbers, not texts, so two things differ from the service. SQL builds ids from numbers, which
+//! pgbench computes only numbers, not texts, so two things differ from the service. SQL builds ids from numbers, which
 //! costs a microsecond. Texts (baskets, tokens) come from [`VARIANTS`] scripts, of which pgbench picks one at random.
 use std::{
     fmt::Write as _,
@@ -55,16 +56,16 @@ pub fn statement(parts: &[&str]) -> anyhow::Result<String> {
     }
     match <[String; 1]>::try_from(found) {
         Ok([statement]) => Ok(statement),
-        Err(found) => bail!("{} statements of the service hold {parts:?}, and one should", found.len()),
+        Err(found) => bail!("{} statements of the service contain {parts:?}, expected 1", found.len()),
     }
 }
 
-/// Hides colons within string literals (`'HH24:MI'`), because pgbench reads variables even there.
-fn without_colons(statement: &str) -> String {
+/// Escapes colons within string literals (`'HH24:MI'`), because pgbench replaces variables even there.
+fn escape_colons(statement: &str) -> String {
     let mut written = String::new();
     for (number, piece) in statement.split('\'').enumerate() {
-        let within_a_text = number % 2 == 1;
-        match within_a_text {
+        let is_literal = number % 2 == 1;
+        match is_literal {
             true if piece.contains(':') => {
                 let _cannot_fail = write!(written, "E'{}'", piece.replace(':', "\\x3a"));
             }
@@ -79,7 +80,7 @@ fn without_colons(statement: &str) -> String {
 
 /// Replaces `$1`, `$2`, … with expressions.
 fn with_arguments(statement: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let statement = without_colons(statement);
+    let statement = escape_colons(statement);
     let mut pieces = statement.split('$');
     let mut written = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
@@ -98,7 +99,7 @@ fn each_variant(script: impl Fn(u64) -> anyhow::Result<String>) -> anyhow::Resul
 
 /// `\set` commands for a number that is unique to the transaction. Numbers ascend for each client, like the service's
 /// ids.
-const NEXT: &str = "\\set i :i + 1\n\\set n :run * 1000000000000 + :client_id * 1000000000 + :i\n";
+const NEXT_NUMBER: &str = "\\set i :i + 1\n\\set n :run * 1000000000000 + :client_id * 1000000000 + :i\n";
 
 fn session(variant: u64) -> anyhow::Result<String> {
     let statement = statement(&["from sessions", "sessions.token_hash = $1"])?;
@@ -124,7 +125,7 @@ pub fn own_order() -> anyhow::Result<Scripts> {
             &event,
         ];
         let order = with_arguments(&statement, &arguments)?;
-        Ok(format!("{NEXT}{};\n{order};\n", session(variant)?))
+        Ok(format!("{NEXT_NUMBER}{};\n{order};\n", session(variant)?))
     })
 }
 
@@ -135,7 +136,7 @@ pub fn naive_order() -> anyhow::Result<Scripts> {
     let product = |number: &str| sql_id("03000000-0000-7000-8000-", number);
     each_variant(|variant| {
         let customer = format!(":customer{variant}");
-        let mut script = format!("{NEXT}\\set p1 random(0, 499)\n\\set p2 random(500, 999)\n");
+        let mut script = format!("{NEXT_NUMBER}\\set p1 random(0, 499)\n\\set p2 random(500, 999)\n");
         write!(
             script,
             "begin;
@@ -174,10 +175,9 @@ pub fn own_read(orders: u64) -> anyhow::Result<Scripts> {
     let statement = statement(&["from orders_with_items", "where id = $1"])?;
     let id = sql_id("01000000-0000-7000-8000-", ":n");
     each_variant(|variant| {
-        let of_customer =
-            format!("\\set n random(0, {}) * {CUSTOMERS} + {variant}\n", orders / CUSTOMERS - 1);
+        let set_number = format!("\\set n random(0, {}) * {CUSTOMERS} + {variant}\n", orders / CUSTOMERS - 1);
         let order = with_arguments(&statement, &[&id, &format!(":customer{variant}")])?;
-        Ok(format!("{of_customer}{};\n{order};\n", session(variant)?))
+        Ok(format!("{set_number}{};\n{order};\n", session(variant)?))
     })
 }
 
@@ -227,7 +227,7 @@ fn hash_of_token(number: u64) -> String {
     format!("\\x{}", hex::encode(Sha256::digest(test_bed::token(number))))
 }
 
-/// Runs the scripts with the given number of connections. Calls `look` with pgbench's process id, at the beginning and
+/// Runs the scripts with the given number of connections. Calls `read_times` with pgbench's process id, at the beginning and
 /// at the end of the window.
 pub async fn run<T>(
     test_bed: &TestBed,
@@ -236,7 +236,7 @@ pub async fn run<T>(
     clients: usize,
     window: Window,
     number: u64,
-    mut look: impl FnMut(u32) -> T,
+    mut read_times: impl FnMut(u32) -> T,
 ) -> anyhow::Result<(LoadResult, [T; 2])> {
     let directory = test_bed.directory.join("pgbench");
     fs::remove_dir_all(&directory).ok();
@@ -260,9 +260,9 @@ pub async fn run<T>(
     }
     let child = launch.args([&database.name]).start()?;
     tokio::time::sleep(window.warm_up).await;
-    let (before, began) = (look(child.pid()), SystemTime::now());
+    let (before, began) = (read_times(child.pid()), SystemTime::now());
     tokio::time::sleep(window.length).await;
-    let (ended, after) = (SystemTime::now(), look(child.pid()));
+    let (ended, after) = (SystemTime::now(), read_times(child.pid()));
     let status = child.wait(window.length + window.warm_up + EXIT_TIMEOUT).await?;
     let printed: Vec<String> = child.lines().into_iter().map(|line| line.text).collect();
     if !status.success() || printed.iter().any(|line| line.contains("error:")) {
@@ -273,7 +273,8 @@ pub async fn run<T>(
     let mut latencies = Histogram::new_with_bounds(1, 60_000_000, 3)?;
     for file in logs(&directory)? {
         for line in fs::read_to_string(file)?.lines() {
-            let (latency, at) = transaction(line).with_context(|| format!("not a transaction: {line}"))?;
+            let (latency, at) =
+                parse_transaction(line).with_context(|| format!("not a transaction: {line}"))?;
             if (from..to).contains(&at) {
                 latencies.saturating_record(latency.max(1));
             }
@@ -295,7 +296,7 @@ fn logs(directory: &std::path::Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Parses a line of pgbench's log. Returns the duration and the end of the transaction, in microseconds.
-fn transaction(line: &str) -> Option<(u64, u128)> {
+fn parse_transaction(line: &str) -> Option<(u64, u128)> {
     let mut fields = line.split_ascii_whitespace();
     let latency = fields.nth(2)?.parse().ok()?;
     let seconds: u128 = fields.nth(1)?.parse().ok()?;
@@ -320,14 +321,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_log_has_the_latency_and_the_moment() {
-        assert_eq!(transaction("3 199 2241 0 1700000000 412345"), Some((2241, 1_700_000_000_412_345)));
-        assert_eq!(transaction("3 199 skipped 0 1700000000 412345"), None);
-        assert_eq!(transaction(""), None);
+    fn a_line_of_the_log_has_the_latency_and_the_end_time() {
+        assert_eq!(parse_transaction("3 199 2241 0 1700000000 412345"), Some((2241, 1_700_000_000_412_345)));
+        assert_eq!(parse_transaction("3 199 skipped 0 1700000000 412345"), None);
+        assert_eq!(parse_transaction(""), None);
     }
 
     #[test]
-    fn each_statement_of_the_service_is_found_by_what_it_does() {
+    fn each_statement_of_the_service_is_found_by_its_parts() {
         for scripts in [own_order(), naive_order(), own_read(1_000), own_list()] {
             let Scripts(scripts) = scripts.unwrap();
             assert_eq!(scripts.len() as u64, VARIANTS);

@@ -49,15 +49,15 @@ pub async fn spans(receiver: &Server) -> anyhow::Result<u64> {
     Ok(client.get(format!("http://{}/spans", receiver.address)).send().await?.text().await?.parse()?)
 }
 
-/// Serves the bare framework: one JSON route of axum, without middleware. Every response has the given body.
-pub async fn serve_bare(address: SocketAddr, body: String) -> anyhow::Result<()> {
+/// Serves axum alone: one JSON route without middleware. Every response has the given body.
+pub async fn serve_axum_alone(address: SocketAddr, body: String) -> anyhow::Result<()> {
     let body: serde_json::Value = serde_json::from_str(&body)?;
     let route = get(async move || axum::Json(body.clone()));
     Ok(axum::serve(TcpListener::bind(address).await?, Router::new().route("/{*any}", route)).await?)
 }
 
-/// Starts the bare framework, with a response as long as that of the service's trivial route.
-pub async fn start_bare() -> anyhow::Result<Server> {
+/// Starts axum alone, with a response as long as that of the service's trivial route.
+pub async fn start_axum_alone() -> anyhow::Result<Server> {
     let address = free_address()?;
     let body = serde_json::json!({
         "type": "/problems/not-found",
@@ -66,7 +66,7 @@ pub async fn start_bare() -> anyhow::Result<Server> {
         "about": "No resource has this address, or the resource belongs to another user.",
     });
     let launch = Launch::new(std::env::current_exe()?)
-        .args(["answer", &address.to_string(), &body.to_string()])
+        .args(["respond", &address.to_string(), &body.to_string()])
         .uncaptured();
     Server::launch(launch, address, None, &format!("http://{address}/")).await
 }

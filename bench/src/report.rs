@@ -79,8 +79,8 @@ impl Goal {
     fn is_met(&self) -> Option<bool> {
         let median = self.measured?.median;
         Some(match self.bound {
-            Bound::AtLeast(least) => median >= least,
-            Bound::AtMost(most) => median <= most,
+            Bound::AtLeast(minimum) => median >= minimum,
+            Bound::AtMost(maximum) => median <= maximum,
         })
     }
 }
@@ -100,8 +100,8 @@ impl Display for Section {
         let mut goals = Table::new(&["goal", "wanted", "measured", "met"]);
         for goal in &self.goals {
             let expected = match goal.bound {
-                Bound::AtLeast(least) => format!("≥ {least}"),
-                Bound::AtMost(most) => format!("≤ {most}"),
+                Bound::AtLeast(minimum) => format!("≥ {minimum}"),
+                Bound::AtMost(maximum) => format!("≤ {maximum}"),
             };
             let met = match goal.is_met() {
                 Some(true) => "yes",
@@ -114,13 +114,13 @@ impl Display for Section {
     }
 }
 
-/// Marks where the tables begin and end in a document with other content.
+/// Marks of the beginning and the end of the tables in a document with other content.
 const BEGIN: &str = "<!-- The tables below are written by `cargo bench-all --markdown`. -->\n";
 const END: &str = "<!-- The tables above are written by `cargo bench-all --markdown`. -->\n";
 
 /// Returns the document with new tables. The tables replace the text between the marks, or the whole document if there
 /// are no marks.
-pub fn put_into(document: &str, tables: &str) -> String {
+pub fn replace_tables(document: &str, tables: &str) -> String {
     let around = document.split_once(BEGIN).and_then(|(before, rest)| {
         let (_, after) = rest.split_once(END)?;
         Some((before, after))
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_aligned_whatever_is_in_it() {
+    fn a_table_is_aligned_by_characters() {
         let mut table = Table::new(&["µs", "who"]);
         table.row(["1.50".to_owned(), "a".to_owned()]);
         assert_eq!(table.to_string(), "| µs   | who |\n|------|-----|\n| 1.50 | a   |\n");
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_goal_is_met_by_its_median_or_unknown() {
         let goal = |bound, median| {
-            let measured = Some(Spread { median, least: 0.0, most: 9.0 });
+            let measured = Some(Spread { median, minimum: 0.0, maximum: 9.0 });
             Goal { what: String::new(), bound, measured }.is_met()
         };
         assert_eq!(goal(Bound::AtLeast(1.2), 1.2), Some(true));
@@ -154,9 +154,9 @@ mod tests {
 
     #[test]
     fn new_tables_replace_the_old_ones() {
-        let first = put_into("", "old");
+        let first = replace_tables("", "old");
         assert_eq!(first, format!("{BEGIN}\nold\n\n{END}"));
         let document = format!("# Fast\n\n{first}\nWhy.\n");
-        assert_eq!(put_into(&document, "new"), format!("# Fast\n\n{BEGIN}\nnew\n\n{END}\nWhy.\n"));
+        assert_eq!(replace_tables(&document, "new"), format!("# Fast\n\n{BEGIN}\nnew\n\n{END}\nWhy.\n"));
     }
 }

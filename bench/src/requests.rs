@@ -41,7 +41,7 @@ fn bearer(number: u64) -> (&'static str, String) {
     ("authorization", format!("Bearer {}", token(number)))
 }
 
-/// Spreads consecutive numbers evenly below a bound. The step has no common factor with any bound used here.
+/// Maps consecutive numbers to evenly distributed numbers below a bound.
 fn scattered(number: u64, bound: u64) -> u64 {
     number.wrapping_mul(0x9E37_79B9_7F4A_7C15) % bound
 }

@@ -11,7 +11,7 @@ use dev::process::{Child, Launch};
 
 use crate::test_bed::{Database, GATEWAY_API_KEY, GATEWAY_WEBHOOK_SECRET, TestBed, free_address};
 
-/// Deadline of a start, which usually takes less than a second.
+/// Deadline of a start. A start usually takes less than a second.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
@@ -95,8 +95,8 @@ impl Server {
         let began = Instant::now();
         let child = launch.start().with_context(|| format!("start {program}"))?;
         loop {
-            let answer = client.get(ready).send().await;
-            if answer.is_ok_and(|answer| ops.is_none() || answer.status().is_success()) {
+            let response = client.get(ready).send().await;
+            if response.is_ok_and(|response| ops.is_none() || response.status().is_success()) {
                 return Ok(Self { address, ops, until_ready: began.elapsed(), child });
             }
             if let Some(status) = child.exited() {
@@ -117,8 +117,8 @@ impl Server {
     pub async fn metrics(&self) -> anyhow::Result<String> {
         let ops = self.ops.context("the server has no operations listener")?;
         let client = dev::http::client(Duration::from_secs(5))?;
-        let answer = client.get(format!("http://{ops}/metrics")).send().await?;
-        Ok(answer.error_for_status()?.text().await?)
+        let response = client.get(format!("http://{ops}/metrics")).send().await?;
+        Ok(response.error_for_status()?.text().await?)
     }
 
     /// Returns the value of a series of the operations listener.

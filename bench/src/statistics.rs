@@ -1,22 +1,23 @@
 //! Statistics over several rounds: the median of the measurements, their range, and ratios.
 //!
-//! A ratio is computed within each round, followed by the median over the rounds. Contenders run one after the other,
-//! so other activity of the machine (another tenant, a changed clock rate) affects both and cancels out.
+//! A ratio is computed within each round, followed by the median over the rounds. The contenders of a round run
+//! directly one after the other. Other activity of the machine (another tenant, a changed clock rate) therefore affects
+//! both, and cancels out.
 use std::fmt::{self, Display, Formatter};
 
 /// The median, the minimum and the maximum of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
-    pub least: f64,
-    pub most: f64,
+    pub minimum: f64,
+    pub maximum: f64,
 }
 
 /// Returns the spread of the finite values, or `None` without values.
 pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
-    let (least, most) = (*values.first()?, *values.last()?);
+    let (minimum, maximum) = (*values.first()?, *values.last()?);
     let middle = values.len() / 2;
     let upper = *values.get(middle)?;
     let median = if values.len().is_multiple_of(2) {
@@ -25,7 +26,7 @@ pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     } else {
         upper
     };
-    Some(Spread { median, least, most })
+    Some(Spread { median, minimum, maximum })
 }
 
 /// Returns the ratio `of` / `to`, round by round. Both have one value per round, in the same order.
@@ -46,11 +47,11 @@ pub fn rounded(value: f64) -> String {
 /// Formats as `1320 [1290–1400]`.
 impl Display for Spread {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        let Self { median, least, most } = *self;
-        if (most - least).abs() < f64::EPSILON {
+        let Self { median, minimum, maximum } = *self;
+        if (maximum - minimum).abs() < f64::EPSILON {
             return formatter.write_str(&rounded(median));
         }
-        write!(formatter, "{} [{}–{}]", rounded(median), rounded(least), rounded(most))
+        write!(formatter, "{} [{}–{}]", rounded(median), rounded(minimum), rounded(maximum))
     }
 }
 
@@ -60,8 +61,8 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_value_or_the_mean_of_two() {
-        assert_eq!(spread([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
-        assert_eq!(spread([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, least: 1.0, most: 4.0 }));
+        assert_eq!(spread([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, minimum: 1.0, maximum: 3.0 }));
+        assert_eq!(spread([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, minimum: 1.0, maximum: 4.0 }));
         assert_eq!(spread([5.0]).map(|spread| spread.median), Some(5.0));
         assert_eq!(spread([]), None);
     }
@@ -69,14 +70,14 @@ mod tests {
     #[test]
     fn nan_is_no_measurement() {
         let measured = spread([f64::NAN, 1.0, f64::INFINITY, 3.0]);
-        assert_eq!(measured, Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
+        assert_eq!(measured, Some(Spread { median: 2.0, minimum: 1.0, maximum: 3.0 }));
     }
 
     #[test]
-    fn a_ratio_compares_what_ran_side_by_side() {
+    fn a_ratio_is_computed_within_each_round() {
         // The machine was half as fast in the second round, for both contenders.
         let found = ratio(&[200.0, 100.0, 210.0], &[100.0, 50.0, 100.0]);
-        assert_eq!(found, Some(Spread { median: 2.0, least: 2.0, most: 2.1 }));
+        assert_eq!(found, Some(Spread { median: 2.0, minimum: 2.0, maximum: 2.1 }));
         assert_eq!(ratio(&[1.0], &[0.0]), None);
     }
 
@@ -84,7 +85,7 @@ mod tests {
     fn figures_have_three_digits() {
         let shown = [0.12345, 9.994, 9.996, 12.34, 99.96, 1234.5].map(rounded);
         assert_eq!(shown, ["0.12", "9.99", "10.0", "12.3", "100", "1234"]);
-        assert_eq!(Spread { median: 1.5, least: 1.25, most: 2.0 }.to_string(), "1.50 [1.25–2.00]");
-        assert_eq!(Spread { median: 2.0, least: 2.0, most: 2.0 }.to_string(), "2.00");
+        assert_eq!(Spread { median: 1.5, minimum: 1.25, maximum: 2.0 }.to_string(), "1.50 [1.25–2.00]");
+        assert_eq!(Spread { median: 2.0, minimum: 2.0, maximum: 2.0 }.to_string(), "2.00");
     }
 }

@@ -1,4 +1,4 @@
-//! The test bed: our own PostgreSQL server with identical databases.
+//! The test bed: a PostgreSQL server of its own, with identical databases.
 //!
 //! The server is as durable as in production: `fsync`, `synchronous_commit` and full page writes are on. All other
 //! settings are PostgreSQL's defaults, except for an empty `shared_preload_libraries`. Each case has its own database
@@ -20,7 +20,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::sleep;
 use url::Url;
 
-/// Number of products, as many as in a real shop, so that a plan which reads all products shows in the figures.
+/// Number of products. It is large enough that the figures reveal a plan which reads all products.
 pub const PRODUCTS: u64 = 1_000;
 
 /// Number of customers. Every customer has a session.
@@ -35,7 +35,7 @@ const SERVICE: &str = "bench_service";
 /// Password of both roles. The server listens on this machine only, and ends with this process.
 const PASSWORD: &str = "for-measurements-only";
 
-const TEMPLATE: &str = "bench_template";
+const TEMPLATE_DATABASE: &str = "bench_template";
 
 /// Deadline for sealing ten million events.
 const SEALING_DEADLINE: Duration = Duration::from_mins(30);
@@ -71,7 +71,7 @@ pub struct Database {
 impl TestBed {
     /// Builds the service in this program's own profile, unless an executable is given. Starts the server and creates
     /// the template of all databases.
-    pub async fn set(
+    pub async fn start(
         directory: PathBuf,
         executable: Option<PathBuf>,
         progress: &dyn Fn(&str),
@@ -102,16 +102,16 @@ impl TestBed {
         .await?;
         server.create_login(OWNER, PASSWORD, Rights::Owner).await?;
         server.create_login(SERVICE, PASSWORD, Rights::Restricted).await?;
-        server.create_database(TEMPLATE, Some(OWNER)).await?;
+        server.create_database(TEMPLATE_DATABASE, Some(OWNER)).await?;
         let programs = programs.into();
         let test_bed = Self { executable, gateway, postmaster, programs, version, directory, server };
-        let template = test_bed.address(TEMPLATE);
+        let template = test_bed.with_urls(TEMPLATE_DATABASE);
         test_bed.migrate(&template).await?;
         template.execute(&seed()).await?;
         Ok(test_bed)
     }
 
-    fn address(&self, name: &str) -> Database {
+    fn with_urls(&self, name: &str) -> Database {
         Database {
             name: name.to_owned(),
             url: self.server.url(name, SERVICE, PASSWORD),
@@ -122,8 +122,8 @@ impl TestBed {
 
     /// Creates a fresh database.
     pub async fn database(&self, name: &str) -> anyhow::Result<Database> {
-        self.server.create_database_from_template(name, TEMPLATE, Some(OWNER)).await?;
-        let database = self.address(name);
+        self.server.create_database_from_template(name, TEMPLATE_DATABASE, Some(OWNER)).await?;
+        let database = self.with_urls(name);
         // Settings that `migrate` puts on the service's role belong to the database and are not copied from the
         // template.
         self.migrate(&database).await?;
@@ -153,7 +153,7 @@ impl TestBed {
         Ok(())
     }
 
-    /// Writes a checkpoint, so that no run pays for the writes of the previous run.
+    /// Writes a checkpoint, so that no run is slowed down by the writes of the previous run.
     pub async fn checkpoint(&self) -> anyhow::Result<()> {
         let mut admin = PgConnection::connect(self.server.admin_url().as_str()).await?;
         sqlx::raw_sql("checkpoint").execute(&mut admin).await?;
@@ -161,7 +161,7 @@ impl TestBed {
     }
 
     /// Stops the gateway and the server.
-    pub async fn strike(self) -> anyhow::Result<()> {
+    pub async fn stop(self) -> anyhow::Result<()> {
         self.gateway.stop().await;
         Ok(self.server.stop().await?)
     }
@@ -241,7 +241,7 @@ vacuum analyze audit_events",
     }
 }
 
-/// Returns the SQL expression of the ids that [`order`] and similar functions return.
+/// Returns the SQL expression of an id as [`order`], [`customer`] and [`product`] format it.
 pub fn sql_id(kind: &str, number: &str) -> String {
     format!("('{kind}' || lpad(to_hex(({number})::bigint), 12, '0'))::uuid")
 }

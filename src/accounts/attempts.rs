@@ -1,8 +1,8 @@
 //! Failed logins, counted before the password is verified (NIST SP 800-53 AC-7).
 //!
 //! If attempts were counted after verification, a hundred parallel attempts could pass while the first is still being
-//! hashed. Unknown accounts are counted like known ones. Attempts are counted by `ClientAddress::network`, like the
-//! rate limits. A client with one address of an IPv6 network of 64 bits usually has all of them.
+//! hashed. Attempts on unknown accounts are counted too. Attempts are counted by `ClientAddress::network`, like the
+//! rate limits. A client with one address of an IPv6 /64 network usually controls the whole network.
 use std::{
     net::IpAddr,
     sync::{Arc, OnceLock},
@@ -15,36 +15,36 @@ use sha2::Sha256;
 
 use super::Settings;
 
-/// Replaces the network in the count for the account alone.
-const FROM_ANYWHERE: &str = "*";
+/// Value of the address in the row that counts an account's attempts from all networks.
+const ALL_NETWORKS: &str = "*";
 
-/// Factor between the ceiling for the account alone and the ceiling for one network. With the same ceiling, five failed attempts of an attacker would lock the owner out.
-const CEILING_FROM_ANYWHERE: i32 = 10;
+/// Factor between an account's ceiling for all networks and its ceiling for one network. With the same ceiling, five
+/// failed attempts of an attacker would lock the owner out.
+const ALL_NETWORKS_FACTOR: i32 = 10;
 
 /// Limit of failed logins and duration of a lockout. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Lockout {
     attempts: i32,
-    lasts: Duration,
-    /// Key of the pseudonyms, read from the database before the first attempt. The key never changes.
+    duration: Duration,
+    /// Key of the pseudonyms. It is read from the database at the first attempt, and never changes.
     key: Arc<OnceLock<Vec<u8>>>,
 }
 
 /// Result of counting an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AttemptResult {
-    /// The password may be verified.
+    /// The attempt is within the limits.
     Allowed,
-    /// Too many attempts were made. This attempt and all later ones fail until the lockout ends.
+    /// The attempt exceeds a limit. It fails, and so do all later ones until the lockout ends.
     LockedOut {
         /// True for the attempt that began the lockout.
-        just_now: bool,
+        begins: bool,
     },
 }
 
-/// Keyed hash of an e-mail address, in the table of attempts and in the audit log. Rows of both can be joined by the
-/// hash, and a copy of either does not reveal the addresses. The hash has a key because e-mail addresses can be
-/// guessed.
+/// Keyed hash of an e-mail address, for the table of attempts and the audit log. The hash joins rows of both, and a
+/// copy of either does not reveal the addresses. The hash has a key because e-mail addresses can be guessed.
 pub(super) struct Pseudonym([u8; 32]);
 
 impl Pseudonym {
@@ -62,10 +62,10 @@ impl Pseudonym {
 impl Lockout {
     pub(super) fn new(settings: &Settings) -> Self {
         let attempts =
-            i32::try_from(settings.attempts_before_lockout.get()).unwrap_or(i32::MAX / CEILING_FROM_ANYWHERE);
+            i32::try_from(settings.attempts_before_lockout.get()).unwrap_or(i32::MAX / ALL_NETWORKS_FACTOR);
         Self {
-            attempts: attempts.min(i32::MAX / CEILING_FROM_ANYWHERE),
-            lasts: settings.lockout,
+            attempts: attempts.min(i32::MAX / ALL_NETWORKS_FACTOR),
+            duration: settings.lockout,
             key: Arc::default(),
         }
     }
@@ -82,9 +82,9 @@ impl Lockout {
         Ok(Pseudonym::new(self.key.get_or_init(|| key), email))
     }
 
-    /// Counts one attempt, atomically, for the account from this network and for the account alone. An attempt that the
-    /// network's own lockout rejects does not count for the account alone. Otherwise one network could lock the owner
-    /// out everywhere.
+    /// Counts one attempt, atomically, for the account from this network and for the account from all networks. An
+    /// attempt that the network's own lockout rejects does not count for all networks. Otherwise one network could lock
+    /// the owner out everywhere.
     ///
     /// Attempts up to the ceiling extend the expiry of the count. Attempts beyond the ceiling do not, so that a lockout
     /// ends after its configured duration.
@@ -94,7 +94,7 @@ impl Lockout {
         account: &Pseudonym,
         network: IpAddr,
     ) -> Result<AttemptResult, sqlx::Error> {
-        let (ceiling, ceiling_from_anywhere) = (self.attempts, self.attempts * CEILING_FROM_ANYWHERE);
+        let (ceiling, ceiling_of_all_networks) = (self.attempts, self.attempts * ALL_NETWORKS_FACTOR);
         let statement = sqlx::query!(
             r#"
             with from_network as (
@@ -131,23 +131,24 @@ impl Lockout {
             account.0.as_slice(),
             network.to_string(),
             ceiling,
-            FROM_ANYWHERE,
-            ceiling_from_anywhere,
-            self.lasts.as_secs_f64(),
+            ALL_NETWORKS,
+            ceiling_of_all_networks,
+            self.duration.as_secs_f64(),
         );
         let attempts = database
             .run("login_attempts.upsert", async |connection| statement.fetch_one(connection).await)
             .await?;
         let beyond_network = attempts.from_network.saturating_sub(ceiling);
-        let beyond_anywhere =
-            attempts.from_anywhere.unwrap_or_default().saturating_sub(ceiling_from_anywhere);
-        Ok(match beyond_network.max(beyond_anywhere) {
+        let beyond_all_networks =
+            attempts.from_anywhere.unwrap_or_default().saturating_sub(ceiling_of_all_networks);
+        Ok(match beyond_network.max(beyond_all_networks) {
             ..=0 => AttemptResult::Allowed,
-            beyond => AttemptResult::LockedOut { just_now: beyond == 1 },
+            beyond => AttemptResult::LockedOut { begins: beyond == 1 },
         })
     }
 
-    /// Deletes the attempts from this network after a success, and subtracts them from the account's own count.
+    /// Deletes the attempts from this network after a successful login, and subtracts them from the count for all
+    /// networks.
     pub(super) async fn forget(
         &self,
         database: &Database,
@@ -168,7 +169,7 @@ impl Lockout {
             "#,
             account.0.as_slice(),
             network.to_string(),
-            FROM_ANYWHERE,
+            ALL_NETWORKS,
         );
         database.run("login_attempts.delete", async |connection| statement.execute(connection).await).await?;
         Ok(())

@@ -50,7 +50,7 @@ impl Authentication {
 
 /// Authenticates the request. A request without a token continues without a caller, because some routes are public. A request with an invalid token is rejected on every route (RFC 6750, section 3.1).
 pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
-    let mut standing = None;
+    let mut rate_limit = None;
     if let Some(token) = bearer_token(request.headers()) {
         let caller = match sessions::caller(&layer.database, token).await {
             Ok(Some(caller)) => caller,
@@ -65,15 +65,15 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
         if let Some(context) = correlation::current() {
             context.identify(User { id: caller.user_id, role: caller.role });
         }
-        standing = match layer.by_caller.count(&caller.user_id) {
-            Ok(standing) => standing,
-            Err(standing) => return standing.rejection(BY_CALLER),
+        rate_limit = match layer.by_caller.count(&caller.user_id) {
+            Ok(rate_limit) => rate_limit,
+            Err(rate_limit) => return rate_limit.rejection(BY_CALLER),
         };
         request.extensions_mut().insert::<Caller>(caller);
     }
     let mut response = next.run(request).await;
-    if let Some(standing) = standing {
-        standing.insert_headers(BY_CALLER, &mut response);
+    if let Some(rate_limit) = rate_limit {
+        rate_limit.insert_headers(BY_CALLER, &mut response);
     }
     if let Some(denial) = response.extensions().get::<Denial>() {
         record_denial(&layer.denials, *denial).await;

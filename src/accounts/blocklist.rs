@@ -8,20 +8,21 @@ use passwords::analyzer::is_common_password;
 pub(super) fn contains(password: &str, email: &str, name: &str) -> bool {
     let account = email.split('@').next().unwrap_or_default();
     let names = [email, account, name, env!("CARGO_PKG_NAME")].into_iter().chain(name.split_whitespace());
-    // Entries of the list with capital letters are common in that case only.
+    // The list has some passwords only with capital letters, so the exact case is looked up too.
     is_common_password(password)
         || is_common_password(password.to_lowercase())
-        || names.map(folded).any(|name| is_derived(&folded(password), &name))
+        || names.map(normalized).any(|name| is_derived(&normalized(password), &name))
 }
 
 /// Returns whether the password is the name, with or without digits around it.
 fn is_derived(password: &str, name: &str) -> bool {
-    let same = |password: &str, name: &str| !name.is_empty() && password == name;
-    same(password, name) || same(password.trim_matches(char::is_numeric), name.trim_matches(char::is_numeric))
+    let is_same = |password: &str, name: &str| !name.is_empty() && password == name;
+    is_same(password, name)
+        || is_same(password.trim_matches(char::is_numeric), name.trim_matches(char::is_numeric))
 }
 
 /// Returns the letters and digits of a text, in lower case.
-fn folded(text: &str) -> String {
+fn normalized(text: &str) -> String {
     text.to_lowercase().chars().filter(|character| character.is_alphanumeric()).collect()
 }
 
@@ -29,7 +30,7 @@ fn folded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn is_refused(password: &str) -> bool {
+    fn is_rejected(password: &str) -> bool {
         contains(password, "ada.lovelace1815@example.com", "Augusta King")
     }
 
@@ -37,10 +38,10 @@ mod tests {
     fn a_common_password_is_rejected_in_any_case() {
         for common in ["12345678", "password", "Passw0rd", "PASSWORD", "qwertyuiop", "basketball", "drowssap"]
         {
-            assert!(is_refused(common), "{common}");
+            assert!(is_rejected(common), "{common}");
         }
         for repeated in ["aaaaaaaaaaaa", "abcdefghij", "abcabcabc"] {
-            assert!(is_refused(repeated), "{repeated}");
+            assert!(is_rejected(repeated), "{repeated}");
         }
     }
 
@@ -55,16 +56,16 @@ mod tests {
             "augusta1815",
             concat!(env!("CARGO_PKG_NAME"), "2026"),
         ] {
-            assert!(is_refused(name), "{name}");
+            assert!(is_rejected(name), "{name}");
         }
     }
 
     #[test]
     fn a_password_may_contain_a_name_or_a_common_password() {
-        for fits in
+        for accepted in
             ["ada and the engine", "correct horse battery staple", "mxqzvkwt", "purple basketball shoes"]
         {
-            assert!(!is_refused(fits), "{fits}");
+            assert!(!is_rejected(accepted), "{accepted}");
         }
     }
 

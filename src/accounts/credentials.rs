@@ -15,9 +15,9 @@ use super::{
     users::{self, UserRecord},
 };
 
-/// Maximum number of verifications of one request's credentials. The second verification follows if the hash was
-/// replaced after the first. Either another password replaced it, and the request is refused, or a concurrent login
-/// renewed the hash.
+/// Maximum number of verifications of one request's credentials. A concurrent request can replace the hash after the
+/// first verification. The second one fails if that request changed the password, and succeeds if it only rehashed the
+/// password.
 const MAX_VERIFICATIONS: u32 = 2;
 
 impl Accounts {
@@ -35,7 +35,7 @@ impl Accounts {
     ) -> Result<NewSession, AccountError> {
         let token = Token::generate()?;
         for _ in 0..MAX_VERIFICATIONS {
-            let UserRecord { user, password_hash } = self.recognise(credentials, client).await?;
+            let UserRecord { user, password_hash } = self.verify(credentials, client).await?;
             let hash = self.rehash_if_outdated(&user, password_hash, &credentials.password).await?;
             let begun = sessions::begin(&self.database, &user, &hash, &token, self.session_ttl).await?;
             if let Some(expires_at) = begun {
@@ -58,7 +58,7 @@ impl Accounts {
         }
         let credentials = Credentials { email: user.email, password: change.current_password };
         for _ in 0..MAX_VERIFICATIONS {
-            let verified = self.recognise(&credentials, client).await?;
+            let verified = self.verify(&credentials, client).await?;
             let hash = self.passwords.hash(&change.new_password).await?;
             if users::change_password(&self.database, &verified, &hash).await? {
                 return Ok(());
@@ -69,32 +69,32 @@ impl Accounts {
 
     /// Returns the user of the caller's session.
     pub(super) async fn current_user(&self, caller: &Caller) -> Result<User, AccountError> {
-        let found = users::by_id(&self.database, caller.user_id).await?;
-        Ok(found.ok_or(AccountError::UserNotFound)?.user)
+        let record = users::by_id(&self.database, caller.user_id).await?;
+        Ok(record.ok_or(AccountError::UserNotFound)?.user)
     }
 
     /// Returns the user of these credentials, and the hash that the password was verified against. The attempt is
     /// counted before the password is verified, and a hash is computed in every case.
-    async fn recognise(
+    async fn verify(
         &self,
         credentials: &Credentials,
         client: ClientAddress,
     ) -> Result<UserRecord, AccountError> {
         let account = self.lockout.pseudonym(&self.database, &credentials.email).await?;
-        let counted = self.lockout.count(&self.database, &account, client.network()).await?;
-        let found = match Email::parse(&credentials.email) {
+        let attempt = self.lockout.count(&self.database, &account, client.network()).await?;
+        let record = match Email::parse(&credentials.email) {
             Some(email) => users::by_email(&self.database, &email).await?,
             None => None,
         };
-        let hash = found.as_ref().map(|found| found.password_hash.clone());
-        let fits = self.passwords.verify(&credentials.password, hash).await?;
-        match (fits, counted, found) {
-            (true, AttemptResult::Allowed, Some(found)) => {
+        let hash = record.as_ref().map(|record| record.password_hash.clone());
+        let matches = self.passwords.verify(&credentials.password, hash).await?;
+        match (matches, attempt, record) {
+            (true, AttemptResult::Allowed, Some(record)) => {
                 self.lockout.forget(&self.database, &account, client.network()).await?;
-                Ok(found)
+                Ok(record)
             }
-            (_, counted, found) => {
-                self.record_refusal(counted, found.map(|found| found.user), &account).await?;
+            (_, attempt, record) => {
+                self.record_failure(attempt, record.map(|record| record.user), &account).await?;
                 Err(AccountError::BadCredentials)
             }
         }
@@ -116,17 +116,17 @@ impl Accounts {
         Ok(hash)
     }
 
-    /// Counts and audits a refused login.
-    async fn record_refusal(
+    /// Counts and audits the failed verification of credentials.
+    async fn record_failure(
         &self,
-        counted: AttemptResult,
+        attempt: AttemptResult,
         user: Option<User>,
         account: &Pseudonym,
     ) -> Result<(), AccountError> {
-        let (reason, action) = match counted {
+        let (reason, action) = match attempt {
             AttemptResult::Allowed => ("bad_credentials", "login"),
-            AttemptResult::LockedOut { just_now: true } => ("locked_out", "lockout"),
-            AttemptResult::LockedOut { just_now: false } => ("locked_out", "login"),
+            AttemptResult::LockedOut { begins: true } => ("locked_out", "lockout"),
+            AttemptResult::LockedOut { begins: false } => ("locked_out", "login"),
         };
         AUTHENTICATION_FAILURES.with_label_values(&[reason]).inc();
         let mut event = Event::new(EventType::Authentication, "sessions", action, EventResult::Failure)

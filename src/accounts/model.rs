@@ -196,8 +196,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns whether a value fits the schema of the document.
-    fn fits<T: ToSchema>(value: &Value) -> bool {
+    /// Returns whether a value matches the schema in the `OpenAPI` document.
+    fn matches_schema<T: ToSchema>(value: &Value) -> bool {
         jsonschema::is_valid(&serde_json::to_value(T::schema()).unwrap(), value)
     }
 
@@ -207,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_schemas_of_credentials_accept_what_is_valid(
+        fn schemas_of_credentials_accept_exactly_the_valid_bodies(
             name in prop_oneof!["[ a\u{0}\u{7f}\u{85}\u{a0}\u{3000}\u{e4}]{0,4}", "[a\u{e4}]{199,202}"],
             // No common password has these characters.
             password in prop_oneof!["[\u{1f511}\u{1f40e}]{6,10}", "[\u{1f511}\u{1f40e}]{1023,1026}"],
@@ -217,12 +217,12 @@ mod tests {
                 json!({ "email": email, "password": "mxqzvkwt", "name": name }),
                 json!({ "email": email, "password": password, "name": "Ada" }),
             ] {
-                prop_assert_eq!(fits::<NewUser>(&user), accepts::<NewUser>(&user), "{}", user);
+                prop_assert_eq!(matches_schema::<NewUser>(&user), accepts::<NewUser>(&user), "{}", user);
             }
             let credentials = json!({ "email": email, "password": password });
-            prop_assert_eq!(fits::<Credentials>(&credentials), accepts::<Credentials>(&credentials));
+            prop_assert_eq!(matches_schema::<Credentials>(&credentials), accepts::<Credentials>(&credentials));
             let change = json!({ "current_password": password, "new_password": "mxqzvkwt" });
-            prop_assert_eq!(fits::<PasswordChange>(&change), accepts::<PasswordChange>(&change));
+            prop_assert_eq!(matches_schema::<PasswordChange>(&change), accepts::<PasswordChange>(&change));
         }
     }
 
@@ -236,21 +236,21 @@ mod tests {
         for text in ["", "ada", "@example.com", "ada@", "a b@example.com", "ada@exam\u{0}ple.com"] {
             assert!(Email::parse(text).is_none(), "{text:?}");
         }
-        for with_a_name in ["Eve <ada@example.com>", "<ada@example.com>", "\"Eve\" <ada@example.com>"] {
-            assert!(Email::parse(with_a_name).is_none(), "{with_a_name:?}");
+        for with_display_name in ["Eve <ada@example.com>", "<ada@example.com>", "\"Eve\" <ada@example.com>"] {
+            assert!(Email::parse(with_display_name).is_none(), "{with_display_name:?}");
         }
     }
 
     #[test]
-    fn a_password_is_not_what_is_tried_first() {
+    fn a_common_password_or_the_users_name_is_rejected() {
         let weakness =
             |password: &str| Password::new(password).weakness("grace.hopper@example.com", "Grace Hopper");
         for common in ["Passw0rd", "grace.hopper", "Grace Hopper", "grace.hopper@example.com"] {
             assert!(weakness(common).is_some(), "{common}");
         }
         // There is no composition rule: a password of lower-case letters alone is accepted.
-        for fits in ["correct horse battery staple", "mxqzvkwt", "customer-password"] {
-            assert_eq!(weakness(fits), None, "{fits}");
+        for accepted in ["correct horse battery staple", "mxqzvkwt", "customer-password"] {
+            assert_eq!(weakness(accepted), None, "{accepted}");
         }
     }
 

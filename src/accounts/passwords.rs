@@ -1,8 +1,8 @@
 //! Passwords: hashing and verifying with argon2id (RFC 9106), in bounded blocking work.
 //!
 //! A hash takes tens of milliseconds and tens of megabytes by design. Hashes therefore never run on the async threads,
-//! and their number at once is limited. Otherwise a burst of logins would take the memory and the processors from all
-//! other requests. Logins and registrations have separate permits, so that neither can block the other.
+//! and the number of concurrent hashes is limited. Otherwise a burst of logins would take the memory and the processors
+//! from all other requests. Logins and registrations have separate permits, so that neither can block the other.
 use std::{num::NonZeroU32, sync::Arc, thread::available_parallelism};
 
 use argon2::{
@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 use super::Settings;
 use super::model::Password;
 
-/// Memory in KiB of all hashes computed at once, unless a setting limits their number. It is half of the 512 MiB that
-/// `deploy/kubernetes` gives a pod.
+/// Memory in KiB of all concurrent hashes, unless a setting limits their number. It is half of a pod's 512 MiB in
+/// `deploy/kubernetes`.
 const MAX_HASHING_MEMORY_KIB: u32 = 256 * 1024;
 
 /// Hashes and verifies passwords. Cheap to clone.
@@ -25,7 +25,7 @@ pub struct Passwords {
     logins: Arc<Semaphore>,
     registrations: Arc<Semaphore>,
     /// Hash that is verified for accounts that do not exist, so that they take as long as existing accounts.
-    nobody: Arc<str>,
+    dummy_hash: Arc<str>,
 }
 
 /// Error of hashing or verifying a password.
@@ -39,7 +39,7 @@ pub enum PasswordError {
     Stored(argon2::password_hash::phc::Error),
     /// The process is shutting down, or a thread panicked.
     #[error("the hashing was cancelled")]
-    Abandoned,
+    Cancelled,
 }
 
 impl Passwords {
@@ -52,7 +52,7 @@ impl Passwords {
             None,
         );
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.unwrap_or_default());
-        let nobody = argon2.hash_password(b"nobody").map(|hash| hash.to_string()).unwrap_or_default();
+        let dummy_hash = argon2.hash_password(b"dummy").map(|hash| hash.to_string()).unwrap_or_default();
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
         let permits = settings
             .password_hashing_concurrency
@@ -63,7 +63,7 @@ impl Passwords {
             argon2,
             logins: Arc::new(Semaphore::new(permits)),
             registrations: Arc::new(Semaphore::new(permits)),
-            nobody: nobody.into(),
+            dummy_hash: dummy_hash.into(),
         }
     }
 
@@ -73,7 +73,7 @@ impl Passwords {
     /// If the hash algorithm fails, or the process is shutting down.
     pub async fn hash(&self, password: &Password) -> Result<String, PasswordError> {
         let (argon2, password) = (self.argon2.clone(), password.clone());
-        bounded(&self.registrations, move || {
+        run_blocking(&self.registrations, move || {
             Ok(argon2.hash_password(password.expose().as_bytes())?.to_string())
         })
         .await
@@ -89,13 +89,13 @@ impl Passwords {
         password: &Password,
         hash: Option<String>,
     ) -> Result<bool, PasswordError> {
-        let (argon2, password, nobody) = (self.argon2.clone(), password.clone(), self.nobody.clone());
-        bounded(&self.logins, move || {
+        let (argon2, password, dummy_hash) = (self.argon2.clone(), password.clone(), self.dummy_hash.clone());
+        run_blocking(&self.logins, move || {
             let exists = hash.is_some();
-            let hash = hash.as_deref().unwrap_or(&nobody);
+            let hash = hash.as_deref().unwrap_or(&dummy_hash);
             let hash = PasswordHash::new(hash).map_err(PasswordError::Stored)?;
-            let fits = argon2.verify_password(password.expose().as_bytes(), &hash).is_ok();
-            Ok(fits && exists)
+            let matches = argon2.verify_password(password.expose().as_bytes(), &hash).is_ok();
+            Ok(matches && exists)
         })
         .await
     }
@@ -103,15 +103,15 @@ impl Passwords {
     /// Returns whether the parameters of a hash differ from those of the settings. Callers check this at a login,
     /// because only then is the password available for a new hash.
     pub(super) fn is_outdated(&self, hash: &str) -> bool {
-        parameters(hash) != parameters(&self.nobody)
+        parameters(hash) != parameters(&self.dummy_hash)
     }
 }
 
-/// Returns the number of hashes that logins may compute at once; registrations may compute as many in addition. Each
-/// gets half of the cores. Together they are limited by [`MAX_HASHING_MEMORY_KIB`].
-fn default_permits(cores: usize, memory_of_one_kib: NonZeroU32) -> u32 {
+/// Returns the maximum number of concurrent hashes for logins, which is also the number for registrations. Each gets
+/// half of the cores. Together they use at most [`MAX_HASHING_MEMORY_KIB`].
+fn default_permits(cores: usize, memory_per_hash_kib: NonZeroU32) -> u32 {
     let by_cores = u32::try_from(cores / 2).unwrap_or(u32::MAX);
-    by_cores.min(MAX_HASHING_MEMORY_KIB / 2 / memory_of_one_kib).max(1)
+    by_cores.min(MAX_HASHING_MEMORY_KIB / 2 / memory_per_hash_kib).max(1)
 }
 
 /// Returns a PHC string without its salt and its hash.
@@ -119,18 +119,18 @@ fn parameters(hash: &str) -> Option<&str> {
     hash.rsplitn(3, '$').nth(2)
 }
 
-async fn bounded<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     permits: &Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
 ) -> Result<T, PasswordError> {
-    let permit = permits.clone().acquire_owned().await.map_err(|_| PasswordError::Abandoned)?;
-    let done = tokio::task::spawn_blocking(move || {
+    let permit = permits.clone().acquire_owned().await.map_err(|_| PasswordError::Cancelled)?;
+    let task = tokio::task::spawn_blocking(move || {
         let result = work();
         // The permit is held until the work ends, because the task that waits for the result may be cancelled earlier.
         drop(permit);
         result
     });
-    done.await.map_err(|_| PasswordError::Abandoned)?
+    task.await.map_err(|_| PasswordError::Cancelled)?
 }
 
 #[cfg(test)]
@@ -143,6 +143,6 @@ mod tests {
         assert_eq!([permits(1, 19_456), permits(2, 19_456), permits(8, 19_456)], [1, 1, 4]);
         assert_eq!(permits(64, 19_456), 6, "twelve hashes of 19 MiB are 228 MiB");
         assert_eq!(permits(64, 64), 32);
-        assert_eq!(permits(64, 1024 * 1024), 1, "one must be possible");
+        assert_eq!(permits(64, 1024 * 1024), 1, "at least one");
     }
 }

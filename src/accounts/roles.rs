@@ -17,7 +17,7 @@ pub enum Role {
     Support,
     /// Reads the audit log.
     Auditor,
-    /// Administers the service; may do everything but what customers do for themselves.
+    /// Administers the service. An admin is allowed to do everything except what customers do for themselves.
     Admin,
 }
 
@@ -56,13 +56,15 @@ platform::callers! {
 }
 
 impl OwnerOrStaff {
-    /// Returns the only customer whose records the caller may read, or `None` for staff, who may read all.
+    /// Returns the customer if the caller is one, because customers read only their own records. Returns `None` for
+    /// staff.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }
 
-    /// Records that staff reads these records of customers, in the table `resource`. Does nothing for a customer, who reads
-    /// their own. Handlers call it before they respond, so that no record is shown without its event.
+    /// Records an audit event if staff reads these records of customers, in the table `resource`. Customers read only
+    /// their own records, which is not audited. Handlers call this function before they respond, so that no record is
+    /// shown without its event.
     ///
     /// # Errors
     /// If the event cannot be recorded.
@@ -81,7 +83,8 @@ impl OwnerOrStaff {
 }
 
 impl CustomerOrSupport {
-    /// Returns the only customer whose records the caller may change, or `None` for support, which may change all.
+    /// Returns the customer if the caller is one, because customers change only their own records. Returns `None` for
+    /// support.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }

@@ -126,8 +126,8 @@ impl FromRequestParts<Accounts> for LimitedClient {
     async fn from_request_parts(parts: &mut Parts, accounts: &Accounts) -> Result<Self, Problem> {
         let client = Extension::<ClientAddress>::from_request_parts(parts, accounts).await;
         let Extension(client) = client.map_err(|error| Problem::internal(&error))?;
-        let checked = accounts.by_address.check(&client.network());
-        checked.map_err(|seconds| Problem::new(TOO_MANY_REQUESTS).retry_after(seconds))?;
+        let limit = accounts.by_address.check(&client.network());
+        limit.map_err(|seconds| Problem::new(TOO_MANY_REQUESTS).retry_after(seconds))?;
         Ok(Self(client))
     }
 }

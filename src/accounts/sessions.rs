@@ -40,7 +40,8 @@ fn hash(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-/// Begins a session and audits the login in one statement, so that no login goes unaudited. Returns its expiry.
+/// Begins a session and audits the login in one statement, so that no login goes unaudited. Returns the session's
+/// expiry.
 ///
 /// Returns `None`, and does nothing, if the user no longer has the hash that was verified. The lock on the user lets
 /// a password change that is in flight commit first. Without it, the change would not see this session, and the
@@ -128,8 +129,8 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
     Ok(())
 }
 
-/// Ends every session, and audits that in one event. After a restore of the database, a session may exist again that
-/// had ended. Returns the number of sessions.
+/// Ends every session, with one audit event. A restore of the database can bring back sessions that had ended. Returns
+/// the number of sessions.
 pub async fn end_all(
     connection: &mut PgConnection,
     reason: &str,
@@ -143,7 +144,7 @@ pub async fn end_all(
     Ok((ended, audit::record_with(connection, event).await?))
 }
 
-/// Deletes a batch of expired sessions and records each in the audit log. Returns their number.
+/// Deletes a batch of expired sessions, with an audit event for each. Returns the number of deleted sessions.
 pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     let mut transaction = database.begin().await?;
     let statement = sqlx::query!(

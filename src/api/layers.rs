@@ -35,15 +35,17 @@ pub(super) fn around(
             // Outside of every layer that can respond, so that rejections have these headers too.
             .map_response(limits::security_headers)
             .option_layer(limits::cors(&settings.cors_allowed_origins))
-            // Inside of the observation, so that a panic is recorded as a response with status 500.
+            // Inside of the telemetry, so that a panic is recorded as a response with status 500.
             .layer(CatchPanicLayer::custom(problem::from_panic))
-            // The layers from here on accept only requests whose host every server on the way reads alike.
+            // The layers from here on receive only requests with an unambiguous host, which every proxy reads in the
+            // same way.
             .layer(middleware::from_fn(host::require_host))
             // Before any expensive layer, so that an overloaded service responds at once.
             .layer(middleware::from_fn_with_state(in_flight, limits::shed))
-            // The limit for one address: its slow bodies delay only requests from the same address.
+            // One address can use only a part of the limit above, so that slow bodies from one address do not block
+            // other addresses.
             .layer(middleware::from_fn_with_state(in_flight_by_address, shares::limit_in_flight_by_address))
-            // From here on, requests cause work, which needs a deadline and a maximum body size.
+            // From here on, requests are processed, which needs a deadline and a maximum body size.
             .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
             // Before authentication, because it protects the lookup of the session.

@@ -53,8 +53,8 @@ struct Module {
 
 impl Module {
     fn new<S: Clone + Send + Sync + 'static>(routes: OpenApiRouter<S>, state: fn(&App) -> S) -> Self {
-        let (bare, document) = routes.split_for_parts();
-        Self { document, router: Box::new(move |app| bare.with_state(state(app))) }
+        let (router, document) = routes.split_for_parts();
+        Self { document, router: Box::new(move |app| router.with_state(state(app))) }
     }
 }
 
@@ -109,8 +109,9 @@ pub fn document() -> OpenApi {
 /// resources of this service. The page therefore works without internet access, and cannot show the document of another
 /// server.
 ///
-/// The document is kept as serialized text, because its tree would use 1.5 MiB for the lifetime of the process.
-#[expect(clippy::expect_used, reason = "a mistake in the code, met at start-up and never later")]
+/// The document is kept as serialized text, because the parsed document would use 1.5 MiB for the lifetime of the
+/// process.
+#[expect(clippy::expect_used, reason = "fails only because of a mistake in the code, at start-up")]
 fn documentation(document: &OpenApi) -> Router {
     let text = Bytes::from(serde_json::to_vec(document).expect("a document is JSON"));
     let policy = HeaderValue::from_static("default-src 'self'; img-src 'self' data:");

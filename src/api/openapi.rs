@@ -39,7 +39,7 @@ impl Modify for Common {
             .build();
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("session", SecurityScheme::Http(scheme));
-        for (status, description, _) in REFUSALS {
+        for (status, description, _) in REJECTIONS {
             let mut response = problem(description);
             reference_headers(status, false, &mut response);
             components.responses.insert(rejection_name(status), RefOr::T(response));
@@ -90,7 +90,7 @@ pub(super) fn expect_routes(document: &Document) {
 /// A rejection that follows from the properties of an operation: its status, its description, and its condition.
 type Rejection = (&'static str, &'static str, fn(&str, &Operation) -> bool);
 
-const REFUSALS: [Rejection; 12] = [
+const REJECTIONS: [Rejection; 12] = [
     ("400", "Malformed request", |_, operation| has_body(operation) || has_parameters(operation)),
     ("401", "Invalid session", |_, _| true),
     ("403", "Permission denied", |_, operation| needs_session(operation)),
@@ -119,7 +119,7 @@ fn needs_session(operation: &Operation) -> bool {
 
 /// Adds the rejections that the handler does not describe itself.
 fn add_rejections(path: &str, operation: &mut Operation) {
-    for (status, _, applies) in REFUSALS {
+    for (status, _, applies) in REJECTIONS {
         if applies(path, operation) && !operation.responses.responses.contains_key(status) {
             let rejection = RefOr::Ref(Ref::from_response_name(rejection_name(status)));
             operation.responses.responses.insert(status.to_owned(), rejection);
@@ -164,12 +164,12 @@ fn add_headers(components: &mut Components) {
         ),
         (
             "ratelimit",
-            "The rest of each limit that is on, and the seconds until it is full again",
+            "The remaining quota of each enabled limit, and the seconds until the quota is complete again",
             limit(";r=[0-9]+;t=[0-9]+"),
         ),
         (
             "ratelimit-policy",
-            "The quota of each limit that is on, and its window in seconds",
+            "The quota of each enabled limit, and its window in seconds",
             limit(";q=[0-9]+;w=[0-9]+"),
         ),
         ("referrer-policy", "For browsers", constant("no-referrer")),
@@ -178,7 +178,7 @@ fn add_headers(components: &mut Components) {
         ("x-content-type-options", "For browsers", constant("nosniff")),
         (
             "x-correlation-id",
-            "Identifies the request in logs and reports: that of the request if it was well-formed, otherwise a new one",
+            "Identifies the request in logs and reports: the request's own id if it is well-formed, otherwise a generated one",
             matching("^[A-Za-z0-9._-]{1,128}$"),
         ),
     ];

@@ -1,4 +1,4 @@
-//! The command `after-restore`: what must be done once after the database was set back to an earlier state.
+//! The command `after-restore`: the steps that are needed once after the database was restored to an earlier state.
 use std::{io::Write, path::PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -18,7 +18,7 @@ pub(super) fn command() -> Command {
     };
     let is_of_a_slice = |name: &str| slices::Settings::settings().any(|setting| setting.name == name);
     Command::new("after-restore")
-        .about("Do what must be done once after the database was restored to an earlier state; as the owner")
+        .about("Run the steps that are needed once after the database was restored to an earlier state, as the database's owner")
         .arg(
             Arg::new("reason")
                 .long("reason")
@@ -29,14 +29,14 @@ pub(super) fn command() -> Command {
         )
         .arg(file(
             "known-heads",
-            "The heads that were logged, as lines of JSON: those that the database does not have are acknowledged as lost",
+            "File with the logged heads as JSON lines; heads that the database lacks are acknowledged as lost",
         ))
-        .arg(file("log", "The same, from the service's own JSON log; several files if it is rotated").num_args(1..))
+        .arg(file("log", "The service's JSON log, from which heads are read like from --known-heads; several files if the log is rotated").num_args(1..))
         .arg(
             Arg::new("yes")
                 .long("yes")
                 .action(ArgAction::SetTrue)
-                .help("Do it without asking for confirmation"),
+                .help("Do not ask for confirmation"),
         )
         .args(flags(move |setting| {
             matches!(setting.group, "process" | "database") || is_of_a_slice(setting.name)
@@ -58,7 +58,7 @@ pub(super) fn execute(arguments: &ArgMatches) -> Outcome {
         } else {
             describe(&span);
             if !arguments.get_flag("yes") && !confirm()? {
-                return Err("nothing was changed, because it was not confirmed".into());
+                return Err("nothing was changed, because the command was not confirmed".into());
             }
             record(&database, &heads, &reason).await?;
         }
@@ -93,7 +93,7 @@ async fn read_span(database: &Database, heads: &KnownHeads) -> Result<LostSpan, 
     Ok(span)
 }
 
-/// Prints what the restore has lost, and what the command is about to do.
+/// Prints the lost span, and the changes that the command is about to make.
 fn describe(span: &LostSpan) {
     match span.numbers() {
         Some((first, last)) => println!(
@@ -117,8 +117,8 @@ fn confirm() -> std::io::Result<bool> {
     Ok(input.trim() == "yes")
 }
 
-/// Records the restore, ends the sessions and extends the keys, in one transaction. Another call may have done so since
-/// the confirmation.
+/// Records the restore, ends the sessions and extends the keys, in one transaction. Does nothing if another call has
+/// recorded the restore since the confirmation.
 async fn record(database: &Database, heads: &KnownHeads, reason: &str) -> Result<(), sqlx::Error> {
     let mut transaction = database.begin().await?;
     let span = audit::lost_span(&mut transaction, heads).await?;

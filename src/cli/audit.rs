@@ -16,7 +16,7 @@ use platform::{
 use super::{Outcome, flags, reader, runtime};
 
 /// Interval between two lines of progress.
-const BETWEEN_LINES: Duration = Duration::from_secs(2);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) fn command() -> Command {
     let file = |name: &'static str, help: &'static str| {
@@ -108,10 +108,10 @@ fn verify_database(
     heads: audit::KnownHeads,
 ) -> Result<audit::Report, Box<dyn std::error::Error + Send + Sync>> {
     let settings = reader(arguments)?.finish(database::Settings::read)?;
-    let kept: Vec<_> = arguments.get_many("exported").unwrap_or_default().cloned().collect();
+    let exports: Vec<_> = arguments.get_many("exported").unwrap_or_default().cloned().collect();
     runtime()?.block_on(async {
         let database = Database::connect_for_command(&settings, "audit verify").await?;
-        Ok(audit::verify(&database, heads, &kept, &progress()).await?)
+        Ok(audit::verify(&database, heads, &exports, &progress()).await?)
     })
 }
 
@@ -123,26 +123,27 @@ fn export(arguments: &ArgMatches) -> Outcome {
     let owner = database::Settings { url: settings.owner().clone(), ..settings };
     runtime()?.block_on(async {
         let database = Database::connect_for_command(&owner, "audit export").await?;
-        let done = audit::export(&database, until, audit_settings.retention_days, path, &progress()).await?;
-        if let Some(audit::ExportSummary { first_seal, last_seal, events, file_sha256 }) = done.written {
+        let result =
+            audit::export(&database, until, audit_settings.retention_days, path, &progress()).await?;
+        if let Some(audit::ExportSummary { first_seal, last_seal, events, file_sha256 }) = result.written {
             println!(
                 "{}: {events} events under seals {first_seal} to {last_seal}, SHA-256 {file_sha256}",
                 path.display()
             );
         }
-        for partition in done.dropped {
+        for partition in result.dropped {
             println!("dropped: {partition}");
         }
         Ok(())
     })
 }
 
-/// Returns a function that prints the progress to standard error, at most once per [`BETWEEN_LINES`].
+/// Returns a function that prints the progress to standard error, at most once per [`PROGRESS_INTERVAL`].
 fn progress() -> impl Fn(i64, u64) + Send + Sync {
     let last_report = Mutex::new(Instant::now());
     move |seals, events| {
         if let Ok(mut last_report) = last_report.lock()
-            && last_report.elapsed() >= BETWEEN_LINES
+            && last_report.elapsed() >= PROGRESS_INTERVAL
         {
             eprintln!("{seals} seals, {events} events …");
             *last_report = Instant::now();

@@ -1,9 +1,9 @@
 //! The command line: `serve`, `migrate`, `after-restore`, `user create`, `audit verify`, `audit export`, `openapi`,
 //! `config`, `probe`, and the commands of the slices.
 //!
-//! Exit codes: 0 for success, 1 for failure (with one sentence on stderr), 2 for wrong usage. Every setting of the
-//! table in [`config`](crate::config) has a flag on the commands that use it. Secrets have no flag, because other users
-//! of the machine can read its command lines.
+//! Exit codes: 0 for success, 1 for failure (with one sentence on stderr), 2 for wrong usage. Every setting in
+//! [`config`](crate::config) has a flag on the commands that use the setting. Secrets have no flag, because other users
+//! of the machine can read command lines.
 mod after_restore;
 mod audit;
 
@@ -129,7 +129,7 @@ fn command() -> Command {
         .subcommands(slices::commands().into_iter().map(|command| {
             let settings = flags(|setting| {
                 matches!(setting.group, "process" | "database")
-                    || slices::Settings::settings().any(|of_slices| of_slices.name == setting.name)
+                    || slices::Settings::settings().any(|slice_setting| slice_setting.name == setting.name)
             });
             command.args(settings.into_iter().map(|setting| setting.global(true)))
         }))
@@ -151,25 +151,25 @@ fn flags(used: impl Fn(&Setting) -> bool) -> Vec<Arg> {
 /// Reads settings from flags first, then from the environment. In development, a `.env` file adds variables that the
 /// environment does not have.
 fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + Send + Sync>> {
-    let given: HashMap<String, String> = Config::settings()
+    let from_flags: HashMap<String, String> = Config::settings()
         .filter_map(|setting| {
             let value = arguments.try_get_one::<String>(setting.name).ok()??;
             Some((setting.name.to_owned(), value.clone()))
         })
         .collect();
-    let environment = given.get("APP_ENV").cloned().or_else(|| std::env::var("APP_ENV").ok());
+    let environment = from_flags.get("APP_ENV").cloned().or_else(|| std::env::var("APP_ENV").ok());
     if environment.is_none_or(|environment| environment.is_empty() || environment == "development") {
         match dotenvy::dotenv() {
             Ok(_) => {}
             Err(error) if error.not_found() => {}
-            // The error would contain the malformed line, which may be the one with the password.
+            // The error would contain the malformed line, which may contain a password.
             Err(dotenvy::Error::LineParse(..)) => {
                 return Err("the .env file has a line that is not NAME=value".into());
             }
             Err(error) => return Err(format!("failed to read the .env file: {error}").into()),
         }
     }
-    Ok(Reader::new(move |name| given.get(name).cloned().or_else(|| std::env::var(name).ok())))
+    Ok(Reader::new(move |name| from_flags.get(name).cloned().or_else(|| std::env::var(name).ok())))
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -183,7 +183,7 @@ fn serve(config: Config) -> Outcome {
         service::serve(config, telemetry).await?;
         Outcome::Ok(())
     });
-    // Work that was cut at the deadline must not keep the process alive.
+    // Tasks that were cancelled at the deadline must not keep the process alive.
     runtime.shutdown_background();
     served
 }

@@ -14,7 +14,7 @@ use crate::config::Config;
 /// Interval of creating the partitions of the coming months.
 const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 
-/// Interval of recording the denials that were only counted.
+/// Interval of recording the denials that were counted and not yet audited.
 const DENIAL_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Interval of checking for audit events that could not be recorded.
@@ -30,9 +30,9 @@ pub(super) fn start(
 ) {
     let interval = config.audit.seal_interval;
     let sealing = Sealer::new(database.clone(), alerts.clone(), interval);
-    let measured = sealing.clone();
+    let lag_sealer = sealing.clone();
     workers.spawn("audit_sealing", interval, move || sealing.clone().run());
-    workers.spawn("audit_seal_lag", interval, move || measured.clone().measure_lag());
+    workers.spawn("audit_seal_lag", interval, move || lag_sealer.clone().measure_lag());
     let denials = denials.clone();
     workers.spawn("audit_refusals", DENIAL_INTERVAL, move || {
         let denials = denials.clone();
@@ -52,12 +52,12 @@ pub(super) fn start(
 
 /// Returns the function that audits each change of the log filter and each rejected change. A change does not wait for
 /// its audit event, so that an operator can raise the log level while the database is unreachable.
-pub(super) fn log_level(
+pub(super) fn log_level_auditor(
     database: &Database,
     denials: &Denials,
-    tracked: &BackgroundTasks,
+    tasks: &BackgroundTasks,
 ) -> impl Fn(log_level::LogLevelEvent) + use<> {
-    let (database, denials, tracked) = (database.clone(), denials.clone(), tracked.clone());
+    let (database, denials, tasks) = (database.clone(), denials.clone(), tasks.clone());
     move |event| match event {
         LogLevelEvent::Changed(changed) => {
             let event =
@@ -66,13 +66,13 @@ pub(super) fn log_level(
                     .with("after", changed.after)
                     .with("ttl_seconds", changed.ttl_seconds);
             let database = database.clone();
-            drop(tracked.run(async move { audit::record_once_possible(&database, event).await }));
+            drop(tasks.run(async move { audit::record_once_possible(&database, event).await }));
         }
         LogLevelEvent::Rejected { reason } => {
             let event = Event::new(EventType::Authorization, "log_level", "change", EventResult::Denied)
                 .with("reason", reason);
             let denials = denials.clone();
-            drop(tracked.run(async move {
+            drop(tasks.run(async move {
                 if let Err(error) = denials.record(event).await {
                     tracing::error!(
                         error = &error as &dyn std::error::Error,

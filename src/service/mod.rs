@@ -40,11 +40,11 @@ use crate::{
 /// Interval of deleting expired sessions, idempotency keys and login attempts.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Time between the bound of the last part of the shutdown and the cut of everything. It is reached only if a part ignores
-/// its bound.
-const CUT_DELAY: Duration = Duration::from_millis(500);
+/// Time between the deadline of the last shutdown step and the cancellation of everything that still runs. It passes
+/// only if a step ignores its deadline.
+const CANCEL_DELAY: Duration = Duration::from_millis(500);
 
-/// Error of starting or ending the service.
+/// Error of starting, running or stopping the service.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error(transparent)]
@@ -57,7 +57,8 @@ pub enum ServeError {
     /// The database lacks migrations that this binary needs.
     #[error("the schema of the database is older than this release: run `{} migrate`, or set MIGRATE_ON_START=true", env!("CARGO_PKG_NAME"))]
     SchemaOlder,
-    /// The database was loaded into another cluster. New audit events would appear to be older than existing ones.
+    /// The database was copied into another cluster, in which new audit events would appear to be older than existing
+    /// ones.
     #[error("the database was loaded into a different PostgreSQL cluster: run `{} migrate`, which starts an epoch of its audit log", env!("CARGO_PKG_NAME"))]
     OtherCluster,
     /// The service's role could rewrite the audit log.
@@ -77,16 +78,16 @@ pub enum ServeError {
     /// Signal handlers could not be installed.
     #[error("failed to install signal handlers: {0}")]
     Signals(#[from] std::io::Error),
-    /// The shutdown's deadline passed.
+    /// The shutdown's deadline passed, and these parts were cancelled.
     #[error("shutdown deadline exceeded; cancelled: {0}")]
     Cut(String),
 }
 
-/// The end of a service that had started.
+/// The result of the shutdown.
 struct Shutdown {
-    /// The parts that were cut at their bound.
+    /// The parts that were cancelled at their deadline.
     cut: Vec<String>,
-    /// End of the flush of telemetry.
+    /// Deadline of the final flush of telemetry.
     deadline: Instant,
 }
 
@@ -120,10 +121,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
         }
     };
     let alerts = Alerts::start(&config.alerts, &telemetry::service_name(&config.opentelemetry))?;
-    let tracked = BackgroundTasks::new();
-    // At most half of the requests in flight may wait for another service, so that a slow one cannot starve the rest.
+    let background_tasks = BackgroundTasks::new();
+    // At most half of the requests in flight may wait for another service, so that a slow service cannot starve the
+    // other routes.
     let max_waiting = (config.http.max_requests_in_flight / 2).max(1);
-    let slices = Slices::start(&config.slices, &database, &alerts, &tracked, max_waiting)?;
+    let slices = Slices::start(&config.slices, &database, &alerts, &background_tasks, max_waiting)?;
     let denials = Denials::new(database.clone());
     let accounts = Accounts::new(database.clone(), denials.clone(), &config.accounts);
     let authentication =
@@ -152,7 +154,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
         telemetry.log_filter(),
         ops_address,
         config.http.ops_token.clone(),
-        audit_workers::log_level(&database, &denials, &tracked),
+        audit_workers::log_level_auditor(&database, &denials, &background_tasks),
     );
     let ops = ops.serve(ops::router(health.clone(), log_level));
     let app = App { database: database.clone(), accounts, slices };
@@ -169,23 +171,23 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
         let bounds = Bounds::new(Instant::now(), deadline);
         let requests = async {
             let connections = api.drain(bounds.connections).await.cut;
-            (connections, tracked.drain(bounds.work).await)
+            (connections, background_tasks.drain(bounds.work).await)
         };
-        // Workers stop between two units of work, never within one. They stop beside the requests, so that a client that
-        // never finishes takes no time from them.
+        // Workers stop between two units of work, never within one. They stop concurrently with the requests, so that a
+        // slow client does not use up their time.
         let ((connections, tasks), stopped) = tokio::join!(requests, workers.stop(bounds.work));
-        // Requests and workers may still have counted denials and raised alerts.
+        // After the requests and workers, because these may still count denials and raise alerts.
         tokio::join!(record_denials(&denials, bounds.rest), send_alerts(&alerts, bounds.rest));
         // Last, so that the shutdown can be observed until its end.
         ops.drain(bounds.rest).await;
         database.close(bounds.rest.saturating_duration_since(Instant::now())).await;
         let mut cut = Vec::new();
-        note_cut(&mut cut, connections, "connections of the API");
-        note_cut(&mut cut, tasks, "tasks that requests had started");
-        note_cut(&mut cut, stopped.len(), "workers");
+        add_cancelled(&mut cut, connections, "connections of the API");
+        add_cancelled(&mut cut, tasks, "tasks that requests had started");
+        add_cancelled(&mut cut, stopped.len(), "workers");
         cut
     };
-    let last_bound = deadline - MIN_FLUSH_TIME + CUT_DELAY;
+    let last_bound = deadline - MIN_FLUSH_TIME + CANCEL_DELAY;
     Ok(tokio::select! {
         cut = shutting_down => Shutdown { cut, deadline },
         () = tokio::time::sleep_until(last_bound) => {
@@ -198,9 +200,9 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
     })
 }
 
-/// Records the denials of the last minute that were only counted.
-async fn record_denials(denials: &Denials, bound: Instant) {
-    match timeout_at(bound, denials.flush()).await {
+/// Records the denials of the last minute that were counted and not yet audited.
+async fn record_denials(denials: &Denials, deadline: Instant) {
+    match timeout_at(deadline, denials.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::error!(error = &error as &dyn std::error::Error, "failed to audit denied requests");
@@ -210,13 +212,13 @@ async fn record_denials(denials: &Denials, bound: Instant) {
 }
 
 /// Waits until the alerts that were raised are sent.
-async fn send_alerts(alerts: &Alerts, bound: Instant) {
-    if !alerts.flush(bound).await {
+async fn send_alerts(alerts: &Alerts, deadline: Instant) {
+    if !alerts.flush(deadline).await {
         tracing::error!("dropped alerts: no receiver accepted them in time");
     }
 }
 
-fn note_cut(cut: &mut Vec<String>, count: usize, what: &str) {
+fn add_cancelled(cut: &mut Vec<String>, count: usize, what: &str) {
     if count > 0 {
         cut.push(format!("{count} {what}"));
     }

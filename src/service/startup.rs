@@ -1,5 +1,5 @@
-//! Startup checks of the database. The service does not start with an unusable database, or if it could rewrite the
-//! audit log.
+//! Startup checks of the database. The service does not start with an unusable database, or with a role that can
+//! rewrite the audit log.
 use std::{
     future::ready,
     time::{Duration, Instant},
@@ -33,8 +33,8 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     Ok(database)
 }
 
-/// Repeats a step of the start while the database is unavailable. A database that restarts after the first connection
-/// would otherwise end the start, and the replica with it.
+/// Repeats a step of the start while the database is unavailable. Without the repetition, a database restart after the
+/// first connection would end the process.
 ///
 /// # Errors
 /// The step's last error at the deadline, or an error that waiting cannot resolve.
@@ -95,8 +95,8 @@ pub(super) fn add_checks(health: Builder, database: &Database) -> Builder {
     let schema = monitor.clone();
     health
         .required("database", move || {
-            let available = monitor.available();
-            ready(available.map(|()| None).map_err(|reason| CheckError(reason.as_str())))
+            let availability = monitor.available();
+            ready(availability.map(|()| None).map_err(|reason| CheckError(reason.as_str())))
         })
         .required("migrations", move || {
             ready(match schema.schema() {

@@ -1,5 +1,5 @@
-//! The slices of the domain. No code outside of this directory names a slice: a new slice is a directory here, and its
-//! lines in this file. CONTRIBUTING.md has the steps.
+//! The slices of the domain. No code outside of this directory names a slice. A new slice is a directory here and a few
+//! lines in this file; CONTRIBUTING.md has the steps.
 mod catalog;
 mod orders;
 mod payments;
@@ -39,7 +39,7 @@ impl Settings {
     }
 }
 
-/// The slices' part of the `OpenAPI` document that is not generated from their routes.
+/// The part of the slices' `OpenAPI` document that is not generated from their routes.
 #[derive(OpenApi)]
 #[openapi(
     info(description = "Orders and payments. Amounts are in minor units, times in RFC 3339 (UTC)."),
@@ -113,12 +113,12 @@ impl Slices {
         settings: &Settings,
         database: &Database,
         alerts: &Alerts,
-        tracked: &BackgroundTasks,
+        background_tasks: &BackgroundTasks,
         max_waiting: usize,
     ) -> Result<Self, StartError> {
         orders::initialize_metrics();
         payments::initialize_metrics();
-        let payments = Payments::start(&settings.payments, database, alerts, tracked, max_waiting)?;
+        let payments = Payments::start(&settings.payments, database, alerts, background_tasks, max_waiting)?;
         Ok(Self { database: database.clone(), payments })
     }
 

@@ -19,16 +19,16 @@ use tokio_rustls::{
 };
 use url::Url;
 
-/// The protocol of a [`TlsProxy`] before the TLS handshake.
+/// The messages that a [`TlsProxy`] expects before the TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Before {
+pub enum Preamble {
     /// TLS from the first byte.
     Nothing,
     /// The `SSLRequest` message of PostgreSQL.
     PostgresRequest,
 }
 
-/// A server on `localhost` that ends TLS and forwards everything to another one. Dropping the value stops it.
+/// A server on `localhost` that terminates TLS and forwards all bytes to another server. Dropping the value stops it.
 pub struct TlsProxy {
     port: u16,
     authority: PathBuf,
@@ -38,7 +38,7 @@ pub struct TlsProxy {
 
 impl TlsProxy {
     /// Starts a proxy in front of the server of a URL, with a certificate of an authority of its own.
-    pub async fn to(url: &Url, before: Before) -> Self {
+    pub async fn to(url: &Url, preamble: Preamble) -> Self {
         let authority = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::default();
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -60,7 +60,7 @@ impl TlsProxy {
                 PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
             )
             .unwrap();
-        if before == Before::Nothing {
+        if preamble == Preamble::Nothing {
             config.alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
         }
         let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -68,19 +68,19 @@ impl TlsProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let handshakes: Arc<AtomicUsize> = Arc::default();
-        let counted = Arc::clone(&handshakes);
+        let counter = Arc::clone(&handshakes);
         let server = tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let (acceptor, counted) = (acceptor.clone(), Arc::clone(&counted));
+                let (acceptor, counter) = (acceptor.clone(), Arc::clone(&counter));
                 tokio::spawn(async move {
-                    if before == Before::PostgresRequest {
+                    if preamble == Preamble::PostgresRequest {
                         let mut message = [0; 8];
                         stream.read_exact(&mut message).await?;
                         stream.write_all(b"S").await?;
                     }
                     let mut client = acceptor.accept(stream).await?;
-                    counted.fetch_add(1, Ordering::Relaxed);
+                    counter.fetch_add(1, Ordering::Relaxed);
                     copy_bidirectional(&mut client, &mut TcpStream::connect(target).await?).await
                 });
             }
@@ -112,6 +112,6 @@ impl TlsProxy {
 impl Drop for TlsProxy {
     fn drop(&mut self) {
         self.server.abort();
-        let _is_gone = std::fs::remove_file(&self.authority);
+        let _removed = std::fs::remove_file(&self.authority);
     }
 }

@@ -20,7 +20,7 @@ type event struct {
 
 func (c *caller) event(eventType, resource, action, result string, ids ...uuid.UUID) event {
 	if ids == nil {
-		// Otherwise it would be stored as null.
+		// A nil slice would be stored as null.
 		ids = []uuid.UUID{}
 	}
 	metadata := map[string]any{"record_ids": ids, "record_count": len(ids)}
@@ -54,7 +54,7 @@ func (e event) arguments(from origin) ([]any, error) {
 	}, nil
 }
 
-// record writes an event that belongs to no change.
+// record writes an event outside of a transaction.
 func record(ctx context.Context, pool *pgxpool.Pool, from origin, e event) error {
 	arguments, err := e.arguments(from)
 	if err != nil {
@@ -64,11 +64,11 @@ func record(ctx context.Context, pool *pgxpool.Pool, from origin, e event) error
 	return err
 }
 
-// deny records a denied permission. The denial does not depend on the record.
-func (app *app) deny(ctx context.Context, c *caller, refusal *problem, resource string, ids ...uuid.UUID) error {
+// deny records a denied permission, and returns the rejection even if the event cannot be recorded.
+func (app *app) deny(ctx context.Context, c *caller, rejection *problem, resource string, ids ...uuid.UUID) error {
 	denied := c.event("authorization", resource, "access", "denied", ids...)
 	if err := record(ctx, app.pool, c.origin, denied); err != nil {
 		slog.ErrorContext(ctx, "failed to audit a denied request", "error", err)
 	}
-	return refusal
+	return rejection
 }

@@ -33,12 +33,12 @@ type origin struct {
 
 func originOf(r *http.Request) origin {
 	address, _, _ := net.SplitHostPort(r.RemoteAddr)
-	found := origin{address: address, correlationID: r.Header.Get(correlationHeader)}
+	result := origin{address: address, correlationID: r.Header.Get(correlationHeader)}
 	if span := trace.SpanContextFromContext(r.Context()); span.HasTraceID() {
 		traceID := span.TraceID().String()
-		found.traceID = &traceID
+		result.traceID = &traceID
 	}
-	return found
+	return result
 }
 
 // authenticate looks up a bearer token by its SHA-256.
@@ -47,22 +47,22 @@ func (app *app) authenticate(r *http.Request) (*caller, error) {
 	if !strings.EqualFold(scheme, "bearer") {
 		return nil, unauthenticated
 	}
-	found := &caller{origin: originOf(r)}
-	err := app.findSession(r.Context(), strings.TrimSpace(token), found)
+	result := &caller{origin: originOf(r)}
+	err := app.findSession(r.Context(), strings.TrimSpace(token), result)
 	if errors.Is(err, pgx.ErrNoRows) {
 		event := event{
 			eventType: "authentication", resource: "sessions", action: "authenticate", result: "failure",
 			metadata: map[string]any{"reason": "bad_token"},
 		}
-		if err := record(r.Context(), app.pool, found.origin, event); err != nil {
+		if err := record(r.Context(), app.pool, result.origin, event); err != nil {
 			return nil, err
 		}
 		return nil, unauthenticated
 	}
-	return found, err
+	return result, err
 }
 
-func (app *app) findSession(ctx context.Context, token string, into *caller) error {
+func (app *app) findSession(ctx context.Context, token string, result *caller) error {
 	ctx, span := tracer.Start(ctx, "SELECT sessions")
 	defer span.End()
 	hash := sha256.Sum256([]byte(token))
@@ -71,5 +71,5 @@ func (app *app) findSession(ctx context.Context, token string, into *caller) err
 		from sessions
 		join users on users.id = sessions.user_id
 		where sessions.token_hash = $1 and sessions.expires_at > now()`, hash[:],
-	).Scan(&into.userID, &into.role)
+	).Scan(&result.userID, &result.role)
 }

@@ -26,7 +26,7 @@ const (
 func main() {
 	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stdout, nil)))
 	if err := run(); err != nil {
-		slog.Error("the service stops", "error", err)
+		slog.Error("the service failed", "error", err)
 		os.Exit(1)
 	}
 }
@@ -47,8 +47,8 @@ func run() error {
 
 	app := &app{pool: pool}
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/orders", observed("POST", "/v1/orders", app.placeOrder))
-	mux.Handle("GET /v1/orders/{id}", observed("GET", "/v1/orders/{id}", app.showOrder))
+	mux.Handle("POST /v1/orders", instrumented("POST", "/v1/orders", app.placeOrder))
+	mux.Handle("GET /v1/orders/{id}", instrumented("GET", "/v1/orders/{id}", app.showOrder))
 	mux.Handle("GET /metrics", promhttp.Handler())
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
 
@@ -75,8 +75,8 @@ func run() error {
 	deadline, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	err = server.Shutdown(deadline)
-	if lost := flushTraces(deadline); lost != nil {
-		slog.Warn("failed to export the last spans", "error", lost)
+	if flushErr := flushTraces(deadline); flushErr != nil {
+		slog.Warn("failed to export the last spans", "error", flushErr)
 	}
 	return err
 }
@@ -88,11 +88,11 @@ func connect(ctx context.Context) (*pgxpool.Pool, error) {
 	}
 	config.MaxConns = 16
 	if text := os.Getenv("DATABASE_MAX_CONNECTIONS"); text != "" {
-		most, err := strconv.ParseInt(text, 10, 32)
+		size, err := strconv.ParseInt(text, 10, 32)
 		if err != nil {
 			return nil, fmt.Errorf("DATABASE_MAX_CONNECTIONS: %w", err)
 		}
-		config.MaxConns = int32(most)
+		config.MaxConns = int32(size)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {

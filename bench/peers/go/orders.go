@@ -45,7 +45,7 @@ type orderItem struct {
 	Amount     int64     `json:"amount"`
 }
 
-// timestamp is RFC 3339 in UTC, always with microseconds, the resolution of PostgreSQL.
+// timestamp is serialized as RFC 3339 in UTC with microseconds, the resolution of PostgreSQL.
 type timestamp struct{ time.Time }
 
 func (t timestamp) MarshalJSON() ([]byte, error) {
@@ -57,7 +57,7 @@ var errKeyTaken = errors.New("the key is taken")
 func (app *app) placeOrder(w http.ResponseWriter, r *http.Request) {
 	order, err := app.place(w, r)
 	if err != nil {
-		refuse(w, r, err)
+		respondWithError(w, r, err)
 		return
 	}
 	if order.replayed {
@@ -69,14 +69,14 @@ func (app *app) placeOrder(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(order.body)
 }
 
-// answer is the response with an order, original or replayed.
-type answer struct {
+// orderResponse is the response with a new order, or the replay of an earlier response.
+type orderResponse struct {
 	id       uuid.UUID
 	body     []byte
 	replayed bool
 }
 
-func (app *app) place(w http.ResponseWriter, r *http.Request) (*answer, error) {
+func (app *app) place(w http.ResponseWriter, r *http.Request) (*orderResponse, error) {
 	ctx := r.Context()
 	caller, err := app.authenticate(r)
 	if err != nil {
@@ -93,7 +93,7 @@ func (app *app) place(w http.ResponseWriter, r *http.Request) (*answer, error) {
 	if err != nil {
 		return nil, malformed
 	}
-	wanted, err := readBasket(body)
+	requested, err := readBasket(body)
 	if err != nil {
 		return nil, err
 	}
@@ -103,12 +103,12 @@ func (app *app) place(w http.ResponseWriter, r *http.Request) (*answer, error) {
 	}
 	fingerprint := sha256.Sum256(bytes.Join([][]byte{[]byte(r.Method), []byte(r.URL.Path), body}, []byte{0}))
 
-	placed := &answer{id: id}
+	placed := &orderResponse{id: id}
 	err = pgx.BeginFunc(ctx, app.pool, func(tx pgx.Tx) error {
 		if err := claim(ctx, tx, caller, key, fingerprint[:], id); err != nil {
 			return err
 		}
-		order, err := priced(ctx, tx, id, caller, wanted)
+		order, err := priceOrder(ctx, tx, id, caller, requested)
 		if err != nil {
 			return err
 		}
@@ -140,28 +140,28 @@ func idempotencyKey(r *http.Request) (string, error) {
 }
 
 func readBasket(body []byte) (*basket, error) {
-	wanted := new(basket)
+	requested := new(basket)
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(wanted); err != nil {
+	if err := decoder.Decode(requested); err != nil {
 		if !json.Valid(body) {
 			return nil, malformed
 		}
 		return nil, invalid()
 	}
-	if len(wanted.Items) < 1 || len(wanted.Items) > 100 {
+	if len(requested.Items) < 1 || len(requested.Items) > 100 {
 		return nil, invalid(fieldError{"/items", "must have 1 to 100 lines"})
 	}
-	var wrong []fieldError
-	for line, item := range wanted.Items {
+	var fieldErrors []fieldError
+	for line, item := range requested.Items {
 		if item.Quantity < 1 || item.Quantity > 1000 {
-			wrong = append(wrong, fieldError{fmt.Sprintf("/items/%d/quantity", line), "must be between 1 and 1000"})
+			fieldErrors = append(fieldErrors, fieldError{fmt.Sprintf("/items/%d/quantity", line), "must be between 1 and 1000"})
 		}
 	}
-	if wrong != nil {
-		return nil, invalid(wrong...)
+	if fieldErrors != nil {
+		return nil, invalid(fieldErrors...)
 	}
-	return wanted, nil
+	return requested, nil
 }
 
 func claim(ctx context.Context, tx pgx.Tx, caller *caller, key string, fingerprint []byte, orderID uuid.UUID) error {
@@ -177,8 +177,8 @@ func claim(ctx context.Context, tx pgx.Tx, caller *caller, key string, fingerpri
 	return err
 }
 
-// replay is the stored response of the key.
-func (app *app) replay(ctx context.Context, caller *caller, key string, fingerprint []byte) (*answer, error) {
+// replay returns the stored response of the key.
+func (app *app) replay(ctx context.Context, caller *caller, key string, fingerprint []byte) (*orderResponse, error) {
 	var first []byte
 	var orderID *uuid.UUID
 	var body *string
@@ -192,9 +192,9 @@ func (app *app) replay(ctx context.Context, caller *caller, key string, fingerpr
 	case !bytes.Equal(first, fingerprint):
 		return nil, keyReused
 	case orderID == nil || body == nil:
-		return nil, underWay
+		return nil, inProgress
 	}
-	return &answer{id: *orderID, body: []byte(*body), replayed: true}, nil
+	return &orderResponse{id: *orderID, body: []byte(*body), replayed: true}, nil
 }
 
 type product struct {
@@ -204,12 +204,12 @@ type product struct {
 	Currency   string
 }
 
-// priced is the order at the current prices.
-func priced(ctx context.Context, tx pgx.Tx, id uuid.UUID, caller *caller, wanted *basket) (*order, error) {
+// priceOrder returns the order at the current prices.
+func priceOrder(ctx context.Context, tx pgx.Tx, id uuid.UUID, caller *caller, requested *basket) (*order, error) {
 	ctx, span := tracer.Start(ctx, "SELECT products")
 	defer span.End()
-	ids := make([]uuid.UUID, len(wanted.Items))
-	for line, item := range wanted.Items {
+	ids := make([]uuid.UUID, len(requested.Items))
+	for line, item := range requested.Items {
 		ids[line] = item.ProductID
 	}
 	rows, err := tx.Query(ctx,
@@ -228,16 +228,16 @@ func priced(ctx context.Context, tx pgx.Tx, id uuid.UUID, caller *caller, wanted
 
 	now := timestamp{time.Now().UTC().Truncate(time.Microsecond)}
 	priced := &order{ID: id, CustomerID: caller.userID, Status: "pending_payment", CreatedAt: now, UpdatedAt: now}
-	var wrong []fieldError
-	mixed := false
-	for line, item := range wanted.Items {
+	var fieldErrors []fieldError
+	severalCurrencies := false
+	for line, item := range requested.Items {
 		product, ok := products[item.ProductID]
 		if !ok {
 			pointer := fmt.Sprintf("/items/%d/product_id", line)
-			wrong = append(wrong, fieldError{pointer, "is not a product that can be ordered"})
+			fieldErrors = append(fieldErrors, fieldError{pointer, "is not a product that can be ordered"})
 			continue
 		}
-		mixed = mixed || (priced.Currency != "" && priced.Currency != product.Currency)
+		severalCurrencies = severalCurrencies || (priced.Currency != "" && priced.Currency != product.Currency)
 		priced.Currency = product.Currency
 		amount := product.UnitAmount * int64(item.Quantity)
 		priced.TotalAmount += amount
@@ -246,11 +246,11 @@ func priced(ctx context.Context, tx pgx.Tx, id uuid.UUID, caller *caller, wanted
 			Quantity: item.Quantity, Amount: amount,
 		})
 	}
-	if wrong == nil && mixed {
-		wrong = append(wrong, fieldError{"/items", "must all have the same currency"})
+	if fieldErrors == nil && severalCurrencies {
+		fieldErrors = append(fieldErrors, fieldError{"/items", "must all have the same currency"})
 	}
-	if wrong != nil {
-		return nil, invalid(wrong...)
+	if fieldErrors != nil {
+		return nil, invalid(fieldErrors...)
 	}
 	return priced, nil
 }
@@ -286,12 +286,12 @@ func store(ctx context.Context, tx pgx.Tx, caller *caller, key string, order *or
 func (app *app) showOrder(w http.ResponseWriter, r *http.Request) {
 	order, err := app.show(r)
 	if err != nil {
-		refuse(w, r, err)
+		respondWithError(w, r, err)
 		return
 	}
 	body, err := json.Marshal(order)
 	if err != nil {
-		refuse(w, r, err)
+		respondWithError(w, r, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -311,29 +311,29 @@ func (app *app) show(r *http.Request) (*order, error) {
 	if err != nil {
 		return nil, notFound
 	}
-	var onlyOf *uuid.UUID
+	var ownerID *uuid.UUID
 	if caller.role == roleCustomer {
-		onlyOf = &caller.userID
+		ownerID = &caller.userID
 	}
-	order, err := app.find(ctx, id, onlyOf)
+	order, err := app.find(ctx, id, ownerID)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, app.deny(ctx, caller, notFound, "orders", id)
 	}
-	if err == nil && onlyOf == nil {
+	if err == nil && ownerID == nil {
 		err = record(ctx, app.pool, caller.origin, caller.event("data_access", "orders", "read", "success", id))
 	}
 	return order, err
 }
 
 // find returns an order; with a customer, only if the order belongs to that customer.
-func (app *app) find(ctx context.Context, id uuid.UUID, onlyOf *uuid.UUID) (*order, error) {
+func (app *app) find(ctx context.Context, id uuid.UUID, ownerID *uuid.UUID) (*order, error) {
 	ctx, span := tracer.Start(ctx, "SELECT orders")
 	defer span.End()
 	found := new(order)
 	err := app.pool.QueryRow(ctx, `
 		select id, customer_id, status, currency, total_amount, items, created_at, updated_at
 		from orders_with_items
-		where id = $1 and ($2::uuid is null or customer_id = $2)`, id, onlyOf,
+		where id = $1 and ($2::uuid is null or customer_id = $2)`, id, ownerID,
 	).Scan(&found.ID, &found.CustomerID, &found.Status, &found.Currency, &found.TotalAmount,
 		&found.Items, &found.CreatedAt.Time, &found.UpdatedAt.Time)
 	return found, err

@@ -33,7 +33,7 @@ var (
 	unauthenticated = newProblem(http.StatusUnauthorized, "unauthenticated", "Authentication required")
 	forbidden       = newProblem(http.StatusForbidden, "forbidden", "Permission denied")
 	notFound        = newProblem(http.StatusNotFound, "not-found", "Not found")
-	underWay        = newProblem(http.StatusConflict, "request-under-way", "Request in progress")
+	inProgress      = newProblem(http.StatusConflict, "request-under-way", "Request in progress")
 	keyReused       = newProblem(http.StatusUnprocessableEntity, "idempotency-key-reused", "Idempotency-Key reused")
 	timeout         = newProblem(http.StatusGatewayTimeout, "timeout", "Request timed out")
 	internal        = newProblem(http.StatusInternalServerError, "internal-error", "Internal error")
@@ -45,20 +45,20 @@ func invalid(errors ...fieldError) *problem {
 	return p
 }
 
-// refuse responds with an error: a problem unchanged, any other error as an internal one whose cause is logged.
-func refuse(w http.ResponseWriter, r *http.Request, err error) {
-	var told *problem
-	if !errors.As(err, &told) {
+// respondWithError sends a problem unchanged. Any other error is logged, and sent as an internal error or a timeout.
+func respondWithError(w http.ResponseWriter, r *http.Request, err error) {
+	var response *problem
+	if !errors.As(err, &response) {
 		slog.ErrorContext(r.Context(), "request failed", "error", err)
-		told = internal
+		response = internal
 		if errors.Is(err, context.DeadlineExceeded) {
-			told = timeout
+			response = timeout
 		}
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
-	if told.Status == http.StatusUnauthorized {
+	if response.Status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 	}
-	w.WriteHeader(told.Status)
-	_ = json.NewEncoder(w).Encode(told)
+	w.WriteHeader(response.Status)
+	_ = json.NewEncoder(w).Encode(response)
 }

@@ -26,20 +26,20 @@ var (
 
 	requests = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "http_requests_total",
-		Help: "Requests that ended, by status.",
+		Help: "Completed requests, by status.",
 	}, []string{"path", "method", "code"})
 	durations = promauto.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "http_request_duration_seconds",
-		Help:    "How long requests took.",
+		Help:    "Duration of requests.",
 		Buckets: prometheus.DefBuckets,
 	}, []string{"path", "method"})
 	inFlight = promauto.NewGauge(prometheus.GaugeOpts{
 		Name: "http_requests_in_flight",
-		Help: "Requests that are being worked on.",
+		Help: "Requests in flight.",
 	})
 	ordersCreated = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "orders_created_total",
-		Help: "Orders that were placed.",
+		Help: "Placed orders.",
 	})
 )
 
@@ -58,14 +58,14 @@ func startTracing(ctx context.Context) (func(context.Context) error, error) {
 	return provider.Shutdown, nil
 }
 
-// observed puts a handler behind metrics, a span, the correlation id and the access log.
-func observed(method, path string, handler http.HandlerFunc) http.Handler {
+// instrumented wraps a handler with metrics, a span, the correlation id and the access log.
+func instrumented(method, path string, handler http.HandlerFunc) http.Handler {
 	labels := prometheus.Labels{"path": path}
-	var observed http.Handler = accessLog(path, handler)
-	observed = otelhttp.NewHandler(observed, method+" "+path)
-	observed = promhttp.InstrumentHandlerDuration(durations.MustCurryWith(labels), observed)
-	observed = promhttp.InstrumentHandlerCounter(requests.MustCurryWith(labels), observed)
-	return promhttp.InstrumentHandlerInFlight(inFlight, observed)
+	var instrumented http.Handler = accessLog(path, handler)
+	instrumented = otelhttp.NewHandler(instrumented, method+" "+path)
+	instrumented = promhttp.InstrumentHandlerDuration(durations.MustCurryWith(labels), instrumented)
+	instrumented = promhttp.InstrumentHandlerCounter(requests.MustCurryWith(labels), instrumented)
+	return promhttp.InstrumentHandlerInFlight(inFlight, instrumented)
 }
 
 type statusRecorder struct {
@@ -79,8 +79,8 @@ func (recorder *statusRecorder) WriteHeader(status int) {
 	recorder.ResponseWriter.WriteHeader(status)
 }
 
-func (recorder *statusRecorder) Write(piece []byte) (int, error) {
-	written, err := recorder.ResponseWriter.Write(piece)
+func (recorder *statusRecorder) Write(data []byte) (int, error) {
+	written, err := recorder.ResponseWriter.Write(data)
 	recorder.bytes += written
 	return written, err
 }

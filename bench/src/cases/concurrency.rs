@@ -14,12 +14,12 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         Size::Short => (&[8, 64, 1_000], &[4, 64]),
         Size::Long => (&[8, 64, 256, 1_000], &[4, 8, 16, 32, 64]),
     };
-    let database = run.test_bed.database("bench_width").await?;
+    let database = run.test_bed.database("bench_concurrency").await?;
     let steps = clients.iter().map(|clients| (*clients, 16)).chain(pools.iter().map(|pool| (64, *pool)));
     let mut table = Vec::new();
     for (clients, pool) in steps {
         let name = format!("{clients} clients, pool of {pool}");
-        (run.progress)(&format!("width: {name}"));
+        (run.progress)(&format!("concurrency: {name}"));
         run.test_bed.checkpoint().await?;
         let settings = [
             ("DATABASE_MAX_CONNECTIONS", pool.to_string()),

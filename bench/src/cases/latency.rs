@@ -5,21 +5,21 @@ use super::{Run, Size, next_run};
 use crate::{
     interleave::{MeasuredProcess, Rounds, over_http},
     load::Shape,
-    peers::{POOL, Peer},
+    peers::{POOL_SIZE, Peer},
     report::{Section, Table, cell},
     requests::place_orders,
     service::{Server, Telemetry},
     test_bed::Database,
 };
 
-/// Requests per second, below the capacity of two cores that also run the load.
+/// Requests per second, below the capacity of a machine with two cores that also runs the load and the database.
 const RATE: [f64; 1] = [300.0];
 
 /// Rates of a run with `--long`, from light load to nearly full load.
 const RATES: [f64; 3] = [150.0, 300.0, 600.0];
 
-/// Upper bound of open connections, reached only when the contender has stalled.
-const CONNECTIONS: usize = 64;
+/// Maximum number of open connections. It is reached only if the contender stalls.
+const MAX_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let mut contenders: Vec<(&str, Option<&Peer>, Database)> = Vec::new();
@@ -39,13 +39,13 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                 let server = match peer {
                     None => {
                         let telemetry = Telemetry::Everything { sampled: 0.1 };
-                        let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
+                        let pool = [("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string())];
                         Server::start(run.test_bed, database, telemetry, Some(receiver.address), &pool)
                             .await?
                     }
                     Some(peer) => peer.start(run.test_bed, database, Some(receiver.address)).await?,
                 };
-                let shape = Shape::Open { per_second, connections: CONNECTIONS };
+                let shape = Shape::Open { per_second, connections: MAX_CONNECTIONS };
                 let requests = place_orders(next_run());
                 let window = run.size.window();
                 let sample =

@@ -21,7 +21,7 @@ use crate::{
 /// The length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// A few seconds, as a check that everything works. The figures are meaningless.
+    /// A few seconds, to check that the benchmark works. The figures are meaningless.
     Smoke,
     /// Five minutes.
     Short,
@@ -127,13 +127,13 @@ fn figures(contenders: &[(String, &Rounds)]) -> Table {
 }
 
 /// Returns the CPU time per response, or NaN on a system that does not report CPU times.
-fn cpu_of(sample: &Sample, who: MeasuredProcess) -> f64 {
-    sample.cpu.get(&who).copied().unwrap_or(f64::NAN)
+fn cpu_of(sample: &Sample, process: MeasuredProcess) -> f64 {
+    sample.cpu.get(&process).copied().unwrap_or(f64::NAN)
 }
 
 /// Returns the CPU time of the service and of the database per response. The receiver of traces is a separate process,
 /// and is reported separately.
-fn of_request(sample: &Sample) -> f64 {
+fn cpu_of_request(sample: &Sample) -> f64 {
     sample.cpu_of(&[MeasuredProcess::Service, MeasuredProcess::Database])
 }
 

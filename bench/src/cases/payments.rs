@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::{Run, Size};
 use crate::{
-    load::at_once,
+    load::send_concurrently,
     report::{Section, Table, single},
     requests::pay,
     service::{Server, Telemetry},
@@ -19,8 +19,8 @@ use crate::{
     test_bed::{CUSTOMERS, Database, order},
 };
 
-const GATEWAY: Duration = Duration::from_millis(200);
-const POOL: u32 = 16;
+const GATEWAY_LATENCY: Duration = Duration::from_millis(200);
+const POOL_SIZE: u32 = 16;
 
 /// Time within which all payments must have reached the gateway.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -30,7 +30,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let database = run.test_bed.database("bench_payments").await?;
     database.add_orders(0, 2 * payments).await?;
     let settings = [
-        ("DATABASE_MAX_CONNECTIONS", POOL.to_string()),
+        ("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string()),
         // At most half of the in-flight requests may wait for the gateway.
         ("MAX_REQUESTS_IN_FLIGHT", (4 * payments).to_string()),
         ("GATEWAY_TIMEOUT_MS", "8000".to_owned()),
@@ -38,22 +38,22 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let telemetry = Telemetry::Everything { sampled: 0.1 };
     let server = Server::start(run.test_bed, &database, telemetry, None, &settings).await?;
 
-    (run.progress)(&format!("payments: {payments} at once, with a gateway of {GATEWAY:?}"));
-    let latency_ms = u64::try_from(GATEWAY.as_millis())?;
+    (run.progress)(&format!("payments: {payments} at once, with a gateway of {GATEWAY_LATENCY:?}"));
+    let latency_ms = u64::try_from(GATEWAY_LATENCY.as_millis())?;
     run.test_bed.gateway.faults().set(Faults { latency_ms, ..Faults::default() });
     let began = Instant::now();
-    let responses = at_once(server.address, requests(0..payments)).await?;
-    let all = began.elapsed();
+    let responses = send_concurrently(server.address, requests(0..payments)).await?;
+    let total_time = began.elapsed();
     if let Some((status, _)) = responses.iter().find(|(status, _)| !status.is_success()) {
         bail!("a payment had the status {status}");
     }
-    let took = spread(responses.iter().map(|(_, took)| took.as_secs_f64() * 1e3));
+    let latencies_ms = spread(responses.iter().map(|(_, latency)| latency.as_secs_f64() * 1e3));
 
     (run.progress)(&format!("payments: {payments} waiting for the gateway"));
     run.test_bed.gateway.faults().clear();
     run.test_bed.gateway.hold_responses();
-    let waiting = tokio::spawn(at_once(server.address, requests(payments..2 * payments)));
-    let (held, busy) = while_all_wait(run, &server, &database, payments).await?;
+    let waiting = tokio::spawn(send_concurrently(server.address, requests(payments..2 * payments)));
+    let (connections, transactions) = measure_while_all_wait(run, &server, &database, payments).await?;
     run.test_bed.gateway.release();
     for (status, _) in waiting.await?? {
         if !status.is_success() {
@@ -65,23 +65,26 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
 
     let mut table = Table::new(&["payments", ""]);
     let mut row = |what: String, value: String| table.row([what, value]);
-    row(format!("{payments} sent at once: time until the last response, s"), single(Some(all.as_secs_f64())));
-    row("median response time, ms".to_owned(), single(took.map(|took| took.median)));
-    row("maximum response time, ms".to_owned(), single(took.map(|took| took.most)));
+    row(
+        format!("{payments} sent at once: time until the last response, s"),
+        single(Some(total_time.as_secs_f64())),
+    );
+    row("median response time, ms".to_owned(), single(latencies_ms.map(|spread| spread.median)));
+    row("maximum response time, ms".to_owned(), single(latencies_ms.map(|spread| spread.maximum)));
     row(
         "payments per second".to_owned(),
-        single(Some(crate::interleave::count(payments) / all.as_secs_f64())),
+        single(Some(crate::interleave::count(payments) / total_time.as_secs_f64())),
     );
     row(
         format!("{payments} waiting for the gateway: pool connections in use"),
-        format!("{held:.0} of {POOL}"),
+        format!("{connections:.0} of {POOL_SIZE}"),
     );
-    row("sessions of the service in a transaction meanwhile".to_owned(), busy.to_string());
+    row("sessions of the service in a transaction meanwhile".to_owned(), transactions.to_string());
     Ok(Section {
         title: "Payments with a slow gateway".to_owned(),
         about: format!(
-            "A gateway that responds after {} ms, a pool of {POOL}. In the first half, all payments are sent at once. In the second, all of them wait for the gateway at the same time, and the connections of the pool are counted.",
-            GATEWAY.as_millis()
+            "A gateway that responds after {} ms, a pool of {POOL_SIZE}. In the first half, all payments are sent at once. In the second, all of them wait for the gateway at the same time, and the connections of the pool are counted.",
+            GATEWAY_LATENCY.as_millis()
         ),
         tables: vec![table],
         goals: Vec::new(),
@@ -95,7 +98,7 @@ fn requests(
 }
 
 /// Returns the connections in use and the sessions with an open transaction, while every payment waits for the gateway.
-async fn while_all_wait(
+async fn measure_while_all_wait(
     run: &Run<'_>,
     server: &Server,
     database: &Database,
@@ -103,22 +106,22 @@ async fn while_all_wait(
 ) -> anyhow::Result<(f64, i64)> {
     let mut connection = PgConnection::connect(database.admin_url.as_str()).await?;
     let expected = usize::try_from(2 * payments)?;
-    let arrived =
+    let all_called =
         run.test_bed.gateway.wait_for(|ledger| ledger.counts().charges_succeeded >= expected, DEADLINE).await;
-    arrived.context("not all payments reached the gateway")?;
-    // A worker may briefly hold a connection. The minimum shows what the payments hold all the time.
-    let (mut held, mut within) = (f64::INFINITY, i64::MAX);
+    all_called.context("not all payments reached the gateway")?;
+    // A worker may briefly hold a connection. The minimum shows the connections that payments hold all the time.
+    let (mut connections, mut transactions) = (f64::INFINITY, i64::MAX);
     for _ in 0..10 {
-        held = held.min(server.metric("db_connections_active").await?);
-        let open: i64 = sqlx::query_scalar(
+        connections = connections.min(server.metric("db_connections_active").await?);
+        let count: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
              where datname = current_database() and pid <> pg_backend_pid() and xact_start is not null",
         )
         .fetch_one(&mut connection)
         .await?;
-        within = within.min(open);
+        transactions = transactions.min(count);
         sleep(Duration::from_millis(20)).await;
     }
     connection.close().await?;
-    Ok((held, within))
+    Ok((connections, transactions))
 }

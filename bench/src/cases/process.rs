@@ -24,7 +24,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         (run.progress)(&format!("process, round {round}"));
         let server = Server::start(run.test_bed, &database, telemetry, None, &[]).await?;
         until_ready.push(server.until_ready.as_secs_f64() * 1e3);
-        // The workers have completed their first run by then.
+        // Within this second, the workers complete their first run.
         sleep(Duration::from_secs(1)).await;
         idle.extend(cpu::resident_mib(server.pid()));
         series_idle.push(series(&server.metrics().await?));

@@ -1,12 +1,12 @@
 //! `GET /v1/orders/{id}` and the list, compared with pgbench (running our own statements) and with the peers.
 use std::collections::BTreeMap;
 
-use super::{Run, failures, figures, next_run, of_request};
+use super::{Run, cpu_of_request, failures, figures, next_run};
 use crate::{
     floor,
     interleave::{Rounds, over_http, with_pgbench},
     load::{Requests, Shape},
-    peers::{POOL, Peer},
+    peers::{POOL_SIZE, Peer},
     pgbench::{self, Scripts},
     report::{Bound, Goal, Section},
     requests::{list_orders, read_orders},
@@ -52,7 +52,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                 }
                 Kind::Service(requests) => {
                     let telemetry = Telemetry::Everything { sampled: 0.1 };
-                    let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
+                    let pool = [("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string())];
                     let receiver = Some(receiver.address);
                     (
                         Server::start(run.test_bed, &database, telemetry, receiver, &pool).await?,
@@ -84,7 +84,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let to_floor = Goal {
         what: "CPU of one order, service and database, to the floor".to_owned(),
         bound: Bound::AtMost(1.35),
-        measured: of("the service, one order").ratio(of("the floor, one order"), of_request),
+        measured: of("the service, one order").ratio(of("the floor, one order"), cpu_of_request),
     };
     Ok(Section {
         title: "The read path".to_owned(),

@@ -16,13 +16,13 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         Size::Short => &[10_000, 200_000],
         Size::Long => &[10_000, 1_000_000, 10_000_000],
     };
-    let database = run.test_bed.database("bench_growth").await?;
-    let (mut there, mut table) = (0, Vec::new());
+    let database = run.test_bed.database("bench_table_size").await?;
+    let (mut existing, mut table) = (0, Vec::new());
     for orders in sizes.iter().copied() {
         (run.progress)(&format!("table-size: inserting {orders} orders and audit events"));
-        database.add_orders(there, orders).await?;
-        database.add_audit_events(there, orders).await?;
-        there = orders;
+        database.add_orders(existing, orders).await?;
+        database.add_audit_events(existing, orders).await?;
+        existing = orders;
         let telemetry = Telemetry::Everything { sampled: 0.1 };
         let server = Server::start(run.test_bed, &database, telemetry, None, &[]).await?;
         (run.progress)("table-size: waiting for the seals of these events");

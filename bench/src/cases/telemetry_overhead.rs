@@ -1,5 +1,5 @@
-//! The cost of observability.
-use super::{Run, cpu_of, next_run, of_request};
+//! The cost of telemetry.
+use super::{Run, cpu_of, cpu_of_request, next_run};
 use crate::{
     interleave::{MeasuredProcess, Rounds, Sample, over_http},
     load::{Requests, Shape},
@@ -57,7 +57,7 @@ async fn measure(
     exporter: &str,
     requests: Requests,
 ) -> anyhow::Result<Sample> {
-    let database = run.test_bed.database("bench_seeing").await?;
+    let database = run.test_bed.database("bench_telemetry").await?;
     run.test_bed.checkpoint().await?;
     let receiver = receiver::start().await?;
     let settings = [("OTEL_LOGS_EXPORTER", exporter.to_owned())];
@@ -77,14 +77,14 @@ async fn measure(
 
 /// Measures bare axum with the same response.
 async fn axum_alone(run: &Run<'_>) -> anyhow::Result<Sample> {
-    let server = receiver::start_bare().await?;
+    let server = receiver::start_axum_alone().await?;
     let shape = Shape::Closed { clients: CLIENTS };
     let sample = over_http(run.test_bed, &server, None, shape, run.size.window(), get(TRIVIAL)).await?;
     server.stop().await?;
     Ok(sample)
 }
 
-fn of_trivial(sample: &Sample) -> f64 {
+fn cpu_of_service(sample: &Sample) -> f64 {
     cpu_of(sample, MeasuredProcess::Service)
 }
 
@@ -105,10 +105,10 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
         "per second",
         "CPU receiver µs",
     ]);
-    let alone = framework.of(of_trivial);
+    let alone = framework.of(cpu_of_service);
     trivial.row([
         "axum alone, the same response".to_owned(),
-        cell(framework.spread(of_trivial)),
+        cell(framework.spread(cpu_of_service)),
         "–".to_owned(),
         "–".to_owned(),
         cell(framework.spread(|sample| sample.rate)),
@@ -118,21 +118,23 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
     let bare = levels.first().unwrap_or(&empty);
     let (mut spans, mut dropped, mut dropped_lines) = (0, 0.0, 0.0);
     let mut goals = Vec::new();
-    let most = [(f64::NAN, f64::NAN), (2.2, 1.04), (f64::NAN, f64::NAN), (3.0, 1.07)];
-    for ((name, ..), (level, (most_trivial, most_orders))) in LEVELS.iter().zip(levels.iter().zip(most)) {
-        let to_bare = level.trivial.ratio(&bare.trivial, of_trivial);
+    let bounds = [(f64::NAN, f64::NAN), (2.2, 1.04), (f64::NAN, f64::NAN), (3.0, 1.07)];
+    for ((name, ..), (level, (max_trivial_ratio, max_order_ratio))) in
+        LEVELS.iter().zip(levels.iter().zip(bounds))
+    {
+        let to_bare = level.trivial.ratio(&bare.trivial, cpu_of_service);
         trivial.row([
             (*name).to_owned(),
-            cell(level.trivial.spread(of_trivial)),
+            cell(level.trivial.spread(cpu_of_service)),
             cell(to_bare),
-            cell(ratio(&level.trivial.of(of_trivial), &alone)),
+            cell(ratio(&level.trivial.of(cpu_of_service), &alone)),
             cell(level.trivial.spread(|sample| sample.rate)),
             cell(level.trivial.spread(|sample| cpu_of(sample, MeasuredProcess::Receiver))),
         ]);
-        let order_to_bare = level.orders.ratio(&bare.orders, of_request);
+        let order_to_bare = level.orders.ratio(&bare.orders, cpu_of_request);
         orders.row([
             (*name).to_owned(),
-            cell(level.orders.spread(of_trivial)),
+            cell(level.orders.spread(cpu_of_service)),
             cell(level.orders.spread(|sample| cpu_of(sample, MeasuredProcess::Database))),
             cell(order_to_bare),
             cell(level.orders.spread(|sample| sample.rate)),
@@ -141,11 +143,11 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
         spans += level.spans;
         dropped += level.dropped;
         dropped_lines += level.dropped_lines;
-        if most_trivial.is_finite() {
+        if max_trivial_ratio.is_finite() {
             let what = |what| format!("CPU of {what} with {name}, to bare");
-            let (bound, measured) = (Bound::AtMost(most_trivial), to_bare);
+            let (bound, measured) = (Bound::AtMost(max_trivial_ratio), to_bare);
             goals.push(Goal { what: what("the trivial route"), bound, measured });
-            let (bound, measured) = (Bound::AtMost(most_orders), order_to_bare);
+            let (bound, measured) = (Bound::AtMost(max_order_ratio), order_to_bare);
             goals.push(Goal { what: what("an order, service and database"), bound, measured });
         }
     }
@@ -153,7 +155,7 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
         goals.push(Goal {
             what: "CPU of an order, service and database, with log records, to without".to_owned(),
             bound: Bound::AtMost(1.03),
-            measured: with_records.orders.ratio(&without_records.orders, of_request),
+            measured: with_records.orders.ratio(&without_records.orders, cpu_of_request),
         });
     }
     Section {

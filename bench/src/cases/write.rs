@@ -1,12 +1,12 @@
 //! The complete `POST /v1/orders`, compared with the database alone and with the peers.
 use std::collections::BTreeMap;
 
-use super::{Run, failures, figures, next_run, of_request};
+use super::{Run, cpu_of_request, failures, figures, next_run};
 use crate::{
     floor,
     interleave::{Rounds, over_http, with_pgbench},
     load::Shape,
-    peers::{POOL, Peer},
+    peers::{POOL_SIZE, Peer},
     pgbench::{self, Scripts},
     report::{Bound, Goal, Section, Table, cell},
     requests::place_orders,
@@ -52,7 +52,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
                     }
                     Kind::Service => {
                         let telemetry = Telemetry::Everything { sampled: 0.1 };
-                        let pool = [("DATABASE_MAX_CONNECTIONS", POOL.to_string())];
+                        let pool = [("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string())];
                         let server =
                             Server::start(run.test_bed, database, telemetry, Some(receiver.address), &pool)
                                 .await?;
@@ -130,10 +130,10 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
         section.about.push_str(&failures(&all));
     }
     let bounds = [(NAIVE, 8, 1.2), (NAIVE, 32, 1.4), (OWN, 8, 0.6), (OWN, 32, 0.6)];
-    for (name, clients, least) in bounds {
+    for (name, clients, minimum) in bounds {
         section.goals.push(Goal {
             what: format!("orders per second, to {name}, {clients} clients"),
-            bound: Bound::AtLeast(least),
+            bound: Bound::AtLeast(minimum),
             measured: of(clients, SERVICE).ratio(of(clients, name), |sample| sample.rate),
         });
     }
@@ -141,7 +141,7 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
         section.goals.push(Goal {
             what: format!("CPU of an order, service and database, to the floor, {clients} clients"),
             bound: Bound::AtMost(1.5),
-            measured: of(clients, SERVICE).ratio(of(clients, FLOOR), of_request),
+            measured: of(clients, SERVICE).ratio(of(clients, FLOOR), cpu_of_request),
         });
     }
     section

@@ -77,9 +77,9 @@ pub struct ProductChange {
 
 impl Validate for NewProduct {
     fn validate(&self) -> Vec<FieldError> {
-        let sku_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let is_sku_character = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         let mut errors = Vec::new();
-        if !(1..=64).contains(&self.sku.len()) || !self.sku.bytes().all(sku_alphabet) {
+        if !(1..=64).contains(&self.sku.len()) || !self.sku.bytes().all(is_sku_character) {
             errors.push(FieldError::new("/sku", "must have 1 to 64 characters of A-Z a-z 0-9 . _ -"));
         }
         check_name(&self.name, &mut errors);
@@ -107,8 +107,9 @@ impl Validate for ProductChange {
     }
 }
 
-/// Returns whether the code is that of a current currency. ISO 4217 also has codes that no payment can use: metals, units of
-/// account, funds, `XTS` for tests and `XXX` for no currency. The list also has currencies that another one has replaced.
+/// Returns whether the code is that of a current currency. ISO 4217 also has codes that no payment can use: metals,
+/// units of account, funds, `XTS` for tests and `XXX` for no currency. The crate's list also has currencies that
+/// another currency has replaced.
 fn is_currency(code: &str) -> bool {
     Currency::from_code(code).is_some_and(is_current)
 }
@@ -151,8 +152,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns whether a value fits the schema of the document.
-    fn fits<T: ToSchema>(value: &Value) -> bool {
+    /// Returns whether a value matches the schema in the `OpenAPI` document.
+    fn matches_schema<T: ToSchema>(value: &Value) -> bool {
         jsonschema::is_valid(&serde_json::to_value(T::schema()).unwrap(), value)
     }
 
@@ -172,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_schema_of_a_product_accepts_what_is_valid(
+        fn schemas_of_products_accept_exactly_the_valid_bodies(
             sku in prop_oneof!["[A-Za-z0-9._-]{0,3}", "[A-Z]{63,66}", "[ -~]{1,2}", Just("\u{e4}".to_owned()), Just("A\n".to_owned())],
             name in prop_oneof!["[ a\u{0}\u{7f}\u{85}\u{a0}\u{3000}\u{e4}]{0,4}", "[a\u{e4}]{199,202}"],
             unit_amount in prop_oneof![-1..3_i64, MAX_UNIT_AMOUNT - 1..MAX_UNIT_AMOUNT + 2, any::<i64>()],
@@ -184,10 +185,10 @@ mod tests {
                 json!({ "sku": "MUG-01", "name": "Mug", "unit_amount": unit_amount, "currency": "EUR" }),
                 json!({ "sku": "MUG-01", "name": "Mug", "unit_amount": 1, "currency": currency }),
             ] {
-                prop_assert_eq!(fits::<NewProduct>(&product), accepts::<NewProduct>(&product), "{}", product);
+                prop_assert_eq!(matches_schema::<NewProduct>(&product), accepts::<NewProduct>(&product), "{}", product);
             }
             for change in [json!({ "name": name }), json!({ "unit_amount": unit_amount })] {
-                prop_assert_eq!(fits::<ProductChange>(&change), accepts::<ProductChange>(&change), "{}", change);
+                prop_assert_eq!(matches_schema::<ProductChange>(&change), accepts::<ProductChange>(&change), "{}", change);
             }
         }
     }

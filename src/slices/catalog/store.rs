@@ -78,7 +78,8 @@ pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Produ
     })
 }
 
-/// Changes a product and records the change in the audit log, with the price before and after.
+/// Changes a product, with an audit event that has the price and the state before and after. Returns `None` if there is
+/// no such product.
 pub(super) async fn change(
     database: &Database,
     id: Uuid,

@@ -10,8 +10,8 @@ pub enum OrderError {
     /// The products of the basket have several currencies.
     #[error("the products have several currencies")]
     SeveralCurrencies,
-    /// The catalog has changed meanwhile: the basket could be ordered now.
-    #[error("the catalog has changed meanwhile")]
+    /// The catalog changed during the request, and the basket could be ordered now.
+    #[error("the catalog changed during the request")]
     CatalogChanged,
     /// There is no such order, or it belongs to another customer.
     #[error("there is no order {0}, or it belongs to another customer")]

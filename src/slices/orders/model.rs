@@ -154,10 +154,12 @@ impl Validate for Basket {
         if !(1..=MAX_LINES).contains(&self.items.len()) {
             return vec![FieldError::new("/items", format!("must have 1 to {MAX_LINES} lines"))];
         }
-        let wrong =
+        let invalid =
             self.items.iter().enumerate().filter(|(_, item)| !(1..=MAX_QUANTITY).contains(&item.quantity));
         let message = format!("must be between 1 and {MAX_QUANTITY}");
-        wrong.map(|(line, _)| FieldError::new(format!("/items/{line}/quantity"), message.as_str())).collect()
+        invalid
+            .map(|(line, _)| FieldError::new(format!("/items/{line}/quantity"), message.as_str()))
+            .collect()
     }
 }
 
@@ -179,12 +181,12 @@ mod tests {
         let (mug, teapot) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let items = [mug, teapot].map(|product_id| BasketItem { product_id, quantity: 1 });
         let basket = Basket { items: items.into() };
-        let sold = |product, currency: &str| (product, currency.to_owned());
+        let for_sale = |product, currency: &str| (product, currency.to_owned());
         let why = |orderable: &[(Uuid, String)]| basket.why_not_placed(orderable);
-        assert!(matches!(why(&[sold(mug, "EUR")]), OrderError::NotForSale(lines) if lines == [1]));
-        let mixed = [sold(mug, "EUR"), sold(teapot, "USD")];
+        assert!(matches!(why(&[for_sale(mug, "EUR")]), OrderError::NotForSale(lines) if lines == [1]));
+        let mixed = [for_sale(mug, "EUR"), for_sale(teapot, "USD")];
         assert!(matches!(why(&mixed), OrderError::SeveralCurrencies));
-        assert!(matches!(why(&[sold(mug, "EUR"), sold(teapot, "EUR")]), OrderError::CatalogChanged));
+        assert!(matches!(why(&[for_sale(mug, "EUR"), for_sale(teapot, "EUR")]), OrderError::CatalogChanged));
     }
 
     proptest! {

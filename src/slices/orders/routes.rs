@@ -91,10 +91,10 @@ async fn list_orders(
 ) -> Result<JsonBody<Page<Order>>, Problem> {
     let page = PageQuery::new(filter.limit, filter.cursor).parse()?;
     let customer_id = match (reader.owner_filter(), filter.customer_id) {
-        (Some(own), Some(other)) if own != other => {
+        (Some(owner), Some(requested)) if owner != requested => {
             return Ok(JsonBody(page.page(Vec::new(), |order: &Order| order.id)));
         }
-        (own, other) => own.or(other),
+        (owner, requested) => owner.or(requested),
     };
     let orders = store::list(&database, customer_id, filter.status, page).await?;
     let orders = page.page(orders, |order| order.id);

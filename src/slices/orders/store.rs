@@ -22,12 +22,13 @@ pub(super) struct PlacedOrder {
 /// also stores the response and the audit event. Returns `None`, and stores nothing, if the key is taken, a product
 /// cannot be ordered, or the products have different currencies.
 ///
-/// All of it is one statement, because each round trip costs the service as much as all of its own work on the request.
-/// The statement is also its own transaction, which no cancelled request can leave open. Two parts are for the planner:
+/// All of it is one statement, because each further round trip costs the service as much as all of its own work on the
+/// request. The statement is also its own transaction, which no cancelled request can leave open. Two parts are for the
+/// planner:
 ///
 /// - `offset 0` keeps the lookup of products an index lookup for each line. The planner does not know the length of the
 ///   array, and would scan all products.
-/// - `materialized` makes each step run once, and in order.
+/// - `materialized` makes each step run once, in this order.
 pub(super) async fn place(
     database: &Database,
     claim: &Claim,
@@ -115,8 +116,8 @@ pub(super) async fn place(
     }))
 }
 
-/// Returns those of the basket's products that can be ordered now, each with its currency. Most requests never need
-/// this query.
+/// Returns those of the basket's products that can be ordered now, each with its currency. The query runs only if the
+/// order was not placed.
 pub(super) async fn orderable(
     database: &Database,
     basket: &Basket,
@@ -194,8 +195,8 @@ pub(super) async fn find(
 
 /// Returns a page of orders, newest first.
 ///
-/// Three statements replace one with optional conditions. A single prepared statement has one plan for all values, and
-/// would scan the orders of all customers to find those of one.
+/// There are three statements instead of one with optional conditions. A single prepared statement has one plan for all
+/// values, and would scan the orders of all customers to find those of one customer.
 pub(super) async fn list(
     database: &Database,
     customer_id: Option<Uuid>,
@@ -278,8 +279,8 @@ pub struct PayableOrder {
     pub live_payment_id: Option<Uuid>,
 }
 
-/// Returns this customer's order, for paying it. It decides nothing: the statement that begins a payment has its own
-/// guard.
+/// Returns this customer's order, for paying it. The result does not reserve the order: the statement that begins a
+/// payment checks the order again.
 pub async fn payable(
     database: &Database,
     id: Uuid,

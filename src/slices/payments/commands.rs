@@ -98,16 +98,16 @@ pub async fn execute(arguments: &ArgMatches, database: &Database, settings: Read
 }
 
 async fn list(database: &Database) -> Outcome {
-    for found in open_discrepancies(database).await? {
-        let record = found.record_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+    for discrepancy in open_discrepancies(database).await? {
+        let record = discrepancy.record_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         println!(
             "{} {} {} {record} \"{}\": the gateway reports \"{}\", the service had \"{}\"",
-            found.id,
-            found.recorded_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-            found.resource,
-            found.what,
-            found.gateway_says,
-            found.we_say,
+            discrepancy.id,
+            discrepancy.recorded_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+            discrepancy.resource,
+            discrepancy.what,
+            discrepancy.gateway_says,
+            discrepancy.we_say,
         );
     }
     Ok(())
@@ -155,8 +155,8 @@ async fn reconcile(arguments: &ArgMatches, database: &Database, settings: Reader
     }
 }
 
-/// Compares the gateway's charges and refunds since a time with the stored ones. Passes on a line for each difference,
-/// and a summary. Returns the number of open differences.
+/// Compares the gateway's charges and refunds since a time with the stored ones. Passes a line for each difference, and
+/// then a summary, to `on_line`. Returns the number of open differences.
 ///
 /// # Errors
 /// The comparison could not be completed.
@@ -166,32 +166,32 @@ pub async fn compare_since(
     since: DateTime<Utc>,
     mut on_line: impl FnMut(String),
 ) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
-    // The running service sends the alerts: it reads them from the database.
+    // This command sends no alerts: the running service reads them from the database and sends them.
     let payments =
         Payments::start(settings, database, &Alerts::without_receivers(), &BackgroundTasks::new(), 1)?;
-    let compared = payments.reconcile(since, |found| on_line(describe(found))).await;
-    let compared = compared.map_err(|error| format!("the comparison is incomplete: {error}"))?;
+    let summary = payments.reconcile(since, |finding| on_line(describe(finding))).await;
+    let summary = summary.map_err(|error| format!("the comparison is incomplete: {error}"))?;
     on_line(format!(
         "compared {} charges and {} refunds of the gateway: {} settled, {} differences open, {} closed",
-        compared.charges, compared.refunds, compared.settled, compared.open, compared.closed,
+        summary.charges, summary.refunds, summary.settled, summary.open, summary.closed,
     ));
-    Ok(compared.open)
+    Ok(summary.open)
 }
 
-/// Returns a finding as one line.
-fn describe(found: &Finding) -> String {
-    let record = found.id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-    let state = match found.state {
+/// Formats a finding as one line.
+fn describe(finding: &Finding) -> String {
+    let record = finding.id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+    let state = match finding.state {
         FindingState::New => "recorded now",
         FindingState::Known => "recorded before",
         FindingState::Closed => "closed",
     };
     format!(
         "{} {record} \"{}\": the gateway reports \"{}\", stored is \"{}\" ({state})",
-        found.resource,
-        found.what,
-        found.gateway_says.escape_debug(),
-        found.we_say,
+        finding.resource,
+        finding.what,
+        finding.gateway_says.escape_debug(),
+        finding.we_say,
     )
 }
 
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_beginning_is_a_past_time_or_a_duration() {
+    fn since_is_a_past_time_or_a_duration() {
         let hours = |text: &str| parse_since(text).map(|since| (Utc::now() - since).num_hours());
         assert_eq!(hours("48h"), Ok(48));
         assert_eq!(hours("2d"), Ok(48));

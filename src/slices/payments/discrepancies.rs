@@ -1,11 +1,11 @@
 //! Discrepancies: differences between the gateway's reports and the stored records. A discrepancy settles nothing.
 //!
-//! Recovery polls every few seconds and finds the same discrepancy each time. Each is therefore stored, audited and
-//! logged **once**, because repetitions of one error in the audit log would hide the next.
+//! Recovery polls every few seconds and finds the same discrepancy each time. Each discrepancy is therefore stored,
+//! audited and logged **once**. Repetitions in the audit log would hide other discrepancies.
 //!
-//! The alert is sent from the table until a receiver accepts it. An alert only in memory would be lost by a crash after
-//! the commit, or while the receiver is down. Each record has its own alert. A discrepancy stays open, and is counted
-//! in `payment_discrepancies_open`, until an operator closes it with a reason.
+//! The alert of a discrepancy is stored in the table, and sent until a receiver accepts it. An alert only in memory
+//! would be lost in a crash after the commit, or while the receiver is down. Each record has its own alert. A
+//! discrepancy stays open, and is counted in `payment_discrepancies_open`, until an operator closes it with a reason.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -29,14 +29,14 @@ pub(super) const OUTCOME_UNKNOWN: &str = "outcome unknown";
 /// Discrepancy of a charge or refund of the gateway whose reference no record has.
 pub(super) const UNKNOWN_REFERENCE: &str = "unknown reference";
 
-/// Discrepancy of a second charge under the reference of a payment that has its charge.
+/// Discrepancy of a second charge under the reference of a payment that has a charge already.
 pub(super) const SECOND_CHARGE: &str = "second charge";
 
-/// Discrepancy of a second refund of the gateway under the reference of a refund that has one.
+/// Discrepancy of a second refund of the gateway under the reference of a refund that has one already.
 pub(super) const SECOND_REFUND: &str = "second refund";
 
 /// Maximum length of a stored text of the gateway, in characters.
-const MAX_TEXT: usize = 500;
+const MAX_TEXT_CHARACTERS: usize = 500;
 
 /// Maximum number of alerts that one replica sends at once.
 const ALERT_BATCH: i64 = 16;
@@ -47,7 +47,7 @@ const ALERT_RETRY_INTERVAL: Duration = Duration::from_secs(20);
 /// A difference between the gateway's report and the stored record.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Discrepancy<'a> {
-    /// The table of the record.
+    /// The record's table: `payments` or `refunds`.
     pub(super) resource: &'static str,
     /// The record's id, or the gateway's reference if no record has it. `None` without a usable reference.
     pub(super) id: Option<Uuid>,
@@ -60,8 +60,8 @@ pub(super) struct Discrepancy<'a> {
 }
 
 impl Discrepancy<'_> {
-    /// Returns the digest that identifies all occurrences of a discrepancy. It excludes the stored state, because that
-    /// changes meanwhile.
+    /// Returns the digest that identifies all occurrences of a discrepancy. It excludes the stored state, because the
+    /// state can change between two occurrences.
     fn digest(&self, gateway_says: &str) -> [u8; 32] {
         let id = self.id.unwrap_or_default();
         Sha256::new()
@@ -76,11 +76,11 @@ impl Discrepancy<'_> {
     }
 }
 
-/// Returns a text of the gateway in a form that PostgreSQL stores: bounded, and without control characters. PostgreSQL
-/// rejects NUL in text, so one NUL from the gateway would otherwise cause a 500.
+/// Returns a text of the gateway in a form that PostgreSQL can store: bounded, and without control characters.
+/// PostgreSQL rejects NUL in text, so one NUL from the gateway would otherwise cause a 500.
 fn printable(text: &str) -> String {
     let mut printable = String::new();
-    for character in text.chars().take(MAX_TEXT) {
+    for character in text.chars().take(MAX_TEXT_CHARACTERS) {
         if character.is_control() {
             printable.extend(character.escape_default());
         } else {
@@ -93,11 +93,11 @@ fn printable(text: &str) -> String {
 /// Records a discrepancy within a transaction. Returns `None` if it was recorded before.
 pub(super) async fn record(
     connection: &mut PgConnection,
-    found: &Discrepancy<'_>,
+    discrepancy: &Discrepancy<'_>,
 ) -> Result<Option<PendingEvent>, sqlx::Error> {
-    let Discrepancy { resource, id, what, we_say, .. } = *found;
-    let gateway_says = printable(found.gateway_says);
-    let (digest, correlation_id) = (found.digest(&gateway_says), correlation::current_id());
+    let Discrepancy { resource, id, what, we_say, .. } = *discrepancy;
+    let gateway_says = printable(discrepancy.gateway_says);
+    let (digest, correlation_id) = (discrepancy.digest(&gateway_says), correlation::current_id());
     let statement = sqlx::query!(
         r#"
         insert into discrepancies (id, resource, record_id, what, gateway_says, we_say, digest, correlation_id)
@@ -129,9 +129,12 @@ pub(super) async fn record(
 
 impl Payments {
     /// Records a discrepancy in a separate transaction, and sends an alert if it is new. Returns whether it is new.
-    pub(super) async fn discrepancy(&self, found: &Discrepancy<'_>) -> Result<bool, sqlx::Error> {
+    pub(super) async fn record_discrepancy(
+        &self,
+        discrepancy: &Discrepancy<'_>,
+    ) -> Result<bool, sqlx::Error> {
         let mut transaction = self.0.database.begin().await?;
-        let Some(recorded) = record(&mut transaction, found).await? else {
+        let Some(recorded) = record(&mut transaction, discrepancy).await? else {
             transaction.rollback().await?;
             return Ok(false);
         };
@@ -142,8 +145,8 @@ impl Payments {
     }
 
     /// Returns whether an operator has closed a recorded discrepancy.
-    pub(super) async fn is_closed(&self, found: &Discrepancy<'_>) -> Result<bool, sqlx::Error> {
-        let digest = found.digest(&printable(found.gateway_says));
+    pub(super) async fn is_closed(&self, discrepancy: &Discrepancy<'_>) -> Result<bool, sqlx::Error> {
+        let digest = discrepancy.digest(&printable(discrepancy.gateway_says));
         let statement = sqlx::query_scalar!(
             r#"
             select exists (
@@ -156,16 +159,16 @@ impl Payments {
         database.run("discrepancies.select", async |connection| statement.fetch_one(connection).await).await
     }
 
-    /// Records a discrepancy of a payment or refund without an outcome.
-    pub(super) async fn mismatch(
+    /// Records a discrepancy of a payment or refund whose outcome is unknown.
+    pub(super) async fn record_mismatch(
         &self,
         resource: &'static str,
         id: Uuid,
         what: &'static str,
         gateway_says: &str,
     ) -> Result<(), sqlx::Error> {
-        let found = Discrepancy { resource, id: Some(id), what, gateway_says, we_say: "processing" };
-        self.discrepancy(&found).await.map(drop)
+        let discrepancy = Discrepancy { resource, id: Some(id), what, gateway_says, we_say: "processing" };
+        self.record_discrepancy(&discrepancy).await.map(drop)
     }
 
     /// Sends the alerts that no receiver has accepted yet. They are sent in a separate task, because a receiver that is
@@ -173,36 +176,39 @@ impl Payments {
     pub(super) fn alert_discrepancies(&self) {
         if self.0.alerts.has_receivers() {
             let payments = self.clone();
-            drop(self.0.tracked.run(async move {
+            drop(self.0.background_tasks.run(async move {
                 if let Err(error) = payments.send_alerts().await {
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "failed to send the alerts of discrepancies; recovery retries it");
+                    tracing::warn!(
+                        error,
+                        "failed to send the alerts of discrepancies; recovery sends them again"
+                    );
                 }
             }));
         }
     }
 
     async fn send_alerts(&self) -> Result<(), sqlx::Error> {
-        let mut sending = JoinSet::<Result<(), sqlx::Error>>::new();
-        for unalerted in lease_alerts(&self.0.database).await? {
+        let mut deliveries = JoinSet::<Result<(), sqlx::Error>>::new();
+        for pending in lease_alerts(&self.0.database).await? {
             let payments = self.clone();
-            sending.spawn(async move {
-                let id = unalerted.id;
-                if payments.0.alerts.deliver(alert(unalerted), &id.to_string()).await {
-                    alert_accepted(&payments.0.database, id).await?;
+            deliveries.spawn(async move {
+                let id = pending.id;
+                if payments.0.alerts.deliver(alert_of(pending), &id.to_string()).await {
+                    mark_alert_accepted(&payments.0.database, id).await?;
                 }
                 Ok(())
             });
         }
-        while let Some(sent) = sending.join_next().await {
+        while let Some(sent) = deliveries.join_next().await {
             sent.unwrap_or(Ok(()))?;
         }
         Ok(())
     }
 }
 
-fn alert(unalerted: PendingAlert) -> Alert {
-    let PendingAlert { id, resource, record_id, what, correlation_id } = unalerted;
+fn alert_of(pending: PendingAlert) -> Alert {
+    let PendingAlert { id, resource, record_id, what, correlation_id } = pending;
     let (condition, title, description) = if what == OUTCOME_UNKNOWN {
         (
             Condition::new("PaymentsParked"),
@@ -261,7 +267,7 @@ async fn lease_alerts(database: &Database) -> Result<Vec<PendingAlert>, sqlx::Er
     Ok(due)
 }
 
-async fn alert_accepted(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
+async fn mark_alert_accepted(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!("update discrepancies set alert_due_at = null where id = $1", id);
     database.run("discrepancies.update", async |connection| statement.execute(connection).await).await?;
     Ok(())
@@ -340,23 +346,23 @@ mod tests {
     #[test]
     fn gateway_reports_are_stored_bounded_without_control_chars() {
         assert_eq!(printable("ch_\u{0}1\n"), "ch_\\u{0}1\\n");
-        assert_eq!(printable(&"\u{e4}".repeat(1000)), "\u{e4}".repeat(MAX_TEXT));
+        assert_eq!(printable(&"\u{e4}".repeat(1000)), "\u{e4}".repeat(MAX_TEXT_CHARACTERS));
     }
 
     #[test]
-    fn a_discrepancy_of_another_record_or_report_is_another_one() {
-        let found = Discrepancy {
+    fn a_digest_identifies_the_record_the_kind_and_the_report() {
+        let discrepancy = Discrepancy {
             resource: "payments",
             id: Some(Uuid::from_u128(1)),
             what: "amount",
             gateway_says: "",
             we_say: "processing",
         };
-        let digest = found.digest("ch_1");
-        assert_eq!(Discrepancy { we_say: "failed", ..found }.digest("ch_1"), digest);
-        assert_ne!(found.digest("ch_2"), digest);
-        assert_ne!(Discrepancy { id: None, ..found }.digest("ch_1"), digest);
-        assert_ne!(Discrepancy { what: "currency", ..found }.digest("ch_1"), digest);
-        assert_ne!(Discrepancy { resource: "refunds", ..found }.digest("ch_1"), digest);
+        let digest = discrepancy.digest("ch_1");
+        assert_eq!(Discrepancy { we_say: "failed", ..discrepancy }.digest("ch_1"), digest);
+        assert_ne!(discrepancy.digest("ch_2"), digest);
+        assert_ne!(Discrepancy { id: None, ..discrepancy }.digest("ch_1"), digest);
+        assert_ne!(Discrepancy { what: "currency", ..discrepancy }.digest("ch_1"), digest);
+        assert_ne!(Discrepancy { resource: "refunds", ..discrepancy }.digest("ch_1"), digest);
     }
 }

@@ -22,13 +22,13 @@ pub enum PaymentError {
     /// Another payment of the order is in progress.
     #[error("another payment of the order is in progress")]
     OrderBeingPaid,
-    /// Another request paid or cancelled the order first, or is paying it.
+    /// A concurrent request paid or cancelled the order, or began a payment for it.
     #[error("another request claimed the order first")]
     OrderTaken,
-    /// The outcome of the payment to refund is unknown.
+    /// The payment cannot be refunded yet, because its outcome is unknown.
     #[error("the outcome of the payment is unknown")]
     NotSettled,
-    /// The payment to refund took no money.
+    /// The payment cannot be refunded, because nothing was charged.
     #[error("the payment charged nothing")]
     TookNoMoney,
     /// The amount to refund exceeds the payment.
@@ -49,22 +49,22 @@ pub enum PaymentError {
     /// No refund can begin at the gateway.
     #[error("no refund can begin: {0}")]
     CannotRefund(SlotError),
-    /// The deadline passed before it was known whether the payment or refund has begun.
+    /// The request's deadline passed before the transaction that begins the payment or refund had ended.
     #[error("it is uncertain whether the payment or refund has begun")]
     BeginningUncertain,
-    /// One charge or refund of the gateway settled another record at the same time. A retry finds that record.
+    /// The same charge or refund of the gateway settled another record concurrently. A retry finds that record.
     #[error("the gateway's record settled another record at the same time")]
     SettledConcurrently,
-    /// The order of a payment is missing, which no code of the service can cause.
+    /// The payment's order is missing. No code of the service deletes orders.
     #[error("the order of the payment is missing")]
     OrderMissing,
     /// The signature of a webhook is missing, wrong, or too old.
     #[error("the signature of the event is invalid")]
     BadSignature,
-    /// A signed webhook is not an event.
+    /// The body of a signed webhook is not an event.
     #[error("the event is malformed")]
     UnreadableEvent,
-    /// The body of the request is invalid. It is checked only after the idempotency key.
+    /// The body of the request is invalid. The idempotency key is checked first.
     #[error("the body of the request is invalid")]
     InvalidBody(Problem),
     /// The idempotency key cannot be used.

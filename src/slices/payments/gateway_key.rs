@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_derives_the_keys_of_the_releases_before_it() {
+    fn a_release_derives_the_same_keys_as_earlier_releases() {
         let key = derive("018f0000-0000-7000-8000-000000000001", "checkout-1", b"POST /v1/orders/1/payments");
         assert_eq!(key.to_string(), "12c975c0-b2d3-8d51-99c9-0655b9ea9b5b");
     }

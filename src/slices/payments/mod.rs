@@ -1,14 +1,14 @@
-//! Payments and refunds: money is taken once, refunded once, and always accounted for.
+//! Payments and refunds. A payment is charged at most once, and a refund is paid out at most once.
 //!
 //! Five rules, each of which prevents a known cause of double charges:
 //!
 //! - A payment is stored as `processing`, with the exact request, **before** the gateway is called. It leaves that
-//!   state only by a certain outcome; a timeout is not certain.
+//!   state only by a certain outcome, and a timeout is not one.
 //! - Its idempotency key at the gateway is derived from data that the client repeats ([`gateway_key`]). A retry
 //!   therefore never charges again, even if the database has lost the payment.
 //! - No transaction and no row lock is open during a call to the gateway.
-//! - The caller's request, recovery and webhooks all settle through one function, [`settlement`]. Its guarded update
-//!   lets one of them settle the payment; the others read the result.
+//! - The caller's request, recovery and webhooks all settle through one function, [`settlement`]. The guarded update
+//!   there lets one of them settle the payment, and the others read the result.
 //! - Locks are taken in one order: the order's row, the payment's, the refund's.
 pub mod commands;
 mod discrepancies;
@@ -48,7 +48,7 @@ use self::reconciliation::{Finding, FindingState};
 pub use self::routes::routes;
 pub use self::settings::Settings;
 
-/// Creates the series of payments and of the gateway's client.
+/// Creates the metric series of payments and of the gateway's client.
 pub fn initialize_metrics() {
     gateway::initialize_metrics();
     metrics::initialize();
@@ -63,8 +63,8 @@ struct Inner {
     database: Database,
     gateway: Gateway,
     alerts: Alerts,
-    /// Finishes work that moves money even if its caller has disconnected.
-    tracked: BackgroundTasks,
+    /// Runs the work of a request that moves money, also after the caller has disconnected.
+    background_tasks: BackgroundTasks,
     /// One verifier for each secret; there are several while the secret is rotated.
     webhooks: Vec<standardwebhooks::Webhook>,
     /// Time for which one replica may process a payment or refund exclusively.
@@ -72,7 +72,7 @@ struct Inner {
     recovery_interval: std::time::Duration,
     reconciliation_interval: std::time::Duration,
     /// Maximum time for which a request may still be sending a payment or refund.
-    in_flight: std::time::Duration,
+    max_send_time: std::time::Duration,
     park_after: std::time::Duration,
 }
 
@@ -92,24 +92,24 @@ impl Payments {
     /// gateway cannot starve the other routes.
     ///
     /// # Errors
-    /// If the API key is not a valid header value, or a webhook secret cannot be decoded.
+    /// If the gateway's client cannot be created, or a webhook secret cannot be decoded.
     pub fn start(
         settings: &Settings,
         database: &Database,
         alerts: &Alerts,
-        tracked: &BackgroundTasks,
+        background_tasks: &BackgroundTasks,
         max_waiting: usize,
     ) -> Result<Self, StartError> {
         Ok(Self(Arc::new(Inner {
             database: database.clone(),
             gateway: Gateway::new(settings, alerts, max_waiting)?,
             alerts: alerts.clone(),
-            tracked: tracked.clone(),
+            background_tasks: background_tasks.clone(),
             webhooks: settings.webhooks()?,
             lease: settings.lease(database.statement_timeout()),
             recovery_interval: settings.recovery_interval,
             reconciliation_interval: settings.reconciliation_interval,
-            in_flight: settings.in_flight(database.statement_timeout()),
+            max_send_time: settings.max_send_time(database.statement_timeout()),
             park_after: settings.park_after,
         })))
     }
@@ -124,13 +124,13 @@ impl Payments {
 
     /// Adds the gateway to the readiness checks, and the breaker's state to `/health`.
     pub fn add_checks(&self, health: health::Builder) -> health::Builder {
-        let (checked, breaker) = (self.0.gateway.clone(), self.0.gateway.breaker().clone());
+        let (gateway, breaker) = (self.0.gateway.clone(), self.0.gateway.breaker().clone());
         health
             .optional("external_api", move || {
-                let gateway = checked.clone();
+                let gateway = gateway.clone();
                 async move {
-                    let answered = gateway.ping().await;
-                    answered.map(|()| None).map_err(|_| CheckError("the payment gateway is unreachable"))
+                    let response = gateway.ping().await;
+                    response.map(|()| None).map_err(|_| CheckError("the payment gateway is unreachable"))
                 }
             })
             .section("breakers", move || json!({ breaker.name(): breaker.state() }))

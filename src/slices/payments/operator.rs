@@ -1,9 +1,8 @@
-//! The decision that only an operator can make: that a payment or refund without an outcome moved no money.
+//! The command by which an operator ends a payment or refund whose outcome stays unknown, as one that moved no money.
 //!
-//! The service never guesses. An operator who has the gateway's own statement ends the record by a command, with a
-//! reason that is recorded in the audit log. A payment's order can then be paid again, and a refund releases its
-//! amount. If the gateway reports money afterwards, nothing changes, and the contradiction is recorded as a
-//! discrepancy.
+//! The service never guesses an outcome. An operator who has the gateway's own statement ends the record, with a reason
+//! that is recorded in the audit log. A payment's order can then be paid again, and a refund releases its amount. If
+//! the gateway reports money afterwards, nothing changes, and the contradiction is recorded as a discrepancy.
 use platform::database::Database;
 use uuid::Uuid;
 
@@ -26,13 +25,13 @@ pub enum EndResult {
     Refund,
     /// The payment or refund was settled before, with this status.
     Settled(&'static str),
-    /// Recovery may still find the outcome: the record is neither parked, nor does it have an open discrepancy.
+    /// Recovery may still find the outcome. The record is not marked for review, and has no open discrepancy.
     NeedsNoReview,
     /// No payment and no refund has this id.
     NotFound,
 }
 
-/// Ends a payment or refund that has no outcome, as one that moved no money.
+/// Ends a payment or refund whose outcome is unknown, as one that moved no money.
 ///
 /// # Errors
 /// If a statement fails; then nothing is ended.

@@ -10,9 +10,9 @@
 //! Paying and refunding do not use [`idempotency::run`]. It replays stored responses only, and looks the key up after the
 //! change was rejected. There are three differences here:
 //!
-//! - An earlier request may have no response yet: the payment's current state is the replay.
-//! - The response of an earlier request may be deleted already: then the gateway key finds the payment.
-//! - The key is looked up before a slot of the gateway is taken, so that a replay takes none.
+//! - An earlier request may have no response yet. The payment's current state is then the replay.
+//! - The response of an earlier request may be deleted already. The payment is then found by its gateway key.
+//! - The key is looked up before a gateway slot is acquired, so that a replay needs no slot.
 use platform::{
     http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,
@@ -30,7 +30,7 @@ use super::{
     gateway::{Charge, GatewaySlot, SendResult, Unknown},
     gateway_key::GatewayKey,
     metrics::PAYMENT_FAILURES,
-    model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, judge_charge},
+    model::{FailureReason, Mismatch, NewPayment, Payment, PaymentStatus, Settlement, check_charge},
     responses,
     store::{
         By,
@@ -39,8 +39,7 @@ use super::{
 };
 use crate::slices::orders::{self, OrderStatus, PayableOrder};
 
-/// The body of a charge. It is stored as serialized, with its fields in this order, so that a resend has the same
-/// bytes.
+/// The body of a charge. The serialized body is stored, so that a resend has the same bytes.
 #[derive(Serialize)]
 struct ChargeRequest<'a> {
     amount: i64,
@@ -68,11 +67,11 @@ impl Payments {
         if let Some(conflict) = why_not_payable(&order) {
             return self.existing_payment(GatewayKey::derive(&claim)).await?.ok_or(conflict);
         }
-        let gateway_slot = self.0.gateway.admit().map_err(PaymentError::CannotCharge)?;
-        let (begun, has_begun) = oneshot::channel();
-        let work = self.clone().begin_and_charge(order_id, order, new, claim, gateway_slot, begun);
-        let work = self.0.tracked.run(log_failure(work));
-        finish_by(deadline, work, has_begun, responses::of_payment).await
+        let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotCharge)?;
+        let (begun_sender, begun_receiver) = oneshot::channel();
+        let work = self.clone().begin_and_charge(order_id, order, new, claim, gateway_slot, begun_sender);
+        let work = self.0.background_tasks.run(log_failure(work));
+        finish_by(deadline, work, begun_receiver, responses::of_payment).await
     }
 
     /// Replays an earlier request with the same key: returns the stored response, or the payment's current state while
@@ -98,9 +97,9 @@ impl Payments {
         new: NewPayment,
         claim: Claim,
         gateway_slot: GatewaySlot,
-        begun: oneshot::Sender<Payment>,
+        begun_sender: oneshot::Sender<Payment>,
     ) -> Result<StoredResponse, PaymentError> {
-        let GatewaySlot { permit, slot: _until_the_end } = gateway_slot;
+        let GatewaySlot { permit, slot: _held_until_return } = gateway_slot;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
         let body = ChargeRequest {
             amount: order.total_amount,
@@ -110,7 +109,7 @@ impl Payments {
         };
         let gateway_request = serde_json::to_string(&body)?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
-        let start = PaymentDraft {
+        let draft = PaymentDraft {
             id,
             order_id,
             gateway_key,
@@ -123,19 +122,19 @@ impl Payments {
             lease: self.0.lease,
         };
         crash::point("payment.beginning");
-        let Some(payment) = payments::begin(&self.0.database, &start).await? else {
-            return self.not_begun(order_id, gateway_key, &claim).await;
+        let Some(payment) = payments::begin(&self.0.database, &draft).await? else {
+            return self.respond_if_not_begun(order_id, gateway_key, &claim).await;
         };
         crash::point("payment.begun");
         // The receiver is dropped if the deadline has passed; the work continues nevertheless.
-        let _deadline_passed = begun.send(payment.clone());
+        let _deadline_passed = begun_sender.send(payment.clone());
         let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
         Ok(responses::of_payment(&payment)?)
     }
 
-    /// Responds if the payment could not begin. A concurrent request may have taken the order since it was read. Or the
-    /// key was used so long ago that its response is deleted.
-    async fn not_begun(
+    /// Responds if the payment could not begin. A concurrent request may have claimed the order. Or the same request
+    /// began a payment so long ago that its response is deleted.
+    async fn respond_if_not_begun(
         &self,
         order_id: Uuid,
         gateway_key: GatewayKey,
@@ -164,15 +163,16 @@ impl Payments {
         let mut permit = permit;
         loop {
             let unknown = match self.0.gateway.charge(gateway_key, gateway_request, permit, until).await {
-                SendResult::Made(response) => {
+                SendResult::Response(response) => {
                     crash::point("payment.answered");
-                    let judge = |charge: &Charge| {
-                        judge_charge(gateway_key, payment.amount, &payment.currency, charge)
+                    let check = |charge: &Charge| {
+                        check_charge(gateway_key, payment.amount, &payment.currency, charge)
                     };
-                    match response.judge(judge) {
+                    match response.check(check) {
                         (_, Ok(settlement)) => break self.settle_or_leave(payment, settlement).await,
                         (charge, Err(Mismatch(what))) => {
-                            self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
+                            self.record_mismatch("payments", payment.id, what, &format!("{charge:?}"))
+                                .await?;
                             break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                         }
                     }
@@ -182,11 +182,11 @@ impl Payments {
                     break self.settle_or_leave(payment, Settlement::Rejected).await;
                 }
                 SendResult::Conflict => {
-                    self.mismatch("payments", payment.id, "idempotency conflict", "409").await?;
+                    self.record_mismatch("payments", payment.id, "idempotency conflict", "409").await?;
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
                 SendResult::Unknown(Unknown::Unreadable(why)) => {
-                    self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                    self.record_mismatch("payments", payment.id, "unreadable charge", &why).await?;
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
                 SendResult::Unknown(unknown) => unknown,
@@ -194,7 +194,7 @@ impl Payments {
             if unknown.was_not_sent() {
                 payments::uncount_attempt(&self.0.database, payment.id).await?;
             }
-            let reason = reason_of(&unknown);
+            let reason = failure_reason(&unknown);
             let pause = self.0.gateway.pause_before_retry(calls, &unknown);
             let pause = pause.filter(|pause| *pause < until.saturating_duration_since(Instant::now()));
             let Some(pause) = pause else { break self.leave_to_recovery(payment, reason).await };
@@ -203,7 +203,7 @@ impl Payments {
                 break self.leave_to_recovery(payment, reason).await;
             };
             if payments::count_attempt(&self.0.database, payment.id).await?.is_none() {
-                // A webhook has settled the payment meanwhile.
+                // A webhook has settled the payment since the last attempt.
                 break self.reload(payment.id).await;
             }
             (calls, permit) = (calls + 1, next);
@@ -223,7 +223,8 @@ impl Payments {
         Ok(payment)
     }
 
-    /// Hands the payment over to recovery, and lets retries of the request read the current state.
+    /// Leaves the payment to recovery, and releases the idempotency key, so that retries of the request read the
+    /// payment's current state.
     async fn leave_to_recovery(
         &self,
         payment: Payment,
@@ -252,12 +253,12 @@ fn why_not_payable(order: &PayableOrder) -> Option<PaymentError> {
     }
 }
 
-/// Returns the failure reason under which a call without a certain outcome is counted.
-fn reason_of(unknown: &Unknown) -> FailureReason {
+/// Returns the reason under which a call with an unknown outcome is counted.
+fn failure_reason(unknown: &Unknown) -> FailureReason {
     if unknown.is_timeout() { FailureReason::GatewayTimeout } else { FailureReason::GatewayError }
 }
 
-/// Logs a failure of the work, because the caller may no longer wait for its result.
+/// Logs a failure of the work, because the request may no longer wait for the result.
 pub(super) async fn log_failure(
     work: impl Future<Output = Result<StoredResponse, PaymentError>>,
 ) -> Result<StoredResponse, PaymentError> {
@@ -273,18 +274,18 @@ pub(super) async fn log_failure(
 }
 
 /// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise
-/// the response is 503, and the client retries with the same key. A 504 would leave the client without a next step.
+/// the response is 503, and the client retries with the same key. A 504 would not state what the client should do next.
 pub(super) async fn finish_by<T>(
     deadline: Instant,
     work: tokio::task::JoinHandle<Result<StoredResponse, PaymentError>>,
-    mut has_begun: oneshot::Receiver<T>,
+    mut begun_receiver: oneshot::Receiver<T>,
     response: impl Fn(&T) -> Result<StoredResponse, serde_json::Error>,
 ) -> Result<StoredResponse, PaymentError> {
     match tokio::time::timeout_at(deadline, work).await {
-        Ok(finished) => finished?,
-        Err(_elapsed) => match has_begun.try_recv() {
+        Ok(result) => result?,
+        Err(_elapsed) => match begun_receiver.try_recv() {
             Ok(begun) => Ok(response(&begun)?),
-            Err(_nothing_yet) => Err(PaymentError::BeginningUncertain),
+            Err(_not_begun) => Err(PaymentError::BeginningUncertain),
         },
     }
 }

@@ -17,7 +17,7 @@ impl From<PaymentError> for Problem {
             PaymentError::OrderPaid => Self::conflict("The order is already paid."),
             PaymentError::OrderBeingPaid => Self::conflict("A payment of this order is in progress."),
             PaymentError::OrderTaken => {
-                Self::conflict("Another request paid or cancelled the order, or its payment is in progress.")
+                Self::conflict("A concurrent request paid or cancelled the order, or began a payment for it.")
             }
             PaymentError::NotSettled => Self::conflict("The payment's outcome is not known yet."),
             PaymentError::TookNoMoney => Self::conflict("The payment charged nothing."),
@@ -36,7 +36,7 @@ impl From<PaymentError> for Problem {
             PaymentError::CannotRefund(error) => Self::unavailable(error.retry_after_seconds())
                 .detail("The payment gateway is unavailable. Nothing was refunded."),
             PaymentError::BeginningUncertain => Self::unavailable(1)
-                .detail("It is unknown whether the payment has started. Send the same request again with the same Idempotency-Key."),
+                .detail("It is unknown whether the payment or refund has started. Send the same request again with the same Idempotency-Key."),
             PaymentError::SettledConcurrently | PaymentError::OrderMissing => Self::unavailable(1),
             PaymentError::BadSignature => Self::new(BAD_SIGNATURE),
             PaymentError::UnreadableEvent => Self::malformed("The event is malformed."),

@@ -24,8 +24,8 @@ use super::{
     gateway::{Charge, GatewayRefund, SendResult, Unknown},
     metrics::{DISCREPANCIES_OPEN, OLDEST_PROCESSING, PAYMENTS_PARKED, PAYMENTS_PROCESSING},
     model::{
-        FailureReason, Mismatch, NoCharge, PaymentStatus, RefundStatus, Settlement, judge_charge,
-        judge_refund,
+        FailureReason, Mismatch, NoCharge, PaymentStatus, RefundStatus, Settlement, check_charge,
+        check_refund,
     },
     store::{
         self,
@@ -34,12 +34,12 @@ use super::{
     },
 };
 
-/// Maximum number of payments, and also of refunds, that one replica leases at once. Each call has a timeout, so that
-/// all calls end before their lease does.
+/// Maximum number of payments, and also of refunds, that one replica leases at once. All of them are polled
+/// concurrently, and each poll has a timeout that is shorter than the lease.
 const BATCH: i64 = 16;
 
-/// The longest pause between two polls for a payment, with or without a need for review, unless the recovery interval is longer. Once the
-/// gateway works again, every unknown payment should be settled within a minute.
+/// Maximum pause between two polls for a payment, also while it needs review. A longer recovery interval takes
+/// precedence. Once the gateway works again, every unknown payment should be settled within a minute.
 const MAX_PAUSE: Duration = Duration::from_secs(20);
 
 /// Result of polling for one payment or refund.
@@ -48,11 +48,11 @@ enum PollResult {
     Settled,
     /// The outcome is still unknown.
     Unknown,
-    /// The gateway's record contradicts the stored one: only an operator can decide.
+    /// The gateway's record contradicts the stored one, so an operator must decide.
     NeedsReview,
 }
 
-/// Runs recovery once: polls for due payments and refunds, sends alerts that no receiver has accepted, refreshes
+/// Runs recovery once: polls for due payments and refunds, sends alerts that no receiver has accepted, and updates
 /// gauges.
 ///
 /// # Errors
@@ -60,27 +60,27 @@ enum PollResult {
 pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
     let lease = payments.0.lease;
-    // Concurrently, so that neither lease loses time while the other is awaited.
+    // Concurrently, so that the wait for one statement does not shorten the leases of the other.
     let (due, due_refunds) =
         tokio::try_join!(payments::lease(database, lease, BATCH), refunds::lease(database, lease, BATCH))?;
-    let full = [due.len(), due_refunds.len()]
+    let is_full = [due.len(), due_refunds.len()]
         .iter()
         .any(|count| i64::try_from(*count).is_ok_and(|count| count == BATCH));
-    let mut polling = JoinSet::new();
+    let mut polls = JoinSet::new();
     for payment in due {
         let context = context_of(&payment.correlation_id);
-        polling.spawn(context.scope(payments.clone().recover_payment(payment)));
+        polls.spawn(context.scope(payments.clone().recover_payment(payment)));
     }
     for refund in due_refunds {
         let context = context_of(&refund.correlation_id);
-        polling.spawn(context.scope(payments.clone().recover_refund(refund)));
+        polls.spawn(context.scope(payments.clone().recover_refund(refund)));
     }
     payments.alert_discrepancies();
-    while let Some(polled) = polling.join_next().await {
-        if let Err(died) = polled {
+    while let Some(polled) = polls.join_next().await {
+        if let Err(panic) = polled {
             // The panic's own log line has the correlation id of the payment.
             tracing::error!(
-                error = &died as &dyn std::error::Error,
+                error = &panic as &dyn std::error::Error,
                 "recovery of a payment or refund panicked"
             );
         }
@@ -91,7 +91,7 @@ pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     DISCREPANCIES_OPEN.set(unsettled.discrepancies);
     let age = unsettled.oldest.map_or(0, |oldest| (chrono::Utc::now() - oldest).num_seconds().max(0));
     OLDEST_PROCESSING.set(age);
-    Ok(if full { Progress::More } else { Progress::Idle })
+    Ok(if is_full { Progress::More } else { Progress::Idle })
 }
 
 /// Returns the context of the request that began the payment or refund, with its correlation id.
@@ -102,12 +102,13 @@ pub(super) fn context_of(correlation_id: &str) -> Context {
 impl Payments {
     async fn recover_payment(self, payment: OpenPayment) {
         let result = self.poll_payment(&payment).await;
-        let Some(park) = self.needs_review("payments", payment.id, payment.age, payment.parked, result).await
+        let Some(needs_review) =
+            self.needs_review("payments", payment.id, payment.age, payment.parked, result).await
         else {
             return;
         };
         let pause = pause_at(payment.age, self.0.recovery_interval);
-        if let Err(error) = payments::release(&self.0.database, payment.id, pause, park).await {
+        if let Err(error) = payments::release(&self.0.database, payment.id, pause, needs_review).await {
             // The lease expires by itself.
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, payment_id = %payment.id, "failed to release a lease");
@@ -116,7 +117,8 @@ impl Payments {
 
     /// Returns whether a payment or refund needs review, or `None` if it is settled.
     ///
-    /// A failed poll counts as unknown, so that a permanent error cannot keep the record from being marked for review.
+    /// A failed poll counts as an unknown outcome, so that a permanent error cannot prevent the record from being
+    /// marked for review.
     async fn needs_review(
         &self,
         resource: &'static str,
@@ -131,7 +133,7 @@ impl Payments {
             Ok(PollResult::Unknown) => {}
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(resource, %id, error, "recovery failed; the next run retries it");
+                tracing::warn!(resource, %id, error, "failed to recover a payment or refund; the next run retries it");
             }
         }
         if age < self.0.park_after {
@@ -145,17 +147,17 @@ impl Payments {
                 gateway_says: "",
                 we_say: "processing",
             };
-            if let Err(error) = self.discrepancy(&unknown).await {
+            if let Err(error) = self.record_discrepancy(&unknown).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(resource, %id, error, "failed to record a discrepancy; the next run retries it");
-                // That run also marks the payment or refund for review.
+                // The next run also marks the payment or refund for review.
                 return Some(false);
             }
         }
         Some(true)
     }
 
-    /// Polls for a payment's outcome. If the gateway has no charge and the key is still valid, resends the charge.
+    /// Polls for a payment's outcome. Resends the charge if the gateway has none and the key is still valid.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
     async fn poll_payment(&self, payment: &OpenPayment) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), payment.trace_parent.as_deref());
@@ -164,7 +166,7 @@ impl Payments {
         let charges = match self.0.gateway.charges(payment.gateway_key, until).await {
             Ok(charges) => charges,
             Err(Unknown::Unreadable(why)) => {
-                self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                self.record_mismatch("payments", payment.id, "unreadable charge", &why).await?;
                 return Ok(PollResult::NeedsReview);
             }
             Err(_unknown) => return Ok(PollResult::Unknown),
@@ -181,19 +183,19 @@ impl Payments {
                 }
             },
             [charge] => {
-                let judged = judge_charge(payment.gateway_key, payment.amount, &payment.currency, charge);
-                self.settle_charge(payment, charge, judged).await
+                let checked = check_charge(payment.gateway_key, payment.amount, &payment.currency, charge);
+                self.settle_charge(payment, charge, checked).await
             }
             several => {
-                let found = format!("{} charges", several.len());
-                self.mismatch("payments", payment.id, "several charges", &found).await?;
+                let count = format!("{} charges", several.len());
+                self.record_mismatch("payments", payment.id, "several charges", &count).await?;
                 Ok(PollResult::NeedsReview)
             }
         }
     }
 
-    /// Resends the charge. The gateway has no charge, but a first call may still be in flight. Only the response to the
-    /// same charge under the same key is certain.
+    /// Resends the charge. The gateway has no charge, but an earlier call may still be in flight. Only the response to
+    /// the same charge under the same key is certain.
     async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<PollResult, PaymentError> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
@@ -203,14 +205,14 @@ impl Payments {
         }
         crash::point("recovery.sending");
         match self.0.gateway.charge(payment.gateway_key, &payment.gateway_request, permit, until).await {
-            SendResult::Made(response) => {
-                let (charge, judged) = response.judge(|charge| {
-                    judge_charge(payment.gateway_key, payment.amount, &payment.currency, charge)
+            SendResult::Response(response) => {
+                let (charge, checked) = response.check(|charge| {
+                    check_charge(payment.gateway_key, payment.amount, &payment.currency, charge)
                 });
-                self.settle_charge(payment, &charge, judged).await
+                self.settle_charge(payment, &charge, checked).await
             }
             SendResult::Rejected(status) => {
-                // The settling statement checks that no earlier attempt may have reached the gateway.
+                // The settling statement settles only if no earlier attempt may have reached the gateway.
                 tracing::warn!(%status, payment_id = %payment.id, "the gateway rejected a resent charge");
                 let settled = self.settle(payment.id, payment.order_id, Settlement::Rejected).await?;
                 Ok(if settled.status == PaymentStatus::Processing {
@@ -220,11 +222,11 @@ impl Payments {
                 })
             }
             SendResult::Conflict => {
-                self.mismatch("payments", payment.id, "idempotency conflict", "409").await?;
+                self.record_mismatch("payments", payment.id, "idempotency conflict", "409").await?;
                 Ok(PollResult::Unknown)
             }
             SendResult::Unknown(Unknown::Unreadable(why)) => {
-                self.mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                self.record_mismatch("payments", payment.id, "unreadable charge", &why).await?;
                 Ok(PollResult::Unknown)
             }
             SendResult::Unknown(unknown) => {
@@ -240,9 +242,9 @@ impl Payments {
         &self,
         payment: &OpenPayment,
         charge: &Charge,
-        judged: Result<Settlement, Mismatch>,
+        checked: Result<Settlement, Mismatch>,
     ) -> Result<PollResult, PaymentError> {
-        match judged {
+        match checked {
             Ok(settlement) => {
                 let settled = self.settle(payment.id, payment.order_id, settlement).await?;
                 // A charge that has settled another payment cannot settle a second one.
@@ -250,7 +252,7 @@ impl Payments {
                 Ok(if rejected { PollResult::NeedsReview } else { PollResult::Settled })
             }
             Err(Mismatch(what)) => {
-                self.mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
+                self.record_mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
                 Ok(PollResult::NeedsReview)
             }
         }
@@ -258,19 +260,20 @@ impl Payments {
 
     async fn recover_refund(self, refund: OpenRefund) {
         let result = self.poll_refund(&refund).await;
-        let Some(park) = self.needs_review("refunds", refund.id, refund.age, refund.parked, result).await
+        let Some(needs_review) =
+            self.needs_review("refunds", refund.id, refund.age, refund.parked, result).await
         else {
             return;
         };
         let pause = pause_at(refund.age, self.0.recovery_interval);
-        if let Err(error) = refunds::release(&self.0.database, refund.id, pause, park).await {
+        if let Err(error) = refunds::release(&self.0.database, refund.id, pause, needs_review).await {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, refund_id = %refund.id, "failed to release a lease");
         }
     }
 
-    /// Polls for a refund's outcome. If the gateway has no refund and the key is still valid, resends the refund. An
-    /// empty list is never proof.
+    /// Polls for a refund's outcome. Resends the refund if the gateway has none and the key is still valid. Unlike for
+    /// a charge, an empty list never proves that nothing was refunded.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
     async fn poll_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
@@ -278,7 +281,7 @@ impl Payments {
         let refunds = match self.0.gateway.refunds(refund.gateway_key, until).await {
             Ok(refunds) => refunds,
             Err(Unknown::Unreadable(why)) => {
-                self.mismatch("refunds", refund.id, "unreadable refund", &why).await?;
+                self.record_mismatch("refunds", refund.id, "unreadable refund", &why).await?;
                 return Ok(PollResult::NeedsReview);
             }
             Err(_unknown) => return Ok(PollResult::Unknown),
@@ -289,7 +292,7 @@ impl Payments {
             [found] => self.settle_found_refund(refund, found).await,
             several => {
                 let count = format!("{} refunds", several.len());
-                self.mismatch("refunds", refund.id, "several refunds", &count).await?;
+                self.record_mismatch("refunds", refund.id, "several refunds", &count).await?;
                 Ok(PollResult::NeedsReview)
             }
         }
@@ -304,20 +307,20 @@ impl Payments {
         }
         let (key, charge_id) = (refund.gateway_key, &refund.charge_id);
         match self.0.gateway.refund(charge_id, key, &refund.gateway_request, permit, until).await {
-            SendResult::Made(response) => {
-                let (found, _) = response.judge(|found| judge_refund(key, refund.amount, charge_id, found));
+            SendResult::Response(response) => {
+                let (found, _) = response.check(|found| check_refund(key, refund.amount, charge_id, found));
                 self.settle_found_refund(refund, &found).await
             }
             SendResult::Rejected(status) => {
-                self.mismatch("refunds", refund.id, "refused", status.as_str()).await?;
+                self.record_mismatch("refunds", refund.id, "refused", status.as_str()).await?;
                 Ok(PollResult::NeedsReview)
             }
             SendResult::Conflict => {
-                self.mismatch("refunds", refund.id, "idempotency conflict", "409").await?;
+                self.record_mismatch("refunds", refund.id, "idempotency conflict", "409").await?;
                 Ok(PollResult::Unknown)
             }
             SendResult::Unknown(Unknown::Unreadable(why)) => {
-                self.mismatch("refunds", refund.id, "unreadable refund", &why).await?;
+                self.record_mismatch("refunds", refund.id, "unreadable refund", &why).await?;
                 Ok(PollResult::Unknown)
             }
             SendResult::Unknown(unknown) => {
@@ -334,21 +337,21 @@ impl Payments {
         refund: &OpenRefund,
         found: &GatewayRefund,
     ) -> Result<PollResult, PaymentError> {
-        match judge_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
+        match check_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
             Ok(settlement) => {
                 let settled = self.settle_refund(refund, settlement).await?;
                 let rejected = settled.status == RefundStatus::Processing;
                 Ok(if rejected { PollResult::NeedsReview } else { PollResult::Settled })
             }
             Err(Mismatch(what)) => {
-                self.mismatch("refunds", refund.id, what, &format!("{found:?}")).await?;
+                self.record_mismatch("refunds", refund.id, what, &format!("{found:?}")).await?;
                 Ok(PollResult::NeedsReview)
             }
         }
     }
 }
 
-/// Returns the pause before the next poll. It grows with the age, from the interval up to [`MAX_PAUSE`].
+/// Returns the pause before the next poll. It grows with the payment's age, from the interval up to [`MAX_PAUSE`].
 fn pause_at(age: Duration, interval: Duration) -> Duration {
     (age / 4).clamp(interval, MAX_PAUSE.max(interval))
 }

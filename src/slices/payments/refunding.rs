@@ -1,8 +1,8 @@
 //! Refunding a payment, in the same three steps as paying, with two differences:
 //!
 //! - The amount is reserved in the payment's row, so that concurrent refunds together never exceed the payment.
-//! - Only the gateway's `failed`, or an operator, ends a refund without money. Neither a rejection nor an empty list
-//!   proves that no money was refunded.
+//! - Only the gateway's status `failed`, or an operator, ends a refund that moved no money. Neither a rejection nor an
+//!   empty list proves that no money was refunded.
 use platform::{
     http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,
@@ -19,7 +19,7 @@ use super::{
     errors::PaymentError,
     gateway::{GatewaySlot, SendResult, Unknown},
     gateway_key::GatewayKey,
-    model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, judge_refund},
+    model::{Mismatch, NewRefund, PaymentStatus, Refund, RefundStatus, check_refund},
     paying::{finish_by, log_failure},
     responses,
     store::{
@@ -58,11 +58,12 @@ impl Payments {
                 return self.existing_refund(GatewayKey::derive(&claim)).await?.ok_or(rejection);
             }
         };
-        let gateway_slot = self.0.gateway.admit().map_err(PaymentError::CannotRefund)?;
-        let (begun, has_begun) = oneshot::channel();
-        let work = self.clone().begin_and_refund(found, amount, new.reason, claim, gateway_slot, begun);
-        let work = self.0.tracked.run(log_failure(work));
-        finish_by(deadline, work, has_begun, responses::of_refund).await
+        let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotRefund)?;
+        let (begun_sender, begun_receiver) = oneshot::channel();
+        let work =
+            self.clone().begin_and_refund(found, amount, new.reason, claim, gateway_slot, begun_sender);
+        let work = self.0.background_tasks.run(log_failure(work));
+        finish_by(deadline, work, begun_receiver, responses::of_refund).await
     }
 
     /// Returns the current state of the refund that an earlier request began under this gateway key. Mirrors
@@ -79,13 +80,13 @@ impl Payments {
         reason: Option<String>,
         claim: Claim,
         gateway_slot: GatewaySlot,
-        begun: oneshot::Sender<Refund>,
+        begun_sender: oneshot::Sender<Refund>,
     ) -> Result<StoredResponse, PaymentError> {
-        let GatewaySlot { permit, slot: _until_the_end } = gateway_slot;
+        let GatewaySlot { permit, slot: _held_until_return } = gateway_slot;
         let (id, gateway_key) = (Uuid::now_v7(), GatewayKey::derive(&claim));
         let gateway_request = serde_json::to_string(&RefundRequest { amount, reference: gateway_key })?;
         let (correlation_id, trace_parent) = (correlation::current_id(), traces::current_trace_parent());
-        let start = RefundDraft {
+        let draft = RefundDraft {
             id,
             gateway_key,
             payment_id: found.payment.id,
@@ -99,7 +100,7 @@ impl Payments {
             lease: self.0.lease,
         };
         crash::point("refund.beginning");
-        let Some(refund) = refunds::begin(&self.0.database, &start).await? else {
+        let Some(refund) = refunds::begin(&self.0.database, &draft).await? else {
             if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
                 return self.replay_refund(previous).await;
             }
@@ -107,7 +108,7 @@ impl Payments {
         };
         crash::point("refund.begun");
         // The receiver is dropped if the deadline has passed; the work continues nevertheless.
-        let _deadline_passed = begun.send(refund);
+        let _deadline_passed = begun_sender.send(refund);
         let found = self.reload_refund(id).await?;
         Ok(responses::of_refund(&self.send_refund(&found.open, permit).await?)?)
     }
@@ -118,15 +119,15 @@ impl Payments {
         let mut calls = 1;
         let mut permit = permit;
         // Set if only an operator can end the refund.
-        let mut park = false;
+        let mut needs_review = false;
         loop {
             let key = open.gateway_key;
             let sent =
                 self.0.gateway.refund(&open.charge_id, key, &open.gateway_request, permit, until).await;
             crash::point("refund.answered");
             let unknown = match sent {
-                SendResult::Made(response) => {
-                    match response.judge(|refund| judge_refund(key, open.amount, &open.charge_id, refund)) {
+                SendResult::Response(response) => {
+                    match response.check(|refund| check_refund(key, open.amount, &open.charge_id, refund)) {
                         (_, Ok(settlement)) => {
                             let refund = self.settle_refund(open, settlement).await?;
                             if refund.status != RefundStatus::Processing {
@@ -134,22 +135,22 @@ impl Payments {
                             }
                         }
                         (refund, Err(Mismatch(what))) => {
-                            self.mismatch("refunds", open.id, what, &format!("{refund:?}")).await?;
+                            self.record_mismatch("refunds", open.id, what, &format!("{refund:?}")).await?;
                         }
                     }
                     break;
                 }
                 SendResult::Rejected(status) => {
-                    self.mismatch("refunds", open.id, "refused", status.as_str()).await?;
-                    park = true;
+                    self.record_mismatch("refunds", open.id, "refused", status.as_str()).await?;
+                    needs_review = true;
                     break;
                 }
                 SendResult::Conflict => {
-                    self.mismatch("refunds", open.id, "idempotency conflict", "409").await?;
+                    self.record_mismatch("refunds", open.id, "idempotency conflict", "409").await?;
                     break;
                 }
                 SendResult::Unknown(Unknown::Unreadable(why)) => {
-                    self.mismatch("refunds", open.id, "unreadable refund", &why).await?;
+                    self.record_mismatch("refunds", open.id, "unreadable refund", &why).await?;
                     break;
                 }
                 SendResult::Unknown(unknown) => unknown,
@@ -163,12 +164,12 @@ impl Payments {
             tokio::time::sleep(pause).await;
             let Ok(next) = self.0.gateway.breaker().acquire() else { break };
             if refunds::count_attempt(&self.0.database, open.id).await?.is_none() {
-                // A webhook has settled the refund meanwhile.
+                // A webhook has settled the refund since the last attempt.
                 break;
             }
             (calls, permit) = (calls + 1, next);
         }
-        refunds::release(&self.0.database, open.id, self.0.recovery_interval, park).await?;
+        refunds::release(&self.0.database, open.id, self.0.recovery_interval, needs_review).await?;
         idempotency::release(&self.0.database, open.id).await?;
         Ok(self.reload_refund(open.id).await?.refund)
     }
@@ -187,7 +188,8 @@ impl Payments {
     }
 }
 
-/// Returns the amount to refund. It decides nothing: the statement that reserves the amount has its own guard.
+/// Returns the amount to refund. The amount is not reserved yet: the statement that reserves it checks the amount
+/// again.
 fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, PaymentError> {
     if found.payment.status == PaymentStatus::Processing {
         return Err(PaymentError::NotSettled);

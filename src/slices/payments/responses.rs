@@ -1,5 +1,5 @@
-//! The responses for payments and refunds, which are stored for replays: 201 for a settled one, whatever its outcome,
-//! and 202 while it is `processing`.
+//! The responses for payments and refunds, which are stored for replays. The status is 202 while the outcome is
+//! unknown, and 201 after the settlement, also if nothing was charged or refunded.
 use axum::http::StatusCode;
 use platform::http::idempotency::StoredResponse;
 use uuid::Uuid;

@@ -61,7 +61,7 @@ async fn pay_order(
     Id(order_id): Id,
     request: IdempotentRequest<NewPayment>,
 ) -> Result<StoredResponse, Problem> {
-    in_time(deadline, payments.pay(caller, order_id, request, respond_by(deadline))).await
+    limit_to_deadline(deadline, payments.pay(caller, order_id, request, respond_by(deadline))).await
 }
 
 /// Show a payment
@@ -103,7 +103,7 @@ async fn refund_payment(
     Id(payment_id): Id,
     request: IdempotentRequest<NewRefund>,
 ) -> Result<StoredResponse, Problem> {
-    in_time(deadline, payments.refund(caller, payment_id, request, respond_by(deadline))).await
+    limit_to_deadline(deadline, payments.refund(caller, payment_id, request, respond_by(deadline))).await
 }
 
 /// Receive an event of the payment gateway
@@ -129,16 +129,17 @@ fn respond_by(deadline: Deadline) -> Instant {
     deadline.0.checked_sub(RESPONSE_MARGIN).unwrap_or(deadline.0)
 }
 
-/// Limits the work to the request's deadline. Work that has begun responds earlier (see [`respond_by`]), so only work
-/// that has not begun is late. Its response is a 503, because the 504 of the deadline would leave the result unknown.
-async fn in_time(
+/// Limits the work to the request's deadline. If a payment or refund has begun, the response is sent earlier (see
+/// [`respond_by`]). Only work that has not begun can reach this deadline. The response is then a 503, because a 504
+/// would leave the result unknown.
+async fn limit_to_deadline(
     deadline: Deadline,
     work: impl Future<Output = Result<StoredResponse, PaymentError>>,
 ) -> Result<StoredResponse, Problem> {
     let latest = deadline.0.checked_sub(RESPONSE_MARGIN / 2).unwrap_or(deadline.0);
-    let too_late = |_| {
+    let timed_out = |_| {
         Problem::unavailable(1)
             .detail("The deadline passed before the work started. This request moved no money.")
     };
-    Ok(tokio::time::timeout_at(latest, work).await.map_err(too_late)??)
+    Ok(tokio::time::timeout_at(latest, work).await.map_err(timed_out)??)
 }

@@ -20,7 +20,7 @@ const MIN_WEBHOOK_SECRET_BYTES: usize = 24;
 /// placeholder.
 const MIN_API_KEY_CHARACTERS: usize = 8;
 
-/// Time by which a lease exceeds the statement and the gateway calls.
+/// Time by which a lease exceeds the maximum time of a statement and of the gateway calls.
 const LEASE_MARGIN: Duration = Duration::from_millis(500);
 
 platform::groups! {
@@ -48,14 +48,14 @@ platform::groups! {
 impl Settings {
     /// Returns the time for which one replica may process a payment without an outcome exclusively.
     ///
-    /// A lease starts within the statement that takes it. The lease exceeds the rest of that statement and the gateway
-    /// calls after it. Recovery therefore never takes over a payment that its request is still sending.
+    /// A lease starts within a statement, and lasts longer than the rest of that statement and the gateway calls after
+    /// it. Recovery therefore never takes over a payment that its request is still sending.
     pub fn lease(&self, statement_timeout: Duration) -> Duration {
-        self.recovery_lease().max(self.in_flight(statement_timeout))
+        self.recovery_lease().max(self.max_send_time(statement_timeout))
     }
 
     /// Returns the maximum time for which a request may still be sending a payment.
-    pub fn in_flight(&self, statement_timeout: Duration) -> Duration {
+    pub fn max_send_time(&self, statement_timeout: Duration) -> Duration {
         statement_timeout + self.gateway_timeout + LEASE_MARGIN
     }
 
@@ -70,7 +70,7 @@ impl Settings {
 
     /// Checks the rules between these settings, the environment and the settings of the listener.
     pub fn check(&self, environment: Environment, http: &http::Settings, reader: &mut Reader) {
-        // The call carries the API key.
+        // Each call to the gateway contains the API key.
         if environment.is_production_like()
             && !self.allow_plaintext
             && outbound::is_plaintext(&self.gateway_url)
@@ -91,11 +91,11 @@ impl Settings {
 /// Parses one secret or, during a rotation, several. Standard Webhooks requires 24 to 64 random bytes. With an empty
 /// key, anyone could sign an event that marks an order as paid.
 fn webhook_secrets(text: &str) -> Result<Vec<SecretString>, String> {
-    let long_enough = |secret: &str| {
+    let is_long_enough = |secret: &str| {
         let key = secret.strip_prefix("whsec_").and_then(|key| BASE64_STANDARD.decode(key).ok());
         key.is_some_and(|key| key.len() >= MIN_WEBHOOK_SECRET_BYTES)
     };
-    if text.split_whitespace().all(long_enough) {
+    if text.split_whitespace().all(is_long_enough) {
         Ok(text.split_whitespace().map(SecretString::from).collect())
     } else {
         Err("must be whsec_ and the base64 of at least 24 bytes, or several of these separated by a space"

@@ -1,13 +1,14 @@
-//! Settlement: the only code that ends the status `processing` of a payment or a refund.
+//! Settlement: the only code that changes the status `processing` of a payment or refund.
 //!
-//! The request that began it, recovery, a webhook and an operator all call [`settle`] or [`settle_refund`] within a
-//! transaction. The update is guarded by `status = 'processing'`, so one of them settles it, and the others read the
-//! result. A second outcome that differs changes nothing and is recorded as a discrepancy.
+//! The request that began the payment or refund, recovery, reconciliation, webhooks and operators all call [`settle`]
+//! or [`settle_refund`] within a transaction. The update is guarded by `status = 'processing'`, so one of them settles
+//! the record, and the others read the result. A later outcome that differs changes nothing and is recorded as a
+//! discrepancy.
 //!
-//! The update has two more guards, which are safe from races only there:
+//! The update has two more guards, which would be racy outside of it:
 //!
 //! - A rejection settles a payment only if no other attempt may have reached the gateway.
-//! - A charge or refund of the gateway settles one record.
+//! - A charge or refund of the gateway settles only one record.
 //!
 //! The response for the idempotency key is stored in the same transaction.
 use platform::{
@@ -33,12 +34,13 @@ use super::{
     },
 };
 
-/// The result of settling. [`SettleResult::committed`] counts, mirrors and alerts, after the commit.
+/// The result of settling. After the commit, [`SettleResult::committed`] counts the settlement, mirrors the audit event
+/// and alerts.
 #[must_use = "call committed() after the commit"]
 pub(super) struct SettleResult<T> {
     /// The payment or refund in its current state. It is still `processing` if a guard rejected the settlement.
-    subject: T,
-    how: SettleEffect,
+    record: T,
+    effect: SettleEffect,
 }
 
 enum SettleEffect {
@@ -52,40 +54,40 @@ enum SettleEffect {
 }
 
 impl<T> SettleResult<T> {
-    fn now(subject: T, recorded: PendingEvent) -> Self {
-        Self { subject, how: SettleEffect::Now(recorded) }
+    fn now(record: T, recorded: PendingEvent) -> Self {
+        Self { record, effect: SettleEffect::Now(recorded) }
     }
 
-    fn unchanged(subject: T, discrepancy: Option<PendingEvent>) -> Self {
-        Self { subject, how: discrepancy.map_or(SettleEffect::Unchanged, SettleEffect::Discrepancy) }
+    fn unchanged(record: T, discrepancy: Option<PendingEvent>) -> Self {
+        Self { record, effect: discrepancy.map_or(SettleEffect::Unchanged, SettleEffect::Discrepancy) }
     }
 
-    /// Mirrors the audit event and alerts. Returns the current state, and whether this call settled the payment or
-    /// refund.
+    /// Mirrors the audit event, and alerts on a discrepancy. Returns the current state, and whether this call settled
+    /// the payment or refund.
     fn mirror(self, payments: &Payments) -> (T, bool) {
-        match self.how {
-            SettleEffect::Unchanged => (self.subject, false),
+        match self.effect {
+            SettleEffect::Unchanged => (self.record, false),
             SettleEffect::Now(recorded) => {
                 recorded.committed();
-                (self.subject, true)
+                (self.record, true)
             }
             SettleEffect::Discrepancy(recorded) => {
                 recorded.committed();
                 payments.alert_discrepancies();
-                (self.subject, false)
+                (self.record, false)
             }
         }
     }
 
-    /// Mirrors the audit event, and must be called after the commit. For commands, which do not export the service's
-    /// metrics.
+    /// Mirrors the audit event, and must be called after the commit. Only commands call this function, because they
+    /// export no metrics.
     pub(super) fn committed_by_command(self) -> (T, bool) {
-        let Self { subject, how } = self;
-        let settled_now = matches!(how, SettleEffect::Now(_));
-        if let SettleEffect::Now(recorded) | SettleEffect::Discrepancy(recorded) = how {
+        let Self { record, effect } = self;
+        let settled_now = matches!(effect, SettleEffect::Now(_));
+        if let SettleEffect::Now(recorded) | SettleEffect::Discrepancy(recorded) = effect {
             recorded.committed();
         }
-        (subject, settled_now)
+        (record, settled_now)
     }
 }
 
@@ -120,7 +122,7 @@ pub(super) async fn settle(
     payment_id: Uuid,
     order_id: Uuid,
     settlement: &Settlement,
-    decided: Option<&str>,
+    operator_reason: Option<&str>,
 ) -> Result<SettleResult<Payment>, PaymentError> {
     let settled = settling::settle_payment(&mut *connection, payment_id, order_id, settlement).await?;
     let Some(payment) = settled else {
@@ -131,7 +133,7 @@ pub(super) async fn settle(
         .with("order_id", order_id.to_string())
         .with("status", payment.status.as_str())
         .with("amount", payment.amount)
-        .with("decided_by_operator", decided);
+        .with("decided_by_operator", operator_reason);
     let response = responses::of_payment(&payment)?;
     idempotency::complete(connection, payment_id, &response, event.to_json()).await?;
     Ok(SettleResult::now(payment, PendingEvent::of(event)))
@@ -149,10 +151,10 @@ async fn not_settled(
     let is_open = status.may_become(settlement.status());
     let is_its_charge = |charge_id: &str| found.charge_id.as_deref() == Some(charge_id);
     let discrepancy = match settlement {
-        // Another attempt may have reached the gateway, so the rejection of this attempt proves nothing.
+        // Another attempt may have reached the gateway, so the rejection of this attempt does not prove the outcome.
         Settlement::Rejected if found.attempts != 1 => None,
         Settlement::Succeeded { charge_id } | Settlement::Declined { charge_id, .. } if is_open => {
-            if !payments::charge_is_taken(&mut *connection, payment_id, charge_id).await? {
+            if !payments::has_settled_another_payment(&mut *connection, payment_id, charge_id).await? {
                 return Err(PaymentError::SettledConcurrently);
             }
             Some(("charge of another payment", charge_id.as_str()))
@@ -196,7 +198,7 @@ pub(super) async fn settle_refund(
     connection: &mut PgConnection,
     open: &OpenRefund,
     settlement: &RefundSettlement,
-    decided: Option<&str>,
+    operator_reason: Option<&str>,
 ) -> Result<SettleResult<Refund>, PaymentError> {
     let settled = settling::settle_refund(&mut *connection, open, settlement).await?;
     let Some(refund) = settled else {
@@ -207,13 +209,13 @@ pub(super) async fn settle_refund(
         .with("payment_id", open.payment_id.to_string())
         .with("status", refund.status.as_str())
         .with("amount", refund.amount)
-        .with("decided_by_operator", decided);
+        .with("decided_by_operator", operator_reason);
     let response = responses::of_refund(&refund)?;
     idempotency::complete(connection, open.id, &response, event.to_json()).await?;
     Ok(SettleResult::now(refund, PendingEvent::of(event)))
 }
 
-/// Mirrors [`not_settled`]. Another refund of the gateway for a settled refund is a discrepancy, whatever its status.
+/// Mirrors [`not_settled`]. A second refund of the gateway for a settled refund is a discrepancy, with any status.
 async fn refund_not_settled(
     connection: &mut PgConnection,
     open: &OpenRefund,

@@ -1,11 +1,11 @@
-//! Webhooks of the payment gateway (Standard Webhooks). They are signed, and may be repeated, late or missing.
+//! Webhooks of the payment gateway (Standard Webhooks). They are signed, and may be duplicated, late or missing.
 //!
 //! The signature is verified over the raw bytes before any of the content is used. One transaction claims the event's
-//! id and applies the event; the response is 2xx only after the commit. Webhooks only make outcomes known earlier:
-//! everything works without any.
+//! id and applies the event; the response is 2xx only after the commit. Webhooks only make outcomes known earlier.
+//! Everything works without webhooks.
 //!
-//! A signed event that is unusable is acknowledged and recorded as a discrepancy, because the gateway would send the
-//! same bytes again.
+//! A signed event that is unusable is acknowledged and recorded as a discrepancy. After an error response, the gateway
+//! would send the same bytes again.
 use axum::http::HeaderMap;
 use platform::{audit::PendingEvent, http::idempotency, resilience::crash, telemetry::traces};
 use serde::Deserialize;
@@ -20,7 +20,7 @@ use super::{
     errors::PaymentError,
     gateway::{Charge, GatewayRefund},
     gateway_key::GatewayKey,
-    model::{Mismatch, Payment, Refund, judge_charge, judge_refund},
+    model::{Mismatch, Payment, Refund, check_charge, check_refund},
     settlement::{self, SettleResult},
     store::{
         By, payments,
@@ -33,7 +33,7 @@ const SCOPE: &str = "gateway";
 
 /// An event of the gateway. Unknown fields and types come from a newer gateway and are ignored.
 ///
-/// `data` is parsed later, because an unusable text in it must not make the event malformed.
+/// `data` is parsed later, so that an unusable text in `data` does not make the event malformed.
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(rename = "type")]
@@ -49,7 +49,7 @@ impl Event<'_> {
         serde_json::from_str(data.get()).map_err(|error| error.to_string())
     }
 
-    /// Returns the reference, if at least that is usable.
+    /// Returns the reference, if it is readable.
     fn reference(&self) -> Option<GatewayKey> {
         #[derive(Deserialize)]
         struct ReferenceOnly {
@@ -95,18 +95,19 @@ impl Payments {
         Ok(())
     }
 
-    /// Returns the event's id if the signature is valid. It is verified in constant time and within five minutes. One
-    /// of several signatures may match one of the configured secrets.
+    /// Returns the event's id if the signature is valid: at most five minutes old, and made with one of the configured
+    /// secrets. Signatures are compared in constant time, and one of several must match.
     fn verify<'a>(&self, headers: &'a HeaderMap, body: &[u8]) -> Result<&'a str, PaymentError> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let id = header(HEADER_WEBHOOK_ID)
             .filter(|id| (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()));
         // The library subtracts timestamps without an overflow check. No time before the year 5138 has more than eleven
         // digits.
-        let sane_time = header(HEADER_WEBHOOK_TIMESTAMP).is_some_and(|time| time.len() <= 11);
-        let signed = || self.0.webhooks.iter().any(|webhook| webhook.verify(body, headers).is_ok());
+        let is_short_time = header(HEADER_WEBHOOK_TIMESTAMP).is_some_and(|time| time.len() <= 11);
+        let has_valid_signature =
+            || self.0.webhooks.iter().any(|webhook| webhook.verify(body, headers).is_ok());
         match id {
-            Some(id) if sane_time && signed() => Ok(id),
+            Some(id) if is_short_time && has_valid_signature() => Ok(id),
             _ => Err(PaymentError::BadSignature),
         }
     }
@@ -120,11 +121,11 @@ async fn apply(
     match event.kind.as_str() {
         "charge.succeeded" | "charge.declined" => match event.data::<Charge>() {
             Ok(charge) => apply_charge(connection, &charge).await,
-            Err(why) => unusable(connection, "payments", event_id, event.reference(), &why).await,
+            Err(why) => record_unusable(connection, "payments", event_id, event.reference(), &why).await,
         },
         "refund.succeeded" | "refund.failed" => match event.data::<GatewayRefund>() {
             Ok(refund) => apply_refund(connection, &refund).await,
-            Err(why) => unusable(connection, "refunds", event_id, event.reference(), &why).await,
+            Err(why) => record_unusable(connection, "refunds", event_id, event.reference(), &why).await,
         },
         other => {
             tracing::info!(kind = other, "ignored an event of an unknown type");
@@ -135,7 +136,7 @@ async fn apply(
 
 /// Records an event whose data does not match its type. The discrepancy names the record of the event's reference, if
 /// there is one.
-async fn unusable(
+async fn record_unusable(
     connection: &mut PgConnection,
     resource: &'static str,
     event_id: &str,
@@ -153,71 +154,74 @@ async fn unusable(
     };
     let id = id.or(reference.map(|key| key.0));
     let gateway_says = &format!("{event_id}: {why}");
-    let found = Discrepancy { resource, id, what: "unusable event", gateway_says, we_say: "unknown" };
-    discrepancy(connection, found).await
+    let discrepancy = Discrepancy { resource, id, what: "unusable event", gateway_says, we_say: "unknown" };
+    record_discrepancy(connection, discrepancy).await
 }
 
 async fn apply_charge(connection: &mut PgConnection, charge: &Charge) -> Result<Effect, PaymentError> {
     let Some(found) = payments::find_within(&mut *connection, By::GatewayKey(charge.reference)).await? else {
-        let found = Discrepancy {
+        let discrepancy = Discrepancy {
             resource: "payments",
             id: Some(charge.reference.0),
             what: UNKNOWN_REFERENCE,
             gateway_says: charge.id.as_str(),
             we_say: "unknown",
         };
-        return discrepancy(connection, found).await;
+        return record_discrepancy(connection, discrepancy).await;
     };
     traces::link(&Span::current(), found.trace_parent.as_deref());
     let payment = found.payment;
-    match judge_charge(charge.reference, payment.amount, &payment.currency, charge) {
+    match check_charge(charge.reference, payment.amount, &payment.currency, charge) {
         Ok(settlement) => Ok(Effect::Payment(
             settlement::settle(connection, payment.id, payment.order_id, &settlement, None).await?,
         )),
         Err(Mismatch(what)) => {
-            let found = Discrepancy {
+            let discrepancy = Discrepancy {
                 resource: "payments",
                 id: Some(payment.id),
                 what,
                 gateway_says: &format!("{charge:?}"),
                 we_say: payment.status.as_str(),
             };
-            discrepancy(connection, found).await
+            record_discrepancy(connection, discrepancy).await
         }
     }
 }
 
 async fn apply_refund(connection: &mut PgConnection, refund: &GatewayRefund) -> Result<Effect, PaymentError> {
     let found = refunds::find_within(&mut *connection, By::GatewayKey(refund.reference)).await?;
-    let Some(RefundRecord { refund: known, open, .. }) = found else {
-        let found = Discrepancy {
+    let Some(RefundRecord { refund: stored, open, .. }) = found else {
+        let discrepancy = Discrepancy {
             resource: "refunds",
             id: Some(refund.reference.0),
             what: UNKNOWN_REFERENCE,
             gateway_says: refund.id.as_str(),
             we_say: "unknown",
         };
-        return discrepancy(connection, found).await;
+        return record_discrepancy(connection, discrepancy).await;
     };
     traces::link(&Span::current(), open.trace_parent.as_deref());
-    match judge_refund(open.gateway_key, open.amount, &open.charge_id, refund) {
+    match check_refund(open.gateway_key, open.amount, &open.charge_id, refund) {
         Ok(settlement) => {
             Ok(Effect::Refund(settlement::settle_refund(connection, &open, &settlement, None).await?))
         }
         Err(Mismatch(what)) => {
-            let found = Discrepancy {
+            let discrepancy = Discrepancy {
                 resource: "refunds",
                 id: Some(open.id),
                 what,
                 gateway_says: &format!("{refund:?}"),
-                we_say: known.status.as_str(),
+                we_say: stored.status.as_str(),
             };
-            discrepancy(connection, found).await
+            record_discrepancy(connection, discrepancy).await
         }
     }
 }
 
-async fn discrepancy(connection: &mut PgConnection, found: Discrepancy<'_>) -> Result<Effect, PaymentError> {
-    let recorded = discrepancies::record(connection, &found).await?;
+async fn record_discrepancy(
+    connection: &mut PgConnection,
+    discrepancy: Discrepancy<'_>,
+) -> Result<Effect, PaymentError> {
+    let recorded = discrepancies::record(connection, &discrepancy).await?;
     Ok(recorded.map_or(Effect::Nothing, Effect::Discrepancy))
 }

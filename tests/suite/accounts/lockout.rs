@@ -160,7 +160,7 @@ async fn concurrent_attempts_are_counted_before_they_are_checked() {
 
 #[tokio::test]
 async fn an_attempt_is_counted_before_its_password_is_verified() {
-    // A hash takes seconds. A client that disconnects during the hash must be counted nevertheless.
+    // A hash takes seconds. An attempt must be counted even if its client disconnects during the hash.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "32768")
         .setting("ARGON2_ITERATIONS", "64")
@@ -172,7 +172,7 @@ async fn an_attempt_is_counted_before_its_password_is_verified() {
         let credentials = json!({ "email": email, "password": WRONG });
         let started = Instant::now();
         let attempt = service.anonymous().post("/v1/sessions").json(&credentials).in_background();
-        eventually("it is counted", async || {
+        eventually("the attempt is counted", async || {
             let counted = service.database().number("select count(*) from login_attempts").await;
             (counted > before).then_some(())
         })
@@ -198,7 +198,7 @@ async fn many_logins_do_not_block_registrations() {
     let logins: Vec<_> = (0..24)
         .map(|_| service.anonymous().post("/v1/sessions").json(&credentials).in_background())
         .collect();
-    eventually("they have begun", async || {
+    eventually("the logins have begun", async || {
         (service.database().number("select coalesce(sum(attempts), 0)::bigint from login_attempts").await
             >= 24)
             .then_some(())
@@ -223,9 +223,9 @@ async fn an_unknown_account_has_a_pseudonym_in_the_audit_log() {
     let names: Vec<_> =
         attempts.iter().map(|event| event["metadata"]["unknown_account"].as_str().unwrap()).collect();
     assert_eq!(names[0], names[1], "the same account");
-    assert_ne!(names[1], names[2], "another one");
+    assert_ne!(names[1], names[2], "another account");
     let unkeyed = service.database().rows("select encode(sha256('absent@example.com'), 'hex') as hash").await;
-    assert!(!names.contains(&unkeyed[0]["hash"].as_str().unwrap()), "a list of addresses does not find it");
+    assert!(!names.contains(&unkeyed[0]["hash"].as_str().unwrap()), "hashes of known addresses do not match");
     assert!(!json!(attempts).to_string().to_lowercase().contains("absent@"), "{attempts:#?}");
 }
 
@@ -240,10 +240,10 @@ async fn a_flood_of_denials_becomes_few_events() {
     service.terminate().await;
     let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
-    let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
+    let suppressed: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
     // A new minute may begin in between, which allows a hundred more events.
     assert!((100..130).contains(&written), "{written}");
-    assert_eq!(u64::try_from(written).unwrap() + more, 130);
+    assert_eq!(u64::try_from(written).unwrap() + suppressed, 130);
     assert!(counted.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{counted:#?}");
 }
 

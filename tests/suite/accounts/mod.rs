@@ -27,7 +27,7 @@ async fn a_user_registers_logs_in_and_reads_their_account() {
     let service = service().await;
     let registered = register(&service, "Grace@Example.com", PASSWORD).await.is(201);
     let user = registered.json();
-    assert_eq!(user["email"], "grace@example.com", "in lower case");
+    assert_eq!(user["email"], "grace@example.com", "the address is stored in lower case");
     assert_eq!((&user["name"], &user["role"]), (&json!("Grace Hopper"), &json!("customer")));
     assert_eq!(registered.header("location"), Some("/v1/me"));
 
@@ -76,7 +76,7 @@ async fn all_errors_of_a_registration_are_reported_at_once() {
 #[tokio::test]
 async fn a_password_has_8_to_1024_characters() {
     let service = service().await;
-    for (password, fits) in [
+    for (password, is_accepted) in [
         ("1234567".to_owned(), false),
         ("mxqzvkwt".to_owned(), true),
         ("\u{1F511}\u{1F40E}\u{1F50B}".repeat(2), false),
@@ -87,7 +87,7 @@ async fn a_password_has_8_to_1024_characters() {
     ] {
         let email = format!("{}@example.com", Uuid::now_v7().simple());
         let response = register(&service, &email, &password).await;
-        if fits {
+        if is_accepted {
             let _registered = response.is(201);
             let _known = log_in(&service, &email, &password).await.is(201);
         } else {
@@ -107,7 +107,7 @@ async fn a_common_password_is_rejected_on_every_route() {
     let customer = service.customer().await;
     let account = customer.email.split('@').next().unwrap();
     for common in ["iloveyou1", &customer.email, account, "Ada Lovelace", "lovelace1815"] {
-        let _rejected = changes_password(&customer, PASSWORD, common).await.is_invalid_at(&["/new_password"]);
+        let _rejected = change_password(&customer, PASSWORD, common).await.is_invalid_at(&["/new_password"]);
     }
     let create = ["user", "create", "--email", "root.of.all@example.com", "--name", "Ada Lovelace"];
     let create = [&create[..], &["--role", "admin"]].concat();
@@ -118,7 +118,7 @@ async fn a_common_password_is_rejected_on_every_route() {
     }
 }
 
-async fn changes_password(user: &User, current: &str, new: &str) -> HttpResponse {
+async fn change_password(user: &User, current: &str, new: &str) -> HttpResponse {
     user.put("/v1/me/password").json(&json!({ "current_password": current, "new_password": new })).await
 }
 
@@ -133,37 +133,37 @@ async fn an_email_address_has_no_display_name() {
     let _not_the_victim = log_in(&service, named, PASSWORD).await.is_problem(401, "bad-credentials");
 }
 
-/// A strength estimator needs one second for each password of this kind.
-const HOSTILE: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8(";
+/// A password for which the strength estimator needs one second.
+const SLOW_TO_ESTIMATE: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8(";
 
 #[tokio::test]
 async fn hostile_passwords_do_not_slow_down_other_requests() {
     let service = service().await;
     // Other load on the machine passes, but work that blocks the service recurs in every round.
-    let mut slowest = Vec::new();
+    let mut rounds = Vec::new();
     for _ in 0..5 {
         let registrations = (0..20).map(|_| {
             let email = format!("{}@example.com", Uuid::now_v7().simple());
-            let registration = json!({ "email": email, "password": HOSTILE, "name": "Eve" });
+            let registration = json!({ "email": email, "password": SLOW_TO_ESTIMATE, "name": "Eve" });
             service.anonymous().post("/v1/users").json(&registration).in_background()
         });
         let registrations = registrations.collect::<Vec<_>>();
-        let mut took = Duration::ZERO;
+        let mut slowest = Duration::ZERO;
         for _ in 0..5 {
             let started = Instant::now();
             assert_eq!(service.ops("/healthz").await.0, 200);
             let _other = service.anonymous().get("/problems").await.is(200);
-            took = took.max(started.elapsed());
+            slowest = slowest.max(started.elapsed());
         }
         for registration in registrations {
             let _registered = registration.response().await.is(201);
         }
-        if took < Duration::from_millis(250) {
+        if slowest < Duration::from_millis(250) {
             return;
         }
-        slowest.push(took);
+        rounds.push(slowest);
     }
-    panic!("other requests were slowed down each time: {slowest:?}");
+    panic!("other requests were slowed down each time: {rounds:?}");
 }
 
 #[tokio::test]
@@ -190,8 +190,8 @@ async fn one_of_two_concurrent_password_changes_succeeds() {
     let service = slow.setting("REQUEST_TIMEOUT_MS", "60000").start().await;
     let customer = service.customer().await;
     let (one, other) = tokio::join!(
-        changes_password(&customer, PASSWORD, "the first new password"),
-        changes_password(&customer, PASSWORD, "the second new password"),
+        change_password(&customer, PASSWORD, "the first new password"),
+        change_password(&customer, PASSWORD, "the second new password"),
     );
     let mut statuses = [one.status, other.status];
     statuses.sort_unstable();
@@ -301,7 +301,7 @@ async fn another_password_ends_every_session() {
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
     let other_customer = service.customer().await;
-    let _changed = changes_password(&here, PASSWORD, "a new and longer password").await.is(204);
+    let _changed = change_password(&here, PASSWORD, "a new and longer password").await.is(204);
 
     for ended in [&here, &there] {
         let _ended = ended.get("/v1/me").await.is_problem(401, "unauthenticated");
@@ -320,9 +320,9 @@ async fn another_password_ends_every_session() {
 async fn a_password_change_requires_the_current_password() {
     let service = service().await;
     let customer = service.customer().await;
-    let wrong = changes_password(&customer, WRONG, "a new and longer password").await;
+    let wrong = change_password(&customer, WRONG, "a new and longer password").await;
     let _wrong = wrong.is_problem(401, "bad-credentials");
-    let _weak = changes_password(&customer, PASSWORD, "short").await.is_invalid_at(&["/new_password"]);
+    let _weak = change_password(&customer, PASSWORD, "short").await.is_invalid_at(&["/new_password"]);
     let _unchanged = log_in(&service, &customer.email, PASSWORD).await.is(201);
     let _valid_session = customer.get("/v1/me").await.is(200);
 }

@@ -6,19 +6,19 @@ use std::{
 
 use dev::harness::{Service, eventually};
 
-use super::seals::{sealing_service, something_happens};
+use super::seals::{cause_three_events, sealing_service};
 use crate::EXECUTABLE;
 
-/// Number of events, which would need sixty megabytes in memory. A longer log is checked by hand: `LONG_AUDIT_LOG=1000000
+/// Number of events, which together need sixty megabytes. A longer log is tested manually: `LONG_AUDIT_LOG=1000000
 /// cargo test --test suite long_audit_logs -- --nocapture`.
 const EVENTS: i32 = 60_000;
 
-/// Maximum growth of the memory of both processes in bytes. Most of it is a page of events, and the allocator's
-/// reserve.
-const BOUND: u64 = 24 * 1024 * 1024;
+/// Maximum growth of the memory of each process in bytes: mostly one page of events, and memory that the allocator
+/// keeps.
+const MAX_GROWTH_BYTES: u64 = 24 * 1024 * 1024;
 
 /// Returns the peak memory of a process in bytes, or `None` after its end.
-fn peak_of(pid: u32) -> Option<u64> {
+fn peak_memory(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))?;
     Some(peak.trim().parse::<u64>().ok()? * 1024)
@@ -40,18 +40,18 @@ fn verify(service: &Service) -> (u64, Duration) {
         .unwrap();
     let mut peak = 0;
     let status = loop {
-        peak = peak.max(peak_of(verifying.id()).unwrap_or_default());
+        peak = peak.max(peak_memory(verifying.id()).unwrap_or_default());
         if let Some(status) = verifying.try_wait().unwrap() {
             break status;
         }
         std::thread::sleep(Duration::from_millis(2));
     };
     assert!(status.success(), "{status}");
-    assert!(peak > 0, "its memory was measured");
+    assert!(peak > 0, "the memory of the process was measured");
     (peak, started.elapsed())
 }
 
-async fn waiting_for_a_seal(service: &Service) -> i64 {
+async fn unsealed_events(service: &Service) -> i64 {
     let sealed = "select coalesce(sum(event_count), 0)::bigint from audit_seals";
     service.database().number(format!("select count(*) - ({sealed}) from audit_events")).await
 }
@@ -59,12 +59,14 @@ async fn waiting_for_a_seal(service: &Service) -> i64 {
 /// Waits until every event is sealed. Fails if sealing makes no progress.
 async fn wait_until_sealed(service: &Service) {
     loop {
-        let waiting = waiting_for_a_seal(service).await;
+        let waiting = unsealed_events(service).await;
         if waiting == 0 {
             return;
         }
-        eventually("more is sealed", async || (waiting_for_a_seal(service).await < waiting).then_some(()))
-            .await;
+        eventually("more events are sealed", async || {
+            (unsealed_events(service).await < waiting).then_some(())
+        })
+        .await;
     }
 }
 
@@ -76,7 +78,7 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
     }
     let events = std::env::var("LONG_AUDIT_LOG").map_or(EVENTS, |count| count.parse().unwrap());
     let service = sealing_service().await;
-    something_happens(&service).await;
+    cause_three_events(&service).await;
     wait_until_sealed(&service).await;
     let (short_peak, _) = verify(&service);
     let before = service.peak_memory();
@@ -92,20 +94,23 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
         .await;
     let started = Instant::now();
     wait_until_sealed(&service).await;
-    let (sealing, sealing_grew) = (started.elapsed(), service.peak_memory().saturating_sub(before));
+    let (sealing, sealing_growth) = (started.elapsed(), service.peak_memory().saturating_sub(before));
     let (peak, verifying) = verify(&service);
-    let verifying_grew = peak.saturating_sub(short_peak);
+    let verifying_growth = peak.saturating_sub(short_peak);
 
     let mebibytes = |bytes: u64| bytes / 1024 / 1024;
     println!(
         "{events} events: sealed in {sealing:.1?} ({:.0} a second, {} MiB, {} more than before), verified in {verifying:.1?} ({:.0} a second, {} MiB, {} more than a short log)",
         f64::from(events) / sealing.as_secs_f64(),
         mebibytes(service.peak_memory()),
-        mebibytes(sealing_grew),
+        mebibytes(sealing_growth),
         f64::from(events) / verifying.as_secs_f64(),
         mebibytes(peak),
-        mebibytes(verifying_grew),
+        mebibytes(verifying_growth),
     );
-    assert!(sealing_grew < BOUND, "sealing took {sealing_grew} bytes more than before");
-    assert!(verifying_grew < BOUND, "verifying took {verifying_grew} bytes more than with a short audit log");
+    assert!(sealing_growth < MAX_GROWTH_BYTES, "sealing took {sealing_growth} bytes more than before");
+    assert!(
+        verifying_growth < MAX_GROWTH_BYTES,
+        "verifying took {verifying_growth} bytes more than with a short audit log"
+    );
 }

@@ -31,7 +31,7 @@ async fn an_operation_that_cannot_be_audited_fails() {
         let credentials = json!({ "email": customer.email, "password": password });
         service.anonymous().post("/v1/sessions").json(&credentials)
     };
-    for (what, request) in [
+    for (operation, request) in [
         ("creating", another.clone()),
         ("logging in", log_in(PASSWORD)),
         ("failing to log in", log_in("not the password of any user")),
@@ -39,7 +39,7 @@ async fn an_operation_that_cannot_be_audited_fails() {
         ("staff's reading a list", support.lists()),
     ] {
         let rejected = request.await;
-        assert_eq!(rejected.status, 500, "{what}: {rejected}");
+        assert_eq!(rejected.status, 500, "{operation}: {rejected}");
     }
     // A rejection grants nothing, so it does not depend on its audit event.
     let _rejected = support.creates().await.is_problem(403, "forbidden");
@@ -62,7 +62,8 @@ async fn audit_log(auditor: &User, query: &str) -> Vec<Value> {
     }
 }
 
-async fn something_has_happened(service: &Service) -> (User, Uuid) {
+/// Causes events: a customer registers, logs in, creates a record, and is denied the audit log.
+async fn cause_events(service: &Service) -> (User, Uuid) {
     let customer = service.customer().await;
     let id = customer.creates().await.is(201).id();
     let _rejected = customer.get("/v1/audit-events").await.is_problem(403, "forbidden");
@@ -72,7 +73,7 @@ async fn something_has_happened(service: &Service) -> (User, Uuid) {
 #[tokio::test]
 async fn an_auditor_reads_events_with_all_required_fields() {
     let service = service().await;
-    let (customer, id) = something_has_happened(&service).await;
+    let (customer, id) = cause_events(&service).await;
     let auditor = service.auditor().await;
     let created = audit_log(&auditor, &format!("&resource={TABLE}&user_id={}", customer.id)).await;
     let created = created.iter().find(|event| event["action"] == "create").unwrap();
@@ -97,7 +98,7 @@ async fn an_auditor_reads_events_with_all_required_fields() {
 #[tokio::test]
 async fn the_audit_log_filters_and_pages_without_gaps() {
     let service = service().await;
-    let (customer, _) = something_has_happened(&service).await;
+    let (customer, _) = cause_events(&service).await;
     let auditor = service.auditor().await;
     let stored = async |condition: &str| {
         let mut ids: Vec<_> =
@@ -179,16 +180,15 @@ async fn the_audit_log_is_read_and_sealed_by_its_indexes() {
         ("force_generic_plan", "select extract(epoch from clock_timestamp() - least(", "1, '1', 1, now()"),
     ] {
         let statement = statement(part);
-        let explain =
-            format!("deallocate all; set plan_cache_mode = {mode}; prepare looked_at as {statement}");
+        let explain = format!("deallocate all; set plan_cache_mode = {mode}; prepare checked as {statement}");
         connection.execute(AssertSqlSafe(explain)).await.unwrap();
-        let explain = format!("explain (format json) execute looked_at({values})");
+        let explain = format!("explain (format json) execute checked({values})");
         let plan: Value =
             sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
         let this_month = format!("audit_events_{}", Utc::now().format("%Y_%m"));
         for node in crate::database::nodes(&plan) {
-            let reads_through = node["Node Type"] == "Seq Scan" && node["Relation Name"] == this_month;
-            assert!(!reads_through, "{values}: {statement}\n{plan:#}");
+            let is_full_scan = node["Node Type"] == "Seq Scan" && node["Relation Name"] == this_month;
+            assert!(!is_full_scan, "{values}: {statement}\n{plan:#}");
         }
         assert!(plan.to_string().contains(&this_month), "something was checked: {plan:#}");
     }
@@ -214,14 +214,14 @@ async fn a_time_range_is_read_from_its_partitions_only() {
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     connection
         .execute(AssertSqlSafe(format!(
-            "set plan_cache_mode = force_custom_plan; prepare looked_at as {statement}"
+            "set plan_cache_mode = force_custom_plan; prepare checked as {statement}"
         )))
         .await
         .unwrap();
     let next = "date_trunc('month', now(), 'UTC') + interval '1 month'";
     let until = "date_trunc('month', now(), 'UTC') + interval '2 months' - interval '1 microsecond'";
     let explain =
-        format!("explain (format json) execute looked_at(null, null, null, {next}, {until}, null, null, 21)");
+        format!("explain (format json) execute checked(null, null, null, {next}, {until}, null, null, 21)");
     let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
     let read: Vec<_> = crate::database::nodes(&plan)
         .iter()
@@ -262,7 +262,7 @@ async fn query_values_that_postgresql_cannot_store_are_malformed() {
         "to=9999-12-31T23:59:59-01:00".to_owned(),
         format!("cursor={}", cursor(i64::MIN)),
         format!("cursor={}", cursor(i64::MAX)),
-        // One microsecond before the year 0, and the first of the year 10000.
+        // One microsecond before the year 0, and the first microsecond of the year 10000.
         format!("cursor={}", cursor(-62_167_219_200_000_001)),
         format!("cursor={}", cursor(253_402_300_800_000_000)),
     ] {

@@ -3,7 +3,7 @@ use dev::harness::{CommandOutput, Service, eventually};
 use serde_json::Value;
 
 use super::{
-    seals::{everything_is_sealed, sealing_service, something_happens, verify},
+    seals::{cause_three_events, sealing_service, verify, wait_until_everything_is_sealed},
     verification::{Scratch, log_lines, tamper},
 };
 
@@ -13,15 +13,15 @@ async fn after_restore(service: &Service, heads: &str, more: &[&str]) -> Command
 }
 
 /// Waits until everything is sealed, and the head is in the log of the current process. Returns the head's number.
-async fn head_is_logged(service: &Service) -> i64 {
-    everything_is_sealed(service).await;
+async fn wait_until_head_is_logged(service: &Service) -> i64 {
+    wait_until_everything_is_sealed(service).await;
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the head is logged", |line| line["seal_number"] == head).await;
     head
 }
 
 /// Returns the rows of the tables that `after-restore` changes.
-async fn recorded(service: &Service) -> Vec<Value> {
+async fn changed_tables(service: &Service) -> Vec<Value> {
     let query = "select
         (select json_agg(audit_epochs) from audit_epochs) as epochs,
         (select json_agg(audit_restores) from audit_restores) as restores,
@@ -38,7 +38,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
     let scratch = Scratch::new();
     let (customer, other) = (service.customer().await, service.customer().await);
     let _created = customer.creates().await.is(201);
-    let kept = head_is_logged(&service).await;
+    let kept = wait_until_head_is_logged(&service).await;
     let mut log = log_lines(&service);
     service.terminate().await;
     service.database().back_up().await;
@@ -46,7 +46,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
     let _logged_out = other.delete("/v1/sessions/current").await.is(204);
     for _ in 0..2 {
         let _lost = customer.creates().await.is(201);
-        head_is_logged(&service).await;
+        wait_until_head_is_logged(&service).await;
     }
     let lost = service.database().number("select number from audit_seal_head").await;
     assert!(lost > kept);
@@ -56,7 +56,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
     log += &log_lines(&service);
     service.database().restore().await;
     let heads = scratch.write("heads.jsonl", &log);
-    // A key whose retention ended while the lost changes were made.
+    // A key that expired while the lost changes were made.
     service
         .database()
         .execute(
@@ -73,19 +73,19 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
 
     // Migrate, and run the command.
     service.command(&["migrate"], &[]).await.succeeded();
-    let before = recorded(&service).await;
+    let before = changed_tables(&service).await;
     let unconfirmed = after_restore(&service, &heads, &[]).await;
     assert_eq!(unconfirmed.code(), Some(1), "{}", unconfirmed.stdout);
-    assert!(unconfirmed.stderr.contains("it was not confirmed"), "{}", unconfirmed.stderr);
-    assert_eq!(recorded(&service).await, before);
+    assert!(unconfirmed.stderr.contains("the command was not confirmed"), "{}", unconfirmed.stderr);
+    assert_eq!(changed_tables(&service).await, before);
     let done = after_restore(&service, &heads, &["--yes"]).await.succeeded();
     let gap = format!("heads of seals {} to {lost} are not in the database", kept + 1);
     assert!(done.contains(&gap) && done.contains("epoch 2 of the audit log has begun"), "{done}");
     assert!(done.contains("sessions ended: 2; idempotency keys extended: 1"), "{done}");
-    let after = recorded(&service).await;
+    let after = changed_tables(&service).await;
     let again = after_restore(&service, &heads, &["--yes"]).await.succeeded();
     assert!(again.starts_with("nothing to do: this restore is recorded already\n"), "{again}");
-    assert_eq!(recorded(&service).await, after);
+    assert_eq!(changed_tables(&service).await, after);
 
     // Verify.
     let gap = format!("restored: seals {} to {lost} were logged and are lost", kept + 1);
@@ -98,8 +98,8 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
         let _ended = user.get("/v1/me").await.is(401);
     }
     service.customer().await;
-    let head = head_is_logged(&service).await;
-    assert!(head > kept + 1, "numbers of lost seals are used again");
+    let head = wait_until_head_is_logged(&service).await;
+    assert!(head > kept + 1, "no number of a lost seal is used again");
     let both = scratch.write("both.jsonl", &(log + &log_lines(&service)));
     let verified = verify(&service, &["--heads", &both]).await.succeeded();
     assert!(verified.contains(&gap), "{verified}");
@@ -114,7 +114,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
     })
     .await;
 
-    // The acknowledgement excuses nothing else, and only as it was recorded.
+    // The recorded restore explains only its own lost seals, and only while their list is unchanged.
     let forged = format!("{{\"seal_number\":{lost},\"seal_hash\":\"{}\"}}\n", "00".repeat(32));
     let forged = scratch.write("forged.jsonl", &(std::fs::read_to_string(&both).unwrap() + &forged));
     assert_eq!(verify(&service, &["--heads", &forged]).await.code(), Some(1));
@@ -134,8 +134,8 @@ async fn sealing_stops_when_the_chain_is_set_back() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     for _ in 0..2 {
-        something_happens(&service).await;
-        head_is_logged(&service).await;
+        cause_three_events(&service).await;
+        wait_until_head_is_logged(&service).await;
     }
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
     let set_back = "
@@ -162,7 +162,7 @@ async fn sealing_stops_when_the_chain_is_set_back() {
     );
 
     after_restore(&service, &heads, &["--yes"]).await.succeeded();
-    head_is_logged(&service).await;
+    wait_until_head_is_logged(&service).await;
     let all = scratch.write("all.jsonl", &log_lines(&service));
     let verified = verify(&service, &["--heads", &all]).await.succeeded();
     assert!(verified.contains("were logged and are lost"), "{verified}");

@@ -9,8 +9,8 @@ use dev::harness::{CommandOutput, Service, eventually};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 
 use super::{
-    seals::{everything_is_sealed, sealing_service, something_happens, verify},
-    verification::{Scratch, documented_verifier, log_lines, python, tamper},
+    seals::{cause_three_events, sealing_service, verify, wait_until_everything_is_sealed},
+    verification::{Scratch, documented_verifier, log_lines, run_python, tamper},
 };
 use crate::EXECUTABLE;
 
@@ -19,7 +19,7 @@ async fn export(service: &Service, until: &str, to: &str) -> CommandOutput {
 }
 
 /// Records events of a past month in a partition of its own.
-async fn old_events(service: &Service, month: &str, count: usize) {
+async fn insert_old_events(service: &Service, month: &str, count: usize) {
     service
         .database()
         .execute(format!(
@@ -33,7 +33,7 @@ async fn old_events(service: &Service, month: &str, count: usize) {
         .await;
 }
 
-async fn partitions(service: &Service) -> i64 {
+async fn count_partitions(service: &Service) -> i64 {
     service.database().number("select count(*) from pg_class where relname in ('audit_events_2021_02', 'audit_events_2021_03') and relkind = 'r'").await
 }
 
@@ -41,20 +41,20 @@ async fn partitions(service: &Service) -> i64 {
 async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
-    old_events(&service, "2021-02", 5).await;
-    everything_is_sealed(&service).await;
-    old_events(&service, "2021-03", 7).await;
-    something_happens(&service).await;
-    everything_is_sealed(&service).await;
+    insert_old_events(&service, "2021-02", 5).await;
+    wait_until_everything_is_sealed(&service).await;
+    insert_old_events(&service, "2021-03", 7).await;
+    cause_three_events(&service).await;
+    wait_until_everything_is_sealed(&service).await;
 
     let february = scratch.path("2021-02.jsonl.gz");
     let exported = export(&service, "2021-03-01", &february).await.succeeded();
     assert!(exported.contains("dropped: audit_events_2021_02"), "{exported}");
-    assert_eq!(partitions(&service).await, 1, "March is not exported, or not over at that time");
+    assert_eq!(count_partitions(&service).await, 1, "March is not exported, or not over at that time");
     let exports = service.audit_events("action = 'export'").await;
     assert_eq!(exports.len(), 1);
     assert!(exported.contains(exports[0]["metadata"]["file_sha256"].as_str().unwrap()), "{exported}");
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let hash = exports[0]["metadata"]["file_sha256"].as_str().unwrap();
     for kept in [&february, hash] {
         let verified = verify(&service, &["--exported", kept]).await.succeeded();
@@ -75,8 +75,8 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
             .succeeded()
             .contains("dropped: audit_events_2021_03")
     );
-    assert_eq!(partitions(&service).await, 0);
-    everything_is_sealed(&service).await;
+    assert_eq!(count_partitions(&service).await, 0);
+    wait_until_everything_is_sealed(&service).await;
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
     verify(&service, &["--heads", &heads, "--exported", &february, &march]).await.succeeded();
     for one in [&february, &march] {
@@ -85,7 +85,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     }
     for file in [&february, &march] {
         verify(&service, &["--export", file, "--heads", &heads]).await.succeeded();
-        let Some((whole, output)) = python(&documented_verifier(), &[file]) else { continue };
+        let Some((whole, output)) = run_python(&documented_verifier(), &[file]) else { continue };
         assert!(whole && output.contains("verified up to seal"), "{output}");
     }
 
@@ -100,13 +100,16 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
 async fn an_export_that_was_changed_does_not_verify() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
-    something_happens(&service).await;
-    everything_is_sealed(&service).await;
+    cause_three_events(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let file = scratch.path("export.jsonl.gz");
     let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
     let rejected = export(&service, "yesterday", &file).await;
     assert_eq!(rejected.code(), Some(2), "{}", rejected.stderr);
-    assert!(!export(&service, &tomorrow, &file).await.succeeded().contains("dropped"), "it is not that old");
+    assert!(
+        !export(&service, &tomorrow, &file).await.succeeded().contains("dropped"),
+        "the partition is too recent"
+    );
     verify(&service, &["--export", &file]).await.succeeded();
     let over = export(&service, &tomorrow, &file).await;
     assert_eq!(over.code(), Some(1), "an export is never overwritten");
@@ -123,7 +126,7 @@ async fn an_export_that_was_changed_does_not_verify() {
         ("a missing end", without(lines.len() - 1)),
         ("a missing last event", without(lines.len() - 2)),
         ("another end", text.replace("\"end\":{\"last_seal\":", "\"end\":{\"last_seal\":1")),
-        ("something behind the end", format!("{text}{}\n", lines[0])),
+        ("a line after the end", format!("{text}{}\n", lines[0])),
     ] {
         assert_ne!(changed, text, "{what}");
         let path = scratch.path("changed.jsonl.gz");
@@ -133,29 +136,29 @@ async fn an_export_that_was_changed_does_not_verify() {
         let found = verify(&service, &["--export", &path]).await;
         assert_eq!(found.code(), Some(1), "{what}: {}", found.stdout);
         if ["a field", "a missing event", "a missing last event"].contains(&what)
-            && let Some((whole, output)) = python(&documented_verifier(), &[&path])
+            && let Some((whole, output)) = run_python(&documented_verifier(), &[&path])
         {
             assert!(!whole, "{what}: {output}");
         }
     }
     std::fs::write(&file, &std::fs::read(&file).unwrap()[..100]).unwrap();
-    assert_eq!(verify(&service, &["--export", &file]).await.code(), Some(1), "cut off");
+    assert_eq!(verify(&service, &["--export", &file]).await.code(), Some(1), "a truncated file");
 }
 
 #[tokio::test]
 async fn the_event_of_an_export_can_be_exported_later() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
-    old_events(&service, "2021-02", 5).await;
-    everything_is_sealed(&service).await;
+    insert_old_events(&service, "2021-02", 5).await;
+    wait_until_everything_is_sealed(&service).await;
     let february = scratch.path("2021-02.jsonl.gz");
     export(&service, "2021-03-01", &february).await.succeeded();
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     // Later, the month of that export is exported and dropped too.
     let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
     let later = scratch.path("later.jsonl.gz");
     export(&service, &tomorrow, &later).await.succeeded();
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     tamper(
         &service,
         "delete from audit_events where recorded_at < (select max(exported_at) from audit_exports)",
@@ -165,7 +168,7 @@ async fn the_event_of_an_export_can_be_exported_later() {
 }
 
 /// Opens a transaction that reads the whole audit log and stays open, like that of `pg_dump`.
-async fn reader(service: &Service) -> dev::harness::OpenTransaction {
+async fn open_reader(service: &Service) -> dev::harness::OpenTransaction {
     service
         .database()
         .hold("set transaction isolation level repeatable read; select count(*) from audit_events")
@@ -173,7 +176,7 @@ async fn reader(service: &Service) -> dev::harness::OpenTransaction {
 }
 
 /// Makes audited writes, each within two seconds.
-async fn audited_writes(service: &Service, count: usize) {
+async fn make_audited_writes(service: &Service, count: usize) {
     let customer = service.customer().await;
     for _ in 0..count {
         let started = Instant::now();
@@ -183,37 +186,37 @@ async fn audited_writes(service: &Service, count: usize) {
 }
 
 /// Waits until the export is recorded and sealed, so that only the drop remains.
-async fn exported(service: &Service) {
+async fn wait_until_exported(service: &Service) {
     eventually("the export is recorded", async || {
         (service.database().number("select count(*) from audit_exports").await == 1).then_some(())
     })
     .await;
-    everything_is_sealed(service).await;
+    wait_until_everything_is_sealed(service).await;
 }
 
 #[tokio::test]
 async fn audited_writes_continue_while_an_export_waits() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
-    old_events(&service, "2021-02", 5).await;
-    everything_is_sealed(&service).await;
+    insert_old_events(&service, "2021-02", 5).await;
+    wait_until_everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
-    let reads = reader(&service).await;
+    let reads = open_reader(&service).await;
     let (finished, ()) = tokio::join!(export(&service, "2021-03-01", &file), async {
         // The reader does not delay seals, because it writes nothing.
-        exported(&service).await;
-        audited_writes(&service, 10).await;
+        wait_until_exported(&service).await;
+        make_audited_writes(&service, 10).await;
         let left = service
             .database()
             .number("select count(*) from pg_class where relname = 'audit_events_2021_02'")
             .await;
         assert_eq!(left, 1, "the reader still needs it");
         reads.release().await;
-        audited_writes(&service, 5).await;
+        make_audited_writes(&service, 5).await;
     });
     assert!(finished.succeeded().contains("dropped: audit_events_2021_02"));
-    audited_writes(&service, 5).await;
+    make_audited_writes(&service, 5).await;
 }
 
 fn start_export(service: &Service, file: &str) -> Child {
@@ -231,8 +234,8 @@ fn start_export(service: &Service, file: &str) -> Child {
 async fn an_interrupted_export_can_be_repeated() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
-    old_events(&service, "2021-02", 5).await;
-    everything_is_sealed(&service).await;
+    insert_old_events(&service, "2021-02", 5).await;
+    wait_until_everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
     // The export waits for this lock before it writes its file.
@@ -246,19 +249,19 @@ async fn an_interrupted_export_can_be_repeated() {
     .await;
     exporting.kill().unwrap();
     exporting.wait().unwrap();
-    eventually("its statement is cancelled", async || {
+    eventually("the statement is cancelled", async || {
         (service.database().number(of_export).await == 0).then_some(())
     })
     .await;
     held.release().await;
 
     // Terminated while it waits for a reader, the export is complete. The next run drops the partitions.
-    let reads = reader(&service).await;
+    let reads = open_reader(&service).await;
     let mut exporting = start_export(&service, &file);
-    exported(&service).await;
+    wait_until_exported(&service).await;
     exporting.kill().unwrap();
     exporting.wait().unwrap();
-    audited_writes(&service, 3).await;
+    make_audited_writes(&service, 3).await;
     reads.release().await;
     let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await.succeeded();
     assert_eq!(again, "dropped: audit_events_2021_02\n");

@@ -10,7 +10,7 @@ pub async fn sealing_service() -> Service {
     builder().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await
 }
 
-/// Returns the events without a seal.
+/// Query for the number of events without a seal.
 const UNSEALED: &str = "
     select count(*)
     from audit_events
@@ -22,11 +22,11 @@ const UNSEALED: &str = "
     )";
 
 /// Causes three events: a customer registers, logs in, and creates a record.
-pub async fn something_happens(service: &Service) {
+pub async fn cause_three_events(service: &Service) {
     let _created = service.customer().await.creates().await.is(201);
 }
 
-pub async fn everything_is_sealed(service: &Service) {
+pub async fn wait_until_everything_is_sealed(service: &Service) {
     eventually("every event is sealed", async || {
         (service.database().number(UNSEALED).await == 0).then_some(())
     })
@@ -46,10 +46,10 @@ pub async fn verify(service: &Service, arguments: &[&str]) -> dev::harness::Comm
 #[tokio::test]
 async fn every_event_is_sealed_and_the_head_of_the_chain_is_logged() {
     let service = sealing_service().await;
-    something_happens(&service).await;
-    everything_is_sealed(&service).await;
-    something_happens(&service).await;
-    everything_is_sealed(&service).await;
+    cause_three_events(&service).await;
+    wait_until_everything_is_sealed(&service).await;
+    cause_three_events(&service).await;
+    wait_until_everything_is_sealed(&service).await;
 
     let events = service.database().number("select count(*) from audit_events").await;
     let sealed = service.database().number("select sum(event_count)::bigint from audit_seals").await;
@@ -77,7 +77,7 @@ async fn every_event_is_sealed_and_the_head_of_the_chain_is_logged() {
 async fn a_head_is_logged_again_by_a_process_that_starts() {
     let mut service = sealing_service().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     service.kill_9().await;
     let head = service.database().number("select number from audit_seal_head").await;
     service.restart().await;
@@ -85,7 +85,7 @@ async fn a_head_is_logged_again_by_a_process_that_starts() {
 }
 
 /// Records an event in a statement of the owner. The test controls its transaction.
-const LATE: &str = "
+const INSERT_LATE_EVENT: &str = "
     select record_audit_event(jsonb_build_object(
       'id', gen_random_uuid(), 'timestamp', now(), 'event_type', 'data_change', 'resource', 'things',
       'action', 'late', 'result', 'success', 'metadata', '{}'::jsonb, 'service_version', 'test'
@@ -95,12 +95,12 @@ const LATE: &str = "
 async fn the_horizon_is_taken_before_the_events_are_read() {
     let service =
         builder().on_a_server_of_its_own().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
-    everything_is_sealed(&service).await;
-    let late = service.database().hold(LATE).await;
-    // The sealer waits for this lock when it takes its horizon, after any earlier reads.
+    wait_until_everything_is_sealed(&service).await;
+    let late = service.database().hold(INSERT_LATE_EVENT).await;
+    // The sealer waits for this lock when it determines its horizon, after any earlier reads.
     let mut locker = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     locker.execute("begin; lock table audit_epochs in access exclusive mode").await.unwrap();
-    assert_eq!(service.database().try_as_service(LATE).await, Ok(()));
+    assert_eq!(service.database().try_as_service(INSERT_LATE_EVENT).await, Ok(()));
     eventually("the sealer waits for its horizon", async || {
         let waits = "
             select count(*)
@@ -112,10 +112,10 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     .await;
     late.commit().await;
     locker.execute("commit").await.unwrap();
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let events = service.database().number("select count(*) from audit_events").await;
     let sealed = service.database().number("select sum(event_count)::bigint from audit_seals").await;
-    assert_eq!(sealed, events, "events committed meanwhile are sealed");
+    assert_eq!(sealed, events, "events that were committed during the wait are sealed");
     verify(&service, &[]).await.succeeded();
 }
 
@@ -126,7 +126,7 @@ async fn a_head_is_logged_though_nothing_else_is() {
     let service =
         builder().setting("RUST_LOG", filter).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the head is logged", |line| line["seal_number"] == head).await;
     let others = service.logs().into_iter().find(|line| {
@@ -142,7 +142,7 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
         .setting("CRASH_AT", "seal.committed")
         .start()
         .await;
-    // The response may be lost: the process crashes as soon as it has sealed the request's event.
+    // The response may be lost, because the process crashes as soon as it has sealed the request's event.
     let registration = serde_json::json!({
         "email": "ada@example.com", "password": dev::harness::PASSWORD, "name": "Ada Lovelace"
     });
@@ -163,7 +163,7 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
     // An open transaction delays the sealing of every database on its server.
     let service =
         builder().on_a_server_of_its_own().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let late = service
         .database()
         .hold(
@@ -174,15 +174,15 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
         )
         .await;
     service.customer().await;
-    let overtaken = service.database().number(UNSEALED).await;
-    assert!(overtaken > 0);
+    let unsealed = service.database().number(UNSEALED).await;
+    assert!(unsealed > 0);
     let before = logged_heads(&service).len();
     eventually("the sealer has run twice more", async || {
         (logged_heads(&service).len() >= before + 2).then_some(())
     })
     .await;
     assert!(
-        service.database().number(UNSEALED).await >= overtaken,
+        service.database().number(UNSEALED).await >= unsealed,
         "no event is sealed before an open transaction"
     );
     eventually("the lag is measured independently of the sealer", async || {
@@ -194,7 +194,7 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
     .await;
 
     late.commit().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     assert_eq!(service.audit_events("action = 'late'").await.len(), 1);
     verify(&service, &[]).await.succeeded();
     let sealed = service.database().number("select sum(event_count)::bigint from audit_seals").await;
@@ -206,8 +206,8 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
 async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     let mut service = sealing_service().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
-    // Transaction ids of another cluster start again, so the newest event here may have an id of the future.
+    wait_until_everything_is_sealed(&service).await;
+    // Transaction ids of another cluster start at a low number, so existing events may have higher ids.
     service
         .database()
         .execute(
@@ -223,7 +223,7 @@ async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     service.command(&["migrate"], &[]).await.succeeded();
     service.restart().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
     assert_eq!(service.audit_events("epoch = 1 and action = 'old'").await.len(), 1);
     assert_eq!(
@@ -248,7 +248,7 @@ async fn many_replicas_make_one_chain() {
             let _placed = replica.serves(&customer).creates().await.is(201);
         }
     }
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
     let mut heads: Vec<_> = [&service, &second, &third].into_iter().flat_map(logged_heads).collect();
     heads.sort();
@@ -262,7 +262,7 @@ async fn many_replicas_make_one_chain() {
 async fn seals_are_only_appended() {
     let service = sealing_service().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     for statement in [
         "update audit_seals set hash = previous_hash",
         "delete from audit_seals",
@@ -291,7 +291,7 @@ async fn seals_are_only_appended() {
         let rejected = service.database().try_as_service(&fork).await;
         assert_eq!(rejected, Err("23000".to_owned()), "{fork}");
     }
-    assert_eq!(service.database().try_as_service(&next_seal(&[])).await, Ok(()), "the end may be continued");
+    assert_eq!(service.database().try_as_service(&next_seal(&[])).await, Ok(()), "a valid seal is appended");
 }
 
 /// Returns the statement that appends a seal with a valid form, except for these columns.
@@ -323,7 +323,7 @@ fn next_seal(forged: &[(&str, &str)]) -> String {
 async fn a_seal_covers_only_events_that_are_complete() {
     let service = sealing_service().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     for forged in [
         [("last_xact_id", "9223372036854775807")].as_slice(),
         &[("last_xact_id", "pg_current_xact_id()::text::bigint")],
@@ -342,14 +342,14 @@ async fn a_seal_covers_only_events_that_are_complete() {
 async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger() {
     let service = sealing_service().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let attempt = "
         create temporary table seals (like audit_seals);
         create trigger moves_the_end after insert on seals for each row execute function continue_audit_chain();
         insert into seals (number, previous_hash, hash) select number + 1, hash, sha256(hash) from audit_seal_head";
     assert_eq!(service.database().try_as_service(attempt).await, Err("42501".to_owned()));
     // A table of the same name in the first schema of the search path must not receive events.
-    let event = LATE.replace("'late'", "'caught'");
+    let event = INSERT_LATE_EVENT.replace("'late'", "'caught'");
     let attempt = format!(
         "create temporary table audit_events (like public.audit_events including defaults);
          set local search_path = pg_temp, public;
@@ -365,8 +365,8 @@ async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger() {
 async fn a_forged_seal_of_the_future_is_reported_with_the_lag() {
     let service = sealing_service().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
-    // This simulates an attacker whom no trigger stops.
+    wait_until_everything_is_sealed(&service).await;
+    // This simulates an attacker who bypasses the triggers.
     let forged =
         next_seal(&[("last_xact_id", "9223372036854775807"), ("sealed_at", "now() - interval '10 minutes'")]);
     super::verification::tamper(
@@ -393,7 +393,7 @@ async fn a_forged_seal_of_the_future_is_reported_with_the_lag() {
 async fn a_cluster_switch_at_run_time_is_detected() {
     let mut service = sealing_service().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     // This simulates a switch to a logical copy: another cluster with lower transaction ids.
     service
         .database()
@@ -425,13 +425,13 @@ async fn a_cluster_switch_at_run_time_is_detected() {
     service.command(&["migrate"], &[]).await.succeeded();
     service.terminate().await;
     service.restart().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     assert_eq!(service.audit_events("action = 'low' and epoch = 2").await.len(), 1);
     verify(&service, &[]).await.succeeded();
 }
 
-/// Returns the definition of a partition: columns, defaults, constraints, indexes, triggers, and rights.
-const SHAPE: &str = "
+/// Query for the definitions of the partitions: columns, defaults, constraints, indexes, triggers, and rights.
+const PARTITION_DEFINITIONS: &str = "
     select
       relname,
       (select json_agg(json_build_array(attname, atttypid, attnotnull, pg_get_expr(adbin, adrelid)) order by attnum)
@@ -467,9 +467,9 @@ async fn partitioned_service() -> Service {
 #[tokio::test]
 async fn creating_a_partition_blocks_no_writer() {
     let service = partitioned_service().await;
-    let made = service.database().rows(SHAPE).await;
-    assert_eq!(made.len(), 4);
-    let last = made[3]["relname"].as_str().unwrap();
+    let definitions = service.database().rows(PARTITION_DEFINITIONS).await;
+    assert_eq!(definitions.len(), 4);
+    let last = definitions[3]["relname"].as_str().unwrap();
     service.database().execute(format!("drop table {last}")).await;
 
     // This simulates pg_dump, which keeps its transaction open for its whole run.
@@ -478,13 +478,13 @@ async fn creating_a_partition_blocks_no_writer() {
         .execute("begin isolation level repeatable read; select count(*) from audit_events; select 1")
         .await
         .unwrap();
-    let making =
+    let create_partitions =
         "set timezone = 'America/New_York'; set datestyle = 'SQL, DMY'; set search_path = pg_catalog;
                   set standard_conforming_strings = off; set intervalstyle = 'sql_standard';
                   select public.make_audit_partitions()";
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     let customer = service.customer().await;
-    let (attempt, ()) = tokio::join!(connection.execute(making), async {
+    let (attempt, ()) = tokio::join!(connection.execute(create_partitions), async {
         service.database().wait_for_blocked_statements(1).await;
         for _ in 0..5 {
             let started = std::time::Instant::now();
@@ -500,15 +500,15 @@ async fn creating_a_partition_blocks_no_writer() {
     );
 
     reader.execute("rollback").await.unwrap();
-    connection.execute(making).await.unwrap();
-    assert_eq!(service.database().rows(SHAPE).await, made);
+    connection.execute(create_partitions).await.unwrap();
+    assert_eq!(service.database().rows(PARTITION_DEFINITIONS).await, definitions);
 }
 
 #[tokio::test]
 async fn a_month_in_the_default_partition_does_not_block_others() {
     let service = partitioned_service().await;
-    let made = service.database().rows(SHAPE).await;
-    let [third, fourth] = [2, 3].map(|index| made[index]["relname"].as_str().unwrap());
+    let definitions = service.database().rows(PARTITION_DEFINITIONS).await;
+    let [third, fourth] = [2, 3].map(|index| definitions[index]["relname"].as_str().unwrap());
     service
         .database()
         .execute(format!(
@@ -519,9 +519,14 @@ async fn a_month_in_the_default_partition_does_not_block_others() {
         ))
         .await;
     service.database().execute("select make_audit_partitions()").await;
-    let made: Vec<_> =
-        service.database().rows(SHAPE).await.iter().map(|row| row["relname"].clone()).collect();
-    assert!(made.contains(&fourth.into()) && !made.contains(&third.into()), "{made:?}");
+    let definitions: Vec<_> = service
+        .database()
+        .rows(PARTITION_DEFINITIONS)
+        .await
+        .iter()
+        .map(|row| row["relname"].clone())
+        .collect();
+    assert!(definitions.contains(&fourth.into()) && !definitions.contains(&third.into()), "{definitions:?}");
 }
 
 #[tokio::test]
@@ -547,8 +552,8 @@ async fn ambiguous_metadata_is_rejected() {
         let rejected = service.database().try_as_service(&event(metadata, timestamp)).await;
         assert_eq!(rejected, Err("23514".to_owned()), "{metadata} {timestamp}");
     }
-    let taken = event(r#"{"a":[1,true,"x",{"b":-9007199254740991}]}"#, now);
-    assert_eq!(service.database().try_as_service(&taken).await, Ok(()));
+    let valid_event = event(r#"{"a":[1,true,"x",{"b":-9007199254740991}]}"#, now);
+    assert_eq!(service.database().try_as_service(&valid_event).await, Ok(()));
 }
 
 #[tokio::test]
@@ -577,7 +582,7 @@ async fn sealing_that_finds_nothing_to_seal_keeps_its_connection() {
         .setting("DATABASE_MAX_CONNECTIONS", "1")
         .start()
         .await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let connection = concat!(
         "select pid from pg_stat_activity where datname = current_database() and application_name = '",
         env!("CARGO_PKG_NAME"),

@@ -1,4 +1,4 @@
-//! Tampering with the audit log by an attacker whom no right and no trigger stops. Verification finds each change.
+//! Tampering with the audit log by an attacker who bypasses rights and triggers. Verification finds each change.
 use std::path::{Path, PathBuf};
 
 use dev::harness::Service;
@@ -6,10 +6,10 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use super::seals::{everything_is_sealed, sealing_service, something_happens, verify};
+use super::seals::{cause_three_events, sealing_service, verify, wait_until_everything_is_sealed};
 use crate::builder;
 
-/// Returns a file in a directory that is deleted at the end of the test.
+/// A directory for the files of a test. Dropping the value deletes it.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
@@ -65,8 +65,8 @@ pub fn log_lines(service: &Service) -> String {
 async fn sealed_service() -> Service {
     let service = sealing_service().await;
     for _ in 0..3 {
-        something_happens(&service).await;
-        everything_is_sealed(&service).await;
+        cause_three_events(&service).await;
+        wait_until_everything_is_sealed(&service).await;
     }
     // The last head is logged after the commit.
     let head = service.database().number("select number from audit_seal_head").await;
@@ -75,13 +75,15 @@ async fn sealed_service() -> Service {
     service
 }
 
-/// The sealed events in their order.
-const IN_ORDER: &str =
+/// Query for the sealed events in their order.
+const EVENTS_IN_ORDER: &str =
     "select id, row_number() over (order by epoch, xact_id, sequence) as place from audit_events";
 
 async fn event_at(service: &Service, place: i64) -> String {
-    let rows =
-        service.database().rows(format!("select id from ({IN_ORDER}) as events where place = {place}")).await;
+    let rows = service
+        .database()
+        .rows(format!("select id from ({EVENTS_IN_ORDER}) as events where place = {place}"))
+        .await;
     rows[0]["id"].as_str().unwrap().to_owned()
 }
 
@@ -103,8 +105,8 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
     let count = service.database().number("select sum(event_count)::bigint from audit_seals").await;
     let (second, third, last) =
         (event_at(&service, 2).await, event_at(&service, 3).await, event_at(&service, count).await);
-    let (seal, within) = sealed_at(&service, 2).await;
-    let (last_seal, in_last) = sealed_at(&service, count).await;
+    let (seal, position) = sealed_at(&service, 2).await;
+    let (last_seal, last_position) = sealed_at(&service, count).await;
     service
         .database()
         .execute(
@@ -112,7 +114,7 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
         )
         .await;
 
-    for (what, statements, finding) in [
+    for (change, statements, finding) in [
         (
             "a field is changed",
             format!("update audit_events set metadata = metadata || '{{\"x\":1}}' where id = '{second}'"),
@@ -126,15 +128,15 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
         (
             "the last event is deleted",
             format!("delete from audit_events where id = '{last}'"),
-            format!("seal {last_seal}, event {in_last} of {in_last}: missing"),
+            format!("seal {last_seal}, event {last_position} of {last_position}: missing"),
         ),
         (
             "the second event is deleted",
             format!("delete from audit_events where id = '{second}'"),
-            format!("seal {seal}, event {within} of"),
+            format!("seal {seal}, event {position} of"),
         ),
         (
-            "two events change places",
+            "two events are swapped",
             format!(
                 "with places as (select id, xact_id, sequence from audit_events where id in ('{second}', '{third}'))
                  update audit_events set xact_id = other.xact_id, sequence = other.sequence
@@ -145,7 +147,7 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
             format!("seal {seal}, event {third}:"),
         ),
         (
-            "an event is slipped into the past",
+            "an event with an earlier time is inserted",
             format!(
                 "insert into audit_events
                  select (jsonb_populate_record(audit_events, jsonb_build_object('id', gen_random_uuid(), 'sequence', 0))).*
@@ -159,7 +161,7 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
             format!("seal {last_seal}: missing, the end of the chain"),
         ),
         (
-            "a seal within is deleted",
+            "an inner seal is deleted",
             "delete from audit_seals where number = 2".to_owned(),
             "seal 2: missing".to_owned(),
         ),
@@ -176,8 +178,8 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
     ] {
         tamper(&service, &statements).await;
         let verified = verify(&service, &[]).await;
-        assert_eq!(verified.code(), Some(1), "{what}: {}{}", verified.stdout, verified.stderr);
-        assert!(verified.stderr.contains(&finding), "{what}: {}", verified.stderr);
+        assert_eq!(verified.code(), Some(1), "{change}: {}{}", verified.stdout, verified.stderr);
+        assert!(verified.stderr.contains(&finding), "{change}: {}", verified.stderr);
         tamper(
             &service,
             "delete from audit_events; insert into audit_events select * from kept_events;
@@ -202,7 +204,7 @@ async fn only_the_logged_heads_reveal_a_regenerated_chain() {
     unseal(&service, &format!("delete from audit_events where id = '{second}'")).await;
     // The sealer itself creates the new chain, as an attacker would.
     service.restart().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
 
     let found = verify(&service, &["--heads", &heads]).await;
@@ -234,7 +236,7 @@ async fn heads_are_read_from_the_service_log() {
         .start()
         .await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     service.terminate().await;
     let mut logs: Vec<_> = std::fs::read_dir(&directory)
         .unwrap()
@@ -256,7 +258,7 @@ async fn heads_are_read_from_the_service_log() {
     unseal(&service, &format!("delete from audit_events where id = '{second}'")).await;
     let before = scratch.write("before.log", &std::fs::read_to_string(audit_log).unwrap());
     service.restart().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let found = verify(&service, &["--log", &before]).await;
     assert_eq!(found.code(), Some(1), "{}", found.stdout);
     assert!(found.stderr.contains("seal 1: the hash differs from the logged one"), "{}", found.stderr);
@@ -271,7 +273,7 @@ async fn heads_are_read_from_the_service_log() {
 async fn a_rewritten_chain_stops_sealing_and_raises_an_alert() {
     let service = sealing_service().await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     tamper(&service, "delete from audit_seals where number = (select max(number) from audit_seals)").await;
     let before = service.database().number("select count(*) from audit_seals").await;
     service
@@ -293,7 +295,7 @@ fn documented() -> (String, Vec<Value>) {
 }
 
 /// Runs the document's verifier. Returns `None` without Python.
-pub fn python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
+pub fn run_python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
     let scratch = Scratch::new();
     let script = scratch.write("verifier.py", script);
     match std::process::Command::new("python3").arg(script).args(arguments).output() {
@@ -321,7 +323,7 @@ fn the_documents_verifier_computes_the_documents_test_vector() {
          print(digest_of(event).hex() == seal['digests'], hash_of(seal) == seal['hash'])",
         script.split("if __name__").next().unwrap()
     );
-    let Some((_, output)) = python(&check, &[&vectors[0].to_string(), &vectors[1].to_string()]) else {
+    let Some((_, output)) = run_python(&check, &[&vectors[0].to_string(), &vectors[1].to_string()]) else {
         return;
     };
     assert_eq!(output.trim(), "True True");
@@ -334,7 +336,7 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
     // The service's role can insert an event that resembles one of `audit export`.
     let forged = "00".repeat(32);
-    let claim = format!(
+    let forged_event = format!(
         "select record_audit_event(jsonb_build_object(
            'id', gen_random_uuid(), 'timestamp', now(), 'event_type', 'audit', 'resource', 'audit_events',
            'action', 'export', 'result', 'success', 'service_version', 'test',
@@ -342,9 +344,9 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
          ))"
     );
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
-    connection.execute(AssertSqlSafe(claim)).await.unwrap();
+    connection.execute(AssertSqlSafe(forged_event)).await.unwrap();
     service.restart().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     service.terminate().await;
     verify(&service, &["--heads", &heads]).await.succeeded();
 

@@ -29,7 +29,7 @@ pub(crate) async fn console() -> Console {
 }
 
 impl ConsoleFixture {
-    pub(crate) async fn set() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with_traffic(0.0).await.0
     }
 

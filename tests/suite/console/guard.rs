@@ -58,7 +58,7 @@ async fn a_foreign_origin_is_rejected_and_a_link_is_not() {
 }
 
 #[tokio::test]
-async fn it_listens_on_this_machine_and_its_pages_load_nothing_else() {
+async fn the_console_is_local_and_loads_no_foreign_resource() {
     let console = console().await;
     assert!(console.url().starts_with("http://127.0.0.1:"), "{}", console.url());
     let page = send(&console, Method::GET, "/now", &[]).await;

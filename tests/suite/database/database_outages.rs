@@ -13,7 +13,7 @@ async fn ready(service: &Service) -> (u16, Value) {
 }
 
 async fn wait_until_ready(service: &Service) {
-    within(Duration::from_mins(1), "it is ready again", async || {
+    within(Duration::from_mins(1), "the service is ready again", async || {
         (ready(service).await.0 == 200).then_some(())
     })
     .await;
@@ -23,7 +23,7 @@ async fn wait_until_ready(service: &Service) {
 async fn probes_respond_in_time_while_the_database_hangs() {
     let service = builder().behind_a_link().start().await;
     service.link().freeze();
-    eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
+    eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     for _ in 0..5 {
         let requests = Instant::now();
         let (status, body) = ready(&service).await;
@@ -47,7 +47,7 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
     service.link().cut();
     let rejected = request.clone().await.is_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some(), "{rejected}");
-    eventually("it is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
+    eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     eventually("a worker fails and logs it", async || {
         service.logs().iter().any(|line| line["message"] == "worker failed").then_some(())
     })
@@ -106,11 +106,11 @@ async fn connections_to_a_lost_host_are_closed() {
     for request in requests {
         let _served = request.response().await.is(200);
     }
-    let recovered =
+    let successful_runs =
         async || service.gauge("worker_last_success_timestamp_seconds{worker=\"audit_sealing\"}").await;
-    let before = recovered().await;
+    let before = successful_runs().await;
     within(Duration::from_mins(1), "the workers succeed again", async || {
-        (recovered().await > before).then_some(())
+        (successful_runs().await > before).then_some(())
     })
     .await;
 }
@@ -139,14 +139,14 @@ async fn the_statement_timeout_follows_the_setting() {
 }
 
 /// Returns a URL with the hosts of both URLs.
-fn both(first: &Url, second: &Url) -> String {
+fn with_both_hosts(first: &Url, second: &Url) -> String {
     let host = |url: &Url| format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
     first.as_str().replacen(&host(first), &format!("{},{}", host(first), host(second)), 1)
 }
 
 /// Repeats a change until it succeeds. Every other response must be retryable.
 async fn succeeds_after_503s_only(request: impl Fn() -> Request) -> HttpResponse {
-    within(Duration::from_mins(1), "it succeeds", async || {
+    within(Duration::from_mins(1), "the change succeeds", async || {
         let response = request().await;
         if response.status == 201 {
             return Some(response);
@@ -171,14 +171,15 @@ async fn wait_until_not_ready(service: &Service, reason: &str) {
 async fn a_standby_is_never_used() {
     let mut service = builder().on_a_server_of_its_own().start().await;
     let standby = service.database().standby().await;
-    let alone = [("DATABASE_URL", standby.service_url().as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "1")];
-    let stopped = service.command(&["serve"], &alone).await;
+    let standby_only =
+        [("DATABASE_URL", standby.service_url().as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "1")];
+    let stopped = service.command(&["serve"], &standby_only).await;
     assert_eq!(stopped.code(), Some(1));
     assert!(stopped.stderr.contains("the database is a standby"), "{}", stopped.stderr);
 
     service.terminate().await;
     let primary = service.database().service_url().clone();
-    service.restart_with("DATABASE_URL", &both(standby.service_url(), &primary)).await;
+    service.restart_with("DATABASE_URL", &with_both_hosts(standby.service_url(), &primary)).await;
     let _created = service.customer().await.creates().await.is(201);
 }
 
@@ -195,8 +196,8 @@ async fn a_promoted_standby_takes_over_within_seconds() {
     let standby = service.database().standby().await;
     service.terminate().await;
     let primary = service.link().leads_to(service.database().service_url());
-    service.restart_with("DATABASE_URL", &both(&primary, standby.service_url())).await;
-    // From now on, a commit is confirmed only after the standby has it too.
+    service.restart_with("DATABASE_URL", &with_both_hosts(&primary, standby.service_url())).await;
+    // From now on, a commit is confirmed only after the standby has received it.
     for statement in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
         service.database().execute_as_administrator(statement).await;
     }
@@ -214,7 +215,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
     assert!(lost.elapsed() < Duration::from_secs(15), "{:?}", lost.elapsed());
     wait_until_ready(&service).await;
     let listed = customer.lists().await.is(200);
-    assert!(listed.to_string().contains(&created.to_string()), "a confirmed commit is kept: {listed}");
+    assert!(listed.to_string().contains(&created.to_string()), "no confirmed commit is lost: {listed}");
 }
 
 #[tokio::test]
@@ -232,7 +233,7 @@ async fn statements_on_a_lost_host_end_within_seconds() {
     service.link().fails_over();
     let lost = Instant::now();
     for request in requests {
-        let _given_up = request.response().await.is_problem(503, "unavailable");
+        let _unavailable = request.response().await.is_problem(503, "unavailable");
     }
     assert!(lost.elapsed() < Duration::from_secs(20), "{:?}", lost.elapsed());
     held.release().await;
@@ -254,9 +255,9 @@ async fn cancelled_statements_do_not_keep_connections() {
         let _request = request.give_up().await;
     }
     // Every connection of the pool still waits for the lock.
-    let began = Instant::now();
+    let started = Instant::now();
     let _served = customer.get("/v1/me").await.is(200);
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     held.release().await;
     let _listed = customer.lists().await.is(200);
 }
@@ -314,7 +315,7 @@ async fn a_database_with_read_only_sessions_is_not_used() {
         let rejected = customer.creates().await.is_problem(503, "unavailable");
         assert!(rejected.header("retry-after").is_some(), "{rejected}");
     }
-    // The session is read-only by default now, including the harness's own.
+    // New sessions are read-only by default now, including those of this test.
     set("off").await;
     let _created = succeeds_after_503s_only(|| customer.creates()).await;
     wait_until_ready(&service).await;

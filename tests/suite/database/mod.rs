@@ -64,14 +64,14 @@ async fn the_service_cannot_rewrite_what_happened() {
 
 #[tokio::test]
 async fn migrate_turns_synchronous_commit_on_for_the_service() {
-    // The test's server has synchronous_commit off, like a server that was tuned.
+    // The server of the tests has `synchronous_commit = off`, like a server that is tuned for speed.
     let service = service().await;
     let mut as_service = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
-    let ask = "select current_setting('synchronous_commit')";
-    let ours: String = sqlx::query_scalar(ask).fetch_one(&mut as_service).await.unwrap();
+    let query = "select current_setting('synchronous_commit')";
+    let service_value: String = sqlx::query_scalar(query).fetch_one(&mut as_service).await.unwrap();
     let mut as_owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
-    let theirs: String = sqlx::query_scalar(ask).fetch_one(&mut as_owner).await.unwrap();
-    assert_eq!((theirs.as_str(), ours.as_str()), ("off", "on"));
+    let owner_value: String = sqlx::query_scalar(query).fetch_one(&mut as_owner).await.unwrap();
+    assert_eq!((owner_value.as_str(), service_value.as_str()), ("off", "on"));
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn several_replicas_may_migrate_at_once() {
     }
     let migrations = database.number("select count(*) from _sqlx_migrations where success").await;
     let all = format!("applied {migrations} migrations");
-    assert!(outputs.iter().any(|outputs| outputs.starts_with(&all)), "{outputs:#?}");
+    assert!(outputs.iter().any(|output| output.starts_with(&all)), "{outputs:#?}");
     assert!(migrate(&database).await.succeeded().starts_with("applied 0 migrations"));
 }
 
@@ -205,8 +205,8 @@ async fn an_older_release_does_not_change_a_newer_schema() {
     let newer = r"insert into _sqlx_migrations (version, description, success, checksum, execution_time)
                   values (9999, 'of the next release', true, '\x00', 0)";
     database.execute(newer).await;
-    let outputs = migrate(&database).await.succeeded();
-    assert!(outputs.starts_with("nothing to do: the schema has version 9999"), "{outputs}");
+    let output = migrate(&database).await.succeeded();
+    assert!(output.starts_with("nothing to do: the schema has version 9999"), "{output}");
 
     database.execute(r"update _sqlx_migrations set checksum = '\x00' where version = 1").await;
     let rejected = migrate(&database).await;
@@ -231,8 +231,8 @@ async fn an_unsuitable_database_is_rejected_before_any_change() {
     let settings = [("DATABASE_URL", service_url), ("DATABASE_MIGRATION_URL", service_url)];
     let rejected = run(Path::new(EXECUTABLE), &["migrate"], &settings).await;
     assert_eq!(rejected.code(), Some(1));
-    for lacking in ["no right to create tables", "no right to create roles"] {
-        assert!(rejected.stderr.contains(lacking), "{}", rejected.stderr);
+    for missing in ["no right to create tables", "no right to create roles"] {
+        assert!(rejected.stderr.contains(missing), "{}", rejected.stderr);
     }
     assert_eq!(rejected.stderr.trim_end().lines().count(), 1, "{}", rejected.stderr);
 }
@@ -267,11 +267,11 @@ async fn a_cancelled_begin_leaves_no_open_transaction() {
     let pool = platform::database::Database::connect(&settings, "cancelled").await.unwrap();
     let mut begun = 0;
     // Each attempt is cancelled later than the previous one: from immediately to after the start.
-    for turns in 0..1000 {
+    for yields in 0..1000 {
         // A connection is already open, so the cancellation hits the start of the transaction.
         pool.acquire().await.unwrap().release();
         let yielding = async {
-            for _ in 0..turns {
+            for _ in 0..yields {
                 tokio::task::yield_now().await;
             }
         };

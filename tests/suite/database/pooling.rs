@@ -19,7 +19,7 @@ use crate::{builder, service};
 
 /// Records the state of the session that runs the statement. The function sets nothing, because a setting of a function
 /// would look like one of the session.
-const RECORD_STATE: &str = "
+const RECORD_SESSION_STATE: &str = "
     create table session_state (kind text not null, name text not null);
     create function record_session_state() returns trigger
     language plpgsql
@@ -36,12 +36,12 @@ const RECORD_STATE: &str = "
     $$";
 
 /// The start-up parameters of sqlx. `PgBouncer` applies them to each server connection that it lends.
-const CLIENT: [&str; 4] = ["DateStyle", "TimeZone", "application_name", "client_encoding"];
+const CLIENT_PARAMETERS: [&str; 4] = ["DateStyle", "TimeZone", "application_name", "client_encoding"];
 
 #[tokio::test]
 async fn sessions_have_no_state_but_prepared_statements() {
     let service = builder().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
-    service.database().execute(RECORD_STATE).await;
+    service.database().execute(RECORD_SESSION_STATE).await;
     for table in ["sessions", TABLE, "audit_seals"] {
         service
             .database()
@@ -61,11 +61,11 @@ async fn sessions_have_no_state_but_prepared_statements() {
     .await;
 
     let recorded = service.database().rows("select distinct kind, name from session_state").await;
-    let named = |kind: &str| -> BTreeSet<_> {
+    let names_of_kind = |kind: &str| -> BTreeSet<_> {
         let of_kind = recorded.iter().filter(|row| row["kind"] == kind);
         of_kind.map(|row| row["name"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(named("client"), CLIENT.map(str::to_owned).into());
+    assert_eq!(names_of_kind("client"), CLIENT_PARAMETERS.map(str::to_owned).into());
     let others: Vec<_> = recorded.iter().filter(|row| row["kind"] != "client").collect();
     assert!(others.is_empty(), "{others:?}");
     // A lock of a session outlives its transaction.
@@ -120,7 +120,7 @@ impl Pooler {
         let file = directory.join("pgbouncer.ini");
         std::fs::write(&file, settings).unwrap();
         let mut launch = Launch::new(program);
-        // PgBouncer rejects to run as root.
+        // PgBouncer does not run as root.
         if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
             std::fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
             launch = launch.args(["-u", "nobody"]);
@@ -145,7 +145,7 @@ impl Drop for Pooler {
 }
 
 /// Starts a replica of the service that reaches the database through a pooler.
-async fn pooled(service: &Service, pooler: &Pooler) -> Service {
+async fn replica_with_pooler(service: &Service, pooler: &Pooler) -> Service {
     service.replica_with(&[("DATABASE_URL", pooler.url.as_str())]).await
 }
 
@@ -157,8 +157,10 @@ async fn the_main_flows_work_through_a_pooler() {
     };
     let service = service().await;
     let pooler = Pooler::start(&program, service.database().service_url()).await;
-    let (first, second) = (pooled(&service, &pooler).await, pooled(&service, &pooler).await);
-    // Two replicas with four connections each share two, so each statement meets sessions that have not prepared it.
+    let (first, second) =
+        (replica_with_pooler(&service, &pooler).await, replica_with_pooler(&service, &pooler).await);
+    // Two replicas with four connections each share two server connections, so each statement also runs in sessions
+    // that have not prepared it.
     let (one, two) = (first.customer().await, second.customer().await);
     for _ in 0..10 {
         let (one, two) = tokio::join!(one.uses_every_customer_route(), two.uses_every_customer_route());

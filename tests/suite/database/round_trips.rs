@@ -11,9 +11,10 @@ use crate::builder;
 /// here.
 const ROUND_TRIPS: [(&str, u16, usize); 2] = [("POST /v1/sessions", 201, 4), ("GET /v1/me", 200, 2)];
 
-/// Number of measurements of each request. Workers use the same wire occasionally, and the first use of a statement
-/// prepares it. Both only add round trips, so the minimum of several measurements is the request's own number.
-const TRIES: usize = 5;
+/// Number of measurements of each request. Workers use the same connection occasionally, and the first use of a
+/// statement prepares it. Both only add round trips, so the minimum of several measurements is the number of the
+/// request.
+const MEASUREMENTS: usize = 5;
 
 /// The database cost of a request.
 #[derive(Debug, PartialEq)]
@@ -24,23 +25,23 @@ pub(crate) struct DatabaseCost {
 }
 
 /// Measures the database cost of a request, which must have this status.
-pub(crate) async fn taken(
+pub(crate) async fn measure_cost(
     service: &Service,
     status: u16,
     request: impl AsyncFn() -> Request,
 ) -> DatabaseCost {
     let link = service.link();
-    let mut fewest = DatabaseCost { round_trips: usize::MAX, bytes: usize::MAX };
-    for _ in 0..TRIES {
+    let mut minimum = DatabaseCost { round_trips: usize::MAX, bytes: usize::MAX };
+    for _ in 0..MEASUREMENTS {
         let request = request().await;
         wait_until_pool_is_idle(service).await;
         let before = DatabaseCost { round_trips: link.round_trips(), bytes: link.bytes_back() };
         let _response = request.await.is(status);
         wait_until_pool_is_idle(service).await;
-        fewest.round_trips = fewest.round_trips.min(link.round_trips() - before.round_trips);
-        fewest.bytes = fewest.bytes.min(link.bytes_back() - before.bytes);
+        minimum.round_trips = minimum.round_trips.min(link.round_trips() - before.round_trips);
+        minimum.bytes = minimum.bytes.min(link.bytes_back() - before.bytes);
     }
-    fewest
+    minimum
 }
 
 /// Starts a service whose database traffic is counted, and whose workers are idle.
@@ -74,7 +75,7 @@ async fn hot_routes_make_no_more_round_trips_than_they_need() {
             "GET /v1/me" => customer.get("/v1/me"),
             route => unreachable!("{route}"),
         };
-        counted.push((route, status, taken(&service, status, request).await.round_trips));
+        counted.push((route, status, measure_cost(&service, status, request).await.round_trips));
     }
     assert_eq!(counted, ROUND_TRIPS);
 }

@@ -6,10 +6,10 @@ use std::{
     sync::LazyLock,
 };
 
-use super::is_complete;
+use super::assert_complete;
 
 /// Directories whose files the documents name.
-const FOLDERS: [&str; 11] = [
+const DIRECTORIES: [&str; 11] = [
     ".ci/",
     ".github/",
     "bench/",
@@ -32,9 +32,9 @@ pub(crate) fn file(path: &str) -> String {
 /// `docs/compliance-*.md`, or of `.env.example` and every `.env.*.example`.
 pub(crate) fn with_parts(path: &str) -> String {
     let (stem, extension) = path.rsplit_once('.').unwrap();
-    let (folder, stem) = stem.rsplit_once('/').unwrap_or((".", stem));
+    let (directory, stem) = stem.rsplit_once('/').unwrap_or((".", stem));
     let separator = if stem.starts_with('.') { '.' } else { '-' };
-    let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.retain(|name| {
         let rest = name.strip_suffix(extension).and_then(|name| name.strip_suffix('.')?.strip_prefix(stem));
@@ -42,7 +42,7 @@ pub(crate) fn with_parts(path: &str) -> String {
     });
     names.sort_unstable();
     assert!(names.iter().any(|name| path.ends_with(name.as_str())), "{path} is among {names:?}");
-    names.iter().map(|name| file(&format!("{folder}/{name}")) + "\n").collect()
+    names.iter().map(|name| file(&format!("{directory}/{name}")) + "\n").collect()
 }
 
 /// Returns the rows of every table in `docs` that has this heading. The heading identifies a list, so that a slice can
@@ -88,9 +88,9 @@ pub(crate) fn test_exists(name: &str) -> bool {
 }
 
 /// Returns every source file below a directory, and its text.
-fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+fn sources(directory: &Path) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files.extend(sources(&path));
@@ -122,7 +122,7 @@ fn every_control_names_existing_tests() {
     }
     let expected =
         (2..=12).map(|number| format!("AU-{number}")).chain(["AC-7", "SI-4", "SI-11"].map(str::to_owned));
-    is_complete("docs/compliance.md", &controls, "the controls that are claimed", &expected.collect());
+    assert_complete("docs/compliance.md", &controls, "the required controls", &expected.collect());
 
     let parts = with_parts("docs/compliance.md");
     for row in parts.lines().filter(|line| line.starts_with("| ") && line.contains("::")) {
@@ -141,7 +141,7 @@ fn every_control_names_existing_alerts_or_explains_none() {
         .map(|name| file(&format!("prometheus/rules/{name}.yml")))
         .collect();
     let document = file("docs/compliance.md");
-    let mut looked_at = 0;
+    let mut checked = 0;
     for section in document.split("\n## ").filter(|section| section.contains("**Alerts:**")) {
         let alerts = section.split("**Alerts:**").nth(1).unwrap().split("\n\n").next().unwrap();
         assert!(!quoted(alerts).is_empty() || alerts.trim_start().starts_with("none: "), "{section}");
@@ -149,10 +149,10 @@ fn every_control_names_existing_alerts_or_explains_none() {
             let exists = rules.lines().any(|line| line.trim() == format!("- alert: {alert}"));
             assert!(exists, "there is no alert {alert}");
             assert!(file(&format!("docs/runbooks/{alert}.md")).starts_with(&format!("# {alert}\n")));
-            looked_at += 1;
+            checked += 1;
         }
     }
-    assert!(looked_at > 10, "something was checked: {looked_at}");
+    assert!(checked > 10, "something was checked: {checked}");
 }
 
 #[test]
@@ -160,10 +160,10 @@ fn metrics_and_files_named_in_documents_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let code: String = ["src", "platform/src"]
         .iter()
-        .flat_map(|folder| sources(&root.join(folder)))
+        .flat_map(|directory| sources(&root.join(directory)))
         .map(|(_, text)| text)
         .collect();
-    let mut looked_at = 0;
+    let mut checked = 0;
     for document in ["docs/compliance.md", "docs/logs.md", "docs/audit.md"] {
         for name in quoted(&file(document)) {
             if name.starts_with("src/") || name.starts_with("docs/") || name.starts_with("migrations/") {
@@ -174,15 +174,15 @@ fn metrics_and_files_named_in_documents_exist() {
             } else {
                 continue;
             }
-            looked_at += 1;
+            checked += 1;
         }
     }
-    assert!(looked_at > 20, "something was checked: {looked_at}");
+    assert!(checked > 20, "something was checked: {checked}");
 }
 
 /// Returns the documents: those of the root, and every file below `docs` and `deploy`.
-fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn documents(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             documents(&path, found);
@@ -197,10 +197,10 @@ fn every_file_that_a_document_names_or_links_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found: Vec<_> =
         ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root.join(name)).into();
-    for folder in ["docs", "deploy"] {
-        documents(&root.join(folder), &mut found);
+    for directory in ["docs", "deploy"] {
+        documents(&root.join(directory), &mut found);
     }
-    let mut looked_at = 0;
+    let mut checked = 0;
     for document in found {
         let text = fs::read_to_string(&document).unwrap();
         let prose: String = text.split("```").step_by(2).collect();
@@ -208,16 +208,17 @@ fn every_file_that_a_document_names_or_links_exists() {
         let links = links.filter(|link| !link.is_empty() && !link.contains("://"));
         let linked = links.map(|link| document.parent().unwrap().join(link));
         let names = quoted(&text).into_iter().filter(|name| {
-            // A folder that a project has deleted is not searched for the files that documents still name.
-            let in_repository =
-                FOLDERS.iter().any(|folder| name.starts_with(folder) && root.join(folder).exists());
+            // Documents may still name the files of a directory that a project has deleted.
+            let in_repository = DIRECTORIES
+                .iter()
+                .any(|directory| name.starts_with(directory) && root.join(directory).exists());
             in_repository
                 && !["*", " ", "SLICE", "FILE", "NAME", "NNNN"].iter().any(|part| name.contains(part))
         });
         for path in linked.chain(names.map(|name| root.join(name))) {
             assert!(path.exists(), "{} names {}, which does not exist", document.display(), path.display());
-            looked_at += 1;
+            checked += 1;
         }
     }
-    assert!(looked_at > 100, "{looked_at} names and links");
+    assert!(checked > 100, "{checked} names and links");
 }

@@ -2,8 +2,8 @@
 use std::{collections::BTreeSet, fs};
 
 use super::{
+    assert_complete,
     compliance::{file, with_parts},
-    is_complete,
 };
 
 #[test]
@@ -27,5 +27,5 @@ fn every_decision_is_listed_and_complete() {
         }
         written.insert(name);
     }
-    is_complete("docs/decisions/README.md", &listed, "the files of docs/decisions", &written);
+    assert_complete("docs/decisions/README.md", &listed, "the files of docs/decisions", &written);
 }

@@ -39,11 +39,11 @@ const BANNED: [&str; 23] = [
     "looked at",
 ];
 
-/// Participles with an irregular form. No type has such a name.
+/// Irregular participles. No type has such a name.
 const PARTICIPLES: [&str; 9] = ["Found", "Known", "Seen", "Kept", "Held", "Told", "Broken", "Torn", "Gone"];
 
-/// Prefixes of functions that only answer.
-const PREDICATES: [&str; 6] = ["is_", "are_", "has_", "was_", "may_", "can_"];
+/// Prefixes of functions that only return whether something is true.
+const PREDICATE_PREFIXES: [&str; 6] = ["is_", "are_", "has_", "was_", "may_", "can_"];
 
 /// Maximum length of the name of a test, in characters.
 const MAX_TEST_NAME: usize = 60;
@@ -53,9 +53,9 @@ const SOURCES: [&str; 7] = ["src", "platform/src", "dev/src", "dev/tests", "test
 
 /// Returns the path and the text of every Rust file in these directories.
 fn sources(directories: &[&str]) -> Vec<(String, String)> {
-    let present = directories.iter().filter(|directory| root().join(directory).exists());
+    let existing = directories.iter().filter(|directory| root().join(directory).exists());
     let read = |path: std::path::PathBuf| (path.display().to_string(), fs::read_to_string(&path).unwrap());
-    present.flat_map(|directory| files(directory)).map(read).collect()
+    existing.flat_map(|directory| files(directory)).map(read).collect()
 }
 
 #[test]
@@ -160,7 +160,7 @@ impl Names {
     /// documentation does not start with a verb, except for routes, whose documentation is a title in the API's document.
     fn add_function(&mut self, function: &syn::Signature, attributes: &[syn::Attribute]) {
         let name = function.ident.to_string();
-        let is_predicate = PREDICATES.iter().any(|prefix| name.starts_with(prefix));
+        let is_predicate = PREDICATE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
         let mut result = ReturnsBool(false);
         result.visit_return_type(&function.output);
         if function.asyncness.is_some() && is_predicate && !result.0 {

@@ -8,7 +8,7 @@ mod telemetry_schema;
 use std::{collections::BTreeSet, fmt::Debug};
 
 /// Panics if a file does not list exactly the expected entries. The message names the missing and the additional ones.
-pub(crate) fn is_complete<T: Debug + Ord>(
+pub(crate) fn assert_complete<T: Debug + Ord>(
     file: &str,
     listed: &BTreeSet<T>,
     source: &str,

@@ -45,12 +45,12 @@ pub(crate) fn sources() -> Vec<(String, String)> {
     all.filter(|path| !path.ends_with("tests.rs")).map(read).collect()
 }
 
-/// Returns the lines of code, without comments, for which `wanted` is true, in the files for which `within` is true.
-fn lines_with(wanted: impl Fn(&str) -> bool, within: impl Fn(&str) -> bool) -> Vec<String> {
+/// Returns the lines of code for which `is_match` is true, in the files for which `is_in_scope` is true.
+fn lines_with(is_match: impl Fn(&str) -> bool, is_in_scope: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = Vec::new();
-    for (path, code) in sources().into_iter().filter(|(path, _)| within(path)) {
+    for (path, code) in sources().into_iter().filter(|(path, _)| is_in_scope(path)) {
         let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-        found.extend(lines.filter(|line| wanted(line)).map(|line| format!("{path}: {}", line.trim())));
+        found.extend(lines.filter(|line| is_match(line)).map(|line| format!("{path}: {}", line.trim())));
     }
     found
 }
@@ -71,12 +71,15 @@ fn only_the_list_of_slices_names_a_slice() {
 }
 
 #[test]
-fn nothing_uses_the_wiring() {
-    let uses_the_wiring = |line: &str| line.contains("service::serve") || line.contains("cli::");
+fn only_the_executable_uses_its_entry_points() {
+    let uses_an_entry_point = |line: &str| line.contains("service::serve") || line.contains("cli::");
     let outside =
         |path: &str| !["src/main.rs", "src/lib.rs", "src/cli/mod.rs", "src/service/mod.rs"].contains(&path);
-    assert_eq!(lines_with(uses_the_wiring, outside), [""; 0]);
-    assert!(!lines_with(uses_the_wiring, |path| path == "src/main.rs").is_empty(), "the rule finds lines");
+    assert_eq!(lines_with(uses_an_entry_point, outside), [""; 0]);
+    assert!(
+        !lines_with(uses_an_entry_point, |path| path == "src/main.rs").is_empty(),
+        "the rule finds lines"
+    );
 }
 
 /// The modules that a file uses, as paths from the root of its crate.
@@ -165,21 +168,21 @@ fn uses_of_siblings(directory: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<Strin
 }
 
 #[test]
-fn no_modules_use_one_another_in_a_circle() {
+fn modules_have_no_cyclic_dependencies() {
     fn visit<'a>(
         graph: &'a BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
         module: &'a Vec<String>,
         path: &mut Vec<&'a Vec<String>>,
         done: &mut BTreeSet<&'a Vec<String>>,
-        circles: &mut Vec<String>,
+        cycles: &mut Vec<String>,
     ) {
         if let Some(start) = path.iter().position(|earlier| *earlier == module) {
-            let circle = path[start..].iter().chain([&module]).map(|module| module.join("::"));
-            circles.push(circle.collect::<Vec<_>>().join(" -> "));
+            let cycle = path[start..].iter().chain([&module]).map(|module| module.join("::"));
+            cycles.push(cycle.collect::<Vec<_>>().join(" -> "));
         } else if !done.contains(module) {
             path.push(module);
             for next in graph.get(module).into_iter().flatten() {
-                visit(graph, next, path, done, circles);
+                visit(graph, next, path, done, cycles);
             }
             path.pop();
             done.insert(module);
@@ -193,21 +196,21 @@ fn no_modules_use_one_another_in_a_circle() {
             used.retain(|module| module.join("::") != "example");
         }
         assert!(graph.len() > 10, "the rule finds the modules of {directory}");
-        let (mut done, mut circles) = (BTreeSet::new(), Vec::new());
+        let (mut done, mut cycles) = (BTreeSet::new(), Vec::new());
         for module in graph.keys() {
-            visit(&graph, module, &mut Vec::new(), &mut done, &mut circles);
+            visit(&graph, module, &mut Vec::new(), &mut done, &mut cycles);
         }
-        assert!(circles.is_empty(), "{directory}: {circles:#?}");
+        assert!(cycles.is_empty(), "{directory}: {cycles:#?}");
     }
 }
 
 #[test]
-fn rules_do_no_input_or_output() {
+fn domain_models_do_no_input_or_output() {
     let does_io = |line: &str| {
         ["sqlx::", "tokio::", "reqwest::", "async fn", "Utc::now"].iter().any(|io| line.contains(io))
     };
-    let has_rules = |path: &str| path.ends_with("/model.rs") || path.contains("/model/");
-    assert_eq!(lines_with(does_io, has_rules), [""; 0]);
+    let is_model = |path: &str| path.ends_with("/model.rs") || path.contains("/model/");
+    assert_eq!(lines_with(does_io, is_model), [""; 0]);
     assert!(!lines_with(does_io, |path| path.ends_with("/store.rs")).is_empty(), "the rule sees something");
 }
 
@@ -219,12 +222,12 @@ fn sql_is_checked_when_it_is_compiled() {
             .any(|call| line.contains(call))
     };
     // Statements that run before the schema exists cannot be checked against it.
-    let where_checked = |path: &str| {
+    let must_be_checked = |path: &str| {
         path != "platform/src/migrations.rs"
             && path != "platform/src/database/requirements.rs"
             && path != "platform/src/database/schema.rs"
     };
-    assert_eq!(lines_with(unchecked, where_checked), [""; 0]);
+    assert_eq!(lines_with(unchecked, must_be_checked), [""; 0]);
 }
 
 #[test]
@@ -236,11 +239,11 @@ fn handlers_contain_no_sql() {
 
 #[test]
 fn connections_are_acquired_by_hand_only_for_several_statements() {
-    let by_hand = |line: &str| line.contains(".acquire().await");
+    let acquires = |line: &str| line.contains(".acquire().await");
     let in_database = |path: &str| path.starts_with("platform/src/database/");
     // An export sets up its connection, and a verification shares the functions of an export.
     assert_eq!(
-        lines_with(by_hand, |path| !in_database(path)),
+        lines_with(acquires, |path| !in_database(path)),
         [
             "platform/src/audit/export/mod.rs: let mut connection = owner.acquire().await?;",
             "platform/src/audit/verify.rs: let mut connection = database.acquire().await?;",
@@ -256,12 +259,12 @@ fn only_the_edge_of_a_slice_names_problems() {
     let edge = ["/routes.rs", "/problems.rs", "/errors.rs", "/authentication.rs"];
     let at_the_edge = |path: &str| edge.iter().any(|file| path.ends_with(file));
     let in_a_slice = |path: &str| path.starts_with("src/slices/") || path.starts_with("src/accounts/");
-    let within = |path: &str| in_a_slice(path) && !at_the_edge(path);
-    assert_eq!(lines_with(names_a_problem, within), [""; 0]);
+    let inside = |path: &str| in_a_slice(path) && !at_the_edge(path);
+    assert_eq!(lines_with(names_a_problem, inside), [""; 0]);
     assert!(!lines_with(names_a_problem, at_the_edge).is_empty(), "the rule finds lines");
 }
 
-/// Returns the names of the metrics in a file.
+/// The names of the metrics in a file.
 #[derive(Default)]
 struct Metrics(BTreeSet<String>);
 
@@ -287,11 +290,11 @@ pub fn declared_metrics() -> BTreeSet<String> {
     metrics.0
 }
 
-/// A metric without a series is on no page, so a test that reads the page misses it.
+/// `/metrics` does not contain a metric without a series, so a test of the page does not find it.
 #[test]
 fn every_declared_metric_is_documented() {
     let rows = super::compliance::rows(HEADING);
-    // It also lists the metrics of parts of the platform that not every project uses.
+    // The document also lists the metrics of parts of the platform that not every project uses.
     let common = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
     let declared = declared_metrics();
     for name in &declared {

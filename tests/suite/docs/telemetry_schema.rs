@@ -11,12 +11,12 @@ use syn::{
 };
 
 use super::{
-    is_complete,
+    assert_complete,
     structure::{CRATES, files},
 };
 
-/// The fields that the service adds to its lines, in addition to those of the event.
-const OF_LINES: [&str; 11] = [
+/// The fields that every log line has in addition to those of its event.
+const COMMON_LINE_FIELDS: [&str; 11] = [
     "correlation_id",
     "level",
     "message",
@@ -43,14 +43,14 @@ impl Parse for Arguments {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
         let mut arguments = Self::default();
         while !input.is_empty() {
-            let ahead = input.fork();
+            let lookahead = input.fork();
             if arguments.text.is_none() && input.peek(LitStr) {
                 arguments.text = Some(input.parse::<LitStr>()?.value());
             } else if input.peek(Ident) && input.peek2(Token![:]) && !input.peek2(Token![::]) {
                 // `target: "…"`, `parent: …`
                 let _ = (input.parse::<Ident>()?, input.parse::<Token![:]>()?, input.parse::<Expr>()?);
-            } else if let Ok(name) = field(&ahead) {
-                input.advance_to(&ahead);
+            } else if let Ok(name) = field(&lookahead) {
+                input.advance_to(&lookahead);
                 let no_text_yet = arguments.text.is_none();
                 let fields = if no_text_yet {
                     &mut arguments.fields_before_text
@@ -155,14 +155,15 @@ fn the_telemetry_schema_lists_the_names_in_the_sources() {
     // warnings.
     span_attributes.retain(|name| !name.starts_with("otel."));
     span_attributes.extend(["exception.message", "exception.stacktrace"].map(str::to_owned));
-    let renamed =
-        |name: String| if OF_LINES.contains(&name.as_str()) { format!("field.{name}") } else { name };
+    let renamed = |name: String| {
+        if COMMON_LINE_FIELDS.contains(&name.as_str()) { format!("field.{name}") } else { name }
+    };
     let mut log_fields: BTreeSet<_> = log_fields.into_iter().map(renamed).collect();
-    log_fields.extend(OF_LINES.map(str::to_owned));
+    log_fields.extend(COMMON_LINE_FIELDS.map(str::to_owned));
 
     let documented = Schema::documented();
     let file = "docs/telemetry-schema*.md";
-    is_complete(file, &documented.spans, "the spans in the sources", &spans);
-    is_complete(file, &documented.span_attributes, "the span fields in the sources", &span_attributes);
-    is_complete(file, &documented.log_fields, "the event fields in the sources", &log_fields);
+    assert_complete(file, &documented.spans, "the spans in the sources", &spans);
+    assert_complete(file, &documented.span_attributes, "the span fields in the sources", &span_attributes);
+    assert_complete(file, &documented.log_fields, "the event fields in the sources", &log_fields);
 }

@@ -18,8 +18,8 @@ async fn no_payment_is_lost_or_charged_twice() {
     };
     let report = campaign::run(settings, &|line| eprintln!("{line}")).await.unwrap();
     assert!(report.holds(), "{report}");
-    assert!(report.traffic.counts.payments.succeeded > 0, "something was paid: {report}");
-    assert!(report.died > 0, "something was killed: {report}");
+    assert!(report.traffic.counts.payments.succeeded > 0, "payments succeeded: {report}");
+    assert!(report.died > 0, "replicas were killed: {report}");
 }
 
 #[tokio::test]
@@ -35,6 +35,6 @@ async fn a_synchronous_standby_loses_no_acknowledged_order() {
     let report = campaign::run(settings, &|line| eprintln!("{line}")).await.unwrap();
     assert!(report.holds(), "{report}");
     let failovers = report.failovers.as_ref().unwrap();
-    assert!(failovers.payments > 0, "something was paid: {report}");
+    assert!(failovers.payments > 0, "payments succeeded: {report}");
     assert_eq!(failovers.changes.values().map(|change| change.times).sum::<u32>(), 3, "{report}");
 }

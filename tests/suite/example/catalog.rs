@@ -49,8 +49,8 @@ async fn an_admin_adds_and_changes_a_product_audited() {
     let unchanged = admin.patch(&path).json(&json!({})).await.is(200).json();
     assert_eq!(unchanged, retired);
 
-    let about_it = format!("resource = 'products' and metadata -> 'record_ids' ? '{}'", created.id());
-    let events = service.audit_events(&about_it).await;
+    let of_product = format!("resource = 'products' and metadata -> 'record_ids' ? '{}'", created.id());
+    let events = service.audit_events(&of_product).await;
     assert_eq!(events[0]["action"], "create");
     assert_eq!(events[1]["action"], "update");
     assert_eq!(events[1]["user_id"], json!(admin.id));
@@ -65,14 +65,14 @@ async fn a_sku_is_used_once() {
     let service = service().await;
     let admin = service.admin().await;
     let again = json!({ "sku": "MUG-01", "name": "Another mug", "unit_amount": 1, "currency": "EUR" });
-    let _taken = admin.post("/v1/products").json(&again).await.is_problem(409, "conflict");
+    let _conflict = admin.post("/v1/products").json(&again).await.is_problem(409, "conflict");
 }
 
 #[tokio::test]
 async fn every_field_of_a_product_has_bounds() {
     let service = service().await;
     let admin = service.admin().await;
-    let fits = json!({ "sku": "CUP-01", "name": "Cup", "unit_amount": 790, "currency": "EUR" });
+    let valid = json!({ "sku": "CUP-01", "name": "Cup", "unit_amount": 790, "currency": "EUR" });
     for (field, values) in [
         ("sku", vec![json!(""), json!("two words"), json!("x".repeat(65)), json!("t\u{e4}sse")]),
         ("name", vec![json!(""), json!("   "), json!("x".repeat(201)), json!("a\u{0}b")]),
@@ -91,7 +91,7 @@ async fn every_field_of_a_product_has_bounds() {
         ),
     ] {
         for value in values {
-            let mut product = fits.clone();
+            let mut product = valid.clone();
             product[field] = value;
             let pointer = format!("/{field}");
             let _rejected = admin.post("/v1/products").json(&product).await.is_invalid_at(&[&pointer]);

@@ -46,7 +46,7 @@ async fn assert_one_event_each(service: &Service, resource: &str) {
     }
 }
 
-async fn a_payment_survives(point: &str, card: &str, webhooks: bool) {
+async fn test_payment_crash(point: &str, card: &str, webhooks: bool) {
     let mut service = service_that_crashes_at(point).await;
     if !webhooks {
         service.gateway_sends_no_webhooks();
@@ -56,16 +56,16 @@ async fn a_payment_survives(point: &str, card: &str, webhooks: bool) {
     retry_until_paid(&mut service, &order, attempt.again()).await;
 }
 
-/// Tests a crash at this point. The gateway fails during the request, and has no charge when recovery polls it.
-async fn a_payment_that_never_arrived_survives(point: &str) {
+/// Tests a crash at this point. The gateway fails during the request, so recovery finds no charge.
+async fn test_unsent_payment_crash(point: &str) {
     let mut service = service_that_crashes_at(point).await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     let request = order.pay("pm_card_ok");
-    let calm = service.gateway().faults().get();
-    service.gateway().faults().set(Faults { error_rate: 1.0, ..calm.clone() });
+    let normal = service.gateway().faults().get();
+    service.gateway().faults().set(Faults { error_rate: 1.0, ..normal.clone() });
     let _processing = request.clone().await.is(202);
-    service.gateway().faults().set(calm);
+    service.gateway().faults().set(normal);
     retry_until_paid(&mut service, &order, request).await;
 }
 
@@ -78,7 +78,7 @@ async fn retry_until_paid(service: &mut Service, order: &Order, retry: Request) 
     service.invariants_hold().await;
 }
 
-async fn a_refund_survives(point: &str) {
+async fn test_refund_crash(point: &str) {
     let mut service = service_that_crashes_at(point).await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -107,38 +107,38 @@ macro_rules! table {
 }
 
 table! {
-    before_a_payment_begins: "payment.beginning" => a_payment_survives("payment.beginning", "pm_card_ok", false);
-    after_a_payment_has_begun: "payment.begun" => a_payment_survives("payment.begun", "pm_card_ok", false);
-    after_a_charge_was_answered: "payment.answered" => a_payment_survives("payment.answered", "pm_card_ok", false);
-    before_a_settlement_commits: "payment.settling" => a_payment_survives("payment.settling", "pm_card_ok", false);
-    after_a_settlement_has_committed: "payment.settled" => a_payment_survives("payment.settled", "pm_card_ok", false);
-    after_recovery_has_taken_a_lease: "recovery.leased" => a_payment_survives("recovery.leased", "pm_card_timeout", false);
-    after_recovery_was_answered: "recovery.answered" => a_payment_survives("recovery.answered", "pm_card_timeout", false);
-    before_recovery_sends_a_charge_again: "recovery.sending" => a_payment_that_never_arrived_survives("recovery.sending");
-    after_a_webhook_is_claimed: "webhook.claimed" => a_payment_survives("webhook.claimed", "pm_card_timeout", true);
-    before_a_webhook_commits: "webhook.applied" => a_payment_survives("webhook.applied", "pm_card_timeout", true);
-    after_a_webhook_has_committed: "webhook.received" => a_payment_survives("webhook.received", "pm_card_timeout", true);
-    before_a_refund_begins: "refund.beginning" => a_refund_survives("refund.beginning");
-    after_a_refund_has_begun: "refund.begun" => a_refund_survives("refund.begun");
-    after_a_refund_was_answered: "refund.answered" => a_refund_survives("refund.answered");
-    before_a_refunds_settlement_commits: "refund.settling" => a_refund_survives("refund.settling");
-    after_a_refunds_settlement_has_committed: "refund.settled" => a_refund_survives("refund.settled");
+    before_a_payment_begins: "payment.beginning" => test_payment_crash("payment.beginning", "pm_card_ok", false);
+    after_a_payment_has_begun: "payment.begun" => test_payment_crash("payment.begun", "pm_card_ok", false);
+    after_a_charge_was_answered: "payment.answered" => test_payment_crash("payment.answered", "pm_card_ok", false);
+    before_a_settlement_commits: "payment.settling" => test_payment_crash("payment.settling", "pm_card_ok", false);
+    after_a_settlement_has_committed: "payment.settled" => test_payment_crash("payment.settled", "pm_card_ok", false);
+    after_recovery_has_taken_a_lease: "recovery.leased" => test_payment_crash("recovery.leased", "pm_card_timeout", false);
+    after_recovery_was_answered: "recovery.answered" => test_payment_crash("recovery.answered", "pm_card_timeout", false);
+    before_recovery_sends_a_charge_again: "recovery.sending" => test_unsent_payment_crash("recovery.sending");
+    after_a_webhook_is_claimed: "webhook.claimed" => test_payment_crash("webhook.claimed", "pm_card_timeout", true);
+    before_a_webhook_commits: "webhook.applied" => test_payment_crash("webhook.applied", "pm_card_timeout", true);
+    after_a_webhook_has_committed: "webhook.received" => test_payment_crash("webhook.received", "pm_card_timeout", true);
+    before_a_refund_begins: "refund.beginning" => test_refund_crash("refund.beginning");
+    after_a_refund_has_begun: "refund.begun" => test_refund_crash("refund.begun");
+    after_a_refund_was_answered: "refund.answered" => test_refund_crash("refund.answered");
+    before_a_refunds_settlement_commits: "refund.settling" => test_refund_crash("refund.settling");
+    after_a_refunds_settlement_has_committed: "refund.settled" => test_refund_crash("refund.settled");
 }
 
 #[test]
 fn the_table_has_every_crash_point_of_the_sources() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/slices/payments");
-    let mut places = BTreeSet::new();
+    let mut of_sources = BTreeSet::new();
     for entry in fs::read_dir(sources).unwrap() {
         let path = entry.unwrap().path();
         let Ok(source) = fs::read_to_string(path) else { continue };
         let calls = source.split("crash::point(\"").skip(1);
-        places.extend(calls.filter_map(|call| call.split('"').next().map(ToOwned::to_owned)));
+        of_sources.extend(calls.filter_map(|call| call.split('"').next().map(ToOwned::to_owned)));
     }
     let table: BTreeSet<_> = POINTS.iter().map(|point| (*point).to_owned()).collect();
-    assert_eq!(table, places);
-    let drawn: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
-    assert_eq!(drawn, places, "a campaign draws from all of them");
+    assert_eq!(table, of_sources);
+    let of_campaign: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
+    assert_eq!(of_campaign, of_sources, "a campaign selects from all crash points");
 }
 
 /// Compiles the module of crash points alone, with or without debug assertions, and runs one of them. Returns the exit
@@ -167,10 +167,10 @@ fn reach_crash_point(debug_assertions: &str) -> (ExitStatus, bool) {
 
 #[test]
 fn a_release_build_has_no_crash_points() {
-    let (ended, is_in_it) = reach_crash_point("on");
-    assert!(ended.signal().is_some() && is_in_it, "a debug build has the crash point: {ended}");
-    let (ended, is_in_it) = reach_crash_point("off");
-    assert!(ended.success() && !is_in_it, "{ended}");
+    let (ended, contains_variable) = reach_crash_point("on");
+    assert!(ended.signal().is_some() && contains_variable, "a debug build has the crash point: {ended}");
+    let (ended, contains_variable) = reach_crash_point("off");
+    assert!(ended.success() && !contains_variable, "{ended}");
 
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for file in ["Cargo.toml", ".cargo/config.toml"] {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{builder, operations::alerts::Pager, service};
 
 /// Makes the gateway report a charge of an unknown payment. Returns the reference.
-async fn an_unknown_charge(service: &Service) -> Uuid {
+async fn report_unknown_charge(service: &Service) -> Uuid {
     let reference = Uuid::now_v7();
     let charge = Charge {
         id: format!("ch_{}", reference.simple()),
@@ -29,11 +29,11 @@ async fn an_unknown_charge(service: &Service) -> Uuid {
 
 #[tokio::test]
 async fn each_discrepancy_has_an_alert_of_its_own() {
-    let pager = Pager::switched_on().await;
+    let pager = Pager::start().await;
     let service = builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await;
     let mut references = Vec::new();
     for _ in 0..3 {
-        references.push(json!(an_unknown_charge(&service).await));
+        references.push(json!(report_unknown_charge(&service).await));
     }
     let alerts = eventually("three alerts arrive", async || {
         let alerts = pager.all("unknown reference");
@@ -44,8 +44,10 @@ async fn each_discrepancy_has_an_alert_of_its_own() {
         assert!(alerts.iter().any(|alert| alert["metadata"]["id"] == *reference), "{reference}: {alerts:#?}");
     }
     let due = "select count(*) from discrepancies where alert_due_at is not null";
-    eventually("all are acknowledged", async || (service.database().number(due).await == 0).then_some(()))
-        .await;
+    eventually("all alerts are acknowledged", async || {
+        (service.database().number(due).await == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -55,10 +57,10 @@ async fn an_alert_survives_a_crash_and_a_receiver_that_is_down() {
     drop(port);
     let url = format!("http://{address}/alerts");
     let mut service = builder().setting("ALERT_WEBHOOK_URL", &url).start().await;
-    let reference = an_unknown_charge(&service).await;
+    let reference = report_unknown_charge(&service).await;
     service.kill_9().await;
     service.restart().await;
-    let pager = Pager::switched_on_at(&address).await;
+    let pager = Pager::start_at(&address).await;
     let alert =
         within(Duration::from_mins(1), "the alert arrives", async || pager.all("unknown reference").pop())
             .await;
@@ -68,9 +70,9 @@ async fn an_alert_survives_a_crash_and_a_receiver_that_is_down() {
 #[tokio::test]
 async fn an_operator_closes_a_discrepancy_with_a_reason() {
     let service = service().await;
-    let reference = an_unknown_charge(&service).await;
+    let reference = report_unknown_charge(&service).await;
     let open = async |count: i64| {
-        eventually("the gauge follows", async || {
+        eventually("the gauge has the number of open discrepancies", async || {
             (service.metric("payment_discrepancies_open").await == count).then_some(())
         })
         .await;
@@ -85,7 +87,7 @@ async fn an_operator_closes_a_discrepancy_with_a_reason() {
     service.command(&close, &[]).await.succeeded();
     open(0).await;
     assert_eq!(service.command(&["payments", "discrepancy", "list"], &[]).await.succeeded(), "");
-    assert_eq!(service.command(&close, &[]).await.code(), Some(1), "it is closed already");
+    assert_eq!(service.command(&close, &[]).await.code(), Some(1), "the discrepancy is closed already");
     let closed = service.audit_events("resource = 'discrepancies' and action = 'close'").await;
     assert_eq!(closed.len(), 1);
     assert_eq!(closed[0]["metadata"]["reason"], "refunded at the gateway");
@@ -93,7 +95,7 @@ async fn an_operator_closes_a_discrepancy_with_a_reason() {
 }
 
 #[tokio::test]
-async fn an_operator_ends_only_what_needs_review() {
+async fn an_operator_ends_only_records_that_need_review() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;

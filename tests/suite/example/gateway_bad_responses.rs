@@ -8,7 +8,7 @@ use dev::{
 use super::payments::charges;
 use crate::{builder, service};
 
-fn spoiled(spoil: Malformation) -> Faults {
+fn malformed_faults(spoil: Malformation) -> Faults {
     Faults { spoil_rate: 1.0, spoil, webhooks: Webhooks::Never, ..Faults::default() }
 }
 
@@ -18,18 +18,18 @@ async fn discrepancies(service: &Service) -> Vec<String> {
     events.iter().map(|event| event["metadata"]["what"].as_str().unwrap().to_owned()).collect()
 }
 
-async fn pay_with_malformed_response(spoil: Malformation, what: Option<&str>) {
+async fn pay_with_malformed_response(spoil: Malformation, expected: Option<&str>) {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    service.gateway().faults().set(spoiled(spoil));
+    service.gateway().faults().set(malformed_faults(spoil));
     let payment = order.pay("pm_card_ok").await.is(202).id();
-    if let Some(what) = what {
+    if let Some(expected) = expected {
         eventually("the discrepancy is recorded", async || {
             (!discrepancies(&service).await.is_empty()).then_some(())
         })
         .await;
         assert!(
-            discrepancies(&service).await.iter().all(|discrepancies| discrepancies == what),
+            discrepancies(&service).await.iter().all(|discrepancy| discrepancy == expected),
             "{:?}",
             discrepancies(&service).await
         );
@@ -81,13 +81,13 @@ async fn an_id_that_is_not_text_settles_nothing() {
 async fn unreadable_records_do_not_block_other_payments() {
     let service = service().await;
     let customer = service.customer().await;
-    service.gateway().faults().set(spoiled(Malformation::Record));
-    let mut unanswered = Vec::new();
+    service.gateway().faults().set(malformed_faults(Malformation::Record));
+    let mut unknown = Vec::new();
     for _ in 0..10 {
         let order = customer.places_an_order().await;
-        unanswered.push((order.pay("pm_card_timeout").in_background(), order));
+        unknown.push((order.pay("pm_card_timeout").in_background(), order));
     }
-    for (attempt, _) in unanswered {
+    for (attempt, _) in unknown {
         let _unknown = attempt.response().await.is(202);
     }
     let orders = [(); 20].map(|()| customer.places_an_order());
@@ -106,7 +106,7 @@ async fn unreadable_records_do_not_block_other_payments() {
         (discrepancies(&service).await.len() == 10).then_some(())
     })
     .await;
-    assert!(discrepancies(&service).await.iter().all(|discrepancies| discrepancies == "unreadable charge"));
+    assert!(discrepancies(&service).await.iter().all(|discrepancy| discrepancy == "unreadable charge"));
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn a_rejection_is_certain_after_a_failed_connect() {
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_from_another_gateway").at(&unconnected).await.is(202).id();
     let failed = format!("select count(*) from payments where id = '{payment}' and status = 'failed'");
-    eventually("the rejection ends it", async || {
+    eventually("the rejection ends the payment", async || {
         (service.database().number(&failed).await == 1).then_some(())
     })
     .await;
@@ -196,8 +196,10 @@ async fn one_charge_settles_one_payment_and_the_other_needs_review() {
     let parked = format!(
         "select count(*) from payments where id = '{payment}' and status = 'processing' and parked_at is not null"
     );
-    eventually("it needs review", async || (service.database().number(&parked).await == 1).then_some(()))
-        .await;
+    eventually("the payment needs review", async || {
+        (service.database().number(&parked).await == 1).then_some(())
+    })
+    .await;
     assert_eq!(discrepancies(&service).await, ["charge of another payment"]);
     assert_eq!(order.status().await, "pending_payment");
 }
@@ -205,11 +207,11 @@ async fn one_charge_settles_one_payment_and_the_other_needs_review() {
 #[tokio::test]
 async fn malformed_responses_open_the_breaker() {
     for spoil in [Malformation::Garbage, Malformation::Huge, Malformation::Amount, Malformation::Reference] {
-        // Recovery polls the gateway's record of each payment. The records may be wrong permanently, so recovery is
-        // slow here.
+        // Recovery polls the gateway's record of each payment, which may be malformed too. It runs too rarely to affect
+        // the breaker.
         let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "60").start().await;
         let customer = service.customer().await;
-        service.gateway().faults().set(spoiled(spoil));
+        service.gateway().faults().set(malformed_faults(spoil));
         let rejected = eventually("the breaker opens", async || {
             let response = customer.places_an_order().await.pay("pm_card_ok").await;
             (response.status == 503).then_some(response)
@@ -264,10 +266,10 @@ async fn a_rejection_proves_nothing_about_an_earlier_attempt() {
     service.gateway().faults().set(failing);
     let attempt = order.pay("pm_card_from_another_gateway").in_background();
     let sent = || service.gateway().requests().iter().filter(|request| request.method == "POST").count();
-    eventually("it is sent", async || (sent() == 1).then_some(())).await;
+    eventually("the charge is sent", async || (sent() == 1).then_some(())).await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     let response = attempt.response().await.is(202);
-    assert!(sent() >= 2, "it was sent again within the request");
+    assert!(sent() >= 2, "the charge was sent again within the request");
     assert_eq!(response.text("status"), "processing");
     service.invariants_hold().await;
 }

@@ -89,22 +89,22 @@ async fn keys_of_two_users_are_independent() {
 async fn a_reformatted_request_is_the_same_request() {
     let service = service().await;
     let customer = service.customer().await;
-    let spelled = |body: &str| {
+    let send = |body: &str| {
         customer.post("/v1/orders").key("spelling").header("content-type", "application/json").body(body)
     };
-    let first = spelled(&format!(r#"{{"items":[{{"product_id":"{MUG}","quantity":1}}]}}"#)).await.is(201);
+    let first = send(&format!(r#"{{"items":[{{"product_id":"{MUG}","quantity":1}}]}}"#)).await.is(201);
     for body in [
         format!(r#"{{"items":[{{"quantity":1,"product_id":"{MUG}"}}]}}"#),
         format!("{{\n  \"items\": [\n    {{ \"product_id\": \"{MUG}\", \"quantity\": 1 }}\n  ]\n}}\n"),
     ] {
-        let again = spelled(&body).await.is(201);
+        let again = send(&body).await.is(201);
         assert!(again.is_replayed());
         assert_eq!(again.text, first.text);
     }
 }
 
 #[tokio::test]
-async fn a_key_is_needed_wherever_something_must_not_happen_twice() {
+async fn orders_payments_and_refunds_require_a_key() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let order = customer.places_an_order().await;
@@ -141,7 +141,7 @@ async fn a_key_has_1_to_255_visible_ascii_characters_without_quotes() {
 async fn a_rejection_stores_no_key() {
     let service = service().await;
     let customer = service.customer().await;
-    let order = |items: &[(&str, i64)]| customer.orders(items).key("repaired");
+    let order = |items: &[(&str, i64)]| customer.orders(items).key("corrected");
     let _invalid = order(&[(MUG, 0)]).await.is(422);
     let unknown = uuid::Uuid::now_v7().to_string();
     let _unknown = order(&[(&unknown, 1)]).await.is(422);
@@ -210,7 +210,7 @@ async fn a_retry_of_an_unknown_payment_gets_the_current_state() {
 }
 
 /// Returns the stored keys among those of the next test.
-async fn kept(service: &Service) -> Vec<Value> {
+async fn stored_keys(service: &Service) -> Vec<Value> {
     let keys =
         "select key from idempotency_keys where key in ('old', 'young', 'never-complete') order by key";
     service.database().rows(keys).await
@@ -240,12 +240,12 @@ async fn keys_expire_one_day_after_completion() {
     assert_eq!(order("young").await.is(201).text, young.text);
     service.terminate().await;
     service.restart().await;
-    eventually("the sweeper has run", async || (kept(&service).await.len() < 3).then_some(())).await;
-    assert_eq!(kept(&service).await, [json!({ "key": "never-complete" }), json!({ "key": "young" })]);
+    eventually("the sweeper has run", async || (stored_keys(&service).await.len() < 3).then_some(())).await;
+    assert_eq!(stored_keys(&service).await, [json!({ "key": "never-complete" }), json!({ "key": "young" })]);
     assert_eq!(order("young").await.is(201).text, young.text);
-    let anew = order("old").await.is(201);
-    assert!(!anew.is_replayed());
-    assert_ne!(anew.id(), old.id());
+    let repeated = order("old").await.is(201);
+    assert!(!repeated.is_replayed());
+    assert_ne!(repeated.id(), old.id());
     service.gateway().release();
     unpaid.becomes("paid").await;
     service.invariants_hold().await;
@@ -256,18 +256,18 @@ async fn keys_expire_one_day_after_completion() {
 async fn responses_of_fifty_duplicates(request: Request) -> Vec<String> {
     let duplicates: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
     let mut bodies = Vec::new();
-    let mut firsts = 0;
+    let mut executed = 0;
     for duplicate in duplicates {
         let response = duplicate.response().await;
         if response.status == 201 {
-            firsts += usize::from(!response.is_replayed());
+            executed += usize::from(!response.is_replayed());
             bodies.push(response.text);
         } else {
-            let busy = response.is_problem(409, "request-under-way");
-            assert!(busy.header("retry-after").is_some());
+            let conflict = response.is_problem(409, "request-under-way");
+            assert!(conflict.header("retry-after").is_some());
         }
     }
-    assert_eq!(firsts, 1, "one of them did the work");
+    assert_eq!(executed, 1, "one of them did the work");
     bodies.push(request.await.is(201).text);
     bodies.dedup();
     bodies

@@ -15,16 +15,16 @@ fn queries() -> Vec<String> {
     blocks.map(|query| query.trim_end_matches(';').to_owned()).collect()
 }
 
-/// Causes one occurrence of every event that the review looks for.
-async fn a_week(service: &Service) {
+/// Causes at least one event for every query of the review.
+async fn cause_reviewed_events(service: &Service) {
     let (customer, support, admin) =
         (service.customer().await, service.support().await, service.admin().await);
     let order = customer.places_an_order().await;
     let payment = order.pay_successfully().await;
     let _read = support.get(order.path()).await.is(200);
-    let _given_back = support.refund(payment, Some(100)).await.is(201);
+    let _refunded = support.refund(payment, Some(100)).await.is(201);
     let product = json!({ "sku": "REVIEWED", "name": "A thing", "unit_amount": 100, "currency": "EUR" });
-    let _dearer = admin.post("/v1/products").json(&product).await.is(201);
+    let _created = admin.post("/v1/products").json(&product).await.is(201);
     for _ in 0..6 {
         let credentials = json!({ "email": customer.email, "password": "not the password of any user" });
         let _wrong = service.anonymous().post("/v1/sessions").json(&credentials).await.is(401);
@@ -41,12 +41,12 @@ async fn a_week(service: &Service) {
 #[tokio::test]
 async fn every_query_of_the_review_runs_and_finds_what_it_is_for() {
     let service = service().await;
-    a_week(&service).await;
+    cause_reviewed_events(&service).await;
     let queries = queries();
     assert!(queries.len() >= 5, "{queries:?}");
     for query in queries {
         assert_eq!(service.database().try_as_service(&query).await, Ok(()), "as the service's role: {query}");
         let found = service.database().rows(&query).await;
-        assert!(!found.is_empty(), "it finds nothing of that week: {query}");
+        assert!(!found.is_empty(), "the query finds none of the events: {query}");
     }
 }

@@ -194,8 +194,8 @@ async fn a_page_has_twenty_orders_by_default() {
 #[tokio::test]
 async fn a_foreign_order_looks_like_a_missing_one() {
     let service = service().await;
-    let (owner, stranger) = (service.customer().await, service.customer().await);
-    let (theirs, never) = (owner.places_an_order().await.id, Uuid::now_v7());
+    let (owner, other_customer) = (service.customer().await, service.customer().await);
+    let (foreign, missing) = (owner.places_an_order().await.id, Uuid::now_v7());
     let rejections = async |id: Uuid| {
         let paths = [
             format!("/v1/orders/{id}"),
@@ -203,28 +203,28 @@ async fn a_foreign_order_looks_like_a_missing_one() {
             format!("/v1/orders/{id}/payments"),
         ];
         let requests = [
-            stranger.get(&paths[0]),
-            stranger.post(&paths[1]),
-            stranger.post(&paths[2]).json(&json!({ "payment_method": "pm_card_ok" })).new_key(),
+            other_customer.get(&paths[0]),
+            other_customer.post(&paths[1]),
+            other_customer.post(&paths[2]).json(&json!({ "payment_method": "pm_card_ok" })).new_key(),
         ];
         let mut responses = Vec::new();
         for request in requests {
             let response = request.await.is_problem(404, "not-found");
             let mut body = response.json();
-            for what_differs in ["instance", "correlation_id", "trace_id"] {
-                body.as_object_mut().unwrap().remove(what_differs);
+            for member in ["instance", "correlation_id", "trace_id"] {
+                body.as_object_mut().unwrap().remove(member);
             }
             responses.push((body, response.headers.keys().cloned().collect::<HashSet<_>>()));
         }
         responses
     };
-    assert_eq!(rejections(theirs).await, rejections(never).await);
+    assert_eq!(rejections(foreign).await, rejections(missing).await);
 
-    for id in [theirs, never] {
+    for id in [foreign, missing] {
         let denied = format!(
             "event_type = 'authorization' and result = 'denied' and resource = 'orders'
              and user_id = '{}' and metadata -> 'record_ids' ? '{id}'",
-            stranger.id
+            other_customer.id
         );
         assert_eq!(service.audit_events(&denied).await.len(), 3, "each rejection is audited");
     }

@@ -74,7 +74,11 @@ async fn a_webhook_settles_a_payment_during_its_request() {
     order.becomes("paid").await;
     service.gateway().release();
     assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
-    assert_eq!(service.metric("payments_total{outcome=\"succeeded\"}").await, 1, "it is counted once");
+    assert_eq!(
+        service.metric("payments_total{outcome=\"succeeded\"}").await,
+        1,
+        "the payment is counted once"
+    );
     service.invariants_hold().await;
 }
 
@@ -127,10 +131,10 @@ async fn a_client_disconnect_does_not_cancel_the_charge() {
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
     let payment = wait_until_charged(&service, &order).await;
-    let _gone = attempt.give_up().await;
-    let given_up = "http_requests_total{method=\"POST\",path=\"/v1/orders/{id}/payments\",status=\"499\"}";
+    let _response = attempt.give_up().await;
+    let abandoned = "http_requests_total{method=\"POST\",path=\"/v1/orders/{id}/payments\",status=\"499\"}";
     eventually("the client's request is recorded as abandoned", async || {
-        service.metrics().await.contains(given_up).then_some(())
+        service.metrics().await.contains(abandoned).then_some(())
     })
     .await;
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     builder,
-    telemetry::traces::{has_attributes, traced},
+    telemetry::traces::{assert_attributes, traced},
 };
 
 const PAYMENTS: &str = "/v1/orders/{id}/payments";
@@ -51,7 +51,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     let request = collector.wait_for_request(PAYMENTS, "a-checkout").await;
     assert_eq!(request.name, "POST /v1/orders/{id}/payments");
     assert_eq!((request.status, request.parent_id.as_str()), (SpanStatus::Unset, ""));
-    has_attributes(
+    assert_attributes(
         &request,
         &[
             ("http.request.method", json!("POST")),
@@ -64,13 +64,13 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
         ],
     );
 
-    let below = eventually("the whole trace", async || {
-        let below = collector.children_of(&request);
-        below.iter().any(|span| span.name == "settle payment").then_some(below)
+    let children = eventually("the whole trace", async || {
+        let children = collector.children_of(&request);
+        children.iter().any(|span| span.name == "settle payment").then_some(children)
     })
     .await;
     assert_eq!(
-        names(&below),
+        names(&children),
         [
             "SELECT sessions",
             "SELECT orders",
@@ -80,18 +80,18 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
             "settle payment"
         ]
     );
-    let settling = &below[5];
-    has_attributes(settling, &[("outcome", json!("succeeded")), ("payment_id", json!(paid.text("id")))]);
+    let settling = &children[5];
+    assert_attributes(settling, &[("outcome", json!("succeeded")), ("payment_id", json!(paid.text("id")))]);
     let settled = collector.children_of(settling);
     assert_eq!(names(&settled), ["SETTLE payments", "UPDATE idempotency_keys"]);
-    for span in below[..5].iter().chain(&settled) {
+    for span in children[..5].iter().chain(&settled) {
         assert_eq!((span.kind, span.status), (SpanKind::Client, SpanStatus::Unset), "{span:#?}");
         assert!(request.started <= span.started && span.started <= span.ended, "{span:#?}");
         assert!(span.ended <= request.ended, "nothing outlives its request: {span:#?}");
     }
     let database = service.database().service_url();
-    has_attributes(
-        &below[3],
+    assert_attributes(
+        &children[3],
         &[
             ("db.system.name", json!("postgresql")),
             ("db.namespace", json!(database.path().trim_start_matches('/'))),
@@ -101,8 +101,8 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
         ],
     );
     let gateway = service.gateway().url();
-    has_attributes(
-        &below[4],
+    assert_attributes(
+        &children[4],
         &[
             ("http.request.method", json!("POST")),
             ("http.response.status_code", json!(201)),
@@ -133,7 +133,7 @@ async fn a_failed_gateway_call_has_its_cause_in_the_span() {
             span.parent_id == request.span_id && span.name == "POST" && span.status == SpanStatus::Error
         })
         .await;
-    has_attributes(&failed, &[("http.response.status_code", json!(503)), ("error.type", json!("503"))]);
+    assert_attributes(&failed, &[("http.response.status_code", json!(503)), ("error.type", json!("503"))]);
     let rejected = order.customer.places(&[(TEAPOT, 1)]).await;
     let _rejected = rejected.pay("pm_card_unheard_of").header("x-correlation-id", "refused").await;
     let request = collector.wait_for_request(PAYMENTS, "refused").await;
@@ -141,7 +141,7 @@ async fn a_failed_gateway_call_has_its_cause_in_the_span() {
         .wait_for_span("the call", |span| span.parent_id == request.span_id && span.name == "POST")
         .await;
     assert_eq!(call.status, SpanStatus::Error, "the client received an error");
-    has_attributes(&call, &[("http.response.status_code", json!(422)), ("error.type", json!("422"))]);
+    assert_attributes(&call, &[("http.response.status_code", json!(422)), ("error.type", json!("422"))]);
 }
 
 #[tokio::test]
@@ -149,35 +149,35 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     let order = service.customer().await.places_an_order().await;
-    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "told").await.is(201);
-    let began = collector.wait_for_request(PAYMENTS, "told").await;
+    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "with-webhook").await.is(201);
+    let began = collector.wait_for_request(PAYMENTS, "with-webhook").await;
     let webhook = collector
         .wait_for_span("the webhook", |span| {
             span.name == "POST /v1/gateway/events"
                 && span.links.iter().any(|link| link.trace_id == began.trace_id)
         })
         .await;
-    assert_eq!(webhook.attributes["correlation_id"], "told");
+    assert_eq!(webhook.attributes["correlation_id"], "with-webhook");
     assert_ne!(webhook.trace_id, began.trace_id, "a link and not a child");
 
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let unknown = order.pay("pm_card_timeout").header("x-correlation-id", "asked").await.is(202);
-    let began = collector.wait_for_request(PAYMENTS, "asked").await;
+    let unknown = order.pay("pm_card_timeout").header("x-correlation-id", "without-webhook").await.is(202);
+    let began = collector.wait_for_request(PAYMENTS, "without-webhook").await;
     let recovery = collector
         .wait_for_span("the recovery", |span| {
             span.name == "recover payment" && span.links.iter().any(|link| link.trace_id == began.trace_id)
         })
         .await;
-    let below = eventually("what it did", async || {
-        let below = collector.children_of(&recovery);
-        below.iter().any(|span| span.name == "settle payment").then_some(below)
+    let children = eventually("the spans of the recovery", async || {
+        let children = collector.children_of(&recovery);
+        children.iter().any(|span| span.name == "settle payment").then_some(children)
     })
     .await;
-    assert_eq!(names(&below), ["GET", "settle payment"]);
+    assert_eq!(names(&children), ["GET", "settle payment"]);
     let called = format!("{}v1/charges?REDACTED", service.gateway().url());
-    has_attributes(&below[0], &[("url.full", json!(called))]);
-    has_attributes(&recovery, &[("payment_id", json!(unknown.text("id")))]);
+    assert_attributes(&children[0], &[("url.full", json!(called))]);
+    assert_attributes(&recovery, &[("payment_id", json!(unknown.text("id")))]);
 }
 
 #[tokio::test]

@@ -149,7 +149,7 @@ async fn a_payment_is_visible_to_its_customer_and_audited_staff() {
     let path = format!("/v1/payments/{payment}");
 
     assert_eq!(customer.get(&path).await.is(200).id(), payment);
-    let _theirs = service.customer().await.get(&path).await.is_problem(404, "not-found");
+    let _foreign = service.customer().await.get(&path).await.is_problem(404, "not-found");
     for staff in [service.support().await, service.admin().await] {
         assert_eq!(staff.get(&path).await.is(200).id(), payment);
         let read =
@@ -174,7 +174,7 @@ async fn the_audit_log_records_a_payments_start_and_settlement() {
 }
 
 #[tokio::test]
-async fn a_payment_method_has_a_form() {
+async fn a_payment_method_has_a_valid_form() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     for method in ["", "pm card ok", "pm_card_\u{e4}", &"x".repeat(256)] {

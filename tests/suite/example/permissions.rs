@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::accounts::permissions::{Row, Subject};
 
-/// The subjects of the table's requests.
+/// The records that the table's requests use.
 pub(crate) struct Fixtures {
     /// An unpaid order of the owner.
     order: Uuid,
@@ -42,53 +42,54 @@ pub(crate) const ROWS: &[Row] = &[
     ("POST",   "/v1/gateway/events",        unsigned_event, [400, 400, 400, 400, 400]),
 ];
 
-fn list_products(by: &Client, _: &Subject) -> Request {
-    by.get("/v1/products")
+fn list_products(client: &Client, _: &Subject) -> Request {
+    client.get("/v1/products")
 }
 
-fn show_product(by: &Client, _: &Subject) -> Request {
-    by.get(format!("/v1/products/{MUG}"))
+fn show_product(client: &Client, _: &Subject) -> Request {
+    client.get(format!("/v1/products/{MUG}"))
 }
 
-fn add_product(by: &Client, _: &Subject) -> Request {
-    by.post("/v1/products").json(&json!({ "sku": Uuid::now_v7().simple().to_string(), "name": "New", "unit_amount": 1, "currency": "EUR" }))
+fn add_product(client: &Client, _: &Subject) -> Request {
+    client.post("/v1/products").json(&json!({ "sku": Uuid::now_v7().simple().to_string(), "name": "New", "unit_amount": 1, "currency": "EUR" }))
 }
 
-fn change_product(by: &Client, _: &Subject) -> Request {
-    by.patch(format!("/v1/products/{LAMP}")).json(&json!({ "unit_amount": 2 }))
+fn change_product(client: &Client, _: &Subject) -> Request {
+    client.patch(format!("/v1/products/{LAMP}")).json(&json!({ "unit_amount": 2 }))
 }
 
-fn place_order(by: &Client, _: &Subject) -> Request {
-    by.post("/v1/orders").json(&json!({ "items": [{ "product_id": MUG, "quantity": 1 }] })).new_key()
+fn place_order(client: &Client, _: &Subject) -> Request {
+    client.post("/v1/orders").json(&json!({ "items": [{ "product_id": MUG, "quantity": 1 }] })).new_key()
 }
 
-fn list_orders(by: &Client, _: &Subject) -> Request {
-    by.get("/v1/orders")
+fn list_orders(client: &Client, _: &Subject) -> Request {
+    client.get("/v1/orders")
 }
 
-fn show_order(by: &Client, subject: &Subject) -> Request {
-    by.get(format!("/v1/orders/{}", subject.things.order))
+fn show_order(client: &Client, subject: &Subject) -> Request {
+    client.get(format!("/v1/orders/{}", subject.fixtures.order))
 }
 
-fn cancel_order(by: &Client, subject: &Subject) -> Request {
-    by.post(format!("/v1/orders/{}/cancel", subject.things.order))
+fn cancel_order(client: &Client, subject: &Subject) -> Request {
+    client.post(format!("/v1/orders/{}/cancel", subject.fixtures.order))
 }
 
-fn pay_order(by: &Client, subject: &Subject) -> Request {
+fn pay_order(client: &Client, subject: &Subject) -> Request {
     let card = json!({ "payment_method": "pm_card_ok" });
-    by.post(format!("/v1/orders/{}/payments", subject.things.order)).json(&card).new_key()
+    client.post(format!("/v1/orders/{}/payments", subject.fixtures.order)).json(&card).new_key()
 }
 
-fn show_payment(by: &Client, subject: &Subject) -> Request {
-    by.get(format!("/v1/payments/{}", subject.things.payment))
+fn show_payment(client: &Client, subject: &Subject) -> Request {
+    client.get(format!("/v1/payments/{}", subject.fixtures.payment))
 }
 
-fn refund(by: &Client, subject: &Subject) -> Request {
-    by.post(format!("/v1/payments/{}/refunds", subject.things.payment))
+fn refund(client: &Client, subject: &Subject) -> Request {
+    client
+        .post(format!("/v1/payments/{}/refunds", subject.fixtures.payment))
         .json(&json!({ "amount": 1 }))
         .new_key()
 }
 
-fn unsigned_event(by: &Client, _: &Subject) -> Request {
-    by.post("/v1/gateway/events").json(&json!({ "type": "charge.succeeded", "data": {} }))
+fn unsigned_event(client: &Client, _: &Subject) -> Request {
+    client.post("/v1/gateway/events").json(&json!({ "type": "charge.succeeded", "data": {} }))
 }

@@ -13,21 +13,21 @@ use crate::{
     database::{INSUFFICIENT_PRIVILEGE, nodes, statements},
     http::panics::{panics_at, the_only_panic},
     operations::{
-        alerts::{Pager, is_complete},
+        alerts::{Pager, assert_complete},
         outbound::CountingProxy,
         page,
-        startup::{command, sufficient},
+        startup::{command, minimum_settings},
     },
     service,
     telemetry::metrics::openmetrics,
-    tls::{Before, TlsProxy},
+    tls::{Preamble, TlsProxy},
 };
 
 const PAYMENTS: &str = "/v1/orders/{id}/payments";
 
 /// Starts a service with a receiver of alerts, whose payments need review after one second.
-async fn on_call() -> (dev::harness::Service, Pager) {
-    let pager = Pager::switched_on().await;
+async fn service_with_pager() -> (dev::harness::Service, Pager) {
+    let pager = Pager::start().await;
     let service = builder()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
         .setting("PAYMENT_PARK_AFTER_SECONDS", "1")
@@ -38,27 +38,27 @@ async fn on_call() -> (dev::harness::Service, Pager) {
 
 #[tokio::test]
 async fn each_breaker_transition_raises_one_alert() {
-    let (service, pager) = on_call().await;
+    let (service, pager) = service_with_pager().await;
     let customer = service.customer().await;
     service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
     eventually("the breaker opens", async || {
         (customer.places_an_order().await.pay("pm_card_ok").await.status == 503).then_some(())
     })
     .await;
-    let opened = pager.receives("Circuit breaker opened").await;
-    is_complete(&opened, "warning");
+    let opened = pager.wait_for("Circuit breaker opened").await;
+    assert_complete(&opened, "warning");
     assert_eq!(opened["metadata"]["service"], "payment_gateway");
 
     service.gateway().faults().clear();
-    let closed = pager.receives("Circuit breaker closed").await;
-    is_complete(&closed, "info");
-    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "the alert is sent once in the interval");
+    let closed = pager.wait_for("Circuit breaker closed").await;
+    assert_complete(&closed, "info");
+    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "the alert is sent once within the interval");
     assert!(service.metric("alerts_sent_total{outcome=\"sent\"}").await >= 2);
 }
 
 #[tokio::test]
 async fn a_payment_that_needs_review_raises_an_alert() {
-    let (service, pager) = on_call().await;
+    let (service, pager) = service_with_pager().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults {
         error_rate: 1.0,
@@ -66,14 +66,14 @@ async fn a_payment_that_needs_review_raises_an_alert() {
         ..Faults::default()
     });
     let payment = order.pay("pm_card_ok").await.is(202).id();
-    let parked = pager.receives("Review needed: payment").await;
-    is_complete(&parked, "critical");
+    let parked = pager.wait_for("Review needed: payment").await;
+    assert_complete(&parked, "critical");
     assert_eq!(parked["metadata"]["id"], json!(payment));
 }
 
 #[tokio::test]
 async fn a_contradiction_with_the_gateway_raises_an_alert() {
-    let (service, pager) = on_call().await;
+    let (service, pager) = service_with_pager().await;
     let unknown = Charge {
         id: "ch_unknown".to_owned(),
         reference: Uuid::now_v7(),
@@ -84,8 +84,8 @@ async fn a_contradiction_with_the_gateway_raises_an_alert() {
     };
     let event = Event::of_charge(&unknown).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
-    let discrepancy = pager.receives("unknown reference").await;
-    is_complete(&discrepancy, "critical");
+    let discrepancy = pager.wait_for("unknown reference").await;
+    assert_complete(&discrepancy, "critical");
     assert_eq!(discrepancy["metadata"]["id"], json!(unknown.reference));
 
     let again = Event::of_charge(&unknown).unwrap();
@@ -124,7 +124,7 @@ async fn no_money_moves_that_cannot_be_audited() {
         let credentials = json!({ "email": customer.email, "password": password });
         service.anonymous().post("/v1/sessions").json(&credentials)
     };
-    for (what, request) in [
+    for (operation, request) in [
         ("placing", order.clone()),
         ("cancelling", unpaid.cancel()),
         ("paying", unpaid.pay("pm_card_ok")),
@@ -136,7 +136,7 @@ async fn no_money_moves_that_cannot_be_audited() {
         ("staff's reading a payment", support.get(format!("/v1/payments/{payment}"))),
     ] {
         let rejected = request.await;
-        assert_eq!(rejected.status, 500, "{what}: {rejected}");
+        assert_eq!(rejected.status, 500, "{operation}: {rejected}");
     }
     // A rejection grants nothing, so it does not depend on its audit event.
     let _rejected = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
@@ -188,7 +188,7 @@ async fn the_service_cannot_rewrite_the_audit_log() {
 }
 
 #[tokio::test]
-async fn the_database_keeps_the_rules_of_money_by_itself() {
+async fn the_database_itself_enforces_the_rules_of_payments() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
@@ -237,7 +237,7 @@ async fn no_statement_scans_the_orders_of_all_customers() {
 
     // The connection has the service's rights, and the plan mode that `migrate` has set on its role.
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
-    let mut looked_at = 0;
+    let mut checked = 0;
     for (number, (statement, parameters)) in statements().into_iter().enumerate() {
         if !statement.contains("orders") {
             continue;
@@ -249,12 +249,12 @@ async fn no_statement_scans_the_orders_of_all_customers() {
         let plan: Value =
             sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
         for node in nodes(&plan) {
-            let reads_through = node["Node Type"] == "Seq Scan" && node["Relation Name"] == "orders";
-            assert!(!reads_through, "{statement}\n{plan:#}");
+            let is_full_scan = node["Node Type"] == "Seq Scan" && node["Relation Name"] == "orders";
+            assert!(!is_full_scan, "{statement}\n{plan:#}");
         }
-        looked_at += 1;
+        checked += 1;
     }
-    assert!(looked_at >= 5, "only {looked_at} statements on orders were found");
+    assert!(checked >= 5, "only {checked} statements on orders were found");
 }
 
 #[tokio::test]
@@ -264,7 +264,7 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
     let order = customer.places_an_order().await;
     let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
     // Log lines of the task that continues the payment, in addition to those of the request.
-    let told = service
+    let failure = service
         .logs_that("the gateway's failure", |line| {
             line["correlation_id"] == "one-payment" && line["target"] == "app::slices::payments::gateway"
         })
@@ -276,10 +276,10 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
         })
         .await;
     for field in ["trace_id", "request_id", "user_id"] {
-        assert!(told[field].is_string(), "{field} in {told:#}");
-        assert_eq!(told[field], access[field]);
+        assert!(failure[field].is_string(), "{field} in {failure:#}");
+        assert_eq!(failure[field], access[field]);
     }
-    assert_ne!(told["span_id"], access["span_id"], "the line has the span of the call");
+    assert_ne!(failure["span_id"], access["span_id"], "the line has the span of the call");
 }
 
 #[tokio::test]
@@ -393,9 +393,9 @@ async fn an_invalid_id_is_no_order_payment_or_product() {
             admin.post(format!("/v1/payments/{id}/refunds")).json(&json!({})).new_key(),
             admin.patch(format!("/v1/products/{id}")).json(&json!({})),
         ] {
-            let what = format!("{request:?}");
+            let description = format!("{request:?}");
             let rejected = request.await;
-            assert_eq!(rejected.status, 404, "{what}: {rejected}");
+            assert_eq!(rejected.status, 404, "{description}: {rejected}");
             let _rejected = rejected.is_problem(404, "not-found");
         }
     }
@@ -410,7 +410,9 @@ async fn a_payment_in_flight_is_finished_before_the_service_ends() {
     let attempt = order.pay("pm_card_ok").in_background();
     order.wait_for_payment().await;
     service.signal(Signal::SIGTERM);
-    service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
+    service
+        .logs_that("the shutdown has begun", |line| line["message"] == "the service is shutting down")
+        .await;
     service.gateway().release();
 
     assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
@@ -419,7 +421,7 @@ async fn a_payment_in_flight_is_finished_before_the_service_ends() {
 }
 
 #[tokio::test]
-async fn a_payment_that_cannot_end_in_time_is_cut_and_named() {
+async fn a_payment_past_the_deadline_is_cancelled_and_named() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
         .setting("GATEWAY_TIMEOUT_MS", "9000")
@@ -443,7 +445,7 @@ async fn a_payment_survives_a_panic_of_recovery() {
     let order = service.customer().await.places_an_order().await;
     let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "unlucky").await.is(202);
     let panic = the_only_panic(&service, "recovery.leased").await;
-    assert_eq!(panic["correlation_id"], "unlucky", "of the request that began it");
+    assert_eq!(panic["correlation_id"], "unlucky", "the id of the request that began the payment");
     order.becomes("paid").await;
     service.invariants_hold().await;
 }
@@ -490,7 +492,7 @@ async fn every_invalid_payment_setting_is_reported_without_values() {
     assert!(!stopped.stderr.contains("not-a-webhook-secret"), "{}", stopped.stderr);
 
     let together =
-        [&sufficient()[..], &[("OPS_TOKEN", "too-short"), ("GATEWAY_TIMEOUT_MS", "99999")]].concat();
+        [&minimum_settings()[..], &[("OPS_TOKEN", "too-short"), ("GATEWAY_TIMEOUT_MS", "99999")]].concat();
     let stopped = command(&["serve"], &together).await;
     assert_eq!(stopped.code(), Some(1));
     for name in ["OPS_TOKEN", "GATEWAY_TIMEOUT_MS"] {
@@ -502,7 +504,7 @@ async fn every_invalid_payment_setting_is_reported_without_values() {
 async fn a_short_or_empty_webhook_secret_is_rejected() {
     let long = "whsec_YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw==";
     for secret in ["whsec_", "whsec_YSB3ZWJob29rIHNlY3JldA==", &format!("{long} whsec_")] {
-        let settings = [&sufficient()[..], &[("GATEWAY_WEBHOOK_SECRET", secret)]].concat();
+        let settings = [&minimum_settings()[..], &[("GATEWAY_WEBHOOK_SECRET", secret)]].concat();
         let stopped = command(&["config"], &settings).await;
         assert_eq!(stopped.code(), Some(1), "{secret}");
         assert!(
@@ -512,16 +514,16 @@ async fn a_short_or_empty_webhook_secret_is_rejected() {
         );
     }
     let rotated = format!("{long} {long}");
-    let settings = [&sufficient()[..], &[("GATEWAY_WEBHOOK_SECRET", rotated.as_str())]].concat();
+    let settings = [&minimum_settings()[..], &[("GATEWAY_WEBHOOK_SECRET", rotated.as_str())]].concat();
     command(&["config"], &settings).await.succeeded();
 }
 
 #[tokio::test]
 async fn the_settings_of_payments_are_shown_without_secrets() {
-    let told = command(&["config"], &sufficient()).await.succeeded();
+    let output = command(&["config"], &minimum_settings()).await.succeeded();
     for line in ["DATABASE_URL=<redacted>", "GATEWAY_API_KEY=<redacted>", "GATEWAY_WEBHOOK_SECRET=<redacted>"]
     {
-        assert!(told.lines().any(|known| known == line), "{line} in {told}");
+        assert!(output.lines().any(|known| known == line), "{line} in {output}");
     }
     for line in [
         "GATEWAY_URL=http://127.0.0.1:1",
@@ -529,18 +531,18 @@ async fn the_settings_of_payments_are_shown_without_secrets() {
         "APP_ENV=test",
         "# OPS_TOKEN is not set",
     ] {
-        assert!(told.lines().any(|known| known == line), "{line} in {told}");
+        assert!(output.lines().any(|known| known == line), "{line} in {output}");
     }
     for secret in ["a-password", "an-api-key", "YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw"] {
-        assert!(!told.contains(secret), "{told}");
+        assert!(!output.contains(secret), "{output}");
     }
 }
 
 #[tokio::test]
-async fn a_gateway_without_tls_is_refused_in_staging_and_production() {
+async fn staging_and_production_reject_a_gateway_without_tls() {
     let config = async |environment, url, more: &[(&'static str, &'static str)]| {
         let settings = [("APP_ENV", environment), ("GATEWAY_URL", url)];
-        command(&["config"], &[&sufficient()[..], &settings, more].concat()).await
+        command(&["config"], &[&minimum_settings()[..], &settings, more].concat()).await
     };
     for environment in ["staging", "production"] {
         for url in ["http://gateway.example", "http://10.0.0.1:9090"] {
@@ -559,14 +561,14 @@ async fn a_gateway_without_tls_is_refused_in_staging_and_production() {
 #[tokio::test]
 async fn the_gateway_call_needs_a_trusted_certificate_and_no_proxy() {
     let proxy = CountingProxy::start().await;
-    let service = proxy.in_environment_of(builder()).start().await;
-    let tls = TlsProxy::to(&service.gateway().url(), Before::Nothing).await;
-    let trusting = [("GATEWAY_URL", &*tls.url()), ("SSL_CERT_FILE", tls.authority())];
-    let trusting = service.replica_with(&trusting).await;
+    let service = proxy.set_in_environment(builder()).start().await;
+    let tls = TlsProxy::to(&service.gateway().url(), Preamble::Nothing).await;
+    let replica = [("GATEWAY_URL", &*tls.url()), ("SSL_CERT_FILE", tls.authority())];
+    let replica = service.replica_with(&replica).await;
     // On a busy machine, a handshake may take longer than the gateway's timeout.
-    let _paid = trusting.customer().await.places_an_order().await.pay("pm_card_ok").await;
+    let _paid = replica.customer().await.places_an_order().await.pay("pm_card_ok").await;
     eventually("the gateway is called", async || (tls.handshakes() > 0).then_some(())).await;
-    assert!(trusting.terminate().await.success());
+    assert!(replica.terminate().await.success());
     let handshakes = tls.handshakes();
 
     let other = service.replica_with(&[("GATEWAY_URL", &*tls.url())]).await;

@@ -1,4 +1,4 @@
-//! Reconciliation with the gateway: what the database has lost, or never had, is found in the gateway's listing.
+//! Reconciliation with the gateway: the gateway's listing reveals charges and refunds that the database lacks.
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
@@ -18,7 +18,7 @@ fn reconciling() -> Builder {
     builder().setting("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "1")
 }
 
-async fn start() -> Service {
+async fn start_reconciling() -> Service {
     let service = reconciling().start().await;
     service.gateway_sends_no_webhooks();
     service
@@ -40,7 +40,7 @@ fn charge_of(reference: Uuid, id: &str) -> Charge {
 }
 
 /// Returns the recorded discrepancies: kind, record and gateway's report, oldest first.
-async fn recorded(service: &Service) -> Vec<(String, Option<Uuid>, String)> {
+async fn discrepancies(service: &Service) -> Vec<(String, Option<Uuid>, String)> {
     let rows = service
         .database()
         .rows("select what, record_id, gateway_says from discrepancies order by recorded_at, id")
@@ -50,19 +50,19 @@ async fn recorded(service: &Service) -> Vec<(String, Option<Uuid>, String)> {
     rows.iter().map(|row| (text(&row["what"]), id(&row["record_id"]), text(&row["gateway_says"]))).collect()
 }
 
-async fn nothing_is_recorded(service: &Service) {
-    let recorded = recorded(service).await;
-    assert!(recorded.is_empty(), "{recorded:?}");
+async fn assert_nothing_recorded(service: &Service) {
+    let discrepancies = discrepancies(service).await;
+    assert!(discrepancies.is_empty(), "{discrepancies:?}");
 }
 
-/// Waits until something is recorded, and then for two more runs, which must not record it again.
+/// Waits until the expected discrepancies are recorded. Then waits for two more runs, which must not record them again.
 async fn wait_until_recorded_once(service: &Service, expected: &[(&str, Uuid)]) {
     within(Duration::from_mins(1), "the differences are recorded", async || {
-        (recorded(service).await.len() >= expected.len()).then_some(())
+        (discrepancies(service).await.len() >= expected.len()).then_some(())
     })
     .await;
-    runs_again(service).await;
-    let found: Vec<_> = recorded(service).await.into_iter().map(|(what, id, _)| (what, id)).collect();
+    wait_for_two_runs(service).await;
+    let found: Vec<_> = discrepancies(service).await.into_iter().map(|(what, id, _)| (what, id)).collect();
     let mut found: Vec<_> = found.iter().map(|(what, id)| (what.as_str(), id.unwrap())).collect();
     let mut expected = expected.to_vec();
     found.sort_unstable();
@@ -73,7 +73,7 @@ async fn wait_until_recorded_once(service: &Service, expected: &[(&str, Uuid)]) 
 }
 
 /// Waits until two more runs over the newest minutes are complete: the second began after this call.
-async fn runs_again(service: &Service) {
+async fn wait_for_two_runs(service: &Service) {
     for _ in 0..2 {
         let before = completed(service, "recent").await;
         within(Duration::from_mins(1), "another run is complete", async || {
@@ -92,7 +92,7 @@ async fn completed(service: &Service, scope: &str) -> i64 {
 }
 
 /// Makes a run over the window due, and waits until it is complete.
-async fn compares_the_window(service: &Service) {
+async fn compare_window(service: &Service) {
     let before = completed(service, "window").await;
     service.database().execute("update reconciliations set due_at = now() where scope = 'window'").await;
     within(Duration::from_mins(1), "the window is compared", async || {
@@ -109,13 +109,13 @@ async fn wait_for_first_window(service: &Service) {
     .await;
 }
 
-async fn found(service: &Service, kind: &str) -> i64 {
+async fn count_of_kind(service: &Service, kind: &str) -> i64 {
     service.metric(&format!("reconciliation_discrepancies_total{{kind=\"{kind}\"}}")).await
 }
 
 #[tokio::test]
 async fn a_charge_whose_payment_was_lost_in_a_restore_is_found() {
-    let pager = Pager::switched_on().await;
+    let pager = Pager::start().await;
     let mut service = reconciling().setting("ALERT_WEBHOOK_URL", &pager.url).start().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -129,21 +129,21 @@ async fn a_charge_whose_payment_was_lost_in_a_restore_is_found() {
     service.restart().await;
 
     wait_until_recorded_once(&service, &[("unknown reference", charge.reference)]).await;
-    assert_eq!(recorded(&service).await[0].2, charge.id);
-    assert_eq!(found(&service, "orphan").await, 1);
+    assert_eq!(discrepancies(&service).await[0].2, charge.id);
+    assert_eq!(count_of_kind(&service, "orphan").await, 1);
     let alert = eventually("the alert arrives", async || pager.all("unknown reference").pop()).await;
     assert_eq!(alert["metadata"]["id"], json!(charge.reference));
-    eventually("the gauge counts it", async || {
+    eventually("the gauge counts the discrepancy", async || {
         (service.metric("payment_discrepancies_open").await == 1).then_some(())
     })
     .await;
-    assert_eq!(order.status().await, "pending_payment", "it settles nothing");
-    assert_eq!(service.gateway().ledger().refunds.len(), 0, "nothing is refunded by it");
+    assert_eq!(order.status().await, "pending_payment", "reconciliation settles nothing");
+    assert_eq!(service.gateway().ledger().refunds.len(), 0, "reconciliation refunds nothing");
 }
 
 #[tokio::test]
 async fn a_refund_of_the_gateway_without_a_refund_is_found() {
-    let service = start().await;
+    let service = start_reconciling().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
     let reference = Uuid::now_v7();
@@ -156,12 +156,12 @@ async fn a_refund_of_the_gateway_without_a_refund_is_found() {
     };
     service.gateway().record_refund(refund).unwrap();
     wait_until_recorded_once(&service, &[("unknown reference", reference)]).await;
-    assert_eq!(found(&service, "orphan").await, 1);
+    assert_eq!(count_of_kind(&service, "orphan").await, 1);
 }
 
 #[tokio::test]
 async fn a_second_charge_another_amount_and_another_result_are_found() {
-    let service = start().await;
+    let service = start_reconciling().await;
     let customer = service.customer().await;
     let pays = async |card: &str| {
         let payment = customer.places_an_order().await.pay(card).await.is(201).id();
@@ -169,28 +169,31 @@ async fn a_second_charge_another_amount_and_another_result_are_found() {
     };
     let (twice, charge) = pays("pm_card_ok").await;
     service.gateway().record(Charge { id: "ch_second".to_owned(), ..charge }).unwrap();
-    let (more, charge) = pays("pm_card_ok").await;
+    let (larger, charge) = pays("pm_card_ok").await;
     service.gateway().record(Charge { id: "ch_more".to_owned(), amount: 2581, ..charge }).unwrap();
     let (declined, charge) = pays("pm_card_declined").await;
     let succeeded = Charge { status: ChargeStatus::Succeeded, decline_code: None, ..charge };
     service.gateway().record(Charge { id: "ch_contradicts".to_owned(), ..succeeded }).unwrap();
 
-    let expected = [("second charge", twice), ("amount", more), ("contradiction", declined)];
+    let expected = [("second charge", twice), ("amount", larger), ("contradiction", declined)];
     wait_until_recorded_once(&service, &expected).await;
     for kind in ["duplicate", "mismatch", "contradiction"] {
-        assert_eq!(found(&service, kind).await, 1, "{kind}");
+        assert_eq!(count_of_kind(&service, kind).await, 1, "{kind}");
     }
 }
 
 #[tokio::test]
 async fn a_second_refund_and_a_refund_of_another_amount_are_found() {
-    let service = start().await;
+    let service = start_reconciling().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let support = service.support().await;
     let refund = support.refund(payment, Some(500)).await.is(201).id();
-    let made = service.gateway().ledger().refunds.remove(0);
-    service.gateway().record_refund(Refund { id: "re_second".to_owned(), ..made.clone() }).unwrap();
-    service.gateway().record_refund(Refund { id: "re_more".to_owned(), amount: 501, ..made }).unwrap();
+    let gateway_refund = service.gateway().ledger().refunds.remove(0);
+    service.gateway().record_refund(Refund { id: "re_second".to_owned(), ..gateway_refund.clone() }).unwrap();
+    service
+        .gateway()
+        .record_refund(Refund { id: "re_more".to_owned(), amount: 501, ..gateway_refund })
+        .unwrap();
     wait_until_recorded_once(&service, &[("second refund", refund), ("amount", refund)]).await;
 }
 
@@ -202,7 +205,7 @@ fn eleven_minutes_older(id: Uuid) -> Uuid {
 /// Gives a payment and its refund the ids of older records. Returns the new ids.
 async fn backdate_records(service: &Service, payment: Uuid, refund: Uuid) -> (Uuid, Uuid) {
     let (aged, aged_refund) = (eleven_minutes_older(payment), eleven_minutes_older(refund));
-    // Without the foreign keys, which would need the rows to change at once.
+    // Foreign keys are not checked, because the statements change the rows one after the other.
     let statements = format!(
         "set session_replication_role = replica;
          update orders set live_payment_id = '{aged}' where live_payment_id = '{payment}';
@@ -215,40 +218,40 @@ async fn backdate_records(service: &Service, payment: Uuid, refund: Uuid) -> (Uu
 
 #[tokio::test]
 async fn a_payment_or_refund_that_the_gateway_does_not_have_is_found() {
-    let service = start().await;
+    let service = start_reconciling().await;
     wait_for_first_window(&service).await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let refund = service.support().await.refund(payment, Some(500)).await.is(201).id();
-    let (charge, made) = (service.gateway_key(payment).await, service.gateway_key(refund).await);
-    // Their references lead nowhere, and the gateway's own objects become orphans.
+    let (charge, gateway_refund) = (service.gateway_key(payment).await, service.gateway_key(refund).await);
+    // The new keys are unknown to the gateway, and the gateway's charge and refund are unknown to the database.
     let lose = |table: &str, id: Uuid| {
         format!("update {table} set listed_at = null, gateway_key = gen_random_uuid() where id = '{id}'")
     };
     service.database().execute(lose("payments", payment)).await;
     service.database().execute(lose("refunds", refund)).await;
-    compares_the_window(&service).await;
-    let orphans = [("unknown reference", charge), ("unknown reference", made)];
+    compare_window(&service).await;
+    let orphans = [("unknown reference", charge), ("unknown reference", gateway_refund)];
     wait_until_recorded_once(&service, &orphans).await;
 
     let (payment, refund) = backdate_records(&service, payment, refund).await;
-    compares_the_window(&service).await;
+    compare_window(&service).await;
     let missing = [("payment without charge", payment), ("refund without gateway refund", refund)];
     wait_until_recorded_once(&service, &[orphans, missing].concat()).await;
-    assert_eq!(found(&service, "missing").await, 2);
-    compares_the_window(&service).await;
-    assert_eq!(recorded(&service).await.len(), 4);
+    assert_eq!(count_of_kind(&service, "missing").await, 2);
+    compare_window(&service).await;
+    assert_eq!(discrepancies(&service).await.len(), 4);
 }
 
 #[tokio::test]
 async fn a_listing_without_a_charge_is_no_proof() {
-    let service = start().await;
+    let service = start_reconciling().await;
     wait_for_first_window(&service).await;
     service.gateway().faults().set(Faults { list_omit_rate: 1.0, ..no_webhooks() });
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let refund = service.support().await.refund(payment, Some(500)).await.is(201).id();
     backdate_records(&service, payment, refund).await;
-    compares_the_window(&service).await;
-    nothing_is_recorded(&service).await;
+    compare_window(&service).await;
+    assert_nothing_recorded(&service).await;
     let unlisted = "select (select count(*) from payments where listed_at is null)
                          + (select count(*) from refunds where listed_at is null)";
     assert_eq!(service.database().number(unlisted).await, 0, "the gateway was polled for both");
@@ -256,7 +259,7 @@ async fn a_listing_without_a_charge_is_no_proof() {
 
 #[tokio::test]
 async fn an_unreliable_listing_hides_nothing_and_invents_nothing() {
-    let service = start().await;
+    let service = start_reconciling().await;
     service.gateway().faults().set(Faults {
         list_omit_rate: 0.3,
         list_lost_page_rate: 0.3,
@@ -275,10 +278,10 @@ async fn an_unreliable_listing_hides_nothing_and_invents_nothing() {
         }
     }
     for _ in 0..3 {
-        runs_again(&service).await;
+        wait_for_two_runs(&service).await;
     }
-    compares_the_window(&service).await;
-    nothing_is_recorded(&service).await;
+    compare_window(&service).await;
+    assert_nothing_recorded(&service).await;
 
     let orphans = [Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7()];
     for orphan in orphans {
@@ -289,26 +292,26 @@ async fn an_unreliable_listing_hides_nothing_and_invents_nothing() {
 
 #[tokio::test]
 async fn the_window_finds_what_is_older_than_the_newest_minutes() {
-    let service = start().await;
+    let service = start_reconciling().await;
     wait_for_first_window(&service).await;
     let orphan = Uuid::now_v7();
     for hours in [1, 49] {
         let charge = charge_of(if hours == 1 { orphan } else { Uuid::now_v7() }, &format!("ch_{hours}"));
         service.gateway().record_at(Utc::now() - TimeDelta::hours(hours), charge).unwrap();
     }
-    runs_again(&service).await;
-    nothing_is_recorded(&service).await;
-    compares_the_window(&service).await;
+    wait_for_two_runs(&service).await;
+    assert_nothing_recorded(&service).await;
+    compare_window(&service).await;
     wait_until_recorded_once(&service, &[("unknown reference", orphan)]).await;
 }
 
 #[tokio::test]
-async fn a_record_that_is_unreadable_is_found_and_hides_no_other() {
-    let service = start().await;
+async fn an_unreadable_record_is_found_and_hides_no_other() {
+    let service = start_reconciling().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     service.gateway().faults().set(Faults { spoil_rate: 1.0, spoil: Malformation::Record, ..no_webhooks() });
     wait_until_recorded_once(&service, &[("unreadable charge", payment)]).await;
-    assert_eq!(found(&service, "unreadable").await, 1);
+    assert_eq!(count_of_kind(&service, "unreadable").await, 1);
     assert!(completed(&service, "recent").await > 0);
 }
 
@@ -331,7 +334,7 @@ async fn a_payment_and_a_refund_without_an_outcome_are_settled() {
     service.gateway().faults().set(no_webhooks());
     service.database().execute(sent("refunds", refund)).await;
     order.becomes("partially_refunded").await;
-    nothing_is_recorded(&service).await;
+    assert_nothing_recorded(&service).await;
     service.invariants_hold().await;
 }
 
@@ -359,7 +362,7 @@ fn listings(service: &Service) -> Vec<chrono::DateTime<Utc>> {
 
 #[tokio::test]
 async fn one_replica_reads_the_listing_and_another_takes_over() {
-    let one = start().await;
+    let one = start_reconciling().await;
     let two = one.replica().await;
     wait_for_first_window(&two).await;
     let before = listings(&one).len();
@@ -379,8 +382,8 @@ async fn one_replica_reads_the_listing_and_another_takes_over() {
 
 #[tokio::test]
 async fn while_the_gateway_is_down_no_run_completes() {
-    let service = start().await;
-    runs_again(&service).await;
+    let service = start_reconciling().await;
+    wait_for_two_runs(&service).await;
     service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..no_webhooks() });
     let attempts = async |count: usize| {
         let before = listings(&service).len();
@@ -399,7 +402,7 @@ async fn while_the_gateway_is_down_no_run_completes() {
     let orphan = Uuid::now_v7();
     service.gateway().record(charge_of(orphan, "ch_orphan")).unwrap();
     attempts(1).await;
-    nothing_is_recorded(&service).await;
+    assert_nothing_recorded(&service).await;
 
     service.gateway().faults().set(no_webhooks());
     wait_until_recorded_once(&service, &[("unknown reference", orphan)]).await;
@@ -429,7 +432,7 @@ async fn the_command_prints_each_difference_until_it_is_closed() {
         assert!(!found.stdout.contains(&old.to_string()), "{}", found.stdout);
         assert!(found.stderr.contains("1 difference with the gateway is open"), "{}", found.stderr);
     }
-    assert_eq!(recorded(&service).await.len(), 1);
+    assert_eq!(discrepancies(&service).await.len(), 1);
 
     let listed = service.command(&["payments", "discrepancy", "list"], &[]).await.succeeded();
     let id = listed.split_whitespace().next().unwrap();

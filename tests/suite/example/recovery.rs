@@ -17,8 +17,8 @@ fn no_webhooks() -> Faults {
     Faults { webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-/// Returns an order with a payment that never reached the gateway, which still fails.
-async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid) {
+/// Returns an order with a payment that did not reach the gateway. The gateway still fails.
+async fn pay_during_outage(service: &Service, card: &str) -> (Order, Uuid) {
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay(card).await.is(202).id();
@@ -27,10 +27,10 @@ async fn a_payment_into_an_outage(service: &Service, card: &str) -> (Order, Uuid
 
 /// Backdates the first send, and makes the record due.
 async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str) {
-    let age = format!(
+    let backdate = format!(
         "update {table} set first_sent_at = now() - interval '{ago}', lease_expires_at = now() where id = '{id}'"
     );
-    service.database().execute(age).await;
+    service.database().execute(backdate).await;
 }
 
 /// Returns the number of polls of a payment or refund.
@@ -125,7 +125,7 @@ async fn recovery_skips_payments_that_a_request_processes() {
 #[tokio::test]
 async fn an_unknown_charge_fails_only_after_25_hours() {
     let service = service().await;
-    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
     backdate_first_send(&service, "payments", id, "24 hours").await;
     service.gateway().faults().set(no_webhooks());
     let sent = service.sends_of(id).await;
@@ -137,7 +137,7 @@ async fn an_unknown_charge_fails_only_after_25_hours() {
     assert_eq!(payment(&service, id).await["status"], "processing", "an empty response proves nothing yet");
     assert_eq!(service.sends_of(id).await, sent, "a key that may have expired is not used again");
 
-    eventually("it has failed", async || {
+    eventually("the payment has failed", async || {
         backdate_first_send(&service, "payments", id, "25 hours 1 minute").await;
         (payment(&service, id).await["status"] == "failed").then_some(())
     })
@@ -168,7 +168,7 @@ async fn an_empty_response_never_fails_a_refund() {
     .await;
     let row = service.database().rows(format!("select * from refunds where id = '{refund}'")).await.remove(0);
     assert_eq!(row["status"], "processing");
-    assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "its amount stays reserved");
+    assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "the amount stays reserved");
     assert_eq!(service.sends_of(refund).await, sent);
     service.invariants_hold().await;
 }
@@ -176,20 +176,23 @@ async fn an_empty_response_never_fails_a_refund() {
 #[tokio::test]
 async fn a_rejection_after_an_unanswered_attempt_proves_nothing() {
     let service = service().await;
-    let (order, id) = a_payment_into_an_outage(&service, "pm_card_from_another_gateway").await;
+    let (order, id) = pay_during_outage(&service, "pm_card_from_another_gateway").await;
     let sent = service.sends_of(id).await;
     service.gateway().faults().set(no_webhooks());
-    eventually("it is resent and rejected", async || (service.sends_of(id).await > sent).then_some(())).await;
+    eventually("the charge is resent and rejected", async || {
+        (service.sends_of(id).await > sent).then_some(())
+    })
+    .await;
     wait_for_another_poll(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
-    let _still_taken = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let _still_in_progress = order.pay("pm_card_ok").await.is_problem(409, "conflict");
     service.invariants_hold().await;
 }
 
 #[tokio::test]
 async fn two_charges_for_one_payment_settle_nothing_and_are_reported() {
     let service = service().await;
-    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
     for name in ["one", "two"] {
         let charge = Charge {
             id: format!("ch_{name}"),
@@ -202,8 +205,10 @@ async fn two_charges_for_one_payment_settle_nothing_and_are_reported() {
         service.gateway().record(charge).unwrap();
     }
     service.gateway().faults().set(no_webhooks());
-    eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
-        .await;
+    eventually("the discrepancy is reported", async || {
+        (!discrepancies(&service, id).await.is_empty()).then_some(())
+    })
+    .await;
     wait_for_another_poll(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     assert_eq!(order.status().await, "pending_payment");
@@ -212,7 +217,7 @@ async fn two_charges_for_one_payment_settle_nothing_and_are_reported() {
 #[tokio::test]
 async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     let service = service().await;
-    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
     let wrong = Charge {
         id: "ch_wrong".to_owned(),
         reference: service.gateway_key(id).await,
@@ -223,8 +228,10 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     };
     service.gateway().record(wrong.clone()).unwrap();
     service.gateway().faults().set(no_webhooks());
-    eventually("it is reported", async || (!discrepancies(&service, id).await.is_empty()).then_some(()))
-        .await;
+    eventually("the discrepancy is reported", async || {
+        (!discrepancies(&service, id).await.is_empty()).then_some(())
+    })
+    .await;
     wait_for_another_poll(&service, id).await;
     wait_for_another_poll(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
@@ -247,7 +254,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
 #[tokio::test]
 async fn a_payment_that_needs_review_is_still_settled() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
-    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
     eventually("the payment needs review", async || {
         (service.metric("payments_parked").await == 1).then_some(())
     })
@@ -266,7 +273,7 @@ async fn a_payment_that_needs_review_is_still_settled() {
 #[tokio::test]
 async fn a_webhook_settles_a_payment_that_needs_review() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
-    let (order, id) = a_payment_into_an_outage(&service, "pm_card_ok").await;
+    let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
     eventually("the payment needs review", async || {
         (!payment(&service, id).await["parked_at"].is_null()).then_some(())
     })

@@ -55,7 +55,7 @@ async fn a_payment_is_refunded_in_parts() {
 }
 
 #[tokio::test]
-async fn a_refund_without_an_amount_is_complete() {
+async fn a_refund_without_an_amount_refunds_everything() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, None).await.is(201).json();
@@ -133,12 +133,12 @@ async fn only_charged_payments_can_be_refunded() {
 async fn a_rejected_refund_releases_its_amount() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
-    // 20.00 is refunded at the gateway directly.
+    // 20.00 EUR is refunded at the gateway without the service.
     let charge = service.charges_for(id).await.remove(0).id;
-    let elsewhere = service.gateway().url().join(&format!("/v1/charges/{charge}/refunds")).unwrap();
+    let gateway_url = service.gateway().url().join(&format!("/v1/charges/{charge}/refunds")).unwrap();
     let done = dev::http::client(dev::harness::WAIT_TIMEOUT)
         .unwrap()
-        .post(elsewhere)
+        .post(gateway_url)
         .bearer_auth(GATEWAY_API_KEY)
         .header("idempotency-key", "at the counter")
         .json(&json!({ "amount": 2000, "reference": Uuid::now_v7() }))
@@ -189,8 +189,10 @@ async fn a_refund_survives_a_crash_before_its_settlement() {
     service.gateway_sends_no_webhooks();
     service.gateway().hold_responses();
     let attempt = support.refund(id, None).in_background();
-    eventually("the gateway has refunded it", async || (refunded_total(&service) == 2580).then_some(()))
-        .await;
+    eventually("the gateway has refunded the payment", async || {
+        (refunded_total(&service) == 2580).then_some(())
+    })
+    .await;
     let retry = attempt.again();
     service.kill_9().await;
     let _cut_off = attempt.give_up().await;
@@ -344,13 +346,17 @@ async fn a_second_gateway_refund_is_a_discrepancy() {
     let (_, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, Some(1000)).await.is(201).id();
     let made = service.gateway().ledger().refunds.remove(0);
-    let reported = |refund: &dev::example::gateway::Refund| Event::of_refund(refund).unwrap();
-    assert_eq!(service.gateway().deliver_webhook(&reported(&made)).await.unwrap(), 204);
+    let event_of = |refund: &dev::example::gateway::Refund| Event::of_refund(refund).unwrap();
+    assert_eq!(service.gateway().deliver_webhook(&event_of(&made)).await.unwrap(), 204);
     let recorded = format!("action = 'discrepancy' and metadata -> 'record_ids' ? '{refund}'");
-    assert_eq!(service.audit_events(&recorded).await.len(), 0, "it is the refund that settled ours");
+    assert_eq!(
+        service.audit_events(&recorded).await.len(),
+        0,
+        "the event reports the refund that is recorded"
+    );
 
     let second = dev::example::gateway::Refund { id: "re_second".to_owned(), ..made };
-    assert_eq!(service.gateway().deliver_webhook(&reported(&second)).await.unwrap(), 204);
+    assert_eq!(service.gateway().deliver_webhook(&event_of(&second)).await.unwrap(), 204);
     let recorded = service.audit_events(&recorded).await;
     assert_eq!(recorded.len(), 1);
     assert_eq!(recorded[0]["metadata"]["what"], "second refund");
@@ -399,8 +405,10 @@ async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
     let reserved = format!("select refund_reserved_amount from payments where id = '{id}'");
     assert_eq!(service.database().number(&reserved).await, 2000, "a rejection proves nothing");
     let parked = format!("select count(*) from refunds where id = '{refund}' and parked_at is not null");
-    eventually("it needs review", async || (service.database().number(&parked).await == 1).then_some(()))
-        .await;
+    eventually("the refund needs review", async || {
+        (service.database().number(&parked).await == 1).then_some(())
+    })
+    .await;
 
     let refund = refund.to_string();
     let end = ["payments", "end", refund.as_str(), "--reason", "the gateway has no such refund, ticket 7"];
@@ -408,7 +416,7 @@ async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
     assert_eq!(service.database().number(&reserved).await, 0);
     let ended = service.audit_events("resource = 'refunds' and action = 'settle'").await;
     assert_eq!(ended[0]["metadata"]["decided_by_operator"], "the gateway has no such refund, ticket 7");
-    assert_eq!(service.command(&end, &[]).await.code(), Some(1), "it is settled already");
+    assert_eq!(service.command(&end, &[]).await.code(), Some(1), "the refund is settled already");
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     let _all = support.refund(id, None).await.is(201);

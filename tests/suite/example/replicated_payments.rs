@@ -50,13 +50,14 @@ async fn another_replica_settles_payments_of_a_crashed_one() {
     one.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
     let payment = order.wait_for_payment().await;
-    eventually("it is charged", async || (!one.charges_for(payment).await.is_empty()).then_some(())).await;
+    eventually("the payment is charged", async || (!one.charges_for(payment).await.is_empty()).then_some(()))
+        .await;
     one.kill_9().await;
     let _cut_off = attempt.give_up().await;
     one.gateway().release();
 
     let at_the_other_replica = two.serves(&order.customer);
-    eventually("it is paid", async || {
+    eventually("the order is paid", async || {
         (at_the_other_replica.get(order.path()).await.text("status") == "paid").then_some(())
     })
     .await;
@@ -138,7 +139,7 @@ async fn one_of_several_replicas_recovers_an_unknown_payment() {
             .requests()
             .into_iter()
             .filter(|request| request.method == "GET" && request.path.contains(&payment));
-        assert_eq!(poll.count(), 1, "of payment {payment}");
+        assert_eq!(poll.count(), 1, "payment {payment} is polled once");
     }
     let settled = "select count(*) from audit_events where resource = 'payments' and action = 'settle'";
     assert_eq!(one.database().number(settled).await, 12);

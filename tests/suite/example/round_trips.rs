@@ -3,7 +3,7 @@ use dev::harness::{MUG, TEAPOT};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::database::round_trips::{counted_service, taken};
+use crate::database::round_trips::{counted_service, measure_cost};
 
 /// Round trips of each route. A change that raises a number makes the route more expensive, and must state the reason
 /// here.
@@ -39,17 +39,17 @@ async fn orders_and_payments_make_no_more_round_trips_than_they_need() {
             "GET /v1/payments/{id}" => customer.get(format!("/v1/payments/{}", paid.id())),
             route => unreachable!("{route}"),
         };
-        counted.push((route, status, taken(&service, status, request).await.round_trips));
+        counted.push((route, status, measure_cost(&service, status, request).await.round_trips));
     }
     assert_eq!(counted, ROUND_TRIPS);
 }
 
-/// Otherwise the time of a 404 reveals which orders exist. Two defects would cause that: reading the largest possible
-/// order before the rejection, or an additional statement.
+/// A difference in time would reveal which orders exist. Two defects would cause it: reading a large order before the
+/// rejection, or an additional statement.
 #[tokio::test]
 async fn a_404_costs_the_same_for_missing_and_foreign_orders() {
     let service = counted_service().await;
-    let (owner, stranger) = (service.customer().await, service.customer().await);
+    let (owner, other_customer) = (service.customer().await, service.customer().await);
     service
         .database()
         .execute(
@@ -65,10 +65,11 @@ async fn a_404_costs_the_same_for_missing_and_foreign_orders() {
     let rejected = async |id: Uuid| {
         let pay = json!({ "payment_method": "pm_card_ok" });
         [
-            taken(&service, 404, async || stranger.get(format!("/v1/orders/{id}"))).await,
-            taken(&service, 404, async || stranger.post(format!("/v1/orders/{id}/cancel"))).await,
-            taken(&service, 404, async || {
-                stranger.post(format!("/v1/orders/{id}/payments")).json(&pay).new_key()
+            measure_cost(&service, 404, async || other_customer.get(format!("/v1/orders/{id}"))).await,
+            measure_cost(&service, 404, async || other_customer.post(format!("/v1/orders/{id}/cancel")))
+                .await,
+            measure_cost(&service, 404, async || {
+                other_customer.post(format!("/v1/orders/{id}/payments")).json(&pay).new_key()
             })
             .await,
         ]

@@ -84,8 +84,8 @@ async fn use_common_routes(service: &Service) -> (Vec<HttpResponse>, Vec<String>
     tokens.push(again);
 
     let url = service.ops_url().join("/log-level").unwrap();
-    let told = reqwest::Client::new().get(url).header("authorization", format!("Bearer {OPS_TOKEN}"));
-    let _told = told.send().await.unwrap();
+    let request = reqwest::Client::new().get(url).header("authorization", format!("Bearer {OPS_TOKEN}"));
+    let _read = request.send().await.unwrap();
 
     // The log of an unexpected failure.
     service.database().execute("alter table users rename to gone").await;
@@ -161,7 +161,7 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
     let (_, problem) = service.operate(Method::PUT, "/log-level", STRAY_TOKEN).await.unwrap();
     assert!(service.terminate().await.success());
 
-    let told: [(&str, Vec<String>); 7] = [
+    let outputs: [(&str, Vec<String>); 7] = [
         ("a log line", service.logs().iter().map(ToString::to_string).collect()),
         ("standard error", vec![service.stderr().join("\n")]),
         ("a span", collector.spans().iter().map(|span| format!("{span:?}")).collect()),
@@ -171,16 +171,16 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
         ("a page of operations", vec![health, problem]),
     ];
     let first = service.logs().into_iter().find(|line| line["message"] == "the service is up");
-    assert!(first.is_some(), "every line is checked");
+    assert!(first.is_some(), "the logs include the first line");
     let database_password = service.database().service_url().password().unwrap().to_owned();
     let mut secrets =
         vec!["SECRET", CARD, WEBHOOK_SECRET, GATEWAY_API_KEY, STAFF_PASSWORD, &database_password];
     secrets.extend(tokens.iter().map(String::as_str));
-    for (what, texts) in told {
-        assert!(!texts.is_empty(), "{what}");
+    for (output, texts) in outputs {
+        assert!(!texts.is_empty(), "{output}");
         for secret in &secrets {
             let leak = texts.iter().find(|text| text.contains(secret));
-            assert_eq!(leak, None, "{secret} is in {what}");
+            assert_eq!(leak, None, "{secret} is in {output}");
         }
     }
 }

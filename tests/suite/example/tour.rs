@@ -61,9 +61,9 @@ async fn the_tour_shows_what_a_run_prints() {
     })
     .await;
     let mut trace = String::new();
-    draw(&collector, &request, 0, &mut trace);
+    write_span_tree(&collector, &request, 0, &mut trace);
     outputs.insert("trace", trace);
-    outputs.insert("metrics", moved(&before, &counters(&service).await));
+    outputs.insert("metrics", increments(&before, &counters(&service).await));
 
     // The audit log.
     outputs.insert("audit", table(&service.audit_events("correlation_id in ('tour-1', 'tour-2')").await));
@@ -124,14 +124,17 @@ fn compare(outputs: &Outputs) {
     let path = repository().join("docs/tour.md");
     let document = fs::read_to_string(&path).unwrap();
     let block = Regex::new(r"(?s)(<!-- output: ([a-z-]+) -->\n```[a-z]*\n)(.*?)```").unwrap();
-    let shown: Vec<_> = block.captures_iter(&document).map(|found| found[2].to_owned()).collect();
-    let known: Vec<_> =
-        outputs.keys().copied().filter(|name| shown.iter().any(|shown| shown == name)).collect();
+    let documented: Vec<_> = block.captures_iter(&document).map(|found| found[2].to_owned()).collect();
+    let known: Vec<_> = outputs
+        .keys()
+        .copied()
+        .filter(|name| documented.iter().any(|documented| documented == name))
+        .collect();
     assert_eq!(known, outputs.keys().copied().collect::<Vec<_>>(), "docs/tour.md lacks outputs");
-    let real = |found: &regex::Captures<'_>| outputs.get(&found[2]).cloned();
+    let captured = |found: &regex::Captures<'_>| outputs.get(&found[2]).cloned();
     if std::env::var_os("UPDATE_TOUR").is_some() {
         let updated = block.replace_all(&document, |found: &regex::Captures<'_>| {
-            format!("{}{}```", &found[1], real(found).unwrap_or_default())
+            format!("{}{}```", &found[1], captured(found).unwrap_or_default())
         });
         fs::write(path, updated.as_bytes()).unwrap();
         return;
@@ -142,11 +145,11 @@ fn compare(outputs: &Outputs) {
         assert!(source.contains(&format!("fn {}", &found[1])), "{} has no `{}`", &found[2], &found[1]);
     }
     for found in block.captures_iter(&document) {
-        let real =
-            real(&found).unwrap_or_else(|| panic!("docs/tour.md shows an unknown output: {}", &found[2]));
+        let captured =
+            captured(&found).unwrap_or_else(|| panic!("docs/tour.md shows an unknown output: {}", &found[2]));
         assert_eq!(
             normalized(&found[3]),
-            normalized(&real),
+            normalized(&captured),
             "docs/tour.md shows another `{}`; UPDATE_TOUR=1 updates it",
             &found[2]
         );
@@ -242,12 +245,12 @@ async fn log_lines(service: &Service, correlation_id: &str) -> String {
     lines.iter().map(log_line).collect()
 }
 
-fn draw(collector: &Collector, span: &Span, depth: usize, into: &mut String) {
+fn write_span_tree(collector: &Collector, span: &Span, depth: usize, output: &mut String) {
     let duration = Duration::from_nanos(span.ended - span.started).as_secs_f64() * 1000.0;
     let name = format!("{}{}", "  ".repeat(depth), span.name);
-    writeln!(into, "{name:<44}{duration:>7.1} ms").unwrap();
+    writeln!(output, "{name:<44}{duration:>7.1} ms").unwrap();
     for child in collector.children_of(span) {
-        draw(collector, &child, depth + 1, into);
+        write_span_tree(collector, &child, depth + 1, output);
     }
 }
 
@@ -269,12 +272,12 @@ async fn counters(service: &Service) -> BTreeMap<String, f64> {
         .collect()
 }
 
-fn moved(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> String {
+fn increments(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> String {
     let mut text = String::new();
     for (series, value) in after {
-        let grown = value - before.get(series).copied().unwrap_or_default();
-        if grown > 0.0 {
-            writeln!(text, "{series} +{grown}").unwrap();
+        let increment = value - before.get(series).copied().unwrap_or_default();
+        if increment > 0.0 {
+            writeln!(text, "{series} +{increment}").unwrap();
         }
     }
     text

@@ -23,7 +23,7 @@ fn delivery(service: &Service, event: &Event, at: DateTime<Utc>) -> Request {
         .body(event.body.clone())
 }
 
-fn now(service: &Service, event: &Event) -> Request {
+fn deliver_now(service: &Service, event: &Event) -> Request {
     delivery(service, event, Utc::now())
 }
 
@@ -60,7 +60,7 @@ async fn discrepancies(service: &Service, id: Uuid) -> Vec<Value> {
 async fn a_signed_event_settles_its_payment() {
     let service = service_without_polling().await;
     let (order, charge) = order_without_outcome(&service).await;
-    let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
     assert_eq!(order.status().await, "paid");
     service.invariants_hold().await;
 }
@@ -70,7 +70,7 @@ async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
     let service = service_without_polling().await;
     let (order, charge) = order_without_outcome(&service).await;
     let event = Event::of_charge(&charge).unwrap();
-    let signed = || now(&service, &event);
+    let signed = || deliver_now(&service, &event);
     let forged =
         standardwebhooks::Webhook::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgMzIgYnl0ZXM=").unwrap();
     let forged = forged.sign(&event.id, Utc::now().timestamp(), event.body.as_bytes()).unwrap();
@@ -138,12 +138,12 @@ async fn a_malformed_timestamp_is_rejected() {
         "9223372036854775808",
         "99999999999999999999999999",
     ] {
-        let response = now(&service, &event).header("webhook-timestamp", timestamp).await;
+        let response = deliver_now(&service, &event).header("webhook-timestamp", timestamp).await;
         assert_eq!(response.status, 400, "{timestamp:?}: {response}");
         let _rejected = response.is_problem(400, "bad-signature");
     }
     assert_eq!(service.metric("panics_total").await, 0);
-    let _served = now(&service, &event).await.is(204);
+    let _served = deliver_now(&service, &event).await.is(204);
 }
 
 #[tokio::test]
@@ -166,12 +166,12 @@ async fn a_duplicate_event_is_applied_once() {
     let service = service_without_polling().await;
     let (order, charge) = order_without_outcome(&service).await;
     let event = Event::of_charge(&charge).unwrap();
-    let deliveries: Vec<_> = (0..10).map(|_| now(&service, &event).in_background()).collect();
+    let deliveries: Vec<_> = (0..10).map(|_| deliver_now(&service, &event).in_background()).collect();
     for delivery in deliveries {
         let _received = delivery.response().await.is(204);
     }
     // A second event of the same charge is no new discrepancy.
-    let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
 
     assert_eq!(order.status().await, "paid");
     let payment = order.payments().await[0];
@@ -188,8 +188,8 @@ async fn an_events_id_is_used_up_by_its_first_body() {
     let (order, charge) = order_without_outcome(&service).await;
     let first = Event::new("something.else", &json!({})).unwrap();
     let second = Event { id: first.id.clone(), ..Event::of_charge(&charge).unwrap() };
-    let _received = now(&service, &first).await.is(204);
-    let _received = now(&service, &second).await.is(204);
+    let _received = deliver_now(&service, &first).await.is(204);
+    let _received = deliver_now(&service, &second).await.is(204);
     assert_eq!(order.status().await, "pending_payment");
 }
 
@@ -200,13 +200,13 @@ async fn an_event_after_the_response_changes_nothing() {
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
-    let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
     assert_eq!(order.status().await, "paid");
     assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
 
     let support = service.support().await;
     let _refunded = support.refund(payment, None).await.is(201);
-    let _late = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _late = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
     assert_eq!(order.status().await, "refunded", "an old event does not restore an old state");
     assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
     service.invariants_hold().await;
@@ -219,9 +219,9 @@ async fn an_event_that_contradicts_a_settlement_is_recorded() {
     let payment = order.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
     let declined = Charge { status: ChargeStatus::Declined, ..charge };
-    let _received = now(&service, &Event::of_charge(&declined).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&declined).unwrap()).await.is(204);
     let second_charge = charge_of(service.gateway_key(payment).await);
-    let _received = now(&service, &Event::of_charge(&second_charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&second_charge).unwrap()).await.is(204);
 
     assert_eq!(order.status().await, "paid");
     assert_eq!(discrepancies(&service, payment).await.len(), 2);
@@ -232,13 +232,13 @@ async fn an_event_that_contradicts_a_settlement_is_recorded() {
 async fn an_event_of_an_unknown_payment_is_recorded() {
     let service = service().await;
     let unknown = Uuid::now_v7();
-    let _received = now(&service, &Event::of_charge(&charge_of(unknown)).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge_of(unknown)).unwrap()).await.is(204);
     let recorded = discrepancies(&service, unknown).await;
     assert_eq!(recorded.len(), 1);
     assert_eq!(recorded[0]["result"], "failure");
 
     let refund = json!({ "id": "re_1", "reference": unknown, "charge_id": "ch_1", "status": "succeeded", "amount": 1 });
-    let _received = now(&service, &Event::new("refund.succeeded", &refund).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::new("refund.succeeded", &refund).unwrap()).await.is(204);
     assert_eq!(discrepancies(&service, unknown).await.len(), 2);
 }
 
@@ -252,11 +252,11 @@ async fn a_charge_of_another_amount_never_settles_a_payment() {
         Charge { amount: charge.amount - 1, ..charge.clone() },
         Charge { currency: "USD".to_owned(), ..charge.clone() },
     ] {
-        let _received = now(&service, &Event::of_charge(&wrong).unwrap()).await.is(204);
+        let _received = deliver_now(&service, &Event::of_charge(&wrong).unwrap()).await.is(204);
         assert_eq!(order.status().await, "pending_payment");
     }
     assert_eq!(discrepancies(&service, payment).await.len(), 3);
-    let _received = now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
     assert_eq!(order.status().await, "paid");
     service.invariants_hold().await;
 }
@@ -268,10 +268,10 @@ async fn a_newer_gateways_fields_and_events_are_ignored() {
     let mut newer = serde_json::to_value(&charge).unwrap();
     newer["network"] = json!({ "name": "visa" });
     for kind in ["charge.disputed", "payout.paid", ""] {
-        let _received = now(&service, &Event::new(kind, &newer).unwrap()).await.is(204);
+        let _received = deliver_now(&service, &Event::new(kind, &newer).unwrap()).await.is(204);
     }
     assert_eq!(order.status().await, "pending_payment");
-    let _received = now(&service, &Event::new("charge.succeeded", &newer).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::new("charge.succeeded", &newer).unwrap()).await.is(204);
     assert_eq!(order.status().await, "paid");
 }
 
@@ -283,7 +283,7 @@ fn signed(body: &str) -> Event {
 async fn a_signed_message_that_is_no_event_is_a_bad_request() {
     let service = service().await;
     for body in ["", "{", "[]", "null", r#"{"data":{}}"#] {
-        let response = now(&service, &signed(body)).await;
+        let response = deliver_now(&service, &signed(body)).await;
         assert_eq!(response.status, 400, "{body}: {response}");
         let _rejected = response.is_problem(400, "malformed-request");
     }
@@ -292,7 +292,7 @@ async fn a_signed_message_that_is_no_event_is_a_bad_request() {
 
 #[tokio::test]
 async fn an_unusable_signed_event_is_recorded_and_alerted() {
-    let pager = Pager::switched_on().await;
+    let pager = Pager::start().await;
     let service = builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await;
     let charge = |id: &str, reference: &str| {
         format!(
@@ -314,13 +314,13 @@ async fn an_unusable_signed_event_is_recorded_and_alerted() {
         charge("\"\"", &reference),
     ];
     for body in &bodies {
-        let response = now(&service, &signed(body)).await;
+        let response = deliver_now(&service, &signed(body)).await;
         assert_eq!(response.status, 204, "{body}: {response}");
     }
     let recorded = service.audit_events("action = 'discrepancy'").await;
     assert_eq!(recorded.len(), bodies.len());
     assert!(recorded.iter().all(|event| event["metadata"]["what"] == "unusable event"));
-    eventually("each has an alert of its own", async || {
+    eventually("each event has an alert", async || {
         (pager.all("unusable event").len() == bodies.len()).then_some(())
     })
     .await;
@@ -349,7 +349,7 @@ async fn an_event_that_failed_is_applied_when_it_is_resent() {
     let (order, charge) = order_without_outcome(&service).await;
     let event = Event::of_charge(&charge).unwrap();
     service.database().execute("revoke insert on audit_events from app_runtime").await;
-    assert_eq!(now(&service, &event).await.status, 500);
+    assert_eq!(deliver_now(&service, &event).await.status, 500);
     let claimed = format!("select count(*) from idempotency_keys where key = '{}'", event.id);
     assert_eq!(
         service.database().number(&claimed).await,
@@ -361,7 +361,7 @@ async fn an_event_that_failed_is_applied_when_it_is_resent() {
     service
         .database()
         .execute("grant insert (id, timestamp, event_type, user_id, role, resource, action, result, ip_address, metadata, correlation_id, request_id, trace_id, service_version) on audit_events to app_runtime").await;
-    let _received = now(&service, &event).await.is(204);
+    let _received = deliver_now(&service, &event).await.is(204);
     assert_eq!(order.status().await, "paid");
     service.invariants_hold().await;
 }

@@ -15,12 +15,12 @@ async fn an_invalid_correlation_id_is_replaced() {
         header
     };
     let longest = "x".repeat(128);
-    for kept in ["a", "A-Z_0.9", &longest] {
-        assert_eq!(correlation_id_for(kept).await, kept);
+    for valid in ["a", "A-Z_0.9", &longest] {
+        assert_eq!(correlation_id_for(valid).await, valid);
     }
-    for replaced in ["", "two words", "{\"level\":\"ERROR\"}", "a;b", &"x".repeat(129)] {
-        let id = correlation_id_for(replaced).await;
-        assert_ne!(id, replaced);
+    for invalid in ["", "two words", "{\"level\":\"ERROR\"}", "a;b", &"x".repeat(129)] {
+        let id = correlation_id_for(invalid).await;
+        assert_ne!(id, invalid);
         assert!(Uuid::parse_str(&id).is_ok(), "{id}");
     }
 }

@@ -89,37 +89,37 @@ async fn an_overloaded_service_responds_503_at_once() {
     }
 }
 
-/// Sends the same request until it is rejected. Returns the number of accepted requests before.
-async fn until_rejected(request: Request) -> (usize, HttpResponse) {
+/// Sends the same request until it is rejected. Returns the number of accepted requests, and the rejection.
+async fn send_until_rejected(request: Request) -> (usize, HttpResponse) {
     for sent in 0..100 {
         let response = request.clone().await;
         if response.status != 200 {
             return (sent, response);
         }
     }
-    panic!("it is never rejected: {request:?}");
+    panic!("the request is never rejected: {request:?}");
 }
 
 #[tokio::test]
 async fn a_429_has_a_retry_after() {
-    for (setting, everybody_at_the_address) in
+    for (setting, limits_address) in
         [("RATE_LIMIT_CALLER_PER_SECOND", false), ("RATE_LIMIT_ADDRESS_PER_SECOND", true)]
     {
         let service = builder().setting(setting, "1").start().await;
         let customer = service.customer().await;
-        let (let_through, rejected) = until_rejected(customer.get("/v1/me")).await;
-        assert!(let_through >= 7, "{setting}: a burst of ten is allowed, not of {let_through}");
+        let (accepted, rejected) = send_until_rejected(customer.get("/v1/me")).await;
+        assert!(accepted >= 7, "{setting}: a burst of ten is allowed, not of {accepted}");
         let rejected = rejected.is_problem(429, "too-many-requests");
         assert_eq!(rejected.header("retry-after"), Some("1"));
-        let policy = if everybody_at_the_address { "address" } else { "caller" };
+        let policy = if limits_address { "address" } else { "caller" };
         let value_of = |header: &str| rejected.header(header).unwrap_or_default().to_owned();
         assert_eq!(value_of("ratelimit"), format!("\"{policy}\";r=0;t=1"), "{rejected}");
         assert_eq!(value_of("ratelimit-policy"), format!("\"{policy}\";q=10;w=10"), "{rejected}");
-        let another_address = service.anonymous().get("/problems");
-        if everybody_at_the_address {
-            let _rejected = until_rejected(another_address).await.1.is_problem(429, "too-many-requests");
+        let another_caller = service.anonymous().get("/problems");
+        if limits_address {
+            let _rejected = send_until_rejected(another_caller).await.1.is_problem(429, "too-many-requests");
         } else {
-            let _served = another_address.await.is(200);
+            let _served = another_caller.await.is(200);
         }
     }
 }
@@ -161,12 +161,12 @@ async fn a_client_cannot_evade_the_limit_by_a_forged_header() {
         .setting("TRUSTED_PROXIES", "127.0.0.0/8")
         .start()
         .await;
-    let _limited = until_rejected(from(&proxied, "x-forwarded-for", "192.0.2.1")).await.1.is(429);
+    let _limited = send_until_rejected(from(&proxied, "x-forwarded-for", "192.0.2.1")).await.1.is(429);
     let _another = from(&proxied, "x-forwarded-for", "192.0.2.2").await.is(200);
-    for made_up in ["198.51.100.1, 192.0.2.1", "198.51.100.2, 192.0.2.1", "\"for=1\", 192.0.2.1"] {
-        let _what_stands_left_is_hearsay = from(&proxied, "x-forwarded-for", made_up).await.is(429);
+    for forged in ["198.51.100.1, 192.0.2.1", "198.51.100.2, 192.0.2.1", "\"for=1\", 192.0.2.1"] {
+        let _forged_entry_is_ignored = from(&proxied, "x-forwarded-for", forged).await.is(429);
     }
-    let _limited = until_rejected(from(&proxied, "x-forwarded-for", "2001:db8::1")).await.1.is(429);
+    let _limited = send_until_rejected(from(&proxied, "x-forwarded-for", "2001:db8::1")).await.1.is(429);
     let _same_network = from(&proxied, "x-forwarded-for", "2001:db8::ffff").await.is(429);
     let _another = from(&proxied, "x-forwarded-for", "2001:db8:0:1::1").await.is(200);
 }
@@ -191,15 +191,15 @@ async fn the_client_address_comes_from_the_configured_header() {
 }
 
 /// A raw connection, on which a test sends bytes that no client library would send.
-struct Wire(TcpStream);
+struct RawConnection(TcpStream);
 
-impl Wire {
+impl RawConnection {
     async fn to(service: &Service) -> Self {
         let address = service.api_url().socket_addrs(|| None).unwrap()[0];
         Self(TcpStream::connect(address).await.unwrap())
     }
 
-    async fn writes(&mut self, text: &str) {
+    async fn write(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).await.unwrap();
     }
 
@@ -220,17 +220,17 @@ impl Wire {
 #[tokio::test]
 async fn a_client_with_slow_headers_is_disconnected() {
     let service = builder().setting("HEADER_TIMEOUT_MS", "1000").start().await;
-    let mut slow = Wire::to(&service).await;
-    slow.writes("GET /problems HTTP/1.1\r\nhost: ").await;
+    let mut slow = RawConnection::to(&service).await;
+    slow.write("GET /problems HTTP/1.1\r\nhost: ").await;
     assert!(!slow.read_until_closed().await.contains(" 200 "));
 }
 
 #[tokio::test]
 async fn a_slow_body_gets_a_response_and_is_disconnected() {
     let service = builder().with_a_deadline_of_ms(1000).start().await;
-    let mut slow = Wire::to(&service).await;
-    slow.writes("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
-    slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
+    let mut slow = RawConnection::to(&service).await;
+    slow.write("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
+    slow.write("content-length: 1000\r\n\r\n{\"email\":").await;
     let response = slow.read_until_closed().await;
     assert!(response.starts_with("HTTP/1.1 504") && response.contains("/problems/timeout"), "{response}");
 }
@@ -239,10 +239,10 @@ async fn a_slow_body_gets_a_response_and_is_disconnected() {
 async fn a_slow_body_is_rejected_before_the_deadline() {
     let service = builder().setting("BODY_TIMEOUT_MS", "500").start().await;
     for path in ["/v1/users", "/v1/sessions"] {
-        let mut slow = Wire::to(&service).await;
-        slow.writes(&format!("POST {path} HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n"))
+        let mut slow = RawConnection::to(&service).await;
+        slow.write(&format!("POST {path} HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n"))
             .await;
-        slow.writes("content-length: 1000\r\n\r\n{\"email\":").await;
+        slow.write("content-length: 1000\r\n\r\n{\"email\":").await;
         let response = slow.read_until_closed().await;
         assert!(
             response.starts_with("HTTP/1.1 400") && response.contains("Timed out reading the body."),
@@ -278,11 +278,11 @@ async fn slow_requests_of_one_address_do_not_starve_others() {
 async fn a_client_that_half_closes_its_connection_gets_its_response() {
     let service = service().await;
     let body = r#"{"email":"grace@example.com","password":"correct horse battery staple","name":"Grace"}"#;
-    let mut wire = Wire::to(&service).await;
-    wire.writes("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
-    wire.writes(&format!("content-length: {}\r\n\r\n{body}", body.len())).await;
-    wire.0.shutdown().await.unwrap();
-    let response = wire.read_until_closed().await;
+    let mut connection = RawConnection::to(&service).await;
+    connection.write("POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n").await;
+    connection.write(&format!("content-length: {}\r\n\r\n{body}", body.len())).await;
+    connection.0.shutdown().await.unwrap();
+    let response = connection.read_until_closed().await;
     assert!(response.starts_with("HTTP/1.1 201") && response.contains("grace@example.com"), "{response}");
 }
 
@@ -292,9 +292,9 @@ async fn a_request_without_one_valid_host_is_rejected() {
     for hosts in
         ["", "host: shop\r\nhost: shop\r\n", "host: sh op\r\n", "host: user@shop\r\n", "host: shop:x\r\n"]
     {
-        let mut wire = Wire::to(&service).await;
-        wire.writes(&format!("GET /problems HTTP/1.1\r\n{hosts}connection: close\r\n\r\n")).await;
-        let response = wire.read_until_closed().await;
+        let mut connection = RawConnection::to(&service).await;
+        connection.write(&format!("GET /problems HTTP/1.1\r\n{hosts}connection: close\r\n\r\n")).await;
+        let response = connection.read_until_closed().await;
         assert!(
             response.starts_with("HTTP/1.1 400") && response.contains("malformed-request"),
             "{hosts}: {response}"
@@ -304,26 +304,26 @@ async fn a_request_without_one_valid_host_is_rejected() {
         service.metric("http_requests_total{method=\"GET\",path=\"/problems\",status=\"400\"}").await,
         5
     );
-    let mut old = Wire::to(&service).await;
-    old.writes("GET /problems HTTP/1.0\r\n\r\n").await;
+    let mut old = RawConnection::to(&service).await;
+    old.write("GET /problems HTTP/1.0\r\n\r\n").await;
     assert!(old.read_until_closed().await.contains(" 200 "), "HTTP/1.0 has no Host");
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut_off() {
+async fn a_client_that_does_not_read_is_disconnected() {
     let service = builder().setting("WRITE_TIMEOUT_MS", "1000").start().await;
-    let mut wire = Wire::to(&service).await;
-    // Many requests at once, whose responses exceed the kernel's buffers for the connection.
+    let mut connection = RawConnection::to(&service).await;
+    // The responses to these requests exceed the kernel's buffers for the connection.
     let request = "GET /openapi.json HTTP/1.1\r\nhost: shop\r\n\r\n";
-    let writing = async { while wire.0.write_all(request.repeat(100).as_bytes()).await.is_ok() {} };
-    let cut = tokio::time::timeout(WAIT_TIMEOUT, writing).await;
-    assert!(cut.is_ok(), "the connection is still open");
+    let writing = async { while connection.0.write_all(request.repeat(100).as_bytes()).await.is_ok() {} };
+    let closed = tokio::time::timeout(WAIT_TIMEOUT, writing).await;
+    assert!(closed.is_ok(), "the connection is still open");
 }
 
 #[tokio::test]
 async fn an_idle_http_2_connection_is_closed() {
     let service = builder().setting("IDLE_TIMEOUT_MS", "1000").start().await;
-    let stream = TokioIo::new(Wire::to(&service).await.0);
+    let stream = TokioIo::new(RawConnection::to(&service).await.0);
     let (mut client, connection) =
         hyper::client::conn::http2::handshake::<_, _, String>(TokioExecutor::new(), stream).await.unwrap();
     let connection = tokio::spawn(connection);
@@ -340,25 +340,25 @@ async fn connections_of_one_address_do_not_starve_others() {
     let connect = async |from: [u8; 4]| {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((from, 0).into()).unwrap();
-        Wire(socket.connect(address).await.unwrap())
+        RawConnection(socket.connect(address).await.unwrap())
     };
     let request = "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n";
     let mut open = [connect([127, 0, 0, 2]).await, connect([127, 0, 0, 2]).await];
-    for wire in &mut open {
-        wire.writes(request).await;
-        wire.wait_for_response().await;
+    for connection in &mut open {
+        connection.write(request).await;
+        connection.wait_for_response().await;
     }
     assert_eq!(connect([127, 0, 0, 2]).await.read_until_closed().await, "");
     assert_eq!(service.metric("connections_refused_total").await, 1);
     let mut another = connect([127, 0, 0, 3]).await;
-    another.writes(request).await;
+    another.write(request).await;
     another.wait_for_response().await;
     drop(open);
-    eventually("the address has its share again", async || {
-        let mut wire = connect([127, 0, 0, 2]).await;
-        let _closed = wire.0.write_all(request.as_bytes()).await;
+    eventually("the address may connect again", async || {
+        let mut connection = connect([127, 0, 0, 2]).await;
+        let _closed = connection.0.write_all(request.as_bytes()).await;
         let mut first = [0; 1];
-        matches!(wire.0.read(&mut first).await, Ok(1)).then_some(())
+        matches!(connection.0.read(&mut first).await, Ok(1)).then_some(())
     })
     .await;
 }
@@ -367,9 +367,9 @@ async fn connections_of_one_address_do_not_starve_others() {
 async fn too_large_or_too_many_headers_are_rejected() {
     let service = service().await;
     for headers in [format!("cookie: {}\r\n", "c".repeat(32 * 1024)), "x: y\r\n".repeat(101)] {
-        let mut wire = Wire::to(&service).await;
-        wire.writes(&format!("GET /problems HTTP/1.1\r\nhost: shop\r\n{headers}\r\n")).await;
-        assert!(wire.read_until_closed().await.starts_with("HTTP/1.1 431"));
+        let mut connection = RawConnection::to(&service).await;
+        connection.write(&format!("GET /problems HTTP/1.1\r\nhost: shop\r\n{headers}\r\n")).await;
+        assert!(connection.read_until_closed().await.starts_with("HTTP/1.1 431"));
     }
     let _others_are_served = service.anonymous().get("/problems").await.is(200);
 }
@@ -382,12 +382,13 @@ async fn malformed_requests_are_counted_and_logged() {
     for (request, status, reason) in [(invalid, 400, "invalid"), (too_large, 431, "too_large")] {
         let series = format!("http_malformed_requests_total{{reason=\"{reason}\"}}");
         assert_eq!(service.metric(&series).await, 0);
-        let mut wire = Wire::to(&service).await;
-        wire.writes(&request).await;
-        assert!(wire.read_until_closed().await.starts_with(&format!("HTTP/1.1 {status}")));
-        eventually("it is counted", async || (service.metric(&series).await == 1).then_some(())).await;
+        let mut connection = RawConnection::to(&service).await;
+        connection.write(&request).await;
+        assert!(connection.read_until_closed().await.starts_with(&format!("HTTP/1.1 {status}")));
+        eventually("the request is counted", async || (service.metric(&series).await == 1).then_some(()))
+            .await;
         let logged = service
-            .logs_that("it is logged", |line| {
+            .logs_that("the request is logged", |line| {
                 line["message"] == "rejected a malformed request" && line["reason"] == reason
             })
             .await;
@@ -399,13 +400,13 @@ async fn malformed_requests_are_counted_and_logged() {
 async fn a_connection_over_the_limit_waits_and_probes_do_not() {
     let service = builder().setting("MAX_CONNECTIONS", "2").start().await;
     let request = "GET /problems HTTP/1.1\r\nhost: shop\r\n\r\n";
-    let mut open = [Wire::to(&service).await, Wire::to(&service).await];
-    for wire in &mut open {
-        wire.writes(request).await;
-        wire.wait_for_response().await;
+    let mut open = [RawConnection::to(&service).await, RawConnection::to(&service).await];
+    for connection in &mut open {
+        connection.write(request).await;
+        connection.wait_for_response().await;
     }
-    let mut third = Wire::to(&service).await;
-    third.writes(request).await;
+    let mut third = RawConnection::to(&service).await;
+    third.write(request).await;
     assert!(tokio::time::timeout(Duration::from_millis(500), third.0.readable()).await.is_err());
     assert_eq!(service.ops("/readyz").await.0, 200, "operations has its own connections");
     drop(open);
@@ -413,9 +414,9 @@ async fn a_connection_over_the_limit_waits_and_probes_do_not() {
 }
 
 #[tokio::test]
-async fn http_2_is_spoken_without_tls_and_limited_alike() {
+async fn http_2_without_tls_is_supported_and_limited() {
     let service = builder().setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1").start().await;
-    let stream = TokioIo::new(Wire::to(&service).await.0);
+    let stream = TokioIo::new(RawConnection::to(&service).await.0);
     let (client, connection) =
         hyper::client::conn::http2::handshake::<_, _, String>(TokioExecutor::new(), stream).await.unwrap();
     tokio::spawn(connection);

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{EXECUTABLE, service};
 
-/// Returns the document as printed by the executable.
+/// The document, as printed by the executable.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     let output = Command::new(EXECUTABLE).arg("openapi").output().unwrap();
     serde_json::from_slice(&output.stdout).unwrap()
@@ -27,7 +27,7 @@ pub fn operations() -> impl Iterator<Item = (String, &'static str, &'static Map<
     })
 }
 
-/// Returns what a reference of the document refers to, or the value itself if it is no reference.
+/// Returns the target of a reference within the document, or the value itself if it is no reference.
 pub fn resolved(value: &'static Value) -> &'static Value {
     let Some(reference) = value.get("$ref") else { return value };
     let pointer =
@@ -39,10 +39,10 @@ fn operation(method: &str, path: &str) -> Option<&'static Map<String, Value>> {
     // HEAD is GET without the body, and has the same description.
     let method = if method == "HEAD" { "GET" } else { method };
     let mut operations = operations().filter(|(known, ..)| known == method);
-    operations.find(|(_, template, _)| fits(template, path)).map(|(.., operation)| operation)
+    operations.find(|(_, template, _)| matches_template(template, path)).map(|(.., operation)| operation)
 }
 
-fn fits(template: &str, path: &str) -> bool {
+fn matches_template(template: &str, path: &str) -> bool {
     let (template, path) = (template.split('/'), path.split('/'));
     template.clone().count() == path.clone().count()
         && template.zip(path).all(|(expected, found)| expected.starts_with('{') || expected == found)
@@ -54,25 +54,26 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
     // Requests that the document does not contain get a problem too.
     let Some(operation) = operation(method.as_str(), path) else {
         if response.header("content-type") == Some("application/problem+json") {
-            is_valid("#/components/schemas/Problem", response);
+            assert_matches_schema("#/components/schemas/Problem", response);
         }
         return;
     };
     let documented = operation["responses"].get(response.status.to_string());
     let documented =
-        documented.unwrap_or_else(|| panic!("the document does not announce {method} {path}: {response}"));
+        documented.unwrap_or_else(|| panic!("the document lacks the status of {method} {path}: {response}"));
     let documented = resolved(documented);
-    has_the_headers(&documented["headers"], exchange);
+    assert_headers(&documented["headers"], exchange);
     let Some(content) = documented.get("content").and_then(Value::as_object) else {
-        assert_eq!(response.text, "", "the document announces no body of {method} {path}: {response}");
+        assert_eq!(response.text, "", "the document has no body of {method} {path}: {response}");
         return;
     };
     let media_type = response.header("content-type").unwrap_or_default();
-    let schema = &content.get(media_type).unwrap_or_else(|| {
-        panic!("the document does not announce {media_type} from {method} {path}: {response}")
-    })["schema"];
+    let schema = &content
+        .get(media_type)
+        .unwrap_or_else(|| panic!("the document lacks the type {media_type} of {method} {path}: {response}"))
+        ["schema"];
     if method.as_str() != "HEAD" {
-        is_valid(schema["$ref"].as_str().expect("every body has a named schema"), response);
+        assert_matches_schema(schema["$ref"].as_str().expect("every body has a named schema"), response);
     }
 }
 
@@ -80,24 +81,24 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
 const UNDOCUMENTED: [&str; 6] =
     ["connection", "content-length", "content-type", "date", "transfer-encoding", "vary"];
 
-/// Headers that depend on settings or on what an earlier request did.
+/// Headers that depend on settings or on an earlier request.
 const OPTIONAL: [&str; 3] = ["ratelimit", "ratelimit-policy", "idempotency-replayed"];
 
-/// Panics at a header that the document does not announce, at an invalid value, and at a missing header.
-fn has_the_headers(documented: &'static Value, Exchange { method, path, response }: &Exchange<'_>) {
+/// Panics if a header is undocumented, invalid or missing.
+fn assert_headers(documented: &'static Value, Exchange { method, path, response }: &Exchange<'_>) {
     let documented = documented.as_object().expect("every response has documented headers");
     for name in response.headers.keys().map(axum::http::HeaderName::as_str) {
         let known = documented.contains_key(name) || UNDOCUMENTED.contains(&name);
         assert!(
             known || name.starts_with("access-control-"),
-            "the document does not announce the header {name} of {method} {path}: {response}"
+            "the document lacks the header {name} of {method} {path}: {response}"
         );
     }
     for (name, header) in documented {
         let schema = &resolved(header)["schema"];
         let values: Vec<_> =
             response.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
-        // Only a request that is still in progress can be awaited.
+        // Of the responses with 409, only those for a request that is still in progress have a `Retry-After`.
         let optional = OPTIONAL.contains(&name.as_str()) || (name == "retry-after" && response.status == 409);
         assert!(!values.is_empty() || optional, "{method} {path} lacks the header {name}: {response}");
         if values.is_empty() {
@@ -116,7 +117,7 @@ fn has_the_headers(documented: &'static Value, Exchange { method, path, response
     }
 }
 
-fn is_valid(schema: &str, response: &HttpResponse) {
+fn assert_matches_schema(schema: &str, response: &HttpResponse) {
     static VALIDATORS: LazyLock<Mutex<HashMap<String, Validator>>> = LazyLock::new(Mutex::default);
     let mut validators = VALIDATORS.lock().unwrap_or_else(PoisonError::into_inner);
     let validator = validators.entry(schema.to_owned()).or_insert_with(|| validator(schema));
@@ -162,7 +163,7 @@ async fn the_document_is_openapi_3_1_and_served_as_it_is_printed() {
 }
 
 #[tokio::test]
-async fn the_page_of_the_document_works_without_the_internet() {
+async fn the_documentation_page_loads_nothing_from_elsewhere() {
     let service = service().await;
     let anonymous = service.anonymous();
     let page = anonymous.get("/docs/").await.is(200);
@@ -170,7 +171,7 @@ async fn the_page_of_the_document_works_without_the_internet() {
     assert!(policy.starts_with("default-src 'self'"), "{policy}");
     assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
     let links: Vec<_> = page.text.split(['"', '\'']).filter(|word| word.contains("//")).collect();
-    assert_eq!(links, [""; 0], "the page loads no foreign resource");
+    assert_eq!(links, [""; 0], "the page loads no resource of another server");
     let scripts: Vec<_> =
         page.text.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     assert!(!scripts.is_empty());
@@ -179,23 +180,23 @@ async fn the_page_of_the_document_works_without_the_internet() {
         let script = anonymous.get(&path).await.is(200);
         assert!(script.header("content-type").unwrap().contains("javascript"), "{path}");
     }
-    assert!(!page.text.contains("<script>"), "the policy would keep a script in the page from running");
+    assert!(!page.text.contains("<script>"), "the policy would block an inline script");
 }
 
 #[test]
 fn every_operation_has_a_summary_and_an_example() {
     for (method, path, operation) in operations() {
-        let what = format!("{method} {path}");
-        assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{what}");
-        assert!(!operation["tags"].as_array().unwrap().is_empty(), "{what}");
+        let name = format!("{method} {path}");
+        assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{name}");
+        assert!(!operation["tags"].as_array().unwrap().is_empty(), "{name}");
         for (status, response) in operation["responses"].as_object().unwrap() {
             let response = resolved(response);
             assert!(
                 response["description"].as_str().is_some_and(|text| !text.is_empty()),
-                "{what}: {status}"
+                "{name}: {status}"
             );
             let problem = response["content"].get("application/problem+json").is_some();
-            assert_eq!(problem, status.as_str() >= "400", "{what}: {status}");
+            assert_eq!(problem, status.as_str() >= "400", "{name}: {status}");
         }
     }
 }

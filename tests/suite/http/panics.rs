@@ -3,7 +3,7 @@ use dev::harness::{Service, eventually};
 use serde_json::Value;
 
 use crate::{
-    audit::seals::{everything_is_sealed, verify},
+    audit::seals::{verify, wait_until_everything_is_sealed},
     builder,
 };
 
@@ -32,11 +32,11 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
     service.customer().await;
     let panic = the_only_panic(&service, "seal.inserted").await;
     let ended = service
-        .logs_that("its end", |line| line["message"] == "worker terminated within a unit of work")
+        .logs_that("the end of the run", |line| line["message"] == "worker terminated within a unit of work")
         .await;
     assert_eq!((&ended["worker"], &ended["panicked"]), (&"audit_sealing".into(), &true.into()), "{ended:#}");
-    assert_eq!(ended["correlation_id"], panic["correlation_id"], "of the same run");
-    everything_is_sealed(&service).await;
+    assert_eq!(ended["correlation_id"], panic["correlation_id"], "both lines belong to the same run");
+    wait_until_everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
     eventually("the check succeeds again", async || {
         let (_, health) = service.ops("/health").await;

@@ -47,7 +47,7 @@ async fn a_405_lists_the_allowed_methods() {
     }
 }
 
-fn something(customer: &User, body: impl Into<Vec<u8>>) -> Request {
+fn create_with(customer: &User, body: impl Into<Vec<u8>>) -> Request {
     customer.post(PATH).new_key().header("content-type", "application/json").body(body)
 }
 
@@ -66,7 +66,7 @@ async fn a_body_that_is_not_json_is_malformed() {
         br#"{"items":"\ud800"}"#,
         &deep,
     ] {
-        let rejected = something(&customer, body).await;
+        let rejected = create_with(&customer, body).await;
         assert_eq!(rejected.status, 400, "{:?}: {rejected}", String::from_utf8_lossy(body));
         let _rejected = rejected.is_problem(400, "malformed-request");
     }
@@ -78,19 +78,19 @@ async fn a_body_has_a_media_type_and_it_is_json() {
     let service = service().await;
     let customer = service.customer().await;
     let body = body().to_string();
-    for fits in [
+    for accepted in [
         "application/json",
         "application/json; charset=utf-8",
         "Application/JSON",
         "application/merge-patch+json",
     ] {
-        let _placed = something(&customer, body.clone()).header("content-type", fits).await.is(201);
+        let _placed = create_with(&customer, body.clone()).header("content-type", accepted).await.is(201);
     }
     for other in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", ""] {
-        let rejected = something(&customer, body.clone()).header("content-type", other).await;
+        let rejected = create_with(&customer, body.clone()).header("content-type", other).await;
         let _rejected = rejected.is_problem(415, "unsupported-media-type");
     }
-    let rejected = something(&customer, body).without_header("content-type").await;
+    let rejected = create_with(&customer, body).without_header("content-type").await;
     let _rejected = rejected.is_problem(415, "unsupported-media-type");
 }
 
@@ -98,8 +98,8 @@ async fn a_body_has_a_media_type_and_it_is_json() {
 async fn a_client_that_does_not_accept_json_gets_406() {
     let service = service().await;
     let customer = service.customer().await;
-    for fits in ["*/*", "application/*", "application/json", "text/html, application/json;q=0.1"] {
-        let _served = customer.lists().header("accept", fits).await.is(200);
+    for accepted in ["*/*", "application/*", "application/json", "text/html, application/json;q=0.1"] {
+        let _served = customer.lists().header("accept", accepted).await.is(200);
     }
     for other in ["text/html", "application/xml", "application/json;q=0", "image/*"] {
         let _rejected = customer.lists().header("accept", other).await.is_problem(406, "not-acceptable");
@@ -111,17 +111,17 @@ async fn a_client_that_does_not_accept_json_gets_406() {
 async fn an_oversized_body_is_rejected_with_or_without_length() {
     let service = service().await;
     let customer = service.customer().await;
-    let of = |bytes: usize| {
+    let body_of_length = |bytes: usize| {
         let text = body().to_string();
         let padding = " ".repeat(bytes - text.len());
         text + &padding
     };
-    let _fits = something(&customer, of(65_536)).await.is(201);
-    let _too_large = something(&customer, of(65_537)).await.is_problem(413, "body-too-large");
+    let _fits = create_with(&customer, body_of_length(65_536)).await.is(201);
+    let _too_large = create_with(&customer, body_of_length(65_537)).await.is_problem(413, "body-too-large");
 
     for (bytes, expected) in [(65_536, "HTTP/1.1 201"), (65_537, "HTTP/1.1 413"), (1_000_000, "HTTP/1.1 413")]
     {
-        let response = send_in_chunks(&service, &customer, &of(bytes)).await;
+        let response = send_in_chunks(&service, &customer, &body_of_length(bytes)).await;
         assert!(response.starts_with(expected), "{bytes} bytes in chunks: {response}");
         assert!(expected.ends_with("201") || response.contains("/problems/body-too-large"), "{response}");
     }

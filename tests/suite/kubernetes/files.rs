@@ -1,4 +1,4 @@
-//! The files themselves, compared with the service.
+//! The manifests, compared with the service.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -30,7 +30,7 @@ const SECRETS: [(&str, &str); 2] =
     [("DATABASE_URL", "postgres://app:secret@database/service"), ("OPS_TOKEN", "a-token-of-sixteen-or-more")];
 
 #[test]
-fn every_manifest_has_only_what_kubernetes_knows() {
+fn every_manifest_has_only_fields_that_kubernetes_knows() {
     let manifests = files("", "yaml");
     assert!(manifests.len() >= 11, "{manifests:?}");
     for file in manifests {
@@ -64,7 +64,7 @@ fn every_variable_is_a_setting_and_secrets_are_references() {
         for (name, of_a_secret) in variables(container) {
             match known.get(name.as_str()) {
                 Some(setting) => assert_eq!(setting.secret, of_a_secret, "{name}"),
-                // Values from the Kubernetes API that other variables refer to.
+                // A value from the Kubernetes API that another variable refers to.
                 None => assert!(references.contains(&format!("$({name})")), "{name} is no setting"),
             }
         }
@@ -154,7 +154,10 @@ fn ports_match_the_listeners_which_stay_separate() {
     let monitor = objects.of_kind("ServiceMonitor")[0];
     let named = objects.service("operations").spec.unwrap().ports.unwrap()[0].name.clone();
     assert_eq!(monitor["spec"]["endpoints"][0]["port"].as_str(), named.as_deref());
-    assert_eq!(monitor["spec"]["endpoints"][0]["honorLabels"], true, "our label `service` keeps its name");
+    assert_eq!(
+        monitor["spec"]["endpoints"][0]["honorLabels"], true,
+        "the metrics' label `service` keeps its name"
+    );
 }
 
 #[test]
@@ -172,18 +175,18 @@ fn all_pods_fit_into_the_databases_connection_limit() {
     let objects = Objects::of_the_base();
     let rolling = objects.deployment().spec.unwrap().strategy.unwrap().rolling_update.unwrap();
     let Some(IntOrString::Int(surge)) = rolling.max_surge else { panic!("a number of pods") };
-    let most = u32::try_from(objects.autoscaler().spec.unwrap().max_replicas + surge).unwrap();
+    let max_pods = u32::try_from(objects.autoscaler().spec.unwrap().max_replicas + surge).unwrap();
     for overlay in OVERLAYS {
-        let each: u32 = settings(overlay)["DATABASE_MAX_CONNECTIONS"].parse().unwrap();
+        let connections_per_pod: u32 = settings(overlay)["DATABASE_MAX_CONNECTIONS"].parse().unwrap();
         assert!(
-            most * (each + 1) < CONNECTIONS_OF_A_DATABASE,
-            "{overlay}: {most} × ({each} and the monitor's one), and the migration's one"
+            max_pods * (connections_per_pod + 1) < CONNECTIONS_OF_A_DATABASE,
+            "{overlay}: {max_pods} × ({connections_per_pod} and one of the monitor), and one of the migration"
         );
     }
 }
 
 /// Asserts the profile `restricted` of the Pod Security Standards, and a read-only root file system.
-fn is_restricted(pod: &PodSpec) {
+fn assert_restricted(pod: &PodSpec) {
     let context = pod.security_context.as_ref().unwrap();
     assert_eq!(context.run_as_non_root, Some(true));
     assert_ne!(context.run_as_user, Some(0));
@@ -205,7 +208,7 @@ fn is_restricted(pod: &PodSpec) {
 
 #[test]
 fn pods_have_no_rights() {
-    Objects::of_the_base().pods().iter().for_each(is_restricted);
+    Objects::of_the_base().pods().iter().for_each(assert_restricted);
 }
 
 #[test]
@@ -218,7 +221,7 @@ fn every_pod_selector_matches_pods() {
         .filter_map(Value::as_str)
         .collect();
     assert_eq!(components, ["migration", "service"].into());
-    let mut looked_at = 0;
+    let mut checked = 0;
     for (kind, path) in [
         ("Service", "/spec/selector"),
         ("PodDisruptionBudget", "/spec/selector/matchLabels"),
@@ -227,14 +230,14 @@ fn every_pod_selector_matches_pods() {
     ] {
         for selector in objects.of_kind(kind).into_iter().filter_map(|object| object.pointer(path)) {
             assert_eq!(selector, &serde_json::json!({"app.kubernetes.io/component": "service"}), "{kind}");
-            looked_at += 1;
+            checked += 1;
         }
     }
-    assert_eq!(looked_at, 5);
+    assert_eq!(checked, 5);
 }
 
 /// Returns the objects that a script of this directory prints.
-fn printed(script: &str, environment: &[(&str, &str)]) -> Vec<Value> {
+fn run_script(script: &str, environment: &[(&str, &str)]) -> Vec<Value> {
     let script = repository().join(super::DIRECTORY).join(script);
     let printed = Command::new("sh").arg(script).envs(environment.iter().copied()).output().unwrap();
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
@@ -286,7 +289,7 @@ fn the_replicated_database_confirms_a_commit_on_two_instances() {
 #[test]
 fn the_script_prints_only_the_rules_of_the_service() {
     let mut objects = BTreeMap::new();
-    for mut object in printed("rules.sh", &DEMO) {
+    for mut object in run_script("rules.sh", &DEMO) {
         check(&object);
         objects.insert(object["metadata"]["name"].as_str().unwrap().to_owned(), object["spec"].take());
     }
@@ -323,7 +326,7 @@ fn for_each_rule(spec: &mut Value, mut change: impl FnMut(&mut Value)) {
 
 #[test]
 fn the_script_gives_every_rule_object_the_label_of_the_stack() {
-    for object in printed("rules.sh", &[("LABEL", "release=stack")]) {
+    for object in run_script("rules.sh", &[("LABEL", "release=stack")]) {
         check(&object);
         assert_eq!(object["metadata"]["labels"]["release"], "stack");
     }
@@ -333,7 +336,7 @@ fn the_script_gives_every_rule_object_the_label_of_the_stack() {
 fn promtool_passes(test: &Value) -> Option<Result<(), String>> {
     let promtool = tool("promtool")?;
     let directory = tempdir();
-    for object in printed("rules.sh", &DEMO) {
+    for object in run_script("rules.sh", &DEMO) {
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         fs::write(directory.join(format!("{name}.yml")), object["spec"].to_string()).unwrap();
     }
@@ -351,9 +354,9 @@ fn tempdir() -> std::path::PathBuf {
     directory
 }
 
-/// Returns the series of this job and of the jobs of a shared cluster whose series have the same names. Each of the latter would fire
-/// an alert if it belonged to the service.
-fn neighbours(job: &str) -> Vec<Value> {
+/// Returns the series of the service, and series of another job with the same names. Each of the latter would fire an
+/// alert if it belonged to the service.
+fn series_of_jobs(job: &str) -> Vec<Value> {
     let mut series = vec![
         (format!("up{{job=\"{JOB}\", instance=\"own\"}}"), "1x60"),
         (format!("http_requests_total{{job=\"{JOB}\", instance=\"own\", status=\"200\"}}"), "0+60x60"),
@@ -381,8 +384,8 @@ fn neighbours(job: &str) -> Vec<Value> {
 }
 
 /// Returns a test that no alert fires within an hour of these series, except for metrics that only slices have (`scope`).
-fn silence(series: &[Value]) -> Value {
-    let mut rule_files: Vec<_> = printed("rules.sh", &DEMO)
+fn no_alert_test(series: &[Value]) -> Value {
+    let mut rule_files: Vec<_> = run_script("rules.sh", &DEMO)
         .iter()
         .map(|object| format!("{}.yml", object["metadata"]["name"].as_str().unwrap()))
         .collect();
@@ -403,18 +406,18 @@ fn silence(series: &[Value]) -> Value {
 #[test]
 fn series_of_other_jobs_of_a_cluster_fire_no_alert() {
     for job in ["thanos-query", "kubelet", "node-exporter"] {
-        let Some(result) = promtool_passes(&silence(&neighbours(job))) else { return };
+        let Some(result) = promtool_passes(&no_alert_test(&series_of_jobs(job))) else { return };
         result.unwrap_or_else(|error| panic!("{job}: {error}"));
     }
-    // The same series of our own job do.
-    assert!(promtool_passes(&silence(&neighbours(JOB))).unwrap().is_err());
+    // The same series fire alerts if they belong to the service's own job.
+    assert!(promtool_passes(&no_alert_test(&series_of_jobs(JOB))).unwrap().is_err());
 }
 
 #[test]
 fn the_script_prints_every_dashboard_as_a_config_map() {
     let address = [("ALERTS_URL", "http://localhost:8025")];
     let mut names = BTreeSet::new();
-    for object in printed("dashboards.sh", &address) {
+    for object in run_script("dashboards.sh", &address) {
         check(&object);
         assert_eq!(object["metadata"]["labels"]["grafana_dashboard"], "1");
         let (name, text) = object["data"].as_object().unwrap().iter().next().unwrap();

@@ -18,7 +18,7 @@ fn rendered(overlay: &str) -> Option<Objects> {
 }
 
 #[test]
-fn kustomize_makes_one_installation_of_each_overlay() {
+fn kustomize_renders_one_installation_of_each_overlay() {
     for (overlay, kinds_of_overlay) in
         OVERLAYS.map(|overlay| (overlay, 9)).into_iter().chain([(REPLICATED, 10)])
     {
@@ -153,6 +153,9 @@ fn policies_reach_the_name_service_of_the_cluster() {
     let database = policies.iter().find(|policy| policy["metadata"]["name"] == "database").unwrap();
     let names = &database["spec"]["egress"][1];
     assert_eq!(names["ports"][0]["port"], 53);
-    assert!(names["to"][0]["podSelector"].is_null(), "our own labels would choose none of its pods");
+    assert!(
+        names["to"][0]["podSelector"].is_null(),
+        "the labels of the service would select no pod of the name service"
+    );
     assert_eq!(names["to"][1]["ipBlock"]["cidr"], "169.254.20.10/32", "NodeLocal DNSCache");
 }

@@ -99,7 +99,7 @@ struct Rule {
     record: Option<String>,
     expr: String,
     #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
-    lasting: Option<String>,
+    for_duration: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     keep_firing_for: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

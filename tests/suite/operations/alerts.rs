@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     audit::{
-        seals::{everything_is_sealed, verify},
+        seals::{verify, wait_until_everything_is_sealed},
         verification::unseal,
     },
     builder,
@@ -20,11 +20,11 @@ pub struct Pager {
 }
 
 impl Pager {
-    pub async fn switched_on() -> Self {
-        Self::switched_on_at("127.0.0.1:0").await
+    pub async fn start() -> Self {
+        Self::start_at("127.0.0.1:0").await
     }
 
-    pub async fn switched_on_at(address: &str) -> Self {
+    pub async fn start_at(address: &str) -> Self {
         let received = Arc::default();
         let take = async |State(received): State<Arc<Mutex<Vec<Value>>>>, Json(alert): Json<Value>| {
             received.lock().unwrap().push(alert);
@@ -37,7 +37,7 @@ impl Pager {
     }
 
     /// Waits for an alert whose title contains this text.
-    pub async fn receives(&self, title: &str) -> Value {
+    pub async fn wait_for(&self, title: &str) -> Value {
         eventually(title, async || self.all(title).pop()).await
     }
 
@@ -47,13 +47,13 @@ impl Pager {
     }
 }
 
-async fn on_call() -> (Service, Pager) {
-    let pager = Pager::switched_on().await;
+async fn service_with_pager() -> (Service, Pager) {
+    let pager = Pager::start().await;
     (builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await, pager)
 }
 
 /// Checks that an alert has all required members.
-pub fn is_complete(alert: &Value, severity: &str) {
+pub fn assert_complete(alert: &Value, severity: &str) {
     assert_eq!(alert["severity"], severity, "{alert:#}");
     assert!(alert["description"].as_str().is_some_and(|text| text.len() > 20), "{alert:#}");
     let timestamp = alert["timestamp"].as_str().unwrap();
@@ -64,39 +64,39 @@ pub fn is_complete(alert: &Value, severity: &str) {
 
 #[tokio::test]
 async fn failed_audit_writes_raise_an_alert() {
-    let (service, pager) = on_call().await;
+    let (service, pager) = service_with_pager().await;
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
     // A change and its event are one statement, so only the database knows which of the two failed.
     assert_eq!(customer.creates().await.status, 500);
     let failures = service.metric("audit_write_failures_total").await;
-    assert_eq!(failures, 1, "it is counted");
-    let alert = pager.receives("Audit writes failed").await;
-    is_complete(&alert, "critical");
+    assert_eq!(failures, 1, "the failure is counted");
+    let alert = pager.wait_for("Audit writes failed").await;
+    assert_complete(&alert, "critical");
     assert_eq!(alert["metadata"]["events"], "1");
 }
 
 #[tokio::test]
 async fn a_chain_without_the_last_head_raises_an_alert() {
-    let pager = Pager::switched_on().await;
+    let pager = Pager::start().await;
     let service = builder()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
         .start()
         .await;
     service.customer().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
-    service.logs_that("the process has seen the head", |line| line["seal_number"] == head).await;
+    service.logs_that("the process has logged the head", |line| line["seal_number"] == head).await;
     // The owner of the database regenerates the whole chain, consistently for the database.
     unseal(&service, "").await;
-    let alert = pager.receives("Audit log tampered with").await;
-    is_complete(&alert, "critical");
+    let alert = pager.wait_for("Audit log tampered with").await;
+    assert_complete(&alert, "critical");
     assert!(alert["description"].as_str().unwrap().contains("was rewritten"), "{alert:#}");
 }
 
 /// Starts a service whose events have been unsealed for too long, because a transaction delays the horizon.
-async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Service {
+async fn service_with_delayed_sealing(pager: &Pager, delay_sealing: impl AsyncFnOnce(&Database)) -> Service {
     // An open writing transaction delays the sealing of every database on its server.
     let service = builder()
         .on_a_server_of_its_own()
@@ -104,7 +104,7 @@ async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Serv
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
         .start()
         .await;
-    hold_up(service.database()).await;
+    delay_sealing(service.database()).await;
     service
         .database()
         .execute(
@@ -115,43 +115,44 @@ async fn held_up_by(pager: &Pager, hold_up: impl AsyncFnOnce(&Database)) -> Serv
     service
 }
 
-async fn names_whoever_holds_it_up(pager: &Pager) -> String {
-    let alert = pager.receives("Audit log not sealed").await;
-    is_complete(&alert, "warning");
+/// Returns the transaction that the alert reports.
+async fn reported_oldest_writer(pager: &Pager) -> String {
+    let alert = pager.wait_for("Audit log not sealed").await;
+    assert_complete(&alert, "warning");
     alert["metadata"]["oldest_writer"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
 async fn the_transaction_that_delays_sealing_is_named() {
-    let pager = Pager::switched_on().await;
+    let pager = Pager::start().await;
     let mut forgotten = None;
-    let service = held_up_by(&pager, async |database| {
+    let service = service_with_delayed_sealing(&pager, async |database| {
         let statement = "set application_name = 'a forgotten session'; select pg_current_xact_id()";
         forgotten = Some(database.hold(statement).await);
     })
     .await;
-    let named = names_whoever_holds_it_up(&pager).await;
+    let named = reported_oldest_writer(&pager).await;
     assert!(named.starts_with("backend ") && named.contains("a forgotten session"), "{named}");
     assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
     let verified = verify(&service, &[]).await.succeeded();
     assert!(verified.contains("not sealed yet, so not verified: "), "{verified}");
     forgotten.unwrap().release().await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
 }
 
 #[tokio::test]
 async fn a_prepared_transaction_that_delays_sealing_is_named() {
-    let pager = Pager::switched_on().await;
-    // The transaction belongs to no session, so no session can be ended.
-    let service = held_up_by(&pager, async |database| {
+    let pager = Pager::start().await;
+    // A prepared transaction belongs to no session, so ending a session does not end it.
+    let service = service_with_delayed_sealing(&pager, async |database| {
         database.execute("begin; select pg_current_xact_id(); prepare transaction 'forgotten'").await;
     })
     .await;
-    let named = names_whoever_holds_it_up(&pager).await;
+    let named = reported_oldest_writer(&pager).await;
     assert!(named.starts_with("prepared transaction forgotten (in "), "{named}");
     assert!(service.gauge("audit_seal_lag_seconds").await >= 600.0);
     service.database().execute("rollback prepared 'forgotten'").await;
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
 }
 
 #[tokio::test]
@@ -160,7 +161,7 @@ async fn an_unreachable_pager_delays_no_request() {
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
     assert_eq!(customer.creates().await.status, 500);
-    eventually("the alert is given up", async || {
+    eventually("the alert is dropped", async || {
         (service.metric("alerts_sent_total{outcome=\"failed\"}").await > 0).then_some(())
     })
     .await;

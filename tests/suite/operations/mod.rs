@@ -40,7 +40,7 @@ async fn readyz_lists_the_checks() {
 async fn a_service_with_an_older_schema_is_not_ready() {
     let service = service().await;
     service.database().execute("update _sqlx_migrations set success = false").await;
-    let body = eventually("it is not ready", async || {
+    let body = eventually("the service is not ready", async || {
         let (status, body) = page(&service, "/readyz").await;
         (status == 503).then_some(body)
     })
@@ -64,7 +64,7 @@ async fn many_probes_cause_few_database_queries() {
             assert_eq!(probe.await.unwrap().unwrap().status(), 200);
         }
     }
-    // The checks of the database read the latest state of the monitor's own connection.
+    // The checks of the database read the latest result of the monitor, which has its own connection.
     let queries = acquired().await - before;
     assert!(queries <= 2, "{queries} queries for 2000 probes in {:?}", began.elapsed());
 }
@@ -105,11 +105,13 @@ async fn an_invalid_filter_is_rejected_and_its_expiry_is_audited() {
 
     let change = "{\"filter\":\"app=debug\",\"ttl_seconds\":1}";
     assert_eq!(service.operate(Method::PUT, "/log-level", change).await.unwrap().0, 200);
-    service.logs_that("it is logged", |line| line["message"] == "changed the log filter").await;
+    service.logs_that("the change is logged", |line| line["message"] == "changed the log filter").await;
     for action in ["change", "restore"] {
         let event = format!("event_type = 'configuration' and action = '{action}'");
-        eventually("it is audited", async || (service.audit_events(&event).await.len() == 1).then_some(()))
-            .await;
+        eventually("the change is audited", async || {
+            (service.audit_events(&event).await.len() == 1).then_some(())
+        })
+        .await;
     }
 }
 

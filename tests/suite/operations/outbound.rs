@@ -12,13 +12,13 @@ use url::Url;
 use super::alerts::Pager;
 use crate::{
     builder, service,
-    tls::{Before, TlsProxy},
+    tls::{Preamble, TlsProxy},
 };
 
 #[tokio::test]
 async fn exports_go_to_a_collector_whose_authority_is_trusted() {
     let collector = Collector::start().await;
-    let tls = TlsProxy::to(&Url::parse(&collector.endpoint()).unwrap(), Before::Nothing).await;
+    let tls = TlsProxy::to(&Url::parse(&collector.endpoint()).unwrap(), Preamble::Nothing).await;
     for protocol in ["grpc", "http/protobuf"] {
         let service = builder()
             .logged_by(&collector)
@@ -31,14 +31,14 @@ async fn exports_go_to_a_collector_whose_authority_is_trusted() {
         let _listed = service.customer().await.lists().header("x-correlation-id", &id).await.is(200);
         collector.wait_for_request(PATH, &id).await;
         let is_logged = |record: &Record| record.attributes.get("correlation_id") == Some(&json!(id));
-        collector.wait_for_record("its access line", is_logged).await;
+        collector.wait_for_record("the access line", is_logged).await;
     }
 }
 
 #[tokio::test]
 async fn spans_do_not_go_to_a_collector_whose_authority_is_unknown() {
     let collector = Collector::start().await;
-    let tls = TlsProxy::to(&Url::parse(&collector.endpoint()).unwrap(), Before::Nothing).await;
+    let tls = TlsProxy::to(&Url::parse(&collector.endpoint()).unwrap(), Preamble::Nothing).await;
     for protocol in ["grpc", "http/protobuf"] {
         let service = builder()
             .traced_by(&collector)
@@ -58,7 +58,7 @@ async fn spans_do_not_go_to_a_collector_whose_authority_is_unknown() {
 async fn the_database_is_verified_by_the_same_authorities() {
     let service = service().await;
     let mut url = service.database().service_url().clone();
-    let tls = TlsProxy::to(&url, Before::PostgresRequest).await;
+    let tls = TlsProxy::to(&url, Preamble::PostgresRequest).await;
     url.set_host(Some("localhost")).unwrap();
     url.set_port(Some(tls.port())).unwrap();
     url.set_query(Some("sslmode=verify-full"));
@@ -93,8 +93,8 @@ impl CountingProxy {
         Self { url, clients, server }
     }
 
-    /// Sets every variable from which HTTP clients take a proxy.
-    pub fn in_environment_of(&self, builder: Builder) -> Builder {
+    /// Sets every variable from which HTTP clients read a proxy.
+    pub fn set_in_environment(&self, builder: Builder) -> Builder {
         ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
             .into_iter()
             .fold(builder, |builder, name| builder.setting(name, &self.url))
@@ -114,10 +114,10 @@ impl Drop for CountingProxy {
 #[tokio::test]
 async fn no_call_goes_through_a_proxy_of_the_environment() {
     let (proxy, pager, collector) =
-        (CountingProxy::start().await, Pager::switched_on().await, Collector::start().await);
+        (CountingProxy::start().await, Pager::start().await, Collector::start().await);
     for protocol in ["grpc", "http/protobuf"] {
         let service = proxy
-            .in_environment_of(builder())
+            .set_in_environment(builder())
             .traced_by(&collector)
             .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
             .setting("ALERT_WEBHOOK_URL", &pager.url)

@@ -9,8 +9,8 @@ use dev::harness::run;
 use crate::{
     EXECUTABLE,
     docs::{
+        assert_complete,
         compliance::{rows, with_parts},
-        is_complete,
     },
 };
 
@@ -50,13 +50,14 @@ async fn env_example_has_every_setting_with_its_default() {
         .lines()
         .filter_map(|line| {
             let (name, value) = line.split_once('=')?;
-            let bare = name.trim_start_matches("# ").trim_start_matches('#');
-            is_name(bare).then(|| (bare.to_owned(), (bare == name, value.trim_matches('"').to_owned())))
+            let uncommented = name.trim_start_matches("# ").trim_start_matches('#');
+            is_name(uncommented)
+                .then(|| (uncommented.to_owned(), (uncommented == name, value.trim_matches('"').to_owned())))
         })
         .collect();
     let settings = settings().await;
     let named = |settings: Vec<&String>| settings.into_iter().cloned().collect();
-    is_complete(
+    assert_complete(
         ".env*.example",
         &named(example.keys().collect()),
         "the settings",
@@ -88,7 +89,7 @@ async fn every_setting_has_a_flag_except_secrets_and_otel() {
                 && !name.starts_with("OTEL_")
         })
         .collect();
-    is_complete("serve --help", &flags, "the settings that have flags", &expected);
+    assert_complete("serve --help", &flags, "the settings that have flags", &expected);
 }
 
 #[tokio::test]
@@ -102,7 +103,7 @@ async fn the_documents_have_one_row_for_every_setting() {
         .collect();
     let names = names().await;
     let rows = listed.len();
-    is_complete(
+    assert_complete(
         &format!("the tables \"{HEADING}\" of docs"),
         &listed.into_iter().collect(),
         "the settings",

@@ -35,7 +35,9 @@ async fn a_request_in_flight_is_finished_before_the_service_ends() {
     let attempt = customer.creates().in_background();
     service.database().wait_for_blocked_statements(1).await;
     service.signal(Signal::SIGTERM);
-    service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
+    service
+        .logs_that("the shutdown has begun", |line| line["message"] == "the service is shutting down")
+        .await;
     held.release().await;
 
     let _created = attempt.response().await.is(201);
@@ -46,7 +48,7 @@ async fn a_request_in_flight_is_finished_before_the_service_ends() {
 async fn readiness_fails_before_the_listeners_close() {
     let service = builder().setting("SHUTDOWN_GRACE_SECONDS", "2").start().await;
     service.signal(Signal::SIGTERM);
-    let body = eventually("it is not ready", async || {
+    let body = eventually("the service is not ready", async || {
         let (status, body) = service.ops("/readyz").await;
         (status == 503).then(|| serde_json::from_str::<Value>(&body).unwrap())
     })
@@ -57,7 +59,7 @@ async fn readiness_fails_before_the_listeners_close() {
 }
 
 #[tokio::test]
-async fn work_past_the_deadline_is_cut_and_named() {
+async fn work_past_the_deadline_is_cancelled_and_named() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "9000")
@@ -73,8 +75,11 @@ async fn work_past_the_deadline_is_cut_and_named() {
     held.release().await;
 }
 
-/// Starts the service, which waits for the database, and stops it with a signal once it waits.
-async fn ends_while_it_waits(settings: &[(&str, String)], waits: impl AsyncFn(&dev::process::Child)) {
+/// Starts the service, waits until it waits for the database, and asserts that a signal stops it.
+async fn assert_signal_ends_wait(
+    settings: &[(&str, String)],
+    until_waiting: impl AsyncFn(&dev::process::Child),
+) {
     let mut launch = Launch::new(EXECUTABLE).args(["serve"]).directory(Path::new("/")).env("APP_ENV", "test");
     for (name, value) in REQUIRED {
         launch = launch.env(name, value);
@@ -83,7 +88,7 @@ async fn ends_while_it_waits(settings: &[(&str, String)], waits: impl AsyncFn(&d
         launch = launch.env(name, value);
     }
     let started = launch.start().unwrap();
-    waits(&started).await;
+    until_waiting(&started).await;
     started.signal(Signal::SIGTERM).unwrap();
     let signalled = Instant::now();
     assert_eq!(started.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(0));
@@ -96,7 +101,7 @@ async fn a_signal_ends_the_wait_for_the_database() {
         ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nowhere".to_owned()),
         ("DATABASE_STARTUP_WAIT_SECONDS", "60".to_owned()),
     ];
-    ends_while_it_waits(&settings, async |started| {
+    assert_signal_ends_wait(&settings, async |started| {
         let waiting =
             started.follow().find(WAIT_TIMEOUT, |line| line.contains("waiting for the database")).await;
         assert!(waiting.is_some());
@@ -110,14 +115,16 @@ async fn a_signal_ends_the_wait_for_another_migration() {
     let _held = database.hold("select pg_advisory_xact_lock(hashtext('migrate'))").await;
     let mut settings = database.settings().to_vec();
     settings.push(("MIGRATE_ON_START", "true".to_owned()));
-    ends_while_it_waits(&settings, async |_| database.wait_for_blocked_statements(1).await).await;
+    assert_signal_ends_wait(&settings, async |_| database.wait_for_blocked_statements(1).await).await;
 }
 
 #[tokio::test]
 async fn a_second_signal_ends_the_service_at_once() {
     let service = builder().setting("SHUTDOWN_GRACE_SECONDS", "20").start().await;
     service.signal(Signal::SIGTERM);
-    service.logs_that("it has begun to end", |line| line["message"] == "the service is shutting down").await;
+    service
+        .logs_that("the shutdown has begun", |line| line["message"] == "the service is shutting down")
+        .await;
     service.signal(Signal::SIGTERM);
     let started = Instant::now();
     assert_eq!(service.ends().await.code(), Some(1));
@@ -144,7 +151,7 @@ async fn idle_clients_do_not_delay_the_shutdown() {
 }
 
 #[tokio::test]
-async fn a_hanging_client_is_cut_at_the_deadline_and_logged() {
+async fn a_hanging_client_is_disconnected_at_the_deadline() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "10")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -153,17 +160,14 @@ async fn a_hanging_client_is_cut_at_the_deadline_and_logged() {
         .await;
     let hanging = "POST /v1/users HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n";
     let _hanging = connection(&service, &format!("{hanging}content-length: 100\r\n\r\n{{")).await;
-    eventually("its request is in flight", async || {
+    eventually("the request is in flight", async || {
         (service.metric("http_requests_in_flight").await == 1).then_some(())
     })
     .await;
     assert_eq!(service.terminate().await.code(), Some(1));
     let last = last_line(&service);
     let error = last["error"].as_str().unwrap();
-    assert!(
-        error.ends_with("cancelled: 1 connections of the API"),
-        "workers and the rest have ended: {error}"
-    );
+    assert!(error.ends_with("cancelled: 1 connections of the API"), "everything else has ended: {error}");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub async fn command(arguments: &[&str], settings: &[(&str, &str)]) -> CommandOu
 }
 
 /// Returns the minimum settings of `serve`. None of the addresses is reachable.
-pub fn sufficient() -> Vec<(&'static str, &'static str)> {
+pub fn minimum_settings() -> Vec<(&'static str, &'static str)> {
     let own =
         [("APP_ENV", "test"), ("DATABASE_URL", "postgres://app_service:a-password@127.0.0.1:1/service")];
     [&own[..], &REQUIRED].concat()
@@ -35,7 +35,7 @@ async fn a_missing_database_url_is_explained() {
 
 #[tokio::test]
 async fn every_invalid_setting_is_reported_without_values() {
-    let mistakes = [
+    let invalid = [
         ("API_ADDRESS", "8080"),
         ("MIGRATE_ON_START", "perhaps"),
         ("SESSION_TTL_SECONDS", "-1"),
@@ -46,17 +46,17 @@ async fn every_invalid_setting_is_reported_without_values() {
         ("OPS_TOKEN", "too-short"),
         ("ARGON2_MEMORY_KIB", "0"),
     ];
-    let stopped = command(&["serve"], &mistakes).await;
+    let stopped = command(&["serve"], &invalid).await;
     assert_eq!(stopped.code(), Some(1));
     let missing = ["DATABASE_URL"].into_iter().chain(REQUIRED.map(|(name, _)| name));
     // A contradiction between settings is reported only if each of them is valid.
-    let alone = mistakes.iter().map(|(name, _)| *name).filter(|name| *name != "OPS_TOKEN");
-    for name in alone.chain(missing) {
+    let independent = invalid.iter().map(|(name, _)| *name).filter(|name| *name != "OPS_TOKEN");
+    for name in independent.chain(missing) {
         assert!(stopped.stderr.contains(&format!("\n  {name} ")), "{name}: {}", stopped.stderr);
     }
     assert!(!stopped.stderr.contains("too-short"), "{}", stopped.stderr);
 
-    let together = [&sufficient()[..], &[("OPS_TOKEN", "too-short")]].concat();
+    let together = [&minimum_settings()[..], &[("OPS_TOKEN", "too-short")]].concat();
     let stopped = command(&["serve"], &together).await;
     assert_eq!(stopped.code(), Some(1));
     assert!(stopped.stderr.contains("\n  OPS_TOKEN "), "{}", stopped.stderr);
@@ -64,7 +64,7 @@ async fn every_invalid_setting_is_reported_without_values() {
 
 #[tokio::test]
 async fn an_unreachable_database_is_named_without_its_password() {
-    let settings = [&sufficient()[..], &[("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
+    let settings = [&minimum_settings()[..], &[("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
     for arguments in [["serve"], ["migrate"]] {
         let stopped = command(&arguments, &settings).await;
         assert_eq!(stopped.code(), Some(1));
@@ -78,17 +78,17 @@ async fn an_unreachable_database_is_named_without_its_password() {
 }
 
 #[tokio::test]
-async fn an_address_of_ipv6_is_one_like_any_other() {
+async fn an_ipv6_address_of_the_database_is_supported() {
     let url = "postgres://app_service@[::1]:1/service";
     let settings =
-        [&sufficient()[..], &[("DATABASE_URL", url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
+        [&minimum_settings()[..], &[("DATABASE_URL", url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
     let stopped = command(&["migrate"], &settings).await;
     assert!(
         stopped.stderr.contains("failed to connect to the database at [::1]:1 within"),
         "{}",
         stopped.stderr
     );
-    // A machine without IPv6 reports that as the reason. A literal address is never looked up.
+    // The reason differs on a machine without IPv6. In no case is a literal address looked up.
     assert!(!stopped.stderr.contains("lookup"), "{}", stopped.stderr);
 }
 
@@ -96,7 +96,7 @@ async fn an_address_of_ipv6_is_one_like_any_other() {
 async fn an_unsupported_database_url_parameter_is_rejected() {
     for parameter in ["target_session_attrs=any", "channel_binding=require", "keepalives=1"] {
         let url = format!("postgres://app_service:a-password@a,b/service?{parameter}");
-        let settings = [&sufficient()[..], &[("DATABASE_URL", &url)]].concat();
+        let settings = [&minimum_settings()[..], &[("DATABASE_URL", &url)]].concat();
         for arguments in [["serve"], ["migrate"]] {
             let stopped = command(&arguments, &settings).await;
             let name = parameter.split('=').next().unwrap();
@@ -122,7 +122,7 @@ async fn contradictory_settings_are_rejected() {
         (&[("APP_ENV", "production"), ("DATABASE_URL", remote)], "DATABASE_URL"),
         (&[("APP_ENV", "production"), ("DATABASE_MIGRATION_URL", remote)], "DATABASE_MIGRATION_URL"),
     ] {
-        let stopped = command(&["config"], &[&sufficient()[..], settings].concat()).await;
+        let stopped = command(&["config"], &[&minimum_settings()[..], settings].concat()).await;
         assert_eq!(stopped.code(), Some(1), "{settings:?}");
         assert!(stopped.stderr.contains(&format!("\n  {named} must ")), "{settings:?}: {}", stopped.stderr);
     }
@@ -134,7 +134,7 @@ async fn contradictory_settings_are_rejected() {
             ("DATABASE_URL", "postgres://app_service@127.0.0.1/service?sslmode=disable"),
         ],
     ] {
-        command(&["config"], &[&sufficient()[..], settings].concat()).await.succeeded();
+        command(&["config"], &[&minimum_settings()[..], settings].concat()).await.succeeded();
     }
 }
 
@@ -144,7 +144,7 @@ async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgres://app_service@{}/service?sslmode=disable", listener.local_addr().unwrap());
     let settings =
-        [&sufficient()[..], &[("DATABASE_URL", &url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
+        [&minimum_settings()[..], &[("DATABASE_URL", &url), ("DATABASE_STARTUP_WAIT_SECONDS", "1")]].concat();
     let first_message = async {
         let (mut connection, _) = listener.accept().await.unwrap();
         let length = connection.read_u32().await.unwrap();
@@ -164,7 +164,7 @@ async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
 }
 
 /// Checks that a command failed with one sentence that contains no password. Returns the sentence.
-fn failed_in_one_sentence(stopped: &CommandOutput) -> &str {
+fn assert_failed_in_one_sentence(stopped: &CommandOutput) -> &str {
     let sentence = stopped.stderr.trim_end();
     assert_eq!(stopped.code(), Some(1), "{sentence}");
     assert_eq!(sentence.lines().count(), 1, "{sentence}");
@@ -183,11 +183,11 @@ async fn a_rejected_login_is_not_retried() {
     let mut nowhere = database.service_url().clone();
     nowhere.set_path("/nowhere");
     for url in [wrong_password, nowhere] {
-        let settings = [&sufficient()[..], &[("DATABASE_URL", url.as_str())]].concat();
+        let settings = [&minimum_settings()[..], &[("DATABASE_URL", url.as_str())]].concat();
         for arguments in [["serve"], ["migrate"]] {
             let started = Instant::now();
             let stopped = command(&arguments, &settings).await;
-            let sentence = failed_in_one_sentence(&stopped);
+            let sentence = assert_failed_in_one_sentence(&stopped);
             assert!(sentence.contains("rejected the connection"), "{sentence}");
             assert!(started.elapsed() < Duration::from_secs(20), "the service waited for the database");
         }
@@ -201,8 +201,8 @@ async fn an_unresponsive_database_is_retried_and_then_named() {
     link.freeze();
     let url = link.leads_to(database.service_url());
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];
-    let stopped = command(&["serve"], &[&sufficient()[..], &settings].concat()).await;
-    let sentence = failed_in_one_sentence(&stopped);
+    let stopped = command(&["serve"], &[&minimum_settings()[..], &settings].concat()).await;
+    let sentence = assert_failed_in_one_sentence(&stopped);
     assert!(
         sentence.starts_with(concat!(env!("CARGO_PKG_NAME"), ": failed to connect to the database at "))
             && sentence.contains(" within 2s: "),
@@ -216,11 +216,11 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
     service.terminate().await;
     service.link().cut();
     let link = service.link();
-    let comes_later = async {
+    let start_database_later = async {
         eventually("the service has made two attempts", async || (link.rejected() >= 2).then_some(())).await;
         link.mend();
     };
-    tokio::join!(service.restart(), comes_later);
+    tokio::join!(service.restart(), start_database_later);
     assert!(service.logs().iter().any(|line| line["message"] == "waiting for the database"));
     let _created = service.customer().await.creates().await.is(201);
 }
@@ -234,7 +234,7 @@ async fn a_database_that_goes_down_during_the_start_is_retried() {
     for migrates in ["false", "true"] {
         // The start waits for the lock after its first connection.
         let held = service.database().lock("_sqlx_migrations").await;
-        let goes_down = async {
+        let interrupt_database = async {
             service.database().wait_for_blocked_statements(1).await;
             let rejected = link.rejected();
             link.cut();
@@ -243,7 +243,7 @@ async fn a_database_that_goes_down_during_the_start_is_retried() {
             link.mend();
         };
         let settings = [("MIGRATE_ON_START", migrates), ("DATABASE_MIGRATION_URL", owner.as_str())];
-        let (started, ()) = tokio::join!(service.replica_with(&settings), goes_down);
+        let (started, ()) = tokio::join!(service.replica_with(&settings), interrupt_database);
         let _created = started.customer().await.creates().await.is(201);
         started.terminate().await;
     }
@@ -255,9 +255,9 @@ async fn a_file_that_cannot_be_read_or_written_is_named() {
     std::fs::create_dir_all(&folder).unwrap();
     let file = folder.join("a-file");
     std::fs::write(&file, "").unwrap();
-    let settings = [&sufficient()[..], &[("LOG_DIRECTORY", file.to_str().unwrap())]].concat();
+    let settings = [&minimum_settings()[..], &[("LOG_DIRECTORY", file.to_str().unwrap())]].concat();
     let stopped = command(&["serve"], &settings).await;
-    let sentence = failed_in_one_sentence(&stopped);
+    let sentence = assert_failed_in_one_sentence(&stopped);
     assert!(sentence.contains("a-file"), "{sentence}");
 
     std::fs::write(folder.join(".env"), "DATABASE_URL=\"postgres://app_service:a-password@nowhere\n")
@@ -276,11 +276,11 @@ async fn a_failed_migration_is_rolled_back() {
     let urls = database.settings();
     let settings: Vec<_> = urls.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let stopped = command(&["migrate"], &settings).await;
-    assert!(failed_in_one_sentence(&stopped).contains("sessions"), "{}", stopped.stderr);
-    let half_done = "select count(*) from _sqlx_migrations where not success";
-    assert_eq!(database.number(half_done).await, 0);
+    assert!(assert_failed_in_one_sentence(&stopped).contains("sessions"), "{}", stopped.stderr);
+    let unfinished = "select count(*) from _sqlx_migrations where not success";
+    assert_eq!(database.number(unfinished).await, 0);
     let users = "select count(*) from pg_class where relname = 'users'";
-    assert_eq!(database.number(users).await, 0, "its first statements are rolled back");
+    assert_eq!(database.number(users).await, 0, "the first statements of the migration are rolled back");
 
     database.execute("drop table sessions").await;
     command(&["migrate"], &settings).await.succeeded();
@@ -290,7 +290,7 @@ async fn a_failed_migration_is_rolled_back() {
 async fn a_service_does_not_start_on_a_database_without_its_schema() {
     let database = Database::create_empty().await;
     let urls = database.settings();
-    let mut settings = sufficient();
+    let mut settings = minimum_settings();
     settings.extend(urls.iter().map(|(name, value)| (*name, value.as_str())));
     let stopped = command(&["serve"], &settings).await;
     assert_eq!(stopped.code(), Some(1));
@@ -338,7 +338,7 @@ async fn the_settings_are_shown_without_secrets() {
         ("ALERTMANAGER_URL", "http://app_service:a-password@alerts.internal:9093/?token=a-password"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://a-password@collector.internal"),
     ];
-    let output = command(&["config"], &[&sufficient()[..], &urls].concat()).await.succeeded();
+    let output = command(&["config"], &[&minimum_settings()[..], &urls].concat()).await.succeeded();
     for line in [
         "DATABASE_URL=<redacted>",
         "ALERT_WEBHOOK_URL=<redacted>",
@@ -355,7 +355,7 @@ async fn the_settings_are_shown_without_secrets() {
 
 #[tokio::test]
 async fn flags_take_precedence_over_the_environment() {
-    let settings = [&sufficient()[..], &[("REQUEST_TIMEOUT_MS", "7000")]].concat();
+    let settings = [&minimum_settings()[..], &[("REQUEST_TIMEOUT_MS", "7000")]].concat();
     let output = command(&["config", "--request-timeout-ms", "8000"], &settings).await.succeeded();
     assert!(output.contains("\nREQUEST_TIMEOUT_MS=8000\n"), "{output}");
 }
@@ -381,6 +381,6 @@ async fn probe_distinguishes_ready_from_unreachable() {
         service.command(&["probe", service.ops_url().join("nowhere").unwrap().as_str()], &[]).await;
     assert_eq!(rejected.code(), Some(1), "{}", rejected.stderr);
     service.terminate().await;
-    let away = service.command(&["probe", url.as_str()], &[]).await;
-    assert_eq!(away.code(), Some(1), "{}", away.stderr);
+    let unreachable = service.command(&["probe", url.as_str()], &[]).await;
+    assert_eq!(unreachable.code(), Some(1), "{}", unreachable.stderr);
 }

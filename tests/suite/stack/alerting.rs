@@ -8,7 +8,7 @@ use dev::{
 use serde_json::{Value, json};
 
 use super::{
-    files::{Rule, alerts, own_conditions},
+    files::{Rule, alerts, service_alert_conditions},
     tools::{Server, tool},
 };
 
@@ -33,7 +33,7 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
     for (name, added) in firing {
         let mut rules: Vec<_> = alerts().into_iter().filter(|(rule, _)| rule == name).collect();
         if rules.is_empty() {
-            assert!(own_conditions().contains_key(*name), "there is no alert {name}");
+            assert!(service_alert_conditions().contains_key(*name), "there is no alert {name}");
             rules.push(((*name).to_owned(), Rule::default()));
         }
         for (_, rule) in rules {
@@ -63,10 +63,11 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
     Some(sent)
 }
 
-/// Labels that the service adds to its own alerts.
-pub(crate) const OWN: &[(&str, &str)] = &[("job", "service"), ("raised_by", "service"), ("title", "t")];
+/// The labels of the alerts that the service itself sends.
+pub(crate) const SERVICE_LABELS: &[(&str, &str)] =
+    &[("job", "service"), ("raised_by", "service"), ("title", "t")];
 
-/// The drills of docs/runbooks/README.md: the alerts that fire in each, and the one that is sent.
+/// The following tests are the drills of docs/runbooks/README.md.
 #[tokio::test]
 async fn a_database_outage_sends_one_alert() {
     let job = &[("job", "service")][..];
@@ -82,8 +83,8 @@ async fn a_database_outage_sends_one_alert() {
         ("ServiceAvailabilityBudgetBurn", job),
         ("ServiceLatencyBudgetBurn", job),
         ("TargetDown", &[("job", "postgres"), ("instance", "postgres-exporter:9187")]),
-        ("AuditWriteFailures", OWN),
-        ("AuditSealingBehind", OWN),
+        ("AuditWriteFailures", SERVICE_LABELS),
+        ("AuditSealingBehind", SERVICE_LABELS),
     ])
     .await;
     let Some(sent) = sent else { return };
@@ -92,7 +93,7 @@ async fn a_database_outage_sends_one_alert() {
 
 #[tokio::test]
 async fn a_restored_database_sends_one_alert() {
-    let tampered = [OWN[0], OWN[1], OWN[2], ("severity", "critical")];
+    let tampered = [SERVICE_LABELS[0], SERVICE_LABELS[1], SERVICE_LABELS[2], ("severity", "critical")];
     let restored = [("DatabaseRestored", &[("job", "service")][..]), ("AuditLogTampered", &tampered)];
     let Some(sent) = sent_while_firing(&restored).await else { return };
     assert_eq!(sent, ["DatabaseRestored"]);
@@ -103,7 +104,8 @@ async fn a_restored_database_sends_one_alert() {
 
 #[tokio::test]
 async fn a_rule_suppresses_the_services_own_alert() {
-    let failures = [("AuditWriteFailures", &[("job", "service")][..]), ("AuditWriteFailures", OWN)];
+    let failures =
+        [("AuditWriteFailures", &[("job", "service")][..]), ("AuditWriteFailures", SERVICE_LABELS)];
     let Some(sent) = sent_while_firing(&failures).await else { return };
     assert_eq!(sent, ["AuditWriteFailures"]);
 }

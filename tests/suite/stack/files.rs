@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::tools::{run, tool};
 use crate::docs::{
+    assert_complete,
     compliance::rows,
-    is_complete,
     structure::{declared_metrics, sources},
 };
 
@@ -110,7 +110,7 @@ fn alert_names() -> BTreeSet<String> {
 }
 
 /// Returns the conditions of the alerts that the service itself sends, with their incidents, from the sources.
-pub(super) fn own_conditions() -> BTreeMap<String, Option<String>> {
+pub(super) fn service_alert_conditions() -> BTreeMap<String, Option<String>> {
     let mut conditions = BTreeMap::new();
     for (_, text) in sources() {
         for call in text.split("Condition::").skip(1) {
@@ -127,7 +127,7 @@ pub(super) fn own_conditions() -> BTreeMap<String, Option<String>> {
 
 /// Returns the names of all alerts: those of the rules, and those that the service itself sends.
 fn all_names() -> BTreeSet<String> {
-    alert_names().into_iter().chain(own_conditions().into_keys()).collect()
+    alert_names().into_iter().chain(service_alert_conditions().into_keys()).collect()
 }
 
 pub(super) fn dashboards() -> Vec<(PathBuf, Value)> {
@@ -173,13 +173,13 @@ fn every_alert_has_severity_summary_and_runbook() {
 #[test]
 fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
     let written: BTreeSet<_> = runbooks().into_keys().collect();
-    is_complete("docs/runbooks", &written, "the alerts of the rules and of the service", &all_names());
+    assert_complete("docs/runbooks", &written, "the alerts of the rules and of the service", &all_names());
 }
 
 #[test]
 fn the_services_own_alerts_belong_to_the_incident_of_their_rule() {
     let mut compared = 0;
-    for (name, incident) in own_conditions() {
+    for (name, incident) in service_alert_conditions() {
         for (_, rule) in alerts().into_iter().filter(|(rule, _)| *rule == name) {
             assert_eq!(rule.labels.get("incident"), incident.as_ref(), "{name}");
             let role = rule.labels.get("incident_role").map(String::as_str);
@@ -213,7 +213,7 @@ fn the_list_of_runbooks_is_complete() {
     const HEADING: &str = "| alert | severity | meaning |";
     let rows = rows(HEADING);
     let listed = rows.iter().filter_map(|row| row.strip_prefix("| [")?.split(']').next());
-    is_complete(
+    assert_complete(
         &format!("the tables \"{HEADING}\" of docs"),
         &listed.map(str::to_owned).collect(),
         "the alerts of the rules and of the service",
@@ -222,7 +222,7 @@ fn the_list_of_runbooks_is_complete() {
 }
 
 #[test]
-fn every_alert_has_a_drill_and_what_became_of_it() {
+fn every_alert_has_a_drill_with_its_result() {
     const HEADING: &str = "| alert | rules | what happened |";
     let mut drilled = BTreeSet::new();
     for row in rows(HEADING) {
@@ -232,7 +232,7 @@ fn every_alert_has_a_drill_and_what_became_of_it() {
         assert!(!happened.is_empty(), "{row}");
         drilled.insert(alert.to_owned());
     }
-    is_complete(
+    assert_complete(
         &format!("the tables \"{HEADING}\" of docs"),
         &drilled,
         "the alerts of the rules and of the service",
@@ -253,11 +253,11 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
             }
         }
     }
-    // This alert is never silent, by intent.
+    // This alert always fires, by intent.
     silent.insert("Watchdog".to_owned());
     let rules = "the alerts of prometheus/rules";
-    is_complete("the firing cases of prometheus/tests", &fires, rules, &alert_names());
-    is_complete("the silent cases of prometheus/tests", &silent, rules, &alert_names());
+    assert_complete("the firing cases of prometheus/tests", &fires, rules, &alert_names());
+    assert_complete("the silent cases of prometheus/tests", &silent, rules, &alert_names());
 }
 
 /// `AuditTrailSilent` compares the records that users have created with the events of the audit log.
@@ -327,7 +327,7 @@ fn the_rules_satisfy_pint() {
 
 #[test]
 fn every_file_that_the_stack_includes_or_mounts_exists() {
-    let mut looked_at = 0;
+    let mut checked = 0;
     let mut unread = vec!["docker-compose.yml".to_owned()];
     while let Some(path) = unread.pop() {
         let text =
@@ -341,18 +341,18 @@ fn every_file_that_the_stack_includes_or_mounts_exists() {
                 let source = mount.as_str().unwrap().split(':').next().unwrap();
                 if source.starts_with('.') {
                     assert!(repository().join(source).exists(), "{path} mounts {source}");
-                    looked_at += 1;
+                    checked += 1;
                 }
             }
             for file in service["env_file"].as_array().into_iter().flatten() {
                 let file = file.as_str().or(file["path"].as_str()).unwrap();
                 let file = Path::new(&path).parent().unwrap().join(file);
                 assert!(repository().join(&file).exists(), "{path} reads {}", file.display());
-                looked_at += 1;
+                checked += 1;
             }
         }
     }
-    assert!(looked_at >= 8, "{looked_at} mounts");
+    assert!(checked >= 8, "{checked} mounts");
 }
 
 #[test]
@@ -374,7 +374,7 @@ fn alerts_are_routed_by_their_severity() {
 }
 
 #[test]
-fn dashboards_are_kept_as_the_formatter_writes_them() {
+fn dashboards_are_formatted() {
     for (path, dashboard) in dashboards() {
         let formatted = serde_json::to_string_pretty(&dashboard).unwrap() + "\n";
         assert!(
@@ -422,11 +422,7 @@ fn no_axis_mixes_seconds_with_numbers() {
             let overrides = panel["fieldConfig"]["overrides"].as_array().unwrap();
             let own = overrides.iter().find(|entry| entry["matcher"]["options"] == target["legendFormat"]);
             let properties = own.unwrap_or_else(|| panic!("{}", panel["title"]))["properties"].clone();
-            assert!(
-                properties.to_string().contains("\"right\""),
-                "{} has an axis of its own",
-                panel["title"]
-            );
+            assert!(properties.to_string().contains("\"right\""), "{} needs its own axis", panel["title"]);
         }
     }
 }
@@ -521,17 +517,19 @@ fn rates_of_dashboards_fit_the_width_of_the_panel() {
 }
 
 #[test]
-fn the_linter_excuses_only_panels_that_are_there() {
+fn exclusions_of_the_linter_name_existing_panels() {
     let entries = fs::read_dir(repository().join("grafana/dashboards")).unwrap();
-    let excused = entries
+    let exclusions = entries
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_none_or(|found| found != "json"));
-    let excused: Vec<Value> =
-        excused.map(|path| yaml_serde::from_str(&fs::read_to_string(path).unwrap()).unwrap()).collect();
-    assert!(!excused.is_empty());
+    let exclusions: Vec<Value> =
+        exclusions.map(|path| yaml_serde::from_str(&fs::read_to_string(path).unwrap()).unwrap()).collect();
+    assert!(!exclusions.is_empty());
     let dashboards = dashboards();
     let titles = |value: &Value| value["title"].as_str().unwrap().to_owned();
-    for (rule, exclusion) in excused.iter().flat_map(|excused| excused["exclusions"].as_object().unwrap()) {
+    for (rule, exclusion) in
+        exclusions.iter().flat_map(|exclusions| exclusions["exclusions"].as_object().unwrap())
+    {
         assert!(exclusion["reason"].is_string(), "{rule}");
         for entry in exclusion["entries"].as_array().unwrap() {
             let (_, dashboard) =

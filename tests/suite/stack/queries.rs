@@ -15,7 +15,7 @@ use crate::service;
 
 /// Series that may be missing: alerts that do not fire, routes excluded from the latency indicator, and targets that do
 /// not run in the test.
-const AT_TIMES: [&str; 6] =
+const OPTIONAL_SERIES: [&str; 6] =
     ["ALERTS", "slo:latency_excluded_path:info", "alertmanager_", "loki_", "otelcol_", "pg_"];
 
 /// A query of Prometheus, and the document or dashboard that contains it.
@@ -25,8 +25,8 @@ struct Query {
     text: String,
 }
 
-/// Returns a dashboard's query as Grafana sends it. A comparison with yesterday becomes a comparison with now.
-fn of_a_dashboard(place: String, text: &str) -> Query {
+/// Returns a dashboard's query as Grafana sends it, without `offset 1d`, because the test has no older data.
+fn dashboard_query(place: String, text: &str) -> Query {
     let text = text
         .replace("$job", ".+")
         .replace("$instance", ".+")
@@ -35,13 +35,13 @@ fn of_a_dashboard(place: String, text: &str) -> Query {
     Query { place, text }
 }
 
-fn of_dashboards() -> Vec<Query> {
+fn dashboard_queries() -> Vec<Query> {
     let mut queries = Vec::new();
     for (_, dashboard) in dashboards() {
         for panel in dashboard["panels"].as_array().unwrap() {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 let place = format!("{} / {}", dashboard["title"], panel["title"]);
-                queries.push(of_a_dashboard(place, target["expr"].as_str().unwrap()));
+                queries.push(dashboard_query(place, target["expr"].as_str().unwrap()));
             }
         }
     }
@@ -49,7 +49,7 @@ fn of_dashboards() -> Vec<Query> {
 }
 
 /// Returns the queries of the runbooks.
-fn of_runbooks() -> Vec<Query> {
+fn runbook_queries() -> Vec<Query> {
     let mut queries = Vec::new();
     for path in files("docs/runbooks", "md") {
         let text = fs::read_to_string(&path).unwrap();
@@ -69,7 +69,7 @@ const QUERY_STARTS: [&str; 9] =
     ["count", "db_", "histogram_quantile(", "max", "min", "predict_linear(", "rate(", "sum", "time()"];
 
 /// Returns the queries in the text of the other documents, which are inline code.
-fn of_documents() -> Vec<Query> {
+fn document_queries() -> Vec<Query> {
     let mut queries = Vec::new();
     for path in files("docs", "md") {
         let text = fs::read_to_string(&path).unwrap();
@@ -86,7 +86,7 @@ fn of_documents() -> Vec<Query> {
     queries
 }
 
-fn of_rules() -> Vec<Query> {
+fn rule_queries() -> Vec<Query> {
     let named = |rule: super::files::Rule| Query {
         place: rule.alert.or(rule.record).unwrap_or_default(),
         text: rule.expr.replace(" offset 1d", ""),
@@ -94,7 +94,7 @@ fn of_rules() -> Vec<Query> {
     rules().into_iter().map(named).collect()
 }
 
-/// Returns the series selectors of a query as queries of their own. An alert can fire only if its series exist.
+/// Returns each series selector of a query as a query. An alert can fire only if its series exist.
 async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
     fn collect(node: &Value, found: &mut Vec<String>) {
         match node {
@@ -148,28 +148,28 @@ async fn every_query_finds_data_on_the_running_service() {
     // No Alertmanager listens there, so that the metrics of failed notifications exist too.
     let prometheus = Server::prometheus(&program, &service, "127.0.0.1:9", rule_files).await;
 
-    let mut waiting: Vec<_> = of_dashboards().into_iter().chain(of_runbooks()).collect();
-    let documents = of_documents();
+    let mut pending: Vec<_> = dashboard_queries().into_iter().chain(runbook_queries()).collect();
+    let documents = document_queries();
     assert!(documents.len() > 20, "queries of documents were found: {documents:#?}");
-    for query in waiting.clone().into_iter().chain(of_rules()).chain(documents) {
-        waiting.extend(selectors(&prometheus, &query).await);
+    for query in pending.clone().into_iter().chain(rule_queries()).chain(documents) {
+        pending.extend(selectors(&prometheus, &query).await);
     }
-    let excused = |query: &Query| {
-        AT_TIMES
+    let is_optional = |query: &Query| {
+        OPTIONAL_SERIES
             .iter()
             .any(|metric| query.text.starts_with(metric) || query.text.contains(&format!("({metric}")))
     };
-    waiting.retain(|query| !excused(query));
-    let mut waiting: BTreeSet<_> = waiting.into_iter().collect();
-    assert!(waiting.len() > 150, "queries were found");
+    pending.retain(|query| !is_optional(query));
+    let mut pending: BTreeSet<_> = pending.into_iter().collect();
+    assert!(pending.len() > 150, "queries were found");
     within(RULE_TIMEOUT, "every query finds data", async || {
-        for query in waiting.clone() {
+        for query in pending.clone() {
             if has_data(&prometheus, &query).await {
-                waiting.remove(&query);
+                pending.remove(&query);
             }
         }
-        println!("{} queries find nothing yet: {waiting:#?}", waiting.len());
-        waiting.is_empty().then_some(())
+        println!("{} queries find nothing yet: {pending:#?}", pending.len());
+        pending.is_empty().then_some(())
     })
     .await;
 

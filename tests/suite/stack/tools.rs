@@ -41,7 +41,7 @@ pub(crate) fn run(program: &Path, directory: &str, arguments: &[&str]) -> String
     text
 }
 
-/// Returns a file of the repository with these replacements.
+/// Returns the text of a file of the repository with these replacements.
 pub(crate) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
     let text = fs::read_to_string(repository().join(path)).unwrap();
     words.iter().fold(text, |text, (word, other)| {
@@ -54,8 +54,8 @@ pub(crate) fn file_with(path: &str, words: &[(&str, &str)]) -> String {
 pub(crate) struct Server {
     pub(crate) url: Url,
     client: reqwest::Client,
+    /// Dropping it ends the process.
     process: Child,
-    /// The process, which ends when this is dropped.
     _directory: Directory,
 }
 
@@ -93,7 +93,7 @@ impl Server {
         }));
         Self::start(program, written, |directory, address| {
             let path = |name: &str| directory.join(name).display().to_string();
-            // It scrapes itself at its own address.
+            // Prometheus also scrapes itself.
             let configuration = fs::read_to_string(path("prometheus.yml")).unwrap();
             fs::write(path("prometheus.yml"), configuration.replace("localhost:9090", address)).unwrap();
             vec![
@@ -150,7 +150,7 @@ impl Server {
             let url = Url::parse(&format!("http://{address}/")).unwrap();
             let client = http::client(WAIT_TIMEOUT).unwrap();
             let server = Self { url, client, process, _directory: directory };
-            let is_ready = eventually("it is ready or has ended", async || {
+            let is_ready = eventually("the program is ready or has ended", async || {
                 if server.process.exited().is_some() {
                     return Some(false);
                 }
@@ -168,7 +168,7 @@ impl Server {
         panic!("{} found no free address", program.display());
     }
 
-    /// Returns the response of its HTTP API.
+    /// Returns the response of the program's HTTP API.
     pub(crate) async fn query(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let url = Url::parse_with_params(self.url.join(path).unwrap().as_str(), parameters).unwrap();
         let response = self.client.get(url).send().await.unwrap();
@@ -178,7 +178,7 @@ impl Server {
         body
     }
 
-    /// Sends a request to its HTTP API.
+    /// Sends a request to the program's HTTP API.
     pub(crate) async fn post(&self, path: &str, body: &Value) {
         let response = self.client.post(self.url.join(path).unwrap()).json(body).send().await.unwrap();
         assert!(response.status().is_success(), "{path}: {}", response.status());
@@ -191,5 +191,5 @@ fn free_address() -> String {
     listener.local_addr().unwrap().to_string()
 }
 
-/// Longer than the longest `for` of the rules in the tests.
+/// Time for a rule to fire: longer than the longest `for` of the rules in the tests.
 pub(crate) const RULE_TIMEOUT: Duration = Duration::from_mins(2);

@@ -70,7 +70,7 @@ fn workflows() -> Vec<(String, String, Workflow)> {
 }
 
 #[test]
-fn every_workflow_has_a_name_a_cause_and_an_end() {
+fn every_workflow_has_a_name_a_trigger_and_a_timeout() {
     for (file, _, workflow) in workflows() {
         assert_eq!(format!("{}.yml", workflow.name), file);
         assert!(!workflow.on.is_null() && !workflow.concurrency.is_null(), "{file}");
@@ -223,7 +223,8 @@ fn executables_of_the_image_list_their_crates() {
 #[test]
 fn actionlint_finds_nothing() {
     let Some(actionlint) = tool("actionlint") else { return };
-    // Each file is named, because the linter would otherwise search for a repository, which a new project is not yet.
+    // Each file is an argument, because the linter would otherwise search for a repository, and a new project may have
+    // none.
     let files: Vec<_> =
         workflows().into_iter().map(|(file, ..)| format!(".github/workflows/{file}")).collect();
     let arguments =
@@ -231,7 +232,7 @@ fn actionlint_finds_nothing() {
     assert_eq!(run(&actionlint, ".", &arguments.collect::<Vec<_>>()), "");
 }
 
-/// Renovate finds a version by the module next to it.
+/// Renovate updates a version by the module name on the same line.
 #[test]
 fn tool_versions_match_the_go_modules() {
     let text = fs::read_to_string(repository().join(".github/renovate.json")).unwrap();
@@ -239,12 +240,12 @@ fn tool_versions_match_the_go_modules() {
     let expression = &renovate["customManagers"][0]["matchStrings"][0];
     assert_eq!(expression, r"\w+=(?<currentValue>[0-9.]+) # (?<depName>\S+)");
     let tools = fs::read_to_string(repository().join(".ci/tools")).unwrap();
-    let mut looked_at = 0;
+    let mut checked = 0;
     for (name, rest) in tools.lines().filter_map(|line| line.split_once('=')) {
         let Some((version, module)) = rest.split_once(" # ") else { continue };
         assert!(version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'), "{name}: {version}");
         assert!(tools.contains(&format!("\nbuild {module} \"${name}\" ")), "{module} is not built");
-        looked_at += 1;
+        checked += 1;
     }
-    assert!(looked_at >= 5, "something was checked: {looked_at}");
+    assert!(checked >= 5, "something was checked: {checked}");
 }

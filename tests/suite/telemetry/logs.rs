@@ -14,7 +14,7 @@ use crate::{builder, service};
 /// Returns an empty directory for this test.
 fn directory(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _there_may_be_none = std::fs::remove_dir_all(&directory);
+    let _may_be_missing = std::fs::remove_dir_all(&directory);
     std::fs::create_dir_all(&directory).unwrap();
     directory
 }
@@ -53,7 +53,7 @@ async fn a_slow_statement_is_named() {
     let service = service().await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
-    let asking = customer.lists().header("x-correlation-id", "slow").in_background();
+    let request = customer.lists().header("x-correlation-id", "slow").in_background();
     eventually("the pool has waited long enough", async || {
         let waiting = "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
              where datname = current_database() and not granted and waitstart < now() - interval '0.6 s'";
@@ -61,8 +61,8 @@ async fn a_slow_statement_is_named() {
     })
     .await;
     held.release().await;
-    let _listed = asking.response().await.is(200);
-    let line = service.logs_that("the slow one", |line| line["message"] == "slow statement").await;
+    let _listed = request.response().await.is(200);
+    let line = service.logs_that("the slow statement", |line| line["message"] == "slow statement").await;
     assert_eq!((&line["query"], &line["correlation_id"]), (&json!(LISTS), &json!("slow")));
     assert!(line["duration_ms"].as_u64().is_some_and(|duration| duration >= 500), "{line:#}");
 }
@@ -179,8 +179,8 @@ async fn lines_guarded_by_an_enabled_check_are_logged() {
         let _served = customer.lists().await.is(200);
         assert_eq!(service.operate(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
     }
-    let ends = json!({ "filter": "app=debug", "ttl_seconds": 1 }).to_string();
-    assert_eq!(service.operate(Method::PUT, "/log-level", &ends).await.unwrap().0, 200);
+    let short_change = json!({ "filter": "app=debug", "ttl_seconds": 1 }).to_string();
+    assert_eq!(service.operate(Method::PUT, "/log-level", &short_change).await.unwrap().0, 200);
     let restored = |line: &Value| line["message"] == "restored the default log filter";
     service.logs_that("the end is logged", restored).await;
     let changed = service.logs().iter().filter(|line| line["message"] == "changed the log filter").count();
@@ -192,35 +192,37 @@ async fn library_logs_are_filtered_and_have_the_same_format() {
     let service = builder().setting("RUST_LOG", "debug").start().await;
     let _served = service.customer().await.lists().await.is(200);
     let foreign = |line: &Value| {
-        !["app", "access", "audit"].iter().any(|ours| line["target"].as_str().unwrap().starts_with(ours))
+        !["app", "access", "audit"].iter().any(|target| line["target"].as_str().unwrap().starts_with(target))
     };
     let line = service.logs_that("a library's line", foreign).await;
     assert!(line["message"].is_string() && line["service"].is_string(), "{line:#}");
-    quiet_by_default(&builder().setting("APP_ENV", "development").start().await).await;
+    assert_libraries_quiet(&builder().setting("APP_ENV", "development").start().await).await;
 }
 
 #[tokio::test]
 async fn libraries_cannot_log_payloads() {
     let service = builder().setting("RUST_LOG", "trace").start().await;
     let _created = service.customer().await.creates().await.is(201);
-    let ours = |line: &Value| {
-        ["app", "access", "audit"].iter().any(|ours| line["target"].as_str().unwrap().starts_with(ours))
+    let is_of_service = |line: &Value| {
+        ["app", "access", "audit"].iter().any(|target| line["target"].as_str().unwrap().starts_with(target))
     };
-    let _heard =
-        service.logs_that("a library is heard", |line| line["level"] == "DEBUG" && !ours(line)).await;
-    let loud = service.logs().into_iter().find(|line| line["level"] == "TRACE" && !ours(line));
-    assert_eq!(loud, None);
+    let _library_line = service
+        .logs_that("a debug line of a library", |line| line["level"] == "DEBUG" && !is_of_service(line))
+        .await;
+    let payload_line =
+        service.logs().into_iter().find(|line| line["level"] == "TRACE" && !is_of_service(line));
+    assert_eq!(payload_line, None);
 }
 
-async fn quiet_by_default(service: &Service) {
+async fn assert_libraries_quiet(service: &Service) {
     let _served = service.anonymous().get("/problems").header("x-correlation-id", "quiet").await.is(200);
-    let _ops = within(WAIT_TIMEOUT, "a debug line of ours", async || {
+    let _ops = within(WAIT_TIMEOUT, "a debug line of the service", async || {
         service.logs().into_iter().find(|line| line["level"] == "DEBUG" && line["target"] == "access")
     })
     .await;
-    let loud = |line: &&Value| {
+    let is_library_debug = |line: &&Value| {
         let target = line["target"].as_str().unwrap();
         line["level"] == "DEBUG" && ["hyper", "sqlx", "h2"].iter().any(|library| target.starts_with(library))
     };
-    assert_eq!(service.logs().iter().find(loud), None);
+    assert_eq!(service.logs().iter().find(is_library_debug), None);
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     builder,
-    docs::{compliance::rows, is_complete},
+    docs::{assert_complete, compliance::rows},
     service,
 };
 
@@ -50,7 +50,7 @@ fn series(text: &str) -> usize {
 #[tokio::test]
 async fn the_document_lists_every_metric_with_its_type_and_labels() {
     let service = service().await;
-    let told = families(&service.metrics().await);
+    let exported = families(&service.metrics().await);
     let listed: Families = rows(HEADING)
         .iter()
         .map(|row| {
@@ -63,36 +63,36 @@ async fn the_document_lists_every_metric_with_its_type_and_labels() {
             (name, (cells[2].to_owned(), labels))
         })
         .collect();
-    is_complete(
+    assert_complete(
         &format!("the tables \"{HEADING}\" of docs"),
         &listed.into_iter().collect(),
         "/metrics",
-        &told.into_iter().collect(),
+        &exported.into_iter().collect(),
     );
 }
 
 #[tokio::test]
 async fn ten_thousand_paths_and_methods_make_no_series() {
     const REQUESTS: usize = 10_000;
-    const AT_ONCE: usize = 50;
+    const CONCURRENCY: usize = 50;
     let service = service().await;
     let text = |length: usize| -> String {
         rand::rng().sample_iter(Alphanumeric).take(length).map(char::from).collect()
     };
     // One request of each kind, so that all shared series exist.
-    let things = format!("{PATH}/");
-    let routes = [things.as_str(), "/v1/users/", "/v1/audit-events/", "/problems/", "/docs/", "/"];
+    let resources = format!("{PATH}/");
+    let routes = [resources.as_str(), "/v1/users/", "/v1/audit-events/", "/problems/", "/docs/", "/"];
     for route in routes {
         let _any_status = service.anonymous().get(format!("{route}{}", text(8))).await;
-        let brewed = Method::from_bytes(text(5).as_bytes()).unwrap();
-        let _any_status = service.anonymous().request(brewed, format!("{route}{}", text(8))).await;
+        let unknown_method = Method::from_bytes(text(5).as_bytes()).unwrap();
+        let _any_status = service.anonymous().request(unknown_method, format!("{route}{}", text(8))).await;
     }
     let before = service.metrics().await;
 
     let mut senders = JoinSet::new();
-    for sender in 0..AT_ONCE {
+    for sender in 0..CONCURRENCY {
         let anonymous = service.anonymous();
-        let requests: Vec<_> = (0..REQUESTS / AT_ONCE)
+        let requests: Vec<_> = (0..REQUESTS / CONCURRENCY)
             .map(|number| {
                 let path = format!("{}{}?{}", routes[(sender + number) % routes.len()], text(12), text(6));
                 let method = if number % 2 == 0 {
@@ -118,7 +118,8 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
         counts.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
     };
     assert!(counted(&after) - counted(&before) >= REQUESTS, "all of them were counted");
-    // Statement names are constants of the code, and workers add theirs meanwhile.
+    // Series of `query_type` are ignored, because workers may add some. Their number is bounded by the constants of the
+    // code.
     let names = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("query_type="));
         lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
@@ -149,12 +150,12 @@ async fn the_pools_gauges_are_true_while_connections_are_held() {
     .await;
     let one_more = customer.lists().in_background();
     let another = customer.lists().in_background();
-    eventually("all of them are held", async || (pool(&service).await == [4, 0, 4]).then_some(())).await;
+    eventually("all connections are held", async || (pool(&service).await == [4, 0, 4]).then_some(())).await;
     held.release().await;
     for request in waiting.into_iter().chain([one_more, another]) {
         let _listed = request.response().await.is(200);
     }
-    eventually("all of them are free", async || (pool(&service).await == [0, 4, 4]).then_some(())).await;
+    eventually("all connections are free", async || (pool(&service).await == [0, 4, 4]).then_some(())).await;
 }
 
 /// Returns the page as Prometheus requests it.
@@ -196,7 +197,7 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
     let trace = line["trace_id"].as_str().unwrap().to_owned();
 
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prometheus");
-    let _there_may_be_none = std::fs::remove_dir_all(&directory);
+    let _may_be_missing = std::fs::remove_dir_all(&directory);
     std::fs::create_dir_all(&directory).unwrap();
     let ops = service.ops_url();
     let target = format!("{}:{}", ops.host_str().unwrap(), ops.port().unwrap());
@@ -215,7 +216,7 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
         .directory(&directory)
         .start()
         .unwrap();
-    // It logs the port that the system selected. A port that the test selects may be taken before it listens.
+    // Prometheus logs the port that the system selected. Another process could take a port that the test selects.
     let address = eventually("Prometheus listens", async || {
         let lines = running.lines();
         let line = lines.iter().find(|line| line.text.contains("msg=\"Listening on\""))?;
@@ -223,18 +224,18 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
     })
     .await;
 
-    let ask = async |question: &str| -> Option<Value> {
-        let response = reqwest::get(format!("http://{address}/api/v1/{question}")).await.ok()?;
+    let query = async |path: &str| -> Option<Value> {
+        let response = reqwest::get(format!("http://{address}/api/v1/{path}")).await.ok()?;
         serde_json::from_str(&response.text().await.ok()?).ok()
     };
     let found = eventually("Prometheus has the exemplar", async || {
-        let question = "query_exemplars?query=http_request_duration_seconds_bucket&start=0&end=9999999999";
-        let exemplars = ask(question).await?.to_string();
+        let path = "query_exemplars?query=http_request_duration_seconds_bucket&start=0&end=9999999999";
+        let exemplars = query(path).await?.to_string();
         exemplars.contains(&trace).then_some(exemplars)
     })
     .await;
     assert!(found.contains("/problems"), "{found}");
-    let state = ask("targets").await.unwrap();
+    let state = query("targets").await.unwrap();
     let target = &state["data"]["activeTargets"][0];
     assert_eq!((&target["health"], &target["lastError"]), (&json!("up"), &json!("")), "{state:#}");
     drop(running);

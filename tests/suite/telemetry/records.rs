@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     builder,
-    operations::startup::{command, sufficient},
+    operations::startup::{command, minimum_settings},
 };
 
 /// Returns the JSON line that a record is expected to come from: the same fields under the same names.
@@ -70,8 +70,8 @@ async fn the_export_does_not_export_its_own_log_lines() {
     let _served = service.anonymous().get("/problems").header("x-correlation-id", "exported").await.is(200);
     let has_id = |record: &Record| record.attributes.get("correlation_id") == Some(&json!("exported"));
     collector.wait_for_record("the access line", has_id).await;
-    let looped = collector.records().into_iter().find(|record| of_export(&record.target));
-    assert!(looped.is_none(), "{looped:#?}");
+    let exported_line = collector.records().into_iter().find(|record| of_export(&record.target));
+    assert!(exported_line.is_none(), "{exported_line:#?}");
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn unusable_exporters_are_rejected_by_name() {
             "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT must be an http or https URL",
         ),
     ] {
-        let stopped = command(&["serve"], &[&sufficient()[..], settings].concat()).await;
+        let stopped = command(&["serve"], &[&minimum_settings()[..], settings].concat()).await;
         assert_eq!(stopped.code(), Some(1), "{settings:?}");
         assert!(stopped.stderr.contains(rule), "{settings:?}: {}", stopped.stderr);
     }

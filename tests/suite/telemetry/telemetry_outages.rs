@@ -9,40 +9,40 @@ use std::{
 use dev::harness::{Collector, CollectorBehavior, PATH, REQUIRED, Service, TABLE, eventually, run, within};
 use tokio::net::TcpListener;
 
-use crate::{EXECUTABLE, audit::seals::everything_is_sealed, builder};
+use crate::{EXECUTABLE, audit::seals::wait_until_everything_is_sealed, builder};
 
-/// Far below every export timeout, and far above the duration of a request on a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// Maximum duration of a request: far below every export timeout, and far above the usual duration on a busy machine.
+const MAX_REQUEST_TIME: Duration = Duration::from_secs(2);
 
 /// Time until a queue of log lines is full, on a busy machine.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Maximum growth of the memory in bytes. The queues are short.
-const BOUND: u64 = 64 * 1024 * 1024;
+/// Maximum growth of the memory in bytes, which is low because the queues are short.
+const MAX_GROWTH_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Sends requests one after the other. Each must be served normally.
-async fn serves(service: &Service, requests: usize) {
+/// Sends requests one after the other. Fails if one fails or is slow.
+async fn assert_serves(service: &Service, requests: usize) {
     let customer = service.customer().await;
     for _ in 0..requests {
         let started = Instant::now();
         let _listed = customer.lists().await.is(200);
-        assert!(started.elapsed() < AT_ONCE, "a request took {:?}", started.elapsed());
+        assert!(started.elapsed() < MAX_REQUEST_TIME, "a request took {:?}", started.elapsed());
     }
 }
 
-async fn counts_losses(service: &Service, metric: &str) {
+async fn wait_for_losses(service: &Service, metric: &str) {
     eventually(&format!("{metric} counts"), async || (service.metric(metric).await > 0).then_some(())).await;
 }
 
 /// Checks that requests and the shutdown still work.
-async fn works_and_ends(service: &Service) {
+async fn assert_works_and_stops(service: &Service) {
     let _created = service.customer().await.creates().await.is(201);
     let before = service.memory();
-    serves(service, 300).await;
+    assert_serves(service, 300).await;
     let grown = service.memory().saturating_sub(before);
-    assert!(grown < BOUND, "it has grown by {grown} bytes");
+    assert!(grown < MAX_GROWTH_BYTES, "the memory has grown by {grown} bytes");
     assert_eq!(service.metric("panics_total").await, 0);
-    assert!(service.terminate().await.success(), "it ends in time");
+    assert!(service.terminate().await.success(), "the service stops in time");
 }
 
 #[tokio::test]
@@ -59,10 +59,10 @@ async fn an_unreachable_collector_delays_no_request() {
             .setting("OTEL_BLRP_SCHEDULE_DELAY", "50")
             .start()
             .await;
-        serves(&service, 50).await;
-        counts_losses(&service, "trace_spans_dropped_total").await;
-        counts_losses(&service, "log_lines_dropped_total").await;
-        works_and_ends(&service).await;
+        assert_serves(&service, 50).await;
+        wait_for_losses(&service, "trace_spans_dropped_total").await;
+        wait_for_losses(&service, "log_lines_dropped_total").await;
+        assert_works_and_stops(&service).await;
     }
 }
 
@@ -77,15 +77,19 @@ async fn a_slow_collector_delays_no_request() {
         .setting("OTEL_BLRP_MAX_QUEUE_SIZE", "32")
         .start()
         .await;
-    serves(&service, 100).await;
-    counts_losses(&service, "trace_spans_dropped_total").await;
-    counts_losses(&service, "log_lines_dropped_total").await;
-    assert!(collector.requests() > 0, "it was tried");
-    works_and_ends(&service).await;
+    assert_serves(&service, 100).await;
+    wait_for_losses(&service, "trace_spans_dropped_total").await;
+    wait_for_losses(&service, "log_lines_dropped_total").await;
+    assert!(collector.requests() > 0, "exports were attempted");
+    assert_works_and_stops(&service).await;
 }
 
-/// Starts a service that exports nothing before its end, to a collector that takes this long.
-async fn exports_at_its_end(collector: &Collector, takes: Duration, settings: &[(&str, &str)]) -> Service {
+/// Starts a service that exports only when it stops, to a collector that takes this long.
+async fn service_that_exports_at_stop(
+    collector: &Collector,
+    takes: Duration,
+    settings: &[(&str, &str)],
+) -> Service {
     collector.set_behavior(CollectorBehavior::Slow(takes));
     let builder = builder()
         .logged_by(collector)
@@ -93,13 +97,13 @@ async fn exports_at_its_end(collector: &Collector, takes: Duration, settings: &[
         .setting("OTEL_BLRP_SCHEDULE_DELAY", "600000");
     let builder = settings.iter().fold(builder, |builder, (name, value)| builder.setting(name, value));
     let service = builder.start().await;
-    serves(&service, 5).await;
+    assert_serves(&service, 5).await;
     assert_eq!(collector.requests(), 0);
     service
 }
 
-/// Returns the numbers of spans and log records that were lost at the end, as the log has them.
-fn lost_at_the_end(service: &Service) -> [Option<u64>; 2] {
+/// Returns the logged numbers of spans and log records that were lost when the service stopped.
+fn lost_at_stop(service: &Service) -> [Option<u64>; 2] {
     ["spans", "records"].map(|what| {
         let mut lines = service.logs().into_iter();
         let loss = lines.find(|line| {
@@ -113,9 +117,9 @@ fn lost_at_the_end(service: &Service) -> [Option<u64>; 2] {
 #[tokio::test]
 async fn the_last_exports_have_the_rest_of_the_deadline() {
     let collector = Collector::start().await;
-    let service = exports_at_its_end(&collector, Duration::from_millis(1_500), &[]).await;
+    let service = service_that_exports_at_stop(&collector, Duration::from_millis(1_500), &[]).await;
     assert!(service.terminate().await.success());
-    assert_eq!(lost_at_the_end(&service), [None, None]);
+    assert_eq!(lost_at_stop(&service), [None, None]);
     assert!(collector.spans().iter().any(|span| span.name.ends_with(PATH)));
     assert!(collector.records().iter().any(|record| record.body == "the service stopped"));
 }
@@ -129,11 +133,11 @@ async fn exports_that_are_lost_at_the_end_are_counted_in_the_log() {
         [("OTEL_EXPORTER_OTLP_TIMEOUT", "60000"), ("SHUTDOWN_DEADLINE_SECONDS", "6")],
     ] {
         let collector = Collector::start().await;
-        let service = exports_at_its_end(&collector, Duration::from_mins(1), &settings).await;
+        let service = service_that_exports_at_stop(&collector, Duration::from_mins(1), &settings).await;
         let started = Instant::now();
         assert!(service.terminate().await.success());
         assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
-        let lost = lost_at_the_end(&service);
+        let lost = lost_at_stop(&service);
         assert!(lost.iter().all(|lost| lost.is_some_and(|count| count >= 5)), "{lost:?}");
     }
 }
@@ -143,12 +147,12 @@ async fn span_export_continues_after_a_collector_outage() {
     let collector = Collector::start().await;
     collector.set_behavior(CollectorBehavior::Rejecting);
     let service = builder().traced_by(&collector).start().await;
-    serves(&service, 20).await;
-    counts_losses(&service, "trace_spans_dropped_total").await;
+    assert_serves(&service, 20).await;
+    wait_for_losses(&service, "trace_spans_dropped_total").await;
     collector.set_behavior(CollectorBehavior::Accepting);
     let _served = service.customer().await.lists().header("x-correlation-id", "well-again").await.is(200);
-    let _taken = collector.wait_for_request(PATH, "well-again").await;
-    works_and_ends(&service).await;
+    let _exported = collector.wait_for_request(PATH, "well-again").await;
+    assert_works_and_stops(&service).await;
 }
 
 #[tokio::test]
@@ -158,13 +162,13 @@ async fn a_stopped_log_reader_delays_no_request() {
     service.stall_output();
     let before = service.memory();
     within(WAIT_TIMEOUT, "lines are lost", async || {
-        serves(&service, 80).await;
+        assert_serves(&service, 80).await;
         (service.metric("log_lines_dropped_total").await > 0).then_some(())
     })
     .await;
     let grown = service.memory().saturating_sub(before);
-    assert!(grown < BOUND, "it has grown by {grown} bytes");
-    works_and_ends(&service).await;
+    assert!(grown < MAX_GROWTH_BYTES, "the memory has grown by {grown} bytes");
+    assert_works_and_stops(&service).await;
 }
 
 #[tokio::test]
@@ -174,15 +178,15 @@ async fn a_late_log_reader_misses_no_audit_line() {
     let customer = service.customer().await;
     service.stall_output();
     within(WAIT_TIMEOUT, "lines are lost", async || {
-        serves(&service, 80).await;
+        assert_serves(&service, 80).await;
         (service.metric("log_lines_dropped_total").await > 0).then_some(())
     })
     .await;
     let lost = service.metric("log_lines_dropped_total").await;
     let _created = customer.creates().header("x-correlation-id", "meanwhile").await.is(201);
-    everything_is_sealed(&service).await;
+    wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
-    assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost meanwhile");
+    assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost at the same time");
 
     service.resume_output();
     let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
@@ -199,21 +203,21 @@ async fn a_late_log_reader_misses_no_audit_line() {
 async fn a_closed_log_pipe_delays_no_request() {
     let service = builder().start().await;
     service.close_output();
-    serves(&service, 20).await;
-    counts_losses(&service, "log_lines_dropped_total").await;
-    works_and_ends(&service).await;
+    assert_serves(&service, 20).await;
+    wait_for_losses(&service, "log_lines_dropped_total").await;
+    assert_works_and_stops(&service).await;
 }
 
 /// Returns an empty directory for this test.
 fn directory(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _there_may_be_none = fs::remove_dir_all(&directory);
+    let _may_be_missing = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).unwrap();
     directory
 }
 
 /// Replaces today's and tomorrow's log file by symbolic links to another file.
-fn log_files_lead_to(target: &Path, directory: &Path) {
+fn link_log_files(target: &Path, directory: &Path) {
     for day in [chrono::Utc::now(), chrono::Utc::now() + chrono::Duration::days(1)] {
         let name = format!("{}.{}.log", env!("CARGO_PKG_NAME"), day.format("%Y-%m-%d"));
         std::os::unix::fs::symlink(target, directory.join(name)).unwrap();
@@ -223,13 +227,13 @@ fn log_files_lead_to(target: &Path, directory: &Path) {
 #[tokio::test]
 async fn a_full_disk_under_the_log_delays_no_request() {
     let directory = directory("full-disk");
-    log_files_lead_to(Path::new("/dev/full"), &directory);
+    link_log_files(Path::new("/dev/full"), &directory);
     let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
-    serves(&service, 20).await;
-    counts_losses(&service, "log_lines_dropped_total").await;
+    assert_serves(&service, 20).await;
+    wait_for_losses(&service, "log_lines_dropped_total").await;
     let is_access_line = |line: &serde_json::Value| line["target"] == "access";
-    let _elsewhere_they_are_seen = service.logs_that("an access line", is_access_line).await;
-    works_and_ends(&service).await;
+    let _on_stdout = service.logs_that("an access line", is_access_line).await;
+    assert_works_and_stops(&service).await;
 }
 
 #[tokio::test]
@@ -238,15 +242,15 @@ async fn an_unwritable_log_file_delays_no_request() {
     // A pipe is writable while any process has its other end open, independent of the user that runs the tests.
     let pipe = directory.join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    log_files_lead_to(&pipe, &directory);
+    link_log_files(&pipe, &directory);
     let reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
-    serves(&service, 5).await;
+    assert_serves(&service, 5).await;
     assert_eq!(service.metric("log_lines_dropped_total").await, 0);
     drop(reader);
-    serves(&service, 20).await;
-    counts_losses(&service, "log_lines_dropped_total").await;
-    works_and_ends(&service).await;
+    assert_serves(&service, 20).await;
+    wait_for_losses(&service, "log_lines_dropped_total").await;
+    assert_works_and_stops(&service).await;
     let access = service.logs().into_iter().filter(|line| line["target"] == "access").count();
     assert!(access >= 25, "an access line is written: {access}");
 }
@@ -255,11 +259,11 @@ async fn an_unwritable_log_file_delays_no_request() {
 async fn a_deleted_log_directory_delays_no_request() {
     let directory = directory("taken-away").join("logs");
     let service = builder().setting("LOG_DIRECTORY", directory.to_str().unwrap()).start().await;
-    serves(&service, 5).await;
+    assert_serves(&service, 5).await;
     fs::remove_dir_all(&directory).unwrap();
     fs::write(&directory, "").unwrap();
-    serves(&service, 20).await;
-    works_and_ends(&service).await;
+    assert_serves(&service, 20).await;
+    assert_works_and_stops(&service).await;
 }
 
 #[tokio::test]
@@ -276,7 +280,7 @@ async fn scrapes_and_requests_do_not_block_each_other() {
     for _ in 0..10 {
         let started = Instant::now();
         let _text = service.metrics().await;
-        assert!(started.elapsed() < AT_ONCE, "a scrape took {:?}", started.elapsed());
+        assert!(started.elapsed() < MAX_REQUEST_TIME, "a scrape took {:?}", started.elapsed());
     }
     held.release().await;
     for request in waiting {
@@ -286,7 +290,7 @@ async fn scrapes_and_requests_do_not_block_each_other() {
     let client = dev::http::client(dev::harness::WAIT_TIMEOUT).unwrap();
     let url = service.ops_url().join("/metrics").unwrap();
     let scrapes: Vec<_> = (0..40).map(|_| tokio::spawn(client.get(url.clone()).send())).collect();
-    serves(&service, 50).await;
+    assert_serves(&service, 50).await;
     for scrape in scrapes {
         assert_eq!(scrape.await.unwrap().unwrap().status(), 200);
     }

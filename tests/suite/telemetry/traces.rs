@@ -6,7 +6,7 @@ use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 
 use crate::{
     builder,
-    operations::startup::{command, sufficient},
+    operations::startup::{command, minimum_settings},
     service,
 };
 
@@ -18,7 +18,7 @@ pub async fn traced(collector: &Collector) -> Service {
 }
 
 #[track_caller]
-pub fn has_attributes(span: &Span, expected: &[(&str, Value)]) {
+pub fn assert_attributes(span: &Span, expected: &[(&str, Value)]) {
     for (name, value) in expected {
         assert_eq!(span.attributes.get(*name), Some(value), "{name} in {span:#?}");
     }
@@ -53,7 +53,7 @@ async fn a_request_has_the_scheme_and_the_server_that_its_client_used() {
         let request = request.header("x-forwarded-proto", "https").header("x-correlation-id", scheme);
         let _served = request.await.is(200);
         let span = collector.wait_for_request(PUBLIC, scheme).await;
-        has_attributes(
+        assert_attributes(
             &span,
             &[
                 ("url.scheme", json!(scheme)),
@@ -91,12 +91,12 @@ async fn attributes_are_decoded_and_unsupported_variables_named() {
     assert_eq!((&span.resource["team"], &span.resource["service.name"]), (&json!("a b"), &json!("tea-time")));
 }
 
-/// Starts a receiver that reports how the first export is compressed.
+/// Starts a receiver that reports the compression of every export.
 async fn receiver_of_encodings() -> (String, mpsc::UnboundedReceiver<Option<String>>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let take = async move |headers: HeaderMap| {
         let encoding = ["grpc-encoding", "content-encoding"].into_iter().find_map(|name| headers.get(name));
-        let _nobody_listens = sender.send(encoding.map(|value| value.to_str().unwrap().to_owned()));
+        let _receiver_may_be_dropped = sender.send(encoding.map(|value| value.to_str().unwrap().to_owned()));
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -123,10 +123,10 @@ async fn exports_are_compressed_as_configured() {
 }
 
 #[tokio::test]
-async fn an_endpoint_without_a_scheme_is_refused_by_its_name() {
+async fn an_endpoint_without_a_scheme_is_rejected_by_name() {
     for name in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
         for endpoint in ["collector:4317", "10.0.0.1:4317", "nonsense", "ftp://collector"] {
-            let settings = [&sufficient()[..], &[(name, endpoint)]].concat();
+            let settings = [&minimum_settings()[..], &[(name, endpoint)]].concat();
             let stopped = command(&["serve"], &settings).await;
             assert_eq!(stopped.code(), Some(1), "{name}={endpoint}");
             let rule = format!("{name} must be an http or https URL");
@@ -136,7 +136,7 @@ async fn an_endpoint_without_a_scheme_is_refused_by_its_name() {
 }
 
 #[tokio::test]
-async fn only_what_went_wrong_here_is_an_error() {
+async fn only_failures_of_the_service_are_span_errors() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     let customer = service.customer().await;
@@ -145,35 +145,37 @@ async fn only_what_went_wrong_here_is_an_error() {
     let status = |span: &Span| (span.status, span.attributes["http.response.status_code"].clone());
 
     let unknown = format!("{PATH}/{}", uuid::Uuid::nil());
-    let _unknown = customer.get(unknown).header("x-correlation-id", "theirs").await.is(404);
-    let theirs = collector.wait_for_request(ROUTE, "theirs").await;
-    assert_eq!(status(&theirs), (SpanStatus::Unset, json!(404)));
-    assert!(!theirs.attributes.contains_key("error.type"), "{theirs:#?}");
+    let _unknown = customer.get(unknown).header("x-correlation-id", "client_error").await.is(404);
+    let client_error = collector.wait_for_request(ROUTE, "client_error").await;
+    assert_eq!(status(&client_error), (SpanStatus::Unset, json!(404)));
+    assert!(!client_error.attributes.contains_key("error.type"), "{client_error:#?}");
 
     // A client disconnect is no error of the service, but the cancelled request is visible.
     let held = service.database().lock(TABLE).await;
-    let left = request("left").in_background();
+    let disconnected = request("disconnected").in_background();
     service.database().wait_for_blocked_statements(1).await;
-    let _given_up = left.give_up().await;
-    let left = collector.wait_for_request(PATH, "left").await;
-    assert_eq!(status(&left), (SpanStatus::Unset, json!(499)));
-    let cut = collector
-        .wait_for_span("its statement", |span| is_list(span) && span.parent_id == left.span_id)
+    let _given_up = disconnected.give_up().await;
+    let disconnected = collector.wait_for_request(PATH, "disconnected").await;
+    assert_eq!(status(&disconnected), (SpanStatus::Unset, json!(499)));
+    let cancelled = collector
+        .wait_for_span("the cancelled statement", |span| {
+            is_list(span) && span.parent_id == disconnected.span_id
+        })
         .await;
-    assert_eq!(cut.status, SpanStatus::Error);
-    has_attributes(&cut, &[("error.type", json!("cancelled"))]);
+    assert_eq!(cancelled.status, SpanStatus::Error);
+    assert_attributes(&cancelled, &[("error.type", json!("cancelled"))]);
     held.release().await;
 
     service.database().execute(format!("revoke select on {TABLE} from app_runtime")).await;
-    let _failed = request("ours").await.is(500);
-    let ours = collector.wait_for_request(PATH, "ours").await;
-    assert_eq!(status(&ours), (SpanStatus::Error, json!(500)));
-    has_attributes(&ours, &[("error.type", json!("500"))]);
+    let _failed = request("server_error").await.is(500);
+    let server_error = collector.wait_for_request(PATH, "server_error").await;
+    assert_eq!(status(&server_error), (SpanStatus::Error, json!(500)));
+    assert_attributes(&server_error, &[("error.type", json!("500"))]);
     let statement = collector
-        .wait_for_span("its statement", |span| is_list(span) && span.parent_id == ours.span_id)
+        .wait_for_span("the failed statement", |span| is_list(span) && span.parent_id == server_error.span_id)
         .await;
     assert_eq!(statement.status, SpanStatus::Error);
-    has_attributes(
+    assert_attributes(
         &statement,
         &[("error.type", json!("42501")), ("db.response.status_code", json!("42501"))],
     );
@@ -189,13 +191,13 @@ async fn the_span_of_sealing_reports_its_result() {
     let batch = collector.wait_for_span("the first seal", sealed).await;
     let events =
         service.database().number("select event_count::bigint from audit_seals where number = 1").await;
-    has_attributes(&batch, &[("event_count", json!(events))]);
+    assert_attributes(&batch, &[("event_count", json!(events))]);
     let run = collector.wait_for_span("the worker's run", |span| span.span_id == batch.parent_id).await;
     assert_eq!(run.name, "audit_sealing");
 }
 
-/// Returns the number of traces that a sampler keeps. All of them are complete.
-async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
+/// Returns the number of sampled traces. Fails if a trace is incomplete.
+async fn count_sampled(sampler: &str, ratio: &str, requests: usize) -> usize {
     let collector = Collector::start().await;
     let service = builder()
         .traced_by(&collector)
@@ -211,7 +213,7 @@ async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
     for span in &spans {
         let is_first = span.parent_id.is_empty();
         let parent = spans.iter().find(|other| other.span_id == span.parent_id);
-        assert!(is_first || parent.is_some(), "a part of a trace: {span:#?}");
+        assert!(is_first || parent.is_some(), "the parent is missing: {span:#?}");
     }
     spans.iter().filter(|span| span.kind == SpanKind::Server && span.name == "GET /problems").count()
 }
@@ -220,20 +222,20 @@ async fn kept(sampler: &str, ratio: &str, requests: usize) -> usize {
 async fn sampled_traces_are_complete() {
     const REQUESTS: usize = 200;
     for sampler in ["traceidratio", "parentbased_traceidratio"] {
-        assert_eq!(kept(sampler, "0", 20).await, 0, "{sampler}");
-        assert_eq!(kept(sampler, "1", 20).await, 20, "{sampler}");
+        assert_eq!(count_sampled(sampler, "0", 20).await, 0, "{sampler}");
+        assert_eq!(count_sampled(sampler, "1", 20).await, 20, "{sampler}");
         // Six standard deviations (of seven requests each) around the mean.
-        let half = kept(sampler, "0.5", REQUESTS).await;
+        let half = count_sampled(sampler, "0.5", REQUESTS).await;
         assert!((58..=142).contains(&half), "{sampler}: {half} of {REQUESTS}");
     }
 }
 
 #[tokio::test]
-async fn the_exporter_that_the_specification_names_is_honoured() {
+async fn the_standard_exporter_setting_is_supported() {
     let collector = Collector::start().await;
     let silent = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "none").start().await;
-    let _served = silent.anonymous().get(PUBLIC).header("x-correlation-id", "kept-here").await.is(200);
-    let line = silent.logs_that("the access line", |line| line["correlation_id"] == "kept-here").await;
+    let _served = silent.anonymous().get(PUBLIC).header("x-correlation-id", "not-exported").await.is(200);
+    let line = silent.logs_that("the access line", |line| line["correlation_id"] == "not-exported").await;
     assert!(line["trace_id"].is_string(), "logs still have the ids: {line:#}");
     assert!(silent.terminate().await.success(), "ended spans would be sent before the exit");
     assert_eq!(collector.requests(), 0);
@@ -258,12 +260,12 @@ async fn an_untrusted_caller_is_linked_and_a_trusted_proxy_is_joined() {
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let unsampled = format!("00-{trace}-00f067aa0ba902b7-00");
     let request = |id: &str| service.anonymous().get(PUBLIC).header("x-correlation-id", id);
-    let _hiding = request("hiding").header("traceparent", &unsampled).await.is(200);
-    let hiding = collector.wait_for_request(PUBLIC, "hiding").await;
-    assert_eq!(hiding.parent_id, "", "a new trace");
-    assert_ne!(hiding.trace_id, trace);
+    let _untrusted = request("untrusted").header("traceparent", &unsampled).await.is(200);
+    let untrusted = collector.wait_for_request(PUBLIC, "untrusted").await;
+    assert_eq!(untrusted.parent_id, "", "a new trace");
+    assert_ne!(untrusted.trace_id, trace);
     let links: Vec<_> =
-        hiding.links.iter().map(|link| (link.trace_id.as_str(), link.span_id.as_str())).collect();
+        untrusted.links.iter().map(|link| (link.trace_id.as_str(), link.span_id.as_str())).collect();
     assert_eq!(links, [(trace, "00f067aa0ba902b7")]);
 
     let trusting = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;

@@ -42,7 +42,7 @@ impl FromRequestParts<PgPool> for Caller {
         let Some((_, token)) = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
             return Err(Problem::unauthenticated());
         };
-        match session(pool, token.trim()).await? {
+        match find_session(pool, token.trim()).await? {
             Some((user_id, role)) => Ok(Self { user_id, role, origin }),
             None => {
                 let event = Event {
@@ -61,7 +61,7 @@ impl FromRequestParts<PgPool> for Caller {
 }
 
 #[tracing::instrument(name = "SELECT sessions", skip_all)]
-async fn session(pool: &PgPool, token: &str) -> Result<Option<(Uuid, String)>, sqlx::Error> {
+async fn find_session(pool: &PgPool, token: &str) -> Result<Option<(Uuid, String)>, sqlx::Error> {
     let hash = Sha256::digest(token);
     sqlx::query_as(
         r#"

@@ -32,21 +32,21 @@ static CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let traced = env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT").is_some();
-    let _guard = TracingConfig::production().with_otel(traced).init_subscriber()?;
+    let is_traced = env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT").is_some();
+    let _guard = TracingConfig::production().with_otel(is_traced).init_subscriber()?;
 
     let pool = PgPoolOptions::new()
         .max_connections(env::var("DATABASE_MAX_CONNECTIONS").map_or(Ok(16), |text| text.parse())?)
         .connect(&env::var("DATABASE_URL")?)
         .await?;
 
-    let (metrics, scraped) = PrometheusMetricLayer::pair();
+    let (metrics, metrics_handle) = PrometheusMetricLayer::pair();
     let access_log = TraceLayer::new_for_http()
         .make_span_with(|_: &Request| Span::current())
         .on_request(())
         .on_response(log_access);
     let app = Router::new()
-        .route("/v1/orders", post(orders::data_dir))
+        .route("/v1/orders", post(orders::place))
         .route("/v1/orders/{id}", get(orders::show))
         .with_state(pool)
         .layer(DefaultBodyLimit::max(64 * 1024))
@@ -56,15 +56,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .layer(OtelAxumLayer::default())
         .layer(SetRequestIdLayer::new(CORRELATION_ID.clone(), MakeRequestUuid))
         .layer(metrics)
-        .route("/metrics", get(async move || scraped.render()))
+        .route("/metrics", get(async move || metrics_handle.render()))
         .route("/healthz", get(async || "ok"));
 
     let listener = TcpListener::bind(env::var("LISTEN_ADDRESS")?).await?;
     tracing::info!(address = %listener.local_addr()?, "listening");
-    let mut end = signal(SignalKind::terminate())?;
+    let mut sigterm = signal(SignalKind::terminate())?;
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
         .with_graceful_shutdown(async move {
-            end.recv().await;
+            sigterm.recv().await;
         })
         .await?;
     Ok(())

@@ -73,7 +73,7 @@ pub async fn place(
     }
     let key = idempotency_key(&headers)?;
     let fingerprint = fingerprint("POST", "/v1/orders", &body);
-    let basket = basket(&body)?;
+    let basket = parse_basket(&body)?;
 
     let mut transaction = pool.begin().await?;
     let id = Uuid::now_v7();
@@ -81,7 +81,7 @@ pub async fn place(
         transaction.rollback().await?;
         return replay(&pool, &caller, key, &fingerprint).await;
     }
-    let order = priced(&mut transaction, id, &caller, &basket).await?;
+    let order = price_order(&mut transaction, id, &caller, &basket).await?;
     insert(&mut transaction, &order).await?;
     let event = caller.event("data_change", "orders", "create", "success", &[id]);
     audit::record(&mut *transaction, &caller.origin, event).await?;
@@ -89,10 +89,10 @@ pub async fn place(
     complete(&mut transaction, &caller, key, &body).await?;
     transaction.commit().await?;
     axum_prometheus::metrics::counter!("orders_created_total").increment(1);
-    Ok(created(id, body).into_response())
+    Ok(created_response(id, body).into_response())
 }
 
-fn created(id: Uuid, body: String) -> impl IntoResponse {
+fn created_response(id: Uuid, body: String) -> impl IntoResponse {
     let location = (header::LOCATION, format!("/v1/orders/{id}"));
     (StatusCode::CREATED, [(header::CONTENT_TYPE, "application/json".to_owned()), location], body)
 }
@@ -114,15 +114,15 @@ fn fingerprint(method: &str, path: &str, body: &[u8]) -> [u8; 32] {
     digest.finalize().into()
 }
 
-fn basket(body: &[u8]) -> Result<Basket, Problem> {
+fn parse_basket(body: &[u8]) -> Result<Basket, Problem> {
     let basket: Basket = serde_json::from_slice(body)
         .map_err(|error| if error.is_data() { Problem::invalid(Vec::new()) } else { Problem::malformed() })?;
     if !(1..=100).contains(&basket.items.len()) {
         let message = "must have 1 to 100 lines";
         return Err(Problem::invalid(vec![FieldError { pointer: "/items".to_owned(), message }]));
     }
-    let wrong = basket.items.iter().enumerate().filter(|(_, item)| !(1..=1000).contains(&item.quantity));
-    let errors: Vec<_> = wrong
+    let invalid = basket.items.iter().enumerate().filter(|(_, item)| !(1..=1000).contains(&item.quantity));
+    let errors: Vec<_> = invalid
         .map(|(line, _)| FieldError {
             pointer: format!("/items/{line}/quantity"),
             message: "must be between 1 and 1000",
@@ -158,7 +158,7 @@ async fn claim(
 
 /// Returns the stored response of the key.
 async fn replay(pool: &PgPool, caller: &Caller, key: &str, fingerprint: &[u8]) -> Result<Response, Problem> {
-    let (first, order_id, answer): (Vec<u8>, Option<Uuid>, Option<String>) = sqlx::query_as(
+    let (first, order_id, response_body): (Vec<u8>, Option<Uuid>, Option<String>) = sqlx::query_as(
         "select fingerprint, resource_id, response_body from idempotency_keys where scope = $1 and key = $2",
     )
     .bind(caller.user_id.to_string())
@@ -168,28 +168,30 @@ async fn replay(pool: &PgPool, caller: &Caller, key: &str, fingerprint: &[u8]) -
     if first != fingerprint {
         return Err(Problem::key_reused());
     }
-    let (Some(id), Some(answer)) = (order_id, answer) else { return Err(Problem::under_way()) };
-    Ok(([("idempotency-replayed", "true")], created(id, answer)).into_response())
+    let (Some(id), Some(response_body)) = (order_id, response_body) else {
+        return Err(Problem::in_progress());
+    };
+    Ok(([("idempotency-replayed", "true")], created_response(id, response_body)).into_response())
 }
 
 /// Returns the order at the current prices.
 #[tracing::instrument(name = "SELECT products", skip_all)]
-async fn priced(
+async fn price_order(
     transaction: &mut PgTransaction<'_>,
     id: Uuid,
     caller: &Caller,
     basket: &Basket,
 ) -> Result<Order, Problem> {
-    let wanted: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
-    let found: Vec<(Uuid, String, i64, String)> =
+    let product_ids: Vec<Uuid> = basket.items.iter().map(|item| item.product_id).collect();
+    let rows: Vec<(Uuid, String, i64, String)> =
         sqlx::query_as("select id, name, unit_amount, currency from products where id = any($1) and active")
-            .bind(&wanted)
+            .bind(&product_ids)
             .fetch_all(&mut **transaction)
             .await?;
     let products: HashMap<_, _> =
-        found.iter().map(|(id, name, unit_amount, currency)| (*id, (name, *unit_amount, currency))).collect();
+        rows.iter().map(|(id, name, unit_amount, currency)| (*id, (name, *unit_amount, currency))).collect();
 
-    let (mut items, mut errors) = (Vec::with_capacity(wanted.len()), Vec::new());
+    let (mut items, mut errors) = (Vec::with_capacity(product_ids.len()), Vec::new());
     for (line, item) in basket.items.iter().enumerate() {
         match products.get(&item.product_id) {
             Some((name, unit_amount, _)) => items.push(OrderItem {
@@ -310,7 +312,7 @@ pub async fn show(
 
 /// Returns an order; with a customer, only if the order belongs to that customer.
 #[tracing::instrument(name = "SELECT orders", skip_all)]
-async fn find(pool: &PgPool, id: Uuid, only_of: Option<Uuid>) -> Result<Option<Order>, sqlx::Error> {
+async fn find(pool: &PgPool, id: Uuid, owner: Option<Uuid>) -> Result<Option<Order>, sqlx::Error> {
     type Row = (Uuid, Uuid, String, String, i64, Jsonb<Vec<OrderItem>>, DateTime<Utc>, DateTime<Utc>);
     let row: Option<Row> = sqlx::query_as(
         r#"
@@ -320,7 +322,7 @@ async fn find(pool: &PgPool, id: Uuid, only_of: Option<Uuid>) -> Result<Option<O
         "#,
     )
     .bind(id)
-    .bind(only_of)
+    .bind(owner)
     .fetch_optional(pool)
     .await?;
     Ok(row.map(|(id, customer_id, status, currency, total_amount, items, created_at, updated_at)| Order {

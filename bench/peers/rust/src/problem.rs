@@ -54,25 +54,16 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "not-found", "Not found")
     }
 
-    pub fn under_way() -> Self {
-        Self::new(
-            StatusCode::CONFLICT,
-            "request-under-way",
-            "Request in progress",
-        )
+    pub fn in_progress() -> Self {
+        Self::new(StatusCode::CONFLICT, "request-under-way", "Request in progress")
     }
 
     pub fn key_reused() -> Self {
-        Self::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "idempotency-key-reused",
-            "Idempotency-Key reused",
-        )
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", "Idempotency-Key reused")
     }
 
     pub fn invalid(errors: Vec<FieldError>) -> Self {
-        let problem =
-            Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", "Invalid request");
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", "Invalid request");
         Self { errors, ..problem }
     }
 }

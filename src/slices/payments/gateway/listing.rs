@@ -1,7 +1,8 @@
 //! The gateway's listing of charges and refunds by their time of creation, page by page.
 //!
-//! The listing may be incomplete, repeated or in the wrong order: a caller must not conclude from it alone. An
-//! unreadable record does not make its page unreadable, because it would hide every other record of the page.
+//! The listing may be incomplete, repeated or in the wrong order, so callers must not decide anything by the listing
+//! alone. An unreadable record does not make its page unreadable, because that would hide every other record of the
+//! page.
 use axum::http::StatusCode;
 use chrono::{DateTime, SecondsFormat, Utc};
 use platform::resilience::breaker::Permit;
@@ -14,7 +15,7 @@ use url::Url;
 use super::{Charge, Gateway, GatewayRefund, SendResult, Unknown};
 use crate::slices::payments::gateway_key::GatewayKey;
 
-/// Number of records of a page. A page stays below the maximum length of a response.
+/// Number of requested records of a page. Such a page is shorter than the maximum length of a response.
 const PAGE_RECORDS: usize = 100;
 
 /// Maximum length of a cursor in bytes.
@@ -47,7 +48,7 @@ impl TryFrom<String> for Cursor {
 /// A page of the listing.
 #[derive(Debug)]
 pub struct Page<T> {
-    /// The records, at most as many as fit into a response.
+    /// The records of the page.
     pub records: Vec<Record<T>>,
     /// The position of the next page; `None` after the last page.
     pub next: Option<Cursor>,
@@ -60,7 +61,7 @@ pub enum Record<T> {
     Readable(T),
     /// A record that is not the expected object.
     Unreadable {
-        /// The record's reference, if at least that is usable.
+        /// The record's reference, if the reference is readable.
         reference: Option<GatewayKey>,
         /// The reason, with a digest that distinguishes the record from others.
         why: String,
@@ -147,7 +148,7 @@ impl Gateway {
         }
         let RawPage { data, next_cursor } = self.raw_page(url, permit).await?;
         if next_cursor.is_some() && next_cursor.as_ref() == cursor {
-            // The pages would never end.
+            // Otherwise the caller would request this page forever.
             return Err(Unknown::Malformed("the next page is the same page".to_owned()).into());
         }
         Ok(Page { records: data.iter().map(|record| Record::parse(record)).collect(), next: next_cursor })
@@ -157,7 +158,7 @@ impl Gateway {
         let until = Instant::now() + self.timeout();
         match self.call::<RawPage>(self.0.client.get(url.clone()), "GET", url, permit, until).await {
             SendResult::Made(response) => {
-                let (page, _) = response.judge(|_| Ok::<_, ()>(()));
+                let (page, _) = response.check(|_| Ok::<_, ()>(()));
                 Ok(page)
             }
             SendResult::Rejected(status) => Err(PageError::Rejected(status)),

@@ -47,11 +47,11 @@ pub const SERVICE: &str = "payment_gateway";
 /// Maximum length of a response in bytes, far above any real response. A longer response is not read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// The longest `Retry-After` of the gateway that is used. It ends every retry within a request, and keeps larger
-/// numbers from the gateway out of time arithmetic.
+/// Maximum accepted `Retry-After`; a longer one counts as this time. It exceeds the timeout of a request, so it ends
+/// the retries within a request. The bound prevents overflows in time arithmetic.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// Pause between two attempts of one request.
+/// Pauses between the attempts of one request.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
 
 /// Maximum number of retries within one request. Later attempts are left to recovery.
@@ -71,7 +71,7 @@ struct Inner {
     slots: Arc<Semaphore>,
 }
 
-/// Permission to begin a new operation at the gateway. It is held until the operation ends.
+/// Permission to begin a new charge or refund at the gateway. It is held until the operation ends.
 #[derive(Debug)]
 pub struct GatewaySlot {
     /// The breaker's permit for the first call.
@@ -80,7 +80,7 @@ pub struct GatewaySlot {
     pub slot: OwnedSemaphorePermit,
 }
 
-/// Reason why no new operation can begin.
+/// Reason why no new charge or refund can begin.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
     /// The breaker is open.
@@ -137,11 +137,11 @@ impl Gateway {
         &self.0.breaker
     }
 
-    /// Returns permission to begin a new operation.
+    /// Acquires the permission to begin a new charge or refund.
     ///
     /// # Errors
-    /// If the breaker is open, or too many requests wait for the gateway. The error has the pause before a retry.
-    pub fn admit(&self) -> Result<GatewaySlot, SlotError> {
+    /// If the breaker is open, or too many requests wait for the gateway.
+    pub fn acquire_slot(&self) -> Result<GatewaySlot, SlotError> {
         let slot = Arc::clone(&self.0.slots).try_acquire_owned().map_err(|_| SlotError::Busy)?;
         self.0.budget.earn();
         let permit = self.0.breaker.acquire().map_err(SlotError::Open)?;
@@ -189,7 +189,7 @@ impl Gateway {
         self.list("charges", key, |charge: &Charge| charge.reference, until).await
     }
 
-    /// Returns the gateway's refunds for one of our refunds.
+    /// Returns the gateway's refunds for a refund.
     ///
     /// # Errors
     /// If the call has no certain outcome, or the gateway rejects it.
@@ -236,8 +236,8 @@ impl Gateway {
         self.call(request, "POST", url, permit, until).await
     }
 
-    /// Lists the gateway's objects for a reference. A response about another reference counts as a failure of the
-    /// gateway; a wrong record of this reference does not (see [`Unknown::is_outage`]).
+    /// Lists the gateway's objects for a reference. An object with another reference counts as a failure of the
+    /// gateway. An unreadable object of this reference does not (see [`Unknown::is_outage`]).
     ///
     /// Only recovery lists objects, as a background call. While the breaker is half-open, a background call does not
     /// use up the trial calls of customers' requests.
@@ -256,10 +256,10 @@ impl Gateway {
         let mut url = self.url(&["v1", path]);
         url.query_pairs_mut().append_pair("reference", &reference.to_string());
         match self.call::<List<T>>(self.0.client.get(url.clone()), "GET", url, permit, until).await {
-            SendResult::Made(response) => {
-                let is_about_it = |found: &T| reference_of(found) == reference;
+            SendResult::Response(response) => {
+                let matches_reference = |object: &T| reference_of(object) == reference;
                 let (list, _) =
-                    response.judge(|list| list.data.iter().all(is_about_it).then_some(()).ok_or(()));
+                    response.check(|list| list.data.iter().all(matches_reference).then_some(()).ok_or(()));
                 Ok(list.data)
             }
             SendResult::Rejected(status) => Err(Unknown::Status { status, retry_after: None }),
@@ -268,8 +268,8 @@ impl Gateway {
         }
     }
 
-    /// Makes one timed call, with the trace context and the correlation id. A result that is already certain is
-    /// recorded in the breaker here. Otherwise the caller records the result when it judges the object.
+    /// Makes one measured call until `until`, with the trace context. A rejection or a failure is recorded in the
+    /// breaker here. Otherwise the caller records the result when it checks the object.
     async fn call<T: DeserializeOwned>(
         &self,
         request: reqwest::RequestBuilder,
@@ -279,8 +279,8 @@ impl Gateway {
         until: Instant,
     ) -> SendResult<T> {
         let started = Instant::now();
-        let left = until.saturating_duration_since(started);
-        if left.is_zero() {
+        let remaining = until.saturating_duration_since(started);
+        if remaining.is_zero() {
             // A future that is polled once may send the request before its timeout is checked.
             return SendResult::Unknown(Unknown::NotCalled);
         }
@@ -288,7 +288,7 @@ impl Gateway {
         let reply = async {
             let mut headers = HeaderMap::new();
             traces::inject(&mut headers);
-            let reply = tokio::time::timeout(left, reply(request.headers(headers))).await;
+            let reply = tokio::time::timeout(remaining, reply(request.headers(headers))).await;
             reply.unwrap_or(Err(Unknown::TimedOut))
         }
         .instrument(span.clone())
@@ -302,7 +302,7 @@ impl Gateway {
         GATEWAY_DURATION.observe(&[SERVICE, outcome], started.elapsed());
         record_reply(&span, &reply);
         match reply {
-            Ok(Reply::Object(_, object)) => SendResult::Made(GatewayResponse { object, permit }),
+            Ok(Reply::Object(_, object)) => SendResult::Response(GatewayResponse { object, permit }),
             Ok(Reply::Rejected(status)) => {
                 permit.succeeded();
                 if status == StatusCode::CONFLICT {
@@ -348,7 +348,7 @@ enum Reply<T> {
     Rejected(StatusCode),
 }
 
-/// Records the result in the client's span. A 4xx is an error of a client's span, too.
+/// Records the result in the client's span. In the conventions for client spans, a 4xx is an error too.
 fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
     let status = match reply {
         Ok(Reply::Object(status, _) | Reply::Rejected(status)) | Err(Unknown::Status { status, .. }) => {
@@ -383,17 +383,17 @@ pub enum GatewayError {
     Client(#[source] reqwest::Error),
 }
 
-/// Sends the request and parses the response. Returns [`Unknown`] for a status that proves nothing, and for a body that
-/// is not the expected object.
+/// Sends the request and parses the response. Returns [`Unknown`] for a status that leaves the outcome unknown, and for
+/// a body that is not the expected object.
 async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<Reply<T>, Unknown> {
     let mut response = request.send().await.map_err(from_reqwest)?;
-    let promises_nothing = response.status().is_server_error()
+    let is_inconclusive = response.status().is_server_error()
         || response.status().is_redirection()
         || matches!(
             response.status(),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY
         );
-    if promises_nothing {
+    if is_inconclusive {
         return Err(status(&response));
     }
     if !response.status().is_success() {
@@ -418,7 +418,7 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
 }
 
 fn from_reqwest(error: reqwest::Error) -> Unknown {
-    // The URL contains our references, which the log has in separate fields.
+    // The URL contains references, which the log has in separate fields.
     let error = error.without_url();
     if error.is_connect() {
         Unknown::NotConnected(error)

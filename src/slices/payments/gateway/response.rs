@@ -1,6 +1,6 @@
-//! The gateway's responses, and the outcomes that a response leaves open.
+//! The gateway's responses, and the reasons for which an outcome stays unknown.
 //!
-//! Stored texts of the gateway have bounded types, so that parsing rejects a response that PostgreSQL could not store.
+//! Texts that are stored have types with bounds, so that parsing rejects a response that PostgreSQL could not store.
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -41,7 +41,7 @@ impl TryFrom<String> for GatewayId {
 pub struct Charge {
     /// The gateway's id.
     pub id: GatewayId,
-    /// The gateway key of our payment.
+    /// The gateway key of the payment.
     pub reference: GatewayKey,
     /// The result of the charge.
     pub status: ChargeStatus,
@@ -78,7 +78,7 @@ impl ChargeStatus {
 pub struct GatewayRefund {
     /// The gateway's id.
     pub id: GatewayId,
-    /// The gateway key of our refund.
+    /// The gateway key of the refund.
     pub reference: GatewayKey,
     /// The charge that it refunds.
     pub charge_id: GatewayId,
@@ -119,14 +119,14 @@ pub struct GatewayResponse<T> {
 
 impl<T> GatewayResponse<T> {
     /// Compares the object with the request, and records the result in the breaker. An object that does not match
-    /// counts as a failure, like no response.
-    pub fn judge<J, E>(self, judge: impl FnOnce(&T) -> Result<J, E>) -> (T, Result<J, E>) {
-        let judged = judge(&self.object);
-        match &judged {
+    /// counts as a failure of the gateway, like a missing response.
+    pub fn check<C, E>(self, check: impl FnOnce(&T) -> Result<C, E>) -> (T, Result<C, E>) {
+        let checked = check(&self.object);
+        match &checked {
             Ok(_) => self.permit.succeeded(),
             Err(_) => self.permit.failed(),
         }
-        (self.object, judged)
+        (self.object, checked)
     }
 }
 
@@ -134,10 +134,11 @@ impl<T> GatewayResponse<T> {
 #[derive(Debug)]
 pub enum SendResult<T> {
     /// The gateway returned the object. The outcome is certain if the object matches the request.
-    Made(GatewayResponse<T>),
-    /// The gateway rejected the request (4xx). This is certain only if no other attempt may have reached the gateway.
+    Response(GatewayResponse<T>),
+    /// The gateway rejected the request (4xx). The outcome is certain only if no other attempt may have reached the
+    /// gateway.
     Rejected(StatusCode),
-    /// The gateway has another body under this key (409). That must never happen, and leaves the outcome unknown.
+    /// The gateway has a different body under this key (409). This must never happen, and leaves the outcome unknown.
     Conflict,
     /// The outcome is unknown.
     Unknown(Unknown),
@@ -155,7 +156,7 @@ pub enum Unknown {
     /// The connection failed, before or after the request was sent.
     #[error("the connection to the gateway failed: {0}")]
     Connection(#[source] reqwest::Error),
-    /// The gateway responded with a status that proves nothing.
+    /// The gateway responded with a status that leaves the outcome unknown.
     #[error("the gateway responded with {status}")]
     Status {
         /// 5xx, 3xx, 408, 425 or 429; for a list, any error.
@@ -200,13 +201,13 @@ impl Unknown {
     /// Returns whether the breaker counts the call as a failure of the gateway. Rejected and rate-limited requests do
     /// not count.
     ///
-    /// An unreadable record of a payment that began earlier does not count either. The gateway would return it for
-    /// ever, and a few such records would keep the breaker open although every other payment works.
-    pub(super) fn is_outage(&self, of_a_stored_record: bool) -> bool {
+    /// An unreadable record of a payment that began earlier does not count either. The gateway would return the record
+    /// in every poll, and a few such records would keep the breaker open although other payments work.
+    pub(super) fn is_outage(&self, is_poll: bool) -> bool {
         match self {
             Self::Status { status, .. } => status.is_server_error(),
             Self::TimedOut | Self::NotConnected(_) | Self::Connection(_) | Self::Malformed(_) => true,
-            Self::Unreadable(_) => !of_a_stored_record,
+            Self::Unreadable(_) => !is_poll,
             Self::NotCalled => false,
         }
     }

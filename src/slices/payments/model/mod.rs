@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use self::outcome::{
-    FailureReason, Mismatch, NoCharge, RefundSettlement, Settlement, judge_charge, judge_refund,
+    FailureReason, Mismatch, NoCharge, RefundSettlement, Settlement, check_charge, check_refund,
 };
 use platform::http::{extract::Validate, problem::FieldError, timestamp};
 
@@ -57,7 +57,7 @@ impl PaymentStatus {
         Self::ALL.into_iter().find(|status| status.as_str() == text)
     }
 
-    /// Returns whether a payment may change from this status to `next`. Mirrors the SQL trigger
+    /// Returns whether a payment can change from this status to `next`. Mirrors the SQL trigger
     /// `payment_status_moves_forward`.
     pub fn may_become(self, next: Self) -> bool {
         use PaymentStatus::{Declined, Failed, PartiallyRefunded, Processing, Refunded, Succeeded};
@@ -189,8 +189,8 @@ impl Validate for NewRefund {
         if self.amount.is_some_and(|amount| amount < 1) {
             errors.push(FieldError::new("/amount", "must be 1 minor unit or more"));
         }
-        let long = |reason: &String| reason.chars().count() > 500 || reason.contains('\0');
-        if self.reason.as_ref().is_some_and(long) {
+        let is_invalid = |reason: &String| reason.chars().count() > 500 || reason.contains('\0');
+        if self.reason.as_ref().is_some_and(is_invalid) {
             errors.push(FieldError::new("/reason", "must have at most 500 characters"));
         }
         errors

@@ -7,7 +7,8 @@ use crate::slices::payments::{
     gateway_key::GatewayKey,
 };
 
-/// Reason why a payment took no money. The list is closed, because it is a label of `payment_failures_total`.
+/// Reason why a payment attempt did not charge, or not at once. The list is closed, because the reasons are a label of
+/// `payment_failures_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureReason {
     /// The bank: insufficient funds.
@@ -22,7 +23,7 @@ pub enum FailureReason {
     GatewayRejected,
     /// The gateway did not respond in time. A payment that failed for this reason was never charged.
     GatewayTimeout,
-    /// The gateway responded with an error; the outcome is unknown.
+    /// The gateway responded with an error, and the outcome is unknown.
     GatewayError,
 }
 
@@ -123,7 +124,7 @@ pub struct Mismatch(pub &'static str);
 ///
 /// # Errors
 /// If the reference, the amount or the currency differs.
-pub fn judge_charge(
+pub fn check_charge(
     key: GatewayKey,
     amount: i64,
     currency: &str,
@@ -164,11 +165,11 @@ impl RefundSettlement {
     }
 }
 
-/// Checks a refund, like [`judge_charge`].
+/// Checks a refund, like [`check_charge`].
 ///
 /// # Errors
 /// If the reference, the amount or the charge differs.
-pub fn judge_refund(
+pub fn check_refund(
     key: GatewayKey,
     amount: i64,
     charge_id: &str,
@@ -187,19 +188,19 @@ pub fn judge_refund(
     Ok(RefundSettlement { succeeded, gateway_refund_id: Some(refund.id.as_str().to_owned()) })
 }
 
-/// Time within which a charge may be resent. The gateway deletes an idempotency key after 24 hours; one hour before
-/// that, resends stop, and recovery only polls.
+/// Time within which a charge may be resent. The gateway deletes an idempotency key after 24 hours. Resends stop one
+/// hour earlier, and recovery then only polls.
 const RESEND_WITHIN: Duration = Duration::from_hours(23);
-/// Age at which a payment without a charge was never charged. One hour after the gateway has deleted the key, no
-/// request under that key can still be in flight.
+/// Age after which a payment without a charge counts as never charged. One hour after the gateway has deleted the key,
+/// no request under that key can still be in flight.
 const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 
 /// Next step for a payment for which the gateway has no charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoCharge {
-    /// A first call may still be in flight. Resend the same charge under the same key, and use its response.
+    /// An earlier call may still be in flight. Resend the same charge under the same key, and use the response.
     Resend,
-    /// The charge can no longer be resent, but a first call may still have charged. Poll only.
+    /// The charge can no longer be resent, but an earlier call may still charge. Only poll.
     Poll,
     /// The payment was never charged, and never will be.
     NeverCharged,

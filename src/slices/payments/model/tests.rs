@@ -15,7 +15,7 @@ fn charge(reference: GatewayKey, amount: i64, currency: &str, status: ChargeStat
     Charge { id, reference, status, decline_code: None, amount, currency: currency.into() }
 }
 
-fn a_key() -> GatewayKey {
+fn random_key() -> GatewayKey {
     GatewayKey(Uuid::now_v7())
 }
 
@@ -30,25 +30,25 @@ fn an_id_of_the_gateway_is_bounded_visible_ascii() {
 
 #[test]
 fn a_mismatched_charge_settles_nothing() {
-    let id = a_key();
-    let judge = |charge: &Charge| judge_charge(id, 100, "EUR", charge);
-    assert!(judge(&charge(id, 100, "EUR", ChargeStatus::Succeeded)).is_ok());
-    assert_eq!(judge(&charge(a_key(), 100, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("reference")));
-    assert_eq!(judge(&charge(id, 101, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("amount")));
-    assert_eq!(judge(&charge(id, 100, "USD", ChargeStatus::Succeeded)), Err(Mismatch("currency")));
+    let id = random_key();
+    let check = |charge: &Charge| check_charge(id, 100, "EUR", charge);
+    assert!(check(&charge(id, 100, "EUR", ChargeStatus::Succeeded)).is_ok());
+    assert_eq!(check(&charge(random_key(), 100, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("reference")));
+    assert_eq!(check(&charge(id, 101, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("amount")));
+    assert_eq!(check(&charge(id, 100, "USD", ChargeStatus::Succeeded)), Err(Mismatch("currency")));
 }
 
 #[test]
-fn an_unknown_decline_code_is_a_decline_all_the_same() {
-    let id = a_key();
+fn an_unknown_decline_code_is_a_decline() {
+    let id = random_key();
     let mut declined = charge(id, 100, "EUR", ChargeStatus::Declined);
     declined.decline_code = Some("moon_phase".into());
-    let settlement = judge_charge(id, 100, "EUR", &declined).unwrap();
+    let settlement = check_charge(id, 100, "EUR", &declined).unwrap();
     assert_eq!(settlement.reason(), Some(FailureReason::DeclinedOther));
 }
 
 #[test]
-fn an_empty_response_is_proof_only_after_the_key_expired() {
+fn a_payment_without_a_charge_fails_only_after_its_key_expired() {
     let hours = |hours| NoCharge::after(Duration::from_hours(hours));
     assert_eq!(hours(0), NoCharge::Resend);
     assert_eq!(hours(22), NoCharge::Resend);
@@ -79,17 +79,17 @@ proptest! {
 
     #[test]
     fn only_processing_payments_can_be_settled(amount in 1..i64::MAX, declined: bool) {
-        let id = a_key();
+        let id = random_key();
         let status = if declined { ChargeStatus::Declined } else { ChargeStatus::Succeeded };
-        let settled = judge_charge(id, amount, "EUR", &charge(id, amount, "EUR", status)).unwrap().status();
+        let settled = check_charge(id, amount, "EUR", &charge(id, amount, "EUR", status)).unwrap().status();
         prop_assert!(PaymentStatus::Processing.may_become(settled));
         prop_assert!(!settled.may_become(PaymentStatus::Succeeded));
         prop_assert!(!settled.may_become(PaymentStatus::Declined));
     }
 }
 
-/// Returns whether a value fits the schema of the document.
-fn fits<T: ToSchema>(value: &Value) -> bool {
+/// Returns whether a value matches the schema in the `OpenAPI` document.
+fn matches_schema<T: ToSchema>(value: &Value) -> bool {
     jsonschema::is_valid(&serde_json::to_value(T::schema()).unwrap(), value)
 }
 
@@ -99,16 +99,16 @@ fn accepts<T: DeserializeOwned + Validate>(value: &Value) -> bool {
 
 proptest! {
     #[test]
-    fn the_schemas_of_requests_accept_what_is_valid(
+    fn schemas_of_requests_accept_exactly_the_valid_bodies(
         payment_method in prop_oneof!["[ -~\u{7f}]{0,3}", "[!-~]{254,257}", Just("\u{e4}".to_owned()), Just("pm\n".to_owned())],
         amount in prop_oneof![-1..3_i128, i128::from(i64::MAX) - 1..i128::from(i64::MAX) + 3],
         reason in prop_oneof!["[\u{0}-\u{3}a]{0,3}", "[a\u{1f511}]{499,502}"],
     ) {
         let payment = json!({ "payment_method": payment_method });
-        prop_assert_eq!(fits::<NewPayment>(&payment), accepts::<NewPayment>(&payment), "{}", payment);
+        prop_assert_eq!(matches_schema::<NewPayment>(&payment), accepts::<NewPayment>(&payment), "{}", payment);
         let amount: Value = serde_json::from_str(&format!("{{\"amount\":{amount}}}")).unwrap();
         for refund in [amount, json!({ "reason": reason })] {
-            prop_assert_eq!(fits::<NewRefund>(&refund), accepts::<NewRefund>(&refund), "{}", refund);
+            prop_assert_eq!(matches_schema::<NewRefund>(&refund), accepts::<NewRefund>(&refund), "{}", refund);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::slices::payments::{
     discrepancies::UNKNOWN_REFERENCE,
     gateway::{Charge, Cursor, Record, Unknown},
     gateway_key::GatewayKey,
-    model::{Mismatch, PaymentStatus, judge_charge},
+    model::{Mismatch, PaymentStatus, check_charge},
     recovery::context_of,
     store::reconciliation::{self as store, ComparedPayment, ListedObjects},
 };
@@ -39,28 +39,29 @@ impl Payments {
         let payments: BTreeMap<_, _> =
             payments.into_iter().map(|payment| (payment.gateway_key, payment)).collect();
 
-        let mut polled = BTreeSet::new();
+        let mut to_poll = BTreeSet::new();
         let mut findings = Vec::new();
         for record in &page.records {
             match record {
                 Record::Readable(charge) => {
                     let verdict = payments.get(&charge.reference).map(|payment| {
-                        let in_flight = payment.age < self.0.in_flight;
+                        let in_flight = payment.age < self.0.max_send_time;
                         (compare_charge(charge, payment), in_flight)
                     });
                     match verdict {
                         Some((Verdict::Agrees, _) | (Verdict::Unsettled, true)) => {}
-                        _ => drop(polled.insert(charge.reference)),
+                        _ => drop(to_poll.insert(charge.reference)),
                     }
                 }
-                Record::Unreadable { reference: Some(reference), .. } => drop(polled.insert(*reference)),
+                Record::Unreadable { reference: Some(reference), .. } => drop(to_poll.insert(*reference)),
                 Record::Unreadable { reference: None, why } => {
-                    let found = self.finding("payments", None, UNREADABLE_CHARGE, why.clone(), "unknown");
+                    let found =
+                        self.record_finding("payments", None, UNREADABLE_CHARGE, why.clone(), "unknown");
                     findings.push(found.await?);
                 }
             }
         }
-        let mut outcome = self.poll_all(polled, Self::compare_payment).await?;
+        let mut outcome = self.poll_all(to_poll, Self::compare_payment).await?;
         outcome.charges += page.records.len();
         outcome.findings.extend(findings);
         Ok((outcome, page.next.map(|next| next.as_str().to_owned())))
@@ -72,7 +73,7 @@ impl Payments {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut charges = match self.0.gateway.charges(reference, until).await {
             Ok(charges) => charges,
-            Err(Unknown::Unreadable(why)) => return self.unreadable_charge(reference, why).await,
+            Err(Unknown::Unreadable(why)) => return self.record_unreadable_charge(reference, why).await,
             Err(unknown) => return Err(unknown.into()),
         };
         charges.retain(|charge| charge.reference == reference);
@@ -80,18 +81,19 @@ impl Payments {
         charges.dedup_by(|one, other| one.id == other.id);
 
         // Read after the gateway's response: a payment is committed before its charge is sent.
-        let payment = self.payment_of(reference, &charges).await?;
+        let payment = self.find_payment(reference, &charges).await?;
         let Some(payment) = payment else {
             let mut findings = Vec::new();
             for charge in &charges {
                 let (id, gateway_says) = (Some(reference.0), charge.id.as_str().to_owned());
-                findings
-                    .push(self.finding("payments", id, UNKNOWN_REFERENCE, gateway_says, "unknown").await?);
+                findings.push(
+                    self.record_finding("payments", id, UNKNOWN_REFERENCE, gateway_says, "unknown").await?,
+                );
             }
             return Ok(Outcome { findings, ..Outcome::default() });
         };
         if payment.status == PaymentStatus::Processing {
-            if payment.age < self.0.in_flight {
+            if payment.age < self.0.max_send_time {
                 return Ok(Outcome::default());
             }
             let context = context_of(&payment.correlation_id);
@@ -100,7 +102,7 @@ impl Payments {
         let mut findings = Vec::new();
         for charge in &charges {
             if let Verdict::Differs(what) = compare_charge(charge, &payment) {
-                findings.push(self.differs(&payment, charge, what).await?);
+                findings.push(self.record_charge_difference(&payment, charge, what).await?);
             }
         }
         let has_its_charge = || {
@@ -111,12 +113,14 @@ impl Payments {
             let (id, gateway_says) = (Some(payment.id), payment.charge_id.clone().unwrap_or_default());
             let gateway_says = format!("no charge {gateway_says}");
             let we_say = payment.status.as_str();
-            findings.push(self.finding("payments", id, PAYMENT_WITHOUT_CHARGE, gateway_says, we_say).await?);
+            findings.push(
+                self.record_finding("payments", id, PAYMENT_WITHOUT_CHARGE, gateway_says, we_say).await?,
+            );
         }
         Ok(Outcome { findings, ..Outcome::default() })
     }
 
-    async fn payment_of(
+    async fn find_payment(
         &self,
         reference: GatewayKey,
         charges: &[Charge],
@@ -129,30 +133,34 @@ impl Payments {
         Ok(store::match_payments(&self.0.database, &listed).await?.pop())
     }
 
-    async fn unreadable_charge(&self, reference: GatewayKey, why: String) -> Result<Outcome, ReconcileError> {
-        let payment = self.payment_of(reference, &[]).await?;
+    async fn record_unreadable_charge(
+        &self,
+        reference: GatewayKey,
+        why: String,
+    ) -> Result<Outcome, ReconcileError> {
+        let payment = self.find_payment(reference, &[]).await?;
         let (id, we_say) =
             payment.map_or((reference.0, "unknown"), |payment| (payment.id, payment.status.as_str()));
-        let found = self.finding("payments", Some(id), UNREADABLE_CHARGE, why, we_say).await?;
+        let found = self.record_finding("payments", Some(id), UNREADABLE_CHARGE, why, we_say).await?;
         Ok(Outcome { findings: vec![found], ..Outcome::default() })
     }
 
-    async fn differs(
+    async fn record_charge_difference(
         &self,
         payment: &ComparedPayment,
         charge: &Charge,
         what: &'static str,
     ) -> Result<Finding, ReconcileError> {
-        // Mirrors the reports of settlement, recovery and webhooks, so that one difference is recorded once.
+        // The same texts as those of settlement, recovery and webhooks, so that one difference is recorded once.
         let gateway_says = match what {
             "amount" | "currency" | "reference" => format!("{charge:?}"),
             "contradiction" => charge.status.as_str().to_owned(),
             _ => charge.id.as_str().to_owned(),
         };
-        self.finding("payments", Some(payment.id), what, gateway_says, payment.status.as_str()).await
+        self.record_finding("payments", Some(payment.id), what, gateway_says, payment.status.as_str()).await
     }
 
-    /// Settles a payment without an outcome by its only charge.
+    /// Settles a payment with an unknown outcome by its only charge. Several charges are a finding.
     async fn settle_by_charges(
         &self,
         payment: &ComparedPayment,
@@ -161,7 +169,7 @@ impl Payments {
         let (what, gateway_says) = match charges {
             // Recovery decides about a payment without a charge.
             [] => return Ok(Outcome::default()),
-            [charge] => match judge_charge(payment.gateway_key, payment.amount, &payment.currency, charge) {
+            [charge] => match check_charge(payment.gateway_key, payment.amount, &payment.currency, charge) {
                 Ok(settlement) => {
                     let settled = self.settle(payment.id, payment.order_id, settlement).await?;
                     let settled = usize::from(settled.status != PaymentStatus::Processing);
@@ -171,7 +179,8 @@ impl Payments {
             },
             several => (SEVERAL_CHARGES, format!("{} charges", several.len())),
         };
-        let found = self.finding("payments", Some(payment.id), what, gateway_says, "processing").await?;
+        let found =
+            self.record_finding("payments", Some(payment.id), what, gateway_says, "processing").await?;
         Ok(Outcome { findings: vec![found], ..Outcome::default() })
     }
 }

@@ -2,20 +2,20 @@
 use crate::slices::payments::{
     discrepancies::{SECOND_CHARGE, SECOND_REFUND, UNKNOWN_REFERENCE},
     gateway::{Charge, ChargeStatus, GatewayRefund},
-    model::{Mismatch, PaymentStatus, RefundStatus, judge_charge, judge_refund},
+    model::{Mismatch, PaymentStatus, RefundStatus, check_charge, check_refund},
     store::reconciliation::{ComparedPayment, ComparedRefund},
 };
 
-/// Discrepancy of a payment that took money, and for which the gateway has no charge.
+/// Discrepancy of a payment that was charged, and for which the gateway has no charge.
 pub(super) const PAYMENT_WITHOUT_CHARGE: &str = "payment without charge";
 
 /// Discrepancy of a refund that succeeded, and which the gateway does not have.
 pub(super) const REFUND_WITHOUT_GATEWAY_REFUND: &str = "refund without gateway refund";
 
-/// Discrepancy of a payment without an outcome that has more than one charge.
+/// Discrepancy of a payment with an unknown outcome and more than one charge.
 pub(super) const SEVERAL_CHARGES: &str = "several charges";
 
-/// Discrepancy of a refund without an outcome that has more than one refund of the gateway.
+/// Discrepancy of a refund with an unknown outcome and more than one refund of the gateway.
 pub(super) const SEVERAL_REFUNDS: &str = "several refunds";
 
 /// Discrepancy of a charge that is not the expected object.
@@ -24,7 +24,7 @@ pub(super) const UNREADABLE_CHARGE: &str = "unreadable charge";
 /// Discrepancy of a refund of the gateway that is not the expected object.
 pub(super) const UNREADABLE_REFUND: &str = "unreadable refund";
 
-/// Discrepancy of a final status that differs.
+/// Discrepancy of a final status that differs from the gateway's.
 const CONTRADICTION: &str = "contradiction";
 
 /// The kind of a finding, as the label of a metric.
@@ -34,11 +34,11 @@ pub enum Kind {
     Orphan,
     /// A record that moved money, without a charge or refund of the gateway.
     Missing,
-    /// Another amount, currency or charge.
+    /// A different amount, currency or charge.
     Mismatch,
     /// A second charge or refund under one reference.
     Duplicate,
-    /// Another final status.
+    /// A different final status.
     Contradiction,
     /// An unreadable object of the gateway.
     Unreadable,
@@ -81,13 +81,13 @@ pub(super) enum Verdict {
     Agrees,
     /// The record has no outcome yet.
     Unsettled,
-    /// Both differ; the discrepancy in a few words.
+    /// Both differ; this is the discrepancy in a few words.
     Differs(&'static str),
 }
 
 /// Compares a charge with the payment of its reference.
 pub(super) fn compare_charge(charge: &Charge, payment: &ComparedPayment) -> Verdict {
-    if let Err(Mismatch(what)) = judge_charge(payment.gateway_key, payment.amount, &payment.currency, charge)
+    if let Err(Mismatch(what)) = check_charge(payment.gateway_key, payment.amount, &payment.currency, charge)
     {
         return Verdict::Differs(what);
     }
@@ -106,8 +106,8 @@ pub(super) fn compare_charge(charge: &Charge, payment: &ComparedPayment) -> Verd
 }
 
 /// Compares a refund of the gateway with the refund of its reference.
-pub(super) fn compare_refund(found: &GatewayRefund, refund: &ComparedRefund) -> Verdict {
-    let settlement = match judge_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
+pub(super) fn compare_refund(reported: &GatewayRefund, refund: &ComparedRefund) -> Verdict {
+    let settlement = match check_refund(refund.gateway_key, refund.amount, &refund.charge_id, reported) {
         Ok(settlement) => settlement,
         Err(Mismatch(what)) => return Verdict::Differs(what),
     };
@@ -118,8 +118,8 @@ pub(super) fn compare_refund(found: &GatewayRefund, refund: &ComparedRefund) -> 
     };
     match &refund.gateway_refund_id {
         _ if !same_result => Verdict::Differs(CONTRADICTION),
-        Some(id) if id != found.id.as_str() => Verdict::Differs(SECOND_REFUND),
-        // An operator who ends a refund records no id.
+        Some(id) if id != reported.id.as_str() => Verdict::Differs(SECOND_REFUND),
+        // A refund that an operator ended has no gateway id.
         _ => Verdict::Agrees,
     }
 }
@@ -190,20 +190,20 @@ mod tests {
     }
 
     #[test]
-    fn another_amount_currency_or_charge_differs() {
+    fn a_different_amount_currency_or_charge_differs() {
         let payment = payment(PaymentStatus::Succeeded);
-        let differs = |charge: Charge| compare_charge(&charge, &payment);
+        let verdict = |charge: Charge| compare_charge(&charge, &payment);
         let charge = || charge(ChargeStatus::Succeeded);
-        assert_eq!(differs(Charge { amount: 101, ..charge() }), Verdict::Differs("amount"));
-        assert_eq!(differs(Charge { currency: "USD".to_owned(), ..charge() }), Verdict::Differs("currency"));
-        assert_eq!(differs(Charge { id: id("ch_2"), ..charge() }), Verdict::Differs(SECOND_CHARGE));
+        assert_eq!(verdict(Charge { amount: 101, ..charge() }), Verdict::Differs("amount"));
+        assert_eq!(verdict(Charge { currency: "USD".to_owned(), ..charge() }), Verdict::Differs("currency"));
+        assert_eq!(verdict(Charge { id: id("ch_2"), ..charge() }), Verdict::Differs(SECOND_CHARGE));
     }
 
     #[test]
     fn a_refund_agrees_with_one_of_the_same_result() {
         use GatewayRefundStatus::{Failed, Succeeded};
 
-        let found = |status, name: &str, amount| GatewayRefund {
+        let reported = |status, name: &str, amount| GatewayRefund {
             id: id(name),
             reference: GatewayKey(Uuid::from_u128(2)),
             charge_id: id("ch_1"),
@@ -249,7 +249,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                compare_refund(&found(status, name, amount), &stored),
+                compare_refund(&reported(status, name, amount), &stored),
                 verdict,
                 "{stored:?} {status:?}"
             );

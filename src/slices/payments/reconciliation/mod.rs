@@ -1,21 +1,21 @@
 //! Reconciliation: compares the gateway's charges and refunds with the payments and refunds of the database.
 //!
-//! It finds what no other part can find. A charge whose payment the database has lost, for example in a restore, is
-//! reported only by the gateway's listing.
+//! Only reconciliation finds a charge whose payment the database has lost, for example in a restore: the gateway's
+//! listing has the charge.
 //!
-//! - The listing decides nothing. It only selects references; the gateway is then polled for each of these before
-//!   anything is recorded. So an incomplete, repeated or unordered listing causes no false finding. An object that is
-//!   missing in one listing is found in a later one.
-//! - A charge without a payment is a finding at once. The payment is committed before its charge is sent, and it is
-//!   read after the gateway's response. A payment that is missing then was lost.
-//! - A payment without a charge is a finding only after the whole time was listed, and if the payment is older than
-//!   [`MIN_AGE`]. A new charge may be missing in the listing for a while.
-//! - A payment that its request may still be sending is left to the request.
-//! - Findings are discrepancies: each is recorded once. Nothing is refunded. Only a payment or refund without an
-//!   outcome is settled, through the same function as in recovery.
+//! - The listing decides nothing. It only selects references, and the gateway is polled for each of these before
+//!   anything is recorded. An incomplete, repeated or unordered listing therefore causes no false finding. An object
+//!   that is missing in one listing is found in a later one.
+//! - A charge without a payment is a finding at once. Payments are committed before their charge is sent, and are read
+//!   here after the gateway's response. A missing payment was therefore lost.
+//! - A payment without a charge is a finding only after all charges of the compared time were listed, and if the
+//!   payment is older than [`MIN_AGE`]. A new charge may be missing in the listing for a while.
+//! - A payment is skipped while its request may still be sending the charge.
+//! - Each finding is recorded once, as a discrepancy. Nothing is refunded. Only payments and refunds with an unknown
+//!   outcome are settled, through the same function as in recovery.
 //!
-//! Memory is bounded: one page of the listing, or one page of ids, is compared at a time. `listed_at` of a payment
-//! stores that its charge was listed, so that no set of ids of a whole run is needed.
+//! Memory is bounded: one page of the listing, or one page of ids, is compared at a time. `listed_at` of a payment is
+//! set when its charge is listed, so that a run needs no set of all ids.
 //!
 //! - `comparison`: the rules, without I/O
 //! - `charges`, `refunds`: the comparison of a page, and the poll for one reference
@@ -62,14 +62,14 @@ const MIN_AGE: TimeDelta = TimeDelta::minutes(10);
 /// Number of references for which the gateway is polled at the same time.
 const MAX_CONCURRENT_POLLS: usize = 8;
 
-/// Number of payments or refunds that are searched for unlisted ones at a time.
+/// Number of payments or refunds in a page that is searched for unlisted ones.
 const ID_PAGE: i64 = 1000;
 
 /// Maximum number of unlisted payments or refunds for which the gateway is polled in one page.
 const MAX_UNLISTED: usize = 50;
 
-/// Number of attempts at a page of a command, and the pause between them.
-const ATTEMPTS: u32 = 5;
+/// Maximum number of attempts at a page of the command `reconcile`, and the pause between them.
+const MAX_ATTEMPTS: u32 = 5;
 const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A difference between the gateway's objects and the stored records.
@@ -85,14 +85,14 @@ pub struct Finding {
     pub gateway_says: String,
     /// Value that is stored.
     pub we_say: &'static str,
-    /// State of its record.
+    /// State of the recorded discrepancy.
     pub state: FindingState,
 }
 
 /// State of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FindingState {
-    /// Recorded now.
+    /// Recorded by this comparison.
     New,
     /// Recorded before.
     Known,
@@ -133,7 +133,7 @@ impl Summary {
         self.charges += page.charges;
         self.refunds += page.refunds;
         self.settled += page.settled;
-        let closed = page.findings.iter().filter(|found| found.state == FindingState::Closed).count();
+        let closed = page.findings.iter().filter(|finding| finding.state == FindingState::Closed).count();
         self.closed += closed;
         self.open += page.findings.len() - closed;
     }
@@ -148,7 +148,7 @@ impl Outcome {
     }
 }
 
-/// Reason why a page was not compared completely. A repetition of the page is harmless.
+/// Reason why a page was not compared completely. The page can be compared again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     /// The gateway's listing could not be read.
@@ -204,27 +204,27 @@ impl Step {
     }
 }
 
-/// The times that a run compares.
+/// A run: the compared time, and its last step.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     /// Beginning of the compared time.
     since: DateTime<Utc>,
     started_at: DateTime<Utc>,
     last_step: Step,
-    /// True if findings that are recorded already are returned again.
-    repeated: bool,
+    /// True if the run also returns findings that were recorded before.
+    includes_recorded: bool,
 }
 
 /// The next page of a run.
 #[derive(Debug, Clone)]
 struct Position {
     step: Step,
-    /// A cursor of the gateway, or the last id. `None` at the beginning of the step.
-    within: Option<String>,
+    /// The gateway's cursor, or the last compared id. `None` at the beginning of the step.
+    after: Option<String>,
 }
 
 impl Payments {
-    /// Compares everything since a time, page by page, and passes each finding on as it is found.
+    /// Compares everything since a time, page by page, and passes each finding to `on_finding` at once.
     ///
     /// # Errors
     /// If a page could not be compared in several attempts.
@@ -234,8 +234,9 @@ impl Payments {
         mut on_finding: impl FnMut(&Finding),
     ) -> Result<Summary, ReconcileError> {
         let since = since.checked_sub_signed(OVERLAP).unwrap_or(since);
-        let run = Run { since, started_at: Utc::now(), last_step: Step::UnlistedRefunds, repeated: true };
-        let mut position = Position { step: Step::Charges, within: None };
+        let run =
+            Run { since, started_at: Utc::now(), last_step: Step::UnlistedRefunds, includes_recorded: true };
+        let mut position = Position { step: Step::Charges, after: None };
         let mut total = Summary::default();
         let mut reported = BTreeSet::new();
         let mut failures = 0;
@@ -244,8 +245,9 @@ impl Payments {
                 Ok((mut outcome, next)) => {
                     failures = 0;
                     // The listing may repeat an object, and a later step may compare it again.
-                    outcome.findings.retain(|found| {
-                        reported.insert((found.resource, found.id, found.what, found.gateway_says.clone()))
+                    outcome.findings.retain(|finding| {
+                        let Finding { resource, id, what, gateway_says, .. } = finding;
+                        reported.insert((*resource, *id, *what, gateway_says.clone()))
                     });
                     outcome.findings.iter().for_each(&mut on_finding);
                     total.add(&outcome);
@@ -254,7 +256,7 @@ impl Payments {
                 }
                 Err(error) => {
                     failures += 1;
-                    if failures >= ATTEMPTS {
+                    if failures >= MAX_ATTEMPTS {
                         return Err(error);
                     }
                     sleep(ATTEMPT_INTERVAL).await;
@@ -269,24 +271,28 @@ impl Payments {
         run: Run,
         position: &Position,
     ) -> Result<(Outcome, Option<Position>), ReconcileError> {
-        let within = position.within.as_deref();
+        let after = position.after.as_deref();
         let (outcome, next) = match position.step {
-            Step::Charges => self.compare_charges(run.since, cursor(within).as_ref()).await?,
-            Step::Refunds => self.compare_refunds(run.since, cursor(within).as_ref()).await?,
+            Step::Charges => self.compare_charges(run.since, cursor(after).as_ref()).await?,
+            Step::Refunds => self.compare_refunds(run.since, cursor(after).as_ref()).await?,
             Step::UnlistedPayments => {
-                let range = id_range(run, within);
-                let page =
-                    store::unlisted_payments(&self.0.database, range, run.repeated, PAYMENT_WITHOUT_CHARGE)
-                        .await?;
+                let range = id_range(run, after);
+                let page = store::unlisted_payments(
+                    &self.0.database,
+                    range,
+                    run.includes_recorded,
+                    PAYMENT_WITHOUT_CHARGE,
+                )
+                .await?;
                 let (references, next) = unlisted(&page);
                 (self.poll_all(references, Self::compare_payment).await?, next)
             }
             Step::UnlistedRefunds => {
-                let range = id_range(run, within);
+                let range = id_range(run, after);
                 let page = store::unlisted_refunds(
                     &self.0.database,
                     range,
-                    run.repeated,
+                    run.includes_recorded,
                     REFUND_WITHOUT_GATEWAY_REFUND,
                 )
                 .await?;
@@ -295,9 +301,9 @@ impl Payments {
             }
         };
         let next = match next {
-            Some(within) => Some(Position { step: position.step, within: Some(within) }),
+            Some(after) => Some(Position { step: position.step, after: Some(after) }),
             None if position.step == run.last_step => None,
-            None => position.step.next().map(|step| Position { step, within: None }),
+            None => position.step.next().map(|step| Position { step, after: None }),
         };
         Ok((outcome, next))
     }
@@ -328,8 +334,8 @@ impl Payments {
         }
     }
 
-    /// Records a finding, unless it is recorded already.
-    async fn finding(
+    /// Records a finding, unless it was recorded before.
+    async fn record_finding(
         &self,
         resource: &'static str,
         id: Option<Uuid>,
@@ -337,11 +343,11 @@ impl Payments {
         gateway_says: String,
         we_say: &'static str,
     ) -> Result<Finding, ReconcileError> {
-        let found = Discrepancy { resource, id, what, gateway_says: &gateway_says, we_say };
-        let state = if self.discrepancy(&found).await? {
+        let discrepancy = Discrepancy { resource, id, what, gateway_says: &gateway_says, we_say };
+        let state = if self.record_discrepancy(&discrepancy).await? {
             RECONCILIATION_DISCREPANCIES.with_label_values(&[Kind::of(what).as_str()]).inc();
             FindingState::New
-        } else if self.is_closed(&found).await? {
+        } else if self.is_closed(&discrepancy).await? {
             FindingState::Closed
         } else {
             FindingState::Known
@@ -350,19 +356,20 @@ impl Payments {
     }
 }
 
-fn cursor(within: Option<&str>) -> Option<Cursor> {
-    within.and_then(|text| Cursor::try_from(text.to_owned()).ok())
+fn cursor(after: Option<&str>) -> Option<Cursor> {
+    after.and_then(|text| Cursor::try_from(text.to_owned()).ok())
 }
 
-/// Returns the ids of records that are old enough, after a position.
-fn id_range(run: Run, within: Option<&str>) -> IdRange {
+/// Returns the range of ids that a run compares after a position. It ends with the records that are older than
+/// [`MIN_AGE`].
+fn id_range(run: Run, after: Option<&str>) -> IdRange {
     let first = first_id_at(run.since.checked_add_signed(OVERLAP).unwrap_or(run.since));
-    let after = within.and_then(|id| id.parse().ok()).unwrap_or(first);
+    let after = after.and_then(|id| id.parse().ok()).unwrap_or(first);
     let before = first_id_at(run.started_at.checked_sub_signed(MIN_AGE).unwrap_or(run.started_at));
     IdRange { after, before, limit: ID_PAGE }
 }
 
-/// Returns the smallest `UUIDv7` of a time.
+/// Returns the smallest `UUIDv7` that can be generated at a time.
 fn first_id_at(time: DateTime<Utc>) -> Uuid {
     let milliseconds = u64::try_from(time.timestamp_millis()).unwrap_or(0);
     Builder::from_unix_timestamp_millis(milliseconds, &[0; 10]).into_uuid()
@@ -396,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_ends_after_as_many_unlisted_records_as_are_polled() {
+    fn a_page_ends_after_the_maximum_number_of_polled_records() {
         let id = |number| Some(Uuid::from_u128(number).to_string());
         let count = |page: Vec<AgedRecord>| {
             let (references, next) = super::unlisted(&page);

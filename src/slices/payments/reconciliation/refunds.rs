@@ -1,4 +1,4 @@
-//! The comparison of the gateway's refunds with refunds. Mirrors the comparison of charges with payments.
+//! The comparison of the gateway's refunds with the stored refunds. Mirrors the comparison of charges with payments.
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
@@ -16,7 +16,7 @@ use crate::slices::payments::{
     discrepancies::UNKNOWN_REFERENCE,
     gateway::{Cursor, GatewayRefund, Record, Unknown},
     gateway_key::GatewayKey,
-    model::{Mismatch, RefundStatus, judge_refund},
+    model::{Mismatch, RefundStatus, check_refund},
     recovery::context_of,
     store::{
         By,
@@ -45,28 +45,29 @@ impl Payments {
         let refunds: BTreeMap<_, _> =
             refunds.into_iter().map(|refund| (refund.gateway_key, refund)).collect();
 
-        let mut polled = BTreeSet::new();
+        let mut to_poll = BTreeSet::new();
         let mut findings = Vec::new();
         for record in &page.records {
             match record {
                 Record::Readable(found) => {
                     let verdict = refunds.get(&found.reference).map(|refund| {
-                        let in_flight = refund.age < self.0.in_flight;
+                        let in_flight = refund.age < self.0.max_send_time;
                         (compare_refund(found, refund), in_flight)
                     });
                     match verdict {
                         Some((Verdict::Agrees, _) | (Verdict::Unsettled, true)) => {}
-                        _ => drop(polled.insert(found.reference)),
+                        _ => drop(to_poll.insert(found.reference)),
                     }
                 }
-                Record::Unreadable { reference: Some(reference), .. } => drop(polled.insert(*reference)),
+                Record::Unreadable { reference: Some(reference), .. } => drop(to_poll.insert(*reference)),
                 Record::Unreadable { reference: None, why } => {
-                    let found = self.finding("refunds", None, UNREADABLE_REFUND, why.clone(), "unknown");
+                    let found =
+                        self.record_finding("refunds", None, UNREADABLE_REFUND, why.clone(), "unknown");
                     findings.push(found.await?);
                 }
             }
         }
-        let mut outcome = self.poll_all(polled, Self::compare_refund).await?;
+        let mut outcome = self.poll_all(to_poll, Self::compare_refund).await?;
         outcome.refunds += page.records.len();
         outcome.findings.extend(findings);
         Ok((outcome, page.next.map(|next| next.as_str().to_owned())))
@@ -78,24 +79,26 @@ impl Payments {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut reported = match self.0.gateway.refunds(reference, until).await {
             Ok(reported) => reported,
-            Err(Unknown::Unreadable(why)) => return self.unreadable_refund(reference, why).await,
+            Err(Unknown::Unreadable(why)) => return self.record_unreadable_refund(reference, why).await,
             Err(unknown) => return Err(unknown.into()),
         };
         reported.retain(|found| found.reference == reference);
         reported.sort_by(|one, other| one.id.as_str().cmp(other.id.as_str()));
         reported.dedup_by(|one, other| one.id == other.id);
 
-        let refund = self.refund_of(reference, &reported).await?;
+        let refund = self.find_refund(reference, &reported).await?;
         let Some(refund) = refund else {
             let mut findings = Vec::new();
             for found in &reported {
                 let (id, gateway_says) = (Some(reference.0), found.id.as_str().to_owned());
-                findings.push(self.finding("refunds", id, UNKNOWN_REFERENCE, gateway_says, "unknown").await?);
+                findings.push(
+                    self.record_finding("refunds", id, UNKNOWN_REFERENCE, gateway_says, "unknown").await?,
+                );
             }
             return Ok(Outcome { findings, ..Outcome::default() });
         };
         if refund.status == RefundStatus::Processing {
-            if refund.age < self.0.in_flight {
+            if refund.age < self.0.max_send_time {
                 return Ok(Outcome::default());
             }
             let context = context_of(&refund.correlation_id);
@@ -104,7 +107,7 @@ impl Payments {
         let mut findings = Vec::new();
         for found in &reported {
             if let Verdict::Differs(what) = compare_refund(found, &refund) {
-                findings.push(self.refund_differs(&refund, found, what).await?);
+                findings.push(self.record_refund_difference(&refund, found, what).await?);
             }
         }
         let has_its_refund = || {
@@ -114,12 +117,13 @@ impl Payments {
         if refund.status == RefundStatus::Succeeded && !has_its_refund() {
             let gateway_says = format!("no refund {}", refund.gateway_refund_id.clone().unwrap_or_default());
             let (id, what) = (Some(refund.id), REFUND_WITHOUT_GATEWAY_REFUND);
-            findings.push(self.finding("refunds", id, what, gateway_says, refund.status.as_str()).await?);
+            findings
+                .push(self.record_finding("refunds", id, what, gateway_says, refund.status.as_str()).await?);
         }
         Ok(Outcome { findings, ..Outcome::default() })
     }
 
-    async fn refund_of(
+    async fn find_refund(
         &self,
         reference: GatewayKey,
         reported: &[GatewayRefund],
@@ -132,30 +136,34 @@ impl Payments {
         Ok(store::match_refunds(&self.0.database, &listed).await?.pop())
     }
 
-    async fn unreadable_refund(&self, reference: GatewayKey, why: String) -> Result<Outcome, ReconcileError> {
-        let refund = self.refund_of(reference, &[]).await?;
+    async fn record_unreadable_refund(
+        &self,
+        reference: GatewayKey,
+        why: String,
+    ) -> Result<Outcome, ReconcileError> {
+        let refund = self.find_refund(reference, &[]).await?;
         let (id, we_say) =
             refund.map_or((reference.0, "unknown"), |refund| (refund.id, refund.status.as_str()));
-        let found = self.finding("refunds", Some(id), UNREADABLE_REFUND, why, we_say).await?;
+        let found = self.record_finding("refunds", Some(id), UNREADABLE_REFUND, why, we_say).await?;
         Ok(Outcome { findings: vec![found], ..Outcome::default() })
     }
 
-    async fn refund_differs(
+    async fn record_refund_difference(
         &self,
         refund: &ComparedRefund,
         found: &GatewayRefund,
         what: &'static str,
     ) -> Result<Finding, ReconcileError> {
-        // Mirrors the reports of settlement, recovery and webhooks, so that one difference is recorded once.
+        // The same texts as those of settlement, recovery and webhooks, so that one difference is recorded once.
         let gateway_says = match what {
             "amount" | "charge" | "reference" => format!("{found:?}"),
             "contradiction" => found.status.as_str().to_owned(),
             _ => found.id.as_str().to_owned(),
         };
-        self.finding("refunds", Some(refund.id), what, gateway_says, refund.status.as_str()).await
+        self.record_finding("refunds", Some(refund.id), what, gateway_says, refund.status.as_str()).await
     }
 
-    /// Settles a refund without an outcome by its only refund of the gateway.
+    /// Settles a refund with an unknown outcome by its only refund of the gateway. Several refunds are a finding.
     async fn settle_by_refunds(
         &self,
         refund: &ComparedRefund,
@@ -164,7 +172,7 @@ impl Payments {
         let (what, gateway_says) = match reported {
             // Recovery decides about a refund that the gateway does not have.
             [] => return Ok(Outcome::default()),
-            [found] => match judge_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
+            [found] => match check_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
                 Ok(settlement) => {
                     let stored = refunds::find(&self.0.database, By::Id(refund.id)).await?;
                     let Some(stored) = stored else { return Ok(Outcome::default()) };
@@ -176,7 +184,7 @@ impl Payments {
             },
             several => (SEVERAL_REFUNDS, format!("{} refunds", several.len())),
         };
-        let found = self.finding("refunds", Some(refund.id), what, gateway_says, "processing").await?;
+        let found = self.record_finding("refunds", Some(refund.id), what, gateway_says, "processing").await?;
         Ok(Outcome { findings: vec![found], ..Outcome::default() })
     }
 }

@@ -1,11 +1,11 @@
 //! The periodic runs of reconciliation, by one replica at a time.
 //!
 //! There are two scopes. `recent` compares the newest minutes at every interval, so that a charge without a payment is
-//! found within a minute. `window` compares two days every hour, and so finds what was missing in the listing before.
+//! found within a minute. `window` compares two days every hour, and finds objects that earlier listings lacked.
 //!
-//! A unit of work is one page, so that shutdown waits for one page only. The position of the next page is stored in
-//! the database, where another replica continues if the lease expires. The lease distributes the work; a page that two
-//! replicas compare at once has the same result.
+//! A unit of work is one page, so that shutdown waits for one page only. The position of the next page is stored in the
+//! database, so that another replica can continue after the lease expires. The lease only distributes the work: if two
+//! replicas compare the same page, the result is the same.
 use std::time::Duration;
 
 use platform::workers::{Progress, Workers};
@@ -21,19 +21,19 @@ use crate::slices::payments::{
     store::reconciliation::{self as store, RunLimits},
 };
 
-/// Time for which one replica reads the listing exclusively. It exceeds the usual time of a page.
+/// Time for which one replica reads the listing exclusively. It exceeds the usual duration of comparing a page.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// Length of the window, and the maximum length of the newest minutes after an outage.
+/// Time that `window` compares, and the maximum time that `recent` compares after an outage.
 const WINDOW: Duration = Duration::from_hours(48);
 
 /// Interval between two runs over the window.
 const WINDOW_INTERVAL: Duration = Duration::from_hours(1);
 
-/// Maximum number of pages of a run. Only a listing whose cursors repeat has more.
+/// Maximum number of pages of a run. Only a listing whose cursors form a cycle has more.
 const MAX_PAGES: i32 = 1_000_000;
 
-/// The time that a run compares.
+/// The kinds of runs, by the time that they compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// The time since the latest complete run, and some minutes before it.
@@ -54,15 +54,16 @@ impl Scope {
         }
     }
 
-    /// Returns the time before the latest complete run at which a run begins.
-    fn reach(self) -> Duration {
+    /// Returns the time by which the compared time begins before the latest complete run.
+    fn lookback(self) -> Duration {
         match self {
             Self::Recent => OVERLAP.to_std().unwrap_or_default(),
             Self::Window => WINDOW,
         }
     }
 
-    /// Returns the last step of a run. In the newest minutes, every charge may still be missing in the listing.
+    /// Returns the last step of a run. `recent` skips the unlisted records, because the listing may still lack new
+    /// charges.
     fn last_step(self) -> Step {
         match self {
             Self::Recent => Step::Refunds,
@@ -81,12 +82,12 @@ pub(in crate::slices::payments) fn start_workers(payments: &Payments, workers: &
     }
 }
 
-/// Compares the next page of a scope, if one is due and no other replica has the lease. Before a pause, exports when
-/// the latest complete run began.
+/// Compares the next page of a scope, if one is due and no other replica has the lease. If none is due, updates the
+/// metric of the latest complete run.
 ///
 /// # Errors
-/// If a statement fails. A failed call of the gateway is not an error: a later unit repeats the page, and the age of
-/// the latest complete run is exported.
+/// If a statement fails. A failed call to the gateway is not an error, because a later unit of work repeats
+/// the page. The metric of the latest complete run shows repeated failures.
 async fn compare_due_page(payments: Payments, scope: Scope, replica: Uuid) -> Result<Progress, sqlx::Error> {
     let progress = compare_next_page(&payments, scope, replica).await?;
     if progress == Progress::Idle {
@@ -103,7 +104,7 @@ async fn compare_next_page(
 ) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
     let name = scope.as_str();
-    let limits = RunLimits { lease: LEASE, reach: scope.reach(), max_reach: WINDOW };
+    let limits = RunLimits { lease: LEASE, lookback: scope.lookback(), max_lookback: WINDOW };
     let Some(leased) = store::lease_run(database, name, replica, limits).await? else {
         return Ok(Progress::Idle);
     };
@@ -117,17 +118,17 @@ async fn compare_next_page(
         since: leased.since,
         started_at: leased.started_at,
         last_step: scope.last_step(),
-        repeated: false,
+        includes_recorded: false,
     };
     let step = Step::parse(&leased.step).unwrap_or(Step::Charges);
-    match payments.compare_page(run, &Position { step, within: leased.position }).await {
+    match payments.compare_page(run, &Position { step, after: leased.position }).await {
         Ok((outcome, Some(next))) => {
-            count(&outcome);
-            store::advance_run(database, name, replica, next.step.as_str(), next.within.as_deref()).await?;
+            count_compared(&outcome);
+            store::advance_run(database, name, replica, next.step.as_str(), next.after.as_deref()).await?;
             Ok(Progress::More)
         }
         Ok((outcome, None)) => {
-            count(&outcome);
+            count_compared(&outcome);
             let interval = match scope {
                 Scope::Recent => payments.0.reconciliation_interval,
                 Scope::Window => WINDOW_INTERVAL,
@@ -150,8 +151,8 @@ async fn compare_next_page(
     }
 }
 
-fn count(outcome: &Outcome) {
-    let compared = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    RECONCILED.with_label_values(&["charges"]).inc_by(compared(outcome.charges));
-    RECONCILED.with_label_values(&["refunds"]).inc_by(compared(outcome.refunds));
+fn count_compared(outcome: &Outcome) {
+    let to_u64 = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    RECONCILED.with_label_values(&["charges"]).inc_by(to_u64(outcome.charges));
+    RECONCILED.with_label_values(&["refunds"]).inc_by(to_u64(outcome.refunds));
 }

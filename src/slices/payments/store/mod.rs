@@ -1,4 +1,4 @@
-//! The tables of payments and refunds: beginning, leasing, reading and settling.
+//! The statements on the tables of payments and refunds, and of reconciliation.
 pub mod payments;
 pub mod reconciliation;
 pub mod refunds;
@@ -13,12 +13,12 @@ use uuid::Uuid;
 
 use super::gateway_key::GatewayKey;
 
-/// Declares the statements on sends and leases, which the tables of payments and refunds have in common. They are a
-/// macro because `sqlx` checks only literal statements, and the table's name is a part of the literal.
+/// Declares the statements on sends and leases, which are the same for payments and refunds. This is a macro because
+/// `sqlx` checks only literal statements, and the table's name is a part of the literal.
 macro_rules! declare_sends_and_leases {
     ($table:tt) => {
-        /// Counts another send, and commits before the send. Returns the new count, or `None` if the record was settled
-        /// meanwhile and must not be sent again.
+        /// Counts another send, and commits before the send. Returns the new count, or `None` if the record is settled
+        /// and must not be sent again.
         pub async fn count_attempt(database: &Database, id: Uuid) -> Result<Option<i32>, sqlx::Error> {
             let statement = sqlx::query_scalar!(
                 "update "
@@ -30,7 +30,7 @@ macro_rules! declare_sends_and_leases {
             database.run(name, async |connection| statement.fetch_optional(connection).await).await
         }
 
-        /// Subtracts an attempt that has certainly sent nothing.
+        /// Subtracts an attempt after it is certain that nothing was sent.
         pub async fn uncount_attempt(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
             let statement = sqlx::query!(
                 "update "
@@ -43,12 +43,12 @@ macro_rules! declare_sends_and_leases {
             Ok(())
         }
 
-        /// Ends a lease early: recovery polls the gateway after this pause. `park` marks the record as needing review.
+        /// Ends a lease early: recovery polls the gateway after this pause. `needs_review` marks the record for review.
         pub async fn release(
             database: &Database,
             id: Uuid,
             pause: Duration,
-            park: bool,
+            needs_review: bool,
         ) -> Result<(), sqlx::Error> {
             let statement = sqlx::query!(
                 "update " + $table
@@ -60,7 +60,7 @@ macro_rules! declare_sends_and_leases {
         "#,
                 id,
                 interval(pause),
-                park,
+                needs_review,
             );
             let name = concat!($table, ".update");
             database.run(name, async |connection| statement.execute(connection).await).await?;
@@ -74,7 +74,7 @@ use declare_sends_and_leases;
 #[derive(Debug, Clone, Copy)]
 pub enum By {
     Id(Uuid),
-    /// The gateway key under which it was begun.
+    /// The gateway key of the payment or refund.
     GatewayKey(GatewayKey),
 }
 
@@ -88,13 +88,13 @@ impl By {
     }
 }
 
-/// Numbers of unknown outcomes and of open discrepancies in the whole database.
+/// Numbers of payments and refunds with unknown outcomes, and of open discrepancies.
 #[derive(Debug, Clone, Copy)]
 pub struct UnsettledCounts {
     pub count: i64,
     pub parked: i64,
     pub oldest: Option<DateTime<Utc>>,
-    /// Excludes discrepancies for an unknown outcome, which [`parked`](Self::parked) counts.
+    /// Excludes discrepancies because of an unknown outcome, which [`parked`](Self::parked) counts.
     pub discrepancies: i64,
 }
 
@@ -118,7 +118,7 @@ pub async fn unsettled(database: &Database) -> Result<UnsettledCounts, sqlx::Err
     database.run("payments.count", async |connection| statement.fetch_one(connection).await).await
 }
 
-/// Returns whether a payment or refund is parked or has an open discrepancy.
+/// Returns whether a payment or refund is marked for review or has an open discrepancy.
 pub async fn needs_review(connection: &mut PgConnection, id: Uuid) -> Result<bool, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"
@@ -140,7 +140,7 @@ pub fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {
     sqlx::postgres::types::PgInterval { months: 0, days: 0, microseconds }
 }
 
-/// Converts an age from the database. It is negative if the database's clock was set back, and then counts as zero.
+/// Converts an age from the database. A negative age counts as zero: the database's clock was set back.
 fn age(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }

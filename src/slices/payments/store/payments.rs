@@ -33,7 +33,7 @@ pub struct OpenPayment {
     pub trace_parent: Option<String>,
     /// Time since the charge was first sent, on the database's clock.
     pub age: Duration,
-    /// True if the payment needs review; an alert was recorded for it.
+    /// True if the payment is marked for review. An alert was recorded for it.
     pub parked: bool,
 }
 
@@ -163,14 +163,14 @@ pub async fn lease(
     Ok(open.collect())
 }
 
-/// A payment with further data for its callers.
+/// A payment with columns that its JSON does not have.
 #[derive(Debug, Clone)]
 pub struct PaymentRecord {
     pub payment: Payment,
     pub charge_id: Option<String>,
     /// Number of sends of the charge that may have reached the gateway.
     pub attempts: i32,
-    /// Amount that may still be refunded.
+    /// Amount that is still refundable, in minor units.
     pub refundable_amount: i64,
     /// The trace context of the request that began the payment.
     pub trace_parent: Option<String>,
@@ -257,7 +257,7 @@ pub(super) fn status(text: &str) -> Result<PaymentStatus, sqlx::Error> {
 }
 
 /// Returns whether this charge of the gateway has settled another payment.
-pub async fn charge_is_taken(
+pub async fn has_settled_another_payment(
     connection: &mut PgConnection,
     payment_id: Uuid,
     charge_id: &str,

@@ -30,10 +30,10 @@ pub struct LeasedRun {
 #[derive(Debug, Clone, Copy)]
 pub struct RunLimits {
     pub lease: Duration,
-    /// Time before the latest complete run at which a run begins.
-    pub reach: Duration,
+    /// Time by which the compared time begins before the latest complete run.
+    pub lookback: Duration,
     /// Maximum length of the compared time.
-    pub max_reach: Duration,
+    pub max_lookback: Duration,
 }
 
 /// Leases the next page of a scope's run, and begins a run if one is due. Returns `None` if no run is due, or another
@@ -66,8 +66,8 @@ pub async fn lease_run(
         scope,
         replica,
         interval(limits.lease),
-        interval(limits.reach),
-        interval(limits.max_reach),
+        interval(limits.lookback),
+        interval(limits.max_lookback),
     );
     database.run("reconciliations.lease", async |connection| statement.fetch_optional(connection).await).await
 }
@@ -91,7 +91,7 @@ pub async fn advance_run(
     Ok(())
 }
 
-/// Ends a run. The next one is due after the pause. `complete` stores that everything was compared.
+/// Ends a run. The next one is due after the pause. `complete` marks everything until the run's start as compared.
 pub async fn end_run(
     database: &Database,
     scope: &str,
@@ -131,7 +131,7 @@ pub async fn last_complete_run(database: &Database, scope: &str) -> Result<f64, 
     database.run("reconciliations.select", async |connection| statement.fetch_one(connection).await).await
 }
 
-/// The objects of a page: each reference with the id of its object.
+/// The gateway's objects of a page: the reference and the id of each.
 #[derive(Debug, Default)]
 pub struct ListedObjects {
     references: Vec<Uuid>,
@@ -139,7 +139,7 @@ pub struct ListedObjects {
 }
 
 impl ListedObjects {
-    /// Adds an object. An unreadable object has an empty id, which no record has.
+    /// Adds an object. The id of an unreadable object is empty, and matches no record.
     pub fn add(&mut self, reference: GatewayKey, id: &str) {
         self.references.push(reference.0);
         self.ids.push(id.to_owned());
@@ -216,7 +216,7 @@ pub struct ComparedRefund {
     pub gateway_key: GatewayKey,
     pub status: RefundStatus,
     pub amount: i64,
-    /// The charge of its payment.
+    /// The charge of the refunded payment.
     pub charge_id: String,
     pub gateway_refund_id: Option<String>,
     pub correlation_id: String,
@@ -270,16 +270,16 @@ pub async fn match_refunds(
     found.collect()
 }
 
-/// A payment or refund of the compared time.
+/// A payment or refund of the compared time, and whether the gateway has listed it.
 #[derive(Debug)]
 pub struct AgedRecord {
     pub id: Uuid,
     pub gateway_key: Uuid,
-    /// True if it moved money, and the gateway has not listed it yet.
+    /// True if the payment or refund moved money, and the gateway has not listed it yet.
     pub unlisted: bool,
 }
 
-/// A range of ids, without its ends, and the number of records to return.
+/// A range of ids that excludes both ends, and the maximum number of records to return.
 #[derive(Debug, Clone, Copy)]
 pub struct IdRange {
     pub after: Uuid,
@@ -287,12 +287,12 @@ pub struct IdRange {
     pub limit: i64,
 }
 
-/// Returns payments in the order of their ids. Unless `repeated`, a payment is not unlisted
-/// if this discrepancy is already recorded for it.
+/// Returns payments in the order of their ids. Without `includes_recorded`, a payment for which this discrepancy is
+/// recorded does not count as unlisted.
 pub async fn unlisted_payments(
     database: &Database,
     range: IdRange,
-    repeated: bool,
+    includes_recorded: bool,
     discrepancy: &str,
 ) -> Result<Vec<AgedRecord>, sqlx::Error> {
     let statement = sqlx::query_as!(
@@ -314,7 +314,7 @@ pub async fn unlisted_payments(
         range.after,
         range.before,
         range.limit,
-        repeated,
+        includes_recorded,
         discrepancy,
     );
     database.run("payments.list_unlisted", async |connection| statement.fetch_all(connection).await).await
@@ -324,7 +324,7 @@ pub async fn unlisted_payments(
 pub async fn unlisted_refunds(
     database: &Database,
     range: IdRange,
-    repeated: bool,
+    includes_recorded: bool,
     discrepancy: &str,
 ) -> Result<Vec<AgedRecord>, sqlx::Error> {
     let statement = sqlx::query_as!(
@@ -347,7 +347,7 @@ pub async fn unlisted_refunds(
         range.after,
         range.before,
         range.limit,
-        repeated,
+        includes_recorded,
         discrepancy,
     );
     database.run("refunds.list_unlisted", async |connection| statement.fetch_all(connection).await).await

@@ -18,7 +18,7 @@ use super::{
     By, age, interval,
 };
 
-/// Queries refunds. The column list is between the two parts of the statement.
+/// Queries refunds. The macro inserts the column list between the two parts of the statement.
 macro_rules! query_refunds {
     ($before:tt, $after:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -39,7 +39,7 @@ macro_rules! query_refunds {
 
 super::declare_sends_and_leases!("refunds");
 
-/// A refund without an outcome: the request to send.
+/// A refund and its request to the gateway. Callers resend the request only while the outcome is unknown.
 #[derive(Debug, Clone)]
 pub struct OpenRefund {
     pub id: Uuid,
@@ -172,7 +172,7 @@ pub async fn lease(database: &Database, lease: Duration, limit: i64) -> Result<V
     Ok(rows.into_iter().map(OpenRefund::from).collect())
 }
 
-/// A refund with further data for its callers.
+/// A refund with columns that its JSON does not have.
 #[derive(Debug, Clone)]
 pub struct RefundRecord {
     pub refund: Refund,

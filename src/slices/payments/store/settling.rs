@@ -1,4 +1,4 @@
-//! The statements that settle a payment or a refund. Only `settlement.rs` runs them: the rules are there.
+//! The statements that settle a payment or a refund. Only `settlement.rs`, which has the rules, runs them.
 use platform::database::{instrument_query, violated_constraint};
 use sqlx::PgConnection;
 use uuid::Uuid;

@@ -1,5 +1,5 @@
-//! The slices of the domain. No code outside of this directory names a slice: a new slice is a directory here, and its
-//! lines in this file. CONTRIBUTING.md has the steps.
+//! The slices of the domain. No code outside of this directory names a slice. A new slice is a directory here and a few
+//! lines in this file; CONTRIBUTING.md has the steps.
 mod notes;
 
 use std::error::Error;
@@ -31,7 +31,7 @@ impl Settings {
     pub fn check(&self, _environment: Environment, _http: &http::Settings, _reader: &mut Reader) {}
 }
 
-/// The slices' part of the `OpenAPI` document that is not generated from their routes.
+/// The part of the slices' `OpenAPI` document that is not generated from their routes.
 #[derive(OpenApi)]
 #[openapi(
     info(description = "Times are in RFC 3339 (UTC)."),
@@ -95,7 +95,7 @@ impl Slices {
         _settings: &Settings,
         database: &Database,
         _alerts: &Alerts,
-        _tracked: &BackgroundTasks,
+        _background_tasks: &BackgroundTasks,
         _max_waiting: usize,
     ) -> Result<Self, StartError> {
         notes::initialize_metrics();

@@ -9,13 +9,13 @@ use serde_json::json;
 use self::table::routes;
 pub(crate) use self::table::{Row, Subject};
 use crate::{
-    docs::{compliance::rows, is_complete},
+    docs::{assert_complete, compliance::rows},
     example::permissions::FORBIDDEN_TO_AUDITORS,
     http::openapi,
     service,
 };
 
-/// Every kind of caller, in the order of the table's columns.
+/// The roles of callers, in the order of the table's columns.
 const CALLERS: [&str; 5] = ["no login", "customer", "support", "auditor", "admin"];
 
 struct Users {
@@ -52,12 +52,12 @@ async fn every_route_admits_exactly_its_roles() {
         for (role, expected) in CALLERS.into_iter().zip(expected) {
             // Each request gets a new owner and a new session, because some requests consume them.
             let owner = service.customer().await;
-            let (by, email) = match (role, staff.user(role)) {
+            let (client, email) = match (role, staff.user(role)) {
                 ("customer", _) => ((*owner).clone(), owner.email.clone()),
                 (_, Some(user)) => ((*service.log_in(&user.email).await).clone(), user.email.clone()),
                 (_, None) => (service.anonymous(), owner.email.clone()),
             };
-            let response = request(&by, &Subject::of(&owner, email).await).await;
+            let response = request(&client, &Subject::of(&owner, email).await).await;
             assert_eq!(response.status, expected, "{method} {route} by {role}: {response}");
             match expected {
                 401 => {
@@ -83,10 +83,11 @@ async fn every_route_admits_exactly_its_roles() {
 async fn permissions_are_checked_before_the_body() {
     let service = service().await;
     let staff = Users::of(&service).await;
-    let nonsense = |request: Request| request.header("content-type", "application/json").body("{");
+    let with_malformed_body = |request: Request| request.header("content-type", "application/json").body("{");
     for path in FORBIDDEN_TO_AUDITORS {
-        let _anonymous = nonsense(service.anonymous().post(path)).await.is_problem(401, "unauthenticated");
-        let _auditor = nonsense(staff.auditor.post(path)).await.is_problem(403, "forbidden");
+        let _anonymous =
+            with_malformed_body(service.anonymous().post(path)).await.is_problem(401, "unauthenticated");
+        let _auditor = with_malformed_body(staff.auditor.post(path)).await.is_problem(403, "forbidden");
     }
 }
 
@@ -97,7 +98,7 @@ fn the_table_has_every_route_of_the_document() {
     let table: BTreeSet<_> = routes().map(|(method, route, ..)| format!("{method} {route}")).collect();
     let document: BTreeSet<_> =
         openapi::operations().map(|(method, route, _)| format!("{method} {route}")).collect();
-    is_complete(FILE, &table, "the routes of the OpenAPI document", &document);
+    assert_complete(FILE, &table, "the routes of the OpenAPI document", &document);
 }
 
 #[test]
@@ -110,7 +111,7 @@ fn the_table_in_the_documents_is_this_one() {
             format!("| `{method} {route}` | {statuses} |")
         })
         .collect();
-    is_complete(
+    assert_complete(
         &format!("the tables \"{heading}\" of docs"),
         &documents,
         "tests/suite/*/permissions",

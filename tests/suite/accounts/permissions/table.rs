@@ -5,17 +5,17 @@ use uuid::Uuid;
 
 use crate::example::permissions::{Fixtures, ROWS};
 
-/// The subject of one request. Each request has a subject of its own, because some requests consume it.
+/// The records that one request uses. Each request has its own, because some requests change or delete them.
 pub(crate) struct Subject {
     /// The address of the caller; the owner's address for an unauthenticated caller.
     email: String,
-    /// Records of the owner.
-    pub(crate) things: Fixtures,
+    /// The owner's records of the slices.
+    pub(crate) fixtures: Fixtures,
 }
 
 impl Subject {
     pub(super) async fn of(owner: &User, email: String) -> Self {
-        Self { email, things: Fixtures::of(owner).await }
+        Self { email, fixtures: Fixtures::of(owner).await }
     }
 }
 
@@ -26,13 +26,13 @@ pub(crate) type Row = (&'static str, &'static str, BuildRequest, [u16; 5]);
 
 #[rustfmt::skip]
 const COMMON: [Row; 6] = [
-    //                                               none customer support auditor admin
-    ("POST",   "/v1/users",            register,       [201, 201, 201, 201, 201]),
-    ("POST",   "/v1/sessions",         log_in,         [201, 201, 201, 201, 201]),
-    ("DELETE", "/v1/sessions/current", log_out,        [401, 204, 204, 204, 204]),
-    ("GET",    "/v1/me",               who_am_i,       [401, 200, 200, 200, 200]),
-    ("PUT",    "/v1/me/password",      new_password,   [401, 204, 204, 204, 204]),
-    ("GET",    "/v1/audit-events",     read_audit_log,     [401, 403, 403, 200, 200]),
+    //                                                 none customer support auditor admin
+    ("POST",   "/v1/users",            register,        [201, 201, 201, 201, 201]),
+    ("POST",   "/v1/sessions",         log_in,          [201, 201, 201, 201, 201]),
+    ("DELETE", "/v1/sessions/current", log_out,         [401, 204, 204, 204, 204]),
+    ("GET",    "/v1/me",               show_user,       [401, 200, 200, 200, 200]),
+    ("PUT",    "/v1/me/password",      change_password, [401, 204, 204, 204, 204]),
+    ("GET",    "/v1/audit-events",     read_audit_log,  [401, 403, 403, 200, 200]),
 ];
 
 /// Returns every route.
@@ -40,27 +40,27 @@ pub(super) fn routes() -> impl Iterator<Item = Row> {
     COMMON.iter().chain(ROWS).copied()
 }
 
-fn register(by: &Client, _: &Subject) -> Request {
+fn register(client: &Client, _: &Subject) -> Request {
     let email = format!("{}@example.com", Uuid::now_v7().simple());
-    by.post("/v1/users").json(&json!({ "email": email, "password": PASSWORD, "name": "Grace" }))
+    client.post("/v1/users").json(&json!({ "email": email, "password": PASSWORD, "name": "Grace" }))
 }
 
-fn log_in(by: &Client, subject: &Subject) -> Request {
-    by.post("/v1/sessions").json(&json!({ "email": subject.email, "password": PASSWORD }))
+fn log_in(client: &Client, subject: &Subject) -> Request {
+    client.post("/v1/sessions").json(&json!({ "email": subject.email, "password": PASSWORD }))
 }
 
-fn log_out(by: &Client, _: &Subject) -> Request {
-    by.delete("/v1/sessions/current")
+fn log_out(client: &Client, _: &Subject) -> Request {
+    client.delete("/v1/sessions/current")
 }
 
-fn who_am_i(by: &Client, _: &Subject) -> Request {
-    by.get("/v1/me")
+fn show_user(client: &Client, _: &Subject) -> Request {
+    client.get("/v1/me")
 }
 
-fn new_password(by: &Client, _: &Subject) -> Request {
-    by.put("/v1/me/password").json(&json!({ "current_password": PASSWORD, "new_password": PASSWORD }))
+fn change_password(client: &Client, _: &Subject) -> Request {
+    client.put("/v1/me/password").json(&json!({ "current_password": PASSWORD, "new_password": PASSWORD }))
 }
 
-fn read_audit_log(by: &Client, _: &Subject) -> Request {
-    by.get("/v1/audit-events")
+fn read_audit_log(client: &Client, _: &Subject) -> Request {
+    client.get("/v1/audit-events")
 }

@@ -18,7 +18,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     fixture.faults.clear().await.unwrap();
     browser.shows("[data-tile=Breaker]", "closed").await;
     wait_for_points(&fixture, 120).await;
-    // No further data arrives. Otherwise a slow machine would push this trace out of the window.
+    // Stops the traffic, which would otherwise displace this trace from the list on a slow machine.
     if let Some(traffic) = traffic {
         traffic.stop().await;
     }
@@ -46,7 +46,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
                     browser.shows("#verification", "The chain is intact").await;
                 }
                 let wider = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
-                assert_eq!(wider, json!(0), "{name} on a {device} is wider than it");
+                assert_eq!(wider, json!(0), "{name} is wider than the {device}");
                 browser.screenshot(&format!("{name}-{device}-{scheme}")).await;
             }
         }
@@ -56,7 +56,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
 
 /// Waits until the charts have this number of points.
 async fn wait_for_points(fixture: &ConsoleFixture, count: usize) {
-    within(Duration::from_mins(3), "there is something to see", async || {
+    within(Duration::from_mins(3), "the charts have points", async || {
         let now = get(&fixture.console, "/api/now").await;
         (now["points"].as_array()?.len() >= count).then_some(())
     })

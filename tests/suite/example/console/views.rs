@@ -67,7 +67,7 @@ async fn each_view_shows_recent_activity() {
 
 #[tokio::test]
 async fn a_deep_link_opens_a_payment_trace_with_its_log_lines() {
-    let fixture = ConsoleFixture::set().await;
+    let fixture = ConsoleFixture::start().await;
     fixture.paid_order("the-first").await;
     let trace = fixture.trace_of("the-first").await;
     let Some(browser) = fixture.open(&format!("/traces/{trace}")).await else {
@@ -136,7 +136,7 @@ async fn every_view_shows_a_fault_until_it_is_switched_off() {
 async fn markup_in_data_is_shown_as_text() {
     const MARKUP: &str =
         "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>";
-    let fixture = ConsoleFixture::set().await;
+    let fixture = ConsoleFixture::start().await;
     let named = json!({ "email": "markup@example.com", "password": dev::harness::PASSWORD, "name": MARKUP });
     let _registered = fixture.service.anonymous().post("/v1/users").json(&named).await.is(201);
     let request = fixture.service.anonymous().get("/v1/products").header("user-agent", MARKUP);
@@ -170,7 +170,7 @@ async fn markup_in_data_is_shown_as_text() {
 
 #[tokio::test]
 async fn every_view_is_reachable_by_keyboard() {
-    let fixture = ConsoleFixture::set().await;
+    let fixture = ConsoleFixture::start().await;
     fixture.paid_order("by-keyboard").await;
     fixture.trace_of("by-keyboard").await;
     let Some(browser) = fixture.open("/now").await else { return };

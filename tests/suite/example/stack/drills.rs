@@ -1,5 +1,5 @@
 //! The drill of docs/runbooks/README-payments.md: the alerts that fire, and the one that is sent.
-use crate::stack::alerting::{OWN, sent_while_firing};
+use crate::stack::alerting::{SERVICE_LABELS, sent_while_firing};
 
 #[tokio::test]
 async fn an_outage_of_the_gateway_sends_one_alert() {
@@ -8,7 +8,7 @@ async fn an_outage_of_the_gateway_sends_one_alert() {
     let sent = sent_while_firing(&[
         ("PaymentFailureRatioHigh", job),
         ("CircuitBreakerOpen", gateway),
-        ("CircuitBreakerOpen", OWN),
+        ("CircuitBreakerOpen", SERVICE_LABELS),
         ("CircuitBreakerFlapping", gateway),
         ("PaymentsStuck", job),
         ("PaymentSettlementBudgetBurn", job),
@@ -25,8 +25,8 @@ async fn an_outage_of_the_gateway_sends_one_alert() {
 
 #[tokio::test]
 async fn a_discrepancy_sends_one_alert() {
-    let own = [OWN[0], OWN[1], OWN[2], ("record", "1")];
-    let other = [OWN[0], OWN[1], OWN[2], ("record", "2")];
+    let own = [SERVICE_LABELS[0], SERVICE_LABELS[1], SERVICE_LABELS[2], ("record", "1")];
+    let other = [SERVICE_LABELS[0], SERVICE_LABELS[1], SERVICE_LABELS[2], ("record", "2")];
     let open = [
         ("PaymentDiscrepancyOpen", &[("job", "service")][..]),
         ("PaymentDiscrepancyOpen", &own),

@@ -69,7 +69,7 @@ async fn a_gateway_outage_pages_and_resolves() {
     .await;
 
     assert_eq!(webhook.runbook_url.as_deref(), Some("http://localhost:8025/runbooks/CircuitBreakerOpen"));
-    // Its own alert and the rules have the same job: the page suppresses it.
+    // The page suppresses the service's own alert, because both have the same job.
     let own = eventually("the page suppresses the alert of the service", async || {
         let alerts = alertmanager.query("api/v2/alerts", &[("filter", "raised_by=service")]).await;
         let alert = alerts.as_array()?.iter().find(|alert| alert["labels"]["severity"] == "warning")?.clone();

@@ -22,8 +22,8 @@ use crate::{
 /// Relative tolerance. Both compute some sums in different orders, so the last digits may differ.
 const TOLERANCE: f64 = 1e-9;
 
-/// Expressions that neither the page nor a rule uses, with many values.
-const MORE: [&str; 6] = [
+/// Additional expressions with many values, which neither the page nor a rule uses.
+const ADDITIONAL: [&str; 6] = [
     "histogram_quantile(0.95, sum by (method, path, le) (rate(http_request_duration_seconds_bucket[10s])))",
     "sum by (method, path, status) (increase(http_requests_total[15s]))",
     "rate(http_requests_total[7s]) > 0 and on (path) http_requests_total > 5",
@@ -42,7 +42,7 @@ async fn expressions() -> Vec<String> {
     let of_page =
         now["charts"].as_array().unwrap().iter().flat_map(|chart| chart["expressions"].as_array().unwrap());
     let mut expressions: Vec<String> = of_page.map(|text| text.as_str().unwrap().to_owned()).collect();
-    expressions.extend(MORE.map(ToOwned::to_owned));
+    expressions.extend(ADDITIONAL.map(ToOwned::to_owned));
     for file in ["database", "payments", "presence", "security", "service", "telemetry", "audit"] {
         let text =
             std::fs::read_to_string(repository().join(format!("prometheus/rules/{file}.yml"))).unwrap();
@@ -113,7 +113,7 @@ fn are_equal(one: f64, other: f64) -> bool {
 }
 
 #[tokio::test]
-async fn the_console_computes_what_prometheus_would() {
+async fn the_console_computes_the_same_values_as_prometheus() {
     let Some(program) = tool("prometheus") else { return };
     let service: Service = builder().start().await;
     let prometheus = Server::prometheus(&program, &service, "127.0.0.1:9", Vec::new()).await;
@@ -123,7 +123,7 @@ async fn the_console_computes_what_prometheus_would() {
     })
     .unwrap();
     let scrapes = [("query", "count_over_time(orders_created_total[5m])")];
-    within(RULE_TIMEOUT, "there is something to compute", async || {
+    within(RULE_TIMEOUT, "Prometheus has enough samples", async || {
         let response = prometheus.query("api/v1/query", &scrapes).await;
         let count: f64 = response["data"]["result"][0]["value"][1].as_str()?.parse().ok()?;
         (count >= 15.0 && service.gateway().ledger().charges.len() > 20).then_some(())
@@ -136,22 +136,25 @@ async fn the_console_computes_what_prometheus_would() {
     let (mut compared, mut values) = (0, 0);
     for text in expressions().await {
         let expression = Expression::parse(&text).unwrap();
-        let beyond = expression.metrics().iter().any(|name| name.contains(':') || name == "up");
-        if beyond || expression.longest_range() > std::time::Duration::from_mins(14) {
+        let is_unsupported = expression.metrics().iter().any(|name| name.contains(':') || name == "up");
+        if is_unsupported || expression.longest_range() > std::time::Duration::from_mins(14) {
             continue;
         }
-        let mut ours = expression.value(&store, at).unwrap().into_elements();
-        ours.sort_by(|one, other| one.labels.cmp(&other.labels));
-        let theirs = value_of_prometheus(&prometheus, &text, at).await;
+        let mut console_values = expression.value(&store, at).unwrap().into_elements();
+        console_values.sort_by(|one, other| one.labels.cmp(&other.labels));
+        let prometheus_values = value_of_prometheus(&prometheus, &text, at).await;
         let labels = |elements: &[Element]| -> Vec<Labels> {
             elements.iter().map(|element| element.labels.clone()).collect()
         };
-        assert_eq!(labels(&ours), labels(&theirs), "{text}");
-        for (ours, theirs) in ours.iter().zip(&theirs) {
-            assert!(are_equal(ours.value, theirs.value), "{text}: {ours:?}, and Prometheus has {theirs:?}");
+        assert_eq!(labels(&console_values), labels(&prometheus_values), "{text}");
+        for (console_values, prometheus_values) in console_values.iter().zip(&prometheus_values) {
+            assert!(
+                are_equal(console_values.value, prometheus_values.value),
+                "{text}: {console_values:?}, and Prometheus has {prometheus_values:?}"
+            );
         }
         compared += 1;
-        values += ours.len();
+        values += console_values.len();
     }
     println!("{compared} expressions with {values} values");
     assert!(compared >= 40 && values >= 100, "{compared} expressions with {values} values");

@@ -1,5 +1,4 @@
-//! The services that `cargo dev` starts in addition to ours: none. Start a simulator here, and add its address to the
-//! settings.
+//! The external services that `cargo dev` starts: none. Start a simulator here, and add its address to the settings.
 use std::{
     future::{Ready, ready},
     io,
@@ -20,13 +19,13 @@ pub(crate) const FIRST_TRACE: &str = "the first created note";
 /// Flags that select a free port for every port of the example.
 pub const ANY_PORTS: &[&str] = &[];
 
-/// Part of what the last command on the screen prints.
+/// Part of the output of the last command on the screen.
 pub const LAST_RESPONSE: &str = "\"name\":\"First\"";
 
 /// Part of the last line of an environment that was stopped.
 pub const LAST_LINE: &str = "stopped";
 
-/// Error of starting or stopping a service.
+/// Error of starting or stopping an external service.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {}
 
@@ -45,7 +44,7 @@ pub(crate) fn erase(_directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The services that ours calls, in one environment.
+/// The external services of one environment.
 pub(crate) struct ExternalServices;
 
 #[expect(clippy::unused_self, reason = "a simulator has an address")]

@@ -36,7 +36,7 @@ pub fn body() -> Value {
     json!({ "name": "First" })
 }
 
-/// The services that ours calls: none. Start a simulator here, and add its address to the settings.
+/// The external services of a test: none. Start a simulator here, and add its address to the settings.
 pub(crate) struct ExternalServices;
 
 #[expect(clippy::unused_self, reason = "a simulator has an address")]
@@ -55,7 +55,7 @@ impl ExternalServices {
         Addresses
     }
 
-    /// Passes the address of our service to the other services.
+    /// Passes the address of the tested service to the external services.
     pub(crate) fn set_service_address(&self, _api: &Url) {}
 }
 
@@ -108,7 +108,7 @@ impl User {
 }
 
 impl Service {
-    /// Asserts that every row has its audit event, and every audit event its row.
+    /// Asserts that every note has an audit event of its creation, and every such event a note.
     pub async fn invariants_hold(&self) {
         let query = format!(
             "select count(*)
@@ -119,6 +119,10 @@ impl Service {
              ) as created using (id)
              where {TABLE}.id is null or created.id is null"
         );
-        assert_eq!(self.database().number(query).await, 0, "rows and their events are the same");
+        assert_eq!(
+            self.database().number(query).await,
+            0,
+            "notes without an audit event, or events without a note"
+        );
     }
 }

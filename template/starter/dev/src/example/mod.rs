@@ -3,7 +3,7 @@
 //! The rest of the crate uses only the names that are exported below, and the functions of [`environment`], [`harness`]
 //! and [`traffic`] that it calls.
 //!
-//! - [`environment`]: the services that `cargo dev` starts in addition to ours
+//! - [`environment`]: the external services that `cargo dev` starts
 //! - [`harness`]: the part of the test harness that is specific to notes
 //! - `panels`: the charts and figures of the console
 //! - `traffic`: the requests of simulated customers
@@ -43,16 +43,16 @@ impl Command {
 #[derive(Clone, Debug, Args)]
 pub struct Flags {}
 
-/// The addresses of the services that ours calls: none.
+/// The addresses of the external services: none.
 #[derive(Clone, Debug)]
 pub struct Addresses;
 
-/// Returns the comparison of the service's tables with the records of the services that ours calls.
+/// Returns the comparison of the service's tables with the records of the external services.
 pub fn comparison(_owner_url: &Url, _external_services: &Addresses) -> Option<Comparison> {
     None
 }
 
-/// Faults of the services that ours calls: the name of each, and its line in `--help`.
+/// Faults of the external services: the name of each, and its line in `--help`.
 pub(crate) const FAULTS: &[(&str, &str)] = &[];
 
 /// Error of setting the faults of a service.
@@ -60,7 +60,7 @@ pub(crate) const FAULTS: &[(&str, &str)] = &[];
 #[error("failed to set the faults of {0}")]
 pub struct FaultError(&'static str);
 
-/// Replaces the faults of the services that ours calls by the faults with these names.
+/// Replaces the faults of the external services by the faults with these names.
 pub(crate) fn set_faults(_external_services: &Addresses, _names: &[&str]) -> Ready<Result<(), FaultError>> {
     ready(Ok(()))
 }

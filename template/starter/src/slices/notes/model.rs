@@ -42,8 +42,8 @@ const MAX_NAME_CHARACTERS: usize = 200;
 
 impl Validate for NoteFields {
     fn validate(&self) -> Vec<FieldError> {
-        let fits = (1..=MAX_NAME_CHARACTERS).contains(&self.name.trim().chars().count());
-        if fits && !self.name.chars().any(char::is_control) {
+        let has_valid_length = (1..=MAX_NAME_CHARACTERS).contains(&self.name.trim().chars().count());
+        if has_valid_length && !self.name.chars().any(char::is_control) {
             return Vec::new();
         }
         let rule = format!("must have 1 to {MAX_NAME_CHARACTERS} characters without control characters");

@@ -28,7 +28,7 @@ pub(super) async fn create(
     owner_id: Uuid,
     fields: &NoteFields,
 ) -> Result<Option<CreatedNote>, sqlx::Error> {
-    // PostgreSQL stores microseconds: the response must have the same time as later reads.
+    // PostgreSQL stores microseconds, and the response must have the same time as later reads.
     let now = Utc::now().trunc_subsecs(6);
     let name = fields.name.trim().to_owned();
     let created = Note { id: Uuid::now_v7(), owner_id, name, created_at: now, updated_at: now };
@@ -67,7 +67,7 @@ pub(super) async fn create(
     }))
 }
 
-/// Returns a note; with `owner`, only if that customer owns it.
+/// Returns one note. With `owner`, returns it only if this customer owns the note.
 pub(super) async fn find(
     database: &Database,
     id: Uuid,

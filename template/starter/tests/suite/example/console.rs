@@ -23,7 +23,7 @@ async fn each_view_shows_recent_activity() {
 
 #[tokio::test]
 async fn a_deep_link_opens_the_trace_of_a_note() {
-    let fixture = ConsoleFixture::set().await;
+    let fixture = ConsoleFixture::start().await;
     let customer = fixture.service.customer().await;
     let _created = customer.creates().header("x-correlation-id", "the-first").await.is(201);
     let trace = eventually("the trace is received", async || {

@@ -65,16 +65,16 @@ async fn invalid_fields_have_pointers() {
 }
 
 #[tokio::test]
-async fn a_foreign_note_looks_like_a_missing_one() {
+async fn another_customers_note_responds_like_a_missing_one() {
     let service = service().await;
-    let (owner, stranger) = (service.customer().await, service.customer().await);
+    let (owner, other_customer) = (service.customer().await, service.customer().await);
     let id = owner.creates().await.is(201).id();
     for id in [id, Uuid::now_v7()] {
         let path = format!("{PATH}/{id}");
-        let _absent = stranger.get(&path).await.is_problem(404, "not-found");
-        let _absent = stranger.patch(&path).json(&body()).await.is_problem(404, "not-found");
+        let _absent = other_customer.get(&path).await.is_problem(404, "not-found");
+        let _absent = other_customer.patch(&path).json(&body()).await.is_problem(404, "not-found");
     }
-    assert_eq!(stranger.lists().await.is(200).json()["data"], json!([]));
+    assert_eq!(other_customer.lists().await.is(200).json()["data"], json!([]));
     let rejected =
         service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'not_owner'").await;
     assert_eq!(rejected.len(), 4, "each attempt is audited");
@@ -138,15 +138,11 @@ async fn a_repeated_request_replays_the_bytes_and_has_one_effect() {
 async fn a_key_belongs_to_its_user_and_to_the_first_request_under_it() {
     let service = service().await;
     let (one, other) = (service.customer().await, service.customer().await);
-    let first = one.creates_note("First").key("everybodys-favourite").await.is(201);
-    let _reused = one
-        .creates_note("Second")
-        .key("everybodys-favourite")
-        .await
-        .is_problem(422, "idempotency-key-reused");
-    let _invalid =
-        one.creates_note("").key("everybodys-favourite").await.is_problem(422, "idempotency-key-reused");
-    let others = other.creates_note("First").key("everybodys-favourite").await.is(201);
+    let first = one.creates_note("First").key("shared-key").await.is(201);
+    let _reused =
+        one.creates_note("Second").key("shared-key").await.is_problem(422, "idempotency-key-reused");
+    let _invalid = one.creates_note("").key("shared-key").await.is_problem(422, "idempotency-key-reused");
+    let others = other.creates_note("First").key("shared-key").await.is(201);
     assert_ne!(first.id(), others.id());
     assert!(!others.is_replayed());
 }
@@ -214,9 +210,9 @@ async fn no_statement_scans_the_rows_of_all_customers() {
              analyze notes",
         )
         .await;
-    // Uses the service's role: with its rights, and with the plan mode that `migrate` has set on the role.
+    // Uses the service's role, which has the service's rights, and the plan mode that `migrate` sets.
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
-    let mut looked_at = 0;
+    let mut checked = 0;
     for (number, (statement, parameters)) in statements().into_iter().enumerate() {
         if !statement.contains("notes") {
             continue;
@@ -227,10 +223,9 @@ async fn no_statement_scans_the_rows_of_all_customers() {
         let explain = format!("explain (format json) execute statement_{number}({nulls})");
         let plan: Value =
             sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
-        let reads_through =
-            |node: &&Value| node["Node Type"] == "Seq Scan" && node["Relation Name"] == "notes";
-        assert_eq!(nodes(&plan).iter().find(|node| reads_through(node)), None, "{statement}\n{plan:#}");
-        looked_at += 1;
+        let is_scan = |node: &&Value| node["Node Type"] == "Seq Scan" && node["Relation Name"] == "notes";
+        assert_eq!(nodes(&plan).iter().find(|node| is_scan(node)), None, "{statement}\n{plan:#}");
+        checked += 1;
     }
-    assert!(looked_at >= 5, "only {looked_at} statements were found");
+    assert!(checked >= 5, "only {checked} statements were checked");
 }

@@ -17,7 +17,7 @@ impl Fixtures {
     }
 }
 
-/// Paths at which an auditor may change nothing.
+/// Paths at which an auditor is not allowed to change anything.
 pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
 
 #[rustfmt::skip]
@@ -29,18 +29,18 @@ pub(crate) const ROWS: &[Row] = &[
     ("PATCH",  "/v1/notes/{id}", change, [401, 200, 403, 403, 403]),
 ];
 
-fn create(by: &Client, _: &Subject) -> Request {
-    by.post(PATH).json(&body()).new_key()
+fn create(client: &Client, _: &Subject) -> Request {
+    client.post(PATH).json(&body()).new_key()
 }
 
-fn list(by: &Client, _: &Subject) -> Request {
-    by.get(PATH)
+fn list(client: &Client, _: &Subject) -> Request {
+    client.get(PATH)
 }
 
-fn show(by: &Client, subject: &Subject) -> Request {
-    by.get(format!("{PATH}/{}", subject.things.note))
+fn show(client: &Client, subject: &Subject) -> Request {
+    client.get(format!("{PATH}/{}", subject.fixtures.note))
 }
 
-fn change(by: &Client, subject: &Subject) -> Request {
-    by.patch(format!("{PATH}/{}", subject.things.note)).json(&json!({ "name": "Another" }))
+fn change(client: &Client, subject: &Subject) -> Request {
+    client.patch(format!("{PATH}/{}", subject.fixtures.note)).json(&json!({ "name": "Another" }))
 }

@@ -3,7 +3,7 @@ use dev::harness::{PATH, body};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::database::round_trips::{counted_service, taken};
+use crate::database::round_trips::{counted_service, measure_cost};
 
 /// Expected round trips of each route. A change that raises a number makes the route more expensive, and states the
 /// reason here.
@@ -29,22 +29,23 @@ async fn notes_make_no_more_round_trips_than_they_need() {
             "GET /v1/notes" => customer.lists(),
             route => unreachable!("{route}"),
         };
-        counted.push((route, status, taken(&service, status, request).await.round_trips));
+        counted.push((route, status, measure_cost(&service, status, request).await.round_trips));
     }
     assert_eq!(counted, ROUND_TRIPS);
 }
 
 /// A difference in time would reveal which notes exist.
 #[tokio::test]
-async fn a_404_costs_the_same_for_missing_and_foreign_notes() {
+async fn a_404_costs_the_same_for_missing_and_others_notes() {
     let service = counted_service().await;
-    let (owner, stranger) = (service.customer().await, service.customer().await);
+    let (owner, other_customer) = (service.customer().await, service.customer().await);
     let note = owner.creates().await.is(201).id();
     let rejected = async |id: Uuid| {
         let change = json!({ "name": "Another" });
         [
-            taken(&service, 404, async || stranger.get(format!("{PATH}/{id}"))).await,
-            taken(&service, 404, async || stranger.patch(format!("{PATH}/{id}")).json(&change)).await,
+            measure_cost(&service, 404, async || other_customer.get(format!("{PATH}/{id}"))).await,
+            measure_cost(&service, 404, async || other_customer.patch(format!("{PATH}/{id}")).json(&change))
+                .await,
         ]
     };
     assert_eq!(rejected(note).await, rejected(Uuid::now_v7()).await);

@@ -15,8 +15,8 @@ async fn normal_traffic_has_no_unexpected_response() {
     let traffic = Traffic::start(settings).unwrap();
     within(Duration::from_mins(2), "every kind of request was sent", async || {
         let report = traffic.report();
-        let enough = report.counts.created >= 20 && report.replays >= 1 && report.rejections >= 3;
-        (enough || report.unexpected > 0).then_some(())
+        let is_complete = report.counts.created >= 20 && report.replays >= 1 && report.rejections >= 3;
+        (is_complete || report.unexpected > 0).then_some(())
     })
     .await;
     let report = traffic.stop().await;
