@@ -52,8 +52,8 @@ struct Module {
 }
 
 impl Module {
-    fn new<S: Clone + Send + Sync + 'static>(routes: OpenApiRouter<S>, state: fn(&App) -> S) -> Self {
-        let (router, document) = routes.split_for_parts();
+    fn new<S: Clone + Send + Sync + 'static>(module: OpenApiRouter<S>, state: fn(&App) -> S) -> Self {
+        let (router, document) = module.split_for_parts();
         Self { document, router: Box::new(move |app| router.with_state(state(app))) }
     }
 }

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Number of buyers.
-const BUYERS: usize = 8;
+const BUYERS: usize = 6;
 
 /// Pause between two purchases.
 const PAUSE: Duration = Duration::from_millis(200);

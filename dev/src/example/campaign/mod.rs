@@ -63,7 +63,11 @@ use crate::{
 const STRIKES: Duration = Duration::from_secs(8);
 
 /// Minimum duration of the faults in a round of failovers. It lasts until writes succeed at every replica.
-const FAILOVER_STRIKES: Duration = Duration::from_secs(5);
+const FAILOVER_STRIKES: Duration = Duration::from_secs(4);
+
+/// Number of rounds of failovers until every outcome must be known. So primaries also change while outcomes of earlier
+/// rounds are unknown.
+const FAILOVERS_PER_SETTLEMENT: u32 = 3;
 
 /// Interval of checks for due faults.
 const TICK: Duration = Duration::from_millis(50);
@@ -162,7 +166,10 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         stage.prepare(&strikes).await?;
         strike(&mut stage, &strikes, buyers.as_mut(), progress).await?;
         stage.heal(progress).await?;
-        let mut violations = settle(&mut stage, progress).await?;
+        let mut violations = Vec::new();
+        if !fails_over || round % FAILOVERS_PER_SETTLEMENT == 0 {
+            violations.extend(settle(&mut stage, progress).await?);
+        }
         if let Some(buyers) = &mut buyers {
             violations.extend(buyers.review(&stage).await?);
         }
@@ -175,6 +182,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         }
     }
 
+    report.ends(settle(&mut stage, progress).await?);
     report.clerk = clerk.stop().await;
     if let Some(traffic) = traffic {
         report.traffic = traffic.stop().await;

@@ -157,7 +157,7 @@ impl Gateway {
     async fn raw_page(&self, url: Url, permit: Permit) -> Result<RawPage, PageError> {
         let until = Instant::now() + self.timeout();
         match self.call::<RawPage>(self.0.client.get(url.clone()), "GET", url, permit, until).await {
-            SendResult::Made(response) => {
+            SendResult::Response(response) => {
                 let (page, _) = response.check(|_| Ok::<_, ()>(()));
                 Ok(page)
             }
