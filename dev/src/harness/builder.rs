@@ -103,7 +103,7 @@ impl Builder {
         let mut settings = self.settings;
         let link = if self.behind_a_link {
             let link = TcpProxy::to(database.service_url()).await.expect("there is a free port");
-            settings.push(("DATABASE_URL".to_owned(), link.leads_to(database.service_url()).to_string()));
+            settings.push(("DATABASE_URL".to_owned(), link.url_through(database.service_url()).to_string()));
             Some(Arc::new(link))
         } else {
             None

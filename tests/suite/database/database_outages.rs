@@ -35,7 +35,7 @@ async fn probes_respond_in_time_while_the_database_hangs() {
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["status"], "unhealthy");
     assert_eq!(report["checks"]["database"]["message"], "the database is unreachable");
-    service.link().mend();
+    service.link().resume();
     wait_until_ready(&service).await;
 }
 
@@ -52,7 +52,7 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
         service.logs().iter().any(|line| line["message"] == "worker failed").then_some(())
     })
     .await;
-    service.link().mend();
+    service.link().resume();
     wait_until_ready(&service).await;
     assert!(!request.insist().await.is(201).is_replayed());
     // After several failures, a worker pauses for up to 30 seconds.
@@ -99,7 +99,7 @@ async fn connections_to_a_lost_host_are_closed() {
         let _late = request.response().await.is_problem(504, "timeout");
     }
     held.release().await;
-    service.link().fails_over();
+    service.link().replace_host();
 
     wait_until_ready(&service).await;
     let requests = pool.map(|()| customer.lists().in_background());
@@ -194,7 +194,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
         .await;
     let standby = service.database().standby().await;
     service.terminate().await;
-    let primary = service.link().leads_to(service.database().service_url());
+    let primary = service.link().url_through(service.database().service_url());
     service.restart_with("DATABASE_URL", &both(&primary, standby.service_url())).await;
     // From now on, a commit is confirmed only after the standby has it too.
     for statement in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
@@ -229,7 +229,7 @@ async fn statements_on_a_lost_host_end_within_seconds() {
     let held = service.database().lock(TABLE).await;
     let requests = [(); 4].map(|()| customer.lists().in_background());
     service.database().wait_for_blocked_statements(4).await;
-    service.link().fails_over();
+    service.link().replace_host();
     let lost = Instant::now();
     for request in requests {
         let _given_up = request.response().await.is_problem(503, "unavailable");

@@ -199,7 +199,7 @@ async fn an_unresponsive_database_is_retried_and_then_named() {
     let database = Database::create_empty().await;
     let link = TcpProxy::to(database.service_url()).await.unwrap();
     link.freeze();
-    let url = link.leads_to(database.service_url());
+    let url = link.url_through(database.service_url());
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];
     let stopped = command(&["serve"], &[&sufficient()[..], &settings].concat()).await;
     let sentence = failed_in_one_sentence(&stopped);
@@ -218,7 +218,7 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
     let link = service.link();
     let comes_later = async {
         eventually("the service has made two attempts", async || (link.rejected() >= 2).then_some(())).await;
-        link.mend();
+        link.resume();
     };
     tokio::join!(service.restart(), comes_later);
     assert!(service.logs().iter().any(|line| line["message"] == "waiting for the database"));
@@ -230,7 +230,7 @@ async fn a_database_that_goes_down_during_the_start_is_retried() {
     let service = builder().behind_a_link().start().await;
     service.terminate().await;
     let link = service.link();
-    let owner = link.leads_to(service.database().owner_url());
+    let owner = link.url_through(service.database().owner_url());
     for migrates in ["false", "true"] {
         // The start waits for the lock after its first connection.
         let held = service.database().lock("_sqlx_migrations").await;
@@ -240,7 +240,7 @@ async fn a_database_that_goes_down_during_the_start_is_retried() {
             link.cut();
             eventually("the service retries", async || (link.rejected() > rejected).then_some(())).await;
             held.release().await;
-            link.mend();
+            link.resume();
         };
         let settings = [("MIGRATE_ON_START", migrates), ("DATABASE_MIGRATION_URL", owner.as_str())];
         let (started, ()) = tokio::join!(service.replica_with(&settings), goes_down);

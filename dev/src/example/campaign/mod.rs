@@ -1,19 +1,20 @@
-//! A test campaign against a service of several replicas, of any length: no payment is lost, and none is made twice.
+//! A test campaign that injects faults into a service of several replicas. It checks that no payment is lost or charged
+//! twice.
 //!
-//! A round has two halves. In the first half faults drawn from the seed occur, while customers order and pay and a
-//! clerk issues refunds. In the second half all faults end. Within a fixed time every outcome must then be known, and
-//! the reconciliation must find no difference. The same seed draws the same faults in the same order; their effect
-//! depends on timing.
+//! A round has two parts. In the first part the campaign injects faults drawn from the seed, while customers order and
+//! pay and the refunder issues refunds. In the second part all faults end. Within a fixed time every outcome must then be
+//! known, and the reconciliation must find no difference. The same seed draws the same faults in the same order, but
+//! their effect depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection
 //! - `failovers`: the results of changes of the primary
 //! - `buyers`: customers who remember what the service has acknowledged
-//! - `fleet`: the replicas, which are restarted when they die
+//! - `fleet`: the replicas, which are restarted after an exit
 //! - `full_disk`: a directory in which nothing can be written
 //! - `hostile_clients`: texts that cannot be stored, slow bodies and slow readers
-//! - `locks`: locks of other sessions, and an export of the audit log beside a reader
+//! - `locks`: locks of other sessions, and an export of the audit log during a read
 //! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment
-//! - `passwords`: password changes beside logins
+//! - `passwords`: password changes during logins
 //! - `test_bed`: all components, and the execution of faults
 //! - `refunder`: issues refunds and retries them
 //! - `report`: the faults and the results
@@ -56,14 +57,14 @@ use crate::{
     traffic::{self, Traffic},
 };
 
-/// Duration of the faults in a round.
-const STRIKES: Duration = Duration::from_secs(8);
+/// Duration of the first part of a round, in which faults are injected.
+const FAULT_PERIOD: Duration = Duration::from_secs(8);
 
-/// Interval of checks for due faults.
-const TICK: Duration = Duration::from_millis(50);
+/// Interval of checks for faults that are due.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Time after the end of all faults within which every outcome must be known and every replica ready.
-const SETTLE_TIME: Duration = Duration::from_mins(1);
+const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The tested service, and the length of the campaign.
 #[derive(Debug, Clone)]
@@ -84,11 +85,11 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     Rounds(u32),
-    /// All rounds that begin within this time.
+    /// All rounds that start within this time.
     Time(Duration),
 }
 
-/// The reason why a campaign was aborted. Findings about the service are in the [`Report`].
+/// The reason why a campaign was aborted. Violations by the service are in the [`Report`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -113,113 +114,114 @@ pub enum Error {
 
 /// Runs a campaign. The campaign ends early at the first round with a violation.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, Error> {
-    let mut stage = TestBed::set(&settings, progress).await?;
+    let mut test_bed = TestBed::start(&settings, progress).await?;
     let fails_over = settings.failover.is_some();
     let mut buyers = match settings.failover {
-        Some(mode) => Some(Buyers::start(&stage, mode).await?),
+        Some(mode) => Some(Buyers::start(&test_bed, mode).await?),
         None => None,
     };
     let traffic = traffic::Settings {
         rate_per_second: settings.rate_per_second,
         seed: settings.seed,
-        ..traffic::Settings::new(stage.api_url()?)
+        ..traffic::Settings::new(test_bed.api_url()?)
     };
     let traffic = (!fails_over).then(|| Traffic::start(traffic)).transpose()?;
-    let clerk = Refunder::start(stage.api_url()?, stage.owner_url().clone(), settings.seed, fails_over)?;
+    let refunder =
+        Refunder::start(test_bed.api_url()?, test_bed.owner_url().clone(), settings.seed, fails_over)?;
 
-    let mut dice = StdRng::seed_from_u64(settings.seed);
+    let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut report = Report::new(settings.seed);
-    // The first round begins when every replica is ready.
-    report.ends(settle(&mut stage, progress).await?);
+    // The first round starts when every replica is ready.
+    report.end_round(settle(&mut test_bed, progress).await?);
     let started = Instant::now();
     for round in 1.. {
-        let over = match settings.length {
+        let is_done = match settings.length {
             Length::Rounds(rounds) => round > rounds,
             Length::Time(time) => started.elapsed() >= time,
         };
-        if over {
+        if is_done {
             break;
         }
         let draw = if fails_over { faults::draw_failover } else { faults::draw };
-        let strikes = draw(&mut dice, settings.replicas, STRIKES);
-        let told: Vec<_> = strikes.iter().map(ToString::to_string).collect();
-        progress(&format!("round {round}: {}", told.join(", ")));
-        report.begins(&strikes);
-        stage.prepare(&strikes).await?;
-        strike(&mut stage, &strikes, buyers.as_mut(), progress).await?;
-        stage.heal(progress).await?;
-        let mut violations = settle(&mut stage, progress).await?;
+        let scheduled_faults = draw(&mut rng, settings.replicas, FAULT_PERIOD);
+        let descriptions: Vec<_> = scheduled_faults.iter().map(ToString::to_string).collect();
+        progress(&format!("round {round}: {}", descriptions.join(", ")));
+        report.start_round(&scheduled_faults);
+        test_bed.prepare(&scheduled_faults).await?;
+        inject_faults(&mut test_bed, &scheduled_faults, buyers.as_mut(), progress).await?;
+        test_bed.end_faults(progress).await?;
+        let mut violations = settle(&mut test_bed, progress).await?;
         if let Some(buyers) = &mut buyers {
-            violations.extend(buyers.review(&stage).await?);
+            violations.extend(buyers.review(&test_bed).await?);
         }
-        report.ends(violations);
+        report.end_round(violations);
         if !report.holds() {
             break;
         }
     }
 
-    report.clerk = clerk.stop().await;
+    report.refunds = refunder.stop().await;
     if let Some(traffic) = traffic {
         report.traffic = traffic.stop().await;
     }
-    report.died = stage.deaths();
-    let verdict = stage.check().await?;
+    report.replica_exits = test_bed.replica_exits();
+    let verdict = test_bed.check().await?;
     if let Some(buyers) = buyers {
-        report.failovers = Some(buyers.stop(&stage, &verdict).await?);
+        report.failovers = Some(buyers.stop(&test_bed, &verdict).await?);
     }
     report.verdict = Some(verdict);
-    stage.strike_down().await?;
+    test_bed.stop().await?;
     Ok(report)
 }
 
 /// Executes each fault at its time. Restarts dead replicas.
-async fn strike(
-    stage: &mut TestBed,
-    strikes: &[ScheduledFault],
+async fn inject_faults(
+    test_bed: &mut TestBed,
+    scheduled_faults: &[ScheduledFault],
     mut buyers: Option<&mut Buyers>,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     let started = Instant::now();
-    let mut due = strikes.iter().peekable();
-    while started.elapsed() < STRIKES {
-        while let Some(strike) = due.next_if(|strike| strike.after <= started.elapsed()) {
-            stage.suffer(&strike.fault, progress).await?;
-            if let (Fault::Failover(failover), Some(buyers)) = (&strike.fault, &mut buyers) {
-                buyers.failed_over(*failover, stage);
+    let mut upcoming = scheduled_faults.iter().peekable();
+    while started.elapsed() < FAULT_PERIOD {
+        while let Some(scheduled) = upcoming.next_if(|scheduled| scheduled.after <= started.elapsed()) {
+            test_bed.inject(&scheduled.fault, progress).await?;
+            if let (Fault::Failover(failover), Some(buyers)) = (&scheduled.fault, &mut buyers) {
+                buyers.failed_over(*failover, test_bed);
             }
         }
-        stage.revive(progress)?;
-        sleep(TICK).await;
+        test_bed.restart_dead(progress)?;
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
 /// Waits until every replica is ready and every outcome that was unknown at the end of the faults is known. Missing
 /// outcomes at the deadline, differences found by the reconciliation, and a broken audit chain are violations.
-async fn settle(stage: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
-    let healed = DateTime::<Utc>::from(SystemTime::now());
-    let deadline = Instant::now() + SETTLE_TIME;
+async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
+    let faults_ended = DateTime::<Utc>::from(SystemTime::now());
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
     let mut missing = String::new();
     while Instant::now() < deadline {
-        stage.revive(progress)?;
-        missing = match (stage.are_ready().await, stage.unknown_since(healed).await?) {
+        test_bed.restart_dead(progress)?;
+        missing = match (test_bed.are_ready().await, test_bed.unknown_since(faults_ended).await?) {
             (true, 0) => {
                 missing.clear();
                 break;
             }
             (ready, unknown) => format!("replicas ready: {ready}; outcomes unknown: {unknown}"),
         };
-        sleep(TICK * 4).await;
+        sleep(POLL_INTERVAL * 4).await;
     }
-    let mut violations = stage.findings().await;
+    let mut violations = test_bed.finish_concurrent_faults().await;
     if !missing.is_empty() {
-        violations.push(format!("not settled within {} s: {missing}", SETTLE_TIME.as_secs()));
-        violations.extend(stage.condition().await);
+        violations.push(format!("not settled within {} s: {missing}", SETTLE_TIMEOUT.as_secs()));
+        violations.extend(test_bed.describe_replicas().await);
     }
-    let verdict = stage.check().await?;
+    let verdict = test_bed.check().await?;
     progress(&format!("  {verdict}"));
     violations.extend(verdict.violations.iter().map(ToString::to_string));
-    violations.extend(stage.verify_audit_log().await?);
+    violations.extend(test_bed.verify_audit_log().await?);
     Ok(violations)
 }
 
