@@ -74,12 +74,12 @@ async fn a_foreign_database_is_rejected() {
     run(server.admin_url(), "create role precious").await;
 
     let rejected = server.drop_database("precious").await.unwrap_err();
-    assert!(matches!(&rejected, Error::NotOurs { made, .. } if made == "production"), "{rejected}");
+    assert!(matches!(&rejected, Error::NotOurs { comment, .. } if comment == "production"), "{rejected}");
     let rejected = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
     assert!(matches!(rejected, Error::NotOurs { .. }), "{rejected}");
-    // A database of ours, for another purpose.
-    let mark = Ownership::Environment("/elsewhere".to_owned());
-    let comment = format!("comment on database precious is '{mark}'");
+    // A database that another environment has created.
+    let ownership = Ownership::Environment("/elsewhere".to_owned());
+    let comment = format!("comment on database precious is '{ownership}'");
     let mut connection = PgConnection::connect(server.admin_url().as_str()).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(comment)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
@@ -143,7 +143,7 @@ async fn a_development_server_keeps_its_data_and_its_port() {
 
     std::fs::write(directory.join("postgres/data/PG_VERSION"), "9\n").unwrap();
     let rejected = start().await.unwrap_err();
-    assert!(matches!(rejected, Error::OtherMajor { made_by: 9, .. }), "{rejected}");
+    assert!(matches!(rejected, Error::OtherMajor { created_by: 9, .. }), "{rejected}");
     std::fs::remove_dir_all(directory).unwrap();
 }
 
@@ -175,7 +175,7 @@ async fn a_user_other_than_root_starts_a_server() {
 
     let child = Launch::new(&copy)
         .args(["--exact", "--ignored", "--nocapture", "a_server_responds"])
-        .account(unprivileged.uid.as_raw(), unprivileged.gid.as_raw())
+        .run_as(unprivileged.uid.as_raw(), unprivileged.gid.as_raw())
         .env("TMPDIR", "/tmp")
         .directory(&directory)
         .start()

@@ -72,7 +72,7 @@ pub(crate) async fn prepare(
             server.create_database(&name, Some(&owner)).await?;
             false
         }
-        Presence::Foreign(made) => return Err(Error::ForeignDatabase { name, made }),
+        Presence::Foreign(comment) => return Err(Error::ForeignDatabase { name, comment }),
     };
     let url = server.url(&name, &restricted, &password);
     let owner_url = server.url(&name, &owner, &owner_password);

@@ -125,9 +125,9 @@ pub enum Error {
     #[error(transparent)]
     Failover(#[from] failover::Error),
     #[error(
-        "the database `{name}` on this server was not created by this checkout ({made}), so it stays unchanged"
+        "the database `{name}` on this server was not created by this checkout ({comment}), so it stays unchanged"
     )]
-    ForeignDatabase { name: String, made: String },
+    ForeignDatabase { name: String, comment: String },
     #[error(
         "the database {name} is from an earlier run, and the migrations failed on it:\n{output}\n\
          --fresh deletes it and creates a new one"

@@ -163,7 +163,7 @@ impl ReplicatedServer {
 
     async fn restore(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let backup = self.backups.pop().ok_or(Error::NoBackup)?;
-        let restored = self.primary.started(backup, progress).await?;
+        let restored = self.primary.start_on_backup(backup, progress).await?;
         self.replace(restored).await?;
         self.admit()
     }
@@ -182,7 +182,7 @@ impl ReplicatedServer {
         }
         let backup = self.backups.remove(chosen);
         let moment = moment.max(backup.ended());
-        let restored = self.primary.recovered(backup, moment, progress).await?;
+        let restored = self.primary.start_recovered(backup, moment, progress).await?;
         self.replace(restored).await?;
         Ok(moment)
     }
@@ -217,7 +217,7 @@ impl ReplicatedServer {
         let Some(mode) = self.mode.filter(|_| self.standby.is_none()) else { return Ok(()) };
         reconnect(&self.replication, &self.primary)?;
         let source = self.replication.url_through(self.primary.admin_url());
-        let standby = self.primary.standby_through(&source, progress).await?;
+        let standby = self.primary.standby_with_primary_at(&source, progress).await?;
         // Once promoted, the standby has no standby of its own, and would confirm no commit.
         confirm_by_standby(&standby, false).await?;
         if let Some(node) = self.nodes.get(1 - self.active) {
