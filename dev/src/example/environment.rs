@@ -66,7 +66,7 @@ pub(crate) async fn find_ports(flags: &Flags, progress: &dyn Fn(&str)) -> Result
 }
 
 /// Deletes the ledgers of earlier runs.
-pub(crate) fn erase(directory: &Path) -> io::Result<()> {
+pub(crate) fn delete_data(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

@@ -283,7 +283,7 @@ impl Cluster {
 }
 
 /// Deletes the server that [`Purpose::Development`] keeps in this directory, with all its databases.
-pub async fn erase(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
+pub async fn delete_data(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
     let files = Files { directory: directory.join("postgres") };
     if !files.directory.exists() {
         return Ok(());

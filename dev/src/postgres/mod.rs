@@ -16,7 +16,7 @@ mod server;
 mod sql;
 mod unix_user;
 
-pub use cluster::erase;
+pub use cluster::delete_data;
 pub use ownership::Ownership;
 pub use replication::{Failover, ReplicatedServer, ReplicationMode};
 pub use server::{Presence, Rights, Server};
