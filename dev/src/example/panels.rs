@@ -16,13 +16,13 @@ pub(crate) const PANELS: &[Panel] = &[
     },
     Panel {
         id: "processing",
-        title: "Payments without an outcome yet",
+        title: "Payments without an outcome",
         unit: "",
-        lines: &[("processing", "max(payments_processing)"), ("parked", "max(payments_parked)")],
+        lines: &[("processing", "max(payments_processing)"), ("needs review", "max(payments_parked)")],
     },
     Panel {
         id: "gateway",
-        title: "Calls of the payment gateway",
+        title: "Requests to the payment gateway",
         unit: "/s",
         lines: &[(
             "{outcome}",

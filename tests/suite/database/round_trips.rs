@@ -29,7 +29,7 @@ pub(crate) async fn taken(
     status: u16,
     request: impl AsyncFn() -> Request,
 ) -> DatabaseCost {
-    let link = service.link();
+    let link = service.database_proxy();
     let mut fewest = DatabaseCost { round_trips: usize::MAX, bytes: usize::MAX };
     for _ in 0..TRIES {
         let request = request().await;
@@ -46,7 +46,7 @@ pub(crate) async fn taken(
 /// Starts a service whose database traffic is counted, and whose workers are idle.
 pub(crate) async fn counted_service() -> Service {
     builder()
-        .behind_a_link()
+        .with_database_proxy()
         // With a single connection, the first try prepares every statement.
         .setting("DATABASE_MAX_CONNECTIONS", "1")
         .with_idle_workers()

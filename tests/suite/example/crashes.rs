@@ -23,7 +23,7 @@ async fn service_that_crashes_at(point: &str) -> Service {
 
 /// Restarts the crashed process. The caller, who got no response, retries until the response has the outcome.
 async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpResponse {
-    let ended = service.ends().await;
+    let ended = service.wait_for_exit().await;
     assert!(ended.signal().is_some(), "a signal ended the process: {ended}");
     service.restart_without("CRASH_AT").await;
     eventually("the retry has the outcome", async || {

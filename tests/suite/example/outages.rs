@@ -269,7 +269,7 @@ async fn a_known_key_is_replayed_while_the_gateway_is_down() {
 
 #[tokio::test]
 async fn an_unknown_commit_is_not_followed_by_a_charge() {
-    let service = builder().behind_a_link().start().await;
+    let service = builder().with_database_proxy().start().await;
     service.gateway_sends_no_webhooks();
     let order = service.customer().await.places_an_order().await;
     // The payment's first transaction waits for a lock. The connection is cut before the commit is confirmed.
@@ -284,7 +284,7 @@ async fn an_unknown_commit_is_not_followed_by_a_charge() {
         (service.database().number(waiting).await > 0).then_some(())
     })
     .await;
-    service.link().interrupt();
+    service.database_proxy().interrupt();
     let response = attempt.response().await.is_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
     let charged =

@@ -414,7 +414,7 @@ async fn a_payment_in_flight_is_finished_before_the_service_ends() {
     service.gateway().release();
 
     assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
-    assert_eq!(service.ends().await.code(), Some(0));
+    assert_eq!(service.wait_for_exit().await.code(), Some(0));
     service.invariants_hold().await;
 }
 

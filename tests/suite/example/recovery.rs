@@ -102,7 +102,7 @@ async fn a_known_charge_is_not_resent() {
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
     // From now on, the same key would charge a second time.
-    service.gateway().forget_keys();
+    service.gateway().expire_keys();
     order.becomes("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
     service.invariants_hold().await;

@@ -359,7 +359,7 @@ async fn a_second_gateway_refund_is_a_discrepancy() {
 
 #[tokio::test]
 async fn a_refund_of_unknown_commit_is_not_sent() {
-    let service = builder().behind_a_link().start().await;
+    let service = builder().with_database_proxy().start().await;
     service.gateway_sends_no_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let lock = service.database().hold(&format!("select from payments where id = '{id}' for update")).await;
@@ -372,13 +372,13 @@ async fn a_refund_of_unknown_commit_is_not_sent() {
         (service.database().number(waiting).await > 0).then_some(())
     })
     .await;
-    service.link().interrupt();
+    service.database_proxy().interrupt();
     let response = attempt.response().await.is_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
     assert_eq!(service.gateway().ledger().refunds.len(), 0, "a refund of unknown commit is not sent");
 
     lock.release().await;
-    let refunded = request.insist().await.is(201);
+    let refunded = request.send_until_final().await.is(201);
     assert_eq!(refunded.text("status"), "succeeded");
     assert_eq!(refunded_total(&service), 1000);
     service.invariants_hold().await;

@@ -66,8 +66,8 @@ async fn another_replica_settles_payments_of_a_crashed_one() {
 
 /// Places an order and pays it, and retries each request until it succeeds.
 async fn order_and_pay(customer: User, card: &'static str) {
-    let order = customer.orders(&[(MUG, 2)]).insist().await.is(201).id();
-    let _paid_or_not = customer.pay(order, card).insist().await.is(201);
+    let order = customer.orders(&[(MUG, 2)]).send_until_final().await.is(201).id();
+    let _paid_or_not = customer.pay(order, card).send_until_final().await.is(201);
 }
 
 #[tokio::test]

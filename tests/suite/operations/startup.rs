@@ -212,10 +212,10 @@ async fn an_unresponsive_database_is_retried_and_then_named() {
 
 #[tokio::test]
 async fn the_service_waits_for_a_late_database_and_logs_it() {
-    let mut service = builder().behind_a_link().start().await;
+    let mut service = builder().with_database_proxy().start().await;
     service.terminate().await;
-    service.link().cut();
-    let link = service.link();
+    service.database_proxy().cut();
+    let link = service.database_proxy();
     let comes_later = async {
         eventually("the service has made two attempts", async || (link.rejected() >= 2).then_some(())).await;
         link.resume();
@@ -227,9 +227,9 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
 
 #[tokio::test]
 async fn a_database_that_goes_down_during_the_start_is_retried() {
-    let service = builder().behind_a_link().start().await;
+    let service = builder().with_database_proxy().start().await;
     service.terminate().await;
-    let link = service.link();
+    let link = service.database_proxy();
     let owner = link.url_through(service.database().owner_url());
     for migrates in ["false", "true"] {
         // The start waits for the lock after its first connection.

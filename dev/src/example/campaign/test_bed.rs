@@ -62,7 +62,7 @@ impl TestBed {
     pub(super) async fn start(settings: &Settings, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let server = Server::find_or_start(Purpose::Durable, progress).await?;
         let prepared = environment::database::prepare(&server, &settings.executable, false, progress).await?;
-        seed_products::offer(&prepared.owner_url, progress).await?;
+        seed_products::seed(&prepared.owner_url, progress).await?;
         let addresses = Fleet::addresses(settings.replicas)?;
         let api_proxy = TcpProxy::open(addresses.iter().map(|(api, _)| *api).collect()).await?;
         let gateway = Arc::new(

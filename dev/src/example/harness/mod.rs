@@ -57,9 +57,9 @@ pub const REQUIRED: [(&str, &str); 3] = [
     ("GATEWAY_API_KEY", "an-api-key"),
     ("GATEWAY_WEBHOOK_SECRET", "whsec_YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw=="),
 ];
-/// Settings that are never shown, in addition to the platform's.
+/// Secret settings, in addition to the platform's.
 pub const SECRETS: [&str; 2] = ["GATEWAY_API_KEY", "GATEWAY_WEBHOOK_SECRET"];
-/// Readiness checks, in addition to the service's own.
+/// Readiness checks of external services.
 pub const NEIGHBOUR_CHECKS: [&str; 1] = ["external_api"];
 /// Series that exist from the first scrape, in addition to the platform's.
 pub const SERIES: [&str; 11] = [
@@ -107,10 +107,10 @@ impl ExternalServices {
             ("GATEWAY_URL", self.gateway.url().to_string()),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
-            // Long for a gateway on this machine, and short for a test that waits until the timeout.
+            // Long enough for a gateway on this machine, and short enough for tests of the timeout.
             ("GATEWAY_TIMEOUT_MS", "2500".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
-            // Only tests of reconciliation need more than the run at the start.
+            // Only tests of reconciliation need runs after the one at the start.
             ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "600".to_owned()),
         ]
     }
@@ -141,7 +141,7 @@ pub(crate) async fn seed_products(database: &Database) {
         .await;
 }
 
-/// Gauges that are zero until a worker whose work has several units has completed it once.
+/// Gauges that are zero until the first run of a unit of work, for workers with several units.
 pub const FIRST_WORK: [&str; 2] = [
     "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
     "reconciliation_last_success_timestamp_seconds{scope=\"window\"}",
@@ -171,10 +171,10 @@ impl User {
         self.orders(&[(MUG, 1)])
     }
 
-    /// Performs every action of customers once. Returns the number of correctly answered requests.
+    /// Performs every action of customers once. Returns the number of requests with the expected response.
     ///
     /// # Errors
-    /// Describes the first incorrect response.
+    /// The error is the first unexpected response.
     pub async fn uses_every_customer_route(&self) -> Result<usize, String> {
         let placed = self.orders(&[(MUG, 1)]).await;
         if placed.status != 201 {
@@ -220,7 +220,7 @@ impl User {
         self.post(format!("/v1/orders/{order}/payments")).json(&body).new_key()
     }
 
-    /// Returns an unsent refund of a payment, under a new key. Without an amount, all of the remaining amount is
+    /// Returns an unsent refund of a payment, under a new key. Without an amount, the whole remaining amount is
     /// refunded.
     pub fn refund(&self, payment: Uuid, amount: Option<i64>) -> Request {
         let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));

@@ -1,5 +1,5 @@
-//! Tests that the check finds violated invariants. The tables are those of the migrations without constraints and
-//! triggers, so that every invariant can be violated. The service's own tables prevent most violations.
+//! Tests that the check finds violated invariants. Its tables are copies without constraints and triggers, which would
+//! prevent most violations.
 use std::net::SocketAddr;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, migrate::Migrator};
@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without payment (4). The payment of
-/// order N has the id 10 + N. Parcels stand for the table of any other slice: one was created under a key.
+/// order N has the id 10 + N. `parcels` is the table of another slice, with one row that was
+/// created under a key.
 const RECORDS: &str = "
     drop schema if exists records cascade;
     create schema records;
@@ -127,7 +128,7 @@ const VIOLATIONS: [(&str, &str); 19] = [
 ];
 
 /// Two and a half pages.
-const PAYMENTS: i64 = invariants::PAGE * 5 / 2;
+const PAYMENTS: i64 = invariants::PAGE_SIZE * 5 / 2;
 
 /// The given number of paid orders: order N has payment N, with the charge `ch_N`.
 const MANY_PAYMENTS: &str = "
@@ -179,9 +180,9 @@ fn charge(number: u128, status: ChargeStatus) -> Charge {
     }
 }
 
-/// Creates a database with the tables of the migrations. [`RECORDS`] copies them into a schema that precedes theirs in
-/// the search path.
-async fn migrated(server: &Server, name: &str) -> (Url, PgConnection) {
+/// Creates a migrated database. [`RECORDS`] copies its tables into the schema `records`, which is first in the search
+/// path.
+async fn create_migrated_database(server: &Server, name: &str) -> (Url, PgConnection) {
     server.create_database(name, None).await.unwrap();
     let url = server.admin_url_of(name);
     let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
@@ -197,7 +198,7 @@ async fn migrated(server: &Server, name: &str) -> (Url, PgConnection) {
 async fn equal_records_pass_and_each_violation_is_named() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
-    let (url, mut connection) = migrated(server, &name).await;
+    let (url, mut connection) = create_migrated_database(server, &name).await;
 
     let gateway = gateway().await;
     gateway.record(charge(1, ChargeStatus::Succeeded)).unwrap();
@@ -230,10 +231,10 @@ async fn equal_records_pass_and_each_violation_is_named() {
 }
 
 #[tokio::test]
-async fn long_ledgers_are_compared_page_by_page_without_gaps() {
+async fn long_ledgers_are_compared_in_pages_without_gaps() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
-    let (url, mut connection) = migrated(server, &name).await;
+    let (url, mut connection) = create_migrated_database(server, &name).await;
     let records = format!("{RECORDS}; {}", MANY_PAYMENTS.replace("PAYMENTS", &PAYMENTS.to_string()));
     sqlx::raw_sql(AssertSqlSafe(records)).execute(&mut connection).await.unwrap();
     let gateway = gateway().await;
@@ -245,7 +246,7 @@ async fn long_ledgers_are_compared_page_by_page_without_gaps() {
     assert_eq!((verdict.pages, verdict.charges), (3, verdict.payments));
 
     // The first and the last of each page, and ids before and after all pages.
-    let page = invariants::PAGE;
+    let page = invariants::PAGE_SIZE;
     let violations = [0, 1, page, page + 1, 2 * page, 2 * page + 1, PAYMENTS, PAYMENTS + 1];
     for number in violations {
         gateway.record(Charge { id: format!("second_{number}"), ..charge_of_many(number) }).unwrap();

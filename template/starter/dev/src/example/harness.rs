@@ -28,7 +28,7 @@ pub const SECRETS: [&str; 0] = [];
 pub const NEIGHBOUR_CHECKS: [&str; 0] = [];
 /// Series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
-/// Gauges that are zero until a worker whose work has several units has completed it once.
+/// Gauges that are zero until the first run of a unit of work, for workers with several units.
 pub const FIRST_WORK: [&str; 0] = [];
 
 /// Returns a body that creates a note.
