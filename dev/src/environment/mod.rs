@@ -215,7 +215,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         owner_url: database.owner_url.clone(),
         faults: faults.clone(),
         replication: server.replication(),
-        books: compare.clone(),
+        reconciliation: compare.clone(),
         traffic: traffic.as_ref().map(Traffic::switch),
         log: Some(service_log.clone()),
         prometheus: Some(data_dir.directory().join("alerting")),
@@ -296,9 +296,9 @@ fn report_end(
         progress(&format!("the service ended with {service}: see {}", service_log.display()));
     }
     match reconciliation {
-        Some(ReconciliationResult { holds: false, says, .. }) => Err(Error::RecordsDiffer(says)),
-        Some(ReconciliationResult { says, .. }) => {
-            progress(&says);
+        Some(ReconciliationResult { holds: false, summary, .. }) => Err(Error::RecordsDiffer(summary)),
+        Some(ReconciliationResult { summary, .. }) => {
+            progress(&summary);
             Ok(())
         }
         None => {
@@ -338,15 +338,15 @@ async fn reconcile_periodically(compare: Option<&Comparison>, progress: &dyn Fn(
     let mut clock = interval_at(Instant::now() + RECONCILIATION_INTERVAL, RECONCILIATION_INTERVAL);
     loop {
         clock.tick().await;
-        progress(&compare().await.says);
+        progress(&compare().await.summary);
     }
 }
 
 /// Keeps the status line up to date.
 async fn show_status(console: &Console, status: &dyn Fn(&str)) -> Infallible {
-    let mut essentials = console.essentials();
+    let mut lines = console.status_lines();
     loop {
-        status(&essentials.next().await);
+        status(&lines.next().await);
     }
 }
 

@@ -36,6 +36,6 @@ pub use self::{
 pub(crate) use self::{
     faults::{FAULTS, set as set_faults},
     harness::TABLE,
-    panels::{FIGURES, FIRST_TRACE, PANELS, essentials},
+    panels::{FIGURES, FIRST_TRACE, PANELS, status_line},
     seed_products::seed as seed_products,
 };

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     environment::database::CUSTOMER,
-    example::{gateway::ChargeStatus, invariants::Verdict},
+    example::{gateway::ChargeStatus, invariants::CheckReport},
     http,
     postgres::{Failover, ReplicationMode},
 };
@@ -169,18 +169,18 @@ impl Buyers {
     pub(super) async fn stop(
         mut self,
         test_bed: &TestBed,
-        verdict: &Verdict,
+        reconciliation: &CheckReport,
     ) -> Result<FailoverReport, Error> {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
         let mut connection = PgConnection::connect(test_bed.owner_url().as_str()).await?;
         let found = sqlx::query_scalar("select count(*) from discrepancies where record_id = any ($1)")
-            .bind(&verdict.orphans)
+            .bind(&reconciliation.orphans)
             .fetch_one(&mut connection)
             .await?;
         connection.close().await?;
         let mut report = self.store.report().clone();
-        report.orphans = verdict.orphans.len();
+        report.orphans = reconciliation.orphans.len();
         report.orphans_found = found;
         Ok(report)
     }

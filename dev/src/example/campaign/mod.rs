@@ -165,11 +165,11 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         report.traffic = traffic.stop().await;
     }
     report.replica_exits = test_bed.replica_exits();
-    let verdict = test_bed.check().await?;
+    let reconciliation = test_bed.reconcile().await?;
     if let Some(buyers) = buyers {
-        report.failovers = Some(buyers.stop(&test_bed, &verdict).await?);
+        report.failovers = Some(buyers.stop(&test_bed, &reconciliation).await?);
     }
-    report.verdict = Some(verdict);
+    report.reconciliation = Some(reconciliation);
     test_bed.stop().await?;
     Ok(report)
 }
@@ -218,9 +218,9 @@ async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<S
         violations.push(format!("not settled within {} s: {missing}", SETTLE_TIMEOUT.as_secs()));
         violations.extend(test_bed.describe_replicas().await);
     }
-    let verdict = test_bed.check().await?;
-    progress(&format!("  {verdict}"));
-    violations.extend(verdict.violations.iter().map(ToString::to_string));
+    let reconciliation = test_bed.reconcile().await?;
+    progress(&format!("  {reconciliation}"));
+    violations.extend(reconciliation.violations.iter().map(ToString::to_string));
     violations.extend(test_bed.verify_audit_log().await?);
     Ok(violations)
 }

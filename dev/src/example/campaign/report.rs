@@ -2,7 +2,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{failovers::FailoverReport, faults::ScheduledFault, refunder::RefundReport};
-use crate::{example::invariants::Verdict, traffic};
+use crate::{example::invariants::CheckReport, traffic};
 
 /// The results of a campaign.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub struct Report {
     /// The results of changes of the primary, if there were any.
     pub failovers: Option<FailoverReport>,
     /// The reconciliation at the end.
-    pub verdict: Option<Verdict>,
+    pub reconciliation: Option<CheckReport>,
     /// The faults of each round, printed after a violation.
     history: Vec<String>,
 }
@@ -36,7 +36,7 @@ impl Report {
             refunds: RefundReport::default(),
             traffic: traffic::Report::default(),
             failovers: None,
-            verdict: None,
+            reconciliation: None,
             history: Vec::new(),
         }
     }
@@ -61,14 +61,14 @@ impl Report {
             && self.refunds.unexpected.is_empty()
             && self.traffic.unexpected == 0
             && self.failovers.as_ref().is_none_or(FailoverReport::holds)
-            && self.verdict.as_ref().is_none_or(Verdict::holds)
+            && self.reconciliation.as_ref().is_none_or(CheckReport::holds)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.holds() { "no violation" } else { "VIOLATED" };
-        writeln!(formatter, "seed {}, {} rounds: {verdict}", self.seed, self.rounds)?;
+        let result = if self.holds() { "no violation" } else { "VIOLATED" };
+        writeln!(formatter, "seed {}, {} rounds: {result}", self.seed, self.rounds)?;
         for (fault, count) in &self.faults {
             writeln!(formatter, "  {count:>5}  {fault}")?;
         }
@@ -83,8 +83,8 @@ impl fmt::Display for Report {
             Some(failovers) => writeln!(formatter, "{failovers}")?,
             None => writeln!(formatter, "traffic: {}", self.traffic)?,
         }
-        if let Some(verdict) = &self.verdict {
-            write!(formatter, "{verdict}")?;
+        if let Some(reconciliation) = &self.reconciliation {
+            write!(formatter, "{reconciliation}")?;
         }
         if self.holds() {
             return Ok(());

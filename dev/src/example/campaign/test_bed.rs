@@ -17,7 +17,7 @@ use crate::{
     environment,
     example::{
         gateway::{self, Ledger, Simulator},
-        invariants::{self, Loss, Verdict},
+        invariants::{self, CheckReport, Loss},
         seed_products,
     },
     postgres::{Failover, Purpose, ReplicatedServer, Server},
@@ -270,7 +270,7 @@ impl TestBed {
     }
 
     /// Runs the reconciliation.
-    pub(super) async fn check(&self) -> Result<Verdict, Error> {
+    pub(super) async fn reconcile(&self) -> Result<CheckReport, Error> {
         let loss = if self.commits_may_be_lost { Loss::Possible } else { Loss::Impossible };
         Ok(invariants::check_after(loss, self.owner_url.as_str(), &self.gateway.url()).await?)
     }

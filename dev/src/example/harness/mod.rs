@@ -262,8 +262,8 @@ impl Service {
 
     /// Compares the service's tables with the gateway's ledger, and checks that all invariants hold.
     pub async fn invariants_hold(&self) {
-        let verdict = invariants::check(self.database().owner_url().as_str(), &self.gateway().url()).await;
-        let verdict = verdict.unwrap_or_else(|error| panic!("{error}"));
-        assert!(verdict.holds(), "{verdict}");
+        let report = invariants::check(self.database().owner_url().as_str(), &self.gateway().url()).await;
+        let report = report.unwrap_or_else(|error| panic!("{error}"));
+        assert!(report.holds(), "{report}");
     }
 }

@@ -88,7 +88,7 @@ impl Violations {
 
 /// The result of a check, and the numbers of checked records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Verdict {
+pub struct CheckReport {
     pub orders: i64,
     pub payments: usize,
     pub refunds: usize,
@@ -108,7 +108,7 @@ pub struct Verdict {
     pub unreported: usize,
 }
 
-impl Verdict {
+impl CheckReport {
     /// Returns whether all invariants hold.
     pub fn holds(&self) -> bool {
         self.violations.is_empty()
@@ -124,7 +124,7 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for CheckReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.violations.len() + self.unreported {
             0 => formatter.write_str("all invariants hold")?,
@@ -160,16 +160,16 @@ pub enum Loss {
 }
 
 /// Compares the service's tables with the ledger of the gateway at this address. The comparison is read-only.
-pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> {
+pub async fn check(database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     check_after(Loss::Impossible, database_url, gateway).await
 }
 
 /// Compares like [`check`], after a possible loss of rows.
-pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Result<Verdict, Error> {
+pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let client = crate::http::client(GATEWAY_TIMEOUT)?;
     let mut connection = PgConnection::connect(database_url).await?;
     let Tables { orders, idempotency_keys, mut violations } = Tables::read(&mut connection).await?;
-    let mut verdict = Verdict { orders, idempotency_keys, ..Verdict::default() };
+    let mut report = CheckReport { orders, idempotency_keys, ..CheckReport::default() };
     let mut next = Some(Uuid::nil());
     while let Some(from) = next {
         let keys = from..=tables::end_of_page(&mut connection, from, PAGE_SIZE).await?;
@@ -178,22 +178,22 @@ pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Resul
         let after = Page::read(&mut connection, &keys).await?;
         for found in comparison::compare(&before, &ledger, &after) {
             match found {
-                Difference::Orphan(reference, _) if loss == Loss::Possible => verdict.orphans.push(reference),
+                Difference::Orphan(reference, _) if loss == Loss::Possible => report.orphans.push(reference),
                 Difference::Orphan(_, violation) | Difference::Violation(violation) => {
                     violations.add(violation)
                 }
             }
         }
-        verdict.count(&ledger, &after);
+        report.count(&ledger, &after);
         next = keys.end().as_u128().checked_add(1).map(Uuid::from_u128);
     }
     connection.close().await?;
     let Violations { reported, unreported } = violations;
-    Ok(Verdict { violations: reported, unreported, ..verdict })
+    Ok(CheckReport { violations: reported, unreported, ..report })
 }
 
 /// Compares like [`check`]. Rows may be lost if `after-restore` has recorded a restore.
-async fn check_after_restores(owner_url: &str, gateway: &Url) -> Result<Verdict, Error> {
+async fn check_after_restores(owner_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let mut connection = PgConnection::connect(owner_url).await?;
     let was_restored: bool =
         sqlx::query_scalar("select exists (select from audit_restores)").fetch_one(&mut connection).await?;
@@ -216,17 +216,17 @@ pub fn console_comparison(owner_url: Url, gateway: Url) -> Comparison {
         let (owner_url, gateway) = (owner_url.clone(), gateway.clone());
         Box::pin(async move {
             match check_after_restores(owner_url.as_str(), &gateway).await {
-                Ok(verdict) => ReconciliationResult {
+                Ok(report) => ReconciliationResult {
                     at: Utc::now(),
-                    holds: verdict.holds(),
-                    says: verdict.to_string(),
-                    verdict: serde_json::to_value(verdict).ok(),
+                    holds: report.holds(),
+                    summary: report.to_string(),
+                    report: serde_json::to_value(report).ok(),
                 },
                 Err(error) => ReconciliationResult {
                     at: Utc::now(),
                     holds: false,
-                    says: error.to_string(),
-                    verdict: None,
+                    summary: error.to_string(),
+                    report: None,
                 },
             }
         })

@@ -206,24 +206,24 @@ async fn equal_records_pass_and_each_violation_is_named() {
     gateway.record(charge(3, ChargeStatus::Declined)).unwrap();
 
     sqlx::raw_sql(RECORDS).execute(&mut connection).await.unwrap();
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    assert!(verdict.holds(), "{verdict}");
-    assert_eq!((verdict.orders, verdict.payments, verdict.payments_in_flight, verdict.charges), (4, 3, 1, 3));
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert!(report.holds(), "{report}");
+    assert_eq!((report.orders, report.payments, report.payments_in_flight, report.charges), (4, 3, 1, 3));
 
     for (violation, rule) in VIOLATIONS {
         sqlx::raw_sql(AssertSqlSafe(format!("{RECORDS}; {violation}")))
             .execute(&mut connection)
             .await
             .unwrap();
-        let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-        assert!(verdict.violations.iter().any(|violation| violation.rule == rule), "{violation}: {verdict}");
+        let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+        assert!(report.violations.iter().any(|violation| violation.rule == rule), "{violation}: {report}");
     }
 
     sqlx::raw_sql(RECORDS).execute(&mut connection).await.unwrap();
     gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    assert_eq!(verdict.violations.len(), 1, "{verdict}");
-    assert_eq!(verdict.violations[0].rule, "a payment is charged once");
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert_eq!(report.violations.len(), 1, "{report}");
+    assert_eq!(report.violations[0].rule, "a payment is charged once");
 
     connection.close().await.unwrap();
     gateway.stop().await;
@@ -241,9 +241,9 @@ async fn long_ledgers_are_compared_in_pages_without_gaps() {
     for number in 1..=PAYMENTS {
         gateway.record(charge_of_many(number)).unwrap();
     }
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    assert!(verdict.holds(), "{verdict}");
-    assert_eq!((verdict.pages, verdict.charges), (3, verdict.payments));
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert!(report.holds(), "{report}");
+    assert_eq!((report.pages, report.charges), (3, report.payments));
 
     // The first and the last of each page, and ids before and after all pages.
     let page = invariants::PAGE_SIZE;
@@ -251,15 +251,15 @@ async fn long_ledgers_are_compared_in_pages_without_gaps() {
     for number in violations {
         gateway.record(Charge { id: format!("second_{number}"), ..charge_of_many(number) }).unwrap();
     }
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    let found = |rule: &str| verdict.violations.iter().filter(|violation| violation.rule == rule).count();
-    assert_eq!(found("a payment is charged once"), violations.len() - 2, "{verdict}");
-    assert_eq!(found("a charge has a payment"), 2, "{verdict}");
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    let found = |rule: &str| report.violations.iter().filter(|violation| violation.rule == rule).count();
+    assert_eq!(found("a payment is charged once"), violations.len() - 2, "{report}");
+    assert_eq!(found("a charge has a payment"), 2, "{report}");
 
     sqlx::raw_sql("update payments set amount = 1").execute(&mut connection).await.unwrap();
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    assert_eq!(verdict.violations.len(), invariants::MAX_VIOLATIONS);
-    assert!(verdict.unreported > verdict.payments, "{} are counted but not reported", verdict.unreported);
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert_eq!(report.violations.len(), invariants::MAX_VIOLATIONS);
+    assert!(report.unreported > report.payments, "{} are counted but not reported", report.unreported);
 
     connection.close().await.unwrap();
     gateway.stop().await;
