@@ -1,7 +1,7 @@
 //! Runs of cargo by this program, which build the service and expand its queries.
 //!
-//! `cargo run` has replaced itself with this process, so the build directory is not locked. A build of the same packages
-//! is fast, because nearly everything is up to date.
+//! `cargo run` has replaced itself with this process, so the build directory is not locked. A build of the same
+//! packages is fast, because nearly everything is up to date.
 use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
@@ -65,9 +65,9 @@ pub(crate) fn program() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// Returns the environment without the variables that `cargo run` has added for this program. Some build scripts, such as
-/// that of `ring`, depend on these variables. If this cargo inherited them, the next cargo of the user would recompile
-/// many dependencies.
+/// Returns the environment without the variables that `cargo run` has added for this program. Some build scripts, such
+/// as that of `ring`, depend on these variables. If this cargo inherited them, the next cargo of the user would
+/// recompile many dependencies.
 pub(crate) fn user_environment() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| {
         let name = name.to_string_lossy();

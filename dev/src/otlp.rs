@@ -1,7 +1,7 @@
 //! A receiver of spans and log records over OTLP, in the protocols of all exporters.
 //!
-//! One router serves both protocols: gRPC over HTTP/2, and protobuf over HTTP on `/v1/traces` and `/v1/logs`. Both allow
-//! gzip compression. A [`Sink`] processes the received data.
+//! One router serves both protocols: gRPC over HTTP/2, and protobuf over HTTP on `/v1/traces` and `/v1/logs`. Both
+//! allow gzip compression. A [`Sink`] processes the received data.
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{

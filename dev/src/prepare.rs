@@ -74,8 +74,8 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Regenerates the description of every query, and returns the differences from the committed ones. Updates the committed
-/// descriptions unless `check` is set.
+/// Regenerates the description of every query, and returns the differences from the committed ones. Updates the
+/// committed descriptions unless `check` is set.
 pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Error> {
     let server = Server::find_or_start(Purpose::Tests, progress).await?;
     let database = format!("{}_prepare_{}", project::identifier(), std::process::id());

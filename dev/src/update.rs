@@ -166,8 +166,9 @@ impl Update {
         git(&["add", "Cargo.lock"])
     }
 
-    /// Returns the template's revision whose files are most similar to the commit that added the record. Of equally similar
-    /// revisions, the oldest is selected: a base that is too old causes conflicts, and one that is too new loses changes.
+    /// Returns the template's revision whose files are most similar to the commit that added the record. Of equally
+    /// similar revisions, the oldest is selected: a base that is too old causes conflicts, and one that is too new
+    /// loses changes.
     fn origin(&self, newest: &str) -> Result<String, Error> {
         let added = self.project.run(["log", "--diff-filter=A", "--format=%H", "--", RECORD])?;
         let first = added.lines().last().ok_or(Error::NoOrigin)?;
@@ -217,8 +218,8 @@ impl Update {
         Ok(rendered)
     }
 
-    /// Numbers the added migrations after those of the project. Otherwise two migrations could have the same number, and a
-    /// database with the project's migration would skip the added one.
+    /// Numbers the added migrations after those of the project. Otherwise two migrations could have the same number,
+    /// and a database with the project's migration would skip the added one.
     fn renumber(&self, old: &Path, new: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let directory = Path::new("migrations");
         let mut next = names(&self.project.directory.join(directory))?

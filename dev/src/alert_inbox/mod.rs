@@ -1,7 +1,7 @@
 //! The receiver of alerts: a page with every received alert, and the runbooks that alerts link to.
 //!
-//! The inbox stores the latest alerts of Alertmanager and of the service in memory. In production, a pager, a queue and an
-//! external heartbeat monitor take its place.
+//! The inbox stores the latest alerts of Alertmanager and of the service in memory. In production, a pager, a queue and
+//! an external heartbeat monitor take its place.
 mod page;
 mod routes;
 

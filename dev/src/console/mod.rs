@@ -1,7 +1,8 @@
 //! The console: one page that shows all telemetry of the service, without Docker.
 //!
-//! The console receives spans over OTLP, reads the log lines that the service prints, and scrapes `/metrics`. The service
-//! has no code for the console. All stored data is bounded: [`traces`], [`logs`] and [`metrics`] document the bounds.
+//! The console receives spans over OTLP, reads the log lines that the service prints, and scrapes `/metrics`. The
+//! service has no code for the console. All stored data is bounded: [`traces`], [`logs`] and [`metrics`] document the
+//! bounds.
 //!
 //! - [`traces`], [`logs`], [`metrics`]: received telemetry
 //! - [`now`], [`panels`]: the first view, with its charts and figures

@@ -1,7 +1,7 @@
 //! The API of the page.
 //!
-//! The server pushes changes: `/api/stream` sends a counter for each kind of data, and the newest figures. If a counter of
-//! the displayed data has changed, the page fetches the data again with its filters.
+//! The server pushes changes: `/api/stream` sends a counter for each kind of data, and the newest figures. If a counter
+//! of the displayed data has changed, the page fetches the data again with its filters.
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{

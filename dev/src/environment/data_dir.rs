@@ -20,8 +20,8 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// Locks the given directory, or the default of this checkout. The error contains the pid and the addresses of
-    /// the run that holds the lock.
+    /// Locks the given directory, or the default of this checkout. The error contains the pid and the addresses of the
+    /// run that holds the lock.
     pub(super) fn lock(directory: Option<&Path>) -> Result<Self, Error> {
         let directory = directory.map_or_else(|| directory_of(&project::root()), Path::to_owned);
         let error = |source| Error::DataDir { path: directory.clone(), source };

@@ -15,8 +15,8 @@ use crate::{
 /// Deadline of a command of the service.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
-/// One user of every role. The passwords are constant, because the database persists between runs. They need no secrecy,
-/// because they protect only a database on this machine.
+/// One user of every role. The passwords are constant, because the database persists between runs. They need no
+/// secrecy, because they protect only a database on this machine.
 pub(super) const LOGINS: [Login; 4] = [
     CUSTOMER,
     SUPPORT,

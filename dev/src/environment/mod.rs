@@ -1,7 +1,7 @@
 //! The whole service on one machine, as run by `cargo dev`.
 //!
-//! [`run`] is the entry point. It stops everything that it has started, in reverse order. If this process is killed, the
-//! [watchdog](crate::process::Watchdog) stops its child processes.
+//! [`run`] is the entry point. It stops everything that it has started, in reverse order. If this process is killed,
+//! the [watchdog](crate::process::Watchdog) stops its child processes.
 //!
 //! - `data_dir`: the data directory of a checkout, and its lock
 //! - `ports`: the check for free ports
@@ -161,8 +161,8 @@ pub enum Error {
     Interrupted,
 }
 
-/// Starts everything, runs until a signal or the end of the service, and stops everything. `progress` receives a line for
-/// each event. `status` receives the current status line, which replaces the previous one.
+/// Starts everything, runs until a signal or the end of the service, and stops everything. `progress` receives a line
+/// for each event. `status` receives the current status line, which replaces the previous one.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
     let mut data_dir = DataDir::lock(settings.data.as_deref())?;
     let ports = Ports::find(settings.api_port, settings.ops_port, progress).await?;

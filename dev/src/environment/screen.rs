@@ -66,8 +66,8 @@ impl fmt::Display for Screen<'_> {
 }
 
 impl Screen<'_> {
-    /// Writes commands for any shell, to be run in order. They extract fields of responses with `sed`, which every system
-    /// has.
+    /// Writes commands for any shell, to be run in order. They extract fields of responses with `sed`, which every
+    /// system has.
     fn write_commands(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [customer, ..] = LOGINS;
         writeln!(

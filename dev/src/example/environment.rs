@@ -24,8 +24,8 @@ use crate::environment::{
     screen::{AUTHORIZED, JSON, NEW_KEY},
 };
 
-/// Timeout for payments with an unknown outcome to settle at the end. The recovery worker can claim a payment only after
-/// the lease of the first attempt has expired.
+/// Timeout for payments with an unknown outcome to settle at the end. The recovery worker can claim a payment only
+/// after the lease of the first attempt has expired.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The trace that `/traces/first` shows.

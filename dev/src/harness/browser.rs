@@ -149,8 +149,8 @@ impl Browser {
     }
 }
 
-/// Starts the driver, and returns its port. The driver selects a port that is free for IPv6, and exits if this port is in
-/// use for IPv4. This function then starts the driver again.
+/// Starts the driver, and returns its port. The driver selects a port that is free for IPv6, and exits if this port is
+/// in use for IPv4. This function then starts the driver again.
 async fn start(driver: &Path) -> (Child, u16) {
     let mut output = Vec::new();
     for _ in 0..5 {

@@ -182,8 +182,8 @@ impl Request {
         Attempt { request: self, task }
     }
 
-    /// Sends the request until the response is final. The same request, with the same key, is repeated after a response 202,
-    /// 409, 503 or 504, and without a response.
+    /// Sends the request until the response is final. The same request, with the same key, is repeated after a response
+    /// 202, 409, 503 or 504, and without a response.
     pub async fn send_until_final(self) -> HttpResponse {
         let started = Instant::now();
         loop {

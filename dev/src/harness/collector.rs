@@ -1,5 +1,5 @@
-//! A collector that receives and stores the spans and log records of a service over OTLP. It can reject requests or delay
-//! its responses. Dropping it fails the test if it has received an undocumented name.
+//! A collector that receives and stores the spans and log records of a service over OTLP. It can reject requests or
+//! delay its responses. Dropping it fails the test if it has received an undocumented name.
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},

@@ -19,8 +19,8 @@ use crate::{
     project,
 };
 
-/// Password of the owner and of the service's role. It needs no secrecy, because the server listens on this machine only,
-/// and both roles are dropped after the run.
+/// Password of the owner and of the service's role. It needs no secrecy, because the server listens on this machine
+/// only, and both roles are dropped after the run.
 const PASSWORD: &str = "for-tests-only";
 
 /// A database that is dropped at the end of its test.
@@ -267,7 +267,8 @@ impl OpenTransaction {
 impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (self.server, std::mem::take(&mut self.name));
-        // The test's runtime is ending, so a thread drops the database. If the process ends first, the next run drops it.
+        // The test's runtime is ending, so a thread drops the database. If the process ends first, the next run drops
+        // it.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {

@@ -1,5 +1,5 @@
-//! The telemetry schema in `docs/telemetry-schema*.md`. The harness compares the log lines of each service, and the spans
-//! and log records of each collector, with the schema.
+//! The telemetry schema in `docs/telemetry-schema*.md`. The harness compares the log lines of each service, and the
+//! spans and log records of each collector, with the schema.
 use std::{collections::BTreeSet, fs, sync::LazyLock};
 
 use serde_json::Value;

@@ -314,8 +314,8 @@ impl Service {
         self.value(series).await
     }
 
-    /// Waits until every worker has completed its first run. A worker with several units of work reports success after one
-    /// unit, so [`FIRST_WORK`] contains a gauge for each unit.
+    /// Waits until every worker has completed its first run. A worker with several units of work reports success after
+    /// one unit, so [`FIRST_WORK`] contains a gauge for each unit.
     pub async fn wait_for_first_work(&self) {
         eventually("every worker has completed its first run", async || {
             let (_, health) = self.ops("/health").await;

@@ -42,8 +42,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of attempts at a start that fails for a temporary reason.
 const MAX_START_ATTEMPTS: usize = 5;
 
-/// Settings of test servers. All tests of a binary use one server concurrently, each with its own services and pools. The
-/// data is deleted at the end, so writes are not flushed to the disk.
+/// Settings of test servers. All tests of a binary use one server concurrently, each with its own services and pools.
+/// The data is deleted at the end, so writes are not flushed to the disk.
 const TEST_SETTINGS: [&str; 5] = [
     "max_connections=400",
     "max_prepared_transactions=4",
@@ -320,13 +320,14 @@ async fn initialise(
     std::fs::write(files.password(), password).map_err(Error::io("write the password"))?;
     unix_user.set_owner(&files.password(), 0o600)?;
 
-    // The directory has another name until `initdb` completes, so that an interrupted `initdb` leaves no directory `data`.
+    // The directory has another name until `initdb` completes, so that an interrupted `initdb` leaves no directory
+    // `data`.
     let incomplete = files.directory.join("unfinished");
     if incomplete.exists() {
         std::fs::remove_dir_all(&incomplete).map_err(Error::io("remove an unfinished data directory"))?;
     }
-    // Texts have the same sort order on every machine. `C.UTF-8` also classifies letters beyond ASCII, but only Linux is
-    // certain to have it.
+    // Texts have the same sort order on every machine. `C.UTF-8` also classifies letters beyond ASCII, but only Linux
+    // is certain to have it.
     let locale = if cfg!(target_os = "linux") { "--locale=C.UTF-8" } else { "--locale=C" };
     let mut initdb = unix_user
         .launch(&binaries.program("initdb"))
@@ -366,8 +367,8 @@ async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> 
     Ok(())
 }
 
-/// Returns the port of the last run, so that saved connections of database tools stay valid. Returns another port
-/// if that port is in use. The start is repeated if another process takes the port first.
+/// Returns the port of the last run, so that saved connections of database tools stay valid. Returns another port if
+/// that port is in use. The start is repeated if another process takes the port first.
 fn free_port(port_file: &Path) -> std::io::Result<u16> {
     let last = std::fs::read_to_string(port_file).ok().and_then(|port| port.trim().parse().ok());
     let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));

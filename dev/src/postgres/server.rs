@@ -251,8 +251,8 @@ impl Server {
         })
     }
 
-    /// Stops this server, and starts another on a base backup of it, recovered to a moment. The data of this server stays,
-    /// because the recovery reads its WAL.
+    /// Stops this server, and starts another on a base backup of it, recovered to a moment. The data of this server
+    /// stays, because the recovery reads its WAL.
     pub(super) async fn start_recovered(
         &self,
         backup: BaseBackup,

@@ -22,8 +22,8 @@ use super::{
     watchdog::{StopMethod, Watchdog},
 };
 
-/// Environment variables that a child inherits, because programs require them to run. All other variables, such as
-/// a developer's `DATABASE_URL` or `RUST_LOG`, are removed, so that a child behaves identically on every machine.
+/// Environment variables that a child inherits, because programs require them to run. All other variables, such as a
+/// developer's `DATABASE_URL` or `RUST_LOG`, are removed, so that a child behaves identically on every machine.
 const INHERITED_VARIABLES: [&str; 12] = [
     "PATH",
     "HOME",
@@ -339,8 +339,8 @@ impl Child {
 }
 
 impl Drop for Child {
-    /// Kills the process, and waits for its exit, so that its ports are free again. A database server is first shut down
-    /// cleanly.
+    /// Kills the process, and waits for its exit, so that its ports are free again. A database server is first shut
+    /// down cleanly.
     fn drop(&mut self) {
         // A stalled reader would wait forever.
         self.output.close();

@@ -1,8 +1,8 @@
 //! Child processes that never outlive their parent.
 //!
 //! Every process started here is registered with the [`Watchdog`], because destructors do not run on `kill -9`. Test
-//! runners use `kill -9` after a timeout. A service or a database left running would keep its port, and
-//! the next run would fail for no visible reason.
+//! runners use `kill -9` after a timeout. A service or a database left running would keep its port, and the next run
+//! would fail for no visible reason.
 //!
 //! Threads read output and detect exits, and only waiting is async. Every `#[tokio::test]` has its own runtime, which
 //! ends with the test, but a server may serve later tests.

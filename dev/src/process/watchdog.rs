@@ -1,5 +1,5 @@
-//! A small process that reads a pipe from this process. When the pipe closes, the watchdog stops the registered processes
-//! and removes the registered directories.
+//! A small process that reads a pipe from this process. When the pipe closes, the watchdog stops the registered
+//! processes and removes the registered directories.
 //!
 //! The watchdog is a shell script, so that every executable with this library can start it, including each test binary.
 use std::{

@@ -26,8 +26,8 @@ const MAX_CONNECTION_TIME: Duration = Duration::from_secs(20);
 /// Receive buffer of a client that never reads, in bytes.
 const RECEIVE_BUFFER_BYTES: u32 = 8 * 1024;
 
-/// Sends texts with NUL, half of a surrogate pair, or too many characters, in every text field of a request. Returns the
-/// responses that the API contract does not allow: a success, or a 5xx other than 503 and 504.
+/// Sends texts with NUL, half of a surrogate pair, or too many characters, in every text field of a request. Returns
+/// the responses that the API contract does not allow: a success, or a 5xx other than 503 and 504.
 pub(super) async fn send_hostile_texts(api: Url) -> Vec<String> {
     let Ok(client) = http::client(Duration::from_secs(15)) else { return Vec::new() };
     let mut violations = Vec::new();

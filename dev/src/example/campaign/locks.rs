@@ -121,8 +121,8 @@ pub(super) struct Exporter {
 }
 
 impl Exporter {
-    /// Exports and drops an old partition while another transaction reads the audit log. Returns a violation if
-    /// another session waited too long for a lock on the audit log, because every audited change would wait too.
+    /// Exports and drops an old partition while another transaction reads the audit log. Returns a violation if another
+    /// session waited too long for a lock on the audit log, because every audited change would wait too.
     pub(super) async fn export_during_read(self) -> Vec<String> {
         // An error means that the database went down, which is not a violation.
         self.export().await.unwrap_or_default()

@@ -2,8 +2,8 @@
 //! twice.
 //!
 //! A round has two parts. In the first part the campaign injects faults drawn from the seed, while customers order and
-//! pay and the refunder issues refunds. In the second part all faults end. Within a fixed time every outcome must then be
-//! known, and the reconciliation must find no difference. The same seed draws the same faults in the same order, but
+//! pay and the refunder issues refunds. In the second part all faults end. Within a fixed time every outcome must then
+//! be known, and the reconciliation must find no difference. The same seed draws the same faults in the same order, but
 //! their effect depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection

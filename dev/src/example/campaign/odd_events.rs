@@ -50,8 +50,8 @@ pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<Stri
     violations
 }
 
-/// Delivers an event until a replica accepts or rejects it. A replica whose secret was rotated rejects the signature, so
-/// a 401 is retried at the next replica.
+/// Delivers an event until a replica accepts or rejects it. A replica whose secret was rotated rejects the signature,
+/// so a 401 is retried at the next replica.
 async fn deliver_until_decided(gateway: &Simulator, event: &Event) -> Option<u16> {
     for _ in 0..MAX_ATTEMPTS {
         match gateway.deliver_webhook(event).await {

@@ -1,5 +1,5 @@
-//! Faults of the gateway, and the random generator that selects the affected requests. Payment methods have further faults
-//! of their own.
+//! Faults of the gateway, and the random generator that selects the affected requests. Payment methods have further
+//! faults of their own.
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -32,7 +32,8 @@ pub struct Faults {
     pub spoil_rate: f64,
     /// The kind of malformed response.
     pub spoil: Malformation,
-    /// Fraction of the entries of a page of `created_after` that are missing in the response. Each request selects others.
+    /// Fraction of the entries of a page of `created_after` that are missing in the response. Each request selects
+    /// others.
     pub list_omit_rate: f64,
     /// Fraction of the pages of `created_after` that are empty, with the cursor of the complete page.
     pub list_lost_page_rate: f64,

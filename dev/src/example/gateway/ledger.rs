@@ -1,7 +1,7 @@
 //! The gateway's executed charges and refunds, in memory and in a file with one entry per line.
 //!
-//! A line is written and flushed to the disk before the response to its charge. So the gateway has every
-//! acknowledged charge after a restart, also after `kill -9`.
+//! A line is written and flushed to the disk before the response to its charge. So the gateway has every acknowledged
+//! charge after a restart, also after `kill -9`.
 //!
 //! A charge or refund takes about 200 bytes of memory, permanently. Its request is stored in the file only. With the
 //! traffic of `cargo dev` the ledger grows by less than a megabyte an hour.
@@ -151,8 +151,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed, because
-    /// the process was killed before the response. Any other damage is an error.
+    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed,
+    /// because the process was killed before the response. Any other damage is an error.
     pub(super) fn open(path: PathBuf, mut add: impl FnMut(Entry)) -> Result<Self, Error> {
         let unusable = |source| Error::LedgerFile { path: path.clone(), source };
         let mut options = OpenOptions::new();

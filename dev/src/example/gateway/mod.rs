@@ -1,12 +1,12 @@
 //! The payment-gateway simulator: a real HTTP server with the gateway's API, a ledger of its charges, and faults that
 //! can be switched at run time.
 //!
-//! The simulator is stricter than real gateways: it rejects unknown fields, and compares requests under the same key byte
-//! for byte. **The effect and the response are independent**: a charge is in the ledger before any response is sent, and
-//! no lost, late or wrong response changes the ledger.
+//! The simulator is stricter than real gateways: it rejects unknown fields, and compares requests under the same key
+//! byte for byte. **The effect and the response are independent**: a charge is in the ledger before any response is
+//! sent, and no lost, late or wrong response changes the ledger.
 //!
-//! `cargo dev` may run for days, so memory is bounded: recent requests by count and bytes ([`requests`]), idempotency keys
-//! by their lifetime ([`state`]). Only the ledger is unbounded, with less than 200 bytes per charge ([`ledger`]).
+//! `cargo dev` may run for days, so memory is bounded: recent requests by count and bytes ([`requests`]), idempotency
+//! keys by their lifetime ([`state`]). Only the ledger is unbounded, with less than 200 bytes per charge ([`ledger`]).
 //!
 //! - [`charges`]: charges, refunds, and the behaviour of each test payment method
 //! - [`ledger`]: the executed charges and refunds, in memory and in a file
@@ -278,8 +278,7 @@ impl Simulator {
         lock(&self.gateway.state).ledger().clone()
     }
 
-    /// Returns the charges for a payment, including declined ones. More than one successful charge is a
-    /// double charge.
+    /// Returns the charges for a payment, including declined ones. More than one successful charge is a double charge.
     pub fn charges_for(&self, reference: Uuid) -> Vec<Charge> {
         lock(&self.gateway.state).ledger().charges_for(reference).cloned().collect()
     }
@@ -359,8 +358,8 @@ impl Simulator {
         lock(&self.gateway.deliveries).to_vec()
     }
 
-    /// Delivers an event once, immediately and regardless of faults. Returns the response status. The event can be one of
-    /// [`Self::events`] or a new one.
+    /// Delivers an event once, immediately and regardless of faults. Returns the response status. The event can be one
+    /// of [`Self::events`] or a new one.
     pub async fn deliver_webhook(&self, event: &Event) -> Result<u16, Error> {
         webhooks::deliver(&self.gateway, event).await
     }

@@ -1,9 +1,10 @@
 //! The execution of requests. The effect of a request depends on its key and on earlier requests.
 //!
-//! Each request is executed under one lock, and adds at most one entry to the ledger. [`super::routes`] sends the response.
+//! Each request is executed under one lock, and adds at most one entry to the ledger. [`super::routes`] sends the
+//! response.
 //!
-//! Memory bound: a key takes about 200 bytes, and expires after [`KEY_LIFETIME`], regardless of use. Only a digest of the
-//! request is stored, to detect a different request under the same key.
+//! Memory bound: a key takes about 200 bytes, and expires after [`KEY_LIFETIME`], regardless of use. Only a digest of
+//! the request is stored, to detect a different request under the same key.
 use std::{
     collections::HashMap,
     path::PathBuf,

@@ -1,5 +1,5 @@
-//! Events by webhook, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). A delivery is retried a
-//! few times; after that the event is lost.
+//! Events by webhook, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). A delivery is retried
+//! a few times; after that the event is lost.
 use std::{
     sync::Arc,
     time::{Duration, Instant},

@@ -7,9 +7,9 @@
 //!
 //! Payments in flight are counted, and are never violations.
 //!
-//! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. Both sides have
-//! the same gateway key, by which the pages are selected. The first [`MAX_VIOLATIONS`] violations are reported, the others are
-//! counted.
+//! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. Both sides
+//! have the same gateway key, by which the pages are selected. The first [`MAX_VIOLATIONS`] violations are reported,
+//! the others are counted.
 //!
 //! - [`tables`]: the service's tables, and the invariants within them
 //! - [`comparison`]: the invariants of both sides

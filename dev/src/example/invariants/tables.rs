@@ -238,8 +238,8 @@ const EFFECTS: [Effect; 3] = [
     Effect { table: "refunds", settled: Some("status <> 'processing'") },
 ];
 
-/// Returns the tables with a primary key `id` of type UUID, except [`EFFECTS`]. Idempotency keys can refer to their rows,
-/// so the table of a new slice is checked without an entry here.
+/// Returns the tables with a primary key `id` of type UUID, except [`EFFECTS`]. Idempotency keys can refer to their
+/// rows, so the table of a new slice is checked without an entry here.
 async fn other_tables(snapshot: &mut PgTransaction<'_>) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "

@@ -16,8 +16,7 @@ use crate::{
 };
 
 /// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without payment (4). The payment of
-/// order N has the id 10 + N. `parcels` is the table of another slice, with one row that was
-/// created under a key.
+/// order N has the id 10 + N. `parcels` is the table of another slice, with one row that was created under a key.
 const RECORDS: &str = "
     drop schema if exists records cascade;
     create schema records;

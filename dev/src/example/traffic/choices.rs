@@ -25,8 +25,8 @@ const PAYMENT_METHODS: [(&str, u32); 9] = [
     ("pm_card_error_after_charge", 1),
 ];
 
-/// The next action of a customer. Its order is removed from the customer's memory until the action completes, so that two
-/// concurrent actions never use the same order.
+/// The next action of a customer. Its order is removed from the customer's memory until the action completes, so that
+/// two concurrent actions never use the same order.
 #[derive(Debug)]
 pub(super) enum Action {
     Browse { cursor: Option<String> },

@@ -185,7 +185,8 @@ impl ApiRequest<'_> {
                 )
             })
             .await;
-        // Without a response the cancellation is uncertain, and a retry may be rejected. So the order is not used again.
+        // Without a response the cancellation is uncertain, and a retry may be rejected. So the order is not used
+        // again.
         if let RequestOutcome::Expected(_) = outcome {
             self.report().counts.cancelled += 1;
             lock(customer).memory.store(PlacedOrder { state: State::Cancelled, ..order });
