@@ -181,6 +181,6 @@ mod tests {
             .into_iter()
             .filter(|package| *package != "postgresql" && !known.contains(package))
             .collect();
-        assert!(unknown.is_empty(), "`cargo dev doctor` does not know {unknown:?}");
+        assert!(unknown.is_empty(), "`cargo dev doctor` does not list {unknown:?}");
     }
 }

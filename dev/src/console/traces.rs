@@ -201,8 +201,8 @@ impl Trace {
         let mut children: HashMap<&str, Vec<&Span>> = HashMap::new();
         for span in &self.spans {
             // A span without a received parent is displayed at the top level.
-            let known = self.spans.iter().any(|other| other.span_id == span.parent_id);
-            children.entry(if known { &span.parent_id } else { "" }).or_default().push(span);
+            let has_parent = self.spans.iter().any(|other| other.span_id == span.parent_id);
+            children.entry(if has_parent { &span.parent_id } else { "" }).or_default().push(span);
         }
         for siblings in children.values_mut() {
             // The loop below pops spans from the end.

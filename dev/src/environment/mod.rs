@@ -6,7 +6,7 @@
 //! - `data_dir`: the data directory of a checkout, and its lock
 //! - `ports`: the check for free ports
 //! - `database`: the database and its users
-//! - `database_server`: the server of the database, alone or with a standby
+//! - `database_server`: a single database server, or a primary with a standby
 //! - `service`: the service as a child process
 //! - `scenario`: a fault that is switched on and off repeatedly
 //! - `screen`: the overview of all addresses
@@ -99,7 +99,7 @@ impl Settings {
     ) -> Vec<(String, String)> {
         let dependencies = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", console.url()),
-            // The default delay of several seconds is too long for an observer.
+            // The default delay of five seconds is too long for the console.
             ("OTEL_BSP_SCHEDULE_DELAY", "1000".to_owned()),
             ("ALERT_WEBHOOK_URL", console.alerts_url()),
         ];

@@ -200,7 +200,7 @@ fn watch_for_exit(
         match result {
             Ok(None) => std::thread::sleep(EXIT_POLL_INTERVAL),
             Ok(Some(status)) => {
-                // If the watchdog has ended, there is nothing to forget.
+                // An error means that the watchdog has ended.
                 watchdog.forget(pid).ok();
                 exit.send_replace(Some(status));
                 return;

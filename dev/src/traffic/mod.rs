@@ -84,7 +84,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Starts at once, even if the service is not reachable yet.
+    /// Starts the traffic, even if the service is not reachable yet.
     pub fn start(settings: Settings) -> Result<Self, reqwest::Error> {
         let interval = Duration::from_secs_f64(1.0 / settings.rate_per_second.clamp(0.01, 1000.0));
         let pool = Arc::new(CustomerPool::new(settings)?);

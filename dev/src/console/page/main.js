@@ -66,9 +66,9 @@ function setConnected(isOn, title) {
 
 /** The stream of changes. A hidden page closes it, because a browser opens at most six connections to a host. */
 let stream = null;
-function listen(wanted) {
-  if (wanted === (stream !== null)) return;
-  if (!wanted) {
+function listen(isVisible) {
+  if (isVisible === (stream !== null)) return;
+  if (!isVisible) {
     stream.close();
     stream = null;
     return;

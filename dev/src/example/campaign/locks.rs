@@ -199,7 +199,7 @@ async fn find_long_wait(connection: &mut PgConnection) -> Result<Vec<String>, sq
         if !waits.is_empty() {
             let seconds = MAX_LOCK_WAIT.as_secs();
             return Ok(vec![format!(
-                "an export beside a reader blocked the audit log for more than {seconds} s: {}",
+                "an export during a read blocked the audit log for more than {seconds} s: {}",
                 waits.join("; ")
             )]);
         }

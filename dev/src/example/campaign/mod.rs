@@ -8,7 +8,7 @@
 //!
 //! - [`faults`]: the possible faults, and their random selection
 //! - `failovers`: the results of changes of the primary
-//! - `buyers`: customers who remember what the service has acknowledged
+//! - `buyers`: customers who record every acknowledged order and payment
 //! - `fleet`: the replicas, which are restarted after an exit
 //! - `full_disk`: a directory in which nothing can be written
 //! - `hostile_clients`: texts that cannot be stored, slow bodies and slow readers
@@ -115,7 +115,7 @@ pub enum Error {
 /// Runs a campaign. The campaign ends early at the first round with a violation.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, Error> {
     let mut test_bed = TestBed::start(&settings, progress).await?;
-    let fails_over = settings.failover.is_some();
+    let has_failovers = settings.failover.is_some();
     let mut buyers = match settings.failover {
         Some(mode) => Some(Buyers::start(&test_bed, mode).await?),
         None => None,
@@ -125,9 +125,9 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         seed: settings.seed,
         ..traffic::Settings::new(test_bed.api_url()?)
     };
-    let traffic = (!fails_over).then(|| Traffic::start(traffic)).transpose()?;
+    let traffic = (!has_failovers).then(|| Traffic::start(traffic)).transpose()?;
     let refunder =
-        Refunder::start(test_bed.api_url()?, test_bed.owner_url().clone(), settings.seed, fails_over)?;
+        Refunder::start(test_bed.api_url()?, test_bed.owner_url().clone(), settings.seed, has_failovers)?;
 
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut report = Report::new(settings.seed);
@@ -142,7 +142,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         if is_done {
             break;
         }
-        let draw = if fails_over { faults::draw_failover } else { faults::draw };
+        let draw = if has_failovers { faults::draw_failover } else { faults::draw };
         let scheduled_faults = draw(&mut rng, settings.replicas, FAULT_PERIOD);
         let descriptions: Vec<_> = scheduled_faults.iter().map(ToString::to_string).collect();
         progress(&format!("round {round}: {}", descriptions.join(", ")));

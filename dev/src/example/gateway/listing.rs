@@ -120,9 +120,9 @@ pub(super) fn page<T: Clone>(
     let repeated = request.from.checked_sub(1).filter(|_| faults.repeats_last_entry);
     let repeated = repeated.and_then(|last| Some(entry((objects.get(last)?, created.get(last)?))));
     let omitted = faults.omitted.iter().copied().chain(std::iter::repeat(false));
-    let kept =
+    let present =
         found.into_iter().zip(omitted).filter(|(_, omitted)| !omitted).map(|((_, found), _)| entry(found));
-    let mut data: Vec<_> = repeated.into_iter().chain(kept).filter(|_| !faults.lost).collect();
+    let mut data: Vec<_> = repeated.into_iter().chain(present).filter(|_| !faults.lost).collect();
     if faults.reordered {
         data.reverse();
     }

@@ -405,9 +405,9 @@ async fn a_charge_exists_before_its_held_response() {
         Instant::now()
     };
     let held = async { (fixture.charge(&payment).await, Instant::now()) };
-    let ((response, answered_at), released_at) = tokio::join!(held, watcher);
+    let ((response, responded_at), released_at) = tokio::join!(held, watcher);
     assert_eq!(response.0, 201);
-    assert!(answered_at >= released_at);
+    assert!(responded_at >= released_at);
 }
 
 #[tokio::test]

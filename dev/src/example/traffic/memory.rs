@@ -89,8 +89,8 @@ impl Memory {
         }
     }
 
-    pub(super) fn take(&mut self, wanted: impl Fn(&State) -> bool) -> Option<PlacedOrder> {
-        let position = self.orders.iter().position(|order| wanted(&order.state))?;
+    pub(super) fn take(&mut self, matches: impl Fn(&State) -> bool) -> Option<PlacedOrder> {
+        let position = self.orders.iter().position(|order| matches(&order.state))?;
         self.orders.remove(position)
     }
 
