@@ -49,7 +49,7 @@ async fn assert_one_event_each(service: &Service, resource: &str) {
 async fn a_payment_survives(point: &str, card: &str, webhooks: bool) {
     let mut service = service_that_crashes_at(point).await;
     if !webhooks {
-        service.gateway_sends_no_webhooks();
+        service.disable_webhooks();
     }
     let order = service.customer().await.places_an_order().await;
     let attempt = order.pay(card).in_background();
@@ -59,7 +59,7 @@ async fn a_payment_survives(point: &str, card: &str, webhooks: bool) {
 /// Tests a crash at this point. The gateway fails during the request, and has no charge when recovery polls it.
 async fn a_payment_that_never_arrived_survives(point: &str) {
     let mut service = service_that_crashes_at(point).await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let request = order.pay("pm_card_ok");
     let calm = service.gateway().faults().get();
@@ -80,7 +80,7 @@ async fn retry_until_paid(service: &mut Service, order: &Order, retry: Request) 
 
 async fn a_refund_survives(point: &str) {
     let mut service = service_that_crashes_at(point).await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
     let attempt = service.support().await.refund(payment, None).in_background();

@@ -47,9 +47,9 @@ pub const PATH: &str = "/v1/orders";
 /// The route of a single row.
 pub const ROUTE: &str = "/v1/orders/{id}";
 /// The statement that creates a row, as named in metrics.
-pub const CREATES: &str = "orders.insert";
+pub const INSERT_STATEMENT: &str = "orders.insert";
 /// The statement that lists a customer's rows, as named in metrics.
-pub const LISTS: &str = "orders.list_of_customer";
+pub const LIST_STATEMENT: &str = "orders.list_of_customer";
 
 /// Required settings of the service, in addition to the database. The addresses are never contacted.
 pub const REQUIRED: [(&str, &str); 3] = [
@@ -60,7 +60,7 @@ pub const REQUIRED: [(&str, &str); 3] = [
 /// Secret settings, in addition to the platform's.
 pub const SECRETS: [&str; 2] = ["GATEWAY_API_KEY", "GATEWAY_WEBHOOK_SECRET"];
 /// Readiness checks of external services.
-pub const NEIGHBOUR_CHECKS: [&str; 1] = ["external_api"];
+pub const EXTERNAL_CHECKS: [&str; 1] = ["external_api"];
 /// Series that exist from the first scrape, in addition to the platform's.
 pub const SERIES: [&str; 11] = [
     "orders_created_total 0",
@@ -235,7 +235,7 @@ impl Service {
     }
 
     /// Disables the gateway's webhooks, so that the service must poll the gateway.
-    pub fn gateway_sends_no_webhooks(&self) {
+    pub fn disable_webhooks(&self) {
         let faults = self.gateway().faults();
         faults.set(Faults { webhooks: Webhooks::Never, ..faults.get() });
     }
@@ -256,7 +256,7 @@ impl Service {
     }
 
     /// Returns the number of requests for a payment or refund, among the gateway's latest requests.
-    pub async fn sends_of(&self, id: Uuid) -> usize {
+    pub async fn count_requests_for(&self, id: Uuid) -> usize {
         self.gateway().calls_for(&self.gateway_key(id).await.to_string())
     }
 
