@@ -1,7 +1,7 @@
-//! Runs cargo a second time, to build the service and to expand its queries again.
+//! Runs of cargo by this program, which build the service and expand its queries.
 //!
-//! `cargo run` has replaced itself with this process, so the lock on the build directory is free. An inner build of the
-//! same packages finds nearly everything up to date.
+//! `cargo run` has replaced itself with this process, so the build directory is not locked. A build of the same
+//! packages is fast, because nearly everything is up to date.
 use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
@@ -11,10 +11,10 @@ use crate::{
     project,
 };
 
-/// Deadline of a clean build on a slow machine. Usually the user interrupts a build before this deadline.
+/// Deadline of a clean build on a slow machine.
 const BUILD_DEADLINE: Duration = Duration::from_hours(2);
 
-/// The reason for a missing result.
+/// The reason why a run of cargo failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("failed to run cargo: {0}")]
@@ -46,7 +46,7 @@ pub async fn build_service() -> Result<PathBuf, Error> {
 /// Runs cargo in the checkout and waits for its success. Cargo prints its messages on the terminal.
 pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Child, Error> {
     let mut launch = Launch::new(program())
-        .envs(users_environment())
+        .envs(user_environment())
         .args(arguments)
         .directory(&project::root())
         .echo(&[Stream::Stderr]);
@@ -65,10 +65,10 @@ pub(crate) fn program() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// Returns the environment without the variables that `cargo run` has added for this program. Some build scripts (that
-/// of `ring`) depend on these variables. If they were inherited, every switch between the outer and the inner cargo
-/// would recompile half of the dependencies.
-pub(crate) fn users_environment() -> impl Iterator<Item = (OsString, OsString)> {
+/// Returns the environment without the variables that `cargo run` has added for this program. Some build scripts, such
+/// as that of `ring`, depend on these variables. If this cargo inherited them, the next cargo of the user would
+/// recompile many dependencies.
+pub(crate) fn user_environment() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| {
         let name = name.to_string_lossy();
         !name.starts_with("CARGO_PKG_") && !name.starts_with("CARGO_MANIFEST_")

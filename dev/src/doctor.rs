@@ -11,7 +11,7 @@ struct Tool {
     needed_by: &'static [Use],
 }
 
-/// The way to find out whether a tool is there.
+/// The check whether a tool is installed.
 enum Check {
     /// All of these programs are in `PATH`.
     Program(&'static [&'static str]),
@@ -26,7 +26,7 @@ struct Packages {
     brew: &'static str,
 }
 
-/// The use of a tool.
+/// A command that needs tools.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
     Dev,
@@ -49,7 +49,7 @@ const TOOLS: [Tool; 9] = [
         packages: Packages { apt: "build-essential", dnf: "gcc", brew: "gcc" },
         needed_by: &[Use::Dev, Use::Test, Use::Ci],
     },
-    // The tests run the lines that `cargo dev` prints, and list the processes that it has left.
+    // Tests run the commands that `cargo dev` prints with curl, and list its remaining processes with ps.
     Tool {
         name: "curl",
         check: Check::Program(&["curl"]),
@@ -120,7 +120,7 @@ pub async fn run(print: &dyn Fn(&str)) -> bool {
     for (used, command) in USES {
         let missing: Vec<_> = missing.iter().filter(|tool| tool.needed_by.contains(&used)).collect();
         if missing.is_empty() {
-            print(&format!("{command:<18} has everything"));
+            print(&format!("{command:<18} has all programs"));
             continue;
         }
         can_run &= ![Use::Dev, Use::Test].contains(&used);
@@ -181,6 +181,6 @@ mod tests {
             .into_iter()
             .filter(|package| *package != "postgresql" && !known.contains(package))
             .collect();
-        assert!(unknown.is_empty(), "`cargo dev doctor` does not know {unknown:?}");
+        assert!(unknown.is_empty(), "`cargo dev doctor` does not list {unknown:?}");
     }
 }

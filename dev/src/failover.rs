@@ -245,7 +245,7 @@ pub struct Operator {
 impl Operator {
     pub fn new(server: ReplicatedServer, after_restore: AfterRestore) -> Self {
         let admin_url = server.primary().admin_url();
-        let nodes = server.nodes().iter().map(|node| node.leads_to(admin_url)).collect();
+        let nodes = server.nodes().iter().map(|node| node.url_through(admin_url)).collect();
         let replication = Replication { nodes, reports: watch::Sender::default() };
         Self { server, after_restore, replication }
     }

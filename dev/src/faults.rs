@@ -1,7 +1,7 @@
-//! Faults of the service's dependencies, switched at run time: in the database, at the login, and in the external
-//! services (see [`example::FAULTS`]).
+//! Faults that are switched on and off at run time: of the database, of the login, and of the external services
+//! ([`example::FAULTS`]).
 //!
-//! `cargo dev --scenario` switches them on a schedule, and the console switches them on request. Both use one
+//! `cargo dev --scenario` switches faults on a schedule, and the console switches them on request. Both use one
 //! [`Switchboard`].
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -28,7 +28,7 @@ use crate::{
     http,
 };
 
-/// Number of remembered ended faults.
+/// Maximum number of stored periods of ended faults.
 const MAX_PERIODS: usize = 50;
 
 /// A fault, identified by its name on the command line and in URLs.
@@ -45,16 +45,16 @@ const COMMON: [(Fault, &str); 2] = [
 ];
 
 static ALL: LazyLock<Vec<Fault>> = LazyLock::new(|| {
-    let of_example = example::FAULTS.iter().map(|(name, _)| Fault(name));
-    of_example.chain(COMMON.map(|(fault, _)| fault)).collect()
+    let external = example::FAULTS.iter().map(|(name, _)| Fault(name));
+    external.chain(COMMON.map(|(fault, _)| fault)).collect()
 });
 
 impl Fault {
     pub const SLOW_DATABASE: Self = Self("slow-database");
     pub const LOGIN_ATTACK: Self = Self("login-attack");
-    /// A change of the primary, which has a button in place of a switch.
+    /// A failover, which has a button in place of a switch.
     pub(crate) const FAILOVER: Self = Self("failover");
-    /// The same, to an earlier state.
+    /// A restore, which has a button in place of a switch.
     pub(crate) const RESTORE: Self = Self("restore");
 
     /// Returns every fault in display order.
@@ -73,7 +73,7 @@ impl Fault {
     }
 
     /// Returns whether the fault affects an external service.
-    fn is_of_example(self) -> bool {
+    fn is_external(self) -> bool {
         example::FAULTS.iter().any(|(name, _)| *name == self.0)
     }
 }
@@ -114,42 +114,42 @@ pub struct Period {
     pub ended: Option<DateTime<Utc>>,
 }
 
-struct Active {
+struct ActiveFault {
     began: DateTime<Utc>,
     /// The task that causes the fault; `None` if an external service causes it.
-    player: Option<AbortHandle>,
+    task: Option<AbortHandle>,
 }
 
 #[derive(Default)]
 struct Switches {
-    active: BTreeMap<Fault, Active>,
+    active: BTreeMap<Fault, ActiveFault>,
     ended: VecDeque<Period>,
 }
 
-/// The switches of faults. Clones switch the same faults; dropping the last clone ends them all.
+/// The switches of all faults. Clones share the switches. Dropping the last clone ends the faults of this process.
 #[derive(Clone)]
 pub struct Switchboard(Arc<SwitchboardState>);
 
 struct SwitchboardState {
     targets: FaultTargets,
     switches: Mutex<Switches>,
-    /// Held while the faults are sent to an external service, so that the last switch is sent last.
-    sending: tokio::sync::Mutex<()>,
+    /// Held while the active faults are sent to an external service, so that concurrent changes are sent in order.
+    send_lock: tokio::sync::Mutex<()>,
     changed: watch::Sender<()>,
 }
 
 impl Drop for SwitchboardState {
     fn drop(&mut self) {
         let switches = self.switches.get_mut().unwrap_or_else(PoisonError::into_inner);
-        switches.active.values().filter_map(|active| active.player.as_ref()).for_each(AbortHandle::abort);
+        switches.active.values().filter_map(|active| active.task.as_ref()).for_each(AbortHandle::abort);
     }
 }
 
 impl Switchboard {
     /// Creates a switchboard with all faults off.
     pub fn new(targets: FaultTargets) -> Self {
-        let (sending, changed) = (tokio::sync::Mutex::default(), watch::Sender::new(()));
-        Self(Arc::new(SwitchboardState { targets, switches: Mutex::default(), sending, changed }))
+        let (send_lock, changed) = (tokio::sync::Mutex::default(), watch::Sender::new(()));
+        Self(Arc::new(SwitchboardState { targets, switches: Mutex::default(), send_lock, changed }))
     }
 
     /// Switches a fault on or off. Has no effect if the fault already has that state.
@@ -163,10 +163,10 @@ impl Switchboard {
             self.end(fault);
         }
         self.0.changed.send_replace(());
-        if fault.is_of_example() { self.send().await } else { Ok(()) }
+        if fault.is_external() { self.send().await } else { Ok(()) }
     }
 
-    /// Switches all faults off, including those that others have set at the external services.
+    /// Switches all faults off, including faults that another client has set at the external services.
     pub async fn clear(&self) -> Result<(), Error> {
         for fault in Fault::all() {
             self.end(*fault);
@@ -195,7 +195,7 @@ impl Switchboard {
 
     fn begin(&self, fault: Fault) {
         let targets = self.0.targets.clone();
-        let player = match fault {
+        let task = match fault {
             Fault::SLOW_DATABASE => Some(tokio::spawn(async move {
                 let _ = lock_table(&targets.owner_url).await;
             })),
@@ -204,15 +204,15 @@ impl Switchboard {
             })),
             _ => None,
         };
-        let active = Active { began: Utc::now(), player: player.map(|task| task.abort_handle()) };
+        let active = ActiveFault { began: Utc::now(), task: task.map(|task| task.abort_handle()) };
         self.switches().active.insert(fault, active);
     }
 
     fn end(&self, fault: Fault) {
         let mut switches = self.switches();
-        let Some(Active { began, player }) = switches.active.remove(&fault) else { return };
-        if let Some(player) = player {
-            player.abort();
+        let Some(ActiveFault { began, task }) = switches.active.remove(&fault) else { return };
+        if let Some(task) = task {
+            task.abort();
         }
         switches.ended.push_back(Period { fault, began, ended: Some(Utc::now()) });
         if switches.ended.len() > MAX_PERIODS {
@@ -222,7 +222,7 @@ impl Switchboard {
 
     /// Sends the active faults to the external services.
     async fn send(&self) -> Result<(), Error> {
-        let _sending = self.0.sending.lock().await;
+        let _sending = self.0.send_lock.lock().await;
         let on: Vec<&str> = self.switches().active.keys().map(|fault| fault.name()).collect();
         example::set_faults(&self.0.targets.external_services, &on).await
     }
@@ -244,8 +244,8 @@ async fn lock_table(owner_url: &Url) -> Result<Infallible, sqlx::Error> {
     }
 }
 
-/// Guesses passwords of nonexistent accounts, so that no real account is locked afterwards. The service counts the
-/// attempts in the same way.
+/// Guesses passwords of nonexistent accounts, so that no real account is locked afterwards. The service counts these
+/// attempts like those for real accounts.
 async fn guess_passwords(api: &Url) -> Option<Infallible> {
     let client = http::client(Duration::from_secs(10)).ok()?;
     let sessions = api.join("/v1/sessions").ok()?;
@@ -253,7 +253,7 @@ async fn guess_passwords(api: &Url) -> Option<Infallible> {
     let mut guess = 0_u64;
     loop {
         let login = json!({ "email": format!("root{}@example.com", guess % 3), "password": format!("guess-{guess}") });
-        // The fault consists of rejected logins. The result of a single request is irrelevant.
+        // The responses are ignored, because only the attempts matter.
         let _ = client.post(sessions.clone()).json(&login).send().await;
         guess += 1;
         next += Duration::from_millis(200);
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fault_is_found_by_its_name_and_described() {
+    fn every_fault_has_a_unique_name_and_a_description() {
         for fault in Fault::all() {
             assert_eq!(Fault::named(fault.name()), Some(*fault));
             assert!(fault.to_possible_value().unwrap().get_help().is_some(), "{}", fault.name());

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 /// Returns a client with a request timeout. The client uses no proxy and trusts no certificate, because all servers are
-/// on this machine or in this compose network.
+/// on this machine or in its compose network.
 pub fn client(timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
     // reqwest requires a TLS provider even for plain HTTP. The provider is installed once per process; a second
     // installation fails and keeps the first provider.

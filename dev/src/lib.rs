@@ -20,7 +20,7 @@
 //! - [`harness`]: the test harness: a service with its own database
 //! - [`http`]: the HTTP client of the tools
 //! - [`alert_inbox`]: the page with received alerts, in place of a pager
-//! - [`otlp`]: receives traces over OTLP
+//! - [`otlp`]: receives spans and log records over OTLP
 //! - [`secret`]: secrets of the tools
 //! - [`traffic`]: generates light, realistic traffic
 //! - [`update`]: merges a newer revision of the template

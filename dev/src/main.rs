@@ -217,7 +217,7 @@ async fn alerts(arguments: Alerts) -> Outcome {
     let mut interrupts = Interrupts::listen()?;
     let settings = alert_inbox::Settings { address: arguments.address, runbooks: Some(arguments.runbooks) };
     let inbox = alert_inbox::Inbox::start(settings).await?;
-    print(&format!("alerts are shown on http://{}", inbox.address()));
+    print(&format!("the alert inbox is listening on http://{}", inbox.address()));
     interrupts.next().await;
     inbox.stop().await;
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,7 @@
 //! A receiver of spans and log records over OTLP, in the protocols of all exporters.
 //!
-//! One router serves both protocols, because both are HTTP: gRPC on HTTP/2, and protobuf on `/v1/traces` and `/v1/logs`.
-//! Both allow gzip compression. A [`Sink`] processes what is received.
+//! One router serves both protocols: gRPC over HTTP/2, and protobuf over HTTP on `/v1/traces` and `/v1/logs`. Both
+//! allow gzip compression. A [`Sink`] processes the received data.
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
@@ -40,7 +40,7 @@ const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 /// Attributes of a span, an event, a log record or a resource. Texts and numbers stay distinct, as in the protocol.
 pub type Attributes = BTreeMap<String, Value>;
 
-/// A span as sent.
+/// A received span.
 #[derive(Debug, Clone)]
 pub struct Span {
     pub trace_id: String,
@@ -78,7 +78,7 @@ pub struct Link {
     pub span_id: String,
 }
 
-/// A log record as sent.
+/// A received log record.
 #[derive(Debug, Clone)]
 pub struct Record {
     /// Name of the scope, which is the target of the log line.
@@ -99,7 +99,7 @@ pub struct Record {
 
 /// A consumer of received spans and log records.
 pub trait Sink: Clone + Send + Sync + 'static {
-    /// Takes the spans of one request. Returns false to reject them, so that the sender may retry.
+    /// Takes the spans of one request. Returns false to reject them, so that the sender retries.
     fn take(&self, spans: Vec<Span>) -> impl Future<Output = bool> + Send;
 
     /// Takes the log records of one request, like [`take`](Self::take). By default they are discarded.
@@ -122,14 +122,14 @@ pub fn router<S: Sink>(sink: S) -> Router {
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(RequestDecompressionLayer::new())
         .with_state(sink);
-    // Without its own fallback the router can be merged into a router with pages.
+    // The fallback is removed, because axum merges only routers of which at most one has a fallback.
     Routes::new(traces).add_service(logs).into_axum_router().reset_fallback().merge(protobuf)
 }
 
 struct Receiver<S>(S);
 
 fn rejected() -> Status {
-    Status::resource_exhausted("it is over its limits")
+    Status::resource_exhausted("the receiver has rejected the request")
 }
 
 #[tonic::async_trait]

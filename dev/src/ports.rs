@@ -5,15 +5,15 @@ use std::{
     ops::Range,
 };
 
-/// Below the ephemeral ports of common systems (from 32768 on Linux, from 49152 by RFC 6335). An outgoing connection
-/// can use an ephemeral port by the time a restarted server needs the port again.
-const LASTING: Range<u16> = 10_000..32_000;
+/// Ports below the ephemeral range of common systems (from 32768 on Linux, from 49152 by RFC 6335). While a server
+/// restarts, an outgoing connection can take a port of the ephemeral range.
+const PORTS: Range<u16> = 10_000..32_000;
 
-const ATTEMPTS: usize = 100;
+const MAX_ATTEMPTS: usize = 100;
 
-/// Listens on a free port of this machine below the ephemeral ports. Uses any free port after `ATTEMPTS` failures.
+/// Listens on a free port of this machine below the ephemeral ports. Uses any free port after `MAX_ATTEMPTS` failures.
 pub(crate) fn listen() -> io::Result<TcpListener> {
     let listen = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-    let free = (0..ATTEMPTS).find_map(|_| listen(rand::random_range(LASTING)).ok());
+    let free = (0..MAX_ATTEMPTS).find_map(|_| listen(rand::random_range(PORTS)).ok());
     free.map_or_else(|| listen(0), Ok)
 }

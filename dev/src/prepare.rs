@@ -1,7 +1,7 @@
 //! Regenerates `.sqlx`, the descriptions of the queries that the service is compiled against.
 //!
-//! This corresponds to `cargo sqlx prepare`, without installing a tool and without setting up a database. The
-//! migrations of this checkout run on an empty temporary database, and the query macros describe themselves against it.
+//! This replaces `cargo sqlx prepare`, and needs neither that tool nor an existing database. The migrations of this
+//! checkout run on a temporary database, and the query macros write their descriptions from it.
 //!
 //! Each replaceable source directory contains the descriptions of its own queries. sqlx finds them through
 //! `SQLX_OFFLINE_DIR` in `.cargo/config.toml`, and because sqlx also searches the directory of the package.
@@ -45,7 +45,7 @@ pub enum Error {
 const CACHES: [(&str, &str); 3] =
     [("platform/.sqlx", "platform/src"), (FIRST_CACHE, "src/slices"), (".sqlx", "src")];
 
-/// The directory of `SQLX_OFFLINE_DIR`.
+/// The directory of `SQLX_OFFLINE_DIR`, in which sqlx searches first, for every package.
 const FIRST_CACHE: &str = "src/slices/.sqlx";
 
 /// File paths that differ between the committed descriptions and the current ones.
@@ -74,8 +74,8 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Describes every query again, and returns the differences from the committed descriptions. Updates them unless
-/// `check` is set.
+/// Regenerates the description of every query, and returns the differences from the committed ones. Updates the
+/// committed descriptions unless `check` is set.
 pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Error> {
     let server = Server::find_or_start(Purpose::Tests, progress).await?;
     let database = format!("{}_prepare_{}", project::identifier(), std::process::id());
@@ -97,8 +97,8 @@ pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Err
     Ok(difference)
 }
 
-/// Assigns each description to the caches of the sources that contain its query. A query that a macro composes of several
-/// literals is in no source as a whole. It goes to the directory in which sqlx looks first, for every package.
+/// Assigns each description to the directories of the sources that contain its query. No source contains a query that a
+/// macro concatenates from several literals. Such a description is stored in [`FIRST_CACHE`].
 fn by_cache(described: &Descriptions) -> Result<Descriptions, Error> {
     let mut sorted = Descriptions::new();
     for (cache, directory) in CACHES {
@@ -153,7 +153,7 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     migrator.run(&mut connection).await?;
     connection.close().await?;
 
-    // A separate build directory within the usual one, so that the usual one stays compiled for the usual settings.
+    // A separate build directory within `target`, so that these settings cause no recompilation in `target` itself.
     let usual =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project::root().join("target"), PathBuf::from);
     let target =
@@ -176,7 +176,7 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     // The macros must be expanded again to describe their queries, because cargo does not detect a changed database.
     let packages = ["--package", "platform", "--package", project::name()];
     cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
-    // Only the libraries contain query macros. All of them are checked, so that the lints share the dependencies.
+    // Only the libraries contain query macros. All libraries are checked, so that clippy can use the same dependencies.
     cargo::run(&["check", "--lib"], &environment).await?;
     read(&queries)
 }

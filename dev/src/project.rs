@@ -1,7 +1,7 @@
 //! The checkout that this crate is built in: its name and its path.
 //!
-//! The name comes from the service's manifest and is not repeated here. So a renamed or derived project gets databases,
-//! directories and messages under its own name.
+//! The name is read from the service's manifest, so that a generated project has databases, directories and messages
+//! with its own name.
 use std::path::{Path, PathBuf};
 
 const MANIFEST: &str = include_str!("../../Cargo.toml");

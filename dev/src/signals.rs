@@ -3,7 +3,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A receiver of SIGINT (Ctrl-C) and SIGTERM, which are caught from its creation on.
+/// A receiver of SIGINT (Ctrl-C) and SIGTERM. From its creation on, these signals no longer end the process.
 #[derive(Debug)]
 pub struct Interrupts {
     interrupt: Signal,

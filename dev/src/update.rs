@@ -20,7 +20,7 @@ const RECORD: &str = ".template.toml";
 const STARTER: &str = "template/starter/";
 
 /// Command that installs the renderer. `README.md` of the template names the same version.
-pub const INSTALL: &str = "cargo install --locked cargo-generate@0.23.8";
+pub const INSTALL_COMMAND: &str = "cargo install --locked cargo-generate@0.23.8";
 
 /// The reason why nothing was merged.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ pub enum Error {
     NoAnswer(&'static str),
     #[error("the working tree has changes: commit or stash them first")]
     Changes,
-    #[error("cargo-generate is missing: {INSTALL}")]
+    #[error("cargo-generate is missing: {INSTALL_COMMAND}")]
     NoGenerator,
     #[error(
         "no revision of the template resembles the project's first commit: name the revision with --since"
@@ -50,17 +50,17 @@ pub enum Error {
 pub enum Merge {
     /// The project has this revision already.
     UpToDate,
-    /// The branch has one commit more.
+    /// The branch has one additional commit.
     Clean { branch: String },
-    /// The conflicts as Git describes them. The working tree has their markers.
+    /// The lines in which Git reports the conflicts. The working tree contains conflict markers.
     Conflicts { branch: String, conflicts: Vec<String> },
 }
 
 /// Merges the revision `to` of the template `from` (a URL or a path) into the project of the current directory, on a
-/// branch of its own. `since` names the project's revision, if neither the record nor the content has it.
+/// new branch. `since` is the template's revision that the project has, if it cannot be found otherwise.
 pub fn run(from: &str, to: &str, since: Option<&str>, progress: &dyn Fn(&str)) -> Result<Merge, Error> {
-    let here = Git { directory: PathBuf::from(".") };
-    let root = PathBuf::from(here.run(["rev-parse", "--show-toplevel"])?);
+    let current = Git { directory: PathBuf::from(".") };
+    let root = PathBuf::from(current.run(["rev-parse", "--show-toplevel"])?);
     let project = Git { directory: root.clone() };
     let path = root.join(RECORD);
     let record = fs::read_to_string(&path).map_err(|_| Error::NoRecord(path))?;
@@ -76,7 +76,7 @@ pub fn run(from: &str, to: &str, since: Option<&str>, progress: &dyn Fn(&str)) -
     remove(&work)?;
     fs::create_dir_all(&work).map_err(failed(&work))?;
     let template = Git { directory: work.join("template.git") };
-    let merged = here
+    let merged = current
         .run([
             "clone".as_ref(),
             "--quiet".as_ref(),
@@ -91,7 +91,7 @@ pub fn run(from: &str, to: &str, since: Option<&str>, progress: &dyn Fn(&str)) -
     merged
 }
 
-/// The parts of a running update.
+/// The state of an update.
 struct Update {
     project: Git,
     template: Git,
@@ -153,7 +153,7 @@ impl Update {
     }
 
     /// Resolves a conflict in Cargo.lock: takes the template's versions, and lets Cargo add the project's own crates.
-    /// Returns whether it has done so. It does not while a manifest has conflicts.
+    /// Returns whether the conflict is resolved, which is impossible while a manifest has conflicts.
     fn resolve_lock(&self) -> bool {
         let git = |arguments: &[&str]| self.project.run(arguments).is_ok();
         if !git(&["checkout", "--theirs", "--", "Cargo.lock"]) {
@@ -166,8 +166,9 @@ impl Update {
         git(&["add", "Cargo.lock"])
     }
 
-    /// Returns the template's revision whose files are most like those of the commit that added the record. Of equal
-    /// revisions, the oldest is taken: an older base causes conflicts at worst, and a newer one would lose changes.
+    /// Returns the template's revision whose files are most similar to the commit that added the record. Of equally
+    /// similar revisions, the oldest is selected: a base that is too old causes conflicts, and one that is too new
+    /// loses changes.
     fn origin(&self, newest: &str) -> Result<String, Error> {
         let added = self.project.run(["log", "--diff-filter=A", "--format=%H", "--", RECORD])?;
         let first = added.lines().last().ok_or(Error::NoOrigin)?;
@@ -212,13 +213,13 @@ impl Update {
             "--no-workspace",
         ])?;
         let rendered = destination.join(name);
-        // The root package gets its name, as in the project's first build.
+        // The lock file gets the project's name, as in the project's first build.
         update_lock(&rendered)?;
         Ok(rendered)
     }
 
-    /// Numbers the added migrations after those of the project. Otherwise two migrations could have one number, and a
-    /// database that has the project's later migration would seem to have the added one.
+    /// Numbers the added migrations after those of the project. Otherwise two migrations could have the same number,
+    /// and a database with the project's migration would skip the added one.
     fn renumber(&self, old: &Path, new: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let directory = Path::new("migrations");
         let mut next = names(&self.project.directory.join(directory))?
@@ -229,15 +230,15 @@ impl Update {
             + 1;
         let before = names(&old.join(directory))?;
         for name in names(&new.join(directory))?.into_iter().filter(|name| !before.contains(name)) {
-            let Some(own) = number(&name) else { continue };
-            if own < next {
+            let Some(number_of_added) = number(&name) else { continue };
+            if number_of_added < next {
                 let renamed =
                     format!("{next:04}{}", name.trim_start_matches(|digit: char| digit.is_ascii_digit()));
                 progress(&format!("the migration {name} of the template becomes {renamed}"));
                 let path = new.join(directory).join(&name);
                 fs::rename(&path, new.join(directory).join(renamed)).map_err(failed(&path))?;
             }
-            next = next.max(own) + 1;
+            next = next.max(number_of_added) + 1;
         }
         Ok(())
     }
@@ -270,7 +271,7 @@ struct Git {
 impl Git {
     fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new("git");
-        // The conflicts are found by their English names.
+        // The search for conflicts depends on the English messages.
         command.env("LC_ALL", "C").arg("-C").arg(&self.directory).args(arguments);
         command
     }
@@ -285,22 +286,22 @@ impl Git {
     }
 }
 
-/// Runs the renderer outside of the project. It requires the name of an author, even if the answers have one.
+/// Runs `cargo generate`. It requires the name of an author in the environment, even if the answers have one.
 fn cargo_generate<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String, Error> {
     let mut command = Command::new(cargo::program());
     command
         .env_clear()
-        .envs(cargo::users_environment())
+        .envs(cargo::user_environment())
         .env("CARGO_NAME", "update")
         .arg("generate")
         .args(arguments);
     succeeded(&mut command, "cargo")
 }
 
-/// Adapts Cargo.lock to the manifests, without newer versions of what it has.
+/// Adapts Cargo.lock to the manifests. Locked versions stay.
 fn update_lock(directory: &Path) -> Result<String, Error> {
     let mut command = Command::new(cargo::program());
-    command.env_clear().envs(cargo::users_environment()).current_dir(directory);
+    command.env_clear().envs(cargo::user_environment()).current_dir(directory);
     succeeded(command.args(["update", "--workspace", "--quiet"]), "cargo")
 }
 

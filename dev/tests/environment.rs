@@ -1,4 +1,4 @@
-//! Tests of `cargo dev`, as a user at a terminal sees it.
+//! Tests of `cargo dev`: its output, its processes and its data.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,7 +19,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 
 /// Deadline of the first start, which builds the service.
-const BUILT: Duration = Duration::from_mins(20);
+const BUILD_DEADLINE: Duration = Duration::from_mins(20);
 const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A data directory for an environment, separate from the checkout's own.
@@ -33,7 +33,7 @@ impl Data {
     fn cargo_dev(&self, more: &[&str]) -> Child {
         let data = self.0.to_str().unwrap();
         Launch::new(env!("CARGO_BIN_EXE_dev"))
-            // The inner cargo is the one that runs these tests, with the user's configuration.
+            // `cargo dev` runs cargo, which needs the user's environment.
             .envs(std::env::vars_os())
             .args(["--data", data, "--api-port", "0", "--ops-port", "0", "--console-port", "0"])
             .args(ANY_PORTS)
@@ -50,7 +50,8 @@ impl Drop for Data {
 }
 
 async fn wait_until_up(environment: &Child) {
-    let last = environment.follow().find(BUILT, |line| line.starts_with("Ctrl-C stops everything")).await;
+    let last =
+        environment.follow().find(BUILD_DEADLINE, |line| line.starts_with("Ctrl-C stops everything")).await;
     assert!(last.is_some(), "{}", text(environment));
 }
 
@@ -77,7 +78,7 @@ async fn is_running(pid: &str) -> bool {
 
 #[tokio::test]
 async fn the_environment_starts_prints_commands_and_stops() {
-    let data = Data::new("story");
+    let data = Data::new("lifecycle");
     let environment = data.cargo_dev(&["--rate", "10"]);
     wait_until_up(&environment).await;
 
@@ -88,7 +89,7 @@ async fn the_environment_starts_prints_commands_and_stops() {
     assert!(text(&pasted).contains(LAST_RESPONSE), "{}", text(&pasted));
 
     let second = data.cargo_dev(&[]);
-    assert_eq!(second.wait(BUILT).await.unwrap().code(), Some(1));
+    assert_eq!(second.wait(BUILD_DEADLINE).await.unwrap().code(), Some(1));
     let output = text(&second);
     assert!(
         output.contains(&format!("pid {}", environment.pid())) && output.contains("API http://"),
@@ -101,7 +102,7 @@ async fn the_environment_starts_prints_commands_and_stops() {
     assert!(output.contains(LAST_LINE) && output.contains("traffic: "), "{output}");
     assert!(status.success(), "{output}");
 
-    // The data is kept.
+    // The data persists.
     let environment = data.cargo_dev(&["--no-traffic"]);
     wait_until_up(&environment).await;
     assert!(!text(&environment).contains("creating the database"));
@@ -130,7 +131,7 @@ async fn after_kill_9_no_process_is_left() {
 }
 
 #[tokio::test]
-async fn a_database_of_other_migrations_is_reported_with_the_flag() {
+async fn a_database_of_other_migrations_is_reported() {
     let data = Data::new("earlier");
     let environment = data.cargo_dev(&["--no-traffic"]);
     wait_until_up(&environment).await;
@@ -145,7 +146,7 @@ async fn a_database_of_other_migrations_is_reported_with_the_flag() {
     assert!(environment.wait(WAIT_TIMEOUT).await.unwrap().success(), "{}", text(&environment));
 
     let rejected = data.cargo_dev(&["--no-traffic"]);
-    assert_eq!(rejected.wait(BUILT).await.unwrap().code(), Some(1));
+    assert_eq!(rejected.wait(BUILD_DEADLINE).await.unwrap().code(), Some(1));
     let output = text(&rejected);
     assert!(output.contains("migration 1 was previously applied but has been modified"), "{output}");
     assert!(output.contains("--fresh deletes it and creates a new one"), "{output}");
@@ -157,10 +158,10 @@ async fn a_database_of_other_migrations_is_reported_with_the_flag() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named_with_the_flag_for_another() {
+async fn a_port_in_use_is_reported_with_its_flag() {
     let data = Data::new("port");
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
     let environment = Launch::new(env!("CARGO_BIN_EXE_dev"))
         .args(["--data", data.0.to_str().unwrap(), "--api-port", "0", "--ops-port", &port])
         .start()
@@ -172,14 +173,14 @@ async fn a_port_that_is_taken_is_named_with_the_flag_for_another() {
 }
 
 #[tokio::test]
-async fn the_doctor_names_what_a_machine_lacks() {
-    let bare =
+async fn the_doctor_names_missing_programs() {
+    let doctor =
         Launch::new(env!("CARGO_BIN_EXE_dev")).env("PATH", "/nonexistent").args(["doctor"]).start().unwrap();
-    assert_eq!(bare.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1), "{}", text(&bare));
+    assert_eq!(doctor.wait(WAIT_TIMEOUT).await.unwrap().code(), Some(1), "{}", text(&doctor));
     for (command, tool) in [("cargo dev", "a C compiler"), (".ci/run", "Go"), ("docker compose up", "Docker")]
     {
         let named =
             |line: &str| line.starts_with(command) && line.contains(tool) && line.contains(" install ");
-        assert!(bare.lines().iter().any(|line| named(&line.text)), "{command}, {tool}: {}", text(&bare));
+        assert!(doctor.lines().iter().any(|line| named(&line.text)), "{command}, {tool}: {}", text(&doctor));
     }
 }

@@ -74,12 +74,12 @@ async fn a_foreign_database_is_rejected() {
     run(server.admin_url(), "create role precious").await;
 
     let rejected = server.drop_database("precious").await.unwrap_err();
-    assert!(matches!(&rejected, Error::NotOurs { made, .. } if made == "production"), "{rejected}");
+    assert!(matches!(&rejected, Error::NotOurs { comment, .. } if comment == "production"), "{rejected}");
     let rejected = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
     assert!(matches!(rejected, Error::NotOurs { .. }), "{rejected}");
-    // A database of ours, for another purpose.
-    let mark = Ownership::Environment("/elsewhere".to_owned());
-    let comment = format!("comment on database precious is '{mark}'");
+    // A database that another environment has created.
+    let ownership = Ownership::Environment("/elsewhere".to_owned());
+    let comment = format!("comment on database precious is '{ownership}'");
     let mut connection = PgConnection::connect(server.admin_url().as_str()).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(comment)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
@@ -103,7 +103,7 @@ async fn a_test_server_is_fast_and_private() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_under_many_connections_starts_again() {
+async fn a_server_killed_under_many_connections_restarts() {
     let mut server = Server::find_or_start(Purpose::Durable, &|_| ()).await.unwrap();
     for _ in 0..3 {
         let mut connections = Vec::new();
@@ -132,18 +132,18 @@ async fn a_development_server_keeps_its_data_and_its_port() {
     let server = start().await.unwrap();
     assert_eq!(server.find_database("kept").await.unwrap(), Presence::Ours);
     assert_eq!(server.admin_url().port(), port);
-    // Simulates the state after a crash, with the port taken in the meantime.
+    // The port is in use after an unclean stop.
     drop(server);
-    let taken = std::net::TcpListener::bind(("127.0.0.1", port.unwrap())).unwrap();
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port.unwrap())).unwrap();
     let server = start().await.unwrap();
     assert_ne!(server.admin_url().port(), port);
     assert_eq!(server.find_database("kept").await.unwrap(), Presence::Ours);
-    drop(taken);
+    drop(listener);
     server.stop().await.unwrap();
 
     std::fs::write(directory.join("postgres/data/PG_VERSION"), "9\n").unwrap();
     let rejected = start().await.unwrap_err();
-    assert!(matches!(rejected, Error::OtherMajor { made_by: 9, .. }), "{rejected}");
+    assert!(matches!(rejected, Error::OtherMajor { created_by: 9, .. }), "{rejected}");
     std::fs::remove_dir_all(directory).unwrap();
 }
 
@@ -160,9 +160,9 @@ async fn helper(name: &str, prepare: impl FnOnce(Launch) -> Launch) -> String {
 }
 
 #[tokio::test]
-async fn a_user_other_than_root_starts_a_server() {
+async fn an_unprivileged_user_starts_a_server() {
     if !geteuid().is_root() {
-        println!("skipped: only root can become another user, and every other test runs as this one");
+        println!("skipped: only root can switch to another user");
         return;
     }
     let unprivileged = User::from_name("nobody").unwrap().expect("the user exists");
@@ -175,7 +175,7 @@ async fn a_user_other_than_root_starts_a_server() {
 
     let child = Launch::new(&copy)
         .args(["--exact", "--ignored", "--nocapture", "a_server_responds"])
-        .account(unprivileged.uid.as_raw(), unprivileged.gid.as_raw())
+        .run_as(unprivileged.uid.as_raw(), unprivileged.gid.as_raw())
         .env("TMPDIR", "/tmp")
         .directory(&directory)
         .start()
@@ -199,13 +199,13 @@ async fn a_server_responds() {
 }
 
 #[tokio::test]
-async fn a_named_server_is_used_and_cleaned_up() {
+async fn a_configured_server_is_used_and_cleaned_up() {
     let server = postgres::for_tests().await.unwrap();
     let url = server.admin_url().as_str().to_owned();
     let output = helper("a_server_responds", |launch| launch.env("DEV_DATABASE_URL", &url)).await;
     assert!(output.contains("using the PostgreSQL of DEV_DATABASE_URL"), "{output}");
     assert!(!output.contains("starting"), "{output}");
-    // The run above is over, so the next run drops its objects.
+    // The run above has ended, so the next run drops its objects.
     let output = helper("a_server_responds", |launch| launch.env("DATABASE_URL", &url)).await;
     assert!(output.contains("using the PostgreSQL of DATABASE_URL"), "{output}");
     assert!(output.contains("dropping answers_"), "{output}");
@@ -213,7 +213,7 @@ async fn a_named_server_is_used_and_cleaned_up() {
 }
 
 #[tokio::test]
-async fn a_named_server_that_cannot_be_used_is_an_error() {
+async fn an_unusable_configured_server_is_an_error() {
     let server = postgres::for_tests().await.unwrap();
     let role = unique("powerless");
     server.create_login(&role, "x", Rights::Restricted).await.unwrap();

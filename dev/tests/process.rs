@@ -1,4 +1,4 @@
-//! Tests of child processes, and of their end when the parent dies.
+//! Tests of child processes, and of their end after the end of the parent.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -20,14 +20,14 @@ fn shell(script: &str) -> Child {
     Launch::new("sh").args(["-c", script]).start().unwrap()
 }
 
-/// Returns whether a process is running. A zombie has ended, and its parent has not reaped it yet.
+/// Returns whether a process is running. A zombie has ended, but its parent has not reaped it.
 async fn is_running(pid: &str) -> bool {
     let ps = Launch::new("ps").args(["-o", "stat=", "-p", pid]).start().unwrap();
     ps.wait(WAIT_TIMEOUT).await.unwrap();
     ps.lines().first().is_some_and(|line| !line.text.trim().starts_with('Z'))
 }
 
-async fn becomes_true(what: &str, condition: impl AsyncFn() -> bool) {
+async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition().await {
         assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
@@ -56,7 +56,7 @@ async fn a_full_log_drops_its_oldest_lines_first() {
     let child = Launch::new("sh").args(["-c", lines]).log_to(&log).start().unwrap();
     assert!(child.wait(WAIT_TIMEOUT).await.unwrap().success());
     let size = |file: &Path| std::fs::metadata(file).map_or(0, |metadata| metadata.len());
-    becomes_true("all of it is written", async || size(&log) + size(&older) == 70_000_000).await;
+    wait_until("all of it is written", async || size(&log) + size(&older) == 70_000_000).await;
     assert!((MAX_OUTPUT_BYTES..MAX_OUTPUT_BYTES + 10_000).contains(&size(&older)), "{} bytes", size(&older));
     std::fs::remove_dir_all(directory).unwrap();
 }
@@ -91,9 +91,9 @@ async fn a_child_has_only_the_given_environment() {
 #[tokio::test]
 async fn a_child_is_terminated_and_then_killed() {
     use std::os::unix::process::ExitStatusExt as _;
-    let polite = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
-    polite.follow().find(WAIT_TIMEOUT, |line| line == "ready").await.unwrap();
-    assert_eq!(polite.stop(WAIT_TIMEOUT).await.unwrap().code(), Some(7));
+    let graceful = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
+    graceful.follow().find(WAIT_TIMEOUT, |line| line == "ready").await.unwrap();
+    assert_eq!(graceful.stop(WAIT_TIMEOUT).await.unwrap().code(), Some(7));
 
     let stubborn = shell("trap '' TERM; echo ready; while :; do sleep 0.05; done");
     stubborn.follow().find(WAIT_TIMEOUT, |line| line == "ready").await.unwrap();
@@ -118,7 +118,7 @@ async fn a_dropped_child_ends_with_its_own_children() {
     let grandchild = child.follow().next().await.unwrap().text;
     assert!(is_running(&grandchild).await);
     drop(child);
-    becomes_true("the grandchild ends", async || !is_running(&grandchild).await).await;
+    wait_until("the grandchild ends", async || !is_running(&grandchild).await).await;
 }
 
 /// Runs one of the ignored tests below as a separate process.
@@ -130,7 +130,7 @@ fn helper(name: &str) -> Child {
 }
 
 #[tokio::test]
-async fn after_kill_9_of_the_parent_nothing_is_left() {
+async fn after_kill_9_of_the_parent_no_process_is_left() {
     let parent = helper("a_parent_with_children_and_a_database");
     let mut lines = parent.follow();
     let found = lines
@@ -146,9 +146,9 @@ async fn after_kill_9_of_the_parent_nothing_is_left() {
     parent.signal(Signal::SIGKILL).unwrap();
 
     for pid in [child, stopped, postgres] {
-        becomes_true("the child ends", async || !is_running(pid).await).await;
+        wait_until("the child ends", async || !is_running(pid).await).await;
     }
-    becomes_true("the data is removed", async || !Path::new(directory).exists()).await;
+    wait_until("the data is removed", async || !Path::new(directory).exists()).await;
 }
 
 #[tokio::test]
@@ -158,9 +158,7 @@ async fn a_parent_with_children_and_a_database() {
     let stopped = shell("sleep 600");
     stopped.signal(Signal::SIGSTOP).unwrap();
     let server = postgres::for_tests().await.unwrap();
-    let Some(log) = server.log() else {
-        panic!("the test needs a server of its own: unset DEV_DATABASE_URL")
-    };
+    let Some(log) = server.log() else { panic!("the test needs its own server: unset DEV_DATABASE_URL") };
     let directory = log.parent().unwrap();
     let postmaster = std::fs::read_to_string(directory.join("data/postmaster.pid")).unwrap();
     let postmaster = postmaster.lines().next().unwrap();
@@ -170,7 +168,7 @@ async fn a_parent_with_children_and_a_database() {
 
 #[tokio::test]
 async fn the_exit_of_a_parent_ends_its_children() {
-    let parent = helper("a_parent_that_just_ends");
+    let parent = helper("a_parent_that_exits");
     let line = parent.follow().find(WAIT_TIMEOUT, |line| line.contains("left behind: ")).await.unwrap();
     let child = line.text.split("left behind: ").last().unwrap().to_owned();
     // The output ends once no process holds the pipe. The watchdog must not hold it.
@@ -178,12 +176,12 @@ async fn the_exit_of_a_parent_ends_its_children() {
     tokio::time::timeout(WAIT_TIMEOUT, async { while rest.next().await.is_some() {} })
         .await
         .expect("the output ends");
-    becomes_true("the child ends", async || !is_running(&child).await).await;
+    wait_until("the child ends", async || !is_running(&child).await).await;
 }
 
 #[test]
 #[ignore = "run by another test"]
-fn a_parent_that_just_ends() {
+fn a_parent_that_exits() {
     let child = shell("trap '' HUP; sleep 600");
     println!("left behind: {}", child.pid());
     // No destructor runs.

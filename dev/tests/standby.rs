@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 /// Deadline of the first start, which builds the service.
-const BUILT: Duration = Duration::from_mins(20);
+const BUILD_DEADLINE: Duration = Duration::from_mins(20);
 const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// A running environment, in a data directory of its own.
+/// A running environment with its own data directory.
 struct Environment {
     child: Child,
     data: PathBuf,
@@ -35,7 +35,7 @@ impl Environment {
     async fn start(name: &str, more: &[&str]) -> Self {
         let data = env::temp_dir().join(format!("dev-{name}-{}", std::process::id()));
         let child = Launch::new(env!("CARGO_BIN_EXE_dev"))
-            // The inner cargo is the one that runs these tests, with the user's configuration.
+            // `cargo dev` runs cargo, which needs the user's environment.
             .envs(env::vars_os())
             .args([
                 "--data",
@@ -51,7 +51,8 @@ impl Environment {
             .args(more)
             .start()
             .unwrap();
-        let last = child.follow().find(BUILT, |line| line.starts_with("Ctrl-C stops everything")).await;
+        let last =
+            child.follow().find(BUILD_DEADLINE, |line| line.starts_with("Ctrl-C stops everything")).await;
         assert!(last.is_some(), "{}", text(&child));
         let screen = text(&child);
         let address = |name: &str| {
@@ -79,8 +80,8 @@ impl Environment {
         self.post(format!("{}/api/database/{change}", self.console), json!({})).await.0
     }
 
-    /// Waits until this number of changes has ended, and a synchronous standby follows. Returns the last result.
-    async fn changed(&self, count: usize) -> String {
+    /// Waits until this number of changes has ended and a synchronous standby is connected. Returns the last result.
+    async fn wait_for_changes(&self, count: usize) -> String {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let database = self.database().await;
@@ -114,7 +115,7 @@ impl Environment {
         }
     }
 
-    /// Returns the token of a new session, or `None` if the service does not know the user.
+    /// Returns the token of a new session, or `None` if the user does not exist.
     async fn log_in(&self, email: &str) -> Option<String> {
         let login = json!({ "email": email, "password": PASSWORD });
         let deadline = Instant::now() + WAIT_TIMEOUT;
@@ -161,7 +162,7 @@ fn is_temporary(status: StatusCode) -> bool {
     [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&status)
 }
 
-/// Finds a program of the `PATH`. Without it a part of the test is skipped, or fails if `REQUIRE_TOOLS` is set.
+/// Returns the path of a program in `PATH`. A missing program fails the test if `REQUIRE_TOOLS` is set.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found =
@@ -173,14 +174,14 @@ fn tool(name: &str) -> Option<PathBuf> {
 #[tokio::test]
 async fn a_failover_loses_no_confirmed_change() {
     let environment = Environment::start("failover", &["--standby", "--rate", "10"]).await;
-    assert!(environment.changed(0).await.is_empty());
+    assert!(environment.wait_for_changes(0).await.is_empty());
     for round in 1..=3 {
         let email = environment.register(&format!("before-{round}")).await;
         let token = environment.log_in(&email).await.unwrap();
         assert_eq!(environment.request("failover").await, StatusCode::ACCEPTED);
         assert_eq!(environment.request("restore").await, StatusCode::CONFLICT, "one change at a time");
         let meanwhile = environment.register(&format!("during-{round}")).await;
-        let result = environment.changed(round).await;
+        let result = environment.wait_for_changes(round).await;
         assert!(result.contains("the standby was promoted"), "{result}");
         assert_eq!(environment.me(&token).await, StatusCode::OK);
         assert!(environment.log_in(&meanwhile).await.is_some());
@@ -197,17 +198,17 @@ async fn a_restore_ends_sessions_and_keeps_the_audit_log_verified() {
         let token = environment.log_in(&kept).await.unwrap();
         // A new primary has no older base backup, so the restore reaches no further back than to this failover.
         assert_eq!(environment.request("failover").await, StatusCode::ACCEPTED);
-        environment.changed(2 * round - 1).await;
+        environment.wait_for_changes(2 * round - 1).await;
         let lost = environment.register(&format!("lost-{round}")).await;
         assert_eq!(environment.request("restore").await, StatusCode::ACCEPTED);
-        let result = environment.changed(2 * round).await;
+        let result = environment.wait_for_changes(2 * round).await;
         assert!(result.contains(&format!("epoch {} of the audit log has begun", round + 1)), "{result}");
         assert_eq!(environment.me(&token).await, StatusCode::UNAUTHORIZED);
         assert!(environment.log_in(&kept).await.is_some());
         assert!(environment.log_in(&lost).await.is_none());
         let verification = format!("{}/api/audit/verification", environment.console);
         let (_, verified) = environment.post(verification, json!({})).await;
-        assert_eq!(verified["whole"], true, "{verified:#}");
+        assert_eq!(verified["is_intact"], true, "{verified:#}");
     }
     environment.stop().await;
 }
@@ -232,7 +233,7 @@ async fn the_console_has_buttons_only_with_a_standby() {
         for (button, count) in [("failover", 1), ("restore", 2)] {
             browser.click(&format!("#{button}")).await;
             browser.shows("#change", "in progress").await;
-            with.changed(count).await;
+            with.wait_for_changes(count).await;
             browser.shows("#change", "done").await;
             browser.shows("#database [data-role=primary]", "streaming · sync").await;
         }

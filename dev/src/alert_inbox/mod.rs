@@ -1,7 +1,7 @@
 //! The receiver of alerts: a page with every received alert, and the runbooks that alerts link to.
 //!
-//! In production a pager, a queue and an external heartbeat monitor take its place. The inbox keeps the latest alerts
-//! in memory, from Alertmanager and from the service itself.
+//! The inbox stores the latest alerts of Alertmanager and of the service in memory. In production, a pager, a queue and
+//! an external heartbeat monitor take its place.
 mod page;
 mod routes;
 
@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-/// Maximum number of remembered alerts.
+/// Maximum number of stored alerts.
 const MAX_ALERTS: usize = 1000;
 
 /// Settings of an inbox.
@@ -24,11 +24,11 @@ const MAX_ALERTS: usize = 1000;
 pub struct Settings {
     /// The listen address; port 0 selects a free port.
     pub address: SocketAddr,
-    /// Directory of the runbooks. Without a directory the runbook links lead nowhere.
+    /// Directory of the runbooks. Without a directory, links to runbooks respond with 404.
     pub runbooks: Option<PathBuf>,
 }
 
-/// An alert as received.
+/// A received alert.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceivedAlert {
     pub received_at: DateTime<Utc>,
@@ -48,26 +48,26 @@ pub struct ReceivedAlert {
 
 /// The received alerts and heartbeats.
 #[derive(Debug, Default)]
-struct Arrivals {
+struct InboxContents {
     alerts: VecDeque<ReceivedAlert>,
     heartbeat_at: Option<DateTime<Utc>>,
 }
 
 /// State shared by the routes.
 struct InboxState {
-    arrivals: Mutex<Arrivals>,
+    contents: Mutex<InboxContents>,
     runbooks: Option<PathBuf>,
 }
 
 impl InboxState {
-    fn look<T>(&self, at: impl FnOnce(&mut Arrivals) -> T) -> T {
-        at(&mut self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with_contents<T>(&self, action: impl FnOnce(&mut InboxContents) -> T) -> T {
+        action(&mut self.contents.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn keep(&self, alert: ReceivedAlert) {
-        self.look(|arrivals| {
-            arrivals.alerts.push_front(alert);
-            arrivals.alerts.truncate(MAX_ALERTS);
+    fn store(&self, alert: ReceivedAlert) {
+        self.with_contents(|contents| {
+            contents.alerts.push_front(alert);
+            contents.alerts.truncate(MAX_ALERTS);
         });
     }
 }
@@ -85,7 +85,7 @@ impl Inbox {
     pub async fn start(settings: Settings) -> std::io::Result<Self> {
         let listener = TcpListener::bind(settings.address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(InboxState { arrivals: Mutex::default(), runbooks: settings.runbooks });
+        let shared = Arc::new(InboxState { contents: Mutex::default(), runbooks: settings.runbooks });
         let stop = watch::Sender::new(false);
         let mut stopped = stop.subscribe();
         let router = routes::router(Arc::clone(&shared));
@@ -106,12 +106,12 @@ impl Inbox {
 
     /// Returns the received alerts, newest first.
     pub fn alerts(&self) -> Vec<ReceivedAlert> {
-        self.shared.look(|arrivals| arrivals.alerts.iter().cloned().collect())
+        self.shared.with_contents(|contents| contents.alerts.iter().cloned().collect())
     }
 
     /// Returns the time of Alertmanager's last heartbeat, which shows that alerting works end to end.
     pub fn heartbeat_at(&self) -> Option<DateTime<Utc>> {
-        self.shared.look(|arrivals| arrivals.heartbeat_at)
+        self.shared.with_contents(|contents| contents.heartbeat_at)
     }
 
     /// Stops the inbox.

@@ -1,7 +1,7 @@
 //! The page: the latest alerts, newest first, each with links to its runbook and dashboard.
 use std::fmt::Write as _;
 
-use super::{Arrivals, ReceivedAlert};
+use super::{InboxContents, ReceivedAlert};
 
 const HEAD: &str = r#"<!doctype html>
 <html lang="en">
@@ -22,17 +22,17 @@ const HEAD: &str = r#"<!doctype html>
 <h1>Received alerts</h1>
 "#;
 
-pub(super) fn render(arrivals: &Arrivals) -> String {
+pub(super) fn render(contents: &InboxContents) -> String {
     let mut html = HEAD.to_owned();
-    let heartbeat = arrivals.heartbeat_at.map_or_else(
-        || "No heartbeat of Alertmanager yet.".to_owned(),
-        |at| format!("Last heartbeat of Alertmanager: {}.", at.format("%H:%M:%S")),
+    let heartbeat = contents.heartbeat_at.map_or_else(
+        || "No heartbeat from Alertmanager yet.".to_owned(),
+        |at| format!("Last heartbeat from Alertmanager: {}.", at.format("%H:%M:%S")),
     );
     let _ = writeln!(html, "<p>{heartbeat} Times are UTC.</p>");
-    if arrivals.alerts.is_empty() {
-        html.push_str("<p>None so far.</p>\n");
+    if contents.alerts.is_empty() {
+        html.push_str("<p>No alerts received.</p>\n");
     }
-    for alert in &arrivals.alerts {
+    for alert in &contents.alerts {
         html.push_str(&article(alert));
     }
     html
@@ -86,7 +86,7 @@ mod tests {
             runbook_url: Some("javascript:alert(1)".to_owned()),
             dashboard_url: Some("http://localhost:3000/d/service-overview".to_owned()),
         };
-        let html = render(&Arrivals { alerts: [alert].into(), heartbeat_at: None });
+        let html = render(&InboxContents { alerts: [alert].into(), heartbeat_at: None });
         assert!(!html.contains("<script>") && !html.contains("\" onload") && !html.contains("javascript:"));
         assert!(
             html.contains("<a href=\"http://localhost:3000/d/service-overview\">dashboard</a>"),

@@ -1,4 +1,4 @@
-//! The routes of the inbox, for senders and readers.
+//! The routes of the inbox: for senders of alerts, and for the page.
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
@@ -40,9 +40,9 @@ struct AlertmanagerMessage {
     starts_at: DateTime<Utc>,
 }
 
-async fn from_alertmanager(State(shared): State<Arc<InboxState>>, Json(sent): Json<Notification>) {
-    for AlertmanagerMessage { status, mut labels, mut annotations, starts_at } in sent.alerts {
-        shared.keep(ReceivedAlert {
+async fn from_alertmanager(State(shared): State<Arc<InboxState>>, Json(notification): Json<Notification>) {
+    for AlertmanagerMessage { status, mut labels, mut annotations, starts_at } in notification.alerts {
+        shared.store(ReceivedAlert {
             received_at: Utc::now(),
             source: "alertmanager".to_owned(),
             status,
@@ -68,35 +68,35 @@ struct ServiceAlert {
     metadata: BTreeMap<String, String>,
 }
 
-async fn from_service(State(shared): State<Arc<InboxState>>, Json(mut raised): Json<ServiceAlert>) {
-    shared.keep(ReceivedAlert {
+async fn from_service(State(shared): State<Arc<InboxState>>, Json(mut alert): Json<ServiceAlert>) {
+    shared.store(ReceivedAlert {
         received_at: Utc::now(),
         source: "service".to_owned(),
         status: "firing".to_owned(),
-        started_at: Some(raised.timestamp),
-        name: raised.title.clone(),
-        severity: raised.severity,
-        summary: raised.title,
-        description: raised.description,
-        runbook_url: raised.metadata.remove("runbook_url"),
+        started_at: Some(alert.timestamp),
+        name: alert.title.clone(),
+        severity: alert.severity,
+        summary: alert.title,
+        description: alert.description,
+        runbook_url: alert.metadata.remove("runbook_url"),
         dashboard_url: None,
     });
 }
 
 async fn heartbeat(State(shared): State<Arc<InboxState>>) {
-    shared.look(|arrivals| arrivals.heartbeat_at = Some(Utc::now()));
+    shared.with_contents(|contents| contents.heartbeat_at = Some(Utc::now()));
 }
 
 async fn alerts(State(shared): State<Arc<InboxState>>) -> Json<Vec<ReceivedAlert>> {
-    Json(shared.look(|arrivals| arrivals.alerts.iter().cloned().collect()))
+    Json(shared.with_contents(|contents| contents.alerts.iter().cloned().collect()))
 }
 
 async fn page(State(shared): State<Arc<InboxState>>) -> Html<String> {
-    Html(shared.look(|arrivals| page::render(arrivals)))
+    Html(shared.with_contents(|contents| page::render(contents)))
 }
 
 async fn runbook(State(shared): State<Arc<InboxState>>, Path(name): Path<String>) -> Response {
-    // A name is never a path.
+    // Only letters and digits are accepted, so the name cannot be a path to another directory.
     if !name.chars().all(|letter| letter.is_ascii_alphanumeric()) {
         return StatusCode::NOT_FOUND.into_response();
     }

@@ -25,7 +25,7 @@ use crate::{
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A running Prometheus and a running Alertmanager. Dropping the value ends both.
+/// A running Prometheus and a running Alertmanager. Dropping the value stops both.
 pub(super) struct AlertingStack {
     pub(super) prometheus: Url,
     pub(super) alertmanager: Url,
@@ -33,7 +33,7 @@ pub(super) struct AlertingStack {
     _processes: [Child; 2],
 }
 
-/// The reason why they are not running.
+/// The reason why the programs were not started or did not respond.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]
@@ -47,7 +47,7 @@ pub(super) enum Error {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct RulesResponse {
     data: Groups,
 }
 
@@ -81,7 +81,7 @@ struct ActiveAlert {
 }
 
 impl AlertingStack {
-    /// Starts both for this target. Returns `None` if the programs are not installed.
+    /// Starts both programs, which monitor this target. Returns `None` if they are not installed.
     pub(super) fn start(directory: &Path, target: &Url, inbox: &str) -> Result<Option<Self>, Error> {
         let (Some(prometheus), Some(alertmanager)) = (program("prometheus"), program("alertmanager")) else {
             return Ok(None);
@@ -135,11 +135,11 @@ impl AlertingStack {
         }))
     }
 
-    /// Replaces the console's rule states with those of Prometheus.
-    pub(super) async fn judge(&self, rules: &mut [Rule]) -> Result<(), Error> {
+    /// Replaces the states of rules with those of Prometheus.
+    pub(super) async fn apply_to(&self, rules: &mut [Rule]) -> Result<(), Error> {
         let url = self.prometheus.join("api/v1/rules?type=alert")?;
-        let answer: Answer = self.client.get(url).send().await?.error_for_status()?.json().await?;
-        let mut evaluated: Vec<_> = answer.data.groups.into_iter().flat_map(|group| group.rules).collect();
+        let response: RulesResponse = self.client.get(url).send().await?.error_for_status()?.json().await?;
+        let mut evaluated: Vec<_> = response.data.groups.into_iter().flat_map(|group| group.rules).collect();
         for RuleResult { name, labels, .. } in &mut evaluated {
             if let (Some(long), Some(short)) = (labels.get("long"), labels.get("short")) {
                 *name = format!("{name} {long}/{short}");
@@ -149,13 +149,14 @@ impl AlertingStack {
             let Some(found) = evaluated.iter().find(|evaluated| evaluated.name == rule.name) else {
                 continue;
             };
-            let told = found.alerts.iter().filter_map(|alert| alert.annotations.get("description").cloned());
+            let descriptions =
+                found.alerts.iter().filter_map(|alert| alert.annotations.get("description").cloned());
             let error = Some(&found.last_error).filter(|error| !error.is_empty()).cloned();
-            rule.standing = RuleState {
+            rule.evaluation = RuleState {
                 state: found.state.clone(),
                 since: found.alerts.iter().map(|alert| alert.active_at).min(),
-                notes: told.chain(error).collect(),
-                ..std::mem::take(&mut rule.standing)
+                notes: descriptions.chain(error).collect(),
+                ..std::mem::take(&mut rule.evaluation)
             };
         }
         Ok(())
@@ -168,7 +169,7 @@ fn program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
-/// Returns a free address. These programs do not report a port that the system chose, so the console chooses it.
+/// Returns a free address. These programs do not report a port that the system selects, so the console selects it.
 fn free_address() -> io::Result<String> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string())
 }

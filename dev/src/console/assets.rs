@@ -1,4 +1,4 @@
-//! The files of the page, embedded in the binary unmodified.
+//! The files of the page, embedded in the binary.
 use axum::{
     extract::Path,
     http::{StatusCode, header},
@@ -26,7 +26,7 @@ const FILES: [(&str, &str, &str); 15] = [
     ("audit.js", SCRIPT, include_str!("page/audit.js")),
 ];
 
-/// Returns the one page of all views. The URL selects the view.
+/// Returns the HTML page, which is the same for all views. The URL selects the view.
 pub(super) async fn page() -> Html<&'static str> {
     Html(include_str!("page/index.html"))
 }

@@ -1,7 +1,6 @@
-//! The view *Audit*: the newest events and seals, and the service's own verification of the chain.
+//! The view *Audit*: the newest events and seals, and the verification of the chain by the service.
 //!
-//! The console reads as the owner of the schema and bypasses the API. The API would record each of these reads in the
-//! audit log.
+//! The console reads the tables as the owner of the schema, because the API would record each read in the audit log.
 use std::{
     fs::File,
     io::{BufRead as _, BufReader},
@@ -22,10 +21,10 @@ use crate::{
 };
 
 /// Maximum number of displayed events and seals.
-const SHOWN: i64 = 60;
+const MAX_SHOWN: i64 = 60;
 
 /// Deadline of a verification, which reads the whole audit log.
-const DEADLINE: Duration = Duration::from_mins(5);
+const VERIFICATION_DEADLINE: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Serialize, sqlx::FromRow)]
 #[expect(clippy::struct_field_names, reason = "`event_type` is the name of the column, too")]
@@ -67,7 +66,7 @@ pub(super) async fn audit_log(owner_url: &Url) -> Result<AuditLog, sqlx::Error> 
          order by recorded_at desc, sequence desc
          limit $1",
     )
-    .bind(SHOWN)
+    .bind(MAX_SHOWN)
     .fetch_all(&mut connection)
     .await?;
     let seals = sqlx::query_as(
@@ -77,7 +76,7 @@ pub(super) async fn audit_log(owner_url: &Url) -> Result<AuditLog, sqlx::Error> 
          order by number desc
          limit $1",
     )
-    .bind(SHOWN)
+    .bind(MAX_SHOWN)
     .fetch_all(&mut connection)
     .await?;
     connection.close().await?;
@@ -87,16 +86,15 @@ pub(super) async fn audit_log(owner_url: &Url) -> Result<AuditLog, sqlx::Error> 
 /// The output of `audit verify`.
 #[derive(Debug, Serialize)]
 pub(super) struct Verification {
-    whole: bool,
-    /// The command, for running the verification by hand.
+    is_intact: bool,
+    /// The executed command.
     command: String,
-    said: String,
+    output: String,
     seconds: f64,
 }
 
-/// Returns whether the log contains a head of the chain. The file is read line by line, because the log of a long run
-/// can be larger than memory.
-fn has_heads(log: &Path) -> bool {
+/// Returns whether the log contains a head of the chain. The log can be larger than memory, so it is read line by line.
+fn contains_heads(log: &Path) -> bool {
     let lines = File::open(log).map(|file| BufReader::new(file).lines());
     lines.is_ok_and(|lines| lines.map_while(Result::ok).any(|line| line.contains("\"seal_hash\"")))
 }
@@ -108,7 +106,7 @@ pub(super) async fn verify(
     log: Option<&Path>,
 ) -> Result<Verification, WaitError> {
     let mut arguments = vec!["audit".to_owned(), "verify".to_owned()];
-    if let Some(log) = log.filter(|log| has_heads(log)) {
+    if let Some(log) = log.filter(|log| contains_heads(log)) {
         arguments.extend(["--heads".to_owned(), log.display().to_string()]);
     }
     let command = format!("{} {}", project::name(), arguments.join(" "));
@@ -118,11 +116,11 @@ pub(super) async fn verify(
         .directory(Path::new("/"))
         .env("DATABASE_URL", database_url.as_str())
         .start()?;
-    let status = process.wait(DEADLINE).await?;
+    let status = process.wait(VERIFICATION_DEADLINE).await?;
     let mut lines = process.lines();
-    // Findings are on standard output, errors on standard error.
+    // Standard output comes first. It has the results, and standard error has the errors.
     lines.sort_by_key(|line| line.stream == Stream::Stderr);
-    let said: Vec<String> = lines.into_iter().map(|line| line.text).collect();
+    let output: Vec<String> = lines.into_iter().map(|line| line.text).collect();
     let seconds = began.elapsed().as_secs_f64();
-    Ok(Verification { whole: status.success(), command, said: said.join("\n"), seconds })
+    Ok(Verification { is_intact: status.success(), command, output: output.join("\n"), seconds })
 }

@@ -1,5 +1,5 @@
-//! Access control of the console: only pages and programs of this machine are allowed, not foreign websites in a local
-//! browser.
+//! Access control of the console: only its own pages and programs of this machine are allowed, not other websites in a
+//! local browser.
 //!
 //! The console can switch faults and shows log lines, so it responds only under its own local addresses. Requests from
 //! pages of another origin are rejected, regardless of the browser's request headers. A foreign host name that resolves
@@ -13,13 +13,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-/// Allows only scripts and styles from the console's own files. Pages load, embed and send nothing else.
+/// Policy that allows only the console's own scripts, styles, images and requests.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, next: Next) -> Response {
-    if let Err(why) = check_origin(&request, address) {
-        return (StatusCode::FORBIDDEN, why).into_response();
+    if let Err(reason) = check_origin(&request, address) {
+        return (StatusCode::FORBIDDEN, reason).into_response();
     }
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
@@ -32,7 +32,7 @@ pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, n
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    // Another build may serve a different page under the same address a minute later.
+    // Another build may serve another page under the same address.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
@@ -41,20 +41,20 @@ fn check_origin(request: &Request, address: SocketAddr) -> Result<(), &'static s
     let headers = request.headers();
     // HTTP/2 sends the host in the URI of the request.
     let host = request.uri().authority().map(Authority::as_str).or_else(|| text(headers, &header::HOST));
-    let own = [address.to_string(), format!("localhost:{}", address.port())];
-    if !host.is_some_and(|host| own.iter().any(|own| own == host)) {
+    let own_addresses = [address.to_string(), format!("localhost:{}", address.port())];
+    if !host.is_some_and(|host| own_addresses.iter().any(|own| own == host)) {
         return Err("the console accepts requests for its own address only\n");
     }
     let origin = text(headers, &header::ORIGIN);
-    if origin.is_some_and(|origin| !own.iter().any(|own| origin == format!("http://{own}"))) {
+    if origin.is_some_and(|origin| !own_addresses.iter().any(|own| origin == format!("http://{own}"))) {
         return Err("the console accepts requests of its own pages only\n");
     }
     let site = headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
-    let is_a_link = request.method() == Method::GET
+    let is_navigation = request.method() == Method::GET
         && headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate")
         && headers.get("sec-fetch-dest").is_some_and(|destination| destination == "document");
     match site {
-        Some("cross-site" | "same-site") if !is_a_link => {
+        Some("cross-site" | "same-site") if !is_navigation => {
             Err("the console accepts requests of its own pages only\n")
         }
         _ => Ok(()),

@@ -13,7 +13,7 @@ pub(super) const MAX_BYTES: usize = 16 * 1024 * 1024;
 const LEVELS: [&str; 5] = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
 
 /// Memory of a line in addition to its text, in bytes.
-const OVERHEAD: usize = 128;
+const OVERHEAD_BYTES: usize = 128;
 
 #[derive(Debug, Default)]
 pub(super) struct Logs {
@@ -23,7 +23,7 @@ pub(super) struct Logs {
     next: u64,
 }
 
-/// A stored line. It is parsed for each display, so the parsed form takes no memory in between.
+/// A stored line. It is parsed each time it is displayed, because the parsed form takes more memory.
 #[derive(Debug)]
 struct StoredLine {
     replica: u16,
@@ -55,7 +55,7 @@ pub(super) struct Filter {
     level: String,
     /// Prefix of the target.
     target: String,
-    /// Any part of the line, case-insensitive.
+    /// Substring of the line, case-insensitive.
     text: String,
     correlation_id: String,
     trace_id: String,
@@ -65,12 +65,12 @@ pub(super) struct Filter {
 
 impl Logs {
     pub(super) fn push(&mut self, replica: u16, text: String) {
-        self.bytes += text.len() + OVERHEAD;
+        self.bytes += text.len() + OVERHEAD_BYTES;
         self.lines.push_back(StoredLine { replica, text: text.into_boxed_str() });
         self.next += 1;
         while self.lines.len() > MAX_LINES || self.bytes > MAX_BYTES {
             let Some(oldest) = self.lines.pop_front() else { break };
-            self.bytes -= oldest.text.len() + OVERHEAD;
+            self.bytes -= oldest.text.len() + OVERHEAD_BYTES;
         }
     }
 
@@ -79,9 +79,9 @@ impl Logs {
         let needle = filter.text.to_lowercase();
         let numbered = self.lines.iter().rev().zip((0..self.next).rev());
         let after = numbered.take_while(|(_, number)| filter.after.is_none_or(|after| *number > after));
-        let fitting = after.filter(|(line, _)| filter.may_fit(line, &needle));
-        let lines = fitting.map(|(kept, number)| Line::read(kept, number));
-        let mut lines: Vec<Line> = lines.filter(|line| filter.fits(line)).take(limit).collect();
+        let matching = after.filter(|(line, _)| filter.may_match(line, &needle));
+        let lines = matching.map(|(stored, number)| Line::read(stored, number));
+        let mut lines: Vec<Line> = lines.filter(|line| filter.matches(line)).take(limit).collect();
         lines.reverse();
         lines
     }
@@ -94,13 +94,13 @@ impl Logs {
 
 impl Line {
     /// Parses a line. A line that is not JSON, such as a crash message, becomes a message without fields.
-    fn read(kept: &StoredLine, number: u64) -> Self {
-        let mut fields: Map<String, Value> = serde_json::from_str(&kept.text).unwrap_or_default();
+    fn read(stored: &StoredLine, number: u64) -> Self {
+        let mut fields: Map<String, Value> = serde_json::from_str(&stored.text).unwrap_or_default();
         if fields.is_empty() {
-            fields.insert("message".to_owned(), Value::from(&*kept.text));
+            fields.insert("message".to_owned(), Value::from(&*stored.text));
         }
-        for of_every_line in ["service", "version", "request_id"] {
-            fields.remove(of_every_line);
+        for common_field in ["service", "version", "request_id"] {
+            fields.remove(common_field);
         }
         let mut text = |name: &str| match fields.remove(name) {
             Some(Value::String(text)) => text,
@@ -108,7 +108,7 @@ impl Line {
         };
         Self {
             number,
-            replica: kept.replica,
+            replica: stored.replica,
             timestamp: text("timestamp"),
             level: text("level"),
             target: text("target"),
@@ -127,15 +127,15 @@ impl Filter {
         Self { trace_id: trace_id.to_owned(), ..Self::default() }
     }
 
-    /// Checks the text alone, which avoids parsing most lines that do not match.
-    fn may_fit(&self, line: &StoredLine, needle: &str) -> bool {
+    /// Compares the unparsed text, which avoids parsing most lines that do not match.
+    fn may_match(&self, line: &StoredLine, needle: &str) -> bool {
         (self.trace_id.is_empty() || line.text.contains(&self.trace_id))
             && (self.correlation_id.is_empty() || line.text.contains(&self.correlation_id))
             && (needle.is_empty() || line.text.to_lowercase().contains(needle))
     }
 
-    fn fits(&self, line: &Line) -> bool {
-        let rank = |level: &str| LEVELS.iter().position(|known| *known == level).unwrap_or(0);
+    fn matches(&self, line: &Line) -> bool {
+        let rank = |level: &str| LEVELS.iter().position(|level_name| *level_name == level).unwrap_or(0);
         (self.level.is_empty() || rank(&line.level) <= rank(&self.level))
             && line.target.starts_with(&self.target)
             && (self.trace_id.is_empty() || line.trace_id == self.trace_id)

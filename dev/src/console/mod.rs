@@ -1,12 +1,12 @@
 //! The console: one page that shows all telemetry of the service, without Docker.
 //!
-//! The console takes the place of any telemetry backend. It receives spans over OTLP, reads the log lines that the
-//! service prints, and scrapes `/metrics`. The service has no code for the console. All stored data is bounded; the
-//! bounds are documented in [`traces`], [`logs`], [`metrics`].
+//! The console receives spans over OTLP, reads the log lines that the service prints, and scrapes `/metrics`. The
+//! service has no code for the console. All stored data is bounded: [`traces`], [`logs`] and [`metrics`] document the
+//! bounds.
 //!
 //! - [`traces`], [`logs`], [`metrics`]: received telemetry
 //! - [`now`], [`panels`]: the first view, with its charts and figures
-//! - [`rules`], [`alerting`]: the project's alerts, and a real Prometheus for them if it is installed
+//! - [`rules`], [`alerting`]: the project's alerting rules, and a real Prometheus if it is installed
 //! - [`audit`]: the audit log and its verification
 //! - [`watcher`]: background tasks: scraping, reading the log, reconciliation
 //! - [`guard`]: access control
@@ -61,7 +61,7 @@ use crate::{
     traffic::Switch,
 };
 
-/// The reason why the console is not running.
+/// The reason why the console did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the console failed to listen on {address}: {source}")]
@@ -90,26 +90,26 @@ pub struct ObservedSystem {
     /// The primary and its standby, if the database has one.
     pub replication: Option<Replication>,
     /// Reconciliation with an external ledger, if the service has one.
-    pub books: Option<Comparison>,
+    pub reconciliation: Option<Comparison>,
     pub traffic: Option<Switch>,
     /// Data directory of a real Prometheus. `None` starts no Prometheus.
     pub prometheus: Option<PathBuf>,
     pub scrape_interval: Duration,
 }
 
-/// Default interval of scrapes. A scrape costs the service as much as a few requests.
+/// Default interval of scrapes. The service needs as much CPU time for a scrape as for a few requests.
 pub const SCRAPE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One process of the service.
 #[derive(Debug, Clone)]
 struct Replica {
     ops: Url,
-    health: Arc<Mutex<Condition>>,
+    health: Arc<Mutex<ReplicaHealth>>,
 }
 
 /// Health of a replica.
 #[derive(Debug, Clone, Default, Serialize)]
-struct Condition {
+struct ReplicaHealth {
     /// Status and body of `/readyz`.
     ready_status: Option<u16>,
     ready: Value,
@@ -122,16 +122,16 @@ struct Condition {
 pub struct ReconciliationResult {
     pub at: DateTime<Utc>,
     pub holds: bool,
-    pub says: String,
-    /// The result in numbers, or `None` if the comparison failed.
-    pub verdict: Option<Value>,
+    pub summary: String,
+    /// The result as JSON, or `None` if the comparison failed.
+    pub report: Option<Value>,
 }
 
 /// Runs one reconciliation.
 pub type Comparison =
     Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ReconciliationResult> + Send>> + Send + Sync>;
 
-/// State of the page.
+/// State of the console.
 struct State {
     address: SocketAddr,
     began: DateTime<Utc>,
@@ -141,24 +141,24 @@ struct State {
     overview: Mutex<Overview>,
     rules: Mutex<Rules>,
     /// The rules at the last evaluation.
-    standing: Mutex<Vec<Rule>>,
+    evaluated_rules: Mutex<Vec<Rule>>,
     replicas: Mutex<Vec<Replica>>,
-    books: Mutex<Option<ReconciliationResult>>,
-    scene: OnceLock<ObservedSystem>,
+    reconciliation: Mutex<Option<ReconciliationResult>>,
+    system: OnceLock<ObservedSystem>,
     alerting: OnceLock<AlertingStack>,
     inbox: Inbox,
     /// The trace that `/traces/first` shows.
-    first: OnceLock<String>,
-    /// Change notifications for the open pages.
-    pulse: watch::Sender<ChangeCounters>,
+    first_trace: OnceLock<String>,
+    /// Notifies the open pages of changes.
+    counters: watch::Sender<ChangeCounters>,
     /// The newest figures.
     latest: watch::Sender<Option<Snapshot>>,
     client: reqwest::Client,
-    /// Prevents two concurrent verifications after a double click.
+    /// Prevents concurrent verifications.
     verifying: tokio::sync::Mutex<()>,
 }
 
-/// Change counters, one per kind.
+/// Number of changes of each kind of data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 struct ChangeCounters {
     traces: u64,
@@ -166,12 +166,12 @@ struct ChangeCounters {
     now: u64,
     alerts: u64,
     faults: u64,
-    books: u64,
+    reconciliation: u64,
 }
 
 impl State {
     fn changed(&self, what: impl FnOnce(&mut ChangeCounters)) {
-        self.pulse.send_modify(what);
+        self.counters.send_modify(what);
     }
 }
 
@@ -188,7 +188,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// Starts the console, which from then on receives spans and serves the page. Port 0 selects any free port.
+    /// Starts the console, which then receives spans and serves the page. Port 0 selects a free port.
     pub async fn start(address: SocketAddr, rules: &std::path::Path) -> Result<Self, Error> {
         let listener =
             TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
@@ -205,14 +205,14 @@ impl Console {
             metrics: Mutex::default(),
             overview: Mutex::new(Overview::new()?),
             rules: Mutex::new(Rules::read(rules)?),
-            standing: Mutex::default(),
+            evaluated_rules: Mutex::default(),
             replicas: Mutex::default(),
-            books: Mutex::default(),
-            scene: OnceLock::new(),
+            reconciliation: Mutex::default(),
+            system: OnceLock::new(),
             alerting: OnceLock::new(),
             inbox: Inbox::start(inbox).await.map_err(Error::Inbox)?,
-            first: OnceLock::new(),
-            pulse: watch::Sender::default(),
+            first_trace: OnceLock::new(),
+            counters: watch::Sender::default(),
             latest: watch::Sender::default(),
             client: http::client(Duration::from_secs(5))?,
             verifying: tokio::sync::Mutex::default(),
@@ -236,22 +236,22 @@ impl Console {
     }
 
     /// Starts observing a service. Only the first call has an effect.
-    pub fn watch(&self, scene: &ObservedSystem) {
-        if self.state.scene.set(scene.clone()).is_ok() {
-            self.spawn(watcher::scrape(Arc::clone(&self.state), scene.scrape_interval));
-            if let Some(compare) = scene.books.clone() {
-                self.spawn(watcher::compare_books(Arc::clone(&self.state), compare));
+    pub fn watch(&self, system: &ObservedSystem) {
+        if self.state.system.set(system.clone()).is_ok() {
+            self.spawn(watcher::scrape(Arc::clone(&self.state), system.scrape_interval));
+            if let Some(compare) = system.reconciliation.clone() {
+                self.spawn(watcher::reconcile(Arc::clone(&self.state), compare));
             }
-            if let Some(replication) = &scene.replication {
+            if let Some(replication) = &system.replication {
                 self.spawn(watcher::report_changes(Arc::clone(&self.state), replication.changes()));
             }
-            self.spawn(watcher::find_first(Arc::clone(&self.state), scene.clone()));
-            self.spawn(watcher::alert(Arc::clone(&self.state), scene.clone()));
-            self.spawn(watcher::report_changes(Arc::clone(&self.state), scene.faults.changes()));
+            self.spawn(watcher::find_first_trace(Arc::clone(&self.state), system.clone()));
+            self.spawn(watcher::evaluate_rules(Arc::clone(&self.state), system.clone()));
+            self.spawn(watcher::report_changes(Arc::clone(&self.state), system.faults.changes()));
         }
     }
 
-    /// Scrapes this process of the service too, and reads its log.
+    /// Adds a replica, whose metrics are scraped and whose log is read.
     pub fn follow(&self, ops: Url, log: Follower) {
         let mut replicas = lock(&self.state.replicas);
         replicas.push(Replica { ops, health: Arc::default() });
@@ -267,8 +267,8 @@ impl Console {
         tasks.shutdown().await;
     }
 
-    /// Returns the status lines from now on.
-    pub fn essentials(&self) -> StatusLines {
+    /// Returns the future status lines.
+    pub fn status_lines(&self) -> StatusLines {
         StatusLines(self.state.latest.subscribe())
     }
 
@@ -283,7 +283,7 @@ impl Drop for Console {
     }
 }
 
-/// Formats a one-line status for each new set of figures.
+/// A stream with a status line for each new set of figures.
 pub struct StatusLines(watch::Receiver<Option<Snapshot>>);
 
 impl StatusLines {
@@ -291,7 +291,7 @@ impl StatusLines {
     pub async fn next(&mut self) -> String {
         while self.0.changed().await.is_ok() {
             if let Some(point) = self.0.borrow_and_update().as_ref() {
-                return point.essentials();
+                return point.status_line();
             }
         }
         std::future::pending().await
@@ -305,7 +305,7 @@ struct Receiver(Arc<State>);
 impl otlp::Sink for Receiver {
     async fn take(&self, spans: Vec<Span>) -> bool {
         lock(&self.0.traces).take(spans);
-        self.0.changed(|pulse| pulse.traces += 1);
+        self.0.changed(|counters| counters.traces += 1);
         true
     }
 }

@@ -1,15 +1,15 @@
-//! The view *Now*: the values of its chart expressions over the last quarter of an hour.
+//! The view *Now*: the values of the chart expressions over the last 15 minutes.
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
 use super::{
     metrics::{Element, Error, Expression, Labels, RETENTION, Store},
-    panels::{FIGURES, OF_REQUESTS, OF_THE_DATABASE, Panel, or_dash},
+    panels::{DATABASE_PANELS, FIGURES, Panel, REQUEST_PANELS, or_dash},
 };
 use crate::example;
 
-/// Window of rates: long enough for several scrapes, short enough to show a fault within seconds.
+/// Window of rates. It contains several scrapes, and is short enough to show a fault within seconds.
 const WINDOW: &str = "30s";
 
 /// Columns of the table of routes. Each expression is grouped by method and path.
@@ -34,7 +34,7 @@ pub(super) struct Chart {
     unit: &'static str,
     /// Names of the lines, in display order. A name in braces stands for the values of that label.
     lines: Vec<&'static str>,
-    /// The same queries for Prometheus.
+    /// The `PromQL` expressions of the lines.
     expressions: Vec<String>,
 }
 
@@ -70,17 +70,17 @@ pub(super) struct Overview {
 
 /// Returns every chart in display order.
 fn panels() -> impl Iterator<Item = &'static Panel> {
-    OF_REQUESTS.iter().chain(example::PANELS).chain(OF_THE_DATABASE)
+    REQUEST_PANELS.iter().chain(example::PANELS).chain(DATABASE_PANELS)
 }
 
-fn windowed(expression: &str) -> String {
+fn with_window(expression: &str) -> String {
     expression.replace("WINDOW", WINDOW)
 }
 
-fn compiled(
+fn parse_all(
     expressions: &'static [(&'static str, &'static str)],
 ) -> Result<Vec<NamedExpression<'static>>, Error> {
-    let read = |(name, text): &(&'static str, &str)| Ok((*name, Expression::parse(&windowed(text))?));
+    let read = |(name, text): &(&'static str, &str)| Ok((*name, Expression::parse(&with_window(text))?));
     expressions.iter().map(read).collect()
 }
 
@@ -91,25 +91,25 @@ pub(super) fn charts() -> Vec<Chart> {
         title: panel.title,
         unit: panel.unit,
         lines: panel.lines.iter().map(|(name, _)| *name).collect(),
-        expressions: panel.lines.iter().map(|(_, expression)| windowed(expression)).collect(),
+        expressions: panel.lines.iter().map(|(_, expression)| with_window(expression)).collect(),
     };
     panels().map(chart).collect()
 }
 
 impl Overview {
     pub(super) fn new() -> Result<Self, Error> {
-        let panels = panels().map(|panel| Ok((panel.id, compiled(panel.lines)?)));
+        let panels = panels().map(|panel| Ok((panel.id, parse_all(panel.lines)?)));
         Ok(Self {
             panels: panels.collect::<Result<_, Error>>()?,
-            columns: compiled(&COLUMNS)?,
-            figures: [compiled(FIGURES)?, compiled(example::FIGURES)?].concat(),
+            columns: parse_all(&COLUMNS)?,
+            figures: [parse_all(FIGURES)?, parse_all(example::FIGURES)?].concat(),
             points: VecDeque::new(),
             routes: Vec::new(),
         })
     }
 
     /// Recomputes all figures.
-    pub(super) fn look(&mut self, store: &Store, at: i64) -> Snapshot {
+    pub(super) fn compute(&mut self, store: &Store, at: i64) -> Snapshot {
         let value = |expression: &Expression| {
             let elements = expression.value(store, at).map(super::metrics::Value::into_elements);
             elements.unwrap_or_default().into_iter().filter(|element| element.value.is_finite())
@@ -152,15 +152,15 @@ impl Overview {
 }
 
 impl Snapshot {
-    /// Returns the one line that shows the state on a terminal of 80 columns.
-    pub(super) fn essentials(&self) -> String {
+    /// Returns the status line, for a terminal of 80 columns.
+    pub(super) fn status_line(&self) -> String {
         let figure = |name: &str| self.figures.get(name).copied();
         format!(
             "{} req/s · p95 {} ms · {} errors/s · {}",
             or_dash(figure("requests"), 1),
             or_dash(figure("p95").map(|seconds| seconds * 1000.0), 0),
             or_dash(figure("errors"), 1),
-            example::essentials(&self.figures),
+            example::status_line(&self.figures),
         )
     }
 }
@@ -187,12 +187,12 @@ mod tests {
         for (_, expression) in overview.columns.iter().chain(&overview.figures) {
             expression.value(&store, 0).unwrap();
         }
-        overview.look(&store, 0);
+        overview.compute(&store, 0);
     }
 
     #[test]
-    fn a_figure_that_is_not_known_yet_is_a_dash() {
-        let line = Overview::new().unwrap().look(&Store::default(), 0).essentials();
+    fn a_missing_figure_is_shown_as_a_dash() {
+        let line = Overview::new().unwrap().compute(&Store::default(), 0).status_line();
         assert!(line.starts_with("– req/s · p95 – ms · – errors/s · – "), "{line}");
     }
 }

@@ -5,12 +5,13 @@ pub(crate) struct Panel {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
     pub(crate) unit: &'static str,
-    /// Name of a line, or the label that names several lines, and its expression. `WINDOW` stands for the window.
+    /// Name of a line, or the label that names several lines, and its expression. `WINDOW` is replaced with the window
+    /// of rates.
     pub(crate) lines: &'static [(&'static str, &'static str)],
 }
 
-/// The charts before those of the example.
-pub(super) const OF_REQUESTS: &[Panel] = &[
+/// The charts of requests, displayed before those of the example.
+pub(super) const REQUEST_PANELS: &[Panel] = &[
     Panel {
         id: "requests",
         title: "Requests",
@@ -23,7 +24,7 @@ pub(super) const OF_REQUESTS: &[Panel] = &[
     },
     Panel {
         id: "latency",
-        title: "Latency of requests",
+        title: "Request latency",
         unit: "s",
         lines: &[
             (
@@ -42,11 +43,11 @@ pub(super) const OF_REQUESTS: &[Panel] = &[
     },
 ];
 
-/// The charts after those of the example.
-pub(super) const OF_THE_DATABASE: &[Panel] = &[
+/// The charts of the database, displayed after those of the example.
+pub(super) const DATABASE_PANELS: &[Panel] = &[
     Panel {
         id: "database",
-        title: "Latency of the database",
+        title: "Database latency",
         unit: "s",
         lines: &[
             (
@@ -66,7 +67,7 @@ pub(super) const OF_THE_DATABASE: &[Panel] = &[
         lines: &[
             ("active", "sum(avg_over_time(db_connections_active[WINDOW]))"),
             ("idle", "sum(avg_over_time(db_connections_idle[WINDOW]))"),
-            ("most", "sum(db_connections_max)"),
+            ("max", "sum(db_connections_max)"),
         ],
     },
 ];

@@ -1,7 +1,7 @@
 //! The API of the page.
 //!
-//! The server pushes changes: `/api/stream` sends the kind of data that has changed, and the page fetches the displayed
-//! data again with its own filters. The newest figures are pushed completely.
+//! The server pushes changes: `/api/stream` sends a counter for each kind of data, and the newest figures. If a counter
+//! of the displayed data has changed, the page fetches the data again with its filters.
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    ChangeCounters, Condition, ObservedSystem, Receiver, State as Shared, assets, audit, guard, lock, logs,
+    ChangeCounters, ObservedSystem, Receiver, ReplicaHealth, State as Shared, assets, audit, guard, lock,
+    logs,
     metrics::RETENTION,
     now::{self, Snapshot},
     traces,
@@ -34,13 +35,13 @@ use crate::{
 };
 
 /// Maximum number of traces in a list.
-const TRACES_SHOWN: usize = 200;
+const MAX_LISTED_TRACES: usize = 200;
 
 /// Maximum number of log lines in a list.
-const LINES_SHOWN: usize = 500;
+const MAX_LISTED_LINES: usize = 500;
 
-/// Minimum interval between pushes to a page. A person cannot perceive more.
-const BETWEEN_PULSES: Duration = Duration::from_millis(400);
+/// Minimum interval between two events for a page.
+const MIN_PUSH_INTERVAL: Duration = Duration::from_millis(400);
 
 pub(super) fn router(state: Arc<Shared>) -> Router {
     let pages = ["/now", "/traces", "/traces/{id}", "/logs", "/alerts", "/faults", "/audit"];
@@ -88,40 +89,44 @@ impl<E: std::error::Error> From<E> for ErrorResponse {
     }
 }
 
-fn scene(state: &Shared) -> Result<&ObservedSystem, ErrorResponse> {
+fn system(state: &Shared) -> Result<&ObservedSystem, ErrorResponse> {
     let starting = || ErrorResponse(StatusCode::SERVICE_UNAVAILABLE, "the service is starting".to_owned());
-    state.scene.get().ok_or_else(starting)
+    state.system.get().ok_or_else(starting)
 }
 
 async fn stream(State(state): State<Arc<Shared>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let told = EventStream { latest: state.latest.subscribe(), pulse: state.pulse.subscribe(), first: true };
-    let events = stream::unfold(told, |mut told| async move {
-        let event = told.next().await?;
-        Some((Ok(event), told))
+    let stream = EventStream {
+        latest: state.latest.subscribe(),
+        counters: state.counters.subscribe(),
+        is_first: true,
+    };
+    let events = stream::unfold(stream, |mut stream| async move {
+        let event = stream.next().await?;
+        Some((Ok(event), stream))
     });
     Sse::new(events).keep_alive(KeepAlive::default())
 }
 
-/// The last state sent to a page.
+/// The changes that a page has not received.
 struct EventStream {
     latest: watch::Receiver<Option<Snapshot>>,
-    pulse: watch::Receiver<ChangeCounters>,
-    first: bool,
+    counters: watch::Receiver<ChangeCounters>,
+    is_first: bool,
 }
 
 impl EventStream {
     async fn next(&mut self) -> Option<Event> {
         // The first event is sent at once, so that the page can show that it is connected.
-        if !std::mem::take(&mut self.first) {
-            self.pulse.changed().await.ok()?;
-            sleep(BETWEEN_PULSES).await;
+        if !std::mem::take(&mut self.is_first) {
+            self.counters.changed().await.ok()?;
+            sleep(MIN_PUSH_INTERVAL).await;
         }
-        let pulse = *self.pulse.borrow_and_update();
+        let counters = *self.counters.borrow_and_update();
         let point = match self.latest.has_changed() {
             Ok(true) => self.latest.borrow_and_update().clone(),
             _ => None,
         };
-        Event::default().json_data(json!({ "pulse": pulse, "now": point })).ok()
+        Event::default().json_data(json!({ "counters": counters, "now": point })).ok()
     }
 }
 
@@ -133,22 +138,22 @@ struct Now {
     charts: Vec<now::Chart>,
     points: Vec<Snapshot>,
     routes: Vec<now::Route>,
-    replicas: BTreeMap<String, Condition>,
-    /// Data stored by the console itself.
-    kept: StorageUse,
+    replicas: BTreeMap<String, ReplicaHealth>,
+    /// Memory use of the console.
+    storage: StorageUse,
 }
 
-/// Amount of stored data, and its limit.
+/// Amounts of stored data, and their limits.
 #[derive(Serialize)]
 struct StorageUse {
     traces: usize,
-    most_traces: usize,
+    max_traces: usize,
     trace_bytes: usize,
-    most_trace_bytes: usize,
+    max_trace_bytes: usize,
     lines: usize,
-    most_lines: usize,
+    max_lines: usize,
     line_bytes: usize,
-    most_line_bytes: usize,
+    max_line_bytes: usize,
     series: usize,
     samples: usize,
 }
@@ -165,7 +170,7 @@ async fn now(State(state): State<Arc<Shared>>, Query(query): Query<NowQuery>) ->
         .iter()
         .map(|replica| (replica.ops.authority().to_owned(), lock(&replica.health).clone()))
         .collect();
-    let kept = kept(&state);
+    let storage = storage(&state);
     let overview = lock(&state.overview);
     let points = match query.points {
         Some(false) => Vec::new(),
@@ -179,23 +184,23 @@ async fn now(State(state): State<Arc<Shared>>, Query(query): Query<NowQuery>) ->
         points,
         routes: overview.routes.clone(),
         replicas,
-        kept,
+        storage,
     })
 }
 
-fn kept(state: &Shared) -> StorageUse {
+fn storage(state: &Shared) -> StorageUse {
     let (traces, trace_bytes) = lock(&state.traces).size();
     let (lines, line_bytes) = lock(&state.logs).size();
     let (series, samples) = lock(&state.metrics).size();
     StorageUse {
         traces,
-        most_traces: traces::MAX_TRACES,
+        max_traces: traces::MAX_TRACES,
         trace_bytes,
-        most_trace_bytes: traces::MAX_BYTES,
+        max_trace_bytes: traces::MAX_BYTES,
         lines,
-        most_lines: logs::MAX_LINES,
+        max_lines: logs::MAX_LINES,
         line_bytes,
-        most_line_bytes: logs::MAX_BYTES,
+        max_line_bytes: logs::MAX_BYTES,
         series,
         samples,
     }
@@ -205,7 +210,7 @@ async fn traces(
     State(state): State<Arc<Shared>>,
     Query(filter): Query<traces::Filter>,
 ) -> Json<Vec<traces::Summary>> {
-    Json(lock(&state.traces).list(&filter, TRACES_SHOWN))
+    Json(lock(&state.traces).list(&filter, MAX_LISTED_TRACES))
 }
 
 async fn trace(
@@ -215,16 +220,16 @@ async fn trace(
     let Some(detail) = lock(&state.traces).detail(&id) else {
         return Err(ErrorResponse(StatusCode::NOT_FOUND, "the console has not stored this trace".to_owned()));
     };
-    let lines = lock(&state.logs).list(&logs::Filter::of_trace(&id), LINES_SHOWN);
+    let lines = lock(&state.logs).list(&logs::Filter::of_trace(&id), MAX_LISTED_LINES);
     Ok(Json(json!({ "trace": detail, "lines": lines })))
 }
 
 async fn first(State(state): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({ "trace_id": state.first.get() }))
+    Json(json!({ "trace_id": state.first_trace.get() }))
 }
 
 async fn logs(State(state): State<Arc<Shared>>, Query(filter): Query<logs::Filter>) -> Json<Vec<logs::Line>> {
-    Json(lock(&state.logs).list(&filter, LINES_SHOWN))
+    Json(lock(&state.logs).list(&filter, MAX_LISTED_LINES))
 }
 
 async fn alerts(State(state): State<Arc<Shared>>) -> Json<Value> {
@@ -233,28 +238,28 @@ async fn alerts(State(state): State<Arc<Shared>>) -> Json<Value> {
         "prometheus": alerting.map(|alerting| alerting.prometheus.as_str()),
         "alertmanager": alerting.map(|alerting| alerting.alertmanager.as_str()),
         "inbox": format!("http://{}/", state.inbox.address()),
-        "rules": *lock(&state.standing),
-        "arrived": state.inbox.alerts(),
+        "rules": *lock(&state.evaluated_rules),
+        "received": state.inbox.alerts(),
     }))
 }
 
 async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, ErrorResponse> {
-    let scene = scene(&state)?;
-    let mut periods = scene.faults.periods();
-    periods.extend(scene.replication.iter().flat_map(Replication::periods));
+    let system = system(&state)?;
+    let mut periods = system.faults.periods();
+    periods.extend(system.replication.iter().flat_map(Replication::periods));
     periods.sort_by_key(|period| (period.ended.is_none(), period.ended));
     Ok(Json(json!({
         "faults": Fault::all(),
         "periods": periods,
-        "traffic": scene.traffic.as_ref().map(crate::traffic::Switch::is_on),
-        "compares": scene.books.is_some(),
-        "books": *lock(&state.books),
+        "traffic": system.traffic.as_ref().map(crate::traffic::Switch::is_on),
+        "has_reconciliation": system.reconciliation.is_some(),
+        "reconciliation": *lock(&state.reconciliation),
     })))
 }
 
 /// Returns the state of the primary and its standby, or null if the database has no standby.
 async fn database(State(state): State<Arc<Shared>>) -> Result<Json<Value>, ErrorResponse> {
-    let Some(replication) = &scene(&state)?.replication else { return Ok(Json(Value::Null)) };
+    let Some(replication) = &system(&state)?.replication else { return Ok(Json(Value::Null)) };
     Ok(Json(json!({ "nodes": replication.nodes().await, "changes": replication.reports() })))
 }
 
@@ -263,9 +268,9 @@ async fn change_primary(
     Path(change): Path<Change>,
     Json(_nothing): Json<Value>,
 ) -> Result<StatusCode, ErrorResponse> {
-    let conflict = |why: String| ErrorResponse(StatusCode::CONFLICT, why);
+    let conflict = |reason: String| ErrorResponse(StatusCode::CONFLICT, reason);
     let none = || conflict("the database has no standby: start `cargo dev --standby`".to_owned());
-    let replication = scene(&state)?.replication.as_ref().ok_or_else(none)?;
+    let replication = system(&state)?.replication.as_ref().ok_or_else(none)?;
     replication.request(change).map_err(|error| conflict(error.to_string()))?;
     Ok(StatusCode::ACCEPTED)
 }
@@ -280,7 +285,7 @@ async fn set_fault(
     Path(fault): Path<Fault>,
     Json(SwitchRequest { on }): Json<SwitchRequest>,
 ) -> Result<StatusCode, ErrorResponse> {
-    scene(&state)?.faults.set(fault, on).await?;
+    system(&state)?.faults.set(fault, on).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -288,12 +293,12 @@ async fn back_to_normal(
     State(state): State<Arc<Shared>>,
     Json(_nothing): Json<Value>,
 ) -> Result<StatusCode, ErrorResponse> {
-    let scene = scene(&state)?;
-    scene.faults.clear().await?;
-    if let Some(traffic) = &scene.traffic {
+    let system = system(&state)?;
+    system.faults.clear().await?;
+    if let Some(traffic) = &system.traffic {
         traffic.set(true);
     }
-    state.changed(|pulse| pulse.faults += 1);
+    state.changed(|counters| counters.faults += 1);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -302,20 +307,20 @@ async fn set_traffic(
     Json(SwitchRequest { on }): Json<SwitchRequest>,
 ) -> Result<StatusCode, ErrorResponse> {
     let none = || ErrorResponse(StatusCode::CONFLICT, "no traffic is configured".to_owned());
-    scene(&state)?.traffic.as_ref().ok_or_else(none)?.set(on);
-    state.changed(|pulse| pulse.faults += 1);
+    system(&state)?.traffic.as_ref().ok_or_else(none)?.set(on);
+    state.changed(|counters| counters.faults += 1);
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn audit_log(State(state): State<Arc<Shared>>) -> Result<Json<audit::AuditLog>, ErrorResponse> {
-    Ok(Json(audit::audit_log(&scene(&state)?.owner_url).await?))
+    Ok(Json(audit::audit_log(&system(&state)?.owner_url).await?))
 }
 
 async fn verify(
     State(state): State<Arc<Shared>>,
     Json(_nothing): Json<Value>,
 ) -> Result<Json<audit::Verification>, ErrorResponse> {
-    let scene = scene(&state)?;
+    let system = system(&state)?;
     let _one_at_a_time = state.verifying.lock().await;
-    Ok(Json(audit::verify(&scene.executable, &scene.database_url, scene.log.as_deref()).await?))
+    Ok(Json(audit::verify(&system.executable, &system.database_url, system.log.as_deref()).await?))
 }

@@ -32,7 +32,7 @@ struct RuleSource {
     alert: Option<String>,
     expr: String,
     #[serde(rename = "for", default)]
-    hold: String,
+    hold_time: String,
     #[serde(default)]
     labels: Labels,
     #[serde(default)]
@@ -46,10 +46,10 @@ pub(super) struct Rule {
     severity: String,
     summary: String,
     expression: String,
-    hold: String,
+    hold_time: String,
     /// Name of the runbook.
     runbook: String,
-    pub(super) standing: RuleState,
+    pub(super) evaluation: RuleState,
 }
 
 /// State of a rule.
@@ -59,14 +59,15 @@ pub(super) struct RuleState {
     /// console.
     pub(super) state: String,
     pub(super) since: Option<DateTime<Utc>>,
-    /// The value that the condition compares with its limit, and the comparison.
+    /// The left operand of the comparison.
     pub(super) value: Option<f64>,
+    /// The operator and the right operand of the comparison.
     pub(super) limit: Option<String>,
     /// Prometheus' description of each alert, or the reason why the state is unknown.
     pub(super) notes: Vec<String>,
 }
 
-/// The rules, and the time since which the console has evaluated each to true.
+/// The rules, each with its parsed expression and its displayed comparison.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     rules: Vec<(Rule, Result<Expression, String>, Option<Comparison>)>,
@@ -96,29 +97,29 @@ impl Rules {
     }
 
     /// Evaluates every rule and returns its state as computed by the console.
-    pub(super) fn look(&mut self, store: &Store, at: i64) -> Vec<Rule> {
-        for (rule, expression, watched) in &mut self.rules {
-            let since = rule.standing.since;
-            rule.standing = match &expression {
-                Err(why) => RuleState { notes: vec![why.clone()], ..RuleState::default() },
-                Ok(expression) => standing(expression, store, at, since),
+    pub(super) fn evaluate(&mut self, store: &Store, at: i64) -> Vec<Rule> {
+        for (rule, expression, comparison) in &mut self.rules {
+            let since = rule.evaluation.since;
+            rule.evaluation = match &expression {
+                Err(reason) => RuleState { notes: vec![reason.clone()], ..RuleState::default() },
+                Ok(expression) => evaluate(expression, store, at, since),
             };
-            if rule.standing.state.is_empty() {
-                "unknown".clone_into(&mut rule.standing.state);
+            if rule.evaluation.state.is_empty() {
+                "unknown".clone_into(&mut rule.evaluation.state);
                 continue;
             }
-            if let Some(Comparison { expression, limit }) = watched {
+            if let Some(Comparison { expression, limit }) = comparison {
                 let value = expression.value(store, at).map(super::metrics::Value::into_elements);
-                rule.standing.value = worst(&value.unwrap_or_default());
-                rule.standing.limit = Some(limit.clone());
+                rule.evaluation.value = largest_absolute(&value.unwrap_or_default());
+                rule.evaluation.limit = Some(limit.clone());
             }
         }
         self.rules.iter().map(|(rule, ..)| rule.clone()).collect()
     }
 }
 
-fn rule(written: RuleSource) -> Option<(Rule, Result<Expression, String>, Option<Comparison>)> {
-    let RuleSource { alert, expr, hold, labels, mut annotations } = written;
+fn rule(source: RuleSource) -> Option<(Rule, Result<Expression, String>, Option<Comparison>)> {
+    let RuleSource { alert, expr, hold_time, labels, mut annotations } = source;
     let expression = expr.trim().to_owned();
     let mut name = alert?;
     let runbook = name.clone();
@@ -130,18 +131,19 @@ fn rule(written: RuleSource) -> Option<(Rule, Result<Expression, String>, Option
         severity: labels.get("severity").cloned().unwrap_or_default(),
         summary: annotations.remove("summary").unwrap_or_default(),
         expression: expression.clone(),
-        hold,
+        hold_time,
         runbook,
-        standing: RuleState::default(),
+        evaluation: RuleState::default(),
     };
     let parsed = Expression::parse(&expression).map_err(|error| error.to_string());
-    let parsed = parsed.and_then(|expression| within_reach(&expression).map(|()| expression));
-    let watched = parser::parse(&rule.expression).ok().and_then(|expression| watched(&expression));
-    Some((rule, parsed, watched))
+    let parsed = parsed.and_then(|expression| check_supported(&expression).map(|()| expression));
+    let comparison = parser::parse(&rule.expression).ok().and_then(|expression| comparison_of(&expression));
+    Some((rule, parsed, comparison))
 }
 
-/// Rejects expressions that the console cannot evaluate: it records no rules and has a short retention.
-fn within_reach(expression: &Expression) -> Result<(), String> {
+/// Rejects expressions that the console cannot evaluate, because it evaluates no recording rules and has a short
+/// retention.
+fn check_supported(expression: &Expression) -> Result<(), String> {
     if let Some(recorded) = expression.metrics().into_iter().find(|name| name.contains(':')) {
         return Err(format!("needs the recorded series {recorded}, which only Prometheus stores"));
     }
@@ -154,13 +156,13 @@ fn within_reach(expression: &Expression) -> Result<(), String> {
     Ok(())
 }
 
-fn watched(expression: &parser::Expr) -> Option<Comparison> {
+fn comparison_of(expression: &parser::Expr) -> Option<Comparison> {
     use parser::token::{T_GTE, T_GTR, T_LAND, T_LSS, T_LTE, T_LUNLESS};
     match expression {
-        parser::Expr::Paren(inner) => watched(&inner.expr),
+        parser::Expr::Paren(inner) => comparison_of(&inner.expr),
         parser::Expr::Binary(binary) => match binary.op.id() {
-            // The other operand is visible when the rule is opened.
-            joint @ (T_LAND | T_LUNLESS) => watched(&binary.lhs).map(|part| Comparison {
+            // The page shows the whole expression when a rule is opened.
+            joint @ (T_LAND | T_LUNLESS) => comparison_of(&binary.lhs).map(|part| Comparison {
                 limit: format!("{} {}", part.limit, if joint == T_LAND { "and …" } else { "unless …" }),
                 ..part
             }),
@@ -174,7 +176,7 @@ fn watched(expression: &parser::Expr) -> Option<Comparison> {
     }
 }
 
-fn standing(expression: &Expression, store: &Store, at: i64, since: Option<DateTime<Utc>>) -> RuleState {
+fn evaluate(expression: &Expression, store: &Store, at: i64, since: Option<DateTime<Utc>>) -> RuleState {
     match expression.value(store, at).map(super::metrics::Value::into_elements) {
         Err(error) => RuleState { notes: vec![error.to_string()], ..RuleState::default() },
         Ok(elements) if elements.is_empty() => {
@@ -189,7 +191,7 @@ fn standing(expression: &Expression, store: &Store, at: i64, since: Option<DateT
 }
 
 /// Returns the value that is farthest from zero.
-fn worst(elements: &[Element]) -> Option<f64> {
+fn largest_absolute(elements: &[Element]) -> Option<f64> {
     let values = elements.iter().map(|element| element.value).filter(|value| value.is_finite());
     values.max_by(|one, other| one.abs().total_cmp(&other.abs()))
 }
@@ -203,24 +205,29 @@ mod tests {
         let directory = crate::project::root().join("prometheus/rules");
         let mut rules = Rules::read(&directory).unwrap();
         let mut store = Store::default();
-        store.scraped(1_000, "service", "one", Some("db_connections_active 95\ndb_connections_max 100\n"));
-        let rules = rules.look(&store, 1_000);
+        store.record_scrape(
+            1_000,
+            "service",
+            "one",
+            Some("db_connections_active 95\ndb_connections_max 100\n"),
+        );
+        let rules = rules.evaluate(&store, 1_000);
         assert!(rules.len() > 20, "{}", rules.len());
         for rule in &rules {
-            let told = match rule.standing.state.as_str() {
-                "true" | "false" => rule.standing.notes.is_empty(),
-                _ => !rule.standing.notes.is_empty() && !rule.standing.notes[0].contains("supported"),
+            let has_reason = match rule.evaluation.state.as_str() {
+                "true" | "false" => rule.evaluation.notes.is_empty(),
+                _ => !rule.evaluation.notes.is_empty() && !rule.evaluation.notes[0].contains("supported"),
             };
-            assert!(told, "{rule:#?}");
+            assert!(has_reason, "{rule:#?}");
         }
         let pool = rules.iter().find(|rule| rule.name == "DatabasePoolExhausted").unwrap();
-        assert_eq!((pool.standing.state.as_str(), pool.standing.value), ("true", Some(0.95)));
-        assert_eq!(pool.standing.limit.as_deref(), Some("> 0.9"));
+        assert_eq!((pool.evaluation.state.as_str(), pool.evaluation.value), ("true", Some(0.95)));
+        assert_eq!(pool.evaluation.limit.as_deref(), Some("> 0.9"));
     }
 
     #[test]
     fn a_limit_with_an_exception_is_shown_as_such() {
-        let limit = |text: &str| watched(&parser::parse(text).unwrap()).map(|part| part.limit);
+        let limit = |text: &str| comparison_of(&parser::parse(text).unwrap()).map(|part| part.limit);
         assert_eq!(limit("a >= 5 unless b > 0").as_deref(), Some(">= 5 unless …"));
         assert_eq!(limit("(a > 5) and b > 0").as_deref(), Some("> 5 and …"));
         assert_eq!(limit("a"), None);

@@ -19,7 +19,7 @@ pub(super) struct Traces {
     /// Trace ids, oldest first.
     order: VecDeque<String>,
     bytes: usize,
-    /// Id of a trace that is never dropped, because the screen of `cargo dev` links to it.
+    /// Id of a trace that is never dropped, because `cargo dev` prints a link to it.
     pinned: Option<String>,
 }
 
@@ -28,14 +28,14 @@ struct Trace {
     spans: Vec<Span>,
     bytes: usize,
     /// Number of spans dropped at the limit.
-    left_out: usize,
+    dropped_spans: usize,
 }
 
 /// Selects traces.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
-    /// Any part of the route, as in `GET /v1/me`.
+    /// Substring of the name, such as `GET /v1/me`.
     route: String,
     /// `2xx`, `404`, or `error`.
     status: String,
@@ -58,8 +58,8 @@ pub(super) struct Summary {
     errors: usize,
     correlation_id: Option<String>,
     instance: String,
-    /// True while the root span has not ended. The trace is then named after a span that has ended.
-    under_way: bool,
+    /// True while the root span has not been received. The name is then that of another span.
+    in_progress: bool,
 }
 
 /// A whole trace.
@@ -68,7 +68,7 @@ pub(super) struct Detail {
     #[serde(flatten)]
     summary: Summary,
     waterfall: Vec<Bar>,
-    left_out: usize,
+    dropped_spans: usize,
     /// Resource attributes of the service.
     resource: Attributes,
     /// Traces that link to this trace.
@@ -117,7 +117,7 @@ impl Traces {
             Trace::default()
         });
         if trace.spans.len() >= MAX_SPANS {
-            trace.left_out += 1;
+            trace.dropped_spans += 1;
             return;
         }
         let size = size_of_span(&span);
@@ -143,10 +143,10 @@ impl Traces {
     /// Returns the newest traces that match the filter.
     pub(super) fn list(&self, filter: &Filter, limit: usize) -> Vec<Summary> {
         let newest = self.order.iter().rev().filter_map(|id| self.by_id.get(id));
-        let mut fitting: Vec<_> =
-            newest.filter_map(Trace::summary).filter(|summary| filter.fits(summary)).take(limit).collect();
-        fitting.sort_by(|one, other| other.started.total_cmp(&one.started));
-        fitting
+        let mut matching: Vec<_> =
+            newest.filter_map(Trace::summary).filter(|summary| filter.matches(summary)).take(limit).collect();
+        matching.sort_by(|one, other| other.started.total_cmp(&one.started));
+        matching
     }
 
     pub(super) fn detail(&self, trace_id: &str) -> Option<Detail> {
@@ -159,7 +159,7 @@ impl Traces {
             .collect();
         Some(Detail {
             waterfall: trace.waterfall(),
-            left_out: trace.left_out,
+            dropped_spans: trace.dropped_spans,
             resource: Attributes::clone(&trace.spans.first()?.resource),
             linked_from,
             summary,
@@ -168,7 +168,7 @@ impl Traces {
 }
 
 impl Trace {
-    /// Returns the topmost span among the received spans.
+    /// Returns the root span, or the first received span without a received parent.
     fn root(&self) -> Option<&Span> {
         let without_parent =
             self.spans.iter().filter(|span| !self.spans.iter().any(|other| other.span_id == span.parent_id));
@@ -186,12 +186,12 @@ impl Trace {
             status: root.attributes.get("http.response.status_code").and_then(Value::as_i64),
             started: milliseconds(started),
             duration_ms: milliseconds(ended.saturating_sub(started)),
-            spans: self.spans.len() + self.left_out,
+            spans: self.spans.len() + self.dropped_spans,
             errors: self.spans.iter().filter(|span| span.status == SpanStatus::Error).count(),
             correlation_id: text("correlation_id"),
             instance: instance(root),
             // The parent of a request may be a caller's span that the console never receives.
-            under_way: !root.parent_id.is_empty()
+            in_progress: !root.parent_id.is_empty()
                 && !matches!(root.kind, SpanKind::Server | SpanKind::Consumer),
         })
     }
@@ -201,11 +201,11 @@ impl Trace {
         let mut children: HashMap<&str, Vec<&Span>> = HashMap::new();
         for span in &self.spans {
             // A span without a received parent is displayed at the top level.
-            let known = self.spans.iter().any(|other| other.span_id == span.parent_id);
-            children.entry(if known { &span.parent_id } else { "" }).or_default().push(span);
+            let has_parent = self.spans.iter().any(|other| other.span_id == span.parent_id);
+            children.entry(if has_parent { &span.parent_id } else { "" }).or_default().push(span);
         }
         for siblings in children.values_mut() {
-            // Spans are popped from the end below.
+            // The loop below pops spans from the end.
             siblings.sort_by_key(|span| std::cmp::Reverse(span.started));
         }
         let mut bars = Vec::new();
@@ -245,16 +245,16 @@ fn bar(span: &Span, depth: usize, began: u64) -> Bar {
 }
 
 impl Filter {
-    fn fits(&self, summary: &Summary) -> bool {
+    fn matches(&self, summary: &Summary) -> bool {
         let named = self.route.is_empty() || summary.name.to_lowercase().contains(&self.route.to_lowercase());
         let correlated = self.correlation_id.is_empty()
             || summary.correlation_id.as_deref() == Some(self.correlation_id.as_str());
         let instance = self.instance.is_empty() || summary.instance == self.instance;
         let long = self.min_ms.is_none_or(|least| summary.duration_ms >= least);
-        named && correlated && instance && long && self.fits_status(summary)
+        named && correlated && instance && long && self.matches_status(summary)
     }
 
-    fn fits_status(&self, summary: &Summary) -> bool {
+    fn matches_status(&self, summary: &Summary) -> bool {
         let status = summary.status.map(|status| status.to_string()).unwrap_or_default();
         match self.status.as_str() {
             "" => true,
@@ -267,7 +267,7 @@ impl Filter {
     }
 }
 
-/// Identifies the process. Replicas share a name, and each has its own id.
+/// Returns the id of the replica.
 fn instance(span: &Span) -> String {
     span.resource.get("service.instance.id").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
@@ -323,13 +323,13 @@ mod tests {
     #[test]
     fn a_trace_is_in_progress_until_its_first_span_ends() {
         let mut traces = Traces::default();
-        let under_way = |traces: &Traces| traces.list(&Filter::default(), 1)[0].under_way;
+        let in_progress = |traces: &Traces| traces.list(&Filter::default(), 1)[0].in_progress;
         traces.take(vec![span(1, "b", "a", 20)]);
-        assert!(under_way(&traces));
+        assert!(in_progress(&traces));
         traces.take(vec![span(1, "a", "", 10)]);
-        assert!(!under_way(&traces));
-        traces.take(vec![Span { kind: SpanKind::Server, ..span(2, "c", "of the caller", 30) }]);
-        assert!(!under_way(&traces));
+        assert!(!in_progress(&traces));
+        traces.take(vec![Span { kind: SpanKind::Server, ..span(2, "c", "span of the caller", 30) }]);
+        assert!(!in_progress(&traces));
     }
 
     #[test]
@@ -341,7 +341,7 @@ mod tests {
             traces.take(vec![span(trace, "a", "", 1)]);
         }
         assert_eq!(traces.size().0, MAX_TRACES);
-        assert!(traces.has(&format!("{:032x}", 0)), "the pinned one is there");
+        assert!(traces.has(&format!("{:032x}", 0)), "the pinned trace is stored");
 
         let mut large = span(1, "a", "", 1);
         large.attributes.insert("text".to_owned(), Value::from("x".repeat(1024 * 1024)));
@@ -354,6 +354,6 @@ mod tests {
             traces.take(vec![span(1, &number.to_string(), "", 1)]);
         }
         let detail = traces.detail(&format!("{:032x}", 1)).unwrap();
-        assert_eq!((detail.waterfall.len(), detail.left_out), (MAX_SPANS, MAX_SPANS));
+        assert_eq!((detail.waterfall.len(), detail.dropped_spans), (MAX_SPANS, MAX_SPANS));
     }
 }

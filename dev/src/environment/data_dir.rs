@@ -1,4 +1,4 @@
-//! The data directory of a checkout, kept between runs, and the lock that admits one run at a time.
+//! The data directory of a checkout, which persists between runs, and the lock that allows one run at a time.
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write as _},
@@ -20,15 +20,15 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// Locks the given directory, or the default of this checkout. The error names the run that holds the lock.
-    pub(super) fn take(given: Option<&Path>) -> Result<Self, Error> {
-        let directory = given.map_or_else(|| directory_of(&project::root()), Path::to_owned);
-        let failed = |source| Error::DataDir { path: directory.clone(), source };
-        // If we are root, the database's user must be able to traverse this directory. Other users cannot list its
-        // contents.
-        DirBuilder::new().recursive(true).mode(0o711).create(&directory).map_err(failed)?;
-        let directory = directory.canonicalize().map_err(failed)?;
-        let failed = |source| Error::DataDir { path: directory.clone(), source };
+    /// Locks the given directory, or the default of this checkout. The error contains the pid and the addresses of the
+    /// run that holds the lock.
+    pub(super) fn lock(directory: Option<&Path>) -> Result<Self, Error> {
+        let directory = directory.map_or_else(|| directory_of(&project::root()), Path::to_owned);
+        let error = |source| Error::DataDir { path: directory.clone(), source };
+        // Mode 0711 allows the database's user to traverse the directory if this process runs as root.
+        DirBuilder::new().recursive(true).mode(0o711).create(&directory).map_err(error)?;
+        let directory = directory.canonicalize().map_err(error)?;
+        let error = |source| Error::DataDir { path: directory.clone(), source };
         let path = directory.join("running");
         let mut lock = OpenOptions::new()
             .create(true)
@@ -36,27 +36,27 @@ impl DataDir {
             .write(true)
             .read(true)
             .open(&path)
-            .map_err(failed)?;
+            .map_err(error)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let who = std::fs::read_to_string(&path).unwrap_or_default();
-                return Err(Error::AlreadyRuns(who.trim().to_owned()));
+                let holder = std::fs::read_to_string(&path).unwrap_or_default();
+                return Err(Error::AlreadyRuns(holder.trim().to_owned()));
             }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::Error(source)) => return Err(error(source)),
         }
-        lock.set_len(0).map_err(failed)?;
-        writeln!(lock, "pid {}", std::process::id()).map_err(failed)?;
+        lock.set_len(0).map_err(error)?;
+        writeln!(lock, "pid {}", std::process::id()).map_err(error)?;
         Ok(Self { directory, lock })
     }
 
-    /// Records a line for a later run that finds the directory locked.
-    pub(super) fn announce(&mut self, line: &str) -> io::Result<()> {
+    /// Writes the addresses of this run, which the error of a second run contains.
+    pub(super) fn write_addresses(&mut self, line: &str) -> io::Result<()> {
         writeln!(self.lock, "{line}")
     }
 
     /// Returns the error for a file in the directory.
-    pub(super) fn failed(&self, source: io::Error) -> Error {
+    pub(super) fn error(&self, source: io::Error) -> Error {
         Error::DataDir { path: self.directory.clone(), source }
     }
 
@@ -64,14 +64,14 @@ impl DataDir {
         &self.directory
     }
 
-    /// Returns an empty directory, for files that belong to temporary data.
+    /// Returns an empty directory for temporary data.
     pub(super) fn scratch(&self) -> Result<PathBuf, Error> {
         let path = self.directory.join("scratch");
         match std::fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(self.failed(source)),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(self.error(source)),
             Ok(()) | Err(_) => {}
         }
-        std::fs::create_dir(&path).map_err(|source| self.failed(source))?;
+        std::fs::create_dir(&path).map_err(|source| self.error(source))?;
         Ok(path)
     }
 

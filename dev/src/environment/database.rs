@@ -15,8 +15,8 @@ use crate::{
 /// Deadline of a command of the service.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
-/// One user of every role. The passwords are not secret, because they protect only a database on this machine. They are
-/// constant, because the database persists between runs.
+/// One user of every role. The passwords are constant, because the database persists between runs. They need no
+/// secrecy, because they protect only a database on this machine.
 pub(super) const LOGINS: [Login; 4] = [
     CUSTOMER,
     SUPPORT,
@@ -43,13 +43,13 @@ pub(crate) struct Login {
 pub(crate) struct Database {
     /// Connects as the role that the service runs with.
     pub(crate) url: Url,
-    /// The same for the service itself, with the address of each node.
+    /// Database URL for the service: like `url`, with the address of each node of a replicated database.
     pub(crate) service_url: String,
     /// Connects as the role that owns the schema.
     pub(crate) owner_url: Url,
 }
 
-/// Creates missing parts and leaves existing ones unchanged.
+/// Creates the database, its roles, its schema and its users. Existing parts stay, but the passwords of roles change.
 pub(crate) async fn prepare(
     server: &Server,
     executable: &Path,
@@ -65,14 +65,14 @@ pub(crate) async fn prepare(
     server.create_login(&owner, &owner_password, Rights::Owner).await?;
     server.create_login(&restricted, &password, Rights::Restricted).await?;
     server.allow_to_grant(&owner, &[restricted.as_str(), "app_runtime"]).await?;
-    let earlier = match server.find_database(&name).await? {
+    let exists = match server.find_database(&name).await? {
         Presence::Ours => true,
         Presence::Absent => {
             progress(&format!("creating the database {name}"));
             server.create_database(&name, Some(&owner)).await?;
             false
         }
-        Presence::Foreign(made) => return Err(Error::ForeignDatabase { name, made }),
+        Presence::Foreign(comment) => return Err(Error::ForeignDatabase { name, comment }),
     };
     let url = server.url(&name, &restricted, &password);
     let owner_url = server.url(&name, &owner, &owner_password);
@@ -83,16 +83,16 @@ pub(crate) async fn prepare(
         .env("DATABASE_URL", url.as_str())
         .env("DATABASE_MIGRATION_URL", owner_url.as_str());
     run(migrate, "migrate").await.map_err(|error| match error {
-        Error::Command { output, .. } if earlier => Error::EarlierDatabase { name, output },
+        Error::Command { output, .. } if exists => Error::EarlierDatabase { name, output },
         error => error,
     })?;
 
-    make_users(executable, &url, &owner_url, progress).await?;
+    create_users(executable, &url, &owner_url, progress).await?;
     Ok(Database { service_url: url.to_string(), url, owner_url })
 }
 
 /// Creates missing users in a migrated database.
-pub(super) async fn make_users(
+pub(super) async fn create_users(
     executable: &Path,
     url: &Url,
     owner_url: &Url,

@@ -1,4 +1,4 @@
-//! The database server of the environment: one that keeps its data, or a temporary primary with a standby.
+//! The database server of the environment: a single server with persistent data, or a temporary primary with a standby.
 use std::{
     convert::Infallible,
     path::{Path, PathBuf},
@@ -16,13 +16,13 @@ use crate::{
 /// The running server or servers.
 #[derive(Debug)]
 pub(super) enum DatabaseServer {
-    Alone(Box<Server>),
+    Single(Box<Server>),
     Replicated(Box<Operator>),
 }
 
 impl DatabaseServer {
-    /// Starts a server that keeps its data in this directory, and prepares its database.
-    pub(super) async fn start_alone(
+    /// Starts a server with persistent data in this directory, and prepares its database.
+    pub(super) async fn start_single(
         directory: PathBuf,
         executable: &Path,
         fresh: bool,
@@ -30,7 +30,7 @@ impl DatabaseServer {
     ) -> Result<(Self, Database), Error> {
         let server = Server::find_or_start(Purpose::Development { directory }, progress).await?;
         let database = database::prepare(&server, executable, fresh, progress).await?;
-        Ok((Self::Alone(Box::new(server)), database))
+        Ok((Self::Single(Box::new(server)), database))
     }
 
     /// Starts a temporary primary with a synchronous standby, and prepares its database. `log` has the service's log
@@ -61,7 +61,7 @@ impl DatabaseServer {
     /// Returns the console's part of a replicated database.
     pub(super) fn replication(&self) -> Option<Replication> {
         match self {
-            Self::Alone(_) => None,
+            Self::Single(_) => None,
             Self::Replicated(operator) => Some(operator.replication()),
         }
     }
@@ -69,14 +69,14 @@ impl DatabaseServer {
     /// Carries out the console's requests, until the future is dropped. `settings` are those of the service.
     pub(super) async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         match self {
-            Self::Alone(_) => std::future::pending().await,
+            Self::Single(_) => std::future::pending().await,
             Self::Replicated(operator) => operator.run(settings, progress).await,
         }
     }
 
     pub(super) async fn stop(self) -> Result<(), Error> {
         match self {
-            Self::Alone(server) => Ok(server.stop().await?),
+            Self::Single(server) => Ok(server.stop().await?),
             Self::Replicated(operator) => Ok(operator.stop().await?),
         }
     }

@@ -1,14 +1,14 @@
 //! The whole service on one machine, as run by `cargo dev`.
 //!
-//! [`run`] is the entry point. It stops everything that it has started, in reverse order. If it was killed itself, the
-//! [watchdog](crate::process::Watchdog) stops the rest.
+//! [`run`] is the entry point. It stops everything that it has started, in reverse order. If this process is killed,
+//! the [watchdog](crate::process::Watchdog) stops its child processes.
 //!
 //! - `data_dir`: the data directory of a checkout, and its lock
 //! - `ports`: the check for free ports
 //! - `database`: the database and its users
-//! - `database_server`: the server of the database, alone or with a standby
+//! - `database_server`: a single database server, or a primary with a standby
 //! - `service`: the service as a child process
-//! - `scenario`: a fault that is switched on and off
+//! - `scenario`: a fault that is switched on and off repeatedly
 //! - `screen`: the overview of all addresses
 mod data_dir;
 pub(crate) mod database;
@@ -55,9 +55,9 @@ use crate::{
 };
 
 /// Interval of reconciliations while the service runs.
-const CHECK_INTERVAL: Duration = Duration::from_mins(10);
+const RECONCILIATION_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Options of the user.
+/// Options of `cargo dev`.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Deletes the data of earlier runs.
@@ -81,7 +81,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Starts the traffic, if there is to be any.
+    /// Starts the traffic, unless the rate is `None`.
     fn start_traffic(&self, api: &Url) -> Result<Option<Traffic>, reqwest::Error> {
         let settings = |rate_per_second| traffic::Settings {
             rate_per_second,
@@ -92,14 +92,14 @@ impl Settings {
     }
 
     /// Returns the settings for the environment, followed by the user's own settings.
-    fn of_the_service(
+    fn service_settings(
         &self,
         console: &Console,
         external_services: &ExternalServices,
     ) -> Vec<(String, String)> {
         let dependencies = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", console.url()),
-            // The default delay of several seconds is too long for an observer.
+            // The default delay of five seconds is too long for the console.
             ("OTEL_BSP_SCHEDULE_DELAY", "1000".to_owned()),
             ("ALERT_WEBHOOK_URL", console.alerts_url()),
         ];
@@ -125,9 +125,9 @@ pub enum Error {
     #[error(transparent)]
     Failover(#[from] failover::Error),
     #[error(
-        "the database `{name}` on this server was not created by this checkout ({made}), so it stays unchanged"
+        "the database `{name}` on this server was not created by this checkout ({comment}), so it stays unchanged"
     )]
-    ForeignDatabase { name: String, made: String },
+    ForeignDatabase { name: String, comment: String },
     #[error(
         "the database {name} is from an earlier run, and the migrations failed on it:\n{output}\n\
          --fresh deletes it and creates a new one"
@@ -161,10 +161,10 @@ pub enum Error {
     Interrupted,
 }
 
-/// Starts everything, runs until a signal or the end of the service, and stops everything. Events are reported to
-/// `progress`. The one-line status is reported to `status`, each line replacing the previous one.
+/// Starts everything, runs until a signal or the end of the service, and stops everything. `progress` receives a line
+/// for each event. `status` receives the current status line, which replaces the previous one.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&str)) -> Result<(), Error> {
-    let mut data_dir = DataDir::take(settings.data.as_deref())?;
+    let mut data_dir = DataDir::lock(settings.data.as_deref())?;
     let ports = Ports::find(settings.api_port, settings.ops_port, progress).await?;
     let external_ports = external::find_ports(&settings.example, progress).await?;
     let console_address =
@@ -174,13 +174,13 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     if settings.fresh {
         delete_previous_data(&data_dir, progress).await?;
     }
-    // The records of the external services belong to the data of the database.
+    // The records of the external services must match the data of the database.
     let directory = if settings.standby { data_dir.scratch()? } else { data_dir.directory().to_owned() };
     let service_log = data_dir.service_log();
     let (mut server, database) = if settings.standby {
         DatabaseServer::start_replicated(&executable, service_log.clone(), progress).await?
     } else {
-        DatabaseServer::start_alone(directory.clone(), &executable, settings.fresh, progress).await?
+        DatabaseServer::start_single(directory.clone(), &executable, settings.fresh, progress).await?
     };
 
     let (api, ops) = (url_of(ports.api)?, url_of(ports.ops)?);
@@ -189,14 +189,14 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let console = Console::start(console_address, &project::root().join("prometheus/rules")).await?;
     progress("starting the service");
     delete_previous_log(&service_log)?;
-    let settings_of_the_service = settings.of_the_service(&console, &external_services);
+    let service_settings = settings.service_settings(&console, &external_services);
     let service = Service::start(Start {
         executable: &executable,
         database: &database,
         ports,
         log: &service_log,
         echo: settings.logs,
-        settings: &settings_of_the_service,
+        settings: &service_settings,
     })
     .await?;
     let traffic = settings.start_traffic(&api)?;
@@ -215,7 +215,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
         owner_url: database.owner_url.clone(),
         faults: faults.clone(),
         replication: server.replication(),
-        books: compare.clone(),
+        reconciliation: compare.clone(),
         traffic: traffic.as_ref().map(Traffic::switch),
         log: Some(service_log.clone()),
         prometheus: Some(data_dir.directory().join("alerting")),
@@ -225,8 +225,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     let mut interrupts = Interrupts::listen().map_err(Error::Signals)?;
     let console_url = console.url();
     data_dir
-        .announce(&format!("console {console_url}\nAPI {api}\noperations {ops}"))
-        .map_err(|source| data_dir.failed(source))?;
+        .write_addresses(&format!("console {console_url}\nAPI {api}\noperations {ops}"))
+        .map_err(|source| data_dir.error(source))?;
     let screen = Screen {
         console: &console_url,
         api: &api,
@@ -243,9 +243,9 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
 
     tokio::select! {
         () = interrupts.next() => {}
-        error = service.ended() => return Err(error),
-        never = play(settings.scenario, &faults, progress) => match never {},
-        never = server.run(&settings_of_the_service, progress) => match never {},
+        error = service.wait_for_end() => return Err(error),
+        never = run_scenario(settings.scenario, &faults, progress) => match never {},
+        never = server.run(&service_settings, progress) => match never {},
         never = reconcile_periodically(compare.as_ref(), progress) => match never {},
         never = show_status(&console, status) => match never {},
     }
@@ -276,12 +276,12 @@ pub async fn seed(
     owner_url: &Url,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
-    database::make_users(executable, url, owner_url, progress).await?;
+    database::create_users(executable, url, owner_url, progress).await?;
     example::seed_products(owner_url, progress).await?;
     Ok(())
 }
 
-/// Reports how the run ended.
+/// Reports the results of the run.
 fn report_end(
     traffic: Option<traffic::Report>,
     service: ExitStatus,
@@ -296,9 +296,9 @@ fn report_end(
         progress(&format!("the service ended with {service}: see {}", service_log.display()));
     }
     match reconciliation {
-        Some(ReconciliationResult { holds: false, says, .. }) => Err(Error::RecordsDiffer(says)),
-        Some(ReconciliationResult { says, .. }) => {
-            progress(&says);
+        Some(ReconciliationResult { holds: false, summary, .. }) => Err(Error::RecordsDiffer(summary)),
+        Some(ReconciliationResult { summary, .. }) => {
+            progress(&summary);
             Ok(())
         }
         None => {
@@ -311,8 +311,8 @@ fn report_end(
 /// Deletes the database and the records of the external services that earlier runs have stored.
 async fn delete_previous_data(data_dir: &DataDir, progress: &dyn Fn(&str)) -> Result<(), Error> {
     progress("deleting the data of earlier runs");
-    postgres::erase(data_dir.directory(), progress).await?;
-    external::erase(data_dir.directory()).map_err(|source| data_dir.failed(source))
+    postgres::delete_data(data_dir.directory(), progress).await?;
+    external::delete_data(data_dir.directory()).map_err(|source| data_dir.error(source))
 }
 
 /// Deletes the log of the previous run, so that the log covers a single run.
@@ -325,9 +325,9 @@ fn delete_previous_log(log: &Path) -> Result<(), Error> {
     }
 }
 
-async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
+async fn run_scenario(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
     match scenario {
-        Some(fault) => scenario::play(fault, faults, progress).await,
+        Some(fault) => scenario::run(fault, faults, progress).await,
         None => std::future::pending().await,
     }
 }
@@ -335,18 +335,18 @@ async fn play(scenario: Option<Fault>, faults: &Switchboard, progress: &dyn Fn(&
 /// Runs the reconciliation periodically and reports each result.
 async fn reconcile_periodically(compare: Option<&Comparison>, progress: &dyn Fn(&str)) -> Infallible {
     let Some(compare) = compare else { return std::future::pending().await };
-    let mut clock = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
+    let mut clock = interval_at(Instant::now() + RECONCILIATION_INTERVAL, RECONCILIATION_INTERVAL);
     loop {
         clock.tick().await;
-        progress(&compare().await.says);
+        progress(&compare().await.summary);
     }
 }
 
 /// Keeps the status line up to date.
 async fn show_status(console: &Console, status: &dyn Fn(&str)) -> Infallible {
-    let mut essentials = console.essentials();
+    let mut lines = console.status_lines();
     loop {
-        status(&essentials.next().await);
+        status(&lines.next().await);
     }
 }
 

@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("port {port}, for {what}, is in use: free it, or choose another port with {flag}")]
-    Taken { what: &'static str, flag: &'static str, port: u16 },
+    InUse { what: &'static str, flag: &'static str, port: u16 },
     #[error("failed to use port {port}: {source}")]
     Unusable { port: u16, source: io::Error },
 }
 
-/// Maximum time until the watchdog of a killed earlier run has freed the ports. It first requests a graceful stop.
+/// Timeout for the watchdog of a killed earlier run to free the ports. It stops processes gracefully first.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The service's ports, on this machine only.
@@ -27,7 +27,7 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Checks that each port is free. The error names the first occupied port.
+    /// Returns the addresses of the ports. The error names the first port in use.
     pub(super) async fn find(api: u16, ops: u16, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         Ok(Self {
             api: free("the API", "--api-port", api, progress).await?,
@@ -36,7 +36,7 @@ impl Ports {
     }
 }
 
-/// Returns a port of this machine, once it is free.
+/// Waits until a port of this machine is free, and returns its address.
 pub(crate) async fn free(
     what: &'static str,
     flag: &'static str,
@@ -52,7 +52,7 @@ pub(crate) async fn free(
             Err(source) if source.kind() != io::ErrorKind::AddrInUse => {
                 return Err(Error::Unusable { port, source });
             }
-            Err(_) if Instant::now() >= deadline => return Err(Error::Taken { what, flag, port }),
+            Err(_) if Instant::now() >= deadline => return Err(Error::InUse { what, flag, port }),
             Err(_) => {
                 if !is_reported {
                     progress(&format!("port {port}, for {what}, is in use: waiting"));

@@ -5,18 +5,20 @@ use tokio::time::sleep;
 
 use crate::faults::{Fault, Switchboard};
 
-const CALM_TIME: Duration = Duration::from_secs(45);
-const FAULT: Duration = Duration::from_mins(2);
+/// Time without the fault.
+const OFF_TIME: Duration = Duration::from_secs(45);
+/// Time with the fault.
+const ON_TIME: Duration = Duration::from_mins(2);
 
-/// Alternates between normal operation and the fault, until the future is dropped.
-pub(super) async fn play(fault: Fault, switchboard: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
+/// Switches the fault on and off repeatedly, until the future is dropped.
+pub(super) async fn run(fault: Fault, switchboard: &Switchboard, progress: &dyn Fn(&str)) -> Infallible {
     let name = fault.name();
     loop {
-        progress(&format!("{name}: starts in {} s", CALM_TIME.as_secs()));
-        sleep(CALM_TIME).await;
-        progress(&format!("{name}: on for {} s", FAULT.as_secs()));
+        progress(&format!("{name}: starts in {} s", OFF_TIME.as_secs()));
+        sleep(OFF_TIME).await;
+        progress(&format!("{name}: on for {} s", ON_TIME.as_secs()));
         switch(fault, true, switchboard, progress).await;
-        sleep(FAULT).await;
+        sleep(ON_TIME).await;
         switch(fault, false, switchboard, progress).await;
         progress(&format!("{name}: off"));
     }

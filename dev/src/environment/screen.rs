@@ -1,4 +1,4 @@
-//! The screen that lists all addresses and commands.
+//! The text that lists all addresses and example commands.
 use std::{fmt, path::Path};
 
 use url::Url;
@@ -6,7 +6,7 @@ use url::Url;
 use super::database::LOGINS;
 use crate::project;
 
-/// Arguments of `curl`: the content type, the session of the login above, and a new idempotency key.
+/// Arguments of `curl`: the content type, the session token of the login, and a new idempotency key.
 pub(crate) const JSON: &str = "-H 'content-type: application/json'";
 pub(crate) const AUTHORIZED: &str = "-H \"authorization: Bearer $TOKEN\"";
 pub(crate) const NEW_KEY: &str =
@@ -23,7 +23,7 @@ pub(super) struct Screen<'a> {
     pub(super) standby: bool,
     pub(super) service_log: &'a Path,
     pub(super) traffic: Option<f64>,
-    /// External services: a name and its URL.
+    /// Names and URLs of the external services.
     pub(super) external_services: &'a [(&'static str, String)],
     /// Commands after the login: a heading, and lines for any shell.
     pub(super) commands: &'a (&'static str, Vec<String>),
@@ -33,7 +33,7 @@ impl fmt::Display for Screen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { console, api, ops, first_trace, owner_url, standby, service_log, .. } = self;
         writeln!(f, "\n{} is up.\n", project::name())?;
-        writeln!(f, "  console         {console} (shows all of this)")?;
+        writeln!(f, "  console         {console} (all telemetry)")?;
         writeln!(f, "  first trace     {console}/traces/first ({first_trace})\n")?;
         writeln!(f, "  API             {api}")?;
         writeln!(f, "  API document    {api}docs")?;
@@ -60,14 +60,14 @@ impl fmt::Display for Screen<'_> {
         }
         writeln!(f, "\n{}\n", self.commands.0)?;
         self.write_commands(f)?;
-        let data = if *standby { "The data is deleted." } else { "The data is kept; --fresh deletes it." };
+        let data = if *standby { "The data is deleted." } else { "The data persists; --fresh deletes it." };
         writeln!(f, "\nCtrl-C stops everything. {data}")
     }
 }
 
 impl Screen<'_> {
-    /// Writes commands that work when pasted into any shell, in order. A command extracts only the first field of a
-    /// response, because `sed` is the only tool that is certainly available.
+    /// Writes commands for any shell, to be run in order. They extract fields of responses with `sed`, which every
+    /// system has.
     fn write_commands(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [customer, ..] = LOGINS;
         writeln!(

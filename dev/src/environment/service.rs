@@ -9,15 +9,14 @@ use crate::{
     process::{Child, Follower, Launch, Stream},
 };
 
-/// Deadline of a start. A start takes a second; a machine that also compiles may need more.
+/// Deadline of a start. A start usually takes a second, and more on a busy machine.
 const READY_DEADLINE: Duration = Duration::from_mins(1);
 
-/// Deadline of a stop. It exceeds the service's own shutdown deadline, so the service itself interrupts and reports
-/// unfinished work.
+/// Deadline of a stop. It exceeds the service's own shutdown deadline, at which the service reports unfinished work.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Number of last log lines to print after the service stopped.
-const LAST_LINES: usize = 20;
+/// Number of log lines in the error after an unexpected end.
+const MAX_LAST_LINES: usize = 20;
 
 /// Input for starting the service.
 pub(super) struct Start<'a> {
@@ -54,16 +53,16 @@ impl Service {
             launch = launch.env(name, value);
         }
         let service = Self { child: launch.start().map_err(Error::Start)? };
-        service.becomes_ready(&format!("http://{}/readyz", start.ports.ops)).await?;
+        service.wait_until_ready(&format!("http://{}/readyz", start.ports.ops)).await?;
         Ok(service)
     }
 
-    async fn becomes_ready(&self, readiness: &str) -> Result<(), Error> {
+    async fn wait_until_ready(&self, readiness: &str) -> Result<(), Error> {
         let client = http::client(Duration::from_secs(2))?;
         let deadline = Instant::now() + READY_DEADLINE;
         while Instant::now() < deadline {
             if self.child.exited().is_some() {
-                return Err(self.ended().await);
+                return Err(self.wait_for_end().await);
             }
             let response = client.get(readiness).send().await;
             if response.is_ok_and(|response| response.status().is_success()) {
@@ -79,8 +78,8 @@ impl Service {
         self.child.follow()
     }
 
-    /// Waits for the service to end. Returns the reason, if the service logged one.
-    pub(super) async fn ended(&self) -> Error {
+    /// Waits until the service ends. Returns the error with the exit status and the last log lines.
+    pub(super) async fn wait_for_end(&self) -> Error {
         let forever = Duration::from_hours(24 * 365);
         match self.child.wait(forever).await {
             Ok(status) => Error::ServiceEnded { status, last_lines: self.last_lines() },
@@ -94,7 +93,7 @@ impl Service {
     }
 
     fn last_lines(&self) -> String {
-        let lines: Vec<String> = self.child.tail(LAST_LINES).into_iter().map(|line| line.text).collect();
+        let lines: Vec<String> = self.child.tail(MAX_LAST_LINES).into_iter().map(|line| line.text).collect();
         lines.join("\n")
     }
 }

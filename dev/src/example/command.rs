@@ -100,7 +100,7 @@ impl Campaign {
         let mut interrupts = Interrupts::listen()?;
         let report = tokio::select! {
             report = campaign::run(settings, print) => report?,
-            () = interrupts.next() => return Err("interrupted; the findings so far are above".into()),
+            () = interrupts.next() => return Err("interrupted; the results of the completed rounds are above".into()),
         };
         print(&report.to_string());
         Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

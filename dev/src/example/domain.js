@@ -4,7 +4,7 @@ import { number } from "./format.js";
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };
 
 /** The tiles in addition to those of every service. */
-export function ownTiles(figures, tile) {
+export function domainTiles(figures, tile) {
   const { processing = 0 } = figures;
   const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];
   return [
@@ -28,19 +28,19 @@ export const FAULTS = {
 };
 
 /** The views that show the effect of a restore, in addition to those of every service. */
-export const RESTORED = [["/alerts", "PaymentDiscrepancyOpen, if the gateway has charges whose payments are lost"]];
+export const RESTORE_VIEWS = [["/alerts", "PaymentDiscrepancyOpen, if the gateway has charges whose payments are lost"]];
 
 /** Description of the traffic. */
 export const TRAFFIC = "Customers who register, browse, order and pay, and send invalid requests.";
 
 /** Description of the reconciliation and its invariants. */
-export const BOOKS = ["The service's tables are compared with the gateway's ledger", "every charge has exactly one settled payment, and every settled payment has exactly one charge."];
+export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge has exactly one settled payment, and every settled payment has exactly one charge."];
 
 /** Formats the numbers of a reconciliation. */
-export const numbers = (found) => [["orders", found.orders], ["payments", found.payments], ["in flight", found.payments_in_flight], ["refunds", found.refunds], ["charges at the gateway", found.charges], ["without a payment", found.orphans.length]];
+export const numbers = (report) => [["orders", report.orders], ["payments", report.payments], ["in flight", report.payments_in_flight], ["refunds", report.refunds], ["charges at the gateway", report.charges], ["without a payment", report.orphans.length]];
 
 /** Description of the event that the first trace waits for. */
-export const FIRST = "Waiting for the first paid order…";
+export const FIRST_TRACE = "Waiting for the first paid order…";
 
 /** The introduction for new users: texts, and links with their texts. */
 export const TOUR = ["Follow ", ["/traces/first", "the first paid order through its trace"], ", ",

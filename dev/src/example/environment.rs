@@ -1,4 +1,4 @@
-//! The payment gateway that `cargo dev` starts with the service, and its ledger, which is kept between runs.
+//! The payment gateway that `cargo dev` starts with the service. Its ledger persists between runs.
 use std::{
     io,
     net::SocketAddr,
@@ -24,8 +24,8 @@ use crate::environment::{
     screen::{AUTHORIZED, JSON, NEW_KEY},
 };
 
-/// Time for payments of unknown outcome to settle at the end. The first attempt's lease must expire before the recovery
-/// worker takes over.
+/// Timeout for payments with an unknown outcome to settle at the end. The recovery worker can claim a payment only
+/// after the lease of the first attempt has expired.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The trace that `/traces/first` shows.
@@ -34,13 +34,13 @@ pub(crate) const FIRST_TRACE: &str = "the first paid order";
 /// Flags that select a free port for every port of the example.
 pub const ANY_PORTS: &[&str] = &["--gateway-port", "0"];
 
-/// Part of what the last command on the screen prints.
+/// Part of the output of the last command on the screen.
 pub const LAST_RESPONSE: &str = "\"status\":\"succeeded\"";
 
-/// Part of the last line of an environment that was stopped.
+/// Part of the last line that a stopped environment prints.
 pub const LAST_LINE: &str = "all invariants hold";
 
-/// The reason why the gateway did not start or cannot be stopped.
+/// The reason why the gateway did not start or stop.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -53,7 +53,7 @@ pub enum Error {
     Url(#[from] url::ParseError),
 }
 
-/// The addresses, checked to be free before anything is started.
+/// Addresses that were free before anything was started.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
     gateway: SocketAddr,
@@ -66,7 +66,7 @@ pub(crate) async fn find_ports(flags: &Flags, progress: &dyn Fn(&str)) -> Result
 }
 
 /// Deletes the ledgers of earlier runs.
-pub(crate) fn erase(directory: &Path) -> io::Result<()> {
+pub(crate) fn delete_data(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -95,7 +95,7 @@ impl ExternalServices {
         api: &Url,
         progress: &dyn Fn(&str),
     ) -> Result<Self, Error> {
-        let product = seed_products::offer(owner_url, progress).await?;
+        let product = seed_products::seed(owner_url, progress).await?;
         let settings = gateway::Settings {
             address: ports.gateway,
             api_key: random(32),
@@ -151,7 +151,7 @@ impl ExternalServices {
                 break;
             }
             if !is_reported {
-                progress("waiting for open payments to settle");
+                progress("waiting for payments in flight to settle");
                 is_reported = true;
             }
             sleep(Duration::from_millis(250)).await;
@@ -164,8 +164,7 @@ impl ExternalServices {
     }
 }
 
-/// Returns the ledger file for this database. A different database needs a different ledger, because it contains none
-/// of the charges.
+/// Returns the ledger file of this database. Each database has its own ledger, because the two must match.
 async fn ledger_of(owner_url: &Url, directory: &Path) -> Result<PathBuf, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
     let identity: String = sqlx::query_scalar(

@@ -1,4 +1,4 @@
-//! The interface of the external services for the rest of this crate.
+//! The addresses of the external services, and the comparison with their records, for the rest of this crate.
 use url::Url;
 
 use super::invariants;
@@ -12,5 +12,5 @@ pub struct Addresses {
 
 /// Returns the comparison of the service's tables with the records of the external services.
 pub fn comparison(owner_url: &Url, external_services: &Addresses) -> Option<Comparison> {
-    Some(invariants::for_the_console(owner_url.clone(), external_services.gateway.clone()))
+    Some(invariants::console_comparison(owner_url.clone(), external_services.gateway.clone()))
 }

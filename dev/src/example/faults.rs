@@ -1,4 +1,4 @@
-//! Faults of the payment gateway, set through its own API, where they can also be read.
+//! Faults of the payment gateway, set through its own API.
 use std::time::Duration;
 
 use super::{external_services::Addresses, gateway::Faults};
@@ -15,7 +15,7 @@ const DECLINE_STORM: &str = "decline-storm";
 pub(crate) const FAULTS: &[(&str, &str)] = &[
     (
         OUTAGE,
-        "The payment gateway responds with 503: the circuit breaker opens, new payments are rejected, payments in flight wait for the recovery",
+        "The payment gateway responds with 503: the circuit breaker opens, new payments are rejected, payments in flight wait for recovery",
     ),
     (SLOW, "The payment gateway takes 1.5 seconds for each response"),
     (
@@ -37,12 +37,12 @@ pub enum Error {
 /// Replaces the gateway's faults with those of the given names. Names of other faults are ignored.
 pub(crate) async fn set(external_services: &Addresses, names: &[&str]) -> Result<(), Error> {
     let url = external_services.gateway.join("/faults")?;
-    let response = http::client(GATEWAY_TIMEOUT)?.put(url).json(&of_names(names)).send().await?;
+    let response = http::client(GATEWAY_TIMEOUT)?.put(url).json(&faults_named(names)).send().await?;
     response.error_for_status()?;
     Ok(())
 }
 
-fn of_names(names: &[&str]) -> Faults {
+fn faults_named(names: &[&str]) -> Faults {
     let mut faults = Faults::default();
     for name in names {
         match *name {
@@ -63,8 +63,8 @@ mod tests {
     #[test]
     fn every_fault_changes_the_gateway() {
         for (name, _) in FAULTS {
-            assert_ne!(of_names(&[name]), Faults::default(), "{name}");
+            assert_ne!(faults_named(&[name]), Faults::default(), "{name}");
         }
-        assert_eq!(of_names(&["slow-database"]), Faults::default());
+        assert_eq!(faults_named(&["slow-database"]), Faults::default());
     }
 }

@@ -1,12 +1,12 @@
 //! The example domain: orders, and the payment gateway.
 //!
 //! This directory contains all domain code of the crate. The rest of the crate uses only the names exported below and
-//! the functions of [`environment`], [`harness`] and [`traffic`] that it calls. So a project replaces this directory
-//! with its own, which exports the same names.
+//! the functions of [`environment`], [`harness`] and [`traffic`] that it calls. A generated project replaces this
+//! directory with its own, which exports the same names.
 //!
-//! - [`campaign`]: tests a service of several replicas under faults, and checks that no money is lost or taken twice
+//! - [`campaign`]: tests a service of several replicas under faults, and checks that no payment is lost or charged twice
 //! - `command`: further commands and flags of `cargo dev`
-//! - [`environment`]: the gateway, ledger and products that `cargo dev` starts the service with
+//! - [`environment`]: the gateway, its ledger and the products of `cargo dev`
 //! - `faults`: faults of the gateway
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`harness`]: the domain part of the test harness, for orders and payments
@@ -36,6 +36,6 @@ pub use self::{
 pub(crate) use self::{
     faults::{FAULTS, set as set_faults},
     harness::TABLE,
-    panels::{FIGURES, FIRST_TRACE, PANELS, essentials},
-    seed_products::offer as seed_products,
+    panels::{FIGURES, FIRST_TRACE, PANELS, status_line},
+    seed_products::seed as seed_products,
 };

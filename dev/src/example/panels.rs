@@ -16,13 +16,13 @@ pub(crate) const PANELS: &[Panel] = &[
     },
     Panel {
         id: "processing",
-        title: "Payments without an outcome yet",
+        title: "Payments without an outcome",
         unit: "",
-        lines: &[("processing", "max(payments_processing)"), ("parked", "max(payments_parked)")],
+        lines: &[("processing", "max(payments_processing)"), ("needs review", "max(payments_parked)")],
     },
     Panel {
         id: "gateway",
-        title: "Calls of the payment gateway",
+        title: "Requests to the payment gateway",
         unit: "/s",
         lines: &[(
             "{outcome}",
@@ -60,7 +60,7 @@ pub(crate) const FIRST_TRACE: &str = "
     limit 1";
 
 /// Returns the end of the status line on the terminal.
-pub(crate) fn essentials(figures: &BTreeMap<&str, f64>) -> String {
+pub(crate) fn status_line(figures: &BTreeMap<&str, f64>) -> String {
     let figure = |name: &str| or_dash(figures.get(name).copied(), 0);
     let breaker = match figures.get("breaker") {
         Some(2.0..) => "OPEN",
@@ -77,8 +77,8 @@ mod tests {
 
     #[test]
     fn an_open_breaker_is_shown_in_capitals() {
-        assert_eq!(essentials(&BTreeMap::new()), "– orders · – processing · breaker –");
+        assert_eq!(status_line(&BTreeMap::new()), "– orders · – processing · breaker –");
         let figures = BTreeMap::from([("orders", 7.0), ("processing", 1.0), ("breaker", 2.0)]);
-        assert_eq!(essentials(&figures), "7 orders · 1 processing · breaker OPEN");
+        assert_eq!(status_line(&figures), "7 orders · 1 processing · breaker OPEN");
     }
 }

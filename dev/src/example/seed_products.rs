@@ -19,17 +19,17 @@ const PRODUCTS: [(&str, &str, i64); 12] = [
     ("GIFT-CARD-50", "Gift card", 5000),
 ];
 
-/// Fills an empty catalogue, and returns a product for sale.
-pub(crate) async fn offer(owner_url: &Url, progress: &dyn Fn(&str)) -> Result<Uuid, sqlx::Error> {
+/// Creates the products if the catalogue is empty, and returns a product for sale.
+pub(crate) async fn seed(owner_url: &Url, progress: &dyn Fn(&str)) -> Result<Uuid, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
-    let product = offer_in(&mut connection, progress).await?;
+    let product = seed_in(&mut connection, progress).await?;
     connection.close().await?;
     Ok(product)
 }
 
-async fn offer_in(connection: &mut PgConnection, progress: &dyn Fn(&str)) -> Result<Uuid, sqlx::Error> {
-    let offered = "select id from products where active order by id limit 1";
-    if let Some(product) = sqlx::query_scalar(offered).fetch_optional(&mut *connection).await? {
+async fn seed_in(connection: &mut PgConnection, progress: &dyn Fn(&str)) -> Result<Uuid, sqlx::Error> {
+    let select_product = "select id from products where active order by id limit 1";
+    if let Some(product) = sqlx::query_scalar(select_product).fetch_optional(&mut *connection).await? {
         return Ok(product);
     }
     progress("creating the products");
@@ -46,5 +46,5 @@ async fn offer_in(connection: &mut PgConnection, progress: &dyn Fn(&str)) -> Res
         .execute(&mut *connection)
         .await?;
     }
-    sqlx::query_scalar(offered).fetch_one(connection).await
+    sqlx::query_scalar(select_product).fetch_one(connection).await
 }

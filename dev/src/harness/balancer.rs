@@ -1,8 +1,8 @@
 //! A load balancer in front of several replicas, as in any deployment with more than one replica.
 //!
-//! The balancer behaves like common ones, without features that would hide faults of the service. It probes the
-//! readiness of each replica. It distributes requests in turn over the replicas that were ready at the last probe, and
-//! never sends a request twice. A request without a response from its replica is a 502.
+//! The balancer has none of the features that would hide faults of the service. It probes the readiness of each
+//! replica, and distributes requests round-robin over the replicas that were ready at the last probe. It never retries
+//! a request, and responds with 502 if a replica does not respond.
 use std::{
     net::Ipv4Addr,
     sync::{
@@ -39,7 +39,7 @@ pub struct Balancer {
 
 struct Pool {
     client: reqwest::Client,
-    turn: AtomicUsize,
+    next_index: AtomicUsize,
     replicas: Mutex<Vec<Replica>>,
 }
 
@@ -55,12 +55,12 @@ impl Balancer {
     pub async fn start() -> Self {
         let pool = Arc::new(Pool {
             client: crate::http::client(WAIT_TIMEOUT).expect("a client can be made"),
-            turn: AtomicUsize::new(0),
+            next_index: AtomicUsize::new(0),
             replicas: Mutex::default(),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("there is a free port");
         let address = listener.local_addr().expect("a listener has an address");
-        let router = Router::new().fallback(pass_on).with_state(Arc::clone(&pool));
+        let router = Router::new().fallback(forward).with_state(Arc::clone(&pool));
         let serving = async move {
             axum::serve(listener, router).await.expect("the server runs until the end of the test");
         };
@@ -100,14 +100,14 @@ impl Pool {
         let mut clock = tokio::time::interval(PROBE_INTERVAL);
         loop {
             clock.tick().await;
-            let known = self.replicas().clone();
-            for replica in known {
+            let replicas = self.replicas().clone();
+            for replica in replicas {
                 let url = replica.ops.join("/readyz").expect("a path makes a URL");
                 let response = self.client.get(url).send().await;
                 let ready = response.is_ok_and(|response| response.status().is_success());
                 let mut replicas = self.replicas();
-                if let Some(known) = replicas.iter_mut().find(|known| known.ops == replica.ops) {
-                    known.ready = ready;
+                if let Some(replica_state) = replicas.iter_mut().find(|state| state.ops == replica.ops) {
+                    replica_state.ready = ready;
                 }
             }
         }
@@ -116,20 +116,20 @@ impl Pool {
     fn next(&self) -> Option<Url> {
         let replicas = self.replicas();
         let ready: Vec<_> = replicas.iter().filter(|replica| replica.ready).collect();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        ready.get(turn.checked_rem(ready.len())?).map(|replica| replica.api.clone())
+        let next_index = self.next_index.fetch_add(1, Ordering::Relaxed);
+        ready.get(next_index.checked_rem(ready.len())?).map(|replica| replica.api.clone())
     }
 }
 
-async fn pass_on(State(pool): State<Arc<Pool>>, request: Request) -> Response {
+async fn forward(State(pool): State<Arc<Pool>>, request: Request) -> Response {
     let Some(mut url) = pool.next() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     url.set_path(request.uri().path());
     url.set_query(request.uri().query());
     let (mut parts, body) = request.into_parts();
     parts.headers.remove(header::HOST);
     let Ok(body) = to_bytes(body, BODY_LIMIT).await else { return StatusCode::BAD_REQUEST.into_response() };
-    let passed_on = pool.client.request(parts.method, url).headers(parts.headers).body(body).send().await;
-    let Ok(response) = passed_on else { return StatusCode::BAD_GATEWAY.into_response() };
+    let forwarded = pool.client.request(parts.method, url).headers(parts.headers).body(body).send().await;
+    let Ok(response) = forwarded else { return StatusCode::BAD_GATEWAY.into_response() };
     let (status, headers) = (response.status(), response.headers().clone());
     let Ok(body) = response.bytes().await else { return StatusCode::BAD_GATEWAY.into_response() };
     let mut response = Response::new(Body::from(body));

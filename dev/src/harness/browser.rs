@@ -16,8 +16,7 @@ use crate::{
     project,
 };
 
-/// A browser with one window. Dropping the value ends the browser; [`Browser::assert_no_errors`] asserts that no error
-/// occurred.
+/// A browser with one window. Dropping the value ends the browser.
 pub struct Browser {
     client: Client,
     site: String,
@@ -25,12 +24,12 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts the browser through its driver, and opens a page of this site.
+    /// Starts the driver and the browser, and opens a page of this site.
     pub async fn open(program: &Path, driver: &Path, site: &str, path: &str) -> Self {
         let (driver, port) = start(driver).await;
         let options = json!({
             "binary": program,
-            // Root has no sandbox, and a container's shared memory is small.
+            // Chromium's sandbox does not work as root, and a container's shared memory is small.
             "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"],
         });
         let capabilities =
@@ -47,7 +46,7 @@ impl Browser {
         browser
     }
 
-    /// Opens a page by its URL, like a bookmark.
+    /// Opens a page by its URL.
     pub async fn go(&self, path: &str) {
         self.client.goto(&format!("{}{path}", self.site)).await.unwrap();
     }
@@ -105,21 +104,21 @@ impl Browser {
     pub async fn press(&self, key: &str) {
         let (text, code) = if key == "Enter" { ("\r", 13) } else { (key, 0) };
         let down = json!({ "type": "keyDown", "key": key, "text": text, "windowsVirtualKeyCode": code });
-        self.develop("Input.dispatchKeyEvent", down).await;
-        self.develop("Input.dispatchKeyEvent", json!({ "type": "keyUp", "key": key })).await;
+        self.send_devtools_command("Input.dispatchKeyEvent", down).await;
+        self.send_devtools_command("Input.dispatchKeyEvent", json!({ "type": "keyUp", "key": key })).await;
     }
 
-    /// Sets the size of the page, to that of a window or of a phone.
+    /// Sets the size of the page. A width below 600 simulates a phone.
     pub async fn resize(&self, width: u32, height: u32) {
         let metrics =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
-        self.develop("Emulation.setDeviceMetricsOverride", metrics).await;
+        self.send_devtools_command("Emulation.setDeviceMetricsOverride", metrics).await;
     }
 
     /// Sets the preferred colour scheme, light or dark.
     pub async fn prefers(&self, scheme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
-        self.develop("Emulation.setEmulatedMedia", features).await;
+        self.send_devtools_command("Emulation.setEmulatedMedia", features).await;
     }
 
     /// Saves a screenshot in `target/console` of the checkout.
@@ -134,14 +133,14 @@ impl Browser {
     /// Asserts that the browser's console contains no warnings or errors.
     pub async fn assert_no_errors(self) {
         let logged = self.command("se/log", json!({ "type": "browser" })).await;
-        let worse = |entry: &&Value| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING"));
-        let errors: Vec<_> = logged.as_array().unwrap().iter().filter(worse).collect();
+        let is_problem = |entry: &&Value| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING"));
+        let errors: Vec<_> = logged.as_array().unwrap().iter().filter(is_problem).collect();
         assert!(errors.is_empty(), "{errors:#?}");
         self.client.close().await.unwrap();
     }
 
     /// Sends a command of the developer tools.
-    async fn develop(&self, command: &str, parameters: Value) {
+    async fn send_devtools_command(&self, command: &str, parameters: Value) {
         self.command("goog/cdp/execute", json!({ "cmd": command, "params": parameters })).await;
     }
 
@@ -150,8 +149,8 @@ impl Browser {
     }
 }
 
-/// Starts the driver, and returns its port. The driver chooses a port that is free for IPv6, and exits if the same port
-/// is in use for IPv4. In that case this function starts the driver again.
+/// Starts the driver, and returns its port. The driver selects a port that is free for IPv6, and exits if this port is
+/// in use for IPv4. This function then starts the driver again.
 async fn start(driver: &Path) -> (Child, u16) {
     let mut output = Vec::new();
     for _ in 0..5 {
@@ -167,7 +166,7 @@ async fn start(driver: &Path) -> (Child, u16) {
     panic!("{output:#?}")
 }
 
-/// A command of the driver beyond the standard.
+/// A command of the driver that is not part of the WebDriver standard.
 #[derive(Debug)]
 struct Extension {
     path: &'static str,

@@ -10,7 +10,7 @@ const SETTINGS: [(&str, &str); 10] = [
     ("OPS_ADDRESS", "127.0.0.1:0"),
     ("LOG_FORMAT", "json"),
     ("DATABASE_MAX_CONNECTIONS", "4"),
-    // On a machine that is busy with other tests, a connection can take long.
+    // A connection can take several seconds on a busy machine.
     ("DATABASE_ACQUIRE_TIMEOUT_MS", "10000"),
     // The lowest cost of argon2.
     ("ARGON2_MEMORY_KIB", "64"),
@@ -28,8 +28,8 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     exchange_check: Option<ExchangeCheck>,
     has_schema: bool,
-    behind_a_link: bool,
-    has_server: bool,
+    has_database_proxy: bool,
+    has_dedicated_server: bool,
 }
 
 impl Builder {
@@ -40,25 +40,25 @@ impl Builder {
             settings: settings.into(),
             exchange_check: None,
             has_schema: true,
-            behind_a_link: false,
-            has_server: false,
+            has_database_proxy: false,
+            has_dedicated_server: false,
         }
     }
 
     /// Sets a setting.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
-        self.settings.retain(|(known, _)| known != name);
+        self.settings.retain(|(existing, _)| existing != name);
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Sends spans to this collector, soon after they have ended.
+    /// Sends spans to this collector, 50 ms after they have ended.
     pub fn traced_by(self, collector: &Collector) -> Self {
         self.setting("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
             .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
     }
 
-    /// Sends spans and log records to this collector, soon after they have ended or were logged.
+    /// Sends spans and log records to this collector, within about 50 ms.
     pub fn logged_by(self, collector: &Collector) -> Self {
         self.traced_by(collector)
             .setting("OTEL_LOGS_EXPORTER", "otlp")
@@ -78,21 +78,21 @@ impl Builder {
     }
 
     /// Adds a [`TcpProxy`] between the service and its database.
-    pub fn behind_a_link(mut self) -> Self {
-        self.behind_a_link = true;
+    pub fn with_database_proxy(mut self) -> Self {
+        self.has_database_proxy = true;
         self
     }
 
     /// Uses a dedicated PostgreSQL server.
-    pub fn on_a_server_of_its_own(mut self) -> Self {
-        self.has_server = true;
+    pub fn on_a_dedicated_server(mut self) -> Self {
+        self.has_dedicated_server = true;
         self
     }
 
     /// Starts the service, and waits until it is ready.
     pub async fn start(self) -> Service {
-        let database = if self.has_server {
-            Database::create_alone(&self.executable, &self.settings).await
+        let database = if self.has_dedicated_server {
+            Database::create_on_dedicated_server(&self.executable, &self.settings).await
         } else if self.has_schema {
             Database::create(&self.executable, &self.settings).await
         } else {
@@ -101,20 +101,20 @@ impl Builder {
         let database = Arc::new(database);
         let external_services = Arc::new(ExternalServices::start().await);
         let mut settings = self.settings;
-        let link = if self.behind_a_link {
-            let link = TcpProxy::to(database.service_url()).await.expect("there is a free port");
-            settings.push(("DATABASE_URL".to_owned(), link.leads_to(database.service_url()).to_string()));
-            Some(Arc::new(link))
+        let proxy = if self.has_database_proxy {
+            let proxy = TcpProxy::to(database.service_url()).await.expect("there is a free port");
+            settings.push(("DATABASE_URL".to_owned(), proxy.url_through(database.service_url()).to_string()));
+            Some(Arc::new(proxy))
         } else {
             None
         };
-        // The test's own settings take precedence over those of the dependencies.
+        // Settings of the test take precedence over those of the dependencies.
         for (name, value) in external_services.settings().into_iter().chain(database.settings()) {
-            if !settings.iter().any(|(known, _)| known == name) {
+            if !settings.iter().any(|(existing, _)| existing == name) {
                 settings.push((name.to_owned(), value));
             }
         }
-        let dependencies = Dependencies { external_services, database, link };
+        let dependencies = Dependencies { external_services, database, database_proxy: proxy };
         Service::launch(self.executable, settings, self.exchange_check, dependencies).await
     }
 }

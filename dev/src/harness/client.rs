@@ -29,7 +29,7 @@ pub struct Exchange<'a> {
 /// A check that runs on every exchange of a test, and panics if an exchange violates a rule.
 pub type ExchangeCheck = fn(&Exchange<'_>);
 
-/// Connection to a service. It stays valid when the service restarts on another port.
+/// Client of a service. The URL is updated when the service restarts on another port.
 #[derive(Debug)]
 pub(super) struct Api {
     client: reqwest::Client,
@@ -47,12 +47,12 @@ impl Api {
         self.url.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns a connection to another replica, with the same check of exchanges.
-    pub(super) fn moved_to(&self, url: Url) -> Self {
+    /// Returns a client of another replica, with the same check of exchanges.
+    pub(super) fn for_replica(&self, url: Url) -> Self {
         Self { client: self.client.clone(), url: RwLock::new(url), exchange_check: self.exchange_check }
     }
 
-    pub(super) fn move_to(&self, url: Url) {
+    pub(super) fn set_url(&self, url: Url) {
         *self.url.write().unwrap_or_else(PoisonError::into_inner) = url;
     }
 }
@@ -77,7 +77,7 @@ impl Client {
     #[must_use]
     pub fn with_header(&self, name: &str, value: &str) -> Self {
         let mut client = self.clone();
-        client.headers.retain(|(known, _)| known != name);
+        client.headers.retain(|(existing, _)| existing != name);
         client.headers.push((name.to_owned(), value.to_owned()));
         client
     }
@@ -120,7 +120,7 @@ impl Client {
     }
 }
 
-/// A request. Awaiting a request sends it. A clone is a retry of the same request.
+/// A request. Awaiting a request sends it. A clone repeats the same request.
 #[derive(Debug, Clone)]
 #[must_use = "a request is sent when it is awaited"]
 pub struct Request {
@@ -137,7 +137,7 @@ impl Request {
         self.header("content-type", "application/json").body(body.to_string())
     }
 
-    /// Sets these bytes as the body, without a media type.
+    /// Sets these bytes as the body, without a `Content-Type`.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
@@ -166,7 +166,7 @@ impl Request {
 
     /// Removes a header.
     pub fn without_header(mut self, name: &str) -> Self {
-        self.headers.retain(|(known, _)| known != name);
+        self.headers.retain(|(existing, _)| existing != name);
         self
     }
 
@@ -182,9 +182,9 @@ impl Request {
         Attempt { request: self, task }
     }
 
-    /// Retries the request until a final response, like a careful client of a server that may be killed. A preliminary
-    /// response (202, 409, 503, 504) or a missing one is followed by the same request under the same key.
-    pub async fn insist(self) -> HttpResponse {
+    /// Sends the request until the response is final. The same request, with the same key, is repeated after a response
+    /// 202, 409, 503 or 504, and without a response.
+    pub async fn send_until_final(self) -> HttpResponse {
         let started = Instant::now();
         loop {
             let response = self.clone().try_send().await;
@@ -198,7 +198,7 @@ impl Request {
         }
     }
 
-    /// Sends the request. The error means that no complete response was received.
+    /// Sends the request. The error means that there was no complete response.
     pub async fn try_send(self) -> Result<HttpResponse, reqwest::Error> {
         let (path, query) = self.path.split_once('?').unwrap_or((&self.path, ""));
         let mut url = self.api.url();
@@ -244,7 +244,7 @@ impl Attempt {
         response.unwrap_or_else(|error| panic!("there was no response: {error:?}"))
     }
 
-    /// Waits for the response; `None` if the connection ended without one.
+    /// Waits for the response; `None` if the connection was closed without one.
     pub async fn try_response(self) -> Option<HttpResponse> {
         self.task.await.expect("the request's task ends by itself").ok()
     }

@@ -1,5 +1,5 @@
-//! A collector that receives and stores the spans and log records of a service over OTLP. It can simulate faults of
-//! collectors. When a collector is dropped, it fails the test if it has received an undocumented name.
+//! A collector that receives and stores the spans and log records of a service over OTLP. It can reject requests or
+//! delay its responses. Dropping it fails the test if it has received an undocumented name.
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
@@ -23,7 +23,7 @@ pub enum CollectorBehavior {
     Accepting,
     /// Accepts requests after a delay.
     Slow(Duration),
-    /// Rejects requests, like a collector above its limits.
+    /// Rejects requests, as a collector does above its limits.
     Rejecting,
 }
 
@@ -86,13 +86,13 @@ impl Collector {
     }
 
     /// Waits for a log record.
-    pub async fn wait_for_record(&self, what: &str, fits: impl Fn(&Record) -> bool) -> Record {
-        eventually(what, async || self.records().into_iter().find(&fits)).await
+    pub async fn wait_for_record(&self, what: &str, matches: impl Fn(&Record) -> bool) -> Record {
+        eventually(what, async || self.records().into_iter().find(&matches)).await
     }
 
     /// Waits for a span.
-    pub async fn wait_for_span(&self, what: &str, fits: impl Fn(&Span) -> bool) -> Span {
-        eventually(what, async || self.spans().into_iter().find(&fits)).await
+    pub async fn wait_for_span(&self, what: &str, matches: impl Fn(&Span) -> bool) -> Span {
+        eventually(what, async || self.spans().into_iter().find(&matches)).await
     }
 
     /// Waits for the span of a request to this route with this correlation id.

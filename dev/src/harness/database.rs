@@ -1,4 +1,4 @@
-//! The database of one service, cloned from a migrated template. Tests inspect and prepare it as its owner.
+//! The database of one service, cloned from a migrated template. Tests read and change it as its owner.
 use std::{
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
@@ -19,8 +19,8 @@ use crate::{
     project,
 };
 
-/// Password of the owner and of the service's role. It protects nothing: the server listens on this machine only, and
-/// both roles are dropped after the run.
+/// Password of the owner and of the service's role. It needs no secrecy, because the server listens on this machine
+/// only, and both roles are dropped after the run.
 const PASSWORD: &str = "for-tests-only";
 
 /// A database that is dropped at the end of its test.
@@ -38,22 +38,22 @@ impl Database {
     pub(super) async fn create(executable: &Path, settings: &[(String, String)]) -> Self {
         static TEMPLATE: OnceCell<String> = OnceCell::const_new();
         let server = shared_server().await;
-        let template = TEMPLATE.get_or_init(|| make_template(server, executable)).await;
+        let template = TEMPLATE.get_or_init(|| create_template(server, executable)).await;
         let database = Self::named(server, next_name());
         server
             .create_database_from_template(&database.name, template, Some(&owner_role()))
             .await
             .unwrap_or_else(|error| panic!("{error}"));
-        // Settings that `migrate` puts on the service's role belong to the database and are not cloned.
+        // `migrate` sets parameters of the service's role for this database, which a clone does not have.
         database.migrate(executable, settings).await;
         database
     }
 
     /// Creates a database on a separate server, for tests that block a resource of all databases of a server.
-    pub(super) async fn create_alone(executable: &Path, settings: &[(String, String)]) -> Self {
+    pub(super) async fn create_on_dedicated_server(executable: &Path, settings: &[(String, String)]) -> Self {
         let started = Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}")).await;
         let server: &'static Server = Box::leak(Box::new(started.unwrap_or_else(|error| panic!("{error}"))));
-        make_roles(server).await;
+        create_roles(server).await;
         let database = Self::named(server, next_name());
         let created = server.create_database(&database.name, Some(&owner_role())).await;
         created.unwrap_or_else(|error| panic!("{error}"));
@@ -65,7 +65,7 @@ impl Database {
     /// Creates a database without a schema.
     pub async fn create_empty() -> Self {
         let server = shared_server().await;
-        create_roles(server).await;
+        create_roles_once(server).await;
         let database = Self::named(server, next_name());
         let created = server.create_database(&database.name, Some(&owner_role())).await;
         created.unwrap_or_else(|error| panic!("{error}"));
@@ -85,11 +85,11 @@ impl Database {
     }
 
     async fn migrate(&self, executable: &Path, settings: &[(String, String)]) {
-        let own = self.settings();
+        let database_settings = self.settings();
         let settings: Vec<_> = settings
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
-            .chain(own.iter().map(|(name, value)| (*name, value.as_str())))
+            .chain(database_settings.iter().map(|(name, value)| (*name, value.as_str())))
             .collect();
         command::run(executable, &["migrate"], &settings).await.succeeded();
     }
@@ -113,7 +113,7 @@ impl Database {
         &self.service_url
     }
 
-    /// Starts a standby of the server. No other database may use that server.
+    /// Starts a standby of the server, which must be a dedicated one.
     pub async fn standby(&self) -> Standby {
         let started = self.server.standby(&|line| eprintln!("{line}")).await;
         let server = started.unwrap_or_else(|error| panic!("{error}"));
@@ -147,8 +147,8 @@ impl Database {
         let mut connection =
             PgConnection::connect(self.service_url.as_str()).await.expect("the role logs in");
         let mut transaction = connection.begin().await.expect("a transaction begins");
-        let tried = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
-        tried.map(|_| ()).map_err(|error| {
+        let result = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
+        result.map(|_| ()).map_err(|error| {
             let code = error.as_database_error().and_then(|error| error.code().map(Into::into));
             code.unwrap_or_else(|| panic!("{error}: {statement}"))
         })
@@ -167,18 +167,18 @@ impl Database {
     pub async fn back_up(&self) {
         let owner = owner_role();
         let copy = format!("create database \"{0}_backup\" template \"{0}\" owner \"{owner}\"", self.name);
-        self.administer(&[&copy]).await;
+        self.execute_without_sessions(&[&copy]).await;
     }
 
     /// Replaces the database by its copy. All changes since [`Self::back_up`] are lost.
     pub async fn restore(&self) {
         let drop = format!("drop database \"{}\"", self.name);
         let rename = format!("alter database \"{0}_backup\" rename to \"{0}\"", self.name);
-        self.administer(&[&drop, &rename]).await;
+        self.execute_without_sessions(&[&drop, &rename]).await;
     }
 
     /// Closes all sessions of this database, and runs statements as the server's administrator.
-    async fn administer(&self, statements: &[&str]) {
+    async fn execute_without_sessions(&self, statements: &[&str]) {
         let mut admin =
             PgConnection::connect(self.server.admin_url().as_str()).await.expect("the server responds");
         eventually("all sessions have ended", async || {
@@ -186,8 +186,8 @@ impl Database {
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{}'",
                 self.name
             );
-            let ended: i64 = sqlx::query_scalar(AssertSqlSafe(end)).fetch_one(&mut admin).await.ok()?;
-            (ended == 0).then_some(())
+            let sessions: i64 = sqlx::query_scalar(AssertSqlSafe(end)).fetch_one(&mut admin).await.ok()?;
+            (sessions == 0).then_some(())
         })
         .await;
         for statement in statements {
@@ -203,7 +203,7 @@ impl Database {
 
     /// Waits until at least this number of statements in this database wait for a lock.
     pub async fn wait_for_blocked_statements(&self, statements: i64) {
-        // `pg_locks` has no database for a lock on a row, but `pg_stat_activity` has one for its session.
+        // `pg_locks` contains no database for row locks, so `pg_stat_activity` selects the sessions.
         let waiting = "select count(*) from pg_locks
                        where not granted
                          and pid in (select pid from pg_stat_activity where datname = current_database())";
@@ -267,8 +267,8 @@ impl OpenTransaction {
 impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (self.server, std::mem::take(&mut self.name));
-        // A separate thread, because the runtime of the test is ending. If the process ends first, the next run drops
-        // the database.
+        // The test's runtime is ending, so a thread drops the database. If the process ends first, the next run drops
+        // it.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {
@@ -278,7 +278,7 @@ impl Drop for Database {
     }
 }
 
-/// Returns a name that no concurrent run uses, because concurrent runs may share a server.
+/// Returns a name with the process id, because concurrent runs may share a server.
 fn unique(what: &str) -> String {
     format!("{}_test_{}_{what}", project::identifier(), std::process::id())
 }
@@ -300,23 +300,23 @@ async fn shared_server() -> &'static Server {
     postgres::for_tests().await.unwrap_or_else(|error| panic!("{error}"))
 }
 
-async fn create_roles(server: &Server) {
+async fn create_roles_once(server: &Server) {
     static CREATED: OnceCell<()> = OnceCell::const_new();
-    CREATED.get_or_init(async || make_roles(server).await).await;
+    CREATED.get_or_init(async || create_roles(server).await).await;
 }
 
-async fn make_roles(server: &Server) {
+async fn create_roles(server: &Server) {
     for (role, rights) in [(owner_role(), Rights::Owner), (service_role(), Rights::Restricted)] {
         let created = server.create_login(&role, PASSWORD, rights).await;
         created.unwrap_or_else(|error| panic!("{error}"));
     }
-    // On a server that outlives its test runs, an earlier owner has created `app_runtime`.
+    // On a server that persists between runs, the owner of an earlier run has created `app_runtime`.
     let allowed = server.allow_to_grant(&owner_role(), &[service_role().as_str(), "app_runtime"]).await;
     allowed.unwrap_or_else(|error| panic!("{error}"));
 }
 
-async fn make_template(server: &'static Server, executable: &Path) -> String {
-    create_roles(server).await;
+async fn create_template(server: &'static Server, executable: &Path) -> String {
+    create_roles_once(server).await;
     let template = Database::named(server, unique("template"));
     let created = server.create_database(&template.name, Some(&owner_role())).await;
     created.unwrap_or_else(|error| panic!("{error}"));

@@ -1,15 +1,15 @@
 //! The test harness: the real executable with its own database and simulated dependencies.
 //!
 //! A test starts a [`Service`], acts as a [`User`] over sockets, and checks the results: responses, logs, metrics,
-//! rows, and the requests to the dependencies. The harness does not link the service, so tests use only what a client
-//! or an operator can see. A test can terminate, kill and restart the process, as in production.
+//! rows, and the requests to the dependencies. The harness does not link the service, so tests use only its external
+//! interfaces. A test can terminate, kill and restart the process.
 //!
 //! Rules of tests:
 //! - Tests do not sleep. They wait for conditions with [`eventually`], which has a deadline.
 //! - Tests share only the PostgreSQL server. Each service has a fresh database, cloned from a template. The
 //!   executable's own `migrate` creates the template once per run.
 //! - Domain code is in [`example::harness`](crate::example::harness).
-//! - A helper that fails panics and reports its observations, because tests handle no errors.
+//! - A helper panics on failure, with a message that describes the failure. Tests handle no errors.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -56,22 +56,22 @@ pub use self::{
 /// Timeout far above the duration of any operation, on a busy machine too. Only a failing test waits this long.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Waits until `look` returns a value, and returns this value.
+/// Waits until `poll` returns a value, and returns this value.
 ///
 /// # Panics
 /// Panics with `what` if there is no value within [`WAIT_TIMEOUT`].
-pub async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
-    within(WAIT_TIMEOUT, what, look).await
+pub async fn eventually<T>(what: &str, poll: impl AsyncFnMut() -> Option<T>) -> T {
+    within(WAIT_TIMEOUT, what, poll).await
 }
 
-/// Waits until `look` returns a value, for operations that can take longer than [`WAIT_TIMEOUT`].
+/// Waits until `poll` returns a value, for operations that can take longer than [`WAIT_TIMEOUT`].
 ///
 /// # Panics
 /// Panics with `what` if there is no value within the deadline.
-pub async fn within<T>(deadline: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn within<T>(deadline: Duration, what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = poll().await {
             return found;
         }
         assert!(started.elapsed() < deadline, "timed out after {deadline:?}: {what}");

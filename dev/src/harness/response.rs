@@ -3,7 +3,7 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-/// A response.
+/// A complete response.
 #[derive(Debug, Clone)]
 pub struct HttpResponse {
     pub status: u16,

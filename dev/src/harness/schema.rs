@@ -1,5 +1,5 @@
-//! The telemetry schema, as `docs/telemetry-schema*.md` documents it. Each service and each collector of a test compares
-//! what it emits or receives with the schema.
+//! The telemetry schema in `docs/telemetry-schema*.md`. The harness compares the log lines of each service, and the
+//! spans and log records of each collector, with the schema.
 use std::{collections::BTreeSet, fs, sync::LazyLock};
 
 use serde_json::Value;
@@ -52,7 +52,7 @@ impl Schema {
         }
     }
 
-    /// Returns the undocumented attributes of a span. Its events are log lines, too, and are compared there.
+    /// Returns the undocumented attributes of a span. Events are not compared, because they are also log lines.
     pub(super) fn unknown_in_span(&self, span: &Span) -> BTreeSet<String> {
         span.attributes.keys().filter(|name| !self.span_attributes.contains(*name)).cloned().collect()
     }
@@ -68,7 +68,7 @@ impl Schema {
         line.as_object().map_or_else(BTreeSet::new, |fields| self.unknown_fields(target, fields.keys()))
     }
 
-    /// Lines of libraries have fields of their own.
+    /// Returns the undocumented fields. Fields of libraries are not documented, so their targets are ignored.
     fn unknown_fields<'a>(&self, target: &str, names: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
         let of_service = ["access", "app", "audit", "panic", "platform"];
         let unknown = names.filter(|name| !self.log_fields.contains(*name));
@@ -80,8 +80,7 @@ impl Schema {
     }
 }
 
-/// Panics if there are undocumented names. Called when a service or a collector of a test ends, and silent if the test
-/// has already failed.
+/// Panics if there are undocumented names, unless the test has already failed.
 pub(super) fn assert_documented(unknown: &BTreeSet<String>) {
     assert!(
         unknown.is_empty() || std::thread::panicking(),

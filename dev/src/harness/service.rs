@@ -38,13 +38,14 @@ impl Process {
         let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let child = command::start(executable, &["serve"], &settings);
         let mut output = child.follow();
-        let up = output.find(WAIT_TIMEOUT, |line| line.contains("\"api_address\"")).await;
-        let Some(up) = up else {
+        let startup_line = output.find(WAIT_TIMEOUT, |line| line.contains("\"api_address\"")).await;
+        let Some(startup_line) = startup_line else {
             panic!("the service did not start:\n{:#?}", child.tail(20));
         };
-        let up: Value = serde_json::from_str(&up.text).expect("log lines are JSON");
+        let startup_line: Value = serde_json::from_str(&startup_line.text).expect("log lines are JSON");
         let url = |name: &str| {
-            let address = up[name].as_str().unwrap_or_else(|| panic!("no {name} in {up}"));
+            let address =
+                startup_line[name].as_str().unwrap_or_else(|| panic!("no {name} in {startup_line}"));
             Url::parse(&format!("http://{address}/")).expect("an address makes a URL")
         };
         Self { api: url("api_address"), ops: url("ops_address"), child }
@@ -52,8 +53,8 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// Prints the last output of the service if the test failed, because the output often contains the reason.
-    /// Otherwise fails the test if a log line has an undocumented field.
+    /// Prints the last output of the service if the test failed. Otherwise fails the test if a log line has an
+    /// undocumented field.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the last log lines of the service at {}:", self.api);
@@ -82,7 +83,7 @@ pub struct Service {
 pub(crate) struct Dependencies {
     pub(crate) external_services: Arc<ExternalServices>,
     pub(super) database: Arc<Database>,
-    pub(super) link: Option<Arc<TcpProxy>>,
+    pub(super) database_proxy: Option<Arc<TcpProxy>>,
 }
 
 impl Service {
@@ -106,12 +107,12 @@ impl Service {
         let process = Process::start(&executable, &settings).await;
         let api = Arc::new(Api::new(process.api.clone(), exchange_check));
         let service = Self { executable, settings, process, api, dependencies };
-        service.announce_address();
+        service.set_service_address();
         service.wait_until_ready().await;
         service
     }
 
-    fn announce_address(&self) {
+    fn set_service_address(&self) {
         self.dependencies.external_services.set_service_address(&self.process.api);
     }
 
@@ -121,33 +122,33 @@ impl Service {
 
     // Lifecycle.
 
-    /// Kills the process with SIGKILL, like a power failure, without any shutdown.
+    /// Kills the process with SIGKILL, and waits for its exit.
     pub async fn kill_9(&self) {
         self.signal(Signal::SIGKILL);
-        self.ends().await;
+        self.wait_for_exit().await;
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         self.process.child.signal(signal).expect("the service runs");
     }
 
     /// Waits for the exit, and returns the exit status.
-    pub async fn ends(&self) -> ExitStatus {
+    pub async fn wait_for_exit(&self) -> ExitStatus {
         self.process.child.wait(WAIT_TIMEOUT).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Requests a graceful stop, waits for the exit, and returns the exit status.
     pub async fn terminate(&self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
-        self.ends().await
+        self.wait_for_exit().await
     }
 
     /// Restarts the service with the same database and dependencies, on other ports. Sessions stay valid.
     pub async fn restart(&mut self) {
         self.process = Process::start(&self.executable, &self.settings).await;
-        self.api.move_to(self.process.api.clone());
-        self.announce_address();
+        self.api.set_url(self.process.api.clone());
+        self.set_service_address();
         self.wait_until_ready().await;
     }
 
@@ -170,17 +171,17 @@ impl Service {
     }
 
     /// Starts another replica with some settings changed.
-    pub async fn replica_with(&self, others: &[(&str, &str)]) -> Self {
+    pub async fn replica_with(&self, changed_settings: &[(&str, &str)]) -> Self {
         let mut settings = self.settings.clone();
-        for (name, value) in others {
-            settings.retain(|(known, _)| known != name);
+        for (name, value) in changed_settings {
+            settings.retain(|(existing, _)| existing != name);
             settings.push(((*name).to_owned(), (*value).to_owned()));
         }
         let process = Process::start(&self.executable, &settings).await;
         let replica = Self {
             executable: self.executable.clone(),
             settings,
-            api: Arc::new(self.api.moved_to(process.api.clone())),
+            api: Arc::new(self.api.for_replica(process.api.clone())),
             process,
             dependencies: self.dependencies.clone(),
         };
@@ -254,14 +255,14 @@ impl Service {
         self.dependencies.external_services.addresses()
     }
 
-    /// Returns the database, as its owner.
+    /// Returns the database, which tests access as its owner.
     pub fn database(&self) -> &Database {
         &self.dependencies.database
     }
 
     /// Returns the TCP proxy to the database, for a service built with a proxy.
-    pub fn link(&self) -> Arc<TcpProxy> {
-        Arc::clone(self.dependencies.link.as_ref().expect("the service was built with a TCP proxy"))
+    pub fn database_proxy(&self) -> Arc<TcpProxy> {
+        Arc::clone(self.dependencies.database_proxy.as_ref().expect("the service was built with a TCP proxy"))
     }
 
     /// Returns the audit events that match a condition, oldest first.
@@ -313,9 +314,10 @@ impl Service {
         self.value(series).await
     }
 
-    /// Waits until every worker has completed its first work. A single unit of a worker may be a part of its work only.
+    /// Waits until every worker has completed its first run. A worker with several units of work reports success after
+    /// one unit, so [`FIRST_WORK`] contains a gauge for each unit.
     pub async fn wait_for_first_work(&self) {
-        eventually("every worker has completed its first work", async || {
+        eventually("every worker has completed its first run", async || {
             let (_, health) = self.ops("/health").await;
             let health: Value = serde_json::from_str(&health).ok()?;
             let mut complete =
@@ -341,7 +343,7 @@ impl Service {
 
     /// Resumes reading the service's output, including all lines still in the pipe.
     pub fn resume_output(&self) {
-        self.process.child.read_stdout_again();
+        self.process.child.resume_stdout();
     }
 
     /// Closes the reading end of the service's output.
@@ -351,15 +353,15 @@ impl Service {
 
     /// Returns the resident memory of the process, in bytes.
     pub fn memory(&self) -> u64 {
-        self.memory_by("VmRSS:")
+        self.memory_field("VmRSS:")
     }
 
     /// Returns the peak resident memory of the process, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        self.memory_by("VmHWM:")
+        self.memory_field("VmHWM:")
     }
 
-    fn memory_by(&self, name: &str) -> u64 {
+    fn memory_field(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.child.pid()));
         let status = status.expect("the process runs");
         let size = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
@@ -389,7 +391,7 @@ impl Service {
     }
 
     /// Waits for a log line of the current process.
-    pub async fn logs_that(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
-        eventually(what, async || self.logs().into_iter().find(&fits)).await
+    pub async fn logs_that(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, async || self.logs().into_iter().find(&matches)).await
     }
 }

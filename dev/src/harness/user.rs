@@ -12,7 +12,7 @@ use super::{
 /// Password of every test user.
 pub const PASSWORD: &str = "correct horse battery staple";
 
-/// A logged-in user. Its requests are those of the contained [`Client`].
+/// A logged-in user. Requests are sent through the contained [`Client`].
 #[derive(Debug, Clone)]
 pub struct User {
     client: Client,
@@ -32,7 +32,7 @@ impl Deref for User {
 }
 
 impl User {
-    /// Logs in.
+    /// Logs in with the password of test users.
     pub(super) async fn log_in(anonymous: &Client, database: &Arc<Database>, email: &str) -> Self {
         let credentials = json!({ "email": email, "password": PASSWORD });
         let session = anonymous.post("/v1/sessions").json(&credentials).await.is(201);

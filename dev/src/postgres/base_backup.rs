@@ -13,8 +13,8 @@ use url::Url;
 
 use super::{Error, unix_user::UnixUser};
 
-/// Directories whose content is not part of a backup. Its WAL is copied at the end.
-const LEFT_EMPTY: [&str; 8] = [
+/// Directories that are empty in a backup. The WAL is copied after the other files.
+const EMPTY_DIRECTORIES: [&str; 8] = [
     "pg_dynshmem",
     "pg_notify",
     "pg_replslot",
@@ -25,15 +25,15 @@ const LEFT_EMPTY: [&str; 8] = [
     "pg_wal",
 ];
 
-/// Files that a backup must not have.
-const LEFT_OUT: [&str; 4] = ["postmaster.pid", "postmaster.opts", "pgsql_tmp", "pg_internal.init"];
+/// Prefixes of the names of files that a backup must not have.
+const EXCLUDED_PREFIXES: [&str; 4] = ["postmaster.pid", "postmaster.opts", "pgsql_tmp", "pg_internal.init"];
 
-/// The copied server's part of a backup.
+/// The session of a base backup on the copied server.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct BackupSession {
     /// The earliest moment to which the backup can be recovered.
     pub(super) ended: DateTime<Utc>,
-    /// Keeps the WAL since the start of the backup on the server, for as long as it is open.
+    /// Has a temporary replication slot, which keeps the WAL since the start of the backup on the server.
     _keeps_wal: PgConnection,
 }
 
@@ -42,27 +42,27 @@ pub(super) async fn make(
     server: &Url,
     from: PathBuf,
     to: PathBuf,
-    account: UnixUser,
+    unix_user: UnixUser,
     primary: Option<&Url>,
-) -> Result<Taken, Error> {
+) -> Result<BackupSession, Error> {
     let mut connection = PgConnection::connect(server.as_str()).await?;
-    // The slot keeps the WAL since the start of the backup. It is temporary, and ends with the connection.
-    let begin = "select pg_create_physical_replication_slot('base_backup_' || pg_backend_pid(), true, true);
+    // The temporary slot keeps the WAL since the start of the backup. The slot ends with the connection.
+    let start = "select pg_create_physical_replication_slot('base_backup_' || pg_backend_pid(), true, true);
                  select pg_backup_start('base backup', true)";
-    sqlx::raw_sql(begin).execute(&mut connection).await?;
-    let (data, target, user) = (from.clone(), to.clone(), account.clone());
-    in_background(move || copy(&data, &target, &user, &LEFT_EMPTY)).await?;
+    sqlx::raw_sql(start).execute(&mut connection).await?;
+    let (data, target, user) = (from.clone(), to.clone(), unix_user.clone());
+    run_blocking(move || copy(&data, &target, &user, &EMPTY_DIRECTORIES)).await?;
     let (label, ended): (String, DateTime<Utc>) =
         sqlx::query_as("select labelfile, clock_timestamp() from pg_backup_stop(false)")
             .fetch_one(&mut connection)
             .await?;
-    let (wal, target, user) = (from.join("pg_wal"), to.join("pg_wal"), account.clone());
-    in_background(move || copy(&wal, &target, &user, &[])).await?;
+    let (wal, target, user) = (from.join("pg_wal"), to.join("pg_wal"), unix_user.clone());
+    run_blocking(move || copy(&wal, &target, &user, &[])).await?;
 
     let write = |name: &str, text: &str| {
         let file = to.join(name);
         fs::write(&file, text).map_err(Error::io(format!("write {}", file.display())))?;
-        account.own(&file, 0o600)
+        unix_user.set_owner(&file, 0o600)
     };
     write("backup_label", &label)?;
     if let Some(primary) = primary {
@@ -70,16 +70,16 @@ pub(super) async fn make(
         let settings = fs::read_to_string(to.join("postgresql.auto.conf")).unwrap_or_default();
         write("postgresql.auto.conf", &format!("{settings}primary_conninfo = '{primary}'\n"))?;
     }
-    Ok(Taken { ended, _keeps_wal: connection })
+    Ok(BackupSession { ended, _keeps_wal: connection })
 }
 
-/// Lets the backup in this directory recover to a moment, with the WAL in another directory. The recovery must be
-/// followed by [`FORGET_TARGET`].
+/// Configures the backup in `data` to recover to a moment, with the WAL in `wal`. After the recovery, execute
+/// [`RESET_RECOVERY_SETTINGS`].
 pub(super) fn recover_to(
     moment: DateTime<Utc>,
     data: &Path,
     wal: &Path,
-    account: &UnixUser,
+    unix_user: &UnixUser,
 ) -> Result<(), Error> {
     let settings = format!(
         "restore_command = 'cp \"{}/%f\" \"%p\"'\nrecovery_target_time = '{}'\nrecovery_target_action = 'promote'\n",
@@ -91,52 +91,53 @@ pub(super) fn recover_to(
         let opened = OpenOptions::new().create(true).append(true).open(&file);
         let appended = opened.and_then(|mut opened| opened.write_all(text.as_bytes()));
         appended.map_err(Error::io(format!("write {}", file.display())))?;
-        account.own(&file, 0o600)
+        unix_user.set_owner(&file, 0o600)
     };
     append("postgresql.auto.conf", &settings)?;
     append("recovery.signal", "")
 }
 
-/// Removes the settings of [`recover_to`], because a later standby is a copy of this server and would stop at the same
-/// moment.
-pub(super) const FORGET_TARGET: [&str; 3] = [
+/// Statements that remove the settings of [`recover_to`]. Otherwise a later standby, which is a copy of this server,
+/// would stop its recovery at the same moment.
+pub(super) const RESET_RECOVERY_SETTINGS: [&str; 3] = [
     "alter system reset recovery_target_time",
     "alter system reset recovery_target_action",
     "alter system reset restore_command",
 ];
 
-async fn in_background(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+async fn run_blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|panicked| Err(Error::io("copy the data")(io::Error::other(panicked))))
 }
 
-/// Copies a directory. A file that the server deletes meanwhile is left out: the WAL of the backup deletes it, too.
-fn copy(from: &Path, to: &Path, account: &UnixUser, left_empty: &[&str]) -> Result<(), Error> {
-    let doing = |path: &Path| Error::io(format!("copy {}", path.display()));
-    fs::create_dir_all(to).map_err(doing(to))?;
-    account.own(to, 0o700)?;
-    for entry in fs::read_dir(from).map_err(doing(from))? {
-        let entry = entry.map_err(doing(from))?;
+/// Copies a directory. A file that the server deletes during the copy is skipped, because replaying the WAL deletes it
+/// too.
+fn copy(from: &Path, to: &Path, unix_user: &UnixUser, empty_directories: &[&str]) -> Result<(), Error> {
+    let error_of = |path: &Path| Error::io(format!("copy {}", path.display()));
+    fs::create_dir_all(to).map_err(error_of(to))?;
+    unix_user.set_owner(to, 0o700)?;
+    for entry in fs::read_dir(from).map_err(error_of(from))? {
+        let entry = entry.map_err(error_of(from))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         let name = entry.file_name().to_string_lossy().into_owned();
-        if LEFT_OUT.iter().any(|left_out| name.starts_with(left_out)) {
+        if EXCLUDED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
             continue;
         }
         if source.is_dir() {
-            if left_empty.contains(&name.as_str()) {
-                fs::create_dir_all(&target).map_err(doing(&target))?;
-                account.own(&target, 0o700)?;
+            if empty_directories.contains(&name.as_str()) {
+                fs::create_dir_all(&target).map_err(error_of(&target))?;
+                unix_user.set_owner(&target, 0o700)?;
             } else {
-                copy(&source, &target, account, &[])?;
+                copy(&source, &target, unix_user, &[])?;
             }
             continue;
         }
         match fs::copy(&source, &target) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             copied => {
-                copied.map_err(doing(&source))?;
-                account.own(&target, 0o600)?;
+                copied.map_err(error_of(&source))?;
+                unix_user.set_owner(&target, 0o600)?;
             }
         }
     }

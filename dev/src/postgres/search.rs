@@ -5,47 +5,47 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Error, OLDEST_MAJOR, Purpose, binaries, cluster::Cluster, download, unix_user::UnixUser};
+use super::{Error, MIN_MAJOR_VERSION, Purpose, binaries, cluster::Cluster, download, unix_user::UnixUser};
 
 /// A running server.
 #[derive(Debug)]
 pub(super) enum RunningServer {
-    /// A server named by the user, which runs independently of this process.
-    Named(Url),
+    /// A server named in the environment, which runs independently of this process.
+    Configured(Url),
     /// A server that this process has started.
     Started(Cluster),
 }
 
 pub(super) async fn find(purpose: &Purpose, progress: &dyn Fn(&str)) -> Result<RunningServer, Error> {
-    if purpose.may_be_named()
-        && let Some(named) = named(progress).await?
+    if purpose.allows_configured_server()
+        && let Some(url) = configured(progress).await?
     {
-        return Ok(RunningServer::Named(named));
+        return Ok(RunningServer::Configured(url));
     }
-    let account = UnixUser::choose()?;
-    let mut installed = binaries::installed(&account, progress).await;
+    let unix_user = UnixUser::choose()?;
+    let mut installed = binaries::installed(&unix_user, progress).await;
     if installed.is_empty() {
         let not_found = |download| Error::NotFound { download, install: download::install_command() };
-        installed.push(download::download(&account, progress).await.map_err(not_found)?);
+        installed.push(download::download(&unix_user, progress).await.map_err(not_found)?);
     }
-    Ok(RunningServer::Started(Cluster::start(&installed, &account, purpose, progress).await?))
+    Ok(RunningServer::Started(Cluster::start(&installed, &unix_user, purpose, progress).await?))
 }
 
-/// Returns the server of `DEV_DATABASE_URL`, which must be usable, or of a `DATABASE_URL` in the environment.
-/// `DATABASE_URL` was most likely meant for another purpose and is used only if it is suitable. A `.env` file is not
-/// read, because it contains the settings of the service.
-async fn named(progress: &dyn Fn(&str)) -> Result<Option<Url>, Error> {
+/// Returns the server of `DEV_DATABASE_URL`, which must be usable, or of `DATABASE_URL`. An unusable `DATABASE_URL` is
+/// skipped, because it was most likely meant for another purpose. A `.env` file is not read, because it contains the
+/// settings of the service.
+async fn configured(progress: &dyn Fn(&str)) -> Result<Option<Url>, Error> {
     let setting = "DEV_DATABASE_URL";
-    if let Some(value) = set(setting) {
-        let url = usable(&value).await.map_err(|reason| Error::Setting { setting, reason })?;
-        progress(&format!("using the PostgreSQL of {setting}, {}", place(&url)));
+    if let Some(value) = variable(setting) {
+        let url = check_url(&value).await.map_err(|reason| Error::Setting { setting, reason })?;
+        progress(&format!("using the PostgreSQL of {setting}, {}", host_and_port(&url)));
         return Ok(Some(url));
     }
     let setting = "DATABASE_URL";
-    let Some(value) = set(setting) else { return Ok(None) };
-    match usable(&value).await {
+    let Some(value) = variable(setting) else { return Ok(None) };
+    match check_url(&value).await {
         Ok(url) => {
-            progress(&format!("using the PostgreSQL of {setting}, {}", place(&url)));
+            progress(&format!("using the PostgreSQL of {setting}, {}", host_and_port(&url)));
             Ok(Some(url))
         }
         Err(reason) => {
@@ -55,12 +55,12 @@ async fn named(progress: &dyn Fn(&str)) -> Result<Option<Url>, Error> {
     }
 }
 
-fn set(name: &str) -> Option<String> {
+fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Connects, and checks the version of the server and the rights of this role.
-async fn usable(value: &str) -> Result<Url, String> {
+/// Connects to a server, and checks its version and the rights of the role. The error is the reason to reject the URL.
+async fn check_url(value: &str) -> Result<Url, String> {
     let url = Url::parse(value).map_err(|error| format!("it is not a URL ({error})"))?;
     if !["postgres", "postgresql"].contains(&url.scheme()) {
         return Err(format!("its scheme is {}, not postgres", url.scheme()));
@@ -81,8 +81,8 @@ async fn usable(value: &str) -> Result<Url, String> {
     connection.close().await.ok();
 
     let major = u32::try_from(version / 10_000).unwrap_or_default();
-    if major < OLDEST_MAJOR {
-        return Err(format!("it is PostgreSQL {major}, and {OLDEST_MAJOR} or newer is required"));
+    if major < MIN_MAJOR_VERSION {
+        return Err(format!("it is PostgreSQL {major}, and {MIN_MAJOR_VERSION} or newer is required"));
     }
     if !may_create {
         return Err("its role has no right to create databases and roles".to_owned());
@@ -90,8 +90,8 @@ async fn usable(value: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Returns the URL without its secret parts.
-fn place(url: &Url) -> String {
+/// Returns the host and the port of a URL, without its password.
+fn host_and_port(url: &Url) -> String {
     let host = url.host_str().unwrap_or("a local socket");
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

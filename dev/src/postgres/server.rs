@@ -1,4 +1,4 @@
-//! Databases and logins on a server, ours or a named one.
+//! Databases and logins on a server.
 use std::{path::PathBuf, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -8,25 +8,25 @@ use url::Url;
 
 use super::{
     Error, Ownership, Purpose,
-    base_backup::FORGET_TARGET,
+    base_backup::RESET_RECOVERY_SETTINGS,
     cluster::{BaseBackup, Cluster},
     search::{self, RunningServer},
     sql,
 };
 use crate::process::Signal;
 
-/// Deadline of a recovery to a moment. It reads the WAL of the minutes since the base backup.
+/// Deadline of a point-in-time recovery, which replays the WAL of the minutes since the base backup.
 const RECOVERY_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Interval of checks whether a recovery has ended.
-const RECOVERY_POLL: Duration = Duration::from_millis(20);
+const RECOVERY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running server, with the right to create databases and roles.
 #[derive(Debug)]
 pub struct Server {
     admin_url: Url,
-    /// Comment of every object created through this server.
-    mark: Ownership,
+    /// Ownership comment of every object that this value creates.
+    ownership: Ownership,
     cluster: Option<Cluster>,
 }
 
@@ -34,8 +34,9 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
     Absent,
+    /// Created by this environment, or by a test run.
     Ours,
-    /// A database without our mark, or of another environment, and its comment.
+    /// A database without an ownership comment, or of another environment. Contains its comment.
     Foreign(String),
 }
 
@@ -49,17 +50,17 @@ pub enum Rights {
 }
 
 impl Server {
-    /// Finds or starts a server. `progress` receives a line on each step. The module documents the search order.
+    /// Finds or starts a server, in the search order of [this module](super). `progress` receives a line for each step.
     pub async fn find_or_start(purpose: Purpose, progress: &dyn Fn(&str)) -> Result<Self, Error> {
-        let mark = Ownership::of(&purpose);
+        let ownership = Ownership::of(&purpose);
         Ok(match search::find(&purpose, progress).await? {
-            RunningServer::Named(admin_url) => {
-                let server = Self { admin_url, mark, cluster: None };
+            RunningServer::Configured(admin_url) => {
+                let server = Self { admin_url, ownership, cluster: None };
                 server.drop_stale(progress).await?;
                 server
             }
             RunningServer::Started(cluster) => {
-                Self { admin_url: cluster.admin_url.clone(), mark, cluster: Some(cluster) }
+                Self { admin_url: cluster.admin_url.clone(), ownership, cluster: Some(cluster) }
             }
         })
     }
@@ -86,12 +87,12 @@ impl Server {
         url
     }
 
-    /// Returns the server's log file, if the server is ours.
+    /// Returns the server's log file, if this process has started the server.
     pub fn log(&self) -> Option<PathBuf> {
         self.cluster.as_ref().map(Cluster::log)
     }
 
-    /// Returns whether a database with this name exists, and whether we are allowed to change it.
+    /// Returns whether a database with this name exists, and whether this process is allowed to change it.
     pub async fn find_database(&self, name: &str) -> Result<Presence, Error> {
         let mut connection = self.connect().await?;
         let presence = self.database(&mut connection, name).await;
@@ -99,7 +100,7 @@ impl Server {
         presence
     }
 
-    /// Creates an empty database. Its owner is `owner`, a login of ours, or the administrator.
+    /// Creates an empty database. Its owner is `owner`, or the administrator.
     pub async fn create_database(&self, name: &str, owner: Option<&str>) -> Result<(), Error> {
         self.create(name, "template0", owner).await
     }
@@ -120,23 +121,25 @@ impl Server {
             create.push_str(" owner ");
             create.push_str(&sql::name(owner));
         }
-        let mark =
-            format!("comment on database {} is {}", sql::name(name), sql::text(&self.mark.to_string()));
-        self.execute(&[create, mark]).await
+        let ownership =
+            format!("comment on database {} is {}", sql::name(name), sql::text(&self.ownership.to_string()));
+        self.execute(&[create, ownership]).await
     }
 
-    /// Drops a database of ours and closes its connections. A missing database is not an error.
+    /// Drops a database that is [`Presence::Ours`], and closes its connections. A missing database is not an error.
     pub async fn drop_database(&self, name: &str) -> Result<(), Error> {
         match self.find_database(name).await? {
             Presence::Absent => Ok(()),
             Presence::Ours => {
                 self.execute(&[format!("drop database if exists {} with (force)", sql::name(name))]).await
             }
-            Presence::Foreign(made) => Err(Error::NotOurs { kind: "database", name: name.to_owned(), made }),
+            Presence::Foreign(comment) => {
+                Err(Error::NotOurs { kind: "database", name: name.to_owned(), comment })
+            }
         }
     }
 
-    /// Creates a login with this password, or changes the password of a login that was created here before.
+    /// Creates a login with this password, or changes the password of a login that is [`Presence::Ours`].
     pub async fn create_login(&self, role: &str, password: &str, rights: Rights) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let comment: Option<(Option<String>,)> = sqlx::query_as(
@@ -156,15 +159,15 @@ impl Server {
         let statements = match self.presence(comment) {
             Presence::Absent => vec![
                 format!("create role {name} {attributes}"),
-                format!("comment on role {name} is {}", sql::text(&self.mark.to_string())),
+                format!("comment on role {name} is {}", sql::text(&self.ownership.to_string())),
                 // Without superuser rights, only a member of this role can create a database for it.
                 format!(
                     "do $$ begin if not (select rolsuper from pg_roles where rolname = current_user) then grant {name} to current_user; end if; end $$"
                 ),
             ],
             Presence::Ours => vec![format!("alter role {name} {attributes}")],
-            Presence::Foreign(made) => {
-                return Err(Error::NotOurs { kind: "role", name: role.to_owned(), made });
+            Presence::Foreign(comment) => {
+                return Err(Error::NotOurs { kind: "role", name: role.to_owned(), comment });
             }
         };
         for statement in statements {
@@ -173,11 +176,11 @@ impl Server {
         Ok(connection.close().await?)
     }
 
-    /// Lets an owner's migrations grant roles and change settings on them, for roles that already exist. Since
-    /// PostgreSQL 16, `CREATEROLE` does not apply to roles created by others.
+    /// Allows an owner's migrations to grant these existing roles and to change their settings. Since PostgreSQL 16,
+    /// `CREATEROLE` does not apply to roles that another role has created.
     pub async fn allow_to_grant(&self, owner: &str, roles: &[&str]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
-        let lacking: Vec<String> = sqlx::query_scalar(
+        let not_grantable: Vec<String> = sqlx::query_scalar(
             "select rolname::text
              from pg_roles
              where rolname = any ($1)
@@ -190,7 +193,7 @@ impl Server {
         connection.close().await?;
         let owner = sql::name(owner);
         let grant = |role: &String| format!("grant {} to {owner} with admin option", sql::name(role));
-        self.execute(&lacking.iter().map(grant).collect::<Vec<_>>()).await
+        self.execute(&not_grantable.iter().map(grant).collect::<Vec<_>>()).await
     }
 
     /// Runs statements one by one as the administrator, in the server's main database.
@@ -216,13 +219,17 @@ impl Server {
 
     /// Starts a standby of the server. Fails for a server that this process has not started.
     pub async fn standby(&self, progress: &dyn Fn(&str)) -> Result<Self, Error> {
-        self.standby_through(&self.admin_url, progress).await
+        self.standby_with_primary_at(&self.admin_url, progress).await
     }
 
-    /// Starts a standby that follows through the address of this URL.
-    pub(super) async fn standby_through(&self, source: &Url, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+    /// Starts a standby that connects to its primary at this URL.
+    pub(super) async fn standby_with_primary_at(
+        &self,
+        source: &Url,
+        progress: &dyn Fn(&str),
+    ) -> Result<Self, Error> {
         let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?;
-        self.started(cluster.back_up(Some(source)).await?, progress).await
+        self.start_on_backup(cluster.back_up(Some(source)).await?, progress).await
     }
 
     /// Makes a base backup of the server.
@@ -231,29 +238,37 @@ impl Server {
     }
 
     /// Starts a server on a base backup of this server.
-    pub(super) async fn started(&self, backup: BaseBackup, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+    pub(super) async fn start_on_backup(
+        &self,
+        backup: BaseBackup,
+        progress: &dyn Fn(&str),
+    ) -> Result<Self, Error> {
         let cluster = backup.start(progress).await?;
-        Ok(Self { admin_url: cluster.admin_url.clone(), mark: self.mark.clone(), cluster: Some(cluster) })
+        Ok(Self {
+            admin_url: cluster.admin_url.clone(),
+            ownership: self.ownership.clone(),
+            cluster: Some(cluster),
+        })
     }
 
-    /// Stops the server, and starts a server on a base backup of it that has recovered to a moment. The stopped server's
-    /// data stays, because the recovery reads its WAL.
-    pub(super) async fn recovered(
+    /// Stops this server, and starts another on a base backup of it, recovered to a moment. The data of this server
+    /// stays, because the recovery reads its WAL.
+    pub(super) async fn start_recovered(
         &self,
         backup: BaseBackup,
         moment: DateTime<Utc>,
         progress: &dyn Fn(&str),
     ) -> Result<Self, Error> {
         let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?;
-        // A recovery ends at the first commit after the moment, so there must be one. The switch writes the WAL to disk.
+        // A recovery ends at the first commit after the moment, so this creates one. The switch writes the WAL to disk.
         let commit = ["select pg_current_xact_id()", "select pg_switch_wal()"].map(ToOwned::to_owned);
         self.execute(&commit).await?;
-        // A clean shutdown would remove WAL, because the backup's connection ends before it.
+        // A clean shutdown would remove WAL, because it first ends the connection with the replication slot.
         cluster.halt(Signal::SIGQUIT).await?;
         backup.recover_to(moment, cluster)?;
-        let server = self.started(backup, progress).await?;
+        let server = self.start_on_backup(backup, progress).await?;
         server.wait_until_recovered().await?;
-        server.execute(&FORGET_TARGET.map(ToOwned::to_owned)).await?;
+        server.execute(&RESET_RECOVERY_SETTINGS.map(ToOwned::to_owned)).await?;
         Ok(server)
     }
 
@@ -265,7 +280,7 @@ impl Server {
             if !sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(&mut connection).await? {
                 return Ok(connection.close().await?);
             }
-            sleep(RECOVERY_POLL).await;
+            sleep(RECOVERY_POLL_INTERVAL).await;
         }
         Err(Error::NotRecovered(RECOVERY_DEADLINE))
     }
@@ -275,7 +290,7 @@ impl Server {
         self.execute(&["select pg_promote()".to_owned()]).await
     }
 
-    /// Stops the server if it is ours. A named server keeps running.
+    /// Stops a server that this process has started. Any other server keeps running.
     pub async fn stop(self) -> Result<(), Error> {
         match self.cluster {
             Some(cluster) => cluster.stop().await,
@@ -293,8 +308,8 @@ impl Server {
         self.cluster.ok_or(Error::NotStartedHere)?.stop_by(signal).await
     }
 
-    /// Opens a connection for one task, closed afterwards. A stored connection would belong to the runtime of the test
-    /// that opened it, and end with that test.
+    /// Opens a connection for one task. No connection is stored, because it would end with the runtime of the test that
+    /// opened it.
     pub(super) async fn connect(&self) -> Result<PgConnection, Error> {
         Ok(PgConnection::connect(self.admin_url.as_str()).await?)
     }
@@ -313,16 +328,16 @@ impl Server {
 
     fn presence(&self, comment: Option<(Option<String>,)>) -> Presence {
         let Some((comment,)) = comment else { return Presence::Absent };
-        let comment = comment.unwrap_or_else(|| "no comment on it".to_owned());
-        let ours = match (Ownership::parse(&comment), &self.mark) {
-            (Some(Ownership::Environment(made_for)), Ownership::Environment(this)) => made_for == *this,
+        let comment = comment.unwrap_or_else(|| "no comment".to_owned());
+        let is_ours = match (Ownership::parse(&comment), &self.ownership) {
+            (Some(Ownership::Environment(created_for)), Ownership::Environment(this)) => created_for == *this,
             (Some(Ownership::Tests { .. }), Ownership::Tests { .. }) => true,
             _ => false,
         };
-        if ours { Presence::Ours } else { Presence::Foreign(comment) }
+        if is_ours { Presence::Ours } else { Presence::Foreign(comment) }
     }
 
-    /// Drops objects left by killed test runs on a server that outlives them.
+    /// Drops objects that killed test runs have left on the server.
     async fn drop_stale(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let databases: Vec<(String, Option<String>)> =
@@ -342,7 +357,7 @@ impl Server {
             self.execute(&[format!("drop database if exists {} with (force)", sql::name(&database))]).await?;
         }
         for role in roles.into_iter().filter_map(stale) {
-            // A role that still owns objects elsewhere stays, without harm.
+            // Dropping fails for a role that owns objects in another database, which is harmless.
             self.execute(&[format!("drop role if exists {}", sql::name(&role))]).await.ok();
         }
         Ok(())

@@ -13,7 +13,7 @@ pub(super) fn text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn quotes_cannot_be_left() {
+    fn quotes_are_escaped() {
         assert_eq!(super::name("a\"; drop"), "\"a\"\"; drop\"");
         assert_eq!(super::text("it's \\"), "E'it''s \\\\'");
     }

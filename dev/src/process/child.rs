@@ -19,12 +19,12 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     lock,
     output::{Follower, Line, Output, Stream},
-    watchdog::{Ending, Watchdog},
+    watchdog::{StopMethod, Watchdog},
 };
 
-/// Environment variables that programs require to run at all. All other variables, such as a developer's own
-/// `DATABASE_URL` or `RUST_LOG`, are removed, so that a child behaves identically on every machine.
-const KEPT_ENVIRONMENT: [&str; 12] = [
+/// Environment variables that a child inherits, because programs require them to run. All other variables, such as a
+/// developer's `DATABASE_URL` or `RUST_LOG`, are removed, so that a child behaves identically on every machine.
+const INHERITED_VARIABLES: [&str; 12] = [
     "PATH",
     "HOME",
     "USER",
@@ -39,34 +39,34 @@ const KEPT_ENVIRONMENT: [&str; 12] = [
     "LLVM_PROFILE_FILE",
 ];
 
-/// Interval of checks for a child's exit. A blocking `wait` would reap the child at an arbitrary time. If that time is
-/// between our check and our signal, the signal could reach another process.
-const EXIT_POLL: Duration = Duration::from_millis(10);
+/// Interval of checks for a child's exit. A blocking `wait` could reap the child between the check and the signal of
+/// `if_running`. The signal could then reach another process with the same id.
+const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Time that a dropped server has for its shutdown.
-const SERVER_GRACE: Duration = Duration::from_secs(10);
+/// Timeout of the clean shutdown of a dropped server.
+const SERVER_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process before its start.
 #[derive(Debug)]
 pub struct Launch {
     command: Command,
-    ending: Ending,
+    stop_method: StopMethod,
     log: Option<PathBuf>,
     capture: bool,
     echo: &'static [Stream],
 }
 
 impl Launch {
-    /// Starts with a minimal environment; see [`Launch::envs`].
+    /// Creates a launch with a minimal environment, which [`Launch::envs`] extends.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.env_clear();
-        for name in KEPT_ENVIRONMENT {
+        for name in INHERITED_VARIABLES {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
         }
-        Self { command, ending: Ending::Process, log: None, capture: true, echo: &[] }
+        Self { command, stop_method: StopMethod::Process, log: None, capture: true, echo: &[] }
     }
 
     /// Returns the program's name for messages.
@@ -74,7 +74,7 @@ impl Launch {
         self.command.get_program().to_string_lossy().into_owned()
     }
 
-    /// Passes more of this process's environment on, for a tool that the user configures through the environment.
+    /// Adds variables, for a tool that the user configures through the environment.
     #[must_use]
     pub fn envs(mut self, variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         self.command.envs(variables);
@@ -105,33 +105,33 @@ impl Launch {
 
     /// Runs as another user, which only root is allowed to do.
     #[must_use]
-    pub fn account(mut self, uid: u32, gid: u32) -> Self {
+    pub fn run_as(mut self, uid: u32, gid: u32) -> Self {
         self.command.uid(uid).gid(gid);
         self
     }
 
-    /// Sets how the watchdog ends the process; [`Ending::Process`] by default.
+    /// Sets how the watchdog ends the process; [`StopMethod::Process`] by default.
     #[must_use]
-    pub fn ending(mut self, ending: Ending) -> Self {
-        self.ending = ending;
+    pub fn stop_method(mut self, stop_method: StopMethod) -> Self {
+        self.stop_method = stop_method;
         self
     }
 
-    /// Appends every line to this file too. A full file is rotated.
+    /// Appends every line to this file. A captured output is rotated to `.1` when the file is full.
     #[must_use]
     pub fn log_to(mut self, file: &Path) -> Self {
         self.log = Some(file.to_owned());
         self
     }
 
-    /// Lets the child write to the log file directly, so that this process sees no lines.
+    /// Lets the child write to the log file directly. This process then captures no lines.
     #[must_use]
     pub fn uncaptured(mut self) -> Self {
         self.capture = false;
         self
     }
 
-    /// Copies the lines of these streams to this process's standard error too.
+    /// Copies the lines of these streams to this process's standard error.
     #[must_use]
     pub fn echo(mut self, streams: &'static [Stream]) -> Self {
         self.echo = streams;
@@ -159,7 +159,7 @@ impl Launch {
 
         let mut process = self.command.spawn()?;
         let pid = process.id();
-        if let Err(error) = watchdog.watch(pid, self.ending) {
+        if let Err(error) = watchdog.watch(pid, self.stop_method) {
             process.kill().ok();
             process.wait().ok();
             return Err(error);
@@ -172,9 +172,14 @@ impl Launch {
         }
         let process = Arc::new(Mutex::new(process));
         let exit = watch::Sender::new(None);
-        let child =
-            Child { pid, ending: self.ending, process: Arc::clone(&process), exit: exit.subscribe(), output };
-        std::thread::spawn(move || notice_exit(pid, &process, &exit, watchdog));
+        let child = Child {
+            pid,
+            stop_method: self.stop_method,
+            process: Arc::clone(&process),
+            exit: exit.subscribe(),
+            output,
+        };
+        std::thread::spawn(move || watch_for_exit(pid, &process, &exit, watchdog));
         Ok(child)
     }
 }
@@ -183,7 +188,7 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-fn notice_exit(
+fn watch_for_exit(
     pid: u32,
     process: &Mutex<std::process::Child>,
     exit: &watch::Sender<Option<ExitStatus>>,
@@ -191,16 +196,16 @@ fn notice_exit(
 ) {
     loop {
         // A separate variable, so that the lock is released before the sleep.
-        let ended = lock(process).try_wait();
-        match ended {
-            Ok(None) => std::thread::sleep(EXIT_POLL),
+        let result = lock(process).try_wait();
+        match result {
+            Ok(None) => std::thread::sleep(EXIT_POLL_INTERVAL),
             Ok(Some(status)) => {
-                // If the watchdog has ended, there is nothing to forget.
+                // An error means that the watchdog has ended.
                 watchdog.forget(pid).ok();
                 exit.send_replace(Some(status));
                 return;
             }
-            // The child was already reaped, which only a foreign `waitpid` can cause.
+            // Other code of this process has reaped the child by `waitpid`.
             Err(_) => return,
         }
     }
@@ -221,7 +226,7 @@ pub enum WaitError {
 #[derive(Debug)]
 pub struct Child {
     pid: u32,
-    ending: Ending,
+    stop_method: StopMethod,
     process: Arc<Mutex<std::process::Child>>,
     exit: watch::Receiver<Option<ExitStatus>>,
     output: Arc<Output>,
@@ -242,7 +247,7 @@ impl Child {
         self.if_running(|pid| kill(pid, signal))
     }
 
-    /// Waits for the exit, and until the output has been read.
+    /// Waits for the exit, and until all output has been read.
     pub async fn wait(&self, deadline: Duration) -> Result<ExitStatus, WaitError> {
         let pid = self.pid;
         let mut exit = self.exit.clone();
@@ -251,31 +256,31 @@ impl Child {
             Ok(Err(_)) => return Err(WaitError::Lost { pid }),
             Err(_) => return Err(WaitError::StillRunning { pid, waited: deadline }),
         };
-        self.output.drained(Duration::from_secs(1)).await;
+        self.output.wait_until_drained(Duration::from_secs(1)).await;
         Ok(status)
     }
 
-    /// Sends SIGTERM, waits for `grace`, then sends SIGKILL. The exit status shows whether SIGKILL was necessary.
-    pub async fn stop(&self, grace: Duration) -> Result<ExitStatus, WaitError> {
-        self.stop_by(Signal::SIGTERM, grace).await
+    /// Sends SIGTERM, and SIGKILL at the deadline. The exit status shows whether SIGKILL was necessary.
+    pub async fn stop(&self, deadline: Duration) -> Result<ExitStatus, WaitError> {
+        self.stop_by(Signal::SIGTERM, deadline).await
     }
 
-    /// Stops the process like [`Child::stop`], with another first signal.
-    pub async fn stop_by(&self, signal: Signal, grace: Duration) -> Result<ExitStatus, WaitError> {
+    /// Stops the process like [`Child::stop`], with `signal` in place of SIGTERM.
+    pub async fn stop_by(&self, signal: Signal, deadline: Duration) -> Result<ExitStatus, WaitError> {
         match self.signal(signal) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             Ok(()) | Err(_) => {}
         }
-        match self.wait(grace).await {
+        match self.wait(deadline).await {
             Err(WaitError::StillRunning { .. }) => {
                 self.kill();
                 self.wait(Duration::from_secs(5)).await
             }
-            ended => ended,
+            result => result,
         }
     }
 
-    /// Returns the lines that are still in memory, oldest first.
+    /// Returns the lines in memory, oldest first.
     pub fn lines(&self) -> Vec<Line> {
         self.output.lines()
     }
@@ -285,17 +290,17 @@ impl Child {
         self.output.tail(count)
     }
 
-    /// Stops reading standard output, like a stalled log shipper: the pipe stays open and fills.
+    /// Stops reading standard output, as a stalled log shipper does. The pipe stays open and fills.
     pub fn stall_stdout(&self) {
         self.output.stall();
     }
 
     /// Resumes reading standard output after [`Child::stall_stdout`].
-    pub fn read_stdout_again(&self) {
-        self.output.read_again();
+    pub fn resume_stdout(&self) {
+        self.output.resume();
     }
 
-    /// Closes standard output, like a log shipper that has died.
+    /// Closes standard output, as a crashed log shipper does.
     pub fn close_stdout(&self) {
         self.output.close();
     }
@@ -313,15 +318,16 @@ impl Child {
     /// Kills the whole process group, including the child's own children. A database server receives an immediate
     /// shutdown instead: its own children have their own process groups and would outlive a killed parent.
     fn kill(&self) {
-        let action = |pid| match self.ending {
-            Ending::Process => killpg(pid, Signal::SIGKILL),
-            Ending::Server => kill(pid, Signal::SIGQUIT),
+        let action = |pid| match self.stop_method {
+            StopMethod::Process => killpg(pid, Signal::SIGKILL),
+            StopMethod::Server => kill(pid, Signal::SIGQUIT),
         };
-        // The only error is that the process has already ended, which is the intended state.
+        // An error means that the process has already ended.
         self.if_running(action).ok();
     }
 
-    /// Holds the lock that reaping takes too, so that the process id cannot be reused in the meantime.
+    /// Runs the action unless the process has ended. The held lock prevents reaping, so the process id cannot be reused
+    /// during the action.
     fn if_running(&self, action: impl FnOnce(Pid) -> nix::Result<()>) -> io::Result<()> {
         let mut process = lock(&self.process);
         if process.try_wait()?.is_some() {
@@ -333,14 +339,16 @@ impl Child {
 }
 
 impl Drop for Child {
-    /// Kills a process. A database server first gets time for a clean shutdown. Afterwards the ports are free again.
+    /// Kills the process, and waits for its exit, so that its ports are free again. A database server is first shut
+    /// down cleanly.
     fn drop(&mut self) {
         // A stalled reader would wait forever.
         self.output.close();
-        if self.ending == Ending::Server && self.if_running(|pid| kill(pid, Signal::SIGINT)).is_ok() {
-            let deadline = Instant::now() + SERVER_GRACE;
+        if self.stop_method == StopMethod::Server && self.if_running(|pid| kill(pid, Signal::SIGINT)).is_ok()
+        {
+            let deadline = Instant::now() + SERVER_STOP_TIMEOUT;
             while Instant::now() < deadline && matches!(lock(&self.process).try_wait(), Ok(None)) {
-                std::thread::sleep(EXIT_POLL);
+                std::thread::sleep(EXIT_POLL_INTERVAL);
             }
         }
         self.kill();

@@ -1,4 +1,4 @@
-//! The output of a child: the newest lines in memory, read by any number of readers at their own speed.
+//! The output of a child. The newest lines stay in memory, and each reader reads them at its own speed.
 //!
 //! Bounds: [`MAX_LINES`] lines and [`MAX_BYTES`] of text. The oldest lines are dropped first.
 use std::{
@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::lock;
 
-/// Enough for the log of a whole test, and bounded for a service that runs for days.
+/// Maximum number of lines in memory. It exceeds the output of any test.
 const MAX_LINES: usize = 20_000;
 /// Maximum size of the lines in memory, in bytes.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -23,7 +23,7 @@ const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Maximum size of a log file, in bytes. The previous part of the log is in a second file, `.1`.
 const MAX_LOG_BYTES: usize = 64 * 1024 * 1024;
 
-/// Maximum length of a line in bytes. Longer lines are cut here.
+/// Maximum length of a line in bytes. A longer line is split.
 const MAX_LINE_BYTES: u64 = 1024 * 1024;
 
 /// The source of a line.
@@ -54,7 +54,7 @@ enum ReaderState {
 struct Log(FileRotate<AppendCount>);
 
 impl Log {
-    fn at(path: &Path) -> Self {
+    fn open(path: &Path) -> Self {
         let limit = ContentLimit::BytesSurpassed(MAX_LOG_BYTES);
         Self(FileRotate::new(path, AppendCount::new(1), limit, Compression::None, None))
     }
@@ -88,7 +88,7 @@ struct State {
 }
 
 impl State {
-    fn keep(&mut self, line: Line) {
+    fn store(&mut self, line: Line) {
         self.bytes += line.text.len();
         self.recent.push_back(line);
         while self.recent.len() > MAX_LINES || self.bytes > MAX_BYTES {
@@ -107,7 +107,7 @@ impl Output {
             first: 0,
             streams_open: 0,
             reader: ReaderState::Reading,
-            log: log.map(Log::at),
+            log: log.map(Log::open),
             echo,
         };
         Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), resumed: Condvar::new() })
@@ -154,7 +154,7 @@ impl Output {
     }
 
     /// Resumes reading standard output where reading stopped.
-    pub(super) fn read_again(&self) {
+    pub(super) fn resume(&self) {
         self.set_reader(ReaderState::Reading);
     }
 
@@ -165,7 +165,7 @@ impl Output {
 
     fn push(&self, line: Line) {
         let mut state = lock(&self.state);
-        // A full disk or a closed terminal must not stop the reading, because the child would block on its pipe.
+        // Write errors are ignored, because the child would block on its pipe if reading stopped.
         let with_newline = format!("{}\n", line.text);
         if let Some(Log(log)) = &mut state.log {
             log.write_all(with_newline.as_bytes()).ok();
@@ -173,7 +173,7 @@ impl Output {
         if state.echo.contains(&line.stream) {
             io::stderr().write_all(with_newline.as_bytes()).ok();
         }
-        state.keep(line);
+        state.store(line);
         drop(state);
         self.changes.send_replace(());
     }
@@ -187,8 +187,8 @@ impl Output {
         state.recent.iter().skip(state.recent.len().saturating_sub(count)).cloned().collect()
     }
 
-    /// Waits until both streams have ended, up to a deadline, because a grandchild may keep them open.
-    pub(super) async fn drained(&self, deadline: Duration) {
+    /// Waits until both streams have ended. The deadline is necessary, because a grandchild may keep them open.
+    pub(super) async fn wait_until_drained(&self, deadline: Duration) {
         let mut changes = self.changes.subscribe();
         timeout(deadline, changes.wait_for(|()| lock(&self.state).streams_open == 0)).await.ok();
     }
@@ -201,7 +201,7 @@ impl Output {
     }
 }
 
-/// A reader of a child's lines, in order. A reader that falls behind the memory misses the oldest lines.
+/// A reader of a child's lines, in order. A slow reader misses lines that were dropped from memory.
 #[derive(Debug)]
 pub struct Follower {
     output: Arc<Output>,
@@ -231,11 +231,11 @@ impl Follower {
     }
 
     /// Returns the next matching line, or `None` at the deadline or once the child has closed its output.
-    pub async fn find(&mut self, deadline: Duration, fits: impl Fn(&str) -> bool) -> Option<Line> {
+    pub async fn find(&mut self, deadline: Duration, matches: impl Fn(&str) -> bool) -> Option<Line> {
         let search = async {
             loop {
                 let line = self.next().await?;
-                if fits(&line.text) {
+                if matches(&line.text) {
                     return Some(line);
                 }
             }
@@ -264,6 +264,6 @@ mod tests {
         assert_eq!(output.lines().len(), MAX_BYTES / (1024 * 1024));
         print("the newest".to_owned());
         let found = reader.find(Duration::from_secs(10), |line| line == "the newest").await;
-        assert!(found.is_some(), "a reader behind the memory continues with the oldest line");
+        assert!(found.is_some(), "a slow reader continues with the oldest stored line");
     }
 }

@@ -1,7 +1,7 @@
-//! A small process that reads a pipe from this process, and cleans up when the pipe ends.
+//! A small process that reads a pipe from this process. When the pipe closes, the watchdog stops the registered
+//! processes and removes the registered directories.
 //!
-//! The watchdog is a shell script, because it must work from every executable that uses this library (including each
-//! test binary). With a script, no executable needs code to run itself again.
+//! The watchdog is a shell script, so that every executable with this library can start it, including each test binary.
 use std::{
     fmt::Display,
     io::{self, Write as _},
@@ -13,19 +13,19 @@ use std::{
 
 use super::lock;
 
-/// The method by which the watchdog ends a process.
+/// The method by which the watchdog stops a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum StopMethod {
     /// Sends SIGTERM to the process group, and SIGKILL after five seconds.
     Process,
-    /// Stops a PostgreSQL server after every [`Ending::Process`] has ended: fast shutdown first, then immediate.
+    /// Stops a PostgreSQL server after every [`StopMethod::Process`] has ended: fast shutdown first, then immediate.
     Server,
 }
 
 /// The writing end of the watchdog's pipe.
 #[derive(Debug)]
 pub struct Watchdog {
-    orders: Mutex<ChildStdin>,
+    pipe: Mutex<ChildStdin>,
 }
 
 impl Watchdog {
@@ -35,8 +35,7 @@ impl Watchdog {
         if let Some(watchdog) = GLOBAL.get() {
             return Ok(watchdog);
         }
-        // If two threads call this function at once, one of them starts a second watchdog. Its pipe closes at once, so
-        // the second watchdog ends without effect.
+        // A concurrent call may start a second watchdog. It ends without effect, because its pipe is dropped below.
         let started = Self::start()?;
         Ok(GLOBAL.get_or_init(|| started))
     }
@@ -50,34 +49,33 @@ impl Watchdog {
             // open.
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Ctrl-C signals the whole foreground group, and would end the watchdog before its work.
+            // Ctrl-C signals the foreground process group, and would end the watchdog too early.
             .process_group(0)
             .spawn()?;
-        let orders = shell.stdin.take().ok_or_else(|| io::Error::other("the watchdog has no input"))?;
-        Ok(Self { orders: Mutex::new(orders) })
+        let pipe = shell.stdin.take().ok_or_else(|| io::Error::other("the watchdog has no input"))?;
+        Ok(Self { pipe: Mutex::new(pipe) })
     }
 
-    /// Ends the process `pid` if this process ends before [`Watchdog::forget`] is called.
-    pub fn watch(&self, pid: u32, ending: Ending) -> io::Result<()> {
-        match ending {
-            Ending::Process => self.order("process", pid),
-            Ending::Server => self.order("server", pid),
+    /// Registers the process `pid`, which the watchdog stops when this process ends.
+    pub fn watch(&self, pid: u32, stop_method: StopMethod) -> io::Result<()> {
+        match stop_method {
+            StopMethod::Process => self.send("process", pid),
+            StopMethod::Server => self.send("server", pid),
         }
     }
 
     /// Unregisters an ended process, whose id may soon belong to another process.
     pub fn forget(&self, pid: u32) -> io::Result<()> {
-        self.order("forget", pid)
+        self.send("forget", pid)
     }
 
-    /// Deletes the directory once this process and everything watched have ended.
+    /// Registers a directory, which the watchdog deletes after this process and all registered processes have ended.
     pub fn remove(&self, directory: &Path) -> io::Result<()> {
-        self.order("remove", directory.display())
+        self.send("remove", directory.display())
     }
 
-    /// Writes the whole line in a single write. The line is shorter than the atomic size of a pipe, so a crash cannot
-    /// cut it.
-    fn order(&self, order: &str, subject: impl Display) -> io::Result<()> {
-        lock(&self.orders).write_all(format!("{order} {subject}\n").as_bytes())
+    /// Writes a command in a single write. The line is shorter than `PIPE_BUF`, so the write is atomic.
+    fn send(&self, command: &str, argument: impl Display) -> io::Result<()> {
+        lock(&self.pipe).write_all(format!("{command} {argument}\n").as_bytes())
     }
 }

@@ -1,10 +1,10 @@
-# Ends the processes that a parent process left running. Standard input is a pipe from the parent, with one order per
-# line. The end of input means that the parent has ended, for any reason. Orders:
+# Stops the processes that a parent process left running. Standard input is a pipe from the parent, with one command per
+# line. The end of input means that the parent has ended. Commands:
 #
-#   process PID        a process group: TERM, and KILL after five seconds
-#   server PID         a PostgreSQL server: fast shutdown, immediate after ten seconds
-#   forget PID         has ended and is no longer watched
-#   remove DIRECTORY   is deleted after all processes and servers have ended
+#   process PID        registers a process group: TERM, and KILL after five seconds
+#   server PID         registers a PostgreSQL server: fast shutdown, and immediate shutdown after ten seconds
+#   forget PID         unregisters a process or server that has ended
+#   remove DIRECTORY   registers a directory: deleted after all processes and servers have ended
 #
 # Servers are stopped after processes, so that a service can complete its writes.
 
@@ -20,8 +20,8 @@ without() {
     done
 }
 
-# Treats a zombie as ended, because in a container often no process reaps it. A `ps` without these options prints
-# nothing, and then the process counts as alive.
+# Treats a zombie as ended, because in a container often no process reaps it. If `ps` lacks these options, it prints
+# nothing, and the process counts as alive.
 any_alive() {
     for pid in "$@"; do
         kill -s 0 -- "$pid" || continue
@@ -57,15 +57,15 @@ end() {
     signal "$last" "$@"
 }
 
-while read -r order subject; do
-    case $order in
-        process) processes="$processes -$subject" ;;
-        server) servers="$servers $subject" ;;
+while read -r command argument; do
+    case $command in
+        process) processes="$processes -$argument" ;;
+        server) servers="$servers $argument" ;;
         forget)
-            processes=$(without "-$subject" "$processes")
-            servers=$(without "$subject" "$servers")
+            processes=$(without "-$argument" "$processes")
+            servers=$(without "$argument" "$servers")
             ;;
-        remove) directories="$directories$subject
+        remove) directories="$directories$argument
 " ;;
     esac
 done

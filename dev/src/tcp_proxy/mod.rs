@@ -36,29 +36,31 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 enum Flow {
     /// Passes all data, each piece after this delay.
     Flowing(Duration),
+    /// Holds all data back, while connections stay open.
     Frozen,
+    /// Closes every connection.
     Cut,
 }
 
-/// Passes all data without delay.
-const WELL: Flow = Flow::Flowing(Duration::ZERO);
+/// Normal operation: passes all data without delay.
+const UNDELAYED: Flow = Flow::Flowing(Duration::ZERO);
 
 /// A TCP proxy. Dropping the value ends it.
 #[derive(Debug)]
 pub struct TcpProxy {
     address: SocketAddr,
-    wire: Arc<ProxyState>,
-    accepting: JoinHandle<()>,
+    state: Arc<ProxyState>,
+    accept_task: JoinHandle<()>,
 }
 
 #[derive(Debug)]
 struct ProxyState {
-    far_ends: Mutex<Vec<SocketAddr>>,
-    turn: AtomicUsize,
+    servers: Mutex<Vec<SocketAddr>>,
+    next_server: AtomicUsize,
     /// State of new connections.
     flow: Mutex<watch::Sender<Flow>>,
-    /// State of connections to hosts that were replaced. No more data passes on these connections.
-    lost: Mutex<Vec<watch::Sender<Flow>>>,
+    /// State of connections to replaced hosts. They never pass data again.
+    replaced: Mutex<Vec<watch::Sender<Flow>>>,
     rejected: AtomicUsize,
     round_trips: AtomicUsize,
     bytes_back: AtomicUsize,
@@ -66,20 +68,20 @@ struct ProxyState {
 
 impl TcpProxy {
     /// Opens a proxy to these servers.
-    pub async fn open(far_ends: Vec<SocketAddr>) -> io::Result<Self> {
+    pub async fn open(servers: Vec<SocketAddr>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let wire = Arc::new(ProxyState {
-            far_ends: Mutex::new(far_ends),
-            turn: AtomicUsize::new(0),
-            flow: Mutex::new(watch::Sender::new(WELL)),
-            lost: Mutex::default(),
+        let state = Arc::new(ProxyState {
+            servers: Mutex::new(servers),
+            next_server: AtomicUsize::new(0),
+            flow: Mutex::new(watch::Sender::new(UNDELAYED)),
+            replaced: Mutex::default(),
             rejected: AtomicUsize::new(0),
             round_trips: AtomicUsize::new(0),
             bytes_back: AtomicUsize::new(0),
         });
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&wire)));
-        Ok(Self { address, wire, accepting })
+        let accept_task = tokio::spawn(accept(listener, Arc::clone(&state)));
+        Ok(Self { address, state, accept_task })
     }
 
     /// Opens a proxy to the database server of this URL.
@@ -93,7 +95,7 @@ impl TcpProxy {
     }
 
     /// Returns the same URL with the proxy's address.
-    pub fn leads_to(&self, url: &Url) -> Url {
+    pub fn url_through(&self, url: &Url) -> Url {
         let mut url = url.clone();
         // Both calls fail only for a URL without a host. Such a server could not have been reached.
         url.set_ip_host(self.address.ip()).ok();
@@ -101,7 +103,7 @@ impl TcpProxy {
         url
     }
 
-    /// Stops all data in both directions, while connections stay open.
+    /// Holds back all data in both directions, while connections stay open.
     pub fn freeze(&self) {
         self.set(Flow::Frozen);
     }
@@ -111,7 +113,7 @@ impl TcpProxy {
         self.set(Flow::Flowing(delay));
     }
 
-    /// Closes every connection, and each new connection at once.
+    /// Closes every connection, and every new connection on arrival.
     pub fn cut(&self) {
         self.set(Flow::Cut);
     }
@@ -121,50 +123,50 @@ impl TcpProxy {
         self.replace().send_replace(Flow::Cut);
     }
 
-    /// Lets all data pass again, including data held back in the meantime.
-    pub fn mend(&self) {
-        self.set(WELL);
+    /// Passes all data again, including data that was held back.
+    pub fn resume(&self) {
+        self.set(UNDELAYED);
     }
 
-    /// Replaces the server's host: new connections work, and old connections never receive data again.
-    pub fn fails_over(&self) {
+    /// Simulates the loss of the server's host: new connections work, and old connections never receive data again.
+    pub fn replace_host(&self) {
         let old = self.replace();
         old.send_replace(Flow::Frozen);
-        lock(&self.wire.lost).push(old);
+        lock(&self.state.replaced).push(old);
     }
 
-    /// Leads new connections to this server. Open connections are not affected.
-    pub fn lead_to(&self, server: SocketAddr) {
-        *lock(&self.wire.far_ends) = vec![server];
+    /// Directs new connections to this server. Open connections are not affected.
+    pub fn redirect_to(&self, server: SocketAddr) {
+        *lock(&self.state.servers) = vec![server];
     }
 
     /// Returns the number of connections that were closed on arrival.
     pub fn rejected(&self) -> usize {
-        self.wire.rejected.load(Ordering::Relaxed)
+        self.state.rejected.load(Ordering::Relaxed)
     }
 
     /// Returns the number of round trips so far on all connections, for a database server without TLS.
     pub fn round_trips(&self) -> usize {
-        self.wire.round_trips.load(Ordering::Relaxed)
+        self.state.round_trips.load(Ordering::Relaxed)
     }
 
     /// Returns the number of bytes that the server has sent so far on all connections.
     pub fn bytes_back(&self) -> usize {
-        self.wire.bytes_back.load(Ordering::Relaxed)
+        self.state.bytes_back.load(Ordering::Relaxed)
     }
 
     fn set(&self, flow: Flow) {
-        lock(&self.wire.flow).send_replace(flow);
+        lock(&self.state.flow).send_replace(flow);
     }
 
     fn replace(&self) -> watch::Sender<Flow> {
-        std::mem::replace(&mut *lock(&self.wire.flow), watch::Sender::new(WELL))
+        std::mem::replace(&mut *lock(&self.state.flow), watch::Sender::new(UNDELAYED))
     }
 }
 
 impl Drop for TcpProxy {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.accept_task.abort();
     }
 }
 
@@ -175,11 +177,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl ProxyState {
     /// Connects to the next server that accepts; `None` if none does.
     async fn connect(&self) -> Option<TcpStream> {
-        let far_ends = lock(&self.far_ends).clone();
-        for _ in &far_ends {
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % far_ends.len();
-            let far_end = far_ends.get(turn)?;
-            if let Ok(Ok(connection)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(far_end)).await {
+        let servers = lock(&self.servers).clone();
+        for _ in &servers {
+            let next_server = self.next_server.fetch_add(1, Ordering::Relaxed) % servers.len();
+            let server = servers.get(next_server)?;
+            if let Ok(Ok(connection)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(server)).await {
                 return Some(connection);
             }
         }
@@ -187,42 +189,42 @@ impl ProxyState {
     }
 }
 
-async fn accept(listener: TcpListener, wire: Arc<ProxyState>) {
+async fn accept(listener: TcpListener, state: Arc<ProxyState>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        let flow = lock(&wire.flow).subscribe();
+        let flow = lock(&state.flow).subscribe();
         if *flow.borrow() == Flow::Cut {
-            wire.rejected.fetch_add(1, Ordering::Relaxed);
+            state.rejected.fetch_add(1, Ordering::Relaxed);
         } else {
-            connections.spawn(connect(client, Arc::clone(&wire), flow));
+            connections.spawn(connect(client, Arc::clone(&state), flow));
         }
     }
 }
 
-async fn connect(client: TcpStream, wire: Arc<ProxyState>, mut flow: watch::Receiver<Flow>) {
-    // A frozen server does not respond to a new connection either, even if it has ended.
+async fn connect(client: TcpStream, state: Arc<ProxyState>, mut flow: watch::Receiver<Flow>) {
+    // A frozen proxy does not respond to a new connection either, even if its server has ended.
     if flow.wait_for(|flow| *flow != Flow::Frozen).await.is_err() {
         return;
     }
-    // No server accepts. The client sees a closed connection, as without the proxy.
-    let Some(server) = wire.connect().await else { return };
+    // If no server accepts, the client's connection is closed, as it would be without the proxy.
+    let Some(server) = state.connect().await else { return };
     let (from_client, mut to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
     let mut counter = RoundTripCounter::default();
     let count = |piece: &[u8]| {
-        wire.bytes_back.fetch_add(piece.len(), Ordering::Relaxed);
-        counter.count(piece, &wire.round_trips);
+        state.bytes_back.fetch_add(piece.len(), Ordering::Relaxed);
+        counter.count(piece, &state.round_trips);
     };
     let mut cut = flow.clone();
-    let server_ends = async {
+    let server_ended = async {
         pass(from_server, &mut to_client, flow.clone(), count).await;
-        // A frozen connection does not pass on the server's end either. A lost host sends nothing at all.
+        // A frozen connection does not show that the server has closed it, because a lost host sends nothing.
         let _ended = flow.wait_for(|flow| *flow != Flow::Frozen).await;
     };
     tokio::select! {
         () = pass(from_client, &mut to_server, cut.clone(), |_| {}) => {}
-        () = server_ends => {}
+        () = server_ended => {}
         _ = cut.wait_for(|flow| *flow == Flow::Cut) => {}
     }
 }
@@ -232,7 +234,7 @@ async fn pass(
     mut from: OwnedReadHalf,
     to: &mut OwnedWriteHalf,
     mut flow: watch::Receiver<Flow>,
-    mut show: impl FnMut(&[u8]),
+    mut observe: impl FnMut(&[u8]),
 ) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
@@ -242,7 +244,7 @@ async fn pass(
             sleep(delay).await;
         }
         let Some(piece) = buffer.get(..read) else { return };
-        show(piece);
+        observe(piece);
         if to.write_all(piece).await.is_err() {
             return;
         }
@@ -254,7 +256,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_frozen_connection_hides_the_end_of_its_server() {
+    async fn a_frozen_connection_hides_that_the_server_closed_it() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let proxy = TcpProxy::open(vec![server.local_addr().unwrap()]).await.unwrap();
         let mut old = TcpStream::connect(proxy.address()).await.unwrap();
@@ -262,24 +264,24 @@ mod tests {
         proxy.freeze();
         drop((accepted, server));
         let mut new = TcpStream::connect(proxy.address()).await.unwrap();
-        let silence = Duration::from_millis(200);
+        let no_data_time = Duration::from_millis(200);
         let mut byte = [0];
-        assert!(timeout(silence, old.read(&mut byte)).await.is_err(), "an open connection ended");
-        assert!(timeout(silence, new.read(&mut byte)).await.is_err(), "a new connection ended");
-        proxy.mend();
+        assert!(timeout(no_data_time, old.read(&mut byte)).await.is_err(), "an open connection ended");
+        assert!(timeout(no_data_time, new.read(&mut byte)).await.is_err(), "a new connection ended");
+        proxy.resume();
         assert_eq!(old.read(&mut byte).await.unwrap_or(0), 0);
         assert_eq!(new.read(&mut byte).await.unwrap_or(0), 0);
     }
 
     #[tokio::test]
-    async fn a_frozen_connection_passes_on_the_end_of_its_client() {
+    async fn a_frozen_connection_shows_that_the_client_closed_it() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let proxy = TcpProxy::open(vec![server.local_addr().unwrap()]).await.unwrap();
         let client = TcpStream::connect(proxy.address()).await.unwrap();
         let (mut accepted, _) = server.accept().await.unwrap();
-        proxy.fails_over();
+        proxy.replace_host();
         drop(client);
-        let end = timeout(CONNECT_TIMEOUT, accepted.read(&mut [0])).await;
-        assert_eq!(end.expect("the server's connection ends").unwrap_or(0), 0);
+        let closed = timeout(CONNECT_TIMEOUT, accepted.read(&mut [0])).await;
+        assert_eq!(closed.expect("the server's connection ends").unwrap_or(0), 0);
     }
 }

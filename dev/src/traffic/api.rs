@@ -17,7 +17,7 @@ pub(crate) struct Call {
     pub(crate) token: Option<String>,
     pub(crate) key: Option<String>,
     pub(crate) body: Option<String>,
-    /// True if the service always responds before its own deadline.
+    /// True if the service never responds with 504 to this call.
     pub(crate) never_times_out: bool,
 }
 
@@ -37,13 +37,15 @@ impl Call {
         Self { method: Method::POST, body: Some(body.to_string()), ..Self::get(path) }
     }
 
+    /// Sets the session token.
     #[must_use]
-    pub(crate) fn by(self, token: &str) -> Self {
+    pub(crate) fn with_token(self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self }
     }
 
+    /// Sets the idempotency key.
     #[must_use]
-    pub(crate) fn under(self, key: &str) -> Self {
+    pub(crate) fn with_key(self, key: &str) -> Self {
         Self { key: Some(key.to_owned()), ..self }
     }
 }

@@ -1,4 +1,4 @@
-//! A customer, independent of the domain.
+//! The state of a customer that is independent of the domain.
 use crate::example::traffic::memory::Memory;
 
 /// A customer.
@@ -8,11 +8,11 @@ pub(crate) struct Customer {
     pub(crate) token: Option<String>,
     /// True while a registration or a login is in flight.
     pub(crate) is_logging_in: bool,
-    /// The customer's memory of earlier actions.
+    /// The state of earlier actions.
     pub(crate) memory: Memory,
 }
 
-/// A customer's account and session at the service.
+/// The user account of a customer.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     pub(crate) id: String,

@@ -1,4 +1,4 @@
-//! The schedule of customers: which customer sends a request, and when.
+//! All customers, and the selection of the customer who sends the next request.
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -25,18 +25,19 @@ pub(super) struct CustomerPool {
     seed: u64,
     customers: Vec<Mutex<Customer>>,
     shared: SharedMemory,
-    door_opens: Mutex<Instant>,
+    /// Time of the next registration or login.
+    next_login: Mutex<Instant>,
     report: Mutex<Report>,
 }
 
 impl CustomerPool {
-    pub(super) fn open(settings: Settings) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(settings: Settings) -> Result<Self, reqwest::Error> {
         Ok(Self {
             api: Api::new(settings.api)?,
             seed: settings.seed,
             customers: (0..settings.customers.max(1)).map(|_| Mutex::default()).collect(),
             shared: SharedMemory::default(),
-            door_opens: Mutex::new(Instant::now()),
+            next_login: Mutex::new(Instant::now()),
             report: Mutex::default(),
         })
     }
@@ -51,37 +52,37 @@ impl CustomerPool {
     }
 
     /// Sends one request of one customer.
-    pub(super) async fn visit(self: Arc<Self>, tick: u64) {
+    pub(super) async fn send_request(self: Arc<Self>, tick: u64) {
         let mut rng = StdRng::seed_from_u64(self.seed ^ tick.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let visit = ApiRequest::new(&self.shared, &self.api, &self.report);
+        let request = ApiRequest::new(&self.shared, &self.api, &self.report);
         if let Some(customer) = self.next_to_log_in() {
-            visit.authenticate(customer).await;
+            request.authenticate(customer).await;
             lock(customer).is_logging_in = false;
             return;
         }
-        let inside: Vec<_> =
+        let logged_in: Vec<_> =
             self.customers.iter().filter(|customer| lock(customer).token.is_some()).collect();
-        let chosen = (!inside.is_empty()).then(|| rng.random_range(0..inside.len()));
-        let Some(customer) = chosen.and_then(|index| inside.get(index).copied()) else {
-            example::browse(&visit).await;
+        let chosen = (!logged_in.is_empty()).then(|| rng.random_range(0..logged_in.len()));
+        let Some(customer) = chosen.and_then(|index| logged_in.get(index).copied()) else {
+            example::browse(&request).await;
             return;
         };
-        let other_customer = inside.iter().find(|other| !std::ptr::eq(**other, customer));
-        example::act(&visit, customer, other_customer.copied(), rng).await;
+        let other_customer = logged_in.iter().find(|other| !std::ptr::eq(**other, customer));
+        example::act(&request, customer, other_customer.copied(), rng).await;
     }
 
     /// Returns a customer who should register or log in, if the interval has passed.
     fn next_to_log_in(&self) -> Option<&Mutex<Customer>> {
-        let mut door_opens = lock(&self.door_opens);
-        if Instant::now() < *door_opens {
+        let mut next_login = lock(&self.next_login);
+        if Instant::now() < *next_login {
             return None;
         }
-        let outside = self.customers.iter().find(|customer| {
+        let logged_out = self.customers.iter().find(|customer| {
             let customer = lock(customer);
             customer.token.is_none() && !customer.is_logging_in
         })?;
-        lock(outside).is_logging_in = true;
-        *door_opens = Instant::now() + LOGIN_INTERVAL;
-        Some(outside)
+        lock(logged_out).is_logging_in = true;
+        *next_login = Instant::now() + LOGIN_INTERVAL;
+        Some(logged_out)
     }
 }

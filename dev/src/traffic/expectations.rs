@@ -1,4 +1,4 @@
-//! The API contract of every response: pure functions that return the violation.
+//! The API contract of all responses. Each function returns the violated rule.
 use serde_json::Value;
 
 use super::api::ApiResponse;
@@ -6,8 +6,8 @@ use super::api::ApiResponse;
 /// The result of a check: success, or the violated rule.
 pub(crate) type CheckResult = Result<(), String>;
 
-pub(crate) fn check(promise: &str, kept: bool) -> CheckResult {
-    if kept { Ok(()) } else { Err(promise.to_owned()) }
+pub(crate) fn check(rule: &str, holds: bool) -> CheckResult {
+    if holds { Ok(()) } else { Err(rule.to_owned()) }
 }
 
 pub(crate) fn text<'a>(value: &'a Value, field: &str) -> &'a str {

@@ -32,7 +32,7 @@ impl ApiRequest<'_> {
             RequestOutcome::Expected(response) => {
                 lock(customer).token = Some(text(&response.body, "token").to_owned());
             }
-            // The service may have lost its users since, for example after its database was recreated.
+            // The user may no longer exist, for example after a restore of the database.
             RequestOutcome::Unexpected => {
                 *lock(customer) = Customer { is_logging_in: true, ..Customer::default() }
             }

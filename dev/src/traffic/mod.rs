@@ -1,17 +1,17 @@
-//! Light, realistic traffic: customers who register, log in, use the service, and make mistakes.
+//! Light, realistic traffic of customers, who register, log in, use the service, and send invalid requests.
 //!
 //! The traffic is open-loop: requests start at their rate regardless of the service's speed, like real users. A closed
 //! loop would send fewer requests to a slow service and hide the slowness. Every response is checked against the
-//! service's API contract. Violations are counted and stored as unexpected responses.
+//! service's API contract. Violations are counted as unexpected responses, and the first ones are stored.
 //!
-//! Each tick of the clock sends one request of one customer, chosen by the seed and by the state of that customer.
+//! At each tick one customer sends one request. The seed and the customer's state determine the request.
 //!
 //! - [`api`]: one request and its response
-//! - [`customer`]: the identity of a customer
+//! - [`customer`]: the state of a customer
 //! - [`expectations`]: the API contract of every response
 //! - [`request`]: one request of one customer: sending it, and counting the response
 //! - [`login`]: registration and login
-//! - [`customers`]: the schedule of customers
+//! - [`customers`]: all customers, and the selection of the next one
 //! - [`example::traffic`](crate::example): the actions of customers
 //! - [`report`]: the statistics so far
 pub(crate) mod api;
@@ -35,9 +35,9 @@ use self::customers::CustomerPool;
 pub use self::report::{Report, UnexpectedResponse};
 
 /// Maximum number of requests in flight. Further requests are not sent, because they would only queue.
-const AT_ONCE: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 
-/// Time for requests in flight to end after [`Traffic::stop`].
+/// Deadline of the requests in flight after [`Traffic::stop`].
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Settings of the traffic.
@@ -53,7 +53,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns default settings: a load that one machine hardly notices, and that is visible on a dashboard.
+    /// Returns default settings, with a low rate that is visible on a dashboard.
     pub fn new(api: Url) -> Self {
         Self { api, rate_per_second: 5.0, seed: 1, customers: 8 }
     }
@@ -84,13 +84,13 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Starts at once, even if the service is not reachable yet.
+    /// Starts the traffic, even if the service is not reachable yet.
     pub fn start(settings: Settings) -> Result<Self, reqwest::Error> {
-        let pause = Duration::from_secs_f64(1.0 / settings.rate_per_second.clamp(0.01, 1000.0));
-        let pool = Arc::new(CustomerPool::open(settings)?);
+        let interval = Duration::from_secs_f64(1.0 / settings.rate_per_second.clamp(0.01, 1000.0));
+        let pool = Arc::new(CustomerPool::new(settings)?);
         let switch = Switch(watch::Sender::new(true));
         let stop = watch::Sender::new(false);
-        let task = tokio::spawn(run(Arc::clone(&pool), pause, switch.clone(), stop.subscribe()));
+        let task = tokio::spawn(run(Arc::clone(&pool), interval, switch.clone(), stop.subscribe()));
         Ok(Self { pool, switch, stop, task })
     }
 
@@ -112,9 +112,9 @@ impl Traffic {
     }
 }
 
-async fn run(pool: Arc<CustomerPool>, pause: Duration, switch: Switch, mut stop: watch::Receiver<bool>) {
+async fn run(pool: Arc<CustomerPool>, interval: Duration, switch: Switch, mut stop: watch::Receiver<bool>) {
     let mut requests = JoinSet::new();
-    let mut clock = tokio::time::interval(pause);
+    let mut clock = tokio::time::interval(interval);
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
     for tick in 0.. {
         tokio::select! {
@@ -125,8 +125,8 @@ async fn run(pool: Arc<CustomerPool>, pause: Duration, switch: Switch, mut stop:
         if !switch.is_on() {
             continue;
         }
-        if requests.len() < AT_ONCE {
-            requests.spawn(Arc::clone(&pool).visit(tick));
+        if requests.len() < MAX_IN_FLIGHT {
+            requests.spawn(Arc::clone(&pool).send_request(tick));
         } else {
             pool.count_not_sent();
         }

@@ -6,10 +6,10 @@ use serde::Serialize;
 use crate::example::traffic::memory::Counts;
 
 /// Maximum number of stored samples of unexpected responses.
-const SAMPLES: usize = 20;
+const MAX_SAMPLES: usize = 20;
 
 /// Maximum number of stored characters of a body.
-const EXCERPT: usize = 400;
+const MAX_BODY_CHARACTERS: usize = 400;
 
 /// Statistics so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -24,11 +24,11 @@ pub struct Report {
     pub replays: u64,
     /// Deliberately invalid requests that were rejected correctly.
     pub rejections: u64,
-    /// Expired sessions that were replaced by a new login.
-    pub sessions_renewed: u64,
-    /// Responses 429, 503 and 504 of a busy service.
-    pub turned_away: u64,
-    /// Requests without a response, for lack of a connection or because of a timeout.
+    /// Logins after the end of a session.
+    pub logins_after_expiry: u64,
+    /// Responses 429, 503 and 504, after which the request can be retried.
+    pub busy: u64,
+    /// Requests without a complete response.
     pub unanswered: u64,
     /// Requests that were not sent because too many were in flight.
     pub not_sent: u64,
@@ -44,8 +44,8 @@ pub struct UnexpectedResponse {
     pub method: String,
     pub path: String,
     pub status: u16,
-    /// The expectation.
-    pub why: String,
+    /// The violated rule of the API contract.
+    pub violation: String,
     /// The beginning of the body.
     pub body: String,
     /// Correlation id, for searching logs and traces.
@@ -57,7 +57,7 @@ impl fmt::Display for UnexpectedResponse {
         write!(
             formatter,
             "{} {} responded with {}: {} ({}) {}",
-            self.method, self.path, self.status, self.why, self.correlation_id, self.body
+            self.method, self.path, self.status, self.violation, self.correlation_id, self.body
         )
     }
 }
@@ -65,8 +65,8 @@ impl fmt::Display for UnexpectedResponse {
 impl Report {
     pub(super) fn unexpected(&mut self, mut unexpected: UnexpectedResponse) {
         self.unexpected += 1;
-        if self.samples.len() < SAMPLES {
-            unexpected.body = unexpected.body.chars().take(EXCERPT).collect();
+        if self.samples.len() < MAX_SAMPLES {
+            unexpected.body = unexpected.body.chars().take(MAX_BODY_CHARACTERS).collect();
             self.samples.push(unexpected);
         }
     }
@@ -82,7 +82,7 @@ impl fmt::Display for Report {
             self.counts,
             self.replays,
             self.rejections,
-            self.turned_away,
+            self.busy,
             self.unanswered,
             self.unexpected,
         )?;

@@ -15,7 +15,7 @@ use crate::example::traffic::memory::SharedMemory;
 pub(crate) enum RequestOutcome {
     /// The response that the API contract promises.
     Expected(ApiResponse),
-    /// No response, or a response that requests a retry. The effect is unknown, and the same request may be retried.
+    /// No response, or a response that requests a retry. The effect is unknown, and the same request can be retried.
     Retryable,
     /// A response that violates the API contract. The response is counted, and the request is not retried.
     Unexpected,
@@ -40,8 +40,8 @@ impl<'a> ApiRequest<'a> {
         lock(self.report)
     }
 
-    /// Sends a call and counts its outcome. `expected` returns the violation of a response. It does not see missing
-    /// responses or the responses of a busy service.
+    /// Sends a call and counts its outcome. `expected` returns the violation of a response. It is not called without a
+    /// response, nor for responses 429, 503 and 504 that are counted as busy.
     pub(crate) async fn send(
         &self,
         call: &Call,
@@ -52,61 +52,61 @@ impl<'a> ApiRequest<'a> {
             self.report().unanswered += 1;
             return RequestOutcome::Retryable;
         };
-        let turned_away = is_busy(call, &response);
-        let kept = check(
+        let busy = is_busy_response(call, &response);
+        let checked = check(
             "the response has the correlation id",
             response.header("x-correlation-id") == Some(self.correlation_id.as_str()),
         )
-        .and_then(|()| if turned_away { is_retryable_rejection(&response) } else { expected(&response) });
-        match kept {
-            Err(why) => {
+        .and_then(|()| if busy { is_retryable_rejection(&response) } else { expected(&response) });
+        match checked {
+            Err(violation) => {
                 self.report().unexpected(UnexpectedResponse {
                     method: call.method.to_string(),
                     path: call.path.clone(),
                     status: response.status,
-                    why,
+                    violation,
                     body: response.text,
                     correlation_id: self.correlation_id.clone(),
                 });
                 RequestOutcome::Unexpected
             }
-            Ok(()) if turned_away => {
-                self.report().turned_away += 1;
+            Ok(()) if busy => {
+                self.report().busy += 1;
                 RequestOutcome::Retryable
             }
             Ok(()) => RequestOutcome::Expected(response),
         }
     }
 
-    /// Sends a call of a logged-in customer. A session may end at any time. In that case the customer logs in again
-    /// before anything else, and the request may be retried.
+    /// Sends a call of a logged-in customer. After a 401 the customer's token is removed, so that the customer logs in
+    /// again before the next request.
     pub(crate) async fn send_as(
         &self,
         customer: &Mutex<Customer>,
         call: &Call,
         expected: impl FnOnce(&ApiResponse) -> CheckResult,
     ) -> RequestOutcome {
-        let mut ended = false;
+        let mut is_unauthorized = false;
         let outcome = self
             .send(call, |response| {
-                ended = response.status == 401;
-                if ended { is_rejected(response, 401) } else { expected(response) }
+                is_unauthorized = response.status == 401;
+                if is_unauthorized { is_rejected(response, 401) } else { expected(response) }
             })
             .await;
-        if !ended {
+        if !is_unauthorized {
             return outcome;
         }
         let mut customer = lock(customer);
         if customer.token == call.token {
             customer.token = None;
-            self.report().sessions_renewed += 1;
+            self.report().logins_after_expiry += 1;
         }
         RequestOutcome::Retryable
     }
 }
 
-/// Returns whether a busy service may give this response to this call.
-fn is_busy(call: &Call, response: &ApiResponse) -> bool {
+/// Returns whether the API contract allows this response of a busy service to this call.
+fn is_busy_response(call: &Call, response: &ApiResponse) -> bool {
     match response.status {
         429 | 503 => true,
         504 => !call.never_times_out,

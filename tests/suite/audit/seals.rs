@@ -93,8 +93,7 @@ const INSERT_LATE_EVENT: &str = "
 
 #[tokio::test]
 async fn the_horizon_is_taken_before_the_events_are_read() {
-    let service =
-        builder().on_a_server_of_its_own().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    let service = builder().on_a_dedicated_server().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     wait_until_everything_is_sealed(&service).await;
     let late = service.database().hold(INSERT_LATE_EVENT).await;
     // The sealer waits for this lock when it determines its horizon, after any earlier reads.
@@ -147,7 +146,7 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
         "email": "ada@example.com", "password": dev::harness::PASSWORD, "name": "Ada Lovelace"
     });
     let _registered = service.anonymous().post("/v1/users").json(&registration).in_background();
-    assert!(service.ends().await.code().is_none(), "a signal ended the process");
+    assert!(service.wait_for_exit().await.code().is_none(), "a signal ended the process");
     let sealed =
         service.database().rows("select number, encode(hash, 'hex') as hash from audit_seal_head").await;
     assert!(sealed[0]["number"].as_i64().is_some_and(|number| number > 0), "{sealed:?}");
@@ -161,8 +160,7 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
 #[tokio::test]
 async fn a_late_commit_is_sealed_exactly_once_in_order() {
     // An open transaction delays the sealing of every database on its server.
-    let service =
-        builder().on_a_server_of_its_own().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    let service = builder().on_a_dedicated_server().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     wait_until_everything_is_sealed(&service).await;
     let late = service
         .database()

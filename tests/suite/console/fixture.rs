@@ -62,7 +62,7 @@ impl ConsoleFixture {
             log: None,
             faults: faults.clone(),
             replication: None,
-            books: example::comparison(service.database().owner_url(), &service.external_services()),
+            reconciliation: example::comparison(service.database().owner_url(), &service.external_services()),
             traffic: traffic.as_ref().map(Traffic::switch),
             prometheus: None,
             scrape_interval: Duration::from_millis(500),

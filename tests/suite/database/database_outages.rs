@@ -21,8 +21,8 @@ async fn wait_until_ready(service: &Service) {
 
 #[tokio::test]
 async fn probes_respond_in_time_while_the_database_hangs() {
-    let service = builder().behind_a_link().start().await;
-    service.link().freeze();
+    let service = builder().with_database_proxy().start().await;
+    service.database_proxy().freeze();
     eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     for _ in 0..5 {
         let requests = Instant::now();
@@ -35,16 +35,16 @@ async fn probes_respond_in_time_while_the_database_hangs() {
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["status"], "unhealthy");
     assert_eq!(report["checks"]["database"]["message"], "the database is unreachable");
-    service.link().mend();
+    service.database_proxy().resume();
     wait_until_ready(&service).await;
 }
 
 #[tokio::test]
 async fn the_service_reconnects_after_an_outage_without_a_restart() {
-    let service = builder().behind_a_link().start().await;
+    let service = builder().with_database_proxy().start().await;
     let customer = service.customer().await;
     let request = customer.creates();
-    service.link().cut();
+    service.database_proxy().cut();
     let rejected = request.clone().await.is_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some(), "{rejected}");
     eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
@@ -52,9 +52,9 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
         service.logs().iter().any(|line| line["message"] == "worker failed").then_some(())
     })
     .await;
-    service.link().mend();
+    service.database_proxy().resume();
     wait_until_ready(&service).await;
-    assert!(!request.insist().await.is(201).is_replayed());
+    assert!(!request.send_until_final().await.is(201).is_replayed());
     // After several failures, a worker pauses for up to 30 seconds.
     within(Duration::from_mins(2), "the workers succeed again", async || {
         let (_, report) = service.ops("/health").await;
@@ -67,12 +67,12 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
 
 #[tokio::test]
 async fn a_slow_connection_attempt_serves_the_next_request() {
-    let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").behind_a_link().start().await;
+    let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").with_database_proxy().start().await;
     let customer = service.customer().await;
     // A statement takes one round trip, but opening a connection takes several. This simulates a restart, after which
     // all replicas reconnect at once.
-    service.link().interrupt();
-    service.link().slow(Duration::from_millis(100));
+    service.database_proxy().interrupt();
+    service.database_proxy().slow(Duration::from_millis(100));
     let rejected = customer.lists().await.is_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some(), "{rejected}");
     eventually("a connection is available", async || (customer.lists().await.status == 200).then_some(()))
@@ -85,7 +85,7 @@ async fn connections_to_a_lost_host_are_closed() {
     let service = builder()
         .setting("REQUEST_TIMEOUT_MS", "2600")
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
-        .behind_a_link()
+        .with_database_proxy()
         .start()
         .await;
     let customer = service.customer().await;
@@ -94,12 +94,12 @@ async fn connections_to_a_lost_host_are_closed() {
     let held = service.database().lock(TABLE).await;
     let requests = pool.map(|()| customer.lists().in_background());
     service.database().wait_for_blocked_statements(4).await;
-    service.link().freeze();
+    service.database_proxy().freeze();
     for request in requests {
         let _late = request.response().await.is_problem(504, "timeout");
     }
     held.release().await;
-    service.link().fails_over();
+    service.database_proxy().replace_host();
 
     wait_until_ready(&service).await;
     let requests = pool.map(|()| customer.lists().in_background());
@@ -169,7 +169,7 @@ async fn wait_until_not_ready(service: &Service, reason: &str) {
 
 #[tokio::test]
 async fn a_standby_is_never_used() {
-    let mut service = builder().on_a_server_of_its_own().start().await;
+    let mut service = builder().on_a_dedicated_server().start().await;
     let standby = service.database().standby().await;
     let standby_only =
         [("DATABASE_URL", standby.service_url().as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "1")];
@@ -186,8 +186,8 @@ async fn a_standby_is_never_used() {
 #[tokio::test]
 async fn a_promoted_standby_takes_over_within_seconds() {
     let mut service = builder()
-        .on_a_server_of_its_own()
-        .behind_a_link()
+        .on_a_dedicated_server()
+        .with_database_proxy()
         // Only the loss of the host may end a statement.
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
@@ -195,7 +195,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
         .await;
     let standby = service.database().standby().await;
     service.terminate().await;
-    let primary = service.link().leads_to(service.database().service_url());
+    let primary = service.database_proxy().url_through(service.database().service_url());
     service.restart_with("DATABASE_URL", &with_both_hosts(&primary, standby.service_url())).await;
     // From now on, a commit is confirmed only after the standby has received it.
     for statement in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
@@ -208,7 +208,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
         let _every_connection_is_open = request.response().await.is(200);
     }
 
-    service.link().freeze();
+    service.database_proxy().freeze();
     standby.promote().await;
     let lost = Instant::now();
     let _created = succeeds_after_503s_only(|| customer.creates()).await;
@@ -221,7 +221,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
 #[tokio::test]
 async fn statements_on_a_lost_host_end_within_seconds() {
     let service = builder()
-        .behind_a_link()
+        .with_database_proxy()
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
         .start()
@@ -230,7 +230,7 @@ async fn statements_on_a_lost_host_end_within_seconds() {
     let held = service.database().lock(TABLE).await;
     let requests = [(); 4].map(|()| customer.lists().in_background());
     service.database().wait_for_blocked_statements(4).await;
-    service.link().fails_over();
+    service.database_proxy().replace_host();
     let lost = Instant::now();
     for request in requests {
         let _unavailable = request.response().await.is_problem(503, "unavailable");
@@ -264,7 +264,7 @@ async fn cancelled_statements_do_not_keep_connections() {
 
 #[tokio::test]
 async fn a_server_that_turns_read_only_is_an_outage_that_passes() {
-    let service = builder().on_a_server_of_its_own().start().await;
+    let service = builder().on_a_dedicated_server().start().await;
     let customer = service.customer().await;
     let _created = customer.creates().await.is(201);
     let set = async |value: &str| {

@@ -30,7 +30,7 @@ pub(crate) async fn measure_cost(
     status: u16,
     request: impl AsyncFn() -> Request,
 ) -> DatabaseCost {
-    let link = service.link();
+    let link = service.database_proxy();
     let mut minimum = DatabaseCost { round_trips: usize::MAX, bytes: usize::MAX };
     for _ in 0..MEASUREMENTS {
         let request = request().await;
@@ -47,7 +47,7 @@ pub(crate) async fn measure_cost(
 /// Starts a service whose database traffic is counted, and whose workers are idle.
 pub(crate) async fn counted_service() -> Service {
     builder()
-        .behind_a_link()
+        .with_database_proxy()
         // With a single connection, the first try prepares every statement.
         .setting("DATABASE_MAX_CONNECTIONS", "1")
         .with_idle_workers()

@@ -19,7 +19,7 @@ async fn no_payment_is_lost_or_charged_twice() {
     let report = campaign::run(settings, &|line| eprintln!("{line}")).await.unwrap();
     assert!(report.holds(), "{report}");
     assert!(report.traffic.counts.payments.succeeded > 0, "payments succeeded: {report}");
-    assert!(report.died > 0, "replicas were killed: {report}");
+    assert!(report.replica_exits > 0, "replicas were killed: {report}");
 }
 
 #[tokio::test]

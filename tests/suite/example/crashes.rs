@@ -23,7 +23,7 @@ async fn service_that_crashes_at(point: &str) -> Service {
 
 /// Restarts the crashed process. The caller, who got no response, retries until the response has the outcome.
 async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpResponse {
-    let ended = service.ends().await;
+    let ended = service.wait_for_exit().await;
     assert!(ended.signal().is_some(), "a signal ended the process: {ended}");
     service.restart_without("CRASH_AT").await;
     eventually("the retry has the outcome", async || {
@@ -49,7 +49,7 @@ async fn assert_one_event_each(service: &Service, resource: &str) {
 async fn test_payment_crash(point: &str, card: &str, webhooks: bool) {
     let mut service = service_that_crashes_at(point).await;
     if !webhooks {
-        service.gateway_sends_no_webhooks();
+        service.disable_webhooks();
     }
     let order = service.customer().await.places_an_order().await;
     let attempt = order.pay(card).in_background();
@@ -59,7 +59,7 @@ async fn test_payment_crash(point: &str, card: &str, webhooks: bool) {
 /// Tests a crash at this point. The gateway fails during the request, so recovery finds no charge.
 async fn test_unsent_payment_crash(point: &str) {
     let mut service = service_that_crashes_at(point).await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let request = order.pay("pm_card_ok");
     let normal = service.gateway().faults().get();
@@ -80,7 +80,7 @@ async fn retry_until_paid(service: &mut Service, order: &Order, retry: Request) 
 
 async fn test_refund_crash(point: &str) {
     let mut service = service_that_crashes_at(point).await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
     let attempt = service.support().await.refund(payment, None).in_background();

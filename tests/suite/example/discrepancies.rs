@@ -97,7 +97,7 @@ async fn an_operator_closes_a_discrepancy_with_a_reason() {
 #[tokio::test]
 async fn an_operator_ends_only_records_that_need_review() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
     let id = payment.to_string();

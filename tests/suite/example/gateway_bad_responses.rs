@@ -123,7 +123,7 @@ async fn an_excessive_retry_after_ends_the_retries() {
         });
         let order = customer.places_an_order().await;
         let payment = order.pay("pm_card_ok").await.is(202).id();
-        assert_eq!(service.sends_of(payment).await, 1);
+        assert_eq!(service.count_requests_for(payment).await, 1);
         service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
         order.becomes("paid").await;
     }
@@ -139,7 +139,8 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_from_another_gateway").in_background();
     let payment = order.wait_for_payment().await;
-    eventually("the charge is sent", async || (service.sends_of(payment).await == 1).then_some(())).await;
+    eventually("the charge is sent", async || (service.count_requests_for(payment).await == 1).then_some(()))
+        .await;
     // This simulates the recovery of another replica.
     service.database().execute(format!("update payments set attempts = 2 where id = '{payment}'")).await;
     let charge = Charge {
@@ -178,7 +179,7 @@ async fn a_rejection_is_certain_after_a_failed_connect() {
 #[tokio::test]
 async fn one_charge_settles_one_payment_and_the_other_needs_review() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let customer = service.customer().await;
     let settled = customer.places_an_order().await.pay_successfully().await;
     let charge = service.charges_for(settled).await.remove(0);

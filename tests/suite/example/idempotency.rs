@@ -172,7 +172,7 @@ async fn an_accepted_request_is_replayed_despite_newer_rules() {
 #[tokio::test]
 async fn a_retry_during_a_payment_gets_409_and_then_the_outcome() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
@@ -194,7 +194,7 @@ async fn a_retry_during_a_payment_gets_409_and_then_the_outcome() {
 #[tokio::test]
 async fn a_retry_of_an_unknown_payment_gets_the_current_state() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "3").start().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout");
     let first = payment.clone().await.is(202);
@@ -219,7 +219,7 @@ async fn stored_keys(service: &Service) -> Vec<Value> {
 #[tokio::test]
 async fn keys_expire_one_day_after_completion() {
     let mut service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let customer = service.customer().await;
     let order = |key: &str| customer.orders(&[(MUG, 1)]).key(key);
     let (old, young) = (order("old").await.is(201), order("young").await.is(201));

@@ -15,14 +15,14 @@ async fn a_flaky_gateway_is_retried_and_charges_once() {
     let payment = order.pay("pm_card_flaky").await.is(201);
     assert_eq!(payment.text("status"), "succeeded");
     assert_eq!(charges(&service, payment.id()).await, 1);
-    assert!(service.sends_of(payment.id()).await >= 2);
+    assert!(service.count_requests_for(payment.id()).await >= 2);
     service.invariants_hold().await;
 }
 
 /// Pays with a card whose outcome stays unknown for the request. Recovery settles the payment without a webhook.
 async fn pay_and_recover(card: &str) {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
 
@@ -56,7 +56,7 @@ async fn a_charge_behind_an_error_is_settled_by_polling() {
 #[tokio::test]
 async fn a_failing_gateway_is_retried_until_it_charges() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let response = order.pay("pm_card_error").await;
     assert!([201, 202].contains(&response.status), "{response}");
@@ -98,7 +98,7 @@ async fn a_webhook_settles_without_polling() {
 #[tokio::test]
 async fn a_payment_survives_a_crash_between_charge_and_settlement() {
     let mut service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
 
     service.gateway().hold_responses();
@@ -126,7 +126,7 @@ async fn a_client_disconnect_does_not_cancel_the_charge() {
         .setting("GATEWAY_TIMEOUT_MS", "9000")
         .start()
         .await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
@@ -148,7 +148,7 @@ async fn a_client_disconnect_does_not_cancel_the_charge() {
 async fn a_payment_at_its_deadline_responds_with_processing() {
     let service =
         builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let accepted = order.pay("pm_card_timeout").await.is(202);
     assert_eq!(accepted.text("status"), "processing");
@@ -226,7 +226,7 @@ async fn a_slow_gateway_does_not_starve_other_routes() {
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
         .start()
         .await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let customer = service.customer().await;
     let (first, second, third) = (
         customer.places_an_order().await,
@@ -273,8 +273,8 @@ async fn a_known_key_is_replayed_while_the_gateway_is_down() {
 
 #[tokio::test]
 async fn an_unknown_commit_is_not_followed_by_a_charge() {
-    let service = builder().behind_a_link().start().await;
-    service.gateway_sends_no_webhooks();
+    let service = builder().with_database_proxy().start().await;
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     // The payment's first transaction waits for a lock. The connection is cut before the commit is confirmed.
     let lock =
@@ -288,7 +288,7 @@ async fn an_unknown_commit_is_not_followed_by_a_charge() {
         (service.database().number(waiting).await > 0).then_some(())
     })
     .await;
-    service.link().interrupt();
+    service.database_proxy().interrupt();
     let response = attempt.response().await.is_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
     let charged =

@@ -18,7 +18,7 @@ async fn the_gateway_call_has_the_trace_and_correlation_id() {
     // Only the trace of a trusted proxy is continued.
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     // A webhook may arrive before the response, and then settles the payment in a trace of its own.
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let paying = order
@@ -44,7 +44,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     // A webhook may arrive before the response, and then settles the payment in a trace of its own.
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
 
@@ -160,7 +160,7 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
     assert_eq!(webhook.attributes["correlation_id"], "with-webhook");
     assert_ne!(webhook.trace_id, began.trace_id, "a link and not a child");
 
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let unknown = order.pay("pm_card_timeout").header("x-correlation-id", "without-webhook").await.is(202);
     let began = collector.wait_for_request(PAYMENTS, "without-webhook").await;

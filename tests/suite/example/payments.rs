@@ -109,7 +109,7 @@ async fn a_cancelled_order_is_not_paid() {
 #[tokio::test]
 async fn an_order_with_a_payment_in_progress_is_locked() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
@@ -186,7 +186,7 @@ async fn a_payment_method_has_a_valid_form() {
 #[tokio::test]
 async fn a_retry_charges_once_after_the_database_lost_it() {
     let mut service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.terminate().await;
     service.database().back_up().await;
@@ -252,7 +252,7 @@ async fn service_with_time_for_its_gateway() -> Service {
 #[tokio::test]
 async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
     let service = service_with_time_for_its_gateway().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
@@ -271,7 +271,7 @@ async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
 #[tokio::test]
 async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     let service = service_with_time_for_its_gateway().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let lock =
@@ -299,11 +299,11 @@ async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
 #[tokio::test]
 async fn attempts_are_counted_and_committed_before_each_send() {
     let service = service_with_time_for_its_gateway().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_flaky").await.is(201).id();
     let attempts = format!("select attempts::bigint from payments where id = '{payment}'");
-    let sends = service.sends_of(payment).await;
+    let sends = service.count_requests_for(payment).await;
     assert!(sends >= 2);
     assert_eq!(service.database().number(attempts).await, i64::try_from(sends).unwrap());
 

@@ -404,7 +404,7 @@ async fn an_invalid_id_is_no_order_payment_or_product() {
 #[tokio::test]
 async fn a_payment_in_flight_is_finished_before_the_service_ends() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
@@ -416,7 +416,7 @@ async fn a_payment_in_flight_is_finished_before_the_service_ends() {
     service.gateway().release();
 
     assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
-    assert_eq!(service.ends().await.code(), Some(0));
+    assert_eq!(service.wait_for_exit().await.code(), Some(0));
     service.invariants_hold().await;
 }
 
@@ -428,7 +428,7 @@ async fn a_payment_past_the_deadline_is_cancelled_and_named() {
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
         .start()
         .await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
@@ -441,7 +441,7 @@ async fn a_payment_past_the_deadline_is_cancelled_and_named() {
 #[tokio::test]
 async fn a_payment_survives_a_panic_of_recovery() {
     let service = panics_at("recovery.leased").await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "unlucky").await.is(202);
     let panic = the_only_panic(&service, "recovery.leased").await;
@@ -453,7 +453,7 @@ async fn a_payment_survives_a_panic_of_recovery() {
 #[tokio::test]
 async fn a_payment_survives_a_panic_of_its_request() {
     let service = panics_at("payment.settling").await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let request = order.pay("pm_card_ok").header("x-correlation-id", "unlucky");
     let failed = request.await;

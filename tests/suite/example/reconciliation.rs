@@ -20,7 +20,7 @@ fn reconciling() -> Builder {
 
 async fn start_reconciling() -> Service {
     let service = reconciling().start().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     service
 }
 
@@ -117,7 +117,7 @@ async fn count_of_kind(service: &Service, kind: &str) -> i64 {
 async fn a_charge_whose_payment_was_lost_in_a_restore_is_found() {
     let pager = Pager::start().await;
     let mut service = reconciling().setting("ALERT_WEBHOOK_URL", &pager.url).start().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.terminate().await;
     service.database().back_up().await;
@@ -318,7 +318,7 @@ async fn an_unreadable_record_is_found_and_hides_no_other() {
 #[tokio::test]
 async fn a_payment_and_a_refund_without_an_outcome_are_settled() {
     let service = reconciling().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
     let sent = |table: &str, id: Uuid| {
@@ -326,7 +326,7 @@ async fn a_payment_and_a_refund_without_an_outcome_are_settled() {
     };
     service.database().execute(sent("payments", payment)).await;
     order.becomes("paid").await;
-    assert_eq!(service.sends_of(payment).await, 1);
+    assert_eq!(service.count_requests_for(payment).await, 1);
 
     let support = service.support().await;
     service.gateway().faults().set(Faults { cut_rate: 1.0, ..no_webhooks() });
@@ -341,7 +341,7 @@ async fn a_payment_and_a_refund_without_an_outcome_are_settled() {
 #[tokio::test]
 async fn two_charges_settle_no_payment_without_an_outcome() {
     let service = reconciling().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
     let charge = service.charges_for(payment).await.remove(0);
@@ -411,7 +411,7 @@ async fn while_the_gateway_is_down_no_run_completes() {
 #[tokio::test]
 async fn the_command_prints_each_difference_until_it_is_closed() {
     let service = builder().start().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     wait_for_first_window(&service).await;
     service.customer().await.places_an_order().await.pay_successfully().await;
     let reconcile = ["payments", "reconcile", "--since", "1h"];

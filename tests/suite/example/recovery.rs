@@ -98,11 +98,11 @@ async fn a_cut_connection_does_not_repeat_the_charge() {
 #[tokio::test]
 async fn a_known_charge_is_not_resent() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
     // From now on, the same key would charge a second time.
-    service.gateway().forget_keys();
+    service.gateway().expire_keys();
     order.becomes("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
     service.invariants_hold().await;
@@ -111,12 +111,12 @@ async fn a_known_charge_is_not_resent() {
 #[tokio::test]
 async fn recovery_skips_payments_that_a_request_processes() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let payment = order.pay("pm_card_ok").await.is(202).id();
     assert_eq!(polls_of(&service, payment).await, 0);
-    assert_eq!(service.sends_of(payment).await, 1);
+    assert_eq!(service.count_requests_for(payment).await, 1);
     service.gateway().release();
     order.becomes("paid").await;
     service.invariants_hold().await;
@@ -128,14 +128,14 @@ async fn an_unknown_charge_fails_only_after_25_hours() {
     let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
     backdate_first_send(&service, "payments", id, "24 hours").await;
     service.gateway().faults().set(no_webhooks());
-    let sent = service.sends_of(id).await;
+    let sent = service.count_requests_for(id).await;
     eventually("the gateway is polled", async || {
         backdate_first_send(&service, "payments", id, "24 hours").await;
         (polls_of(&service, id).await > 3).then_some(())
     })
     .await;
     assert_eq!(payment(&service, id).await["status"], "processing", "an empty response proves nothing yet");
-    assert_eq!(service.sends_of(id).await, sent, "a key that may have expired is not used again");
+    assert_eq!(service.count_requests_for(id).await, sent, "a key that may have expired is not used again");
 
     eventually("the payment has failed", async || {
         backdate_first_send(&service, "payments", id, "25 hours 1 minute").await;
@@ -152,7 +152,7 @@ async fn an_unknown_charge_fails_only_after_25_hours() {
 #[tokio::test]
 async fn an_empty_response_never_fails_a_refund() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let paid = order.pay_successfully().await;
     let support = service.support().await;
@@ -160,7 +160,7 @@ async fn an_empty_response_never_fails_a_refund() {
     let refund = support.refund(paid, Some(500)).await.is(202).id();
     backdate_first_send(&service, "refunds", refund, "3 days").await;
     service.gateway().faults().set(no_webhooks());
-    let sent = service.sends_of(refund).await;
+    let sent = service.count_requests_for(refund).await;
     eventually("the gateway is polled", async || {
         backdate_first_send(&service, "refunds", refund, "3 days").await;
         (polls_of(&service, refund).await > 3).then_some(())
@@ -169,7 +169,7 @@ async fn an_empty_response_never_fails_a_refund() {
     let row = service.database().rows(format!("select * from refunds where id = '{refund}'")).await.remove(0);
     assert_eq!(row["status"], "processing");
     assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "the amount stays reserved");
-    assert_eq!(service.sends_of(refund).await, sent);
+    assert_eq!(service.count_requests_for(refund).await, sent);
     service.invariants_hold().await;
 }
 
@@ -177,10 +177,10 @@ async fn an_empty_response_never_fails_a_refund() {
 async fn a_rejection_after_an_unanswered_attempt_proves_nothing() {
     let service = service().await;
     let (order, id) = pay_during_outage(&service, "pm_card_from_another_gateway").await;
-    let sent = service.sends_of(id).await;
+    let sent = service.count_requests_for(id).await;
     service.gateway().faults().set(no_webhooks());
     eventually("the charge is resent and rejected", async || {
-        (service.sends_of(id).await > sent).then_some(())
+        (service.count_requests_for(id).await > sent).then_some(())
     })
     .await;
     wait_for_another_poll(&service, id).await;

@@ -112,7 +112,7 @@ async fn two_concurrent_full_refunds_refund_once() {
 #[tokio::test]
 async fn only_charged_payments_can_be_refunded() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let (customer, support) = (service.customer().await, service.support().await);
     let declined = customer.places_an_order().await.pay("pm_card_declined").await.is(201).id();
     let _rejected = support.refund(declined, None).await.is_problem(409, "conflict");
@@ -186,7 +186,7 @@ async fn an_unknown_refund_is_settled_by_polling_and_made_once() {
 async fn a_refund_survives_a_crash_before_its_settlement() {
     let mut service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     service.gateway().hold_responses();
     let attempt = support.refund(id, None).in_background();
     eventually("the gateway has refunded the payment", async || {
@@ -250,7 +250,7 @@ async fn a_refund_has_a_reason_of_at_most_500_characters() {
 async fn the_audit_log_records_a_refund_and_its_user() {
     let service = service().await;
     // The audit event names the component that settled the refund, and the webhook may arrive before the response.
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, Some(100)).await.is(201).id();
     let events = service.audit_events(&format!("metadata -> 'record_ids' ? '{refund}'")).await;
@@ -262,7 +262,7 @@ async fn the_audit_log_records_a_refund_and_its_user() {
 #[tokio::test]
 async fn a_retry_refunds_once_after_the_database_lost_it() {
     let mut service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let (order, id, support) = a_paid_order(&service).await;
     service.terminate().await;
     service.database().back_up().await;
@@ -325,7 +325,7 @@ async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
     });
     let rest = support.refund(id, None).await.is(202);
     let key = service.gateway_key(rest.id()).await.to_string();
-    let sends_of_request = service.sends_of(rest.id()).await;
+    let sends_of_request = service.count_requests_for(rest.id()).await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     order.becomes("refunded").await;
 
@@ -342,7 +342,7 @@ async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
 #[tokio::test]
 async fn a_second_gateway_refund_is_a_discrepancy() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, Some(1000)).await.is(201).id();
     let made = service.gateway().ledger().refunds.remove(0);
@@ -365,8 +365,8 @@ async fn a_second_gateway_refund_is_a_discrepancy() {
 
 #[tokio::test]
 async fn a_refund_of_unknown_commit_is_not_sent() {
-    let service = builder().behind_a_link().start().await;
-    service.gateway_sends_no_webhooks();
+    let service = builder().with_database_proxy().start().await;
+    service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let lock = service.database().hold(&format!("select from payments where id = '{id}' for update")).await;
     let request = support.refund(id, Some(1000));
@@ -378,13 +378,13 @@ async fn a_refund_of_unknown_commit_is_not_sent() {
         (service.database().number(waiting).await > 0).then_some(())
     })
     .await;
-    service.link().interrupt();
+    service.database_proxy().interrupt();
     let response = attempt.response().await.is_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
     assert_eq!(service.gateway().ledger().refunds.len(), 0, "a refund of unknown commit is not sent");
 
     lock.release().await;
-    let refunded = request.insist().await.is(201);
+    let refunded = request.send_until_final().await.is(201);
     assert_eq!(refunded.text("status"), "succeeded");
     assert_eq!(refunded_total(&service), 1000);
     service.invariants_hold().await;
@@ -393,7 +393,7 @@ async fn a_refund_of_unknown_commit_is_not_sent() {
 #[tokio::test]
 async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     service.gateway().faults().set(Faults {
         error_rate: 1.0,

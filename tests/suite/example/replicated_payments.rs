@@ -45,7 +45,7 @@ async fn duplicates_at_two_replicas_have_one_effect() {
 async fn another_replica_settles_payments_of_a_crashed_one() {
     let one = service().await;
     let two = one.replica().await;
-    one.gateway_sends_no_webhooks();
+    one.disable_webhooks();
     let order = one.customer().await.places_an_order().await;
     one.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
@@ -67,8 +67,8 @@ async fn another_replica_settles_payments_of_a_crashed_one() {
 
 /// Places an order and pays it, and retries each request until it succeeds.
 async fn order_and_pay(customer: User, card: &'static str) {
-    let order = customer.orders(&[(MUG, 2)]).insist().await.is(201).id();
-    let _paid_or_not = customer.pay(order, card).insist().await.is(201);
+    let order = customer.orders(&[(MUG, 2)]).send_until_final().await.is(201).id();
+    let _paid_or_not = customer.pay(order, card).send_until_final().await.is(201);
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
 async fn one_of_several_replicas_recovers_an_unknown_payment() {
     let one = service().await;
     let _others = (one.replica().await, one.replica().await);
-    one.gateway_sends_no_webhooks();
+    one.disable_webhooks();
     let customer = one.customer().await;
     let mut attempts = Vec::new();
     for _ in 0..12 {

@@ -20,7 +20,7 @@ const ROUND_TRIPS: [(&str, u16, usize); 7] = [
 #[tokio::test]
 async fn orders_and_payments_make_no_more_round_trips_than_they_need() {
     let service = counted_service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
     let paid = order.pay("pm_card_ok").await.is(201);

@@ -31,7 +31,7 @@ async fn the_tour_shows_what_a_run_prints() {
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
         .start()
         .await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let mut outputs = Outputs::new();
 
     // An order, and its payment.

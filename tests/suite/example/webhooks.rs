@@ -40,7 +40,7 @@ fn charge_of(reference: Uuid) -> Charge {
 
 /// Returns an order whose payment is charged, without a response or a webhook of the gateway.
 async fn order_without_outcome(service: &Service) -> (Order, Charge) {
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
     (order, service.charges_for(payment).await.remove(0))
@@ -196,7 +196,7 @@ async fn an_events_id_is_used_up_by_its_first_body() {
 #[tokio::test]
 async fn an_event_after_the_response_changes_nothing() {
     let service = service().await;
-    service.gateway_sends_no_webhooks();
+    service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);

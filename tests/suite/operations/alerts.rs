@@ -99,7 +99,7 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
 async fn service_with_delayed_sealing(pager: &Pager, delay_sealing: impl AsyncFnOnce(&Database)) -> Service {
     // An open writing transaction delays the sealing of every database on its server.
     let service = builder()
-        .on_a_server_of_its_own()
+        .on_a_dedicated_server()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
         .start()

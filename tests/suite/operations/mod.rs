@@ -8,7 +8,7 @@ pub(crate) mod startup;
 
 use std::time::{Duration, Instant};
 
-use dev::harness::{NEIGHBOUR_CHECKS, PATH, ROUTE, SERIES, Service, TABLE, WAIT_TIMEOUT, eventually};
+use dev::harness::{EXTERNAL_CHECKS, PATH, ROUTE, SERIES, Service, TABLE, WAIT_TIMEOUT, eventually};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
@@ -31,7 +31,7 @@ async fn healthz_reports_a_live_process() {
 async fn readyz_lists_the_checks() {
     let service = service().await;
     let (status, body) = page(&service, "/readyz").await;
-    let names = ["database", "migrations", "draining"].into_iter().chain(NEIGHBOUR_CHECKS);
+    let names = ["database", "migrations", "draining"].into_iter().chain(EXTERNAL_CHECKS);
     let checks: Value = names.map(|name| (name.to_owned(), json!("healthy"))).collect::<Map<_, _>>().into();
     assert_eq!((status, body), (200, json!({ "status": "ready", "checks": checks })));
 }
@@ -122,7 +122,7 @@ async fn the_health_report_is_complete_and_has_no_secret() {
     assert_eq!((status, &health["status"]), (200, &json!("ok")));
     assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
     assert!(health["uptime_seconds"].is_u64());
-    for check in ["database", "migrations"].into_iter().chain(NEIGHBOUR_CHECKS) {
+    for check in ["database", "migrations"].into_iter().chain(EXTERNAL_CHECKS) {
         let check = &health["checks"][check];
         assert_eq!(check["status"], "healthy", "{health:#}");
         assert!(check["latency_ms"].is_u64(), "{health:#}");

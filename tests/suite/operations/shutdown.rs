@@ -15,7 +15,7 @@ async fn a_signal_ends_the_service_in_order() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let service = service().await;
         service.signal(signal);
-        assert_eq!(service.ends().await.code(), Some(0));
+        assert_eq!(service.wait_for_exit().await.code(), Some(0));
         let last = last_line(&service);
         assert_eq!(last["message"], "the service stopped");
     }
@@ -41,7 +41,7 @@ async fn a_request_in_flight_is_finished_before_the_service_ends() {
     held.release().await;
 
     let _created = attempt.response().await.is(201);
-    assert_eq!(service.ends().await.code(), Some(0));
+    assert_eq!(service.wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn readiness_fails_before_the_listeners_close() {
     .await;
     assert_eq!((&body["status"], &body["checks"]["draining"]), (&json!("not_ready"), &json!("unhealthy")));
     let _still_served = service.anonymous().get("/problems").await.is(200);
-    assert_eq!(service.ends().await.code(), Some(0));
+    assert_eq!(service.wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn a_second_signal_ends_the_service_at_once() {
         .await;
     service.signal(Signal::SIGTERM);
     let started = Instant::now();
-    assert_eq!(service.ends().await.code(), Some(1));
+    assert_eq!(service.wait_for_exit().await.code(), Some(1));
     assert!(started.elapsed().as_secs() < 15);
 }
 
@@ -172,8 +172,8 @@ async fn a_hanging_client_is_disconnected_at_the_deadline() {
 
 #[tokio::test]
 async fn a_hanging_database_does_not_delay_the_shutdown() {
-    let service = builder().setting("SHUTDOWN_DEADLINE_SECONDS", "5").behind_a_link().start().await;
-    service.link().freeze();
+    let service = builder().setting("SHUTDOWN_DEADLINE_SECONDS", "5").with_database_proxy().start().await;
+    service.database_proxy().freeze();
     let started = Instant::now();
     service.terminate().await;
     assert!(started.elapsed().as_secs() < 15, "{:?}", started.elapsed());

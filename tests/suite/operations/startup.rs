@@ -199,7 +199,7 @@ async fn an_unresponsive_database_is_retried_and_then_named() {
     let database = Database::create_empty().await;
     let link = TcpProxy::to(database.service_url()).await.unwrap();
     link.freeze();
-    let url = link.leads_to(database.service_url());
+    let url = link.url_through(database.service_url());
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];
     let stopped = command(&["serve"], &[&minimum_settings()[..], &settings].concat()).await;
     let sentence = assert_failed_in_one_sentence(&stopped);
@@ -212,13 +212,13 @@ async fn an_unresponsive_database_is_retried_and_then_named() {
 
 #[tokio::test]
 async fn the_service_waits_for_a_late_database_and_logs_it() {
-    let mut service = builder().behind_a_link().start().await;
+    let mut service = builder().with_database_proxy().start().await;
     service.terminate().await;
-    service.link().cut();
-    let link = service.link();
+    service.database_proxy().cut();
+    let link = service.database_proxy();
     let start_database_later = async {
         eventually("the service has made two attempts", async || (link.rejected() >= 2).then_some(())).await;
-        link.mend();
+        link.resume();
     };
     tokio::join!(service.restart(), start_database_later);
     assert!(service.logs().iter().any(|line| line["message"] == "waiting for the database"));
@@ -227,10 +227,10 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
 
 #[tokio::test]
 async fn a_database_that_goes_down_during_the_start_is_retried() {
-    let service = builder().behind_a_link().start().await;
+    let service = builder().with_database_proxy().start().await;
     service.terminate().await;
-    let link = service.link();
-    let owner = link.leads_to(service.database().owner_url());
+    let link = service.database_proxy();
+    let owner = link.url_through(service.database().owner_url());
     for migrates in ["false", "true"] {
         // The start waits for the lock after its first connection.
         let held = service.database().lock("_sqlx_migrations").await;
@@ -240,7 +240,7 @@ async fn a_database_that_goes_down_during_the_start_is_retried() {
             link.cut();
             eventually("the service retries", async || (link.rejected() > rejected).then_some(())).await;
             held.release().await;
-            link.mend();
+            link.resume();
         };
         let settings = [("MIGRATE_ON_START", migrates), ("DATABASE_MIGRATION_URL", owner.as_str())];
         let (started, ()) = tokio::join!(service.replica_with(&settings), interrupt_database);

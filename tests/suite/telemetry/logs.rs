@@ -1,7 +1,7 @@
 //! Log lines: their origin, their destinations, and forged input.
 use std::path::{Path, PathBuf};
 
-use dev::harness::{LISTS, Service, TABLE, WAIT_TIMEOUT, eventually, within};
+use dev::harness::{LIST_STATEMENT, Service, TABLE, WAIT_TIMEOUT, eventually, within};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{
@@ -63,7 +63,7 @@ async fn a_slow_statement_is_named() {
     held.release().await;
     let _listed = request.response().await.is(200);
     let line = service.logs_that("the slow statement", |line| line["message"] == "slow statement").await;
-    assert_eq!((&line["query"], &line["correlation_id"]), (&json!(LISTS), &json!("slow")));
+    assert_eq!((&line["query"], &line["correlation_id"]), (&json!(LIST_STATEMENT), &json!("slow")));
     assert!(line["duration_ms"].as_u64().is_some_and(|duration| duration >= 500), "{line:#}");
 }
 

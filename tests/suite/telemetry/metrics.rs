@@ -5,7 +5,7 @@ use std::{
 };
 
 use dev::{
-    harness::{CREATES, Collector, PATH, Service, TABLE, eventually},
+    harness::{Collector, INSERT_STATEMENT, PATH, Service, TABLE, eventually},
     process::Launch,
 };
 use rand::{RngExt as _, distr::Alphanumeric};
@@ -180,7 +180,7 @@ async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
     assert!(page.ends_with("# EOF\n"));
     for series in [
         format!("http_request_duration_seconds_bucket{{method=\"POST\",path=\"{PATH}\","),
-        format!("db_query_duration_seconds_bucket{{query_type=\"{CREATES}\","),
+        format!("db_query_duration_seconds_bucket{{query_type=\"{INSERT_STATEMENT}\","),
     ] {
         let exemplar = format!("# {{trace_id=\"{}\",span_id=\"", request.trace_id);
         let found = page.lines().any(|line| line.starts_with(&series) && line.contains(&exemplar));

@@ -1,6 +1,6 @@
 //! Parser of samples in Prometheus' text format.
 //!
-//! The `prometheus-parse` crate ends the labels at the first `}`. The label of a route may contain this character.
+//! The `prometheus-parse` crate ends the labels at the first `}`, which the label of a route may contain.
 use super::Labels;
 
 /// The label that holds the name of the metric, as in Prometheus.
@@ -28,14 +28,14 @@ pub(super) fn labels(head: &str) -> Option<Labels> {
             return Some(labels);
         }
         let (label, quoted) = rest.split_once("=\"")?;
-        let (value, after) = unquoted(quoted)?;
+        let (value, after) = split_at_quote(quoted)?;
         labels.insert(label.trim().to_owned(), value);
         rest = after;
     }
 }
 
 /// Splits the text at the closing quote, into the value and the rest.
-fn unquoted(text: &str) -> Option<(String, &str)> {
+fn split_at_quote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut letters = text.char_indices();
     while let Some((at, letter)) = letters.next() {
@@ -60,7 +60,7 @@ mod tests {
         let text = concat!(
             "# HELP http_requests_total Requests.\n",
             "http_requests_total{path=\"/v1/things/{id}\",status=\"200\"} 7\n",
-            "odd{says=\"a \\\"quote\\\", a \\\\ and a \\n\"} +Inf 1700000000\n",
+            "odd{text=\"a \\\"quote\\\", a \\\\ and a \\n\"} +Inf 1700000000\n",
             "up 1\n",
             "broken\n",
         );
@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(read.len(), 3);
         assert_eq!(read[0].0["path"], "/v1/things/{id}");
         assert_eq!((read[0].0[NAME].as_str(), read[0].1), ("http_requests_total", 7.0));
-        assert_eq!(read[1].0["says"], "a \"quote\", a \\ and a \n");
+        assert_eq!(read[1].0["text"], "a \"quote\", a \\ and a \n");
         assert!(read[1].1.is_infinite());
         assert_eq!(read[2].0, Labels::from([(NAME.to_owned(), "up".to_owned())]));
     }

@@ -1,7 +1,7 @@
 //! `PromQL` functions over the samples of a range and over histogram buckets.
 use super::store::Sample;
 
-/// A time range in milliseconds, excluding its beginning.
+/// A time range in milliseconds, which excludes its start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Range {
     pub(super) start: i64,
@@ -21,23 +21,24 @@ pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
         [before, after] if after.value < before.value => Some(before.value),
         _ => None,
     });
-    let grown = last.value - first.value + resets.sum::<f64>();
+    let growth = last.value - first.value + resets.sum::<f64>();
 
     let covered = seconds(last.at - first.at);
-    let between = covered / count(samples.len() - 1);
+    let average_interval = covered / count(samples.len() - 1);
     let (mut to_start, mut to_end) = (seconds(first.at - range.start), seconds(range.end - last.at));
-    // If a sample is at least 1.1 average intervals from an edge, the series is assumed to begin or end there.
-    if to_start >= between * 1.1 {
-        to_start = between / 2.0;
+    // If an edge is at least 1.1 average intervals from the next sample, the series is assumed to begin or end in
+    // between.
+    if to_start >= average_interval * 1.1 {
+        to_start = average_interval / 2.0;
     }
-    if grown > 0.0 && first.value >= 0.0 {
+    if growth > 0.0 && first.value >= 0.0 {
         // A counter is not extrapolated below zero.
-        to_start = to_start.min(covered * (first.value / grown));
+        to_start = to_start.min(covered * (first.value / growth));
     }
-    if to_end >= between * 1.1 {
-        to_end = between / 2.0;
+    if to_end >= average_interval * 1.1 {
+        to_end = average_interval / 2.0;
     }
-    Some(grown * ((covered + to_start + to_end) / covered))
+    Some(growth * ((covered + to_start + to_end) / covered))
 }
 
 /// Computes `changes`: how often the value differs from the previous value.
@@ -57,31 +58,31 @@ pub(super) fn mean(samples: &[Sample]) -> Option<f64> {
 
 /// Computes `histogram_quantile`, interpolated within the bucket that contains the quantile. Buckets are upper bounds
 /// with cumulative counts.
-pub(super) fn quantile(wanted: f64, mut buckets: Vec<(f64, f64)>) -> f64 {
-    if !(0.0..=1.0).contains(&wanted) {
-        return if wanted.is_nan() { f64::NAN } else { wanted.signum() * f64::INFINITY };
+pub(super) fn quantile(level: f64, mut buckets: Vec<(f64, f64)>) -> f64 {
+    if !(0.0..=1.0).contains(&level) {
+        return if level.is_nan() { f64::NAN } else { level.signum() * f64::INFINITY };
     }
     buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
     // Rates of buckets can be slightly out of order if the scrape ran between two updates of the histogram.
     let mut largest = f64::NEG_INFINITY;
-    for (_, counted) in &mut buckets {
-        largest = largest.max(*counted);
-        *counted = largest;
+    for (_, cumulative) in &mut buckets {
+        largest = largest.max(*cumulative);
+        *cumulative = largest;
     }
     let [finite @ .., (f64::INFINITY, all)] = buckets.as_slice() else { return f64::NAN };
     let Some((highest, _)) = finite.last() else { return f64::NAN };
     if *all == 0.0 {
         return f64::NAN;
     }
-    let rank = wanted * all;
-    let Some(found) = finite.iter().position(|(_, counted)| *counted >= rank) else { return *highest };
-    let below = found.checked_sub(1).and_then(|below| finite.get(below)).copied();
-    let Some((end, counted)) = finite.get(found).copied() else { return f64::NAN };
+    let rank = level * all;
+    let Some(index) = finite.iter().position(|(_, cumulative)| *cumulative >= rank) else { return *highest };
+    let below = index.checked_sub(1).and_then(|below| finite.get(below)).copied();
+    let Some((end, cumulative)) = finite.get(index).copied() else { return f64::NAN };
     if below.is_none() && end <= 0.0 {
         return end;
     }
-    let (start, counted_below) = below.unwrap_or((0.0, 0.0));
-    start + (end - start) * ((rank - counted_below) / (counted - counted_below))
+    let (start, count_below) = below.unwrap_or((0.0, 0.0));
+    start + (end - start) * ((rank - count_below) / (cumulative - count_below))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "less than a million")]
@@ -99,13 +100,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_restart_in_between_is_no_negative_growth() {
+    fn a_counter_reset_is_not_negative_growth() {
         let samples = [(1_000, 10.0), (2_000, 14.0), (3_000, 1.0), (4_000, 3.0)]
             .map(|(at, value)| Sample { at, value });
-        let grown = increase(&samples, Range { start: 0, end: 4_000 }).unwrap();
-        // The counter grew by 4 before the restart and by 3 after it, in three seconds. A third is added for the second
-        // before.
-        assert!((grown - 7.0 * 4.0 / 3.0).abs() < 1e-9, "{grown}");
+        let growth = increase(&samples, Range { start: 0, end: 4_000 }).unwrap();
+        // The counter grew by 4 before the restart and by 3 after it, in three seconds. The first second of the range
+        // is extrapolated.
+        assert!((growth - 7.0 * 4.0 / 3.0).abs() < 1e-9, "{growth}");
         assert_eq!(increase(&samples[..1], Range { start: 0, end: 4_000 }), None);
     }
 

@@ -1,8 +1,8 @@
-//! Metrics of the service: scraped, kept for a quarter of an hour, and queried in `PromQL`.
+//! Metrics of the service, which are scraped, stored for 15 minutes, and queried in `PromQL`.
 //!
-//! Every figure of the page is the value of an expression that can be pasted into Prometheus. Prometheus returns the
-//! same value for the same samples; a test compares the two. So extrapolation, staleness and interpolation follow
-//! Prometheus' rules exactly, without simplified arithmetic.
+//! Every figure of the page is the value of an expression that also works in Prometheus. For the same samples, both
+//! return the same value, which a test compares. So extrapolation, staleness and interpolation follow Prometheus'
+//! rules.
 //!
 //! - [`exposition`]: parser of the text format
 //! - [`store`]: the samples

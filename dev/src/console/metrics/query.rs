@@ -1,5 +1,4 @@
-//! The part of `PromQL` that the page and the project's rules use. Everything else is rejected with an error that names
-//! it.
+//! The subset of `PromQL` that the page and the project's rules use. An error names any other function or operator.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use promql_parser::parser::{self, Call, Expr, MatrixSelector, Offset, VectorSelector};
@@ -13,8 +12,8 @@ use super::{
     vectors,
 };
 
-/// Maximum age of a series' current value in milliseconds, unless the series has ended.
-const LOOKBACK: i64 = 5 * 60 * 1000;
+/// Maximum age of the current value of a series, in milliseconds. A series that has ended has no current value.
+const LOOKBACK_MS: i64 = 5 * 60 * 1000;
 
 /// A parsed expression.
 #[derive(Debug, Clone)]
@@ -28,10 +27,10 @@ impl Expression {
 
     /// Evaluates the expression at a time, in milliseconds since 1970.
     pub fn value(&self, store: &Store, at: i64) -> Result<Value, Error> {
-        Moment { store, at }.value(&self.0)
+        Evaluation { store, at }.value(&self.0)
     }
 
-    /// Returns the longest range that the expression looks back over.
+    /// Returns the longest range in the expression.
     pub fn longest_range(&self) -> Duration {
         longest_range(&self.0)
     }
@@ -72,17 +71,17 @@ fn collect_names(expression: &Expr, names: &mut Vec<String>) {
 }
 
 /// The store at one evaluation time.
-struct Moment<'a> {
+struct Evaluation<'a> {
     store: &'a Store,
     at: i64,
 }
 
-impl Moment<'_> {
+impl Evaluation<'_> {
     fn value(&self, expression: &Expr) -> Result<Value, Error> {
         match expression {
             Expr::NumberLiteral(number) => Ok(Value::Scalar(number.val)),
             Expr::Paren(inner) => self.value(&inner.expr),
-            Expr::VectorSelector(selector) => self.present(selector).map(Value::Vector),
+            Expr::VectorSelector(selector) => self.instant_vector(selector).map(Value::Vector),
             Expr::Call(call) => self.call(call),
             Expr::Unary(unary) => Ok(match self.value(&unary.expr)? {
                 Value::Scalar(value) => Value::Scalar(-value),
@@ -100,16 +99,16 @@ impl Moment<'_> {
         self.value(expression).map(Value::into_elements)
     }
 
-    fn present(&self, selector: &VectorSelector) -> Result<Vec<Element>, Error> {
+    fn instant_vector(&self, selector: &VectorSelector) -> Result<Vec<Element>, Error> {
         let end = self.end_of(selector)?;
-        let range = Range { start: end - LOOKBACK, end };
+        let range = Range { start: end - LOOKBACK_MS, end };
         let series = self.store.select(selector.name.as_deref(), &selector.matchers);
-        let present = series.filter_map(|series| {
+        let elements = series.filter_map(|series| {
             let last = series.samples.iter().rev().find(|sample| sample.at <= end)?;
             (range.contains(last.at) && !last.is_stale())
                 .then(|| Element { labels: series.labels.clone(), value: last.value })
         });
-        Ok(present.collect())
+        Ok(elements.collect())
     }
 
     fn call(&self, call: &Call) -> Result<Value, Error> {
@@ -119,11 +118,11 @@ impl Moment<'_> {
             ("time", []) => Ok(Value::Scalar(self.at as f64 / 1000.0)),
             ("vector", [number]) => Ok(Value::Vector(self.vector(number)?)),
             ("absent", [vector]) => self.absent(vector),
-            ("histogram_quantile", [wanted, buckets]) => {
-                let Value::Scalar(wanted) = self.value(wanted)? else {
+            ("histogram_quantile", [level, buckets]) => {
+                let Value::Scalar(level) = self.value(level)? else {
                     return Err(Error::unsupported(&"a quantile that is a vector"));
                 };
-                Ok(Value::Vector(quantiles(wanted, self.vector(buckets)?)))
+                Ok(Value::Vector(quantiles(level, self.vector(buckets)?)))
             }
             (name, [Expr::MatrixSelector(selector)]) => self.over_time(name, selector),
             (name, _) => Err(Error::unsupported(&name)),
@@ -177,7 +176,7 @@ impl Moment<'_> {
     }
 }
 
-fn quantiles(wanted: f64, buckets: Vec<Element>) -> Vec<Element> {
+fn quantiles(level: f64, buckets: Vec<Element>) -> Vec<Element> {
     let mut histograms: BTreeMap<Labels, Vec<(f64, f64)>> = BTreeMap::new();
     for Element { mut labels, value } in buckets {
         let bound = labels.remove("le").and_then(|bound| bound.parse().ok());
@@ -186,6 +185,6 @@ fn quantiles(wanted: f64, buckets: Vec<Element>) -> Vec<Element> {
             histograms.entry(labels).or_default().push((bound, value));
         }
     }
-    let quantile = |(labels, buckets)| Element { labels, value: functions::quantile(wanted, buckets) };
+    let quantile = |(labels, buckets)| Element { labels, value: functions::quantile(level, buckets) };
     histograms.into_iter().map(quantile).collect()
 }

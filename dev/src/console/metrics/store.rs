@@ -1,4 +1,4 @@
-//! The samples of the last quarter of an hour.
+//! The samples of the last 15 minutes.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::Duration,
@@ -14,7 +14,7 @@ use super::{
 /// Retention time of samples.
 pub const RETENTION: Duration = Duration::from_mins(15);
 
-/// Maximum number of series. The store rejects further series. A service has half as many.
+/// Maximum number of series. Samples of further series are ignored. A service has about half as many.
 const MAX_SERIES: usize = 5_000;
 
 /// The value that marks the end of a series, as in Prometheus.
@@ -45,36 +45,36 @@ pub struct Store {
     series: BTreeMap<u64, Series>,
     /// Series by name.
     names: HashMap<String, BTreeSet<u64>>,
-    /// Series by target, and by the text that the target wrote for them.
-    heads: HashMap<String, HashMap<String, u64>>,
+    /// Series by target, and by the name and labels in the target's response.
+    series_by_text: HashMap<String, HashMap<String, u64>>,
     next: u64,
 }
 
 impl Store {
-    /// Stores the response of a target; `None` if the target did not respond. Series missing from the response are
-    /// marked as ended.
-    pub fn scraped(&mut self, at: i64, job: &str, instance: &str, text: Option<&str>) {
+    /// Stores the samples of a target's response. `None` means that the target did not respond. Series that are missing
+    /// in the response are marked as ended.
+    pub fn record_scrape(&mut self, at: i64, job: &str, instance: &str, text: Option<&str>) {
         let up = if text.is_some() { "up 1" } else { "up 0" };
-        let mut known = self.heads.remove(instance).unwrap_or_default();
+        let mut ids_by_text = self.series_by_text.remove(instance).unwrap_or_default();
         let mut seen = BTreeSet::new();
         for (head, value) in exposition::samples(text.unwrap_or_default()).chain(exposition::samples(up)) {
-            let id = match known.get(head) {
+            let id = match ids_by_text.get(head) {
                 Some(id) if self.series.contains_key(id) => Some(*id),
-                _ => self.begin(head, job, instance),
+                _ => self.add_series(head, job, instance),
             };
             let Some(id) = id else { continue };
             self.push(id, Sample { at, value });
-            known.insert(head.to_owned(), id);
+            ids_by_text.insert(head.to_owned(), id);
             seen.insert(id);
         }
-        for id in known.values().filter(|id| !seen.contains(id)) {
-            self.end(*id, at);
+        for id in ids_by_text.values().filter(|id| !seen.contains(id)) {
+            self.mark_ended(*id, at);
         }
-        self.heads.insert(instance.to_owned(), known);
-        self.forget(at);
+        self.series_by_text.insert(instance.to_owned(), ids_by_text);
+        self.drop_old_samples(at);
     }
 
-    fn begin(&mut self, head: &str, job: &str, instance: &str) -> Option<u64> {
+    fn add_series(&mut self, head: &str, job: &str, instance: &str) -> Option<u64> {
         if self.series.len() >= MAX_SERIES {
             return None;
         }
@@ -94,7 +94,7 @@ impl Store {
         }
     }
 
-    fn end(&mut self, id: u64, at: i64) {
+    fn mark_ended(&mut self, id: u64, at: i64) {
         let ended =
             self.series.get(&id).and_then(|series| series.samples.back()).is_none_or(Sample::is_stale);
         if !ended {
@@ -102,24 +102,24 @@ impl Store {
         }
     }
 
-    fn forget(&mut self, now: i64) {
+    fn drop_old_samples(&mut self, now: i64) {
         let oldest = now - milliseconds(RETENTION);
         self.series.retain(|id, series| {
             while series.samples.front().is_some_and(|sample| sample.at < oldest) {
                 series.samples.pop_front();
             }
-            let keep = !series.samples.is_empty();
-            if !keep && let Some(ids) = series.labels.get(NAME).and_then(|name| self.names.get_mut(name)) {
+            let is_used = !series.samples.is_empty();
+            if !is_used && let Some(ids) = series.labels.get(NAME).and_then(|name| self.names.get_mut(name)) {
                 ids.remove(id);
             }
-            keep
+            is_used
         });
-        for known in self.heads.values_mut() {
-            known.retain(|_, id| self.series.contains_key(id));
+        for ids_by_text in self.series_by_text.values_mut() {
+            ids_by_text.retain(|_, id| self.series.contains_key(id));
         }
     }
 
-    /// Returns the series that a selector matches.
+    /// Returns the series that match a selector.
     pub(super) fn select<'a>(
         &'a self,
         name: Option<&str>,
@@ -127,10 +127,10 @@ impl Store {
     ) -> impl Iterator<Item = &'a Series> {
         let ids = name.and_then(|name| self.names.get(name)).into_iter().flatten();
         ids.filter_map(|id| self.series.get(id)).filter(move |series| {
-            let fits = |matcher: &promql_parser::label::Matcher| {
+            let matches = |matcher: &promql_parser::label::Matcher| {
                 matcher.is_match(series.labels.get(&matcher.name).map_or("", String::as_str))
             };
-            matchers.matchers.iter().all(fits)
+            matchers.matchers.iter().all(matches)
         })
     }
 
@@ -155,21 +155,21 @@ mod tests {
         for scrape in 0..4_000_i64 {
             // A label value that never repeats, such as an error's number.
             let text = format!("steady 1\nfleeting{{number=\"{scrape}\"}} 1\n");
-            store.scraped(scrape * 2_000, "service", "one", Some(&text));
+            store.record_scrape(scrape * 2_000, "service", "one", Some(&text));
             sizes.push(store.size());
         }
         assert_eq!(sizes[1_000], sizes[3_999]);
         let (series, samples) = sizes[3_999];
         assert!(series <= 460 && samples <= 2_000, "{series} series, {samples} samples");
-        assert_eq!(store.heads["one"].len(), series);
+        assert_eq!(store.series_by_text["one"].len(), series);
     }
 
     #[test]
-    fn no_service_makes_more_series_than_there_is_room_for() {
+    fn the_number_of_series_is_bounded() {
         let mut store = Store::default();
         let lines: Vec<_> = (0..9_000).map(|number| format!("many{{number=\"{number}\"}} 1\n")).collect();
         let text = lines.concat();
-        store.scraped(0, "service", "one", Some(&text));
+        store.record_scrape(0, "service", "one", Some(&text));
         assert_eq!(store.size().0, MAX_SERIES);
     }
 }

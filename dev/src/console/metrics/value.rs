@@ -33,7 +33,7 @@ impl Value {
     }
 }
 
-/// Changes the values and removes the metric names, because the result is no longer that metric.
+/// Changes the values. Removes the metric names, as every operation of `PromQL` does.
 pub(super) fn map(elements: Vec<Element>, change: impl Fn(f64) -> f64) -> Vec<Element> {
     let changed = |element: Element| Element::unnamed(element.labels, change(element.value));
     elements.into_iter().map(changed).collect()

@@ -31,7 +31,7 @@ pub(super) fn aggregate(aggregate: &AggregateExpr, elements: Vec<Element>) -> Re
     for Element { labels, value } in elements {
         let group = match &aggregate.modifier {
             None => Labels::new(),
-            Some(modifier) => kept(labels, modifier),
+            Some(modifier) => grouping_labels(labels, modifier),
         };
         groups.entry(group).or_default().push(value);
     }
@@ -40,7 +40,7 @@ pub(super) fn aggregate(aggregate: &AggregateExpr, elements: Vec<Element>) -> Re
 }
 
 /// Returns the labels that a modifier keeps.
-fn kept(mut labels: Labels, modifier: &LabelModifier) -> Labels {
+fn grouping_labels(mut labels: Labels, modifier: &LabelModifier) -> Labels {
     let named = |label: &String| modifier.labels().labels.contains(label);
     labels
         .retain(|label, _| if modifier.is_include() { named(label) } else { label != NAME && !named(label) });
@@ -77,10 +77,10 @@ pub(super) fn binary(binary: &BinaryExpr, left: Value, right: Value) -> Result<V
             if modifier.is_some_and(|modifier| modifier.card != VectorMatchCardinality::OneToOne) {
                 return Err(Error::unsupported(&"matching many to one"));
             }
-            Ok(Value::Vector(pairs(left, right, matching, &operation)))
+            Ok(Value::Vector(match_one_to_one(left, right, matching, &operation)))
         }
         (Value::Vector(left), Value::Vector(right), None) => {
-            Ok(Value::Vector(sets(operator, left, right, matching)))
+            Ok(Value::Vector(apply_set_operator(operator, left, right, matching)))
         }
         _ => Err(Error::unsupported(&format!("{} between numbers", binary.op))),
     }
@@ -115,13 +115,13 @@ fn operation(operator: TokenId, binary: &BinaryExpr) -> Result<Operation, Error>
 fn signature(labels: &Labels, matching: Option<&LabelModifier>) -> Labels {
     let mut labels = labels.clone();
     if let Some(matching) = matching {
-        return kept(labels, matching);
+        return grouping_labels(labels, matching);
     }
     labels.remove(NAME);
     labels
 }
 
-fn pairs(
+fn match_one_to_one(
     left: Vec<Element>,
     right: Vec<Element>,
     matching: Option<&LabelModifier>,
@@ -142,7 +142,7 @@ fn pairs(
     left.into_iter().filter_map(pair).collect()
 }
 
-fn sets(
+fn apply_set_operator(
     operator: TokenId,
     mut left: Vec<Element>,
     right: Vec<Element>,
@@ -152,14 +152,18 @@ fn sets(
         elements.iter().map(|element| signature(&element.labels, matching)).collect()
     };
     if operator == T_LOR {
-        let there = signatures(&left);
+        let signatures_of_other = signatures(&left);
         left.extend(
-            right.into_iter().filter(|element| !there.contains(&signature(&element.labels, matching))),
+            right
+                .into_iter()
+                .filter(|element| !signatures_of_other.contains(&signature(&element.labels, matching))),
         );
     } else {
-        let there = signatures(&right);
-        let wanted = operator == T_LAND;
-        left.retain(|element| there.contains(&signature(&element.labels, matching)) == wanted);
+        let signatures_of_other = signatures(&right);
+        let keep_matching = operator == T_LAND;
+        left.retain(|element| {
+            signatures_of_other.contains(&signature(&element.labels, matching)) == keep_matching
+        });
     }
     left
 }

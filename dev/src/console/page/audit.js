@@ -1,5 +1,5 @@
-// Audit events, their seals, and the verification that nothing was changed.
-import { ask, h, nothing, replace } from "./dom.js";
+// The view Audit: events, their seals, and the verification of the chain.
+import { fetchJson, h, placeholder, replace } from "./dom.js";
 import { clock } from "./format.js";
 
 let root, state, verification, running, timer;
@@ -8,7 +8,7 @@ export async function open(element) {
   root = element;
   verification = null;
   running = false;
-  replace(root, nothing("Loading the audit log…"));
+  replace(root, placeholder("Loading the audit log…"));
   await load();
   timer = setInterval(load, 4000);
 }
@@ -17,10 +17,10 @@ export const close = () => clearInterval(timer);
 
 async function load() {
   try {
-    const found = await ask("/api/audit");
+    const found = await fetchJson("/api/audit");
     if (root.classList.contains("view-audit")) { state = found; render(); }
   } catch (error) {
-    replace(root, nothing(error.message));
+    replace(root, placeholder(error.message));
   }
 }
 
@@ -28,9 +28,9 @@ async function verify() {
   running = true;
   render();
   try {
-    verification = await ask("/api/audit/verification", {});
+    verification = await fetchJson("/api/audit/verification", {});
   } catch (error) {
-    verification = { whole: false, said: error.message, command: "", seconds: 0 };
+    verification = { is_intact: false, output: error.message, command: "", seconds: 0 };
   }
   running = false;
   render();
@@ -51,18 +51,18 @@ function event(one) {
 }
 
 function seal(one, next) {
-  const joined = next === undefined || next.hash === one.previous_hash;
-  return h("li", { class: joined ? "" : "bad" },
+  const isLinked = next === undefined || next.hash === one.previous_hash;
+  return h("li", { class: isLinked ? "" : "bad" },
     h("b", {}, `#${one.number}`), h("code", { title: one.hash }, one.hash.slice(0, 12)), h("span", { class: "muted" }, `${one.event_count} event${one.event_count === 1 ? "" : "s"}`),
     h("time", {}, clock(one.sealed_at)));
 }
 
-function proof() {
+function verificationPanel() {
   return [
     h("button", { type: "button", class: "primary", id: "verify", "data-key": "verify", disabled: running, onclick: verify }, running ? "Verifying…" : "Verify the chain"),
     verification && [
-      h("p", { id: "verification", class: `verdict ${verification.whole ? "good" : "bad"}` }, verification.whole ? "The chain is intact" : "The chain is broken"),
-      h("pre", {}, verification.said),
+      h("p", { id: "verification", class: `result ${verification.is_intact ? "good" : "bad"}` }, verification.is_intact ? "The chain is intact" : "The chain is broken"),
+      h("pre", {}, verification.output),
       h("p", { class: "muted" }, `${verification.seconds.toFixed(2)} s, by `, h("code", {}, verification.command))],
     !verification && h("p", { class: "muted" }, "Runs the service's audit verify command. It compares every event with its seal, every seal with the previous seal, and the seals with the logged heads."),
   ];
@@ -71,9 +71,9 @@ function proof() {
 function render() {
   const heads = ["Recorded", "Type", "Action", "Result", "Role", "Details", ""].map((head) => h("th", { scope: "col" }, head));
   replace(root, h("div", { class: "columns" },
-    h("section", { class: "panel" }, h("h2", {}, "Newest events"), state.events.length === 0 ? nothing("No events yet.")
+    h("section", { class: "panel" }, h("h2", {}, "Newest events"), state.events.length === 0 ? placeholder("No events yet.")
       : h("div", { class: "scroll" }, h("table", { class: "events" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, state.events.map(event))))),
-    h("div", {}, h("section", { class: "panel" }, h("h2", {}, "Verification"), proof()),
-      h("section", { class: "panel" }, h("h2", {}, "Seals"), state.seals.length === 0 ? nothing("Waiting for the first seal…")
+    h("div", {}, h("section", { class: "panel" }, h("h2", {}, "Verification"), verificationPanel()),
+      h("section", { class: "panel" }, h("h2", {}, "Seals"), state.seals.length === 0 ? placeholder("Waiting for the first seal…")
         : h("ol", { class: "seals" }, state.seals.slice(0, 25).map((one, at) => seal(one, state.seals[at + 1])))))));
 }

@@ -4,21 +4,22 @@ import { clock, measure } from "./format.js";
 
 const WIDTH = 320, HEIGHT = 120, LEFT = 44, RIGHT = 6, TOP = 8, BOTTOM = 16;
 
-/** Returns the colour of a line: by its meaning if it has one, otherwise by its position. */
-const MEANINGS = {
+/** The colours of lines with a meaning. */
+const TONES = {
   "5xx": "bad", failed: "bad", error: "bad", server_error: "bad", timeout: "warn", connect_error: "bad",
-  "4xx": "warn", declined: "warn", parked: "bad", succeeded: "good", success: "good",
+  "4xx": "warn", declined: "warn", "needs review": "bad", succeeded: "good", success: "good",
 };
-const tone = (name, place) => MEANINGS[name] ?? `line${place % 4}`;
+/** Returns the colour class of a line: by its meaning, or else by its position. */
+const tone = (name, position) => TONES[name] ?? `line${position % 4}`;
 
-/** Returns a round number that is at least this number. */
-function ceiling(value) {
+/** Returns the next larger round number. */
+function roundUp(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
-/** Returns the lines of a chart: `[name, [[at, value]]]`. Named lines come first, to keep their position and colour. */
+/** Returns the lines of a chart as `[name, [[at, value]]]`. Lines in `order` come first, so that their colours are constant. */
 function linesOf(points, id, order) {
   const lines = new Map();
   for (const point of points) {
@@ -27,8 +28,8 @@ function linesOf(points, id, order) {
       lines.get(name).push([point.at, value]);
     }
   }
-  const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
-  return [...lines].sort(([one], [other]) => place(one) - place(other) || one.localeCompare(other));
+  const position = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
+  return [...lines].sort(([one], [other]) => position(one) - position(other) || one.localeCompare(other));
 }
 
 /** Returns a path through the values, with a gap for each missing value. */
@@ -47,7 +48,7 @@ export function chart({ id, title, unit, lines: order, expressions }, points, pe
   const end = points.at(-1)?.at ?? Date.now();
   const begin = end - span;
   const shown = lines.map(([name, values]) => [name, values.filter(([at]) => at >= begin)]);
-  const top = ceiling(Math.max(0, ...shown.flatMap(([, values]) => values.map(([, value]) => value))));
+  const top = roundUp(Math.max(0, ...shown.flatMap(([, values]) => values.map(([, value]) => value))));
   const x = (at) => LEFT + ((at - begin) / span) * (WIDTH - LEFT - RIGHT);
   const y = (value) => TOP + (1 - value / top) * (HEIGHT - TOP - BOTTOM);
 
@@ -64,12 +65,12 @@ export function chart({ id, title, unit, lines: order, expressions }, points, pe
     return svg("rect", { class: "band", x: x(from), width: Math.max(1, x(to) - x(from)), y: TOP, height: HEIGHT - TOP - BOTTOM },
       svg("title", {}, fault));
   });
-  const paths = shown.map(([name, values], place) =>
-    svg("path", { class: `line ${tone(name, place)}`, d: path(values, x, y, 15_000) }));
-  const legend = shown.map(([name, values], place) => {
+  const paths = shown.map(([name, values], position) =>
+    svg("path", { class: `line ${tone(name, position)}`, d: path(values, x, y, 15_000) }));
+  const legend = shown.map(([name, values], position) => {
     const last = values.at(-1);
-    const present = last && end - last[0] < 15_000 ? measure(last[1], unit) : "–";
-    return h("li", {}, h("i", { class: tone(name, place) }), name, " ", h("b", {}, present));
+    const current = last && end - last[0] < 15_000 ? measure(last[1], unit) : "–";
+    return h("li", {}, h("i", { class: tone(name, position) }), name, " ", h("b", {}, current));
   });
   const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title }, bands, grid, times, paths);
   return h("figure", { class: "chart", "data-chart": id, title: expressions.join("\n") },

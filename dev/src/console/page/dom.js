@@ -20,24 +20,24 @@ export const h = (name, attributes = {}, ...children) => fill(document.createEle
 export const svg = (name, attributes = {}, ...children) =>
   fill(document.createElementNS(SVG, name), attributes, children);
 
-/** Replaces the children of an element. The focus stays if an element with the same `data-key` still exists. */
+/** Replaces the children of an element. If the focused child has a `data-key`, the new child with this key gets the focus. */
 export function replace(element, ...children) {
   const focused = element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
   element.replaceChildren(...children.flat(3).filter(Boolean));
   if (focused === undefined) return;
-  const again = [...element.querySelectorAll("[data-key]")].find((candidate) => candidate.dataset.key === focused);
-  again?.focus({ preventScroll: true });
+  const successor = [...element.querySelectorAll("[data-key]")].find((candidate) => candidate.dataset.key === focused);
+  successor?.focus({ preventScroll: true });
 }
 
-/** Sends a request to the console. An error response throws an error with its reason. */
-export async function ask(path, body) {
+/** Sends a request to the console and returns its JSON. Without a body it is a GET, otherwise a POST. Throws the error of an error response. */
+export async function fetchJson(path, body) {
   const options = body === undefined
     ? {}
     : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await fetch(path, options);
-  const text = await answer.text();
+  const response = await fetch(path, options);
+  const text = await response.text();
   const json = text ? JSON.parse(text) : null;
-  if (!answer.ok) throw new Error(json?.error ?? answer.statusText);
+  if (!response.ok) throw new Error(json?.error ?? response.statusText);
   return json;
 }
 
@@ -48,4 +48,4 @@ export function query(parameters) {
 }
 
 /** Creates the placeholder for an empty view. */
-export const nothing = (...why) => h("p", { class: "nothing" }, ...why);
+export const placeholder = (...content) => h("p", { class: "placeholder" }, ...content);

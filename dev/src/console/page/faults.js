@@ -1,12 +1,12 @@
-// Switches for faults, the related panels, and the result of the reconciliation.
-import { ask, h, nothing, replace } from "./dom.js";
+// The view Faults: switches of faults, the standby, and the result of the reconciliation.
+import { fetchJson, h, placeholder, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
-import { BOOKS, FAULTS as OWN_FAULTS, TRAFFIC, numbers } from "./domain.js";
+import { RECONCILIATION, FAULTS as DOMAIN_FAULTS, TRAFFIC, numbers } from "./domain.js";
 import * as standby from "./standby.js";
 
 /** The faults: name, effect, and the views that show the effect. */
 const FAULTS = {
-  ...OWN_FAULTS,
+  ...DOMAIN_FAULTS,
   "slow-database": ["Slow database", "A frequently used table is locked repeatedly for 1.5 seconds.",
     [["/now", "p95, the pool and the latency of the database"], ["/traces?min_ms=500", "waiting statements"]]],
   "login-attack": ["Login attack", "A client guesses passwords, five per second.",
@@ -21,7 +21,7 @@ let root, state, database, timer, failed;
 export async function open(element) {
   root = element;
   failed = "";
-  replace(root, nothing("Loading the switches…"));
+  replace(root, placeholder("Loading the switches…"));
   await load();
   // The lag of a standby changes without an event.
   if (database && root.classList.contains("view-faults")) timer = setInterval(load, 2000);
@@ -29,46 +29,46 @@ export async function open(element) {
 
 export const close = () => clearInterval(timer);
 
-export const update = (changed) => (changed.has("faults") || changed.has("books") ? load() : undefined);
+export const update = (changed) => (changed.has("faults") || changed.has("reconciliation") ? load() : undefined);
 
 async function load() {
   try {
-    const found = await Promise.all([ask("/api/faults"), standby.read()]);
-    if (root.classList.contains("view-faults")) { [state, database] = found; render(); }
+    const received = await Promise.all([fetchJson("/api/faults"), standby.read()]);
+    if (root.classList.contains("view-faults")) { [state, database] = received; render(); }
   } catch (error) {
-    replace(root, nothing(error.message));
+    replace(root, placeholder(error.message));
   }
 }
 
 async function set(path, body) {
   try {
     failed = "";
-    await ask(path, body);
+    await fetchJson(path, body);
   } catch (error) {
     failed = error.message;
   }
   await load();
 }
 
-function toggle(key, name, on, does, watch, set) {
+function toggle(key, name, on, effect, watch, set) {
   return h("article", { class: `switch${on ? " on" : ""}`, "data-fault": key },
     h("h3", {}, name),
     h("button", { type: "button", role: "switch", "aria-checked": String(on), "aria-label": name, "data-row": true, "data-key": key, onclick: set },
       h("i", {}), h("span", {}, on ? "on" : "off")),
-    h("p", {}, does),
+    h("p", {}, effect),
     h("p", { class: "watch" }, "Watch: ", watch.map(([href, text], at) => [at ? ", " : "", h("a", { href }, text)]), "."));
 }
 
-function verdict() {
-  const { books } = state;
-  if (!books) return nothing("Waiting for the first reconciliation…");
-  const { verdict: found } = books;
+function reconciliationResult() {
+  const { reconciliation } = state;
+  if (!reconciliation) return placeholder("Waiting for the first reconciliation…");
+  const { report } = reconciliation;
   return [
-    h("p", { class: `verdict ${books.holds ? "good" : "bad"}`, id: "books" }, books.holds ? "All invariants hold" : found ? "Invariants are violated" : "Reconciliation failed"),
-    found ? h("dl", { class: "numbers" }, numbers(found).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))) : h("p", {}, books.says),
-    found?.violations.map((violation) => h("p", { class: "bad" }, violation.rule, ": ", violation.detail)),
-    found?.unreported > 0 && h("p", { class: "bad" }, `and ${number(found.unreported)} more`),
-    h("p", { class: "muted" }, `${BOOKS[0]} every 30 seconds, last at ${clock(books.at)}: ${BOOKS[1]}`),
+    h("p", { class: `result ${reconciliation.holds ? "good" : "bad"}`, id: "reconciliation" }, reconciliation.holds ? "All invariants hold" : report ? "Invariants are violated" : "Reconciliation failed"),
+    report ? h("dl", { class: "numbers" }, numbers(report).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))) : h("p", {}, reconciliation.summary),
+    report?.violations.map((violation) => h("p", { class: "bad" }, violation.rule, ": ", violation.detail)),
+    report?.unreported > 0 && h("p", { class: "bad" }, `and ${number(report.unreported)} more`),
+    h("p", { class: "muted" }, `${RECONCILIATION[0]} at most every 30 seconds, last at ${clock(reconciliation.at)}: ${RECONCILIATION[1]}`),
   ];
 }
 
@@ -81,8 +81,8 @@ function history() {
 function render() {
   const on = new Map(state.periods.filter((period) => !period.ended).map((period) => [period.fault, period.began]));
   const switches = state.faults.map((fault) => {
-    const [name, does, watch] = FAULTS[fault] ?? [fault, "", []];
-    const since = on.has(fault) ? `${does} On for ${ago(on.get(fault))}.` : does;
+    const [name, effect, watch] = FAULTS[fault] ?? [fault, "", []];
+    const since = on.has(fault) ? `${effect} On for ${ago(on.get(fault))}.` : effect;
     return toggle(fault, name, on.has(fault), since, watch, () => set(`/api/faults/${fault}`, { on: !on.has(fault) }));
   });
   const traffic = state.traffic === null ? null : toggle("traffic", "Traffic", state.traffic, TRAFFIC,
@@ -93,7 +93,7 @@ function render() {
       h("section", { class: "switches", "aria-label": "Switches" }, switches, traffic),
       h("div", {},
         database && standby.panel(database, set),
-        h("section", { class: "panel" }, state.compares && [h("h2", {}, "Reconciliation"), verdict()],
+        h("section", { class: "panel" }, state.has_reconciliation && [h("h2", {}, "Reconciliation"), reconciliationResult()],
           h("button", { type: "button", class: "primary", id: "back-to-normal", "data-key": "normal", onclick: () => set("/api/normal", {}) }, "Back to normal")),
         history())));
 }

@@ -1,6 +1,6 @@
 // Numbers and times in readable form.
 
-/** Formats milliseconds with three significant digits. */
+/** Formats a duration in milliseconds, with a suitable unit. */
 export function duration(milliseconds) {
   if (!Number.isFinite(milliseconds)) return "–";
   if (milliseconds < 1) return `${Math.round(milliseconds * 1000)} µs`;
@@ -11,7 +11,7 @@ export function duration(milliseconds) {
   return `${(milliseconds / 60_000).toFixed(1)} min`;
 }
 
-/** Formats a number with as many digits as needed. */
+/** Formats a number with about three significant digits. Integers have all digits. */
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");
@@ -52,5 +52,5 @@ export function bytes(size) {
 export const statusClass = (status) =>
   status >= 500 ? "bad" : status >= 400 ? "warn" : status ? "good" : "muted";
 
-/** Returns the end of a replica's id, which distinguishes replicas. */
+/** Returns the last six characters of a long id. */
 export const short = (id) => (id.length > 12 ? id.slice(-6) : id);

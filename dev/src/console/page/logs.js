@@ -1,12 +1,12 @@
 // The live log: the newest lines that match the filter in the URL.
-import { ask, h, nothing, query, replace } from "./dom.js";
+import { fetchJson, h, placeholder, query, replace } from "./dom.js";
 import { clock } from "./format.js";
 
 const FILTERS = ["level", "target", "text", "correlation_id", "trace_id"];
 const LEVELS = [["", "all levels"], ["ERROR", "errors"], ["WARN", "warnings and errors"], ["INFO", "info and above"], ["DEBUG", "debug and above"]];
 
-/** Maximum number of lines on the page. The console stores more lines, which a filter finds. */
-const SHOWN = 500;
+/** Maximum number of lines on the page. The console stores more lines, which a filter can select. */
+const MAX_LINES = 500;
 
 let root, list, count, filters, navigate, paused, busy, last, replicas;
 
@@ -46,14 +46,14 @@ function form() {
     h("a", { class: "button", href: "/logs" }, "Clear"));
 }
 
-/** Fields displayed first, because they are the most important ones. */
-const FIRST = ["error", "status", "method", "path", "duration_ms", "seal_number"];
-const LAST = ["user_id", "client_address", "audit_log"];
-const weight = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : LAST.includes(name) ? 99 : 50);
+/** The most important fields, which are displayed first. */
+const FIRST_FIELDS = ["error", "status", "method", "path", "duration_ms", "seal_number"];
+const LAST_FIELDS = ["user_id", "client_address", "audit_log"];
+const rank = (name) => (FIRST_FIELDS.includes(name) ? FIRST_FIELDS.indexOf(name) : LAST_FIELDS.includes(name) ? 99 : 50);
 
-/** Creates a line with a link to its trace. A click shows its fields. */
+/** Creates the element of a log line, with a link to its trace. A click shows its fields. */
 export function line(one, { chosen = false, onspan = null, replica = false } = {}) {
-  const fields = Object.entries(one.fields).sort(([left], [right]) => weight(left) - weight(right));
+  const fields = Object.entries(one.fields).sort(([left], [right]) => rank(left) - rank(right));
   const where = onspan
     ? one.span_id && h("button", { type: "button", class: "link", onclick: () => onspan(one.span_id) }, "span")
     : one.trace_id && h("a", { href: `/traces/${one.trace_id}${query({ span: one.span_id })}` }, "trace");
@@ -63,22 +63,22 @@ export function line(one, { chosen = false, onspan = null, replica = false } = {
       h("span", { class: "level" }, one.level || "·"),
       replica && h("span", { class: "muted" }, `#${one.replica}`),
       h("span", { class: "target muted" }, one.target.replace(/^app::/, "")),
-      h("span", { class: "message" }, one.message, " ", h("span", { class: "inline" }, fields.filter(([name]) => name !== "audit_log").map(([name, value]) => [h("span", { class: "field" }, h("i", {}, `${name}=`), shown(value)), " "]))),
+      h("span", { class: "message" }, one.message, " ", h("span", { class: "inline" }, fields.filter(([name]) => name !== "audit_log").map(([name, value]) => [h("span", { class: "field" }, h("i", {}, `${name}=`), formatValue(value)), " "]))),
       h("span", { class: "where" }, where)),
     h("dl", { class: "attributes" },
       [["target", one.target], ["replica", one.replica], ["correlation_id", one.correlation_id], ["trace_id", one.trace_id], ["span_id", one.span_id], ...fields]
-        .filter(([, value]) => value !== "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, shown(value))])));
+        .filter(([, value]) => value !== "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, formatValue(value))])));
 }
 
-const shown = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+const formatValue = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
 
 async function load(after) {
   if (busy) { busy.again = true; return; }
   busy = { again: false };
-  const asked = list;
+  const requestedList = list;
   try {
-    const found = await ask(`/api/logs${query({ ...filters, after })}`);
-    if (asked === list) render(found, after !== undefined);
+    const received = await fetchJson(`/api/logs${query({ ...filters, after })}`);
+    if (requestedList === list) render(received, after !== undefined);
   } finally {
     const { again } = busy;
     busy = null;
@@ -86,16 +86,16 @@ async function load(after) {
   }
 }
 
-function render(found, more) {
-  if (!more) { list.replaceChildren(); replicas = new Set(); last = undefined; }
-  if (found.length > 0) last = found.at(-1).number;
+function render(received, append) {
+  if (!append) { list.replaceChildren(); replicas = new Set(); last = undefined; }
+  if (received.length > 0) last = received.at(-1).number;
   else last ??= undefined;
-  found.forEach((one) => replicas.add(one.replica));
-  if (list.querySelector(".nothing") && found.length > 0) list.replaceChildren();
+  received.forEach((one) => replicas.add(one.replica));
+  if (list.querySelector(".placeholder") && received.length > 0) list.replaceChildren();
   // New lines are added at the top, so that the lines being read do not scroll away.
-  list.prepend(...found.reverse().map((one) => line(one, { replica: replicas.size > 1 })));
-  while (list.childElementCount > SHOWN) list.lastElementChild.remove();
-  if (list.childElementCount === 0) list.append(nothing("No stored line matches."));
+  list.prepend(...received.reverse().map((one) => line(one, { replica: replicas.size > 1 })));
+  while (list.childElementCount > MAX_LINES) list.lastElementChild.remove();
+  if (list.childElementCount === 0) list.append(placeholder("No stored line matches."));
   const lines = list.querySelectorAll(".line").length;
   count.textContent = `The newest ${lines} line${lines === 1 ? "" : "s"}${Object.values(filters).some(Boolean) ? " that match" : ""}, newest first`;
 }

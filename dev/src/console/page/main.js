@@ -1,5 +1,5 @@
-// The shell: selects the view from the URL, handles pushed events, and handles keys that work in every view.
-import { ask, h, replace } from "./dom.js";
+// The frame of all views: selects the view from the URL, and handles pushed events and keyboard shortcuts.
+import { fetchJson, h, replace } from "./dom.js";
 import { ago } from "./format.js";
 import * as alerts from "./alerts.js";
 import * as audit from "./audit.js";
@@ -15,7 +15,7 @@ const ORDER = ["now", "traces", "logs", "alerts", "faults", "audit"];
 
 const element = document.getElementById("view");
 let current = null;
-let known = null;
+let knownCounters = null;
 
 function viewOf(address) {
   const [name, part] = address.pathname.slice(1).split("/");
@@ -59,65 +59,65 @@ addEventListener("popstate", show);
 
 const connection = document.getElementById("connection");
 
-function connected(is, title) {
-  connection.classList.toggle("on", is);
+function setConnected(isOn, title) {
+  connection.classList.toggle("on", isOn);
   connection.title = title;
 }
 
 /** The stream of changes. A hidden page closes it, because a browser opens at most six connections to a host. */
 let stream = null;
-function listen(wanted) {
-  if (wanted === (stream !== null)) return;
-  if (!wanted) {
+function listen(isVisible) {
+  if (isVisible === (stream !== null)) return;
+  if (!isVisible) {
     stream.close();
     stream = null;
     return;
   }
   stream = new EventSource("/api/stream");
-  stream.onopen = () => connected(true, "Live");
-  stream.onerror = () => connected(false, "No connection to the console: is cargo dev still running?");
-  stream.onmessage = told;
+  stream.onopen = () => setConnected(true, "Live");
+  stream.onerror = () => setConnected(false, "No connection to the console. Check that cargo dev is running.");
+  stream.onmessage = onMessage;
 }
 document.addEventListener("visibilitychange", () => listen(document.visibilityState === "visible"));
 addEventListener("pagehide", () => listen(false));
 addEventListener("pageshow", () => listen(true));
 
-function told({ data }) {
-  const { pulse, now: point } = JSON.parse(data);
-  const changed = new Set(Object.keys(pulse).filter((kind) => !known || known[kind] !== pulse[kind]));
-  known = pulse;
+function onMessage({ data }) {
+  const { counters, now: point } = JSON.parse(data);
+  const changed = new Set(Object.keys(counters).filter((kind) => !knownCounters || knownCounters[kind] !== counters[kind]));
+  knownCounters = counters;
   if (changed.has("faults")) showBanner();
   if (changed.has("alerts")) countAlerts();
   current?.update?.(changed, point);
 }
 
-/** Ignores requests that were aborted by leaving the page or by the end of cargo dev. They are no error of the page. */
+/** Ignores failed requests, which are caused by leaving the page or by the end of cargo dev. */
 addEventListener("unhandledrejection", (event) => {
   if (event.reason instanceof TypeError && event.reason.message.includes("fetch")) event.preventDefault();
 });
 
-/** Shows the active faults on every view, with a switch to end them. */
+/** Shows the active faults on every view, with a button that ends them. */
 const banner = document.getElementById("banner");
 async function showBanner() {
-  const state = await ask("/api/faults").catch(() => null);
+  const state = await fetchJson("/api/faults").catch(() => null);
   if (!state) return;
   const on = state.periods.filter((period) => !period.ended);
-  const said = on.map(({ fault, began }) => `${faults.title(fault)}, for ${ago(began)}`);
-  if (state.traffic === false) said.push("traffic is paused");
-  banner.hidden = said.length === 0;
-  replace(banner, h("span", {}, h("b", {}, "Injected faults: "), said.join(" · ")),
+  const notices = on.map(({ fault, began }) => `${faults.title(fault)}, for ${ago(began)}`);
+  if (state.traffic === false) notices.push("traffic is paused");
+  banner.hidden = notices.length === 0;
+  replace(banner, h("span", {}, h("b", {}, "Injected faults: "), notices.join(" · ")),
     h("button", { type: "button", id: "normal", onclick: backToNormal }, "Back to normal"));
 }
 
 async function backToNormal() {
-  await ask("/api/normal", {});
+  await fetchJson("/api/normal", {});
   showBanner();
 }
 setInterval(() => !banner.hidden && showBanner(), 5000);
 
 async function countAlerts() {
-  const { rules } = await ask("/api/alerts").catch(() => ({ rules: [] }));
-  const count = rules.filter(alerts.rings).length;
+  const { rules } = await fetchJson("/api/alerts").catch(() => ({ rules: [] }));
+  const count = rules.filter(alerts.isActive).length;
   const badge = document.getElementById("alert-count");
   badge.hidden = count === 0;
   badge.textContent = count;
@@ -142,7 +142,7 @@ setTheme(THEMES.includes(localStorage.getItem("theme")) ? localStorage.getItem("
 const keys = document.getElementById("keys");
 document.getElementById("help").addEventListener("click", () => keys.showModal());
 
-/** Returns the rows that `j` and `k` select. */
+/** Moves the focus by this number of rows. */
 function step(by) {
   const rows = [...element.querySelectorAll("[data-row]")].filter((row) => row.offsetParent !== null);
   const at = rows.indexOf(document.activeElement?.closest?.("[data-row]"));
@@ -166,7 +166,7 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-const { service } = await ask("/api/now?points=false");
+const { service } = await fetchJson("/api/now?points=false");
 document.getElementById("service").textContent = service;
 show();
 listen(document.visibilityState === "visible");

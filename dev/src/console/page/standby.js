@@ -1,24 +1,24 @@
 // The primary and its standby, and the buttons that replace the primary.
-import { ask, h } from "./dom.js";
+import { fetchJson, h } from "./dom.js";
 import { bytes, clock, duration } from "./format.js";
-import { RESTORED } from "./domain.js";
+import { RESTORE_VIEWS } from "./domain.js";
 
 /** The changes of the primary: name, button, effect, effect for customers, and the views that show the effect. */
 export const CHANGES = {
-  failover: ["Failover", "Fail over", "Kills the primary and promotes the standby. The old primary comes back as a standby.",
+  failover: ["Failover", "Fail over", "Kills the primary and promotes the standby. The old primary becomes a standby.",
     "For some seconds, customers get 503 with Retry-After. A retry with the same key succeeds, and no confirmed change is lost.",
-    [["/now", "5xx of the requests, and connections"], ["/logs?level=WARN", "the service leaves the old primary"], ["/alerts", "DatabaseDown, if requests waited for a connection for longer than 2 s"]]],
+    [["/now", "5xx of the requests, and connections"], ["/logs?level=WARN", "the service closes its connections to the old primary"], ["/alerts", "DatabaseDown, if requests waited for a connection for longer than 2 s"]]],
   restore: ["Restore", "Restore to 30 s ago", "Stops both servers, recovers the database to its state 30 seconds ago, and runs after-restore.",
-    "For some seconds, customers get 503. Then every session has ended: customers get 401 and log in again. Changes of the last 30 seconds are lost, and the traffic reports responses about them as unexpected.",
-    [["/audit", "the event restore, and a gap that the verification accepts"], ["/alerts", "DatabaseDown with its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORED]],
+    "For some seconds, customers get 503. Every session ends, so customers get 401 and log in again. Changes of the last 30 seconds are lost, and the traffic counts responses about them as unexpected.",
+    [["/audit", "the event restore, and a gap that the verification accepts"], ["/alerts", "DatabaseDown with its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORE_VIEWS]],
 };
 
 /** Reads the state; null without a standby. */
-export const read = () => ask("/api/database");
+export const read = () => fetchJson("/api/database");
 
 function node({ address, role, standby }) {
   const lag = standby && [standby.state, standby.sync_state, `lag ${bytes(standby.lag_bytes ?? 0)}, ${duration((standby.lag_seconds ?? 0) * 1000)}`].join(" · ");
-  const detail = role === "primary" ? lag ?? "no standby follows" : "";
+  const detail = role === "primary" ? lag ?? "no standby is connected" : "";
   return h("li", { "data-role": role }, h("i", { class: role === "unreachable" ? "bad" : role === "primary" && !lag ? "warn" : "good" }),
     h("code", {}, address), h("b", {}, role), h("em", {}, detail));
 }
@@ -27,9 +27,9 @@ function node({ address, role, standby }) {
 export function panel({ nodes, changes }, request) {
   const last = changes.at(-1);
   const running = last && !last.ended;
-  const buttons = Object.entries(CHANGES).map(([change, [name, label, does, customers, watch]]) => [
+  const buttons = Object.entries(CHANGES).map(([change, [name, label, effect, customers, watch]]) => [
     h("h3", {}, name),
-    h("p", {}, does, " ", customers),
+    h("p", {}, effect, " ", customers),
     h("p", { class: "watch" }, "Watch: ", watch.map(([href, text], at) => [at ? ", " : "", h("a", { href }, text)]), "."),
     h("button", { type: "button", class: "primary", id: change, "data-row": true, "data-key": change, disabled: Boolean(running), onclick: () => request(`/api/database/${change}`, {}) }, label)]);
   return h("section", { class: "panel standby", id: "database", "aria-label": "Primary and standby" },

@@ -1,18 +1,18 @@
 // The newest traces that match the filter in the URL.
-import { ask, h, nothing, query, replace } from "./dom.js";
+import { fetchJson, h, placeholder, query, replace } from "./dom.js";
 import { clock, duration, short, statusClass } from "./format.js";
 
 const FILTERS = ["route", "status", "min_ms", "correlation_id", "instance"];
 const STATUSES = [["", "any status"], ["2xx", "2xx"], ["4xx", "4xx"], ["5xx", "5xx"], ["error", "with an error"]];
 
-let root, list, filters, navigate, paused, busy, again;
+let root, list, filters, navigate, paused, busy, reloadPending;
 
 export async function open(element, address, go) {
   root = element;
   navigate = go;
   paused = false;
   filters = Object.fromEntries(FILTERS.map((name) => [name, address.searchParams.get(name) ?? ""]));
-  list = h("div", { class: "panel" }, nothing("Waiting for the first trace…"));
+  list = h("div", { class: "panel" }, placeholder("Waiting for the first trace…"));
   replace(root, form(), list);
   await load();
 }
@@ -43,16 +43,16 @@ function form() {
 }
 
 async function load() {
-  // Only one request runs at a time. Changes in the meantime cause one more request afterwards.
-  if (busy) { again = true; return; }
+  // Only one request runs at a time. A change during the request causes another request.
+  if (busy) { reloadPending = true; return; }
   busy = true;
-  const asked = root;
+  const requestedRoot = root;
   try {
-    const found = await ask(`/api/traces${query(filters)}`);
-    if (asked.classList.contains("view-traces")) render(found);
+    const found = await fetchJson(`/api/traces${query(filters)}`);
+    if (requestedRoot.classList.contains("view-traces")) render(found);
   } finally {
     busy = false;
-    if (again) { again = false; load(); }
+    if (reloadPending) { reloadPending = false; load(); }
   }
 }
 
@@ -61,7 +61,7 @@ function row(trace, longest, instances) {
   return h("a", { class: "row trace", href: open, "data-row": true, "data-key": trace.trace_id },
     h("time", {}, clock(trace.started, true)),
     h("span", { class: `status ${statusClass(trace.status)}` }, trace.status ?? "·"),
-    h("span", { class: "name" }, trace.name, trace.under_way && h("small", {}, " in progress")),
+    h("span", { class: "name" }, trace.name, trace.in_progress && h("small", {}, " in progress")),
     h("span", { class: "meter" }, h("i", { class: trace.errors ? "bad" : "", style: { width: `${Math.max(1, (100 * trace.duration_ms) / longest)}%` } })),
     h("span", { class: "n" }, duration(trace.duration_ms)),
     h("span", { class: "n muted" }, `${trace.spans} span${trace.spans === 1 ? "" : "s"}`),
@@ -73,7 +73,7 @@ function render(found) {
   const longest = Math.max(1, ...found.map((trace) => trace.duration_ms));
   const filtered = Object.values(filters).some(Boolean);
   replace(list, found.length === 0
-    ? nothing(filtered ? "No stored trace matches." : "No trace yet.")
+    ? placeholder(filtered ? "No stored trace matches." : "No trace yet.")
     : [h("p", { class: "count" }, `The newest ${found.length}${filtered ? " that match" : ""}${instances > 1 ? `, of ${instances} replicas` : ""}; the longest took ${duration(longest)}`),
       h("div", { class: "rows" }, found.map((trace) => row(trace, longest, instances)))]);
 }

@@ -1,6 +1,6 @@
 // One trace: its spans as a waterfall, and its log lines.
-import { ask, h, nothing, query, replace } from "./dom.js";
-import { FIRST } from "./domain.js";
+import { fetchJson, h, placeholder, query, replace } from "./dom.js";
+import { FIRST_TRACE } from "./domain.js";
 import { clock, duration, short, statusClass } from "./format.js";
 import { line } from "./logs.js";
 
@@ -12,32 +12,32 @@ export async function open(element, address, go) {
   id = address.pathname.split("/")[2];
   chosen = address.searchParams.get("span");
   trace = null;
-  replace(root, nothing(id === "first" ? FIRST : "Loading the trace…"));
+  replace(root, placeholder(id === "first" ? FIRST_TRACE : "Loading the trace…"));
   await load();
 }
 
-/** Spans arrive in batches. More spans may follow until the trace is some seconds old. */
+/** Reloads a trace until it is 15 seconds old, because spans arrive in batches. */
 export function update(changed) {
-  const young = !trace || Date.now() - trace.started < 15_000;
-  return young && (changed.has("traces") || changed.has("logs")) ? load() : undefined;
+  const isRecent = !trace || Date.now() - trace.started < 15_000;
+  return isRecent && (changed.has("traces") || changed.has("logs")) ? load() : undefined;
 }
 
 async function load() {
   if (id === "first") {
-    const { trace_id: found } = await ask("/api/first");
+    const { trace_id: found } = await fetchJson("/api/first");
     if (!found || !root.classList.contains("view-waterfall")) return;
     id = found;
     navigate(`/traces/${found}`, { instead: true, stay: true });
   }
-  const asked = id;
+  const requestedId = id;
   try {
-    const found = await ask(`/api/traces/${asked}`);
-    if (asked !== id || !root.classList.contains("view-waterfall")) return;
+    const found = await fetchJson(`/api/traces/${requestedId}`);
+    if (requestedId !== id || !root.classList.contains("view-waterfall")) return;
     if (trace && found.trace.spans === trace.spans && found.lines.length === lines.length) return;
     ({ trace, lines } = found);
     render();
   } catch (error) {
-    if (!trace) replace(root, nothing(`${error.message}. It may still be in progress: spans arrive one second after they end.`));
+    if (!trace) replace(root, placeholder(`${error.message}. It may still be in progress: spans arrive one second after they end.`));
   }
 }
 
@@ -50,7 +50,7 @@ function choose(span) {
 const system = (bar) => (bar.attributes["db.system.name"] ? "database" : bar.kind === "client" ? "outbound" : bar.kind);
 
 /** Returns the target of a call, because the name of the span is only the method. */
-function whither({ attributes: { "url.full": url } }) {
+function callTarget({ attributes: { "url.full": url } }) {
   if (!URL.canParse(url)) return "";
   const { host, pathname } = new URL(url);
   return ` ${host}${pathname}`;
@@ -65,7 +65,7 @@ function bar(span, total) {
     "aria-pressed": String(span.span_id === chosen), onclick: () => choose(span.span_id),
   },
   h("span", { class: "label", style: { "padding-left": `${span.depth * 14}px` } },
-    h("i", { class: `kind ${system(span)}` }), span.name, system(span) === "outbound" && h("small", {}, whither(span)), count > 0 && h("small", {}, ` ${count} line${count === 1 ? "" : "s"}`)),
+    h("i", { class: `kind ${system(span)}` }), span.name, system(span) === "outbound" && h("small", {}, callTarget(span)), count > 0 && h("small", {}, ` ${count} line${count === 1 ? "" : "s"}`)),
   h("span", { class: "lane" },
     h("span", { class: `time ${system(span)}`, style: { left: `${Math.min(left, 99.6)}%`, width: `${Math.min(width, 100 - left)}%` } }),
     span.events.map((event) => h("span", { class: "event", title: event.name, style: { left: `${Math.min(99, (100 * (event.at / 1e6 - trace.started)) / total)}%` } }))),
@@ -101,19 +101,19 @@ function scale(total) {
 function render() {
   const total = Math.max(trace.duration_ms, 0.001);
   const span = trace.waterfall.find((one) => one.span_id === chosen);
-  const beside = span ? lines.filter((one) => one.span_id === chosen) : lines;
+  const shownLines = span ? lines.filter((one) => one.span_id === chosen) : lines;
   const title = h("section", { class: "title" },
     h("h1", {}, trace.status !== null && h("span", { class: `status ${statusClass(trace.status)}` }, trace.status), " ", trace.name),
     h("p", { class: "muted" }, `${clock(trace.started, true)} · ${duration(trace.duration_ms)} · ${trace.spans} spans`,
       trace.errors > 0 && h("span", { class: "bad" }, ` · ${trace.errors} with an error`),
-      trace.left_out > 0 && ` · ${trace.left_out} not stored`, " · replica ", h("span", { title: trace.instance }, short(trace.instance))),
+      trace.dropped_spans > 0 && ` · ${trace.dropped_spans} not stored`, " · replica ", h("span", { title: trace.instance }, short(trace.instance))),
     h("p", { class: "links" }, h("code", {}, trace.trace_id),
       trace.correlation_id && [" ", h("a", { href: `/traces${query({ correlation_id: trace.correlation_id })}` }, "traces of this correlation id")],
       " ", h("a", { href: `/logs${query({ trace_id: trace.trace_id })}` }, "in the logs")));
-  const logs = h("section", { class: "panel beside" },
-    h("h2", {}, span ? "Log lines of this span" : "Log lines of the trace", " ", h("small", {}, String(beside.length))),
-    beside.length === 0 ? nothing(span ? "No log lines of this span. Select it again to show the lines of the whole trace." : "No log lines.")
-      : h("div", { class: "lines" }, beside.map((one) => line(one, { chosen: one.span_id === chosen, onspan: choose }))));
+  const logs = h("section", { class: "panel trace-logs" },
+    h("h2", {}, span ? "Log lines of this span" : "Log lines of the trace", " ", h("small", {}, String(shownLines.length))),
+    shownLines.length === 0 ? placeholder(span ? "No log lines of this span. Select it again to show the lines of the whole trace." : "No log lines.")
+      : h("div", { class: "lines" }, shownLines.map((one) => line(one, { chosen: one.span_id === chosen, onspan: choose }))));
   replace(root, title, h("div", { class: "columns trace-columns" },
     h("section", { class: "panel waterfall" }, h("div", { class: "head" }, h("span", {}, "Span"), scale(total), h("span", {})), trace.waterfall.map((one) => bar(one, total))),
     h("div", {}, logs, h("section", { class: "panel details" }, details(span)))));

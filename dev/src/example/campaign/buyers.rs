@@ -24,7 +24,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Error, SETTLE_TIME,
+    Error, SETTLE_TIMEOUT,
     failovers::{ChangeReport, FailoverReport},
     test_bed::TestBed,
 };
@@ -76,8 +76,8 @@ pub(super) struct Buyers {
 type Probe = ((SocketAddr, u32), Option<Duration>);
 
 impl Buyers {
-    pub(super) async fn start(stage: &TestBed, mode: ReplicationMode) -> Result<Self, Error> {
-        let mut connection = PgConnection::connect(stage.owner_url().as_str()).await?;
+    pub(super) async fn start(test_bed: &TestBed, mode: ReplicationMode) -> Result<Self, Error> {
+        let mut connection = PgConnection::connect(test_bed.owner_url().as_str()).await?;
         let products = sqlx::query_scalar("select id from products where sku = any ($1) order by sku")
             .bind(PRODUCTS)
             .fetch_all(&mut connection)
@@ -86,7 +86,7 @@ impl Buyers {
         let stop = watch::Sender::new(false);
         let store = Arc::new(Shop {
             client: http::client(Duration::from_secs(15))?,
-            api: stage.api_url()?,
+            api: test_bed.api_url()?,
             products,
             next: AtomicI32::new(0),
             token: tokio::sync::Mutex::default(),
@@ -110,15 +110,15 @@ impl Buyers {
     }
 
     /// Measures the time until a write succeeds at each replica. Called when the new primary accepts writes.
-    pub(super) fn failed_over(&mut self, failover: Failover, stage: &TestBed) {
+    pub(super) fn failed_over(&mut self, failover: Failover, test_bed: &TestBed) {
         self.failover = Some(failover);
-        for replica in stage.replicas() {
+        for replica in test_bed.replicas() {
             let store = Arc::clone(&self.store);
             self.probes.spawn(async move {
                 let began = Instant::now();
                 let url = Url::parse(&format!("http://{}/", replica.0)).ok();
                 let placed = async { store.place(&url?).await };
-                let placed = timeout(SETTLE_TIME, placed).await.ok().flatten();
+                let placed = timeout(SETTLE_TIMEOUT, placed).await.ok().flatten();
                 (replica, placed.map(|_placed| began.elapsed()))
             });
         }
@@ -126,14 +126,14 @@ impl Buyers {
 
     /// Compares everything acknowledged so far with the database, and retries the lost payments under their keys.
     /// Returns the violations.
-    pub(super) async fn review(&mut self, stage: &TestBed) -> Result<Vec<String>, Error> {
+    pub(super) async fn review(&mut self, test_bed: &TestBed) -> Result<Vec<String>, Error> {
         let mut violations: Vec<_> =
             self.failed.drain(..).map(|replica| format!("no write succeeds at {replica}")).collect();
         let recoveries = std::mem::take(&mut self.recoveries);
         let mut change = ChangeReport { times: 1, recoveries, ..ChangeReport::default() };
 
         let acknowledged = self.store.purchases().clone();
-        let (orders, payments) = stored(stage.owner_url(), &acknowledged).await?;
+        let (orders, payments) = stored(test_bed.owner_url(), &acknowledged).await?;
         let mut unpaid = Vec::new();
         for (key, purchase) in acknowledged {
             let is_lost = !orders.contains(&purchase.order);
@@ -147,12 +147,14 @@ impl Buyers {
             }
         }
         for (key, order) in unpaid {
-            let retried = timeout(SETTLE_TIME, self.store.pay(order, &key)).await.ok().flatten();
+            let retried = timeout(SETTLE_TIMEOUT, self.store.pay(order, &key)).await.ok().flatten();
             self.store.report().restored_by_retry += u64::from(retried.is_some());
         }
 
         let (lost_orders, lost_payments) = (change.lost_orders, change.lost_payments);
-        if lost_orders + lost_payments > 0 && self.failover.is_none_or(|failover| !stage.may_lose(failover)) {
+        if lost_orders + lost_payments > 0
+            && self.failover.is_none_or(|failover| !test_bed.may_lose(failover))
+        {
             violations
                 .push(format!("acknowledged, but lost: {lost_orders} orders, {lost_payments} payments"));
         }
@@ -164,7 +166,7 @@ impl Buyers {
             total.lost_payments += lost_payments;
             total.recoveries.append(&mut change.recoveries);
         }
-        report.double_charges = double_charges(stage);
+        report.double_charges = double_charges(test_bed);
         if report.double_charges > 0 {
             violations.push(format!("{} double charges", report.double_charges));
         }
@@ -173,11 +175,11 @@ impl Buyers {
     }
 
     /// Returns whether a probe still waits for the success of a write.
-    pub(super) fn are_probing(&mut self, stage: &TestBed) -> bool {
+    pub(super) fn are_probing(&mut self, test_bed: &TestBed) -> bool {
         while let Some(Ok((replica, recovery))) = self.probes.try_join_next() {
             match recovery {
                 // A replica that was replaced meanwhile has also spent the time of a start.
-                Some(recovery) if stage.replicas().contains(&replica) => self.recoveries.push(recovery),
+                Some(recovery) if test_bed.replicas().contains(&replica) => self.recoveries.push(recovery),
                 Some(_) => {}
                 None => self.failed.push(replica.0),
             }
@@ -210,9 +212,9 @@ async fn stored(
 }
 
 /// Counts the charges beyond the first one of each purchase. The amount identifies the purchase.
-fn double_charges(stage: &TestBed) -> usize {
+fn double_charges(test_bed: &TestBed) -> usize {
     let mut charges: BTreeMap<i64, usize> = BTreeMap::new();
-    for charge in stage.ledger().charges {
+    for charge in test_bed.ledger().charges {
         *charges.entry(charge.amount).or_default() += usize::from(charge.status == ChargeStatus::Succeeded);
     }
     charges.values().map(|count| count.saturating_sub(1)).sum()

@@ -9,7 +9,7 @@ use crate::{
     postgres::Failover,
 };
 
-/// The points at which a replica can be made to crash: see `platform::resilience::crash` in the service.
+/// The code points at which a replica can crash. `platform::resilience::crash` implements the crash.
 pub const CRASH_POINTS: [&str; 16] = [
     "payment.beginning",
     "payment.begun",
@@ -31,13 +31,13 @@ pub const CRASH_POINTS: [&str; 16] = [
 
 /// A component that the replicas or their callers reach through a TCP proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum Component {
     Api,
     Database,
     Gateway,
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for Component {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Api => "replicas",
@@ -54,38 +54,38 @@ pub enum Secret {
     WebhookSecret,
 }
 
-/// A single fault. A lasting fault lasts until the end of the round.
+/// A fault. Delays, stalls, rotated secrets and gateway faults last until all faults of the round end.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// `kill -9` of a replica.
     Kill { replica: usize },
     /// A replica that crashes when it reaches the given point.
     Crash { replica: usize, point: &'static str },
-    /// A replica that continues with a full disk under its log.
+    /// A replica whose log is on a full disk.
     FullDisk { replica: usize },
     /// A graceful restart of PostgreSQL.
     RestartDatabase,
     /// `kill -9` of PostgreSQL.
     KillDatabase,
     /// All connections to a component are cut at once.
-    Cut(Part),
+    Cut(Component),
     /// All traffic to and from a component is delayed.
-    Slow(Part, Duration),
+    Slow(Component, Duration),
     /// All traffic to and from a component stops.
-    Stall(Part),
+    Stall(Component),
     /// Faults of the gateway itself and of its webhooks.
     Gateway(Faults),
-    /// Another session of the database holds locks for this time.
+    /// Another database session holds locks for this time.
     Lock(Lock, Duration),
     /// An export of the audit log while another transaction reads it.
-    ExportBesideReader,
+    ExportDuringRead,
     /// A replica that continues with a secret that the gateway does not accept.
     Rotation { replica: usize, secret: Secret },
     /// Signed events of the gateway that are unusable, or contradict a settled payment.
     OddEvents,
     /// A client that sends texts which PostgreSQL cannot store.
     HostileTexts,
-    /// Password changes beside logins with the old password.
+    /// Password changes during logins with the old password.
     PasswordChanges,
     /// Clients that send or read slowly.
     SlowClients,
@@ -102,13 +102,13 @@ impl Fault {
             Self::FullDisk { .. } => "disk full for a replica's log".to_owned(),
             Self::RestartDatabase => "database restarted".to_owned(),
             Self::KillDatabase => "kill -9 of the database".to_owned(),
-            Self::Cut(part) => format!("{part} cut off"),
-            Self::Slow(part, _) => format!("{part} slow"),
-            Self::Stall(part) => format!("{part} stalled"),
-            Self::Gateway(faults) => gateway_fault(faults).to_owned(),
+            Self::Cut(component) => format!("{component} cut off"),
+            Self::Slow(component, _) => format!("{component} slow"),
+            Self::Stall(component) => format!("{component} stalled"),
+            Self::Gateway(faults) => gateway_fault_name(faults).to_owned(),
             Self::Lock(Lock::Table(_), _) => "table locked for seconds".to_owned(),
             Self::Lock(Lock::Rows(_), _) => "rows locked for seconds".to_owned(),
-            Self::ExportBesideReader => "audit export beside a reader".to_owned(),
+            Self::ExportDuringRead => "audit export during a read".to_owned(),
             Self::Rotation { secret: Secret::ApiKey, .. } => "API key rotated on one replica".to_owned(),
             Self::Rotation { secret: Secret::WebhookSecret, .. } => {
                 "webhook secret rotated on one replica".to_owned()
@@ -131,25 +131,25 @@ fn failover_name(failover: Failover) -> &'static str {
     }
 }
 
-fn gateway_fault(faults: &Faults) -> &'static str {
-    let calm = Faults::default();
+fn gateway_fault_name(faults: &Faults) -> &'static str {
+    let defaults = Faults::default();
     match faults.webhooks {
         Webhooks::Normal => {}
         Webhooks::Late => return "webhooks late",
         Webhooks::Twice => return "webhooks twice",
         Webhooks::Never => return "webhooks never",
     }
-    if faults.error_rate > calm.error_rate {
+    if faults.error_rate > defaults.error_rate {
         "gateway fails before charging"
-    } else if faults.error_rate_after_charge > calm.error_rate_after_charge {
+    } else if faults.error_rate_after_charge > defaults.error_rate_after_charge {
         "gateway fails after charging"
-    } else if faults.cut_rate > calm.cut_rate {
+    } else if faults.cut_rate > defaults.cut_rate {
         "gateway cuts connections after charging"
-    } else if faults.decline_rate > calm.decline_rate {
+    } else if faults.decline_rate > defaults.decline_rate {
         "gateway declines"
-    } else if faults.list_omit_rate > calm.list_omit_rate {
+    } else if faults.list_omit_rate > defaults.list_omit_rate {
         "gateway lists objects late, twice, in the wrong order, or not"
-    } else if faults.spoil_rate > calm.spoil_rate {
+    } else if faults.spoil_rate > defaults.spoil_rate {
         match faults.spoil {
             Malformation::Garbage => "gateway responds with garbage",
             Malformation::Huge => "gateway responds with too much data",
@@ -167,7 +167,7 @@ fn gateway_fault(faults: &Faults) -> &'static str {
     }
 }
 
-/// A fault, and its time within the round.
+/// A fault, and its time since the start of the round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScheduledFault {
     pub after: Duration,
@@ -194,48 +194,51 @@ impl fmt::Display for ScheduledFault {
 
 /// Draws the faults of one round, in chronological order: a crash, a gateway fault, a fault of a client, a lock or a
 /// secret, and often a fourth fault.
-pub fn draw(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
-    let mut faults =
-        vec![death(dice, replicas), Fault::Gateway(of_gateway(dice)), of_clients_or_locks(dice, replicas)];
-    if dice.random_bool(0.6) {
-        faults.push(of_network_or_database(dice, replicas));
+pub fn draw(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
+    let mut faults = vec![
+        kill_or_crash(rng, replicas),
+        Fault::Gateway(gateway_faults(rng)),
+        client_or_lock_fault(rng, replicas),
+    ];
+    if rng.random_bool(0.6) {
+        faults.push(network_or_database_fault(rng, replicas));
     }
-    schedule(dice, faults, length, Vec::new())
+    schedule(rng, faults, length, Vec::new())
 }
 
 /// Draws the faults of one round of failovers: a change of the primary, a gateway fault, and sometimes a crash.
-pub fn draw_failover(dice: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
-    let failover = match dice.random_range(0..8) {
+pub fn draw_failover(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
+    let failover = match rng.random_range(0..8) {
         0..=2 => Failover::ProcessKilled,
         3 | 4 => Failover::HostLost,
         5 | 6 => Failover::Switchover,
         _ => Failover::Restore,
     };
-    let mut faults = vec![Fault::Gateway(of_gateway(dice))];
-    if dice.random_bool(0.3) {
-        faults.push(death(dice, replicas));
+    let mut faults = vec![Fault::Gateway(gateway_faults(rng))];
+    if rng.random_bool(0.3) {
+        faults.push(kill_or_crash(rng, replicas));
     }
-    // The rows of the seconds before a restore are lost.
-    let share = if failover == Failover::Restore { 1.0 } else { dice.random() };
-    let after = latest(length).mul_f64(share);
+    // A restore occurs as late as possible, so that it loses rows of several seconds.
+    let share = if failover == Failover::Restore { 1.0 } else { rng.random() };
+    let after = latest_time(length).mul_f64(share);
     let failover = ScheduledFault { after, fault: Fault::Failover(failover) };
-    schedule(dice, faults, length, vec![failover])
+    schedule(rng, faults, length, vec![failover])
 }
 
-/// Returns the time of the last fault, which is early enough to have an effect.
-fn latest(length: Duration) -> Duration {
+/// Returns the latest time of a fault. The rest of the fault period lets the fault take effect.
+fn latest_time(length: Duration) -> Duration {
     length.mul_f64(0.6)
 }
 
 /// Draws the time of each fault. Returns them with the already scheduled ones, in chronological order.
 fn schedule(
-    dice: &mut impl Rng,
+    rng: &mut impl Rng,
     faults: Vec<Fault>,
     length: Duration,
     mut scheduled: Vec<ScheduledFault>,
 ) -> Vec<ScheduledFault> {
     let drawn = faults.into_iter().map(|fault| {
-        let after = latest(length).mul_f64(dice.random());
+        let after = latest_time(length).mul_f64(rng.random());
         ScheduledFault { after, fault }
     });
     scheduled.extend(drawn);
@@ -243,40 +246,40 @@ fn schedule(
     scheduled
 }
 
-fn death(dice: &mut impl Rng, replicas: usize) -> Fault {
-    let replica = dice.random_range(0..replicas);
-    match CRASH_POINTS.choose(dice) {
-        Some(point) if dice.random_bool(0.5) => Fault::Crash { replica, point },
+fn kill_or_crash(rng: &mut impl Rng, replicas: usize) -> Fault {
+    let replica = rng.random_range(0..replicas);
+    match CRASH_POINTS.choose(rng) {
+        Some(point) if rng.random_bool(0.5) => Fault::Crash { replica, point },
         _ => Fault::Kill { replica },
     }
 }
 
-fn of_gateway(dice: &mut impl Rng) -> Faults {
-    let seed = dice.random();
-    let calm = Faults { seed, ..Faults::default() };
-    match dice.random_range(0..11) {
-        0 => Faults { error_rate: 0.5, error_status: 503, ..calm },
-        1 => Faults { error_rate_after_charge: 0.5, ..calm },
-        2 => Faults { cut_rate: 0.5, ..calm },
-        3 => Faults { decline_rate: 0.5, ..calm },
-        4 => Faults { latency_ms: 1_500, ..calm },
-        5 => Faults { webhooks: Webhooks::Late, ..calm },
-        6 => Faults { webhooks: Webhooks::Twice, ..calm },
-        7 | 8 => Faults { spoil_rate: 0.5, spoil: spoiling(dice), ..calm },
+fn gateway_faults(rng: &mut impl Rng) -> Faults {
+    let seed = rng.random();
+    let defaults = Faults { seed, ..Faults::default() };
+    match rng.random_range(0..11) {
+        0 => Faults { error_rate: 0.5, error_status: 503, ..defaults },
+        1 => Faults { error_rate_after_charge: 0.5, ..defaults },
+        2 => Faults { cut_rate: 0.5, ..defaults },
+        3 => Faults { decline_rate: 0.5, ..defaults },
+        4 => Faults { latency_ms: 1_500, ..defaults },
+        5 => Faults { webhooks: Webhooks::Late, ..defaults },
+        6 => Faults { webhooks: Webhooks::Twice, ..defaults },
+        7 | 8 => Faults { spoil_rate: 0.5, spoil: malformation(rng), ..defaults },
         9 => Faults {
             list_omit_rate: 0.5,
             list_lost_page_rate: 0.5,
             list_repeat_rate: 0.5,
             list_reorder_rate: 0.5,
             list_delay_ms: 2_000,
-            ..calm
+            ..defaults
         },
-        _ => Faults { webhooks: Webhooks::Never, ..calm },
+        _ => Faults { webhooks: Webhooks::Never, ..defaults },
     }
 }
 
-fn spoiling(dice: &mut impl Rng) -> Malformation {
-    match dice.random_range(0..11) {
+fn malformation(rng: &mut impl Rng) -> Malformation {
+    match rng.random_range(0..11) {
         0 => Malformation::Garbage,
         1 => Malformation::Huge,
         2 => Malformation::Amount,
@@ -291,14 +294,14 @@ fn spoiling(dice: &mut impl Rng) -> Malformation {
     }
 }
 
-fn of_clients_or_locks(dice: &mut impl Rng, replicas: usize) -> Fault {
-    let replica = dice.random_range(0..replicas);
-    let table = TABLES.choose(dice).copied().unwrap_or_default();
-    let time = Duration::from_millis(dice.random_range(1_000..5_000));
-    match dice.random_range(0..9) {
+fn client_or_lock_fault(rng: &mut impl Rng, replicas: usize) -> Fault {
+    let replica = rng.random_range(0..replicas);
+    let table = TABLES.choose(rng).copied().unwrap_or_default();
+    let time = Duration::from_millis(rng.random_range(1_000..5_000));
+    match rng.random_range(0..9) {
         0 => Fault::Lock(Lock::Table(table), time),
         1 => Fault::Lock(Lock::Rows(table), time),
-        2 => Fault::ExportBesideReader,
+        2 => Fault::ExportDuringRead,
         3 => Fault::Rotation { replica, secret: Secret::ApiKey },
         4 => Fault::Rotation { replica, secret: Secret::WebhookSecret },
         5 => Fault::OddEvents,
@@ -308,20 +311,20 @@ fn of_clients_or_locks(dice: &mut impl Rng, replicas: usize) -> Fault {
     }
 }
 
-fn of_network_or_database(dice: &mut impl Rng, replicas: usize) -> Fault {
-    let part = match dice.random_range(0..3) {
-        0 => Part::Api,
-        1 => Part::Database,
-        _ => Part::Gateway,
+fn network_or_database_fault(rng: &mut impl Rng, replicas: usize) -> Fault {
+    let component = match rng.random_range(0..3) {
+        0 => Component::Api,
+        1 => Component::Database,
+        _ => Component::Gateway,
     };
-    match dice.random_range(0..7) {
+    match rng.random_range(0..7) {
         0 => Fault::RestartDatabase,
         1 => Fault::KillDatabase,
-        2 => Fault::Cut(part),
-        3 => Fault::Slow(part, Duration::from_millis(dice.random_range(5..200))),
-        4 => Fault::Stall(part),
-        5 => Fault::FullDisk { replica: dice.random_range(0..replicas) },
-        _ => Fault::Kill { replica: dice.random_range(0..replicas) },
+        2 => Fault::Cut(component),
+        3 => Fault::Slow(component, Duration::from_millis(rng.random_range(5..200))),
+        4 => Fault::Stall(component),
+        5 => Fault::FullDisk { replica: rng.random_range(0..replicas) },
+        _ => Fault::Kill { replica: rng.random_range(0..replicas) },
     }
 }
 
@@ -332,21 +335,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_draws_the_same_faults_again_and_another_one_others() {
+    fn the_same_seed_draws_the_same_faults() {
         let drawn = |seed| {
-            let mut dice = StdRng::seed_from_u64(seed);
-            (0..20).map(|_| draw(&mut dice, 3, Duration::from_secs(8))).collect::<Vec<_>>()
+            let mut rng = StdRng::seed_from_u64(seed);
+            (0..20).map(|_| draw(&mut rng, 3, Duration::from_secs(8))).collect::<Vec<_>>()
         };
         assert_eq!(drawn(1), drawn(1));
         assert_ne!(drawn(1), drawn(2));
     }
 
     #[test]
-    fn every_failover_is_drawn_once_in_each_of_its_rounds() {
-        let mut dice = StdRng::seed_from_u64(7);
+    fn a_round_of_failovers_has_exactly_one() {
+        let mut rng = StdRng::seed_from_u64(7);
         let mut drawn = std::collections::BTreeSet::new();
         for _ in 0..200 {
-            let faults = draw_failover(&mut dice, 3, Duration::from_secs(8));
+            let faults = draw_failover(&mut rng, 3, Duration::from_secs(8));
             let is_failover = |fault: &&ScheduledFault| matches!(fault.fault, Fault::Failover(_));
             let mut failovers = faults.iter().filter(is_failover);
             drawn.insert(failovers.next().unwrap().fault.name());
@@ -356,11 +359,11 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_drawn_sooner_or_later() {
-        let mut dice = StdRng::seed_from_u64(7);
+    fn every_fault_is_drawn() {
+        let mut rng = StdRng::seed_from_u64(7);
         let drawn: std::collections::BTreeSet<_> = (0..2_000)
-            .flat_map(|_| draw(&mut dice, 3, Duration::from_secs(8)))
-            .map(|strike| match strike.fault {
+            .flat_map(|_| draw(&mut rng, 3, Duration::from_secs(8)))
+            .map(|scheduled| match scheduled.fault {
                 Fault::Crash { point, .. } => point.to_owned(),
                 fault => fault.name(),
             })

@@ -31,8 +31,8 @@ pub(super) struct Fleet {
     logs: PathBuf,
     client: reqwest::Client,
     full_disk: FullDisk,
-    /// Number of replica deaths.
-    pub(super) deaths: u32,
+    /// Number of replicas that were killed or crashed.
+    pub(super) replica_exits: u32,
 }
 
 struct Replica {
@@ -60,7 +60,7 @@ impl Fleet {
             logs,
             client,
             full_disk: FullDisk::new(),
-            deaths: 0,
+            replica_exits: 0,
         };
         for (api, ops) in addresses {
             let child = fleet.launch(*api, *ops, None)?;
@@ -81,7 +81,7 @@ impl Fleet {
         &self,
         api: SocketAddr,
         ops: SocketAddr,
-        one_more: Option<(&str, &OsStr)>,
+        extra_setting: Option<(&str, &OsStr)>,
     ) -> io::Result<Child> {
         let mut launch = Launch::new(&self.executable)
             .args(["serve"])
@@ -92,7 +92,7 @@ impl Fleet {
         for (name, value) in &self.settings {
             launch = launch.env(name, value);
         }
-        if let Some((name, value)) = one_more {
+        if let Some((name, value)) = extra_setting {
             launch = launch.env(name, value);
         }
         launch.start()
@@ -130,7 +130,7 @@ impl Fleet {
         self.replace(replica, "CRASH_AT", point.as_ref()).await
     }
 
-    /// Replaces a replica with one whose log is on a full disk. The replacement stays until another fault ends it.
+    /// Replaces a replica with one whose log is on a full disk. It runs until another fault replaces it.
     pub(super) async fn fill_disk(&mut self, replica: usize) -> Result<(), super::Error> {
         match self.full_disk.path()?.map(Path::to_owned) {
             Some(directory) => self.replace(replica, "LOG_DIRECTORY", directory.as_os_str()).await,
@@ -181,13 +181,13 @@ impl Fleet {
         if let Some(replica) = self.replicas.get_mut(replica) {
             replica.child = child;
             replica.is_rotated = false;
-            self.deaths += 1;
+            self.replica_exits += 1;
         }
         Ok(())
     }
 
-    /// Restarts dead replicas. The last line of one that was not killed is reported.
-    pub(super) fn revive(&mut self, progress: &dyn Fn(&str)) -> io::Result<()> {
+    /// Restarts dead replicas. Reports the last output line of each replica that was not killed by a signal.
+    pub(super) fn restart_dead(&mut self, progress: &dyn Fn(&str)) -> io::Result<()> {
         for number in 0..self.replicas.len() {
             let dead = self.replicas.get(number).filter(|replica| replica.child.exited().is_some());
             let Some(dead) = dead else { continue };
@@ -200,7 +200,7 @@ impl Fleet {
             if let Some(replica) = self.replicas.get_mut(number) {
                 replica.child = child;
                 replica.is_rotated = false;
-                self.deaths += 1;
+                self.replica_exits += 1;
             }
         }
         Ok(())
@@ -218,34 +218,34 @@ impl Fleet {
 
     /// Returns the response of `/readyz` as an error if the replica is not ready.
     async fn readiness(&self, replica: &Replica) -> Result<(), String> {
-        let asked = self.client.get(format!("http://{}/readyz", replica.ops)).send().await;
-        let answer = asked.map_err(|error| format!("no response: {error}"))?;
-        let status = answer.status();
+        let response = self.client.get(format!("http://{}/readyz", replica.ops)).send().await;
+        let response = response.map_err(|error| format!("no response: {error}"))?;
+        let status = response.status();
         if status.is_success() {
             return Ok(());
         }
-        Err(format!("{status} {}", answer.text().await.unwrap_or_default()))
+        Err(format!("{status} {}", response.text().await.unwrap_or_default()))
     }
 
     /// Returns the state of each replica, with the last output of those that are not ready.
-    pub(super) async fn condition(&self) -> Vec<String> {
-        let mut told = Vec::new();
+    pub(super) async fn describe_replicas(&self) -> Vec<String> {
+        let mut description = Vec::new();
         for (number, replica) in self.replicas.iter().enumerate() {
             match self.readiness(replica).await {
-                Ok(()) => told.push(format!("replica {number} is ready")),
+                Ok(()) => description.push(format!("replica {number} is ready")),
                 Err(why) => {
                     let last = replica.child.tail(LAST_LOG_LINES);
-                    told.push(format!("replica {number} is not ready: {why}"));
-                    told.extend(
+                    description.push(format!("replica {number} is not ready: {why}"));
+                    description.extend(
                         last.into_iter().map(|line| format!("replica {number} logged: {}", line.text)),
                     );
                 }
             }
         }
-        told
+        description
     }
 
-    /// Requests a graceful stop of every replica, and waits for their exit.
+    /// Stops every replica gracefully, and waits for each exit.
     pub(super) async fn stop(self) -> Result<(), super::Error> {
         for replica in &self.replicas {
             replica.child.stop(STOP_DEADLINE).await?;

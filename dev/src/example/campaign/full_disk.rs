@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::project;
 
 /// A device that exists on Linux and FreeBSD.
-const FULL: &str = "/dev/full";
+const FULL_DEVICE: &str = "/dev/full";
 
 /// The directory, created on first use and removed on drop.
 pub(super) struct FullDisk(PathBuf);
@@ -24,7 +24,7 @@ impl FullDisk {
     /// Returns the directory, with links for the log files of today and tomorrow. `None` on a system without the
     /// device.
     pub(super) fn path(&self) -> io::Result<Option<&Path>> {
-        if !Path::new(FULL).exists() {
+        if !Path::new(FULL_DEVICE).exists() {
             return Ok(None);
         }
         fs::create_dir_all(&self.0)?;
@@ -32,7 +32,7 @@ impl FullDisk {
             for log in [project::name(), "audit"] {
                 let link = self.0.join(format!("{log}.{}.log", day.format("%Y-%m-%d")));
                 if link.symlink_metadata().is_err() {
-                    symlink(FULL, link)?;
+                    symlink(FULL_DEVICE, link)?;
                 }
             }
         }

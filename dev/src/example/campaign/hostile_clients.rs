@@ -18,16 +18,16 @@ use crate::{environment::database::CUSTOMER, http};
 const SLOW_CLIENTS: usize = 4;
 
 /// Pause between two pieces that a slow client sends.
-const PIECE_INTERVAL: Duration = Duration::from_millis(200);
+const SEND_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Time after which the service must have ended a slow connection: its own timeout is five seconds.
-const MAX_SLOW_TIME: Duration = Duration::from_secs(20);
+/// Time after which the service must have closed a slow connection. The service's own timeout is five seconds.
+const MAX_CONNECTION_TIME: Duration = Duration::from_secs(20);
 
-/// Size of the buffer of a client that never reads, in bytes.
-const SMALL_BUFFER: u32 = 8 * 1024;
+/// Receive buffer of a client that never reads, in bytes.
+const RECEIVE_BUFFER_BYTES: u32 = 8 * 1024;
 
-/// Sends texts with NUL, half of a surrogate pair, or too many characters, in every place of a request that takes a
-/// text. Returns the responses that the API contract does not allow: an acceptance, or a failure of the service.
+/// Sends texts with NUL, half of a surrogate pair, or too many characters, in every text field of a request. Returns
+/// the responses that the API contract does not allow: a success, or a 5xx other than 503 and 504.
 pub(super) async fn send_hostile_texts(api: Url) -> Vec<String> {
     let Ok(client) = http::client(Duration::from_secs(15)) else { return Vec::new() };
     let mut violations = Vec::new();
@@ -93,17 +93,17 @@ fn hostile_requests(client: &Client, api: &Url, token: &str) -> Vec<(String, Req
 }
 
 /// Opens connections that send a body slowly, and connections that never read their responses. Returns a violation for
-/// each connection that the service does not end.
-pub(super) async fn be_slow(replicas: Vec<SocketAddr>) -> Vec<String> {
+/// each connection that the service does not close.
+pub(super) async fn run_slow_clients(replicas: Vec<SocketAddr>) -> Vec<String> {
     let mut clients = JoinSet::new();
     for replica in replicas {
         for _ in 0..SLOW_CLIENTS {
             clients.spawn(async move {
-                let ended = timeout(MAX_SLOW_TIME, send_slowly(replica)).await.is_ok();
+                let ended = timeout(MAX_CONNECTION_TIME, send_slowly(replica)).await.is_ok();
                 (!ended).then_some("a slow body keeps its connection")
             });
             clients.spawn(async move {
-                let ended = timeout(MAX_SLOW_TIME, never_read(replica)).await.is_ok();
+                let ended = timeout(MAX_CONNECTION_TIME, never_read(replica)).await.is_ok();
                 (!ended).then_some("a client that never reads keeps its connection")
             });
         }
@@ -111,8 +111,8 @@ pub(super) async fn be_slow(replicas: Vec<SocketAddr>) -> Vec<String> {
     clients.join_all().await.into_iter().flatten().map(ToOwned::to_owned).collect()
 }
 
-/// Sends a body byte by byte until the service responds or ends the connection. An error is an end, too: a replica may
-/// be down.
+/// Sends a body byte by byte, until the service responds or closes the connection. A failed connection also ends the
+/// function, because a replica may be down.
 async fn send_slowly(replica: SocketAddr) -> std::io::Result<()> {
     let mut connection = TcpStream::connect(replica).await?;
     let head = format!(
@@ -124,15 +124,15 @@ async fn send_slowly(replica: SocketAddr) -> std::io::Result<()> {
     loop {
         tokio::select! {
             read = connection.read(&mut response) => return read.map(drop),
-            () = sleep(PIECE_INTERVAL) => connection.write_all(b" ").await?,
+            () = sleep(SEND_INTERVAL) => connection.write_all(b" ").await?,
         }
     }
 }
 
-/// Sends requests and reads no response, until the service has ended the connection.
+/// Sends requests and reads no response, until the service closes the connection.
 async fn never_read(replica: SocketAddr) -> std::io::Result<()> {
     let socket = TcpSocket::new_v4()?;
-    socket.set_recv_buffer_size(SMALL_BUFFER)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
     let connection = socket.connect(replica).await?;
     let request = format!("GET /openapi.json HTTP/1.1\r\nhost: {replica}\r\n\r\n");
     let mut unsent = Vec::new();
@@ -142,7 +142,7 @@ async fn never_read(replica: SocketAddr) -> std::io::Result<()> {
         }
         match connection.try_write(&unsent) {
             Ok(sent) => drop(unsent.drain(..sent)),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => sleep(PIECE_INTERVAL).await,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => sleep(SEND_INTERVAL).await,
             Err(closed) => return Err(closed),
         }
     }

@@ -1,4 +1,4 @@
-//! Locks that other sessions of the database hold for seconds, and an export of the audit log beside a reader.
+//! Locks that other database sessions hold for seconds, and an export of the audit log during a read.
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -26,11 +26,11 @@ const READING_TIME: Duration = Duration::from_secs(6);
 /// Deadline of the export, which waits for the reader and for the seal of its own event.
 const EXPORT_DEADLINE: Duration = Duration::from_secs(45);
 
-/// Time for which a session may wait for a lock on the audit log. The export's own locks have a timeout of two seconds.
+/// Maximum time for which a session waits for a lock on the audit log. The export's own `lock_timeout` is two seconds.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(4);
 
-/// Interval of checks, and pause between two attempts.
-const POLL: Duration = Duration::from_millis(250);
+/// Interval of checks for lock waits. An export is retried after four intervals.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Locks of one session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Lock {
     }
 }
 
-/// The exports of a campaign. Their directory is removed on drop.
+/// The exports of a campaign. The directory of the files is removed on drop.
 pub(super) struct Exports {
     directory: PathBuf,
     /// The partition and the file of each export.
@@ -76,7 +76,10 @@ impl Exports {
     }
 
     /// Returns the files of the exports whose partition was dropped. Verification needs them.
-    pub(super) async fn dropped(&self, owner_url: &Url) -> Result<Vec<PathBuf>, sqlx::Error> {
+    pub(super) async fn files_of_dropped_partitions(
+        &self,
+        owner_url: &Url,
+    ) -> Result<Vec<PathBuf>, sqlx::Error> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut connection = PgConnection::connect(owner_url.as_str()).await?;
         let mut dropped = Vec::new();
@@ -92,7 +95,7 @@ impl Exports {
     }
 
     /// Reserves the name of a partition of a past month, and the file of its export.
-    fn reserve(&self) -> (String, PathBuf, String) {
+    fn reserve_partition(&self) -> (String, PathBuf, String) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let (year, month) = (2000 + files.len() / 12, files.len() % 12 + 1);
         let partition = format!("audit_events_{year}_{month:02}");
@@ -104,7 +107,7 @@ impl Exports {
 
 impl Drop for Exports {
     fn drop(&mut self) {
-        // Files in the temporary directory of the system do no harm.
+        // Files left in the system's temporary directory are harmless.
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
@@ -118,15 +121,15 @@ pub(super) struct Exporter {
 }
 
 impl Exporter {
-    /// Exports and drops an old partition while another transaction reads the audit log. Returns a violation if other
-    /// sessions waited for a lock on the audit log for too long: every audited change would wait with them.
-    pub(super) async fn export_beside_reader(self) -> Vec<String> {
-        // The database may go down meanwhile.
+    /// Exports and drops an old partition while another transaction reads the audit log. Returns a violation if another
+    /// session waited too long for a lock on the audit log, because every audited change would wait too.
+    pub(super) async fn export_during_read(self) -> Vec<String> {
+        // An error means that the database went down, which is not a violation.
         self.export().await.unwrap_or_default()
     }
 
     async fn export(&self) -> Result<Vec<String>, sqlx::Error> {
-        let (partition, file, month) = self.exports.reserve();
+        let (partition, file, month) = self.exports.reserve_partition();
         let mut connection = PgConnection::connect(self.owner_url.as_str()).await?;
         let create = format!(
             "set lock_timeout = '1s';
@@ -148,15 +151,15 @@ impl Exporter {
         };
         let exported = async {
             let started = Instant::now();
-            // The events are exported once they are sealed.
+            // The export fails until the events are sealed, so it is repeated.
             while started.elapsed() < READING_TIME && !self.run(&file, &month).await {
-                sleep(POLL * 4).await;
+                sleep(POLL_INTERVAL * 4).await;
             }
         };
         let ended = async { tokio::join!(reads, exported).0 };
         tokio::select! {
             read = ended => read.map(|()| Vec::new()),
-            waits = long_wait(&mut connection) => waits,
+            waits = find_long_wait(&mut connection) => waits,
         }
     }
 
@@ -176,7 +179,7 @@ impl Exporter {
 }
 
 /// Waits until a session has waited for a lock on the audit log for more than [`MAX_LOCK_WAIT`].
-async fn long_wait(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+async fn find_long_wait(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     loop {
         let waits: Vec<String> = sqlx::query_scalar(
             "select distinct left(query, 60)
@@ -196,10 +199,10 @@ async fn long_wait(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::E
         if !waits.is_empty() {
             let seconds = MAX_LOCK_WAIT.as_secs();
             return Ok(vec![format!(
-                "an export beside a reader blocked the audit log for more than {seconds} s: {}",
+                "an export during a read blocked the audit log for more than {seconds} s: {}",
                 waits.join("; ")
             )]);
         }
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
 }

@@ -1,17 +1,18 @@
-//! A test campaign against a service of several replicas, of any length: no payment is lost, and none is made twice.
+//! A test campaign that injects faults into a service of several replicas. It checks that no payment is lost or charged
+//! twice.
 //!
-//! A round has two halves. In the first half faults drawn from the seed occur, while customers order and pay and a
-//! clerk issues refunds. In the second half all faults end. Within a fixed time every outcome must then be known, and
-//! the reconciliation must find no difference. The same seed draws the same faults in the same order; their effect
-//! depends on timing.
+//! A round has two parts. In the first part the campaign injects faults drawn from the seed, while customers order and
+//! pay and the refunder issues refunds. In the second part all faults end. Within a fixed time every outcome must then
+//! be known, and the reconciliation must find no difference. The same seed draws the same faults in the same order, but
+//! their effect depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection
 //! - `failovers`: the results of changes of the primary
-//! - `buyers`: customers who remember what the service has acknowledged
-//! - `fleet`: the replicas, which are restarted when they die
+//! - `buyers`: customers who record every acknowledged order and payment
+//! - `fleet`: the replicas, which are restarted after an exit
 //! - `full_disk`: a directory in which nothing can be written
 //! - `hostile_clients`: texts that cannot be stored, slow bodies and slow readers
-//! - `locks`: locks of other sessions, and an export of the audit log beside a reader
+//! - `locks`: locks of other sessions, and an export of the audit log during a read
 //! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment
 //! - `orphans`: charges and refunds whose rows are lost
 //! - `passwords`: password changes beside logins
@@ -59,21 +60,21 @@ use crate::{
     traffic::{self, Traffic},
 };
 
-/// Duration of the faults in a round.
-const STRIKES: Duration = Duration::from_secs(8);
+/// Duration of the first part of a round, in which faults are injected.
+const FAULT_PERIOD: Duration = Duration::from_secs(8);
 
 /// Minimum duration of the faults in a round of failovers. It lasts until writes succeed at every replica.
-const FAILOVER_STRIKES: Duration = Duration::from_secs(4);
+const FAILOVER_FAULT_PERIOD: Duration = Duration::from_secs(4);
 
 /// Number of rounds of failovers until every outcome must be known. So primaries also change while outcomes of earlier
 /// rounds are unknown.
 const FAILOVERS_PER_SETTLEMENT: u32 = 3;
 
-/// Interval of checks for due faults.
-const TICK: Duration = Duration::from_millis(50);
+/// Interval of checks for faults that are due.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Time after the end of all faults within which every outcome must be known and every replica ready.
-const SETTLE_TIME: Duration = Duration::from_mins(1);
+const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Number of rounds between two verifications of the audit log. Each reads the whole log.
 const ROUNDS_PER_VERIFICATION: u32 = 10;
@@ -97,11 +98,11 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     Rounds(u32),
-    /// All rounds that begin within this time.
+    /// All rounds that start within this time.
     Time(Duration),
 }
 
-/// The reason why a campaign was aborted. Findings about the service are in the [`Report`].
+/// The reason why a campaign was aborted. Violations by the service are in the [`Report`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -128,126 +129,127 @@ pub enum Error {
 
 /// Runs a campaign. The campaign ends early at the first round with a violation.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, Error> {
-    let mut stage = TestBed::set(&settings, progress).await?;
-    let fails_over = settings.failover.is_some();
+    let mut test_bed = TestBed::start(&settings, progress).await?;
+    let has_failovers = settings.failover.is_some();
     let mut buyers = match settings.failover {
-        Some(mode) => Some(Buyers::start(&stage, mode).await?),
+        Some(mode) => Some(Buyers::start(&test_bed, mode).await?),
         None => None,
     };
     let traffic = traffic::Settings {
         rate_per_second: settings.rate_per_second,
         seed: settings.seed,
-        ..traffic::Settings::new(stage.api_url()?)
+        ..traffic::Settings::new(test_bed.api_url()?)
     };
-    let traffic = (!fails_over).then(|| Traffic::start(traffic)).transpose()?;
-    let clerk = Refunder::start(stage.api_url()?, stage.owner_url().clone(), settings.seed, fails_over)?;
+    let traffic = (!has_failovers).then(|| Traffic::start(traffic)).transpose()?;
+    let refunder =
+        Refunder::start(test_bed.api_url()?, test_bed.owner_url().clone(), settings.seed, has_failovers)?;
 
-    let mut dice = StdRng::seed_from_u64(settings.seed);
+    let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut report = Report::new(settings.seed);
-    // The first round begins when every replica is ready.
-    report.ends(settle(&mut stage, progress).await?);
+    // The first round starts when every replica is ready.
+    report.end_round(settle(&mut test_bed, progress).await?);
     let started = Instant::now();
     for round in 1.. {
-        let over = match settings.length {
+        let is_done = match settings.length {
             Length::Rounds(rounds) => round > rounds,
             Length::Time(time) => started.elapsed() >= time,
         };
-        if over {
+        if is_done {
             break;
         }
-        let strikes = if fails_over {
-            faults::draw_failover(&mut dice, settings.replicas, FAILOVER_STRIKES)
+        let scheduled_faults = if has_failovers {
+            faults::draw_failover(&mut rng, settings.replicas, FAILOVER_FAULT_PERIOD)
         } else {
-            faults::draw(&mut dice, settings.replicas, STRIKES)
+            faults::draw(&mut rng, settings.replicas, FAULT_PERIOD)
         };
-        let told: Vec<_> = strikes.iter().map(ToString::to_string).collect();
-        progress(&format!("round {round}: {}", told.join(", ")));
-        report.begins(&strikes);
-        stage.prepare(&strikes).await?;
-        strike(&mut stage, &strikes, buyers.as_mut(), progress).await?;
-        stage.heal(progress).await?;
+        let descriptions: Vec<_> = scheduled_faults.iter().map(ToString::to_string).collect();
+        progress(&format!("round {round}: {}", descriptions.join(", ")));
+        report.start_round(&scheduled_faults);
+        test_bed.prepare(&scheduled_faults).await?;
+        inject_faults(&mut test_bed, &scheduled_faults, buyers.as_mut(), progress).await?;
+        test_bed.end_faults(progress).await?;
         let mut violations = Vec::new();
-        if !fails_over || round % FAILOVERS_PER_SETTLEMENT == 0 {
-            violations.extend(settle(&mut stage, progress).await?);
+        if !has_failovers || round % FAILOVERS_PER_SETTLEMENT == 0 {
+            violations.extend(settle(&mut test_bed, progress).await?);
         }
         if let Some(buyers) = &mut buyers {
-            violations.extend(buyers.review(&stage).await?);
+            violations.extend(buyers.review(&test_bed).await?);
         }
         if round % ROUNDS_PER_VERIFICATION == 0 {
-            violations.extend(stage.verify_audit_log().await?);
+            violations.extend(test_bed.verify_audit_log().await?);
         }
-        report.ends(violations);
+        report.end_round(violations);
         if !report.holds() {
             break;
         }
     }
 
-    report.ends(settle(&mut stage, progress).await?);
-    report.clerk = clerk.stop().await;
+    report.end_round(settle(&mut test_bed, progress).await?);
+    report.refunds = refunder.stop().await;
     if let Some(traffic) = traffic {
         report.traffic = traffic.stop().await;
     }
-    report.died = stage.deaths();
+    report.replica_exits = test_bed.replica_exits();
     if let Some(buyers) = buyers {
-        let (violations, orphans) = stage.wait_for_orphans().await?;
-        report.ends(violations);
+        let (violations, orphans) = test_bed.wait_for_orphans().await?;
+        report.end_round(violations);
         report.failovers = Some(FailoverReport { orphans, ..buyers.stop().await });
     }
-    report.ends(stage.verify_audit_log().await?.into_iter().collect());
-    report.verdict = Some(stage.check().await?);
-    stage.strike_down().await?;
+    report.end_round(test_bed.verify_audit_log().await?.into_iter().collect());
+    report.reconciliation = Some(test_bed.reconcile().await?);
+    test_bed.stop().await?;
     Ok(report)
 }
 
 /// Executes each fault at its time. Restarts dead replicas.
-async fn strike(
-    stage: &mut TestBed,
-    strikes: &[ScheduledFault],
+async fn inject_faults(
+    test_bed: &mut TestBed,
+    scheduled_faults: &[ScheduledFault],
     mut buyers: Option<&mut Buyers>,
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     let started = Instant::now();
-    let mut due = strikes.iter().peekable();
-    let length = if buyers.is_some() { FAILOVER_STRIKES } else { STRIKES };
-    while started.elapsed() < length || buyers.as_mut().is_some_and(|buyers| buyers.are_probing(stage)) {
-        while let Some(strike) = due.next_if(|strike| strike.after <= started.elapsed()) {
-            stage.suffer(&strike.fault, progress).await?;
-            if let (Fault::Failover(failover), Some(buyers)) = (&strike.fault, &mut buyers) {
-                buyers.failed_over(*failover, stage);
+    let mut upcoming = scheduled_faults.iter().peekable();
+    let length = if buyers.is_some() { FAILOVER_FAULT_PERIOD } else { FAULT_PERIOD };
+    while started.elapsed() < length || buyers.as_mut().is_some_and(|buyers| buyers.are_probing(test_bed)) {
+        while let Some(scheduled) = upcoming.next_if(|scheduled| scheduled.after <= started.elapsed()) {
+            test_bed.inject(&scheduled.fault, progress).await?;
+            if let (Fault::Failover(failover), Some(buyers)) = (&scheduled.fault, &mut buyers) {
+                buyers.failed_over(*failover, test_bed);
             }
         }
-        stage.revive(progress)?;
-        sleep(TICK).await;
+        test_bed.restart_dead(progress)?;
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
 /// Waits until every replica is ready and every outcome that was unknown at the end of the faults is known. Missing
 /// outcomes at the deadline, and differences found by the reconciliation, are violations.
-async fn settle(stage: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
-    let healed = DateTime::<Utc>::from(SystemTime::now());
-    let deadline = Instant::now() + SETTLE_TIME;
+async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
+    let faults_ended = DateTime::<Utc>::from(SystemTime::now());
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
     let mut missing = String::new();
     while Instant::now() < deadline {
-        stage.revive(progress)?;
-        missing = match (stage.are_ready().await, stage.unknown_since(healed).await?) {
+        test_bed.restart_dead(progress)?;
+        missing = match (test_bed.are_ready().await, test_bed.unknown_since(faults_ended).await?) {
             (true, 0) => {
                 missing.clear();
                 break;
             }
             (ready, unknown) => format!("replicas ready: {ready}; outcomes unknown: {unknown}"),
         };
-        sleep(TICK * 4).await;
+        sleep(POLL_INTERVAL * 4).await;
     }
-    let mut violations = stage.findings().await;
+    let mut violations = test_bed.finish_concurrent_faults().await;
     if !missing.is_empty() {
-        violations.push(format!("not settled within {} s: {missing}", SETTLE_TIME.as_secs()));
-        violations.extend(stage.condition().await);
+        violations.push(format!("not settled within {} s: {missing}", SETTLE_TIMEOUT.as_secs()));
+        violations.extend(test_bed.describe_replicas().await);
     }
-    let verdict = stage.check().await?;
-    progress(&format!("  {verdict}"));
-    violations.extend(verdict.violations.iter().map(ToString::to_string));
-    violations.extend(stage.review_orphans(&verdict, healed).await?);
+    let reconciliation = test_bed.reconcile().await?;
+    progress(&format!("  {reconciliation}"));
+    violations.extend(reconciliation.violations.iter().map(ToString::to_string));
+    violations.extend(test_bed.review_orphans(&reconciliation, faults_ended).await?);
     Ok(violations)
 }
 

@@ -16,8 +16,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Maximum number of attempts at a delivery.
 const MAX_ATTEMPTS: u32 = 40;
 
-/// Maximum length of a text that the service stores, and more.
-const LONG: usize = 20_000;
+/// Length in bytes above the maximum of every text that the service stores.
+const OVERLONG_BYTES: usize = 20_000;
 
 /// An event, and the discrepancy that the service must record for it.
 struct OddEvent {
@@ -27,13 +27,13 @@ struct OddEvent {
     discrepancy: Option<(Uuid, &'static str)>,
 }
 
-/// Delivers odd events about the newest settled payment and refund. Returns the violations.
+/// Delivers unusable and contradicting events about the newest settled payment and refund. Returns the violations.
 pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<String> {
     let mut violations = Vec::new();
     // The database may be down.
     let Ok(events) = odd_events(&owner_url).await else { return violations };
     for odd in events {
-        match deliver_once(&gateway, &odd.event).await {
+        match deliver_until_decided(&gateway, &odd.event).await {
             Some(200..=299) => {}
             Some(status) => {
                 violations.push(format!("a signed event with {}: {status}", odd.name));
@@ -50,9 +50,9 @@ pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<Stri
     violations
 }
 
-/// Delivers an event until a replica has a definite response. Rejected signatures belong to a replica whose secret was
-/// rotated, so another replica gets the event next.
-async fn deliver_once(gateway: &Simulator, event: &Event) -> Option<u16> {
+/// Delivers an event until a replica accepts or rejects it. A replica whose secret was rotated rejects the signature,
+/// so a 401 is retried at the next replica.
+async fn deliver_until_decided(gateway: &Simulator, event: &Event) -> Option<u16> {
     for _ in 0..MAX_ATTEMPTS {
         match gateway.deliver_webhook(event).await {
             Err(_) | Ok(401 | 429 | 503 | 504) => sleep(RETRY_PAUSE).await,
@@ -103,8 +103,8 @@ async fn odd_events(owner_url: &Url) -> Result<Vec<OddEvent>, sqlx::Error> {
         for (name, data, discrepancy) in [
             ("an unknown status", with("status", json!("under_review")), unusable),
             ("NUL in an id", with("id", json!("ch_\0")), unusable),
-            ("an over-long id", with("id", json!("x".repeat(LONG))), unusable),
-            ("an over-long decline code", with("decline_code", json!("x".repeat(LONG))), None),
+            ("an over-long id", with("id", json!("x".repeat(OVERLONG_BYTES))), unusable),
+            ("an over-long decline code", with("decline_code", json!("x".repeat(OVERLONG_BYTES))), None),
             (
                 "a missing amount",
                 json!({ "id": charge_id, "reference": key, "status": "succeeded" }),

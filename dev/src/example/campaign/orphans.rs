@@ -39,16 +39,18 @@ impl Orphans {
         &mut self,
         orphans: &[Uuid],
         owner_url: &Url,
-        healed: DateTime<Utc>,
+        faults_ended: DateTime<Utc>,
     ) -> Result<Vec<String>, sqlx::Error> {
         self.missing.retain(|orphan, _| orphans.contains(orphan));
         for orphan in orphans.iter().filter(|orphan| !self.found.contains_key(orphan)) {
-            self.missing.entry(*orphan).or_insert(healed);
+            self.missing.entry(*orphan).or_insert(faults_ended);
         }
         self.read_discrepancies(owner_url).await?;
-        let is_overdue = |healed: &DateTime<Utc>| Utc::now() - *healed > MAX_SEARCH_TIME;
-        let overdue = self.missing.iter().filter(|(_, healed)| is_overdue(healed));
-        Ok(overdue.map(|(orphan, healed)| format!("orphan {orphan} is not found since {healed}")).collect())
+        let is_overdue = |faults_ended: &DateTime<Utc>| Utc::now() - *faults_ended > MAX_SEARCH_TIME;
+        let overdue = self.missing.iter().filter(|(_, faults_ended)| is_overdue(faults_ended));
+        Ok(overdue
+            .map(|(orphan, faults_ended)| format!("orphan {orphan} is not found since {faults_ended}"))
+            .collect())
     }
 
     /// Waits until every orphan is recorded, or until one is overdue.
@@ -76,8 +78,8 @@ impl Orphans {
         .await?;
         connection.close().await?;
         for (orphan, recorded_at) in recorded {
-            if let Some(healed) = self.missing.remove(&orphan) {
-                self.found.insert(orphan, (recorded_at - healed).to_std().unwrap_or_default());
+            if let Some(faults_ended) = self.missing.remove(&orphan) {
+                self.found.insert(orphan, (recorded_at - faults_ended).to_std().unwrap_or_default());
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Password changes beside logins with the old password. A session that began with the old password must end.
+//! Password changes during logins with the old password. Every session created with the old password must end.
 use std::{net::SocketAddr, time::Duration};
 
 use reqwest::{Client, Method};
@@ -8,19 +8,19 @@ use uuid::Uuid;
 
 use crate::http;
 
-/// Number of changes of one fault.
-const CHANGES: usize = 5;
+/// Number of password changes of one fault.
+const CHANGE_COUNT: usize = 5;
 
-/// Number of logins beside each change.
-const LOGINS: usize = 8;
+/// Number of logins during each change.
+const LOGINS_PER_CHANGE: usize = 8;
 
 /// Pause between two attempts of a request.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// Maximum number of attempts at a request that must have a definite response.
+/// Maximum number of attempts at a request that needs a definite response.
 const MAX_ATTEMPTS: usize = 40;
 
-/// One user at several replicas.
+/// One user, who sends requests to several replicas.
 #[derive(Clone)]
 struct User {
     client: Client,
@@ -45,34 +45,37 @@ impl User {
     async fn change_repeatedly(&self) -> Option<Vec<String>> {
         let password = |number: usize| format!("open sesame {number} {}", self.email);
         let registration = json!({ "email": self.email, "password": password(0), "name": "Ada" });
-        self.insist((Method::POST, "v1/users", None, registration))
+        self.send_until_definite((Method::POST, "v1/users", None, registration))
             .await
             .filter(|(status, _)| *status == 201)?;
-        for number in 0..CHANGES {
+        for number in 0..CHANGE_COUNT {
             let (old, new) = (password(number), password(number + 1));
-            let (_, session) = self.insist(self.login(&old)).await.filter(|(status, _)| *status == 201)?;
+            let (_, session) =
+                self.send_until_definite(self.login(&old)).await.filter(|(status, _)| *status == 201)?;
             let token = session.get("token")?.as_str()?;
             let mut logins = JoinSet::new();
-            for login in 0..LOGINS {
+            for login in 0..LOGINS_PER_CHANGE {
                 let (user, old) = (self.clone(), old.clone());
                 logins.spawn(async move { user.send(login, user.login(&old)).await });
             }
             let change = json!({ "current_password": old, "new_password": new });
             let changed = self.send(number, (Method::PUT, "v1/me/password", Some(token), change)).await?;
-            let begun = logins.join_all().await.into_iter().flatten();
-            let tokens: Vec<String> =
-                begun.filter_map(|(_, session)| Some(session.get("token")?.as_str()?.to_owned())).collect();
+            let sessions = logins.join_all().await.into_iter().flatten();
+            let tokens: Vec<String> = sessions
+                .filter_map(|(_, session)| Some(session.get("token")?.as_str()?.to_owned()))
+                .collect();
             if changed.0 != 204 {
                 return None;
             }
             for token in tokens {
-                let (status, _) =
-                    self.insist((Method::GET, "v1/me", Some(token.as_str()), Value::Null)).await?;
+                let (status, _) = self
+                    .send_until_definite((Method::GET, "v1/me", Some(token.as_str()), Value::Null))
+                    .await?;
                 if status == 200 {
-                    return Some(vec!["a session of the old password outlives its change".to_owned()]);
+                    return Some(vec!["a session of the old password is valid after the change".to_owned()]);
                 }
             }
-            if self.insist(self.login(&old)).await?.0 == 201 {
+            if self.send_until_definite(self.login(&old)).await?.0 == 201 {
                 return Some(vec!["the old password is accepted after its change".to_owned()]);
             }
         }
@@ -84,7 +87,7 @@ impl User {
         (Method::POST, "v1/sessions", None, credentials)
     }
 
-    /// Sends a request to one of the replicas. Returns `None` without a response.
+    /// Sends a request to one of the replicas. Returns `None` if there was no response.
     async fn send(&self, replica: usize, (method, path, token, body): Request<'_>) -> Option<(u16, Value)> {
         let address = self.replicas.get(replica % self.replicas.len())?;
         let mut request = self.client.request(method, format!("http://{address}/{path}"));
@@ -98,11 +101,11 @@ impl User {
         Some((response.status().as_u16(), response.json().await.unwrap_or_default()))
     }
 
-    /// Sends a request to the replicas in turn, until one of them has a definite response.
-    async fn insist(&self, request: Request<'_>) -> Option<(u16, Value)> {
+    /// Sends a request to the replicas in turn, until one of them returns a definite response.
+    async fn send_until_definite(&self, request: Request<'_>) -> Option<(u16, Value)> {
         for attempt in 0..MAX_ATTEMPTS {
             match self.send(attempt, request.clone()).await {
-                None | Some((429 | 503 | 504, _)) => sleep(RETRY_PAUSE).await,
+                None | Some((429 | 503 | 504, _)) => sleep(RETRY_DELAY).await,
                 definite => return definite,
             }
         }

@@ -1,4 +1,4 @@
-//! A support employee who issues partial refunds and retries each until its outcome is known.
+//! A support user who issues full and partial refunds, and retries each until its outcome is known.
 use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -16,41 +16,41 @@ use crate::{environment, http};
 const PAUSE: Duration = Duration::from_millis(400);
 
 /// Pause between two attempts at the same refund.
-const BEFORE_RETRY: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// Results of the refunds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RefundReport {
     pub succeeded: u32,
     pub failed: u32,
-    /// Refunds rejected because another refund was faster or nothing was refundable.
-    pub refused: u32,
-    /// Number of retries.
-    pub repeated: u32,
+    /// Refunds rejected because another refund was faster, nothing was refundable, or the payment is lost.
+    pub rejected: u32,
+    /// Number of repeated requests.
+    pub retries: u32,
     /// Responses that the API contract does not allow.
     pub unexpected: Vec<String>,
 }
 
-/// A running clerk.
+/// A running task that issues refunds.
 pub(super) struct Refunder {
     stop: watch::Sender<bool>,
-    work: JoinHandle<RefundReport>,
+    task: JoinHandle<RefundReport>,
 }
 
 impl Refunder {
-    /// Starts the refunds. If rows may be lost, a payment may be unknown to the service.
+    /// Starts the refunds. If rows may be lost, a 404 counts as a rejection.
     pub(super) fn start(api: Url, owner_url: Url, seed: u64, rows_may_be_lost: bool) -> Result<Self, Error> {
         let client = http::client(Duration::from_secs(15))?;
-        let (stop, stopped) = (watch::Sender::new(false), StdRng::seed_from_u64(seed));
-        let (told, stop_signal) = (RefundReport::default(), stop.subscribe());
-        let desk = RefundLoop { client, api, owner_url, rows_may_be_lost, told, stop: stop_signal };
-        let work = tokio::spawn(desk.work(stopped));
-        Ok(Self { stop, work })
+        let (stop, rng) = (watch::Sender::new(false), StdRng::seed_from_u64(seed));
+        let (report, stop_signal) = (RefundReport::default(), stop.subscribe());
+        let refund_loop = RefundLoop { client, api, owner_url, rows_may_be_lost, report, stop: stop_signal };
+        let task = tokio::spawn(refund_loop.run(rng));
+        Ok(Self { stop, task })
     }
 
     pub(super) async fn stop(self) -> RefundReport {
         self.stop.send_replace(true);
-        self.work.await.unwrap_or_default()
+        self.task.await.unwrap_or_default()
     }
 }
 
@@ -59,12 +59,12 @@ struct RefundLoop {
     api: Url,
     owner_url: Url,
     rows_may_be_lost: bool,
-    told: RefundReport,
+    report: RefundReport,
     stop: watch::Receiver<bool>,
 }
 
 impl RefundLoop {
-    async fn work(mut self, mut dice: StdRng) -> RefundReport {
+    async fn run(mut self, mut rng: StdRng) -> RefundReport {
         let mut token = None;
         while !*self.stop.borrow() {
             sleep(PAUSE).await;
@@ -73,13 +73,13 @@ impl RefundLoop {
                 continue;
             };
             // The database may be down. The next iteration tries again.
-            let Ok(Some(payment)) = self.some_payment().await else { continue };
-            let amount = dice.random_bool(0.5).then(|| dice.random_range(1..500));
+            let Ok(Some(payment)) = self.random_payment().await else { continue };
+            let amount = rng.random_bool(0.5).then(|| rng.random_range(1..500));
             if self.refund(&bearer, payment, amount).await == Some(StatusCode::UNAUTHORIZED) {
                 token = None;
             }
         }
-        self.told
+        self.report
     }
 
     async fn log_in(&self) -> Option<String> {
@@ -90,7 +90,7 @@ impl RefundLoop {
         session.get("token")?.as_str().map(ToOwned::to_owned)
     }
 
-    async fn some_payment(&self) -> Result<Option<Uuid>, sqlx::Error> {
+    async fn random_payment(&self) -> Result<Option<Uuid>, sqlx::Error> {
         let mut connection = PgConnection::connect(self.owner_url.as_str()).await?;
         let payment = sqlx::query_scalar(
             "select id from payments where status in ('succeeded', 'partially_refunded') order by random() limit 1",
@@ -101,41 +101,41 @@ impl RefundLoop {
         Ok(payment)
     }
 
-    /// Issues one refund, retried under the same key until the response states the outcome.
+    /// Issues one refund, and retries it under the same key until the response has the outcome.
     async fn refund(&mut self, token: &str, payment: Uuid, amount: Option<i64>) -> Option<StatusCode> {
         let key = Uuid::now_v7().to_string();
         let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));
         let url = self.api.join(&format!("v1/payments/{payment}/refunds")).ok()?;
         while !*self.stop.borrow() {
             let request = self.client.post(url.clone()).bearer_auth(token).json(&body);
-            if let Ok(answer) = request.header("idempotency-key", &key).send().await {
-                let status = answer.status();
-                let text = answer.text().await.unwrap_or_default();
+            if let Ok(response) = request.header("idempotency-key", &key).send().await {
+                let status = response.status();
+                let text = response.text().await.unwrap_or_default();
                 match status.as_u16() {
-                    201 if text.contains("\"succeeded\"") => self.told.succeeded += 1,
-                    201 => self.told.failed += 1,
+                    201 if text.contains("\"succeeded\"") => self.report.succeeded += 1,
+                    201 => self.report.failed += 1,
                     401 => {}
                     409 if text.contains("request-under-way") => {
-                        self.insist().await;
+                        self.wait_before_retry().await;
                         continue;
                     }
-                    409 | 422 => self.told.refused += 1,
-                    404 if self.rows_may_be_lost => self.told.refused += 1,
+                    409 | 422 => self.report.rejected += 1,
+                    404 if self.rows_may_be_lost => self.report.rejected += 1,
                     202 | 429 | 503 | 504 => {
-                        self.insist().await;
+                        self.wait_before_retry().await;
                         continue;
                     }
-                    _ => self.told.unexpected.push(format!("refund of {payment}: {status} {text}")),
+                    _ => self.report.unexpected.push(format!("refund of {payment}: {status} {text}")),
                 }
                 return Some(status);
             }
-            self.insist().await;
+            self.wait_before_retry().await;
         }
         None
     }
 
-    async fn insist(&mut self) {
-        self.told.repeated += 1;
-        sleep(BEFORE_RETRY).await;
+    async fn wait_before_retry(&mut self) {
+        self.report.retries += 1;
+        sleep(RETRY_DELAY).await;
     }
 }

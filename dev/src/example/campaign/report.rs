@@ -2,7 +2,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{failovers::FailoverReport, faults::ScheduledFault, refunder::RefundReport};
-use crate::{example::invariants::Verdict, traffic};
+use crate::{example::invariants::CheckReport, traffic};
 
 /// The results of a campaign.
 #[derive(Debug, Clone)]
@@ -12,16 +12,16 @@ pub struct Report {
     /// Number of occurrences of each fault.
     pub faults: BTreeMap<String, u32>,
     /// Number of replicas that were killed or crashed at a crash point.
-    pub died: u32,
+    pub replica_exits: u32,
     /// Violations, with the round of each.
     pub violations: Vec<String>,
-    pub clerk: RefundReport,
+    pub refunds: RefundReport,
     pub traffic: traffic::Report,
     /// The results of changes of the primary, if there were any.
     pub failovers: Option<FailoverReport>,
     /// The reconciliation at the end.
-    pub verdict: Option<Verdict>,
-    /// The faults of each round, for the search for a cause.
+    pub reconciliation: Option<CheckReport>,
+    /// The faults of each round, printed after a violation.
     history: Vec<String>,
 }
 
@@ -31,26 +31,26 @@ impl Report {
             seed,
             rounds: 0,
             faults: BTreeMap::new(),
-            died: 0,
+            replica_exits: 0,
             violations: Vec::new(),
-            clerk: RefundReport::default(),
+            refunds: RefundReport::default(),
             traffic: traffic::Report::default(),
             failovers: None,
-            verdict: None,
+            reconciliation: None,
             history: Vec::new(),
         }
     }
 
-    pub(super) fn begins(&mut self, strikes: &[ScheduledFault]) {
+    pub(super) fn start_round(&mut self, scheduled_faults: &[ScheduledFault]) {
         self.rounds += 1;
-        for strike in strikes {
-            *self.faults.entry(strike.fault.name()).or_default() += 1;
+        for scheduled in scheduled_faults {
+            *self.faults.entry(scheduled.fault.name()).or_default() += 1;
         }
-        let told: Vec<_> = strikes.iter().map(ToString::to_string).collect();
-        self.history.push(format!("round {}: {}", self.rounds, told.join(", ")));
+        let descriptions: Vec<_> = scheduled_faults.iter().map(ToString::to_string).collect();
+        self.history.push(format!("round {}: {}", self.rounds, descriptions.join(", ")));
     }
 
-    pub(super) fn ends(&mut self, violations: Vec<String>) {
+    pub(super) fn end_round(&mut self, violations: Vec<String>) {
         let round = self.rounds;
         self.violations.extend(violations.into_iter().map(|what| format!("round {round}: {what}")));
     }
@@ -58,41 +58,41 @@ impl Report {
     /// Returns whether all invariants held and all responses followed the API contract.
     pub fn holds(&self) -> bool {
         self.violations.is_empty()
-            && self.clerk.unexpected.is_empty()
+            && self.refunds.unexpected.is_empty()
             && self.traffic.unexpected == 0
             && self.failovers.as_ref().is_none_or(FailoverReport::holds)
-            && self.verdict.as_ref().is_none_or(Verdict::holds)
+            && self.reconciliation.as_ref().is_none_or(CheckReport::holds)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.holds() { "no violation" } else { "VIOLATED" };
-        writeln!(formatter, "seed {}, {} rounds: {verdict}", self.seed, self.rounds)?;
+        let result = if self.holds() { "no violation" } else { "VIOLATED" };
+        writeln!(formatter, "seed {}, {} rounds: {result}", self.seed, self.rounds)?;
         for (fault, count) in &self.faults {
             writeln!(formatter, "  {count:>5}  {fault}")?;
         }
-        writeln!(formatter, "crashed replicas: {}", self.died)?;
-        let clerk = &self.clerk;
+        writeln!(formatter, "replicas killed or crashed: {}", self.replica_exits)?;
+        let refunds = &self.refunds;
         writeln!(
             formatter,
-            "refunds: {} succeeded, {} failed, {} rejected, {} attempts retried",
-            clerk.succeeded, clerk.failed, clerk.refused, clerk.repeated
+            "refunds: {} succeeded, {} failed, {} rejected, {} retries",
+            refunds.succeeded, refunds.failed, refunds.rejected, refunds.retries
         )?;
         match &self.failovers {
             Some(failovers) => writeln!(formatter, "{failovers}")?,
             None => writeln!(formatter, "traffic: {}", self.traffic)?,
         }
-        if let Some(verdict) = &self.verdict {
-            write!(formatter, "{verdict}")?;
+        if let Some(reconciliation) = &self.reconciliation {
+            write!(formatter, "{reconciliation}")?;
         }
         if self.holds() {
             return Ok(());
         }
-        for what in self.violations.iter().chain(&clerk.unexpected) {
+        for what in self.violations.iter().chain(&refunds.unexpected) {
             write!(formatter, "\n- {what}")?;
         }
-        write!(formatter, "\nfaults until then (the same seed reproduces them):")?;
+        write!(formatter, "\nfaults so far (the same seed reproduces them):")?;
         self.history.iter().try_for_each(|round| write!(formatter, "\n  {round}"))
     }
 }

@@ -9,12 +9,15 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 use url::Url;
 
 use super::{
-    Error, Settings,
-    faults::{Fault, Part, ScheduledFault, Secret},
+    Error, POLL_INTERVAL, SETTLE_TIMEOUT, Settings,
+    faults::{Component, Fault, ScheduledFault, Secret},
     fleet::Fleet,
     hostile_clients,
     locks::{Exporter, Exports},
@@ -26,7 +29,7 @@ use crate::{
     environment,
     example::{
         gateway::{self, Ledger, Simulator},
-        invariants::{self, Loss, Verdict},
+        invariants::{self, CheckReport, Loss},
         seed_products,
     },
     failover::{self, AfterRestore},
@@ -42,64 +45,64 @@ const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBl
 const OTHER_API_KEY: &str = "sk_not_accepted_yet";
 const OTHER_WEBHOOK_SECRET: &str = "whsec_YW5vdGhlciBzZWNyZXQgdGhhdCBub2JvZHkgc2lnbnMgd2l0aA==";
 
-/// Deadline of a fault that runs beside the others. Components that another fault has stopped can delay it.
+/// Deadline of a fault that runs concurrently with others. Components that another fault has stopped can delay it.
 const FAULT_DEADLINE: Duration = Duration::from_mins(1);
 
-/// Deadline of a verification. The audit log of an hour is verified in far less.
-const VERIFICATION: Duration = Duration::from_mins(2);
+/// Deadline of a verification. The audit log of an hour takes far less.
+const VERIFICATION_DEADLINE: Duration = Duration::from_mins(2);
 
 /// A database, a gateway and several replicas, with TCP proxies between them.
 pub(super) struct TestBed {
     executable: PathBuf,
     server: ReplicatedServer,
     owner_url: Url,
-    /// Connects as the service's role, bypassing the proxy with faults.
+    /// Connects as the service's role, not through a proxy with faults.
     database_url: Url,
     gateway: Arc<Simulator>,
     fleet: Fleet,
-    /// Proxy and load balancer between callers and replicas, also for webhooks.
-    api: TcpProxy,
+    /// Proxy and load balancer between clients and replicas, also for webhooks.
+    api_proxy: TcpProxy,
     /// Proxy between replicas and gateway.
-    charges: TcpProxy,
+    gateway_proxy: TcpProxy,
     exports: Arc<Exports>,
     /// Faults that run beside the others, and return the violations that they have found.
-    running: JoinSet<Vec<String>>,
+    concurrent_faults: JoinSet<Vec<String>>,
     /// True once a failover may have lost confirmed commits.
-    may_have_lost: bool,
+    commits_may_be_lost: bool,
     /// True while the runbook of a restore must be followed.
     is_restored: bool,
     orphans: Orphans,
 }
 
 impl TestBed {
-    pub(super) async fn set(settings: &Settings, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+    pub(super) async fn start(settings: &Settings, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let server = Server::find_or_start(Purpose::Durable, progress).await?;
         let prepared = environment::database::prepare(&server, &settings.executable, false, progress).await?;
-        seed_products::offer(&prepared.owner_url, progress).await?;
+        seed_products::seed(&prepared.owner_url, progress).await?;
         let addresses = Fleet::addresses(settings.replicas)?;
-        let api = TcpProxy::open(addresses.iter().map(|(api, _)| *api).collect()).await?;
+        let api_proxy = TcpProxy::open(addresses.iter().map(|(api, _)| *api).collect()).await?;
         let gateway = Arc::new(
             Simulator::start(gateway::Settings {
                 address: SocketAddr::from(([127, 0, 0, 1], 0)),
                 api_key: GATEWAY_API_KEY.to_owned(),
                 webhook_secret: GATEWAY_WEBHOOK_SECRET.to_owned(),
-                webhook_url: Some(Url::parse(&format!("http://{}/v1/gateway/events", api.address()))?),
+                webhook_url: Some(Url::parse(&format!("http://{}/v1/gateway/events", api_proxy.address()))?),
                 ledger_file: None,
             })
             .await?,
         );
-        let charges = TcpProxy::open(vec![gateway.address()]).await?;
+        let gateway_proxy = TcpProxy::open(vec![gateway.address()]).await?;
         let server = ReplicatedServer::start(server, settings.failover, progress).await?;
 
-        // In a campaign of failovers all requests are of one customer.
+        // In a campaign with failovers one customer sends all requests.
         let caller_limit = if settings.failover.is_some() { "0" } else { "50" };
-        let settings_of_replicas = vec![
+        let replica_settings = vec![
             ("APP_ENV", "test".to_owned()),
             ("LOG_FORMAT", "json".to_owned()),
             // Every verification of the audit log reads the heads in the logs of the whole campaign.
             ("RUST_LOG", "warn,audit=info".to_owned()),
             ("DATABASE_URL", server.url_of_nodes(&prepared.url)),
-            ("GATEWAY_URL", format!("http://{}", charges.address())),
+            ("GATEWAY_URL", format!("http://{}", gateway_proxy.address())),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
             // The shortest safe timeouts, so that an hour contains many rounds.
@@ -109,16 +112,16 @@ impl TestBed {
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
             ("AUDIT_SEAL_INTERVAL_SECONDS", "1".to_owned()),
             ("WRITE_TIMEOUT_MS", "5000".to_owned()),
-            // Logins with the old password follow each change.
+            // The password changes cause many failed logins.
             ("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "1000".to_owned()),
             ("ARGON2_MEMORY_KIB", "64".to_owned()),
             ("ARGON2_ITERATIONS", "1".to_owned()),
-            // All callers share this machine's address.
+            // All clients have this machine's address.
             ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0".to_owned()),
             ("RATE_LIMIT_ADDRESS_PER_SECOND", "0".to_owned()),
             ("RATE_LIMIT_CALLER_PER_SECOND", caller_limit.to_owned()),
         ];
-        let fleet = Fleet::start(settings.executable.clone(), settings_of_replicas, &addresses)?;
+        let fleet = Fleet::start(settings.executable.clone(), replica_settings, &addresses)?;
         Ok(Self {
             executable: settings.executable.clone(),
             owner_url: server.url_of_primary(&prepared.owner_url),
@@ -126,37 +129,37 @@ impl TestBed {
             server,
             gateway,
             fleet,
-            api,
-            charges,
+            api_proxy,
+            gateway_proxy,
             exports: Exports::new()?,
-            running: JoinSet::new(),
-            may_have_lost: false,
+            concurrent_faults: JoinSet::new(),
+            commits_may_be_lost: false,
             is_restored: false,
             orphans: Orphans::default(),
         })
     }
 
-    /// Returns the URL for callers.
+    /// Returns the URL for clients.
     pub(super) fn api_url(&self) -> Result<Url, url::ParseError> {
-        Url::parse(&format!("http://{}/", self.api.address()))
+        Url::parse(&format!("http://{}/", self.api_proxy.address()))
     }
 
-    /// Returns the URL of the database, bypassing the proxy with faults.
+    /// Returns the URL of the schema owner, which does not lead through a proxy with faults.
     pub(super) fn owner_url(&self) -> &Url {
         &self.owner_url
     }
 
-    fn links(&self, part: Part) -> &[TcpProxy] {
-        match part {
-            Part::Api => slice::from_ref(&self.api),
-            Part::Database => self.server.nodes(),
-            Part::Gateway => slice::from_ref(&self.charges),
+    fn proxies(&self, component: Component) -> &[TcpProxy] {
+        match component {
+            Component::Api => slice::from_ref(&self.api_proxy),
+            Component::Database => self.server.nodes(),
+            Component::Gateway => slice::from_ref(&self.gateway_proxy),
         }
     }
 
-    /// Makes the base backup that a restore among these faults needs.
-    pub(super) async fn prepare(&mut self, strikes: &[ScheduledFault]) -> Result<(), Error> {
-        if strikes.iter().any(|strike| strike.fault == Fault::Failover(Failover::Restore)) {
+    /// Makes a base backup if one of these faults is a restore.
+    pub(super) async fn prepare(&mut self, scheduled_faults: &[ScheduledFault]) -> Result<(), Error> {
+        if scheduled_faults.iter().any(|scheduled| scheduled.fault == Fault::Failover(Failover::Restore)) {
             self.server.back_up().await?;
         }
         Ok(())
@@ -177,34 +180,36 @@ impl TestBed {
         self.fleet.processes()
     }
 
-    /// Executes a fault.
-    pub(super) async fn suffer(&mut self, fault: &Fault, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    /// Injects a fault.
+    pub(super) async fn inject(&mut self, fault: &Fault, progress: &dyn Fn(&str)) -> Result<(), Error> {
         match fault {
             Fault::Kill { replica } => self.fleet.kill(*replica),
             Fault::Crash { replica, point } => self.fleet.crash(*replica, point).await?,
             Fault::FullDisk { replica } => self.fleet.fill_disk(*replica).await?,
             Fault::RestartDatabase => self.server.restart(Signal::SIGINT, progress).await?,
             Fault::KillDatabase => self.server.restart(Signal::SIGKILL, progress).await?,
-            Fault::Cut(part) => self.links(*part).iter().for_each(TcpProxy::interrupt),
-            Fault::Slow(part, delay) => self.links(*part).iter().for_each(|link| link.slow(*delay)),
-            Fault::Stall(part) => self.links(*part).iter().for_each(TcpProxy::freeze),
+            Fault::Cut(component) => self.proxies(*component).iter().for_each(TcpProxy::interrupt),
+            Fault::Slow(component, delay) => {
+                self.proxies(*component).iter().for_each(|proxy| proxy.slow(*delay))
+            }
+            Fault::Stall(component) => self.proxies(*component).iter().for_each(TcpProxy::freeze),
             Fault::Gateway(faults) => self.gateway.faults().set(faults.clone()),
             Fault::Lock(lock, time) => {
                 let holding = lock.hold(self.owner_url.clone(), *time);
-                self.run_beside(async {
+                self.run_concurrently(async {
                     // The database may be down.
                     let _ = holding.await;
                     Vec::new()
                 });
             }
-            Fault::ExportBesideReader => {
+            Fault::ExportDuringRead => {
                 let exporter = Exporter {
                     executable: self.executable.clone(),
                     owner_url: self.owner_url.clone(),
                     database_url: self.database_url.clone(),
                     exports: Arc::clone(&self.exports),
                 };
-                self.run_beside(exporter.export_beside_reader());
+                self.run_concurrently(exporter.export_during_read());
             }
             Fault::Rotation { replica, secret } => {
                 let (name, value) = match secret {
@@ -214,20 +219,20 @@ impl TestBed {
                 self.fleet.rotate(*replica, name, value).await?;
             }
             Fault::OddEvents => {
-                self.run_beside(odd_events::deliver(Arc::clone(&self.gateway), self.owner_url.clone()));
+                self.run_concurrently(odd_events::deliver(Arc::clone(&self.gateway), self.owner_url.clone()));
             }
             Fault::HostileTexts => {
-                self.run_beside(hostile_clients::send_hostile_texts(self.api_url()?));
+                self.run_concurrently(hostile_clients::send_hostile_texts(self.api_url()?));
             }
             Fault::PasswordChanges => {
-                self.run_beside(passwords::change_during_logins(self.addresses()));
+                self.run_concurrently(passwords::change_during_logins(self.addresses()));
             }
             Fault::SlowClients => {
-                self.run_beside(hostile_clients::be_slow(self.addresses()));
+                self.run_concurrently(hostile_clients::run_slow_clients(self.addresses()));
             }
             Fault::Failover(failover) => {
                 self.is_restored = self.server.may_lose(*failover);
-                self.may_have_lost |= self.is_restored;
+                self.commits_may_be_lost |= self.is_restored;
                 self.server.fail_over(*failover, progress).await?;
                 if *failover == Failover::Restore {
                     // The gateway's faults can fail the command. It is repeated at the end of the faults.
@@ -239,22 +244,22 @@ impl TestBed {
         Ok(())
     }
 
-    /// Runs a fault beside the others.
-    fn run_beside(&mut self, fault: impl Future<Output = Vec<String>> + Send + 'static) {
-        self.running.spawn(async { timeout(FAULT_DEADLINE, fault).await.unwrap_or_default() });
+    /// Runs a fault concurrently with others.
+    fn run_concurrently(&mut self, fault: impl Future<Output = Vec<String>> + Send + 'static) {
+        self.concurrent_faults.spawn(async { timeout(FAULT_DEADLINE, fault).await.unwrap_or_default() });
     }
 
     fn addresses(&self) -> Vec<SocketAddr> {
         self.replicas().into_iter().map(|(address, _)| address).collect()
     }
 
-    /// Waits until the faults that run beside the others have ended. Returns the violations that they have found.
-    pub(super) async fn findings(&mut self) -> Vec<String> {
-        let mut findings = Vec::new();
-        while let Some(ended) = self.running.join_next().await {
-            findings.extend(ended.unwrap_or_else(|failed| vec![format!("a fault failed: {failed}")]));
+    /// Waits until the concurrent faults have ended. Returns their violations.
+    pub(super) async fn finish_concurrent_faults(&mut self) -> Vec<String> {
+        let mut violations = Vec::new();
+        while let Some(result) = self.concurrent_faults.join_next().await {
+            violations.extend(result.unwrap_or_else(|failed| vec![format!("a fault failed: {failed}")]));
         }
-        findings
+        violations
     }
 
     /// Runs the command that follows a restore.
@@ -270,10 +275,10 @@ impl TestBed {
 
     /// Ends all lasting faults. A lost node gets a new standby. If a failover may have lost commits, the runbook of a
     /// restore is followed.
-    pub(super) async fn heal(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    pub(super) async fn end_faults(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.server.rejoin(progress).await?;
-        for part in [Part::Api, Part::Database, Part::Gateway] {
-            self.links(part).iter().for_each(TcpProxy::mend);
+        for component in [Component::Api, Component::Database, Component::Gateway] {
+            self.proxies(component).iter().for_each(TcpProxy::resume);
         }
         self.gateway.faults().clear();
         self.fleet.end_rotations();
@@ -281,40 +286,45 @@ impl TestBed {
             self.fleet.kill_all().await?;
             self.run_after_restore().await?;
             self.is_restored = false;
+            let deadline = Instant::now() + SETTLE_TIMEOUT;
+            while !self.are_ready().await && Instant::now() < deadline {
+                self.restart_dead(progress)?;
+                sleep(POLL_INTERVAL).await;
+            }
         }
         Ok(())
     }
 
-    pub(super) fn revive(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
-        Ok(self.fleet.revive(progress)?)
+    pub(super) fn restart_dead(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        Ok(self.fleet.restart_dead(progress)?)
     }
 
     pub(super) async fn are_ready(&self) -> bool {
         self.fleet.are_ready().await
     }
 
-    /// Returns the state of each replica, for the search for a cause.
-    pub(super) async fn condition(&self) -> Vec<String> {
-        self.fleet.condition().await
+    /// Returns the state of each replica, reported with a violation.
+    pub(super) async fn describe_replicas(&self) -> Vec<String> {
+        self.fleet.describe_replicas().await
     }
 
-    pub(super) fn deaths(&self) -> u32 {
-        self.fleet.deaths
+    pub(super) fn replica_exits(&self) -> u32 {
+        self.fleet.replica_exits
     }
 
-    /// Counts the outcomes that were unknown at this moment and still are.
+    /// Counts payments and refunds from before `moment` with an unknown outcome.
     pub(super) async fn unknown_since(&self, moment: DateTime<Utc>) -> Result<i64, Error> {
         Ok(super::unknown_since(self.owner_url.as_str(), moment).await?)
     }
 
-    /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `healed` is the
+    /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `faults_ended` is the
     /// end of the faults before the reconciliation. Returns the violations.
     pub(super) async fn review_orphans(
         &mut self,
-        verdict: &Verdict,
-        healed: DateTime<Utc>,
+        reconciliation: &CheckReport,
+        faults_ended: DateTime<Utc>,
     ) -> Result<Vec<String>, Error> {
-        Ok(self.orphans.review(&verdict.orphans, &self.owner_url, healed).await?)
+        Ok(self.orphans.review(&reconciliation.orphans, &self.owner_url, faults_ended).await?)
     }
 
     /// Waits until the service has recorded every orphan, or until one is overdue.
@@ -324,16 +334,16 @@ impl TestBed {
     }
 
     /// Runs the reconciliation.
-    pub(super) async fn check(&self) -> Result<Verdict, Error> {
-        let loss = if self.may_have_lost { Loss::Possible } else { Loss::Impossible };
+    pub(super) async fn reconcile(&self) -> Result<CheckReport, Error> {
+        let loss = if self.commits_may_be_lost { Loss::Possible } else { Loss::Impossible };
         Ok(invariants::check_after(loss, self.owner_url.as_str(), &self.gateway.url()).await?)
     }
 
     /// Verifies the hash chain of the audit log. Returns the problem, or `None`.
     pub(super) async fn verify_audit_log(&self) -> Result<Option<String>, Error> {
-        let exported = self.exports.dropped(&self.owner_url).await?;
+        let exported = self.exports.files_of_dropped_partitions(&self.owner_url).await?;
         let logs: Vec<_> = self.fleet.logs().into_iter().filter(|log| has_head(log)).collect();
-        let verifying = Launch::new(&self.executable)
+        let process = Launch::new(&self.executable)
             .args(["audit", "verify"])
             .args(exported.first().map(|_| "--exported"))
             .args(exported)
@@ -343,13 +353,13 @@ impl TestBed {
             .env("APP_ENV", "test")
             .env("DATABASE_URL", self.database_url.as_str())
             .start()?;
-        let status = verifying.wait(VERIFICATION).await?;
-        let told: Vec<_> = verifying.lines().into_iter().map(|line| line.text).collect();
-        Ok((!status.success()).then(|| told.join(" ")))
+        let status = process.wait(VERIFICATION_DEADLINE).await?;
+        let output: Vec<_> = process.lines().into_iter().map(|line| line.text).collect();
+        Ok((!status.success()).then(|| output.join(" ")))
     }
 
-    /// Stops all components in order.
-    pub(super) async fn strike_down(self) -> Result<(), Error> {
+    /// Stops all components: the replicas before their dependencies.
+    pub(super) async fn stop(self) -> Result<(), Error> {
         self.fleet.stop().await?;
         self.gateway.stop().await;
         self.server.stop().await?;

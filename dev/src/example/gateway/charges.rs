@@ -83,7 +83,7 @@ pub enum DeclineCode {
     InsufficientFunds,
     CardExpired,
     FraudSuspected,
-    /// One of the many codes that a client has no special handling for.
+    /// A code without special handling in the client.
     DoNotHonor,
 }
 
@@ -134,13 +134,13 @@ pub enum PaymentMethod {
     /// Charges at once and responds after 30 seconds.
     #[serde(rename = "pm_card_slow")]
     Slow,
-    /// Charges and never responds, however often the request is sent.
+    /// Charges and never responds, also to retries.
     #[serde(rename = "pm_card_timeout")]
     Timeout,
     /// Responds with 500 without charging, for the first three requests under a key.
     #[serde(rename = "pm_card_error")]
     Error,
-    /// Charges and responds with 500, however often the request is sent.
+    /// Charges and responds with 500, also to retries.
     #[serde(rename = "pm_card_error_after_charge")]
     ErrorAfterCharge,
     /// Responds with 503 to the first, third, fifth … request under a key. The second request charges.
@@ -149,8 +149,8 @@ pub enum PaymentMethod {
 }
 
 impl PaymentMethod {
-    /// Returns the status with which the `nth` request under a key (from 1) is rejected before any effect.
-    pub(super) fn rejects(self, nth: u32) -> Option<u16> {
+    /// Returns the status with which the `nth` request under a key is rejected before any effect. The first is 1.
+    pub(super) fn rejection_status(self, nth: u32) -> Option<u16> {
         match self {
             Self::Error if nth <= 3 => Some(500),
             Self::Flaky if nth % 2 == 1 => Some(503),

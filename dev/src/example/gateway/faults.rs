@@ -1,5 +1,5 @@
-//! Faults in addition to the behaviour of the payment methods, and the random generator that selects the affected
-//! requests.
+//! Faults of the gateway, and the random generator that selects the affected requests. Payment methods have further
+//! faults of their own.
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -24,7 +24,7 @@ pub struct Faults {
     pub decline_rate: f64,
     /// Delay added to every response, in milliseconds.
     pub latency_ms: u64,
-    /// Executes requests and holds back the responses until this is switched off.
+    /// Executes requests, and delays the responses until this is false.
     pub hold_responses: bool,
     /// Fraction of requests that are executed and then have their connection cut before the response.
     pub cut_rate: f64,
@@ -32,15 +32,16 @@ pub struct Faults {
     pub spoil_rate: f64,
     /// The kind of malformed response.
     pub spoil: Malformation,
-    /// Fraction of the entries of a page of `created_after` that are missing in it. The next request draws anew.
+    /// Fraction of the entries of a page of `created_after` that are missing in the response. Each request selects
+    /// others.
     pub list_omit_rate: f64,
-    /// Fraction of the pages of `created_after` that are empty, although their cursor continues behind them.
+    /// Fraction of the pages of `created_after` that are empty, with the cursor of the complete page.
     pub list_lost_page_rate: f64,
-    /// Fraction of the pages of `created_after` that begin with the last entry of the page before them.
+    /// Fraction of the pages of `created_after` that begin with the last entry of the previous page.
     pub list_repeat_rate: f64,
     /// Fraction of the pages of `created_after` that are in the wrong order.
     pub list_reorder_rate: f64,
-    /// Time in milliseconds for which a new charge or refund is missing in `created_after`.
+    /// Time for which a new charge or refund is missing in `created_after`, in milliseconds.
     pub list_delay_ms: u32,
     /// The delivery of webhooks.
     pub webhooks: Webhooks,
@@ -118,10 +119,10 @@ pub(super) struct RequestFaults {
 }
 
 /// The random generator. It draws the same number of values for every request, so that the rate of one fault does not
-/// depend on the others.
+/// affect the other faults.
 pub(super) struct FaultGenerator {
     rng: StdRng,
-    /// Separate, so that a client that lists does not change the faults of the other requests.
+    /// A separate generator for lists, so that lists do not change the faults of other requests.
     listing: StdRng,
 }
 

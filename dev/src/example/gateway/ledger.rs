@@ -1,7 +1,7 @@
-//! The gateway's executed charges and refunds: in memory, and one per line in a file.
+//! The gateway's executed charges and refunds, in memory and in a file with one entry per line.
 //!
-//! A line is written and flushed to the disk before the response to its charge. So after a restart, `kill -9` included,
-//! the gateway still has every charge that any client received a response for.
+//! A line is written and flushed to the disk before the response to its charge. So the gateway has every acknowledged
+//! charge after a restart, also after `kill -9`.
 //!
 //! A charge or refund takes about 200 bytes of memory, permanently. Its request is stored in the file only. With the
 //! traffic of `cargo dev` the ledger grows by less than a megabyte an hour.
@@ -35,12 +35,12 @@ pub struct Ledger {
 pub struct Counts {
     pub charges_succeeded: usize,
     pub charges_declined: usize,
-    /// Number of distinct payments with a successful charge. Fewer than `charges_succeeded` means that a customer paid
+    /// Number of distinct payments with a successful charge. If it is less than `charges_succeeded`, a customer paid
     /// twice.
     pub payments_charged: usize,
     pub refunds_succeeded: usize,
     pub refunds_failed: usize,
-    /// Number of distinct refunds of the client that succeeded.
+    /// Number of distinct refunds of the client with a successful refund.
     pub refunds_made: usize,
 }
 
@@ -76,7 +76,7 @@ impl Ledger {
     }
 
     /// Records a charge or refund, and returns its position.
-    pub(super) fn enter(&mut self, done: LedgerEntry) -> LedgerIndex {
+    pub(super) fn record_entry(&mut self, done: LedgerEntry) -> LedgerIndex {
         match done {
             LedgerEntry::Charge(charge) => {
                 self.charges.push(charge);
@@ -151,26 +151,26 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or creates the file, and passes its entries on in order. An incomplete last line was being written when
-    /// the process died. No client received a response for it, so it is dropped. Any other damage is an error.
-    pub(super) fn open(path: PathBuf, mut take: impl FnMut(Entry)) -> Result<Self, Error> {
+    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed,
+    /// because the process was killed before the response. Any other damage is an error.
+    pub(super) fn open(path: PathBuf, mut add: impl FnMut(Entry)) -> Result<Self, Error> {
         let unusable = |source| Error::LedgerFile { path: path.clone(), source };
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(&path);
         let mut reader = BufReader::new(file.map_err(unusable)?);
-        let (mut whole, mut line) = (0_u64, Vec::new());
+        let (mut complete_bytes, mut line) = (0_u64, Vec::new());
         for number in 1.. {
             line.clear();
             reader.read_until(b'\n', &mut line).map_err(unusable)?;
             if line.last() != Some(&b'\n') {
                 break;
             }
-            whole += line.len() as u64;
+            complete_bytes += line.len() as u64;
             let damaged = |source| Error::LedgerLine { path: path.clone(), line: number, source };
-            take(serde_json::from_slice(&line).map_err(damaged)?);
+            add(serde_json::from_slice(&line).map_err(damaged)?);
         }
         let mut file = reader.into_inner();
-        file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(unusable)?;
+        file.set_len(complete_bytes).and_then(|()| file.seek(SeekFrom::End(0))).map_err(unusable)?;
         Ok(Self { path, file })
     }
 

@@ -1,7 +1,7 @@
-//! The listing of charges and refunds by their time of creation, page by page, and its faults.
+//! The paginated lists of charges and refunds by time of creation, and their faults.
 //!
-//! A real gateway's listing is a separate index of its ledger: an entry may be late, missing, repeated or out of
-//! order. The faults imitate this. The ledger itself, and the listing by reference, are always correct.
+//! A real gateway lists from an index, in which an entry may be late, missing, repeated or out of order. The faults
+//! simulate this. The ledger itself, and the list by reference, are always correct.
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -45,7 +45,7 @@ impl ListQuery {
     pub(super) fn validate(self) -> Result<ListRequest, &'static str> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err("limit is from 1 to 100");
+            return Err("limit must be from 1 to 100");
         }
         match (self.reference, self.created_after) {
             (Some(reference), None) if self.cursor.is_none() && self.limit.is_none() => {
@@ -53,10 +53,12 @@ impl ListQuery {
             }
             (None, Some(created_after)) => {
                 let from =
-                    self.cursor.as_deref().map_or(Some(0), parse_cursor).ok_or("the cursor is unknown")?;
+                    self.cursor.as_deref().map_or(Some(0), parse_cursor).ok_or("the cursor is invalid")?;
                 Ok(ListRequest::Page(PageRequest { created_after, from, limit }))
             }
-            _ => Err("either reference, or created_after with cursor and limit, is needed"),
+            _ => Err(
+                "either reference or created_after is required; only created_after allows cursor and limit",
+            ),
         }
     }
 }
@@ -118,9 +120,9 @@ pub(super) fn page<T: Clone>(
     let repeated = request.from.checked_sub(1).filter(|_| faults.repeats_last_entry);
     let repeated = repeated.and_then(|last| Some(entry((objects.get(last)?, created.get(last)?))));
     let omitted = faults.omitted.iter().copied().chain(std::iter::repeat(false));
-    let kept =
+    let present =
         found.into_iter().zip(omitted).filter(|(_, omitted)| !omitted).map(|((_, found), _)| entry(found));
-    let mut data: Vec<_> = repeated.into_iter().chain(kept).filter(|_| !faults.lost).collect();
+    let mut data: Vec<_> = repeated.into_iter().chain(present).filter(|_| !faults.lost).collect();
     if faults.reordered {
         data.reverse();
     }
@@ -131,7 +133,7 @@ pub(super) fn page<T: Clone>(
 mod tests {
     use super::*;
 
-    /// Numbers as objects, each created a second after the one before it.
+    /// Lists the objects 0 to 4, which were created one second apart.
     fn list(query: &str, faults: &PageFaults) -> (Vec<usize>, Option<String>) {
         let objects: Vec<_> = (0..5_usize).collect();
         let created: Vec<_> = (0..5).map(|second| start() + TimeDelta::seconds(second)).collect();

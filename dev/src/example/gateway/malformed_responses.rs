@@ -1,4 +1,4 @@
-//! Malformed responses. The ledger stays correct.
+//! Malformed responses. The ledger itself stays correct.
 use axum::{
     body::{Body, to_bytes},
     http::{HeaderValue, header},
@@ -27,17 +27,17 @@ pub enum Malformation {
     Nul,
     /// An id with half of a surrogate pair, which is invalid text.
     Surrogate,
-    /// A record with an unknown status, in the responses of lists only.
+    /// An unknown status of each object in a list. Other responses are correct.
     Record,
     /// An id of 20 000 characters.
     Long,
     /// No amount and no status.
     Missing,
-    /// A second object with another id for each object of a list. Other responses are correct.
+    /// A second object, with another id, for each object in a list. Other responses are correct.
     Second,
 }
 
-/// Length of an over-long id.
+/// Length of an over-long id, in bytes.
 const LONG_ID_BYTES: usize = 20_000;
 
 /// Body size in bytes, far above any reasonable limit of a client.
@@ -45,7 +45,7 @@ const HUGE_BODY_BYTES: usize = 4 * 1024 * 1024;
 
 impl Malformation {
     /// Malforms a successful response. An error response is unchanged.
-    pub(super) async fn spoil(self, response: Response) -> Response {
+    pub(super) async fn malform(self, response: Response) -> Response {
         if !response.status().is_success() {
             return response;
         }
@@ -58,20 +58,20 @@ impl Malformation {
             Self::Record | Self::Second => {
                 let mut response: Value = serde_json::from_slice(&body).unwrap_or_default();
                 if let Some(data) = response.get_mut("data").and_then(Value::as_array_mut) {
-                    let mut falsified = data.clone();
-                    for object in &mut falsified {
-                        self.falsify(object);
+                    let mut altered = data.clone();
+                    for object in &mut altered {
+                        self.alter(object);
                     }
                     if self == Self::Record {
                         data.clear();
                     }
-                    data.append(&mut falsified);
+                    data.append(&mut altered);
                 }
                 response.to_string()
             }
             Self::Amount | Self::Currency | Self::Reference | Self::Nul | Self::Long | Self::Missing => {
                 let mut response: Value = serde_json::from_slice(&body).unwrap_or_default();
-                self.falsify(&mut response);
+                self.alter(&mut response);
                 response.to_string()
             }
         };
@@ -79,9 +79,9 @@ impl Malformation {
         Response::from_parts(parts, Body::from(malformed))
     }
 
-    fn falsify(self, response: &mut Value) {
+    fn alter(self, response: &mut Value) {
         match response {
-            Value::Array(items) => items.iter_mut().for_each(|item| self.falsify(item)),
+            Value::Array(items) => items.iter_mut().for_each(|item| self.alter(item)),
             Value::Object(fields) => {
                 if self == Self::Missing {
                     fields.retain(|name, _| name != "amount" && name != "status");
@@ -98,7 +98,7 @@ impl Malformation {
                         }
                         (Self::Record, "status") => *value = "under_review".into(),
                         (Self::Reference, "reference") => *value = Uuid::max().to_string().into(),
-                        _ => self.falsify(value),
+                        _ => self.alter(value),
                     }
                 }
             }

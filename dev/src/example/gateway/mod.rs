@@ -1,23 +1,21 @@
 //! The payment-gateway simulator: a real HTTP server with the gateway's API, a ledger of its charges, and faults that
 //! can be switched at run time.
 //!
-//! The simulator tests every guarantee about money, so it is stricter than necessary: unknown fields are rejected, and
-//! a key is compared byte for byte. It is as unreliable as its faults make it. Its main principle: **the effect and the
-//! response are independent**. A charge is in the ledger before any response is attempted, and no lost, late or wrong
-//! response changes the ledger.
+//! The simulator is stricter than real gateways: it rejects unknown fields, and compares requests under the same key
+//! byte for byte. **The effect and the response are independent**: a charge is in the ledger before any response is
+//! sent, and no lost, late or wrong response changes the ledger.
 //!
-//! It runs for days with `cargo dev`, so its memory is bounded. Recent requests are bounded by count and bytes
-//! ([`requests`]), idempotency keys by their lifetime ([`state`]). The ledger grows without bound, by less than 200
-//! bytes per charge ([`ledger`]).
+//! `cargo dev` may run for days, so memory is bounded: recent requests by count and bytes ([`requests`]), idempotency
+//! keys by their lifetime ([`state`]). Only the ledger is unbounded, with less than 200 bytes per charge ([`ledger`]).
 //!
 //! - [`charges`]: charges, refunds, and the behaviour of each test payment method
 //! - [`ledger`]: the executed charges and refunds, in memory and in a file
 //! - [`state`]: idempotency keys, and the decision about each request
 //! - [`faults`]: faults, and the seeded random generator that selects the affected requests
-//! - `listing`: the listing by time of creation, and its faults
+//! - `listing`: the lists by time of creation, and their faults
 //! - [`requests`]: the received requests, for inspection by tests
 //! - [`routes`]: the API
-//! - [`server`]: the socket
+//! - [`server`]: accepts and cuts connections
 //! - [`malformed_responses`]: malformed responses
 //! - [`webhooks`]: signing and delivering events
 mod charges;
@@ -62,9 +60,8 @@ use self::{
     webhooks::QueuedEvent,
 };
 
-/// Capacity of the queue of undelivered events. An event that finds the queue full is lost. The gateway's contract
-/// allows this loss: a client must work without webhooks anyway.
-const EVENT_QUEUE: usize = 4096;
+/// Capacity of the queue of undelivered events. Further events are lost, which the gateway's contract allows.
+const EVENT_QUEUE_CAPACITY: usize = 4096;
 
 /// Settings of a simulator.
 #[derive(Debug, Clone)]
@@ -77,7 +74,7 @@ pub struct Settings {
     pub webhook_secret: String,
     /// The webhook URL. Without a URL no webhooks are sent until [`Simulator::set_webhook_url`] sets one.
     pub webhook_url: Option<Url>,
-    /// File in which the ledger survives a restart. Without a file the ledger lives as long as the simulator.
+    /// File that keeps the ledger across restarts. Without a file the ledger is in memory only.
     pub ledger_file: Option<PathBuf>,
 }
 
@@ -88,7 +85,7 @@ pub struct Timings {
     pub slow_response: Duration,
     /// Delay between a charge or refund and its webhook.
     pub webhook_delay: Duration,
-    /// The delay while webhooks are late.
+    /// Delay between a charge or refund and its webhook, with [`Webhooks::Late`].
     pub webhook_lateness: Duration,
     /// Delay before the second attempt at a webhook, doubled before each further attempt.
     pub webhook_backoff: Duration,
@@ -135,13 +132,13 @@ pub enum Error {
     Deadline(Duration),
 }
 
-/// State shared by the routes, the webhook worker and the test controls.
+/// State shared by the routes, the webhook worker and [`Simulator`].
 struct Gateway {
     api_key: String,
     timings: Timings,
     state: Mutex<GatewayState>,
     faults: watch::Sender<Faults>,
-    dice: Mutex<FaultGenerator>,
+    fault_generator: Mutex<FaultGenerator>,
     requests: Mutex<RecentEntries<RecordedRequest>>,
     events: Mutex<RecentEntries<Event>>,
     deliveries: Mutex<RecentEntries<Delivery>>,
@@ -160,7 +157,7 @@ impl Gateway {
 
     /// Replaces the faults and restarts their random generator.
     fn set_faults(&self, faults: Faults) {
-        *lock(&self.dice) = FaultGenerator::new(faults.seed);
+        *lock(&self.fault_generator) = FaultGenerator::new(faults.seed);
         self.faults.send_replace(faults);
     }
 
@@ -208,13 +205,13 @@ impl Simulator {
         let address =
             listener.local_addr().map_err(|source| Error::Listen { address: settings.address, source })?;
 
-        let (queue, queued) = mpsc::channel(EVENT_QUEUE);
+        let (queue, queued) = mpsc::channel(EVENT_QUEUE_CAPACITY);
         let faults = Faults::default();
         let gateway = Arc::new(Gateway {
             api_key: settings.api_key,
             timings,
             state: Mutex::new(state),
-            dice: Mutex::new(FaultGenerator::new(faults.seed)),
+            fault_generator: Mutex::new(FaultGenerator::new(faults.seed)),
             faults: watch::Sender::new(faults),
             requests: Mutex::default(),
             events: Mutex::default(),
@@ -222,7 +219,7 @@ impl Simulator {
             signer,
             webhook_url: Mutex::new(settings.webhook_url),
             queue,
-            client: crate::http::client(webhooks::TIMEOUT)?,
+            client: crate::http::client(webhooks::ATTEMPT_TIMEOUT)?,
             changed: watch::Sender::new(()),
         });
         let stop = watch::Sender::new(false);
@@ -238,7 +235,7 @@ impl Simulator {
         self.address
     }
 
-    /// Returns the URL from this machine.
+    /// Returns the URL for clients on this machine.
     pub fn url(&self) -> Url {
         self.url.clone()
     }
@@ -256,8 +253,8 @@ impl Simulator {
         for task in tasks {
             let _ = task.await;
         }
-        // A cut request may still be running on another thread. Closing the state prevents further writes, so that the
-        // next simulator is the only writer of this ledger file.
+        // A request may still run on a blocking thread. The closed state rejects its write, so that only the next
+        // simulator writes to this ledger file.
         lock(&self.gateway.state).close();
     }
 
@@ -266,12 +263,12 @@ impl Simulator {
         FaultControl { gateway: &self.gateway }
     }
 
-    /// Executes and records further requests, and holds back their responses.
+    /// Executes further requests, and delays their responses until [`Self::release`].
     pub fn hold_responses(&self) {
         self.gateway.hold_responses(true);
     }
 
-    /// Releases the held responses.
+    /// Sends the delayed responses.
     pub fn release(&self) {
         self.gateway.hold_responses(false);
     }
@@ -281,29 +278,28 @@ impl Simulator {
         lock(&self.gateway.state).ledger().clone()
     }
 
-    /// Returns the charges for a payment, including declined ones. More than one successful charge is the error that
-    /// this design prevents.
+    /// Returns the charges for a payment, including declined ones. More than one successful charge is a double charge.
     pub fn charges_for(&self, reference: Uuid) -> Vec<Charge> {
         lock(&self.gateway.state).ledger().charges_for(reference).cloned().collect()
     }
 
     /// Records a charge without a request: a second charge, or one of a different amount.
     pub fn record(&self, charge: Charge) -> Result<(), Error> {
-        self.enter(Utc::now(), LedgerEntry::Charge(charge))
+        self.record_entry(Utc::now(), LedgerEntry::Charge(charge))
     }
 
     /// Records a charge without a request, as one that was created at this time.
     pub fn record_at(&self, created: DateTime<Utc>, charge: Charge) -> Result<(), Error> {
-        self.enter(created, LedgerEntry::Charge(charge))
+        self.record_entry(created, LedgerEntry::Charge(charge))
     }
 
     /// Records a refund without a request.
     pub fn record_refund(&self, refund: Refund) -> Result<(), Error> {
-        self.enter(Utc::now(), LedgerEntry::Refund(refund))
+        self.record_entry(Utc::now(), LedgerEntry::Refund(refund))
     }
 
-    fn enter(&self, created: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
-        lock(&self.gateway.state).enter(created, done)?;
+    fn record_entry(&self, created: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
+        lock(&self.gateway.state).record_entry(created, done)?;
         self.gateway.notify();
         Ok(())
     }
@@ -337,19 +333,19 @@ impl Simulator {
         deadline: Duration,
     ) -> Result<(), Error> {
         let mut changed = self.gateway.changed.subscribe();
-        let arrival = async {
+        let expected_state = async {
             while !expected(self) {
                 changed.changed().await.map_err(|_| Error::Stopped)?;
             }
             Ok(())
         };
-        tokio::time::timeout(deadline, arrival).await.map_err(|_| Error::Deadline(deadline))?
+        tokio::time::timeout(deadline, expected_state).await.map_err(|_| Error::Deadline(deadline))?
     }
 
     /// Expires every idempotency key, as if 24 hours had passed. The ledger is unchanged, and a request with an old key
     /// charges again.
-    pub fn forget_keys(&self) {
-        lock(&self.gateway.state).forget_keys();
+    pub fn expire_keys(&self) {
+        lock(&self.gateway.state).expire_keys();
     }
 
     /// Returns the latest events in order of creation, delivered or not.
@@ -362,8 +358,8 @@ impl Simulator {
         lock(&self.gateway.deliveries).to_vec()
     }
 
-    /// Delivers an event once, immediately and regardless of faults. Returns the response status. The event may be a
-    /// repeated or an invented one.
+    /// Delivers an event once, immediately and regardless of faults. Returns the response status. The event can be one
+    /// of [`Self::events`] or a new one.
     pub async fn deliver_webhook(&self, event: &Event) -> Result<u16, Error> {
         webhooks::deliver(&self.gateway, event).await
     }
@@ -374,7 +370,7 @@ impl Simulator {
     }
 }
 
-/// Returns the URL from this machine of a server that listens on `address`.
+/// Returns the URL for clients on this machine of a server that listens on `address`.
 fn url_of(address: SocketAddr) -> Result<Url, url::ParseError> {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 const MAX_ENTRIES: usize = 10_000;
 const MAX_BYTES: usize = 1024 * 1024;
 
-/// A received request, recorded before any decision about it.
+/// A received request, recorded before it is processed.
 #[derive(Debug, Clone)]
 pub struct RecordedRequest {
     pub at: DateTime<Utc>,
@@ -19,7 +19,7 @@ pub struct RecordedRequest {
     pub correlation_id: Option<String>,
     pub traceparent: Option<String>,
     pub baggage: Option<String>,
-    /// A copy of the body. A slice of the socket's read buffer would keep 8 KiB in memory for a body of 150 bytes.
+    /// A copy of the body, because a slice would keep the whole read buffer of 8 KiB in memory.
     pub body: String,
 }
 

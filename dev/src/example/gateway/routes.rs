@@ -1,11 +1,11 @@
-//! The gateway's API, and the controls that a real gateway does not have (`/ledger`, `/faults`).
+//! The gateway's API, and `/ledger` and `/faults`, which a real gateway does not have.
 //!
 //! A request passes these steps in order:
-//! - the record of requests
-//! - the fault that rejects requests
-//! - the check of the API key
-//! - the decision about the request ([`super::state`])
-//! - the faults that delay, malform or lose the response
+//! - the request is recorded
+//! - a fault may reject the request
+//! - the API key is checked
+//! - the request is executed ([`super::state`])
+//! - faults may delay, malform or lose the response
 use std::sync::Arc;
 
 use axum::{
@@ -73,7 +73,7 @@ impl From<Rejection> for ErrorResponse {
             Rejection::ByPaymentMethod(status) => Self(status, "the gateway is unavailable".to_owned()),
             Rejection::KeyReused => Self(409, "the Idempotency-Key was used for another request".to_owned()),
             Rejection::NoSuchCharge => Self(404, "the charge does not exist".to_owned()),
-            Rejection::Broken(error) => Self(500, error.to_string()),
+            Rejection::LedgerFailure(error) => Self(500, error.to_string()),
         }
     }
 }
@@ -112,9 +112,9 @@ async fn record(
 
 async fn apply_faults(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     let faults = gateway.faults.borrow().clone();
-    let faults_of_request = lock(&gateway.dice).draw(&faults);
+    let faults_of_request = lock(&gateway.fault_generator).draw(&faults);
     request.extensions_mut().insert(faults_of_request.clone());
-    let on_purpose = || {
+    let injected_error = || {
         let mut rejected = ErrorResponse(
             faults_of_request.error_status,
             "the gateway failed because of an injected fault".to_owned(),
@@ -126,15 +126,16 @@ async fn apply_faults(State(gateway): State<Arc<Gateway>>, mut request: Request,
         rejected
     };
 
-    let mut response = if faults_of_request.error_before { on_purpose() } else { next.run(request).await };
+    let mut response =
+        if faults_of_request.error_before { injected_error() } else { next.run(request).await };
     if faults_of_request.error_after && response.status() == StatusCode::CREATED {
-        response = on_purpose();
+        response = injected_error();
     }
-    if let Some(spoil) = faults_of_request.malformation {
-        response = spoil.spoil(response).await;
+    if let Some(malformation) = faults_of_request.malformation {
+        response = malformation.malform(response).await;
     }
     tokio::time::sleep(faults_of_request.latency).await;
-    // `gateway` owns the sender, so the wait ends only when the responses are released.
+    // The wait cannot fail, because `gateway` owns the sender.
     let _ = gateway.faults.subscribe().wait_for(|faults| !faults.hold_responses).await;
     if faults_of_request.cut {
         response.extensions_mut().insert(CutConnection);
@@ -152,13 +153,13 @@ async fn authenticate(State(gateway): State<Arc<Gateway>>, request: Request, nex
 }
 
 /// A validated request that moves money.
-struct Order<T> {
+struct MoneyRequest<T> {
     keyed: KeyedRequest,
     request: T,
     correlation_id: Option<String>,
 }
 
-impl<T: DeserializeOwned> Order<T> {
+impl<T: DeserializeOwned> MoneyRequest<T> {
     fn parse(path: String, headers: &HeaderMap, body: &Bytes) -> Result<Self, ErrorResponse> {
         let key = text(headers, "idempotency-key")
             .filter(|key| !key.is_empty())
@@ -176,20 +177,20 @@ async fn charge(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ErrorResponse> {
-    let order = Order::<ChargeRequest>::parse("/v1/charges".to_owned(), &headers, &body)?;
-    order
+    let money_request = MoneyRequest::<ChargeRequest>::parse("/v1/charges".to_owned(), &headers, &body)?;
+    money_request
         .request
         .validation_error()
         .map_or(Ok(()), |validation_error| Err(ErrorResponse::invalid(&validation_error)))?;
-    decide(gateway, move |gateway| {
+    execute(gateway, move |gateway| {
         let outcome = lock(&gateway.state).charge(
-            order.keyed,
-            &order.request,
+            money_request.keyed,
+            &money_request.request,
             faults_of_request.decline,
             gateway.timings.slow_response,
         )?;
         if outcome.is_new {
-            announce(gateway, Event::of_charge(&outcome.done), order.correlation_id);
+            enqueue_event(gateway, Event::of_charge(&outcome.done), money_request.correlation_id);
         }
         Ok(outcome)
     })
@@ -202,44 +203,43 @@ async fn refund(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ErrorResponse> {
-    let order = Order::<RefundRequest>::parse(format!("/v1/charges/{charge_id}/refunds"), &headers, &body)?;
-    order
+    let money_request =
+        MoneyRequest::<RefundRequest>::parse(format!("/v1/charges/{charge_id}/refunds"), &headers, &body)?;
+    money_request
         .request
         .validation_error()
         .map_or(Ok(()), |validation_error| Err(ErrorResponse::invalid(&validation_error)))?;
-    decide(gateway, move |gateway| {
-        let outcome = lock(&gateway.state).refund(order.keyed, &charge_id, &order.request)?;
+    execute(gateway, move |gateway| {
+        let outcome = lock(&gateway.state).refund(money_request.keyed, &charge_id, &money_request.request)?;
         if outcome.is_new {
-            announce(gateway, Event::of_refund(&outcome.done), order.correlation_id);
+            enqueue_event(gateway, Event::of_refund(&outcome.done), money_request.correlation_id);
         }
         Ok(outcome)
     })
     .await
 }
 
-fn announce(gateway: &Gateway, event: Result<Event, super::Error>, correlation_id: Option<String>) {
+fn enqueue_event(gateway: &Gateway, event: Result<Event, super::Error>, correlation_id: Option<String>) {
     if let Ok(event) = event {
         webhooks::enqueue(gateway, event.caused_by(correlation_id));
     }
 }
 
-/// Runs a decision on a blocking thread, because the ledger is flushed to the disk. The decision completes even if the
-/// client disconnects. The response is sent when it is due.
-async fn decide<T: Serialize + Send + 'static>(
+/// Executes a request on a blocking thread, because the ledger is flushed to the disk. The execution completes even if
+/// the client disconnects. The response is sent when it is due.
+async fn execute<T: Serialize + Send + 'static>(
     gateway: Arc<Gateway>,
-    decision: impl FnOnce(&Gateway) -> Result<Outcome<T>, Rejection> + Send + 'static,
+    operation: impl FnOnce(&Gateway) -> Result<Outcome<T>, Rejection> + Send + 'static,
 ) -> Result<Response, ErrorResponse> {
-    let outcome = tokio::task::spawn_blocking(move || decision(&gateway))
+    let outcome = tokio::task::spawn_blocking(move || operation(&gateway))
         .await
         .map_err(|failed| ErrorResponse(500, failed.to_string()))??;
     match outcome.respond_at {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
     }
-    match outcome.hidden_by {
-        Some(status) => {
-            Err(ErrorResponse(status, "the gateway failed after it had started the work".to_owned()))
-        }
+    match outcome.error_status_after {
+        Some(status) => Err(ErrorResponse(status, "the gateway failed after the charge".to_owned())),
         None => Ok((StatusCode::CREATED, Json(outcome.done)).into_response()),
     }
 }
@@ -285,7 +285,7 @@ async fn refunds(
 fn draw_for_page(gateway: &Gateway, request: &PageRequest) -> (TimeDelta, PageFaults) {
     let faults = gateway.faults.borrow().clone();
     let delay = TimeDelta::milliseconds(faults.list_delay_ms.into());
-    (delay, lock(&gateway.dice).draw_for_page(&faults, request.limit))
+    (delay, lock(&gateway.fault_generator).draw_for_page(&faults, request.limit))
 }
 
 async fn healthz() -> Json<serde_json::Value> {
@@ -299,7 +299,7 @@ struct LedgerPage {
     ledger: Ledger,
 }
 
-/// Range of requested references, both ends included. The default is all references.
+/// Range of references, including both ends. The default is all references.
 #[derive(Deserialize)]
 #[serde(default)]
 struct References {
@@ -313,10 +313,13 @@ impl Default for References {
     }
 }
 
-/// Returns charges, refunds and their counts: the whole ledger, or the part with the requested references. The range
-/// allows a reconciliation page by page.
-async fn ledger(State(gateway): State<Arc<Gateway>>, Query(keyed): Query<References>) -> Json<LedgerPage> {
-    let ledger = lock(&gateway.state).ledger().of(keyed.from..=keyed.through);
+/// Returns the charges and refunds with references in the range, and their counts. The range allows a paginated
+/// reconciliation.
+async fn ledger(
+    State(gateway): State<Arc<Gateway>>,
+    Query(references): Query<References>,
+) -> Json<LedgerPage> {
+    let ledger = lock(&gateway.state).ledger().of(references.from..=references.through);
     Json(LedgerPage { counts: ledger.counts(), ledger })
 }
 

@@ -1,4 +1,4 @@
-//! The socket: accepts connections, and can cut a connection instead of responding.
+//! The HTTP server: accepts connections, and can cut a connection instead of responding.
 use std::{fmt, time::Duration};
 
 use axum::{Router, extract::Request, response::Response};
@@ -35,8 +35,7 @@ pub(super) async fn run(listener: TcpListener, router: Router, mut stop: watch::
                 Ok((stream, _)) => {
                     connections.spawn(serve(stream, router.clone()));
                 }
-                // Most likely the process has no free file descriptor. A descriptor becomes free when another
-                // connection ends.
+                // The process probably has no free file descriptor. The pause lets other connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             },
         }
@@ -52,7 +51,7 @@ async fn serve(stream: TcpStream, router: Router) {
         async move { response.await.map_or_else(|never| match never {}, cut_or_respond) }
     });
     let _ = stream.set_nodelay(true);
-    // The client sees every outcome of the connection, so the server reports none.
+    // Errors are ignored, because the client detects them.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 

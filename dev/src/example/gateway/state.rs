@@ -1,10 +1,10 @@
-//! The gateway's decisions: the effect of a request, based on its key and the earlier requests.
+//! The execution of requests. The effect of a request depends on its key and on earlier requests.
 //!
-//! Each decision is made under one lock and ends with or without an entry in the ledger. The delivery of the response
-//! is decided elsewhere.
+//! Each request is executed under one lock, and adds at most one entry to the ledger. [`super::routes`] sends the
+//! response.
 //!
-//! Bound: a key expires after [`KEY_LIFETIME`], regardless of use, and takes about 200 bytes until then. Only a digest
-//! of the request is stored, which suffices to detect a different request.
+//! Memory bound: a key takes about 200 bytes, and expires after [`KEY_LIFETIME`], regardless of use. Only a digest of
+//! the request is stored, to detect a different request under the same key.
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -25,7 +25,7 @@ use super::{
 /// Lifetime of a key.
 const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
 
-/// Interval of the search for expired keys.
+/// Interval of the removal of expired keys.
 const SWEEP_INTERVAL: TimeDelta = TimeDelta::minutes(10);
 
 /// The reason why a request had no effect.
@@ -38,7 +38,7 @@ pub(super) enum Rejection {
     /// The charge does not exist.
     NoSuchCharge,
     /// The ledger could not be written.
-    Broken(Error),
+    LedgerFailure(Error),
 }
 
 /// The result of a request, executed now or at the first use of its key.
@@ -49,8 +49,8 @@ pub(super) struct Outcome<T> {
     pub(super) is_new: bool,
     /// Time of the response to this request and to every other request with the same key. `None` means never.
     pub(super) respond_at: Option<Instant>,
-    /// The status in place of a 201, if the payment method hides the result.
-    pub(super) hidden_by: Option<u16>,
+    /// Status of the response in place of 201, if the payment method causes an error after the charge.
+    pub(super) error_status_after: Option<u16>,
 }
 
 #[derive(Clone, Copy)]
@@ -73,18 +73,18 @@ pub(super) struct GatewayState {
     /// Time of creation of each refund of the ledger.
     refunds_created: Vec<DateTime<Utc>>,
     keys: HashMap<String, Key>,
-    /// Time of the last search for expired keys.
-    swept: DateTime<Utc>,
+    /// Time of the last removal of expired keys.
+    last_sweep: DateTime<Utc>,
     journal: Option<Journal>,
     closed: bool,
 }
 
 impl GatewayState {
-    /// Reads the entries of the file, and appends further entries to it.
+    /// Creates a state from the entries of the file. Further entries are appended to the file.
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
         let mut state = Self::default();
         let journal = Journal::open(path, |Entry { at, keyed, done }| {
-            let done = Some(state.enter_at(at, done));
+            let done = Some(state.add_entry(at, done));
             if let Some(keyed) = keyed.filter(|_| !is_expired(at, Utc::now())) {
                 let digest = keyed.digest();
                 state.keys.insert(keyed.key, Key { digest, since: at, uses: 1, done, due: Instant::now() });
@@ -118,7 +118,7 @@ impl GatewayState {
         listing::page(&self.ledger.refunds, &self.refunds_created, request, delay, faults)
     }
 
-    pub(super) fn forget_keys(&mut self) {
+    pub(super) fn expire_keys(&mut self) {
         self.keys.clear();
     }
 
@@ -139,19 +139,19 @@ impl GatewayState {
         let method = request.payment_method;
         let delay = if method == PaymentMethod::Slow { slow_response } else { Duration::ZERO };
         let key = self.claim(&keyed, delay)?;
-        if let Some(status) = method.rejects(key.uses) {
+        if let Some(status) = method.rejection_status(key.uses) {
             return Err(Rejection::ByPaymentMethod(status));
         }
         let respond_at = (method != PaymentMethod::Timeout).then_some(key.due);
-        let hidden_by = (method == PaymentMethod::ErrorAfterCharge).then_some(500);
+        let error_status_after = (method == PaymentMethod::ErrorAfterCharge).then_some(500);
         if let Some(LedgerIndex::Charge(index)) = key.done
             && let Some(charge) = self.ledger.charges.get(index).cloned()
         {
-            return Ok(Outcome { done: charge, is_new: false, respond_at, hidden_by });
+            return Ok(Outcome { done: charge, is_new: false, respond_at, error_status_after });
         }
         let charge = Charge::new(request, method.decline_code().or(decline));
         self.execute(keyed, LedgerEntry::Charge(charge.clone()))?;
-        Ok(Outcome { done: charge, is_new: true, respond_at, hidden_by })
+        Ok(Outcome { done: charge, is_new: true, respond_at, error_status_after })
     }
 
     /// Executes a refund, unless it was already executed under this key. The refund fails if the charge took no money,
@@ -173,15 +173,15 @@ impl GatewayState {
         if let Some(LedgerIndex::Refund(index)) = key.done
             && let Some(refund) = self.ledger.refunds.get(index).cloned()
         {
-            return Ok(Outcome { done: refund, is_new: false, respond_at, hidden_by: None });
+            return Ok(Outcome { done: refund, is_new: false, respond_at, error_status_after: None });
         }
         let refund = Refund::new(request, charge_id, status);
         self.execute(keyed, LedgerEntry::Refund(refund.clone()))?;
-        Ok(Outcome { done: refund, is_new: true, respond_at, hidden_by: None })
+        Ok(Outcome { done: refund, is_new: true, respond_at, error_status_after: None })
     }
 
     /// Records a charge or refund without a request, as one that was created at this time.
-    pub(super) fn enter(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
+    pub(super) fn record_entry(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
         self.write(Entry { at, keyed: None, done }).map(|_| ())
     }
 
@@ -189,9 +189,9 @@ impl GatewayState {
     /// is registered, and its response is due after `delay`.
     fn claim(&mut self, keyed: &KeyedRequest, delay: Duration) -> Result<Key, Rejection> {
         let now = Utc::now();
-        if now - self.swept >= SWEEP_INTERVAL {
+        if now - self.last_sweep >= SWEEP_INTERVAL {
             self.keys.retain(|_, key| !is_expired(key.since, now));
-            self.swept = now;
+            self.last_sweep = now;
         }
         if self.keys.get(&keyed.key).is_some_and(|key| is_expired(key.since, now)) {
             self.keys.remove(&keyed.key);
@@ -209,8 +209,9 @@ impl GatewayState {
 
     fn execute(&mut self, keyed: KeyedRequest, done: LedgerEntry) -> Result<(), Rejection> {
         let name = keyed.key.clone();
-        let index =
-            self.write(Entry { at: Utc::now(), keyed: Some(keyed), done }).map_err(Rejection::Broken)?;
+        let index = self
+            .write(Entry { at: Utc::now(), keyed: Some(keyed), done })
+            .map_err(Rejection::LedgerFailure)?;
         if let Some(key) = self.keys.get_mut(&name) {
             key.done = Some(index);
         }
@@ -224,11 +225,11 @@ impl GatewayState {
         if let Some(journal) = &mut self.journal {
             journal.append(&entry)?;
         }
-        Ok(self.enter_at(entry.at, entry.done))
+        Ok(self.add_entry(entry.at, entry.done))
     }
 
-    fn enter_at(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> LedgerIndex {
-        let index = self.ledger.enter(done);
+    fn add_entry(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> LedgerIndex {
+        let index = self.ledger.record_entry(done);
         match index {
             LedgerIndex::Charge(_) => self.charges_created.push(at),
             LedgerIndex::Refund(_) => self.refunds_created.push(at),
@@ -274,7 +275,7 @@ mod tests {
         for key in state.keys.values_mut().take(60) {
             key.since -= KEY_LIFETIME;
         }
-        state.swept -= SWEEP_INTERVAL;
+        state.last_sweep -= SWEEP_INTERVAL;
         pay(&mut state);
         assert_eq!((state.keys.len(), state.ledger.charges.len()), (41, 101));
     }

@@ -1,4 +1,4 @@
-//! Tests of the payment-gateway simulator: it keeps every guarantee of the gateway's contract, over sockets.
+//! Tests of the payment-gateway simulator over HTTP: each guarantee of the gateway's contract.
 use std::{
     net::SocketAddr,
     path::PathBuf,
@@ -38,7 +38,7 @@ fn settings() -> Settings {
     }
 }
 
-fn quick() -> Timings {
+fn short_timings() -> Timings {
     Timings {
         slow_response: Duration::from_millis(300),
         webhook_delay: Duration::from_millis(1),
@@ -48,20 +48,20 @@ fn quick() -> Timings {
     }
 }
 
-/// A simulator, and a client that pays with it.
-struct Till {
+/// A simulator, and a client of it.
+struct Fixture {
     gateway: Simulator,
     client: reqwest::Client,
 }
 
-impl Till {
+impl Fixture {
     async fn open() -> Self {
         Self::open_with(settings()).await
     }
 
     async fn open_with(settings: Settings) -> Self {
         Self {
-            gateway: Simulator::start_with(settings, quick()).await.unwrap(),
+            gateway: Simulator::start_with(settings, short_timings()).await.unwrap(),
             client: crate::http::client(WAIT_TIMEOUT).unwrap(),
         }
     }
@@ -116,7 +116,7 @@ struct Payment {
 }
 
 impl Payment {
-    fn by(method: &'static str) -> Self {
+    fn with_method(method: &'static str) -> Self {
         Self { id: Uuid::now_v7(), method, amount: 4200 }
     }
 
@@ -131,11 +131,11 @@ impl Payment {
 }
 
 #[tokio::test]
-async fn a_good_card_is_charged_once_however_often_it_is_sent() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
+async fn a_retried_payment_is_charged_once() {
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
 
-    let (status, charge) = till.charge(&payment).await;
+    let (status, charge) = fixture.charge(&payment).await;
     assert_eq!(status, 201);
     assert!(charge["id"].as_str().unwrap().starts_with("ch_"));
     assert_eq!(
@@ -146,38 +146,38 @@ async fn a_good_card_is_charged_once_however_often_it_is_sent() {
         })
     );
 
-    assert_eq!(till.charge(&payment).await, (201, charge.clone()));
-    assert_eq!(till.charges_of(&payment).await, [charge]);
-    assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
-    assert_eq!(till.gateway.calls_for(&payment.key()), 2);
+    assert_eq!(fixture.charge(&payment).await, (201, charge.clone()));
+    assert_eq!(fixture.charges_of(&payment).await, [charge]);
+    assert_eq!(fixture.gateway.charges_for(payment.id).len(), 1);
+    assert_eq!(fixture.gateway.calls_for(&payment.key()), 2);
 }
 
 #[tokio::test]
 async fn bad_cards_are_declined_with_their_reason() {
-    let till = Till::open().await;
+    let fixture = Fixture::open().await;
     for (method, code) in [
         ("pm_card_declined", "insufficient_funds"),
         ("pm_card_expired", "card_expired"),
         ("pm_card_fraud", "fraud_suspected"),
     ] {
-        let payment = Payment::by(method);
-        let (status, charge) = till.charge(&payment).await;
+        let payment = Payment::with_method(method);
+        let (status, charge) = fixture.charge(&payment).await;
         assert_eq!(
             (status, &charge["status"], &charge["decline_code"]),
             (201, &json!("declined"), &json!(code))
         );
-        assert_eq!(till.charge(&payment).await, (201, charge));
+        assert_eq!(fixture.charge(&payment).await, (201, charge));
     }
 }
 
 #[tokio::test]
 async fn a_request_without_the_api_key_is_rejected() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
     for token in [None, Some("sk_other")] {
-        let mut request = till
+        let mut request = fixture
             .client
-            .post(till.url("/v1/charges"))
+            .post(fixture.url("/v1/charges"))
             .header("idempotency-key", payment.key())
             .body(payment.body());
         if let Some(token) = token {
@@ -185,23 +185,23 @@ async fn a_request_without_the_api_key_is_rejected() {
         }
         assert_eq!(request.send().await.unwrap().status(), 401);
     }
-    let response = till.client.get(till.url("/v1/charges?reference=x")).send().await.unwrap();
+    let response = fixture.client.get(fixture.url("/v1/charges?reference=x")).send().await.unwrap();
     assert_eq!(response.status(), 401);
-    assert!(till.charges_of(&payment).await.is_empty());
+    assert!(fixture.charges_of(&payment).await.is_empty());
 }
 
 #[tokio::test]
 async fn an_invalid_request_is_rejected_and_stores_no_key() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
     let id = payment.id;
-    let no_key = till.client.post(till.url("/v1/charges")).bearer_auth(API_KEY).body(payment.body());
+    let no_key = fixture.client.post(fixture.url("/v1/charges")).bearer_auth(API_KEY).body(payment.body());
     assert_eq!(no_key.send().await.unwrap().status(), 400);
 
     for (expected, body) in [
         (400, "{".to_owned()),
         (422, json!({ "amount": 1 }).to_string()),
-        (422, Payment::by("pm_card_of_another_world").body()),
+        (422, Payment::with_method("pm_card_unknown").body()),
         (422, Payment { amount: 0, ..payment.clone() }.body()),
         (422, Payment { amount: -1, ..payment.clone() }.body()),
         (
@@ -226,127 +226,128 @@ async fn an_invalid_request_is_rejected_and_stores_no_key() {
         ),
     ] {
         let (status, problem) =
-            response(till.post("/v1/charges", &payment.key(), &body).send().await.unwrap()).await;
+            response(fixture.post("/v1/charges", &payment.key(), &body).send().await.unwrap()).await;
         assert_eq!(status, expected, "{body}: {problem}");
     }
-    assert_eq!(till.charge(&payment).await.0, 201);
+    assert_eq!(fixture.charge(&payment).await.0, 201);
 }
 
 #[tokio::test]
 async fn a_key_with_different_bytes_is_a_conflict() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
-    let (_, charge) = till.charge(&payment).await;
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
+    let (_, charge) = fixture.charge(&payment).await;
 
     for body in [payment.body().replace("4200", "4201"), payment.body().replace(':', ": ")] {
-        let response = till.post("/v1/charges", &payment.key(), &body).send().await.unwrap();
+        let response = fixture.post("/v1/charges", &payment.key(), &body).send().await.unwrap();
         assert_eq!(response.status(), 409);
     }
     let path = format!("/v1/charges/{}/refunds", charge["id"].as_str().unwrap());
     let body = json!({ "amount": 1, "reference": Uuid::now_v7() }).to_string();
-    let response = till.post(&path, &payment.key(), &body).send().await.unwrap();
+    let response = fixture.post(&path, &payment.key(), &body).send().await.unwrap();
     assert_eq!(response.status(), 409);
-    assert_eq!(till.charge(&payment).await, (201, charge));
+    assert_eq!(fixture.charge(&payment).await, (201, charge));
 }
 
 #[tokio::test]
 async fn a_duplicate_waits_for_the_response_of_a_slow_card() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_slow");
-    let begun = Instant::now();
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_slow");
+    let started = Instant::now();
     let second = async {
-        till.gateway
+        fixture
+            .gateway
             .wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT)
             .await
             .unwrap();
-        assert_eq!(till.charges_of(&payment).await.len(), 1);
-        till.charge(&payment).await
+        assert_eq!(fixture.charges_of(&payment).await.len(), 1);
+        fixture.charge(&payment).await
     };
 
-    let (first, second) = tokio::join!(till.charge(&payment), second);
-    assert!(begun.elapsed() >= quick().slow_response);
+    let (first, second) = tokio::join!(fixture.charge(&payment), second);
+    assert!(started.elapsed() >= short_timings().slow_response);
     assert_eq!(first, second);
     assert_eq!(first.0, 201);
-    assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+    assert_eq!(fixture.gateway.charges_for(payment.id).len(), 1);
 
-    let again = Instant::now();
-    assert_eq!(till.charge(&payment).await, first);
-    assert!(again.elapsed() < begun.elapsed(), "only the first response is slow");
+    let retried = Instant::now();
+    assert_eq!(fixture.charge(&payment).await, first);
+    assert!(retried.elapsed() < started.elapsed(), "only the first response is slow");
 }
 
 #[tokio::test]
 async fn a_card_that_times_out_is_charged_without_response() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_timeout");
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_timeout");
     for attempt in 1..=2 {
         let request =
-            till.post("/v1/charges", &payment.key(), &payment.body()).timeout(Duration::from_millis(200));
+            fixture.post("/v1/charges", &payment.key(), &payment.body()).timeout(Duration::from_millis(200));
         assert!(request.send().await.unwrap_err().is_timeout());
-        assert_eq!(till.gateway.calls_for(&payment.key()), attempt);
+        assert_eq!(fixture.gateway.calls_for(&payment.key()), attempt);
     }
-    let charges = till.charges_of(&payment).await;
+    let charges = fixture.charges_of(&payment).await;
     assert_eq!(charges.len(), 1);
     assert_eq!(charges[0]["status"], "succeeded");
 }
 
 #[tokio::test]
 async fn an_error_card_is_charged_by_the_fourth_request() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_error");
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_error");
     for _ in 0..3 {
-        assert_eq!(till.charge(&payment).await.0, 500);
-        assert!(till.charges_of(&payment).await.is_empty(), "an empty response blocks no later charge");
+        assert_eq!(fixture.charge(&payment).await.0, 500);
+        assert!(fixture.charges_of(&payment).await.is_empty(), "a rejected request charges nothing");
     }
-    let (status, charge) = till.charge(&payment).await;
+    let (status, charge) = fixture.charge(&payment).await;
     assert_eq!((status, &charge["status"]), (201, &json!("succeeded")));
-    assert_eq!(till.charge(&payment).await, (201, charge));
+    assert_eq!(fixture.charge(&payment).await, (201, charge));
 }
 
 #[tokio::test]
-async fn an_error_after_the_charge_hides_a_charge_that_can_be_found() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_error_after_charge");
+async fn a_charge_hidden_by_an_error_is_in_the_list() {
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_error_after_charge");
     for _ in 0..3 {
-        assert_eq!(till.charge(&payment).await.0, 500);
+        assert_eq!(fixture.charge(&payment).await.0, 500);
     }
-    let charges = till.charges_of(&payment).await;
+    let charges = fixture.charges_of(&payment).await;
     assert_eq!(charges.len(), 1);
     assert_eq!(charges[0]["status"], "succeeded");
 }
 
 #[tokio::test]
 async fn a_flaky_card_gets_every_other_response() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_flaky");
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_flaky");
     let mut statuses = Vec::new();
     for _ in 0..4 {
-        statuses.push(till.charge(&payment).await.0);
+        statuses.push(fixture.charge(&payment).await.0);
     }
     assert_eq!(statuses, [503, 201, 503, 201]);
-    assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+    assert_eq!(fixture.gateway.charges_for(payment.id).len(), 1);
 }
 
 #[tokio::test]
 async fn an_expired_key_charges_again() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
-    let first = till.charge(&payment).await;
-    till.gateway.forget_keys();
-    assert_ne!(till.charge(&payment).await, first);
-    assert_eq!(till.gateway.charges_for(payment.id).len(), 2);
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
+    let first = fixture.charge(&payment).await;
+    fixture.gateway.expire_keys();
+    assert_ne!(fixture.charge(&payment).await, first);
+    assert_eq!(fixture.gateway.charges_for(payment.id).len(), 2);
 
-    let counts = till.get("/ledger").await["counts"].clone();
+    let counts = fixture.get("/ledger").await["counts"].clone();
     assert_eq!((&counts["charges_succeeded"], &counts["payments_charged"]), (&json!(2), &json!(1)));
 }
 
 #[tokio::test]
 async fn refunds_never_exceed_the_charge() {
-    let till = Till::open().await;
-    let (_, charge) = till.charge(&Payment::by("pm_card_ok")).await;
+    let fixture = Fixture::open().await;
+    let (_, charge) = fixture.charge(&Payment::with_method("pm_card_ok")).await;
     let charge_id = charge["id"].as_str().unwrap();
 
     let part = Uuid::now_v7();
-    let (status, refund) = till.refund(charge_id, part, 4000).await;
+    let (status, refund) = fixture.refund(charge_id, part, 4000).await;
     assert_eq!(status, 201);
     assert!(refund["id"].as_str().unwrap().starts_with("re_"));
     assert_eq!(
@@ -356,18 +357,18 @@ async fn refunds_never_exceed_the_charge() {
         })
     );
     assert_eq!(
-        till.refund(charge_id, part, 4000).await,
+        fixture.refund(charge_id, part, 4000).await,
         (201, refund.clone()),
         "the same key has the same response"
     );
-    assert_eq!(till.refund(charge_id, part, 1).await.0, 409);
-    assert_eq!(till.get(&format!("/v1/refunds?reference={part}")).await["data"], json!([refund]));
+    assert_eq!(fixture.refund(charge_id, part, 1).await.0, 409);
+    assert_eq!(fixture.get(&format!("/v1/refunds?reference={part}")).await["data"], json!([refund]));
 
-    let (status, too_much) = till.refund(charge_id, Uuid::now_v7(), 201).await;
+    let (status, too_much) = fixture.refund(charge_id, Uuid::now_v7(), 201).await;
     assert_eq!((status, &too_much["status"]), (201, &json!("failed")));
-    let (status, rest) = till.refund(charge_id, Uuid::now_v7(), 200).await;
+    let (status, rest) = fixture.refund(charge_id, Uuid::now_v7(), 200).await;
     assert_eq!((status, &rest["status"]), (201, &json!("succeeded")));
-    let refunded_total: i64 = till
+    let refunded_total: i64 = fixture
         .gateway
         .ledger()
         .refunds
@@ -380,104 +381,109 @@ async fn refunds_never_exceed_the_charge() {
 
 #[tokio::test]
 async fn a_declined_charge_cannot_be_refunded() {
-    let till = Till::open().await;
-    let (_, declined) = till.charge(&Payment::by("pm_card_declined")).await;
-    let (status, refund) = till.refund(declined["id"].as_str().unwrap(), Uuid::now_v7(), 1).await;
+    let fixture = Fixture::open().await;
+    let (_, declined) = fixture.charge(&Payment::with_method("pm_card_declined")).await;
+    let (status, refund) = fixture.refund(declined["id"].as_str().unwrap(), Uuid::now_v7(), 1).await;
     assert_eq!((status, &refund["status"]), (201, &json!("failed")));
 
-    assert_eq!(till.refund("ch_of_nobody", Uuid::now_v7(), 1).await.0, 404);
-    assert_eq!(till.refund(declined["id"].as_str().unwrap(), Uuid::now_v7(), 0).await.0, 422);
+    assert_eq!(fixture.refund("ch_unknown", Uuid::now_v7(), 1).await.0, 404);
+    assert_eq!(fixture.refund(declined["id"].as_str().unwrap(), Uuid::now_v7(), 0).await.0, 422);
 }
 
 #[tokio::test]
 async fn a_charge_exists_before_its_held_response() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
-    till.gateway.hold_responses();
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
+    fixture.gateway.hold_responses();
     let watcher = async {
-        till.gateway
+        fixture
+            .gateway
             .wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT)
             .await
             .unwrap();
-        till.gateway.release();
+        fixture.gateway.release();
         Instant::now()
     };
-    let held = async { (till.charge(&payment).await, Instant::now()) };
-    let ((response, answered_at), released_at) = tokio::join!(held, watcher);
+    let held = async { (fixture.charge(&payment).await, Instant::now()) };
+    let ((response, responded_at), released_at) = tokio::join!(held, watcher);
     assert_eq!(response.0, 201);
-    assert!(answered_at >= released_at);
+    assert!(responded_at >= released_at);
 }
 
 #[tokio::test]
 async fn a_client_that_disconnects_is_charged() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
-    till.gateway.hold_responses();
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
+    fixture.gateway.hold_responses();
     let request =
-        till.post("/v1/charges", &payment.key(), &payment.body()).timeout(Duration::from_millis(200));
+        fixture.post("/v1/charges", &payment.key(), &payment.body()).timeout(Duration::from_millis(200));
     assert!(request.send().await.unwrap_err().is_timeout());
-    till.gateway.wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT).await.unwrap();
-    till.gateway.release();
-    assert_eq!(till.charge(&payment).await.0, 201);
-    assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+    fixture
+        .gateway
+        .wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT)
+        .await
+        .unwrap();
+    fixture.gateway.release();
+    assert_eq!(fixture.charge(&payment).await.0, 201);
+    assert_eq!(fixture.gateway.charges_for(payment.id).len(), 1);
 }
 
 #[tokio::test]
 async fn an_outage_rejects_requests_before_any_work() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
-    assert_eq!(till.faults(json!({ "error_rate": 1, "error_status": 502 })).await, 200);
-    assert_eq!(till.charge(&payment).await.0, 502);
-    assert_eq!(till.client.get(till.url("/healthz")).send().await.unwrap().status(), 502);
-    assert!(till.gateway.charges_for(payment.id).is_empty());
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
+    assert_eq!(fixture.faults(json!({ "error_rate": 1, "error_status": 502 })).await, 200);
+    assert_eq!(fixture.charge(&payment).await.0, 502);
+    assert_eq!(fixture.client.get(fixture.url("/healthz")).send().await.unwrap().status(), 502);
+    assert!(fixture.gateway.charges_for(payment.id).is_empty());
 
-    assert_eq!(till.client.delete(till.url("/faults")).send().await.unwrap().status(), 200);
-    assert_eq!(till.get("/faults").await, serde_json::to_value(Faults::default()).unwrap());
-    assert_eq!(till.get("/healthz").await["status"], "ok");
-    assert_eq!(till.charge(&payment).await.0, 201);
+    assert_eq!(fixture.client.delete(fixture.url("/faults")).send().await.unwrap().status(), 200);
+    assert_eq!(fixture.get("/faults").await, serde_json::to_value(Faults::default()).unwrap());
+    assert_eq!(fixture.get("/healthz").await["status"], "ok");
+    assert_eq!(fixture.charge(&payment).await.0, 201);
 }
 
 #[tokio::test]
 async fn errors_after_the_charge_and_cuts_leave_a_charge() {
-    let till = Till::open().await;
-    let unsent = Payment::by("pm_card_ok");
-    till.gateway.faults().set(Faults { error_rate_after_charge: 1.0, ..Faults::default() });
-    assert_eq!(till.charge(&unsent).await.0, 500);
+    let fixture = Fixture::open().await;
+    let unsent = Payment::with_method("pm_card_ok");
+    fixture.gateway.faults().set(Faults { error_rate_after_charge: 1.0, ..Faults::default() });
+    assert_eq!(fixture.charge(&unsent).await.0, 500);
 
-    let cut = Payment::by("pm_card_ok");
-    till.gateway.faults().set(Faults { cut_rate: 1.0, ..Faults::default() });
-    let failure = till.post("/v1/charges", &cut.key(), &cut.body()).send().await.unwrap_err();
+    let cut = Payment::with_method("pm_card_ok");
+    fixture.gateway.faults().set(Faults { cut_rate: 1.0, ..Faults::default() });
+    let failure = fixture.post("/v1/charges", &cut.key(), &cut.body()).send().await.unwrap_err();
     assert!(!failure.is_timeout() && failure.status().is_none(), "{failure:?}");
 
-    till.gateway.faults().clear();
+    fixture.gateway.faults().clear();
     for payment in [unsent, cut] {
-        assert_eq!(till.charges_of(&payment).await.len(), 1);
-        assert_eq!(till.charge(&payment).await.0, 201);
-        assert_eq!(till.gateway.charges_for(payment.id).len(), 1);
+        assert_eq!(fixture.charges_of(&payment).await.len(), 1);
+        assert_eq!(fixture.charge(&payment).await.0, 201);
+        assert_eq!(fixture.gateway.charges_for(payment.id).len(), 1);
     }
 }
 
 #[tokio::test]
 async fn declines_and_latency_follow_the_faults() {
-    let till = Till::open().await;
+    let fixture = Fixture::open().await;
     let latency = Duration::from_millis(150);
-    till.faults(json!({ "decline_rate": 1, "latency_ms": 150 })).await;
-    let begun = Instant::now();
-    let (status, charge) = till.charge(&Payment::by("pm_card_ok")).await;
-    assert!(begun.elapsed() >= latency);
+    fixture.faults(json!({ "decline_rate": 1, "latency_ms": 150 })).await;
+    let started = Instant::now();
+    let (status, charge) = fixture.charge(&Payment::with_method("pm_card_ok")).await;
+    assert!(started.elapsed() >= latency);
     assert_eq!((status, &charge["status"]), (201, &json!("declined")));
     assert_ne!(charge["decline_code"], json!(null));
 }
 
 #[tokio::test]
-async fn the_same_seed_makes_the_same_faults() {
-    let till = Till::open().await;
+async fn the_same_seed_causes_the_same_faults() {
+    let fixture = Fixture::open().await;
     let mut runs = Vec::new();
     for seed in [7, 7, 8] {
-        till.gateway.faults().set(Faults { error_rate: 0.5, seed, ..Faults::default() });
+        fixture.gateway.faults().set(Faults { error_rate: 0.5, seed, ..Faults::default() });
         let mut statuses = Vec::new();
         for _ in 0..24 {
-            statuses.push(till.charge(&Payment::by("pm_card_ok")).await.0);
+            statuses.push(fixture.charge(&Payment::with_method("pm_card_ok")).await.0);
         }
         assert!(statuses.contains(&201) && statuses.contains(&500));
         runs.push(statuses);
@@ -488,30 +494,31 @@ async fn the_same_seed_makes_the_same_faults() {
 
 #[tokio::test]
 async fn invalid_faults_are_rejected() {
-    let till = Till::open().await;
+    let fixture = Fixture::open().await;
     for faults in [
         json!({ "error_rate": 1.5 }),
         json!({ "error_status": 200 }),
         json!({ "eror_rate": 1 }),
         json!({ "webhooks": "sometimes" }),
     ] {
-        assert_eq!(till.faults(faults).await, 422);
+        assert_eq!(fixture.faults(faults).await, 422);
     }
-    assert_eq!(till.gateway.faults().get(), Faults::default());
+    assert_eq!(fixture.gateway.faults().get(), Faults::default());
 }
 
 #[tokio::test]
-async fn requests_are_recorded_with_what_ties_them_to_their_cause() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
+async fn requests_are_recorded_with_correlation_id_and_trace() {
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    till.post("/v1/charges", &payment.key(), &payment.body())
+    fixture
+        .post("/v1/charges", &payment.key(), &payment.body())
         .header("x-correlation-id", "corr-1")
         .header("traceparent", trace)
         .send()
         .await
         .unwrap();
-    let requests = till.gateway.requests();
+    let requests = fixture.gateway.requests();
     let [request] = requests.as_slice() else { panic!("{requests:?}") };
     assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/v1/charges"));
     assert_eq!(request.idempotency_key, Some(payment.key()));
@@ -557,9 +564,9 @@ impl Receiver {
 #[tokio::test]
 async fn every_outcome_has_a_signed_webhook_with_its_correlation_id() {
     let mut inbox = Receiver::start(&[]).await;
-    let till = Till::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
-    let payment = Payment::by("pm_card_ok");
-    let response = till
+    let fixture = Fixture::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
+    let payment = Payment::with_method("pm_card_ok");
+    let response = fixture
         .post("/v1/charges", &payment.key(), &payment.body())
         .header("x-correlation-id", "corr-7")
         .send()
@@ -575,12 +582,12 @@ async fn every_outcome_has_a_signed_webhook_with_its_correlation_id() {
     assert_eq!((&event["type"], &event["data"]), (&json!("charge.succeeded"), &charge));
     chrono::DateTime::parse_from_rfc3339(event["timestamp"].as_str().unwrap()).unwrap();
 
-    till.charge(&Payment::by("pm_card_declined")).await;
+    fixture.charge(&Payment::with_method("pm_card_declined")).await;
     inbox.has(2).await;
     let charge_id = charge["id"].as_str().unwrap();
-    till.refund(charge_id, Uuid::now_v7(), 4200).await;
+    fixture.refund(charge_id, Uuid::now_v7(), 4200).await;
     inbox.has(3).await;
-    till.refund(charge_id, Uuid::now_v7(), 1).await;
+    fixture.refund(charge_id, Uuid::now_v7(), 1).await;
     let kinds: Vec<_> = inbox
         .has(4)
         .await
@@ -593,58 +600,60 @@ async fn every_outcome_has_a_signed_webhook_with_its_correlation_id() {
 #[tokio::test]
 async fn a_rejected_webhook_is_resent_under_the_same_id() {
     let mut inbox = Receiver::start(&[500, 404]).await;
-    let till = Till::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
-    till.charge(&Payment::by("pm_card_ok")).await;
+    let fixture = Fixture::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
+    fixture.charge(&Payment::with_method("pm_card_ok")).await;
 
     let attempts = inbox.has(3).await;
     assert!(attempts.iter().all(|(headers, _)| headers["webhook-id"] == attempts[0].0["webhook-id"]));
-    let statuses = |till: &Till| -> Vec<_> { till.gateway.deliveries().iter().map(|it| it.status).collect() };
+    let statuses = |fixture: &Fixture| -> Vec<_> {
+        fixture.gateway.deliveries().iter().map(|delivery| delivery.status).collect()
+    };
     let expected = [Some(500), Some(404), Some(204)];
-    till.gateway.wait_until(|gateway| gateway.deliveries().len() == 3, WAIT_TIMEOUT).await.unwrap();
-    assert_eq!(statuses(&till), expected);
-    assert!(till.gateway.deliveries()[2].succeeded());
+    fixture.gateway.wait_until(|gateway| gateway.deliveries().len() == 3, WAIT_TIMEOUT).await.unwrap();
+    assert_eq!(statuses(&fixture), expected);
+    assert!(fixture.gateway.deliveries()[2].succeeded());
 }
 
 #[tokio::test]
 async fn webhooks_are_late_duplicated_or_lost() {
     let mut inbox = Receiver::start(&[]).await;
-    let till = Till::open().await;
-    till.gateway.set_webhook_url(inbox.url.clone());
+    let fixture = Fixture::open().await;
+    fixture.gateway.set_webhook_url(inbox.url.clone());
 
-    till.faults(json!({ "webhooks": "never" })).await;
-    till.charge(&Payment::by("pm_card_ok")).await;
+    fixture.faults(json!({ "webhooks": "never" })).await;
+    fixture.charge(&Payment::with_method("pm_card_ok")).await;
 
-    till.faults(json!({ "webhooks": "twice" })).await;
-    let doubled = Payment::by("pm_card_ok");
-    till.charge(&doubled).await;
+    fixture.faults(json!({ "webhooks": "twice" })).await;
+    let doubled = Payment::with_method("pm_card_ok");
+    fixture.charge(&doubled).await;
     let received = inbox.has(2).await;
     assert_eq!(received[0].0["webhook-id"], received[1].0["webhook-id"]);
     assert_eq!(received[0].1, received[1].1);
     assert!(
         String::from_utf8_lossy(&received[0].1).contains(&doubled.id.to_string()),
-        "the first was never sent"
+        "the first event was never sent"
     );
 
-    till.gateway.faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
+    fixture.gateway.faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
     let charged = Instant::now();
-    till.charge(&Payment::by("pm_card_ok")).await;
+    fixture.charge(&Payment::with_method("pm_card_ok")).await;
     assert_eq!(inbox.has(3).await.len(), 3);
-    assert!(charged.elapsed() >= quick().webhook_lateness);
+    assert!(charged.elapsed() >= short_timings().webhook_lateness);
 }
 
 #[tokio::test]
-async fn an_event_can_be_repeated_or_invented() {
+async fn any_event_can_be_delivered_on_request() {
     let mut inbox = Receiver::start(&[]).await;
-    let till = Till::open().await;
-    let (_, charge) = till.charge(&Payment::by("pm_card_ok")).await;
-    let event = till.gateway.events().remove(0);
-    assert!(matches!(till.gateway.deliver_webhook(&event).await, Err(Error::NoWebhookUrl)));
+    let fixture = Fixture::open().await;
+    let (_, charge) = fixture.charge(&Payment::with_method("pm_card_ok")).await;
+    let event = fixture.gateway.events().remove(0);
+    assert!(matches!(fixture.gateway.deliver_webhook(&event).await, Err(Error::NoWebhookUrl)));
 
-    till.gateway.set_webhook_url(inbox.url.clone());
+    fixture.gateway.set_webhook_url(inbox.url.clone());
     let before = inbox.has(0).await.len();
-    assert_eq!(till.gateway.deliver_webhook(&event).await.unwrap(), 204);
-    let unheard_of = Event::new("charge.pondered", &charge).unwrap().caused_by(Some("corr-9".to_owned()));
-    assert_eq!(till.gateway.deliver_webhook(&unheard_of).await.unwrap(), 204);
+    assert_eq!(fixture.gateway.deliver_webhook(&event).await.unwrap(), 204);
+    let unknown_type = Event::new("charge.pondered", &charge).unwrap().caused_by(Some("corr-9".to_owned()));
+    assert_eq!(fixture.gateway.deliver_webhook(&unknown_type).await.unwrap(), 204);
 
     let received = inbox.has(before + 2).await;
     let verifier = standardwebhooks::Webhook::new(SECRET).unwrap();
@@ -653,7 +662,7 @@ async fn an_event_can_be_repeated_or_invented() {
     }
     let now = Utc::now();
     let expected = verifier.sign("msg_1", now.timestamp(), b"{}").unwrap();
-    assert_eq!(till.gateway.sign("{}", "msg_1", now).unwrap(), expected);
+    assert_eq!(fixture.gateway.sign("{}", "msg_1", now).unwrap(), expected);
 }
 
 /// A separate ledger file, removed at the end.
@@ -678,27 +687,27 @@ impl Drop for LedgerFile {
 #[tokio::test]
 async fn the_ledger_survives_a_restart_and_a_truncated_last_line() {
     let file = LedgerFile::new();
-    let till = Till::open_with(file.settings()).await;
-    let payment = Payment::by("pm_card_ok");
-    let (_, charge) = till.charge(&payment).await;
+    let fixture = Fixture::open_with(file.settings()).await;
+    let payment = Payment::with_method("pm_card_ok");
+    let (_, charge) = fixture.charge(&payment).await;
     let refund = Uuid::now_v7();
-    let refunded = till.refund(charge["id"].as_str().unwrap(), refund, 100).await;
-    let ledger = till.gateway.ledger();
-    till.gateway.stop().await;
+    let refunded = fixture.refund(charge["id"].as_str().unwrap(), refund, 100).await;
+    let ledger = fixture.gateway.ledger();
+    fixture.gateway.stop().await;
 
-    let mut torn = std::fs::OpenOptions::new().append(true).open(&file.0).unwrap();
-    std::io::Write::write_all(&mut torn, br#"{"at":"2026-01-01T00:00:00Z","asked":nu"#).unwrap();
+    let mut file_handle = std::fs::OpenOptions::new().append(true).open(&file.0).unwrap();
+    std::io::Write::write_all(&mut file_handle, br#"{"at":"2026-01-01T00:00:00Z","keyed":nu"#).unwrap();
 
-    let till = Till::open_with(file.settings()).await;
-    assert_eq!(till.gateway.ledger(), ledger);
+    let fixture = Fixture::open_with(file.settings()).await;
+    assert_eq!(fixture.gateway.ledger(), ledger);
     assert_eq!(
-        till.charge(&payment).await,
+        fixture.charge(&payment).await,
         (201, charge.clone()),
         "a payment is charged once after a restart"
     );
-    assert_eq!(till.refund(charge["id"].as_str().unwrap(), refund, 100).await, refunded);
-    till.charge(&Payment::by("pm_card_declined")).await;
-    till.gateway.stop().await;
+    assert_eq!(fixture.refund(charge["id"].as_str().unwrap(), refund, 100).await, refunded);
+    fixture.charge(&Payment::with_method("pm_card_declined")).await;
+    fixture.gateway.stop().await;
 
     let reopened = Simulator::start(file.settings()).await.unwrap();
     assert_eq!(reopened.ledger().charges.len(), 2);
@@ -715,28 +724,30 @@ async fn a_ledger_that_is_damaged_in_the_middle_is_not_used() {
 
 #[tokio::test]
 async fn stopping_cuts_pending_responses_and_frees_the_port() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_timeout");
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_timeout");
     let stopping = async {
-        till.gateway
+        fixture
+            .gateway
             .wait_for(|ledger| ledger.charges_for(payment.id).count() == 1, WAIT_TIMEOUT)
             .await
             .unwrap();
-        till.gateway.stop().await;
-        till.gateway.stop().await;
+        fixture.gateway.stop().await;
+        fixture.gateway.stop().await;
     };
-    let (cut, ()) = tokio::join!(till.post("/v1/charges", &payment.key(), &payment.body()).send(), stopping);
+    let (cut, ()) =
+        tokio::join!(fixture.post("/v1/charges", &payment.key(), &payment.body()).send(), stopping);
     assert!(!cut.unwrap_err().is_timeout());
 
-    let next = Simulator::start(Settings { address: till.gateway.address(), ..settings() }).await.unwrap();
-    assert_eq!(next.url(), till.gateway.url());
+    let next = Simulator::start(Settings { address: fixture.gateway.address(), ..settings() }).await.unwrap();
+    assert_eq!(next.url(), fixture.gateway.url());
     next.stop().await;
 }
 
 #[tokio::test]
-async fn an_unrequested_charge_can_be_entered() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
+async fn a_charge_can_be_recorded_without_a_request() {
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
     let entered = Charge {
         id: "ch_entered".to_owned(),
         reference: payment.id,
@@ -745,34 +756,35 @@ async fn an_unrequested_charge_can_be_entered() {
         amount: 1,
         currency: "USD".to_owned(),
     };
-    till.gateway.record(entered.clone()).unwrap();
-    till.charge(&payment).await;
-    assert_eq!(till.charges_of(&payment).await.len(), 2);
-    assert_eq!(till.gateway.charges_for(payment.id)[0], entered);
+    fixture.gateway.record(entered.clone()).unwrap();
+    fixture.charge(&payment).await;
+    assert_eq!(fixture.charges_of(&payment).await.len(), 2);
+    assert_eq!(fixture.gateway.charges_for(payment.id)[0], entered);
 }
 
 #[tokio::test]
 async fn waiting_ends_at_the_deadline() {
-    let till = Till::open().await;
-    let waited = till.gateway.wait_for(|ledger| !ledger.charges.is_empty(), Duration::from_millis(10)).await;
+    let fixture = Fixture::open().await;
+    let waited =
+        fixture.gateway.wait_for(|ledger| !ledger.charges.is_empty(), Duration::from_millis(10)).await;
     assert!(matches!(waited, Err(Error::Deadline(_))));
 }
 
 #[tokio::test]
 async fn charges_and_refunds_are_listed_page_by_page_with_their_time() {
-    let till = Till::open().await;
+    let fixture = Fixture::open().await;
     let before = Utc::now();
     let (mut charges, mut refunds) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        let (_, charge) = till.charge(&Payment::by("pm_card_ok")).await;
-        refunds.push(till.refund(charge["id"].as_str().unwrap(), Uuid::now_v7(), 100).await.1);
+        let (_, charge) = fixture.charge(&Payment::with_method("pm_card_ok")).await;
+        refunds.push(fixture.refund(charge["id"].as_str().unwrap(), Uuid::now_v7(), 100).await.1);
         charges.push(charge);
     }
     let after = before.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
     for (path, expected) in [("charges", charges), ("refunds", refunds)] {
-        let first = till.get(&format!("/v1/{path}?created_after={after}&limit=2")).await;
+        let first = fixture.get(&format!("/v1/{path}?created_after={after}&limit=2")).await;
         let cursor = first["next_cursor"].as_str().unwrap();
-        let second = till.get(&format!("/v1/{path}?created_after={after}&limit=2&cursor={cursor}")).await;
+        let second = fixture.get(&format!("/v1/{path}?created_after={after}&limit=2&cursor={cursor}")).await;
         assert_eq!(second["next_cursor"], Value::Null);
         let mut listed =
             [first["data"].as_array().unwrap().clone(), second["data"].as_array().unwrap().clone()];
@@ -788,7 +800,7 @@ async fn charges_and_refunds_are_listed_page_by_page_with_their_time() {
 
 #[tokio::test]
 async fn a_listing_with_an_invalid_query_is_a_bad_request() {
-    let till = Till::open().await;
+    let fixture = Fixture::open().await;
     let id = Uuid::now_v7();
     for query in [
         String::new(),
@@ -800,45 +812,46 @@ async fn a_listing_with_an_invalid_query_is_a_bad_request() {
         "?reference=x".to_owned(),
     ] {
         for path in ["charges", "refunds"] {
-            let url = till.url(&format!("/v1/{path}{query}"));
-            let response = till.client.get(url).bearer_auth(API_KEY).send().await.unwrap();
+            let url = fixture.url(&format!("/v1/{path}{query}"));
+            let response = fixture.client.get(url).bearer_auth(API_KEY).send().await.unwrap();
             assert_eq!(response.status(), 400, "{path}{query}");
         }
     }
 }
 
 #[tokio::test]
-async fn the_listing_is_unreliable_and_the_ledger_is_not() {
-    let till = Till::open().await;
-    let payment = Payment::by("pm_card_ok");
-    till.charge(&payment).await;
-    till.charge(&Payment::by("pm_card_ok")).await;
+async fn list_faults_do_not_change_the_ledger() {
+    let fixture = Fixture::open().await;
+    let payment = Payment::with_method("pm_card_ok");
+    fixture.charge(&payment).await;
+    fixture.charge(&Payment::with_method("pm_card_ok")).await;
     let listed = async |cursor: &str| {
-        let page = till.get(&format!("/v1/charges?created_after=2026-01-01T00:00:00Z&limit=1{cursor}")).await;
+        let page =
+            fixture.get(&format!("/v1/charges?created_after=2026-01-01T00:00:00Z&limit=1{cursor}")).await;
         (page["data"].as_array().unwrap().len(), page["next_cursor"] != Value::Null)
     };
     assert_eq!(listed("").await, (1, true));
-    till.faults(json!({ "list_omit_rate": 1.0 })).await;
+    fixture.faults(json!({ "list_omit_rate": 1.0 })).await;
     assert_eq!(listed("").await, (0, true));
-    till.faults(json!({ "list_lost_page_rate": 1.0 })).await;
+    fixture.faults(json!({ "list_lost_page_rate": 1.0 })).await;
     assert_eq!(listed("").await, (0, true));
-    till.faults(json!({ "list_repeat_rate": 1.0 })).await;
+    fixture.faults(json!({ "list_repeat_rate": 1.0 })).await;
     assert_eq!(listed("&cursor=at_1").await, (2, false));
-    till.faults(json!({ "list_delay_ms": 3_600_000 })).await;
+    fixture.faults(json!({ "list_delay_ms": 3_600_000 })).await;
     assert_eq!(listed("").await, (0, false));
-    assert_eq!(till.charges_of(&payment).await.len(), 1);
-    assert_eq!(till.faults(json!({ "list_omit_rate": 1.5 })).await, 422);
+    assert_eq!(fixture.charges_of(&payment).await.len(), 1);
+    assert_eq!(fixture.faults(json!({ "list_omit_rate": 1.5 })).await, 422);
 }
 
 #[tokio::test]
 async fn the_times_of_creation_survive_a_restart() {
     let file = LedgerFile::new();
-    let till = Till::open_with(file.settings()).await;
-    till.charge(&Payment::by("pm_card_ok")).await;
+    let fixture = Fixture::open_with(file.settings()).await;
+    fixture.charge(&Payment::with_method("pm_card_ok")).await;
     let query = "/v1/charges?created_after=2026-01-01T00:00:00Z";
-    let listed = till.get(query).await;
-    till.gateway.stop().await;
-    let till = Till::open_with(file.settings()).await;
-    assert_eq!(till.get(query).await, listed);
-    till.gateway.stop().await;
+    let listed = fixture.get(query).await;
+    fixture.gateway.stop().await;
+    let fixture = Fixture::open_with(file.settings()).await;
+    assert_eq!(fixture.get(query).await, listed);
+    fixture.gateway.stop().await;
 }

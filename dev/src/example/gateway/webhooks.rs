@@ -1,5 +1,5 @@
-//! Events, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). An event is delivered at least
-//! once, or lost after the last attempt.
+//! Events by webhook, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). A delivery is retried
+//! a few times; after that the event is lost.
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -24,12 +24,12 @@ use super::{
 };
 
 /// Timeout of one attempt.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum number of concurrent deliveries. The number is high because each delayed event occupies a slot too.
-const AT_ONCE: usize = 512;
+/// Maximum number of concurrent deliveries. It is high, because events that wait for their delivery time count too.
+const MAX_CONCURRENT_DELIVERIES: usize = 512;
 
-/// A notification of the gateway by webhook.
+/// An event of the gateway, sent by webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// `msg_` and a `UUIDv7`, the same for every delivery of the event.
@@ -119,7 +119,7 @@ pub(super) struct QueuedEvent {
     due: Instant,
 }
 
-/// Queues an event, subject to the current faults.
+/// Queues the deliveries of an event: none, one or two, depending on the faults.
 pub(super) fn enqueue(gateway: &Gateway, event: Event) {
     let timings = &gateway.timings;
     let delays = match gateway.faults.borrow().webhooks {
@@ -146,7 +146,7 @@ pub(super) async fn run(
         tokio::select! {
             () = stopped(&mut stop) => break,
             Some(_) = deliveries.join_next() => {}
-            Some(next) = queued.recv(), if deliveries.len() < AT_ONCE => {
+            Some(next) = queued.recv(), if deliveries.len() < MAX_CONCURRENT_DELIVERIES => {
                 deliveries.spawn(deliver_when_due(Arc::clone(&gateway), next));
             }
         }

@@ -47,9 +47,9 @@ pub const PATH: &str = "/v1/orders";
 /// The route of a single row.
 pub const ROUTE: &str = "/v1/orders/{id}";
 /// The statement that creates a row, as named in metrics.
-pub const CREATES: &str = "orders.insert";
+pub const INSERT_STATEMENT: &str = "orders.insert";
 /// The statement that lists a customer's rows, as named in metrics.
-pub const LISTS: &str = "orders.list_of_customer";
+pub const LIST_STATEMENT: &str = "orders.list_of_customer";
 
 /// Required settings of the service, in addition to the database. The addresses are never contacted.
 pub const REQUIRED: [(&str, &str); 3] = [
@@ -57,10 +57,10 @@ pub const REQUIRED: [(&str, &str); 3] = [
     ("GATEWAY_API_KEY", "an-api-key"),
     ("GATEWAY_WEBHOOK_SECRET", "whsec_YSB3ZWJob29rIHNlY3JldCBvZiAyNCBieXRlcw=="),
 ];
-/// Settings that are never shown, in addition to the platform's.
+/// Secret settings, in addition to the platform's.
 pub const SECRETS: [&str; 2] = ["GATEWAY_API_KEY", "GATEWAY_WEBHOOK_SECRET"];
-/// Readiness checks, in addition to the service's own.
-pub const NEIGHBOUR_CHECKS: [&str; 1] = ["external_api"];
+/// Readiness checks of external services.
+pub const EXTERNAL_CHECKS: [&str; 1] = ["external_api"];
 /// Series that exist from the first scrape, in addition to the platform's.
 pub const SERIES: [&str; 11] = [
     "orders_created_total 0",
@@ -107,10 +107,10 @@ impl ExternalServices {
             ("GATEWAY_URL", self.gateway.url().to_string()),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
-            // Long for a gateway on this machine, and short for a test that waits until the timeout.
+            // Long enough for a gateway on this machine, and short enough for tests of the timeout.
             ("GATEWAY_TIMEOUT_MS", "2500".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
-            // Only tests of reconciliation need more than the run at the start.
+            // Only tests of reconciliation need runs after the one at the start.
             ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "600".to_owned()),
         ]
     }
@@ -141,7 +141,7 @@ pub(crate) async fn seed_products(database: &Database) {
         .await;
 }
 
-/// Gauges that are zero until a worker whose work has several units has completed it once.
+/// Gauges that are zero until the first run of a unit of work, for workers with several units.
 pub const FIRST_WORK: [&str; 2] = [
     "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
     "reconciliation_last_success_timestamp_seconds{scope=\"window\"}",
@@ -171,10 +171,10 @@ impl User {
         self.orders(&[(MUG, 1)])
     }
 
-    /// Performs every action of customers once. Returns the number of correctly answered requests.
+    /// Performs every action of customers once. Returns the number of requests with the expected response.
     ///
     /// # Errors
-    /// Describes the first incorrect response.
+    /// The error is the first unexpected response.
     pub async fn uses_every_customer_route(&self) -> Result<usize, String> {
         let placed = self.orders(&[(MUG, 1)]).await;
         if placed.status != 201 {
@@ -220,7 +220,7 @@ impl User {
         self.post(format!("/v1/orders/{order}/payments")).json(&body).new_key()
     }
 
-    /// Returns an unsent refund of a payment, under a new key. Without an amount, all of the remaining amount is
+    /// Returns an unsent refund of a payment, under a new key. Without an amount, the whole remaining amount is
     /// refunded.
     pub fn refund(&self, payment: Uuid, amount: Option<i64>) -> Request {
         let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));
@@ -235,7 +235,7 @@ impl Service {
     }
 
     /// Disables the gateway's webhooks, so that the service must poll the gateway.
-    pub fn gateway_sends_no_webhooks(&self) {
+    pub fn disable_webhooks(&self) {
         let faults = self.gateway().faults();
         faults.set(Faults { webhooks: Webhooks::Never, ..faults.get() });
     }
@@ -256,14 +256,14 @@ impl Service {
     }
 
     /// Returns the number of requests for a payment or refund, among the gateway's latest requests.
-    pub async fn sends_of(&self, id: Uuid) -> usize {
+    pub async fn count_requests_for(&self, id: Uuid) -> usize {
         self.gateway().calls_for(&self.gateway_key(id).await.to_string())
     }
 
     /// Compares the service's tables with the gateway's ledger, and checks that all invariants hold.
     pub async fn invariants_hold(&self) {
-        let verdict = invariants::check(self.database().owner_url().as_str(), &self.gateway().url()).await;
-        let verdict = verdict.unwrap_or_else(|error| panic!("{error}"));
-        assert!(verdict.holds(), "{verdict}");
+        let report = invariants::check(self.database().owner_url().as_str(), &self.gateway().url()).await;
+        let report = report.unwrap_or_else(|error| panic!("{error}"));
+        assert!(report.holds(), "{report}");
     }
 }

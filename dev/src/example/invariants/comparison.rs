@@ -1,4 +1,4 @@
-//! Invariants that concern both sides: every charge has its payment, and every payment has its charge.
+//! Invariants of both sides: every charge has its payment, and every settled payment has its charge.
 use std::collections::HashMap;
 
 use uuid::Uuid;
@@ -9,27 +9,31 @@ use super::{
 };
 use crate::example::gateway::{self, Charge, ChargeStatus, Ledger, RefundStatus};
 
-/// A difference.
-pub(super) enum Finding {
+/// A difference between the two sides.
+pub(super) enum Difference {
     Violation(Violation),
-    /// A charge or refund of the gateway has no row. The reference is that of the gateway.
+    /// A charge or refund of the gateway without a row in the database, with its reference.
     Orphan(Uuid, Violation),
 }
 
 /// Compares the ledger with the tables. `before` was read before the ledger, `after` was read after the ledger.
-pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Finding> {
+pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Difference> {
     let mut orphans = Vec::new();
     let mut is_orphan = |reference, rule, detail| {
-        orphans.push(Finding::Orphan(reference, Violation { rule, detail }));
+        orphans.push(Difference::Orphan(reference, Violation { rule, detail }));
     };
     let mut violations = Vec::new();
-    let mut found = |rule, detail| violations.push(Finding::Violation(Violation { rule, detail }));
+    let mut found = |rule, detail| violations.push(Difference::Violation(Violation { rule, detail }));
 
-    let payments = by(&after.payments, |payment| payment.gateway_key);
-    for (reference, charges) in by(&ledger.charges, |charge| charge.reference) {
-        let taken = charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count();
-        if taken > 1 {
-            found("a payment is charged once", format!("payment {reference} was charged {taken} times"));
+    let payments = group_by(&after.payments, |payment| payment.gateway_key);
+    for (reference, charges) in group_by(&ledger.charges, |charge| charge.reference) {
+        let successful_charges =
+            charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count();
+        if successful_charges > 1 {
+            found(
+                "a payment is charged once",
+                format!("payment {reference} was charged {successful_charges} times"),
+            );
         }
         let payment = payments.get(&reference).and_then(|payments| payments.first());
         for charge in charges {
@@ -39,22 +43,22 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Findi
                     "a charge has a payment",
                     format!("{} has none ({reference})", charge.id),
                 ),
-                Some(payment) => charge_agrees(charge, payment, &mut found),
+                Some(payment) => check_charge(charge, payment, &mut found),
             }
         }
     }
 
-    let charges = by(&ledger.charges, |charge| charge.reference);
+    let charges = group_by(&ledger.charges, |charge| charge.reference);
     for payment in &before.payments {
         let status = match payment.status.as_str() {
             "declined" => ChargeStatus::Declined,
             _ if payment.has_taken_money() => ChargeStatus::Succeeded,
             _ => continue,
         };
-        let made = charges
+        let is_charged = charges
             .get(&payment.gateway_key)
             .is_some_and(|made| made.iter().any(|charge| charge.status == status));
-        if !made {
+        if !is_charged {
             found(
                 "a settled payment has its charge",
                 format!("payment {} is {}, and the gateway has no such charge", payment.id, payment.status),
@@ -62,11 +66,12 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Findi
         }
     }
 
-    let refunds = by(&after.refunds, |refund| refund.gateway_key);
-    for (reference, made) in by(&ledger.refunds, |refund| refund.reference) {
-        let given = made.iter().filter(|refund| refund.status == RefundStatus::Succeeded).count();
-        if given > 1 {
-            found("a refund is made once", format!("refund {reference} was made {given} times"));
+    let refunds = group_by(&after.refunds, |refund| refund.gateway_key);
+    for (reference, made) in group_by(&ledger.refunds, |refund| refund.reference) {
+        let successful_refunds =
+            made.iter().filter(|refund| refund.status == RefundStatus::Succeeded).count();
+        if successful_refunds > 1 {
+            found("a refund is made once", format!("refund {reference} was made {successful_refunds} times"));
         }
         let refund = refunds.get(&reference).and_then(|refunds| refunds.first());
         for made in made {
@@ -76,17 +81,17 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Findi
                     "a refund at the gateway has a stored refund",
                     format!("{} has none ({reference})", made.id),
                 ),
-                Some(refund) => refund_agrees(made, refund, &mut found),
+                Some(refund) => check_refund(made, refund, &mut found),
             }
         }
     }
 
-    let made = by(&ledger.refunds, |refund| refund.reference);
+    let made = group_by(&ledger.refunds, |refund| refund.reference);
     for refund in before.refunds.iter().filter(|refund| refund.status == "succeeded") {
-        let given = made
+        let is_refunded = made
             .get(&refund.gateway_key)
             .is_some_and(|made| made.iter().any(|refund| refund.status == RefundStatus::Succeeded));
-        if !given {
+        if !is_refunded {
             found(
                 "a refund that succeeded was made by the gateway",
                 format!("refund {} has succeeded, and the gateway has no such refund", refund.id),
@@ -99,7 +104,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Findi
 
 /// Checks a charge against its payment. While the payment is in flight, any outcome at the gateway is consistent,
 /// provided that the amount is correct.
-fn charge_agrees(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'static str, String)) {
+fn check_charge(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'static str, String)) {
     if (charge.amount, &charge.currency) != (payment.amount, &payment.currency) {
         found(
             "a charge has the amount and currency of its payment",
@@ -136,7 +141,7 @@ fn charge_agrees(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'st
     }
 }
 
-fn refund_agrees(made: &gateway::Refund, refund: &Refund, found: &mut impl FnMut(&'static str, String)) {
+fn check_refund(made: &gateway::Refund, refund: &Refund, found: &mut impl FnMut(&'static str, String)) {
     if made.amount != refund.amount || refund.gateway_charge_id.as_ref() != Some(&made.charge_id) {
         found(
             "a refund has the requested amount and charge",
@@ -158,7 +163,7 @@ fn refund_agrees(made: &gateway::Refund, refund: &Refund, found: &mut impl FnMut
     }
 }
 
-fn by<T>(items: &[T], key: impl Fn(&T) -> Uuid) -> HashMap<Uuid, Vec<&T>> {
+fn group_by<T>(items: &[T], key: impl Fn(&T) -> Uuid) -> HashMap<Uuid, Vec<&T>> {
     let mut groups: HashMap<Uuid, Vec<&T>> = HashMap::new();
     for item in items {
         groups.entry(key(item)).or_default().push(item);
@@ -212,9 +217,9 @@ mod tests {
         }
     }
 
-    fn rules_of(found: Vec<Finding>) -> Vec<&'static str> {
+    fn rules_of(found: Vec<Difference>) -> Vec<&'static str> {
         let rule = |found| match found {
-            Finding::Violation(violation) | Finding::Orphan(_, violation) => violation.rule,
+            Difference::Violation(violation) | Difference::Orphan(_, violation) => violation.rule,
         };
         found.into_iter().map(rule).collect()
     }
@@ -293,7 +298,7 @@ mod tests {
         let after = Page { payments: vec![payment("succeeded")], ..Page::default() };
         assert!(compare(&before, &Ledger::default(), &after).is_empty(), "charged after the ledger was read");
         let ledger = Ledger { charges: vec![charge(ChargeStatus::Succeeded)], refunds: vec![] };
-        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "begun after the first reading");
+        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "started after the first snapshot");
     }
 
     #[test]

@@ -1,18 +1,18 @@
 //! The invariants of money as an executable check: the service's tables are compared with the gateway's ledger, to the
 //! cent.
 //!
-//! The check is safe on a live system. Payments are read once before the ledger and once after it, each time as one
-//! snapshot. The order of reads matters for two reasons. A payment is charged *before* it is settled, so every payment
-//! settled in the first snapshot must be in the ledger. A payment is recorded *before* it is charged, so every charge
-//! in the ledger must be in the second snapshot. The check never waits. Work in flight is counted, and is never a
-//! violation.
+//! The check works on a live system. It reads payments in one snapshot before the ledger and in another after it:
+//! - A payment is charged before it is settled, so every payment settled in the first snapshot must be in the ledger.
+//! - A payment is recorded before it is charged, so every charge in the ledger must be in the second snapshot.
 //!
-//! The memory of a comparison is constant. Each page compares [`PAGE`] payments and refunds, because the compared rows
-//! have the same gateway key on both sides. The first [`MAX_VIOLATIONS`] violations are reported, the others are
-//! counted.
+//! Payments in flight are counted, and are never violations.
 //!
-//! - [`tables`]: the service's side, and the invariants that concern it alone
-//! - [`comparison`]: the invariants that concern both sides
+//! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. Both sides
+//! have the same gateway key, by which the pages are selected. The first [`MAX_VIOLATIONS`] violations are reported,
+//! the others are counted.
+//!
+//! - [`tables`]: the service's tables, and the invariants within them
+//! - [`comparison`]: the invariants of both sides
 mod comparison;
 mod tables;
 #[cfg(test)]
@@ -27,7 +27,7 @@ use url::Url;
 use uuid::Uuid;
 
 use self::{
-    comparison::Finding,
+    comparison::Difference,
     tables::{Page, Tables},
 };
 use crate::{
@@ -35,8 +35,8 @@ use crate::{
     example::gateway::Ledger,
 };
 
-/// Number of payments and refunds in a page: one or two megabytes.
-pub const PAGE: i64 = 1_000;
+/// Number of payments and refunds in a page, which takes one or two megabytes.
+pub const PAGE_SIZE: i64 = 1_000;
 
 /// Maximum number of violations reported individually.
 pub const MAX_VIOLATIONS: usize = 100;
@@ -59,7 +59,7 @@ pub enum Error {
 pub struct Violation {
     /// The invariant, as a sentence that should be true.
     pub rule: &'static str,
-    /// The location of the violation.
+    /// The records that violate the invariant.
     pub detail: String,
 }
 
@@ -86,9 +86,9 @@ impl Violations {
     }
 }
 
-/// The extent and the result of a check.
+/// The result of a check, and the numbers of checked records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Verdict {
+pub struct CheckReport {
     pub orders: i64,
     pub payments: usize,
     pub refunds: usize,
@@ -108,7 +108,7 @@ pub struct Verdict {
     pub unreported: usize,
 }
 
-impl Verdict {
+impl CheckReport {
     /// Returns whether all invariants hold.
     pub fn holds(&self) -> bool {
         self.violations.is_empty()
@@ -124,7 +124,7 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for CheckReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.violations.len() + self.unreported {
             0 => formatter.write_str("all invariants hold")?,
@@ -151,52 +151,54 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Possibility of lost rows, by a restore or by a failover to a standby that was behind.
+/// Possibility of lost rows, by a restore or by a failover to a standby that lagged behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     Impossible,
-    /// A charge or refund without a row is an orphan and no violation.
+    /// A charge or refund without a row is an orphan, not a violation.
     Possible,
 }
 
 /// Compares the service's tables with the ledger of the gateway at this address. The comparison is read-only.
-pub async fn check(database_url: &str, gateway: &Url) -> Result<Verdict, Error> {
+pub async fn check(database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     check_after(Loss::Impossible, database_url, gateway).await
 }
 
 /// Compares like [`check`], after a possible loss of rows.
-pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Result<Verdict, Error> {
+pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let client = crate::http::client(GATEWAY_TIMEOUT)?;
     let mut connection = PgConnection::connect(database_url).await?;
     let Tables { orders, idempotency_keys, mut violations } = Tables::read(&mut connection).await?;
-    let mut verdict = Verdict { orders, idempotency_keys, ..Verdict::default() };
+    let mut report = CheckReport { orders, idempotency_keys, ..CheckReport::default() };
     let mut next = Some(Uuid::nil());
     while let Some(from) = next {
-        let keys = from..=tables::end_of_page(&mut connection, from, PAGE).await?;
+        let keys = from..=tables::end_of_page(&mut connection, from, PAGE_SIZE).await?;
         let before = Page::read(&mut connection, &keys).await?;
         let ledger = read_ledger(&client, gateway, &keys).await?;
         let after = Page::read(&mut connection, &keys).await?;
         for found in comparison::compare(&before, &ledger, &after) {
             match found {
-                Finding::Orphan(reference, _) if loss == Loss::Possible => verdict.orphans.push(reference),
-                Finding::Orphan(_, violation) | Finding::Violation(violation) => violations.add(violation),
+                Difference::Orphan(reference, _) if loss == Loss::Possible => report.orphans.push(reference),
+                Difference::Orphan(_, violation) | Difference::Violation(violation) => {
+                    violations.add(violation)
+                }
             }
         }
-        verdict.count(&ledger, &after);
+        report.count(&ledger, &after);
         next = keys.end().as_u128().checked_add(1).map(Uuid::from_u128);
     }
     connection.close().await?;
     let Violations { reported, unreported } = violations;
-    Ok(Verdict { violations: reported, unreported, ..verdict })
+    Ok(CheckReport { violations: reported, unreported, ..report })
 }
 
-/// Compares like [`check`]. Rows may have been lost if `after-restore` has recorded a restore.
-async fn check_as_recorded(owner_url: &str, gateway: &Url) -> Result<Verdict, Error> {
+/// Compares like [`check`]. Rows may be lost if `after-restore` has recorded a restore.
+async fn check_after_restores(owner_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let mut connection = PgConnection::connect(owner_url).await?;
-    let is_restored: bool =
+    let was_restored: bool =
         sqlx::query_scalar("select exists (select from audit_restores)").fetch_one(&mut connection).await?;
     connection.close().await?;
-    let loss = if is_restored { Loss::Possible } else { Loss::Impossible };
+    let loss = if was_restored { Loss::Possible } else { Loss::Impossible };
     check_after(loss, owner_url, gateway).await
 }
 
@@ -208,23 +210,23 @@ pub async fn in_flight(database_url: &str) -> Result<i64, Error> {
     Ok(in_flight)
 }
 
-/// Returns the comparison in the form that the console needs.
-pub fn for_the_console(owner_url: Url, gateway: Url) -> Comparison {
+/// Returns the comparison for the console.
+pub fn console_comparison(owner_url: Url, gateway: Url) -> Comparison {
     Arc::new(move || {
         let (owner_url, gateway) = (owner_url.clone(), gateway.clone());
         Box::pin(async move {
-            match check_as_recorded(owner_url.as_str(), &gateway).await {
-                Ok(verdict) => ReconciliationResult {
+            match check_after_restores(owner_url.as_str(), &gateway).await {
+                Ok(report) => ReconciliationResult {
                     at: Utc::now(),
-                    holds: verdict.holds(),
-                    says: verdict.to_string(),
-                    verdict: serde_json::to_value(verdict).ok(),
+                    holds: report.holds(),
+                    summary: report.to_string(),
+                    report: serde_json::to_value(report).ok(),
                 },
                 Err(error) => ReconciliationResult {
                     at: Utc::now(),
                     holds: false,
-                    says: error.to_string(),
-                    verdict: None,
+                    summary: error.to_string(),
+                    report: None,
                 },
             }
         })

@@ -1,7 +1,7 @@
-//! The service's side of the comparison, and the invariants that concern it alone. Each side is read as one snapshot.
+//! The service's tables, each time read as one snapshot, and the invariants within them.
 //!
-//! Many of these invariants are also database constraints. They are checked here too, because a dropped or wrong
-//! constraint reports nothing.
+//! Many of these invariants are also database constraints. They are checked here too, because a missing or wrong
+//! constraint causes no error.
 use std::ops::RangeInclusive;
 
 use futures_util::TryStreamExt as _;
@@ -12,7 +12,7 @@ use super::{Violation, Violations};
 
 const SNAPSHOT: &str = "begin isolation level repeatable read read only";
 
-/// The fields of a payment that concern the gateway.
+/// The fields of a payment that are compared with the gateway.
 #[derive(Debug, Clone, FromRow)]
 pub(super) struct Payment {
     pub(super) id: Uuid,
@@ -35,7 +35,7 @@ impl Payment {
     }
 }
 
-/// The fields of a refund that concern the gateway.
+/// The fields of a refund that are compared with the gateway.
 #[derive(Debug, Clone, FromRow)]
 pub(super) struct Refund {
     pub(super) id: Uuid,
@@ -121,7 +121,7 @@ pub(super) async fn end_of_page(
     Ok(last.unwrap_or(Uuid::max()))
 }
 
-/// A snapshot of the invariants that concern the service's tables alone.
+/// Counts and violations within the service's tables, from one snapshot.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tables {
     pub(super) orders: i64,
@@ -224,23 +224,22 @@ const RULES: [(&str, &str); 5] = [
     ),
 ];
 
-/// A table each of whose rows has an event in the audit log when it is created, and another when it is settled.
+/// A table whose rows have an audit event when they are created, and another when they are settled.
 struct Effect {
     table: &'static str,
     /// The condition under which a row is settled; `None` if a row is complete on creation.
     settled: Option<&'static str>,
 }
 
-/// The tables with rules of their own. In every other table, the rows that idempotency keys refer to are complete on
-/// creation: see [`other_tables`].
+/// The tables whose rows are audited or settled individually. Rows of all [`other_tables`] are complete on creation.
 const EFFECTS: [Effect; 3] = [
     Effect { table: "orders", settled: None },
     Effect { table: "payments", settled: Some("status <> 'processing'") },
     Effect { table: "refunds", settled: Some("status <> 'processing'") },
 ];
 
-/// Returns the tables with a primary key `id` of type UUID, except [`EFFECTS`]. An idempotency key can refer to a row of
-/// each, so a table of a new slice is checked without an entry here.
+/// Returns the tables with a primary key `id` of type UUID, except [`EFFECTS`]. Idempotency keys can refer to their
+/// rows, so the table of a new slice is checked without an entry here.
 async fn other_tables(snapshot: &mut PgTransaction<'_>) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "
@@ -261,8 +260,8 @@ fn union(selects: impl Iterator<Item = String>) -> String {
     selects.collect::<Vec<_>>().join(" union all ")
 }
 
-/// Returns invariants in the form of [`RULES`], each for all of [`EFFECTS`], and for the rows of `others` that
-/// idempotency keys refer to.
+/// Returns further invariants in the form of [`RULES`]. They apply to [`EFFECTS`], and to the rows of `others` to which
+/// idempotency keys refer.
 fn rules_of_effects(others: &[String]) -> [(&'static str, String); 3] {
     let complete = EFFECTS.iter().map(|Effect { table, settled, .. }| {
         format!("select id from {table} where id = resource_id and {}", settled.unwrap_or("true"))
@@ -339,11 +338,11 @@ fn rules_of_effects(others: &[String]) -> [(&'static str, String); 3] {
 }
 
 async fn violations(snapshot: &mut PgTransaction<'_>) -> Result<Violations, sqlx::Error> {
-    let rules = RULES.map(|(rule, places)| (rule, places.to_owned()));
+    let rules = RULES.map(|(rule, query)| (rule, query.to_owned()));
     let others = other_tables(snapshot).await?;
     let mut violations = Violations::default();
-    for (rule, places) in rules.into_iter().chain(rules_of_effects(&others)) {
-        let mut details = sqlx::query_scalar(AssertSqlSafe(places)).fetch(&mut **snapshot);
+    for (rule, query) in rules.into_iter().chain(rules_of_effects(&others)) {
+        let mut details = sqlx::query_scalar(AssertSqlSafe(query)).fetch(&mut **snapshot);
         while let Some(detail) = details.try_next().await? {
             violations.add(Violation { rule, detail });
         }

@@ -1,5 +1,5 @@
-//! Tests that the check finds violated invariants. The tables are those of the migrations without constraints and
-//! triggers, so that every invariant can be violated. The service's own tables prevent most violations.
+//! Tests that the check finds violated invariants. Its tables are copies without constraints and triggers, which would
+//! prevent most violations.
 use std::net::SocketAddr;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, migrate::Migrator};
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without payment (4). The payment of
-/// order N has the id 10 + N. Parcels stand for the table of any other slice: one was created under a key.
+/// order N has the id 10 + N. `parcels` is the table of another slice, with one row that was created under a key.
 const RECORDS: &str = "
     drop schema if exists records cascade;
     create schema records;
@@ -127,7 +127,7 @@ const VIOLATIONS: [(&str, &str); 19] = [
 ];
 
 /// Two and a half pages.
-const PAYMENTS: i64 = invariants::PAGE * 5 / 2;
+const PAYMENTS: i64 = invariants::PAGE_SIZE * 5 / 2;
 
 /// The given number of paid orders: order N has payment N, with the charge `ch_N`.
 const MANY_PAYMENTS: &str = "
@@ -179,9 +179,9 @@ fn charge(number: u128, status: ChargeStatus) -> Charge {
     }
 }
 
-/// Creates a database with the tables of the migrations. [`RECORDS`] copies them into a schema that precedes theirs in
-/// the search path.
-async fn migrated(server: &Server, name: &str) -> (Url, PgConnection) {
+/// Creates a migrated database. [`RECORDS`] copies its tables into the schema `records`, which is first in the search
+/// path.
+async fn create_migrated_database(server: &Server, name: &str) -> (Url, PgConnection) {
     server.create_database(name, None).await.unwrap();
     let url = server.admin_url_of(name);
     let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
@@ -197,7 +197,7 @@ async fn migrated(server: &Server, name: &str) -> (Url, PgConnection) {
 async fn equal_records_pass_and_each_violation_is_named() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
-    let (url, mut connection) = migrated(server, &name).await;
+    let (url, mut connection) = create_migrated_database(server, &name).await;
 
     let gateway = gateway().await;
     gateway.record(charge(1, ChargeStatus::Succeeded)).unwrap();
@@ -205,24 +205,24 @@ async fn equal_records_pass_and_each_violation_is_named() {
     gateway.record(charge(3, ChargeStatus::Declined)).unwrap();
 
     sqlx::raw_sql(RECORDS).execute(&mut connection).await.unwrap();
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    assert!(verdict.holds(), "{verdict}");
-    assert_eq!((verdict.orders, verdict.payments, verdict.payments_in_flight, verdict.charges), (4, 3, 1, 3));
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert!(report.holds(), "{report}");
+    assert_eq!((report.orders, report.payments, report.payments_in_flight, report.charges), (4, 3, 1, 3));
 
     for (violation, rule) in VIOLATIONS {
         sqlx::raw_sql(AssertSqlSafe(format!("{RECORDS}; {violation}")))
             .execute(&mut connection)
             .await
             .unwrap();
-        let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-        assert!(verdict.violations.iter().any(|violation| violation.rule == rule), "{violation}: {verdict}");
+        let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+        assert!(report.violations.iter().any(|violation| violation.rule == rule), "{violation}: {report}");
     }
 
     sqlx::raw_sql(RECORDS).execute(&mut connection).await.unwrap();
     gateway.record(charge(2, ChargeStatus::Succeeded)).unwrap();
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    assert_eq!(verdict.violations.len(), 1, "{verdict}");
-    assert_eq!(verdict.violations[0].rule, "a payment is charged once");
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert_eq!(report.violations.len(), 1, "{report}");
+    assert_eq!(report.violations[0].rule, "a payment is charged once");
 
     connection.close().await.unwrap();
     gateway.stop().await;
@@ -230,35 +230,35 @@ async fn equal_records_pass_and_each_violation_is_named() {
 }
 
 #[tokio::test]
-async fn long_ledgers_are_compared_page_by_page_without_gaps() {
+async fn long_ledgers_are_compared_in_pages_without_gaps() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
-    let (url, mut connection) = migrated(server, &name).await;
+    let (url, mut connection) = create_migrated_database(server, &name).await;
     let records = format!("{RECORDS}; {}", MANY_PAYMENTS.replace("PAYMENTS", &PAYMENTS.to_string()));
     sqlx::raw_sql(AssertSqlSafe(records)).execute(&mut connection).await.unwrap();
     let gateway = gateway().await;
     for number in 1..=PAYMENTS {
         gateway.record(charge_of_many(number)).unwrap();
     }
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    assert!(verdict.holds(), "{verdict}");
-    assert_eq!((verdict.pages, verdict.charges), (3, verdict.payments));
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert!(report.holds(), "{report}");
+    assert_eq!((report.pages, report.charges), (3, report.payments));
 
     // The first and the last of each page, and ids before and after all pages.
-    let page = invariants::PAGE;
+    let page = invariants::PAGE_SIZE;
     let violations = [0, 1, page, page + 1, 2 * page, 2 * page + 1, PAYMENTS, PAYMENTS + 1];
     for number in violations {
         gateway.record(Charge { id: format!("second_{number}"), ..charge_of_many(number) }).unwrap();
     }
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    let found = |rule: &str| verdict.violations.iter().filter(|violation| violation.rule == rule).count();
-    assert_eq!(found("a payment is charged once"), violations.len() - 2, "{verdict}");
-    assert_eq!(found("a charge has a payment"), 2, "{verdict}");
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    let found = |rule: &str| report.violations.iter().filter(|violation| violation.rule == rule).count();
+    assert_eq!(found("a payment is charged once"), violations.len() - 2, "{report}");
+    assert_eq!(found("a charge has a payment"), 2, "{report}");
 
     sqlx::raw_sql("update payments set amount = 1").execute(&mut connection).await.unwrap();
-    let verdict = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
-    assert_eq!(verdict.violations.len(), invariants::MAX_VIOLATIONS);
-    assert!(verdict.unreported > verdict.payments, "{} are counted but not reported", verdict.unreported);
+    let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
+    assert_eq!(report.violations.len(), invariants::MAX_VIOLATIONS);
+    assert!(report.unreported > report.payments, "{} are counted but not reported", report.unreported);
 
     connection.close().await.unwrap();
     gateway.stop().await;

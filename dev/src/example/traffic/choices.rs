@@ -8,12 +8,12 @@ use super::{
     memory::{CompletedRequest, Memory, PayRequest, PlacedOrder, Product, State},
 };
 
-/// Number of unfinished orders above which a customer finishes some before placing more.
-const TOO_MANY_UNFINISHED: usize = 5;
+/// Maximum number of unfinished orders of a customer who places another.
+const MAX_UNFINISHED_ORDERS: usize = 5;
 
-/// Payment methods, and their percentage of all payments. Most of them succeed. Methods that leave the outcome unknown
-/// are rare enough that the service's circuit breaker stays closed.
-const METHODS: [(&str, u32); 9] = [
+/// Payment methods, and their percentages of all payments. Methods that leave the outcome unknown are rare, so that the
+/// service's circuit breaker stays closed.
+const PAYMENT_METHODS: [(&str, u32); 9] = [
     ("pm_card_ok", 80),
     ("pm_card_declined", 6),
     ("pm_card_expired", 4),
@@ -25,17 +25,17 @@ const METHODS: [(&str, u32); 9] = [
     ("pm_card_error_after_charge", 1),
 ];
 
-/// The next action of a customer. The action takes its data out of the customer's memory until it completes, so that
-/// two actions never use the same order concurrently.
+/// The next action of a customer. Its order is removed from the customer's memory until the action completes, so that
+/// two concurrent actions never use the same order.
 #[derive(Debug)]
 pub(super) enum Action {
     Browse { cursor: Option<String> },
-    LookAt(Product),
-    WhoAmI,
-    Place { key: String, items: Value, again: bool },
-    Pay { order: PlacedOrder, request: PayRequest, again: bool },
-    AskForPayment { order: PlacedOrder, payment_id: String, request: PayRequest },
-    AskForOrder(PlacedOrder),
+    ReadProduct(Product),
+    ReadProfile,
+    Place { key: String, items: Value, is_retry: bool },
+    Pay { order: PlacedOrder, request: PayRequest, is_retry: bool },
+    PollPayment { order: PlacedOrder, payment_id: String, request: PayRequest },
+    ReadOrder(PlacedOrder),
     ListOrders { paid_only: bool },
     Cancel(PlacedOrder),
     Repeat(CompletedRequest),
@@ -43,7 +43,7 @@ pub(super) enum Action {
 }
 
 impl Memory {
-    /// Chooses the next action of this customer. `foreign_order` belongs to another customer.
+    /// Selects the next action of this customer. `foreign_order` is the id of another customer's order.
     pub(super) fn next(
         &mut self,
         rng: &mut StdRng,
@@ -56,13 +56,13 @@ impl Memory {
         let unfinished = self.orders.iter().filter(|order| !order.state.is_finished()).count();
         let chosen = match rng.random_range(0..100) {
             0..20 => None,
-            20..25 => products.choose(rng).cloned().map(Action::LookAt),
-            25..45 if unfinished < TOO_MANY_UNFINISHED => Some(self.place(rng, products)),
+            20..25 => products.choose(rng).cloned().map(Action::ReadProduct),
+            25..45 if unfinished < MAX_UNFINISHED_ORDERS => Some(self.place(rng, products)),
             25..70 => self.pay(rng),
-            70..75 => self.go_on_paying(rng),
-            75..82 => self.take_any(rng).map(Action::AskForOrder),
+            70..75 => self.continue_payment(rng),
+            75..82 => self.take_any(rng).map(Action::ReadOrder),
             82..86 => Some(Action::ListOrders { paid_only: rng.random_bool(0.5) }),
-            86..87 => Some(Action::WhoAmI),
+            86..87 => Some(Action::ReadProfile),
             87..89 => self.take(|state| matches!(state, State::Unpaid { .. })).map(Action::Cancel),
             89..94 => self.completed.clone().map(Action::Repeat),
             _ => self.invalid_request(rng, products, foreign_order).map(Action::InvalidRequest),
@@ -72,35 +72,35 @@ impl Memory {
 
     fn place(&mut self, rng: &mut StdRng, products: &[Product]) -> Action {
         match self.uncertain.pop() {
-            Some((key, items)) => Action::Place { key, items, again: true },
-            None => Action::Place { key: new_key(), items: basket(rng, products), again: false },
+            Some((key, items)) => Action::Place { key, items, is_retry: true },
+            None => Action::Place { key: new_key(), items: basket(rng, products), is_retry: false },
         }
     }
 
     /// Pays an order, or continues a payment with an unknown outcome.
     fn pay(&mut self, rng: &mut StdRng) -> Option<Action> {
         if rng.random_bool(0.3)
-            && let Some(action) = self.go_on_paying(rng)
+            && let Some(action) = self.continue_payment(rng)
         {
             return Some(action);
         }
         let order = self.take(|state| matches!(state, State::Unpaid { .. }))?;
-        // After a decline the customer uses another card.
+        // After a decline, the customer uses a card that succeeds.
         let method = match order.state {
             State::Unpaid { declined_before: true } => "pm_card_ok",
-            _ => {
-                METHODS.choose_weighted(rng, |(_, weight)| *weight).map_or("pm_card_ok", |(method, _)| method)
-            }
+            _ => PAYMENT_METHODS
+                .choose_weighted(rng, |(_, weight)| *weight)
+                .map_or("pm_card_ok", |(method, _)| method),
         };
-        Some(Action::Pay { order, request: PayRequest { key: new_key(), method }, again: false })
+        Some(Action::Pay { order, request: PayRequest { key: new_key(), method }, is_retry: false })
     }
 
-    fn go_on_paying(&mut self, rng: &mut StdRng) -> Option<Action> {
+    fn continue_payment(&mut self, rng: &mut StdRng) -> Option<Action> {
         let order = self.take(|state| matches!(state, State::Paying { .. }))?;
         let State::Paying { payment_id, request } = order.state.clone() else { return None };
         Some(match payment_id.filter(|_| rng.random_bool(0.6)) {
-            Some(payment_id) => Action::AskForPayment { order, payment_id, request },
-            None => Action::Pay { order, request, again: true },
+            Some(payment_id) => Action::PollPayment { order, payment_id, request },
+            None => Action::Pay { order, request, is_retry: true },
         })
     }
 
@@ -114,7 +114,7 @@ impl Memory {
             0 => InvalidRequest::UnknownField(basket(rng, products)),
             1 => InvalidRequest::QuantityOfZero(products.choose(rng)?.clone()),
             2 => InvalidRequest::NoToken,
-            3 => InvalidRequest::SomebodyElsesOrder(foreign_order.unwrap_or_else(new_key)),
+            3 => InvalidRequest::ForeignOrder(foreign_order.unwrap_or_else(new_key)),
             4 => InvalidRequest::NoKey(basket(rng, products)),
             5 => InvalidRequest::BrokenJson,
             6 => InvalidRequest::LimitTooHigh,

@@ -1,4 +1,4 @@
-//! The API contract of products, orders and payments: pure functions that return the violation.
+//! The API contract of products, orders and payments. Each function returns the violated rule.
 use serde_json::Value;
 
 use crate::traffic::{
@@ -51,8 +51,8 @@ pub(crate) fn is_payment(
     let rejected = ["declined", "failed"].contains(&status);
     let reason = payment.get("failure_reason").is_some_and(|reason| !reason.is_null());
     check("only a failed or declined payment has a reason", rejected == reason)?;
-    let bad_card = ["pm_card_declined", "pm_card_expired", "pm_card_fraud"].contains(&method);
-    check("a bad card never pays", !bad_card || rejected || status == "processing")
+    let declined_card = ["pm_card_declined", "pm_card_expired", "pm_card_fraud"].contains(&method);
+    check("a card that is always declined never pays", !declined_card || rejected || status == "processing")
 }
 
 /// Checks that the status code matches the payment's state: 202 while it is processing, otherwise 201.
@@ -98,14 +98,14 @@ mod tests {
 
     #[test]
     fn a_payment_matches_its_order_and_its_card() {
-        let fits = |payment: &Value, method| is_payment(payment, "o", 700, "EUR", method);
-        assert_eq!(fits(&payment("succeeded", &Value::Null), "pm_card_ok"), Ok(()));
-        assert_eq!(fits(&payment("declined", &json!("card_expired")), "pm_card_expired"), Ok(()));
-        assert_eq!(fits(&payment("processing", &Value::Null), "pm_card_expired"), Ok(()));
-        assert!(fits(&payment("succeeded", &Value::Null), "pm_card_expired").is_err());
-        assert!(fits(&payment("declined", &Value::Null), "pm_card_ok").is_err());
-        assert!(fits(&payment("succeeded", &json!("none")), "pm_card_ok").is_err());
-        assert!(fits(&payment("paid", &Value::Null), "pm_card_ok").is_err());
+        let matches = |payment: &Value, method| is_payment(payment, "o", 700, "EUR", method);
+        assert_eq!(matches(&payment("succeeded", &Value::Null), "pm_card_ok"), Ok(()));
+        assert_eq!(matches(&payment("declined", &json!("card_expired")), "pm_card_expired"), Ok(()));
+        assert_eq!(matches(&payment("processing", &Value::Null), "pm_card_expired"), Ok(()));
+        assert!(matches(&payment("succeeded", &Value::Null), "pm_card_expired").is_err());
+        assert!(matches(&payment("declined", &Value::Null), "pm_card_ok").is_err());
+        assert!(matches(&payment("succeeded", &json!("none")), "pm_card_ok").is_err());
+        assert!(matches(&payment("paid", &Value::Null), "pm_card_ok").is_err());
         assert!(is_payment(&payment("succeeded", &Value::Null), "o", 701, "EUR", "pm_card_ok").is_err());
     }
 }

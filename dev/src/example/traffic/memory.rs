@@ -1,4 +1,4 @@
-//! Memory of each customer, memory shared by all customers, and the results.
+//! The state of each customer, the state shared by all customers, and the results.
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::traffic::api::Call;
 
-/// Maximum number of remembered orders, provided that most of them are finished.
-const MAX_REMEMBERED_ORDERS: usize = 12;
+/// Maximum number of stored orders. Only finished orders are removed above this number.
+const MAX_ORDERS: usize = 12;
 
 /// A product for sale.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(super) struct PayRequest {
     pub(super) method: &'static str,
 }
 
-/// A request that changed something, and its response.
+/// A request that created a resource, and its response.
 #[derive(Debug, Clone)]
 pub(super) struct CompletedRequest {
     pub(super) call: Call,
@@ -67,30 +67,30 @@ pub(super) struct CompletedRequest {
     pub(super) body: Value,
 }
 
-/// Memory of one customer.
+/// The state of one customer.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     /// The cursor of the next page of products.
     pub(super) cursor: Option<String>,
     pub(super) orders: VecDeque<PlacedOrder>,
-    /// Orders whose placement had no definite response.
+    /// Key and items of orders whose placement had no definite response.
     pub(super) uncertain: Vec<(String, Value)>,
     pub(super) completed: Option<CompletedRequest>,
 }
 
 impl Memory {
-    /// Remembers an order, and forgets the oldest finished order above the limit.
-    pub(super) fn remember(&mut self, order: PlacedOrder) {
+    /// Stores an order, and removes the oldest finished order above the limit.
+    pub(super) fn store(&mut self, order: PlacedOrder) {
         self.orders.push_back(order);
-        if self.orders.len() > MAX_REMEMBERED_ORDERS
+        if self.orders.len() > MAX_ORDERS
             && let Some(finished) = self.orders.iter().position(|order| order.state.is_finished())
         {
             self.orders.remove(finished);
         }
     }
 
-    pub(super) fn take(&mut self, wanted: impl Fn(&State) -> bool) -> Option<PlacedOrder> {
-        let position = self.orders.iter().position(|order| wanted(&order.state))?;
+    pub(super) fn take(&mut self, matches: impl Fn(&State) -> bool) -> Option<PlacedOrder> {
+        let position = self.orders.iter().position(|order| matches(&order.state))?;
         self.orders.remove(position)
     }
 
@@ -102,7 +102,7 @@ impl Memory {
     }
 }
 
-/// Memory shared by all customers: the products for sale.
+/// The state shared by all customers: the products for sale.
 #[derive(Debug, Default)]
 pub(crate) struct SharedMemory {
     pub(super) products: Mutex<BTreeMap<String, Product>>,

@@ -1,6 +1,6 @@
-//! The actions of customers: they browse, order, pay, cancel and make mistakes.
+//! The actions of customers: they browse, order, pay, cancel, and send invalid requests.
 //!
-//! - [`memory`]: memory of each customer, memory shared by all customers, and the results
+//! - [`memory`]: the state of each customer, the state shared by all customers, and the results
 //! - [`choices`]: the next action of a customer
 //! - [`shopping`], [`paying`], [`invalid_requests`]: the actions, each with its part of the API contract
 //! - [`expectations`]: the parts of the API contract that several actions share
@@ -21,18 +21,18 @@ use crate::traffic::{
 };
 
 /// Sends one request without a session.
-pub(crate) async fn browse(visit: &ApiRequest<'_>) {
-    visit.browse(None, None).await;
+pub(crate) async fn browse(request: &ApiRequest<'_>) {
+    request.browse(None, None).await;
 }
 
 /// Sends one request of a logged-in customer. `other_customer` is another customer.
 pub(crate) async fn act(
-    visit: &ApiRequest<'_>,
+    request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
     other_customer: Option<&Mutex<Customer>>,
     mut rng: StdRng,
 ) {
-    let products: Vec<_> = lock(&visit.shared.products).values().cloned().collect();
+    let products: Vec<_> = lock(&request.shared.products).values().cloned().collect();
     let foreign_order = other_customer
         .and_then(|other_customer| lock(other_customer).memory.orders.front().map(|order| order.id.clone()));
     let (action, token) = {
@@ -40,5 +40,5 @@ pub(crate) async fn act(
         let token = customer.token.clone().unwrap_or_default();
         (customer.memory.next(&mut rng, &products, foreign_order), token)
     };
-    visit.carry_out(customer, &token, action).await;
+    request.perform(customer, &token, action).await;
 }

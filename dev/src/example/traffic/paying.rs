@@ -1,4 +1,4 @@
-//! Paying, and determining the outcome of a payment.
+//! Paying an order, and polling a payment until its outcome is known.
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -21,28 +21,30 @@ impl ApiRequest<'_> {
         token: &str,
         order: PlacedOrder,
         request: PayRequest,
-        again: bool,
+        is_retry: bool,
     ) {
         let path = format!("/v1/orders/{}/payments", order.id);
-        let call =
-            Call::post(path, &json!({ "payment_method": request.method })).by(token).under(&request.key);
-        // At the deadline the response is 202.
+        let call = Call::post(path, &json!({ "payment_method": request.method }))
+            .with_token(token)
+            .with_key(&request.key);
+        // At the service's deadline the response is 202, never 504.
         let call = Call { never_times_out: true, ..call };
-        let mut under_way = false;
+        let mut is_in_progress = false;
         let outcome = self
             .send_as(customer, &call, |response| {
-                under_way = again && response.status == 409 && response.header("retry-after").is_some();
-                if under_way {
+                is_in_progress =
+                    is_retry && response.status == 409 && response.header("retry-after").is_some();
+                if is_in_progress {
                     return is_rejected(response, 409);
                 }
                 check("a new payment is 201 or 202", [201, 202].contains(&response.status))?;
                 is_payment(&response.body, &order.id, order.total_amount, &order.currency, request.method)?;
                 has_status_of_its_state(response)?;
-                check("a new payment is not a replay", again || !response.is_replayed())
+                check("a new payment is not a replay", is_retry || !response.is_replayed())
             })
             .await;
         match outcome {
-            RequestOutcome::Expected(response) if !under_way => {
+            RequestOutcome::Expected(response) if !is_in_progress => {
                 if response.status == 201 {
                     lock(customer).memory.completed =
                         Some(CompletedRequest { call, status: response.status, body: response.body.clone() });
@@ -56,13 +58,13 @@ impl ApiRequest<'_> {
                 };
                 lock(customer)
                     .memory
-                    .remember(PlacedOrder { state: State::Paying { payment_id, request }, ..order });
+                    .store(PlacedOrder { state: State::Paying { payment_id, request }, ..order });
             }
             RequestOutcome::Unexpected => {}
         }
     }
 
-    pub(super) async fn ask_for_payment(
+    pub(super) async fn poll_payment(
         &self,
         customer: &Mutex<Customer>,
         token: &str,
@@ -70,7 +72,7 @@ impl ApiRequest<'_> {
         payment_id: String,
         request: PayRequest,
     ) {
-        let call = Call::get(format!("/v1/payments/{payment_id}")).by(token);
+        let call = Call::get(format!("/v1/payments/{payment_id}")).with_token(token);
         let outcome = self
             .send_as(customer, &call, |response| {
                 has_status(response, 200)?;
@@ -80,7 +82,7 @@ impl ApiRequest<'_> {
             .await;
         match outcome {
             RequestOutcome::Expected(response) => self.record_state(customer, order, request, &response.body),
-            RequestOutcome::Retryable => lock(customer).memory.remember(order),
+            RequestOutcome::Retryable => lock(customer).memory.store(order),
             RequestOutcome::Unexpected => {}
         }
     }
@@ -118,6 +120,6 @@ impl ApiRequest<'_> {
             }
         };
         drop(report);
-        lock(customer).memory.remember(PlacedOrder { state, ..order });
+        lock(customer).memory.store(PlacedOrder { state, ..order });
     }
 }

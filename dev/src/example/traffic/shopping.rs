@@ -19,17 +19,19 @@ const PRODUCTS_PAGE: usize = 20;
 const ORDERS_PAGE: usize = 5;
 
 impl ApiRequest<'_> {
-    pub(super) async fn carry_out(&self, customer: &Mutex<Customer>, token: &str, action: Action) {
+    pub(super) async fn perform(&self, customer: &Mutex<Customer>, token: &str, action: Action) {
         match action {
             Action::Browse { cursor } => self.browse(Some(customer), cursor).await,
-            Action::LookAt(product) => self.look_at(&product).await,
-            Action::WhoAmI => self.who_am_i(customer, token).await,
-            Action::Place { key, items, again } => self.place(customer, token, key, items, again).await,
-            Action::Pay { order, request, again } => self.pay(customer, token, order, request, again).await,
-            Action::AskForPayment { order, payment_id, request } => {
-                self.ask_for_payment(customer, token, order, payment_id, request).await;
+            Action::ReadProduct(product) => self.read_product(&product).await,
+            Action::ReadProfile => self.read_profile(customer, token).await,
+            Action::Place { key, items, is_retry } => self.place(customer, token, key, items, is_retry).await,
+            Action::Pay { order, request, is_retry } => {
+                self.pay(customer, token, order, request, is_retry).await
             }
-            Action::AskForOrder(order) => self.ask_for_order(customer, token, order).await,
+            Action::PollPayment { order, payment_id, request } => {
+                self.poll_payment(customer, token, order, payment_id, request).await;
+            }
+            Action::ReadOrder(order) => self.read_order(customer, token, order).await,
             Action::ListOrders { paid_only } => self.list_orders(customer, token, paid_only).await,
             Action::Cancel(order) => self.cancel(customer, token, order).await,
             Action::Repeat(completed) => self.repeat(customer, token, completed).await,
@@ -68,7 +70,7 @@ impl ApiRequest<'_> {
         }
     }
 
-    async fn look_at(&self, product: &Product) {
+    async fn read_product(&self, product: &Product) {
         let outcome = self
             .send(&Call::get(format!("/v1/products/{}", product.id)), |response| {
                 has_status(response, 200)?;
@@ -83,9 +85,9 @@ impl ApiRequest<'_> {
         }
     }
 
-    async fn who_am_i(&self, customer: &Mutex<Customer>, token: &str) {
+    async fn read_profile(&self, customer: &Mutex<Customer>, token: &str) {
         let identity = lock(customer).identity.clone();
-        self.send_as(customer, &Call::get("/v1/me").by(token), |response| {
+        self.send_as(customer, &Call::get("/v1/me").with_token(token), |response| {
             has_status(response, 200)?;
             let id = identity.as_ref().map(|identity| identity.id.as_str());
             check("the response is the current user", Some(text(&response.body, "id")) == id)
@@ -93,8 +95,15 @@ impl ApiRequest<'_> {
         .await;
     }
 
-    async fn place(&self, customer: &Mutex<Customer>, token: &str, key: String, items: Value, again: bool) {
-        let call = Call::post("/v1/orders", &json!({ "items": items })).by(token).under(&key);
+    async fn place(
+        &self,
+        customer: &Mutex<Customer>,
+        token: &str,
+        key: String,
+        items: Value,
+        is_retry: bool,
+    ) {
+        let call = Call::post("/v1/orders", &json!({ "items": items })).with_token(token).with_key(&key);
         let outcome = self
             .send_as(customer, &call, |response| {
                 has_status(response, 201)?;
@@ -102,7 +111,7 @@ impl ApiRequest<'_> {
                 check("a new order is unpaid", text(&response.body, "status") == "pending_payment")?;
                 let lines = items.as_array().map_or(0, Vec::len);
                 check("an order has every line", list(&response.body, "items").len() == lines)?;
-                check("a new order is not a replay", again || !response.is_replayed())?;
+                check("a new order is not a replay", is_retry || !response.is_replayed())?;
                 let location = response.header("location").unwrap_or_default();
                 check("`Location` is the order's path", location.ends_with(text(&response.body, "id")))
             })
@@ -111,7 +120,7 @@ impl ApiRequest<'_> {
             RequestOutcome::Expected(ApiResponse { status, body, .. }) => {
                 self.report().counts.orders += 1;
                 let memory = &mut lock(customer).memory;
-                memory.remember(PlacedOrder {
+                memory.store(PlacedOrder {
                     id: text(&body, "id").to_owned(),
                     total_amount: number(&body, "total_amount").unwrap_or_default(),
                     currency: text(&body, "currency").to_owned(),
@@ -124,8 +133,8 @@ impl ApiRequest<'_> {
         }
     }
 
-    async fn ask_for_order(&self, customer: &Mutex<Customer>, token: &str, order: PlacedOrder) {
-        let call = Call::get(format!("/v1/orders/{}", order.id)).by(token);
+    async fn read_order(&self, customer: &Mutex<Customer>, token: &str, order: PlacedOrder) {
+        let call = Call::get(format!("/v1/orders/{}", order.id)).with_token(token);
         let possible: &[&str] = match order.state {
             State::Unpaid { .. } => &["pending_payment"],
             State::Paying { .. } => &["pending_payment", "paid", "partially_refunded", "refunded"],
@@ -144,13 +153,13 @@ impl ApiRequest<'_> {
             })
             .await;
         if !matches!(outcome, RequestOutcome::Unexpected) {
-            lock(customer).memory.remember(order);
+            lock(customer).memory.store(order);
         }
     }
 
     async fn list_orders(&self, customer: &Mutex<Customer>, token: &str, paid_only: bool) {
         let filter = if paid_only { "&status=paid" } else { "" };
-        let call = Call::get(format!("/v1/orders?limit={ORDERS_PAGE}{filter}")).by(token);
+        let call = Call::get(format!("/v1/orders?limit={ORDERS_PAGE}{filter}")).with_token(token);
         let identity = lock(customer).identity.clone();
         self.send_as(customer, &call, |response| {
             is_page(response, ORDERS_PAGE)?;
@@ -167,7 +176,7 @@ impl ApiRequest<'_> {
     async fn cancel(&self, customer: &Mutex<Customer>, token: &str, order: PlacedOrder) {
         let call = Call { body: None, ..Call::post(format!("/v1/orders/{}/cancel", order.id), &Value::Null) };
         let outcome = self
-            .send_as(customer, &call.by(token), |response| {
+            .send_as(customer, &call.with_token(token), |response| {
                 has_status(response, 200)?;
                 is_order(&response.body)?;
                 check(
@@ -176,18 +185,18 @@ impl ApiRequest<'_> {
                 )
             })
             .await;
-        // Without a response the cancellation is uncertain, and a second attempt may be rejected correctly. The
-        // customer leaves the order alone.
+        // Without a response the cancellation is uncertain, and a retry may be rejected. So the order is not used
+        // again.
         if let RequestOutcome::Expected(_) = outcome {
             self.report().counts.cancelled += 1;
-            lock(customer).memory.remember(PlacedOrder { state: State::Cancelled, ..order });
+            lock(customer).memory.store(PlacedOrder { state: State::Cancelled, ..order });
         }
     }
 
-    /// Sends an already completed request once more.
+    /// Repeats a completed request, and checks that the response is a replay.
     async fn repeat(&self, customer: &Mutex<Customer>, token: &str, completed: CompletedRequest) {
         let outcome = self
-            .send_as(customer, &completed.call.by(token), |response| {
+            .send_as(customer, &completed.call.with_token(token), |response| {
                 has_status(response, completed.status)?;
                 check("a replay is marked as a replay", response.is_replayed())?;
                 check("a replay is the first response", response.body == completed.body)

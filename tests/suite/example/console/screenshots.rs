@@ -31,7 +31,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
         ("trace", format!("/traces/{trace}"), ".span"),
         ("logs", "/logs?level=INFO".to_owned(), ".line"),
         ("alerts", "/alerts".to_owned(), ".rule"),
-        ("faults", "/faults".to_owned(), "#books"),
+        ("faults", "/faults".to_owned(), "#reconciliation"),
         ("audit", "/audit".to_owned(), ".seals li"),
     ];
     for (name, path, part) in views {

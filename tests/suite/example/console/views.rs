@@ -26,7 +26,7 @@ async fn each_view_shows_recent_activity() {
     let tour = "return document.querySelector('.tour a').getAttribute('href')";
     assert_eq!(browser.run(tour).await, json!("/traces/first"));
     browser.shows("table", "/v1/orders/{id}/payments").await;
-    browser.shows(".lamps", "payment recovery").await;
+    browser.shows(".checks", "payment recovery").await;
     assert_eq!(browser.location().await, "/now");
 
     browser.click("nav a[data-view=traces]").await;
@@ -48,7 +48,7 @@ async fn each_view_shows_recent_activity() {
     browser.shows("[data-rule='ServiceAvailabilityBudgetBurn 1h/5m']", "not computed").await;
 
     browser.click("nav a[data-view=faults]").await;
-    browser.shows("#books", "All invariants hold").await;
+    browser.shows("#reconciliation", "All invariants hold").await;
 
     browser.click("nav a[data-view=audit]").await;
     browser.shows(".events", "payments").await;
@@ -78,7 +78,7 @@ async fn a_deep_link_opens_a_payment_trace_with_its_log_lines() {
     browser.shows(".waterfall", "INSERT payments").await;
     let gateway = fixture.service.gateway().address();
     browser.shows("[data-span=POST]", &format!("POST {gateway}/v1/charges")).await;
-    browser.shows(".beside .line .message", "request").await;
+    browser.shows(".trace-logs .line .message", "request").await;
 
     browser.click("[data-span='SETTLE payments']").await;
     browser.shows(".details", "db.collection.name").await;
@@ -119,7 +119,7 @@ async fn every_view_shows_a_fault_until_it_is_switched_off() {
     browser.go("/logs?text=circuit").await;
     browser.shows(".line .message", "circuit breaker").await;
     browser.go("/alerts").await;
-    browser.shows(".arrived", "from the service").await;
+    browser.shows(".received", "from the service").await;
     browser.go("/audit").await;
     browser.shows("#banner", "Gateway outage").await;
 

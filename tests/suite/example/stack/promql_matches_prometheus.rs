@@ -77,7 +77,7 @@ async fn samples(prometheus: &Server, until: i64) -> Store {
     }
     let mut store = Store::default();
     for ((at, job, instance), text) in scrapes {
-        store.scraped(at, &job, &instance, Some(&text));
+        store.record_scrape(at, &job, &instance, Some(&text));
     }
     store
 }

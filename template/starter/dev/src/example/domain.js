@@ -2,7 +2,7 @@
 import { number } from "./format.js";
 
 /** The tiles in addition to those of every service. */
-export function ownTiles(figures, tile) {
+export function domainTiles(figures, tile) {
   return [tile("Notes", number(figures.created), "", "created since the start", "/traces?route=POST+%2Fv1%2Fnotes")];
 }
 
@@ -10,19 +10,19 @@ export function ownTiles(figures, tile) {
 export const FAULTS = {};
 
 /** The views that show the effect of a restore, in addition to those of every service. */
-export const RESTORED = [];
+export const RESTORE_VIEWS = [];
 
 /** Description of the traffic. */
 export const TRAFFIC = "Customers who register, create and read notes, repeat requests, and send invalid requests.";
 
 /** Description of the reconciliation and its invariants: empty while no other service has records of this one. */
-export const BOOKS = ["", ""];
+export const RECONCILIATION = ["", ""];
 
 /** Formats the numbers of a reconciliation. */
 export const numbers = () => [];
 
 /** Description of the event that the first trace waits for. */
-export const FIRST = "Waiting for the first created note…";
+export const FIRST_TRACE = "Waiting for the first created note…";
 
 /** The introduction for new users: texts, and links with their texts. */
 export const TOUR = ["Follow ", ["/traces/first", "the first note through its trace"], ", ",

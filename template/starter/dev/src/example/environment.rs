@@ -40,7 +40,7 @@ pub(crate) fn find_ports(_flags: &Flags, _progress: &dyn Fn(&str)) -> Ready<Resu
 
 /// Deletes the data that the services stored in earlier runs.
 #[expect(clippy::unnecessary_wraps, reason = "the files of simulators are deleted here")]
-pub(crate) fn erase(_directory: &Path) -> io::Result<()> {
+pub(crate) fn delete_data(_directory: &Path) -> io::Result<()> {
     Ok(())
 }
 

@@ -16,19 +16,19 @@ pub const PATH: &str = "/v1/notes";
 /// Route that shows a note.
 pub const ROUTE: &str = "/v1/notes/{id}";
 /// Name of the statement that creates a note, as in metrics.
-pub const CREATES: &str = "notes.insert";
+pub const INSERT_STATEMENT: &str = "notes.insert";
 /// Name of the statement that lists a customer's notes.
-pub const LISTS: &str = "notes.list_of_owner";
+pub const LIST_STATEMENT: &str = "notes.list_of_owner";
 
 /// Settings that the service requires in addition to the database.
 pub const REQUIRED: [(&str, &str); 0] = [];
 /// Secret settings in addition to those of the platform.
 pub const SECRETS: [&str; 0] = [];
 /// Readiness checks of other services.
-pub const NEIGHBOUR_CHECKS: [&str; 0] = [];
+pub const EXTERNAL_CHECKS: [&str; 0] = [];
 /// Series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
-/// Gauges that are zero until a worker whose work has several units has completed it once.
+/// Gauges that are zero until the first run of a unit of work, for workers with several units.
 pub const FIRST_WORK: [&str; 0] = [];
 
 /// Returns a body that creates a note.

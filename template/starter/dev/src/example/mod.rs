@@ -24,7 +24,7 @@ use url::Url;
 pub use self::traffic::memory::Counts;
 pub(crate) use self::{
     harness::TABLE,
-    panels::{FIGURES, FIRST_TRACE, PANELS, essentials},
+    panels::{FIGURES, FIRST_TRACE, PANELS, status_line},
 };
 use crate::console::Comparison;
 

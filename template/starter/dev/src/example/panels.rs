@@ -23,6 +23,6 @@ pub(crate) const FIRST_TRACE: &str = "
     limit 1";
 
 /// Returns the end of the line on the terminal.
-pub(crate) fn essentials(figures: &BTreeMap<&str, f64>) -> String {
+pub(crate) fn status_line(figures: &BTreeMap<&str, f64>) -> String {
     format!("{} notes", or_dash(figures.get("created").copied(), 0))
 }

@@ -19,17 +19,17 @@ const PATH: &str = "/v1/notes";
 const PAGE: usize = 5;
 
 /// Sends one request without a session.
-pub(crate) async fn browse(visit: &ApiRequest<'_>) {
+pub(crate) async fn browse(request: &ApiRequest<'_>) {
     if let RequestOutcome::Expected(_) =
-        visit.send(&Call::get(PATH), |response| is_rejected(response, 401)).await
+        request.send(&Call::get(PATH), |response| is_rejected(response, 401)).await
     {
-        visit.report().rejections += 1;
+        request.report().rejections += 1;
     }
 }
 
 /// Sends one request of a customer who is logged in. `other_customer` is another customer.
 pub(crate) async fn act(
-    visit: &ApiRequest<'_>,
+    request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
     other_customer: Option<&Mutex<Customer>>,
     mut rng: StdRng,
@@ -39,23 +39,24 @@ pub(crate) async fn act(
         (customer.token.clone().unwrap_or_default(), customer.memory.last.clone())
     };
     match (rng.random_range(0..10), last) {
-        (0..4, _) | (_, None) => create(visit, customer, &token).await,
-        (4..6, Some(last)) => read(visit, customer, &token, &last.id).await,
-        (6..8, _) => list(visit, customer, &token).await,
-        (8, Some(last)) => repeat(visit, customer, &token, last).await,
+        (0..4, _) | (_, None) => create(request, customer, &token).await,
+        (4..6, Some(last)) => read(request, customer, &token, &last.id).await,
+        (6..8, _) => list(request, customer, &token).await,
+        (8, Some(last)) => repeat(request, customer, &token, last).await,
         (_, Some(_)) => {
             let foreign_id =
                 other_customer.and_then(|other_customer| lock(other_customer).memory.last.clone());
             let foreign_id = foreign_id.map_or_else(new_key, |note| note.id);
-            invalid_request(visit, customer, &token, &foreign_id, rng.random_range(0..4)).await;
+            invalid_request(request, customer, &token, &foreign_id, rng.random_range(0..4)).await;
         }
     }
 }
 
-async fn create(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
-    let number = visit.shared.names.fetch_add(1, Ordering::Relaxed);
-    let call = Call::post(PATH, &json!({ "name": format!("Note {number}") })).by(token).under(&new_key());
-    let outcome = visit
+async fn create(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
+    let number = request.shared.names.fetch_add(1, Ordering::Relaxed);
+    let call =
+        Call::post(PATH, &json!({ "name": format!("Note {number}") })).with_token(token).with_key(&new_key());
+    let outcome = request
         .send_as(customer, &call, |response| {
             has_status(response, 201)?;
             check("a new note is not a replay", !response.is_replayed())?;
@@ -63,59 +64,59 @@ async fn create(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str)
         })
         .await;
     if let RequestOutcome::Expected(response) = outcome {
-        visit.report().counts.created += 1;
+        request.report().counts.created += 1;
         let id = text(&response.body, "id").to_owned();
         lock(customer).memory.last = Some(CreatedNote { id, call, response: response.text });
     }
 }
 
-async fn read(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, id: &str) {
-    visit
-        .send_as(customer, &Call::get(format!("{PATH}/{id}")).by(token), |response| {
+async fn read(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, id: &str) {
+    request
+        .send_as(customer, &Call::get(format!("{PATH}/{id}")).with_token(token), |response| {
             has_status(response, 200)?;
             check("the response is the requested note", text(&response.body, "id") == id)
         })
         .await;
 }
 
-async fn list(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
-    let call = Call::get(format!("{PATH}?limit={PAGE}")).by(token);
-    visit.send_as(customer, &call, |response| is_page(response, PAGE)).await;
+async fn list(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
+    let call = Call::get(format!("{PATH}?limit={PAGE}")).with_token(token);
+    request.send_as(customer, &call, |response| is_page(response, PAGE)).await;
 }
 
 /// Repeats a request that was successful before.
-async fn repeat(visit: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, last: CreatedNote) {
-    let outcome = visit
-        .send_as(customer, &last.call.by(token), |response| {
+async fn repeat(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, last: CreatedNote) {
+    let outcome = request
+        .send_as(customer, &last.call.with_token(token), |response| {
             has_status(response, 201)?;
             check("a replay is marked as a replay", response.is_replayed())?;
             check("a replay is the first response", response.text == last.response)
         })
         .await;
     if let RequestOutcome::Expected(_) = outcome {
-        visit.report().replays += 1;
+        request.report().replays += 1;
     }
 }
 
 /// Sends a request that the service must reject.
 async fn invalid_request(
-    visit: &ApiRequest<'_>,
+    request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
     token: &str,
     foreign_id: &str,
     which: u32,
 ) {
-    let create = |body| Call::post(PATH, &body).by(token);
+    let create = |body| Call::post(PATH, &body).with_token(token);
     let (call, status) = match which {
-        0 => (create(json!({ "name": "" })).under(&new_key()), 422),
+        0 => (create(json!({ "name": "" })).with_key(&new_key()), 422),
         1 => (create(json!({ "name": "Without a key" })), 400),
-        2 => (Call::get(format!("{PATH}/{foreign_id}")).by(token), 404),
-        _ => (Call::get(format!("{PATH}?limit=101")).by(token), 400),
+        2 => (Call::get(format!("{PATH}/{foreign_id}")).with_token(token), 404),
+        _ => (Call::get(format!("{PATH}?limit=101")).with_token(token), 400),
     };
     if let RequestOutcome::Expected(_) =
-        visit.send_as(customer, &call, |response| is_rejected(response, status)).await
+        request.send_as(customer, &call, |response| is_rejected(response, status)).await
     {
-        visit.report().rejections += 1;
+        request.report().rejections += 1;
     }
 }
 
