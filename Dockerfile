@@ -1,5 +1,4 @@
-# Two images from one build: `service`, which ships, and `demo`, which has the seed, the traffic and the simulators of
-# the stack.
+# Two images from one build: `service` is released, and `demo` has the seed, the traffic and the simulators of the stack.
 #
 # Dependencies are a separate layer, built from the manifests alone, so a change of the sources does not rebuild them.
 # `service` is distroless: no shell, no package manager; its health check is the executable itself. `demo` has the shell
@@ -14,15 +13,15 @@ FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 ENV CARGO_TERM_COLOR=never SQLX_OFFLINE=true
 
-# The executables contain the list of their crates, which scanners and the SBOM read. Without it they see no crate.
+# The executables contain the list of their crates. Without the list, scanners and SBOM generators find no crate.
 RUN cargo install cargo-auditable --version 0.7.7 --locked
 
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY platform/Cargo.toml platform/Cargo.toml
 COPY dev/Cargo.toml dev/Cargo.toml
-# The manifest of a workspace member that no image contains is enough. COPY has a second source that always exists,
-# because a pattern alone must match a file.
+# No image contains `bench`, so its manifest is enough for Cargo. A project may have deleted it, and COPY fails if a pattern
+# matches no file, so COPY has a second source that always exists.
 COPY Cargo.lock bench/Cargo.tom[l] bench/
 RUN mkdir -p src platform/src dev/src bench/src \
     && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > dev/src/main.rs \

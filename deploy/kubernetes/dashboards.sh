@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints the dashboards as ConfigMaps for Grafana's sidecar, which loads every ConfigMap with the label `grafana_dashboard`:
-# `deploy/kubernetes/dashboards.sh | kubectl apply --server-side …` (README.md). Kustomize cannot make them: it reads no file
-# outside of its own directory.
+# `deploy/kubernetes/dashboards.sh | kubectl apply --server-side …` (README.md). Kustomize cannot generate them, because it
+# reads no file outside of its own directory.
 #
 # ALERTS_URL: the page of Alertmanager, which the dashboards link to.
 set -eu

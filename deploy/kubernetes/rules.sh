@@ -1,6 +1,6 @@
 #!/bin/sh
 # Prints the files of prometheus/rules as PrometheusRule objects: `deploy/kubernetes/rules.sh | kubectl apply …` (README.md).
-# Kustomize cannot make them: it has no generator for objects of this kind, and the files are not Kubernetes objects.
+# Kustomize cannot generate them: it has no generator for objects of this kind, and the files are not Kubernetes objects.
 #
 # A cluster's Prometheus also scrapes other services, whose series have the same names. Each selector therefore gets the job
 # of this service, and each alert gets its namespace, by which an AlertmanagerConfig selects alerts. The rules about the

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs once, on an empty volume. Creates the database and its roles: the owner of the schema, the service's restricted
-# role, and one for monitoring. Their names begin with the database's. `service migrate` grants the service's role its
-# rights.
+# role, and one for monitoring. Their names begin with the name of the database. `service migrate` grants rights to the
+# service's role.
 set -eu
 psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres \
   --set database="$PGDATABASE" --set owner="$PGUSER" --set service="${PGDATABASE}_service" --set monitor="${PGDATABASE}_monitor" \
@@ -9,7 +9,7 @@ psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres \
   --set monitor_password="$MONITOR_PASSWORD" <<'SQL'
 create role :"owner" login createrole password :'owner_password';
 create role :"service" login password :'service_password';
--- The owner sets timeouts on the service's role, and grants it its rights.
+-- The owner sets timeouts on the service's role, and grants rights to it.
 grant :"service" to :"owner" with admin option;
 create role :"monitor" login password :'monitor_password' in role pg_monitor;
 create database :"database" owner :"owner";
