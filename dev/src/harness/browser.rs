@@ -166,7 +166,7 @@ async fn start(driver: &Path) -> (Child, u16) {
     panic!("{output:#?}")
 }
 
-/// A command of the driver that is not part of the WebDriver standard.
+/// A command of the driver that the `WebDriver` standard does not have.
 #[derive(Debug)]
 struct Extension {
     path: &'static str,

@@ -127,10 +127,10 @@ impl Store {
     ) -> impl Iterator<Item = &'a Series> {
         let ids = name.and_then(|name| self.names.get(name)).into_iter().flatten();
         ids.filter_map(|id| self.series.get(id)).filter(move |series| {
-            let matches = |matcher: &promql_parser::label::Matcher| {
+            let is_match = |matcher: &promql_parser::label::Matcher| {
                 matcher.is_match(series.labels.get(&matcher.name).map_or("", String::as_str))
             };
-            matchers.matchers.iter().all(matches)
+            matchers.matchers.iter().all(is_match)
         })
     }
 

@@ -1,7 +1,7 @@
 //! The results of a campaign that changes the primary.
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use super::{faults::Fault, orphans::OrphanReport};
+use super::{faults::Fault, orphans::OrphanReport, percentile::percentile};
 use crate::postgres::{Failover, ReplicationMode};
 
 /// The results of all changes of the primary, and of the customers' requests meanwhile.
@@ -59,14 +59,6 @@ impl FailoverReport {
     }
 }
 
-/// Returns the time in seconds that this percentage of the times does not exceed.
-pub(super) fn percentile(times: &[Duration], percent: usize) -> f64 {
-    let mut sorted = times.to_vec();
-    sorted.sort();
-    let rank = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-    sorted.get(rank).copied().unwrap_or_default().as_secs_f64()
-}
-
 impl fmt::Display for FailoverReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "| {:?} | times | orders lost | payments lost | p50 | p99 | max |", self.mode)?;
@@ -105,18 +97,5 @@ impl fmt::Display for FailoverReport {
             self.unanswered,
             self.unexpected.len(),
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_percentile_is_the_time_that_so_many_kept() {
-        let times: Vec<_> = (1..=200).rev().map(Duration::from_secs).collect();
-        let shown = [50, 99, 100].map(|percent| percentile(&times, percent).to_string());
-        assert_eq!(shown, ["100", "198", "200"]);
-        assert_eq!(percentile(&[], 99).to_bits(), 0.0_f64.to_bits());
     }
 }

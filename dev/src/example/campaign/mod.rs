@@ -15,7 +15,8 @@
 //! - `locks`: locks of other sessions, and an export of the audit log during a read
 //! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment
 //! - `orphans`: charges and refunds whose rows are lost
-//! - `passwords`: password changes beside logins
+//! - `passwords`: password changes during logins
+//! - `percentile`: percentiles of measured times
 //! - `test_bed`: all components, and the execution of faults
 //! - `refunder`: issues refunds and retries them
 //! - `report`: the faults and the results
@@ -29,6 +30,7 @@ mod locks;
 mod odd_events;
 mod orphans;
 mod passwords;
+mod percentile;
 mod refunder;
 mod report;
 mod test_bed;

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use url::Url;
 use uuid::Uuid;
 
-use super::failovers::percentile;
+use super::percentile::percentile;
 
 /// Time after the end of the faults within which the service must have recorded an orphan.
 const MAX_SEARCH_TIME: TimeDelta = TimeDelta::seconds(60);

@@ -190,7 +190,7 @@ impl TestBed {
             Fault::KillDatabase => self.server.restart(Signal::SIGKILL, progress).await?,
             Fault::Cut(component) => self.proxies(*component).iter().for_each(TcpProxy::interrupt),
             Fault::Slow(component, delay) => {
-                self.proxies(*component).iter().for_each(|proxy| proxy.slow(*delay))
+                self.proxies(*component).iter().for_each(|proxy| proxy.slow(*delay));
             }
             Fault::Stall(component) => self.proxies(*component).iter().for_each(TcpProxy::freeze),
             Fault::Gateway(faults) => self.gateway.faults().set(faults.clone()),

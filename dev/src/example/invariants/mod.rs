@@ -180,7 +180,7 @@ pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Resul
             match found {
                 Difference::Orphan(reference, _) if loss == Loss::Possible => report.orphans.push(reference),
                 Difference::Orphan(_, violation) | Difference::Violation(violation) => {
-                    violations.add(violation)
+                    violations.add(violation);
                 }
             }
         }

@@ -26,7 +26,7 @@ impl ApiRequest<'_> {
             Action::ReadProfile => self.read_profile(customer, token).await,
             Action::Place { key, items, is_retry } => self.place(customer, token, key, items, is_retry).await,
             Action::Pay { order, request, is_retry } => {
-                self.pay(customer, token, order, request, is_retry).await
+                self.pay(customer, token, order, request, is_retry).await;
             }
             Action::PollPayment { order, payment_id, request } => {
                 self.poll_payment(customer, token, order, payment_id, request).await;
