@@ -73,7 +73,7 @@ impl Client {
         Self { api: Arc::clone(api), headers: self.headers.clone() }
     }
 
-    /// Returns the same client with an additional header in every request.
+    /// Returns the same client with this header in every request, in place of an earlier value.
     #[must_use]
     pub fn with_header(&self, name: &str, value: &str) -> Self {
         let mut client = self.clone();
@@ -170,7 +170,7 @@ impl Request {
         self
     }
 
-    /// Sends the request to another replica.
+    /// Addresses the request to another replica.
     pub fn at(mut self, service: &Service) -> Self {
         self.api = service.api();
         self
@@ -182,8 +182,8 @@ impl Request {
         Attempt { request: self, task }
     }
 
-    /// Sends the request until the response is final. The same request, with the same key, is repeated after a response
-    /// 202, 409, 503 or 504, and without a response.
+    /// Sends the request until the response is final. The same request, with the same key, is repeated if
+    /// the response is 202, 409, 503 or 504, or if there is none.
     pub async fn send_until_final(self) -> HttpResponse {
         let started = Instant::now();
         loop {
@@ -240,13 +240,13 @@ pub struct Attempt {
 impl Attempt {
     /// Waits for the response.
     pub async fn response(self) -> HttpResponse {
-        let response = self.task.await.expect("the request's task ends by itself");
+        let response = self.task.await.expect("the request's task neither panics nor is aborted");
         response.unwrap_or_else(|error| panic!("there was no response: {error:?}"))
     }
 
     /// Waits for the response; `None` if the connection was closed without one.
     pub async fn try_response(self) -> Option<HttpResponse> {
-        self.task.await.expect("the request's task ends by itself").ok()
+        self.task.await.expect("the request's task neither panics nor is aborted").ok()
     }
 
     /// Closes the connection before the response.

@@ -37,7 +37,8 @@ impl EventPosition {
     /// The position before every event.
     pub(super) const START: Self = Self { epoch: 0, xact_id: 0, sequence: 0 };
 
-    /// Returns the position after every event of an epoch whose transaction is older than `horizon`.
+    /// Returns the last position of an epoch before the transaction `horizon`. Every event of an older transaction in
+    /// this epoch is at or before this position.
     pub(super) fn before_transaction(epoch: i32, horizon: i64) -> Self {
         Self { epoch, xact_id: horizon - 1, sequence: i64::MAX }
     }
@@ -174,7 +175,7 @@ impl Form {
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
-        // No field is close to four gigabytes, because PostgreSQL limits a value to one.
+        // The length fits, because PostgreSQL limits a value to one gigabyte.
         self.0.update(u32::try_from(bytes.len()).unwrap_or(ABSENT).to_be_bytes());
         self.0.update(bytes);
     }
@@ -215,7 +216,7 @@ fn write_json(value: &Value, out: &mut String) {
                 write_json(value, out);
             });
         }
-        // PostgreSQL returns a number that was written as 1.0 in that form.
+        // PostgreSQL returns 1.0 for a number that was written as 1.0. Its canonical form is 1.
         Value::Number(number) => match number.as_f64() {
             Some(float) if !number.is_i64() && float.fract() == 0.0 && float.abs() <= MAX_SAFE_INTEGER => {
                 out.push_str(&Value::from(whole(float)).to_string());

@@ -47,11 +47,12 @@ impl FromStr for ExternalExport {
     }
 }
 
-/// Verifies the audit log in the database, and against logged heads if there are any. Records the verification as an
+/// Verifies the audit log in the database, and compares it with the logged heads. Records the verification as an
 /// event. Events may be missing only if one of the given exports contains them.
 ///
 /// # Errors
-/// The first seal and event that do not verify, or the reason that the audit log or an export cannot be read.
+/// The first violation of the chain, or the reason that the audit log or an export cannot be read or the verification
+/// cannot be recorded.
 pub async fn verify(
     database: &Database,
     heads: KnownHeads,
@@ -90,12 +91,12 @@ async fn verify_database(
             ExternalExport::Sha256(hash) => drop(exports.given.insert(hash.clone())),
         }
     }
-    let remembered = seals::head(&mut connection).await?;
+    let stored_head = seals::head(&mut connection).await?;
     let mut chain = Chain::after(Head::NONE, heads);
     let mut events = Events::default();
     let mut number = 0;
     loop {
-        let page = seals::page(&mut connection, number, remembered.number, SEALS_PER_PAGE).await?;
+        let page = seals::page(&mut connection, number, stored_head.number, SEALS_PER_PAGE).await?;
         let Some(last) = page.last() else { break };
         number = last.number;
         let until = last.last();
@@ -110,9 +111,11 @@ async fn verify_database(
     let verdict = chain.finish(&exports, &restores);
     let (end, head, logged_beyond) = (verdict.end, verdict.head, verdict.logged_beyond);
     let mut report = Report::of(verdict)?;
-    if head != remembered {
-        let missing = format!("seal {}: missing, the end of the chain", remembered.number);
-        return Err(VerifyError::ChainViolation(missing));
+    if head != stored_head {
+        let number = stored_head.number;
+        let violation =
+            format!("seal {number}: not the end of the chain, although the database stores it as the head");
+        return Err(VerifyError::ChainViolation(violation));
     }
     if let Some(number) = logged_beyond {
         return Err(VerifyError::ChainViolation(format!("seal {number}: missing, although it was logged")));

@@ -43,7 +43,7 @@ macro_rules! problem_kinds {
             slug: $slug, status: axum::http::StatusCode::$status, title: $title, about: concat!($($about),*),
         };)*
 
-        /// The kinds of problems that this module declares, in the order of their status.
+        /// The kinds of problems that this module declares.
         pub const KINDS: &[&$crate::http::problem::Kind] = &[$($NAME),*];
     };
 }
@@ -115,8 +115,8 @@ pub struct Problem {
     denial: Option<Box<Denial>>,
 }
 
-/// Marks a problem as a denied permission. The response carries it as an extension to the layer that counts and
-/// audits denials.
+/// Marks a problem as a denied permission. It is stored in the response's extensions, where the layer that
+/// counts and audits denials finds it.
 #[derive(Debug, Clone, Copy)]
 pub struct Denial {
     /// The reason, for `authorization_denials_total{reason}`.
@@ -190,7 +190,7 @@ impl Problem {
         Self::new(CONFLICT).detail(detail)
     }
 
-    /// Returns 503: nothing was done, and the caller may retry the same request.
+    /// Returns 503. The caller may retry the same request after this number of seconds.
     pub fn unavailable(retry_after_seconds: u64) -> Self {
         Self::new(UNAVAILABLE).retry_after(retry_after_seconds)
     }
@@ -207,7 +207,7 @@ impl From<sqlx::Error> for Problem {
         if database::is_transient(&error) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the database is unavailable for a statement"
+                "a statement failed with a transient database error"
             );
             Self::unavailable(1)
                 .detail("The outcome is unknown. Send the same request again with the same Idempotency-Key.")

@@ -2,13 +2,13 @@
 //!
 //! 1. One statement claims the key, reserves the order, and stores the payment as `processing` with its first lease.
 //! 2. The gateway is called under the payment's gateway key. The call is retried if that may help and time is left.
-//! 3. One transaction settles the certain outcome and stores the response.
+//! 3. If the outcome is known, one transaction settles the payment and stores the response.
 //!
-//! If step 2 has no certain outcome, the payment stays `processing`, the response is 202, and recovery takes over. From
+//! If the outcome is unknown, the payment stays `processing`, the response is 202, and recovery takes over. From
 //! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
 //!
-//! Paying and refunding do not use [`idempotency::run`]. It replays stored responses only, and looks the key up after the
-//! change was rejected. There are three differences here:
+//! Paying and refunding do not use [`idempotency::run`]. It replays only stored responses, and looks up the key only
+//! after the change was rejected. There are three differences here:
 //!
 //! - An earlier request may have no response yet. The payment's current state is then the replay.
 //! - The response of an earlier request may be deleted already. The payment is then found by its gateway key.
@@ -150,7 +150,8 @@ impl Payments {
         Err(PaymentError::OrderTaken)
     }
 
-    /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
+    /// Calls the gateway until the outcome is known, a retry cannot help, or the time limit of all calls together is
+    /// reached.
     async fn charge(
         &self,
         payment: Payment,
@@ -210,7 +211,7 @@ impl Payments {
         }
     }
 
-    /// Settles the payment, or leaves it to recovery if a guard rejects the settlement.
+    /// Settles the payment, or leaves it to recovery if it is still `processing` afterwards.
     async fn settle_or_leave(
         &self,
         payment: Payment,
@@ -274,7 +275,8 @@ pub(super) async fn log_failure(
 }
 
 /// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise
-/// the response is 503, and the client retries with the same key. A 504 would not state what the client should do next.
+/// the response is 503, and the client retries with the same key. Unlike a 504, a 503 states in
+/// `Retry-After` when the client may do so.
 pub(super) async fn finish_by<T>(
     deadline: Instant,
     work: tokio::task::JoinHandle<Result<StoredResponse, PaymentError>>,

@@ -158,7 +158,7 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
         (
             "the last seal is deleted",
             format!("delete from audit_seals where number = {last_seal}"),
-            format!("seal {last_seal}: missing, the end of the chain"),
+            format!("seal {last_seal}: not the end of the chain, although the database stores it as the head"),
         ),
         (
             "an inner seal is deleted",

@@ -116,7 +116,7 @@ async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
         let data = page["data"].as_array().unwrap();
         all.extend(data.clone());
         let Some(next) = page["next_cursor"].as_str() else { return all };
-        assert_eq!(data.len(), limit, "only the last page is not full");
+        assert_eq!(data.len(), limit, "every page but the last one is full");
         cursor = format!("&cursor={next}");
     }
 }
@@ -126,7 +126,7 @@ fn ids(orders: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_list_pages_newest_first_without_gaps_or_duplicates() {
+async fn a_list_is_paged_newest_first_without_gaps_or_duplicates() {
     let service = service().await;
     let customer = service.customer().await;
     let mut placed = Vec::new();
@@ -232,7 +232,7 @@ async fn a_foreign_order_looks_like_a_missing_one() {
 }
 
 #[tokio::test]
-async fn only_reads_of_other_users_data_are_audited() {
+async fn a_read_is_audited_only_if_the_data_is_of_another_user() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let (first, second) = (customer.places_an_order().await, customer.places_an_order().await);

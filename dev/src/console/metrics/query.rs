@@ -1,4 +1,4 @@
-//! The subset of `PromQL` that the page and the project's rules use. An error names any other function or operator.
+//! The subset of `PromQL` that the console and the project's rules use. An error names any other function or operator.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use promql_parser::parser::{self, Call, Expr, MatrixSelector, Offset, VectorSelector};
@@ -114,7 +114,7 @@ impl Evaluation<'_> {
     fn call(&self, call: &Call) -> Result<Value, Error> {
         let arguments: Vec<&Expr> = call.args.args.iter().map(AsRef::as_ref).collect();
         match (call.func.name, arguments.as_slice()) {
-            #[expect(clippy::cast_precision_loss, reason = "a time of this age")]
+            #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are exact in an f64")]
             ("time", []) => Ok(Value::Scalar(self.at as f64 / 1000.0)),
             ("vector", [number]) => Ok(Value::Vector(self.vector(number)?)),
             ("absent", [vector]) => self.absent(vector),

@@ -34,7 +34,7 @@ const SUPPORTED: [&str; 10] = [
     "OTEL_SPAN_LINK_COUNT_LIMIT",
 ];
 
-/// Returns a variable of one signal, and the same variable for all signals.
+/// Returns the name of a variable for one signal, and the same variable for all signals.
 fn names_of(signal: Signal, variable: &str) -> [String; 2] {
     [format!("OTEL_EXPORTER_OTLP_{}_{variable}", signal.name()), format!("OTEL_EXPORTER_OTLP_{variable}")]
 }
@@ -53,8 +53,8 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
 /// of its exporter turns the export off.
 ///
 /// # Errors
-/// The endpoint of the signal is not a URL, or is required and not set. Without a scheme in the URL, the exporter would
-/// silently lose everything.
+/// The endpoint of the signal is not a URL, or is required and not set. The exporter itself would silently drop all data
+/// if the URL had no scheme.
 pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Url>, ExportError> {
     let is_exported = match signal {
         // The SDK does not read this variable.
@@ -185,7 +185,7 @@ fn sampler_warning(settings: &OpenTelemetry) -> Option<String> {
         }
         name => Some(format!(
             "OTEL_TRACES_SAMPLER: ignored {name} and used parentbased_always_on; supported values are \
-             always_on, always_off, traceidratio and these three after parentbased_"
+             always_on, always_off and traceidratio, each also with the prefix parentbased_"
         )),
     }
 }

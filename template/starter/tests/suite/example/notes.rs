@@ -81,7 +81,7 @@ async fn another_customers_note_responds_like_a_missing_one() {
 }
 
 #[tokio::test]
-async fn only_reads_of_other_users_data_are_audited() {
+async fn a_read_is_audited_only_if_the_data_is_of_another_user() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let path = format!("{PATH}/{}", customer.creates().await.is(201).id());
@@ -108,7 +108,7 @@ async fn names(user: &User) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_list_pages_newest_first_without_gaps_or_duplicates() {
+async fn a_list_is_paged_newest_first_without_gaps_or_duplicates() {
     let service = service().await;
     let (customer, another) = (service.customer().await, service.customer().await);
     for name in ["1", "2", "3", "4", "5"] {
