@@ -30,7 +30,7 @@ pub use self::model::{Email, NewUser, Password, User};
 pub use self::passwords::Passwords;
 pub use self::roles::{Admin, AuditReader, Customer, CustomerOrSupport, OwnerOrStaff, Role, Staff};
 pub use self::routes::routes;
-pub use self::sessions::{end_all as end_all_sessions, sweep as sweep_sessions};
+pub use self::sessions::{end_all as end_all_sessions, end_of as end_sessions_of, sweep as sweep_sessions};
 pub use self::settings::Settings;
 pub use self::users::create as create_user;
 

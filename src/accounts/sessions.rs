@@ -14,7 +14,10 @@ use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{model::User, users::role};
+use super::{
+    model::{Email, User},
+    users::role,
+};
 
 /// Bearer token of a session.
 pub(super) struct Token(String);
@@ -142,6 +145,39 @@ pub async fn end_all(
         .with("reason", reason)
         .with("record_count", ended);
     Ok((ended, audit::record_with(connection, event).await?))
+}
+
+/// Ends every session of a user, with one audit event. Returns the number of sessions, or `None` if no user has this
+/// e-mail address.
+pub async fn end_of(database: &Database, email: &Email, reason: &str) -> Result<Option<u64>, sqlx::Error> {
+    let mut transaction = database.begin().await?;
+    let statement = sqlx::query!(
+        r#"
+        with ended as (
+          delete from sessions using users
+          where users.id = sessions.user_id and users.email = $1
+          returning sessions.id
+        )
+        select users.id, (select count(*) from ended) as "ended!"
+        from users
+        where users.email = $1
+        "#,
+        email.as_str(),
+    );
+    let row = instrument_query("sessions.delete", statement.fetch_optional(&mut *transaction)).await?;
+    let Some(row) = row else {
+        transaction.rollback().await?;
+        return Ok(None);
+    };
+    let ended = row.ended.unsigned_abs();
+    let event = Event::new(EventType::Authentication, "sessions", "end_all", EventResult::Success)
+        .with("user_id", row.id.to_string())
+        .with("reason", reason)
+        .with("record_count", ended);
+    let recorded = audit::record_with(&mut transaction, event).await?;
+    transaction.commit().await?;
+    recorded.committed();
+    Ok(Some(ended))
 }
 
 /// Deletes a batch of expired sessions, with an audit event for each. Returns the number of deleted sessions.

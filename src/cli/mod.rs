@@ -1,34 +1,24 @@
-//! The command line: `serve`, `migrate`, `after-restore`, `user create`, `audit verify`, `audit export`, `openapi`,
-//! `config`, `probe`, and the commands of the slices.
+//! The command line: `serve`, `migrate`, `after-restore`, `user create`, `user end-sessions`, `audit verify`,
+//! `audit export`, `openapi`, `config`, `probe`, and the commands of the slices.
 //!
 //! Exit codes: 0 for success, 1 for failure (with one sentence on stderr), 2 for wrong usage. Every setting in
 //! [`config`](crate::config) has a flag on the commands that use the setting. Secrets have no flag, because other users
 //! of the machine can read command lines.
 mod after_restore;
 mod audit;
+mod user;
 
-use std::{
-    collections::HashMap,
-    io::{IsTerminal, Read},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{collections::HashMap, process::ExitCode, time::Duration};
 
 use clap::{Arg, ArgMatches, Command};
 use platform::{
     database::{self, Database},
     migrations, outbound,
-    settings::{Mistakes, Process, Reader, Setting},
+    settings::{Process, Reader, Setting},
     telemetry,
 };
 
-use crate::{
-    BUILD, MIGRATIONS,
-    accounts::{self, Email, Password, Passwords, Role},
-    api,
-    config::Config,
-    service, slices,
-};
+use crate::{BUILD, MIGRATIONS, api, config::Config, service, slices};
 
 /// Timeout of a probe. A slower response counts as unhealthy.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,10 +44,7 @@ fn execute(name: &str, arguments: &ArgMatches) -> Outcome {
         "serve" => serve(Config::load(reader(arguments)?)?),
         "migrate" => migrate(reader(arguments)?),
         "after-restore" => after_restore::execute(arguments),
-        "user" => match arguments.subcommand() {
-            Some(("create", arguments)) => create_user(arguments),
-            _ => Ok(()),
-        },
+        "user" => user::execute(arguments),
         "probe" => probe(arguments),
         "audit" => audit::execute(arguments),
         "openapi" => {
@@ -84,34 +71,7 @@ fn command() -> Command {
                 .args(flags(|setting| matches!(setting.group, "process" | "database" | "logs"))),
         )
         .subcommand(after_restore::command())
-        .subcommand(
-            Command::new("user")
-                .about("Manage users")
-                .subcommand_required(true)
-                .arg_required_else_help(true)
-                .subcommand(
-                    Command::new("create")
-                        .about(
-                            "Create a user; the password is read from USER_PASSWORD or from standard input",
-                        )
-                        .arg(Arg::new("email").long("email").required(true))
-                        .arg(
-                            Arg::new("role")
-                                .long("role")
-                                .required(true)
-                                .value_parser(["customer", "support", "auditor", "admin"]),
-                        )
-                        .arg(
-                            Arg::new("name")
-                                .long("name")
-                                .help("Name of the user [default: the part of the e-mail address before the @]"),
-                        )
-                        .args(flags(|setting| {
-                            matches!(setting.group, "process" | "database" | "logs")
-                                || setting.name.starts_with("ARGON2_")
-                        })),
-                ),
-        )
+        .subcommand(user::command())
         .subcommand(
             Command::new("probe")
                 .about(
@@ -218,48 +178,12 @@ fn slice_command(name: &str, arguments: &ArgMatches) -> Outcome {
     })
 }
 
-fn create_user(arguments: &ArgMatches) -> Outcome {
-    let text = |name: &str| arguments.get_one::<String>(name).cloned().unwrap_or_default();
-    let (accounts_settings, database_settings) = reader(arguments)?
-        .finish(|reader| accounts::Settings::read(reader).zip(database::Settings::read(reader)))
-        .map_err(|mistakes: Mistakes| mistakes)?;
-    let email = Email::parse(&text("email")).ok_or("--email must be an e-mail address")?;
-    let role = Role::parse(&text("role")).ok_or("--role must be customer, support, auditor or admin")?;
-    let name = arguments.get_one::<String>("name").cloned();
-    let name = name.unwrap_or_else(|| email.as_str().split('@').next().unwrap_or_default().to_owned());
-    let password = read_password()?;
-    if let Some(weakness) = password.weakness(email.as_str(), &name) {
-        return Err(format!("the password {weakness}").into());
-    }
-    runtime()?.block_on(async {
-        let database = Database::connect_for_command(&database_settings, "user create").await?;
-        let hash = Passwords::new(&accounts_settings).hash(&password).await?;
-        let user = accounts::create_user(&database, &email, &name, &hash, role).await?;
-        println!("{} {} {}", user.id, user.email, role.as_str());
-        Ok(())
-    })
-}
-
 fn probe(arguments: &ArgMatches) -> Outcome {
     let url = arguments.get_one::<String>("url").cloned().unwrap_or_default();
     let client =
         outbound::client().redirect(reqwest::redirect::Policy::default()).timeout(PROBE_TIMEOUT).build()?;
     runtime()?.block_on(async { client.get(url).send().await?.error_for_status() })?;
     Ok(())
-}
-
-fn read_password() -> Result<Password, Box<dyn std::error::Error + Send + Sync>> {
-    if let Ok(password) = std::env::var("USER_PASSWORD") {
-        return Ok(Password::new(password));
-    }
-    let mut input = String::new();
-    if std::io::stdin().is_terminal() {
-        eprintln!("Password (input is visible):");
-        std::io::stdin().read_line(&mut input)?;
-    } else {
-        std::io::stdin().read_to_string(&mut input)?;
-    }
-    Ok(Password::new(input.trim_end_matches(['\r', '\n'])))
 }
 
 /// Prints the effective settings in the form of a `.env` file, followed by every mistake in them.

@@ -393,6 +393,37 @@ async fn no_token_or_password_is_stored() {
 }
 
 #[tokio::test]
+async fn user_end_sessions_ends_every_session_of_one_user() {
+    let service = service().await;
+    let (victim, other) = (service.customer().await, service.customer().await);
+    let second = service.log_in(&victim.email).await;
+    let end = ["user", "end-sessions", "--email", &victim.email, "--reason", "stolen laptop"];
+    let output = service.command(&end, &[]).await.succeeded();
+    assert!(output.contains("sessions ended: 2"), "{output}");
+    for ended in [&victim, &second] {
+        let _rejected = ended.get("/v1/me").await.is_problem(401, "unauthenticated");
+    }
+    let _unaffected = other.get("/v1/me").await.is(200);
+    let _new_session = service.log_in(&victim.email).await.get("/v1/me").await.is(200);
+    let recorded = "select metadata from audit_events where action = 'end_all'";
+    let recorded = service.database().rows(recorded).await;
+    let [event] = &recorded[..] else { panic!("one event is recorded: {recorded:?}") };
+    let expected = json!({ "user_id": victim.id, "reason": "stolen laptop", "record_count": 2 });
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(&event["metadata"][key], value);
+    }
+
+    for (email, message) in [("nobody@example.com", "no user has this"), ("nobody", "must be an e-mail")] {
+        let unknown = ["user", "end-sessions", "--email", email, "--reason", "a test"];
+        let rejected = service.command(&unknown, &[]).await;
+        assert_eq!(rejected.code(), Some(1));
+        assert!(rejected.stderr.contains(message), "{}", rejected.stderr);
+    }
+    let without_reason = &end[..4];
+    assert_eq!(service.command(without_reason, &[]).await.code(), Some(2));
+}
+
+#[tokio::test]
 async fn user_create_reads_the_password_from_stdin_or_environment() {
     let service = service().await;
     let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
