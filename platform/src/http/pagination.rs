@@ -1,4 +1,4 @@
-//! Keyset pagination of lists: a page starts after the last id of the previous page.
+//! Keyset pagination of lists: a page starts after the sort key of the last row of the previous page.
 //!
 //! Compared with an offset, every page has the same cost, and rows added between two requests cause no skipped or
 //! repeated rows. The cursor is opaque, so its content can change.
@@ -65,7 +65,7 @@ pub struct PageRequest<K = Uuid> {
 }
 
 impl PageQuery {
-    /// Builds the query of a list that has filters of its own.
+    /// Builds the page query of a list that also has filters.
     pub fn new(limit: Option<i64>, cursor: Option<String>) -> Self {
         Self { limit, cursor }
     }
@@ -73,7 +73,7 @@ impl PageQuery {
     /// Validates the page query.
     ///
     /// # Errors
-    /// 400 for a limit out of range, or a cursor that this service did not issue.
+    /// 400 for a limit out of range, or a malformed cursor.
     pub fn parse<K: Key>(&self) -> Result<PageRequest<K>, Problem> {
         let limit = self.limit.unwrap_or(20);
         if !(1..=100).contains(&limit) {
