@@ -18,12 +18,12 @@ crate::groups! {
     }
 }
 
-/// Time reserved for exporting the last spans and log records. The time that earlier parts of the shutdown leave unused
-/// is added to it.
+/// Time reserved for exporting the last spans and log records. The flush may also use the time that earlier parts of
+/// the shutdown did not need.
 pub const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// The bounds of the parts of a shutdown. Each part has its own, so that a client that never finishes its request takes
-/// no time from the work that must be completed.
+/// The ends of the parts of a shutdown. Each part has its own end, so that a client that never finishes its request
+/// takes no time from the work that must be completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// End of the drain of connections.
@@ -43,7 +43,8 @@ impl Bounds {
     }
 }
 
-/// SIGTERM and SIGINT. The handlers are installed at start, so that a signal during start-up is not lost.
+/// The signals that start the shutdown: SIGTERM and SIGINT. The handlers are installed at start, so that a signal
+/// during start-up is not lost.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,

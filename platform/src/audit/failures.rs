@@ -48,8 +48,9 @@ impl WriteFailures {
                 condition: Condition::symptom("AuditWriteFailures", "database"),
                 severity: Severity::Critical,
                 title: "Audit writes failed".to_owned(),
-                description: "Operations whose audit event could not be recorded were rejected. Events of denied requests may be lost."
-                    .to_owned(),
+                description:
+                    "Operations whose audit event could not be recorded were rejected. Events of denied requests may be lost."
+                        .to_owned(),
                 metadata: [
                     ("events".to_owned(), (failures - reported).to_string()),
                     ("action".to_owned(), "make the audit log writable again".to_owned()),

@@ -17,7 +17,8 @@ fn in_five_seconds() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
-/// Starts a worker whose units return the results of `script`, and records the times at which they ran.
+/// Starts a worker whose units return the results of `script`. Returns a channel with the times at which the units
+/// started.
 fn scripted(
     workers: &Workers,
     name: &'static str,

@@ -34,7 +34,7 @@ const SUPPORTED: [&str; 10] = [
     "OTEL_SPAN_LINK_COUNT_LIMIT",
 ];
 
-/// Returns a variable of one signal, and the same variable for all signals.
+/// Returns the name of a variable for one signal, and the name of the same variable for all signals.
 fn names_of(signal: Signal, variable: &str) -> [String; 2] {
     [format!("OTEL_EXPORTER_OTLP_{}_{variable}", signal.name()), format!("OTEL_EXPORTER_OTLP_{variable}")]
 }
@@ -54,10 +54,10 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
 ///
 /// # Errors
 /// The endpoint of the signal is not a URL, or is required and not set. Without a scheme in the URL, the exporter would
-/// silently lose everything.
+/// silently lose every item.
 pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Url>, ExportError> {
     let is_exported = match signal {
-        // The SDK does not read this variable.
+        // The SDK does not read `OTEL_TRACES_EXPORTER`.
         Signal::Traces => {
             !names(&read_variable("OTEL_TRACES_EXPORTER").unwrap_or_default()).any(|name| name == "none")
         }
@@ -97,8 +97,9 @@ pub(super) fn queue_size(variable: &str) -> usize {
     configured.filter(|size| *size > 0).unwrap_or(DEFAULT_QUEUE_SIZE)
 }
 
-/// Returns the attributes of `OTEL_RESOURCE_ATTRIBUTES`. Keys and values are percent-decoded, which the SDK does not do
-/// (opentelemetry-rust 0.33). As the specification requires, one malformed pair makes the whole value invalid.
+/// Parses the value of `OTEL_RESOURCE_ATTRIBUTES`. Keys and values are percent-decoded, which the SDK does not do
+/// (opentelemetry-rust 0.33). Returns `None` if any pair is malformed, because the specification requires that the
+/// whole value is then ignored.
 fn resource_attributes(text: &str) -> Option<Vec<KeyValue>> {
     let decode = |text: &str| {
         let is_encoded =
@@ -119,7 +120,7 @@ pub(super) fn attributes(settings: &OpenTelemetry) -> Vec<KeyValue> {
     settings.resource_attributes.as_deref().and_then(resource_attributes).unwrap_or_default()
 }
 
-/// Returns warnings about these settings, to be logged once the log is set up.
+/// Returns warnings about invalid and unsupported `OTEL_*` variables. The caller logs them once the log is set up.
 ///
 /// The specification requires that an unknown value is ignored with a warning. The SDK warns before the log is set
 /// up, so the service repeats the warning.
