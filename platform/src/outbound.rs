@@ -30,7 +30,7 @@ pub fn install_tls_provider() {
 pub fn redacted(url: &Url) -> Url {
     let mut shown = url.clone();
     if !url.username().is_empty() || url.password().is_some() {
-        // These fail only if the URL cannot have a user.
+        // Both calls fail only if the URL cannot have a user.
         let _has_no_user = shown.set_username(REDACTED);
         let _has_no_password = shown.set_password(Some(REDACTED));
     }

@@ -121,7 +121,7 @@ fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, 
     serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
 }
 
-/// Raises alerts. Cheap to clone.
+/// The handle that raises alerts. Cheap to clone.
 #[derive(Clone)]
 pub struct Alerts(Arc<Inner>);
 
@@ -178,14 +178,14 @@ impl Alerts {
         Ok(Self(Arc::new(Inner { repeat_interval, runbooks_url, transport, recent })))
     }
 
-    /// Returns alerts that are only logged, for commands.
+    /// Returns a handle whose alerts are only logged, for commands.
     pub fn without_receivers() -> Self {
         let recent = Arc::new(RecentAlerts::default());
         let repeat_interval = Duration::ZERO;
         Self(Arc::new(Inner { repeat_interval, runbooks_url: None, transport: None, recent }))
     }
 
-    /// Returns whether alerts are sent to any receiver.
+    /// Returns whether any receiver is configured.
     pub fn has_receivers(&self) -> bool {
         self.0.transport.is_some()
     }
@@ -255,7 +255,7 @@ impl Alerts {
 
 type Key = (Severity, String);
 
-/// The times at which each alert was last raised.
+/// The time at which each alert was last raised.
 #[derive(Default)]
 struct RecentAlerts(Mutex<HashMap<Key, Instant>>);
 

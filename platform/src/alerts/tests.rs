@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, time::advance};
 
 use super::{receiver::label_name, *};
 
-/// Timeout of a test, far longer than any test takes.
+/// Maximum time that a test waits for one step, far longer than any step takes.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts a receiver that responds with `statuses`, one after the other, then with 200. Returns the receiver's address,

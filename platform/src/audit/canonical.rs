@@ -40,7 +40,7 @@ impl EventPosition {
     pub(super) const START: Self = Self { epoch: 0, xact_id: 0, sequence: 0 };
 
     /// Returns a position in `epoch`: after every event whose transaction id is less than `horizon`, and before every
-    /// other event.
+    /// other event of the epoch.
     pub(super) fn before_transaction(epoch: i32, horizon: i64) -> Self {
         Self { epoch, xact_id: horizon - 1, sequence: i64::MAX }
     }
@@ -219,7 +219,7 @@ fn write_json(value: &Value, out: &mut String) {
                 write_json(value, out);
             });
         }
-        // PostgreSQL returns 1.0 as 1.0, and not as 1. Both have the same canonical form.
+        // A whole number is written without a fraction, because PostgreSQL keeps 1.0 as 1.0, and some languages do not.
         Value::Number(number) => match number.as_f64() {
             Some(float) if !number.is_i64() && float.fract() == 0.0 && float.abs() <= MAX_SAFE_INTEGER => {
                 out.push_str(&Value::from(whole(float)).to_string());

@@ -30,7 +30,7 @@ pub type KnownHeads = BTreeMap<i64, BTreeSet<Vec<u8>>>;
 pub(super) struct ChainViolation {
     seal: i64,
     event: Option<String>,
-    what: Cow<'static, str>,
+    finding: Cow<'static, str>,
 }
 
 impl fmt::Display for ChainViolation {
@@ -39,7 +39,7 @@ impl fmt::Display for ChainViolation {
         if let Some(event) = &self.event {
             write!(formatter, ", {event}")?;
         }
-        write!(formatter, ": {}", self.what)
+        write!(formatter, ": {}", self.finding)
     }
 }
 
@@ -175,8 +175,9 @@ impl Restores {
     }
 }
 
-/// The seal whose events are being checked.
-struct Open {
+/// The seal whose events are being checked. `matched` is the number of its digests that are matched or skipped, and
+/// `absent` is the index of the first missing event.
+struct OpenSeal {
     number: i64,
     digests: Vec<u8>,
     matched: usize,
@@ -188,7 +189,7 @@ pub(super) struct Chain {
     heads: KnownHeads,
     head: Head,
     end: EventPosition,
-    open: Option<Open>,
+    open: Option<OpenSeal>,
     /// Seals with missing events, and the first missing event of each.
     absent: Vec<(i64, String)>,
     exports: Vec<ExportRecord>,
@@ -258,9 +259,9 @@ impl Chain {
         self.events
     }
 
-    fn fault(&mut self, seal: i64, event: Option<String>, what: &'static str) {
+    fn record_violation(&mut self, seal: i64, event: Option<String>, finding: &'static str) {
         if self.violation.is_none() {
-            self.violation = Some(ChainViolation { seal, event, what: what.into() });
+            self.violation = Some(ChainViolation { seal, event, finding: finding.into() });
         }
     }
 
@@ -269,24 +270,28 @@ impl Chain {
         self.close();
         let expected = self.head.number + 1;
         if seal.number != expected {
-            self.fault(expected, None, "missing");
+            self.record_violation(expected, None, "missing");
         } else if seal.previous_hash != self.head.hash {
-            self.fault(seal.number, None, "previous_hash is not the hash of the previous seal");
+            self.record_violation(seal.number, None, "previous_hash is not the hash of the previous seal");
         }
         if seal.computed_hash().as_slice() != seal.hash {
-            self.fault(seal.number, None, "content and hash do not match");
+            self.record_violation(seal.number, None, "content and hash do not match");
         }
         if seal.first() <= self.end || seal.last() < seal.first() {
-            self.fault(seal.number, None, "the range does not follow that of the previous seal");
+            self.record_violation(
+                seal.number,
+                None,
+                "the range of its events does not follow the range of the previous seal",
+            );
         }
-        self.compare(seal.number, &seal.hash);
+        self.compare_with_logged(seal.number, &seal.hash);
         self.head = Head { number: seal.number, hash: seal.hash.as_slice().try_into().unwrap_or(GENESIS) };
         self.end = seal.last();
         self.open =
-            Some(Open { number: seal.number, digests: seal.digests.clone(), matched: 0, absent: None });
+            Some(OpenSeal { number: seal.number, digests: seal.digests.clone(), matched: 0, absent: None });
     }
 
-    fn compare(&mut self, number: i64, hash: &[u8]) {
+    fn compare_with_logged(&mut self, number: i64, hash: &[u8]) {
         if let Some(mut others) = self.heads.remove(&number) {
             let is_hash_logged = others.remove(hash);
             self.logged.push(LoggedSeal { number, is_hash_logged, others });
@@ -309,8 +314,8 @@ impl Chain {
             self.restores.extend(RestoreEvent::from_event(event));
         } else {
             let number = open.number;
-            let what = "not as sealed: changed, moved or inserted";
-            self.fault(number, Some(format!("event {}", event.id)), what);
+            let finding = "not as sealed: changed, moved or inserted";
+            self.record_violation(number, Some(format!("event {}", event.id)), finding);
         }
     }
 
@@ -325,9 +330,9 @@ impl Chain {
     }
 
     /// Records a violation, unless a violation in the same or in an earlier seal is already recorded.
-    fn fault_at(&mut self, seal: i64, event: Option<String>, what: Cow<'static, str>) {
+    fn record_earliest_violation(&mut self, seal: i64, event: Option<String>, finding: Cow<'static, str>) {
         if self.violation.as_ref().is_none_or(|violation| seal < violation.seal) {
-            self.violation = Some(ChainViolation { seal, event, what });
+            self.violation = Some(ChainViolation { seal, event, finding });
         }
     }
 
@@ -344,12 +349,12 @@ impl Chain {
         };
         let logged = mem::take(&mut self.logged);
         if let Some(seal) = logged.iter().find(|seal| !are_lost(seal.number, &seal.others)) {
-            let what = if seal.is_hash_logged {
+            let finding = if seal.is_hash_logged {
                 "it was logged with two hashes"
             } else {
                 "the hash differs from the logged one"
             };
-            self.fault_at(seal.number, None, what.into());
+            self.record_earliest_violation(seal.number, None, finding.into());
         }
         let mut beyond = self.heads.iter().filter(|(number, _)| **number > self.head.number);
         let logged_beyond = beyond.find(|(number, hashes)| !are_lost(**number, hashes));
@@ -363,13 +368,13 @@ impl Chain {
             if of_seal.iter().any(|export| exports.given.contains(&export.file_sha256)) {
                 continue;
             }
-            let what = match of_seal.first() {
+            let finding = match of_seal.first() {
                 None => Cow::Borrowed("missing, and in no export"),
                 Some(ExportRecord { file_sha256, .. }) => Cow::Owned(format!(
                     "missing, and in an export that was not given (SHA-256 {file_sha256})"
                 )),
             };
-            self.fault_at(seal, Some(event), what);
+            self.record_earliest_violation(seal, Some(event), finding);
             break;
         }
         Verdict {

@@ -132,7 +132,7 @@ impl Event {
         }
     }
 
-    /// Returns the event of a change that is about to be made.
+    /// Returns the event of a successful data change. The caller writes it in the transaction of that change.
     pub fn change(resource: &'static str, action: &'static str) -> Self {
         Self::new(EventType::DataChange, resource, action, EventResult::Success)
     }

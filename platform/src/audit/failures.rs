@@ -49,7 +49,7 @@ impl WriteFailures {
                 severity: Severity::Critical,
                 title: "Audit writes failed".to_owned(),
                 description:
-                    "Operations whose audit event could not be recorded were rejected. Events of denied requests may be lost."
+                    "Operations without a recorded audit event were rejected. Events of denied requests may be lost."
                         .to_owned(),
                 metadata: [
                     ("events".to_owned(), (failures - reported).to_string()),

@@ -1,4 +1,4 @@
-//! Writing audit events.
+//! The functions that write audit events.
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -14,8 +14,9 @@ use crate::{
 /// Backoff between attempts to record an event while the database is unreachable.
 const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
-/// An event of a transaction that may still be rolled back. It must be mirrored after the commit.
-#[must_use = "mirror it after the commit"]
+/// An event of a transaction that may still be rolled back. The caller must call [`Self::committed`] after the commit,
+/// so that the event is also logged.
+#[must_use = "call `committed` after the commit, so that the event is logged"]
 #[derive(Debug)]
 pub struct PendingEvent(Event);
 

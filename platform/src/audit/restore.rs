@@ -21,7 +21,7 @@ use crate::database::{Database, instrument_query};
 pub struct LostSpan {
     /// The time of the newest seal that is not lost. Changes before that time are in the restored database.
     pub since: DateTime<Utc>,
-    /// True if this restore is recorded, and no logged head is unknown.
+    /// True if this restore is recorded, and every logged head is either in the chain or recorded as lost.
     pub is_recorded: bool,
     incarnation: String,
     record: RestoreRecord,
@@ -153,7 +153,7 @@ pub async fn record_restore(
     Ok((epoch, [PendingEvent::of(begun), event]))
 }
 
-/// Waits until the event of the latest restore is sealed. Until then, verification does not accept that its lost heads
+/// Waits until the event of the latest restore is sealed. Until then, verification does not accept that the lost heads
 /// are missing. Returns the time since which changes are lost.
 ///
 /// # Errors

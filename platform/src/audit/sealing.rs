@@ -3,10 +3,10 @@
 //! Five failures are possible. [`Sealer`] handles the last two, and [`seal_next`] the others:
 //! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start again.
 //!   So the cluster is compared with that of the current epoch before each seal.
-//! - An event's transaction may commit after one that began later. So only events before the oldest running
+//! - An event's transaction may commit after a transaction that began later. So only events before the oldest running
 //!   transaction are sealed, and that horizon is taken before the events are read.
-//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head read by the same
-//!   statement would be from before the lock was granted.
+//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head that the same statement
+//!   read would be from before the lock was granted.
 //! - The process may end between the commit and the log line. So the head is logged at each interval, even if there is
 //!   nothing to seal.
 //! - The database may be set back to an earlier state. So before the next seal, the chain must still have the last head
@@ -35,7 +35,7 @@ use crate::{
 /// doubt if one of them was changed.
 const MAX_SEAL_EVENTS: i64 = 2000;
 
-/// The condition of a chain that was changed by something other than the service.
+/// The alert condition of a chain that something other than the service changed.
 const TAMPERED: Condition = Condition::new("AuditLogTampered");
 
 /// Minimum sealing lag that raises an alert.
@@ -77,14 +77,14 @@ pub enum SealError {
     #[error("the PostgreSQL cluster is not the one of the audit log's latest epoch")]
     OtherCluster,
     /// An older transaction is still writing, so the event is not sealed in time.
-    #[error("the oldest writing transaction belongs to {writer}")]
+    #[error("timed out waiting for the oldest writing transaction, which belongs to {writer}")]
     HeldUp {
         /// A description of the transaction.
         writer: String,
     },
 }
 
-/// The sealing of the audit log. Cheap to clone.
+/// The sealer of the audit log. Cheap to clone.
 #[derive(Clone)]
 pub struct Sealer {
     database: Database,

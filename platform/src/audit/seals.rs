@@ -38,7 +38,8 @@ pub(super) struct Horizon {
     pub now: DateTime<Utc>,
 }
 
-/// Takes the sealing lock. Returns whether this transaction is the only one that seals, until the transaction ends.
+/// Tries to take the sealing lock, which is held until the transaction ends. Returns `false` if another transaction
+/// holds the lock.
 pub(super) async fn lock(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"select pg_try_advisory_xact_lock(hashtext('public.audit_seals')) as "locked!""#
@@ -47,7 +48,7 @@ pub(super) async fn lock(connection: &mut PgConnection) -> Result<bool, sqlx::Er
 }
 
 /// Returns the current horizon. The caller must call this function before it reads the events. Otherwise an event that
-/// commits between the two statements is never sealed.
+/// commits between the two statements may never be sealed.
 pub(super) async fn horizon(connection: &mut PgConnection) -> Result<Horizon, sqlx::Error> {
     instrument_query("audit_epochs.horizon", select_horizon(connection)).await
 }
@@ -246,7 +247,7 @@ pub(super) async fn tail(
     instrument_query("audit_events.tail", statement.fetch_one(connection)).await
 }
 
-/// Returns the age of the oldest event without a seal, by the database's clock. Returns zero if there is none.
+/// Returns the age of the oldest event without a seal, by the database's clock. Returns zero if every event has a seal.
 ///
 /// An event has no seal if it comes after the last seal, or if it was recorded after the last seal was made. The
 /// second condition does not depend on the range that the seal claims. With a forged range, or in another cluster
@@ -285,7 +286,7 @@ pub(super) async fn lag(database: &Database) -> Result<Duration, sqlx::Error> {
     Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default())
 }
 
-/// Returns the transaction that holds back the horizon: the oldest one that writes, anywhere in the cluster.
+/// Returns a description of the transaction that holds back the horizon: the oldest writing transaction in the cluster.
 pub(super) async fn oldest_writer(database: &Database) -> Result<Option<String>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"

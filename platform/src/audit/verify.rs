@@ -91,12 +91,12 @@ async fn verify_database(
             ExternalExport::Sha256(hash) => drop(exports.given.insert(hash.clone())),
         }
     }
-    let remembered = seals::head(&mut connection).await?;
+    let stored_head = seals::head(&mut connection).await?;
     let mut chain = Chain::after(Head::NONE, heads);
     let mut events = Events::default();
     let mut number = 0;
     loop {
-        let page = seals::page(&mut connection, number, remembered.number, SEALS_PER_PAGE).await?;
+        let page = seals::page(&mut connection, number, stored_head.number, SEALS_PER_PAGE).await?;
         let Some(last) = page.last() else { break };
         number = last.number;
         let until = last.last();
@@ -111,8 +111,8 @@ async fn verify_database(
     let verdict = chain.finish(&exports, &restores);
     let (end, head, logged_beyond) = (verdict.end, verdict.head, verdict.logged_beyond);
     let mut report = Report::of(verdict)?;
-    if head != remembered {
-        let missing = format!("seal {}: missing, the end of the chain", remembered.number);
+    if head != stored_head {
+        let missing = format!("seal {}: missing, the end of the chain", stored_head.number);
         return Err(VerifyError::ChainViolation(missing));
     }
     if let Some(number) = logged_beyond {

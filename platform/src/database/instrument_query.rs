@@ -109,7 +109,7 @@ impl Display for Summary {
     }
 }
 
-/// A statement in flight. If dropped before it has a result, it is recorded as cancelled.
+/// A statement in flight. A statement that is dropped before it has a result is recorded as cancelled.
 struct RunningQuery {
     name: &'static str,
     span: Span,

@@ -2,7 +2,8 @@
 //!
 //! - Every statement has a name in traces, metrics and the slow-query log: it runs with [`Database::run`], or within a
 //!   transaction with [`instrument_query()`].
-//! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this prevents.
+//! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this rule
+//!   prevents.
 //! - Prefer one statement to a transaction. One statement is one round trip, and is never partially complete.
 mod checks;
 mod connection;
@@ -224,7 +225,7 @@ async fn within<T>(
     tokio::time::timeout(timeout, future).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// The number of the pool's connections by state.
+/// The numbers of the pool's connections, by state.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct PoolState {
     /// Connections in use.

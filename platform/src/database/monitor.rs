@@ -48,7 +48,7 @@ struct State {
     schema: Option<SchemaState>,
 }
 
-/// Reads the latest state of the database. Cheap to clone.
+/// The handle that reads the latest state of the database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Monitor(watch::Receiver<State>);
 

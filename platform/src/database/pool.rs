@@ -91,7 +91,7 @@ pub(super) fn random_lifetime() -> Duration {
     MAX_LIFETIME.mul_f64(1.0 - rand::random::<f64>() / 4.0)
 }
 
-/// Opens connections, and decides whether one may be reused.
+/// The manager of deadpool's pool, which opens connections and decides whether a connection may be reused.
 #[derive(Debug)]
 pub(super) struct Connector {
     pub(super) url: DatabaseUrl,

@@ -26,7 +26,7 @@ impl Database {
     /// Compares the schema of the database with the migrations.
     ///
     /// # Errors
-    /// The statement failed for another reason than a missing or unreadable table of migrations.
+    /// The statement failed. A missing or unreadable table of migrations is no error, and returns [`SchemaState::Older`].
     pub async fn schema_state(&self, migrations: &Migrator) -> Result<SchemaState, sqlx::Error> {
         let mut connection = self.acquire().await?;
         let state = schema_state(&mut connection, migrations).await?;
@@ -38,7 +38,7 @@ impl Database {
 /// Compares the schema of the database with `migrations`. The monitor uses its own connection for this comparison.
 ///
 /// # Errors
-/// The statement failed for another reason than a missing or unreadable table of migrations.
+/// The statement failed. A missing or unreadable table of migrations is no error, and returns [`SchemaState::Older`].
 pub(super) async fn schema_state(
     connection: &mut PgConnection,
     migrations: &Migrator,

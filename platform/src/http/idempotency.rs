@@ -92,7 +92,7 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// Identifies a request, to detect another request with the same key: the SHA-256 of its method, path and body.
+/// The SHA-256 of a request's method, path and body. It detects a different request with the same key.
 ///
 /// The hash covers the body as received, not the types that it is parsed into. So each field changes the hash, even if
 /// this release ignores the field, or parses it differently from the previous release. JSON object keys are sorted, and

@@ -43,7 +43,7 @@ impl Shares {
         Self { counts: ShareCounts::default(), max: if max == 0 { usize::MAX } else { max } }
     }
 
-    /// Takes a slot for a [network](ClientAddress::network). Returns `None` if the network's share is used up.
+    /// Takes a slot for a [network](ClientAddress::network). Returns `None` if the network has no free slot.
     pub fn take(&self, network: IpAddr) -> Option<Share> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(network).or_default();

@@ -29,7 +29,7 @@ impl Setting {
 
 type Source = Box<dyn Fn(&str) -> Option<String>>;
 
-/// Reads settings by name, and collects every mistake.
+/// The reader of settings by name, which collects every mistake.
 pub struct Reader {
     source: Source,
     mistakes: BTreeMap<&'static str, String>,

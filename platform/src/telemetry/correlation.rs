@@ -46,7 +46,7 @@ impl fmt::Display for CorrelationId {
     }
 }
 
-/// The request or worker's run, and its user. Cheap to clone.
+/// The context of one request or one run of a worker, and the authenticated user. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Context(Arc<Inner>);
 

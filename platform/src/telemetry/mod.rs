@@ -62,7 +62,8 @@ pub struct Telemetry {
 /// Sets up logs, traces and metrics for the whole process.
 ///
 /// # Errors
-/// A setting cannot be applied: an invalid filter, a directory that is not writable, or an unknown protocol.
+/// A setting cannot be applied: an invalid filter, a directory that is not writable, or an unknown protocol. Or there
+/// is no Tokio runtime, or telemetry is already initialized.
 pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Result<Telemetry, InitError> {
     let runtime = Handle::try_current().map_err(|_| InitError::NoRuntime)?;
     let service = otlp::service_name(opentelemetry);

@@ -72,8 +72,8 @@ pub struct BodyLimit {
 }
 
 /// Rejects a body whose announced length exceeds the limit. A body that turns out to be too large while it is read
-/// fails with
-/// [`http_body_util::LengthLimitError`]. A body that takes too long fails with [`tower_http::timeout::TimeoutError`].
+/// fails with [`http_body_util::LengthLimitError`]. A body that takes too long fails with
+/// [`tower_http::timeout::TimeoutError`].
 pub async fn body_limit(State(limit): State<BodyLimit>, request: Request, next: Next) -> Response {
     let announced = request.body().size_hint().lower();
     if usize::try_from(announced).is_ok_and(|announced| announced <= limit.bytes) {
@@ -229,7 +229,7 @@ mod tests {
         (response.status(), read.load(Ordering::Relaxed))
     }
 
-    /// A body without an announced length: this many chunks of five bytes.
+    /// A body without an announced length. The field is the number of chunks that are left, of five bytes each.
     struct Chunks(usize);
 
     impl HttpBody for Chunks {

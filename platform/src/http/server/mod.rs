@@ -206,7 +206,8 @@ pub struct DrainReport {
 }
 
 impl Server {
-    /// Stops accepting, lets requests in flight finish until `deadline`, and then closes the remaining connections.
+    /// Stops accepting connections, lets requests in flight finish until `deadline`, and then closes the remaining
+    /// connections.
     ///
     /// Connections without a request in flight are closed immediately.
     pub async fn drain(self, deadline: Instant) -> DrainReport {
@@ -361,7 +362,7 @@ fn report(peer: SocketAddr, error: &(dyn Error + 'static)) {
             MALFORMED.with_label_values(&[reason]).inc();
             tracing::info!(%peer, reason, error, "rejected a malformed request");
         }
-        // Clients disconnect all the time, so this is logged at debug level.
+        // Clients disconnect all the time, so the end of a connection is logged at debug level.
         _ => tracing::debug!(%peer, error, "connection ended early"),
     }
 }

@@ -16,7 +16,7 @@ const LIMITS: Limits = Limits {
     idle_timeout: WAIT_TIMEOUT,
 };
 
-/// Timeout of a test, far longer than any test takes.
+/// Maximum time that a test waits for one step, far longer than any step takes.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Control of requests to `/held`: `entered` is notified when a request arrives, and `release` lets it respond.

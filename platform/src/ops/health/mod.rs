@@ -127,7 +127,7 @@ struct Round {
     components: Arc<BTreeMap<&'static str, Component>>,
 }
 
-/// Collects the checks and sections of [`Health`].
+/// The builder of a [`Health`] from checks and sections.
 pub struct Builder {
     build: BuildInfo,
     checks: Vec<NamedCheck>,
@@ -271,7 +271,7 @@ impl Health {
     }
 }
 
-const UNKNOWN: CheckError = CheckError("not known");
+const UNKNOWN: CheckError = CheckError("the result of the check is unknown");
 const TOO_SLOW: CheckError = CheckError("timed out");
 const PANICKED: CheckError = CheckError("the check panicked");
 

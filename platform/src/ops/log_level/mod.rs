@@ -125,7 +125,7 @@ impl LogLevel {
         {
             let mut temporary = self.0.temporary();
             let before = self.0.filter.current();
-            self.0.filter.set(&change.filter).map_err(|why| invalid("/filter", why))?;
+            self.0.filter.set(&change.filter).map_err(|error| invalid("/filter", error))?;
             if let Some(replaced) = temporary.take() {
                 replaced.end.abort();
             }
@@ -174,7 +174,7 @@ impl LogLevel {
                 let restored = LogLevelChange { action: "restore", before, after, ttl_seconds: None };
                 (self.0.on_event)(LogLevelEvent::Changed(restored));
             }
-            Err(why) => tracing::error!(why, "failed to restore the default log filter"),
+            Err(error) => tracing::error!(error, "failed to restore the default log filter"),
         }
     }
 

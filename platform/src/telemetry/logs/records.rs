@@ -2,7 +2,7 @@
 //!
 //! A record has the same fields as the JSON line, under the same names. The crate `opentelemetry-appender-tracing` is
 //! not used, because it omits the causes of errors and the task's context. It also reads the trace from
-//! `opentelemetry::Context`, which is empty because context activation is off.
+//! `opentelemetry::Context`, which is empty because the tracing layer is built without context activation.
 use std::{error::Error, fmt::Debug, time::Duration};
 
 use opentelemetry::{

@@ -227,8 +227,8 @@ const MAX_FULL_TIME: Duration = Duration::from_secs(5);
 /// The state of an output, which several threads may share.
 #[derive(Debug, Default)]
 struct OutputState {
-    /// `true` if the last write ended within a line. Then the next batch starts a new line, so that the rest of the torn
-    /// line does not make the next line unreadable, too.
+    /// `true` if the last write ended within a line. Then the next batch starts a new line. Otherwise its first line
+    /// would be appended to the torn line, and be unreadable, too.
     is_within_line: bool,
 }
 
