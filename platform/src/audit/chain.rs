@@ -177,7 +177,7 @@ impl Restores {
 
 /// The seal whose events are being checked. `matched` is the number of its digests that are matched or skipped, and
 /// `absent` is the index of the first missing event.
-struct OpenSeal {
+struct Open {
     number: i64,
     digests: Vec<u8>,
     matched: usize,
@@ -189,7 +189,7 @@ pub(super) struct Chain {
     heads: KnownHeads,
     head: Head,
     end: EventPosition,
-    open: Option<OpenSeal>,
+    open: Option<Open>,
     /// Seals with missing events, and the first missing event of each.
     absent: Vec<(i64, String)>,
     exports: Vec<ExportRecord>,
@@ -288,7 +288,7 @@ impl Chain {
         self.head = Head { number: seal.number, hash: seal.hash.as_slice().try_into().unwrap_or(GENESIS) };
         self.end = seal.last();
         self.open =
-            Some(OpenSeal { number: seal.number, digests: seal.digests.clone(), matched: 0, absent: None });
+            Some(Open { number: seal.number, digests: seal.digests.clone(), matched: 0, absent: None });
     }
 
     fn compare_with_logged(&mut self, number: i64, hash: &[u8]) {
@@ -364,11 +364,11 @@ impl Chain {
         let confirmed: Vec<_> = exports.recorded.iter().filter(is_sealed).cloned().collect();
         for (seal, event) in mem::take(&mut self.absent) {
             let has_seal = |export: &&ExportRecord| (export.first_seal..=export.last_seal).contains(&seal);
-            let of_seal: Vec<_> = confirmed.iter().filter(has_seal).collect();
-            if of_seal.iter().any(|export| exports.given.contains(&export.file_sha256)) {
+            let exports_of_seal: Vec<_> = confirmed.iter().filter(has_seal).collect();
+            if exports_of_seal.iter().any(|export| exports.given.contains(&export.file_sha256)) {
                 continue;
             }
-            let finding = match of_seal.first() {
+            let finding = match exports_of_seal.first() {
                 None => Cow::Borrowed("missing, and in no export"),
                 Some(ExportRecord { file_sha256, .. }) => Cow::Owned(format!(
                     "missing, and in an export that was not given (SHA-256 {file_sha256})"

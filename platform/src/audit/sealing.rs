@@ -52,7 +52,7 @@ pub enum SealError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
     /// The chain no longer has the last seal that this process has read.
-    #[error("the chain of seals was rewritten: seal {number} differs from the one that this process read")]
+    #[error("the chain of seals was rewritten: seal {number} differs from the seal that this process read")]
     Rewritten {
         /// The number of the last seal that this process has read.
         number: i64,
@@ -74,7 +74,7 @@ pub enum SealError {
         number: i64,
     },
     /// The database belongs to another cluster than that of the latest epoch.
-    #[error("the PostgreSQL cluster is not the one of the audit log's latest epoch")]
+    #[error("the PostgreSQL cluster is not that of the audit log's latest epoch")]
     OtherCluster,
     /// An older transaction is still writing, so the event is not sealed in time.
     #[error("timed out waiting for the oldest writing transaction, which belongs to {writer}")]

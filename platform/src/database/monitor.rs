@@ -136,7 +136,9 @@ async fn check_once(
                 Ok(reconnected) => match timeout(LATE_RESPONSE_TIMEOUT, &mut check).await {
                     Ok(late) => late,
                     Err(_elapsed) => {
-                        tracing::warn!("an open database connection no longer responds, but a new one does");
+                        tracing::warn!(
+                            "an open database connection no longer responds, but a new connection does"
+                        );
                         retire(pool).await;
                         connection::end_statements_of_lost_server();
                         return reconnected;

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn few_connections_are_opened_at_once() {
+    async fn the_pool_opens_at_most_four_connections_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("postgres://user@{}/db?sslmode=disable", listener.local_addr().unwrap());
         let pool = new(url.parse().unwrap(), 16);

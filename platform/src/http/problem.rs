@@ -207,7 +207,7 @@ impl From<sqlx::Error> for Problem {
         if database::is_transient(&error) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the database is unavailable for a statement"
+                "failed to execute a statement; a retry may succeed"
             );
             Self::unavailable(1)
                 .detail("The outcome is unknown. Send the same request again with the same Idempotency-Key.")

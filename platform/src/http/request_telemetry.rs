@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_valid_correlation_id_is_echoed_others_are_replaced() {
+    async fn a_valid_correlation_id_is_echoed_and_others_are_replaced() {
         let echoed = async |id: &str| {
             let response = response("GET", "/observed/1", id).await;
             let header = response.headers()["x-correlation-id"].to_str().unwrap().to_owned();

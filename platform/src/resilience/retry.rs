@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_spread_over_the_whole_range() {
+    fn backoff_pauses_are_spread_up_to_the_ceiling() {
         let pauses: Vec<_> = (0..1000).map(|_| BACKOFF.pause(3)).collect();
         let ceiling = BACKOFF.ceiling(3);
         let quarters: [bool; 4] = std::array::from_fn(|quarter| {

@@ -168,7 +168,7 @@ async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_reports_the_unfinished_tasks() {
+async fn draining_counts_the_unfinished_tasks() {
     let tracked = BackgroundTasks::new();
     tracked.run(pending::<()>());
     tracked.run(async {});

@@ -147,7 +147,7 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
     });
     let Some(Line::Begin { form, after_seal, after_hash }) = lines.next().transpose()? else {
         return Err(VerifyError::ChainViolation(
-            "the file is not an export: its first line is no header".to_owned(),
+            "the file is not an export: its first line is not a header".to_owned(),
         ));
     };
     if form != FORMAT || (after_seal == 0) != (after_hash == GENESIS) {

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn limits_apply_to_networks() {
+    async fn the_rate_limit_applies_to_client_networks() {
         let limiter = Arc::new(RateLimiter::per_minute(1));
         let router =
             Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));

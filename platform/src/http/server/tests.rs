@@ -88,7 +88,7 @@ fn deadline() -> Instant {
 }
 
 #[tokio::test]
-async fn a_request_carries_its_peer() {
+async fn a_request_carries_the_address_of_its_peer() {
     let (server, address, _) = start(LIMITS).await;
     let response = Client::connect(address).await.request("/").await.read_until("127.0.0.1").await;
     assert!(response.starts_with("HTTP/1.1 200 OK"));

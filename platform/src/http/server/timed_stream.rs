@@ -38,6 +38,7 @@ const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Requests {
     begun: AtomicUsize,
     ended: AtomicUsize,
+    /// `true` once a request has arrived over HTTP/2, on which requests can be concurrent.
     multiplexed: AtomicBool,
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Rejection {
 impl LogLevelAuth {
     /// Returns the rejection if this caller may not change the level.
     pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Rejection> {
-        if !self.is_own_name(uri, headers) {
+        if !self.is_own_host(uri, headers) {
             let detail = "Host must be loopback or the address of this listener.";
             let problem = Problem::new(problem::FORBIDDEN).detail(detail);
             return Err(Rejection { reason: "foreign_host", problem });
@@ -60,7 +60,7 @@ impl LogLevelAuth {
     }
 
     /// Returns whether the request's host is loopback or this listener's address, rather than a name from DNS.
-    fn is_own_name(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+    fn is_own_host(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let mut hosts = headers.get_all(header::HOST).iter();
         let named = match (uri.authority(), hosts.next(), hosts.next()) {
             (Some(authority), None, None) => Some(authority.clone()),

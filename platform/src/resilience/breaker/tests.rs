@@ -45,7 +45,7 @@ async fn the_breaker_opens_when_half_of_enough_calls_fail() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn old_failures_do_not_count() {
+async fn failures_before_the_window_do_not_count() {
     let breaker = Breaker::new("test_window", SETTINGS);
     fail(&breaker, 3);
     advance(SETTINGS.window).await;
@@ -177,7 +177,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn random_calls_keep_the_invariants(steps in proptest::collection::vec(step(), 1..200)) {
+    fn random_calls_keep_the_invariants_of_the_breaker(steps in proptest::collection::vec(step(), 1..200)) {
         let mut circuit = Circuit::closed(&SETTINGS);
         let mut now = Instant::now();
         let mut calls: VecDeque<(u64, Call)> = VecDeque::new();

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_cannot_forge_a_line() {
+    fn logged_text_cannot_forge_a_line() {
         let forged = "tea\"}\n{\"level\":\"ERROR\"}\r\u{1b}[31m\u{0}";
         let line = line_of(|| tracing::info!(named = forged, shown = %forged, "{forged}"));
         assert_eq!(line.matches('\n').count(), 1);

@@ -321,9 +321,9 @@ struct Losses {
 impl Losses {
     fn total(&self) -> u64 {
         let overflowed: usize = self.overflowed.iter().map(ErrorCounter::dropped_lines).sum();
-        let written: u64 =
+        let lost_lines: u64 =
             overflowed.saturating_add(self.failed.load(Ordering::Relaxed)).try_into().unwrap_or(u64::MAX);
-        written.saturating_add(self.records.as_ref().map_or(0, Records::lost))
+        lost_lines.saturating_add(self.records.as_ref().map_or(0, Records::lost))
     }
 
     fn collector(self) -> prometheus::Result<LossesCollector> {
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_is_an_error_with_its_name() {
+    fn the_error_names_a_log_directory_that_is_not_writable() {
         let settings =
             Logs { format: None, filter: None, directory: Some("/dev/null/logs".into()), files_kept: 14 };
         let error = open(&settings, None).err().map(|error| error.to_string());

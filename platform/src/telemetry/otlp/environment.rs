@@ -63,11 +63,12 @@ pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Optio
         }
         Signal::Logs => settings.logs_exporter == LogsExporter::Otlp,
     };
-    let [of_signal, _] = names_of(signal, "ENDPOINT");
-    let endpoint = match read_variable(&of_signal) {
-        Some(endpoint) => {
-            Some(http_url(endpoint.trim()).map_err(|rule| ExportError::Endpoint { name: of_signal, rule })?)
-        }
+    let [signal_variable, _] = names_of(signal, "ENDPOINT");
+    let endpoint = match read_variable(&signal_variable) {
+        Some(endpoint) => Some(
+            http_url(endpoint.trim())
+                .map_err(|rule| ExportError::Endpoint { name: signal_variable, rule })?,
+        ),
         None => settings.endpoint.clone(),
     };
     match (signal, endpoint) {
@@ -79,8 +80,8 @@ pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Optio
 
 /// Returns the protocol of the export.
 pub(super) fn protocol(signal: Signal, settings: &OpenTelemetry) -> String {
-    let [of_signal, _] = names_of(signal, "PROTOCOL");
-    read_variable(&of_signal).unwrap_or_else(|| settings.protocol.clone())
+    let [signal_variable, _] = names_of(signal, "PROTOCOL");
+    read_variable(&signal_variable).unwrap_or_else(|| settings.protocol.clone())
 }
 
 /// Returns the timeout of one export. The specification's variables are in milliseconds.
@@ -165,8 +166,8 @@ pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
 
 fn is_unsupported(name: &str) -> bool {
     let is_export_variable = |rest: &str| {
-        let of_signal = ["TRACES_", "LOGS_"].iter().find_map(|signal| rest.strip_prefix(signal));
-        EXPORT_VARIABLES.contains(&of_signal.unwrap_or(rest))
+        let without_signal = ["TRACES_", "LOGS_"].iter().find_map(|signal| rest.strip_prefix(signal));
+        EXPORT_VARIABLES.contains(&without_signal.unwrap_or(rest))
     };
     let is_known = SUPPORTED.contains(&name)
         || OpenTelemetry::settings().any(|setting| setting.name == name)

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn injected_headers_are_extracted_again() {
+    fn injected_trace_headers_are_extracted_again() {
         let propagators: [&dyn TextMapPropagator; 3] = [
             &B3Propagator::new(B3Headers::Single),
             &B3Propagator::new(B3Headers::Multiple),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_follow_their_specifications() {
+    fn b3_and_jaeger_headers_follow_their_specifications() {
         let sampled = TraceFlags::SAMPLED;
         let single = headers(&[("b3", &format!("{TRACE}-{SPAN}-1"))]);
         assert_eq!(written(&B3Propagator::new(B3Headers::Single), sampled), single);
