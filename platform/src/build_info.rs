@@ -1,7 +1,7 @@
 //! The running build: the service's name and version, its commit and its compiler.
 //!
 //! This crate is compiled independently of the service and its commit, so the service sets its build at the start of
-//! the process. Log lines, spans, audit events, metrics and `/health` read it from here.
+//! the process. Log lines, spans, audit events, metrics and `/health` read the build from this module.
 use std::sync::OnceLock;
 
 use serde::Serialize;
@@ -27,7 +27,7 @@ const NO_SERVICE: BuildInfo =
 static CURRENT: OnceLock<BuildInfo> = OnceLock::new();
 
 impl BuildInfo {
-    /// Sets the build of this process. Only the first call counts.
+    /// Sets the build of this process. Later calls are ignored.
     pub fn set(self) {
         let _already_set = CURRENT.set(self);
     }

@@ -15,7 +15,7 @@ pub struct Caller {
     pub user_id: Uuid,
     /// The name of the user's role, as written in SQL and JSON.
     pub role: &'static str,
-    /// The session that authenticated the request.
+    /// The id of the session that authenticated the request.
     pub session_id: Uuid,
 }
 

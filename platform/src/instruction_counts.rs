@@ -1,9 +1,9 @@
 //! Instruction counts of hot functions. Unlike time, the number of instructions does not depend on the machine's
 //! load.
 //!
-//! Callgrind counts them during a unit test that calls the function, so private functions can be counted, too. The
-//! tests count their own build, which is not optimized, because a release build would take longer than all the tests.
-//! An additional pass, allocation or formatting makes a function more expensive in both builds.
+//! Callgrind counts the instructions during a unit test that calls the function, so private functions can be counted,
+//! too. The tests count their own build, which is not optimized, because a release build would take longer than all the
+//! tests. An additional pass, allocation or formatting makes a function more expensive in both builds.
 // Other targets and optimized builds have other counts.
 #![cfg(all(debug_assertions, target_arch = "x86_64", target_os = "linux"))]
 
@@ -55,8 +55,8 @@ const HOT_FUNCTIONS: [(&str, &str, u64); 7] = [
     ),
 ];
 
-/// Tolerance, which exceeds the difference between compilers. It applies in both directions. Otherwise a function that
-/// became cheaper could become expensive again unnoticed.
+/// Maximum deviation from the expected number, in percent. It exceeds the difference between compilers. It applies in
+/// both directions, because otherwise a function that became cheaper could become expensive again unnoticed.
 const TOLERANCE_PERCENT: u64 = 15;
 
 #[test]

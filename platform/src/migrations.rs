@@ -1,8 +1,8 @@
-//! The schema: applying this binary's migrations to a database, and checking that they are applied.
+//! The application of this binary's migrations to a database, and the privileges and settings of the service's role.
 //!
-//! Migrations only run forward, are checksummed, and run under an advisory lock, so that several replicas may start
-//! at once. They run on a separate connection, which is closed afterwards. The reason is that sqlx 0.9.0 keeps the
-//! lock if a migration fails, and a pooled connection would continue to hold it.
+//! Migrations only run forward, are checksummed, and run under an advisory lock, so that several replicas may start at
+//! once. They run on a separate connection, which is closed afterwards, because sqlx 0.9.0 does not release the lock if
+//! a migration fails, and a pooled connection would continue to hold the lock.
 use std::time::Duration;
 
 use sqlx::{
@@ -18,13 +18,13 @@ use crate::{
 const TABLE: &str = "_sqlx_migrations";
 
 /// Settings of the service's role. They are not start-up options of the connections, because a pooler in transaction
-/// mode rejects those.
+/// mode rejects such options.
 ///
-/// - `force_generic_plan` is for statements over arrays. Otherwise the planner overestimates the cost of their generic
-///   plan, and plans them at every execution.
+/// - `force_generic_plan` is for statements over arrays. Without it, the planner overestimates the cost of their
+///   generic plan, and plans them at every execution.
 /// - The TCP settings end the sessions of a replica whose host is lost, within half a minute. They also keep firewalls
 ///   from dropping idle connections.
-/// - `client_connection_check_interval` ends the statement of a closed connection.
+/// - `client_connection_check_interval` makes the server cancel a statement whose client closed the connection.
 const ROLE_SETTINGS: [(&str, &str); 7] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("idle_in_transaction_session_timeout", "10s"),
@@ -38,7 +38,7 @@ const ROLE_SETTINGS: [(&str, &str); 7] = [
 /// The error of a failed migration.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// No connection to the database.
+    /// The database is unreachable, or rejected the connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// A migration failed, was changed after it was applied, or is unknown to this binary.
@@ -62,11 +62,11 @@ pub enum MigrateError {
 pub struct MigrationReport {
     /// The number of migrations that were applied.
     pub applied: usize,
-    /// The newest migration of the database.
+    /// The version of the newest migration in the database.
     pub version: i64,
 }
 
-/// Applies missing migrations as the owner, and grants the service's role its privileges.
+/// Applies missing migrations as the schema owner, and grants the service's role its privileges.
 ///
 /// If the schema belongs to a newer release, nothing is applied, so that a release can be rolled back.
 ///
@@ -76,7 +76,7 @@ pub struct MigrationReport {
 pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<MigrationReport, MigrateError> {
     let owner = settings.owner();
     wait_until_reachable(owner, settings.startup_wait).await?;
-    // No statement timeout, because a migration, and waiting for another replica's migration, may take any time.
+    // Without a statement timeout, because a migration, or the wait for another replica's migration, may take any time.
     let url = owner.clone().application_name("migrate").without_statement_timeout();
     let mut connection = url.connect().await.map_err(sqlx::migrate::MigrateError::from)?;
     let role = settings.url.username().to_owned();
@@ -139,8 +139,8 @@ async fn is_newer(
     Ok(true)
 }
 
-/// Starts a new audit epoch if the database was loaded into another cluster. Transaction ids of two clusters cannot
-/// be compared.
+/// Starts a new audit epoch if the database was loaded into another cluster, because the transaction ids of two
+/// clusters cannot be compared.
 async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let event = Event::new(EventType::Audit, "audit_epochs", "begin", EventResult::Success);
     let started_epoch: Option<i32> = sqlx::query_scalar("select begin_audit_epoch($1)")
@@ -211,9 +211,9 @@ async fn execute_formatted(
     Ok(())
 }
 
-/// Returns the value of `synchronous_commit` in a new session of `role`. It may be set on the role, on the database, on
-/// both, for all, or on the server. The server's value is that of this session. If this session's own role overrides
-/// it, the server's value is unknown, and `off` is assumed.
+/// Returns the value of `synchronous_commit` in a new session of `role`. A value that is set for the role or for the
+/// database takes precedence over the server's value. The server's value is read from this session. If this session's
+/// own role overrides that value, `off` is returned, so that the caller sets the parameter.
 async fn synchronous_commit(connection: &mut PgConnection, role: &str) -> Result<String, sqlx::Error> {
     let statement = sqlx::query_scalar(
         "select coalesce(

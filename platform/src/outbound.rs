@@ -1,8 +1,8 @@
-//! HTTP calls to other services: their client, and the redaction of URLs.
+//! The client for HTTP calls to other services, and the redaction of URLs.
 //!
-//! **Proxies.** No client uses a proxy. reqwest would take one from `HTTP_PROXY` and similar variables, which often
-//! belong to another program. A plaintext proxy would then read the bodies and credentials of `http` calls, and the
-//! gRPC exporter of traces ignores these variables anyway. `docs/settings.md` states the rule.
+//! **Proxies.** No client uses a proxy. By default, reqwest takes a proxy from `HTTP_PROXY` and similar variables,
+//! which often belong to another program. A plaintext proxy would then read the bodies and credentials of `http` calls,
+//! and the gRPC exporter of traces ignores these variables anyway. `docs/settings.md` states the rule.
 //!
 //! **Certificates.** Every client trusts the certificates of the operating system, or those of `SSL_CERT_FILE` and
 //! `SSL_CERT_DIR`. The connections of the database and of the exporter of traces do the same.
@@ -25,12 +25,12 @@ pub fn install_tls_provider() {
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Returns the URL for spans, logs and commands. User, password and query may be secrets, and are replaced by
-/// `REDACTED`.
+/// Returns the URL without secrets, for spans, logs and the output of commands. `REDACTED` replaces the user, the
+/// password and the query, and the fragment is removed.
 pub fn redacted(url: &Url) -> Url {
     let mut shown = url.clone();
     if !url.username().is_empty() || url.password().is_some() {
-        // These fail only if the URL cannot have a user.
+        // Both calls fail only if the URL cannot have a user.
         let _has_no_user = shown.set_username(REDACTED);
         let _has_no_password = shown.set_password(Some(REDACTED));
     }
@@ -41,8 +41,8 @@ pub fn redacted(url: &Url) -> Url {
     shown
 }
 
-/// Returns the text of a setting for commands. URLs are [`redacted`]. Other text with an `@` is replaced as a whole,
-/// because it may be a mistyped URL with a password.
+/// Returns the text of a setting without secrets, for the output of commands. URLs are [`redacted`]. Other text with an
+/// `@` is replaced as a whole, because it may be a mistyped URL with a password.
 pub fn redacted_text(text: &str) -> String {
     match Url::parse(text.trim()) {
         Ok(url) if url.has_host() && (url.query().is_some() || text.contains(['@', '#'])) => {

@@ -18,12 +18,12 @@ crate::groups! {
     }
 }
 
-/// Time reserved for exporting the last spans and log records. The time that earlier parts of the shutdown leave unused
-/// is added to it.
+/// Time reserved for exporting the last spans and log records. The flush may also use the time that earlier parts of
+/// the shutdown did not need.
 pub const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// The bounds of the parts of a shutdown. Each part has its own, so that a client that never finishes its request takes
-/// no time from the work that must be completed.
+/// The ends of the parts of a shutdown. Each part has its own end, so that a client that never finishes its request
+/// takes no time from the work that must be completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// End of the drain of connections.
@@ -35,15 +35,16 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Divides the time from `now` to `deadline`: three quarters for connections, and half of the remaining time for the
-    /// work that these connections have started.
+    /// Divides the time from `now` to `deadline`, without [`MIN_FLUSH_TIME`]: three quarters for connections, and half
+    /// of the remaining time for the work that these connections have started.
     pub fn new(now: Instant, deadline: Instant) -> Self {
         let left = deadline.saturating_duration_since(now).saturating_sub(MIN_FLUSH_TIME);
         Self { connections: now + left * 3 / 4, work: now + left * 7 / 8, rest: now + left }
     }
 }
 
-/// SIGTERM and SIGINT. The handlers are installed at start, so that a signal during start-up is not lost.
+/// The signals that start the shutdown: SIGTERM and SIGINT. The handlers are installed at start, so that a signal
+/// during start-up is not lost.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,

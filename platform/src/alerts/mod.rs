@@ -33,22 +33,23 @@ crate::metrics! {
     static SENT: counter = "alerts_sent_total" { outcome in [SENT_TO_ALL, FAILED, SUPPRESSED, DROPPED] };
 }
 
-/// Every receiver accepted the alert.
+/// Outcome: every receiver accepted the alert.
 const SENT_TO_ALL: &str = "sent";
-/// At least one receiver did not accept the alert.
+/// Outcome: at least one receiver did not accept the alert.
 const FAILED: &str = "failed";
-/// The same alert was already raised within the interval.
+/// Outcome: the same alert was already raised within the interval.
 const SUPPRESSED: &str = "suppressed";
-/// The queue was full.
+/// Outcome: the queue was full.
 const DROPPED: &str = "dropped";
 
-/// Capacity of the queue. More alerts at once belong to one incident, which the queued alerts already report.
+/// Maximum number of queued alerts. Further alerts are dropped, because so many alerts at once belong to one incident,
+/// which the queued alerts already report.
 const QUEUE_CAPACITY: usize = 64;
 
-/// Timeout of one attempt at a receiver.
+/// Timeout of one attempt to send an alert to a receiver.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Minimum time for which Alertmanager shows an alert, because an event has no end of its own.
+/// Minimum time for which an alert fires in Alertmanager. The alert reports an event, which has no end of its own.
 const MIN_FIRING_TIME: Duration = Duration::from_mins(5);
 
 /// The severity of an alert.
@@ -63,8 +64,8 @@ pub enum Severity {
     Info,
 }
 
-/// The condition that an alert reports. Its name is that of the runbook, and of the alerting rule about the same
-/// condition, if there is one. Alertmanager suppresses the service's own alert while that rule fires.
+/// The condition that an alert reports. The condition's runbook and its alerting rule, if there is one, have the same
+/// name. Alertmanager suppresses the service's own alert while that rule fires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Condition {
     name: &'static str,
@@ -77,7 +78,8 @@ impl Condition {
         Self { name, incident: None }
     }
 
-    /// Creates a condition that is a symptom of an incident. Alertmanager suppresses it while the cause fires.
+    /// Creates a condition that is a symptom of an incident. Alertmanager suppresses the symptom's alert while the
+    /// alert about the incident's cause fires.
     pub const fn symptom(name: &'static str, incident: &'static str) -> Self {
         Self { name, incident: Some(incident) }
     }
@@ -119,7 +121,7 @@ fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, 
     serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
 }
 
-/// Raises alerts. Cheap to clone.
+/// The handle that raises alerts. Cheap to clone.
 #[derive(Clone)]
 pub struct Alerts(Arc<Inner>);
 
@@ -147,8 +149,8 @@ enum Message {
 impl Alerts {
     /// Starts the task that sends raised alerts. Without configured receivers, alerts are only logged.
     ///
-    /// `job` is the job of the service in Prometheus. Alertmanager compares it when it suppresses alerts. The process's
-    /// TLS provider must be installed.
+    /// `job` is the value of the label `job` in Prometheus. Alertmanager compares this label when it suppresses alerts.
+    /// The caller must first install the process's TLS provider.
     ///
     /// # Errors
     /// The HTTP client cannot be built.
@@ -176,22 +178,23 @@ impl Alerts {
         Ok(Self(Arc::new(Inner { repeat_interval, runbooks_url, transport, recent })))
     }
 
-    /// Returns alerts that are only logged, for commands.
+    /// Returns a handle whose alerts are only logged, for commands.
     pub fn without_receivers() -> Self {
         let recent = Arc::new(RecentAlerts::default());
         let repeat_interval = Duration::ZERO;
         Self(Arc::new(Inner { repeat_interval, runbooks_url: None, transport: None, recent }))
     }
 
-    /// Returns whether alerts are sent to any receiver.
+    /// Returns whether any receiver is configured.
     pub fn has_receivers(&self) -> bool {
         self.0.transport.is_some()
     }
 
-    /// Sends an alert to each receiver once, and returns whether at least one has accepted it.
+    /// Sends an alert to each receiver once, and returns whether at least one receiver accepted the alert.
     ///
-    /// For alerts that the caller stores until they are accepted. The caller decides when to retry. `key` identifies
-    /// the record that the alert is about, so that Alertmanager keeps the alerts of two records apart.
+    /// Use this function for alerts that the caller stores until a receiver accepts them. The caller decides when to
+    /// retry. `key` identifies the record that the alert is about, so that Alertmanager keeps the alerts of two records
+    /// apart.
     pub async fn deliver(&self, alert: Alert, key: &str) -> bool {
         let Some(transport) = &self.0.transport else { return false };
         let raised = OutgoingAlert { key: Some(key.to_owned()), ..self.outgoing(alert) };
@@ -204,7 +207,8 @@ impl Alerts {
         accepted > 0
     }
 
-    /// Raises an alert. Never waits, never fails. The alert carries the current correlation id.
+    /// Raises an alert, with the current correlation id. Never waits and never fails: if the queue is full, the alert
+    /// is logged but not sent.
     pub fn raise(&self, alert: Alert) {
         let key = (alert.severity, alert.title.clone());
         if !self.0.recent.record(&key, self.0.repeat_interval) {
@@ -239,7 +243,8 @@ impl Alerts {
         OutgoingAlert { condition, severity, title, description, timestamp: Utc::now(), metadata, key: None }
     }
 
-    /// Waits until every alert raised before is sent or has failed. Returns `false` if the deadline passed first.
+    /// Waits until every alert that was raised before this call is sent or has failed. Returns `false` if the deadline
+    /// passed first.
     pub async fn flush(&self, deadline: Instant) -> bool {
         let Some(Transport { queue, .. }) = &self.0.transport else { return true };
         let (sender, processed) = oneshot::channel();
@@ -250,12 +255,13 @@ impl Alerts {
 
 type Key = (Severity, String);
 
-/// The times at which each alert was last raised.
+/// The time at which each alert was last raised.
 #[derive(Default)]
 struct RecentAlerts(Mutex<HashMap<Key, Instant>>);
 
 impl RecentAlerts {
-    /// Returns whether this alert may be sent now. If so, records the time.
+    /// Records that an alert is raised now, unless it was already raised within the interval. Returns whether it was
+    /// recorded, so that the caller sends it.
     fn record(&self, key: &Key, interval: Duration) -> bool {
         let mut recent = self.lock();
         recent.retain(|_, at| at.elapsed() < interval);
@@ -266,7 +272,8 @@ impl RecentAlerts {
         is_new
     }
 
-    /// Removes the record of an alert that no receiver accepted, so that the next one may be sent.
+    /// Removes the record of an alert that was dropped or that no receiver accepted, so that the same alert can be
+    /// raised again at once.
     fn remove(&self, key: &Key) {
         self.lock().remove(key);
     }
@@ -276,7 +283,7 @@ impl RecentAlerts {
     }
 }
 
-/// Sends alerts one after the other, each to all receivers concurrently.
+/// Sends the queued alerts one after the other, each to all receivers concurrently.
 async fn send_all(
     client: reqwest::Client,
     receivers: Arc<[Receiver]>,
@@ -306,7 +313,7 @@ fn count_sent(accepted: usize, receivers: usize) {
     SENT.with_label_values(&[if accepted == receivers { SENT_TO_ALL } else { FAILED }]).inc();
 }
 
-/// Returns how many receivers accepted the alert.
+/// Sends an alert to all receivers concurrently. Returns the number of receivers that accepted the alert.
 async fn send<F>(
     receivers: &[Receiver],
     alert: &OutgoingAlert,

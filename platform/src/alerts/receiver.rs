@@ -10,19 +10,19 @@ use url::Url;
 use super::OutgoingAlert;
 use crate::resilience::retry::Backoff;
 
-/// Number of attempts per receiver. With the pauses between them, they take about as long as the restart of a
-/// receiver.
+/// Maximum number of attempts to send an alert to a receiver. With the pauses between them, the attempts take about as
+/// long as the restart of a receiver.
 const MAX_ATTEMPTS: u32 = 5;
 
 const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
 
-/// The result of one attempt at a receiver.
+/// The result of one attempt to send an alert to a receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
     Accepted,
     /// The receiver rejected the alert, and would reject a retry, too.
     Rejected,
-    /// A retry may succeed.
+    /// The attempt failed, and a retry may succeed.
     Failed,
 }
 
@@ -62,7 +62,7 @@ pub(super) async fn attempt(
             if is_retryable(status) { Attempt::Failed } else { Attempt::Rejected }
         }
         Err(error) => {
-            // The URL may be a secret, because many webhooks authenticate their senders by it.
+            // The URL may be a secret, because many webhooks authenticate the sender by the URL.
             let error = error.without_url();
             tracing::warn!(receiver, error = &error as &dyn std::error::Error, "failed to send an alert");
             Attempt::Failed
@@ -137,8 +137,9 @@ impl Receiver {
     }
 }
 
-/// Returns the labels of every alert of this service: those of its series in Prometheus, because Alertmanager compares
-/// them. `raised_by` distinguishes its own alerts from those of rules.
+/// Returns the labels of every alert of this service. They equal the labels of the service's series in Prometheus,
+/// because Alertmanager compares them when it suppresses alerts. `raised_by` distinguishes the service's own alerts
+/// from those of alerting rules.
 pub(super) fn source_labels(job: &str, settings: &Labels) -> Labels {
     let defaults = [("job", job), ("raised_by", "service")];
     let defaults = defaults.map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -152,7 +153,7 @@ pub(super) fn alertmanager_api(base: &Url) -> Url {
     url
 }
 
-/// Converts a name to a valid Alertmanager label: letters, digits and underscores, not starting with a digit.
+/// Converts a name to a valid label name of Alertmanager: letters, digits and underscores, not starting with a digit.
 pub(super) fn label_name(name: &str) -> String {
     let mut label: String = name
         .chars()

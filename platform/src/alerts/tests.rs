@@ -8,10 +8,11 @@ use tokio::{net::TcpListener, time::advance};
 
 use super::{receiver::label_name, *};
 
-/// Test timeout, far longer than any step takes.
+/// Maximum time that a test waits for one step, far longer than any step takes.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Starts a receiver that responds with these statuses, one after the other, and returns what it received.
+/// Starts a receiver that responds with `statuses`, one after the other, then with 200. Returns the receiver's address,
+/// and a channel with the path and the body of each request.
 async fn receiver(statuses: &'static [u16]) -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) {
     type Script = (mpsc::UnboundedSender<(String, Value)>, Arc<Mutex<std::slice::Iter<'static, u16>>>);
     async fn take(State((sender, script)): State<Script>, uri: Uri, Json(body): Json<Value>) -> StatusCode {
@@ -145,7 +146,7 @@ async fn a_failed_send_is_retried() {
 }
 
 #[tokio::test]
-async fn an_unsent_alert_can_be_raised_again_at_once() {
+async fn a_rejected_alert_can_be_raised_again_at_once() {
     let (address, mut received) = receiver(&[400, 302, 200]).await;
     let alerts = start(Some(format!("http://{address}/")), None);
     let failed = SENT.with_label_values(&[FAILED]).get();

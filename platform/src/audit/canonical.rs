@@ -1,31 +1,33 @@
 //! The canonical form of events and seals, and their hashes. docs/audit.md specifies the form for other languages.
 //!
-//! Events are hashed as read back from the database, never as sent. The database may round a time or reorder the keys
-//! of metadata. Each field is prefixed with its length, so that no two different events have the same form.
+//! Events are hashed as read back from the database, never as sent, because the database may round a time or reorder
+//! the keys of metadata. Each field is prefixed with its length, so that no two different events have the same form.
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-/// A SHA-256.
+/// A SHA-256 hash.
 pub(super) type Hash = [u8; 32];
 
 /// The value that replaces the previous seal's hash in the first seal.
 pub(super) const GENESIS: Hash = [0; 32];
 
-/// Names of the forms. Each hash includes one, so that a later version can introduce another form.
+/// Names of the canonical forms. Each hash includes the name of its form, so that a later version can introduce another
+/// form.
 const EVENT_FORM: &str = "audit-event/1";
 const SEAL_FORM: &str = "audit-seal/1";
 const LOST_HEADS_FORM: &str = "audit-lost-heads/1";
 
-/// The length that marks an absent value.
+/// The length prefix that marks an absent value.
 const ABSENT: u32 = u32::MAX;
 
 /// The largest integer that the JSON parser of every language reads exactly.
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
-/// An event's position in the audit log. The order of the fields is the order of events.
+/// An event's position in the audit log. Positions are compared by epoch, then by transaction id, then by sequence
+/// number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EventPosition {
     pub epoch: i32,
@@ -154,7 +156,7 @@ impl Seal {
     }
 }
 
-/// Returns the SHA-256 of a list of heads, each its number and its hash, in ascending order.
+/// Returns the SHA-256 of a list of heads, in ascending order. A head is the number and the hash of a seal.
 pub(super) fn digest_of_heads<'a>(heads: impl Iterator<Item = (i64, &'a [u8])>) -> Hash {
     let mut form = Form::new(LOST_HEADS_FORM);
     for (number, hash) in heads {
@@ -227,7 +229,10 @@ fn write_json(value: &Value, out: &mut String) {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the caller checks that it is whole and small enough")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the caller checks that the number is whole and at most `MAX_SAFE_INTEGER`"
+)]
 fn whole(float: f64) -> i64 {
     float as i64
 }
@@ -266,7 +271,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Returns the text of the first fenced block of docs/audit.md after a line with these words.
+    /// Returns the text of the first fenced block of docs/audit.md after the text `after`.
     fn documented(after: &str) -> &'static str {
         let document = include_str!("../../../docs/audit.md").split_once(after).unwrap().1;
         document.split("```").nth(1).unwrap().split_once('\n').unwrap().1.trim()

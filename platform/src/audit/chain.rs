@@ -1,11 +1,11 @@
-//! The rules of the chain of seals, and the position of the first violation. This module does no I/O: the caller
-//! passes seals and their events in order, one at a time.
+//! The rules of the chain of seals, and a check that reports the position of the first violation. This module does no
+//! I/O: the caller passes seals and their events in order, one at a time.
 //!
-//! Events may be missing only if three conditions hold. The owner recorded their export, an export event in the chain
-//! confirms it, and the verification has the file or its hash ([`Exports`]).
+//! Events may be missing only if three conditions hold. The schema owner recorded their export, a sealed export event
+//! confirms that record, and the caller gave the file or its hash ([`Exports`]).
 //!
-//! Logged seals may be missing only after a restore of the database. The owner must have recorded them as lost, and an
-//! event in the chain must confirm that ([`Restores`]).
+//! Logged seals may be missing only after a restore of the database. The schema owner must have recorded these seals as
+//! lost, and a sealed event must confirm that record ([`Restores`]).
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -21,8 +21,8 @@ use super::{
     seals::Head,
 };
 
-/// Hashes of seals that were recorded outside of the database, by their numbers. After a restore of the database, two
-/// seals may have the same number.
+/// Hashes of seals that were recorded outside of the database, by the seal's number. A number may have two hashes,
+/// because after a restore of the database a new seal gets the number of a lost seal.
 pub type KnownHeads = BTreeMap<i64, BTreeSet<Vec<u8>>>;
 
 /// The first violation, and its position.
@@ -30,7 +30,7 @@ pub type KnownHeads = BTreeMap<i64, BTreeSet<Vec<u8>>>;
 pub(super) struct ChainViolation {
     seal: i64,
     event: Option<String>,
-    what: Cow<'static, str>,
+    finding: Cow<'static, str>,
 }
 
 impl fmt::Display for ChainViolation {
@@ -39,7 +39,7 @@ impl fmt::Display for ChainViolation {
         if let Some(event) = &self.event {
             write!(formatter, ", {event}")?;
         }
-        write!(formatter, ": {}", self.what)
+        write!(formatter, ": {}", self.finding)
     }
 }
 
@@ -53,22 +53,22 @@ pub(super) struct ExportRecord {
     pub file_sha256: String,
 }
 
-/// The exports that the verification takes into account.
+/// The exports that may explain missing events.
 #[derive(Debug, Default)]
 pub(super) struct Exports {
-    /// The exports that the schema owner recorded. The service's role can write an event that resembles an export,
-    /// but cannot add a record.
+    /// The exports that the schema owner recorded. The service's database role can write an event like that of an
+    /// export, but cannot add a record.
     pub recorded: Vec<ExportRecord>,
-    /// The exports whose events are in the given files. The events of earlier exports may themselves have been
-    /// exported and dropped later.
+    /// The exports whose export events are in the given files. The export event of an earlier export may itself have
+    /// been exported and dropped later.
     pub in_files: Vec<ExportRecord>,
-    /// The SHA-256 of each given file, and each SHA-256 that was given instead of a file. A database administrator
-    /// can record any export, but does not have the file.
+    /// The SHA-256 of each given file, and each SHA-256 that was given instead of a file. A database administrator can
+    /// record an export that never happened, but does not have its file.
     pub given: BTreeSet<String>,
 }
 
 impl ExportRecord {
-    /// Reads an export from its event. Returns `None` for an event of another kind.
+    /// Reads an export from its export event. Returns `None` for any other event.
     pub(super) fn from_event(event: &StoredEvent) -> Option<Self> {
         let is_export = (event.event_type.as_str(), event.action.as_str(), event.result.as_str())
             == ("audit", "export", "success");
@@ -83,17 +83,17 @@ impl ExportRecord {
     }
 }
 
-/// The restores of the database that the verification takes into account.
+/// The restores of the database that may explain missing seals.
 #[derive(Debug, Default)]
 pub(super) struct Restores {
-    /// The restores that the schema owner recorded. The service's role can write an event that resembles a restore,
-    /// but cannot add a record.
+    /// The restores that the schema owner recorded. The service's database role can write an event like that of a
+    /// restore, but cannot add a record.
     pub recorded: Vec<RestoreRecord>,
     /// The restores whose events are in the given files of exports.
     pub in_files: Vec<RestoreEvent>,
 }
 
-/// A restore that the owner recorded: the seals that were logged and then lost.
+/// A restore that the schema owner recorded: the seals that were logged and then lost.
 #[derive(Debug)]
 pub(super) struct RestoreRecord {
     /// The id of the restore's event.
@@ -120,7 +120,7 @@ pub(super) struct AcknowledgedRestore {
 }
 
 impl RestoreEvent {
-    /// Reads a restore from its event. Returns `None` for an event of another kind.
+    /// Reads a restore from its event. Returns `None` for any other event.
     fn from_event(event: &StoredEvent) -> Option<Self> {
         let is_restore = (event.event_type.as_str(), event.action.as_str(), event.result.as_str())
             == ("audit", "restore", "success");
@@ -143,7 +143,7 @@ impl RestoreRecord {
 }
 
 impl Restores {
-    /// Returns the heads that no recorded restore has lost.
+    /// Returns the heads that no recorded restore lists as lost.
     pub(super) fn without_lost(&self, heads: &KnownHeads) -> KnownHeads {
         let is_lost = |number: i64, hash: &[u8]| {
             self.recorded.iter().any(|restore| restore.lost_heads.contains(&(number, hash.to_vec())))
@@ -154,7 +154,8 @@ impl Restores {
         kept.filter(|(_, hashes)| !hashes.is_empty()).collect()
     }
 
-    /// Returns the recorded restores that one of the sealed events confirms.
+    /// Returns the recorded restores that an event confirms, either one of `sealed` or one in a given file. The event
+    /// must have the recorded id and the hash of the recorded list of lost heads.
     fn acknowledged(&self, sealed: &[RestoreEvent]) -> Vec<(&RestoreRecord, AcknowledgedRestore)> {
         let confirmed = self.recorded.iter().filter_map(|record| {
             let digest = record.digest();
@@ -174,7 +175,8 @@ impl Restores {
     }
 }
 
-/// The seal whose events are being checked.
+/// The seal whose events are being checked. `matched` is the number of its digests that are matched or skipped, and
+/// `absent` is the index of the first missing event.
 struct Open {
     number: i64,
     digests: Vec<u8>,
@@ -202,7 +204,8 @@ pub(super) struct Chain {
 /// A seal of the chain whose number was logged.
 struct LoggedSeal {
     number: i64,
-    /// True if the hash in the chain was logged. `others` are the other logged hashes.
+    /// True if the hash in the chain is one of the hashes that were logged for this number. `others` are the rest of
+    /// these hashes.
     is_hash_logged: bool,
     others: BTreeSet<Vec<u8>>,
 }
@@ -210,17 +213,18 @@ struct LoggedSeal {
 /// The result of the check.
 #[derive(Debug)]
 pub(super) struct Verdict {
-    /// The first seal after the end of the chain whose hash was logged, which proves that the seal existed.
+    /// The number of the first logged seal after the end of the chain that no restore has lost. Its logged hash proves
+    /// that the seal existed, so seals were removed.
     pub logged_beyond: Option<i64>,
     pub head: Head,
     pub end: EventPosition,
     pub events: u64,
     pub exported: u64,
-    /// The recorded exports whose events are in the chain.
+    /// The recorded exports whose export events are in the chain or in a given file.
     pub exports: Vec<ExportRecord>,
     /// The export events in the chain.
     pub export_events: Vec<ExportRecord>,
-    /// The recorded restores whose events are in the chain.
+    /// The recorded restores whose events are in the chain or in a given file.
     pub restores: Vec<AcknowledgedRestore>,
     /// The restore events in the chain.
     pub restore_events: Vec<RestoreEvent>,
@@ -228,7 +232,7 @@ pub(super) struct Verdict {
 }
 
 impl Chain {
-    /// Starts a check at the beginning of the chain, or after a seal that is trusted.
+    /// Starts a check after `head`, which is either the beginning of the chain or a trusted seal.
     pub(super) fn after(head: Head, heads: KnownHeads) -> Self {
         Self {
             heads,
@@ -255,9 +259,9 @@ impl Chain {
         self.events
     }
 
-    fn fault(&mut self, seal: i64, event: Option<String>, what: &'static str) {
+    fn record_violation(&mut self, seal: i64, event: Option<String>, finding: &'static str) {
         if self.violation.is_none() {
-            self.violation = Some(ChainViolation { seal, event, what: what.into() });
+            self.violation = Some(ChainViolation { seal, event, finding: finding.into() });
         }
     }
 
@@ -266,24 +270,28 @@ impl Chain {
         self.close();
         let expected = self.head.number + 1;
         if seal.number != expected {
-            self.fault(expected, None, "missing");
+            self.record_violation(expected, None, "missing");
         } else if seal.previous_hash != self.head.hash {
-            self.fault(seal.number, None, "previous_hash is not the hash of the previous seal");
+            self.record_violation(seal.number, None, "previous_hash is not the hash of the previous seal");
         }
         if seal.computed_hash().as_slice() != seal.hash {
-            self.fault(seal.number, None, "content and hash do not match");
+            self.record_violation(seal.number, None, "content and hash do not match");
         }
         if seal.first() <= self.end || seal.last() < seal.first() {
-            self.fault(seal.number, None, "the range does not follow that of the previous seal");
+            self.record_violation(
+                seal.number,
+                None,
+                "the range of its events does not follow the range of the previous seal",
+            );
         }
-        self.compare(seal.number, &seal.hash);
+        self.compare_with_logged(seal.number, &seal.hash);
         self.head = Head { number: seal.number, hash: seal.hash.as_slice().try_into().unwrap_or(GENESIS) };
         self.end = seal.last();
         self.open =
             Some(Open { number: seal.number, digests: seal.digests.clone(), matched: 0, absent: None });
     }
 
-    fn compare(&mut self, number: i64, hash: &[u8]) {
+    fn compare_with_logged(&mut self, number: i64, hash: &[u8]) {
         if let Some(mut others) = self.heads.remove(&number) {
             let is_hash_logged = others.remove(hash);
             self.logged.push(LoggedSeal { number, is_hash_logged, others });
@@ -306,8 +314,8 @@ impl Chain {
             self.restores.extend(RestoreEvent::from_event(event));
         } else {
             let number = open.number;
-            let what = "not as sealed: changed, moved or inserted";
-            self.fault(number, Some(format!("event {}", event.id)), what);
+            let finding = "not as sealed: changed, moved or inserted";
+            self.record_violation(number, Some(format!("event {}", event.id)), finding);
         }
     }
 
@@ -321,10 +329,10 @@ impl Chain {
         }
     }
 
-    /// Records that a seal and an event violate a rule, unless an earlier seal violates one.
-    fn fault_at(&mut self, seal: i64, event: Option<String>, what: Cow<'static, str>) {
+    /// Records a violation, unless a violation in the same or in an earlier seal is already recorded.
+    fn record_earliest_violation(&mut self, seal: i64, event: Option<String>, finding: Cow<'static, str>) {
         if self.violation.as_ref().is_none_or(|violation| seal < violation.seal) {
-            self.violation = Some(ChainViolation { seal, event, what });
+            self.violation = Some(ChainViolation { seal, event, finding });
         }
     }
 
@@ -341,12 +349,12 @@ impl Chain {
         };
         let logged = mem::take(&mut self.logged);
         if let Some(seal) = logged.iter().find(|seal| !are_lost(seal.number, &seal.others)) {
-            let what = if seal.is_hash_logged {
+            let finding = if seal.is_hash_logged {
                 "it was logged with two hashes"
             } else {
                 "the hash differs from the logged one"
             };
-            self.fault_at(seal.number, None, what.into());
+            self.record_earliest_violation(seal.number, None, finding.into());
         }
         let mut beyond = self.heads.iter().filter(|(number, _)| **number > self.head.number);
         let logged_beyond = beyond.find(|(number, hashes)| !are_lost(**number, hashes));
@@ -356,17 +364,17 @@ impl Chain {
         let confirmed: Vec<_> = exports.recorded.iter().filter(is_sealed).cloned().collect();
         for (seal, event) in mem::take(&mut self.absent) {
             let has_seal = |export: &&ExportRecord| (export.first_seal..=export.last_seal).contains(&seal);
-            let of_seal: Vec<_> = confirmed.iter().filter(has_seal).collect();
-            if of_seal.iter().any(|export| exports.given.contains(&export.file_sha256)) {
+            let exports_of_seal: Vec<_> = confirmed.iter().filter(has_seal).collect();
+            if exports_of_seal.iter().any(|export| exports.given.contains(&export.file_sha256)) {
                 continue;
             }
-            let what = match of_seal.first() {
+            let finding = match exports_of_seal.first() {
                 None => Cow::Borrowed("missing, and in no export"),
                 Some(ExportRecord { file_sha256, .. }) => Cow::Owned(format!(
                     "missing, and in an export that was not given (SHA-256 {file_sha256})"
                 )),
             };
-            self.fault_at(seal, Some(event), what);
+            self.record_earliest_violation(seal, Some(event), finding);
             break;
         }
         Verdict {

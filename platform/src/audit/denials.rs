@@ -1,7 +1,8 @@
-//! Denials, aggregated by address. A flood of denials must not cause a flood of writes, or hide other events.
+//! Denials, aggregated by client address. A flood of denials must not cause a flood of writes, or hide other events. An
+//! IPv6 address counts as its /64 network.
 //!
-//! The first hundred denials of an address in a minute are separate events. Further denials are counted and become
-//! one event at the end of the minute. Only their details are lost.
+//! The first hundred denials of an address in a minute are separate events. Further denials of that address are only
+//! counted, and become one event at the end of the minute, so only their details are lost.
 use std::{
     collections::HashMap,
     mem,
@@ -25,11 +26,12 @@ pub struct Denials {
     counts: Arc<Mutex<DenialCounts>>,
 }
 
-/// Denials of the current minute, by address. `None` counts the addresses beyond the maximum.
+/// Number of denials in the current minute, by address. The key `None` counts the denials of all addresses beyond the
+/// maximum, and those without an address.
 type DenialCounts = HashMap<Option<IpAddr>, u64>;
 
 impl Denials {
-    /// Writes denials to `database`.
+    /// Creates a writer of denials to `database`.
     pub fn new(database: Database) -> Self {
         Self { database, counts: Arc::default() }
     }
@@ -39,6 +41,7 @@ impl Denials {
         if self.count(event.ip_address.map(network)) { record(&self.database, event).await } else { Ok(()) }
     }
 
+    /// Counts a denial. Returns whether the denial is to be written as a separate event.
     fn count(&self, address: Option<IpAddr>) -> bool {
         let mut counts = self.counts();
         let has_own_count = counts.contains_key(&address) || counts.len() < MAX_ADDRESSES;
@@ -47,10 +50,11 @@ impl Denials {
         *count <= MAX_EVENTS_PER_MINUTE
     }
 
-    /// Starts a new minute, and writes the denials that were only counted in the previous one.
+    /// Starts a new minute, and writes one event per address for the denials that were only counted in the previous
+    /// minute. The caller calls this function once a minute.
     ///
     /// # Errors
-    /// The statement failed. The counts that could not be written are kept for the next call.
+    /// A statement failed. The counts that could not be written are kept for the next call.
     pub async fn flush(&self) -> Result<(), sqlx::Error> {
         let mut counted: Vec<_> = mem::take(&mut *self.counts()).into_iter().collect();
         counted.retain(|(_, count)| *count > MAX_EVENTS_PER_MINUTE);

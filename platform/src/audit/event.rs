@@ -81,7 +81,8 @@ impl EventResult {
     }
 }
 
-/// An audit event. The user, address, and ids come from the current context.
+/// An audit event. The user, the client address, and the correlation, request and trace ids come from the current
+/// context.
 #[derive(Debug, Clone, Serialize)]
 #[expect(clippy::struct_field_names, reason = "`event_type` is the name of the column, too")]
 pub struct Event {
@@ -103,7 +104,8 @@ pub struct Event {
 }
 
 impl Event {
-    /// Returns an event on `resource` (a table's name), with the current context.
+    /// Returns an event with the current context. `resource` is the name of the affected table, or of a part of the
+    /// service.
     pub fn new(
         event_type: EventType,
         resource: &'static str,
@@ -130,7 +132,7 @@ impl Event {
         }
     }
 
-    /// Returns the event of a change that is about to be made.
+    /// Returns the event of a successful data change. The caller writes it in the transaction of that change.
     pub fn change(resource: &'static str, action: &'static str) -> Self {
         Self::new(EventType::DataChange, resource, action, EventResult::Success)
     }
@@ -143,8 +145,8 @@ impl Event {
         self.with("record_ids", ids).with("record_count", count)
     }
 
-    /// Adds a detail, if there is a value. A secret must never be added. A fractional number cannot be sealed, so it
-    /// must not be added either.
+    /// Adds a detail to the metadata, unless `value` is null. Callers must never add a secret. They must not add a
+    /// fractional number either, because such an event cannot be sealed.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         let value = value.into();
@@ -154,7 +156,7 @@ impl Event {
         self
     }
 
-    /// Overrides the user of the context. During a login, the context has no user yet.
+    /// Sets the user, for events during a login, when the context has no user yet.
     #[must_use]
     pub fn by(mut self, user_id: Uuid, role: &'static str) -> Self {
         self.user_id = Some(user_id);
@@ -194,7 +196,7 @@ impl Event {
 /// Maximum number of characters of a reason.
 const MAX_REASON_CHARACTERS: usize = 500;
 
-/// Parses the reason that an operator gives for a command, and that its event stores.
+/// Parses the reason that an operator gives for a command. The audit event of the command stores the reason.
 ///
 /// # Errors
 /// The reason is empty, has more than 500 characters, or has a control character.

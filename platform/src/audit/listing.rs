@@ -1,4 +1,4 @@
-//! Listing the events of the audit log, page by page.
+//! A list of the events of the audit log, page by page.
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -120,9 +120,9 @@ pub async fn list(
     page: PageRequest<(DateTime<Utc>, Uuid)>,
 ) -> Result<Page<AuditEvent>, sqlx::Error> {
     let mut transaction = database.begin().await?;
-    // The conditions below are optional, and a generic plan could not use an index for any of them. So this statement
-    // is planned for its actual values each time. The planning time does not matter, because no request depends on a
-    // fast response.
+    // The conditions below are optional, and a generic plan could not use an index for any of them. So PostgreSQL plans
+    // this statement for its actual values each time. The planning time does not matter, because an auditor can wait
+    // for the response.
     let planning = sqlx::query!("set local plan_cache_mode = force_custom_plan");
     instrument_query("audit_events.plan", planning.execute(&mut *transaction)).await?;
     let (before, before_id) = page.after.unzip();

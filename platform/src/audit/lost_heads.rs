@@ -1,10 +1,10 @@
-//! The recorded restores, and the heads of seals that they have lost.
+//! The recorded restores, and the heads that they lost. A head is the number and the hash of a seal.
 use sqlx::PgConnection;
 
 use super::{chain::RestoreRecord, seals::Head};
 use crate::database::{Database, instrument_query};
 
-/// Returns every restore that the owner has recorded.
+/// Returns every restore that the schema owner has recorded.
 pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<RestoreRecord>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"
@@ -27,7 +27,7 @@ pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<Restor
     Ok(restores)
 }
 
-/// Returns whether a recorded restore has lost this head.
+/// Returns whether a recorded restore lists this head as lost.
 pub(super) async fn is_lost(database: &Database, head: Head) -> Result<bool, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"select exists (select from audit_lost_heads where number = $1 and hash = $2) as "is_lost!""#,

@@ -1,11 +1,11 @@
 //! The audit log: a verifiable record of each user's actions (NIST SP 800-53 AU-2, AU-3, AU-12).
 //!
-//! The rule: a change and its audit event commit in **one** statement or transaction, by the SQL function
+//! A change and its audit event commit in **one** statement or transaction, which calls the SQL function
 //! `record_audit_event`. Neither exists without the other. A denial has no change, so [`record`] writes its event
 //! alone. Each committed event is also written as a log line.
 //!
-//! Events are sealed a few seconds later ([`Sealer`]). Then [`verify`] detects every later change, even by a role with
-//! all privileges. Old events are exported to files that can be verified without the database ([`export`]).
+//! Events are sealed a few seconds later ([`Sealer`]). Then [`verify`] detects every later change of an event, even by
+//! a role with all privileges. Old events are exported to files that can be verified without the database ([`export`]).
 //!
 //! Passwords, tokens and card data are never recorded.
 mod canonical;

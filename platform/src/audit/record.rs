@@ -1,4 +1,4 @@
-//! Writing audit events.
+//! The functions that write audit events.
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -11,16 +11,17 @@ use crate::{
     resilience::retry::Backoff,
 };
 
-/// Backoff between attempts while the database is unreachable.
+/// Backoff between attempts to record an event while the database is unreachable.
 const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
-/// An event of a transaction that may still be rolled back. It must be mirrored after the commit.
-#[must_use = "mirror it after the commit"]
+/// An event of a transaction that may still be rolled back. The caller must call [`Self::committed`] after the commit,
+/// so that the event is also logged.
+#[must_use = "call `committed` after the commit, so that the event is logged"]
 #[derive(Debug)]
 pub struct PendingEvent(Event);
 
 impl PendingEvent {
-    /// Returns an event that another statement of the transaction has written.
+    /// Returns the pending form of an event that a statement of the transaction has already written.
     pub fn of(event: Event) -> Self {
         Self(event)
     }
@@ -37,7 +38,7 @@ impl PendingEvent {
 /// The statement failed. The whole transaction then fails, so no change is committed without its event.
 pub async fn record_with(connection: &mut PgConnection, event: Event) -> Result<PendingEvent, sqlx::Error> {
     let written = instrument_query("audit_events.insert", insert(connection, &event)).await;
-    written.inspect_err(|error| failures::count(error, 1))?;
+    written.inspect_err(|error| failures::count_lost_events(error, 1))?;
     Ok(PendingEvent(event))
 }
 
@@ -49,7 +50,7 @@ async fn insert(connection: &mut PgConnection, event: &Event) -> Result<(), sqlx
 /// Writes several events in one statement, within the transaction that makes the changes.
 ///
 /// # Errors
-/// The statement failed. The whole transaction then fails.
+/// The statement failed. The whole transaction then fails, so no change is committed without its event.
 pub async fn record_all_with(
     connection: &mut PgConnection,
     events: Vec<Event>,
@@ -60,25 +61,26 @@ pub async fn record_all_with(
     let rows: Vec<_> = events.iter().map(Event::to_json).collect();
     let statement = sqlx::query!("select record_audit_event(event) from unnest($1::jsonb[]) as event", &rows);
     let written = instrument_query("audit_events.insert", statement.execute(connection)).await;
-    written.inspect_err(|error| failures::count(error, rows.len()))?;
+    written.inspect_err(|error| failures::count_lost_events(error, rows.len()))?;
     Ok(events.into_iter().map(PendingEvent).collect())
 }
 
-/// Writes an event that has no change, such as a denial or a login.
+/// Writes an event of an action that changes no data, such as a denial or a login.
 ///
 /// # Errors
 /// The statement failed. A caller that was about to grant access must deny it instead.
 pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error> {
     let written =
         database.run("audit_events.insert", async |connection| insert(connection, &event).await).await;
-    written.inspect_err(|error| failures::count(error, 1))?;
+    written.inspect_err(|error| failures::count_lost_events(error, 1))?;
     event.mirror();
     Ok(())
 }
 
 /// Writes an event of an action that must work while the database is unreachable. Retries until the database is back.
 ///
-/// Retries without a limit, so it must run as tracked work. A shutdown then logs that the work was cancelled.
+/// Because the number of retries has no limit, callers must run this function as tracked work, so that a shutdown can
+/// cancel it and log the cancellation.
 pub async fn record_once_possible(database: &Database, event: Event) {
     for retry in 0.. {
         match record(database, event.clone()).await {
@@ -86,15 +88,15 @@ pub async fn record_once_possible(database: &Database, event: Event) {
             Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
                 retry,
-                "failed to record an audit event; a retry follows"
+                "failed to record an audit event; retrying"
             ),
         }
         sleep(RETRY_BACKOFF.pause(retry)).await;
     }
 }
 
-/// Creates the missing partitions of this month and the next three. Raises an alert for events that were stored
-/// outside of a monthly partition, because they prevent that month's partition from being created.
+/// Creates the missing partitions of this month and the next three. Raises an alert if events were stored outside of a
+/// monthly partition, because these events prevent their month's partition from being created.
 ///
 /// # Errors
 /// A statement failed, or no connection was available.

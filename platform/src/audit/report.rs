@@ -17,7 +17,7 @@ pub enum VerifyError {
     /// The audit log or a file violates a rule.
     #[error("the audit log does not verify: {0}")]
     ChainViolation(String),
-    /// The database is unreachable.
+    /// The database is unreachable, or a statement failed.
     #[error("failed to read the audit log: {0}")]
     Database(#[from] sqlx::Error),
     /// A file cannot be read.
@@ -37,7 +37,7 @@ impl VerifyError {
     }
 }
 
-/// A callback for progress: the numbers of checked seals and events.
+/// A callback for progress. The arguments are the number of the last checked seal, and the number of checked events.
 pub type OnProgress<'a> = &'a (dyn Fn(i64, u64) + Send + Sync);
 
 /// The report of a successful verification.
@@ -99,7 +99,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Adds a head.
+/// Adds the hash of a seal to the known heads.
 pub(super) fn add_head(heads: &mut KnownHeads, number: i64, hash: &[u8]) {
     heads.entry(number).or_default().insert(hash.to_vec());
 }

@@ -1,8 +1,8 @@
-//! Restores: the database was set back to an earlier state, while the log still has the heads of the lost seals.
+//! Restores of the database to an earlier state. The log then still has the heads (number and hash) of the lost seals.
 //!
 //! Without an acknowledgement, verification rightly reports those heads as missing. An acknowledgement is a row that
-//! only the owner can write, the list of lost heads, and an event with the hash of that list. Verification then accepts
-//! that these heads are missing, and reports the gap each time.
+//! only the schema owner can write, the list of lost heads, and an event with the hash of that list. Verification then
+//! accepts that these heads are missing, and reports the gap each time.
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -21,7 +21,7 @@ use crate::database::{Database, instrument_query};
 pub struct LostSpan {
     /// The time of the newest seal that is not lost. Changes before that time are in the restored database.
     pub since: DateTime<Utc>,
-    /// True if this restore is recorded, and no logged head is unknown.
+    /// True if this restore is recorded, and every logged head is either in the chain or recorded as lost.
     pub is_recorded: bool,
     incarnation: String,
     record: RestoreRecord,
@@ -40,12 +40,12 @@ impl LostSpan {
     }
 }
 
-/// Returns the part of the audit log that the latest restore has lost, judged by the logged heads. Locks out other
-/// callers until the transaction ends.
+/// Returns the part of the audit log that the latest restore has lost, according to the logged heads. Takes a lock, so
+/// that other callers wait until the transaction ends.
 ///
 /// A restore is new if the cluster, the timeline or the database differs from those of the recorded restores. It is
-/// also new if a logged head is neither in the chain nor recorded as lost. The second condition detects files that were
-/// copied back.
+/// also new if a logged head is neither in the chain nor recorded as lost. The second condition detects a restore that
+/// copied the data files back, which keeps the cluster and the timeline.
 ///
 /// # Errors
 /// A statement failed.
@@ -109,8 +109,8 @@ pub async fn lost_span(connection: &mut PgConnection, logged: &KnownHeads) -> Re
     })
 }
 
-/// Begins an epoch, and records that a restore has lost this span, within the caller's transaction. Returns the epoch,
-/// and the events of both.
+/// Begins an epoch, and records that a restore has lost `span`, within the caller's transaction. Returns the epoch's
+/// number, and the audit events of the epoch and of the restore.
 ///
 /// # Errors
 /// A statement failed, or other transactions kept writing events.
@@ -153,7 +153,7 @@ pub async fn record_restore(
     Ok((epoch, [PendingEvent::of(begun), event]))
 }
 
-/// Waits until the event of the latest restore is sealed. Until then, verification does not accept that its lost heads
+/// Waits until the event of the latest restore is sealed. Until then, verification does not accept that the lost heads
 /// are missing. Returns the time since which changes are lost.
 ///
 /// # Errors

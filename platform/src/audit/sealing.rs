@@ -3,13 +3,14 @@
 //! Five failures are possible. [`Sealer`] handles the last two, and [`seal_next`] the others:
 //! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start again.
 //!   So the cluster is compared with that of the current epoch before each seal.
-//! - An event's transaction may commit after one that began later. So only events before the oldest running
+//! - An event's transaction may commit after a transaction that began later. So only events before the oldest running
 //!   transaction are sealed, and that horizon is taken before the events are read.
-//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head read by the same
-//!   statement would be from before the lock was granted.
-//! - The process may end between the commit and the log line. So the head is logged at start and at each interval.
+//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head that the same statement
+//!   read would be from before the lock was granted.
+//! - The process may end between the commit and the log line. So the head is logged at each interval, even if there is
+//!   nothing to seal.
 //! - The database may be set back to an earlier state. So before the next seal, the chain must still have the last head
-//!   that this process has read. A head that `after-restore` recorded as lost is the exception.
+//!   that this process has read, unless `after-restore` recorded that head as lost.
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -30,17 +31,17 @@ use crate::{
     workers::Progress,
 };
 
-/// Maximum number of events in one seal. It limits the memory used, and the number of events that one changed event
-/// makes suspect.
+/// Maximum number of events in one seal. It limits the memory that a seal needs, and the number of events that are in
+/// doubt if one of them was changed.
 const MAX_SEAL_EVENTS: i64 = 2000;
 
-/// The condition of a chain that was changed by something other than the service.
+/// The alert condition of a chain that something other than the service changed.
 const TAMPERED: Condition = Condition::new("AuditLogTampered");
 
-/// Minimum lag that raises an alert.
+/// Minimum sealing lag that raises an alert.
 const MIN_ALERT_LAG: Duration = Duration::from_mins(1);
 
-/// Timeout of the wait for the seal of a command's event.
+/// Maximum time for which a command waits until its own event is sealed.
 const SEAL_TIMEOUT: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -51,7 +52,7 @@ pub enum SealError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
     /// The chain no longer has the last seal that this process has read.
-    #[error("the chain of seals was rewritten: seal {number} differs from the one that this process read")]
+    #[error("the chain of seals was rewritten: seal {number} differs from the seal that this process read")]
     Rewritten {
         /// The number of the last seal that this process has read.
         number: i64,
@@ -65,24 +66,25 @@ pub enum SealError {
         /// The number of the last seal.
         found: i64,
     },
-    /// The last seal claims events that do not exist yet. It was forged, and no later event could be sealed.
+    /// The last seal covers events that do not exist yet. So it was forged, and the next events could not be sealed,
+    /// because they would be in its range.
     #[error("seal {number} covers transactions that are still in progress")]
     BeyondHorizon {
         /// The number of the last seal.
         number: i64,
     },
     /// The database belongs to another cluster than that of the latest epoch.
-    #[error("the PostgreSQL cluster is not the one of the audit log's latest epoch")]
+    #[error("the PostgreSQL cluster is not that of the audit log's latest epoch")]
     OtherCluster,
     /// An older transaction is still writing, so the event is not sealed in time.
-    #[error("the oldest writing transaction belongs to {writer}")]
+    #[error("timed out waiting for the oldest writing transaction, which belongs to {writer}")]
     HeldUp {
-        /// The transaction.
+        /// A description of the transaction.
         writer: String,
     },
 }
 
-/// The sealing of the audit log. Cheap to clone.
+/// The sealer of the audit log. Cheap to clone.
 #[derive(Clone)]
 pub struct Sealer {
     database: Database,
@@ -93,7 +95,7 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Seals the audit log in `database` every `interval`.
+    /// Creates a sealer of the audit log in `database`. The caller runs it every `interval`.
     pub fn new(database: Database, alerts: Alerts, interval: Duration) -> Self {
         Self {
             database,
@@ -106,7 +108,8 @@ impl Sealer {
     /// Seals the next batch, and logs the head of the chain. One unit of work.
     ///
     /// # Errors
-    /// The database cannot store the seal, or the chain was rewritten.
+    /// A statement failed, the chain was rewritten or truncated, its last seal was forged, or the cluster is not that
+    /// of the latest epoch.
     pub async fn run(self) -> Result<Progress, SealError> {
         let sealed = self.seal().await.inspect_err(|error| self.raise_alert(error))?;
         let Some(SealResult { head, more }) = sealed else { return Ok(Progress::Idle) };
@@ -166,8 +169,8 @@ impl Sealer {
         });
     }
 
-    /// Measures the sealing lag. This unit of work is separate from sealing, because it must also report when sealing
-    /// fails.
+    /// Measures the sealing lag. This unit of work is separate from sealing, because the lag must also be measured when
+    /// sealing fails.
     ///
     /// # Errors
     /// A statement failed, or no connection was available.
@@ -194,7 +197,8 @@ impl Sealer {
     }
 }
 
-/// Seals until a position is covered. The running service may seal at the same time.
+/// Seals until the event at `position` is sealed, or returns an error after [`SEAL_TIMEOUT`]. The running service may
+/// seal at the same time.
 pub(super) async fn wait_until_sealed(database: &Database, position: EventPosition) -> Result<(), SealError> {
     let deadline = tokio::time::Instant::now() + SEAL_TIMEOUT;
     while seals::covering(database, position).await?.is_none() {

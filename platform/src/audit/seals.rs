@@ -1,4 +1,4 @@
-//! Reading events in the order of their positions, and the chain of seals over them.
+//! The statements that read events in the order of their positions, and that read and extend the chain of seals.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -24,21 +24,22 @@ impl Head {
     }
 }
 
-/// The limit up to which events can be sealed. No event can be added before it any more.
+/// The limit up to which events can be sealed, because no event can be added before it any more.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Horizon {
     /// The current epoch, in which events are being written.
     pub epoch: i32,
-    /// Every transaction before this one has ended.
+    /// Every transaction with a lower id has ended.
     pub xact_id: i64,
     /// `true` if the epoch belongs to the cluster of this connection. In another cluster transaction ids start again,
-    /// so they cannot be compared with those of the epoch.
+    /// so its ids cannot be compared with those of the epoch.
     pub same_cluster: bool,
     /// The database's clock.
     pub now: DateTime<Utc>,
 }
 
-/// Takes the sealing lock. Returns whether this transaction is the only one that seals, until the transaction ends.
+/// Tries to take the sealing lock, which is held until the transaction ends. Returns `false` if another transaction
+/// holds the lock.
 pub(super) async fn lock(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"select pg_try_advisory_xact_lock(hashtext('public.audit_seals')) as "locked!""#
@@ -46,7 +47,8 @@ pub(super) async fn lock(connection: &mut PgConnection) -> Result<bool, sqlx::Er
     instrument_query("audit_seals.lock", statement.fetch_one(connection)).await
 }
 
-/// Returns the current horizon. It must be taken before the events are read, never after.
+/// Returns the current horizon. The caller must call this function before it reads the events. Otherwise an event that
+/// commits between the two statements may never be sealed.
 pub(super) async fn horizon(connection: &mut PgConnection) -> Result<Horizon, sqlx::Error> {
     instrument_query("audit_epochs.horizon", select_horizon(connection)).await
 }
@@ -89,7 +91,7 @@ async fn select_last(connection: &mut PgConnection) -> Result<Option<Seal>, sqlx
     statement.fetch_optional(connection).await
 }
 
-/// Returns seals after one number up to another, in order and up to a limit.
+/// Returns at most `limit` seals with numbers greater than `after` and up to `until`, in order.
 pub(super) async fn page(
     connection: &mut PgConnection,
     after: i64,
@@ -120,7 +122,7 @@ pub(super) async fn hash_of(database: &Database, number: i64) -> Result<Option<V
     database.run("audit_seals.hash", async |connection| statement.fetch_optional(connection).await).await
 }
 
-/// Returns the number of the seal whose range contains a position, if there is one.
+/// Returns the number of the first seal that ends at or after a position, if there is one.
 pub(super) async fn covering(
     database: &Database,
     position: EventPosition,
@@ -181,7 +183,7 @@ pub(super) async fn insert(connection: &mut PgConnection, seal: &Seal) -> Result
     Ok(())
 }
 
-/// Returns events after one position up to another, in order and up to a limit.
+/// Returns at most `limit` events with positions after `after` and up to `until`, in order.
 pub(super) async fn events(
     connection: &mut PgConnection,
     after: EventPosition,
@@ -213,7 +215,7 @@ pub(super) async fn events(
     instrument_query("audit_events.page", statement.fetch_all(connection)).await
 }
 
-/// The events after a position: their number, up to a limit, and the time of the first one.
+/// The events after a position: their number, up to a limit, and the earliest time of recording.
 pub(super) struct Tail {
     pub count: i64,
     pub oldest: Option<DateTime<Utc>>,
@@ -245,7 +247,7 @@ pub(super) async fn tail(
     instrument_query("audit_events.tail", statement.fetch_one(connection)).await
 }
 
-/// Returns the age of the oldest event without a seal, by the database's clock. Returns zero if there is none.
+/// Returns the age of the oldest event without a seal, by the database's clock. Returns zero if every event has a seal.
 ///
 /// An event has no seal if it comes after the last seal, or if it was recorded after the last seal was made. The
 /// second condition does not depend on the range that the seal claims. With a forged range, or in another cluster
@@ -280,11 +282,11 @@ pub(super) async fn lag(database: &Database) -> Result<Duration, sqlx::Error> {
     );
     let seconds =
         database.run("audit_events.lag", async |connection| statement.fetch_one(connection).await).await?;
-    // Negative if the clock was set back.
+    // The lag is negative if the clock was set back.
     Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default())
 }
 
-/// Returns the transaction that holds back the horizon: the oldest one that writes, anywhere in the cluster.
+/// Returns a description of the transaction that holds back the horizon: the oldest writing transaction in the cluster.
 pub(super) async fn oldest_writer(database: &Database) -> Result<Option<String>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"

@@ -1,7 +1,7 @@
 //! Verification that the audit log is unchanged since it was sealed, and that the chain matches the logged heads.
 //!
 //! Verification streams: only one page of seals and one page of events are in memory at a time. Verification trusts
-//! none of the data that it reads. It changes nothing, and only adds the event that records the verification.
+//! none of the data that it reads. Verification changes nothing, except that it adds an event about itself.
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader},
@@ -26,13 +26,13 @@ use crate::database::Database;
 const SEALS_PER_PAGE: i64 = 50;
 /// Number of events per page.
 const EVENTS_PER_PAGE: i64 = 5000;
-/// Maximum number of unsealed events that are counted.
+/// Maximum number of unsealed events that the report counts.
 const MAX_TAIL_EVENTS: i64 = 100_000;
 
 /// An export that is kept outside of the database: the file, or its SHA-256 if the file is not available.
 #[derive(Debug, Clone)]
 pub enum ExternalExport {
-    /// A file, which is verified too.
+    /// A file, which is also verified.
     File(PathBuf),
     /// The SHA-256 that `audit export` printed, in lower-case hexadecimal.
     Sha256(String),
@@ -139,7 +139,8 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Returns the next event if its position is at or before `last`. Pages extend to `until`.
+    /// Returns the next event if its position is at or before `last`. When a page is empty, reads the next page of
+    /// events up to `until`.
     async fn next(
         &mut self,
         connection: &mut PgConnection,
@@ -161,7 +162,7 @@ impl Events {
 }
 
 /// Adds the heads in a file of JSON lines, such as the result of a log store query. Each line with `seal_number` and
-/// `seal_hash` is a head. Other lines are ignored.
+/// `seal_hash` has a head. Other lines are ignored.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -169,7 +170,7 @@ pub fn read_heads(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError
     read_lines(path, heads, |_| true)
 }
 
-/// Adds the heads in an original log of the service (`LOG_FORMAT=json`, or a file of `LOG_DIRECTORY`). Heads are in
+/// Adds the heads in an unmodified log of the service (`LOG_FORMAT=json`, or a file of `LOG_DIRECTORY`). Heads are in
 /// lines of the target `audit`. A truncated last line and lines that are not JSON are ignored.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
-//! Checks of the database before the service uses it.
+//! Checks of the service's database role and its settings, before the service uses the database.
 use super::{Database, Settings};
 
-/// The ability of the service's role to rewrite the audit log.
+/// The privileges of the service's role on the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privileges {
     /// The role cannot rewrite the audit log.
@@ -45,14 +45,15 @@ pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> 
 /// The durability of the service's commits after a crash of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// A commit is on disk before it is confirmed.
+    /// A commit is on disk before the server confirms it.
     Durable,
     /// `synchronous_commit` is off: a crash loses the last confirmed commits.
     Lossy,
 }
 
-/// Logs a warning if the settings that `migrate` sets on the service's role are not in force. The service works
-/// without them, but slower, and with fewer limits on a runaway statement. Returns whether commits are durable.
+/// Logs a warning if the settings that `migrate` sets on the service's role are not in force. Without these settings
+/// the service works, but it is slower, and a long statement is not cancelled at the configured timeout. Returns
+/// whether commits are durable.
 ///
 /// # Errors
 /// The statement failed, or no connection was available.

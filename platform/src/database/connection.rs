@@ -1,9 +1,10 @@
-//! A pooled connection, and a transaction on one. Statements on both fail if the database does not respond.
+//! A pooled connection, and a transaction on such a connection. Statements on both fail if the database does not
+//! respond.
 //!
-//! A database host that is lost closes no connection, and TCP reports the loss only after a quarter of an hour. Until
-//! then, sqlx 0.9.0 waits for a statement's response, and the connection occupies its slot in the pool. Once such
-//! statements occupy all slots, the service stays down long after the database is back. So every wait here is limited
-//! by [`response_timeout`].
+//! A database host that fails without closing its connections is *lost*. TCP reports the loss only after a quarter of
+//! an hour. Until then, sqlx 0.9.0 waits for a statement's response, and the connection occupies its slot in the pool.
+//! Once such statements occupy all slots, the service stays down long after the database is back. So
+//! [`response_timeout`] limits every wait in this module.
 //!
 //! sqlx 0.9.0 sets neither TCP keepalive nor `TCP_USER_TIMEOUT` on its sockets, and cannot be given a configured
 //! socket. Instead the [monitor](super::monitor) checks one connection, and [`end_statements_of_lost_server`] ends the
@@ -27,20 +28,20 @@ use super::{
     pool::{self, PooledConnection},
 };
 
-/// Additional time for a response, beyond the statement timeout. A healthy database may be busy, or may just have
-/// cancelled the statement itself.
+/// Additional time for a response, beyond the statement timeout. A healthy database may be busy, or may be about to
+/// report that it cancelled the statement.
 const STATEMENT_TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
-/// Timeout of the ping of a connection whose last statement has no complete response.
+/// Timeout of the ping of a connection whose last statement may be incomplete.
 const RETURN_PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The part of [`RETURN_PING_TIMEOUT`] during which the connection keeps its slot. A healthy server responds within
-/// it, so that usually no connection is opened beyond `DATABASE_MAX_CONNECTIONS`. Afterwards a request can use the
+/// The part of [`RETURN_PING_TIMEOUT`] during which the connection keeps its slot. A healthy server responds within it,
+/// so that usually no connection is opened beyond `DATABASE_MAX_CONNECTIONS`. Afterwards another request can use the
 /// slot.
 const RETURN_SLOT_TIME: Duration = Duration::from_millis(50);
 
-/// Time for which statements in flight continue once the server is known to be lost, because some may run on a new
-/// connection.
+/// Time for which statements in flight continue once the server is known to be lost. Some of them may run on a new
+/// connection, and complete within this time.
 const LOST_SERVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Notifies every statement in flight that the server is lost.
@@ -49,13 +50,13 @@ static SERVER_LOST: Notify = Notify::const_new();
 /// The value of `DATABASE_STATEMENT_TIMEOUT_MS` for the process's pool.
 static STATEMENT_TIMEOUT: OnceLock<Duration> = OnceLock::new();
 
-/// Sets the timeout after which the server itself cancels a statement. Only the first call counts.
+/// Sets the timeout after which the server itself cancels a statement. Later calls are ignored.
 pub(super) fn set_statement_timeout(timeout: Duration) {
     let _already_set = STATEMENT_TIMEOUT.set(timeout);
 }
 
 /// Returns the time after which a server without a response counts as lost. A working server cancels each statement at
-/// the statement timeout, and reports that.
+/// the statement timeout, and reports the cancellation.
 fn response_timeout() -> Duration {
     STATEMENT_TIMEOUT.get().copied().unwrap_or_default() + STATEMENT_TIMEOUT_MARGIN
 }
@@ -94,7 +95,8 @@ pub(super) fn end_statements_of_lost_server() {
 pub struct Connection {
     /// `None` only while the connection is being dropped.
     pooled: Option<PooledConnection>,
-    /// Dropped after `pooled`, so that the next request finds the connection in the pool.
+    /// The permit of the pool's semaphore. It is dropped after `pooled`, so that the next request finds the connection
+    /// in the pool.
     slot: Option<OwnedSemaphorePermit>,
     within_transaction: bool,
 }
@@ -104,15 +106,15 @@ impl Connection {
         Self { pooled: Some(pooled), slot: Some(slot), within_transaction: false }
     }
 
-    /// Returns the connection immediately. Its last statement must be complete.
+    /// Returns the connection to the pool immediately, without a ping. Its last statement must be complete.
     pub fn release(mut self) {
         if !self.within_transaction {
             drop(self.pooled.take());
         }
     }
 
-    /// Returns or closes the connection, depending on the result of its last statement. A statement that the server
-    /// has rejected is complete, too.
+    /// Returns the connection to the pool or closes it, depending on the result of its last statement. A statement that
+    /// the server rejected is complete, too.
     pub(super) fn finish<T>(mut self, result: &Result<T, sqlx::Error>) {
         match result {
             Err(error) if is_broken(error) => drop(self.pooled.take().map(PooledConnection::take)),
@@ -128,14 +130,14 @@ impl Deref for Connection {
 
     #[expect(clippy::expect_used, reason = "the connection is present until it is dropped or released")]
     fn deref(&self) -> &PgConnection {
-        self.pooled.as_ref().expect("a released connection is not used")
+        self.pooled.as_ref().expect("used a connection after its release")
     }
 }
 
 impl DerefMut for Connection {
     #[expect(clippy::expect_used, reason = "the connection is present until it is dropped or released")]
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.pooled.as_mut().expect("a released connection is not used")
+        self.pooled.as_mut().expect("used a connection after its release")
     }
 }
 
@@ -178,14 +180,14 @@ async fn return_to_pool(mut pooled: PooledConnection, mut slot: Option<OwnedSema
     drop(slot);
 }
 
-/// A transaction. If dropped before [`Transaction::commit`], it is rolled back and its connection closed. That
-/// happens after an error, a client's disconnect, or a deadline, even during its first statement.
+/// A transaction. If it is dropped before [`Transaction::commit`], it is rolled back and its connection is closed. A
+/// transaction is dropped after an error, a client's disconnect, or a deadline, even during its first statement.
 #[derive(Debug)]
 pub struct Transaction(Connection);
 
 impl Transaction {
     pub(super) async fn begin(mut connection: Connection) -> Result<Self, sqlx::Error> {
-        // Set before BEGIN is sent: if the caller stops waiting, the transaction may still begin on the server.
+        // Set before BEGIN is sent, because the transaction may begin on the server even if the caller stops waiting.
         connection.within_transaction = true;
         await_response(connection.execute("begin")).await?;
         Ok(Self(connection))
@@ -199,8 +201,8 @@ impl Transaction {
         self.end("commit").await
     }
 
-    /// Rolls the transaction back and returns the connection to the pool. Dropping the transaction would close the
-    /// connection. Use it for a transaction that turns out to have no work.
+    /// Rolls the transaction back and returns the connection to the pool. Use this function for a transaction that
+    /// turns out to have no work, because dropping the transaction would close the connection.
     ///
     /// # Errors
     /// The statement failed. Closing the connection then rolls the transaction back.

@@ -24,7 +24,7 @@ struct Server {
     database: Option<String>,
 }
 
-/// Sets the server that spans name. Only the first call counts.
+/// Sets the server and the database whose names are in every span. Later calls are ignored.
 pub(super) fn set_server(url: &DatabaseUrl) {
     let database = url.database().map(str::to_owned);
     let address = url.server().map(|(host, port)| (host.to_owned(), port));
@@ -32,7 +32,8 @@ pub(super) fn set_server(url: &DatabaseUrl) {
     let _already_set = SERVER.set(server);
 }
 
-/// Runs a statement under a name of the form `table.verb`, on the caller's connection, such as that of a transaction.
+/// Runs a statement under a name of the form `table.verb`, on the caller's connection, such as the connection of a
+/// transaction.
 ///
 /// # Errors
 /// The statement failed.
@@ -62,8 +63,8 @@ pub async fn instrument_query<T>(
 static ON_FAILURE: OnceLock<fn(&sqlx::Error)> = OnceLock::new();
 
 /// Calls `on_failure` with the error of every statement that fails from now on. The audit log needs this, because a
-/// change and its audit event are one statement, and only the error shows which of them failed. Only the first call
-/// counts.
+/// change and its audit event are one statement, and only the error shows which of the two failed. Later calls are
+/// ignored.
 pub fn notify_of_failures(on_failure: fn(&sqlx::Error)) {
     let _already_set = ON_FAILURE.set(on_failure);
 }
@@ -108,7 +109,7 @@ impl Display for Summary {
     }
 }
 
-/// A statement in flight. If dropped before it has a result, it is recorded as cancelled.
+/// A statement in flight. A statement that is dropped before it has a result is recorded as cancelled.
 struct RunningQuery {
     name: &'static str,
     span: Span,

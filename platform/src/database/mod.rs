@@ -2,8 +2,9 @@
 //!
 //! - Every statement has a name in traces, metrics and the slow-query log: it runs with [`Database::run`], or within a
 //!   transaction with [`instrument_query()`].
-//! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this prevents.
-//! - Prefer one statement to a transaction. It is one round trip, and is never partially complete.
+//! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this rule
+//!   prevents.
+//! - Prefer one statement to a transaction. One statement is one round trip, and is never partially complete.
 mod checks;
 mod connection;
 mod instrument_query;
@@ -42,7 +43,7 @@ pub use self::{
     url::{DatabaseUrl, Unavailable},
 };
 
-/// Time for which a connection attempt continues after its request has timed out.
+/// Time for which a connection attempt continues after the request that started it has timed out.
 const OPENING_TIME: Duration = Duration::from_secs(5);
 
 /// The pool. Cheap to clone.
@@ -79,8 +80,7 @@ pub enum ConnectError {
 }
 
 impl Database {
-    /// Connects, and waits for a database that is not up yet, because a service and its database often start
-    /// together.
+    /// Connects, and waits until the database is up, because a service and its database often start together.
     ///
     /// # Errors
     /// The database stays unreachable for `DATABASE_STARTUP_WAIT_SECONDS`. A rejected connection fails immediately.
@@ -102,8 +102,8 @@ impl Database {
         Ok(database)
     }
 
-    /// Connects for a command. A command waits for a free connection as long as for a starting database, because no
-    /// requests queue behind it.
+    /// Connects for a command. A command waits for a free connection for at least `DATABASE_STARTUP_WAIT_SECONDS`,
+    /// because no requests queue behind a command.
     ///
     /// # Errors
     /// See [`Self::connect`].
@@ -155,12 +155,12 @@ impl Database {
         result
     }
 
-    /// Waits until a connection is returned, or opens one.
+    /// Waits until another request returns its connection, or opens a new connection.
     ///
-    /// A connection attempt continues even if its request has timed out, and the next request uses the connection.
-    /// After a restart of the database all replicas open all of their connections at once, and connecting is slow. If
-    /// attempts were cancelled with their requests, no connection might be ready in time. The service would stay down
-    /// under a load that it could handle.
+    /// A connection attempt continues even if the request that started it has timed out, and the next request uses the
+    /// connection. After a restart of the database all replicas open all of their connections at once, and connecting
+    /// is slow. If attempts were cancelled with their requests, no connection might be ready in time. The service would
+    /// stay down under a load that it could handle.
     async fn wait_for(
         &self,
         connection: impl Future<Output = Result<(PooledConnection, OwnedSemaphorePermit), sqlx::Error>>
@@ -181,7 +181,7 @@ impl Database {
         Transaction::begin(self.acquire().await?).await
     }
 
-    /// Starts the monitor of this database. It compares the schema with these migrations.
+    /// Starts the monitor of this database, which compares the schema with `migrations`.
     pub fn monitor(&self, migrations: &'static Migrator) -> Monitor {
         Monitor::start(self.pool.clone(), migrations)
     }
@@ -225,7 +225,7 @@ async fn within<T>(
     tokio::time::timeout(timeout, future).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// The number of the pool's connections by state.
+/// The numbers of the pool's connections, by state.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct PoolState {
     /// Connections in use.
@@ -266,7 +266,7 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Returns whether an error was caused by a transient error of the database ([`is_transient`]).
+/// Returns whether the first database error in the chain of causes is transient ([`is_transient`]).
 pub fn has_transient_cause(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -294,14 +294,14 @@ fn is_broken(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Returns whether an error affects every open connection, but possibly no new one. Either the server is no longer
-/// writable (25006), or the schema has changed since the statements were prepared.
+/// Returns whether an error affects every open connection, but possibly no new connection. Either the server is no
+/// longer writable (25006), or the schema has changed since the statements were prepared.
 fn is_outdated(error: &sqlx::Error) -> bool {
     is_outdated_plan(error) || sqlstate(error).is_some_and(|code| code == "25006")
 }
 
-/// Returns whether the column types of a prepared statement have changed since it was prepared. PostgreSQL rejects
-/// such a statement before executing it. The SQLSTATE 0A000 alone has many other causes.
+/// Returns whether the column types of a prepared statement have changed since it was prepared. PostgreSQL rejects such
+/// a statement before executing it. The SQLSTATE 0A000 alone is not sufficient, because it has many other causes.
 fn is_outdated_plan(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     error.is_some_and(|error| error.code() == "0A000" && error.routine() == Some("RevalidateCachedQuery"))
@@ -327,8 +327,8 @@ pub async fn wait_until_reachable(url: &DatabaseUrl, wait: Duration) -> Result<(
             Ok(Err(error)) => error,
             Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
         };
-        // 57P03: the server is starting. 53: it lacks resources, such as connection slots. Waiting does not resolve its
-        // other errors, such as a wrong password.
+        // 57P03: the server is starting. 53: it lacks resources, such as connection slots. Waiting does not resolve the
+        // server's other errors, such as a wrong password.
         let is_rejection = sqlstate(&error).is_some_and(|code| code != "57P03" && !code.starts_with("53"));
         if is_rejection {
             return Err(ConnectError::Rejected { address, source: error });

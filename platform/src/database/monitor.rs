@@ -3,9 +3,9 @@
 //! Readiness reads the monitor's latest state and never waits for the pool. So a slow statement or a full pool does
 //! not take every replica out of rotation.
 //!
-//! The monitor also replaces TCP keepalive, which sqlx 0.9.0 does not set. If its connection no longer responds and a
-//! new one can be opened, the server behind all open connections is lost. Then all open connections are retired, and
-//! statements in flight fail.
+//! The monitor also replaces TCP keepalive, which sqlx 0.9.0 does not set. If the monitor's connection no longer
+//! responds and a new connection can be opened, the server behind all open connections is lost. Then all open
+//! connections are retired, and statements in flight fail.
 use std::time::Duration;
 
 use sqlx::{PgConnection, migrate::Migrator};
@@ -24,18 +24,19 @@ use super::{
 /// Pause between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Timeout of one check.
+/// Timeout of the response to one check.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Further time for the response once a new connection is open. Opening takes several round trips, so an overloaded
-/// server has usually responded before.
+/// Additional time for the response to a check once a new connection is open. Opening a connection takes several round
+/// trips, so an overloaded server has usually responded by then.
 const LATE_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Age at which the connection is replaced. Only a new connection is affected by a changed default of the database,
+/// Age at which the monitor's connection is replaced. Only a new connection gets a changed default of the database,
 /// such as `default_transaction_read_only`, or reaches another host with the same name.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// Time after which the database counts as unreachable while a new connection is being opened. The attempt continues.
+/// Time after which the database counts as unreachable while a new connection is being opened. The connection attempt
+/// continues.
 const RECONNECT_TIME: Duration = Duration::from_millis(500);
 
 /// The latest state of the database.
@@ -47,13 +48,13 @@ struct State {
     schema: Option<SchemaState>,
 }
 
-/// Reads the latest state of the database. Cheap to clone.
+/// The handle that reads the latest state of the database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Monitor(watch::Receiver<State>);
 
 impl Monitor {
-    /// Starts the monitor of this pool. It ends with the pool. Until the first check the database counts as
-    /// available, because the pool has just been opened.
+    /// Starts the monitor of `pool`, which runs until the pool is closed. Until the first check the database counts as
+    /// available, because the service has just connected to it.
     pub(super) fn start(pool: Pool, migrations: &'static Migrator) -> Self {
         let state = State { unavailable: None, schema: Some(SchemaState::Current) };
         let (states, latest) = watch::channel(state);
@@ -61,16 +62,17 @@ impl Monitor {
         Self(latest)
     }
 
-    /// Returns whether a writable primary responds.
+    /// Returns `Ok` if a writable primary responded to the latest check.
     ///
     /// # Errors
-    /// The reason why none responds.
+    /// The reason why no writable primary responded.
     pub fn available(&self) -> Result<(), Unavailable> {
         let ended = self.0.has_changed().is_err().then_some(Unavailable::Unreachable);
         self.0.borrow().unavailable.or(ended).map_or(Ok(()), Err)
     }
 
-    /// Returns how the schema compares with this binary's, or `None` if its state could not be read.
+    /// Returns the state of the schema, compared with the migrations of this binary, or `None` if the schema could not
+    /// be read.
     pub fn schema(&self) -> Option<SchemaState> {
         self.0.borrow().schema
     }
@@ -124,16 +126,19 @@ async fn check_once(
             };
             match reconnected {
                 Err(late) => late,
-                // Kept, so that the open connections are retired if a new one responds later, but this one does not.
+                // The old connection is kept. If a later check opens a new connection and the old one still does not
+                // respond, the open connections are retired.
                 Ok((None, state)) => {
                     drop(check);
                     return (Some(dedicated), state);
                 }
-                // An overloaded server responds to the earlier statement soon, a lost server never.
+                // An overloaded server soon responds to the check on the old connection. A lost server never responds.
                 Ok(reconnected) => match timeout(LATE_RESPONSE_TIMEOUT, &mut check).await {
                     Ok(late) => late,
                     Err(_elapsed) => {
-                        tracing::warn!("an open database connection no longer responds, but a new one does");
+                        tracing::warn!(
+                            "an open database connection no longer responds, but a new connection does"
+                        );
                         retire(pool).await;
                         connection::end_statements_of_lost_server();
                         return reconnected;
@@ -147,8 +152,8 @@ async fn check_once(
         Ok(()) if dedicated.opened.elapsed() < MAX_AGE => read_schema(dedicated, migrations).await,
         Ok(()) => replace_connection(pool, migrations, dedicated).await,
         Err(error) => {
-            // The server of the open connections is not writable, or has closed this connection. After the retirement,
-            // new connections go to the first host that is a writable primary.
+            // The server of the open connections is not writable, or has closed the monitor's connection. Once the open
+            // connections are retired, new connections go to the first host that is a writable primary.
             drop(dedicated);
             retire(pool).await;
             let (reconnected, state) = reconnect(url, migrations, states).await;
@@ -196,8 +201,8 @@ async fn reconnect(
     }
 }
 
-/// Replaces a working connection with a new one. If no new one can be opened, the old one is kept and still counts as
-/// available, unless the database is no longer writable.
+/// Replaces a working connection with a new one. If no new connection can be opened, the old one is kept, and the
+/// database still counts as available, unless it is no longer writable.
 async fn replace_connection(
     pool: &Pool,
     migrations: &Migrator,
@@ -217,7 +222,8 @@ async fn replace_connection(
     }
 }
 
-/// Reads the schema's state on a working connection.
+/// Reads the schema's state on a working connection. If this fails, closes the connection, so that the next check opens
+/// a new one.
 async fn read_schema(
     mut dedicated: DedicatedConnection,
     migrations: &Migrator,

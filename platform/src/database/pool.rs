@@ -1,8 +1,9 @@
-//! The connection pool, which is deadpool's.
+//! The connection pool, implemented with deadpool.
 //!
-//! sqlx's own pool pings each connection when it is returned. This adds a round trip to every statement, and no
-//! option disables it. Here a connection whose last statement completed is returned without a ping
-//! ([`super::Connection::release`]). Only the others are pinged: `docs/decisions/11-a-pool-that-does-not-ping.md`.
+//! sqlx's own pool pings each connection when it is returned. The ping adds a round trip to every statement, and no
+//! option disables it. In this module, a connection whose last statement completed is returned without a ping
+//! ([`super::Connection::release`]). Only the other connections are pinged. See
+//! `docs/decisions/11-a-pool-that-does-not-ping.md`.
 use std::{
     ops::{Deref, DerefMut},
     sync::atomic::{AtomicU64, Ordering},
@@ -15,9 +16,9 @@ use tokio::{sync::Semaphore, time::sleep};
 
 use super::{DatabaseUrl, url::is_retryable};
 
-/// Maximum lifetime of a connection. It limits how long the pool uses an old address, or one backend of a load
-/// balancer. Each lifetime is randomly shortened by up to a quarter, so that connections opened together are not closed
-/// together.
+/// Maximum lifetime of a connection. It limits the time for which the pool uses an old address, or one backend of a
+/// load balancer. Each lifetime is randomly shortened by up to a quarter, so that connections opened together are not
+/// closed together.
 const MAX_LIFETIME: Duration = Duration::from_mins(30);
 
 /// Time after which an idle connection is closed.
@@ -31,18 +32,19 @@ const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// Maximum number of connections that one pool opens at once.
 ///
-/// After an outage every replica needs all of its connections. If a busy machine opened them together, each could take
-/// so long that all of them time out, and the next attempts, too.
+/// After an outage every replica needs all of its connections. If a busy machine opened all of them at once, each
+/// attempt could take so long that all attempts time out, and the next attempts, too.
 const MAX_OPENING: usize = 4;
 
 /// Number of times that all open connections were retired. A connection belongs to the generation in which it was
-/// opened.
+/// opened, and is not reused in a later generation.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
-/// The size of deadpool's pool, as a multiple of `DATABASE_MAX_CONNECTIONS`.
+/// The size of deadpool's pool, as a multiple of `DATABASE_MAX_CONNECTIONS`. The additional size is for connections
+/// that are still being pinged after their slot was released.
 const RETURNING_FACTOR: usize = 2;
 
-/// Returns `DATABASE_MAX_CONNECTIONS`.
+/// Returns the pool's `DATABASE_MAX_CONNECTIONS`, calculated from the size of deadpool's pool.
 pub(super) fn max_connections(status: &deadpool::Status) -> usize {
     status.max_size / RETURNING_FACTOR
 }
@@ -89,7 +91,7 @@ pub(super) fn random_lifetime() -> Duration {
     MAX_LIFETIME.mul_f64(1.0 - rand::random::<f64>() / 4.0)
 }
 
-/// Opens connections, and decides whether one may be reused.
+/// The manager of deadpool's pool, which opens connections and decides whether a connection may be reused.
 #[derive(Debug)]
 pub(super) struct Connector {
     pub(super) url: DatabaseUrl,
@@ -103,35 +105,40 @@ impl managed::Manager for Connector {
 
     async fn create(&self) -> Result<OpenConnection, sqlx::Error> {
         let _permit = self.opening.acquire().await.map_err(|_closed| sqlx::Error::PoolClosed)?;
-        // Read before connecting, so that a retirement also covers a connection that is being opened.
+        // The generation is read before connecting, so that a retirement also covers a connection that is being opened.
         let generation = GENERATION.load(Ordering::Relaxed);
-        // Boxed, because it is large and rare, and would be part of every future that needs a connection.
+        // The future is boxed, because it is large, and would otherwise be part of every future that needs a
+        // connection.
         let connection = Box::pin(self.url.connect()).await?;
         Ok(OpenConnection { connection, generation, lifetime: random_lifetime() })
     }
 
-    /// Does not ping the server. The next statement itself detects a broken connection, and every change can be
-    /// retried under its idempotency key.
+    /// Rejects a retired connection, without a ping of the server. The next statement detects a broken connection, and
+    /// every change can be retried with its idempotency key.
     async fn recycle(
         &self,
         connection: &mut OpenConnection,
         metrics: &Metrics,
     ) -> RecycleResult<sqlx::Error> {
-        if connection.is_current(metrics) { Ok(()) } else { Err(RecycleError::message("it is retired")) }
+        if connection.is_current(metrics) {
+            Ok(())
+        } else {
+            Err(RecycleError::message("the connection is retired"))
+        }
     }
 }
 
-/// Creates an empty pool. The caller uses at most `max_connections`. As many again may be in the pings that precede
-/// their return.
+/// Creates an empty pool. The caller uses at most `max_connections` connections at once. Up to as many further
+/// connections may be waiting for the ping before their return.
 ///
-/// The most recently returned connection is reused first. Its caches are warm, and connections that are not needed
-/// become idle.
+/// The most recently returned connection is reused first. The caches of that connection are warm, and connections that
+/// are not needed reach [`IDLE_TIMEOUT`].
 #[expect(clippy::expect_used, reason = "fails only if timeouts are set without a runtime")]
 pub(super) fn new(url: DatabaseUrl, max_connections: usize) -> Pool {
     let max_size = max_connections * RETURNING_FACTOR;
     let connector = Connector { url, opening: Semaphore::new(MAX_OPENING) };
     let builder = Pool::builder(connector).max_size(max_size).queue_mode(QueueMode::Lifo);
-    let pool = builder.build().expect("no timeouts are set");
+    let pool = builder.build().expect("failed to build a pool without timeouts");
     tokio::spawn(close_idle_periodically(pool.weak()));
     pool
 }
@@ -145,12 +152,13 @@ async fn close_idle_periodically(pool: managed::WeakPool<Connector>) {
     }
 }
 
-/// Closes the idle connections that are retired or unneeded.
+/// Closes the idle connections that are retired, and those for which `is_unneeded` returns true.
 pub(super) async fn close_idle(pool: &Pool, is_unneeded: impl Fn(&Metrics) -> bool) {
     let unneeded =
         pool.retain(|connection, metrics| connection.is_current(&metrics) && !is_unneeded(&metrics)).removed;
     for OpenConnection { connection, .. } in unneeded {
-        // Closing notifies the server. An error does not matter.
+        // Closing a connection notifies the server, which then ends the session at once. An error does not matter,
+        // because the connection is dropped anyway.
         let _closed = tokio::time::timeout(IDLE_CHECK_INTERVAL, sqlx::Connection::close(connection)).await;
     }
 }
@@ -187,8 +195,8 @@ mod tests {
         assert!(*longest > *shortest + Duration::from_mins(1), "{shortest:?} to {longest:?}");
     }
 
-    /// Accepts connections, and closes them when no further one arrives. Returns the highest number of open
-    /// connections.
+    /// Accepts `expected` connections. Closes the open connections whenever no further connection arrives within 200
+    /// ms. Returns the highest number of open connections.
     async fn count_concurrent(listener: TcpListener, expected: usize) -> usize {
         let (mut open, mut accepted, mut highest) = (Vec::new(), 0, 0);
         while accepted < expected {
@@ -205,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn few_connections_are_opened_at_once() {
+    async fn the_pool_opens_at_most_four_connections_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("postgres://user@{}/db?sslmode=disable", listener.local_addr().unwrap());
         let pool = new(url.parse().unwrap(), 16);

@@ -1,13 +1,13 @@
 //! The requirements on a database, which `migrate` checks before its first change.
 //!
-//! If the migrations failed halfway, an operator would have to repair the database. Each unmet requirement is one
-//! sentence, and all of them are reported at once.
+//! Without this check, migrations could fail halfway, and an operator would have to repair the database. Each unmet
+//! requirement is one sentence, and all of them are reported at once.
 use sqlx::PgConnection;
 
 /// The oldest supported major version of PostgreSQL.
 const OLDEST_MAJOR: i32 = 15;
 
-/// The state of a database that the migrations depend on.
+/// The properties of a database on which the migrations depend.
 #[derive(Debug, Clone, sqlx::FromRow)]
 #[expect(clippy::struct_excessive_bools, reason = "each check reads a value of its own")]
 struct Facts {
@@ -22,7 +22,8 @@ struct Facts {
     owns_tables: bool,
 }
 
-/// Returns a sentence for each unmet requirement, for an owner who prepares the database for `role`.
+/// Returns a sentence for each unmet requirement. `connection` is that of the schema owner, and `role` is the service's
+/// role.
 pub(crate) async fn unmet(connection: &mut PgConnection, role: &str) -> Result<Vec<String>, sqlx::Error> {
     let statement = sqlx::query_as(
         "select

@@ -12,7 +12,8 @@ pub enum SchemaState {
     Current,
     /// Migrations are missing.
     Older,
-    /// The schema has migrations that are unknown to the service, because a newer release is being rolled out.
+    /// The schema has migrations that are unknown to this release, for example while a newer release is being rolled
+    /// out.
     Newer,
 }
 
@@ -25,7 +26,7 @@ impl Database {
     /// Compares the schema of the database with the migrations.
     ///
     /// # Errors
-    /// The statement failed for another reason than a missing or unreadable table of migrations.
+    /// The statement failed. A missing or unreadable table of migrations is no error, and returns [`SchemaState::Older`].
     pub async fn schema_state(&self, migrations: &Migrator) -> Result<SchemaState, sqlx::Error> {
         let mut connection = self.acquire().await?;
         let state = schema_state(&mut connection, migrations).await?;
@@ -34,10 +35,10 @@ impl Database {
     }
 }
 
-/// Compares the schema of the database with the migrations, on the monitor's own connection.
+/// Compares the schema of the database with `migrations`. The monitor uses its own connection for this comparison.
 ///
 /// # Errors
-/// The statement failed for another reason than a missing or unreadable table of migrations.
+/// The statement failed. A missing or unreadable table of migrations is no error, and returns [`SchemaState::Older`].
 pub(super) async fn schema_state(
     connection: &mut PgConnection,
     migrations: &Migrator,

@@ -28,12 +28,14 @@ crate::groups! {
 }
 
 impl Settings {
-    /// Returns the owner's connection: `DATABASE_MIGRATION_URL`, or `DATABASE_URL` if that is not set.
+    /// Returns the URL of the schema owner: `DATABASE_MIGRATION_URL`, or `DATABASE_URL` if `DATABASE_MIGRATION_URL` is
+    /// not set.
     pub fn owner(&self) -> &DatabaseUrl {
         self.migration_url.as_ref().unwrap_or(&self.url)
     }
 
-    /// Rejects a connection over a network without TLS in production, because it carries passwords and customer data.
+    /// Rejects a URL that disables TLS for a remote host in production, because the connection carries passwords and
+    /// customer data.
     pub fn check(&self, environment: Environment, reader: &mut Reader) {
         let urls =
             [("DATABASE_URL", Some(&self.url)), ("DATABASE_MIGRATION_URL", self.migration_url.as_ref())];

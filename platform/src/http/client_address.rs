@@ -1,10 +1,10 @@
 //! The client address of a request that passed through proxies.
 //!
-//! Any client can send `X-Forwarded-For: 10.0.0.1`. So the header is used only when the peer is a trusted proxy.
-//! The header is read from the right, because each proxy appends the address of its own peer. The first address that
-//! is not a trusted proxy is the client: it is the last address that a trusted proxy wrote. The elements to the left
-//! of that address come from the client and are ignored. The search stops at an element that is not an address, and
-//! the last trusted address is used.
+//! Any client can send `X-Forwarded-For: 10.0.0.1`. So the header is used only when the peer is a trusted proxy. The
+//! header is read from the right, because each proxy appends the address of its own peer. The first address that is not
+//! that of a trusted proxy is the client's address, because a trusted proxy wrote it. The elements to the left of that
+//! address come from the client and are ignored. The search stops at an element that is not an address, and returns the
+//! address to the right of that element.
 //!
 //! A proxy writes either `Forwarded` (RFC 7239) or `X-Forwarded-For`, and forwards the other header unchanged. So
 //! `FORWARDED_HEADER` names the one header that is read. If both were read, a client behind ingress-nginx or an AWS
@@ -25,7 +25,7 @@ use ipnet::IpNet;
 pub struct ClientAddress {
     /// The client's address as reported by trusted proxies. An IPv4-mapped IPv6 address is stored as IPv4.
     pub address: IpAddr,
-    /// `true` if the peer is a trusted proxy. Then its trace headers are trusted too.
+    /// `true` if the peer is a trusted proxy. Then the trace headers of the request are trusted, too.
     pub through_trusted_proxy: bool,
     /// `https` if a trusted proxy reports that the client used TLS, otherwise `http`.
     pub scheme: &'static str,
@@ -47,7 +47,7 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Returns whether an address is in one of these networks. IPv4 and IPv4-mapped IPv6 addresses are treated alike.
+/// Returns whether an address is in one of `networks`. IPv4 and IPv4-mapped IPv6 addresses are treated alike.
 pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
     let mapped = match address {
         IpAddr::V4(address) => Some(IpAddr::from(address.to_ipv6_mapped())),
@@ -77,7 +77,8 @@ pub struct TrustedProxies {
 }
 
 impl TrustedProxies {
-    /// Trusts proxies in these networks, which write `header`: `Forwarded` or `X-Forwarded-For`.
+    /// Creates the trusted proxies with addresses in `networks`, which write `header`: `Forwarded` or
+    /// `X-Forwarded-For`.
     pub fn new(networks: &[IpNet], header: HeaderName) -> Self {
         Self { networks: networks.into(), header }
     }
@@ -102,8 +103,8 @@ impl TrustedProxies {
         }
     }
 
-    /// Follows the header from the right, past trusted proxies. Returns the address, and whether its element has
-    /// `proto=https`. Returns the peer if the header is absent.
+    /// Follows the header from the right, past trusted proxies. Returns the client's address, and whether the element
+    /// with that address has `proto=https`. Returns the peer if the header is absent.
     fn walk(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, bool) {
         let elements = if self.header == header::FORWARDED { forwarded_elements } else { listed_elements };
         let lines = headers.get_all(&self.header).iter().rev();
@@ -245,7 +246,7 @@ mod tests {
 
     const PROXY: &str = "10.0.0.1";
 
-    /// Returns proxies that write this header.
+    /// Returns trusted proxies that write `header`.
     fn proxies(header: &'static str) -> TrustedProxies {
         let networks = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         TrustedProxies::new(&networks, HeaderName::from_static(header))
@@ -302,7 +303,7 @@ mod tests {
             assert_eq!(scheme("x-forwarded-for", "203.0.113.9", &lines), "http", "{line}");
         }
         let both = [("forwarded", "for=192.0.2.1"), ("x-forwarded-proto", "https")];
-        assert_eq!(scheme("forwarded", PROXY, &both), "http", "one header is read");
+        assert_eq!(scheme("forwarded", PROXY, &both), "http", "read a header that the proxy does not write");
     }
 
     #[test]

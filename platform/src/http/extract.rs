@@ -1,7 +1,7 @@
 //! Extractors whose rejections are [`Problem`]s.
 //!
-//! axum's own extractors reject in plain text. The extractors here replace them: `Json` and `Query` under the same
-//! names, and `Id` for the id in a path.
+//! axum's own extractors reject in plain text. The extractors in this module replace axum's: `Json` and `Query` under
+//! the same names, and `Id` instead of `Path`.
 use std::{error::Error, iter, ops::Deref};
 
 use axum::{
@@ -16,9 +16,9 @@ use uuid::Uuid;
 
 use super::problem::{BODY_TOO_LARGE, FieldError, Problem, UNSUPPORTED_MEDIA_TYPE};
 
-/// A request body with rules that its types cannot express.
+/// A request body with rules that the types of its fields cannot express.
 pub trait Validate {
-    /// Returns all errors, not only the first.
+    /// Returns the errors of all invalid fields, not only the first error.
     fn validate(&self) -> Vec<FieldError>;
 }
 
@@ -47,7 +47,8 @@ pub(super) async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Re
 /// Reads the bytes of a body of any type.
 ///
 /// # Errors
-/// 413 if the body exceeds the limit that the layers set. 400 if the client does not send the whole body in time.
+/// 413 if the body exceeds the limit that a layer of the route sets. 400 if the client does not send the whole body in
+/// time.
 pub async fn read_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     Bytes::from_request(request, state).await.map_err(|rejection| {
         if rejection.status() == BODY_TOO_LARGE.status {
@@ -92,7 +93,8 @@ pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -
     }
 }
 
-/// Returns the message without the value that was sent, because that value may be a misplaced password.
+/// Returns the message of a deserialization error without the value that the client sent, because that value may be a
+/// misplaced password.
 fn without_value(message: &str) -> String {
     let contains_value =
         ["invalid type: ", "invalid value: ", "unknown variant "].iter().any(|kind| message.contains(kind));

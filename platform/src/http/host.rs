@@ -1,7 +1,7 @@
 //! Validation of the `Host` header, as RFC 9112, section 3.2, requires.
 //!
-//! The router ignores the host, but proxies and caches in front of the service route by it. They may parse an invalid
-//! host differently, so such a request is rejected.
+//! The router ignores the host, but proxies and caches in front of the service route by the host. Two of them may parse
+//! an invalid host differently, so a request with an invalid host is rejected.
 use std::net::Ipv6Addr;
 
 use axum::{
@@ -13,7 +13,7 @@ use axum::{
 
 use super::problem::Problem;
 
-/// Rejects an HTTP/1.1 request without a `Host` header, and any request with several or an invalid one.
+/// Rejects an HTTP/1.1 request without a `Host` header, and any request with several `Host` headers or an invalid one.
 pub async fn require_host(request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let is_valid = match (hosts.next(), hosts.next()) {

@@ -1,10 +1,12 @@
-//! Idempotency keys (draft-ietf-httpapi-idempotency-key-header): a repeated request has one effect.
+//! Idempotency keys (draft-ietf-httpapi-idempotency-key-header): a repeated request takes effect once.
 //!
-//! The rule: the key is claimed, and the response stored, **in the same transaction as the change**. If the key were
-//! claimed before, the change might never be committed. If it were claimed after, a concurrent duplicate could run.
+//! The rule: the key is claimed, and the response stored, **in the same transaction as the change**. If an earlier
+//! transaction claimed the key, the change might never be committed. If a later transaction claimed the key, a
+//! concurrent duplicate could make the change again.
 //!
-//! Every handler checks in the same order: authentication, role and ownership, **the key**, validation, the change.
-//! So a replay is sent before validation can reject it, and no caller can replay another caller's response.
+//! Every handler checks in the same order: authentication, role and ownership, **the key**, validation, the change. So
+//! a replay is sent even if validation would now reject the request, and no caller can replay another caller's
+//! response.
 //!
 //! A replay is the first response, byte for byte. For work that has no stored response yet, because another service
 //! has not responded, see [`Previous`].
@@ -44,8 +46,9 @@ const KEY_RETENTION: Duration = Duration::from_hours(24);
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// The regular expression of the header's value, for the `OpenAPI` document. [`Self::parse`] accepts the same
-    /// texts: without a leading quote, in quotes, or with a leading quote only.
+    /// The regular expression of the header's value, for the `OpenAPI` document. It has three alternatives: a key
+    /// without a leading quote, a key in quotes, and a key with only a leading quote. [`Self::parse`] accepts the same
+    /// texts.
     const PATTERN: &str = r#"^([!#-~][!-~]{0,254}|"[!-~]{1,255}"|"([!-~]{0,253}[!#-~])?)$"#;
 
     pub fn as_str(&self) -> &str {
@@ -53,7 +56,7 @@ impl IdempotencyKey {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The draft defines the key as a structured-field string, in quotes. Most clients send it without quotes.
+        // The draft defines the key as a structured-field string, in quotes. Most clients send the key without quotes.
         let bare = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
         let visible = bare.bytes().all(|byte| byte.is_ascii_graphic());
         (visible && (1..=255).contains(&bare.len())).then(|| Self(bare.to_owned()))
@@ -89,11 +92,11 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// Identifies a request, to detect another request with the same key: the SHA-256 of its method, path and body.
+/// The SHA-256 of a request's method, path and body. It detects a different request with the same key.
 ///
-/// The hash covers the body as received, not the types that it is parsed into. So a field counts even if this release
-/// ignores it, or parses it differently from the previous release. JSON object keys are sorted, and white space is
-/// ignored.
+/// The hash covers the body as received, not the types that it is parsed into. So each field changes the hash, even if
+/// this release ignores the field, or parses it differently from the previous release. JSON object keys are sorted, and
+/// white space is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
@@ -108,7 +111,7 @@ impl Fingerprint {
         Self(digest.finalize().into())
     }
 
-    /// Hashes a message that consists of these bytes only.
+    /// Returns the fingerprint of a message that has no method or path, such as an event.
     pub fn of_bytes(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
@@ -132,8 +135,8 @@ fn sorted(value: &Value) -> Value {
 
 /// A request that must take effect once: its key, its fingerprint, and its body.
 ///
-/// The body is read but not yet validated. Handlers use [`Self::body`] only after the key, so that an accepted
-/// request is replayed even if the validation rules have changed.
+/// An invalid body does not reject the request immediately. Handlers use [`Self::body`] only after they have looked up
+/// the key, so that an accepted request is replayed even if the validation rules have changed.
 #[derive(Debug)]
 pub struct IdempotentRequest<T> {
     /// The client's key.
@@ -158,7 +161,7 @@ impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Idempote
     }
 }
 
-/// The claim of a key: the parameters of `claim_idempotency_key`.
+/// The claim of an idempotency key: the parameters of the SQL function `claim_idempotency_key`.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The caller's id, or the name of a service that authenticates by a signature.
@@ -169,7 +172,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Returns a user's claim.
+    /// Returns the claim of a user's request.
     pub fn of_user<T>(user_id: Uuid, request: &IdempotentRequest<T>) -> Self {
         Self {
             scope: user_id.to_string(),
@@ -184,15 +187,15 @@ impl Claim {
 pub struct Previous {
     /// The id of the resource that the earlier request created.
     pub resource_id: Uuid,
-    /// The stored response. `None` if the resource is not settled yet and the first caller is no longer waiting. Then
-    /// the caller receives the current state.
+    /// The stored response. `None` if the outcome is not known yet and the first caller no longer waits for it. Then
+    /// the retry receives the current state of the resource.
     pub response: Option<StoredResponse>,
 }
 
 /// The reason why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The key belongs to another request.
+    /// The key belongs to a request with another fingerprint.
     #[error("the idempotency key belongs to another request")]
     Reused,
     /// The first request with the key is still in flight.
@@ -218,10 +221,10 @@ impl From<KeyError> for Problem {
     }
 }
 
-/// Looks for an earlier request with the same key.
+/// Returns the result of an earlier request with the same key, or `None` if there is no such request.
 ///
 /// # Errors
-/// The key belongs to another request, or the first request with it is still in flight.
+/// The key belongs to another request, the first request with the key is still in flight, or the statement failed.
 pub async fn previous(database: &Database, claim: &Claim) -> Result<Option<Previous>, KeyError> {
     let statement = sqlx::query!(
         r#"
@@ -277,7 +280,8 @@ pub enum Change {
 /// created resource.
 ///
 /// # Errors
-/// The rejection, if no earlier request has a response. 422 if the key belongs to another request.
+/// The rejection, if no earlier request has a response. 422 if the key belongs to another request. 409 if the first
+/// request with the key is still in flight.
 pub async fn run<T>(
     database: &Database,
     user_id: Uuid,
@@ -298,8 +302,8 @@ pub async fn run<T>(
     earlier.and_then(|earlier| Some(earlier.response?.at(location(earlier.resource_id)))).ok_or(rejection)
 }
 
-/// Claims the id of an event, within the transaction of its effect, because the sender may send the event repeatedly.
-/// Returns `false` if the event was already received.
+/// Claims the id of an event, within the transaction that processes the event, because the sender may send it
+/// repeatedly. Returns `false` if the event was already received.
 pub async fn claim_event(
     connection: &mut PgConnection,
     scope: &str,
@@ -316,8 +320,8 @@ pub async fn claim_event(
     instrument_query("idempotency_keys.insert", statement.fetch_one(connection)).await
 }
 
-/// Stores the response for the key that created `resource_id`, and records the audit event of the settlement, within
-/// the transaction that settles the resource. Both are one statement, to save a round trip.
+/// Stores the response for the key of the request that created `resource_id`, and records the audit event of the
+/// settlement, within the transaction that settles the resource. Both are one statement, to save a round trip.
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,
@@ -342,8 +346,8 @@ pub async fn complete(
     Ok(())
 }
 
-/// Records that the first caller received a response without a settled outcome. From now on, retries receive the
-/// current state.
+/// Records that the first caller received a response before the outcome was known. From now on, retries receive the
+/// current state of the resource.
 pub async fn release(database: &Database, resource_id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         "update idempotency_keys set lease_expires_at = null where resource_id = $1 and completed_at is null",
@@ -375,8 +379,8 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         .rows_affected())
 }
 
-/// Extends keys that expired after `lost_since` by the time since then, and returns their number. After a restore of
-/// the database, a client may still retry a request whose key was valid at the restored time.
+/// Extends the retention of keys that expired after `lost_since` by the time since then. Returns the number of these
+/// keys. After a restore of the database, a client may still retry a request whose key was valid at the restored time.
 ///
 /// # Errors
 /// The statement failed.

@@ -1,4 +1,4 @@
-//! Keyset pagination of lists: a page starts after the last id of the previous page.
+//! Keyset pagination of lists: a page starts after the sort key of the last row of the previous page.
 //!
 //! Compared with an offset, every page has the same cost, and rows added between two requests cause no skipped or
 //! repeated rows. The cursor is opaque, so its content can change.
@@ -65,7 +65,7 @@ pub struct PageRequest<K = Uuid> {
 }
 
 impl PageQuery {
-    /// Builds the query of a list that has filters of its own.
+    /// Builds the page query of a list that also has filters.
     pub fn new(limit: Option<i64>, cursor: Option<String>) -> Self {
         Self { limit, cursor }
     }
@@ -73,7 +73,7 @@ impl PageQuery {
     /// Validates the page query.
     ///
     /// # Errors
-    /// 400 for a limit out of range, or a cursor that this service did not issue.
+    /// 400 for a limit out of range, or a malformed cursor.
     pub fn parse<K: Key>(&self) -> Result<PageRequest<K>, Problem> {
         let limit = self.limit.unwrap_or(20);
         if !(1..=100).contains(&limit) {
@@ -162,11 +162,11 @@ mod tests {
         #[test]
         fn a_cursor_of_this_service_has_the_documented_form(micros in 0..252_201_579_132_747_775_i64, id: u128) {
             let (time, id) = (DateTime::from_timestamp_micros(micros).unwrap(), Uuid::from_u128(id));
-            let of_an_id = URL_SAFE_NO_PAD.encode(id.write());
-            prop_assert!(of_an_id.len() == 22 && of_an_id.ends_with(['A', 'Q', 'g', 'w']), "{}", of_an_id);
-            let of_a_time = URL_SAFE_NO_PAD.encode((time, id).write());
-            let second = of_a_time.strip_prefix('A').and_then(|rest| rest.chars().next());
-            prop_assert!(of_a_time.len() == 32 && matches!(second, Some('A'..='Z' | 'a'..='z' | '0'..='3')), "{}", of_a_time);
+            let id_cursor = URL_SAFE_NO_PAD.encode(id.write());
+            prop_assert!(id_cursor.len() == 22 && id_cursor.ends_with(['A', 'Q', 'g', 'w']), "{}", id_cursor);
+            let time_cursor = URL_SAFE_NO_PAD.encode((time, id).write());
+            let second = time_cursor.strip_prefix('A').and_then(|rest| rest.chars().next());
+            prop_assert!(time_cursor.len() == 32 && matches!(second, Some('A'..='Z' | 'a'..='z' | '0'..='3')), "{}", time_cursor);
         }
 
         #[test]

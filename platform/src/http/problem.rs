@@ -1,7 +1,7 @@
 //! Error responses: RFC 9457 `application/problem+json`.
 //!
-//! Every handler or layer that rejects a request returns a [`Problem`]. Its kind is documented at its `type` URI,
-//! `/problems/{slug}`. The cause of an internal error is logged and never sent to the caller.
+//! Every handler or layer that rejects a request returns a [`Problem`]. The problem's kind is documented at its `type`
+//! URI, `/problems/{slug}`. The cause of an internal error is logged and never sent to the caller.
 use std::{borrow::Cow, sync::Arc};
 
 use axum::{
@@ -35,7 +35,7 @@ pub struct Kind {
     pub about: &'static str,
 }
 
-/// Declares kinds of problems, and the list `KINDS`. The doc comment is the text of the problem's page.
+/// Declares kinds of problems, and the list `KINDS`. The doc comment of a kind is the text of its page.
 #[macro_export]
 macro_rules! problem_kinds {
     ($($(#[doc = $about:literal])* $NAME:ident = $status:ident $slug:literal $title:literal;)*) => {
@@ -121,7 +121,7 @@ pub struct Problem {
 pub struct Denial {
     /// The reason, for `authorization_denials_total{reason}`.
     pub reason: &'static str,
-    /// The table of the requested record, or `routes` if the role is not allowed.
+    /// The table of the requested record, or `routes` if the caller's role is not authorized for the route.
     pub resource: &'static str,
     /// The id of the requested record.
     pub record_id: Option<Uuid>,
@@ -133,7 +133,7 @@ impl Problem {
         Self { kind, detail: None, errors: Vec::new(), retry_after_seconds: None, denial: None }
     }
 
-    /// Adds details about this occurrence. They are sent to the caller.
+    /// Adds details about this occurrence, which are sent to the caller.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into());
@@ -283,8 +283,8 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Serves the pages of the `type` URIs: `/problems` lists every kind, `/problems/{slug}` explains one. `more` are the
-/// kinds that the service itself declares.
+/// Serves the pages of the `type` URIs: `/problems` lists every kind, and `/problems/{slug}` explains one kind. `more`
+/// are the kinds that the service itself declares.
 pub fn routes<S: Clone + Send + Sync + 'static>(more: &[&'static Kind]) -> Router<S> {
     let mut kinds = [KINDS, more].concat();
     kinds.sort_by_key(|kind| kind.status);

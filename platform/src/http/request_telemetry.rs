@@ -4,7 +4,7 @@
 //! Metric labels are the matched route and a known method, never text from the client. Otherwise a client could
 //! create any number of series.
 //!
-//! A client that disconnects ends its request's future. The request is then recorded with status 499, because
+//! When a client disconnects, its request's future is dropped. The request is then recorded with status 499, because
 //! abandoned requests show that the service is too slow.
 use std::{fmt::Display, thread, time::Instant};
 
@@ -55,8 +55,8 @@ pub fn expect(method: &Method, route: &str, success: StatusCode) {
     initialize();
 }
 
-/// Records a request. Only the middleware that finds the client's address runs before this one. It is added by
-/// `Router::layer`, so the route is already matched.
+/// Records a request. Only the middleware that finds the client's address runs before this one. `Router::layer` adds
+/// this middleware, so the route is already matched.
 pub async fn record_request(request: Request, next: Next) -> Response {
     let exchange = Exchange::begin(&request);
     let (span, context) = (exchange.span.clone(), exchange.context.clone());
@@ -65,7 +65,8 @@ pub async fn record_request(request: Request, next: Next) -> Response {
     response
 }
 
-/// A request in flight. If dropped before it has a response, it is recorded as abandoned.
+/// A request in flight. If it is dropped before it has a response, it is recorded as abandoned by its client, or as
+/// panicked.
 struct Exchange {
     started: Instant,
     method: &'static str,
@@ -106,8 +107,8 @@ impl Exchange {
     /// Opens a span with the attributes of the stable OpenTelemetry semantic conventions for HTTP servers. Fields that
     /// are declared empty are recorded when the request ends.
     ///
-    /// `url.query` is left out, because clients put tokens and personal data into queries by mistake, also as names
-    /// without a value. Trace stores have neither the access rules nor the retention of the audit log.
+    /// `url.query` is left out, because clients put tokens and personal data into queries by mistake, even as parameter
+    /// names without a value. Trace stores have neither the access rules nor the retention of the audit log.
     fn open_span(&self, request: &Request, scheme: &'static str) -> Span {
         let server = server(request);
         let route = self.route.as_ref().map(MatchedPath::as_str);
@@ -166,7 +167,7 @@ impl Drop for Exchange {
 
         IN_FLIGHT.dec();
         REQUESTS.with_label_values(&[self.method, route, status.as_str()]).inc();
-        // Inside the span, because the histogram stores the span's trace as an exemplar.
+        // Observed inside the span, because the histogram stores the span's trace as an exemplar.
         self.span.in_scope(|| DURATION.observe(&[self.method, route], elapsed));
 
         // Signed, because the OpenTelemetry bridge exports unsigned numbers as strings.
@@ -176,7 +177,7 @@ impl Drop for Exchange {
             self.span.record("error.type", status.as_str());
         }
 
-        // Inside the context, because the access log line includes the authenticated user.
+        // Logged inside the context, because the access log line includes the authenticated user.
         let line = || {
             tracing::info!(
                 target: "access",
@@ -289,12 +290,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_valid_correlation_id_is_echoed_others_are_replaced() {
+    async fn a_valid_correlation_id_is_echoed_and_others_are_replaced() {
         let echoed = async |id: &str| {
             let response = response("GET", "/observed/1", id).await;
             let header = response.headers()["x-correlation-id"].to_str().unwrap().to_owned();
             let body = axum::body::to_bytes(response.into_body(), 1_000).await.unwrap();
-            assert_eq!(body, header.as_bytes(), "the handler and the client have the same id");
+            assert_eq!(body, header.as_bytes(), "the handler and the client have different ids");
             header
         };
         assert_eq!(echoed("order-7").await, "order-7");
@@ -336,11 +337,11 @@ mod tests {
             let request = Request::get(uri).header("host", host).body(Body::empty()).unwrap();
             server(&request).map(|server| (address(&server).to_owned(), port(&server, scheme)))
         };
-        let is = |host: &str, port: i64| Some((host.to_owned(), port));
-        assert_eq!(addressed("/", "shop.example:8443", "https"), is("shop.example", 8443));
-        assert_eq!(addressed("/", "shop.example", "https"), is("shop.example", 443));
-        assert_eq!(addressed("/", "[2001:db8::1]", "http"), is("2001:db8::1", 80));
-        assert_eq!(addressed("http://shop.example/", "other.example", "http"), is("shop.example", 80));
+        let at = |host: &str, port: i64| Some((host.to_owned(), port));
+        assert_eq!(addressed("/", "shop.example:8443", "https"), at("shop.example", 8443));
+        assert_eq!(addressed("/", "shop.example", "https"), at("shop.example", 443));
+        assert_eq!(addressed("/", "[2001:db8::1]", "http"), at("2001:db8::1", 80));
+        assert_eq!(addressed("http://shop.example/", "other.example", "http"), at("shop.example", 80));
         assert_eq!(addressed("/", "two words", "http"), None);
     }
 

@@ -1,6 +1,6 @@
 //! Limits on the connections and in-flight requests of one client network.
 //!
-//! With only a global limit, one client could use all of it.
+//! With only a global limit, one client could use all slots.
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -19,7 +19,7 @@ use super::{
     problem::{self, Problem},
 };
 
-/// The count of each network. Networks with a count of zero are removed.
+/// The number of slots that each network holds. Networks without slots are removed.
 type ShareCounts = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// Per-network counters with a common maximum. Cheap to clone.
@@ -29,21 +29,21 @@ pub struct Shares {
     max: usize,
 }
 
-/// One slot of a network's share. Dropping it frees the slot.
+/// One slot of a network's share. The slot is freed when this value is dropped.
 #[derive(Debug)]
-#[must_use = "the slot is freed when this is dropped"]
+#[must_use = "the slot is freed when this value is dropped"]
 pub struct Share {
     counts: ShareCounts,
     network: IpAddr,
 }
 
 impl Shares {
-    /// Allows each network to hold `max` slots at once. 0 disables the limit.
+    /// Creates counters that allow each network to hold `max` slots at once. 0 disables the limit.
     pub fn new(max: usize) -> Self {
         Self { counts: ShareCounts::default(), max: if max == 0 { usize::MAX } else { max } }
     }
 
-    /// Takes a slot for a [network](ClientAddress::network). Returns `None` if the network's share is used up.
+    /// Takes a slot for a [network](ClientAddress::network). Returns `None` if the network has no free slot.
     pub fn take(&self, network: IpAddr) -> Option<Share> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(network).or_default();

@@ -1,6 +1,6 @@
 //! Times in JSON: RFC 3339, UTC, always with microseconds, which is PostgreSQL's precision.
 //!
-//! All times have the same width, so that SQL and Rust format the same time as the same text. Times in requests are
+//! All times have the same number of digits, so that SQL and Rust format a time as the same text. Times in requests are
 //! read as [`Timestamp`], because chrono accepts years that PostgreSQL cannot store.
 use chrono::{DateTime, Datelike, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize, Serializer};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 #[serde(try_from = "DateTime<Utc>")]
 pub struct Timestamp(DateTime<Utc>);
 
-/// The error for a time with any other year.
+/// The error for a time whose year does not have four digits in UTC.
 #[derive(Debug, thiserror::Error)]
 #[error("the year must be between 0000 and 9999 in UTC")]
 pub struct YearOutOfRange;

@@ -1,4 +1,4 @@
-//! The operations listener: probes, metrics and the log level. It must never be exposed to the public.
+//! The operations listener: probes, metrics and the log level. The listener must never be exposed to the public.
 pub mod health;
 pub mod log_level;
 
@@ -46,7 +46,7 @@ pub fn router(health: Health, log_level: LogLevel) -> Router {
         .layer(from_fn(require_host))
         .layer(CatchPanicLayer::custom(problem::from_panic))
         .layer(MapResponseLayer::new(limits::security_headers::<Body>))
-        // Outermost, so that panics and rejections have a context, too.
+        // The outermost layer, so that responses to panics and rejections have a correlation id, too.
         .layer(from_fn(add_context))
 }
 
@@ -62,7 +62,7 @@ async fn ready(State(health): State<Health>) -> Response {
     (status, Json(readiness)).into_response()
 }
 
-/// Returns the health report, always with 200. It is for operators; load balancers use `/readyz`.
+/// Returns the health report, always with 200. The report is for operators. Load balancers use `/readyz`.
 async fn report(State(health): State<Health>) -> Json<health::Report> {
     Json(health.report().await)
 }
@@ -72,7 +72,7 @@ async fn scrape(headers: HeaderMap) -> Result<Response, Problem> {
     Ok(([(header::CONTENT_TYPE, media_type)], text).into_response())
 }
 
-/// Runs each request in a context, as the API listener does. Logs it below the default level, because probes and
+/// Runs each request in a context, as the API listener does. Logs the request at debug level, because probes and
 /// scrapes arrive every few seconds. These requests are in no metric and no trace.
 async fn add_context(request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn metrics_are_text() {
+    async fn metrics_have_the_prometheus_text_format() {
         let (status, headers, _) = send(Method::GET, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert_eq!(headers["content-type"], "text/plain; version=0.0.4");
     }
 
     #[tokio::test]
-    async fn rejections_are_problems_too() {
+    async fn rejections_are_problem_responses() {
         for (method, path, expected) in [
             (Method::GET, "/nothing", StatusCode::NOT_FOUND),
             (Method::POST, "/readyz", StatusCode::METHOD_NOT_ALLOWED),

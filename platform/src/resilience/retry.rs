@@ -37,8 +37,8 @@ impl Backoff {
     }
 }
 
-/// The retry budget that all callers of one dependency share: a percentage of their calls, and a reserve for rare
-/// calls.
+/// The retry budget that all callers of one dependency share: a percentage of their calls, and a reserve, without which
+/// rare calls could not be retried.
 #[derive(Debug)]
 pub struct Budget {
     percent: u32,
@@ -51,19 +51,21 @@ pub struct Budget {
 const RETRY_COST: u32 = 100;
 
 impl Budget {
-    /// Allows retries for `percent` of 100 calls, and `reserve` retries at once after a time without retries.
+    /// Creates a budget of `percent` retries per 100 calls. After a time without retries, `reserve` retries are allowed
+    /// at once.
     pub const fn new(percent: u32, reserve: u32) -> Self {
         let capacity = reserve.saturating_mul(RETRY_COST);
         Self { percent, capacity, balance: AtomicU32::new(capacity) }
     }
 
-    /// Earns a call's share of a retry. Must be called for each first attempt, and not for retries.
+    /// Adds a call's share of a retry to the balance. The caller must call this function for each first attempt, and
+    /// not for retries.
     pub fn earn(&self) {
         let earned = |balance: u32| Some(balance.saturating_add(self.percent).min(self.capacity));
         let _always_succeeds = self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, earned);
     }
 
-    /// Spends one retry. Returns `false` if none is left.
+    /// Spends one retry. Returns `false` if no retry is left.
     pub fn spend(&self) -> bool {
         let spent = |balance: u32| balance.checked_sub(RETRY_COST);
         self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent).is_ok()
@@ -86,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_spread_over_the_whole_range() {
+    fn backoff_pauses_are_spread_up_to_the_ceiling() {
         let pauses: Vec<_> = (0..1000).map(|_| BACKOFF.pause(3)).collect();
         let ceiling = BACKOFF.ceiling(3);
         let quarters: [bool; 4] = std::array::from_fn(|quarter| {

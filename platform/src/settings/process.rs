@@ -1,4 +1,4 @@
-//! The environment, which the defaults of other settings depend on.
+//! The setting of the environment, on which defaults of other settings depend.
 use super::values::environment;
 
 /// The environment that the process runs in.
@@ -6,7 +6,7 @@ use super::values::environment;
 pub enum Environment {
     /// A developer's machine.
     Development,
-    /// A test of the suite.
+    /// A run of the test suite.
     Test,
     /// A copy of production without its users.
     Staging,

@@ -21,7 +21,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Returns the name on the command line, without the dashes.
+    /// Returns the name of the flag on the command line, without the leading dashes.
     pub fn flag(&self) -> String {
         self.name.to_lowercase().replace('_', "-")
     }
@@ -29,15 +29,15 @@ impl Setting {
 
 type Source = Box<dyn Fn(&str) -> Option<String>>;
 
-/// Reads settings by name, and collects every mistake.
+/// The reader of settings by name, which collects every mistake.
 pub struct Reader {
     source: Source,
     mistakes: BTreeMap<&'static str, String>,
 }
 
 impl Reader {
-    /// Reads from `source`, where flags override the environment. An empty value counts as unset, because shells and
-    /// compose files pass a variable without a value as an empty one.
+    /// Creates a reader of `source`, in which flags override the environment. An empty value counts as unset, because
+    /// shells and compose files pass a variable without a value as an empty one.
     pub fn new(source: impl Fn(&str) -> Option<String> + 'static) -> Self {
         let source = Box::new(move |name: &str| source(name).filter(|value| !value.trim().is_empty()));
         Self { source, mistakes: BTreeMap::new() }
@@ -48,12 +48,13 @@ impl Reader {
         (self.source)(setting.name).or_else(|| setting.default.map(str::to_owned))
     }
 
-    /// Adds a mistake that concerns the combination of several settings.
+    /// Adds a mistake in a setting, unless that setting already has one. A mistake may concern the combination of
+    /// several settings.
     pub fn mistake(&mut self, name: &'static str, rule: impl Into<String>) {
         self.mistakes.entry(name).or_insert(rule.into());
     }
 
-    /// Ends reading. Returns the result of `read`.
+    /// Reads the settings with `read`, and returns its result if there are no mistakes.
     ///
     /// # Errors
     /// All mistakes, together.
@@ -89,8 +90,8 @@ impl Reader {
     }
 }
 
-/// Parses text into a value. The error states the expected format, and never contains the text, which may be a
-/// secret.
+/// A function that parses text into a value. Its error states the expected format, and never contains the text, which
+/// may be a secret.
 pub type Parse<T> = fn(&str) -> Result<T, String>;
 
 /// All mistakes in the settings, one per line.
@@ -116,7 +117,8 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// Declares groups of settings: for each a struct that reads itself, and its rows of the table.
+/// Declares groups of settings: for each group, a struct that reads itself, and the group's rows of the table of
+/// settings.
 ///
 /// The syntax of a row is `"NAME" field: Type = parser, default("text") | required | optional [, secret | no_flag];`
 #[macro_export]
@@ -144,7 +146,7 @@ macro_rules! groups {
                 Self::SETTINGS.iter()
             }
 
-            /// Reads this group alone, for commands that require no other.
+            /// Reads this group alone, for commands that require no other group.
             pub fn read(reader: &mut $crate::settings::Reader) -> Option<Self> {
                 $(let $field = reader.$kind($name, $parser $(, $default)?);)*
                 Some(Self { $($field: $field?,)* })

@@ -97,7 +97,7 @@ pub fn list_of_origins(text: &str) -> Result<Vec<HeaderValue>, String> {
     let expected = "must be origins such as https://shop.example, separated by commas";
     items(text)
         .map(|item| match Url::parse(item) {
-            // An origin has no path. With a trailing slash, it would match no browser's `Origin` header.
+            // An origin has no path. An item with a trailing slash would match no browser's `Origin` header.
             Ok(url) if url.origin().ascii_serialization() == item => {
                 HeaderValue::from_str(item).map_err(|_| expected.into())
             }

@@ -1,8 +1,8 @@
 //! The context of the current work: the request or the worker's run, and the user.
 //!
 //! The context belongs to the task, not to a span. Log lines, audit events, problem bodies and outbound calls all read
-//! it, so none of them depends on the spans that the log level enables. Work that continues in another task gets the
-//! context by [`Context::scope`].
+//! the context, so none of them depends on the spans that the log level enables. Work that continues in another task
+//! gets the context by [`Context::scope`].
 use std::{
     fmt,
     net::IpAddr,
@@ -16,8 +16,8 @@ tokio::task_local! {
     static CURRENT: Context;
 }
 
-/// The id that correlates work across services. The client chooses it if it is well-formed, otherwise the service
-/// generates it.
+/// The id that correlates work across services. The client may choose the id. If the client's id is missing or
+/// malformed, the service generates one.
 ///
 /// It has 1 to 128 characters of `[A-Za-z0-9._-]`, so that headers, log lines and queries contain it unescaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl CorrelationId {
         Self(Uuid::now_v7().to_string().into())
     }
 
-    /// Parses a client's id. Returns `None` if it is malformed.
+    /// Parses a client's id. Returns `None` if the id is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         let well_formed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         ((1..=128).contains(&text.len()) && text.bytes().all(well_formed)).then(|| Self(text.into()))
@@ -46,7 +46,7 @@ impl fmt::Display for CorrelationId {
     }
 }
 
-/// The request or worker's run, and its user. Cheap to clone.
+/// The context of one request or one run of a worker, and the authenticated user. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Context(Arc<Inner>);
 
@@ -110,7 +110,7 @@ impl Context {
         self.0.user.get().copied()
     }
 
-    /// Stores the user. Authentication calls this once.
+    /// Stores the authenticated user. Later calls are ignored.
     pub fn identify(&self, user: User) {
         let _already_set = self.0.user.set(user);
     }
@@ -120,7 +120,7 @@ impl Context {
         CURRENT.scope(self, work)
     }
 
-    /// Runs `work`, which is not async, in this context. For blocking threads.
+    /// Runs `work`, which is not async, in this context, for example on a blocking thread.
     pub fn sync_scope<T>(self, work: impl FnOnce() -> T) -> T {
         CURRENT.sync_scope(self, work)
     }

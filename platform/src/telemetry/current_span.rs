@@ -23,8 +23,8 @@ pub fn current_trace_parent() -> Option<String> {
     })
 }
 
-/// Reads the ids of the current span. `opentelemetry::Context::current()` does not return them, because context
-/// activation is off.
+/// Reads the ids of the current span. `opentelemetry::Context::current()` does not return them, because the tracing
+/// layer is built without context activation.
 pub(super) fn current<T>(read: impl FnOnce(&SpanContext) -> T) -> Option<T> {
     let context = Span::current().context();
     let span = context.span();

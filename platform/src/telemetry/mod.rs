@@ -62,7 +62,8 @@ pub struct Telemetry {
 /// Sets up logs, traces and metrics for the whole process.
 ///
 /// # Errors
-/// A setting cannot be applied: an invalid filter, a directory that is not writable, or an unknown protocol.
+/// A setting cannot be applied: an invalid filter, a directory that is not writable, or an unknown protocol. Or there
+/// is no Tokio runtime, or telemetry is already initialized.
 pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Result<Telemetry, InitError> {
     let runtime = Handle::try_current().map_err(|_| InitError::NoRuntime)?;
     let service = otlp::service_name(opentelemetry);
@@ -85,7 +86,8 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
     let lines = Lines::new(&service, sinks, records.clone()).with_filter(events.and(configured.or(audit)));
     let spans_layer = spans.as_ref().map(|provider| {
-        // Each of these costs time in every span, and none adds information to the span's name.
+        // Each of these options costs time in every span, and adds no information that is missing in the span's name
+        // and attributes.
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer(BuildInfo::current().name))
             .with_location(false)
@@ -136,12 +138,12 @@ impl Telemetry {
     }
 
     /// Exports the remaining spans and log records, and writes the remaining log lines, until `deadline` at most. Later
-    /// lines are lost, so this must be the last step.
+    /// lines are lost, so callers must call this function last.
     ///
-    /// Both exports get the whole time, except that of the writing threads. Spans and records that the collector has
-    /// not accepted by then are lost, counted and logged.
+    /// Both exports get the whole time, except the time that the threads need to write log lines. Spans and records
+    /// that the collector has not accepted by then are lost, counted and logged.
     pub async fn flush(self, deadline: Instant) {
-        /// Maximum time of the writing threads.
+        /// Maximum time for the threads that write log lines.
         const WRITE_TIMEOUT: Duration = Duration::from_millis(1_200);
         let Self { spans, records, lines, .. } = self;
         // Exporting and writing block, while the gRPC clients need the runtime's own threads.

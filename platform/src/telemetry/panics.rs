@@ -1,6 +1,6 @@
 //! Panics: each is logged as one `error` line, and counted.
 //!
-//! The default hook writes to standard error, outside of the log, without the correlation id.
+//! Rust's default hook writes to standard error instead, outside of the log and without the correlation id.
 use std::{
     backtrace::Backtrace,
     panic::{self, PanicHookInfo},
@@ -42,7 +42,7 @@ mod tests {
 
     use super::*;
 
-    /// Stores every logged field as text.
+    /// A layer that stores every logged field as text.
     #[derive(Clone, Default)]
     struct Memory(Arc<Mutex<Vec<(String, String)>>>);
 

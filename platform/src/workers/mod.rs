@@ -3,7 +3,7 @@
 //! [`Workers`] run a unit of work at an interval, as long as the process runs. If a unit fails or panics, the failure
 //! is logged, and the worker tries again after a pause. Shutdown stops workers between two units.
 //!
-//! [`BackgroundTasks`] are started by requests. Shutdown waits for them, too.
+//! Requests start [`BackgroundTasks`]. Shutdown waits for these tasks, too.
 mod tracked;
 
 use std::{
@@ -88,7 +88,7 @@ pub struct Status {
     pub interval_seconds: f64,
     /// Time of the last successful unit in this process.
     pub last_success: Option<DateTime<Utc>>,
-    /// Number of failed units since then.
+    /// Number of failed units since the last successful one.
     pub consecutive_failures: u32,
 }
 
@@ -98,7 +98,7 @@ impl Workers {
         Self::default()
     }
 
-    /// Starts a worker. It runs `unit` immediately, and then `interval` after each unit that left no more work.
+    /// Starts a worker, which runs `unit` immediately, and then `interval` after each unit that left no more work.
     ///
     /// The name is the worker's label in `worker_last_success_timestamp_seconds`.
     pub fn spawn<F, W, E>(&self, name: &'static str, interval: Duration, unit: F)

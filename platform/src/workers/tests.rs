@@ -17,7 +17,8 @@ fn in_five_seconds() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
-/// Starts a worker whose units return the results of `script`, and records the times at which they ran.
+/// Starts a worker whose units return the results of `script`. Returns a channel with the times at which the units
+/// started.
 fn scripted(
     workers: &Workers,
     name: &'static str,
@@ -167,7 +168,7 @@ async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_reports_the_unfinished_tasks() {
+async fn draining_counts_the_unfinished_tasks() {
     let tracked = BackgroundTasks::new();
     tracked.run(pending::<()>());
     tracked.run(async {});

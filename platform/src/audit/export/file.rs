@@ -1,4 +1,5 @@
-//! The file of an export: gzip over JSON lines, with a start line, each seal followed by its events, and an end line.
+//! The file of an export: JSON lines, compressed with gzip. The first line is a header, each seal is followed by its
+//! events, and the last line states the last seal and the number of events.
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Write},
@@ -22,7 +23,7 @@ use super::{
 
 const FORMAT: &str = "audit-export/1";
 
-/// Number of seals per page.
+/// Number of seals that are read at a time, and between two reports of progress.
 const SEALS_PER_PAGE: i64 = 50;
 
 /// A line of the file.
@@ -43,8 +44,8 @@ enum Line {
     },
 }
 
-/// Writes the seals after `after` up to `last_seal`, with their events, which come after `position`. Returns the number
-/// of events.
+/// Writes the seals after the head `after` up to `last_seal`, with their events. `position` is that of the last event
+/// of the seal `after`. Returns the number of events.
 pub(super) async fn write(
     connection: &mut PgConnection,
     (after, mut position): (Head, EventPosition),
@@ -53,7 +54,7 @@ pub(super) async fn write(
     on_progress: OnProgress<'_>,
 ) -> Result<u64, ExportError> {
     let file_error = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
-    // Existing files are never overwritten, because one may be the only copy of another export.
+    // An existing file is never overwritten, because it may be the only copy of another export.
     let file = File::create_new(path).map_err(file_error)?;
     let mut file = GzEncoder::new(BufWriter::new(file), Compression::default());
     let begin = Line::Begin { form: FORMAT.to_owned(), after_seal: after.number, after_hash: after.hash };
@@ -78,7 +79,7 @@ pub(super) async fn write(
     }
     write_line(&mut file, &Line::End { last_seal, events }).map_err(file_error)?;
     let file = file.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
-    // The data must be on disk, not only in a cache, before the database drops it.
+    // The file must be on disk, not only in a cache, before the database drops the exported events.
     file.and_then(|file| file.sync_all()).map_err(file_error)?;
     Ok(events)
 }
@@ -102,11 +103,11 @@ pub(super) fn sha256_of(path: &Path) -> Result<String, VerifyError> {
     }
 }
 
-/// Verifies an export without the database, and against logged heads if there are any. Earlier exports cover everything
-/// before its first seal.
+/// Verifies the file of an export without the database, and compares its seals with `heads`. Earlier exports contain
+/// everything before its first seal, so the hash of the seal before that one is trusted.
 ///
 /// # Errors
-/// The first seal and event that do not verify, or the reason that the file cannot be read.
+/// The export does not verify (the error names the first seal and event), or the file cannot be read.
 pub fn verify_export(
     path: &Path,
     heads: KnownHeads,
@@ -116,7 +117,8 @@ pub fn verify_export(
 }
 
 /// Adds a file that contains events which may be missing from the database. The file is first verified without the
-/// database. Its seals must be those of the database, so the hash of its last seal is added to `heads`.
+/// database. The hash of its last seal is added to `heads`, so that the verification of the database then detects a
+/// file with other seals.
 pub fn add_file(
     path: &Path,
     exports: &mut Exports,
@@ -145,7 +147,7 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
     });
     let Some(Line::Begin { form, after_seal, after_hash }) = lines.next().transpose()? else {
         return Err(VerifyError::ChainViolation(
-            "the file is not an export: its first line is no header".to_owned(),
+            "the file is not an export: its first line is not a header".to_owned(),
         ));
     };
     if form != FORMAT || (after_seal == 0) != (after_hash == GENESIS) {
@@ -171,7 +173,8 @@ fn verify_file(path: &Path, heads: KnownHeads, on_progress: OnProgress<'_>) -> R
                 return match lines.next() {
                     None if is_complete => Ok(chain.finish(&Exports::default(), &Restores::default())),
                     _ => Err(VerifyError::ChainViolation(
-                        "the export has another number of events than its last line states".to_owned(),
+                        "the last seal or the number of events differs from the last line of the export"
+                            .to_owned(),
                     )),
                 };
             }

@@ -1,8 +1,8 @@
 //! Exports: seals and their events in a file that can be verified without the database.
 //!
-//! Each export continues where the previous export ended, so all exports together are the complete audit log. The
-//! database drops only events that were written, synced, read back and verified. A sealed event must also record the
-//! file.
+//! Each export continues where the previous export ended, so the exports and the database together are the complete
+//! audit log. Events are dropped only after their file was written, synced, read back and verified, and after the event
+//! that records the file's hash was sealed.
 mod file;
 mod partitions;
 
@@ -25,7 +25,7 @@ use crate::database::{Database, instrument_query};
 pub(super) use self::file::add_file;
 pub use self::file::verify_export;
 
-/// Interval at which lock holders are polled.
+/// Interval at which the holders of a lock are polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The error of a failed export.
@@ -37,10 +37,10 @@ pub enum ExportError {
     /// The audit log or the written file does not verify.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// No events were recorded before that time, or all of them are already exported.
+    /// No events were recorded before `until`, or all of them are already exported and no partition could be dropped.
     #[error("nothing to export: every sealed event before that time is in an earlier export")]
     Nothing,
-    /// Sealing is behind.
+    /// Some events from before `until` are not sealed yet.
     #[error(
         "events before that time are not sealed yet: run the command again after `serve` has sealed them"
     )]
@@ -48,7 +48,7 @@ pub enum ExportError {
     /// The export's own event could not be sealed.
     #[error("wrote the export, but failed to seal its own event, so nothing was dropped: {0}")]
     OwnEvent(String),
-    /// A partition cannot be locked.
+    /// A partition with exported events was not dropped, because a transaction uses it.
     #[error(
         "wrote and recorded the export, but {partition} was not dropped, because {holder} uses it; run the same command again later"
     )]
@@ -68,7 +68,7 @@ pub struct Export {
     pub dropped: Vec<String>,
 }
 
-/// A file that was written and recorded.
+/// The summary of a file that was written and recorded.
 #[derive(Debug)]
 pub struct ExportSummary {
     pub first_seal: i64,
@@ -81,8 +81,8 @@ pub struct ExportSummary {
 /// ended before `until`, are past the retention, and contain only exported events. Runs as the schema owner.
 ///
 /// # Errors
-/// The audit log does not verify, or the file or the database fails: then nothing is dropped. Or a partition is in
-/// use: then the partitions before it are dropped, and another call continues with it.
+/// If the file cannot be written, verified or recorded, or the export's own event cannot be sealed, nothing is dropped.
+/// If a partition cannot be dropped, the partitions before it are already dropped, and another call continues with it.
 pub async fn export(
     owner: &Database,
     until: DateTime<Utc>,
@@ -90,7 +90,7 @@ pub async fn export(
     path: &Path,
     on_progress: OnProgress<'_>,
 ) -> Result<Export, ExportError> {
-    // One connection, because `cancel_with_this_process` sets a parameter of it.
+    // The statements share one connection, because `cancel_with_this_process` sets a parameter of that connection.
     let mut connection = owner.acquire().await?;
     cancel_with_this_process(&mut connection).await?;
     let position = last_position_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;
@@ -113,7 +113,7 @@ pub async fn export(
         None
     };
 
-    // The export that was just recorded, or an earlier one whose partitions were in use.
+    // The export that was just recorded, or an earlier export whose partitions were in use.
     let export = last_export(&mut connection).await?.ok_or(ExportError::Nothing)?;
     sealing::wait_until_sealed(owner, export.event).await.map_err(|error| match error {
         SealError::Database(error) => ExportError::Database(error),
@@ -128,15 +128,15 @@ pub async fn export(
     Ok(Export { written, dropped })
 }
 
-/// Makes PostgreSQL cancel the connection's statement when this process ends. By default PostgreSQL notices only at
-/// the end of the statement, so the statement would outlive the command.
+/// Makes PostgreSQL cancel the connection's statement when this process ends. By default PostgreSQL notices the closed
+/// connection only at the end of the statement, so the statement would outlive the command.
 async fn cancel_with_this_process(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!("set client_connection_check_interval = '1s'");
     instrument_query("pg_settings.update", statement.execute(connection)).await?;
     Ok(())
 }
 
-/// Records an export: its event, and the row that only the owner can add.
+/// Records an export: its event, and the row that only the schema owner can add.
 async fn record(connection: &mut PgConnection, written: &ExportSummary) -> Result<(), sqlx::Error> {
     let event = Event::new(EventType::Audit, "audit_events", "export", EventResult::Success)
         .with("first_seal", written.first_seal)
@@ -155,7 +155,7 @@ async fn record(connection: &mut PgConnection, written: &ExportSummary) -> Resul
         written.file_sha256,
     );
     let recorded = instrument_query("audit_exports.insert", statement.execute(connection)).await;
-    recorded.inspect_err(|error| failures::count(error, 1))?;
+    recorded.inspect_err(|error| failures::count_lost_events(error, 1))?;
     event.mirror();
     Ok(())
 }
@@ -164,7 +164,7 @@ async fn record(connection: &mut PgConnection, written: &ExportSummary) -> Resul
 struct LastExport {
     /// The export's last seal.
     head: Head,
-    /// The position of that seal's end.
+    /// The position of that seal's last event.
     end: EventPosition,
     /// The position of the export's own event.
     event: EventPosition,
@@ -199,7 +199,7 @@ async fn last_export(connection: &mut PgConnection) -> Result<Option<LastExport>
     }))
 }
 
-/// Returns every export that the owner has recorded.
+/// Returns every export that the schema owner has recorded.
 pub(super) async fn recorded(connection: &mut PgConnection) -> Result<Vec<ExportRecord>, sqlx::Error> {
     let statement = sqlx::query_as!(
         ExportRecord,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::database::instrument_query;
 
-/// Maximum time to wait for transactions that use a partition.
+/// Maximum time to wait for transactions that hold a lock on a partition or on the whole table.
 const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Drops the partitions that ended before a time and whose events all come at or before `end`. Each partition is
@@ -80,8 +80,8 @@ fn is_lock_timeout(error: &sqlx::Error) -> bool {
     error.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
-/// Waits until every transaction that now holds a lock has ended. Does not request a lock, so no other statement
-/// queues behind this wait.
+/// Waits until every transaction that holds a lock on the audit log at the time of the call has ended. Returns an error
+/// at the deadline. Does not request a lock, so no other statement queues behind this wait.
 async fn wait_for_lock_holders(
     connection: &mut PgConnection,
     partition: &str,

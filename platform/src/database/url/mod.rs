@@ -1,9 +1,9 @@
 //! The database URL: one PostgreSQL URL that may name several hosts, and the connection to the writable primary among
 //! them.
 //!
-//! sqlx 0.9.0 supports only one host, and has no `target_session_attrs`. It keeps the brackets of an IPv6 address,
-//! and ignores unknown parameters. This module accepts URLs in libpq's syntax, and rejects every parameter that would
-//! have no effect.
+//! sqlx 0.9.0 supports only one host, and has no `target_session_attrs`. sqlx also keeps the brackets of an IPv6
+//! address, and ignores unknown parameters. This module accepts URLs in libpq's syntax, and rejects every parameter
+//! that would have no effect.
 use std::{
     borrow::Cow,
     fmt::{self, Debug, Display, Formatter},
@@ -26,8 +26,8 @@ use url::form_urlencoded;
 
 use super::sqlstate;
 
-/// Timeout of one connection attempt, unless the URL has a `connect_timeout`. A lost packet gets no response, and the
-/// next attempt may reach another host with the same name.
+/// Timeout of one connection attempt, unless the URL has a `connect_timeout`. Without a timeout, a lost packet would
+/// block the next attempt, which may reach another host with the same name.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause before the next host is tried while the previous one has not responded yet (RFC 8305, section 8).
@@ -69,11 +69,12 @@ pub struct DatabaseUrl {
 pub enum Unavailable {
     /// No host responds.
     Unreachable,
-    /// A host responds and rejects the connection: wrong password, unknown database, too many connections.
+    /// A host responds and rejects the connection, for example because of a wrong password, an unknown database, or too
+    /// many connections.
     Rejected,
-    /// `transaction_read_only` is on.
+    /// The server is read-only: `transaction_read_only` is on.
     ReadOnly,
-    /// `pg_is_in_recovery()` is true.
+    /// The server is a standby: `pg_is_in_recovery()` is true.
     Standby,
 }
 
@@ -108,7 +109,7 @@ impl From<Unavailable> for sqlx::Error {
 }
 
 impl DatabaseUrl {
-    /// Returns the role that connects.
+    /// Returns the database role that the URL names.
     pub fn username(&self) -> &str {
         self.first.get_username()
     }
@@ -117,7 +118,8 @@ impl DatabaseUrl {
         self.first.get_database()
     }
 
-    /// Returns host and port, or `None` if the URL names several hosts, because the actual one is unknown.
+    /// Returns host and port, or `None` if the URL names several hosts, because the host of a connection is then
+    /// unknown.
     pub(super) fn server(&self) -> Option<(&str, u16)> {
         self.others.is_empty().then(|| (self.first.get_host(), self.first.get_port()))
     }
@@ -153,7 +155,7 @@ impl DatabaseUrl {
         })
     }
 
-    /// Disables the statement timeout of these connections.
+    /// Disables the statement timeout of connections that are opened with the URL.
     #[must_use]
     pub(crate) fn without_statement_timeout(self) -> Self {
         self.map(|server| server.options([("statement_timeout", "0")]))
@@ -179,7 +181,7 @@ impl DatabaseUrl {
     }
 }
 
-/// Returns whether this server is reached without a network.
+/// Returns whether a server is reached without a network, by a socket or a loopback address.
 fn is_local(server: &PgConnectOptions) -> bool {
     let host = server.get_host();
     server.get_socket().is_some()
@@ -190,8 +192,8 @@ fn is_local(server: &PgConnectOptions) -> bool {
 
 /// Connects to one host, trying each address of its name.
 ///
-/// With `sslmode=require` and stricter modes, sqlx receives the name itself, because TLS sends and verifies it. Then
-/// tokio tries its addresses, one after the other.
+/// With `sslmode=require` and stricter modes, sqlx receives the name instead of an address, because TLS sends the name,
+/// and stricter modes verify it. Then tokio tries the addresses of the name, one after the other.
 async fn connect_to_server(
     server: PgConnectOptions,
     connect_timeout: Duration,
@@ -237,11 +239,12 @@ pub(super) async fn require_writable_primary(connection: &mut PgConnection) -> R
     }
 }
 
-/// Connects to these servers in order. The attempt at the next one starts when the previous one has failed, or has
-/// taken longer than [`STAGGER_INTERVAL`]. Returns the first connection, or the most informative error.
+/// Connects to one of `servers`, which are tried in order. The next server is tried when an attempt has failed, or
+/// after [`STAGGER_INTERVAL`]. Returns the first connection, or the most informative error.
 ///
-/// While a server has not responded yet, the others are tried every [`RETRY_INTERVAL`]. A lost host never responds, so
-/// a promoted standby would otherwise be noticed only after the lost host's timeout.
+/// While a server has not responded yet, servers with a retryable error are tried again every [`RETRY_INTERVAL`]. A
+/// lost host never responds, so without these retries a promoted standby would be noticed only after the lost host's
+/// timeout.
 async fn race<S, C, F>(servers: Vec<S>, connect: impl Fn(S) -> F) -> Result<C, sqlx::Error>
 where
     S: Clone + Send + 'static,
@@ -286,8 +289,8 @@ where
     }
 }
 
-/// Returns whether a later attempt may succeed. The connection was refused, the server is starting (57P03) or has no
-/// free connection slot (53300), or no writable primary was promoted yet.
+/// Returns whether a later attempt may succeed, because the connection was refused, the server is starting (57P03) or
+/// has no free connection slot (53300), or no standby was promoted yet.
 pub(super) fn is_retryable(error: &sqlx::Error) -> bool {
     if matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby) {
         return true;
@@ -298,8 +301,8 @@ pub(super) fn is_retryable(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Returns the rank of an error. Of several hosts, the error with the highest rank is reported, because it is the most
-/// informative.
+/// Returns the rank of an error. If all hosts fail, the error with the highest rank is returned, because that error is
+/// the most informative.
 fn rank(error: &sqlx::Error) -> u8 {
     match Unavailable::of(error) {
         Unavailable::Standby | Unavailable::ReadOnly => 2,
@@ -330,7 +333,7 @@ impl Debug for DatabaseUrl {
 impl FromStr for DatabaseUrl {
     type Err = String;
 
-    /// Parses a URL. The error never contains the text, because the text contains a password.
+    /// Parses a URL. The error never contains the text, because the text may contain a password.
     fn from_str(text: &str) -> Result<Self, String> {
         let expected =
             || "must be a PostgreSQL URL, such as postgres://user:password@host:5432/database".to_owned();
@@ -348,7 +351,7 @@ impl FromStr for DatabaseUrl {
         };
         let ports = parameters.ports.take().unwrap_or_default();
         if ports.len() > 1 && ports.len() != hosts.len() {
-            return Err("must name as many ports as hosts, or one".into());
+            return Err("must name as many ports as hosts, or one port".into());
         }
 
         let user = user.map_or_else(String::new, |user| format!("{user}@"));
@@ -363,10 +366,10 @@ impl FromStr for DatabaseUrl {
             let port = port.map_or_else(String::new, |port| format!(":{port}"));
             let url = format!("postgres://{user}{encoded_host}{port}{path}?{}", parameters.for_sqlx);
             let options: PgConnectOptions = url.parse().map_err(|_| expected())?;
-            // PgBouncer and similar poolers reject this start-up parameter. Without it PostgreSQL 12 and later send
-            // the shortest exact text, and sqlx reads numbers in binary form anyway.
+            // PgBouncer and similar poolers reject the start-up parameter `extra_float_digits`. PostgreSQL 12 and later
+            // do not need it for exact numbers, and sqlx reads numbers in binary form anyway.
             let options = options.extra_float_digits(None);
-            // sqlx keeps the brackets of an IPv6 address, and then cannot resolve it.
+            // sqlx keeps the brackets of an IPv6 address, and then cannot resolve the address.
             Ok(if host.starts_with('/') { options } else { options.host(&host) })
         });
         let mut servers = servers.collect::<Result<Vec<_>, String>>()?.into_iter();
@@ -430,7 +433,7 @@ impl Parameters {
                     let seconds = seconds.ok_or("has a connect_timeout that is not 1 to 3600 seconds")?;
                     parsed.connect_timeout = Some(Duration::from_secs(seconds));
                 }
-                // Every connection is checked to be a writable primary anyway.
+                // These values need no further code, because every connection is checked to be to a writable primary.
                 "target_session_attrs" if matches!(&*value, "read-write" | "primary") => {}
                 "target_session_attrs" => {
                     return Err(
@@ -440,8 +443,8 @@ impl Parameters {
                 known if SQLX_PARAMETERS.contains(&known) || is_option(known) => {
                     for_sqlx.append_pair(known, &value);
                 }
-                // The name may be the rest of a password that is not percent-encoded. It then contains `@`, and must
-                // not be shown.
+                // The name may be the rest of a password that is not percent-encoded. Such a name contains `@`, and
+                // must not be in the error.
                 unknown if unknown.bytes().all(|byte| byte.is_ascii_lowercase() || b"_-".contains(&byte)) => {
                     return Err(format!("has the parameter `{unknown}`, which is not supported"));
                 }

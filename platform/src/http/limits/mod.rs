@@ -33,14 +33,14 @@ pub use rate::{RateLimitStatus, RateLimiter, limit_by_address};
 pub struct InFlight(Arc<Semaphore>);
 
 impl InFlight {
-    /// Allows at most `max` requests at once.
+    /// Creates a limit of `max` requests in flight.
     pub fn new(max: usize) -> Self {
         Self(Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))))
     }
 }
 
-/// Rejects a request immediately if too many requests are in flight. Queueing it would only delay the other requests,
-/// and its client would time out before its turn.
+/// Rejects a request immediately if too many requests are in flight. Queueing the request would only delay the other
+/// requests, and its client would time out before a slot is free.
 pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, next: Next) -> Response {
     match permits.try_acquire() {
         Ok(_permit) => next.run(request).await,
@@ -52,7 +52,7 @@ pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, n
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
 
-/// Drops a request that exceeds its time limit, together with its work.
+/// Drops a request that exceeds its time limit, together with its work, and responds with 504.
 pub async fn deadline(State(limit): State<Duration>, mut request: Request, next: Next) -> Response {
     let deadline = Instant::now() + limit;
     request.extensions_mut().insert(Deadline(deadline));
@@ -71,8 +71,9 @@ pub struct BodyLimit {
     pub timeout: Duration,
 }
 
-/// Rejects a body whose announced length exceeds the limit. A body that turns out to be too large fails with
-/// [`http_body_util::LengthLimitError`]. A body that takes too long fails with [`tower_http::timeout::TimeoutError`].
+/// Rejects a body whose announced length exceeds the limit. A body that turns out to be too large while it is read
+/// fails with [`http_body_util::LengthLimitError`]. A body that takes too long fails with
+/// [`tower_http::timeout::TimeoutError`].
 pub async fn body_limit(State(limit): State<BodyLimit>, request: Request, next: Next) -> Response {
     let announced = request.body().size_hint().lower();
     if usize::try_from(announced).is_ok_and(|announced| announced <= limit.bytes) {
@@ -83,7 +84,7 @@ pub async fn body_limit(State(limit): State<BodyLimit>, request: Request, next: 
     }
 }
 
-/// Adds security headers for browsers, unless the response already has them. They forbid media type sniffing,
+/// Adds security headers for browsers, unless the response already has them. These headers forbid media type sniffing,
 /// referrers, caching, and rendering the response as a page.
 pub fn security_headers<B>(mut response: Response<B>) -> Response<B> {
     let headers = response.headers_mut();
@@ -98,8 +99,8 @@ fn set_if_absent(headers: &mut HeaderMap, name: HeaderName, value: &'static str)
     headers.entry(name).or_insert(HeaderValue::from_static(value));
 }
 
-/// Allows pages of these origins to call the API. Returns `None` without origins: CORS is off, and a preflight is
-/// handled like any other request.
+/// Returns the layer that allows pages of `origins` to call the API. Returns `None` if there are no origins. Then a
+/// preflight request is handled like any other request.
 pub fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
     const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -228,7 +229,7 @@ mod tests {
         (response.status(), read.load(Ordering::Relaxed))
     }
 
-    /// A body without an announced length: this many chunks of five bytes.
+    /// A body without an announced length. The field is the number of chunks that are left, of five bytes each.
     struct Chunks(usize);
 
     impl HttpBody for Chunks {

@@ -52,7 +52,7 @@ impl RateLimitStatus {
         self.reset.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
     }
 
-    /// Adds the limit and the remaining quota to the headers that other limits have set.
+    /// Adds the limit and the remaining quota to the response, without replacing the headers of other limits.
     pub fn insert_headers(&self, policy: &str, response: &mut Response) {
         let quota = self.quota.burst_size();
         let window = self.quota.burst_size_replenished_in().as_secs();
@@ -67,7 +67,7 @@ impl RateLimitStatus {
         }
     }
 
-    /// Returns the 429 response.
+    /// Returns the 429 response to a request that exceeded the limit.
     pub fn rejection(&self, policy: &str) -> Response {
         let problem = Problem::new(problem::TOO_MANY_REQUESTS).retry_after(self.reset_seconds());
         let mut response = problem.into_response();
@@ -80,14 +80,14 @@ impl RateLimitStatus {
 const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(10).unwrap();
 
 impl<K: Hash + Eq + Clone> RateLimiter<K> {
-    /// Allows `rate` requests a second steadily, and bursts of ten times that. 0 disables the limit.
+    /// Creates a limit of `rate` requests a second, with bursts of ten times as many requests. 0 disables the limit.
     pub fn per_second(rate: u32) -> Self {
         let quota =
             |rate: NonZeroU32| Quota::per_second(rate).allow_burst(rate.saturating_mul(BURST_SECONDS));
         Self::new(NonZeroU32::new(rate).map(quota))
     }
 
-    /// Allows `rate` requests a minute, which may arrive all at once. 0 disables the limit.
+    /// Creates a limit of `rate` requests a minute, which may arrive all at once. 0 disables the limit.
     pub fn per_minute(rate: u32) -> Self {
         Self::new(NonZeroU32::new(rate).map(Quota::per_minute))
     }
@@ -97,7 +97,7 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
         Self { limiter: quota.map(limiter) }
     }
 
-    /// Counts one request. Returns `None` if the limit is disabled.
+    /// Counts one request of `key`. Returns the state of the limit, or `None` if the limit is disabled.
     ///
     /// # Errors
     /// The request exceeds the limit.
@@ -126,7 +126,8 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
 
     /// Removes the keys whose full burst is available again.
     ///
-    /// Must be called about every minute. Otherwise the limiter keeps every address that ever sent a request.
+    /// The caller must call this function about every minute. Otherwise the limiter stores every key for which it ever
+    /// counted a request.
     pub fn prune_idle(&self) {
         if let Some(limiter) = &self.limiter {
             limiter.retain_recent();
@@ -140,7 +141,8 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
     }
 }
 
-/// Rejects too frequent requests by [network](ClientAddress::network), before authentication.
+/// Rejects requests that exceed the rate limit of the client's [network](ClientAddress::network). Runs before
+/// authentication.
 pub async fn limit_by_address(
     State(limiter): State<Arc<RateLimiter<IpAddr>>>,
     Extension(client): Extension<ClientAddress>,
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn limits_apply_to_networks() {
+    async fn the_rate_limit_applies_to_client_networks() {
         let limiter = Arc::new(RateLimiter::per_minute(1));
         let router =
             Router::new().route("/", get(async || ())).layer(from_fn_with_state(limiter, limit_by_address));

@@ -2,7 +2,7 @@
 //!
 //! `axum::serve` has no timeout for a client that sends its headers slowly, and no deadline for a graceful shutdown.
 //! So this module has its own accept loop, with:
-//! - HTTP/1.1 and HTTP/2 without TLS, which ends at the load balancer
+//! - HTTP/1.1 and HTTP/2 without TLS, because TLS ends at the load balancer
 //! - a limit on all connections and on those of one address
 //! - timeouts for a request's headers, for a client that does not read, and for an idle connection
 //! - a drain with a deadline
@@ -34,9 +34,9 @@ use super::{
     shares::{Share, Shares},
 };
 
-/// Maximum size, in bytes, of all headers of one request. A browser with many cookies sends a quarter of it. The
-/// number of headers is limited to a hundred, hyper's default, because another number costs an allocation per
-/// request.
+/// Maximum size, in bytes, of all headers of one request. A browser with many cookies sends a quarter of this size. The
+/// number of headers is limited to a hundred, hyper's default, because with any other number hyper allocates memory for
+/// each request.
 const HEADERS_LIMIT: u16 = 32 * 1024;
 
 /// Interval of the pings to an HTTP/2 client, and the time that the client has to respond to a ping.
@@ -176,8 +176,8 @@ fn protocol(idle_timeout: Duration) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // hyper starts this timeout at the end of the last request, so it limits idle time. The timeout for headers
-        // is in `TimedStream`.
+        // hyper starts this timeout at the end of the last request, so the timeout limits idle time. The timeout for
+        // headers is in `TimedStream`.
         .header_read_timeout(idle_timeout)
         .max_buf_size(HEADERS_LIMIT.into());
     builder
@@ -206,7 +206,8 @@ pub struct DrainReport {
 }
 
 impl Server {
-    /// Stops accepting, lets requests in flight finish until `deadline`, and then closes the remaining connections.
+    /// Stops accepting connections, lets requests in flight finish until `deadline`, and then closes the remaining
+    /// connections.
     ///
     /// Connections without a request in flight are closed immediately.
     pub async fn drain(self, deadline: Instant) -> DrainReport {
@@ -244,8 +245,8 @@ struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Takes a slot of the address's share. Returns `Ok(None)` if the address is exempt, and an error if the share is
-    /// used up.
+    /// Takes a slot of the share of the peer's address. Returns `Ok(None)` if the address is exempt, and an error if
+    /// its share has no free slot.
     fn share(&self, peer: SocketAddr) -> Result<Option<Share>, ()> {
         let address = peer.ip().to_canonical();
         if client_address::is_within(&self.proxies, address) {
@@ -361,7 +362,7 @@ fn report(peer: SocketAddr, error: &(dyn Error + 'static)) {
             MALFORMED.with_label_values(&[reason]).inc();
             tracing::info!(%peer, reason, error, "rejected a malformed request");
         }
-        // Clients disconnect all the time, so this is logged at debug level.
+        // Clients disconnect all the time, so the end of a connection is logged at debug level.
         _ => tracing::debug!(%peer, error, "connection ended early"),
     }
 }

@@ -16,7 +16,7 @@ const LIMITS: Limits = Limits {
     idle_timeout: WAIT_TIMEOUT,
 };
 
-/// Test timeout, far longer than any step takes.
+/// Maximum time that a test waits for one step, far longer than any step takes.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Control of requests to `/held`: `entered` is notified when a request arrives, and `release` lets it respond.
@@ -62,7 +62,7 @@ impl Client {
         self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
     }
 
-    /// Reads until `end` arrives.
+    /// Reads until `end` arrives. Returns the text up to and including `end`.
     async fn read_until(&mut self, end: &str) -> String {
         let mut text = String::new();
         let reading = async {
@@ -88,7 +88,7 @@ fn deadline() -> Instant {
 }
 
 #[tokio::test]
-async fn a_request_carries_its_peer() {
+async fn a_request_carries_the_address_of_its_peer() {
     let (server, address, _) = start(LIMITS).await;
     let response = Client::connect(address).await.request("/").await.read_until("127.0.0.1").await;
     assert!(response.starts_with("HTTP/1.1 200 OK"));
@@ -147,7 +147,7 @@ async fn a_half_closed_connection_is_served_and_then_closed() {
     client.request("/held").await;
     gate.entered.notified().await;
     client.0.shutdown().await.unwrap();
-    // The end of the client's input has arrived before the response is made.
+    // Meanwhile the server receives the end of the client's input, which must not end the request.
     assert!(timeout(Duration::from_millis(100), client.0.readable()).await.is_err());
     gate.release.notify_one();
     assert!(client.read_until_closed().await.ends_with("released"));
@@ -160,7 +160,11 @@ async fn a_client_disconnect_ends_its_request() {
     client.request("/held").await;
     gate.entered.notified().await;
     drop(client);
-    assert_eq!(server.drain(deadline()).await, DrainReport { cut: 0 }, "nothing releases the request");
+    assert_eq!(
+        server.drain(deadline()).await,
+        DrainReport { cut: 0 },
+        "the request continued after its client disconnected"
+    );
 }
 
 #[tokio::test]

@@ -1,16 +1,17 @@
 //! A stream that fails when a request's headers arrive too slowly, or when the client does not read its response.
 //!
 //! **Headers.** The timeout starts when the connection is accepted, because a client that sends nothing also holds a
-//! connection. It starts again at the first byte after a request. hyper's own timeout cannot distinguish an idle
-//! connection from a slow client. It also does not start until the first bytes have revealed the protocol's version.
-//! On HTTP/2, pings replace this timeout after the first request.
+//! connection. The timeout starts again at the first byte after a request. hyper's own timeout cannot distinguish an
+//! idle connection from a slow client. hyper's timeout also does not start until the first bytes have revealed the
+//! protocol's version. On HTTP/2, pings replace this timeout after the first request.
 //!
-//! **Responses.** hyper 1 waits without a limit for a client that does not read.
+//! **Responses.** hyper 1 waits without a limit for a client that does not read. So a write fails if it is pending for
+//! too long.
 //!
-//! **Half-closed connections.** A client may close its side of the connection after its request and still wait for
-//! the response. The server cannot distinguish such a client from one that has disconnected. hyper ends the request
-//! immediately, or never if `half_close` is set. So the end of the input is withheld for [`HALF_CLOSE_TIMEOUT`] while
-//! a request is in flight.
+//! **Half-closed connections.** A client may close its side of the connection after its request and still wait for the
+//! response. The server cannot distinguish such a client from one that has disconnected. hyper ends the requests of
+//! both immediately, or of neither if `half_close` is set. So the end of the input is withheld for
+//! [`HALF_CLOSE_TIMEOUT`] while a request is in flight.
 use std::{
     io,
     pin::Pin,
@@ -37,6 +38,7 @@ const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Requests {
     begun: AtomicUsize,
     ended: AtomicUsize,
+    /// `true` once a request has arrived over HTTP/2, on which requests can be concurrent.
     multiplexed: AtomicBool,
 }
 
@@ -61,8 +63,8 @@ impl Requests {
             && !self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Waits until an HTTP/2 connection has been idle for `timeout`, or at most twice that. Without this, its pings
-    /// would keep an idle connection open forever. HTTP/1 has hyper's own timeout.
+    /// Waits until an HTTP/2 connection has been idle for `timeout`, or at most twice that. Without this limit, the
+    /// server's pings would keep an idle connection open forever. For HTTP/1, hyper has its own idle timeout.
     pub(super) async fn idle(&self, timeout: Duration) {
         loop {
             let begun = self.begun.load(Ordering::Relaxed);
@@ -94,7 +96,7 @@ pub(super) struct TimedStream {
     requests: Arc<Requests>,
     /// Number of requests that had begun at the last check.
     last_begun: usize,
-    /// Start of the timeout; `None` while no headers are expected.
+    /// Start of the header timeout; `None` while no headers are expected.
     headers_expected_since: Option<Instant>,
     /// Timer for the headers. It is created only if the headers arrive in several pieces, which is rare.
     header_timer: Option<Pin<Box<Sleep>>>,
@@ -130,7 +132,8 @@ impl TimedStream {
         self.header_timer.get_or_insert_with(|| Box::pin(sleep_until(since + timeout))).as_mut().poll(context)
     }
 
-    /// Returns ready when the end of the client's input may be reported: after the response, or after the timeout.
+    /// Returns ready when the end of the client's input may be reported to hyper: after the response, or after
+    /// [`HALF_CLOSE_TIMEOUT`].
     fn poll_end_of_input(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.requests.is_in_flight() && self.write_timer.is_none() {
             return Poll::Ready(Ok(()));

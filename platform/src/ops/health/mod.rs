@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::build_info::BuildInfo;
 
-/// Deadline of a round, which runs all checks.
+/// Maximum duration of a round, which runs all checks.
 const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Time for which the results of a round are cached.
@@ -127,7 +127,7 @@ struct Round {
     components: Arc<BTreeMap<&'static str, Component>>,
 }
 
-/// Collects the checks and sections of [`Health`].
+/// The builder of a [`Health`] from checks and sections.
 pub struct Builder {
     build: BuildInfo,
     checks: Vec<NamedCheck>,
@@ -176,7 +176,7 @@ impl Builder {
         self
     }
 
-    /// Builds the health of a process that starts now.
+    /// Builds the health of a process. The uptime starts at this call.
     pub fn build(self) -> Health {
         let (_, no_round) = watch::channel(None);
         Health(Arc::new(Inner {
@@ -251,9 +251,10 @@ impl Health {
         }
     }
 
-    /// Returns the round that is in progress or has just finished. Starts a new one if there is none.
+    /// Returns the round that is in progress, or that finished less than [`CACHE_TIME`] ago. Starts a new round if
+    /// there is none.
     ///
-    /// A round is a separate task, so that a probe that disconnects does not cancel the round of the others.
+    /// A round is a separate task, so that a probe that disconnects does not cancel the round for the other probes.
     fn join_round(&self) -> watch::Receiver<Option<Round>> {
         let mut latest = self.0.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let usable = match &*latest.borrow() {
@@ -270,7 +271,7 @@ impl Health {
     }
 }
 
-const UNKNOWN: CheckError = CheckError("not known");
+const UNKNOWN: CheckError = CheckError("the result of the check is unknown");
 const TOO_SLOW: CheckError = CheckError("timed out");
 const PANICKED: CheckError = CheckError("the check panicked");
 

@@ -113,7 +113,7 @@ async fn a_cancelled_probe_starts_no_further_checks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_report_has_build_and_start_time() {
+async fn the_health_report_has_the_build_and_the_uptime() {
     let health = Health::builder(BUILD)
         .required("database", || ready(Ok(None)))
         .section("pool", || json!({ "idle": 3 }))

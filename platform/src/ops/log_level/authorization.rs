@@ -1,10 +1,10 @@
 //! The authorization of log level changes, because a caller that turns logging off could hide later actions.
 //!
 //! - The request's `Host` must be loopback or the listener's own address. A web page in an operator's browser can
-//!   resolve its own name to this address (DNS rebinding). Its requests then come from the operator's machine, but
-//!   their `Host` is that name.
-//! - A caller that is not on loopback must send the operations token. Without a configured token, only loopback may
-//!   change the level.
+//!   resolve its own name to this address (DNS rebinding). The page's requests then come from the operator's machine,
+//!   but their `Host` is the page's name.
+//! - A caller that is not on loopback must send the token that `OPS_TOKEN` sets. If it is not set, only loopback
+//!   callers may change the level.
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::{HeaderMap, Uri, header, uri::Authority};
@@ -30,9 +30,9 @@ pub(super) struct Rejection {
 }
 
 impl LogLevelAuth {
-    /// Checks whether this caller may change the level.
+    /// Returns the rejection if this caller may not change the level.
     pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Rejection> {
-        if !self.is_own_name(uri, headers) {
+        if !self.is_own_host(uri, headers) {
             let detail = "Host must be loopback or the address of this listener.";
             let problem = Problem::new(problem::FORBIDDEN).detail(detail);
             return Err(Rejection { reason: "foreign_host", problem });
@@ -59,8 +59,8 @@ impl LogLevelAuth {
         }
     }
 
-    /// Returns whether the request names loopback or this listener by address, rather than a name from DNS.
-    fn is_own_name(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+    /// Returns whether the request's host is loopback or this listener's address, rather than a name from DNS.
+    fn is_own_host(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let mut hosts = headers.get_all(header::HOST).iter();
         let named = match (uri.authority(), hosts.next(), hosts.next()) {
             (Some(authority), None, None) => Some(authority.clone()),
@@ -73,7 +73,7 @@ impl LogLevelAuth {
         let Some(named) = named else { return false };
         let host = named.host().trim_start_matches('[').trim_end_matches(']');
         match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
-            // A listener on all addresses accepts each of them. An IP address in `Host` cannot come from DNS
+            // A listener on all addresses accepts any address, because an IP address in `Host` cannot come from DNS
             // rebinding.
             Ok(address) => {
                 address.is_loopback()

@@ -1,8 +1,9 @@
-//! Changing the log filter while the process runs.
+//! Changes of the log filter while the process runs.
 //!
 //! Every client of the listener may read the filter. [`LogLevelAuth`] decides which callers may change it.
 //!
-//! A change may be temporary, because a forgotten debug level is expensive. At its end the default filter is restored.
+//! A change may be temporary, because a forgotten debug level is expensive. At the end of a temporary change, the
+//! default filter is restored.
 mod authorization;
 
 use std::{
@@ -96,9 +97,9 @@ struct Change {
 }
 
 impl LogLevel {
-    /// Returns the log level of the listener at `address`. Callers that are not on loopback must send `token`. `on_event`
-    /// is called with each change and each rejection, in the context of the request that caused it, and must not
-    /// block.
+    /// Creates the log level that the listener at `address` serves. Callers that are not on loopback must send `token`.
+    /// `on_event` is called with each change and each rejection, in the context of the request that caused it, and must
+    /// not block.
     pub fn new(
         filter: LogFilter,
         address: SocketAddr,
@@ -124,7 +125,7 @@ impl LogLevel {
         {
             let mut temporary = self.0.temporary();
             let before = self.0.filter.current();
-            self.0.filter.set(&change.filter).map_err(|why| invalid("/filter", why))?;
+            self.0.filter.set(&change.filter).map_err(|error| invalid("/filter", error))?;
             if let Some(replaced) = temporary.take() {
                 replaced.end.abort();
             }
@@ -158,8 +159,8 @@ impl LogLevel {
 
     fn restore(&self) {
         let mut temporary = self.0.temporary();
-        // A newer change may have come between the end of the sleep and the lock. Then this task is aborted, but
-        // continues until its next await.
+        // A newer change may have been made between the end of the sleep and the lock. That change aborted this task,
+        // but the task continues until its next await, and must not replace the newer filter.
         if temporary.as_ref().is_none_or(|temporary| Some(temporary.end.id()) != tokio::task::try_id()) {
             return;
         }
@@ -173,7 +174,7 @@ impl LogLevel {
                 let restored = LogLevelChange { action: "restore", before, after, ttl_seconds: None };
                 (self.0.on_event)(LogLevelEvent::Changed(restored));
             }
-            Err(why) => tracing::error!(why, "failed to restore the default log filter"),
+            Err(error) => tracing::error!(error, "failed to restore the default log filter"),
         }
     }
 
@@ -229,7 +230,7 @@ fn parse(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Cha
     let media_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
-    // A page of another origin can send text without a CORS preflight, but not this media type.
+    // A web page of another origin can send `text/plain` without a CORS preflight, but not `application/json`.
     if !media_type.eq_ignore_ascii_case("application/json") {
         return Err(Problem::new(problem::UNSUPPORTED_MEDIA_TYPE));
     }
@@ -251,7 +252,8 @@ fn parse(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Cha
     Ok(change)
 }
 
-/// Escapes a segment as RFC 6901 requires. A change has no arrays.
+/// Returns a path segment for a JSON Pointer, escaped as RFC 6901 requires. Only keys occur, because a change has no
+/// arrays.
 fn pointer_segment(segment: &Segment) -> Option<String> {
     match segment {
         Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),

@@ -8,7 +8,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::{settings::Environment, telemetry::logs::reloadable};
 
-/// Returns the filter, and leaks its layer, because the filter lives only as long as the layer.
+/// Returns a filter, and leaks its layer, because the filter works only as long as the layer exists.
 fn filter() -> LogFilter {
     let (layer, filter) = reloadable(Environment::Production, None).unwrap();
     Box::leak(Box::new(layer));
@@ -153,7 +153,7 @@ async fn an_unauthorized_change_is_reported() {
         let rejected = status_of(&router, put(peer, host, &json!({ "filter": "off" }))).await;
         assert!(matches!(rejected, 401 | 403), "{reason}");
         assert_eq!(rejections.try_recv(), Ok(LogLevelEvent::Rejected { reason }));
-        assert!(rejections.try_recv().is_err(), "each rejection is reported once");
+        assert!(rejections.try_recv().is_err(), "reported the rejection twice: {reason}");
     }
 }
 

@@ -10,6 +10,7 @@ use super::{Open, Settings, State};
 pub(super) enum Verdict {
     Succeeded,
     Failed,
+    /// The call was cancelled before it had an outcome.
     None,
 }
 
@@ -24,7 +25,7 @@ pub(super) enum Call {
 
 /// The current state of a breaker.
 pub(super) struct Circuit {
-    /// Number of transitions. The verdict of a call from an earlier epoch is ignored.
+    /// Number of transitions. The verdict of a call that was admitted in an earlier epoch is ignored.
     pub(super) epoch: u64,
     phase: Phase,
 }
@@ -41,7 +42,7 @@ impl Phase {
     }
 }
 
-/// The retry time while all probes are in flight. One of them will have an outcome soon.
+/// The rejection while all probes are in flight. Its retry time is short, because a probe will have an outcome soon.
 pub(super) const PROBES_IN_FLIGHT: Open = Open { retry_after: Duration::from_secs(1) };
 
 impl Circuit {
@@ -69,7 +70,8 @@ impl Circuit {
     }
 
     /// Admits a call. In the half-open state, one background call at a time is admitted in addition to the foreground
-    /// probes. A background call may close the breaker, and never uses up a foreground probe.
+    /// probes. A background call in flight uses up no foreground probe, and its success counts towards closing the
+    /// breaker.
     pub(super) fn admit(&mut self, call: Call, settings: &Settings, now: Instant) -> Result<u64, Open> {
         self.half_open_if_due(now);
         match (&mut self.phase, call) {
@@ -125,8 +127,8 @@ impl Circuit {
     }
 }
 
-/// The outcomes of a sliding window, counted in slots of a tenth of its length. Old outcomes expire by slot, without
-/// being stored one by one.
+/// The outcomes of a sliding window, counted in slots of a tenth of its length. Outcomes expire by slot, so that they
+/// need not be stored one by one.
 struct Window {
     length: Duration,
     slots: VecDeque<Slot>,

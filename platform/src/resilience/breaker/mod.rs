@@ -1,14 +1,14 @@
 //! The circuit breaker: stops calls to a failing dependency, and probes regularly for its recovery.
 //!
 //! *Closed*: every call is admitted, and failures are counted over a sliding window. If the share of failed calls is
-//! high enough, and there were enough calls, the breaker *opens*. *Open*: calls are rejected immediately. So callers
-//! do not wait for a response that will not come, and the dependency can recover. After a while the breaker is
-//! *half-open*: a few probes are admitted, and their outcome decides.
+//! high enough, and there were enough calls, the breaker *opens*. *Open*: calls are rejected immediately. So callers do
+//! not wait for a response that will not come, and the dependency can recover. After a while the breaker is
+//! *half-open*: a few probes are admitted, and their outcomes decide whether the breaker closes or opens again.
 //!
 //! The caller reports the verdict, because only the caller can distinguish a response such as a declined card from a
 //! timeout. A call that was cancelled before its verdict does not count. The existing crates (failsafe, recloser,
-//! tower-circuitbreaker) wrap the call as a function or a tower service and judge its `Result`. None has a permit
-//! whose verdict comes later, or not at all.
+//! tower-circuitbreaker) wrap the call as a function or a tower service and judge its `Result`. None of them has a
+//! permit whose verdict is reported later, or never.
 //!
 //! State is per process: each replica detects outages by itself.
 mod circuit;
@@ -34,7 +34,8 @@ crate::metrics! {
 pub struct Settings {
     /// Length of the sliding window.
     pub window: Duration,
-    /// Minimum number of outcomes in the window before the breaker can open. Two failures of two calls prove little.
+    /// Minimum number of outcomes in the window before the breaker can open. Two failures in two calls do not prove an
+    /// outage.
     pub minimum_calls: u32,
     /// The share of failures, from 0 to 1, that opens the breaker.
     pub failure_ratio: f64,
@@ -120,7 +121,7 @@ impl Breaker {
         Self(Arc::new(Inner { name, settings, circuit, gauge, on_transition: OnceLock::new() }))
     }
 
-    /// Calls `hook` with the new state after every transition. Only the first hook counts.
+    /// Calls `hook` with the new state after every transition. Later hooks are ignored.
     #[must_use]
     pub fn on_transition(self, hook: impl Fn(State) + Send + Sync + 'static) -> Self {
         let _already_set = self.0.on_transition.set(Box::new(hook));
@@ -171,7 +172,7 @@ impl fmt::Debug for Breaker {
 }
 
 impl Inner {
-    /// Makes a change of the circuit. Every change uses this function, so that the gauge, the log and the hook record
+    /// Applies a change to the circuit. Every change uses this function, so that the gauge, the log and the hook record
     /// all transitions.
     fn change<T>(&self, change: impl FnOnce(&mut Circuit, &Settings, Instant) -> T) -> T {
         let (result, before, after) = {
@@ -179,7 +180,7 @@ impl Inner {
             let before = circuit.state();
             let result = change(&mut circuit, &self.settings, Instant::now());
             let after = circuit.state();
-            // Under the lock, so that the gauge always has the value of the latest transition.
+            // Set under the lock, so that the gauge always has the value of the latest transition.
             self.gauge.set(after.as_metric());
             (result, before, after)
         };
@@ -207,7 +208,7 @@ impl Inner {
     }
 }
 
-/// A permit for one call. If dropped without a verdict, the call counts as neither success nor failure.
+/// A permit for one call. If the permit is dropped without a verdict, the call counts as neither success nor failure.
 #[derive(Debug)]
 #[must_use = "the call's outcome must be reported"]
 pub struct Permit {
@@ -218,7 +219,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Reports that the dependency responded, for any response.
+    /// Reports that the dependency works. Any response that the caller does not count as a failure proves this.
     pub fn succeeded(self) {
         self.judge(Verdict::Succeeded);
     }

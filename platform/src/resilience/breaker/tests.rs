@@ -30,7 +30,7 @@ async fn half_open(name: &'static str) -> Breaker {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_opens_when_half_of_enough_calls_fail() {
+async fn the_breaker_opens_when_half_of_enough_calls_fail() {
     let breaker = Breaker::new("test_opens", SETTINGS);
     breaker.acquire().unwrap().succeeded();
     breaker.acquire().unwrap().succeeded();
@@ -45,7 +45,7 @@ async fn it_opens_when_half_of_enough_calls_fail() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn old_failures_do_not_count() {
+async fn failures_before_the_window_do_not_count() {
     let breaker = Breaker::new("test_window", SETTINGS);
     fail(&breaker, 3);
     advance(SETTINGS.window).await;
@@ -54,7 +54,7 @@ async fn old_failures_do_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn enough_successful_probes_close_it() {
+async fn enough_successful_probes_close_the_breaker() {
     let breaker = half_open("test_closes").await;
     let (first, second) = (breaker.acquire().unwrap(), breaker.acquire().unwrap());
     assert_eq!(breaker.acquire().unwrap_err(), PROBES_IN_FLIGHT);
@@ -67,7 +67,7 @@ async fn enough_successful_probes_close_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_probe_opens_it_again() {
+async fn a_failed_probe_opens_the_breaker_again() {
     let breaker = half_open("test_reopens").await;
     let probe = breaker.acquire().unwrap();
     breaker.acquire().unwrap().succeeded();
@@ -92,7 +92,11 @@ async fn a_cancelled_probe_makes_room_for_another() {
 async fn background_calls_do_not_use_up_the_probes() {
     let breaker = half_open("test_background").await;
     let background = breaker.acquire_in_background().unwrap();
-    assert_eq!(breaker.acquire_in_background().unwrap_err(), PROBES_IN_FLIGHT, "one at a time");
+    assert_eq!(
+        breaker.acquire_in_background().unwrap_err(),
+        PROBES_IN_FLIGHT,
+        "admitted a second background call"
+    );
     let (first, second) = (breaker.acquire().unwrap(), breaker.acquire().unwrap());
     drop(background);
     let without_verdict = breaker.acquire_in_background().unwrap();
@@ -144,7 +148,7 @@ async fn every_transition_is_reported() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_never_open_for_longer_than_ten_seconds() {
+async fn the_breaker_is_never_open_for_longer_than_ten_seconds() {
     let breaker = Breaker::new("test_longest", Settings { open_for: MAX_OPEN_TIME * 6, ..SETTINGS });
     fail(&breaker, 4);
     advance(MAX_OPEN_TIME).await;
@@ -173,7 +177,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn random_calls_keep_the_invariants(steps in proptest::collection::vec(step(), 1..200)) {
+    fn random_calls_keep_the_invariants_of_the_breaker(steps in proptest::collection::vec(step(), 1..200)) {
         let mut circuit = Circuit::closed(&SETTINGS);
         let mut now = Instant::now();
         let mut calls: VecDeque<(u64, Call)> = VecDeque::new();
@@ -205,7 +209,7 @@ proptest! {
                 prop_assert!(background <= 1, "{background} background calls at once");
             }
             if before != State::Open && circuit.state() == State::Open {
-                prop_assert!(matches!(step, Step::Fail), "only a failure opens it");
+                prop_assert!(matches!(step, Step::Fail), "opened without a failure");
                 opened_at = Some(now);
             }
             if circuit.state() != State::Open {

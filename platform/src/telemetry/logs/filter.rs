@@ -1,4 +1,4 @@
-//! The log filter, and changing it while the process runs.
+//! The log filter, which can be changed while the process runs.
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -11,7 +11,7 @@ const DEVELOPMENT: &str =
 
 const DEFAULT: &str = "info";
 
-/// Reads and changes the log filter. Cheap to clone.
+/// The handle that reads and changes the log filter. Cheap to clone.
 #[derive(Clone)]
 pub struct LogFilter(Arc<Inner>);
 
@@ -54,7 +54,8 @@ impl LogFilter {
         let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
         self.0.handle.reload(filter).map_err(|error| error.to_string())?;
         expression.clone_into(&mut current);
-        // Libraries that use the `log` crate check this level first.
+        // Libraries that use the `log` crate check this maximum level before the filter, so it must allow what the
+        // filter allows.
         tracing_log::log::set_max_level(tracing_log::AsLog::as_log(
             &tracing::level_filters::LevelFilter::current(),
         ));
@@ -73,7 +74,7 @@ fn parse(expression: &str) -> Result<EnvFilter, String> {
     if expression.trim().is_empty() {
         return Err("an empty filter logs errors only: write error or off".to_owned());
     }
-    // `app` names the code of the service, which is in two crates.
+    // In a filter, `app` means the code of the service, which is in the service's crate and in the crate `platform`.
     let own = expression.split(',').filter_map(|directive| directive.trim().strip_prefix("app"));
     let own = own.filter(|rest| rest.is_empty() || rest.starts_with('='));
     let directives: Vec<_> = own.map(|rest| format!("platform{rest}")).collect();

@@ -1,7 +1,7 @@
 //! Log lines for machines: one JSON object each.
 //!
 //! Every line starts with the same keys. The event's own fields follow at the same level, so that queries need not know
-//! which module logged them. A field with the name of one of those keys is written as `field.NAME`, because JSON
+//! which module logged them. A field with the name of one of these fixed keys is written as `field.NAME`, because JSON
 //! parsers disagree about duplicate keys.
 use std::{error::Error, fmt::Debug};
 
@@ -62,7 +62,7 @@ pub(super) fn write(line: &Line<'_>, origin: &Origin, Buffers { line: out, text 
     out.extend_from_slice(b"}\n");
 }
 
-/// Writes the event's own fields.
+/// The visitor that writes the event's own fields.
 struct Fields<'a> {
     out: &'a mut Vec<u8>,
     text: &'a mut String,
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::telemetry::correlation::{self, CorrelationId, User};
 
-    /// Formats events like [`super::write`], into memory.
+    /// A layer that formats events with [`super::write`], and stores the lines.
     struct Memory(Arc<Mutex<Vec<String>>>);
 
     impl<S: Subscriber> Layer<S> for Memory {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_cannot_forge_a_line() {
+    fn logged_text_cannot_forge_a_line() {
         let forged = "tea\"}\n{\"level\":\"ERROR\"}\r\u{1b}[31m\u{0}";
         let line = line_of(|| tracing::info!(named = forged, shown = %forged, "{forged}"));
         assert_eq!(line.matches('\n').count(), 1);

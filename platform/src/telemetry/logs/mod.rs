@@ -4,9 +4,9 @@
 //! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the current
 //! span, never from span fields. So a line is complete with every filter, and opening a span formats nothing.
 //!
-//! Logging never blocks. Lines go through a bounded queue to a separate thread. Lines that do not fit, or cannot be
-//! written (a full disk, a closed pipe), are lost and counted in `log_lines_dropped_total`. Audit log lines pass
-//! every filter and have queues of their own, so neither a filter nor other lines can suppress them.
+//! Logging never blocks. Lines go through a bounded queue to a separate thread. Lines that do not fit into the queue,
+//! or cannot be written (a full disk, a closed pipe), are lost and counted in `log_lines_dropped_total`. Audit log
+//! lines pass every filter and have queues of their own, so neither a filter nor other lines can suppress them.
 mod filter;
 mod json;
 mod pretty;
@@ -59,7 +59,7 @@ struct Line<'a> {
     trace: Option<(TraceId, SpanId)>,
 }
 
-/// Buffers in which a line is formatted. Each thread reuses its own, so that a line allocates no memory.
+/// Buffers in which a line is formatted. Each thread reuses its own buffers, so that a line allocates no memory.
 #[derive(Default)]
 struct Buffers {
     line: Vec<u8>,
@@ -116,8 +116,8 @@ fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
 }
 
 impl Line<'_> {
-    /// Writes the event's `message` into `text`. An event without a message is logged under its name, which contains
-    /// the file and line.
+    /// Writes the event's `message` into `text`. The message of an event without one is the event's name, which
+    /// contains the file and line.
     fn message(&self, text: &mut String) {
         struct Message<'a>(&'a mut String);
         impl tracing::field::Visit for Message<'_> {

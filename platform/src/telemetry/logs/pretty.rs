@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_cannot_forge_a_line_or_command_the_terminal() {
+    fn logged_text_cannot_forge_a_line_or_control_the_terminal() {
         let forged = "tea\n12:00:00 ERROR \u{1b}[31mfire\r";
         assert_eq!(EscapedText(forged).to_string(), "tea\n    12:00:00 ERROR \\u{1b}[31mfire\\r");
     }

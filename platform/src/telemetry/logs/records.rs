@@ -2,7 +2,7 @@
 //!
 //! A record has the same fields as the JSON line, under the same names. The crate `opentelemetry-appender-tracing` is
 //! not used, because it omits the causes of errors and the task's context. It also reads the trace from
-//! `opentelemetry::Context`, which is empty because context activation is off.
+//! `opentelemetry::Context`, which is empty because the tracing layer is built without context activation.
 use std::{error::Error, fmt::Debug, time::Duration};
 
 use opentelemetry::{
@@ -41,10 +41,10 @@ pub(in crate::telemetry) struct Records {
 impl Records {
     /// Starts the export, or returns `None` if log records are not exported.
     ///
-    /// Must be called within the runtime, because the gRPC client needs it.
+    /// Must be called within the tokio runtime, because the gRPC client needs the runtime.
     ///
     /// # Errors
-    /// A variable of the export is invalid.
+    /// An environment variable of the export is invalid.
     pub(in crate::telemetry) fn start(
         resource: &Resource,
         settings: &OpenTelemetry,
@@ -116,7 +116,7 @@ fn severity(level: Level) -> Severity {
     }
 }
 
-/// Adds the event's own fields to a record.
+/// The visitor that adds the event's own fields to a record.
 struct Attributes<'a>(&'a mut SdkLogRecord);
 
 impl Attributes<'_> {
@@ -173,7 +173,7 @@ impl Visit for Attributes<'_> {
     }
 }
 
-/// Exports records in batches from a separate thread, and counts lost records.
+/// Returns a processor that exports records in batches from a separate thread, and counts lost records.
 fn counting_processor(exporter: impl LogExporter + 'static, lost: IntCounter) -> impl LogProcessor + 'static {
     let queue = Queue::new("OTEL_BLRP_MAX_QUEUE_SIZE", lost);
     let exporter = CountingExporter { inner: exporter, queue: queue.clone() };
@@ -189,7 +189,8 @@ struct BoundedProcessor {
 }
 
 impl LogProcessor for BoundedProcessor {
-    /// Queues a record. A quarter of the queue is reserved for the audit log, so that other lines do not suppress it.
+    /// Queues a record. A quarter of the queue is reserved for the audit log, so that other lines cannot cause the loss
+    /// of audit log lines.
     fn emit(&self, record: &mut SdkLogRecord, scope: &InstrumentationScope) {
         let capacity = self.queue.capacity();
         let is_audit = record.target().is_some_and(|target| is_audit(target));

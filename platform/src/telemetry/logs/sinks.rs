@@ -51,14 +51,14 @@ pub enum LogsError {
     Metric(#[from] prometheus::Error),
 }
 
-/// Maximum number of queued lines per sink: a few megabytes, and about a second of a busy service. If the reader
-/// stalls, at most these lines are held in memory.
+/// Maximum number of queued lines per sink: a few megabytes, or the lines of a busy service in about a second. If the
+/// reader of the output stalls, at most these lines are held in memory.
 const MAX_QUEUED_LINES: usize = 8_192;
 
-/// Maximum number of queued audit log lines per sink: about half a minute of a busy service. Audit log lines have a
-/// queue of their own, so that neither a flood of other lines nor a slow reader causes their loss. A reader that
-/// stalls permanently must not stop the service, so lines that do not fit are dropped and counted. Their events are
-/// in the database, and the head of the seals is logged again at each interval.
+/// Maximum number of queued audit log lines per sink: those of a busy service in about half a minute. Audit log lines
+/// have a queue of their own, so that neither a flood of other lines nor a slow reader causes their loss. A reader that
+/// stalls permanently must not stop the service, so lines that do not fit are dropped and counted. Their events are in
+/// the database, and the head of the seals is logged again at each interval.
 const MAX_QUEUED_AUDIT_LINES: usize = 16_384;
 
 /// A queue, and a thread that writes its lines.
@@ -92,8 +92,8 @@ impl Guards {
     /// Lets each thread write its queued lines, for at most `timeout`.
     ///
     /// Each guard is dropped on a separate thread. If no process reads the output any more, dropping a guard blocks
-    /// forever, because the guard reports this on the same output. This must delay neither the other sinks nor the
-    /// process.
+    /// forever, because the guard reports the failure on the same output. Such a guard must delay neither the other
+    /// sinks nor the process.
     pub(in crate::telemetry) fn finish(self, timeout: Duration) {
         let (finished, all_finished) = mpsc::channel::<()>();
         for guard in self.0 {
@@ -109,14 +109,14 @@ impl Guards {
     }
 }
 
-/// Opens all configured sinks. Lines that they or `records` lose are counted in one metric. Files are always JSON,
+/// Opens all configured sinks. Lines that the sinks or `records` lose are counted in one metric. Files are always JSON,
 /// because programs read them.
 pub(in crate::telemetry) fn open(
     settings: &Logs,
     records: Option<Records>,
 ) -> Result<(Vec<Sink>, Guards), LogsError> {
     let mut opened = OpenSinks::default();
-    // Two threads share one output. Each writes whole batches under this lock.
+    // Two threads share standard output. Each thread writes whole batches under this lock.
     let stdout = Arc::default();
     let format = stdout_format(settings.format);
     opened.add("log-stdout", format, SinkKind::Other, io::stdout(), Arc::clone(&stdout));
@@ -174,7 +174,7 @@ struct OpenSinks {
 }
 
 impl OpenSinks {
-    /// Adds a sink. Sinks with the same output share its state.
+    /// Adds a sink. Sinks that write to the same output share `output`.
     fn add(
         &mut self,
         thread: &str,
@@ -211,32 +211,32 @@ impl Sink {
     }
 }
 
-/// Pause of the writing thread after each batch, during which the next lines are queued. Without it, each line would
-/// cost its request a wake-up, a write and a thread switch.
+/// Pause of the writing thread after each batch, during which the next lines are queued. Without this pause, each line
+/// would cost its request a wake-up, a write and a thread switch.
 const BATCH_PAUSE: Duration = Duration::from_millis(2);
 
 /// Maximum number of bytes in one write.
 const MAX_BATCH_BYTES: usize = 64 * 1024;
 
-/// Pause before the next attempt at an output that is full.
+/// Pause before the next attempt to write to an output that is full.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
 
-/// Maximum time for which a full output is retried. After it, the batch is lost.
+/// Maximum time for which a write to a full output is retried. Then the batch is lost.
 const MAX_FULL_TIME: Duration = Duration::from_secs(5);
 
 /// The state of an output, which several threads may share.
 #[derive(Debug, Default)]
 struct OutputState {
-    /// `true` if the last write ended within a line. Then the next batch starts a new line, so that the rest of the torn
-    /// line does not make the next line unreadable, too.
+    /// `true` if the last write ended within a line. Then the next batch starts a new line. Otherwise its first line
+    /// would be appended to the torn line, and be unreadable, too.
     is_within_line: bool,
 }
 
-/// Writes queued lines together, and counts lines whose write fails, because the writing thread ignores errors.
-/// Flushes as soon as the queue is empty.
+/// A writer that writes queued lines together. It counts the lines whose write fails, because the writing thread
+/// ignores errors. It flushes as soon as the queue is empty.
 ///
-/// Container runtimes and test runners may pass a non-blocking pipe as the output. If its reader is slow, a write fails
-/// after part of a line, and is retried.
+/// Container runtimes and test runners may pass a non-blocking pipe as the output. If the reader of the pipe is slow, a
+/// write fails after part of a line, and the rest is retried.
 struct Batch<W> {
     inner: W,
     /// Locked while a batch is written, because one batch may take several writes.
@@ -310,7 +310,7 @@ impl<W: Write> Write for Batch<W> {
     }
 }
 
-/// The counters of lost lines: those of the queues, that of [`Batch`], and that of the export.
+/// The counters of lost lines: one of each queue, one of all failed writes, and one of the export.
 #[derive(Default)]
 struct Losses {
     overflowed: Vec<ErrorCounter>,
@@ -321,9 +321,9 @@ struct Losses {
 impl Losses {
     fn total(&self) -> u64 {
         let overflowed: usize = self.overflowed.iter().map(ErrorCounter::dropped_lines).sum();
-        let written: u64 =
+        let lost_lines: u64 =
             overflowed.saturating_add(self.failed.load(Ordering::Relaxed)).try_into().unwrap_or(u64::MAX);
-        written.saturating_add(self.records.as_ref().map_or(0, Records::lost))
+        lost_lines.saturating_add(self.records.as_ref().map_or(0, Records::lost))
     }
 
     fn collector(self) -> prometheus::Result<LossesCollector> {
@@ -417,7 +417,7 @@ mod tests {
         resume_sender.send(()).unwrap();
     }
 
-    /// Reads from a non-blocking socket in small pieces, with pauses in which the socket fills.
+    /// Reads in small pieces, with pauses in which the socket fills.
     fn read_slowly(mut reader: impl io::Read) -> String {
         let mut text = Vec::new();
         let mut piece = [0; 4096];
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_is_an_error_with_its_name() {
+    fn the_error_names_a_log_directory_that_is_not_writable() {
         let settings =
             Logs { format: None, filter: None, directory: Some("/dev/null/logs".into()), files_kept: 14 };
         let error = open(&settings, None).err().map(|error| error.to_string());

@@ -1,7 +1,7 @@
 //! Metrics: the text that Prometheus scrapes, and the declaration of metrics.
 //!
 //! Each metric is declared with [`metrics!`](crate::metrics) in the module whose work it counts. Only that module
-//! changes it.
+//! changes the metric.
 mod declare;
 mod openmetrics;
 mod runtime;
@@ -28,7 +28,7 @@ crate::metrics! {
 /// The name is taken or invalid. This is a bug, which the first start reveals.
 #[expect(clippy::expect_used, reason = "a defect of the code, which every start reveals")]
 pub fn registered<M>(metric: prometheus::Result<M>) -> M {
-    metric.expect("a metric is declared once, under a valid name")
+    metric.expect("failed to register a metric: the name is taken or invalid")
 }
 
 /// Returns all metrics of the process, with their media type: `OpenMetrics` if the client prefers it, and Prometheus'

@@ -1,5 +1,5 @@
-//! The `OpenMetrics` text format, version 1.0.0, for the metrics of the `prometheus` crate, which writes only the
-//! older format. It is needed for exemplars; the rest of the content is the same in both formats.
+//! The `OpenMetrics` text format, version 1.0.0, for the metrics of the `prometheus` crate, which writes only the older
+//! format. `OpenMetrics` is needed for exemplars. The rest of the content is the same in both formats.
 use std::{fmt::Write, time::UNIX_EPOCH};
 
 use axum::http::{HeaderMap, header};
@@ -63,7 +63,7 @@ fn write_family(text: &mut String, family: &MetricFamily) -> std::fmt::Result {
                 let newest = exemplars.as_ref().map_or_else(Vec::new, |exemplars| exemplars.newest(metric));
                 write_histogram(text, name, metric, newest)?;
             }
-            // The service declares none of these.
+            // The service declares no summaries and no untyped metrics.
             MetricType::SUMMARY | MetricType::UNTYPED => {}
         }
     }
@@ -80,7 +80,10 @@ fn type_name(kind: MetricType) -> &'static str {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "both formats have counts as floats; exact up to 2^53")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "both formats write counts as floats, which are exact up to 2^53"
+)]
 fn write_histogram(
     text: &mut String,
     name: &str,
@@ -243,7 +246,7 @@ tea_drawn_seconds_count{tea="green"} 1
             let series = format!("tea_steeped_seconds_bucket{{cup=\"1\",tea=\"green\",le=\"{bound}\"}} ");
             text.lines().find_map(|line| line.strip_prefix(&series)).unwrap()
         };
-        assert_eq!(bucket("0.1"), "1", "an observation without a sampled trace has no exemplar");
+        assert_eq!(bucket("0.1"), "1", "an observation without a sampled trace has an exemplar");
         let exemplar = bucket("1.0").strip_prefix("3 # ").unwrap();
         assert!(exemplar.starts_with(&format!("{{trace_id=\"{newest}\",span_id=\"")), "{exemplar}");
         assert_eq!(exemplar.split_whitespace().nth(1), Some("0.3"), "{exemplar}");

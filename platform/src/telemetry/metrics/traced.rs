@@ -1,9 +1,9 @@
-//! Histograms with exemplars: each bucket stores the trace of a recent request. An exemplar leads from a latency
+//! Histograms with exemplars: each bucket stores the trace of a recent operation. An exemplar leads from a latency
 //! spike to a trace that was part of it.
 //!
 //! The `prometheus` crate has no exemplars, so they are stored separately, and only the `OpenMetrics` format exposes
-//! them. Storing an exemplar never waits. If another thread is storing one for the same bucket, that exemplar is
-//! used.
+//! them. Storing an exemplar never waits. If another thread uses the bucket's exemplar at that time, the new exemplar
+//! is dropped.
 use std::{
     collections::HashMap,
     sync::{Arc, LazyLock, Mutex, PoisonError, RwLock},
@@ -20,7 +20,7 @@ use crate::telemetry::current_span;
 static FAMILIES: LazyLock<RwLock<HashMap<String, Arc<Exemplars>>>> = LazyLock::new(RwLock::default);
 
 /// A family of histograms in seconds, with exemplars. Each observation is the duration of one operation, whose span
-/// must be the current one.
+/// must be the current span.
 pub struct TracedHistograms {
     histograms: HistogramVec,
     exemplars: Arc<Exemplars>,
@@ -50,7 +50,7 @@ impl TracedHistograms {
     /// Registers a family with these labels and bucket bounds.
     ///
     /// # Panics
-    /// See [`registered`].
+    /// The name is taken or invalid. This is a bug, which the first start reveals.
     pub fn new(name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Self {
         let histograms = registered(register_histogram_vec!(name, help, labels, bounds.to_vec()));
         let described = histograms.desc();
@@ -63,7 +63,7 @@ impl TracedHistograms {
         Self { histograms, exemplars }
     }
 
-    /// Creates a series.
+    /// Creates the series with these label values, at zero.
     pub fn declare(&self, labels: &[&str]) {
         self.histograms.with_label_values(labels);
     }

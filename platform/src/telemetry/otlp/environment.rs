@@ -57,17 +57,18 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
 /// if the URL had no scheme.
 pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Url>, ExportError> {
     let is_exported = match signal {
-        // The SDK does not read this variable.
+        // The SDK does not read `OTEL_TRACES_EXPORTER`.
         Signal::Traces => {
             !names(&read_variable("OTEL_TRACES_EXPORTER").unwrap_or_default()).any(|name| name == "none")
         }
         Signal::Logs => settings.logs_exporter == LogsExporter::Otlp,
     };
-    let [of_signal, _] = names_of(signal, "ENDPOINT");
-    let endpoint = match read_variable(&of_signal) {
-        Some(endpoint) => {
-            Some(http_url(endpoint.trim()).map_err(|rule| ExportError::Endpoint { name: of_signal, rule })?)
-        }
+    let [signal_variable, _] = names_of(signal, "ENDPOINT");
+    let endpoint = match read_variable(&signal_variable) {
+        Some(endpoint) => Some(
+            http_url(endpoint.trim())
+                .map_err(|rule| ExportError::Endpoint { name: signal_variable, rule })?,
+        ),
         None => settings.endpoint.clone(),
     };
     match (signal, endpoint) {
@@ -79,8 +80,8 @@ pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Optio
 
 /// Returns the protocol of the export.
 pub(super) fn protocol(signal: Signal, settings: &OpenTelemetry) -> String {
-    let [of_signal, _] = names_of(signal, "PROTOCOL");
-    read_variable(&of_signal).unwrap_or_else(|| settings.protocol.clone())
+    let [signal_variable, _] = names_of(signal, "PROTOCOL");
+    read_variable(&signal_variable).unwrap_or_else(|| settings.protocol.clone())
 }
 
 /// Returns the timeout of one export. The specification's variables are in milliseconds.
@@ -97,8 +98,9 @@ pub(super) fn queue_size(variable: &str) -> usize {
     configured.filter(|size| *size > 0).unwrap_or(DEFAULT_QUEUE_SIZE)
 }
 
-/// Returns the attributes of `OTEL_RESOURCE_ATTRIBUTES`. Keys and values are percent-decoded, which the SDK does not do
-/// (opentelemetry-rust 0.33). As the specification requires, one malformed pair makes the whole value invalid.
+/// Parses the value of `OTEL_RESOURCE_ATTRIBUTES`. Keys and values are percent-decoded, which the SDK does not do
+/// (opentelemetry-rust 0.33). Returns `None` if any pair is malformed, because the specification requires that the
+/// whole value is then ignored.
 fn resource_attributes(text: &str) -> Option<Vec<KeyValue>> {
     let decode = |text: &str| {
         let is_encoded =
@@ -119,7 +121,7 @@ pub(super) fn attributes(settings: &OpenTelemetry) -> Vec<KeyValue> {
     settings.resource_attributes.as_deref().and_then(resource_attributes).unwrap_or_default()
 }
 
-/// Returns warnings about these settings, to be logged once the log is set up.
+/// Returns warnings about invalid and unsupported `OTEL_*` variables. The caller logs them once the log is set up.
 ///
 /// The specification requires that an unknown value is ignored with a warning. The SDK warns before the log is set
 /// up, so the service repeats the warning.
@@ -164,8 +166,8 @@ pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
 
 fn is_unsupported(name: &str) -> bool {
     let is_export_variable = |rest: &str| {
-        let of_signal = ["TRACES_", "LOGS_"].iter().find_map(|signal| rest.strip_prefix(signal));
-        EXPORT_VARIABLES.contains(&of_signal.unwrap_or(rest))
+        let without_signal = ["TRACES_", "LOGS_"].iter().find_map(|signal| rest.strip_prefix(signal));
+        EXPORT_VARIABLES.contains(&without_signal.unwrap_or(rest))
     };
     let is_known = SUPPORTED.contains(&name)
         || OpenTelemetry::settings().any(|setting| setting.name == name)

@@ -27,15 +27,15 @@ pub enum ExportError {
     /// The protocol is not supported.
     #[error("OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf")]
     Protocol,
-    /// The endpoint of one signal is invalid. The general one is in the table of settings.
+    /// The endpoint of one signal is invalid. The endpoint of all signals is checked as a setting.
     #[error("{name} {rule}")]
     Endpoint {
-        /// The variable.
+        /// The name of the variable.
         name: String,
         /// The expected format.
         rule: String,
     },
-    /// Log records are to be exported, and no endpoint is set.
+    /// Log records are to be exported, but no endpoint is set.
     #[error("OTEL_LOGS_EXPORTER=otlp needs OTEL_EXPORTER_OTLP_ENDPOINT")]
     NoEndpoint,
     /// The HTTP client of the exporter could not be created.
@@ -66,8 +66,8 @@ impl Signal {
 }
 
 /// The connection of an exporter. The exporter itself reads endpoint, headers and compression from the environment.
-/// Otherwise it could not distinguish the general endpoint, to which HTTP adds a path, from the endpoint of a signal,
-/// which is used unchanged.
+/// Otherwise the exporter could not distinguish the general endpoint, to which HTTP adds a path, from the endpoint of a
+/// signal, which is used unchanged.
 ///
 /// Both protocols trust the certificates of the operating system, and use no proxy. By default the gRPC exporter trusts
 /// no certificate at all (opentelemetry-rust#2008).
@@ -89,7 +89,7 @@ pub(super) struct Http {
 /// Returns the transport of a signal, or `None` if the signal is not exported.
 ///
 /// # Errors
-/// A variable of the export is invalid.
+/// An environment variable of the export is invalid.
 pub(super) fn transport(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Transport>, ExportError> {
     let Some(endpoint) = environment::endpoint(signal, settings)? else { return Ok(None) };
     let timeout = environment::timeout(signal);
@@ -100,7 +100,7 @@ pub(super) fn transport(signal: Signal, settings: &OpenTelemetry) -> Result<Opti
             let thread = thread::spawn(move || {
                 reqwest::blocking::Client::builder().no_proxy().timeout(timeout).build()
             });
-            // A separate thread, because a blocking client must not be built within the runtime.
+            // Built in a separate thread, because a blocking client must not be built within the tokio runtime.
             let client =
                 thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map_err(ExportError::Client)?;
             Ok(Some(Transport::Http(Http { timeout, client })))
@@ -126,7 +126,8 @@ impl Http {
     }
 }
 
-/// Returns whether a target is part of the export itself. Exporting its events would create further events endlessly.
+/// Returns whether a target is part of the export itself. Exporting the events of such a target would create further
+/// events endlessly.
 pub(super) fn is_export_target(target: &str) -> bool {
     ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tonic", "tower"]
         .iter()

@@ -1,8 +1,8 @@
 //! Counts of the items that wait for their export, and of those that are lost.
 //!
-//! The SDK drops items when its queue is full and when an export fails, and does not expose how many a full queue
-//! drops. So the processors limit the queue to the same length and count what they drop. The SDK's own queue then never
-//! overflows.
+//! The SDK drops items when its queue is full and when an export fails, and does not expose the number of items that a
+//! full queue drops. So the processors limit the queue to the same length, and count the items that they drop. The
+//! SDK's own queue then never overflows.
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -27,12 +27,12 @@ struct Counts {
     queued: AtomicUsize,
     /// Number of items in the batch that is being exported.
     exporting: AtomicUsize,
-    /// Set before the last export. The SDK would log a warning for each later item.
+    /// Set before the last export. Later items are not passed to the SDK, which would log a warning for each of them.
     is_closed: AtomicBool,
 }
 
 impl Queue {
-    /// Returns a queue whose size the variable sets. Lost items are counted in `lost`.
+    /// Creates a queue whose size the environment variable `variable` sets. Lost items are counted in `lost`.
     pub(in crate::telemetry) fn new(variable: &str, lost: IntCounter) -> Self {
         Self { counts: Arc::default(), capacity: queue_size(variable), lost }
     }
@@ -43,7 +43,7 @@ impl Queue {
     }
 
     /// Adds an item if the queue is open and has fewer than `limit` items, and otherwise counts it as lost. Returns
-    /// whether it was added.
+    /// whether the item was added.
     pub(in crate::telemetry) fn try_add(&self, limit: usize) -> bool {
         let fits = self.counts.queued.fetch_add(1, Ordering::Relaxed) < limit
             && !self.counts.is_closed.load(Ordering::Relaxed);
@@ -70,8 +70,8 @@ impl Queue {
         result
     }
 
-    /// Closes the queue and runs the last export. Returns its result, and the number of items lost in it: their export
-    /// failed, or did not finish in time.
+    /// Closes the queue and runs the last export. Returns the result of this export, and the number of items that were
+    /// lost because their export failed or did not finish in time.
     pub(in crate::telemetry) fn finish(
         &self,
         export: impl FnOnce() -> OTelSdkResult,

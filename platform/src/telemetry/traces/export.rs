@@ -19,7 +19,7 @@ pub(super) fn start() {
     initialize();
 }
 
-/// Exports spans in batches from a separate thread, and counts lost spans.
+/// Returns a processor that exports spans in batches from a separate thread, and counts lost spans.
 pub(super) fn counting_processor(exporter: impl SpanExporter + 'static) -> impl SpanProcessor + 'static {
     let queue = Queue::new("OTEL_BSP_MAX_QUEUE_SIZE", DROPPED.clone());
     let exporter = CountingExporter { inner: exporter, queue: queue.clone() };

@@ -45,7 +45,7 @@ pub const CORRELATION_HEADER: &str = "x-correlation-id";
 
 /// Returns the provider of spans, or `None` if `OTEL_SDK_DISABLED` is set.
 ///
-/// Must be called within the runtime, because the gRPC client needs it.
+/// Must be called within the tokio runtime, because the gRPC client needs the runtime.
 pub(super) fn provider(
     resource: &Resource,
     settings: &OpenTelemetry,
@@ -90,14 +90,14 @@ pub fn link(span: &Span, trace_parent: Option<&str>) {
     }
 }
 
-/// Adds the trace and the correlation id to an outbound call. Baggage is removed, because the called service is a third
-/// party, to which callers' baggage must not be disclosed.
+/// Adds the trace and the correlation id to the headers of an outbound call. Baggage is removed, because the called
+/// service is a third party, to which callers' baggage must not be disclosed.
 pub fn inject(headers: &mut HeaderMap) {
     let context = Span::current().context().with_cleared_baggage();
     global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut HeaderInjector(headers));
     });
-    // The propagator writes an empty header, which the specification discourages.
+    // The propagator writes an empty `tracestate` header, which the specification discourages.
     if headers.get("tracestate").is_some_and(HeaderValue::is_empty) {
         headers.remove("tracestate");
     }
@@ -107,7 +107,7 @@ pub fn inject(headers: &mut HeaderMap) {
 }
 
 /// Makes the caller's span, which the headers name, the parent of `span` if the peer is `trusted`. Otherwise links
-/// `span` to it. `span` must not have been entered yet.
+/// `span` to the caller's span. `span` must not have been entered yet.
 pub fn join_or_link(headers: &HeaderMap, span: &Span, trusted: bool) {
     let caller = global::get_text_map_propagator(|propagator| {
         let has_context = propagator.fields().any(|field| headers.contains_key(field));

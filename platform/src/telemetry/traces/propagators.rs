@@ -15,7 +15,8 @@ const B3_SPAN_ID: &str = "x-b3-spanid";
 const B3_SAMPLED: &str = "x-b3-sampled";
 const B3_FLAGS: &str = "x-b3-flags";
 
-/// The header format that a B3 propagator writes. Each reads both formats, as the specification requires.
+/// The header format that a B3 propagator writes. Every B3 propagator reads both formats, as the specification
+/// requires.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum B3Headers {
     /// One header: `b3: {trace id}-{span id}-{sampled}`
@@ -93,7 +94,7 @@ fn multiple(extractor: &dyn Extractor) -> Option<SpanContext> {
     remote(extractor.get(B3_TRACE_ID)?, extractor.get(B3_SPAN_ID)?, sampled)
 }
 
-/// Returns whether the B3 state means sampled. A missing state leaves the decision to this service. It counts as
+/// Returns whether the B3 state means sampled. A missing state leaves the decision to this service, and counts as
 /// sampled, so that the caller's trace includes the spans of this service.
 fn is_sampled_in_b3(state: Option<&str>) -> bool {
     state.is_none_or(|state| matches!(state, "1" | "d" | "true"))
@@ -131,7 +132,8 @@ fn with_remote_span(context: &Context, found: Option<SpanContext>) -> Context {
     found.map_or_else(|| context.clone(), |ids| context.with_remote_span_context(ids))
 }
 
-/// Returns a remote span context. Both formats allow shorter ids, which are padded with zeros on the left.
+/// Returns the span context of a caller, or `None` if an id is malformed. Both formats allow shorter ids, which are
+/// padded with zeros on the left.
 fn remote(trace_id: &str, span_id: &str, sampled: bool) -> Option<SpanContext> {
     let is_hex_id = |id: &str, max_length: usize| {
         (1..=max_length).contains(&id.len()) && id.bytes().all(|digit| digit.is_ascii_hexdigit())
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn injected_headers_are_extracted_again() {
+    fn injected_trace_headers_are_extracted_again() {
         let propagators: [&dyn TextMapPropagator; 3] = [
             &B3Propagator::new(B3Headers::Single),
             &B3Propagator::new(B3Headers::Multiple),
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_follow_their_specifications() {
+    fn b3_and_jaeger_headers_follow_their_specifications() {
         let sampled = TraceFlags::SAMPLED;
         let single = headers(&[("b3", &format!("{TRACE}-{SPAN}-1"))]);
         assert_eq!(written(&B3Propagator::new(B3Headers::Single), sampled), single);
