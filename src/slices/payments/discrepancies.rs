@@ -5,6 +5,9 @@
 //!
 //! Each discrepancy has an alert of its own. The alert is stored with the discrepancy, and resent until a receiver
 //! accepts it. An alert only in memory would be lost in a crash after the commit, or while the receiver is down.
+//!
+//! A discrepancy is open, and counted in `payment_discrepancies_open`, until an operator closes it with a reason. An
+//! unknown outcome is the exception: `payments_parked` counts it, and the settlement of the record closes it.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};

@@ -1,17 +1,20 @@
 //! Paying an order: two transactions around one call to the gateway (after Brandur Leach's "atomic phases").
 //!
-//! 1. One statement claims the key, reserves the order, and stores the payment as `processing` with its first lease.
-//! 2. The gateway is called under the payment's gateway key. The call is retried if that may help and time is left.
-//! 3. One transaction settles the certain outcome and stores the response.
+//! 1. One statement claims the idempotency key, reserves the order, and stores the payment as `processing` with its
+//!    first lease.
+//! 2. The gateway is called under the payment's gateway key. While the outcome is unknown and time is left, the call is
+//!    retried.
+//! 3. If the outcome is certain, one transaction settles the payment and stores the response.
 //!
-//! If step 2 has no certain outcome, the payment stays `processing`, the response is 202, and recovery takes over. From
-//! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
+//! If step 2 has no certain outcome, the payment stays `processing`, the response is 202, and recovery takes over. All
+//! steps run in a separate task, so that neither a disconnect nor a deadline abandons a charge.
 //!
-//! Paying and refunding do not use [`idempotency::run`]. It replays stored responses only, and looks the key up after the
-//! change was rejected. There are three differences here:
+//! Paying and refunding do not use [`idempotency::run`], which replays only stored responses, and looks the key up only
+//! after the change was rejected. Here, three things differ:
 //!
 //! - An earlier request may have no response yet. The payment's current state is then the replay.
-//! - The response of an earlier request may be deleted already. The payment is then found by its gateway key.
+//! - The response of an earlier request may be deleted already. The payment is then found by its gateway key, and
+//!   replayed too.
 //! - The key is looked up before a gateway slot is acquired, so that a replay needs no slot.
 use platform::{
     http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
@@ -39,7 +42,7 @@ use super::{
 };
 use crate::slices::orders::{self, OrderStatus, PayableOrder};
 
-/// The body of a charge. The serialized body is stored, so that a resend has the same bytes.
+/// The body of a charge request. The serialized body is stored, so that a resend has the same bytes.
 #[derive(Serialize)]
 struct ChargeRequest<'a> {
     amount: i64,
@@ -83,8 +86,8 @@ impl Payments {
         Ok(responses::of_payment(&self.reload(previous.resource_id).await?)?.replayed())
     }
 
-    /// Returns the current state of the payment that an earlier request began under this gateway key. A response is
-    /// deleted 24 hours after it was stored. A later request with the same key must not begin a second payment.
+    /// Returns the current state of the payment with this gateway key, which an earlier request began. A stored
+    /// response is deleted after 24 hours, and even then a request with the same key must not begin a second payment.
     async fn existing_payment(&self, key: GatewayKey) -> Result<Option<StoredResponse>, PaymentError> {
         let found = payments::find(&self.0.database, By::GatewayKey(key)).await?;
         found.map(|found| Ok(responses::of_payment(&found.payment)?.replayed())).transpose()
@@ -126,14 +129,14 @@ impl Payments {
             return self.respond_if_not_begun(order_id, gateway_key, &claim).await;
         };
         crash::point("payment.begun");
-        // The receiver is dropped if the deadline has passed; the work continues nevertheless.
+        // Sending fails if the request's deadline has passed. The payment continues without a receiver.
         let _deadline_passed = begun_sender.send(payment.clone());
         let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
         Ok(responses::of_payment(&payment)?)
     }
 
-    /// Responds if the payment could not begin. A concurrent request may have claimed the order. Or the same request
-    /// began a payment so long ago that its response is deleted.
+    /// Responds if [`payments::begin`] stored nothing. Either an earlier request with the same key began the payment,
+    /// which is replayed, or a concurrent request claimed the order.
     async fn respond_if_not_begun(
         &self,
         order_id: Uuid,
@@ -150,7 +153,8 @@ impl Payments {
         Err(PaymentError::OrderTaken)
     }
 
-    /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
+    /// Calls the gateway until the outcome is certain, no retry is allowed, or the time limit of one request is
+    /// reached.
     async fn charge(
         &self,
         payment: Payment,
@@ -203,14 +207,15 @@ impl Payments {
                 break self.leave_to_recovery(payment, reason).await;
             };
             if payments::count_attempt(&self.0.database, payment.id).await?.is_none() {
-                // A webhook has settled the payment since the last attempt.
+                // Another path, such as a webhook, has settled the payment since the last attempt.
                 break self.reload(payment.id).await;
             }
             (calls, permit) = (calls + 1, next);
         }
     }
 
-    /// Settles the payment, or leaves it to recovery if a guard rejects the settlement.
+    /// Settles the payment, or leaves it to recovery if the [conditions of a settlement](super::settlement) do not
+    /// hold.
     async fn settle_or_leave(
         &self,
         payment: Payment,
@@ -223,8 +228,8 @@ impl Payments {
         Ok(payment)
     }
 
-    /// Leaves the payment to recovery, and releases the idempotency key, so that retries of the request read the
-    /// payment's current state.
+    /// Leaves the payment to recovery: its next poll is due after one recovery interval. Releases the idempotency key,
+    /// so that a retry by the client gets the payment's current state.
     async fn leave_to_recovery(
         &self,
         payment: Payment,
@@ -258,7 +263,7 @@ fn failure_reason(unknown: &Unknown) -> FailureReason {
     if unknown.is_timeout() { FailureReason::GatewayTimeout } else { FailureReason::GatewayError }
 }
 
-/// Logs a failure of the work, because the request may no longer wait for the result.
+/// Logs a failure of a payment's or refund's task, because the request may no longer wait for the task's result.
 pub(super) async fn log_failure(
     work: impl Future<Output = Result<StoredResponse, PaymentError>>,
 ) -> Result<StoredResponse, PaymentError> {
@@ -273,8 +278,9 @@ pub(super) async fn log_failure(
     })
 }
 
-/// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise
-/// the response is 503, and the client retries with the same key. A 504 would not state what the client should do next.
+/// Waits for the task of a payment or refund until `deadline`. After that, the response is 202 if the payment or refund
+/// has begun. Otherwise the response is a 503 that requests a retry with the same key. A 504 would not state what the
+/// client should do next.
 pub(super) async fn finish_by<T>(
     deadline: Instant,
     work: tokio::task::JoinHandle<Result<StoredResponse, PaymentError>>,
