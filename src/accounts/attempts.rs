@@ -52,7 +52,7 @@ pub(super) struct Pseudonym([u8; 32]);
 impl Pseudonym {
     #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
     fn new(key: &[u8], email: &str) -> Self {
-        let hmac = Hmac::<Sha256>::new_from_slice(key).expect("any length is a key");
+        let hmac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC rejected the length of the key");
         Self(hmac.chain_update(email.trim().to_lowercase()).finalize().into_bytes().into())
     }
 

@@ -143,8 +143,8 @@ mod tests {
     fn hashing_permits_depend_on_cores_and_are_bounded_by_memory() {
         let permits = |cores, memory_kib| default_permits(cores, NonZeroU32::new(memory_kib).unwrap());
         assert_eq!([permits(1, 19_456), permits(2, 19_456), permits(8, 19_456)], [1, 1, 4]);
-        assert_eq!(permits(64, 19_456), 6, "twelve hashes of 19 MiB are 228 MiB");
+        assert_eq!(permits(64, 19_456), 6, "six permits for logins and six for registrations use 228 MiB");
         assert_eq!(permits(64, 64), 32);
-        assert_eq!(permits(64, 1024 * 1024), 1, "at least one");
+        assert_eq!(permits(64, 1024 * 1024), 1, "at least one permit");
     }
 }

@@ -113,7 +113,7 @@ pub fn document() -> OpenApi {
 /// process.
 #[expect(clippy::expect_used, reason = "fails only because of a mistake in the code, at start-up")]
 fn documentation(document: &OpenApi) -> Router {
-    let text = Bytes::from(serde_json::to_vec(document).expect("a document is JSON"));
+    let text = Bytes::from(serde_json::to_vec(document).expect("failed to serialize the OpenAPI document"));
     let policy = HeaderValue::from_static("default-src 'self'; img-src 'self' data:");
     Router::from(SwaggerUi::new("/docs").config(Config::new([DOCUMENT])))
         .route(DOCUMENT, get(async || ([(header::CONTENT_TYPE, "application/json")], text)))

@@ -80,7 +80,7 @@ pub enum ServeError {
     /// Signal handlers could not be installed.
     #[error("failed to install signal handlers: {0}")]
     Signals(#[from] std::io::Error),
-    /// These parts of the service had not ended at their deadline, and were cancelled.
+    /// Parts of the service had not ended at their deadline, and were cancelled.
     #[error("shutdown deadline exceeded; cancelled: {0}")]
     Cut(String),
 }
@@ -88,7 +88,7 @@ pub enum ServeError {
 /// The result of a shutdown that followed a signal.
 struct Shutdown {
     /// The parts that were cancelled at their deadline.
-    cut: Vec<String>,
+    cancelled: Vec<String>,
     /// Deadline of the last export of spans and log lines.
     deadline: Instant,
 }
@@ -99,8 +99,8 @@ struct Shutdown {
 /// If the service could not start completely, or a part of it was cancelled at its shutdown deadline.
 pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeError> {
     let (served, deadline) = match run(&config, &telemetry).await {
-        Ok(Shutdown { cut, deadline }) if cut.is_empty() => (Ok(()), deadline),
-        Ok(Shutdown { cut, deadline }) => (Err(ServeError::Cut(cut.join(", "))), deadline),
+        Ok(Shutdown { cancelled, deadline }) if cancelled.is_empty() => (Ok(()), deadline),
+        Ok(Shutdown { cancelled, deadline }) => (Err(ServeError::Cut(cancelled.join(", "))), deadline),
         Err(error) => (Err(error), Instant::now() + MIN_FLUSH_TIME),
     };
     match &served {
@@ -119,7 +119,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
         opened = startup::open(config) => opened?,
         signal = signals.next() => {
             tracing::info!(signal, "the service stopped before it was up");
-            return Ok(Shutdown { cut: Vec::new(), deadline: Instant::now() + MIN_FLUSH_TIME });
+            return Ok(Shutdown { cancelled: Vec::new(), deadline: Instant::now() + MIN_FLUSH_TIME });
         }
     };
     let alerts = Alerts::start(&config.alerts, &telemetry::service_name(&config.opentelemetry))?;
@@ -183,21 +183,21 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
         // The operations listener ends last, so that metrics and health can be read during the shutdown.
         ops.drain(bounds.rest).await;
         database.close(bounds.rest.saturating_duration_since(Instant::now())).await;
-        let mut cut = Vec::new();
-        add_cancelled(&mut cut, connections, "connections of the API");
-        add_cancelled(&mut cut, tasks, "tasks that requests had started");
-        add_cancelled(&mut cut, stopped.len(), "workers");
-        cut
+        let mut cancelled = Vec::new();
+        add_cancelled(&mut cancelled, connections, "connections of the API");
+        add_cancelled(&mut cancelled, tasks, "tasks that requests had started");
+        add_cancelled(&mut cancelled, stopped.len(), "workers");
+        cancelled
     };
     let last_bound = deadline - MIN_FLUSH_TIME + CANCEL_DELAY;
     Ok(tokio::select! {
-        cut = shutting_down => Shutdown { cut, deadline },
+        cancelled = shutting_down => Shutdown { cancelled, deadline },
         () = tokio::time::sleep_until(last_bound) => {
-            Shutdown { cut: vec!["everything still running".to_owned()], deadline }
+            Shutdown { cancelled: vec!["everything still running".to_owned()], deadline }
         }
         signal = signals.next() => {
-            let cut = vec![format!("everything, because of a second {signal}")];
-            Shutdown { cut, deadline: deadline.min(Instant::now() + MIN_FLUSH_TIME) }
+            let cancelled = vec![format!("everything, because of a second {signal}")];
+            Shutdown { cancelled, deadline: deadline.min(Instant::now() + MIN_FLUSH_TIME) }
         }
     })
 }
@@ -220,9 +220,9 @@ async fn send_alerts(alerts: &Alerts, deadline: Instant) {
     }
 }
 
-fn add_cancelled(cut: &mut Vec<String>, count: usize, what: &str) {
+fn add_cancelled(cancelled: &mut Vec<String>, count: usize, what: &str) {
     if count > 0 {
-        cut.push(format!("{count} {what}"));
+        cancelled.push(format!("{count} {what}"));
     }
 }
 
@@ -245,9 +245,9 @@ fn start_workers(
     authentication: &Authentication,
     by_address: &Arc<RateLimiter<IpAddr>>,
 ) {
-    let swept = database.clone();
+    let sweep_database = database.clone();
     workers.spawn("sweep", SWEEP_INTERVAL, move || {
-        let database = swept.clone();
+        let database = sweep_database.clone();
         async move {
             let swept = idempotency::sweep(&database).await?
                 + accounts::sweep_sessions(&database).await?

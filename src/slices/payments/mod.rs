@@ -66,7 +66,7 @@ struct Inner {
     alerts: Alerts,
     /// Runs the tasks that move money, which continue after the caller has disconnected.
     background_tasks: BackgroundTasks,
-    /// One verifier for each webhook secret. There are two secrets during a rotation.
+    /// One verifier for each webhook secret. There are several secrets during a rotation.
     webhooks: Vec<standardwebhooks::Webhook>,
     /// Time for which one replica exclusively processes a payment or refund.
     lease: std::time::Duration,

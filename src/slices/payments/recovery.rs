@@ -104,7 +104,7 @@ impl Payments {
     async fn recover_payment(self, payment: OpenPayment) {
         let result = self.poll_payment(&payment).await;
         let Some(needs_review) =
-            self.needs_review("payments", payment.id, payment.age, payment.parked, result).await
+            self.evaluate_poll("payments", payment.id, payment.age, payment.parked, result).await
         else {
             return;
         };
@@ -116,12 +116,12 @@ impl Payments {
         }
     }
 
-    /// Returns whether a payment or refund needs review after a poll, or `None` if it is settled. Records a discrepancy
-    /// once its outcome has been unknown for `PAYMENT_PARK_AFTER_SECONDS`.
+    /// Evaluates the result of a poll: returns whether the payment or refund needs review, or `None` if it is settled.
+    /// Records a discrepancy if the outcome has been unknown for `PAYMENT_PARK_AFTER_SECONDS`.
     ///
     /// A failed poll counts as an unknown outcome. Otherwise a permanent error would prevent the review of the payment
     /// or refund.
-    async fn needs_review(
+    async fn evaluate_poll(
         &self,
         resource: &'static str,
         id: Uuid,
@@ -264,7 +264,7 @@ impl Payments {
     async fn recover_refund(self, refund: OpenRefund) {
         let result = self.poll_refund(&refund).await;
         let Some(needs_review) =
-            self.needs_review("refunds", refund.id, refund.age, refund.parked, result).await
+            self.evaluate_poll("refunds", refund.id, refund.age, refund.parked, result).await
         else {
             return;
         };
@@ -281,15 +281,15 @@ impl Payments {
     async fn poll_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
-        let refunds = match self.0.gateway.refunds(refund.gateway_key, until).await {
-            Ok(refunds) => refunds,
+        let reported = match self.0.gateway.refunds(refund.gateway_key, until).await {
+            Ok(reported) => reported,
             Err(Unknown::Unreadable(why)) => {
                 self.record_mismatch("refunds", refund.id, "unreadable refund", &why).await?;
                 return Ok(PollResult::NeedsReview);
             }
             Err(_unknown) => return Ok(PollResult::Unknown),
         };
-        match refunds.as_slice() {
+        match reported.as_slice() {
             [] if NoCharge::after(refund.age) == NoCharge::Resend => self.resend_refund(refund, until).await,
             [] => Ok(PollResult::Unknown),
             [found] => self.settle_found_refund(refund, found).await,

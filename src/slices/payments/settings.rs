@@ -59,7 +59,7 @@ impl Settings {
         statement_timeout + self.gateway_timeout + LEASE_MARGIN
     }
 
-    /// Returns one webhook verifier for each configured secret. There are two secrets during a rotation.
+    /// Returns one webhook verifier for each configured secret. There are several secrets during a rotation.
     pub fn webhooks(&self) -> Result<Vec<Webhook>, WebhookError> {
         self.webhook_secrets.iter().map(|secret| Webhook::new(secret.expose_secret())).collect()
     }
@@ -88,7 +88,7 @@ impl Settings {
     }
 }
 
-/// Parses one secret or, during a rotation, several. Each must have at least 24 bytes: with an empty secret, an
+/// Parses one secret or, during a rotation, several. Each secret must have at least 24 bytes: with an empty secret, an
 /// attacker could sign an event that marks an order as paid.
 fn webhook_secrets(text: &str) -> Result<Vec<SecretString>, String> {
     let is_long_enough = |secret: &str| {

@@ -131,8 +131,7 @@ impl Gateway {
         self.page("refunds", created, cursor).await
     }
 
-    /// Reads a page as a background call, which does not use up the trial calls of a half-open breaker. Those are for
-    /// customers' requests.
+    /// Reads a page as a background call, so that customers' requests get the trial calls of a half-open breaker.
     async fn page<T: DeserializeOwned>(
         &self,
         path: &str,

@@ -136,8 +136,8 @@ impl<T> GatewayResponse<T> {
 pub enum SendResult<T> {
     /// The gateway returned the object. The outcome is certain if the object matches the request.
     Response(GatewayResponse<T>),
-    /// The gateway rejected the request (4xx). This attempt moved no money. An earlier attempt may have, unless it is
-    /// certain that none reached the gateway.
+    /// The gateway rejected the request (4xx). For a charge, the outcome is certain only if no other attempt may have
+    /// reached the gateway. For a refund, a rejection is never a certain outcome.
     Rejected(StatusCode),
     /// The gateway has a different body under this key (409). The outcome is unknown. This must never happen, because
     /// the stored body is resent unchanged.

@@ -178,7 +178,7 @@ pub struct NewRefund {
     /// Amount in minor units. Omitted: the whole refundable amount.
     #[schema(minimum = 1, maximum = 9_223_372_036_854_775_807_i64, example = 1290)]
     pub amount: Option<i64>,
-    /// Reason of the refund, at most 500 characters. It is stored and not sent to the gateway.
+    /// Reason of the refund, at most 500 characters. The reason is stored, and not sent to the gateway.
     #[schema(max_length = 500, pattern = r"^[^\x00]*$", example = "The mug arrived broken")]
     pub reason: Option<String>,
 }

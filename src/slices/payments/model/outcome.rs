@@ -78,8 +78,8 @@ pub enum Settlement {
         /// The reason of the decline.
         reason: FailureReason,
     },
-    /// The gateway rejected an attempt (4xx). This proves that nothing was charged only if no other attempt may have
-    /// reached the gateway, which the settling statement checks.
+    /// The gateway rejected an attempt (4xx). The rejection proves that nothing was charged only if no other attempt
+    /// may have reached the gateway, which the settling statement checks.
     Rejected,
     /// Nothing was charged, and nothing will be.
     Failed {

@@ -8,10 +8,10 @@
 //!   therefore causes no false finding. An object that is missing in one listing is found in a later one.
 //! - A charge without a payment is a finding at once. A payment is committed before its charge is sent, and the
 //!   database is read after the gateway's response. A missing payment was therefore lost.
-//! - A payment without a charge is a finding only after all charges of the compared time were listed, and only if the
-//!   payment is older than [`MIN_AGE`], because a new charge may be missing in the listing for a while.
+//! - A payment without a charge is a finding only after all charges of the compared time were listed. The payment must
+//!   also be older than [`MIN_AGE`], because a new charge may be missing in the listing for a while.
 //! - A payment is skipped while its request may still be sending the charge.
-//! - Each finding is recorded once, as a discrepancy. Reconciliation refunds nothing. It settles only payments and
+//! - Each finding is recorded once, as a discrepancy. Reconciliation refunds nothing, and settles only payments and
 //!   refunds with an unknown outcome, by the same function as recovery.
 //!
 //! Memory is bounded, because one page of the listing, or one page of ids, is compared at a time. `listed_at` in a

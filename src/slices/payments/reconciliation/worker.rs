@@ -1,7 +1,7 @@
 //! The periodic runs of reconciliation, by one replica at a time.
 //!
 //! There are two scopes. `recent` compares the newest minutes at every interval, so that a charge without a payment is
-//! found within a minute. `window` compares two days every hour. It finds objects that earlier listings lacked, and
+//! found within a minute. `window` compares two days every hour, and finds objects that earlier listings lacked, and
 //! payments without a charge.
 //!
 //! A unit of work is one page, so that the shutdown waits for at most one page. The position of the next page is stored

@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::gateway_key::GatewayKey;
 
-/// Declares the statements that count sends and end leases, which are the same for payments and refunds. This is a
-/// macro, because `sqlx` checks only literal statements, and the table's name is a part of the literal.
+/// Declares the statements that count sends and end leases, which are the same for payments and refunds. The functions
+/// come from a macro, because `sqlx` checks only literal statements, and the table's name is a part of the literal.
 macro_rules! declare_sends_and_leases {
     ($table:tt) => {
         /// Counts an attempt, and commits before the caller sends it. Returns the new count, or `None` if the record is

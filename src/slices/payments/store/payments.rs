@@ -51,10 +51,10 @@ pub struct PaymentDraft<'a> {
     pub lease: Duration,
 }
 
-/// Runs the first transaction of a payment as one statement. The statement locks the order if it can be paid, claims
-/// the idempotency key, stores the payment with its first lease, links the order to the payment, and records the audit
-/// event. Returns `None`, and stores nothing, if the order cannot be paid, or the idempotency key or the gateway key is
-/// taken.
+/// Runs the first transaction of a payment as one statement. The statement locks the order if the order can be paid,
+/// and claims the idempotency key. It then stores the payment with its first lease, links the order to the payment, and
+/// records the audit event. Returns `None`, and stores nothing, if the order cannot be paid, or the idempotency key or
+/// the gateway key is taken.
 ///
 /// The lease begins after the wait for the order's lock, so that a long wait does not shorten the lease.
 pub async fn begin(database: &Database, new: &PaymentDraft<'_>) -> Result<Option<Payment>, sqlx::Error> {

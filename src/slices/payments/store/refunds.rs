@@ -73,9 +73,9 @@ pub struct RefundDraft<'a> {
 }
 
 /// Runs the first transaction of a refund as one statement. The statement locks the payment if the amount is still
-/// refundable, claims the idempotency key, reserves the amount, stores the refund with its first lease, and records the
-/// audit event. Returns `None`, and stores nothing, if the amount is no longer refundable, or the idempotency key or
-/// the gateway key is taken.
+/// refundable, and claims the idempotency key. It then reserves the amount, stores the refund with its first lease, and
+/// records the audit event. Returns `None`, and stores nothing, if the amount is no longer refundable, or the
+/// idempotency key or the gateway key is taken.
 pub async fn begin(database: &Database, new: &RefundDraft<'_>) -> Result<Option<Refund>, sqlx::Error> {
     let event = Event::change("refunds", "create")
         .records([new.id])
