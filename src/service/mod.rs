@@ -118,7 +118,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
     let database = tokio::select! {
         opened = startup::open(config) => opened?,
         signal = signals.next() => {
-            tracing::info!(signal, "the service stopped before it was up");
+            tracing::info!(signal, "the service stopped during the start");
             return Ok(Shutdown { cancelled: Vec::new(), deadline: Instant::now() + MIN_FLUSH_TIME });
         }
     };

@@ -101,7 +101,7 @@ async fn list(database: &Database) -> Outcome {
     for discrepancy in open_discrepancies(database).await? {
         let record = discrepancy.record_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         println!(
-            "{} {} {} {record} \"{}\": the gateway reports \"{}\", the service had \"{}\"",
+            "{} {} {} {record} \"{}\": the gateway reports \"{}\", the database had \"{}\"",
             discrepancy.id,
             discrepancy.recorded_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
             discrepancy.resource,
@@ -187,7 +187,7 @@ fn describe(finding: &Finding) -> String {
         FindingState::Closed => "closed",
     };
     format!(
-        "{} {record} \"{}\": the gateway reports \"{}\", stored is \"{}\" ({state})",
+        "{} {record} \"{}\": the gateway reports \"{}\", the database has \"{}\" ({state})",
         finding.resource,
         finding.what,
         finding.gateway_says.escape_debug(),

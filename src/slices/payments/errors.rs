@@ -23,7 +23,7 @@ pub enum PaymentError {
     #[error("another payment of the order is in progress")]
     OrderBeingPaid,
     /// A concurrent request paid or cancelled the order, or began a payment for it.
-    #[error("another request claimed the order first")]
+    #[error("a concurrent request claimed the order first")]
     OrderTaken,
     /// The payment cannot be refunded yet, because its outcome is unknown.
     #[error("the outcome of the payment is unknown")]
@@ -41,12 +41,12 @@ pub enum PaymentError {
     #[error("only {0} minor units of the payment are left to refund")]
     ExceedsRefundable(i64),
     /// A concurrent refund reserved the refundable amount first.
-    #[error("another refund took the refundable amount first")]
+    #[error("a concurrent refund reserved the refundable amount first")]
     RefundableTaken,
     /// No new charge is sent, because the breaker is open or too many requests wait for the gateway.
     #[error("no charge can begin: {0}")]
     CannotCharge(SlotError),
-    /// No new refund is sent, for the same reasons.
+    /// No new refund is sent, because the breaker is open or too many requests wait for the gateway.
     #[error("no refund can begin: {0}")]
     CannotRefund(SlotError),
     /// The request's deadline passed before the transaction that begins the payment or refund had ended, so that
@@ -55,7 +55,7 @@ pub enum PaymentError {
     BeginningUncertain,
     /// A concurrent transaction settled another payment or refund by the same charge or refund of the gateway. A retry
     /// finds that other record, and records a discrepancy.
-    #[error("the gateway's record settled another record at the same time")]
+    #[error("a concurrent transaction settled another record by the same charge or refund")]
     SettledConcurrently,
     /// The payment's order is missing. No code of the service deletes orders.
     #[error("the order of the payment is missing")]

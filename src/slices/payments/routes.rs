@@ -39,8 +39,9 @@ pub fn routes() -> OpenApiRouter<Slices> {
         .routes(routes!(receive_event))
 }
 
-/// Pay an order The outcome of the attempt is in `status`. `processing` (202) means that the outcome at the gateway is
-/// not known yet. Poll the payment, or repeat the request with the same key, which never charges twice.
+/// Pay an order
+/// The outcome of the attempt is in `status`. `processing` (202) means that the outcome at the gateway is not known
+/// yet. Poll the payment, or repeat the request with the same key, which never charges twice.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/payments", tag = "payments", request_body = NewPayment, security(("session" = ["customer"])),
     params(

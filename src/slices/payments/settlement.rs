@@ -12,8 +12,8 @@
 //!   outcome is recorded as a discrepancy.
 //! - The charge or refund of the gateway has settled no other record.
 //! - A rejection (4xx) settles a payment only if the rejected attempt is the only one that may have reached the gateway
-//!   (`attempts = 1`). An earlier attempt without a response may have charged, and the rejection of a later attempt does
-//!   not prove that it did not.
+//!   (`attempts = 1`). An earlier attempt without a response may have charged, and the rejection of a later attempt
+//!   does not prove that the earlier attempt charged nothing.
 //!
 //! The response of the idempotency key and the audit event are stored in the same transaction.
 use platform::{

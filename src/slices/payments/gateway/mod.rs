@@ -409,7 +409,7 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(from_reqwest)? {
         if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
-            return Err(Unknown::Malformed("it is too long".to_owned()));
+            return Err(Unknown::Malformed("the body is too long".to_owned()));
         }
         body.extend_from_slice(&chunk);
     }

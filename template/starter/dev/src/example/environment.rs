@@ -47,7 +47,7 @@ pub(crate) fn delete_data(_directory: &Path) -> io::Result<()> {
 /// The external services of one environment.
 pub(crate) struct ExternalServices;
 
-#[expect(clippy::unused_self, reason = "a simulator has an address")]
+#[expect(clippy::unused_self, reason = "with a simulator, the functions read its address")]
 impl ExternalServices {
     /// Starts the external services, which store their data in the directory.
     pub(crate) fn start(

@@ -39,7 +39,7 @@ pub fn body() -> Value {
 /// The external services of a test: none. Start a simulator here, and add its address to the settings.
 pub(crate) struct ExternalServices;
 
-#[expect(clippy::unused_self, reason = "a simulator has an address")]
+#[expect(clippy::unused_self, reason = "with a simulator, the functions read its address")]
 impl ExternalServices {
     /// Starts the external services.
     pub(crate) fn start() -> Ready<Self> {
