@@ -149,10 +149,7 @@ impl Gateway {
         let RawPage { data, next_cursor } = self.raw_page(url, permit).await?;
         if next_cursor.is_some() && next_cursor.as_ref() == cursor {
             // Without this check, the caller would request this page forever.
-            return Err(Unknown::Malformed(
-                "the cursor of the next page is the cursor of this page".to_owned(),
-            )
-            .into());
+            return Err(Unknown::Malformed("the next page has the same cursor".to_owned()).into());
         }
         Ok(Page { records: data.iter().map(|record| Record::parse(record)).collect(), next: next_cursor })
     }
